@@ -1,0 +1,116 @@
+// Client: a process's connection to the node's marketplace.
+//
+// Lookups and imports read shared memory and mapped peers; they need no running kvmd and never wait for
+// one. Registering and publishing go over a Unix socket, by a background thread that reconnects by
+// itself (jittered back-off) and then declares, registers and publishes everything again.
+//
+// Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
+// fork(): a child must not use its parent's Client; connect anew.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvclient/import.h"
+#include "kvclient/match.h"
+#include "kvclient/region.h"
+#include "kvclient/types.h"
+
+namespace kvm {
+
+struct ClientOptions {
+  std::string socket_path = "/run/kvmd/kvmd.sock";
+  std::string name = "worker";  // shown by kvctl; at most 63 bytes
+  // Connect: how long to wait for kvmd; also the default of destructors.
+  std::chrono::milliseconds timeout{2000};
+  // Return a client even if kvmd is not there yet; it connects in the background.
+  bool start_offline = false;
+  // Map peers' payload as well as their generations. A process that only looks up can save itself that.
+  bool map_payload = true;
+  // Reconnect back-off: first and longest pause.
+  std::chrono::milliseconds reconnect_min{20};
+  std::chrono::milliseconds reconnect_max{1000};
+  // Published blocks that may wait to be sent to kvmd; beyond, publishes are dropped (and counted).
+  std::size_t max_queued_publishes = std::size_t{1} << 20;
+};
+
+enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
+
+// Cumulative since Connect. Reported to kvmd each second, shown by `kvctl clients`.
+struct ClientStats {
+  std::uint64_t finds = 0;
+  std::uint64_t keys_looked_up = 0;
+  std::uint64_t keys_matched = 0;
+  std::uint64_t imports = 0;
+  std::uint64_t blocks_imported = 0;  // validated ones only
+  std::uint64_t blocks_failed = 0;
+  std::uint64_t bytes_imported = 0;  // of validated blocks
+  std::uint64_t blocks_published = 0;
+  std::uint64_t publishes_dropped = 0;
+  std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
+  std::uint64_t reconnects = 0;
+  std::uint64_t mapped_regions = 0;  // peers mapped now
+};
+
+// A model that others have declared and that differs from ours in few fields: why nothing is shared.
+struct NearMiss {
+  ModelSpec theirs;
+  std::vector<ModelFieldDifference> differences;  // ours, theirs
+};
+
+class Client {
+ public:
+  // kUnavailable: nothing listens (unless start_offline). kDeadlineExceeded: `timeout` passed.
+  // kPermissionDenied, kVersionMismatch, kResourceExhausted: kvmd refused; the message says why.
+  [[nodiscard]] static Result<std::shared_ptr<Client>> Connect(ClientOptions options);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  ConnectionState state() const noexcept;
+  // Waits for a connection. kDeadlineExceeded.
+  [[nodiscard]] Status WaitConnected(Deadline deadline);
+  std::uint64_t client_id() const noexcept;  // 0 while not connected
+  std::string domain() const;                // follows from this process's credentials
+
+  // Declares a model and maps the regions of peers that serve it: on return everything published
+  // before is found. While offline it succeeds at once and takes effect on connecting.
+  // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full.
+  [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
+
+  // Declared models with the same model_id that differ from `model`: the fields are named.
+  std::vector<NearMiss> NearMisses(const Model& model) const;
+
+  // Allocates memory that peers can map, and registers it. The memory is zeroed.
+  // kBadGeometry, the part named; kAlreadyExists: the name is taken; kResourceExhausted: region table
+  // or memory full; kDeadlineExceeded. While offline it succeeds and is registered on connecting.
+  [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions options, Deadline deadline);
+
+  // Longest common prefix of `keys` with what is published, by reading shared memory: microseconds, no
+  // system call, no lock held while looking. `keys`: consecutive keys of one chain.
+  Match Find(std::span<const BlockKey> keys, const FindOptions& options = {}) const noexcept;
+  // The same for a model cut into shards: `keys_by_shard[s]` are the keys of shard s, same length each.
+  // Every returned match has the length of the shortest (I8).
+  std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
+
+  // Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of
+  // this client. See import.h. kInvalidArgument: lengths differ, a block out of range or named twice,
+  // sizes of blocks differ; nothing has been touched then.
+  [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
+                                            const ImportOptions& options = {});
+
+  ClientStats Stats() const noexcept;
+
+  struct Impl;  // libkvclient's own
+  explicit Client(std::shared_ptr<Impl> impl);
+  Impl& impl() const noexcept { return *impl_; }
+
+ private:
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvm

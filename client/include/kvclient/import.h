@@ -1,0 +1,65 @@
+// Import: copying a match's blocks into a region of this client, validated.
+//
+// Destination blocks are withdrawn (BeginWrite) when the import starts and stay unreadable to others
+// until the caller publishes them with the writes that the result lists. Blocks that failed hold
+// arbitrary bytes and must be computed (I4); blocks behind a failed one count as failed (I8).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kvclient/match.h"
+#include "kvclient/types.h"
+
+namespace kvm {
+
+enum class ImportFailure : std::uint8_t {
+  kStale = 1,         // rewritten by its owner before or during the copy
+  kBehindFailed = 2,  // an earlier block of the match failed
+  kDeadline = 3,      // not copied in time
+  kUnmapped = 4,      // the source region was withdrawn
+  kError = 5,         // the copy could not be made
+};
+
+struct FailedBlock {
+  std::size_t index = 0;    // into the match
+  std::uint32_t block = 0;  // of the destination region
+  ImportFailure reason = ImportFailure::kStale;
+};
+
+struct ImportResult {
+  std::size_t valid = 0;            // leading blocks copied and validated
+  std::uint64_t bytes = 0;          // of the valid ones
+  std::vector<BlockWrite> writes;   // one per destination block, to publish with: [match.size()]
+  std::vector<FailedBlock> failed;  // everything from index `valid` on
+};
+
+struct ImportOptions {
+  // Blocks not copied by then fail with kDeadline.
+  Deadline deadline = Deadline::max();
+};
+
+// An import under way. Not thread-safe. Destroying it waits for copies already started.
+class ImportTicket {
+ public:
+  struct Impl;
+  ImportTicket();
+  explicit ImportTicket(std::unique_ptr<Impl> impl);
+  ~ImportTicket();
+  ImportTicket(ImportTicket&&) noexcept;
+  ImportTicket& operator=(ImportTicket&&) noexcept;
+
+  bool Done() noexcept;  // polls; never waits
+  // kDeadlineExceeded: still under way.
+  [[nodiscard]] Status Wait(Deadline deadline) noexcept;
+  // Precondition: Done() or Wait() succeeded.
+  const ImportResult& result() const noexcept;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvm

@@ -1,0 +1,20 @@
+// libkvclient: share KV cache blocks between the inference processes of one node.
+//
+//   auto client = kvm::Client::Connect({.socket_path = "/run/kvmd/kvmd.sock", .name = "worker-0"});
+//   auto model  = (*client)->DeclareModel(spec, kvm::After(1s));
+//   auto region = (*client)->AllocateRegion(*model, {.name = "pool", .geometry = …}, kvm::After(1s));
+//
+//   match = client.Find(keys);                       keys: kvm::KeyChain, kvm/block_key.h
+//   ticket = client.Import(match, region, blocks);   ticket.Wait(…); ticket.result().valid
+//   region.Publish(…)
+//
+// client.h   connection, models, lookup, import         region.h   publishing memory
+// match.h    result of a lookup                         import.h   progress and result of a copy
+// types.h    deadlines, block writes                    kvm/       keys, model spec, geometry, errors
+#pragma once
+
+#include "kvclient/client.h"
+#include "kvclient/import.h"
+#include "kvclient/match.h"
+#include "kvclient/region.h"
+#include "kvclient/types.h"

@@ -1,0 +1,63 @@
+// Match: the longest run of leading keys that is present, with a source for each block.
+//
+// A snapshot, cheap to copy (shared). What it names can be rewritten at any time after; Import notices.
+// Holds the mappings of its sources, so don't keep one for longer than the request it serves.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "kvclient/types.h"
+
+namespace kvm {
+
+// Why a match ended where it did.
+enum class MatchEnd : std::uint8_t {
+  kComplete = 0,     // every key was found
+  kAbsent = 1,       // nobody has published the next key
+  kStale = 2,        // it was published, but its block has been rewritten since
+  kUnmapped = 3,     // it is there, in a region that this process has not (or can't have) mapped
+  kUnavailable = 4,  // no registry: never connected to kvmd
+};
+
+std::string_view MatchEndName(MatchEnd end) noexcept;  // "complete", "absent", …
+
+struct BlockSource {
+  std::uint32_t region = 0;  // row of the region table
+  std::uint32_t region_epoch = 0;
+  std::uint32_t block = 0;
+  std::uint64_t generation = 0;
+  bool own = false;  // a region of this client
+};
+
+class Match {
+ public:
+  Match();
+  // Leading blocks found: 0 for a miss.
+  std::size_t size() const noexcept;
+  bool empty() const noexcept { return size() == 0; }
+  MatchEnd end() const noexcept;
+  // Precondition: i < size().
+  const BlockSource& operator[](std::size_t i) const noexcept;
+
+  // The blocks [first, first + count), as a match of their own; clipped to what is there.
+  // For importing only what the caller lacks.
+  Match Slice(std::size_t first, std::size_t count = static_cast<std::size_t>(-1)) const;
+
+  struct Impl;
+  explicit Match(std::shared_ptr<const Impl> impl, std::size_t first, std::size_t count);
+  const Impl* impl() const noexcept { return impl_.get(); }
+  std::size_t first() const noexcept { return first_; }
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+  std::size_t first_ = 0, count_ = 0;
+};
+
+struct FindOptions {
+  // Leave out this client's own regions: what they hold, the caller knows better.
+  bool include_own = true;
+};
+
+}  // namespace kvm

@@ -1,0 +1,104 @@
+// Region: memory whose blocks this process publishes.
+//
+// Lifetime of one block (I3):
+//
+//   write = region.BeginWrite(b)            withdraws the old content from every reader, at once
+//   … overwrite the block's bytes, wait until that is done …
+//   region.Publish({{key, parent, depth, write}})     readable, and found by others soon after
+//
+// BeginWrite must come before the first byte changes: it is what keeps importers from wrong bytes.
+// Thread-safe: every method, from any thread; two writers of one block are sorted out by generation (the
+// later BeginWrite wins, the earlier Publish publishes nothing).
+// Destruction unregisters with the client's default deadline; see Unregister for what that waits for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvclient/types.h"
+
+namespace kvm {
+
+struct RegionOptions {
+  // Unique among this user's live regions in the domain; shown by kvctl; at most 63 bytes.
+  std::string name;
+  Shard shard;
+  // Where block b's bytes lie. Geometry::Contiguous(blocks, bytes) for a plain pool.
+  Geometry geometry;
+  // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
+  std::vector<std::uint64_t> segment_bytes;
+};
+
+// One block to publish. `depth`: blocks before it in its prefix. `parent`: the key before it, or the
+// chain's root for the first one (KeyChain::parent()); it serves operators and eviction.
+struct PublishRequest {
+  BlockKey key;
+  BlockKey parent;
+  std::uint32_t depth = 0;
+  BlockWrite write;
+};
+
+// What became of a Publish call.
+struct PublishOutcome {
+  std::size_t readable = 0;   // generations made even, publish sent or queued
+  std::size_t lost_race = 0;  // another write of the block had begun; nothing published
+  std::size_t dropped = 0;    // readable, but the queue to kvmd was full: known to this process only
+};
+
+class Region {
+ public:
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+
+  const std::string& name() const noexcept;
+  const Model& model() const noexcept;
+  const Shard& shard() const noexcept;
+  const Geometry& geometry() const noexcept;
+  std::uint32_t block_count() const noexcept;
+  std::uint64_t block_bytes() const noexcept;
+
+  // Base address of a segment (host or device). Valid while the region lives.
+  std::byte* SegmentData(std::size_t segment = 0) const noexcept;
+  // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region.
+  std::byte* BlockData(std::uint32_t block) const noexcept;
+
+  // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message;
+  // kvmd's entry goes lazily. Preconditions: block < block_count().
+  BlockWrite BeginWrite(std::uint32_t block) noexcept;
+  // Withdraws `block` without meaning to write it now. The same operation.
+  void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
+  void Retract(std::span<const std::uint32_t> blocks) noexcept {
+    for (const std::uint32_t block : blocks) Retract(block);
+  }
+
+  // Makes the blocks readable and tells kvmd, batched and without waiting: callers see the effect in
+  // other processes some tens of microseconds later (Flush waits for it). While kvmd is away the blocks
+  // are remembered and published when it is back. Order: the bytes must be complete before the call.
+  PublishOutcome Publish(std::span<const PublishRequest> requests) noexcept;
+
+  // Current generation of `block`: even and above 0 iff readable.
+  std::uint64_t CurrentGeneration(std::uint32_t block) const noexcept;
+
+  // Waits until kvmd has answered every Publish made before this call.
+  // kDeadlineExceeded; kUnavailable: not connected, the publishes will be repeated after reconnecting.
+  [[nodiscard]] Status Flush(Deadline deadline);
+
+  // Takes the region out of the registry and waits until no importer maps it any more, or until the
+  // deadline (kDeadlineExceeded: memory is freed all the same when the Region goes, importers that
+  // still copy will fail their validation). Afterwards the region can only be destroyed.
+  [[nodiscard]] Status Unregister(Deadline deadline);
+
+  struct Impl;  // libkvclient's own
+  explicit Region(std::shared_ptr<Impl> impl);
+  Impl& impl() const noexcept { return *impl_; }
+
+ private:
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvm

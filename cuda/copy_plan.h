@@ -1,0 +1,32 @@
+// How the bytes of one block of a source region map to one block of a destination region.
+//
+// Both geometries list a block's bytes in the same order but may cut them differently. The plan cuts
+// at every boundary of either, so that each piece lies in one chunk on both sides and, like a chunk, is
+// an arithmetic progression over the block index. Computed once per pair of regions; immutable after.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kvm/error.h"
+#include "kvm/geometry.h"
+
+namespace kvm {
+
+struct CopyPiece {
+  std::uint32_t source_segment;
+  std::uint32_t destination_segment;
+  std::uint64_t source_offset;  // of block 0, bytes from the segment's base
+  std::uint64_t source_stride;  // bytes a block
+  std::uint64_t destination_offset;
+  std::uint64_t destination_stride;
+  std::uint64_t bytes;
+};
+
+using CopyPlan = std::vector<CopyPiece>;
+
+// kBadGeometry: the blocks differ in size. Both geometries are validated already.
+// Neighbouring pieces that are contiguous on both sides for every block are merged.
+[[nodiscard]] Result<CopyPlan> MakeCopyPlan(const Geometry& source, const Geometry& destination);
+
+}  // namespace kvm

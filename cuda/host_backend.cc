@@ -1,0 +1,118 @@
+// Host memory: regions are sealed memfds, copies are memcpy by the calling thread, block by block, each
+// followed by its generation check, so that a rewritten block is noticed before the next one is copied.
+#include <cstring>
+#include <utility>
+
+#include "cuda/memory_backend.h"
+
+namespace kvm {
+namespace {
+
+class HostLocalMemory final : public LocalMemory {
+ public:
+  std::span<const SegmentHandle> handles() const noexcept override { return handles_; }
+  std::byte* SegmentData(std::size_t segment) const noexcept override { return segments_[segment].data(); }
+
+  Status Add(const std::string& name, std::uint64_t size_bytes) {
+    Result<OwnedMemory> memory = OwnedMemory::Create(name, size_bytes, HugePages::kTry);
+    if (!memory) return memory.error();
+    SegmentHandle handle;
+    handle.size_bytes = size_bytes;
+    handle.fd.Reset(::dup(memory->fd()));
+    if (!handle.fd) return SystemError("dup " + name);
+    segments_.push_back(std::move(*memory));
+    handles_.push_back(std::move(handle));
+    return {};
+  }
+
+ private:
+  std::vector<OwnedMemory> segments_;
+  std::vector<SegmentHandle> handles_;
+};
+
+class HostPeerMemory final : public PeerMemory {
+ public:
+  std::vector<MappedMemory> segments;
+};
+
+class FinishedJob final : public ImportJob {
+ public:
+  explicit FinishedJob(std::vector<BlockStatus> statuses) : statuses_(std::move(statuses)) {}
+  bool Done() noexcept override { return true; }
+  bool Wait(SteadyTime) noexcept override { return true; }
+  std::span<const BlockStatus> statuses() const noexcept override { return statuses_; }
+
+ private:
+  std::vector<BlockStatus> statuses_;
+};
+
+// The source may be rewritten meanwhile: the bytes are thrown away then, so the race is harmless.
+#if defined(__SANITIZE_THREAD__)
+__attribute__((no_sanitize("thread"), noinline)) void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; ++i) to[i] = from[i];
+}
+#else
+void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
+BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const ImportBlock& block) {
+  const bool validate = request.validation == Validation::kBeforeAndAfter;
+  const GenerationReader& generations = run.generations->reader;
+  if (validate && (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation))
+    return BlockStatus::kStale;
+  const auto& source = static_cast<const HostPeerMemory&>(*run.source);
+  for (const CopyPiece& piece : *run.plan) {
+    CopyBytes(request.destination->SegmentData(piece.destination_segment) + piece.destination_offset +
+                  block.destination_block * piece.destination_stride,
+              source.segments[piece.source_segment].data() + piece.source_offset + block.source_block * piece.source_stride, piece.bytes);
+  }
+  return !validate || generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
+}
+
+class HostBackend final : public MemoryBackend {
+ public:
+  layout::HandleKind kind() const noexcept override { return layout::HandleKind::kHostMemfd; }
+  std::array<std::uint8_t, 16> device_uuid() const noexcept override { return {}; }
+
+  Result<std::unique_ptr<LocalMemory>> Allocate(const std::string& name, std::span<const std::uint64_t> segment_bytes) override {
+    auto memory = std::make_unique<HostLocalMemory>();
+    for (const std::uint64_t bytes : segment_bytes) {
+      if (Status added = memory->Add("kvm:" + name, bytes); !added) return added.error();
+    }
+    return std::unique_ptr<LocalMemory>(std::move(memory));
+  }
+
+  Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments) override {
+    auto memory = std::make_unique<HostPeerMemory>();
+    for (const SegmentHandle& segment : segments) {
+      Result<MappedMemory> mapped = MappedMemory::Attach(segment.fd.get(), segment.size_bytes, HugePages::kTry);
+      if (!mapped) return mapped.error();
+      memory->segments.push_back(std::move(*mapped));
+    }
+    return std::unique_ptr<PeerMemory>(std::move(memory));
+  }
+
+  std::unique_ptr<ImportJob> Import(ImportRequest request) override {
+    std::vector<BlockStatus> statuses(request.blocks.size(), BlockStatus::kPending);
+    bool failed = false;
+    for (const ImportRun& run : request.runs) {
+      for (std::size_t i = run.first; i < run.first + run.count; ++i) {
+        if (failed) {
+          statuses[i] = BlockStatus::kBehindFailed;
+        } else if (request.deadline != SteadyTime::max() && std::chrono::steady_clock::now() >= request.deadline) {
+          statuses[i] = BlockStatus::kDeadline;
+        } else {
+          statuses[i] = CopyBlock(request, run, request.blocks[i]);
+        }
+        failed = failed || statuses[i] != BlockStatus::kValid;
+      }
+    }
+    return std::make_unique<FinishedJob>(std::move(statuses));
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<MemoryBackend> MakeHostBackend() { return std::make_shared<HostBackend>(); }
+
+}  // namespace kvm

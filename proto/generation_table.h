@@ -1,0 +1,103 @@
+// Generations of a region's blocks: the truth about which bytes are readable (I2, I3).
+//
+//   even > 0  readable: the bytes are those of the publish that carried this value
+//   odd       being written
+//   0         never written
+//
+// Only the region's owner process(es) write it; everyone else maps it read-only. Layout: a 64-byte
+// header, then block_count 64-bit counters. All calls are lock-free and safe from any thread.
+//
+// Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
+// Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
+// Order:  BeginWrite's sequentially consistent read-modify-write keeps the overwriting stores behind
+// it (as a seqlock writer's fence does); FinishWrite releases them. A crash between the two leaves the
+// block odd: unreadable for ever, which is right.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kvm/error.h"
+
+namespace kvm {
+
+using Generation = std::uint64_t;
+
+constexpr bool IsReadable(Generation generation) noexcept { return generation != 0 && (generation & 1) == 0; }
+
+struct GenerationHeader {
+  std::uint64_t magic;
+  std::uint32_t layout_version;
+  std::uint32_t block_count;
+  std::uint64_t reserved[6];
+};
+static_assert(sizeof(GenerationHeader) == 64);
+static_assert(sizeof(std::atomic<Generation>) == 8 && std::atomic<Generation>::is_always_lock_free);
+
+inline constexpr std::uint64_t kGenerationMagic = 0x314E45474D564BULL;  // "KVMGEN1"
+inline constexpr std::uint32_t kGenerationLayoutVersion = 1;
+
+constexpr std::size_t GenerationTableBytes(std::uint32_t block_count) noexcept {
+  return sizeof(GenerationHeader) + std::size_t{block_count} * sizeof(Generation);
+}
+
+// Read side: a view of mapped memory that the caller keeps alive. Trivially copyable.
+class GenerationReader {
+ public:
+  GenerationReader() = default;
+  // kProtocol: the memory is not a generation table of `block_count` blocks.
+  [[nodiscard]] static Result<GenerationReader> Open(std::span<const std::byte> memory, std::uint32_t block_count);
+
+  std::uint32_t block_count() const noexcept { return block_count_; }
+
+  // 0 (never readable) for a block out of range.
+  Generation Current(std::uint32_t block) const noexcept {
+    return block < block_count_ ? counters_[block].load(std::memory_order_acquire) : 0;
+  }
+  // Whether bytes copied from `block` before this call are those of `generation`.
+  bool StillValid(std::uint32_t block, Generation generation) const noexcept {
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return block < block_count_ && counters_[block].load(std::memory_order_relaxed) == generation;
+  }
+  void Prefetch(std::uint32_t block) const noexcept {
+    if (block < block_count_) __builtin_prefetch(&counters_[block]);
+  }
+
+ protected:
+  const std::atomic<Generation>* counters_ = nullptr;
+  std::uint32_t block_count_ = 0;
+};
+
+// Write side, of the region's owner.
+class GenerationWriter : public GenerationReader {
+ public:
+  GenerationWriter() = default;
+  // Formats `memory` (zeroed, at least GenerationTableBytes(block_count)); the caller keeps it alive.
+  static GenerationWriter Format(std::span<std::byte> memory, std::uint32_t block_count) noexcept;
+
+  // Withdraws the block from readers and returns the odd value that this write owns. Also when it is
+  // odd already: the earlier write then can't finish. Precondition: block < block_count().
+  Generation BeginWrite(std::uint32_t block) noexcept {
+    std::atomic<Generation>& counter = Counter(block);
+    Generation seen = counter.load(std::memory_order_relaxed);
+    Generation next = (seen + 1) | 1;
+    while (!counter.compare_exchange_weak(seen, next, std::memory_order_seq_cst, std::memory_order_relaxed)) {
+      next = (seen + 1) | 1;
+    }
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    return next;
+  }
+
+  // Makes the block readable as generation `write + 1`; false if another write began meanwhile.
+  bool FinishWrite(std::uint32_t block, Generation write) noexcept {
+    return (write & 1) != 0 &&
+           Counter(block).compare_exchange_strong(write, write + 1, std::memory_order_release, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<Generation>& Counter(std::uint32_t block) noexcept { return const_cast<std::atomic<Generation>&>(counters_[block]); }
+};
+
+}  // namespace kvm

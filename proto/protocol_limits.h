@@ -1,0 +1,20 @@
+// Limits of the protocol, the same for every implementation of it. Sizes in bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvm {
+
+inline constexpr std::uint32_t kProtocolVersion = 1;
+
+inline constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 20;  // payload of one frame
+inline constexpr std::size_t kMaxFrameFds = 128;                     // descriptors with one frame; SCM_MAX_FD is 253
+inline constexpr std::size_t kMaxPublishBatch = 8192;                // records of one Publish
+inline constexpr std::size_t kMaxNameBytes = 63;
+inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 1;  // of one region with descriptors
+inline constexpr std::size_t kMaxSegmentsByHandle = 1024;      // of one cuda_ipc region
+
+inline constexpr const char* kDefaultSocketPath = "/run/kvmd/kvmd.sock";
+
+}  // namespace kvm

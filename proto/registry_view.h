@@ -1,0 +1,87 @@
+// Read side of a registry segment: what workers and kvctl see. No system call, no lock, no waiting.
+//
+// Everything in the segment is treated as input: the header is checked once against the mapping's
+// size, indices are bounds-checked, retries are bounded. An entry is a hint only (I2): callers check the
+// block's generation before and after they use the bytes.
+// Thread-safe; the view must not outlive the mapping, which it shares.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kvm/block_key.h"
+#include "kvm/error.h"
+#include "proto/generation_table.h"
+#include "proto/layout.h"
+#include "proto/sealed_memory.h"
+
+namespace kvm {
+
+// One consistent copy of an index slot.
+struct IndexEntry {
+  BlockKey key;
+  Generation generation = 0;
+  std::uint64_t parent_lo = 0;
+  std::uint32_t region = 0;
+  std::uint32_t region_epoch = 0;
+  std::uint32_t block = 0;
+  std::uint32_t depth = 0;
+  std::uint32_t published_s = 0;
+  bool more = false;  // further replicas of the key follow
+};
+
+// Lookup over raw slots; kvmd's tests and writer use it as well.
+class IndexReader {
+ public:
+  IndexReader() = default;
+  IndexReader(const layout::IndexSlot* slots, std::uint64_t count, const std::atomic<std::uint64_t>* moves) noexcept
+      : slots_(slots), count_(count), moves_(moves) {}
+
+  void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&slots_[layout::Home(key, count_)]); }
+
+  // Replicas of `key`, in order of publication, into `out`; returns how many, at most
+  // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
+  std::size_t Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
+
+  // Slot `slot` as it is; false if it is empty, out of range or its writer is in the middle.
+  bool ReadSlot(std::uint64_t slot, IndexEntry& out) const noexcept;
+
+  std::uint64_t slots() const noexcept { return count_; }
+
+ private:
+  std::size_t FindOnce(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
+
+  const layout::IndexSlot* slots_ = nullptr;
+  std::uint64_t count_ = 0;
+  const std::atomic<std::uint64_t>* moves_ = nullptr;
+};
+
+class RegistryView {
+ public:
+  RegistryView() = default;
+  // kProtocol: not a registry segment, or offsets that leave it. kVersionMismatch: another layout.
+  [[nodiscard]] static Result<RegistryView> Open(MappedMemory memory);
+
+  explicit operator bool() const noexcept { return memory_ != nullptr; }
+  const layout::RegistryHeader& header() const noexcept { return *reinterpret_cast<const layout::RegistryHeader*>(memory_->data()); }
+  const IndexReader& index() const noexcept { return index_; }
+  std::uint32_t model_rows() const noexcept { return model_rows_; }
+  std::uint32_t region_rows() const noexcept { return region_rows_; }
+
+  // False: the row is free, out of range, or its writer is in the middle.
+  bool ReadModel(std::uint32_t row, layout::ModelInfo& out) const noexcept;
+  bool ReadRegion(std::uint32_t row, layout::RegionInfo& out) const noexcept;
+
+  layout::SegmentState state() const noexcept { return static_cast<layout::SegmentState>(header().state.load(std::memory_order_acquire)); }
+
+ private:
+  std::shared_ptr<const MappedMemory> memory_;
+  const layout::ModelRow* models_ = nullptr;
+  const layout::RegionRow* regions_ = nullptr;
+  std::uint32_t model_rows_ = 0, region_rows_ = 0;
+  IndexReader index_;
+};
+
+}  // namespace kvm

@@ -1,0 +1,91 @@
+#include "proto/sealed_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <utility>
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+namespace kvm {
+namespace {
+
+namespace ipc = boost::interprocess;
+
+constexpr int kSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// What boost::interprocess::mapped_region needs to map a descriptor that it did not open.
+class MemoryMappable {
+ public:
+  explicit MemoryMappable(int fd) : fd_(fd) {}
+  ipc::mapping_handle_t get_mapping_handle() const { return {fd_, false}; }
+
+ private:
+  int fd_;
+};
+
+Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
+  try {
+    ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size);
+    // A refusal only costs speed.
+    if (huge == HugePages::kTry) ::madvise(mapping.get_address(), size, MADV_HUGEPAGE);
+    return mapping;
+  } catch (const ipc::interprocess_exception& e) {
+    return SystemError("map " + std::to_string(size) + " bytes of shared memory", e.get_native_error());
+  }
+}
+
+}  // namespace
+
+Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
+  if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
+  OwnedMemory memory;
+  memory.fd_.Reset(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory.fd_) return SystemError("memfd_create " + name);
+  const int fd = memory.fd_.get();
+  const auto size = static_cast<off_t>(size_bytes);
+  if (::fchmod(fd, 0400) != 0) return SystemError("fchmod " + name);
+  if (::ftruncate(fd, size) != 0) return SystemError("ftruncate " + name);
+  // Mapped (and advised) before it is filled, so that the kernel may fill it with huge pages.
+  Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
+  if (!mapping) return mapping.error();
+  memory.mapping_ = std::move(*mapping);
+#ifdef MADV_POPULATE_WRITE
+  if (huge == HugePages::kTry) ::madvise(memory.mapping_.get_address(), size_bytes, MADV_POPULATE_WRITE);
+#endif
+  if (::fallocate(fd, 0, 0, size) != 0) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name);
+  if (::fcntl(fd, F_ADD_SEALS, kSeals) != 0) return SystemError("seal " + name);
+  return memory;
+}
+
+Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes) {
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  if (seals < 0) return MakeError(Errc::kPermissionDenied, "shared memory: not a memfd");
+  if ((seals & kSeals) != kSeals) return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against writing and resizing");
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return SystemError("fstat shared memory");
+  const auto size = static_cast<std::size_t>(info.st_size);
+  if (size == 0 || size < min_size_bytes) {
+    return MakeError(Errc::kInvalidArgument,
+                     "shared memory: " + std::to_string(size) + " bytes, at least " + std::to_string(min_size_bytes) + " needed");
+  }
+  if (static_cast<std::size_t>(info.st_blocks) * 512 < size) {
+    return MakeError(Errc::kInvalidArgument, "shared memory: not fully allocated");
+  }
+  return size;
+}
+
+Result<MappedMemory> MappedMemory::Attach(int fd, std::size_t min_size_bytes, HugePages huge) {
+  Result<std::size_t> size = CheckSealed(fd, min_size_bytes);
+  if (!size) return size.error();
+  Result<ipc::mapped_region> mapping = Map(fd, ipc::read_only, *size, huge);
+  if (!mapping) return mapping.error();
+  MappedMemory memory;
+  memory.mapping_ = std::move(*mapping);
+  return memory;
+}
+
+}  // namespace kvm

@@ -1,0 +1,64 @@
+// Shared memory that cannot change size and that nobody but its maker can write.
+//
+// A memfd, preallocated (a machine without memory is an error here, not a SIGBUS later), mode 0400,
+// mapped writable once by its maker and then sealed with F_SEAL_FUTURE_WRITE | SHRINK | GROW | SEAL.
+// Its descriptor travels over a Unix socket; whoever receives it can only map it read-only.
+// Maker and reader are different types. Both are movable and unmap on destruction; neither moves the
+// memory, so pointers stay good across a move. After a crash of the maker the memory lives on as long
+// as any descriptor or mapping does.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include <boost/interprocess/mapped_region.hpp>
+
+#include "kvm/error.h"
+#include "proto/unique_fd.h"
+
+namespace kvm {
+
+enum class HugePages { kNever, kTry };  // kTry: transparent huge pages, where the kernel grants them
+
+// The maker's side: writable.
+class OwnedMemory {
+ public:
+  OwnedMemory() = default;
+
+  // `name` shows up in /proc/PID/maps. Contents start as zeros.
+  // kInvalidArgument: size 0. kSystem: memfd_create, fallocate (ENOSPC, ENOMEM), mmap or fcntl failed.
+  [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+
+  std::byte* data() const noexcept { return static_cast<std::byte*>(mapping_.get_address()); }
+  std::size_t size() const noexcept { return mapping_.get_size(); }
+  int fd() const noexcept { return fd_.get(); }
+
+ private:
+  UniqueFd fd_;
+  boost::interprocess::mapped_region mapping_;
+};
+
+// A reader's side: read-only; writing through it is SIGSEGV, mprotect to writable is EACCES.
+class MappedMemory {
+ public:
+  MappedMemory() = default;
+
+  // Maps all of `fd`, which may be closed afterwards.
+  // kPermissionDenied: a seal is missing, so the sender could cut the memory under the reader.
+  // kInvalidArgument: the memory is empty, smaller than `min_size_bytes`, or not fully allocated.
+  // kSystem: fstat, fcntl or mmap failed.
+  [[nodiscard]] static Result<MappedMemory> Attach(int fd, std::size_t min_size_bytes = 1, HugePages huge = HugePages::kNever);
+
+  const std::byte* data() const noexcept { return static_cast<const std::byte*>(mapping_.get_address()); }
+  std::size_t size() const noexcept { return mapping_.get_size(); }
+  explicit operator bool() const noexcept { return mapping_.get_size() != 0; }
+
+ private:
+  boost::interprocess::mapped_region mapping_;
+};
+
+// Checks what Attach checks, without mapping; returns the size in bytes.
+[[nodiscard]] Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes);
+
+}  // namespace kvm
