@@ -58,6 +58,11 @@ template <>
 struct StringMaker<kvm::BlockKey> {
   static std::string convert(const kvm::BlockKey& key) { return key.ToHex(); }
 };
+// Boost's operator<< for results needs one for the value as well.
+template <class T>
+struct StringMaker<boost::system::result<T, kvm::Error>> {
+  static std::string convert(const kvm::Result<T>& result) { return result ? "ok" : "error: " + result.error().ToString(); }
+};
 template <>
 struct StringMaker<kvm::Fingerprint> {
   static std::string convert(const kvm::Fingerprint& fingerprint) { return fingerprint.ToHex(); }
