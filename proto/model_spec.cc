@@ -90,7 +90,12 @@ Result<ModelSpec> ModelSpec::FromCanonical(std::string_view canonical) {
         canonical[digits + 1 + length] != '\n') {
       return Invalid("canonical form is damaged at " + std::string(field.name));
     }
-    if (Status set = SetField(spec, field.name, canonical.substr(digits + 1, length)); !set) return set.error();
+    const std::string_view value = canonical.substr(digits + 1, length);
+    if (Status set = SetField(spec, field.name, value); !set) return set.error();
+    // "03:…" or a number "032" would give one spec two canonical forms, so two fingerprints.
+    if (digits != std::to_string(length).size() || Value(spec, field) != value) {
+      return Invalid("canonical form writes " + std::string(field.name) + " in another way");
+    }
     canonical.remove_prefix(digits + 1 + length + 1);
   }
   if (!canonical.empty()) return Invalid("canonical form has trailing bytes");
