@@ -32,7 +32,8 @@ class HostLocalMemory final : public LocalMemory {
 
 class HostPeerMemory final : public PeerMemory {
  public:
-  std::vector<MappedMemory> segments;
+  std::vector<const std::byte*> bases;
+  std::vector<MappedMemory> mappings;  // empty for a view of this process's own memory
 };
 
 class FinishedJob final : public ImportJob {
@@ -64,7 +65,7 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
   for (const CopyPiece& piece : *run.plan) {
     CopyBytes(request.destination->SegmentData(piece.destination_segment) + piece.destination_offset +
                   block.destination_block * piece.destination_stride,
-              source.segments[piece.source_segment].data() + piece.source_offset + block.source_block * piece.source_stride, piece.bytes);
+              source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes);
   }
   return !validate || generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
 }
@@ -87,8 +88,15 @@ class HostBackend final : public MemoryBackend {
     for (const SegmentHandle& segment : segments) {
       Result<MappedMemory> mapped = MappedMemory::Attach(segment.fd.get(), segment.size_bytes, HugePages::kTry);
       if (!mapped) return mapped.error();
-      memory->segments.push_back(std::move(*mapped));
+      memory->bases.push_back(mapped->data());
+      memory->mappings.push_back(std::move(*mapped));
     }
+    return std::unique_ptr<PeerMemory>(std::move(memory));
+  }
+
+  Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& local) override {
+    auto memory = std::make_unique<HostPeerMemory>();
+    for (std::size_t i = 0; i < local.handles().size(); ++i) memory->bases.push_back(local.SegmentData(i));
     return std::unique_ptr<PeerMemory>(std::move(memory));
   }
 

@@ -5,6 +5,7 @@
 // only it knows when they have completed: generation check before, copy, generation check after (I2).
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -113,6 +114,8 @@ class MemoryBackend {
                                                                       std::span<const std::uint64_t> segment_bytes) = 0;
   // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments) = 0;
+  // The same view of memory that this process owns itself. `memory` must outlive the result.
+  [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& memory) = 0;
   // Starts copying. Never fails as a whole: what can't be copied has a status that says so.
   [[nodiscard]] virtual std::unique_ptr<ImportJob> Import(ImportRequest request) = 0;
 };

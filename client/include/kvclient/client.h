@@ -34,7 +34,7 @@ struct ClientOptions {
   // Reconnect back-off: first and longest pause.
   std::chrono::milliseconds reconnect_min{20};
   std::chrono::milliseconds reconnect_max{1000};
-  // Published blocks that may wait to be sent to kvmd; beyond, publishes are dropped (and counted).
+  // Published blocks that may wait for kvmd's answer; beyond, they are deferred (and counted).
   std::size_t max_queued_publishes = std::size_t{1} << 20;
 };
 
@@ -50,7 +50,7 @@ struct ClientStats {
   std::uint64_t blocks_failed = 0;
   std::uint64_t bytes_imported = 0;  // of validated blocks
   std::uint64_t blocks_published = 0;
-  std::uint64_t publishes_dropped = 0;
+  std::uint64_t publishes_deferred = 0;
   std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
   std::uint64_t reconnects = 0;
   std::uint64_t mapped_regions = 0;  // peers mapped now
@@ -76,6 +76,8 @@ class Client {
   [[nodiscard]] Status WaitConnected(Deadline deadline);
   std::uint64_t client_id() const noexcept;  // 0 while not connected
   std::string domain() const;                // follows from this process's credentials
+  // Why the last connection failed or ended; an empty message if none has.
+  Error last_error() const;
 
   // Declares a model and maps the regions of peers that serve it: on return everything published
   // before is found. While offline it succeeds at once and takes effect on connecting.

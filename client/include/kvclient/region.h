@@ -44,9 +44,9 @@ struct PublishRequest {
 
 // What became of a Publish call.
 struct PublishOutcome {
-  std::size_t readable = 0;   // generations made even, publish sent or queued
+  std::size_t readable = 0;   // generations made even: peers that know the block may read it
   std::size_t lost_race = 0;  // another write of the block had begun; nothing published
-  std::size_t dropped = 0;    // readable, but the queue to kvmd was full: known to this process only
+  std::size_t deferred = 0;   // of the readable ones: sent later, since kvmd is away or its queue is full
 };
 
 class Region {
@@ -68,7 +68,7 @@ class Region {
   std::byte* BlockData(std::uint32_t block) const noexcept;
 
   // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message;
-  // kvmd's entry goes lazily. Preconditions: block < block_count().
+  // kvmd's entry goes lazily. A block out of range gives a write that publishes nothing.
   BlockWrite BeginWrite(std::uint32_t block) noexcept;
   // Withdraws `block` without meaning to write it now. The same operation.
   void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
@@ -85,7 +85,8 @@ class Region {
   std::uint64_t CurrentGeneration(std::uint32_t block) const noexcept;
 
   // Waits until kvmd has answered every Publish made before this call.
-  // kDeadlineExceeded; kUnavailable: not connected, the publishes will be repeated after reconnecting.
+  // kDeadlineExceeded. kUnavailable: not connected, the publishes are repeated after reconnecting.
+  // The error kvmd gave if it refuses the region itself.
   [[nodiscard]] Status Flush(Deadline deadline);
 
   // Takes the region out of the registry and waits until no importer maps it any more, or until the

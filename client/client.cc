@@ -1,0 +1,148 @@
+#include "kvclient/client.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "client/client_impl.h"
+#include "client/find.h"
+#include "proto/protocol_limits.h"
+
+namespace kvm {
+namespace {
+
+// Refusals that trying again will not change soon.
+bool IsFinal(Errc code) {
+  return code == Errc::kPermissionDenied || code == Errc::kVersionMismatch || code == Errc::kInvalidArgument || code == Errc::kProtocol ||
+         code == Errc::kResourceExhausted;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
+  if (options.name.size() > kMaxNameBytes) {
+    return MakeError(Errc::kInvalidArgument, "client name: at most " + std::to_string(kMaxNameBytes) + " bytes");
+  }
+  options.reconnect_min = std::max(options.reconnect_min, std::chrono::milliseconds(1));
+  options.reconnect_max = std::max(options.reconnect_max, options.reconnect_min);
+  const Deadline deadline = After(options.timeout);
+  const bool start_offline = options.start_offline;
+  const std::string path = options.socket_path;
+  auto client = std::make_shared<Client>(std::make_shared<Impl>(std::move(options)));
+  try {
+    client->impl().Start();
+  } catch (const std::system_error& e) {
+    return SystemError("start libkvclient's thread", e.code().value());
+  }
+  if (start_offline) return client;
+  for (;;) {
+    const Deadline step = std::min(deadline, After(std::chrono::milliseconds(10)));
+    if (client->WaitConnected(step)) return client;
+    const Error last = client->last_error();
+    if (!last.message.empty() && IsFinal(last.code)) return last;
+    if (std::chrono::steady_clock::now() < deadline) continue;
+    if (last.message.empty()) return MakeError(Errc::kDeadlineExceeded, "kvmd at " + path + " did not answer in time");
+    return last;
+  }
+}
+
+Client::Client(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Client::~Client() { impl_->Stop(); }
+
+ConnectionState Client::state() const noexcept {
+  return impl_->link.connected() ? ConnectionState::kConnected : ConnectionState::kConnecting;
+}
+
+Status Client::WaitConnected(Deadline deadline) { return impl_->WaitConnected(deadline); }
+std::uint64_t Client::client_id() const noexcept { return impl_->link.client_id(); }
+std::string Client::domain() const { return impl_->Domain(); }
+Error Client::last_error() const { return impl_->link.last_error(); }
+
+Result<Model> Client::DeclareModel(const ModelSpec& spec, Deadline deadline) { return impl_->DeclareModel(spec, deadline); }
+
+std::vector<NearMiss> Client::NearMisses(const Model& model) const {
+  std::vector<NearMiss> out;
+  const PeerTable::Snapshots snapshots = impl_->peers.Get();
+  if (!snapshots.current) return out;
+  const RegistryView& registry = snapshots.current->registry;
+  for (std::uint32_t row = 0; row < registry.model_rows(); ++row) {
+    layout::ModelInfo info;
+    if (!registry.ReadModel(row, info) || info.fingerprint == model.fingerprint) continue;
+    Result<ModelSpec> theirs = ModelSpec::FromCanonical({info.spec, info.spec_bytes});
+    if (!theirs || theirs->model_id != model.spec.model_id) continue;
+    out.push_back({*theirs, Difference(model.spec, *theirs)});
+  }
+  return out;
+}
+
+Result<std::shared_ptr<Region>> Client::AllocateRegion(const Model& model, RegionOptions options, Deadline deadline) {
+  Result<std::shared_ptr<Region::Impl>> region =
+      Region::Impl::Allocate(model, std::move(options), impl_->BackendFor(layout::HandleKind::kHostMemfd));
+  if (!region) return region.error();
+  return impl_->AddRegion(std::move(*region), deadline);
+}
+
+Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
+  const PeerTable::Snapshots snapshots = impl_->peers.Get();
+  std::shared_ptr<Match::Impl> best;
+  try {
+    best = std::make_shared<Match::Impl>();
+    best->sources.reserve(keys.size());
+    best->mapping_of.reserve(keys.size());
+    const std::uint64_t spread = impl_->link.client_id();
+    if (snapshots.current) FindIn(*snapshots.current, keys, options, spread, *best);
+    if (best->sources.size() < keys.size() && snapshots.previous) {
+      auto other = std::make_shared<Match::Impl>();
+      FindIn(*snapshots.previous, keys, options, spread, *other);
+      if (other->sources.size() > best->sources.size()) best = std::move(other);
+    }
+  } catch (const std::bad_alloc&) {
+    return Match();
+  }
+  const std::size_t found = best->sources.size();
+  impl_->stats.finds.fetch_add(1, std::memory_order_relaxed);
+  impl_->stats.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
+  impl_->stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
+  return Match(std::move(best), 0, found);
+}
+
+std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options) const {
+  std::vector<Match> matches;
+  std::size_t shortest = static_cast<std::size_t>(-1);
+  for (const std::span<const BlockKey> keys : keys_by_shard) {
+    // What a shard before lacks, the next need not look for.
+    matches.push_back(Find(keys.first(std::min(keys.size(), shortest)), options));
+    shortest = std::min(shortest, matches.back().size());
+  }
+  for (Match& match : matches) match = match.Slice(0, shortest);
+  return matches;
+}
+
+ClientStats Client::Stats() const noexcept { return impl_->Stats(); }
+
+// ---- Match ----------------------------------------------------------------------------------------
+
+std::string_view MatchEndName(MatchEnd end) noexcept {
+  switch (end) {
+    case MatchEnd::kComplete: return "complete";
+    case MatchEnd::kAbsent: return "absent";
+    case MatchEnd::kStale: return "stale";
+    case MatchEnd::kUnmapped: return "unmapped";
+    case MatchEnd::kUnavailable: return "unavailable";
+  }
+  return "unknown";
+}
+
+Match::Match() = default;
+Match::Match(std::shared_ptr<const Impl> impl, std::size_t first, std::size_t count)
+    : impl_(std::move(impl)), first_(first), count_(count) {}
+std::size_t Match::size() const noexcept { return count_; }
+MatchEnd Match::end() const noexcept { return impl_ ? impl_->end : MatchEnd::kUnavailable; }
+const BlockSource& Match::operator[](std::size_t i) const noexcept { return impl_->sources[first_ + i]; }
+
+Match Match::Slice(std::size_t first, std::size_t count) const {
+  first = std::min(first, count_);
+  return Match(impl_, first_ + first, std::min(count, count_ - first));
+}
+
+}  // namespace kvm

@@ -1,0 +1,121 @@
+// The parts of a Client: link, peers, what it has declared and registered, publishing, counters.
+//
+// Desired state (models, regions, published records) lives here and survives kvmd: on every connection
+// it is declared, registered and published anew, by the link's thread, without waiting.
+// Locks, in the order they may be taken: Region::Impl::mutex → publish_mutex_ → Link's own.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "client/link.h"
+#include "client/peers.h"
+#include "cuda/memory_backend.h"
+#include "kvclient/client.h"
+#include "proto/publish_record.h"
+
+namespace kvm {
+
+struct AtomicStats {
+  std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
+      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0};
+};
+
+struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
+  explicit Impl(ClientOptions options);
+  ~Impl();
+
+  void Start();
+  void Stop();  // not on the link's thread
+  [[nodiscard]] Status WaitConnected(Deadline deadline);
+
+  [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
+  [[nodiscard]] Result<std::shared_ptr<Region>> AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline);
+  [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
+
+  // Sends records of a registered region; the region's mutex is held. Returns how many were sent; fewer
+  // when too many are unanswered (for `deferred` ones the window is smaller).
+  std::size_t SendRecords(Region::Impl& region, std::span<const PublishRecord> records, bool deferred);
+  [[nodiscard]] Status Flush(Region::Impl& region, Deadline deadline);
+
+  ClientStats Stats() const;
+  std::shared_ptr<MemoryBackend> BackendFor(layout::HandleKind kind) const;
+
+  const ClientOptions options;
+  PeerTable peers;
+  mutable AtomicStats stats;
+  Link link;
+
+  std::string Domain() const;
+
+ private:
+  Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
+  void OnAnnounced(kvmwire::ServerMessage message, Fds fds);
+  void OnDisconnected();
+  void OnTick();
+  void OnAck(const kvmwire::PublishAck& ack);
+  Status MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds);
+
+  void RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done);
+  void OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply);
+  void Pump();  // sends deferred records of all regions, as far as the window allows
+  std::vector<std::shared_ptr<Region::Impl>> Regions() const;
+
+  const std::shared_ptr<MemoryBackend> host_backend_;
+
+  mutable std::mutex mutex_;  // desired state
+  std::condition_variable connected_changed_;
+  bool ready_ = false;  // connected and the registry mapped
+  std::string domain_;
+  std::vector<Model> models_;
+  std::vector<std::weak_ptr<Region::Impl>> regions_;
+  std::uint64_t epoch_ = 0;
+  Deadline previous_expires_ = Deadline::max();
+  int ticks_ = 0;
+
+  std::mutex publish_mutex_;
+  std::condition_variable publish_answered_;
+  std::uint64_t last_sequence_ = 0, answered_sequence_ = 0;
+  std::size_t unanswered_records_ = 0;
+  std::vector<std::pair<std::uint64_t, std::size_t>> unanswered_;  // (sequence, records), ascending
+  friend struct Region::Impl;
+};
+
+struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
+  RegionOptions options;
+  Model model;
+  std::uint64_t block_bytes = 0;
+  std::shared_ptr<MemoryBackend> backend;
+  std::shared_ptr<LocalMemory> memory;
+  OwnedMemory generation_memory;
+  GenerationWriter generations;
+  std::weak_ptr<Client::Impl> client;
+
+  std::mutex mutex;                    // everything below
+  std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
+  std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
+  bool republish_again = false;        // something before republish_from was deferred meanwhile
+  bool registered = false;
+  bool closed = false;
+  std::uint32_t row = 0, region_epoch = 0;
+  Error refusal;  // kvmd's, of the last registration
+
+  [[nodiscard]] static Result<std::shared_ptr<Impl>> Allocate(const Model& model, RegionOptions options,
+                                                              std::shared_ptr<MemoryBackend> backend);
+  ~Impl();
+
+  kvmwire::RegionDescriptor Descriptor() const;
+  std::uint64_t Identity() const;
+  PublishOutcome Publish(std::span<const PublishRequest> requests);
+  // Sends deferred records while the window allows; true if none are left. Mutex held.
+  bool PumpLocked(Client::Impl& owner);
+};
+
+// The inode of a memfd names the memory, whoever holds a descriptor of it.
+std::uint64_t InodeOf(int fd) noexcept;
+
+}  // namespace kvm

@@ -1,0 +1,117 @@
+// The lookup is bound by memory latency: each key costs one random cache line of the index and one of a
+// generation table. So it runs as a pipeline over the keys: prefetch slots kPrefetchAhead keys ahead,
+// read a slot and prefetch its generation, and judge that generation kJudgeBehind keys later.
+#include "client/find.h"
+
+#include <algorithm>
+#include <array>
+
+namespace kvm {
+namespace {
+
+constexpr std::size_t kPrefetchAhead = 24;
+constexpr std::size_t kJudgeBehind = 16;
+
+struct Candidates {
+  std::array<IndexEntry, layout::kMaxReplicas> entries;
+  std::size_t count = 0;
+};
+
+class Matcher {
+ public:
+  Matcher(const PeerSnapshot& snapshot, const FindOptions& options, std::uint64_t spread, Match::Impl& out)
+      : snapshot_(snapshot), options_(options), spread_(spread), out_(out) {}
+
+  const PeerMapping* MappingOf(const IndexEntry& entry) const {
+    if (entry.region >= snapshot_.by_row.size()) return nullptr;
+    const PeerRegion& region = snapshot_.by_row[entry.region];
+    return region.region_epoch == entry.region_epoch ? region.mapping.get() : nullptr;
+  }
+
+  // Takes the best usable source of a key; false (and the reason in out.end) if there is none.
+  bool Take(const Candidates& candidates) {
+    if (candidates.count == 0) {
+      out_.end = MatchEnd::kAbsent;
+      return false;
+    }
+    const IndexEntry* best = nullptr;
+    int best_rank = 0;
+    MatchEnd failure = MatchEnd::kAbsent;
+    for (std::size_t i = 0; i < candidates.count; ++i) {
+      const IndexEntry& entry = candidates.entries[(i + spread_) % candidates.count];
+      const PeerMapping* mapping = MappingOf(entry);
+      if (mapping == nullptr) {
+        failure = MatchEnd::kUnmapped;
+        continue;
+      }
+      if (mapping->own && !options_.include_own) continue;
+      if (mapping->generations.reader.Current(entry.block) != entry.generation) {
+        if (failure == MatchEnd::kAbsent) failure = MatchEnd::kStale;
+        continue;
+      }
+      const int rank = Rank(entry, *mapping);
+      if (best == nullptr || rank < best_rank) {
+        best = &entry;
+        best_rank = rank;
+      }
+    }
+    if (best == nullptr) {
+      out_.end = failure;
+      return false;
+    }
+    out_.sources.push_back({best->region, best->region_epoch, best->block, best->generation, MappingOf(*best)->own});
+    out_.mapping_of.push_back(MappingIndex(*best));
+    return true;
+  }
+
+ private:
+  // Lower is better: what is ours, then what continues the run before it, so that copies stay long.
+  int Rank(const IndexEntry& entry, const PeerMapping& mapping) const {
+    if (mapping.own) return 0;
+    if (out_.sources.empty()) return 2;
+    const BlockSource& last = out_.sources.back();
+    return last.region == entry.region && last.region_epoch == entry.region_epoch ? 1 : 2;
+  }
+
+  std::uint16_t MappingIndex(const IndexEntry& entry) {
+    const std::shared_ptr<PeerMapping>& mapping = snapshot_.by_row[entry.region].mapping;
+    if (!out_.mapping_of.empty() && out_.mappings[out_.mapping_of.back()] == mapping) return out_.mapping_of.back();
+    const auto found = std::find(out_.mappings.begin(), out_.mappings.end(), mapping);
+    if (found != out_.mappings.end()) return static_cast<std::uint16_t>(found - out_.mappings.begin());
+    out_.mappings.push_back(mapping);
+    return static_cast<std::uint16_t>(out_.mappings.size() - 1);
+  }
+
+  const PeerSnapshot& snapshot_;
+  const FindOptions& options_;
+  const std::uint64_t spread_;
+  Match::Impl& out_;
+};
+
+}  // namespace
+
+void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindOptions& options, std::uint64_t spread,
+            Match::Impl& out) {
+  const IndexReader& index = snapshot.registry.index();
+  Matcher matcher(snapshot, options, spread, out);
+  std::array<Candidates, kJudgeBehind> ring;
+  std::size_t end = keys.size();  // no key from here on can be part of the match
+  for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) index.Prefetch(keys[i]);
+  out.end = MatchEnd::kComplete;
+  for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
+    if (i >= kJudgeBehind) {
+      if (!matcher.Take(ring[i % kJudgeBehind])) return;
+    }
+    if (i >= end) continue;
+    if (i + kPrefetchAhead < end) index.Prefetch(keys[i + kPrefetchAhead]);
+    Candidates& candidates = ring[i % kJudgeBehind];
+    candidates.count = index.Find(keys[i], candidates.entries);
+    for (std::size_t c = 0; c < candidates.count; ++c) {
+      const PeerMapping* mapping = matcher.MappingOf(candidates.entries[c]);
+      if (mapping != nullptr) mapping->generations.reader.Prefetch(candidates.entries[c].block);
+    }
+    if (candidates.count == 0) end = i + 1;
+  }
+}
+
+}  // namespace kvm

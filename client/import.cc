@@ -1,0 +1,142 @@
+// From a match to a copy: one run per stretch of blocks with the same source region, handed to the
+// backend that mapped it; the backend's statuses become an ImportResult once the copy is done.
+#include "kvclient/import.h"
+
+#include <algorithm>
+
+#include "client/client_impl.h"
+#include "client/match_impl.h"
+
+namespace kvm {
+namespace {
+
+bool AllDifferent(std::span<const std::uint32_t> blocks) {
+  if (std::adjacent_find(blocks.begin(), blocks.end(), std::greater_equal<>()) == blocks.end()) return true;
+  std::vector<std::uint32_t> sorted(blocks.begin(), blocks.end());
+  std::sort(sorted.begin(), sorted.end());
+  return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
+}
+
+ImportFailure Failure(BlockStatus status) {
+  switch (status) {
+    case BlockStatus::kStale: return ImportFailure::kStale;
+    case BlockStatus::kBehindFailed: return ImportFailure::kBehindFailed;
+    case BlockStatus::kDeadline: return ImportFailure::kDeadline;
+    case BlockStatus::kPending:
+    case BlockStatus::kValid:
+    case BlockStatus::kError: return ImportFailure::kError;
+  }
+  return ImportFailure::kError;
+}
+
+// What one import needs to stay where it is.
+struct Keep {
+  Match match;
+  std::shared_ptr<Region::Impl> destination;
+  std::vector<std::shared_ptr<const CopyPlan>> plans;
+};
+
+}  // namespace
+
+struct ImportTicket::Impl {
+  std::shared_ptr<Client::Impl> client;
+  std::shared_ptr<Keep> keep;
+  std::unique_ptr<ImportJob> job;  // null: nothing could be copied
+  std::vector<std::uint32_t> blocks;
+  std::size_t mapped = 0;  // leading blocks the job covers
+  std::uint64_t block_bytes = 0;
+  ImportResult result;
+  bool finished = false;
+
+  void Finish() {
+    if (finished) return;
+    finished = true;
+    std::span<const BlockStatus> statuses = job ? job->statuses() : std::span<const BlockStatus>();
+    while (result.valid < statuses.size() && statuses[result.valid] == BlockStatus::kValid) ++result.valid;
+    result.bytes = result.valid * block_bytes;
+    for (std::size_t i = result.valid; i < blocks.size(); ++i) {
+      ImportFailure reason = ImportFailure::kBehindFailed;
+      if (i < statuses.size() && statuses[i] != BlockStatus::kValid) reason = Failure(statuses[i]);
+      if (i == mapped && result.valid == mapped) reason = ImportFailure::kUnmapped;
+      result.failed.push_back({i, blocks[i], reason});
+    }
+    client->stats.blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
+    client->stats.blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
+    client->stats.bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
+    keep.reset();
+  }
+};
+
+ImportTicket::ImportTicket() = default;
+ImportTicket::ImportTicket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ImportTicket::~ImportTicket() = default;
+ImportTicket::ImportTicket(ImportTicket&&) noexcept = default;
+ImportTicket& ImportTicket::operator=(ImportTicket&&) noexcept = default;
+
+bool ImportTicket::Done() noexcept {
+  if (impl_->job && !impl_->job->Done()) return false;
+  impl_->Finish();
+  return true;
+}
+
+Status ImportTicket::Wait(Deadline deadline) noexcept {
+  if (impl_->job && !impl_->job->Wait(deadline)) return MakeError(Errc::kDeadlineExceeded, "import still under way");
+  impl_->Finish();
+  return {};
+}
+
+const ImportResult& ImportTicket::result() const noexcept { return impl_->result; }
+
+Result<ImportTicket> Client::Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
+                                    const ImportOptions& options) {
+  Region::Impl& region = destination.impl();
+  if (region.client.lock() != impl_)
+    return MakeError(Errc::kInvalidArgument, "import: region " + region.options.name + " belongs to another client");
+  if (blocks.size() != match.size()) {
+    return MakeError(Errc::kInvalidArgument, "import: " + std::to_string(match.size()) + " blocks matched, " +
+                                                 std::to_string(blocks.size()) + " destinations given");
+  }
+  const auto outside = std::find_if(blocks.begin(), blocks.end(), [&](std::uint32_t block) { return block >= destination.block_count(); });
+  if (outside != blocks.end()) {
+    return MakeError(Errc::kInvalidArgument, "import: block " + std::to_string(*outside) + " is outside region " + region.options.name);
+  }
+  if (!AllDifferent(blocks)) return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
+
+  auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}});
+  ImportRequest request;
+  request.destination = region.memory.get();
+  request.deadline = options.deadline;
+  MemoryBackend* backend = nullptr;
+  if (!match.empty()) {
+    const Match::Impl& sources = *match.impl();
+    for (std::size_t i = 0; i < match.size(); ++i) {
+      const std::size_t at = match.first() + i;
+      const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
+      if (!mapping.memory || (backend != nullptr && backend != mapping.backend.get())) break;
+      backend = mapping.backend.get();
+      if (request.runs.empty() || request.runs.back().source != mapping.memory.get()) {
+        Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
+        if (!plan) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+        keep->plans.push_back(*plan);
+        request.runs.push_back({mapping.memory.get(), &mapping.generations, plan->get(), i, 0});
+      }
+      request.runs.back().count++;
+      request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
+    }
+  }
+
+  auto ticket = std::make_unique<ImportTicket::Impl>();
+  ticket->client = impl_;
+  ticket->blocks.assign(blocks.begin(), blocks.end());
+  ticket->block_bytes = region.block_bytes;
+  ticket->mapped = request.blocks.size();
+  ticket->result.writes.reserve(blocks.size());
+  for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
+  impl_->stats.imports.fetch_add(1, std::memory_order_relaxed);
+  request.keep = keep;
+  if (backend != nullptr) ticket->job = backend->Import(std::move(request));
+  ticket->keep = std::move(keep);
+  return ImportTicket(std::move(ticket));
+}
+
+}  // namespace kvm

@@ -1,0 +1,93 @@
+// Link: the socket to kvmd and the thread that serves it.
+//
+// The thread connects, says hello, reads, sends what the socket would not take at once, and reconnects
+// with jittered back-off. Requests are asynchronous: a continuation runs on the link's thread with the
+// reply, or with kUnavailable when the connection ends first. Call() waits for one, up to a deadline.
+// Sending tries the socket at once in the caller's thread and never blocks.
+//
+// Thread-safe. Events run on the link's thread, never with a lock of the link held; they must not wait.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "kvclient/client.h"
+#include "proto/frame.h"
+#include "proto/unique_fd.h"
+#include "proto/wire.pb.h"
+
+namespace kvm {
+
+using Fds = std::vector<UniqueFd>;
+using Reply = std::function<void(Result<kvmwire::ServerMessage>)>;
+
+class Link {
+ public:
+  struct Events {
+    // kvmd accepted the hello. An error closes the connection again.
+    std::function<Status(const kvmwire::HelloReply&, Fds)> connected;
+    std::function<void(kvmwire::ServerMessage, Fds)> announced;  // messages that answer no request
+    std::function<void()> disconnected;
+    std::function<void()> tick;  // about each kTick while connected
+  };
+  static constexpr std::chrono::milliseconds kTick{250};
+
+  Link(const ClientOptions& options, Events events);
+  ~Link();
+
+  void Start();
+  void Stop();  // joins the thread; outstanding requests end with kCancelled
+
+  bool connected() const noexcept { return connected_.load(std::memory_order_acquire); }
+  std::uint64_t client_id() const noexcept { return client_id_.load(std::memory_order_relaxed); }
+  Error last_error() const;
+
+  // Sends without expecting a reply; false if not connected.
+  bool Post(const kvmwire::ClientMessage& message);
+  // Sends; `reply` runs exactly once, also if there is no connection (then in this thread, at once).
+  void Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply);
+  // Sends and waits. Not for the link's own thread.
+  [[nodiscard]] Result<kvmwire::ServerMessage> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline);
+
+ private:
+  void Run();
+  Status ConnectOnce();
+  Status Serve();  // until the connection ends
+  Status HandleFrame(Frame frame);
+  Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds);
+  void Disconnect(const Error& why);
+  void FailRequests(const Error& why);
+  void Wake() noexcept;
+  void Pause(std::chrono::milliseconds pause);
+
+  const ClientOptions options_;
+  const Events events_;
+  UniqueFd wake_;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> connected_{false};
+  std::atomic<std::uint64_t> client_id_{0};
+  std::thread thread_;
+  std::minstd_rand random_;
+
+  // The link's thread only.
+  FrameReader reader_;
+  bool greeted_ = false;
+
+  mutable std::mutex mutex_;  // everything below
+  UniqueFd socket_;
+  FrameWriter writer_;
+  bool writer_blocked_ = false;
+  std::uint64_t next_request_ = 1;
+  std::unordered_map<std::uint64_t, Reply> requests_;
+  Error last_error_;
+};
+
+}  // namespace kvm

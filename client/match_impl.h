@@ -1,0 +1,20 @@
+// What a Match holds: sources in key order and the mappings they lie in. Immutable once made.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "client/peers.h"
+#include "kvclient/match.h"
+
+namespace kvm {
+
+struct Match::Impl {
+  std::vector<BlockSource> sources;
+  std::vector<std::uint16_t> mapping_of;  // [sources]: index into `mappings`
+  std::vector<std::shared_ptr<const PeerMapping>> mappings;
+  MatchEnd end = MatchEnd::kUnavailable;
+};
+
+}  // namespace kvm
