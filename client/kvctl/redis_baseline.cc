@@ -30,7 +30,7 @@ const char* Bytes(const BlockKey& key) noexcept { return reinterpret_cast<const 
 
 struct RedisBaseline::Connection {
   struct Free {
-    void operator()(redisContext* context) const noexcept { redisFree(context); }
+    void operator()(redisContext* owned) const noexcept { redisFree(owned); }
   };
   std::unique_ptr<redisContext, Free> context;
 
