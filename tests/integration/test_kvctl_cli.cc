@@ -176,6 +176,13 @@ std::int64_t Number(const boost::json::value& value, const char* name) {
   return member->to_number<std::int64_t>();
 }
 
+std::string Text(const boost::json::value& value, const char* name) {
+  INFO(name);
+  const boost::json::value* member = value.as_object().if_contains(name);
+  REQUIRE(member != nullptr);
+  return std::string(member->as_string());
+}
+
 // Processes whose parent is `pid`.
 std::vector<pid_t> ChildrenOf(pid_t pid) {
   std::istringstream list(ReadFile("/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid) + "/children"));
@@ -266,7 +273,7 @@ TEST_CASE("kvctl: status, clients, regions and models show what a worker has reg
 
   bool shown = false;
   for (const boost::json::value& client : sandbox.Run(node.Arguments("clients")).Json().at("clients").as_array()) {
-    if (client.at("name") != "test-worker") continue;
+    if (Text(client, "name") != "test-worker") continue;
     shown = true;
     CHECK(Number(client, "pid") == ::getpid());
     CHECK(Number(client, "entries") == 3);
@@ -275,14 +282,14 @@ TEST_CASE("kvctl: status, clients, regions and models show what a worker has reg
 
   const boost::json::value regions = sandbox.Run(node.Arguments("regions")).Json();
   REQUIRE(regions.at("regions").as_array().size() == 1);
-  CHECK(regions.at("regions").at(0).at("name") == "test-pool");
-  CHECK(regions.at("regions").at(0).at("state") == "live");
+  CHECK(Text(regions.at("regions").at(0), "name") == "test-pool");
+  CHECK(Text(regions.at("regions").at(0), "state") == "live");
   CHECK(Number(regions.at("regions").at(0), "blocks") == 16);
   CHECK(Number(regions.at("regions").at(0), "block_bytes") == 64);
 
   const boost::json::value models = sandbox.Run(node.Arguments("models")).Json();
   REQUIRE(models.at("models").as_array().size() == 1);
-  CHECK(models.at("models").at(0).at("spec").at("model_id") == "org/model");
+  CHECK(Text(models.at("models").at(0).at("spec"), "model_id") == "org/model");
   CHECK(Number(models.at("models").at(0).at("spec"), "block_tokens") == 4);
   for (const char* view : {"status", "clients", "regions", "models", "ls", "doctor"}) {
     INFO(view);
@@ -305,7 +312,7 @@ TEST_CASE("kvctl ls: filters by model, region and prefix", "[integration]") {
   const boost::json::value blocks = sandbox.Run(node.Arguments("ls --prefix " + node.keys[0].ToHex())).Json().at("blocks");
   REQUIRE(blocks.as_array().size() == 3);
   for (std::size_t i = 0; i < 3; ++i) {
-    CHECK(blocks.at(i).at("key") == node.keys[i].ToHex());
+    CHECK(Text(blocks.at(i), "key") == node.keys[i].ToHex());
     CHECK(Number(blocks.at(i), "block") == static_cast<std::int64_t>(10 + i));
   }
   CHECK(sandbox.Run(node.Arguments("ls --model other")).code == 1);
@@ -319,9 +326,9 @@ TEST_CASE("kvctl find: says where each block is and where the prefix ends", "[in
   const boost::json::value found = sandbox.Run(node.Arguments("find --model org/model --tokens " + TokenList(16))).Json();
   CHECK(Number(found, "keys") == 4);
   CHECK(Number(found, "lcp") == 3);
-  CHECK(found.at("end") == "absent");
+  CHECK(Text(found, "end") == "absent");
   const boost::json::value& replica = found.at("blocks").at(1).at("replicas").at(0);
-  CHECK(replica.at("region_name") == "test-pool");
+  CHECK(Text(replica, "region_name") == "test-pool");
   CHECK(Number(replica, "pid") == ::getpid());
   CHECK(Number(replica, "block") == 11);
   CHECK(found.at("blocks").at(3).at("replicas").as_array().empty());
@@ -342,7 +349,7 @@ TEST_CASE("kvctl explain: names the reason of a miss", "[integration]") {
   const auto reasons = [&](const std::string& arguments) {
     const boost::json::value answer = sandbox.Run(node.Arguments("explain " + arguments)).Json();
     std::string kinds;
-    for (const boost::json::value& reason : answer.at("reasons").as_array()) kinds += std::string(reason.at("kind").as_string()) + " ";
+    for (const boost::json::value& reason : answer.at("reasons").as_array()) kinds += Text(reason, "kind") + " ";
     return kinds;
   };
   CHECK(sandbox.Run(node.Arguments("explain --model org/model --tokens " + TokenList(12))).Json().at("hit").as_bool());
