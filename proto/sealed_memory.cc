@@ -3,7 +3,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 
+#include <cerrno>
+#include <limits>
 #include <utility>
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -27,6 +30,13 @@ class MemoryMappable {
   int fd_;
 };
 
+// fallocate on a memfd would go on until the out-of-memory killer comes.
+std::size_t InstalledBytes() {
+  struct sysinfo info {};
+  if (::sysinfo(&info) != 0) return std::numeric_limits<std::size_t>::max();
+  return (std::size_t{info.totalram} + info.totalswap) * info.mem_unit;
+}
+
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
   try {
     ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size);
@@ -42,6 +52,7 @@ Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugeP
 
 Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
+  if (size_bytes > InstalledBytes()) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
   OwnedMemory memory;
   memory.fd_.Reset(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return SystemError("memfd_create " + name);
