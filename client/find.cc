@@ -1,6 +1,7 @@
-// The lookup is bound by memory latency: each key costs one random cache line of the index and one of a
-// generation table. So it runs as a pipeline over the keys: prefetch slots kPrefetchAhead keys ahead,
-// read a slot and prefetch its generation, and judge that generation kJudgeBehind keys later.
+// The lookup is bound by memory latency: each key costs a few random cache lines of the index and one of
+// a generation table. So it runs as a pipeline over the keys: prefetch the first slots of a chain
+// kPrefetchAhead keys ahead, glance at them kGlanceAhead keys ahead (and prefetch on if the key is not
+// there), read the slot and prefetch its generation, and judge that generation kJudgeBehind keys later.
 #include "client/find.h"
 
 #include <algorithm>
@@ -10,10 +11,11 @@ namespace kvm {
 namespace {
 
 constexpr std::size_t kPrefetchAhead = 24;
-constexpr std::size_t kJudgeBehind = 16;
+constexpr std::size_t kGlanceAhead = 12;
+constexpr std::size_t kJudgeBehind = 8;
 
 struct Candidates {
-  std::array<IndexEntry, layout::kMaxReplicas> entries;
+  std::array<IndexHit, layout::kMaxReplicas> entries;
   std::size_t count = 0;
 };
 
@@ -22,7 +24,7 @@ class Matcher {
   Matcher(const PeerSnapshot& snapshot, const FindOptions& options, std::uint64_t spread, Match::Impl& out)
       : snapshot_(snapshot), options_(options), spread_(spread), out_(out) {}
 
-  const PeerMapping* MappingOf(const IndexEntry& entry) const {
+  const PeerMapping* MappingOf(const IndexHit& entry) const {
     if (entry.region >= snapshot_.by_row.size()) return nullptr;
     const PeerRegion& region = snapshot_.by_row[entry.region];
     return region.region_epoch == entry.region_epoch ? region.mapping.get() : nullptr;
@@ -34,11 +36,12 @@ class Matcher {
       out_.end = MatchEnd::kAbsent;
       return false;
     }
-    const IndexEntry* best = nullptr;
+    const IndexHit* best = nullptr;
     int best_rank = 0;
     MatchEnd failure = MatchEnd::kAbsent;
     for (std::size_t i = 0; i < candidates.count; ++i) {
-      const IndexEntry& entry = candidates.entries[(i + spread_) % candidates.count];
+      // One replica is the rule; only several are worth a division.
+      const IndexHit& entry = candidates.entries[candidates.count == 1 ? 0 : (i + spread_) % candidates.count];
       const PeerMapping* mapping = MappingOf(entry);
       if (mapping == nullptr) {
         failure = MatchEnd::kUnmapped;
@@ -66,14 +69,14 @@ class Matcher {
 
  private:
   // Lower is better: what is ours, then what continues the run before it, so that copies stay long.
-  int Rank(const IndexEntry& entry, const PeerMapping& mapping) const {
+  int Rank(const IndexHit& entry, const PeerMapping& mapping) const {
     if (mapping.own) return 0;
     if (out_.sources.empty()) return 2;
     const BlockSource& last = out_.sources.back();
     return last.region == entry.region && last.region_epoch == entry.region_epoch ? 1 : 2;
   }
 
-  std::uint16_t MappingIndex(const IndexEntry& entry) {
+  std::uint16_t MappingIndex(const IndexHit& entry) {
     const std::shared_ptr<PeerMapping>& mapping = snapshot_.by_row[entry.region].mapping;
     if (!out_.mapping_of.empty() && out_.mappings[out_.mapping_of.back()] == mapping) return out_.mapping_of.back();
     const auto found = std::find(out_.mappings.begin(), out_.mappings.end(), mapping);
@@ -95,8 +98,10 @@ void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const 
   const IndexReader& index = snapshot.registry.index();
   Matcher matcher(snapshot, options, spread, out);
   std::array<Candidates, kJudgeBehind> ring;
+  std::array<std::uint64_t, kGlanceAhead> hints;
   std::size_t end = keys.size();  // no key from here on can be part of the match
   for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) index.Prefetch(keys[i]);
+  for (std::size_t i = 0; i < std::min(kGlanceAhead, end); ++i) hints[i] = index.Glance(keys[i]);
   out.end = MatchEnd::kComplete;
   for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
     if (i >= kJudgeBehind) {
@@ -105,7 +110,8 @@ void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const 
     if (i >= end) continue;
     if (i + kPrefetchAhead < end) index.Prefetch(keys[i + kPrefetchAhead]);
     Candidates& candidates = ring[i % kJudgeBehind];
-    candidates.count = index.Find(keys[i], candidates.entries);
+    candidates.count = index.Find(keys[i], candidates.entries, hints[i % kGlanceAhead]);
+    if (i + kGlanceAhead < end) hints[i % kGlanceAhead] = index.Glance(keys[i + kGlanceAhead]);
     for (std::size_t c = 0; c < candidates.count; ++c) {
       const PeerMapping* mapping = matcher.MappingOf(candidates.entries[c]);
       if (mapping != nullptr) mapping->generations.reader.Prefetch(candidates.entries[c].block);

@@ -1,6 +1,7 @@
 #include "proto/registry_view.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace kvm {
@@ -15,25 +16,37 @@ constexpr std::uint64_t kMaxProbes = 4096;
 
 enum class SlotState { kEmpty, kOther, kMatch, kBusy };
 
-// Copies `slot` if it holds `key` (or holds anything, with `any`).
-SlotState Read(const IndexSlot& slot, const BlockKey* key, IndexEntry& out) noexcept {
+void CopyFields(const IndexSlot& slot, IndexHit& out) noexcept {
+  out.generation = slot.generation.load(std::memory_order_relaxed);
+  out.region = slot.region.load(std::memory_order_relaxed);
+  out.block = slot.block.load(std::memory_order_relaxed);
+  out.more = slot.flags.load(std::memory_order_relaxed) & IndexSlot::kMore;
+}
+
+void CopyFields(const IndexSlot& slot, IndexEntry& out) noexcept {
+  out.key = {slot.key_lo.load(std::memory_order_relaxed), slot.key_hi.load(std::memory_order_relaxed)};
+  out.generation = slot.generation.load(std::memory_order_relaxed);
+  out.parent_lo = slot.parent_lo.load(std::memory_order_relaxed);
+  out.region = slot.region.load(std::memory_order_relaxed);
+  out.block = slot.block.load(std::memory_order_relaxed);
+  out.depth = slot.depth.load(std::memory_order_relaxed);
+  out.published_s = slot.published_s.load(std::memory_order_relaxed);
+  out.more = (slot.flags.load(std::memory_order_relaxed) & IndexSlot::kMore) != 0;
+}
+
+// Copies `slot` if it holds `key` (or holds anything, with null).
+template <class Copy>
+SlotState Read(const IndexSlot& slot, const BlockKey* key, Copy& out) noexcept {
   for (int attempt = 0; attempt < kSlotRetries; ++attempt) {
     const std::uint32_t version = slot.version.load(std::memory_order_acquire);
     if (version & 1) continue;
     const std::uint32_t region_epoch = slot.region_epoch.load(std::memory_order_relaxed);
-    const BlockKey found{slot.key_lo.load(std::memory_order_relaxed), slot.key_hi.load(std::memory_order_relaxed)};
     SlotState state = region_epoch == 0 ? SlotState::kEmpty : SlotState::kOther;
-    if (region_epoch != 0 && (key == nullptr || found == *key)) {
+    if (region_epoch != 0 && (key == nullptr || (slot.key_lo.load(std::memory_order_relaxed) == key->lo &&
+                                                 slot.key_hi.load(std::memory_order_relaxed) == key->hi))) {
       state = SlotState::kMatch;
-      out.key = found;
       out.region_epoch = region_epoch;
-      out.generation = slot.generation.load(std::memory_order_relaxed);
-      out.parent_lo = slot.parent_lo.load(std::memory_order_relaxed);
-      out.region = slot.region.load(std::memory_order_relaxed);
-      out.block = slot.block.load(std::memory_order_relaxed);
-      out.depth = slot.depth.load(std::memory_order_relaxed);
-      out.published_s = slot.published_s.load(std::memory_order_relaxed);
-      out.more = (slot.flags.load(std::memory_order_relaxed) & IndexSlot::kMore) != 0;
+      CopyFields(slot, out);
     }
     std::atomic_thread_fence(std::memory_order_acquire);
     if (slot.version.load(std::memory_order_relaxed) == version) return state;
@@ -47,11 +60,39 @@ bool Inside(std::uint64_t offset, std::uint64_t count, std::uint64_t item_bytes,
 
 }  // namespace
 
-std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept {
+std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t hint) const noexcept {
+  return FindStable(key, out, hint);
+}
+std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept { return FindStable(key, out, kNoHint); }
+
+// Probe lengths are random, so a branch a slot is a misprediction a key, half of the whole lookup. This
+// looks at kGroup slots without branches and without the version word: Find's consistent read confirms
+// what it says, and what it overlooks while a writer is at work is a miss that Find looks into.
+std::uint64_t IndexReader::Glance(const BlockKey& key) const noexcept {
+  const std::uint64_t home = layout::Home(key, count_);
+  if (home + 2 * kGroup > count_) return home;
+  std::uint32_t stop = 0;
+#pragma GCC unroll 4
+  for (unsigned i = 0; i < kGroup; ++i) {
+    const IndexSlot& slot = slots_[home + i];
+    const bool match = slot.key_lo.load(std::memory_order_relaxed) == key.lo;
+    const bool empty = slot.region_epoch.load(std::memory_order_relaxed) == 0;
+    stop |= static_cast<std::uint32_t>(match | empty) << i;
+  }
+  if (stop != 0) return home + static_cast<std::uint64_t>(std::countr_zero(stop));
+  PrefetchGroup(home + kGroup);
+  return home + kGroup;
+}
+
+template <class Copy>
+std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept {
   if (count_ == 0 || out.empty()) return 0;
+  if (hint < count_) {
+    if (const std::size_t found = FindOnce(key, out, hint); found != 0) return found;
+  }
   for (int attempt = 0;; ++attempt) {
     const std::uint64_t before = moves_->load(std::memory_order_acquire);
-    const std::size_t found = FindOnce(key, out);
+    const std::size_t found = FindOnce(key, out, layout::Home(key, count_));
     // A hit stands for itself (each slot was read consistently); a miss may have raced with a move.
     if (found != 0 || attempt == kMoveRetries) return found;
     std::atomic_thread_fence(std::memory_order_acquire);
@@ -59,10 +100,10 @@ std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexEntry> out) co
   }
 }
 
-std::size_t IndexReader::FindOnce(const BlockKey& key, std::span<IndexEntry> out) const noexcept {
+template <class Copy>
+std::size_t IndexReader::FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept {
   const std::size_t limit = std::min<std::size_t>(out.size(), layout::kMaxReplicas);
   const std::uint64_t probes = std::min(count_, kMaxProbes);
-  std::uint64_t at = layout::Home(key, count_);
   std::size_t found = 0;
   for (std::uint64_t probe = 0; probe < probes; ++probe, at = at + 1 == count_ ? 0 : at + 1) {
     const SlotState state = Read(slots_[at], &key, out[found]);
@@ -75,7 +116,7 @@ std::size_t IndexReader::FindOnce(const BlockKey& key, std::span<IndexEntry> out
 }
 
 bool IndexReader::ReadSlot(std::uint64_t slot, IndexEntry& out) const noexcept {
-  return slot < count_ && Read(slots_[slot], nullptr, out) == SlotState::kMatch;
+  return slot < count_ && Read<IndexEntry>(slots_[slot], nullptr, out) == SlotState::kMatch;
 }
 
 Result<RegistryView> RegistryView::Open(MappedMemory memory) {

@@ -32,17 +32,33 @@ struct IndexEntry {
   bool more = false;  // further replicas of the key follow
 };
 
+// What a lookup needs of a slot.
+struct IndexHit {
+  Generation generation = 0;
+  std::uint32_t region = 0;
+  std::uint32_t region_epoch = 0;
+  std::uint32_t block = 0;
+  std::uint32_t more = 0;  // not 0: further replicas of the key follow
+};
+
 // Lookup over raw slots; kvmd's tests and writer use it as well.
 class IndexReader {
  public:
+  static constexpr std::uint64_t kNoHint = ~std::uint64_t{0};
+
   IndexReader() = default;
   IndexReader(const layout::IndexSlot* slots, std::uint64_t count, const std::atomic<std::uint64_t>* moves) noexcept
       : slots_(slots), count_(count), moves_(moves) {}
 
-  void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&slots_[layout::Home(key, count_)]); }
+  // For pipelines over many keys: Prefetch(k), some keys later hint = Glance(k), some keys later
+  // Find(k, out, hint), so that hardly a load has to wait. Both are optional.
+  [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { PrefetchGroup(layout::Home(key, count_)); }
+  // Where on its chain the key seems to be; fetches on if it is not among the first slots.
+  std::uint64_t Glance(const BlockKey& key) const noexcept;
 
   // Replicas of `key`, in order of publication, into `out`; returns how many, at most
   // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
+  std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t hint = kNoHint) const noexcept;
   std::size_t Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
 
   // Slot `slot` as it is; false if it is empty, out of range or its writer is in the middle.
@@ -51,7 +67,16 @@ class IndexReader {
   std::uint64_t slots() const noexcept { return count_; }
 
  private:
-  std::size_t FindOnce(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
+  template <class Copy>
+  std::size_t FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept;
+  template <class Copy>
+  std::size_t FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept;
+  // Always inlined: GCC takes a function that only prefetches for one without effect and drops the call.
+  [[gnu::always_inline]] void PrefetchGroup(std::uint64_t at) const noexcept {
+    for (unsigned i = 0; i < kGroup; ++i) __builtin_prefetch(&slots_[at + i]);
+  }
+
+  static constexpr unsigned kGroup = 4;  // slots looked at together
 
   const layout::IndexSlot* slots_ = nullptr;
   std::uint64_t count_ = 0;

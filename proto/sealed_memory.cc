@@ -4,13 +4,18 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <limits>
 #include <utility>
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
 #endif
 
 namespace kvm {
@@ -37,13 +42,33 @@ std::size_t InstalledBytes() {
   return (std::size_t{info.totalram} + info.totalswap) * info.mem_unit;
 }
 
+constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+
+// Address space for `size` bytes that begins on a huge page, ready for MAP_FIXED; null if there is none.
+void* ReserveAligned(std::size_t size) {
+  const std::size_t reserved = size + kHugePageBytes;
+  void* base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return nullptr;
+  const auto begin = reinterpret_cast<std::uintptr_t>(base);
+  const std::uintptr_t aligned = (begin + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::uintptr_t end = (aligned + size + page - 1) & ~(page - 1);
+  if (aligned > begin) ::munmap(base, aligned - begin);
+  if (begin + reserved > end) ::munmap(reinterpret_cast<void*>(end), begin + reserved - end);
+  return reinterpret_cast<void*>(aligned);
+}
+
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
+  // A page table of huge pages needs addresses aligned alike in memory and file.
+  void* address = huge == HugePages::kTry && size >= kHugePageBytes ? ReserveAligned(size) : nullptr;
   try {
-    ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size);
+    ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size, address,
+                               address != nullptr ? ipc::map_options_t(MAP_FIXED) : ipc::default_map_options);
     // A refusal only costs speed.
-    if (huge == HugePages::kTry) ::madvise(mapping.get_address(), size, MADV_HUGEPAGE);
+    if (address != nullptr) ::madvise(address, size, MADV_HUGEPAGE);
     return mapping;
   } catch (const ipc::interprocess_exception& e) {
+    if (address != nullptr) ::munmap(address, size);
     return SystemError("map " + std::to_string(size) + " bytes of shared memory", e.get_native_error());
   }
 }
@@ -60,14 +85,13 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   const auto size = static_cast<off_t>(size_bytes);
   if (::fchmod(fd, 0400) != 0) return SystemError("fchmod " + name);
   if (::ftruncate(fd, size) != 0) return SystemError("ftruncate " + name);
-  // Mapped (and advised) before it is filled, so that the kernel may fill it with huge pages.
+  if (::fallocate(fd, 0, 0, size) != 0) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name);
   Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
-#ifdef MADV_POPULATE_WRITE
-  if (huge == HugePages::kTry) ::madvise(memory.mapping_.get_address(), size_bytes, MADV_POPULATE_WRITE);
-#endif
-  if (::fallocate(fd, 0, 0, size) != 0) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name);
+  // Lookups in a large table are bound by address translation: ask for huge pages now, whatever the
+  // system-wide setting for shared memory is. Kernels before 6.1 and busy machines refuse: only slower.
+  if (huge == HugePages::kTry && size_bytes >= kHugePageBytes) ::madvise(memory.mapping_.get_address(), size_bytes, MADV_COLLAPSE);
   if (::fcntl(fd, F_ADD_SEALS, kSeals) != 0) return SystemError("seal " + name);
   return memory;
 }

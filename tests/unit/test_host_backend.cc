@@ -37,6 +37,17 @@ std::vector<BlockStatus> Import(const HostRegion& source, const HostRegion& dest
 
 constexpr std::uint32_t kBlocks = 8;
 
+// Rewrites block 0 until told to stop, with pauses about as long as a copy, so that copies meet every
+// step of a write and some meet none.
+void Rewrite(HostRegion& source, const std::atomic<bool>& stop) {
+  test::Random random(1);
+  while (!stop.load(std::memory_order_relaxed)) {
+    source.PublishGeneration(0);
+    const SteadyTime resume = std::chrono::steady_clock::now() + std::chrono::microseconds(random.Below(40));
+    while (std::chrono::steady_clock::now() < resume) continue;
+  }
+}
+
 }  // namespace
 
 TEST_CASE("Host backend: an import between any two engine layouts brings the right bytes", "[unit]") {
@@ -132,11 +143,9 @@ TEST_CASE("Host backend: a block rewritten at full speed is never valid with wro
   HostRegion source(layout), destination(layout);
   const SteadyTime enough = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::atomic<bool> stop{false};
-  std::thread writer([&] {
-    while (!stop.load(std::memory_order_relaxed)) source.PublishGeneration(0);
-  });
+  std::thread writer([&] { Rewrite(source, stop); });
   int valid = 0, stale = 0, wrong = 0;
-  while ((valid < 50 || stale < 200) && std::chrono::steady_clock::now() < enough) {
+  while ((valid < 500 || stale < 500) && std::chrono::steady_clock::now() < enough) {
     const Generation generation = source.generations.reader.Current(0);
     if (!IsReadable(generation)) continue;
     if (Import(source, destination, {{0, 0, generation}}).front() == BlockStatus::kValid) {
@@ -158,9 +167,7 @@ TEST_CASE("Host backend: the same without validation does find wrong bytes", "[u
   HostRegion source(layout), destination(layout);
   const SteadyTime enough = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::atomic<bool> stop{false};
-  std::thread writer([&] {
-    while (!stop.load(std::memory_order_relaxed)) source.PublishGeneration(0);
-  });
+  std::thread writer([&] { Rewrite(source, stop); });
   int wrong = 0;
   while (wrong == 0 && std::chrono::steady_clock::now() < enough) {
     const Generation generation = source.generations.reader.Current(0);

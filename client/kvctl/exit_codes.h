@@ -1,0 +1,38 @@
+// Exit codes of kvctl, for scripts. Part of its interface: documented in --help, never renumbered.
+#pragma once
+
+#include "kvm/error.h"
+
+namespace kvm::ctl {
+
+enum ExitCode : int {
+  kHealthy = 0,
+  kUsage = 1,        // bad options, files or keys
+  kUnreachable = 2,  // no kvmd answers on the socket
+  kUnhealthy = 3,    // kvmd answers, but something is wrong
+  kInterrupted = 130,
+};
+
+// What an error means for the exit code.
+constexpr ExitCode ExitFor(Errc code) noexcept {
+  switch (code) {
+    case Errc::kUnavailable:
+    case Errc::kDeadlineExceeded: return kUnreachable;
+    case Errc::kInvalidArgument:
+    case Errc::kNotFound:
+    case Errc::kUnsupported: return kUsage;
+    case Errc::kCancelled: return kInterrupted;
+    case Errc::kProtocol:
+    case Errc::kVersionMismatch:
+    case Errc::kPermissionDenied:
+    case Errc::kAlreadyExists:
+    case Errc::kResourceExhausted:
+    case Errc::kModelMismatch:
+    case Errc::kBadGeometry:
+    case Errc::kStale:
+    case Errc::kSystem: return kUnhealthy;
+  }
+  return kUnhealthy;
+}
+
+}  // namespace kvm::ctl
