@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 namespace kvm {
 namespace {
@@ -54,7 +55,7 @@ SlotState Read(const IndexSlot& slot, const BlockKey* key, Copy& out) noexcept {
 }
 
 bool Inside(std::uint64_t offset, std::uint64_t count, std::uint64_t item_bytes, std::uint64_t total) {
-  return offset <= total && offset % 64 == 0 && count <= (total - offset) / item_bytes;
+  return offset >= layout::kHeaderBytes && offset <= total && offset % 64 == 0 && count <= (total - offset) / item_bytes;
 }
 
 }  // namespace
@@ -129,10 +130,14 @@ Result<RegistryView> RegistryView::Open(MappedMemory memory) {
     return MakeError(Errc::kVersionMismatch, "registry segment: layout version " + std::to_string(header.layout_version) +
                                                  ", this build reads " + std::to_string(layout::kLayoutVersion));
   }
-  if (header.segment_bytes > total || header.index_slots == 0 ||
-      !Inside(header.model_rows_offset, header.model_rows, sizeof(layout::ModelRow), total) ||
-      !Inside(header.region_rows_offset, header.region_rows, sizeof(layout::RegionRow), total) ||
-      !Inside(header.index_offset, header.index_slots, sizeof(IndexSlot), total)) {
+  if (header.header_bytes != layout::kHeaderBytes || header.segment_bytes > total ||
+      std::memchr(header.domain, '\0', sizeof(header.domain)) == nullptr || header.index_slots == 0 ||
+      header.index_entries >= header.index_slots) {
+    return MakeError(Errc::kProtocol, "registry segment: header contradicts itself");
+  }
+  if (!Inside(header.model_rows_offset, header.model_rows, sizeof(layout::ModelRow), header.segment_bytes) ||
+      !Inside(header.region_rows_offset, header.region_rows, sizeof(layout::RegionRow), header.segment_bytes) ||
+      !Inside(header.index_offset, header.index_slots, sizeof(IndexSlot), header.segment_bytes)) {
     return MakeError(Errc::kProtocol, "registry segment: a table leaves the segment");
   }
   const std::byte* base = view.memory_->data();
