@@ -31,7 +31,7 @@ boost=libboost-dev
 if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then boost=libboost1.81-dev; fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
-  libcli11-dev catch2 libbenchmark-dev libhiredis-dev git binutils)
+  libcli11-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
 [ "$lint" = yes ] && packages+=(clang-format clang-tidy shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 
