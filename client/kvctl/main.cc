@@ -2,6 +2,9 @@
 #include <CLI/CLI.hpp>
 
 #include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "client/kvctl/common_options.h"
 #include "client/kvctl/exit_codes.h"
@@ -37,7 +40,10 @@ int Main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "kvctl: " << error.what() << " (kvctl --help)\n";
+    // CLI11 misses the subcommand before it looks at what stands in its place.
+    const std::vector<std::string> unknown = app.remaining(true);
+    const bool wrong_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !unknown.empty();
+    std::cerr << "kvctl: " << (wrong_command ? "unknown command or option " + unknown.front() : error.what()) << " (kvctl --help)\n";
     return kUsage;
   }
   common.socket_given = socket->count() > 0;
