@@ -26,9 +26,9 @@ class BlockIndexWriter {
   // Told whenever an entry has a new slot, so that reverse maps stay right.
   using Moved = std::function<void(const IndexEntry& entry, std::uint64_t slot)>;
 
-  // `slots`: zeroed, `count` of them, written by nobody else. `max_entries` < count.
-  BlockIndexWriter(layout::IndexSlot* slots, std::uint64_t count, std::uint64_t max_entries, std::atomic<std::uint64_t>* moves,
-                   Moved moved);
+  // `slots` and `tags`: zeroed, for `count` slots, written by nobody else. `max_entries` < count.
+  BlockIndexWriter(layout::IndexSlot* slots, layout::TagWord* tags, std::uint64_t count, std::uint64_t max_entries,
+                   std::atomic<std::uint64_t>* moves, Moved moved);
 
   void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&slots_[layout::Home(key, count_)], 1); }
 
@@ -56,6 +56,7 @@ class BlockIndexWriter {
   void SetMore(std::uint64_t slot, bool more) noexcept;
 
   layout::IndexSlot* const slots_;
+  layout::TagWord* const tags_;
   const std::uint64_t count_;
   const std::uint64_t max_entries_;
   std::atomic<std::uint64_t>* const moves_;

@@ -29,7 +29,7 @@ Domain::Domain(std::string name, const Config& config, RegistrySegment segment)
     : name_(std::move(name)),
       config_(config),
       segment_(std::move(segment)),
-      index_(segment_.slots(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
+      index_(segment_.slots(), segment_.tags(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
              [this](const IndexEntry& entry, std::uint64_t slot) {
                regions_[entry.region]->slot_of_block[entry.block] = static_cast<std::uint32_t>(slot);
              }),

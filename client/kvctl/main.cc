@@ -22,7 +22,8 @@ int Main(int argc, char** argv) {
   CLI::App app("Shows and exercises kvmd, the marketplace for KV cache blocks of this node.", "kvctl");
   app.set_version_flag("--version", KVM_VERSION);
   app.footer(kFooter);
-  app.require_subcommand(1);
+  // None is caught below, so that an unknown command is refused by its name, not as a missing one.
+  app.require_subcommand(0, 1);
   app.fallthrough();
   CommonOptions common;
   const CLI::Option* socket = app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
@@ -35,6 +36,7 @@ int Main(int argc, char** argv) {
   AddBenchCommands(app, common, action);
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
