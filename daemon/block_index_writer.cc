@@ -8,9 +8,9 @@ namespace kvm::daemon {
 using layout::IndexSlot;
 constexpr auto kRelaxed = std::memory_order_relaxed;
 
-BlockIndexWriter::BlockIndexWriter(IndexSlot* slots, std::uint64_t count, std::uint64_t max_entries, std::atomic<std::uint64_t>* moves,
-                                   Moved moved)
-    : slots_(slots), count_(count), max_entries_(max_entries), moves_(moves), moved_(std::move(moved)) {
+BlockIndexWriter::BlockIndexWriter(IndexSlot* slots, layout::TagWord* tags, std::uint64_t count, std::uint64_t max_entries,
+                                   std::atomic<std::uint64_t>* moves, Moved moved)
+    : slots_(slots), tags_(tags), count_(count), max_entries_(max_entries), moves_(moves), moved_(std::move(moved)) {
   assert(max_entries < count);
 }
 
@@ -49,6 +49,11 @@ void BlockIndexWriter::Write(std::uint64_t at, const IndexEntry& entry) noexcept
   slot.flags.store(entry.more ? IndexSlot::kMore : 0, kRelaxed);
   slot.published_s.store(entry.published_s, kRelaxed);
   slot.version.store(version + 2, std::memory_order_release);
+  // Last, since it is only a hint: a reader that sees the tag finds the entry behind it.
+  const unsigned shift = static_cast<unsigned>(at % 8) * 8;
+  const std::uint64_t tag = entry.region_epoch == 0 ? 0 : layout::Tag(entry.key);
+  layout::TagWord& word = tags_[at / 8];
+  word.store((word.load(kRelaxed) & ~(std::uint64_t{0xFF} << shift)) | tag << shift, std::memory_order_release);
 }
 
 void BlockIndexWriter::SetMore(std::uint64_t at, bool more) noexcept {

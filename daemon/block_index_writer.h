@@ -35,9 +35,9 @@ class BlockIndexWriter {
   // Told whenever an entry has a new slot, so that reverse maps stay right.
   using Moved = std::function<void(const IndexEntry& entry, std::uint64_t slot)>;
 
-  // `slots`: zeroed, `count` of them, written by nobody else. `max_entries` < count.
-  BlockIndexWriter(layout::IndexSlot* slots, std::uint64_t count, std::uint64_t max_entries, std::atomic<std::uint64_t>* moves,
-                   Moved moved);
+  // `slots` and `tags`: zeroed, for `count` slots, written by nobody else. `max_entries` < count.
+  BlockIndexWriter(layout::IndexSlot* slots, layout::TagWord* tags, std::uint64_t count, std::uint64_t max_entries,
+                   std::atomic<std::uint64_t>* moves, Moved moved);
 
   // Always inlined: GCC takes a function that only prefetches for one without effect and drops the call.
   [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { PrefetchSlot(layout::Home(key, count_)); }
@@ -72,6 +72,7 @@ class BlockIndexWriter {
   void SetMore(std::uint64_t slot, bool more) noexcept;
 
   layout::IndexSlot* const slots_;
+  layout::TagWord* const tags_;
   const std::uint64_t count_;
   const std::uint64_t max_entries_;
   std::atomic<std::uint64_t>* const moves_;

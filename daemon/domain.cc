@@ -25,7 +25,7 @@ Domain::Domain(std::string name, const Config& config, RegistrySegment segment)
     : name_(std::move(name)),
       config_(config),
       segment_(std::move(segment)),
-      index_(segment_.slots(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
+      index_(segment_.slots(), segment_.tags(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
              [this](const IndexEntry& entry, std::uint64_t slot) { regions_[entry.region]->slots.Set(entry.block, slot); }),
       models_(segment_, config.max_models),
       regions_(config.max_regions) {}
