@@ -27,8 +27,9 @@ std::uint64_t RegistrySegment::SlotsFor(std::uint64_t max_entries) { return Roun
 Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const Sizes& sizes) {
   const std::uint64_t models_at = layout::kHeaderBytes;
   const std::uint64_t regions_at = models_at + sizes.max_models * sizeof(layout::ModelRow);
-  const std::uint64_t index_at = RoundUp(regions_at + sizes.max_regions * sizeof(layout::RegionRow), 4096);
   const std::uint64_t slots = SlotsFor(sizes.max_entries);
+  const std::uint64_t tags_at = RoundUp(regions_at + sizes.max_regions * sizeof(layout::RegionRow), 4096);
+  const std::uint64_t index_at = RoundUp(tags_at + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
   Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, index_at + slots * sizeof(layout::IndexSlot), HugePages::kTry);
   if (!memory) return memory.error();
 
@@ -45,6 +46,7 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
   header.model_rows_offset = models_at;
   header.region_rows_offset = regions_at;
   header.index_offset = index_at;
+  header.tags_offset = tags_at;
   header.model_rows = sizes.max_models;
   header.region_rows = sizes.max_regions;
   header.index_slots = slots;

@@ -29,6 +29,7 @@ class RegistrySegment {
   layout::ModelRow* models() const noexcept { return reinterpret_cast<layout::ModelRow*>(memory_.data() + header().model_rows_offset); }
   layout::RegionRow* regions() const noexcept { return reinterpret_cast<layout::RegionRow*>(memory_.data() + header().region_rows_offset); }
   layout::IndexSlot* slots() const noexcept { return reinterpret_cast<layout::IndexSlot*>(memory_.data() + header().index_offset); }
+  layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
   layout::Counters& counters() const noexcept { return header().counters; }
 
   void Heartbeat() noexcept;

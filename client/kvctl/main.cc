@@ -2,6 +2,9 @@
 #include <CLI/CLI.hpp>
 
 #include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "client/kvctl/common_options.h"
 #include "client/kvctl/exit_codes.h"
@@ -19,7 +22,8 @@ int Main(int argc, char** argv) {
   CLI::App app("Shows and exercises kvmd, the marketplace for KV cache blocks of this node.", "kvctl");
   app.set_version_flag("--version", KVM_VERSION);
   app.footer(kFooter);
-  app.require_subcommand(1);
+  // None is caught below, so that an unknown command is refused by its name, not as a missing one.
+  app.require_subcommand(0, 1);
   app.fallthrough();
   CommonOptions common;
   const CLI::Option* socket = app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
@@ -32,10 +36,14 @@ int Main(int argc, char** argv) {
   AddBenchCommands(app, common, action);
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "kvctl: " << error.what() << " (kvctl --help)\n";
+    // CLI11 misses the subcommand before it looks at what stands in its place.
+    const std::vector<std::string> unknown = app.remaining(true);
+    const bool wrong_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !unknown.empty();
+    std::cerr << "kvctl: " << (wrong_command ? "unknown command or option " + unknown.front() : error.what()) << " (kvctl --help)\n";
     return kUsage;
   }
   common.socket_given = socket->count() > 0;

@@ -272,7 +272,8 @@ TEST_CASE("kvctl: status, clients, regions and models show what a worker has reg
   CHECK(Number(status.Json().at("domains").at(0), "entries") == 3);
 
   bool shown = false;
-  for (const boost::json::value& client : sandbox.Run(node.Arguments("clients")).Json().at("clients").as_array()) {
+  const boost::json::value clients = sandbox.Run(node.Arguments("clients")).Json();
+  for (const boost::json::value& client : clients.at("clients").as_array()) {
     if (Text(client, "name") != "test-worker") continue;
     shown = true;
     CHECK(Number(client, "pid") == ::getpid());

@@ -17,11 +17,14 @@ OwnedMemory MustCreate(std::size_t bytes, HugePages huge) {
   return std::move(*memory);
 }
 
+// Rounded up to whole cache lines, so that the index behind them stays aligned.
+std::size_t TagBytes(std::uint64_t slots) { return (layout::TagWords(slots) * sizeof(layout::TagWord) + 63) / 64 * 64; }
+
 }  // namespace
 
 SegmentBuilder::SegmentBuilder(std::uint32_t model_rows, std::uint32_t region_rows, std::uint64_t index_slots, HugePages huge)
     : memory_(MustCreate(layout::kHeaderBytes + model_rows * sizeof(layout::ModelRow) + region_rows * sizeof(layout::RegionRow) +
-                             index_slots * sizeof(layout::IndexSlot),
+                             TagBytes(index_slots) + index_slots * sizeof(layout::IndexSlot),
                          huge)),
       slots_(index_slots) {
   layout::RegistryHeader& out = header();
@@ -33,7 +36,8 @@ SegmentBuilder::SegmentBuilder(std::uint32_t model_rows, std::uint32_t region_ro
   std::strcpy(out.domain, "test");
   out.model_rows_offset = layout::kHeaderBytes;
   out.region_rows_offset = out.model_rows_offset + model_rows * sizeof(layout::ModelRow);
-  out.index_offset = out.region_rows_offset + region_rows * sizeof(layout::RegionRow);
+  out.tags_offset = out.region_rows_offset + region_rows * sizeof(layout::RegionRow);
+  out.index_offset = out.tags_offset + TagBytes(index_slots);
   out.model_rows = model_rows;
   out.region_rows = region_rows;
   out.index_slots = index_slots;

@@ -54,6 +54,7 @@ TEST_CASE("Layout: the registry header", "[unit]") {
   KVM_PIN(RegistryHeader, region_rows, 124);
   KVM_PIN(RegistryHeader, index_slots, 128);
   KVM_PIN(RegistryHeader, index_entries, 136);
+  KVM_PIN(RegistryHeader, tags_offset, 144);
   KVM_PIN(RegistryHeader, state, 192);
   KVM_PIN(RegistryHeader, heartbeat_ns, 200);
   KVM_PIN(RegistryHeader, live_entries, 208);
