@@ -41,6 +41,7 @@ class ChildProcess {
   // SIGKILL, and waits until it is gone.
   void Kill();
 
+  void CloseInput() { input_.Reset(); }
   // False: it does not read any more.
   bool WriteLine(std::string_view line);
   // Empty: no whole line came within `timeout`, or it closed its output.

@@ -28,6 +28,8 @@ bool Accepts(const std::string& path) {
 
 }  // namespace
 
+std::string KvmdBinary() { return KVM_KVMD_BINARY; }
+
 bool SleepMs(int ms) {
   std::this_thread::sleep_for(std::chrono::milliseconds(ms));
   return true;
@@ -40,7 +42,7 @@ KvmdProcess::~KvmdProcess() {
 }
 
 void KvmdProcess::Start() {
-  std::vector<std::string> arguments{KVM_KVMD_BINARY, "--socket", socket()};
+  std::vector<std::string> arguments{KvmdBinary(), "--socket", socket()};
   // Small tables, so that a test starts a kvmd in milliseconds.
   if (std::find(options_.begin(), options_.end(), "--max-entries") == options_.end())
     arguments.insert(arguments.end(), {"--max-entries", "100000"});
@@ -59,6 +61,17 @@ ProcessEnd KvmdProcess::Stop() {
 }
 
 int KvmdProcess::OpenFds() const { return test::OpenFds(process_.pid()); }
+
+int KvmdProcess::SettledFds() const {
+  int last = OpenFds();
+  for (int same = 0; same < 10;) {
+    SleepMs(10);
+    const int now = OpenFds();
+    same = now == last ? same + 1 : 0;
+    last = now;
+  }
+  return last;
+}
 
 std::string KvmdProcess::Log() const {
   std::ifstream file(dir_ / "kvmd.log");

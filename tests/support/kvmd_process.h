@@ -11,6 +11,9 @@
 
 namespace kvm::test {
 
+// Path of the binary under test.
+std::string KvmdBinary();
+
 class KvmdProcess {
  public:
   // Starts kvmd with `options` and waits until it accepts connections.
@@ -22,6 +25,7 @@ class KvmdProcess {
   pid_t pid() const noexcept { return process_.pid(); }
   bool running() { return process_.running(); }
   int OpenFds() const;
+  int SettledFds() const;  // once it has not changed for a tenth of a second
   std::string Log() const;
 
   void Kill();   // SIGKILL, as a crash would

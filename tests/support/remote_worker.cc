@@ -31,6 +31,8 @@ bool Serve(Worker& worker, const std::vector<std::string>& words) {
   if (verb == "publish") {
     worker.Publish(words[1], static_cast<std::uint32_t>(std::stoul(words[2])));
     AnswerStatus(worker.Flush());
+  } else if (verb == "publish-deferred") {
+    Answer("ok " + std::to_string(worker.Publish(words[1], static_cast<std::uint32_t>(std::stoul(words[2]))).deferred));
   } else if (verb == "find") {
     Answer("ok " + std::to_string(worker.Find(words[1]).size()));
   } else if (verb == "import") {
@@ -97,6 +99,10 @@ std::vector<std::string> RemoteWorker::Ask(const std::string& line) {
 
 void RemoteWorker::Publish(const std::string& prompt, std::uint32_t first_block) {
   Ask("publish " + prompt + " " + std::to_string(first_block));
+}
+
+std::size_t RemoteWorker::PublishDeferred(const std::string& prompt, std::uint32_t first_block) {
+  return std::stoul(Ask("publish-deferred " + prompt + " " + std::to_string(first_block)).at(1));
 }
 
 std::size_t RemoteWorker::Find(const std::string& prompt) { return std::stoul(Ask("find " + prompt).at(1)); }

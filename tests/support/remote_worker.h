@@ -27,6 +27,8 @@ class RemoteWorker {
 
   // Publishes the prompt's blocks and waits until kvmd has them.
   void Publish(const std::string& prompt, std::uint32_t first_block);
+  // Publishes and does not wait: how many blocks kvmd gets to know only later.
+  std::size_t PublishDeferred(const std::string& prompt, std::uint32_t first_block);
   std::size_t Find(const std::string& prompt);
   RemoteImport Import(const std::string& prompt, std::uint32_t first_block);
   // BeginWrite of `count` blocks and nothing more: as an owner that starts to reuse them.

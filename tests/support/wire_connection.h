@@ -49,6 +49,7 @@ class RegistryProbe {
   const RegistryView& registry() const noexcept { return registry_; }
   std::uint64_t live_entries() const noexcept { return registry_.header().live_entries.load(); }
   std::uint64_t live_regions() const noexcept { return registry_.header().live_regions.load(); }
+  std::uint64_t live_models() const noexcept { return registry_.header().live_models.load(); }
   // Rows of the region table that are in use, of owner `pid` if it is not 0.
   std::size_t RegionRows(pid_t pid = 0) const;
   // Index slots in use, counted one by one.
