@@ -13,7 +13,6 @@ namespace {
 constexpr std::chrono::seconds kPreviousEpochGrace{10};
 // Deferred records never take more than this much of the window of unanswered ones: new ones come first.
 constexpr std::size_t kRepublishWindow = 64 * 1024;
-constexpr int kTicksPerReport = 4;
 
 Geometry ParseGeometry(const kvmwire::RegionDescriptor& wire) {
   Geometry geometry;
@@ -201,7 +200,6 @@ void Client::Impl::OnTick() {
   }
   if (drop_previous) peers.DropPrevious();
   Pump();
-  if (++ticks_ % kTicksPerReport != 0) return;
   const ClientStats now = Stats();
   kvmwire::StatsReport report;
   report.set_finds(now.finds);

@@ -75,7 +75,6 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::vector<std::weak_ptr<Region::Impl>> regions_;
   std::uint64_t epoch_ = 0;
   Deadline previous_expires_ = Deadline::max();
-  int ticks_ = 0;
 
   std::mutex publish_mutex_;
   std::condition_variable publish_answered_;
