@@ -217,7 +217,10 @@ void Broker::Tick(SteadyTime now) {
 bool Broker::Work() {
   constexpr std::uint32_t kSlice = 4096;
   bool more = false;
-  for (const auto& [name, domain] : domains_) more = domain->Reap(kSlice) || more;
+  for (const auto& [name, domain] : domains_) {
+    more = domain->Reap(kSlice) || more;
+    more = domain->segment().MakeSomeHuge() || more;
+  }
   CheckUnregisters(SteadyTime::min());
   return more;
 }
