@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "proto/protocol_limits.h"
 
@@ -272,16 +273,36 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
   return std::make_shared<Region>(std::move(region));
 }
 
+// Asked for by AllocateRegion and by every new connection; when both come together, one request serves both.
 void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done) {
+  bool registered = false;
+  {
+    std::lock_guard lock(region->mutex);
+    registered = region->registered;
+    if (!registered) {
+      if (done) region->registration_waiters.push_back(std::move(done));
+      if (std::exchange(region->registering, true)) return;
+    }
+  }
+  if (registered) {
+    if (done) done(kvmwire::ServerMessage());
+    return;
+  }
   kvmwire::ClientMessage message;
   *message.mutable_register_region()->mutable_region() = region->Descriptor();
   std::vector<int> fds{region->generation_memory.fd()};
   for (const SegmentHandle& handle : region->memory->handles()) {
     if (handle.fd) fds.push_back(handle.fd.get());
   }
-  link.Request(std::move(message), fds, [this, region, done = std::move(done)](Result<kvmwire::ServerMessage> reply) {
+  link.Request(std::move(message), fds, [this, region](const Result<kvmwire::ServerMessage>& reply) {
     OnRegistered(region, reply);
-    if (done) done(std::move(reply));
+    std::vector<Reply> waiters;
+    {
+      std::lock_guard lock(region->mutex);
+      region->registering = false;
+      waiters.swap(region->registration_waiters);
+    }
+    for (const Reply& waiter : waiters) waiter(reply);
   });
 }
 

@@ -98,6 +98,8 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
   std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
   bool republish_again = false;        // something before republish_from was deferred meanwhile
+  bool registering = false;            // a request is under way; whoever else wants one waits for it
+  std::vector<Reply> registration_waiters;
   bool registered = false;
   bool closed = false;
   std::uint32_t row = 0, region_epoch = 0;
