@@ -7,8 +7,8 @@
 #include "tests/support/busy_worker.h"
 #include "tests/support/kvmd_process.h"
 #include "tests/support/random.h"
+#include "tests/support/registry_probe.h"
 #include "tests/support/remote_worker.h"
-#include "tests/support/wire_connection.h"
 #include "tests/support/worker.h"
 
 namespace {

@@ -119,11 +119,29 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
   const Parsed parsed = Parse({"--help"});
   CHECK(parsed.arguments.exit);
   CHECK(parsed.arguments.exit_code == 0);
-  for (const char* option :
-       {"--socket", "--socket-mode", "--domain-mode", "--max-entries", "--max-regions", "--max-models", "--max-domains", "--max-clients",
-        "--max-regions-per-client", "--max-blocks-per-client", "--max-fds-per-client", "--max-replicas", "--withdraw-timeout-ms",
-        "--hello-timeout-ms", "--frame-timeout-ms", "--max-queue-bytes", "--sweep-interval-ms", "--sweep-slots", "--drain-timeout-ms",
-        "--log-level", "--config", "--check-config", "--version"}) {
+  for (const char* option : {"--socket",
+                             "--socket-mode",
+                             "--domain-mode",
+                             "--max-entries",
+                             "--max-regions",
+                             "--max-models",
+                             "--max-domains",
+                             "--max-clients",
+                             "--max-regions-per-client",
+                             "--max-blocks-per-client",
+                             "--max-fds-per-client",
+                             "--max-replicas",
+                             "--withdraw-timeout-ms",
+                             "--hello-timeout-ms",
+                             "--frame-timeout-ms",
+                             "--max-queue-bytes",
+                             "--sweep-interval-ms",
+                             "--sweep-slots",
+                             "--drain-timeout-ms",
+                             "--log-level",
+                             "--config",
+                             "--check-config",
+                             "--version"}) {
     CAPTURE(option);
     CHECK(parsed.out.find(option) != std::string::npos);
   }
