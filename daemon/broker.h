@@ -54,8 +54,9 @@ class Broker {
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
 
-  void Tick(SteadyTime now);  // often: deadlines, heartbeats
-  bool Work();                // a slice of cleaning up; true if there is more
+  void Tick(SteadyTime now);                  // often: deadlines, heartbeats
+  SteadyTime next_deadline() const noexcept;  // when Tick is needed at the latest
+  bool Work();                                // a slice of cleaning up; true if there is more
   void Sweep();
   void Close();  // kvmd ends in good order
 

@@ -104,6 +104,12 @@ void Broker::DropRegionsOf(const Client& client) {
   work_to_do_();
 }
 
+SteadyTime Broker::next_deadline() const noexcept {
+  SteadyTime next = SteadyTime::max();
+  for (const PendingUnregister& pending : unregisters_) next = std::min(next, pending.deadline);
+  return next;
+}
+
 // Answers owners whose region is gone, and those whose deadline has passed.
 void Broker::CheckUnregisters(SteadyTime now) {
   std::erase_if(unregisters_, [&](const PendingUnregister& pending) {

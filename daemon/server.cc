@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <map>
 #include <vector>
@@ -125,13 +126,14 @@ void Server::Impl::WorkSoon() {
   asio::post(context, [this] {
     working = false;
     if (broker.Work()) WorkSoon();
+    if (broker.next_deadline() < tick.expiry()) tick.cancel();  // the loop takes it into account
   });
 }
 
 asio::awaitable<void> Server::Impl::TickLoop() {
   while (!stopping) {
     boost::system::error_code error;
-    tick.expires_after(kTick);
+    tick.expires_at(std::min(steady_clock::now() + kTick, broker.next_deadline()));
     co_await tick.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (stopping) co_return;
     const SteadyTime now = steady_clock::now();
