@@ -10,9 +10,9 @@
 #include "tests/support/kvmd_process.h"
 #include "tests/support/open_fds.h"
 #include "tests/support/random.h"
+#include "tests/support/registry_probe.h"
 #include "tests/support/remote_worker.h"
 #include "tests/support/socket_pair.h"
-#include "tests/support/wire_connection.h"
 #include "tests/support/worker.h"
 
 namespace {
@@ -104,12 +104,12 @@ TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 kille
   test::RegistryProbe probe(kvmd.socket());
   const int fds = kvmd.SettledFds();
   for (int i = 0; i < 200; ++i) {
-    Result<test::WireConnection> connection = test::WireConnection::Connect(kvmd.socket());
+    Result<test::WireClient> connection = test::WireClient::Connect(kvmd.socket());
     KVM_REQUIRE_OK(connection);
-    if (i % 4 == 1) KVM_REQUIRE_OK(connection->Hello(kvmwire::WORKER, "short"));
-    if (i % 4 == 2) REQUIRE(test::SendRaw(connection->socket(), "garbage!") == 8);
+    if (i % 4 == 1) KVM_REQUIRE_OK(connection->Hello("short"));
+    if (i % 4 == 2) REQUIRE(connection->SendRaw("garbage!") == 8);
     // A socket sent over itself keeps its own other end open: only the time limit of a frame ends that.
-    if (i % 4 == 3) REQUIRE(test::SendRaw(connection->socket(), test::RawFrame("half", 100, 1), {connection->socket()}) == 12);
+    if (i % 4 == 3) REQUIRE(connection->SendRaw(test::RawFrame("half", 100, 1), {connection->fd()}) == 12);
   }
   CHECK(test::Eventually([&] { return kvmd.OpenFds() == fds; }, kGone));
   for (int round = 0; round < 10; ++round) {

@@ -4,8 +4,8 @@
 
 #include "tests/catch.h"
 #include "tests/support/kvmd_process.h"
+#include "tests/support/registry_probe.h"
 #include "tests/support/remote_worker.h"
-#include "tests/support/wire_connection.h"
 #include "tests/support/worker.h"
 
 namespace {

@@ -7,11 +7,12 @@
 namespace kvm::test {
 
 Result<std::unique_ptr<RawImporter>> RawImporter::Start(const std::string& socket_path, const ModelSpec& spec, std::uint64_t block_bytes) {
-  auto importer = std::make_unique<RawImporter>();
-  Result<WireConnection> connection = WireConnection::Connect(socket_path);
+  Result<WireClient> connection = WireClient::Connect(socket_path);
   if (!connection) return connection.error();
-  importer->connection_ = std::move(*connection);
-  Result<RegistryView> registry = importer->connection_.Hello(kvmwire::WORKER, "raw-importer", /*wants_payload=*/true);
+  std::unique_ptr<RawImporter> importer(new RawImporter(std::move(*connection)));
+  const Result<Received> hello = importer->connection_.Hello("raw-importer");
+  if (!hello) return hello.error();
+  Result<RegistryView> registry = OpenRegistry(*hello);
   if (!registry) return registry.error();
   importer->registry_ = std::move(*registry);
   importer->destination_geometry_ = Geometry::Contiguous(1, block_bytes);
@@ -20,12 +21,10 @@ Result<std::unique_ptr<RawImporter>> RawImporter::Start(const std::string& socke
   if (!destination) return destination.error();
   importer->destination_ = std::move(*destination);
 
-  kvmwire::ClientMessage message;
-  message.mutable_declare_model()->set_spec(spec.Canonical());
   // The announcements of all live regions come before the reply.
-  const std::optional<WireMessage> reply = importer->connection_.Call(std::move(message));
-  if (!reply || !reply->message.has_declare_model_reply()) return MakeError(Errc::kProtocol, "no reply to declare_model");
-  for (WireMessage& announced : importer->connection_.announced) {
+  const Result<std::uint32_t> model = importer->connection_.DeclareModel(spec);
+  if (!model) return model.error();
+  for (Received& announced : importer->connection_.announced) {
     if (!announced.message.has_region_announce()) continue;
     if (Status mapped = importer->MapRegion(announced.message.region_announce(), std::move(announced.fds)); !mapped) return mapped.error();
   }

@@ -10,7 +10,7 @@
 
 #include "cuda/memory_backend.h"
 #include "kvm/model_spec.h"
-#include "tests/support/wire_connection.h"
+#include "tests/support/registry_probe.h"
 
 namespace kvm::test {
 
@@ -39,7 +39,9 @@ class RawImporter {
   };
   Status MapRegion(const kvmwire::RegionAnnounce& announce, std::vector<UniqueFd> fds);
 
-  WireConnection connection_;
+  explicit RawImporter(WireClient connection) : connection_(std::move(connection)) {}
+
+  WireClient connection_;
   RegistryView registry_;
   std::shared_ptr<MemoryBackend> backend_ = MakeHostBackend();
   Geometry destination_geometry_;
