@@ -29,7 +29,7 @@ Geometry ParseGeometry(const kvmwire::RegionDescriptor& wire) {
 Client::Impl::Impl(ClientOptions options_)
     : options(std::move(options_)),
       link(options, Link::Events{[this](const kvmwire::HelloReply& hello, Fds fds) { return OnConnected(hello, std::move(fds)); },
-                                 [this](kvmwire::ServerMessage message, Fds fds) { OnAnnounced(std::move(message), std::move(fds)); },
+                                 [this](const kvmwire::ServerMessage& message, Fds fds) { OnAnnounced(message, std::move(fds)); },
                                  [this] { OnDisconnected(); }, [this] { OnTick(); }}),
       host_backend_(MakeHostBackend()) {}
 
@@ -116,7 +116,7 @@ void Client::Impl::OnDisconnected() {
   publish_answered_.notify_all();
 }
 
-void Client::Impl::OnAnnounced(kvmwire::ServerMessage message, Fds fds) {
+void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce:
@@ -274,13 +274,13 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
 }
 
 // Asked for by AllocateRegion and by every new connection; when both come together, one request serves both.
-void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done) {
+void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done) {
   bool registered = false;
   {
     std::lock_guard lock(region->mutex);
     registered = region->registered;
     if (!registered) {
-      if (done) region->registration_waiters.push_back(std::move(done));
+      if (done) region->registration_waiters.push_back(done);
       if (std::exchange(region->registering, true)) return;
     }
   }

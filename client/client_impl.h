@@ -54,13 +54,13 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
 
  private:
   Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
-  void OnAnnounced(kvmwire::ServerMessage message, Fds fds);
+  void OnAnnounced(const kvmwire::ServerMessage& message, Fds fds);
   void OnDisconnected();
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
   Status MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds);
 
-  void RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done);
+  void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply);
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;

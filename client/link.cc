@@ -169,7 +169,7 @@ Status Link::HandleFrame(Frame frame) {
     return events_.connected(message.hello_reply(), std::move(frame.fds));
   }
   if (message.request_id() == 0) {
-    events_.announced(std::move(message), std::move(frame.fds));
+    events_.announced(message, std::move(frame.fds));
     return {};
   }
   Reply reply;

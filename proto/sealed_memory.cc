@@ -50,13 +50,13 @@ void* ReserveAligned(std::size_t size) {
   const std::size_t reserved = size + kHugePageBytes;
   void* base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  const auto begin = reinterpret_cast<std::uintptr_t>(base);
-  const std::uintptr_t aligned = (begin + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
+  auto* begin = static_cast<std::byte*>(base);
+  const std::size_t head = (kHugePageBytes - reinterpret_cast<std::uintptr_t>(base) % kHugePageBytes) % kHugePageBytes;
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::uintptr_t end = (aligned + size + page - 1) & ~(page - 1);
-  if (aligned > begin) ::munmap(base, aligned - begin);
-  if (begin + reserved > end) ::munmap(reinterpret_cast<void*>(end), begin + reserved - end);
-  return reinterpret_cast<void*>(aligned);
+  const std::size_t end = (head + size + page - 1) / page * page;
+  if (head > 0) ::munmap(begin, head);
+  if (reserved > end) ::munmap(begin + end, reserved - end);
+  return begin + head;
 }
 
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
