@@ -1,0 +1,177 @@
+#include "cuda/transfer_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+namespace kvm {
+namespace {
+
+constexpr std::uint64_t kMaxItems = std::uint64_t{1} << 31;
+
+// Runs of one request that share source and plan.
+struct Group {
+  const TransferRun* run = nullptr;                               // the first of them
+  std::vector<std::uint32_t> copied_by_kernel, copied_by_engine;  // indices of blocks
+  std::uint64_t largest_piece = 0;
+};
+
+// [first, first + count) of the request's blocks, adjacent on both sides.
+struct Stretch {
+  std::size_t first = 0, count = 0;
+};
+
+Stretch NextStretch(std::span<const ImportBlock> blocks, std::size_t first, std::size_t end) {
+  std::size_t next = first + 1;
+  while (next < end && blocks[next].source_block == blocks[next - 1].source_block + 1 &&
+         blocks[next].destination_block == blocks[next - 1].destination_block + 1) {
+    ++next;
+  }
+  return {first, next - first};
+}
+
+// Pieces without gaps between neighbouring blocks, on both sides.
+bool Gapless(const CopyPlan& plan) {
+  return std::all_of(plan.begin(), plan.end(),
+                     [](const CopyPiece& piece) { return piece.source_stride == piece.bytes && piece.destination_stride == piece.bytes; });
+}
+
+std::uint64_t BlockBytes(const CopyPlan& plan) {
+  std::uint64_t sum = 0;
+  for (const CopyPiece& piece : plan) sum += piece.bytes;
+  return sum;
+}
+
+Group& GroupOf(std::vector<Group>& groups, const TransferRun& run) {
+  for (Group& group : groups) {
+    if (group.run->source == run.source && group.run->plan == run.plan) return group;
+  }
+  groups.emplace_back();
+  groups.back().run = &run;
+  return groups.back();
+}
+
+std::uint64_t Address(const std::byte* base, std::uint64_t offset) { return reinterpret_cast<std::uintptr_t>(base) + offset; }
+
+PieceEntry Resolve(const TransferRun& run, const CopyPiece& piece, std::span<std::byte* const> destination_bases) {
+  return {Address(run.source_bases[piece.source_segment], piece.source_offset), piece.source_stride,
+          Address(destination_bases[piece.destination_segment], piece.destination_offset), piece.destination_stride, piece.bytes};
+}
+
+void AddEngineCopies(TransferPlan& out, const TransferRun& run, const ImportBlock& first, std::size_t count,
+                     std::span<std::byte* const> destination_bases) {
+  for (const CopyPiece& piece : *run.plan) {
+    const PieceEntry at = Resolve(run, piece, destination_bases);
+    out.engine_copies.push_back({at.source + first.source_block * at.source_stride,
+                                 at.destination + first.destination_block * at.destination_stride, piece.bytes * count});
+  }
+}
+
+bool SegmentsExist(const TransferRun& run, std::size_t destinations) {
+  return std::all_of(run.plan->begin(), run.plan->end(), [&](const CopyPiece& piece) {
+    return piece.source_segment < run.source_bases.size() && piece.destination_segment < destinations;
+  });
+}
+
+template <class T>
+void Append(std::vector<std::byte>& table, const T& entry) {
+  const std::size_t at = table.size();
+  table.resize(at + sizeof(T));
+  std::memcpy(table.data() + at, &entry, sizeof(T));
+}
+
+void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const std::vector<std::uint32_t>& indices) {
+  const std::size_t at = out.table.size();
+  out.table.resize(at + indices.size() * sizeof(PairEntry));
+  std::byte* to = out.table.data() + at;
+  for (const std::uint32_t index : indices) {
+    const PairEntry pair{blocks[index].source_block, blocks[index].destination_block};
+    std::memcpy(to, &pair, sizeof(pair));
+    to += sizeof(pair);
+  }
+  out.order.insert(out.order.end(), indices.begin(), indices.end());
+}
+
+}  // namespace
+
+Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks,
+                                  std::span<std::byte* const> destination_bases, const CopyLimits& limits) {
+  TransferPlan out;
+  std::vector<Group> groups;
+  KernelWork work;
+  for (const TransferRun& run : runs) {
+    if (run.count == 0) continue;
+    if (!SegmentsExist(run, destination_bases.size()))
+      return MakeError(Errc::kInvalidArgument, "copy plan names a segment that is not mapped");
+    Group& group = GroupOf(groups, run);
+    const bool gapless = Gapless(*run.plan);
+    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();
+    for (std::size_t i = run.first; i < run.first + run.count;) {
+      const Stretch stretch = gapless ? NextStretch(blocks, i, run.first + run.count) : Stretch{i, run.first + run.count - i};
+      const bool by_engine = gapless && stretch.count * block_bytes >= engine_bytes;
+      std::vector<std::uint32_t>& indices = by_engine ? group.copied_by_engine : group.copied_by_kernel;
+      for (std::size_t k = 0; k < stretch.count; ++k) indices.push_back(static_cast<std::uint32_t>(i + k));
+      if (by_engine) {
+        AddEngineCopies(out, run, blocks[i], stretch.count, destination_bases);
+      } else {
+        work.bytes += stretch.count * block_bytes;
+        work.worst_path = std::max(work.worst_path, run.path);
+      }
+      i += stretch.count;
+    }
+  }
+
+  std::vector<PieceEntry> pieces;
+  for (Group& group : groups) {
+    for (const CopyPiece& piece : *group.run->plan) {
+      pieces.push_back(Resolve(*group.run, piece, destination_bases));
+      const PieceEntry& entry = pieces.back();
+      group.largest_piece = std::max(group.largest_piece, entry.bytes);
+      if (group.copied_by_kernel.empty()) continue;
+      work.alignment |= entry.source | entry.source_stride | entry.destination | entry.destination_stride | entry.bytes;
+      work.largest_piece = std::max(work.largest_piece, entry.bytes);
+    }
+  }
+  out.kernel = ChooseKernel(work, limits);
+  out.kernel_bytes = work.bytes;
+
+  out.table.reserve(groups.size() * sizeof(GroupEntry) + pieces.size() * sizeof(PieceEntry) + blocks.size() * sizeof(PairEntry));
+  std::uint64_t items = 0;
+  std::size_t piece_first = 0, pair_first = 0;
+  for (const Group& group : groups) {
+    const std::uint64_t split = std::max<std::uint64_t>(1, (group.largest_piece + out.kernel.unit_bytes - 1) / out.kernel.unit_bytes);
+    GroupEntry entry;
+    entry.generations = group.run->generations;
+    entry.generation_count = group.run->generation_count;
+    entry.item_first = static_cast<std::uint32_t>(items);
+    entry.piece_first = static_cast<std::uint32_t>(piece_first);
+    entry.piece_count = static_cast<std::uint32_t>(group.run->plan->size());
+    entry.pair_first = static_cast<std::uint32_t>(pair_first);
+    entry.copy_pairs = static_cast<std::uint32_t>(group.copied_by_kernel.size());
+    entry.pair_count = static_cast<std::uint32_t>(group.copied_by_kernel.size() + group.copied_by_engine.size());
+    entry.split = static_cast<std::uint32_t>(split);
+    Append(out.table, entry);
+    unsigned long long added = 0;
+    if (split >= kMaxItems || __builtin_mul_overflow(split * entry.piece_count, std::uint64_t{entry.copy_pairs}, &added) ||
+        added >= kMaxItems || items + added >= kMaxItems) {
+      return MakeError(Errc::kInvalidArgument, "import of more pieces than one launch can number; import fewer blocks at once");
+    }
+    items += added;
+    piece_first += entry.piece_count;
+    pair_first += entry.pair_count;
+  }
+  for (const PieceEntry& piece : pieces) Append(out.table, piece);
+  out.order.reserve(pair_first);
+  for (const Group& group : groups) {
+    AppendPairs(out, blocks, group.copied_by_kernel);
+    AppendPairs(out, blocks, group.copied_by_engine);
+  }
+  out.group_count = static_cast<std::uint32_t>(groups.size());
+  out.piece_count = static_cast<std::uint32_t>(piece_first);
+  out.pair_count = static_cast<std::uint32_t>(pair_first);
+  out.item_count = static_cast<std::uint32_t>(items);
+  SizeGrid(out.kernel, items, work.worst_path, limits);
+  return out;
+}
+
+}  // namespace kvm
