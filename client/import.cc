@@ -74,18 +74,23 @@ ImportTicket::ImportTicket(ImportTicket&&) noexcept = default;
 ImportTicket& ImportTicket::operator=(ImportTicket&&) noexcept = default;
 
 bool ImportTicket::Done() noexcept {
+  if (!impl_) return true;
   if (impl_->job && !impl_->job->Done()) return false;
   impl_->Finish();
   return true;
 }
 
 Status ImportTicket::Wait(Deadline deadline) noexcept {
+  if (!impl_) return {};
   if (impl_->job && !impl_->job->Wait(deadline)) return MakeError(Errc::kDeadlineExceeded, "import still under way");
   impl_->Finish();
   return {};
 }
 
-const ImportResult& ImportTicket::result() const noexcept { return impl_->result; }
+const ImportResult& ImportTicket::result() const noexcept {
+  static const ImportResult kNothing;
+  return impl_ ? impl_->result : kNothing;
+}
 
 Result<ImportTicket> Client::Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                     const ImportOptions& options) {

@@ -9,8 +9,8 @@
 //
 // Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
 // Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
-// Order:  BeginWrite's sequentially consistent read-modify-write keeps the overwriting stores behind
-// it (as a seqlock writer's fence does); FinishWrite releases them. A crash between the two leaves the
+// Order:  the release fence in BeginWrite keeps the overwriting stores behind the odd value, as in any
+// seqlock's writer; FinishWrite releases them. A crash between the two leaves the
 // block odd: unreadable for ever, which is right.
 #pragma once
 
@@ -84,10 +84,10 @@ class GenerationWriter : public GenerationReader {
     std::atomic<Generation>& counter = Counter(block);
     Generation seen = counter.load(std::memory_order_relaxed);
     Generation next = (seen + 1) | 1;
-    while (!counter.compare_exchange_weak(seen, next, std::memory_order_seq_cst, std::memory_order_relaxed)) {
+    while (!counter.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_relaxed)) {
       next = (seen + 1) | 1;
     }
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_release);
     return next;
   }
 

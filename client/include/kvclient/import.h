@@ -42,7 +42,8 @@ struct ImportOptions {
   Deadline deadline = Deadline::max();
 };
 
-// An import under way. Not thread-safe. Destroying it waits for copies already started.
+// An import under way. Not thread-safe. Destroying it waits for copies already started. A default-made or
+// moved-from ticket is done and has an empty result.
 class ImportTicket {
  public:
   struct Impl;
