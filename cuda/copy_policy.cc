@@ -26,6 +26,7 @@ unsigned SmBound(const CopyLimits& limits) { return limits.max_sms == 0 ? limits
 }  // namespace
 
 KernelChoice ChooseKernel(const KernelWork& work, const CopyLimits& limits) {
+  if (limits.forced) return *limits.forced;
   KernelChoice choice;
   choice.word_bytes = WordBytes(work.alignment);
   choice.unit_bytes = kWarp * kLoadsInFlight * choice.word_bytes;
@@ -42,6 +43,7 @@ KernelChoice ChooseKernel(const KernelWork& work, const CopyLimits& limits) {
 }
 
 void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath, const CopyLimits& limits) {
+  if (limits.forced) return;
   const unsigned bound = SmBound(limits);
   if (choice.kind == KernelKind::kBulk) {
     const std::uint64_t wanted = limits.max_sms == 0 ? std::min(bound, kBulkLinkSms) : bound;
@@ -60,7 +62,8 @@ void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath, const CopyL
   choice.blocks = static_cast<unsigned>(std::clamp<std::uint64_t>((items + warps - 1) / warps, 1, bound));
 }
 
-std::uint64_t EngineRunBytes(MemoryPath path, const CopyLimits&) {
+std::uint64_t EngineRunBytes(MemoryPath path, const CopyLimits& limits) {
+  if (limits.forced) return UINT64_MAX;
   switch (path) {
     case MemoryPath::kSameDevice:
     case MemoryPath::kNvlink: return std::uint64_t{16} << 20;

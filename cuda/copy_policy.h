@@ -5,17 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "cuda/memory_backend.h"
 
 namespace kvm {
-
-// What the importing GPU is and what the caller allows.
-struct CopyLimits {
-  unsigned sm_count = 1;
-  unsigned max_sms = 0;                 // 0: no bound
-  std::uint32_t bulk_shared_bytes = 0;  // shared memory a block may have; 0: no bulk copies on this GPU
-};
 
 enum class KernelKind : std::uint8_t {
   kVector,  // every thread loads several words into registers, then stores them
@@ -29,6 +23,14 @@ struct KernelChoice {
   unsigned blocks = 1;  // CUDA blocks: at most one a multiprocessor
   unsigned threads = 1024;
   unsigned rings = 0, stages = 0;  // kBulk: per CUDA block, and per ring
+};
+
+// What the importing GPU is and what the caller allows.
+struct CopyLimits {
+  unsigned sm_count = 1;
+  unsigned max_sms = 0;                 // 0: no bound
+  std::uint32_t bulk_shared_bytes = 0;  // shared memory a block may have; 0: no bulk copies on this GPU
+  std::optional<KernelChoice> forced;   // for tests and measurements: this kernel, never the copy engine
 };
 
 // The work of one launch.

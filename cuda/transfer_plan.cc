@@ -105,10 +105,10 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
       return MakeError(Errc::kInvalidArgument, "copy plan names a segment that is not mapped");
     Group& group = GroupOf(groups, run);
     const bool gapless = Gapless(*run.plan);
-    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();
+    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits);
     for (std::size_t i = run.first; i < run.first + run.count;) {
       const Stretch stretch = gapless ? NextStretch(blocks, i, run.first + run.count) : Stretch{i, run.first + run.count - i};
-      const bool by_engine = gapless && stretch.count * block_bytes >= engine_bytes;
+      const bool by_engine = gapless && stretch.count * block_bytes / run.plan->size() >= engine_bytes;
       std::vector<std::uint32_t>& indices = by_engine ? group.copied_by_engine : group.copied_by_kernel;
       for (std::size_t k = 0; k < stretch.count; ++k) indices.push_back(static_cast<std::uint32_t>(i + k));
       if (by_engine) {
