@@ -16,6 +16,6 @@ if(TARGET kvm_cuda)
       gpu/test_peer_import.cc
     PROPERTIES RESOURCE_LOCK gpu)
 
-  #add_executable(bench_import gpu/bench_import.cc gpu/bench_rows.cc gpu/bench_tune.cc)
-  #target_link_libraries(bench_import PRIVATE kvm_gpu_testing kvm_memory kvm_build_flags)
+  add_executable(bench_import gpu/bench_import.cc gpu/bench_rows.cc gpu/bench_setup.cc gpu/bench_tune.cc)
+  target_link_libraries(bench_import PRIVATE kvm_gpu_testing kvm_memory kvm_build_flags)
 endif()

@@ -361,6 +361,7 @@ Result<ExportedRegion> ExporterProcess::Open(const ExportOptions& options) {
       GenerationReader::Open({region.generations.memory.data(), region.generations.memory.size()}, options.geometry.block_count);
   if (!generations) return generations.error();
   region.generations.reader = *generations;
+  region.generation_fd = std::move(fds[0]);
   return region;
 }
 

@@ -31,6 +31,7 @@ struct ExportedRegion {
   PeerOrigin origin;
   std::vector<SegmentHandle> segments;
   PeerGenerations generations;
+  UniqueFd generation_fd;  // to map the table again
 };
 
 class ExporterProcess {
