@@ -173,6 +173,7 @@ Status Client::Impl::MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds) {
       handle.size_bytes = wire.segments(i).size_bytes();
       handle.handle = wire.segments(i).handle();
       handle.handle_offset = wire.segments(i).handle_offset();
+      handle.allocation = wire.segments(i).allocation();
       if (handle.handle.empty()) {
         if (static_cast<std::size_t>(i) + 1 >= fds.size()) return MakeError(Errc::kProtocol, "region announced without its segments");
         handle.fd = std::move(fds[static_cast<std::size_t>(i) + 1]);
@@ -336,7 +337,8 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
     request.set_region(region.row);
     request.set_region_epoch(region.region_epoch);
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-    request.set_ack_timeout_ms(static_cast<std::uint32_t>(std::clamp<std::int64_t>(left, 1, 60'000)));
+    // A little less than the caller waits, so that kvmd is the one to say what is missing.
+    request.set_ack_timeout_ms(static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000)));
   }
   peers.RemoveByIdentity(region.Identity());
   {

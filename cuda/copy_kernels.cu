@@ -1,10 +1,13 @@
 // Copy and validation of one import.
 //
-// Memory order (I2): every CUDA block finishes its loads (a store of the value, or the ring's barrier, waits
-// for them), then arrives at a counter behind a system-wide fence. The block that arrives last reads the
-// generations, so each was read after every byte had been; the peer makes a generation odd before it
-// changes a byte. Statuses, then the done word, go to host memory behind another fence. The data loads
-// race with a peer that rewrites its block: the bytes are then thrown away.
+// Memory order (I2): a CUDA block has all its loads behind it (their values were stored, or the ring's
+// barriers have completed) when it arrives at a counter behind a fence; the block that arrives last, or the
+// kernel that follows, reads the generations, so each was read after every byte had been. The peer makes a
+// generation odd before it changes a byte. The same fence makes the copied bytes visible on the GPU before
+// any status is written, so whoever saw the statuses may start work on the bytes. The data loads race with
+// a peer that rewrites its block: those bytes are thrown away.
+// Fences have GPU scope: system scope costs microseconds each and nothing here needs it, since a status
+// stands for itself and is written last.
 #include "cuda/copy_kernels.h"
 
 #include <algorithm>
@@ -84,49 +87,49 @@ __device__ const GroupEntry& GroupOfPair(const TableView& table, std::uint32_t g
   return table.groups[low];
 }
 
-// Run by all threads of one CUDA block after everything was copied.
-__device__ void ValidatePairs(const TableView& table, const CopyArgs& args) {
-  constexpr int kBatch = 4;  // generations that one thread has under way
-  for (std::uint32_t base = threadIdx.x; base < args.pair_count; base += kBatch * blockDim.x) {
+// Validates pairs first, first + step, … and reports each.
+__device__ void ValidatePairs(const TableView& table, const CopyArgs& args, std::uint32_t first, std::uint32_t step) {
+  constexpr int kBatch = 4;  // generations that one thread has under way: each is a trip to host memory
+  for (std::uint32_t base = first; base < args.pair_count; base += kBatch * step) {
     std::uint64_t expected[kBatch] = {}, current[kBatch] = {};
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const std::uint32_t k = base + i * blockDim.x;
+      const std::uint32_t k = base + i * step;
       if (k >= args.pair_count) continue;
-      expected[i] = LoadHost(args.expected + k);
       const GroupEntry& group = GroupOfPair(table, args.group_count, k);
-      const std::uint32_t block = table.pairs[k].source;
-      if (block < group.generation_count) current[i] = LoadGeneration(group.generations + block * sizeof(std::uint64_t));
+      const PairEntry& pair = table.pairs[k];
+      expected[i] = pair.generation;
+      if (pair.source < group.generation_count) current[i] = LoadGeneration(group.generations + pair.source * sizeof(std::uint64_t));
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const std::uint32_t k = base + i * blockDim.x;
+      const std::uint32_t k = base + i * step;
       if (k >= args.pair_count) continue;
       const bool valid = expected[i] != 0 && (expected[i] & 1) == 0 && current[i] == expected[i];
-      args.statuses[k] = valid ? kDeviceValid : kDeviceStale;
+      StoreHost(args.statuses + k, valid ? kDeviceValid : kDeviceStale);
     }
   }
 }
 
-// The end of every CUDA block: the last one validates and reports.
+// The end of every CUDA block that copied.
 __device__ void Finish(const TableView& table, const CopyArgs& args) {
+  if (args.report == ReportBy::kNobody) return;
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence_system();
-    last = atomicAdd(args.arrivals, 1u) + 1 == gridDim.x;
-    if (last) *args.arrivals = 0;
-    __threadfence_system();
+    __threadfence();
+    last = gridDim.x == 1 || atomicAdd(args.arrivals, 1u) + 1 == gridDim.x;
+    if (last && gridDim.x > 1) {
+      *args.arrivals = 0;
+      __threadfence();
+    }
   }
   __syncthreads();
   if (!last) return;
-  if (args.expected != nullptr) {
-    ValidatePairs(table, args);
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) {
-    __threadfence_system();
-    StoreReleaseSystem(args.done, args.done_value);
+  if (args.report == ReportBy::kLastBlock) {
+    ValidatePairs(table, args, threadIdx.x, blockDim.x);
+  } else if (threadIdx.x == 0) {
+    StoreHost(args.done, args.done_value);
   }
 }
 
@@ -167,6 +170,12 @@ __global__ void __launch_bounds__(1024, 1) VectorCopy(const __grid_constant__ Co
     CopyByWarp<Word>(finder.Find(item), lane);
   }
   Finish(table, args);
+}
+
+// Follows a copy kernel in its stream.
+template <class Table>
+__global__ void __launch_bounds__(256) Validate(const __grid_constant__ CopyArgs args, const __grid_constant__ Table storage) {
+  ValidatePairs(TableView(storage.data(), args), args, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -258,37 +267,66 @@ __global__ void BulkCopy(const __grid_constant__ CopyArgs, const __grid_constant
 
 constexpr std::size_t kSmallTable = 1 << 10, kMediumTable = 6 << 10;
 
-template <class Table>
-cudaError_t LaunchWith(const KernelChoice& choice, const CopyArgs& args, const Table& table, cudaStream_t stream) {
-  if (choice.kind == KernelKind::kBulk) {
-    const std::size_t shared = std::size_t{choice.rings} * choice.stages * choice.unit_bytes;
-    BulkCopy<<<choice.blocks, choice.threads, shared, stream>>>(args, table, choice.rings, choice.stages);
+// What LaunchCopy and LaunchValidate do once the table's type is known.
+struct CopyLauncher {
+  const KernelChoice& choice;
+  const CopyArgs& args;
+  cudaStream_t stream;
+
+  template <class Table>
+  cudaError_t operator()(const Table& table) const {
+    if (choice.kind == KernelKind::kBulk) {
+      const std::size_t shared = std::size_t{choice.rings} * choice.stages * choice.unit_bytes;
+      if (choice.stages <= kStoresInFlight || choice.rings * choice.stages > kMaxStages) return cudaErrorInvalidValue;
+      BulkCopy<<<choice.blocks, choice.threads, shared, stream>>>(args, table, choice.rings, choice.stages);
+      return cudaGetLastError();
+    }
+    switch (choice.word_bytes) {
+      case 16: VectorCopy<uint4><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
+      case 8: VectorCopy<std::uint64_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
+      case 4: VectorCopy<std::uint32_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
+      case 1: VectorCopy<std::uint8_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
+      default: return cudaErrorInvalidValue;
+    }
     return cudaGetLastError();
   }
-  switch (choice.word_bytes) {
-    case 16: VectorCopy<uint4><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
-    case 8: VectorCopy<std::uint64_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
-    case 4: VectorCopy<std::uint32_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
-    case 1: VectorCopy<std::uint8_t><<<choice.blocks, choice.threads, 0, stream>>>(args, table); break;
-    default: return cudaErrorInvalidValue;
-  }
-  return cudaGetLastError();
-}
+};
+struct ValidateLauncher {
+  unsigned blocks;
+  const CopyArgs& args;
+  cudaStream_t stream;
 
-template <std::size_t kBytes>
-cudaError_t LaunchInline(const KernelChoice& choice, const CopyArgs& args, std::span<const std::byte> bytes, cudaStream_t stream) {
+  template <class Table>
+  cudaError_t operator()(const Table& table) const {
+    Validate<<<blocks, 256, 0, stream>>>(args, table);
+    return cudaGetLastError();
+  }
+};
+
+template <std::size_t kBytes, class Launcher>
+cudaError_t LaunchInline(std::span<const std::byte> bytes, const Launcher& launch) {
   InlineTable<kBytes> table;
   std::memcpy(table.bytes, bytes.data(), bytes.size());
-  return LaunchWith(choice, args, table, stream);
+  return launch(table);
+}
+
+template <class Launcher>
+cudaError_t LaunchWith(std::span<const std::byte> table, const void* device_table, const Launcher& launch) {
+  if (device_table != nullptr) return launch(DeviceTable{static_cast<const unsigned char*>(device_table)});
+  if (table.size() <= kSmallTable) return LaunchInline<kSmallTable>(table, launch);
+  if (table.size() <= kMediumTable) return LaunchInline<kMediumTable>(table, launch);
+  if (table.size() <= kMaxInlineTable) return LaunchInline<kMaxInlineTable>(table, launch);
+  return cudaErrorInvalidValue;
 }
 
 template <class Table>
 cudaError_t PrepareFor(std::uint32_t bulk_shared_bytes) {
   cudaFuncAttributes attributes;
-  for (const void* kernel :
-       {reinterpret_cast<const void*>(&VectorCopy<uint4, Table>), reinterpret_cast<const void*>(&VectorCopy<std::uint64_t, Table>),
-        reinterpret_cast<const void*>(&VectorCopy<std::uint32_t, Table>),
-        reinterpret_cast<const void*>(&VectorCopy<std::uint8_t, Table>)}) {
+  const void* const kernels[] = {
+      reinterpret_cast<const void*>(&VectorCopy<uint4, Table>), reinterpret_cast<const void*>(&VectorCopy<std::uint64_t, Table>),
+      reinterpret_cast<const void*>(&VectorCopy<std::uint32_t, Table>), reinterpret_cast<const void*>(&VectorCopy<std::uint8_t, Table>),
+      reinterpret_cast<const void*>(&Validate<Table>)};
+  for (const void* kernel : kernels) {
     if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
   }
   if (bulk_shared_bytes == 0) return cudaSuccess;
@@ -318,11 +356,12 @@ cudaError_t PrepareCopyKernels(std::uint32_t& bulk_shared_bytes) {
 
 cudaError_t LaunchCopy(const KernelChoice& choice, const CopyArgs& args, std::span<const std::byte> table, const void* device_table,
                        cudaStream_t stream) {
-  if (device_table != nullptr) return LaunchWith(choice, args, DeviceTable{static_cast<const unsigned char*>(device_table)}, stream);
-  if (table.size() <= kSmallTable) return LaunchInline<kSmallTable>(choice, args, table, stream);
-  if (table.size() <= kMediumTable) return LaunchInline<kMediumTable>(choice, args, table, stream);
-  if (table.size() <= kMaxInlineTable) return LaunchInline<kMaxInlineTable>(choice, args, table, stream);
-  return cudaErrorInvalidValue;
+  return LaunchWith(table, device_table, CopyLauncher{choice, args, stream});
+}
+
+cudaError_t LaunchValidate(unsigned blocks, const CopyArgs& args, std::span<const std::byte> table, const void* device_table,
+                           cudaStream_t stream) {
+  return LaunchWith(table, device_table, ValidateLauncher{blocks, args, stream});
 }
 
 }  // namespace kvm

@@ -1,4 +1,4 @@
-// The kernels of an import: copy what the table lists, then validate it, in one launch.
+// The kernels of an import: one launch that copies what the table lists and may validate it, and one that only validates.
 //
 // Only files of this folder that include CUDA headers include this one.
 #pragma once
@@ -21,9 +21,13 @@ inline constexpr std::size_t kMaxInlineTable = 28 << 10;
 // first import doesn't pay for it. Gives the shared memory that bulk kernels may have: 0 where the GPU has no bulk copies.
 [[nodiscard]] cudaError_t PrepareCopyKernels(std::uint32_t& bulk_shared_bytes);
 
-// One launch: copies all items, then its last CUDA block validates all pairs and reports. `table`: at most
-// kMaxInlineTable bytes, read during the call, iff device_table is null.
+// Copies all items, then reports as args.report says. `table`: at most kMaxInlineTable bytes, read during
+// the call, iff device_table is null.
 [[nodiscard]] cudaError_t LaunchCopy(const KernelChoice& choice, const CopyArgs& args, std::span<const std::byte> table,
                                      const void* device_table, cudaStream_t stream);
+
+// Validates all pairs of the table, with so many CUDA blocks.
+[[nodiscard]] cudaError_t LaunchValidate(unsigned blocks, const CopyArgs& args, std::span<const std::byte> table, const void* device_table,
+                                         cudaStream_t stream);
 
 }  // namespace kvm

@@ -38,6 +38,15 @@ static_assert(sizeof(PieceEntry) == 40);
 struct PairEntry {
   std::uint32_t source = 0;
   std::uint32_t destination = 0;
+  std::uint64_t generation = 0;  // that the source must have
+};
+static_assert(sizeof(PairEntry) == 16);
+
+// Who reports that everything was copied, and how.
+enum class ReportBy : std::uint32_t {
+  kNobody,     // a validation kernel follows
+  kDoneWord,   // the last CUDA block writes done_value; the CPU validates, or nobody does
+  kLastBlock,  // the last CUDA block validates and writes statuses
 };
 
 struct CopyArgs {
@@ -46,11 +55,11 @@ struct CopyArgs {
   std::uint32_t pair_count = 0;
   std::uint32_t item_count = 0;  // of all groups
   std::uint32_t unit_bytes = 0;  // most bytes of one item
+  ReportBy report = ReportBy::kNobody;
   std::uint32_t done_value = 0;
-  const std::uint64_t* expected = nullptr;  // [pair_count], host memory; null: nothing is validated
-  std::uint8_t* statuses = nullptr;         // [pair_count], host memory
-  std::uint32_t* done = nullptr;            // host memory; becomes done_value last of all
-  std::uint32_t* arrivals = nullptr;        // device memory, 0 between launches
+  std::uint8_t* statuses = nullptr;   // [pair_count], host memory, zeros before; a status says that it is final
+  std::uint32_t* done = nullptr;      // host memory
+  std::uint32_t* arrivals = nullptr;  // device memory, 0 between launches
 };
 
 inline constexpr std::uint8_t kDeviceValid = 1, kDeviceStale = 2;  // BlockStatus of the same names

@@ -38,11 +38,11 @@ class CudaImportJob final : public ImportJob {
 
   bool Done() noexcept override {
     if (finished_) return true;
-    if (std::atomic_ref<std::uint32_t>(*slot_->done()).load(std::memory_order_acquire) == job_) {
+    if (on_gpu_ ? AllReported() : std::atomic_ref<std::uint32_t>(*slot_->done()).load(std::memory_order_acquire) == job_) {
       Collect();
       return true;
     }
-    // The done word never comes if the GPU fails.
+    // The report never comes if the GPU fails.
     if (++polls_ % kPollsPerQuery == 0 && GpuFailed()) FailAll();
     return finished_;
   }
@@ -84,13 +84,23 @@ class CudaImportJob final : public ImportJob {
     return true;
   }
 
+  // Statuses arrive in any order; those before reported_ are known to be there.
+  bool AllReported() noexcept {
+    while (reported_ < submitted_ && std::atomic_ref<std::uint8_t>(slot_->statuses()[reported_]).load(std::memory_order_acquire) != 0)
+      ++reported_;
+    return reported_ == submitted_;
+  }
+
   void Collect() noexcept {
     if (request_.validation == Validation::kNone) {
       std::fill_n(statuses_.begin(), submitted_, BlockStatus::kValid);
-    } else if (validate_on_cpu_) {
+    } else if (!on_gpu_) {
       ValidateOnCpu();
     } else {
-      for (std::size_t k = 0; k < order_.size(); ++k) statuses_[order_[k]] = static_cast<BlockStatus>(slot_->statuses()[k]);
+      const std::uint8_t* reported = slot_->statuses();
+      for (const BlockRange& range : order_) {
+        for (std::uint32_t i = 0; i < range.count; ++i) statuses_[range.first + i] = static_cast<BlockStatus>(*reported++);
+      }
     }
     for (std::size_t i = 0; i < submitted_; ++i) {
       if (statuses_[i] != BlockStatus::kValid && statuses_[i] != BlockStatus::kStale) statuses_[i] = BlockStatus::kError;
@@ -124,12 +134,13 @@ class CudaImportJob final : public ImportJob {
   std::vector<BlockStatus> statuses_;
   std::unique_ptr<ImportSlot> slot_;
   cudaStream_t stream_ = nullptr;
-  std::vector<std::uint32_t> order_;  // of the pairs that the GPU validates
-  std::size_t submitted_ = 0;         // leading blocks that the GPU was given
+  std::vector<BlockRange> order_;  // the blocks of the statuses that the GPU reports
+  std::size_t submitted_ = 0;      // leading blocks that the GPU was given
   std::uint32_t job_ = 0;
   unsigned polls_ = 0;
   bool usable_ = true;  // of the slot, afterwards
-  bool validate_on_cpu_ = false;
+  std::size_t reported_ = 0;
+  bool on_gpu_ = true;  // who validates
   bool finished_ = false;
 };
 
@@ -154,7 +165,7 @@ Result<std::vector<TransferRun>> CudaImportJob::CheckRuns() {
       ++good;
     }
     if (!validate) good = run.count;
-    validate_on_cpu_ = validate_on_cpu_ || registered == nullptr;
+    on_gpu_ = on_gpu_ && validate && registered != nullptr;
     TransferRun transfer;
     transfer.plan = run.plan;
     transfer.source_bases = source->bases();
@@ -203,20 +214,18 @@ Status CudaImportJob::Submit() {
   order_ = std::move(plan->order);
   job_ = slot_->NextJob();
   stream_ = request_.stream ? reinterpret_cast<cudaStream_t>(request_.stream->value) : slot_->stream();
-  if (request_.validation == Validation::kBeforeAndAfter && !validate_on_cpu_) {
-    std::memset(slot_->statuses(), 0, order_.size());
-    for (std::size_t k = 0; k < order_.size(); ++k) slot_->expected()[k] = request_.blocks[order_[k]].generation;
-  }
+  std::memset(slot_->statuses(), 0, submitted_);
   return Enqueue(*plan, stream_);
 }
 
 Status CudaImportJob::Enqueue(const TransferPlan& plan, cudaStream_t stream) {
   const DeviceGuard guard(*device_);
-  const bool upload = plan.table.size() > kMaxInlineTable;
-  if (upload) {
+  const void* device_table = nullptr;
+  if (plan.table.size() > kMaxInlineTable) {
     std::memcpy(slot_->staged_table(), plan.table.data(), plan.table.size());
     const cudaError_t error = cudaMemcpyAsync(slot_->table(), slot_->staged_table(), plan.table.size(), cudaMemcpyHostToDevice, stream);
     if (error != cudaSuccess) return CudaError(error, "import: uploading the table");
+    device_table = slot_->table();
   }
   for (const EngineCopy& copy : plan.engine_copies) {
     const cudaError_t error = cudaMemcpyAsync(reinterpret_cast<void*>(copy.destination), reinterpret_cast<const void*>(copy.source),
@@ -230,12 +239,22 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, cudaStream_t stream) {
   args.item_count = plan.item_count;
   args.unit_bytes = plan.kernel.unit_bytes;
   args.done_value = job_;
-  const bool on_gpu = request_.validation == Validation::kBeforeAndAfter && !validate_on_cpu_;
-  args.expected = on_gpu ? slot_->expected() : nullptr;
   args.statuses = slot_->statuses();
   args.done = slot_->done();
   args.arrivals = slot_->arrivals();
-  cudaError_t error = LaunchCopy(plan.kernel, args, plan.table, upload ? slot_->table() : nullptr, stream);
+  const bool fused = plan.item_count > 0 && plan.pair_count <= kFusedPairs;
+  if (!on_gpu_) {
+    args.report = ReportBy::kDoneWord;
+  } else if (fused) {
+    args.report = ReportBy::kLastBlock;
+  }
+  cudaError_t error = cudaSuccess;
+  if (plan.item_count > 0 || !on_gpu_) error = LaunchCopy(plan.kernel, args, plan.table, device_table, stream);
+  if (error == cudaSuccess && on_gpu_ && !fused) {
+    CopyLimits limits = device_->limits();
+    limits.max_sms = request_.max_sms;
+    error = LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream);
+  }
   if (error == cudaSuccess && request_.wants_event) error = cudaEventRecord(slot_->event(), stream);
   return CudaStatus(error, "import: launching the copy");
 }

@@ -38,14 +38,12 @@ __device__ inline std::uint64_t LoadGeneration(std::uint64_t address) {
   asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(address) : "memory");
   return v;
 }
-// Host memory written before the launch.
-__device__ inline std::uint64_t LoadHost(const std::uint64_t* at) {
-  std::uint64_t v;
-  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(at) : "memory");
-  return v;
+// Reports to host memory, which the CPU polls.
+__device__ inline void StoreHost(std::uint8_t* at, std::uint8_t value) {
+  asm volatile("st.relaxed.sys.global.u8 [%0], %1;" ::"l"(at), "r"(static_cast<std::uint32_t>(value)) : "memory");
 }
-__device__ inline void StoreReleaseSystem(std::uint32_t* at, std::uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+__device__ inline void StoreHost(std::uint32_t* at, std::uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

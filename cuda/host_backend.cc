@@ -16,7 +16,7 @@ class HostLocalMemory final : public LocalMemory {
   std::byte* SegmentData(std::size_t segment) const noexcept override { return segments_[segment].data(); }
 
   Status Add(const std::string& name, std::uint64_t size_bytes) {
-    Result<OwnedMemory> memory = OwnedMemory::Create(name, size_bytes, HugePages::kTry);
+    Result<OwnedMemory> memory = OwnedMemory::Create(name, size_bytes);
     if (!memory) return memory.error();
     SegmentHandle handle;
     handle.size_bytes = size_bytes;
@@ -101,7 +101,7 @@ class HostBackend final : public MemoryBackend {
     if (!Maps(origin.kind)) return MakeError(Errc::kUnsupported, "GPU memory can't be mapped by a host worker");
     auto memory = std::make_unique<HostPeerMemory>();
     for (const SegmentHandle& segment : segments) {
-      Result<MappedMemory> mapped = MappedMemory::Attach(segment.fd.get(), segment.size_bytes, HugePages::kTry);
+      Result<MappedMemory> mapped = MappedMemory::Attach(segment.fd.get(), segment.size_bytes);
       if (!mapped) return mapped.error();
       memory->bases.push_back(mapped->data());
       memory->mappings.push_back(std::move(*mapped));

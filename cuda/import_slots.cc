@@ -23,7 +23,9 @@ ImportSlot::~ImportSlot() {
 }
 
 Status ImportSlot::Make() {
-  cudaError_t error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
+  int lowest = 0, highest = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest);
   if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
   if (error == cudaSuccess) error = cudaMalloc(reinterpret_cast<void**>(&arrivals_), 256);
   if (error == cudaSuccess) error = cudaMemsetAsync(arrivals_, 0, 256, stream_);
@@ -41,8 +43,7 @@ Status ImportSlot::Reserve(std::size_t blocks, std::size_t table_bytes) {
     blocks_ = 0;
     const std::size_t room = std::bit_ceil(std::max(blocks, kMinBlocks));
     const unsigned flags = cudaHostAllocPortable | cudaHostAllocMapped;
-    if (const cudaError_t error = cudaHostAlloc(reinterpret_cast<void**>(&pinned_), kLine + room * (1 + sizeof(std::uint64_t)), flags);
-        error != cudaSuccess) {
+    if (const cudaError_t error = cudaHostAlloc(reinterpret_cast<void**>(&pinned_), kLine + room, flags); error != cudaSuccess) {
       pinned_ = nullptr;
       return CudaError(error, "host memory of an import slot");
     }

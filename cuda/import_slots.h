@@ -1,6 +1,8 @@
 // What one import under way needs on the GPU, pooled: host memory that the GPU reports to, device memory
 // for large tables, a stream, an event. Making these costs milliseconds, an import microseconds.
 //
+// Streams have the highest priority: a request waits for its import, and a copy that finds no free
+// multiprocessor among a model's kernels would wait for all of them.
 // The pool is thread-safe; a slot belongs to one import at a time. A slot whose GPU has failed is not
 // given back but destroyed.
 #pragma once
@@ -28,7 +30,6 @@ class ImportSlot {
   // Host memory that the GPU sees at the same address.
   std::uint32_t* done() const noexcept { return reinterpret_cast<std::uint32_t*>(pinned_); }
   std::uint8_t* statuses() const noexcept { return reinterpret_cast<std::uint8_t*>(pinned_ + kLine); }
-  std::uint64_t* expected() const noexcept { return reinterpret_cast<std::uint64_t*>(pinned_ + kLine + blocks_); }
   std::byte* staged_table() const noexcept { return staged_; }
   // Device memory.
   void* table() const noexcept { return table_; }
@@ -43,7 +44,7 @@ class ImportSlot {
   Status Make();
 
   const std::shared_ptr<const CudaDevice> device_;
-  std::byte* pinned_ = nullptr;  // [done][statuses: blocks_][expected: 8 * blocks_]
+  std::byte* pinned_ = nullptr;  // [done][statuses: blocks_]
   std::size_t blocks_ = 0;
   std::byte* staged_ = nullptr;
   void* table_ = nullptr;

@@ -1,9 +1,14 @@
 #include "cuda/ipc_memory.h"
 
+#include <sys/random.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <utility>
+
+#include "cuda/checksum.h"
 
 namespace kvm {
 namespace {
@@ -71,11 +76,16 @@ class OpenedHandles {
     return opened;
   }
 
-  Result<std::shared_ptr<const Allocation>> Open(const std::shared_ptr<const CudaDevice>& device, const std::string& handle) {
+  Result<std::shared_ptr<const Allocation>> Open(const std::shared_ptr<const CudaDevice>& device, const std::string& handle,
+                                                 std::uint64_t identity) {
     const Key key{device->ordinal(), handle};
     std::lock_guard lock(mutex_);
     Entry& entry = entries_[key];
+    if (entry.users > 0 && entry.identity != identity) {
+      return MakeError(Errc::kUnavailable, "an older allocation with the same handle is still mapped");
+    }
     if (entry.users == 0) {
+      entry.identity = identity;
       cudaIpcMemHandle_t raw;
       std::memcpy(raw.reserved, handle.data(), sizeof(raw.reserved));
       void* base = nullptr;
@@ -101,6 +111,7 @@ class OpenedHandles {
   struct Entry {
     void* opened = nullptr;
     Allocation allocation;
+    std::uint64_t identity = 0;
     std::size_t users = 0;
   };
   void Close(const CudaDevice& device, const Key& key) {
@@ -115,6 +126,19 @@ class OpenedHandles {
   std::mutex mutex_;
   std::map<Key, Entry> entries_;  // node-based: entries stay where they are
 };
+
+// A name that no other allocation on this machine has or had: CUDA's number of the allocation within the
+// process, mixed with a random number of the process.
+Result<std::uint64_t> IdentityOf(const CudaDevice& device, const std::byte* base) {
+  static const std::uint64_t process = [] {
+    std::uint64_t random = 0;
+    return ::getrandom(&random, sizeof(random), 0) == sizeof(random) ? random : static_cast<std::uint64_t>(::getpid());
+  }();
+  std::uint64_t number = 0;
+  const CUresult error = device.driver().PointerGetAttribute(&number, CU_POINTER_ATTRIBUTE_BUFFER_ID, reinterpret_cast<CUdeviceptr>(base));
+  if (error != CUDA_SUCCESS) return CudaError(error, "cuPointerGetAttribute(BUFFER_ID)");
+  return ChecksumWord(process, number);
+}
 
 Status CheckExportable(const CudaDevice& device, const DeviceRange& range, const Allocation& allocation) {
   const auto address = reinterpret_cast<CUdeviceptr>(range.data);
@@ -144,23 +168,31 @@ Status CheckExportable(const CudaDevice& device, const DeviceRange& range, const
 Result<std::unique_ptr<CudaLocalMemory>> RegisterIpc(const std::shared_ptr<const CudaDevice>& device, std::span<const DeviceRange> ranges) {
   const DeviceGuard guard(*device);
   auto memory = std::make_unique<CudaLocalMemory>(device, layout::HandleKind::kCudaIpc);
-  std::map<const std::byte*, std::string> known;  // one handle per allocation, by its base
+  struct Export {
+    std::string handle;
+    std::uint64_t identity = 0;
+  };
+  std::map<const std::byte*, Export> known;  // one handle per allocation, by its base
   for (const DeviceRange& range : ranges) {
     const Result<Allocation> allocation = AllocationOf(*device, range.data);
     if (!allocation) return MakeError(Errc::kInvalidArgument, "not device memory: " + allocation.error().message);
     if (Status exportable = CheckExportable(*device, range, *allocation); !exportable) return exportable.error();
-    std::string& bytes = known[allocation->base];
-    if (bytes.empty()) {
+    Export& exported = known[allocation->base];
+    if (exported.handle.empty()) {
       cudaIpcMemHandle_t raw;
       if (const cudaError_t error = cudaIpcGetMemHandle(&raw, allocation->base); error != cudaSuccess)
         return CudaError(error, "cudaIpcGetMemHandle");
-      bytes = Bytes(raw);
+      exported.handle = Bytes(raw);
+      const Result<std::uint64_t> identity = IdentityOf(*device, allocation->base);
+      if (!identity) return identity.error();
+      exported.identity = *identity;
     }
     SegmentHandle handle;
     handle.size_bytes = range.size_bytes;
-    handle.handle = bytes;
+    handle.handle = exported.handle;
+    handle.allocation = exported.identity;
     handle.handle_offset = static_cast<std::uint64_t>(static_cast<std::byte*>(range.data) - allocation->base);
-    memory->Add(std::move(handle), static_cast<std::byte*>(range.data), OwnExports::Get().Add(bytes, *allocation));
+    memory->Add(std::move(handle), static_cast<std::byte*>(range.data), OwnExports::Get().Add(exported.handle, *allocation));
   }
   return memory;
 }
@@ -175,7 +207,7 @@ Result<PeerSegment> MapIpc(const std::shared_ptr<const CudaDevice>& device, cons
   if (const Result<Allocation> own = OwnExports::Get().Find(segment.handle); own) {
     allocation = *own;
   } else {
-    Result<std::shared_ptr<const Allocation>> opened = OpenedHandles::Get().Open(device, segment.handle);
+    Result<std::shared_ptr<const Allocation>> opened = OpenedHandles::Get().Open(device, segment.handle, segment.allocation);
     if (!opened) return opened.error();
     allocation = **opened;
     peer.owner = std::move(*opened);

@@ -49,6 +49,7 @@ struct SegmentHandle {
   std::uint64_t size_bytes = 0;
   std::string handle;               // cuda_ipc: 64 opaque bytes; else empty
   std::uint64_t handle_offset = 0;  // cuda_ipc: from the allocation's base to the segment
+  std::uint64_t allocation = 0;     // cuda_ipc: differs for every allocation ever made; handles don't
   UniqueFd fd;                      // host_memfd, cuda_vmm_fd
 };
 
@@ -162,6 +163,7 @@ class MemoryBackend {
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) = 0;
   // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem;
   // kUnsupported: this GPU can't reach them, or the owner's GPU isn't visible to this process.
+  // kUnavailable: memory that the owner has freed is still mapped under the same handle; again once it isn't.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin = {}) = 0;
   // The same view of memory that this process owns itself. `memory` must outlive the result.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& memory) = 0;

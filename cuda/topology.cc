@@ -67,8 +67,34 @@ class Buffer {
   cudaError_t error_ = cudaSuccess;
 };
 
+// Peer access for a scope, unless the process has it on already.
+class PeerAccess {
+ public:
+  PeerAccess(const CudaDevice& importer, const CudaDevice& owner) : importer_(importer), owner_(owner.ordinal()) {
+    if (importer.ordinal() == owner.ordinal()) return;
+    const DeviceGuard guard(importer_);
+    const cudaError_t error = cudaDeviceEnablePeerAccess(owner_, 0);
+    enabled_ = error == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+  }
+  ~PeerAccess() {
+    if (!enabled_) return;
+    const DeviceGuard guard(importer_);
+    static_cast<void>(cudaDeviceDisablePeerAccess(owner_));
+    static_cast<void>(cudaGetLastError());
+  }
+  PeerAccess(const PeerAccess&) = delete;
+  PeerAccess& operator=(const PeerAccess&) = delete;
+
+ private:
+  const CudaDevice& importer_;
+  const int owner_;
+  bool enabled_ = false;
+};
+
 Result<double> MeasurePair(const CudaDevice& importer, const CudaDevice& owner) {
   constexpr int kRounds = 7;
+  const PeerAccess access(importer, owner);
   const Buffer to(importer), from(owner);
   if (to.error() != cudaSuccess) return CudaError(to.error(), "measuring: cudaMalloc");
   if (from.error() != cudaSuccess) return CudaError(from.error(), "measuring: cudaMalloc");

@@ -1,6 +1,7 @@
 #include "cuda/transfer_plan.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <string>
 
@@ -9,25 +10,40 @@ namespace {
 
 constexpr std::uint64_t kMaxItems = std::uint64_t{1} << 31;
 
+static_assert(sizeof(PairEntry) == sizeof(ImportBlock) && offsetof(PairEntry, source) == offsetof(ImportBlock, source_block) &&
+                  offsetof(PairEntry, destination) == offsetof(ImportBlock, destination_block) &&
+                  offsetof(PairEntry, generation) == offsetof(ImportBlock, generation),
+              "blocks become pairs by memcpy");
+
 // Runs of one request that share source and plan.
 struct Group {
-  const TransferRun* run = nullptr;                               // the first of them
-  std::vector<std::uint32_t> copied_by_kernel, copied_by_engine;  // indices of blocks
+  const TransferRun* run = nullptr;  // the first of them
+  std::vector<BlockRange> by_kernel, by_engine;
   std::uint64_t largest_piece = 0;
 };
 
-// [first, first + count) of the request's blocks, adjacent on both sides.
-struct Stretch {
-  std::size_t first = 0, count = 0;
-};
+std::uint32_t CountOf(const std::vector<BlockRange>& ranges) {
+  std::uint32_t count = 0;
+  for (const BlockRange& range : ranges) count += range.count;
+  return count;
+}
 
-Stretch NextStretch(std::span<const ImportBlock> blocks, std::size_t first, std::size_t end) {
+void AddRange(std::vector<BlockRange>& ranges, std::size_t first, std::size_t count) {
+  if (!ranges.empty() && ranges.back().first + ranges.back().count == first) {
+    ranges.back().count += static_cast<std::uint32_t>(count);
+  } else {
+    ranges.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count)});
+  }
+}
+
+// The stretch from `first` on that is adjacent on both sides.
+std::size_t AdjacentBlocks(std::span<const ImportBlock> blocks, std::size_t first, std::size_t end) {
   std::size_t next = first + 1;
   while (next < end && blocks[next].source_block == blocks[next - 1].source_block + 1 &&
          blocks[next].destination_block == blocks[next - 1].destination_block + 1) {
     ++next;
   }
-  return {first, next - first};
+  return next - first;
 }
 
 // Pieces without gaps between neighbouring blocks, on both sides.
@@ -80,16 +96,12 @@ void Append(std::vector<std::byte>& table, const T& entry) {
   std::memcpy(table.data() + at, &entry, sizeof(T));
 }
 
-void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const std::vector<std::uint32_t>& indices) {
-  const std::size_t at = out.table.size();
-  out.table.resize(at + indices.size() * sizeof(PairEntry));
-  std::byte* to = out.table.data() + at;
-  for (const std::uint32_t index : indices) {
-    const PairEntry pair{blocks[index].source_block, blocks[index].destination_block};
-    std::memcpy(to, &pair, sizeof(pair));
-    to += sizeof(pair);
+void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const std::vector<BlockRange>& ranges) {
+  for (const BlockRange& range : ranges) {
+    const auto* from = reinterpret_cast<const std::byte*>(blocks.data() + range.first);
+    out.table.insert(out.table.end(), from, from + range.count * sizeof(PairEntry));
   }
-  out.order.insert(out.order.end(), indices.begin(), indices.end());
+  out.order.insert(out.order.end(), ranges.begin(), ranges.end());
 }
 
 }  // namespace
@@ -104,20 +116,20 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
     if (!SegmentsExist(run, destination_bases.size()))
       return MakeError(Errc::kInvalidArgument, "copy plan names a segment that is not mapped");
     Group& group = GroupOf(groups, run);
-    const bool gapless = Gapless(*run.plan);
-    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits);
-    for (std::size_t i = run.first; i < run.first + run.count;) {
-      const Stretch stretch = gapless ? NextStretch(blocks, i, run.first + run.count) : Stretch{i, run.first + run.count - i};
-      const bool by_engine = gapless && stretch.count * block_bytes / run.plan->size() >= engine_bytes;
-      std::vector<std::uint32_t>& indices = by_engine ? group.copied_by_engine : group.copied_by_kernel;
-      for (std::size_t k = 0; k < stretch.count; ++k) indices.push_back(static_cast<std::uint32_t>(i + k));
+    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();
+    const bool engine_possible = run.count * block_bytes >= engine_bytes && Gapless(*run.plan);
+    const std::size_t end = run.first + run.count;
+    for (std::size_t i = run.first; i < end;) {
+      const std::size_t count = engine_possible ? AdjacentBlocks(blocks, i, end) : run.count;
+      const bool by_engine = engine_possible && count * block_bytes >= engine_bytes;
+      AddRange(by_engine ? group.by_engine : group.by_kernel, i, count);
       if (by_engine) {
-        AddEngineCopies(out, run, blocks[i], stretch.count, destination_bases);
+        AddEngineCopies(out, run, blocks[i], count, destination_bases);
       } else {
-        work.bytes += stretch.count * block_bytes;
+        work.bytes += count * block_bytes;
         work.worst_path = std::max(work.worst_path, run.path);
       }
-      i += stretch.count;
+      i += count;
     }
   }
 
@@ -127,7 +139,7 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
       pieces.push_back(Resolve(*group.run, piece, destination_bases));
       const PieceEntry& entry = pieces.back();
       group.largest_piece = std::max(group.largest_piece, entry.bytes);
-      if (group.copied_by_kernel.empty()) continue;
+      if (group.by_kernel.empty()) continue;
       work.alignment |= entry.source | entry.source_stride | entry.destination | entry.destination_stride | entry.bytes;
       work.largest_piece = std::max(work.largest_piece, entry.bytes);
     }
@@ -147,8 +159,8 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
     entry.piece_first = static_cast<std::uint32_t>(piece_first);
     entry.piece_count = static_cast<std::uint32_t>(group.run->plan->size());
     entry.pair_first = static_cast<std::uint32_t>(pair_first);
-    entry.copy_pairs = static_cast<std::uint32_t>(group.copied_by_kernel.size());
-    entry.pair_count = static_cast<std::uint32_t>(group.copied_by_kernel.size() + group.copied_by_engine.size());
+    entry.copy_pairs = CountOf(group.by_kernel);
+    entry.pair_count = entry.copy_pairs + CountOf(group.by_engine);
     entry.split = static_cast<std::uint32_t>(split);
     Append(out.table, entry);
     unsigned long long added = 0;
@@ -161,10 +173,9 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
     pair_first += entry.pair_count;
   }
   for (const PieceEntry& piece : pieces) Append(out.table, piece);
-  out.order.reserve(pair_first);
   for (const Group& group : groups) {
-    AppendPairs(out, blocks, group.copied_by_kernel);
-    AppendPairs(out, blocks, group.copied_by_engine);
+    AppendPairs(out, blocks, group.by_kernel);
+    AppendPairs(out, blocks, group.by_engine);
   }
   out.group_count = static_cast<std::uint32_t>(groups.size());
   out.piece_count = static_cast<std::uint32_t>(piece_first);

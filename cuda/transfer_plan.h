@@ -31,13 +31,20 @@ struct EngineCopy {
   friend bool operator==(const EngineCopy&, const EngineCopy&) = default;
 };
 
+// [first, first + count) of the request's blocks.
+struct BlockRange {
+  std::uint32_t first = 0, count = 0;
+
+  friend bool operator==(const BlockRange&, const BlockRange&) = default;
+};
+
 struct TransferPlan {
   std::vector<EngineCopy> engine_copies;  // before the kernel, in the same stream
   std::vector<std::byte> table;           // copy_table.h
   std::uint32_t group_count = 0, piece_count = 0, pair_count = 0, item_count = 0;
   KernelChoice kernel;
-  std::vector<std::uint32_t> order;  // [pair_count]: index into the request's blocks of each pair
-  std::uint64_t kernel_bytes = 0;    // moved by the kernel
+  std::vector<BlockRange> order;   // the blocks of the table's pairs, one after another
+  std::uint64_t kernel_bytes = 0;  // moved by the kernel
 };
 
 // kInvalidArgument: more items than one launch can number, or a plan's segment that isn't mapped.

@@ -1,7 +1,7 @@
 #include "proto/registry_view.h"
 
 #include <algorithm>
-#include <bit>
+#include <cstring>
 
 namespace kvm {
 namespace {
@@ -54,7 +54,7 @@ SlotState Read(const IndexSlot& slot, const BlockKey* key, Copy& out) noexcept {
 }
 
 bool Inside(std::uint64_t offset, std::uint64_t count, std::uint64_t item_bytes, std::uint64_t total) {
-  return offset <= total && offset % 64 == 0 && count <= (total - offset) / item_bytes;
+  return offset >= layout::kHeaderBytes && offset <= total && offset % 64 == 0 && count <= (total - offset) / item_bytes;
 }
 
 }  // namespace
@@ -63,25 +63,6 @@ std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexHit> out, std:
   return FindStable(key, out, hint);
 }
 std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept { return FindStable(key, out, kNoHint); }
-
-// Probe lengths are random, so a branch a slot is a misprediction a key, half of the whole lookup. This
-// looks at kGroup slots without branches and without the version word: Find's consistent read confirms
-// what it says, and what it overlooks while a writer is at work is a miss that Find looks into.
-std::uint64_t IndexReader::Glance(const BlockKey& key) const noexcept {
-  const std::uint64_t home = layout::Home(key, count_);
-  if (home + 2 * kGroup > count_) return home;
-  std::uint32_t stop = 0;
-#pragma GCC unroll 4
-  for (unsigned i = 0; i < kGroup; ++i) {
-    const IndexSlot& slot = slots_[home + i];
-    const bool match = slot.key_lo.load(std::memory_order_relaxed) == key.lo;
-    const bool empty = slot.region_epoch.load(std::memory_order_relaxed) == 0;
-    stop |= static_cast<std::uint32_t>(match | empty) << i;
-  }
-  if (stop != 0) return home + static_cast<std::uint64_t>(std::countr_zero(stop));
-  PrefetchGroup(home + kGroup);
-  return home + kGroup;
-}
 
 template <class Copy>
 std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept {
@@ -129,10 +110,15 @@ Result<RegistryView> RegistryView::Open(MappedMemory memory) {
     return MakeError(Errc::kVersionMismatch, "registry segment: layout version " + std::to_string(header.layout_version) +
                                                  ", this build reads " + std::to_string(layout::kLayoutVersion));
   }
-  if (header.segment_bytes > total || header.index_slots == 0 ||
-      !Inside(header.model_rows_offset, header.model_rows, sizeof(layout::ModelRow), total) ||
-      !Inside(header.region_rows_offset, header.region_rows, sizeof(layout::RegionRow), total) ||
-      !Inside(header.index_offset, header.index_slots, sizeof(IndexSlot), total)) {
+  if (header.header_bytes != layout::kHeaderBytes || header.segment_bytes > total ||
+      std::memchr(header.domain, '\0', sizeof(header.domain)) == nullptr || header.index_slots == 0 ||
+      header.index_entries >= header.index_slots) {
+    return MakeError(Errc::kProtocol, "registry segment: header contradicts itself");
+  }
+  if (!Inside(header.model_rows_offset, header.model_rows, sizeof(layout::ModelRow), header.segment_bytes) ||
+      !Inside(header.region_rows_offset, header.region_rows, sizeof(layout::RegionRow), header.segment_bytes) ||
+      !Inside(header.index_offset, header.index_slots, sizeof(IndexSlot), header.segment_bytes) ||
+      !Inside(header.tags_offset, layout::TagWords(header.index_slots), sizeof(layout::TagWord), header.segment_bytes)) {
     return MakeError(Errc::kProtocol, "registry segment: a table leaves the segment");
   }
   const std::byte* base = view.memory_->data();
@@ -140,7 +126,8 @@ Result<RegistryView> RegistryView::Open(MappedMemory memory) {
   view.regions_ = reinterpret_cast<const layout::RegionRow*>(base + header.region_rows_offset);
   view.model_rows_ = header.model_rows;
   view.region_rows_ = header.region_rows;
-  view.index_ = IndexReader(reinterpret_cast<const IndexSlot*>(base + header.index_offset), header.index_slots, &header.index_moves);
+  view.index_ = IndexReader(reinterpret_cast<const IndexSlot*>(base + header.index_offset), header.index_slots, &header.index_moves,
+                            reinterpret_cast<const layout::TagWord*>(base + header.tags_offset));
   return view;
 }
 

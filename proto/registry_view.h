@@ -6,6 +6,7 @@
 // Thread-safe; the view must not outlive the mapping, which it shares.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -47,14 +48,22 @@ class IndexReader {
   static constexpr std::uint64_t kNoHint = ~std::uint64_t{0};
 
   IndexReader() = default;
-  IndexReader(const layout::IndexSlot* slots, std::uint64_t count, const std::atomic<std::uint64_t>* moves) noexcept
-      : slots_(slots), count_(count), moves_(moves) {}
+  IndexReader(const layout::IndexSlot* slots, std::uint64_t count, const std::atomic<std::uint64_t>* moves,
+              const layout::TagWord* tags) noexcept
+      : slots_(slots), count_(count), moves_(moves), tags_(tags) {}
 
   // For pipelines over many keys: Prefetch(k), some keys later hint = Glance(k), some keys later
-  // Find(k, out, hint), so that hardly a load has to wait. Both are optional.
-  [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { PrefetchGroup(layout::Home(key, count_)); }
-  // Where on its chain the key seems to be; fetches on if it is not among the first slots.
-  std::uint64_t Glance(const BlockKey& key) const noexcept;
+  // Find(k, out, hint), so that hardly a load has to wait. Both are optional. Always inlined: GCC takes
+  // a function that only prefetches for one without effect and drops the call.
+  [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&tags_[layout::Home(key, count_) / 8]); }
+  // Where on its chain the key seems to be, by the tags; fetches that slot.
+  [[gnu::always_inline]] std::uint64_t Glance(const BlockKey& key) const noexcept {
+    const std::uint64_t home = layout::Home(key, count_);
+    const std::uint64_t slot = home + TagDistance(home, layout::Tag(key));
+    if (slot >= count_) return kNoHint;
+    __builtin_prefetch(&slots_[slot]);
+    return slot;
+  }
 
   // Replicas of `key`, in order of publication, into `out`; returns how many, at most
   // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
@@ -71,16 +80,24 @@ class IndexReader {
   std::size_t FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept;
   template <class Copy>
   std::size_t FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept;
-  // Always inlined: GCC takes a function that only prefetches for one without effect and drops the call.
-  [[gnu::always_inline]] void PrefetchGroup(std::uint64_t at) const noexcept {
-    for (unsigned i = 0; i < kGroup; ++i) __builtin_prefetch(&slots_[at + i]);
+  // Slots from `home` to the first one that is tagged `tag` or empty; 8 if none of the first 8 is.
+  std::uint64_t TagDistance(std::uint64_t home, std::uint64_t tag) const noexcept {
+    constexpr std::uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
+    const layout::TagWord* word = &tags_[home / 8];
+    const unsigned shift = static_cast<unsigned>(home % 8) * 8;
+    const std::uint64_t low = word[0].load(std::memory_order_relaxed) >> shift;
+    const std::uint64_t high = shift == 0 ? 0 : word[1].load(std::memory_order_relaxed) << (64 - shift);
+    const std::uint64_t tags = low | high;
+    // The lowest bit that is set marks the first zero byte; what lies above it may be wrong.
+    const std::uint64_t differences = tags ^ (tag * kOnes);
+    const std::uint64_t found = (((differences - kOnes) & ~differences) | ((tags - kOnes) & ~tags)) & kHighs;
+    return found == 0 ? 8 : static_cast<std::uint64_t>(std::countr_zero(found)) / 8;
   }
-
-  static constexpr unsigned kGroup = 4;  // slots looked at together
 
   const layout::IndexSlot* slots_ = nullptr;
   std::uint64_t count_ = 0;
   const std::atomic<std::uint64_t>* moves_ = nullptr;
+  const layout::TagWord* tags_ = nullptr;
 };
 
 class RegistryView {

@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -31,6 +34,13 @@ class MemoryMappable {
  private:
   int fd_;
 };
+
+// fallocate on a memfd would go on until the out-of-memory killer comes.
+std::size_t InstalledBytes() {
+  struct sysinfo info {};
+  if (::sysinfo(&info) != 0) return std::numeric_limits<std::size_t>::max();
+  return (std::size_t{info.totalram} + info.totalswap) * info.mem_unit;
+}
 
 constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
@@ -67,6 +77,7 @@ Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugeP
 
 Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
+  if (size_bytes > InstalledBytes()) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
   OwnedMemory memory;
   memory.fd_.Reset(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return SystemError("memfd_create " + name);

@@ -1,5 +1,14 @@
 # Unit tests of kvctl's parts; built by tests/CMakeLists.txt against kvm_kvctl.
 set(KVM_KVCTL_TEST_SOURCES
   unit/test_block_pool.cc
+  unit/test_key_query.cc
+  unit/test_kvctl_processes.cc
+  unit/test_kvctl_text.cc
   unit/test_trace.cc
   unit/test_workload.cc)
+
+# The command line, with kvmd and worker processes.
+if(TARGET kvctl AND TARGET kvmd)
+  kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl SOURCES integration/test_kvctl_cli.cc)
+  add_dependencies(kvctl_cli_tests kvctl kvmd)
+endif()

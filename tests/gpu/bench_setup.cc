@@ -48,6 +48,7 @@ ExportedPool OpenPool(test::ExporterProcess& exporter, int ordinal, layout::Hand
   pool.bytes = region.segments[0].size_bytes;
   pool.handle = region.segments[0].handle;
   pool.handle_offset = region.segments[0].handle_offset;
+  pool.allocation = region.segments[0].allocation;
   pool.fd = std::move(region.segments[0].fd);
   pool.generations = std::move(region.generation_fd);
   return pool;
@@ -60,6 +61,7 @@ Importer::Importer(int ordinal_, const ExportedPool& pool) : ordinal(ordinal_) {
   segments[0].size_bytes = pool.bytes;
   segments[0].handle = pool.handle;
   segments[0].handle_offset = pool.handle_offset;
+  segments[0].allocation = pool.allocation;
   if (pool.fd) segments[0].fd.Reset(::dup(pool.fd.get()));
   peer = Must(backend->Map(std::move(segments), pool.origin));
   generations.memory = Must(MappedMemory::Attach(pool.generations.get()));
@@ -150,6 +152,18 @@ Importer::Time Importer::Import(const Geometry& geometry, const std::vector<Impo
     if (round >= 0) gpu.push_back(ms / 1e3);
   }
   return {Median(host), Median(gpu)};
+}
+
+double Importer::CallTime(const Geometry& geometry, const std::vector<ImportBlock>& blocks) {
+  const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
+  std::vector<double> times;
+  for (int round = 0; round < 51; ++round) {
+    const auto begin = Clock::now();
+    const auto job = Start(plan, blocks, 0, Validation::kBeforeAndAfter);
+    times.push_back(Seconds(Clock::now() - begin));
+    job->Wait(SteadyTime::max());
+  }
+  return Median(times);
 }
 
 Importer::Time Importer::Measure(int rounds, const std::function<void()>& queue) {

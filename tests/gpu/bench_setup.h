@@ -54,7 +54,7 @@ struct ExportedPool {
   PeerOrigin origin;
   std::uint64_t bytes = 0;
   std::string handle;
-  std::uint64_t handle_offset = 0;
+  std::uint64_t handle_offset = 0, allocation = 0;
   UniqueFd fd;           // cuda_vmm_fd
   UniqueFd generations;  // of the generation table
 };
@@ -82,7 +82,9 @@ class Importer {
   std::vector<double> ImportTimes(const Geometry& geometry, const std::vector<ImportBlock>& blocks, int rounds, unsigned max_sms = 0);
   std::unique_ptr<ImportJob> Start(const CopyPlan& plan, const std::vector<ImportBlock>& blocks, unsigned max_sms, Validation validation,
                                    std::optional<StreamHandle> stream = std::nullopt);
-  // The same for anything queued on stream().
+  // Median seconds of the call that starts an import.
+  double CallTime(const Geometry& geometry, const std::vector<ImportBlock>& blocks);
+  // As Import, for anything queued on stream().
   Time Measure(int rounds, const std::function<void()>& queue);
   Time Contiguous(std::uint64_t bytes, int rounds = 15);
 

@@ -22,9 +22,9 @@ struct Scratch {
   }
 };
 
-// GB/s of one variant on the GPU, without validation.
-double Try(Importer& importer, const Scratch& scratch, const Geometry& geometry, const std::vector<ImportBlock>& blocks,
-           const KernelChoice& choice, int rounds) {
+// Seconds of one variant on the GPU, without validation.
+double TimeOf(Importer& importer, const Scratch& scratch, const Geometry& geometry, const std::vector<ImportBlock>& blocks,
+              const KernelChoice& choice, int rounds, ReportBy report, bool empty = false) {
   const CopyPlan copy = Must(MakeCopyPlan(geometry, geometry));
   const std::byte* from = importer.source();
   std::byte* to = importer.destination();
@@ -34,15 +34,46 @@ double Try(Importer& importer, const Scratch& scratch, const Geometry& geometry,
   const TransferPlan plan = Must(PlanTransfer({&run, 1}, blocks, {&to, 1}, limits));
   const bool upload = plan.table.size() > kMaxInlineTable;
   if (upload) MustSucceed(cudaMemcpy(scratch.table, plan.table.data(), plan.table.size(), cudaMemcpyHostToDevice), "table");
-  const CopyArgs args{plan.group_count, plan.piece_count, plan.pair_count, plan.item_count, choice.unit_bytes, 1,
-                      nullptr,          nullptr,          scratch.done,    scratch.arrivals};
-  const double seconds =
-      importer
-          .Measure(
-              rounds,
-              [&] { MustSucceed(LaunchCopy(choice, args, plan.table, upload ? scratch.table : nullptr, importer.stream()), "launch"); })
-          .gpu;
+  CopyArgs args;
+  args.group_count = plan.group_count;
+  args.piece_count = plan.piece_count;
+  args.pair_count = plan.pair_count;
+  args.item_count = empty ? 0 : plan.item_count;
+  args.unit_bytes = choice.unit_bytes;
+  args.report = report;
+  args.done_value = 1;
+  args.done = scratch.done;
+  args.arrivals = scratch.arrivals;
+  const void* table = upload ? scratch.table : nullptr;
+  return importer.Measure(rounds, [&] { MustSucceed(LaunchCopy(choice, args, plan.table, table, importer.stream()), "launch"); }).gpu;
+}
+
+double Try(Importer& importer, const Scratch& scratch, const Geometry& geometry, const std::vector<ImportBlock>& blocks,
+           const KernelChoice& choice, int rounds) {
+  const double seconds = TimeOf(importer, scratch, geometry, blocks, choice, rounds, ReportBy::kDoneWord);
   return static_cast<double>(blocks.size() * geometry.BlockBytes()) / seconds / 1e9;
+}
+
+// What a launch costs before it copies anything.
+void FixedCosts(Importer& importer, const Scratch& scratch, std::uint32_t shared) {
+  const Geometry geometry = Planes(kPoolBytes, kMiB, 64 * kKiB);
+  const std::vector<ImportBlock> one = importer.Scattered(geometry, kMiB);
+  std::printf("nothing between two events: %.1f us\n", 1e6 * importer.Measure(51, [] {}).gpu);
+  for (const std::uint64_t bytes : {64 * kKiB, kMiB, 16 * kMiB}) {
+    std::printf("copy engine, %lu KiB contiguous: %.1f us\n", bytes / kKiB, 1e6 * importer.Contiguous(bytes, 51).gpu);
+  }
+  const unsigned stages = shared == 0 ? 0 : std::min(48u, shared / 8192) / 2;
+  for (const KernelChoice& choice :
+       {KernelChoice{KernelKind::kVector, 16, 4096, 24, 512, 0, 0}, {KernelKind::kBulk, 16, 8192, 24, 512, 2, stages}}) {
+    if (choice.kind == KernelKind::kBulk && shared == 0) continue;
+    for (const bool empty : {true, false}) {
+      for (const ReportBy report : {ReportBy::kNobody, ReportBy::kDoneWord}) {
+        std::printf("%s kernel, %s, %s: %.1f us\n", choice.kind == KernelKind::kBulk ? "bulk" : "vector", empty ? "empty" : "1 MiB",
+                    report == ReportBy::kNobody ? "no report" : "done word",
+                    1e6 * TimeOf(importer, scratch, geometry, one, choice, 51, report, empty));
+      }
+    }
+  }
 }
 
 void Kernels(Importer& importer, const Scratch& scratch, std::uint32_t shared, std::uint64_t chunk, std::uint64_t bytes, bool quick) {
@@ -52,7 +83,7 @@ void Kernels(Importer& importer, const Scratch& scratch, std::uint32_t shared, s
   const double contiguous = static_cast<double>(bytes) / importer.Contiguous(bytes, rounds).gpu / 1e9;
   std::printf("chunks of %lu KiB, %lu MiB: contiguous %.0f GB/s; CUDA blocks:GB/s\n", chunk / kKiB, bytes / kMiB, contiguous);
   const std::vector<unsigned> sms =
-      quick ? std::vector<unsigned>{8, 16, 32, 132} : std::vector<unsigned>{8, 12, 16, 20, 24, 32, 48, 66, 132};
+      quick ? std::vector<unsigned>{8, 16, 32, 132} : std::vector<unsigned>{8, 12, 16, 20, 24, 28, 32, 33, 66, 132};
   for (const unsigned threads : {256u, 512u, 1024u}) {
     std::printf("  vector %4u threads:", threads);
     for (const unsigned n : sms)
@@ -126,6 +157,7 @@ void RunTune(int owner, int importer_ordinal, bool quick) {
     std::uint32_t shared = 0;
     MustSucceed(PrepareCopyKernels(shared), "PrepareCopyKernels");
     const Scratch scratch;
+    FixedCosts(importer, scratch, shared);
     Engine(importer);
     for (const std::uint64_t chunk : {64 * kKiB, 16 * kKiB, 4 * kKiB}) {
       for (const std::uint64_t bytes : {kGiB, 16 * kMiB}) Kernels(importer, scratch, shared, chunk, bytes, quick || chunk != 64 * kKiB);

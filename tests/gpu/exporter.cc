@@ -12,6 +12,7 @@
 #include <cstring>
 #include <iostream>
 #include <memory>
+#include <numeric>
 #include <thread>
 
 #include "cuda/devices.h"
@@ -117,18 +118,14 @@ class Owned {
     if (!generations) return generations.error();
     generation_memory_ = std::move(*generations);
     generations_ = GenerationWriter::Format({generation_memory_.data(), generation_memory_.size()}, blocks);
-    std::vector<std::byte*> bases;
-    for (std::size_t i = 0; i < memory_->handles().size(); ++i) bases.push_back(memory_->SegmentData(i));
-    pattern_ = std::make_unique<Pattern>(options.geometry, bases);
-    std::vector<std::uint32_t> all(blocks);
-    for (std::uint32_t b = 0; b < blocks; ++b) all[b] = b;
-    Rewrite(all, options.fill);
+    MakePattern();
+    RewriteAll(options.fill);
 
     Writer reply;
     reply.Put(backend_->device_uuid()).Put(memory_->kind()).Put(static_cast<std::uint64_t>(memory_->handles().size()));
     fds.push_back(generation_memory_.fd());
     for (const SegmentHandle& handle : memory_->handles()) {
-      reply.Put(handle.size_bytes).Put(handle.handle_offset).PutText(handle.handle);
+      reply.Put(handle.size_bytes).Put(handle.handle_offset).Put(handle.allocation).PutText(handle.handle);
       if (handle.fd) fds.push_back(handle.fd.get());
     }
     return reply.bytes();
@@ -167,13 +164,17 @@ class Owned {
     return rewritten_;
   }
 
-  Result<std::string> Reallocate() {
+  // Its contents say generation 4.
+  Result<std::string> Reallocate(std::uint64_t& allocation) {
     memory_.reset();
     pattern_.reset();
     Free();
     Result<std::unique_ptr<LocalMemory>> memory = Make();
     if (!memory) return memory.error();
     memory_ = std::move(*memory);
+    MakePattern();
+    RewriteAll(true);
+    allocation = memory_->handles()[0].allocation;
     return memory_->handles()[0].handle;
   }
 
@@ -185,6 +186,17 @@ class Owned {
   }
 
  private:
+  void MakePattern() {
+    std::vector<std::byte*> bases;
+    for (std::size_t i = 0; i < memory_->handles().size(); ++i) bases.push_back(memory_->SegmentData(i));
+    pattern_ = std::make_unique<Pattern>(options_.geometry, bases);
+  }
+  void RewriteAll(bool fill) {
+    std::vector<std::uint32_t> all(options_.geometry.block_count);
+    std::iota(all.begin(), all.end(), 0u);
+    Rewrite(all, fill);
+  }
+
   // cuda_ipc: as an engine would have allocated it; odd offsets inside one allocation if asked for.
   Result<std::unique_ptr<LocalMemory>> Make() {
     if (options_.kind == layout::HandleKind::kCudaVmmFd) return backend_->Allocate("test", options_.segment_bytes);
@@ -263,7 +275,12 @@ std::string Answer(Owned& owned, const std::string& command, std::vector<int>& f
       reply.PutText("");
       break;
     }
-    case Op::kReallocate: put(owned.Reallocate()); break;
+    case Op::kReallocate: {
+      std::uint64_t allocation = 0;
+      put(owned.Reallocate(allocation));
+      reply.Put(allocation);
+      break;
+    }
     case Op::kGemm: reply.PutText("").Put(GemmTeraflops(owned.ordinal(), reader.Take<double>())); break;
   }
   return reply.bytes();
@@ -350,6 +367,7 @@ Result<ExportedRegion> ExporterProcess::Open(const ExportOptions& options) {
     SegmentHandle handle;
     handle.size_bytes = reader.Take<std::uint64_t>();
     handle.handle_offset = reader.Take<std::uint64_t>();
+    handle.allocation = reader.Take<std::uint64_t>();
     handle.handle = reader.TakeText();
     if (fds.size() > i + 1) handle.fd = std::move(fds[i + 1]);
     region.segments.push_back(std::move(handle));
@@ -385,12 +403,14 @@ void ExporterProcess::Rewrite(const std::vector<std::uint32_t>& blocks) {
   Call(command.bytes(), reply);
 }
 
-Result<std::string> ExporterProcess::Reallocate() {
+Result<std::string> ExporterProcess::Reallocate(std::uint64_t& allocation) {
   std::string reply;
   Call(Writer().Put(Op::kReallocate).bytes(), reply);
   Reader reader(reply);
   if (const std::string error = reader.TakeText(); !error.empty()) return MakeError(Errc::kSystem, "exporter: " + error);
-  return reader.TakeText();
+  std::string handle = reader.TakeText();
+  allocation = reader.Take<std::uint64_t>();
+  return handle;
 }
 
 double ExporterProcess::Gemm(double seconds) {

@@ -47,8 +47,9 @@ class ExporterProcess {
   std::uint64_t StopRewriting();  // blocks rewritten
   // Writes the given blocks anew, each with its next generation.
   void Rewrite(const std::vector<std::uint32_t>& blocks);
-  // Frees the region's cudaMalloc memory, allocates as much again; the new handle.
-  Result<std::string> Reallocate();
+  // Frees the region's cudaMalloc memory, allocates as much again and fills it (generation 4); segment 0's
+  // new handle and the allocation's name.
+  Result<std::string> Reallocate(std::uint64_t& allocation);
   // Runs matrix products for a while; TFLOP/s, 0 if cuBLAS can't be loaded.
   double Gemm(double seconds);
   // Ends it with SIGKILL.

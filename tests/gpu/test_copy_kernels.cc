@@ -116,16 +116,16 @@ TEST_CASE("Copy kernels: every variant moves every layout's blocks and nothing e
         limits.forced = variant;
         const Result<TransferPlan> transfer = PlanTransfer({&run, 1}, blocks, destination.device, limits);
         KVM_REQUIRE_OK(transfer);
-        CopyArgs args{transfer->group_count,
-                      transfer->piece_count,
-                      transfer->pair_count,
-                      transfer->item_count,
-                      variant.unit_bytes,
-                      ++job,
-                      nullptr,
-                      nullptr,
-                      done,
-                      arrivals};
+        CopyArgs args;
+        args.group_count = transfer->group_count;
+        args.piece_count = transfer->piece_count;
+        args.pair_count = transfer->pair_count;
+        args.item_count = transfer->item_count;
+        args.unit_bytes = variant.unit_bytes;
+        args.report = ReportBy::kDoneWord;
+        args.done_value = ++job;
+        args.done = done;
+        args.arrivals = arrivals;
         void* table = nullptr;
         const bool upload = job % 2 == 0;  // both ways of handing the table over
         if (upload) {

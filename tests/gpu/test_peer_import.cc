@@ -3,6 +3,7 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <thread>
@@ -32,6 +33,11 @@ struct Peer {
     Result<ExportedRegion> opened = exporter.Open(options);
     KVM_REQUIRE_OK(opened);
     region = std::move(*opened);
+    for (const SegmentHandle& segment : region.segments) {
+      mapped_from.emplace_back();
+      mapped_from.back().handle = segment.handle;
+      mapped_from.back().allocation = segment.allocation;
+    }
     Result<std::unique_ptr<PeerMemory>> mapped = backend->Map(std::move(region.segments), region.origin);
     KVM_REQUIRE_OK(mapped);
     memory = std::move(*mapped);
@@ -39,7 +45,8 @@ struct Peer {
   }
   ExporterProcess exporter;
   std::shared_ptr<MemoryBackend> backend;
-  ExportedRegion region;
+  ExportedRegion region;                   // its segments went into `memory`
+  std::vector<SegmentHandle> mapped_from;  // their names
   std::unique_ptr<PeerMemory> memory;
 };
 
@@ -95,19 +102,31 @@ TEST_CASE("Peer import: both kinds of handle, from this GPU and from another, in
 }
 
 // Child: maps a peer's region on GPU argv[0] and stores to it. A store that must fail leaves the context
-// unusable, hence a process of its own. 0: it failed; 1: it worked; 2: the mapping is read-write by its own account.
-const ChildMain store_main("gpu_store_to_peer", [](const std::vector<std::string>& arguments) {
-  Peer peer(std::stoi(arguments.at(0)), Options(0, HandleKind::kCudaVmmFd, EngineLayouts(32)[0]));
-  if (!peer.memory->read_only()) {
-    std::cout << "GPU " << arguments.at(0) << ": " << peer.memory->detail() << std::endl;
+// unusable, hence a process of its own. 0: it failed; 1: it worked; 2: the mapping is read-write by its own
+// account; 3: no mapping.
+int StoreToPeer(int importer) {
+  ExporterProcess exporter;
+  Result<ExportedRegion> region = exporter.Open(Options(0, HandleKind::kCudaVmmFd, EngineLayouts(32)[0]));
+  const Result<std::vector<DeviceInfo>> devices = ListDevices();
+  if (!region || !devices) return 3;
+  MustSucceed(cudaSetDevice(importer), "cudaSetDevice");
+  const auto backend = MakeCudaBackend(devices->at(static_cast<std::size_t>(importer)).uuid);
+  if (!backend) return 3;
+  const auto memory = (*backend)->Map(std::move(region->segments), region->origin);
+  if (!memory) return 3;
+  if (!(*memory)->read_only()) {
+    std::cout << "GPU " << importer << ": " << (*memory)->detail() << std::endl;
     return 2;
   }
-  const std::byte* base = dynamic_cast<const CudaPeerMemory&>(*peer.memory).bases()[0];
+  const std::byte* base = dynamic_cast<const CudaPeerMemory&>(**memory).bases()[0];
   cudaError_t error = cudaMemset(const_cast<std::byte*>(base), 0, 4096);
   if (error == cudaSuccess) error = cudaDeviceSynchronize();
-  std::cout << "GPU " << arguments.at(0) << ": a store to a read-only mapping gives " << cudaGetErrorName(error) << std::endl;
+  std::cout << "GPU " << importer << ": a store to a read-only mapping gives " << cudaGetErrorName(error) << std::endl;
   return error == cudaSuccess ? 1 : 0;
-});
+}
+
+const ChildMain store_main("gpu_store_to_peer",
+                           [](const std::vector<std::string>& arguments) { return StoreToPeer(std::stoi(arguments.at(0))); });
 
 TEST_CASE("Peer import: a mapping that says read-only refuses stores", "[gpu]") {
   KVM_NEED_GPUS(1);
@@ -140,11 +159,11 @@ TEST_CASE("Peer import: one allocation is opened once and closed with its last u
       segments.back().size_bytes = handle.size_bytes;
       segments.back().handle = handle.handle;
       segments.back().handle_offset = handle.handle_offset;
+      segments.back().allocation = handle.allocation;
     }
     return segments;
   };
-  const std::string handle = region->segments[0].handle;
-  for (const SegmentHandle& segment : region->segments) CHECK(segment.handle == handle);
+  for (const SegmentHandle& segment : region->segments) CHECK(segment.handle == region->segments[0].handle);
   auto first = backend->Map(again(), region->origin);
   auto second = backend->Map(again(), region->origin);
   KVM_REQUIRE_OK(first);
@@ -157,10 +176,38 @@ TEST_CASE("Peer import: one allocation is opened once and closed with its last u
   std::vector<SegmentHandle> lying = again();
   lying[0].size_bytes = std::uint64_t{1} << 40;
   KVM_CHECK_ERROR(backend->Map(std::move(lying), region->origin), Errc::kInvalidArgument, "leave the exported allocation");
-  // New memory has a new name, also at the same address: an old mapping can't be taken for it.
-  const Result<std::string> renewed = exporter.Reallocate();
-  KVM_REQUIRE_OK(renewed);
-  CHECK(*renewed != handle);
+}
+
+TEST_CASE("Peer import: memory that was freed and allocated anew is never taken for the old", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 16;
+  constexpr std::uint64_t kBytes = 4 << 20;
+  Peer peer(Importers()[0], Options(0, HandleKind::kCudaIpc, {"pool", Geometry::Contiguous(kBlocks, kBytes), {kBlocks * kBytes}}));
+  const SegmentHandle before = std::move(peer.mapped_from[0]);
+  std::uint64_t allocation = 0;
+  const Result<std::string> handle = peer.exporter.Reallocate(allocation);
+  KVM_REQUIRE_OK(handle);
+  CHECK(allocation != before.allocation);
+  std::cout << "a new allocation of the same size has " << (*handle == before.handle ? "the same handle" : "another handle") << std::endl;
+  const auto map = [&] {
+    std::vector<SegmentHandle> segments(1);
+    segments[0].size_bytes = kBlocks * kBytes;
+    segments[0].handle = *handle;
+    segments[0].allocation = allocation;
+    return peer.backend->Map(std::move(segments), peer.region.origin);
+  };
+  // The old mapping is still there: the same handle must not be opened next to it.
+  if (*handle == before.handle) KVM_CHECK_ERROR(map(), Errc::kUnavailable, "still mapped");
+  peer.memory.reset();
+  const auto again = map();
+  KVM_REQUIRE_OK(again);
+  LocalRegion destination(peer.backend, Geometry::Contiguous(kBlocks, kBytes), {kBlocks * kBytes});
+  const CopyPlan plan = *MakeCopyPlan(destination.geometry, destination.geometry);
+  const auto job = peer.backend->Import(RequestOf(*destination.memory, **again, peer.region.generations, plan, {{3, 5, 4}}));
+  CHECK(AllValid(StatusesOf(*job)));
+  Pattern pattern(destination.geometry, BasesOf(*destination.memory));
+  const PatternBlock expected{5, 3, 4};
+  CHECK_FALSE(pattern.Wrong({&expected, 1})[0]);
 }
 
 TEST_CASE("Peer import: a mapping outlives its owner, and its memory comes back when it goes", "[gpu]") {
@@ -204,10 +251,11 @@ struct SoakResult {
 
 // Imports random blocks while the owner rewrites them; compares every block that came out valid.
 SoakResult Soak(int importer, HandleKind kind, std::uint64_t block_bytes, Validation validation, double seconds, unsigned max_sms) {
-  constexpr std::uint32_t kBlocks = 2048, kBatch = 64;
-  const Geometry geometry = Geometry::Contiguous(kBlocks, block_bytes);
-  Peer peer(importer, Options(0, kind, {"pool", geometry, {kBlocks * block_bytes}}));
-  LocalRegion destination(peer.backend, Geometry::Contiguous(kBatch, block_bytes), {kBatch * block_bytes});
+  const auto pool = static_cast<std::uint32_t>(std::clamp<std::uint64_t>((std::uint64_t{2} << 30) / block_bytes, 64, 2048));
+  const std::uint32_t batch = block_bytes > (4 << 20) ? 8 : 64;
+  const Geometry geometry = Geometry::Contiguous(pool, block_bytes);
+  Peer peer(importer, Options(0, kind, {"pool", geometry, {pool * block_bytes}}));
+  LocalRegion destination(peer.backend, Geometry::Contiguous(batch, block_bytes), {batch * block_bytes});
   const CopyPlan plan = *MakeCopyPlan(geometry, destination.geometry);
   Pattern pattern(destination.geometry, BasesOf(*destination.memory));
   Random random(static_cast<std::uint64_t>(importer) + 9);
@@ -219,11 +267,11 @@ SoakResult Soak(int importer, HandleKind kind, std::uint64_t block_bytes, Valida
     std::vector<ImportBlock> blocks;
     std::vector<PatternBlock> expected;
     std::vector<std::unique_ptr<ImportJob>> jobs;
-    for (std::uint32_t i = 0; i < kBatch; ++i) {
+    for (std::uint32_t i = 0; i < batch; ++i) {
       std::uint32_t block = 0;
       Generation generation = 0;
       while (!IsReadable(generation)) {
-        block = static_cast<std::uint32_t>(random.Below(kBlocks));
+        block = static_cast<std::uint32_t>(random.Below(pool));
         generation = peer.region.generations.reader.Current(block);
       }
       ImportRequest request = RequestOf(*destination.memory, *peer.memory, peer.region.generations, plan, {{block, i, generation}});
@@ -234,7 +282,7 @@ SoakResult Soak(int importer, HandleKind kind, std::uint64_t block_bytes, Valida
     }
     for (const auto& job : jobs) static_cast<void>(StatusesOf(*job));
     const std::vector<bool> wrong = pattern.Wrong(expected);
-    for (std::uint32_t i = 0; i < kBatch; ++i) {
+    for (std::uint32_t i = 0; i < batch; ++i) {
       const bool valid = jobs[i]->statuses()[0] == BlockStatus::kValid;
       result.validated += valid;
       result.undetected += valid && wrong[i];
@@ -254,9 +302,15 @@ double SoakSeconds() {
 TEST_CASE("Soak: no block that was rewritten meanwhile ever validates", "[gpu]") {
   KVM_NEED_GPUS(1);
   for (const int importer : Importers()) {
-    for (const std::uint64_t block_bytes : {std::uint64_t{64} << 10, std::uint64_t{1} << 20}) {
-      const SoakResult result = Soak(importer, HandleKind::kCudaVmmFd, block_bytes, Validation::kBeforeAndAfter, SoakSeconds(), 0);
-      std::cout << "soak: importer on GPU " << importer << ", " << (block_bytes >> 10) << " KiB blocks: validated " << result.validated
+    struct Case {
+      std::uint64_t block_bytes;
+      unsigned max_sms;
+    };
+    // 16 MiB blocks: the bulk kernel, or the copy engine for the whole block.
+    for (const Case& one : {Case{64 << 10, 0}, {1 << 20, 1}, {12 << 20, 2}, {16 << 20, 0}}) {
+      const SoakResult result =
+          Soak(importer, HandleKind::kCudaVmmFd, one.block_bytes, Validation::kBeforeAndAfter, SoakSeconds(), one.max_sms);
+      std::cout << "soak: importer on GPU " << importer << ", " << (one.block_bytes >> 10) << " KiB blocks: validated " << result.validated
                 << ", undetected wrong " << result.undetected << ", rejected " << result.rejected << " (" << result.caught
                 << " really wrong), owner rewrote " << result.rewritten << std::endl;
       CHECK(result.undetected == 0);
@@ -269,7 +323,8 @@ TEST_CASE("Soak: no block that was rewritten meanwhile ever validates", "[gpu]")
 TEST_CASE("Soak: without validation wrong blocks are found, so the test can fail", "[gpu]") {
   KVM_NEED_GPUS(1);
   for (const int importer : Importers()) {
-    const SoakResult result = Soak(importer, HandleKind::kCudaVmmFd, 1 << 20, Validation::kNone, SoakSeconds(), 0);
+    // One multiprocessor: a slow copy meets more rewriting.
+    const SoakResult result = Soak(importer, HandleKind::kCudaVmmFd, 1 << 20, Validation::kNone, SoakSeconds(), 1);
     std::cout << "soak without validation: importer on GPU " << importer << ": " << result.undetected << " wrong of " << result.validated
               << std::endl;
     CHECK(result.undetected > 0);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 namespace kvm::test {
 
@@ -24,7 +25,7 @@ class Random {
   bool OneIn(std::uint64_t n) { return Below(n) == 0; }
   template <class Container>
   auto& Pick(Container& from) {
-    return from[static_cast<std::size_t>(Below(from.size()))];
+    return from[static_cast<std::size_t>(Below(std::size(from)))];
   }
 
  private:

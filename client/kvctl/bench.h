@@ -1,0 +1,55 @@
+// kvctl bench: the figures of docs/BENCHMARKS.md, each measured through libkvclient against a real kvmd
+// with peers in processes of their own. Nothing here passes or fails by time.
+#pragma once
+
+#include <boost/json/object.hpp>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "client/kvctl/common_options.h"
+#include "client/kvctl/samples.h"
+
+namespace kvm::ctl {
+
+struct BenchOptions {
+  std::uint64_t entries = 1'000'000;
+  std::uint32_t keys = 512;  // a lookup
+  std::uint32_t rounds = 2000;
+  std::string against_redis;  // Unix socket of a redis-server
+  bool while_publishing = false;
+  bool shuffle = false;  // keys of a lookup from anywhere instead of one chain
+  std::uint64_t bytes = std::uint64_t{1} << 30;
+  std::uint64_t block_bytes = 64 << 10;
+  std::uint32_t tokens = 8192;
+  std::uint32_t block_tokens = 16;
+  std::string kvmd_program;
+};
+
+enum class Unit { kMicroseconds, kNanoseconds, kCount, kPerSecond, kRatio, kBytes, kGigabytesPerSecond, kBytesEach };
+
+// Named figures, in order.
+class BenchReport {
+ public:
+  explicit BenchReport(std::string_view benchmark);
+  // `name`: of the JSON member; `title`: for people.
+  void Add(std::string_view name, std::string_view title, double value, Unit unit);
+  // p50 and p99 as "<prefix>p50_us" and "<prefix>p99_us".
+  void AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds);
+  void Print(bool json) const;
+
+ private:
+  boost::json::object object_;
+  std::vector<std::pair<std::string, std::string>> lines_;
+};
+
+int RunBenchFind(const CommonOptions& common, const BenchOptions& options);
+int RunBenchPublish(const CommonOptions& common, const BenchOptions& options);
+int RunBenchImport(const CommonOptions& common, const BenchOptions& options);
+int RunBenchKeys(const CommonOptions& common, const BenchOptions& options);
+int RunBenchMemory(const CommonOptions& common, const BenchOptions& options);
+
+}  // namespace kvm::ctl

@@ -1,0 +1,170 @@
+// bench import: copying scattered blocks from a peer's host memory, validated, against a plain memcpy of the
+// same number of bytes between two regions of the same kind of memory.
+#include <algorithm>
+#include <cstring>
+
+#include "client/kvctl/bench.h"
+#include "client/kvctl/bench_setup.h"
+#include "client/kvctl/block_content.h"
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/random.h"
+
+namespace kvm::ctl {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr auto kImportTimeout = std::chrono::seconds(60);
+constexpr std::uint32_t kCopyRounds = 7;
+constexpr std::uint64_t kSmallImportBytes = 1 << 20;
+
+double Seconds(steady_clock::time_point start) { return std::chrono::duration<double>(steady_clock::now() - start).count(); }
+
+class ImportBench {
+ public:
+  ImportBench(const BenchOptions& options, std::uint64_t blocks) : options_(options), blocks_(blocks), order_(blocks, true) {}
+
+  Result<BenchReport> Run(const CommonOptions& common) {
+    if (Status set_up = SetUp(common); !set_up) return set_up.error();
+    Samples import_s, find_us, memcpy_s, memcpy_blocks_s;
+    // Alternating, so that whatever else the machine does hits all of them.
+    for (std::uint32_t round = 0; round <= kCopyRounds; ++round) {
+      if (Status go_on = GoOn(); !go_on) return go_on.error();
+      Result<Timing> timing = Import(0, blocks_);
+      if (!timing) return timing.error();
+      const double whole = CopyWhole(), scattered = CopyBlocks();
+      if (round == 0) continue;  // page faults
+      import_s.Add(timing->import_s);
+      find_us.Add(1e6 * timing->find_s);
+      memcpy_s.Add(whole);
+      memcpy_blocks_s.Add(scattered);
+    }
+    // What is timed has to be right, too.
+    if (Result<Timing> last = Import(0, blocks_); !last) return last.error();
+    for (std::uint64_t n = 0; n < blocks_; ++n) {
+      if (BlockHolds(BenchKey(setup_.run(), n), {destination_->BlockData(order_(n)), options_.block_bytes})) continue;
+      return MakeError(Errc::kSystem, "import: block " + std::to_string(n) + " does not hold what its key says");
+    }
+    Result<Samples> small = MeasureSmall();
+    if (!small) return small.error();
+    const auto bytes = static_cast<double>(blocks_ * options_.block_bytes);
+    BenchReport report("import");
+    report.Add("bytes", "bytes", bytes, Unit::kBytes);
+    report.Add("block_bytes", "block size", static_cast<double>(options_.block_bytes), Unit::kBytes);
+    report.Add("p50_us", "import p50", 1e6 * import_s.p50(), Unit::kMicroseconds);
+    report.Add("p99_us", "import slowest", 1e6 * import_s.p99(), Unit::kMicroseconds);
+    report.Add("find_p50_us", "find before it p50", find_us.p50(), Unit::kMicroseconds);
+    report.Add("rate_per_s", "blocks imported", static_cast<double>(blocks_) / import_s.p50(), Unit::kPerSecond);
+    report.Add("import_gb_per_s", "import", bytes / 1e9 / import_s.p50(), Unit::kGigabytesPerSecond);
+    report.Add("memcpy_gb_per_s", "memcpy, one piece", bytes / 1e9 / memcpy_s.p50(), Unit::kGigabytesPerSecond);
+    report.Add("memcpy_blocks_gb_per_s", "memcpy, the same blocks", bytes / 1e9 / memcpy_blocks_s.p50(), Unit::kGigabytesPerSecond);
+    report.Add("ratio_to_memcpy", "import / memcpy", memcpy_s.p50() / import_s.p50(), Unit::kRatio);
+    report.Add("ratio_to_memcpy_blocks", "import / memcpy of blocks", memcpy_blocks_s.p50() / import_s.p50(), Unit::kRatio);
+    report.Add("small_import_bytes", "small import", static_cast<double>(SmallBlocks() * options_.block_bytes), Unit::kBytes);
+    report.AddPercentiles("small_import_", "find to validated", *small);
+    return report;
+  }
+
+ private:
+  struct Timing {
+    double find_s = 0, import_s = 0;
+  };
+
+  std::uint64_t SmallBlocks() const { return std::clamp<std::uint64_t>(kSmallImportBytes / options_.block_bytes, 1, blocks_); }
+
+  Status SetUp(const CommonOptions& common) {
+    Result<BenchSetup> setup = BenchSetup::Start(common, options_, blocks_ + 1024);
+    if (!setup) return setup.error();
+    setup_ = std::move(*setup);
+    PeerConfig config = setup_.Config(PeerRole::kHold, "bench-hold");
+    config.entries = blocks_;
+    config.block_bytes = options_.block_bytes;
+    config.fill = config.scatter = true;
+    Result<Peer> publisher = StartPeer(config);
+    if (!publisher) return publisher.error();
+    publisher_ = std::move(*publisher);
+    Result<std::shared_ptr<Client>> client = setup_.Connect("bench-import");
+    if (!client) return client.error();
+    client_ = std::move(*client);
+    Result<std::shared_ptr<Region>> destination = setup_.Allocate(*client_, "bench-import", blocks_, options_.block_bytes);
+    if (!destination) return destination.error();
+    destination_ = std::move(*destination);
+    Result<std::shared_ptr<Region>> source = setup_.Allocate(*client_, "bench-memcpy", blocks_, options_.block_bytes);
+    if (!source) return source.error();
+    source_ = std::move(*source);
+    std::memset(source_->SegmentData(), 1, blocks_ * options_.block_bytes);
+    for (std::uint64_t n = 0; n < blocks_; ++n) keys_.push_back(BenchKey(setup_.run(), n));
+    // Where neighbours of the chain land in this process: as scattered as where they come from.
+    for (std::uint64_t n = 0; n < blocks_; ++n) targets_.push_back(order_(n));
+    return {};
+  }
+
+  Result<Timing> Import(std::uint64_t first, std::uint64_t count) {
+    Timing timing;
+    const auto start = steady_clock::now();
+    const Match match = client_->Find(std::span(keys_).subspan(first, count));
+    timing.find_s = Seconds(start);
+    if (match.size() != count) {
+      return MakeError(Errc::kSystem, "import: found " + std::to_string(match.size()) + " of " + std::to_string(count) + " blocks, then " +
+                                          std::string(MatchEndName(match.end())));
+    }
+    const auto import_start = steady_clock::now();
+    Result<ImportTicket> ticket = client_->Import(match, *destination_, std::span(targets_).subspan(first, count));
+    if (!ticket) return ticket.error();
+    if (Status done = ticket->Wait(After(kImportTimeout)); !done) return done.error();
+    timing.import_s = Seconds(import_start);
+    if (ticket->result().valid != count) return MakeError(Errc::kSystem, "import: blocks failed though nobody rewrites them");
+    return timing;
+  }
+
+  double CopyWhole() {
+    const auto start = steady_clock::now();
+    std::memcpy(destination_->SegmentData(), source_->SegmentData(), blocks_ * options_.block_bytes);
+    return Seconds(start);
+  }
+
+  // The blocks of the import, in its order, without keys and generations.
+  double CopyBlocks() {
+    const auto start = steady_clock::now();
+    for (const std::uint32_t block : targets_) std::memcpy(destination_->BlockData(block), source_->BlockData(block), options_.block_bytes);
+    return Seconds(start);
+  }
+
+  Result<Samples> MeasureSmall() {
+    Samples us;
+    Random random(setup_.run());
+    const std::uint64_t count = SmallBlocks();
+    for (std::uint32_t round = 0; round < options_.rounds; ++round) {
+      if (Status go_on = GoOn(); !go_on) return go_on.error();
+      Result<Timing> timing = Import(random.Below(blocks_ - count + 1), count);
+      if (!timing) return timing.error();
+      us.Add(1e6 * (timing->find_s + timing->import_s));
+    }
+    return us;
+  }
+
+  const BenchOptions& options_;
+  const std::uint64_t blocks_;
+  const BlockOrder order_;
+  BenchSetup setup_;
+  Peer publisher_;
+  std::shared_ptr<Client> client_;
+  std::shared_ptr<Region> destination_, source_;
+  std::vector<BlockKey> keys_;
+  std::vector<std::uint32_t> targets_;
+};
+
+}  // namespace
+
+int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
+  const std::uint64_t blocks = options.bytes / options.block_bytes;
+  if (blocks == 0 || blocks > Geometry::kMaxBlocks || options.block_bytes % 8 != 0) {
+    return Fail(MakeError(Errc::kInvalidArgument, "--bytes has to hold at least one block, and --block-bytes to be a multiple of 8"));
+  }
+  Result<BenchReport> report = ImportBench(options, blocks).Run(common);
+  if (!report) return Fail(report.error());
+  report->Print(common.json);
+  return kHealthy;
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,180 @@
+#include "client/kvctl/bench_peer.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <vector>
+
+#include "client/kvctl/block_content.h"
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/internal_roles.h"
+#include "client/kvctl/random.h"
+#include "kvclient/kvclient.h"
+
+namespace kvm::ctl {
+namespace {
+
+using namespace std::chrono_literals;
+using std::chrono::steady_clock;
+
+constexpr std::uint64_t kBatch = 512;
+constexpr std::uint64_t kFlushEvery = 64 * kBatch;  // bounds what is under way to kvmd
+constexpr auto kTimeout = 30'000ms;
+constexpr auto kReadyTimeout = 600s;
+
+class PeerProcess {
+ public:
+  PeerProcess(Channel channel, const PeerConfig& config)
+      : channel_(std::move(channel)), config_(config), order_(config.entries, config.scatter) {}
+
+  int Run() {
+    PeerReady ready;
+    const Status set_up = SetUp();
+    if (!set_up) ready.failure.Set(set_up.error().ToString());
+    if (!channel_.SendStruct(ready) || !set_up) return kUnhealthy;
+    return Serve();
+  }
+
+ private:
+  Status SetUp() {
+    ClientOptions options;
+    options.socket_path = config_.socket.Get();
+    options.name = config_.name.Get();
+    options.timeout = kTimeout;
+    Result<std::shared_ptr<Client>> client = Client::Connect(options);
+    if (!client) return client.error();
+    client_ = std::move(*client);
+    Result<Model> model = client_->DeclareModel(BenchModel(config_.run), After(kTimeout));
+    if (!model) return model.error();
+    if (config_.role == PeerRole::kWatch) return {};
+    RegionOptions region_options;
+    region_options.name = config_.name.Get();
+    region_options.geometry = Geometry::Contiguous(static_cast<std::uint32_t>(config_.entries), config_.block_bytes);
+    Result<std::shared_ptr<Region>> region = client_->AllocateRegion(*model, region_options, After(kTimeout));
+    if (!region) return region.error();
+    region_ = std::move(*region);
+    return config_.role == PeerRole::kHold ? PublishAll() : Status();
+  }
+
+  int Serve() {
+    switch (config_.role) {
+      case PeerRole::kHold: static_cast<void>(channel_.Receive()); return kHealthy;
+      case PeerRole::kChurn: return Churn();
+      case PeerRole::kWatch: return Watch();
+    }
+    return kUnhealthy;
+  }
+
+  // Entries [first, first + count) of the run, written and published as one batch.
+  void PublishBatch(std::uint64_t first, std::uint64_t count) {
+    batch_.clear();
+    for (std::uint64_t n = first; n < first + count; ++n) {
+      const BlockKey key = BenchKey(config_.run, config_.first_entry + n);
+      const std::uint32_t block = order_(n);
+      const BlockWrite write = region_->BeginWrite(block);
+      if (config_.fill) FillBlock(key, {region_->BlockData(block), region_->block_bytes()});
+      const std::uint64_t depth = n % config_.chain;
+      const BlockKey parent = depth == 0 ? BlockKey{} : BenchKey(config_.run, config_.first_entry + n - 1);
+      batch_.push_back({key, parent, static_cast<std::uint32_t>(depth), write});
+    }
+    static_cast<void>(region_->Publish(batch_));
+  }
+
+  Status PublishAll() {
+    for (std::uint64_t n = 0; n < config_.entries; n += kBatch) {
+      PublishBatch(n, std::min(kBatch, config_.entries - n));
+      if (n % kFlushEvery != 0) continue;
+      if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
+    }
+    return region_->Flush(After(kTimeout));
+  }
+
+  // Each pass over the region withdraws what the pass before it published.
+  int Churn() {
+    const auto start = steady_clock::now();
+    std::uint64_t n = 0;
+    while (!channel_.Readable()) {
+      for (std::uint64_t end = n + kFlushEvery; n < end; n += kBatch) PublishBatch(n, kBatch);
+      if (!region_->Flush(After(kTimeout))) return kUnhealthy;
+    }
+    if (!channel_.ReceiveStruct<PeerStop>()) return kUnhealthy;
+    const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
+    return channel_.SendStruct(PeerDone{n, seconds}) ? kHealthy : kUnhealthy;
+  }
+
+  int Watch() {
+    for (;;) {
+      Result<WatchFor> request = channel_.ReceiveStruct<WatchFor>();
+      if (!request) return request.error().code == Errc::kUnavailable ? kHealthy : kUnhealthy;
+      if (!channel_.SendStruct(WatchStarted{})) return kUnhealthy;
+      WatchSeen seen;
+      for (const auto give_up = steady_clock::now() + 1s; steady_clock::now() < give_up;) {
+        if (client_->Find({&request->key, 1}).empty()) continue;
+        seen.at_ns = MonotonicNs();
+        break;
+      }
+      if (!channel_.SendStruct(seen)) return kUnhealthy;
+    }
+  }
+
+  Channel channel_;
+  const PeerConfig config_;
+  const BlockOrder order_;
+  std::shared_ptr<Client> client_;
+  std::shared_ptr<Region> region_;
+  std::vector<PublishRequest> batch_;
+};
+
+}  // namespace
+
+BlockKey BenchKey(std::uint64_t run, std::uint64_t n) noexcept { return {Mix(run, 2 * n), Mix(run, 2 * n + 1)}; }
+
+ModelSpec BenchModel(std::uint64_t run) {
+  ModelSpec spec;
+  spec.model_id = "kvctl-bench";
+  spec.revision = "run-" + std::to_string(run);
+  spec.kv_dtype = "bytes";
+  spec.layout = "opaque";
+  spec.num_layers = spec.num_kv_heads = spec.head_size = 1;
+  spec.block_tokens = 16;
+  return spec;
+}
+
+BlockOrder::BlockOrder(std::uint64_t entries, bool scatter) noexcept : entries_(entries) {
+  if (!scatter || entries < 3) return;
+  step_ = static_cast<std::uint64_t>(static_cast<double>(entries) * 0.6180339887) | 1;
+  while (std::gcd(step_, entries) != 1) step_ += 2;
+}
+
+std::int64_t MonotonicNs() noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+Result<Peer> StartPeer(const PeerConfig& config) {
+  Result<std::string> binary = OwnBinary();
+  if (!binary) return binary.error();
+  Result<std::pair<Channel, Channel>> channels = Channel::Pair();
+  if (!channels) return channels.error();
+  const int fd = channels->second.fd();
+  Result<ChildProcess> process = ChildProcess::Start(*binary, {kBenchPeerRole, std::to_string(fd)}, fd, "");
+  if (!process) return process.error();
+  Peer peer{std::move(*process), std::move(channels->first)};
+  channels->second.Close();
+  if (Status sent = peer.channel.SendStruct(config); !sent) return sent.error();
+  Result<PeerReady> ready = peer.channel.ReceiveStruct<PeerReady>(steady_clock::now() + kReadyTimeout);
+  if (!ready) return ready.error();
+  if (!ready->failure.empty()) return MakeError(Errc::kSystem, "benchmark peer: " + ready->failure.Get());
+  return peer;
+}
+
+int RunBenchPeer(Channel channel) {
+  Result<PeerConfig> config = channel.ReceiveStruct<PeerConfig>();
+  if (!config) return kUnhealthy;
+  return PeerProcess(std::move(channel), *config).Run();
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,135 @@
+// bench publish: how fast one client publishes, how soon another process sees it, what a retract costs.
+#include <algorithm>
+#include <thread>
+
+#include "client/kvctl/bench.h"
+#include "client/kvctl/bench_setup.h"
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/random.h"
+
+namespace kvm::ctl {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr std::uint64_t kBatch = 512;
+constexpr auto kFlushTimeout = std::chrono::seconds(60);
+constexpr std::uint32_t kWarmUpRounds = 50;
+
+double Seconds(steady_clock::time_point start) { return std::chrono::duration<double>(steady_clock::now() - start).count(); }
+
+struct PublishTimes {
+  Samples batch_us;         // of the calls that begin and publish one batch
+  double blocks_per_s = 0;  // until kvmd has answered all of them
+};
+
+// Publishes every block of the region once, with keys [first_key, …).
+Result<PublishTimes> PublishAll(Region& region, std::uint64_t run, std::uint64_t first_key) {
+  const std::uint64_t entries = region.block_count();
+  PublishTimes times;
+  times.batch_us.Reserve(entries / kBatch + 1);
+  std::vector<PublishRequest> batch;
+  // Keys come out of a prefill; making them is not part of publishing.
+  std::vector<BlockKey> keys(entries);
+  for (std::uint64_t n = 0; n < entries; ++n) keys[n] = BenchKey(run, first_key + n);
+  const auto start = steady_clock::now();
+  for (std::uint64_t n = 0; n < entries; n += kBatch) {
+    if (Status go_on = GoOn(); !go_on) return go_on.error();
+    const auto batch_start = steady_clock::now();
+    batch.clear();
+    for (std::uint64_t i = n; i < std::min(n + kBatch, entries); ++i) {
+      const auto depth = static_cast<std::uint32_t>(i - n);
+      batch.push_back({keys[i], depth == 0 ? BlockKey{} : keys[i - 1], depth, region.BeginWrite(static_cast<std::uint32_t>(i))});
+    }
+    static_cast<void>(region.Publish(batch));
+    times.batch_us.Add(1e6 * Seconds(batch_start));
+  }
+  if (Status flushed = region.Flush(After(kFlushTimeout)); !flushed) return flushed.error();
+  times.blocks_per_s = static_cast<double>(entries) / Seconds(start);
+  return times;
+}
+
+// From Publish of one block to the moment another process finds it.
+Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::uint64_t first_key, std::uint32_t rounds) {
+  Result<Peer> watcher = StartPeer(setup.Config(PeerRole::kWatch, "bench-watch"));
+  if (!watcher) return watcher.error();
+  Samples us;
+  Random random(setup.run());
+  for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
+    const BlockKey key = BenchKey(setup.run(), first_key + round);
+    const std::uint32_t block = round % region.block_count();
+    const BlockWrite write = region.BeginWrite(block);
+    if (Status sent = watcher->channel.SendStruct(WatchFor{key}); !sent) return sent.error();
+    if (Result<WatchStarted> started = watcher->channel.ReceiveStruct<WatchStarted>(After(kFlushTimeout)); !started) return started.error();
+    // Publishes don't come in step with anything in kvmd.
+    std::this_thread::sleep_for(std::chrono::microseconds(random.Between(100, 400)));
+    const PublishRequest request{key, BlockKey{}, 0, write};
+    const std::int64_t published_ns = MonotonicNs();
+    static_cast<void>(region.Publish({&request, 1}));
+    Result<WatchSeen> seen = watcher->channel.ReceiveStruct<WatchSeen>(After(kFlushTimeout));
+    if (!seen) return seen.error();
+    if (seen->at_ns == 0) return MakeError(Errc::kSystem, "a published block was not visible to another process within a second");
+    if (round >= kWarmUpRounds) us.Add(static_cast<double>(seen->at_ns - published_ns) / 1e3);
+  }
+  return us;
+}
+
+struct RetractTimes {
+  double in_order_ns = 0, random_ns = 0;  // a block
+};
+
+RetractTimes MeasureRetract(Region& region) {
+  const std::uint32_t blocks = region.block_count();
+  std::vector<std::uint32_t> order(blocks);
+  for (std::uint32_t i = 0; i < blocks; ++i) order[i] = i;
+  const auto nanoseconds_each = [&] {
+    const auto start = steady_clock::now();
+    region.Retract(order);
+    return 1e9 * Seconds(start) / blocks;
+  };
+  RetractTimes times;
+  times.in_order_ns = nanoseconds_each();
+  Random random(blocks);
+  for (std::uint32_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[random.Below(i + 1)]);
+  times.random_ns = nanoseconds_each();
+  return times;
+}
+
+Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& options) {
+  Result<BenchSetup> setup = BenchSetup::Start(common, options, options.entries + kBatch);
+  if (!setup) return setup.error();
+  Result<std::shared_ptr<Client>> client = setup->Connect("bench-publish");
+  if (!client) return client.error();
+  Result<std::shared_ptr<Region>> region = setup->Allocate(**client, "bench-publish", options.entries, 64);
+  if (!region) return region.error();
+  Result<PublishTimes> fresh = PublishAll(**region, setup->run(), 0);
+  if (!fresh) return fresh.error();
+  Result<PublishTimes> reused = PublishAll(**region, setup->run(), options.entries);
+  if (!reused) return reused.error();
+  Result<Samples> visible = MeasureVisibility(*setup, **region, 2 * options.entries, options.rounds);
+  if (!visible) return visible.error();
+  const RetractTimes retract = MeasureRetract(**region);
+
+  BenchReport report("publish");
+  report.Add("entries", "blocks", static_cast<double>(options.entries), Unit::kCount);
+  report.Add("batch", "blocks a batch", static_cast<double>(kBatch), Unit::kCount);
+  report.AddPercentiles("", "publish call, one batch", fresh->batch_us);
+  report.Add("rate_per_s", "published, new blocks", fresh->blocks_per_s, Unit::kPerSecond);
+  report.Add("reuse_rate_per_s", "published, reused blocks", reused->blocks_per_s, Unit::kPerSecond);
+  report.AddPercentiles("publish_visible_", "publish to visible elsewhere", *visible);
+  report.Add("retract_ns", "retract a block, in order", retract.in_order_ns, Unit::kNanoseconds);
+  report.Add("retract_random_ns", "retract a block, random order", retract.random_ns, Unit::kNanoseconds);
+  report.Add("publishes_refused", "refused by kvmd", static_cast<double>((*client)->Stats().publishes_refused), Unit::kCount);
+  return report;
+}
+
+}  // namespace
+
+int RunBenchPublish(const CommonOptions& common, const BenchOptions& options) {
+  Result<BenchReport> report = Measure(common, options);
+  if (!report) return Fail(report.error());
+  report->Print(common.json);
+  return kHealthy;
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,40 @@
+// What every benchmark needs: a kvmd (a private one unless --socket says which) and this process's client.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "client/kvctl/bench.h"
+#include "client/kvctl/bench_peer.h"
+#include "client/kvctl/private_kvmd.h"
+#include "kvclient/kvclient.h"
+
+namespace kvm::ctl {
+
+class BenchSetup {
+ public:
+  // `max_entries`: what a private kvmd is sized for. Catches interrupts.
+  [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries);
+
+  const std::string& socket() const noexcept { return socket_; }
+  std::uint64_t run() const noexcept { return run_; }
+  PeerConfig Config(PeerRole role, std::string_view name) const;
+
+  // A client of this process that has declared the run's model.
+  [[nodiscard]] Result<std::shared_ptr<Client>> Connect(std::string_view name);
+  const Model& model() const noexcept { return model_; }
+  [[nodiscard]] Result<std::shared_ptr<Region>> Allocate(Client& client, std::string_view name, std::uint64_t blocks,
+                                                         std::uint64_t block_bytes);
+
+ private:
+  PrivateKvmd kvmd_;
+  std::string socket_;
+  std::uint64_t run_ = 0;
+  Model model_;
+};
+
+// kCancelled once the user pressed Ctrl-C: to be asked in loops.
+[[nodiscard]] Status GoOn();
+
+}  // namespace kvm::ctl

@@ -1,0 +1,10 @@
+// SIGINT and SIGTERM as a flag, so that whatever was started is stopped by its owner's destructor.
+#pragma once
+
+namespace kvm::ctl {
+
+// From here on both signals set the flag (once; a second one ends the process as usual).
+void CatchInterrupts();
+bool Interrupted() noexcept;
+
+}  // namespace kvm::ctl

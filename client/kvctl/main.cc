@@ -1,0 +1,62 @@
+// kvctl: the operator's tool. Parses the command line, runs one command, returns its exit code.
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/kvctl/common_options.h"
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/internal_roles.h"
+
+namespace {
+
+constexpr const char* kFooter =
+    "Exit codes: 0 healthy, 1 usage, 2 kvmd unreachable, 3 unhealthy, 130 interrupted.\n"
+    "--socket, --json and --timeout-ms may stand before or behind the command.";
+
+int Main(int argc, char** argv) {
+  using namespace kvm::ctl;
+  if (const std::optional<int> done = RunInternalRole(argc, argv)) return *done;
+  CLI::App app("Shows and exercises kvmd, the marketplace for KV cache blocks of this node.", "kvctl");
+  app.set_version_flag("--version", KVM_VERSION);
+  app.footer(kFooter);
+  // None is caught below, so that an unknown command is refused by its name, not as a missing one.
+  app.require_subcommand(0, 1);
+  app.fallthrough();
+  CommonOptions common;
+  const CLI::Option* socket = app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
+  app.add_flag("--json", common.json, "Print one JSON value instead of tables");
+  app.add_option("--timeout-ms", common.timeout_ms, "How long to wait for kvmd")->capture_default_str()->check(CLI::Range(1u, 600'000u));
+  Action action;
+  AddViewCommands(app, common, action);
+  AddKeyCommands(app, common, action);
+  AddReplayCommand(app, common, action);
+  AddBenchCommands(app, common, action);
+  try {
+    app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    // CLI11 misses the subcommand before it looks at what stands in its place.
+    const std::vector<std::string> unknown = app.remaining(true);
+    const bool wrong_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !unknown.empty();
+    std::cerr << "kvctl: " << (wrong_command ? "unknown command or option " + unknown.front() : error.what()) << " (kvctl --help)\n";
+    return kUsage;
+  }
+  common.socket_given = socket->count() > 0;
+  return action ? action() : static_cast<int>(kUsage);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "kvctl: " << error.what() << '\n';
+    return kvm::ctl::kUnhealthy;
+  }
+}

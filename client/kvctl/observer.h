@@ -1,0 +1,55 @@
+// kvctl's own connection to kvmd: role OBSERVER, blocking calls with a deadline, the registry mapped.
+//
+// Reading the registry needs no further round trips; kvmd may write it at any time, RegistryView gives
+// consistent copies of rows and slots. Movable; one thread at a time. Closing needs no ceremony.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "kvm/error.h"
+#include "proto/frame.h"
+#include "proto/registry_view.h"
+#include "proto/unique_fd.h"
+#include "proto/wire.pb.h"
+
+namespace kvm::ctl {
+
+class Observer {
+ public:
+  // kUnavailable: nothing listens on the socket, or kvmd ended the connection (the reason is given).
+  // kDeadlineExceeded: no answer within `timeout`. kPermissionDenied: the socket's mode.
+  // kVersionMismatch, kProtocol: another version, or not a kvmd. Else: what kvmd answered.
+  [[nodiscard]] static Result<Observer> Connect(const std::string& socket_path, std::chrono::milliseconds timeout);
+
+  const kvmwire::HelloReply& hello() const noexcept { return hello_; }
+  const RegistryView& registry() const noexcept { return registry_; }
+
+  [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients);
+  // Round trip of an empty request.
+  [[nodiscard]] Result<std::chrono::nanoseconds> Ping();
+
+  // Since kvmd last said that it is alive, in shared memory.
+  std::chrono::milliseconds HeartbeatAge() const noexcept;
+
+ private:
+  using Deadline = std::chrono::steady_clock::time_point;
+
+  [[nodiscard]] Status Say(const kvmwire::ClientMessage& message, Deadline deadline);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds);
+  [[nodiscard]] Status WaitFor(short events, Deadline deadline);
+
+  UniqueFd socket_;
+  FrameReader reader_;
+  FrameWriter writer_;
+  std::chrono::milliseconds timeout_{0};
+  std::uint64_t next_request_ = 1;
+  kvmwire::HelloReply hello_;
+  RegistryView registry_;
+};
+
+// A kvmd whose heartbeat is older than this is not healthy (it beats four times a second).
+inline constexpr std::chrono::milliseconds kHeartbeatLimit{2000};
+
+}  // namespace kvm::ctl

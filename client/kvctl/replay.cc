@@ -1,0 +1,64 @@
+// The replay command around Replay(): requests from a trace or a generator, a kvmd to run on, the report.
+#include "client/kvctl/replay.h"
+
+#include <iostream>
+
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/interrupt.h"
+#include "client/kvctl/observer.h"
+#include "client/kvctl/private_kvmd.h"
+#include "client/kvctl/text.h"
+#include "client/kvctl/trace.h"
+
+namespace kvm::ctl {
+namespace {
+
+Result<std::vector<Request>> LoadRequests(const ReplayOptions& options) {
+  if (!options.trace.empty()) return ReadTrace(options.trace, {options.block_tokens, options.limit_requests});
+  const std::optional<Workload> workload = WorkloadFromName(options.workload);
+  if (!workload) return MakeError(Errc::kInvalidArgument, "--workload: unknown workload " + options.workload);
+  std::size_t count = options.requests;
+  if (options.limit_requests != 0) count = std::min(count, options.limit_requests);
+  return GenerateWorkload({*workload, options.seed, count, options.block_tokens});
+}
+
+// Regions are preallocated; better to say so here than to have a worker fail.
+Status CheckSizes(const ReplayOptions& options) {
+  if (options.block_bytes % 8 != 0) return MakeError(Errc::kInvalidArgument, "--block-bytes has to be a multiple of 8");
+  if (options.trace.empty() == options.workload.empty())
+    return MakeError(Errc::kInvalidArgument, "replay needs --trace or --workload, and not both");
+  return {};
+}
+
+}  // namespace
+
+int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
+  if (Status sizes = CheckSizes(options); !sizes) return Fail(sizes.error());
+  Result<std::vector<Request>> requests = LoadRequests(options);
+  if (!requests) return Fail(requests.error());
+  CatchInterrupts();
+  PrivateKvmd kvmd;
+  std::string socket = common.socket;
+  if (options.private_kvmd) {
+    PrivateKvmdOptions kvmd_options;
+    kvmd_options.program = options.kvmd_program;
+    kvmd_options.max_entries = std::max<std::uint64_t>(std::uint64_t{options.workers} * options.pool_blocks, 1024);
+    Result<PrivateKvmd> started = PrivateKvmd::Start(kvmd_options);
+    if (!started) return Fail(started.error());
+    kvmd = std::move(*started);
+    socket = kvmd.socket();
+  } else if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) {
+    return Fail(observer.error());
+  }
+  Result<ReplayReport> report = Replay(options, socket, *requests);
+  const Status stopped = kvmd.Stop();
+  if (!report) return Fail(report.error());
+  PrintReplay(options, *report, common.json);
+  if (!stopped) return Fail(stopped.error());
+  if (report->Healthy()) return kHealthy;
+  std::cerr << "kvctl: " << report->mismatched_blocks << " blocks did not hold what their key says, " << report->flush_failures
+            << " publishes were not confirmed\n";
+  return kUnhealthy;
+}
+
+}  // namespace kvm::ctl

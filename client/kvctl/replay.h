@@ -1,0 +1,77 @@
+// kvctl replay: serving a trace with separate worker processes that share blocks through kvmd.
+//
+// The coordinator (the kvctl that was called) hands requests to workers (kvctl processes that it
+// starts), one request in flight per worker, or one at all with in_order. Every worker recycles a pool of
+// its own; see replay_worker.h for what it does with a request.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/kvctl/common_options.h"
+#include "client/kvctl/request.h"
+#include "client/kvctl/samples.h"
+#include "client/kvctl/workload.h"
+
+namespace kvm::ctl {
+
+enum class Routing { kRoundRobin, kSticky, kRandom };
+enum class ReplayBackend { kAuto, kHost };
+
+struct ReplayOptions {
+  std::string trace;  // exactly one of trace and workload
+  std::string workload;
+  std::uint64_t seed = 1;
+  std::size_t requests = 1000;     // of a generated workload
+  std::size_t limit_requests = 0;  // 0: all
+  std::uint32_t workers = 4;
+  std::uint32_t pool_blocks = 2000;  // of each worker
+  std::uint64_t block_bytes = 4096;  // a multiple of 8
+  std::uint32_t block_tokens = 512;
+  Routing routing = Routing::kRoundRobin;
+  ReplayBackend backend = ReplayBackend::kAuto;
+  bool in_order = false;
+  bool publish_imported = true;
+  double prefill_us_per_token = 33;
+  bool private_kvmd = false;
+  std::string kvmd_program;
+  std::string model_id;  // empty: a model of this run alone
+};
+
+struct ReplayReport {
+  std::uint64_t requests = 0;
+  std::uint64_t blocks_total = 0;
+  std::uint64_t blocks_local = 0;     // leading blocks in the worker's own pool
+  std::uint64_t blocks_imported = 0;  // leading blocks copied from a peer and validated
+  std::uint64_t tokens_total = 0, tokens_saved = 0;
+  std::uint64_t bytes_imported = 0;
+  std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0
+  std::uint64_t failed_imports = 0;        // imports with at least one block that failed validation
+  std::uint64_t failed_import_blocks = 0;  // computed instead
+  std::uint64_t flush_failures = 0;
+  std::uint64_t evictions = 0, publishes_refused = 0, publishes_deferred = 0;
+  std::uint64_t blocks_hit_alone = 0;  // by a pool of the same size that shares nothing
+  Samples keys_us, find_us, import_us, publish_us, flush_us;
+  Samples ttft_ms, ttft_alone_ms;  // modelled
+  double wall_s = 0;
+
+  std::uint64_t blocks_hit() const noexcept { return blocks_local + blocks_imported; }
+  bool Healthy() const noexcept { return mismatched_blocks == 0 && flush_failures == 0; }
+};
+
+// Runs the replay against `socket`. kCancelled: interrupted. Else: what a worker reported or how it died.
+[[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const std::string& socket, const std::vector<Request>& requests);
+
+// Worker of each request. Sticky: by the first two full blocks, since the first one is often a system
+// prompt that all conversations share.
+std::vector<std::uint32_t> AssignWorkers(const std::vector<Request>& requests, Routing routing, std::uint32_t workers, std::uint64_t seed);
+
+std::string_view RoutingName(Routing routing) noexcept;
+void PrintReplay(const ReplayOptions& options, ReplayReport& report, bool json);
+
+// The whole command; returns the exit code.
+int RunReplay(const CommonOptions& common, const ReplayOptions& options);
+
+}  // namespace kvm::ctl

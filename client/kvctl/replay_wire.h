@@ -1,0 +1,72 @@
+// Messages between the coordinator of a replay and its workers, over a Channel, in this order:
+//
+//   coordinator → worker   WorkerConfig                       worker → coordinator   WorkerReady
+//   coordinator → worker   ServeRequest + hash ids, repeated  worker → coordinator   ServeReply each
+//   coordinator → worker   ServeRequest with finish set       worker → coordinator   WorkerSummary
+//
+// A worker that can't go on sends its next reply with `failure` set and ends.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include "client/kvctl/channel.h"
+#include "client/kvctl/request.h"
+
+namespace kvm::ctl {
+
+// Text of bounded length in a message; cut where it does not fit.
+template <std::size_t kBytes>
+struct FixedText {
+  std::array<char, kBytes> bytes{};
+
+  void Set(std::string_view text) noexcept {
+    bytes.fill('\0');
+    std::memcpy(bytes.data(), text.data(), std::min(text.size(), kBytes - 1));
+  }
+  std::string Get() const { return std::string(bytes.data(), ::strnlen(bytes.data(), kBytes)); }
+  bool empty() const noexcept { return bytes[0] == '\0'; }
+};
+
+struct WorkerConfig {
+  FixedText<128> socket;  // a Unix socket path has at most 107 bytes
+  FixedText<64> name;     // of the client and of its region
+  FixedText<512> model_id, revision;
+  std::uint64_t block_bytes = 0;
+  std::uint32_t block_tokens = 0;
+  std::uint32_t pool_blocks = 0;
+  bool in_order = false;  // publishes are visible before a request counts as served
+  bool publish_imported = true;
+};
+
+struct WorkerReady {
+  FixedText<512> failure;
+};
+
+struct ServeRequest {
+  std::uint64_t hash_id_count = 0;
+  bool finish = false;
+};
+static_assert(sizeof(ServeRequest) + kMaxRequestBlocks * sizeof(std::uint64_t) <= Channel::kMaxMessageBytes);
+
+struct ServeReply {
+  FixedText<512> failure;
+  std::uint64_t blocks_local = 0, blocks_imported = 0;
+  std::uint64_t bytes_imported = 0;
+  std::uint64_t mismatched_blocks = 0;
+  std::uint64_t failed_import_blocks = 0;
+  std::uint64_t keys_ns = 0, find_ns = 0, import_ns = 0, publish_ns = 0, flush_ns = 0;
+  bool looked_up = false, imported = false, published = false, flush_failed = false;
+};
+
+struct WorkerSummary {
+  FixedText<512> failure;
+  std::uint64_t evictions = 0;
+  std::uint64_t publishes_refused = 0, publishes_deferred = 0;
+};
+
+}  // namespace kvm::ctl

@@ -1,0 +1,238 @@
+#include "client/kvctl/replay_worker.h"
+
+#include <chrono>
+#include <memory>
+
+#include "client/kvctl/block_content.h"
+#include "client/kvctl/block_pool.h"
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/replay_wire.h"
+#include "kvclient/kvclient.h"
+
+namespace kvm::ctl {
+namespace {
+
+using namespace std::chrono_literals;
+using std::chrono::steady_clock;
+
+constexpr auto kConnectTimeout = 10'000ms;
+constexpr auto kImportTimeout = 5'000ms;
+constexpr auto kFlushTimeout = 5'000ms;
+
+class Stopwatch {
+ public:
+  std::uint64_t Lap() {
+    const auto now = steady_clock::now();
+    const auto lap = std::chrono::duration_cast<std::chrono::nanoseconds>(now - start_).count();
+    start_ = now;
+    return static_cast<std::uint64_t>(lap);
+  }
+
+ private:
+  steady_clock::time_point start_ = steady_clock::now();
+};
+
+class Worker {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<Worker>> Create(const WorkerConfig& config) {
+    auto worker = std::unique_ptr<Worker>(new Worker(config));
+    ClientOptions options;
+    options.socket_path = config.socket.Get();
+    options.name = config.name.Get();
+    options.timeout = kConnectTimeout;
+    Result<std::shared_ptr<Client>> client = Client::Connect(options);
+    if (!client) return client.error();
+    worker->client_ = std::move(*client);
+    ModelSpec spec;
+    spec.model_id = config.model_id.Get();
+    spec.revision = config.revision.Get();
+    spec.kv_dtype = "bytes";
+    spec.layout = "opaque";
+    spec.num_layers = spec.num_kv_heads = 1;
+    spec.head_size = static_cast<std::uint32_t>(config.block_bytes);
+    spec.block_tokens = config.block_tokens;
+    Result<Model> model = worker->client_->DeclareModel(spec, After(kConnectTimeout));
+    if (!model) return model.error();
+    worker->model_ = std::move(*model);
+    RegionOptions region_options;
+    region_options.name = config.name.Get();
+    region_options.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
+    Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kConnectTimeout));
+    if (!region) return region.error();
+    worker->region_ = std::move(*region);
+    return worker;
+  }
+
+  ServeReply Serve(std::span<const std::uint64_t> hash_ids) {
+    ServeReply reply;
+    Stopwatch watch;
+    DeriveKeys(hash_ids);
+    reply.keys_ns = watch.Lap();
+    // A request longer than the pool is computed to its end, but only what fits is kept and shared.
+    keys_.resize(std::min<std::size_t>(keys_.size(), pool_.size()));
+    blocks_.clear();
+    requests_.clear();
+    TakeLocal(reply);
+    if (blocks_.size() < keys_.size()) {
+      if (Status imported = ImportRest(reply); !imported) return Failed(imported.error());
+      ComputeRest();
+      watch.Lap();
+      const PublishOutcome outcome = region_->Publish(requests_);
+      reply.publish_ns = watch.Lap();
+      reply.published = outcome.readable > 0;
+      if (config_.in_order) Flush(reply);
+    }
+    pool_.Release(blocks_);
+    return reply;
+  }
+
+  WorkerSummary Summary() const {
+    WorkerSummary summary;
+    const ClientStats stats = client_->Stats();
+    summary.evictions = pool_.evictions();
+    summary.publishes_refused = stats.publishes_refused;
+    summary.publishes_deferred = stats.publishes_deferred;
+    return summary;
+  }
+
+ private:
+  explicit Worker(const WorkerConfig& config) : config_(config), pool_(config.pool_blocks) {}
+
+  static ServeReply Failed(const Error& error) {
+    ServeReply reply;
+    reply.failure.Set(error.ToString());
+    return reply;
+  }
+
+  // A trace has no tokens, only an id per block; the two halves of the id stand for the block's tokens.
+  void DeriveKeys(std::span<const std::uint64_t> hash_ids) {
+    KeyChain chain(model_.fingerprint, Shard{});
+    keys_.clear();
+    root_ = chain.parent();
+    for (const std::uint64_t id : hash_ids) {
+      const std::uint32_t tokens[2] = {static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)};
+      keys_.push_back(chain.Next(tokens));
+    }
+  }
+
+  void TakeLocal(ServeReply& reply) {
+    for (const BlockKey& key : keys_) {
+      const std::optional<std::uint32_t> block = pool_.PinHeld(key);
+      if (!block) break;
+      if (!BlockHolds(key, Bytes(*block))) ++reply.mismatched_blocks;
+      blocks_.push_back(*block);
+    }
+    reply.blocks_local = blocks_.size();
+  }
+
+  Status ImportRest(ServeReply& reply) {
+    const std::size_t first = blocks_.size();
+    Stopwatch watch;
+    FindOptions options;
+    options.include_own = false;
+    const Match match = client_->Find(std::span(keys_).subspan(first), options);
+    reply.find_ns = watch.Lap();
+    reply.looked_up = true;
+    if (match.empty()) return {};
+    Allocate(match.size());
+    watch.Lap();
+    ImportOptions import_options;
+    import_options.deadline = After(kImportTimeout);
+    Result<ImportTicket> ticket = client_->Import(match, *region_, std::span(blocks_).subspan(first), import_options);
+    if (!ticket) return ticket.error();
+    if (Status done = ticket->Wait(After(2 * kImportTimeout)); !done) return done;
+    reply.import_ns = watch.Lap();
+    reply.imported = true;
+    const ImportResult& result = ticket->result();
+    reply.blocks_imported = result.valid;
+    reply.bytes_imported = result.bytes;
+    reply.failed_import_blocks = result.failed.size();
+    for (std::size_t i = 0; i < result.writes.size(); ++i) {
+      const std::size_t at = first + i;
+      const bool valid = i < result.valid;
+      if (valid && !BlockHolds(keys_[at], Bytes(blocks_[at]))) ++reply.mismatched_blocks;
+      if (!valid) FillBlock(keys_[at], Bytes(blocks_[at]));
+      Keep(at, result.writes[i], !valid || config_.publish_imported);
+    }
+    return {};
+  }
+
+  // "Prefill" of everything behind the hit.
+  void ComputeRest() {
+    const std::size_t first = blocks_.size();
+    Allocate(keys_.size() - first);
+    for (std::size_t at = first; at < blocks_.size(); ++at) {
+      const BlockWrite write = region_->BeginWrite(blocks_[at]);
+      FillBlock(keys_[at], Bytes(blocks_[at]));
+      Keep(at, write, true);
+    }
+  }
+
+  void Allocate(std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::optional<std::uint32_t> block = pool_.Allocate();
+      if (!block) return;
+      blocks_.push_back(*block);
+    }
+  }
+
+  void Keep(std::size_t at, const BlockWrite& write, bool publish) {
+    if (!pool_.Assign(blocks_[at], keys_[at])) return;
+    if (publish) requests_.push_back({keys_[at], at == 0 ? root_ : keys_[at - 1], static_cast<std::uint32_t>(at), write});
+  }
+
+  void Flush(ServeReply& reply) {
+    Stopwatch watch;
+    reply.flush_failed = !region_->Flush(After(kFlushTimeout)).has_value();
+    reply.flush_ns = watch.Lap();
+  }
+
+  std::span<std::byte> Bytes(std::uint32_t block) const { return {region_->BlockData(block), region_->block_bytes()}; }
+
+  const WorkerConfig config_;
+  std::shared_ptr<Client> client_;
+  Model model_;
+  std::shared_ptr<Region> region_;
+  BlockPool pool_;
+  // Of the request being served.
+  BlockKey root_;
+  std::vector<BlockKey> keys_;
+  std::vector<std::uint32_t> blocks_;  // of the leading keys, pinned
+  std::vector<PublishRequest> requests_;
+};
+
+// Hash ids of a ServeRequest message; an error if it is none.
+Result<std::vector<std::uint64_t>> HashIds(std::span<const std::byte> message, ServeRequest& header) {
+  if (message.size() < sizeof(header)) return MakeError(Errc::kProtocol, "short request from the coordinator");
+  Result<ServeRequest> parsed = Channel::As<ServeRequest>(message.first(sizeof(header)));
+  if (!parsed) return parsed.error();
+  header = *parsed;
+  const std::span<const std::byte> rest = message.subspan(sizeof(header));
+  if (rest.size() != header.hash_id_count * sizeof(std::uint64_t)) return MakeError(Errc::kProtocol, "cut request from the coordinator");
+  std::vector<std::uint64_t> ids(header.hash_id_count);
+  if (!rest.empty()) std::memcpy(ids.data(), rest.data(), rest.size());
+  return ids;
+}
+
+}  // namespace
+
+int RunReplayWorker(Channel channel) {
+  Result<WorkerConfig> config = channel.ReceiveStruct<WorkerConfig>();
+  if (!config) return kUnhealthy;
+  WorkerReady ready;
+  Result<std::unique_ptr<Worker>> worker = Worker::Create(*config);
+  if (!worker) ready.failure.Set(worker.error().ToString());
+  if (!channel.SendStruct(ready) || !worker) return kUnhealthy;
+  for (;;) {
+    Result<std::vector<std::byte>> message = channel.Receive();
+    if (!message) return kUnhealthy;
+    ServeRequest header;
+    Result<std::vector<std::uint64_t>> ids = HashIds(*message, header);
+    if (!ids) return kUnhealthy;
+    if (header.finish) return channel.SendStruct((*worker)->Summary()) ? kHealthy : kUnhealthy;
+    const ServeReply reply = (*worker)->Serve(*ids);
+    if (!channel.SendStruct(reply) || !reply.failure.empty()) return kUnhealthy;
+  }
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,174 @@
+// kvctl status and kvctl clients: what kvmd says about itself.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+
+#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/json.h"
+#include "client/kvctl/observer.h"
+#include "client/kvctl/registry_tables.h"
+#include "client/kvctl/text.h"
+#include "client/kvctl/views.h"
+
+namespace kvm::ctl {
+namespace {
+
+std::uint64_t NowMs() {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
+}
+
+std::uint64_t SecondsSince(std::uint64_t started_ms) {
+  const std::uint64_t now_ms = NowMs();
+  return now_ms > started_ms ? (now_ms - started_ms) / 1000 : 0;
+}
+
+boost::json::object CountersJson(const layout::Counters& counters) {
+  const auto value = [](const std::atomic<std::uint64_t>& counter) { return counter.load(std::memory_order_relaxed); };
+  return {{"published", value(counters.published)},
+          {"replaced", value(counters.replaced)},
+          {"retracted", value(counters.retracted)},
+          {"swept", value(counters.swept)},
+          {"reaped", value(counters.reaped)},
+          {"evicted", value(counters.evicted)},
+          {"refused_full", value(counters.refused_full)},
+          {"refused_replicas", value(counters.refused_replicas)},
+          {"refused_stale", value(counters.refused_stale)}};
+}
+
+boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
+  return {{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
+          {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
+          {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
+          {"models", domain.models()},        {"max_models", domain.max_models()},
+          {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()}};
+}
+
+boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusReply& status, bool healthy) {
+  boost::json::array domains;
+  for (const auto& domain : status.domains()) domains.push_back(DomainJson(domain));
+  return {{"healthy", healthy},
+          {"server_version", status.server_version()},
+          {"pid", status.pid()},
+          {"started_ms", status.started_ms()},
+          {"uptime_s", SecondsSince(status.started_ms())},
+          {"resident_bytes", status.resident_bytes()},
+          {"open_fds", status.open_fds()},
+          {"clients", status.clients()},
+          {"max_clients", status.max_clients()},
+          {"rejected_connections", status.rejected_connections()},
+          {"protocol_errors", status.protocol_errors()},
+          {"heartbeat_age_ms", observer.HeartbeatAge().count()},
+          {"domain", Printable(observer.hello().domain())},
+          {"registry_state", SegmentStateName(observer.registry().state())},
+          {"counters", CountersJson(observer.registry().header().counters)},
+          {"domains", std::move(domains)}};
+}
+
+void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
+  FieldList fields;
+  fields.Add("kvmd",
+             status.server_version() + ", pid " + std::to_string(status.pid()) + ", up " + HumanSeconds(SecondsSince(status.started_ms())));
+  fields.Add("heartbeat", std::to_string(observer.HeartbeatAge().count()) + " ms ago, registry " +
+                              std::string(SegmentStateName(observer.registry().state())));
+  fields.Add("memory", HumanBytes(status.resident_bytes()) + " resident, " + std::to_string(status.open_fds()) + " descriptors");
+  fields.Add("clients", std::to_string(status.clients()) + " of " + std::to_string(status.max_clients()) + "; " +
+                            HumanCount(status.rejected_connections()) + " rejected, " + HumanCount(status.protocol_errors()) +
+                            " protocol errors");
+  const layout::Counters& counters = observer.registry().header().counters;
+  const auto value = [](const std::atomic<std::uint64_t>& counter) { return HumanCount(counter.load(std::memory_order_relaxed)); };
+  fields.Add("own domain", Printable(observer.hello().domain()));
+  fields.Add("  published", value(counters.published) + " (refused: " + value(counters.refused_full) + " full, " +
+                                value(counters.refused_replicas) + " replicas, " + value(counters.refused_stale) + " stale)");
+  fields.Add("  dropped", value(counters.replaced) + " replaced, " + value(counters.retracted) + " retracted, " + value(counters.swept) +
+                              " swept, " + value(counters.reaped) + " reaped, " + value(counters.evicted) + " evicted");
+  fields.Print(std::cout);
+  std::cout << '\n';
+  Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">segment"});
+  for (const auto& domain : status.domains()) {
+    table.Add({Printable(domain.name()), HumanCount(domain.entries()), HumanCount(domain.max_entries()),
+               HumanPercent(static_cast<double>(domain.entries()), static_cast<double>(domain.max_entries())),
+               std::to_string(domain.regions()) + "/" + std::to_string(domain.max_regions()),
+               std::to_string(domain.models()) + "/" + std::to_string(domain.max_models()), std::to_string(domain.clients()),
+               HumanBytes(domain.segment_bytes())});
+  }
+  table.Print(std::cout);
+}
+
+boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
+  const kvmwire::StatsReport& stats = client.stats();
+  return {{"client_id", client.client_id()},
+          {"name", Printable(client.name())},
+          {"role", client.role() == kvmwire::OBSERVER ? "observer" : "worker"},
+          {"pid", client.pid()},
+          {"uid", client.uid()},
+          {"domain", Printable(client.domain())},
+          {"connected_ms", client.connected_ms()},
+          {"regions", client.regions()},
+          {"entries", client.entries()},
+          {"queued_bytes", client.queued_bytes()},
+          {"finds", stats.finds()},
+          {"keys_looked_up", stats.keys_looked_up()},
+          {"keys_matched", stats.keys_matched()},
+          {"imports", stats.imports()},
+          {"blocks_imported", stats.blocks_imported()},
+          {"blocks_failed", stats.blocks_failed()},
+          {"bytes_imported", stats.bytes_imported()},
+          {"blocks_published", stats.blocks_published()},
+          {"publishes_deferred", stats.publishes_deferred()},
+          {"reconnects", stats.reconnects()}};
+}
+
+}  // namespace
+
+int RunStatus(const CommonOptions& common) {
+  Result<Observer> observer = Observer::Connect(common.socket, common.timeout());
+  if (!observer) return Fail(observer.error());
+  Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
+  if (!status) return Fail(status.error());
+  const bool stale = observer->HeartbeatAge() > kHeartbeatLimit;
+  const bool live = observer->registry().state() == layout::SegmentState::kLive;
+  if (common.json) {
+    PrintJson(StatusJson(*observer, *status, !stale && live));
+  } else {
+    PrintStatus(*observer, *status);
+  }
+  if (stale) {
+    std::cerr << "kvctl: kvmd's last heartbeat is " << observer->HeartbeatAge().count() << " ms old\n";
+    return kUnhealthy;
+  }
+  if (!live) {
+    std::cerr << "kvctl: the registry is " << SegmentStateName(observer->registry().state()) << ", not live\n";
+    return kUnhealthy;
+  }
+  return kHealthy;
+}
+
+int RunClients(const CommonOptions& common) {
+  Result<Observer> observer = Observer::Connect(common.socket, common.timeout());
+  if (!observer) return Fail(observer.error());
+  Result<kvmwire::StatusReply> status = observer->QueryStatus(true);
+  if (!status) return Fail(status.error());
+  if (common.json) {
+    boost::json::array clients;
+    for (const auto& client : status->client_list()) clients.push_back(ClientJson(client));
+    PrintJson({{"clients", std::move(clients)}});
+    return kHealthy;
+  }
+  Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",
+               ">failed", ">bytes in", ">published"});
+  for (const auto& client : status->client_list()) {
+    const kvmwire::StatsReport& stats = client.stats();
+    table.Add({std::to_string(client.client_id()), Printable(client.name()), std::to_string(client.pid()), std::to_string(client.uid()),
+               Printable(client.domain()), client.role() == kvmwire::OBSERVER ? "observer" : "worker",
+               HumanSeconds(SecondsSince(client.connected_ms())), std::to_string(client.regions()), HumanCount(client.entries()),
+               HumanCount(stats.finds()),
+               HumanPercent(static_cast<double>(stats.keys_matched()), static_cast<double>(stats.keys_looked_up())),
+               HumanCount(stats.blocks_imported()), HumanCount(stats.blocks_failed()), HumanBytes(stats.bytes_imported()),
+               HumanCount(stats.blocks_published())});
+  }
+  table.Print(std::cout);
+  return kHealthy;
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,34 @@
+// The commands that show what a kvmd holds. Each prints to stdout and returns kvctl's exit code.
+// They read the registry while kvmd writes it: what they show is consistent row by row, not as a whole.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "client/kvctl/common_options.h"
+#include "client/kvctl/key_query.h"
+
+namespace kvm::ctl {
+
+int RunStatus(const CommonOptions& common);
+int RunClients(const CommonOptions& common);
+int RunRegions(const CommonOptions& common);
+int RunModels(const CommonOptions& common);
+int RunDoctor(const CommonOptions& common);
+
+struct LsOptions {
+  std::string model;         // row, model_id or fingerprint; empty for all
+  std::string region;        // row or name; empty for all
+  std::string prefix;        // key in hex: only it and what descends from it; empty for all
+  std::uint64_t limit = 50;  // 0 for all
+};
+int RunLs(const CommonOptions& common, const LsOptions& options);
+
+struct FindCommandOptions {
+  KeyQueryOptions query;
+  std::uint64_t limit = 50;  // rows of the table; 0 for all
+};
+int RunFind(const CommonOptions& common, const FindCommandOptions& options);
+int RunExplain(const CommonOptions& common, const KeyQueryOptions& query);
+
+}  // namespace kvm::ctl

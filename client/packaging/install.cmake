@@ -1,0 +1,24 @@
+# What `cmake --install` puts in place: programs, library, headers, CMake package, pkg-config file,
+# service manager's files and the default configuration.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(TARGETS kvclient EXPORT kvclientTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvclient)
+install(EXPORT kvclientTargets NAMESPACE kvclient:: DESTINATION ${package_dir})
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvclientConfig.cmake.in ${PROJECT_BINARY_DIR}/kvclientConfig.cmake
+  INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvclientConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/kvclientConfig.cmake ${PROJECT_BINARY_DIR}/kvclientConfigVersion.cmake DESTINATION ${package_dir})
+configure_file(${CMAKE_CURRENT_LIST_DIR}/kvclient.pc.in ${PROJECT_BINARY_DIR}/kvclient.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/kvclient.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+configure_file(${PROJECT_SOURCE_DIR}/systemd/kvmd.service.in ${PROJECT_BINARY_DIR}/systemd/kvmd.service @ONLY)
+set(systemd_dir lib/systemd/system)
+install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket DESTINATION ${systemd_dir})
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf)
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf)
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.toml DESTINATION ${CMAKE_INSTALL_SYSCONFDIR}/kvmd)

@@ -1,0 +1,87 @@
+// Broker: what kvmd does with a message, whatever brought it here.
+//
+// Knows clients, domains and the rules between them; knows nothing of sockets (Peer is its only view of
+// one), so tests can drive it without any. Single-threaded. A Status error from Handle means that the
+// client broke the protocol and is to be dropped; errors a client can live with go back as replies.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/config.h"
+#include "daemon/domain.h"
+#include "proto/wire.pb.h"
+
+namespace kvm::daemon {
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+struct Credentials {
+  std::uint32_t pid = 0, uid = 0, gid = 0;
+};
+
+// A client's connection, as the broker sees it. Outlives the client's membership.
+class Peer {
+ public:
+  virtual ~Peer() = default;
+  virtual void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) = 0;
+  virtual std::size_t queued_bytes() const = 0;
+};
+
+class Broker {
+ public:
+  explicit Broker(const Config& config);
+  ~Broker();
+
+  ClientId Join(Peer& peer, const Credentials& credentials);
+  // The connection has ended. `died`: the process has, too.
+  void Leave(ClientId client, bool died);
+
+  [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  bool Greeted(ClientId client) const;
+
+  void Tick(SteadyTime now);  // often: deadlines, heartbeats
+  bool Work();                // a slice of cleaning up; true if there is more
+  void Sweep();
+  void Close();  // kvmd ends in good order
+
+  std::uint64_t rejected_connections = 0;
+  std::uint64_t protocol_errors = 0;
+
+ private:
+  struct Client;
+  struct PendingUnregister {
+    Domain* domain;
+    std::uint32_t row, region_epoch;
+    ClientId client;
+    std::uint64_t request_id;
+    SteadyTime deadline;
+  };
+
+  Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
+  void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
+  void HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  void HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message);
+  Status HandlePublish(Client& client, const kvmwire::Publish& publish);
+  void HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack);
+  void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
+
+  Result<Domain*> DomainFor(const Credentials& credentials);
+  void Announce(Client& to, Region& region);
+  void Withdraw(Domain& domain, Region& region, bool owner_died, bool wants_ack);
+  void FinishUnregister(const PendingUnregister& pending, bool timed_out);
+  void CheckUnregisters(SteadyTime now);
+  void ReplyError(Client& client, std::uint64_t request_id, const Error& error);
+
+  const Config& config_;
+  const std::uint64_t started_ms_ = RealtimeMs();
+  ClientId next_client_ = 1;
+  std::map<ClientId, std::unique_ptr<Client>> clients_;
+  std::map<std::string, std::unique_ptr<Domain>> domains_;
+  std::vector<PendingUnregister> unregisters_;
+};
+
+}  // namespace kvm::daemon

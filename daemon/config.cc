@@ -1,0 +1,83 @@
+#include "daemon/config.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <map>
+
+namespace kvm::daemon {
+namespace {
+
+const std::map<std::string, DomainMode> kDomainModes{{"uid", DomainMode::kUid}, {"gid", DomainMode::kGid}, {"node", DomainMode::kNode}};
+const std::map<std::string, LogLevel> kLogLevels{
+    {"error", LogLevel::kError}, {"warn", LogLevel::kWarn}, {"info", LogLevel::kInfo}, {"debug", LogLevel::kDebug}};
+
+const CLI::Validator kOctalMode(
+    [](std::string& text) -> std::string {
+      const bool octal = !text.empty() && text.size() <= 4 && text.find_first_not_of("01234567") == std::string::npos;
+      return octal ? "" : "is not an octal file mode such as 0660: " + text;
+    },
+    "OCTAL");
+
+template <class T>
+CLI::Option* Number(CLI::App& app, const std::string& name, T& field, const std::string& help, T low, T high) {
+  return app.add_option(name, field, help)->check(CLI::Range(low, high))->capture_default_str();
+}
+
+void AddOptions(CLI::App& app, Config& c) {
+  app.add_option("--socket", c.socket_path, "Unix socket to listen on (ignored when systemd passes one)")->capture_default_str();
+  app.add_option("--socket-mode", c.socket_mode, "File mode of the socket, octal")->check(kOctalMode)->capture_default_str();
+  app.add_option("--domain-mode", c.domain_mode, "Who shares with whom: clients of one user (uid), of one group (gid), or all (node)")
+      ->transform(CLI::CheckedTransformer(kDomainModes, CLI::ignore_case))
+      ->default_str("uid");
+  Number<std::uint64_t>(app, "--max-entries", c.max_entries, "Published blocks a domain may have; 90 bytes of memory each", 64,
+                        std::uint64_t{1} << 30);
+  Number<std::uint32_t>(app, "--max-regions", c.max_regions, "Regions a domain may have", 1, 65'535);
+  Number<std::uint32_t>(app, "--max-models", c.max_models, "Models a domain may have; 2 KiB each", 1, 65'535);
+  Number<std::uint32_t>(app, "--max-domains", c.max_domains, "Domains; each has a registry of its own", 1, 4096);
+  Number<std::uint32_t>(app, "--max-clients", c.max_clients, "Connections", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-regions-per-client", c.max_regions_per_client, "Regions a client may have", 1, 65'535);
+  Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
+                        std::uint64_t{1} << 36);
+  Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
+  Number<std::uint32_t>(app, "--withdraw-timeout-ms", c.withdraw_timeout_ms,
+                        "How long an unregistering client waits for importers to unmap", 1, 600'000);
+  Number<std::uint32_t>(app, "--hello-timeout-ms", c.hello_timeout_ms, "How long a connection may take to say hello", 1, 600'000);
+  Number<std::uint32_t>(app, "--frame-timeout-ms", c.frame_timeout_ms, "How long a half-sent message may take to arrive", 1, 600'000);
+  Number<std::uint64_t>(app, "--max-queue-bytes", c.max_queue_bytes, "Bytes waiting for a client that does not read, before it is dropped",
+                        65'536, std::uint64_t{1} << 40);
+  Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two looks for rewritten blocks", 1, 600'000);
+  Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots looked at each time", 1, 1u << 30);
+  Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
+  app.add_option("--log-level", c.log_level, "error, warn, info or debug")
+      ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
+      ->default_str("info");
+}
+
+}  // namespace
+
+ParsedArguments ParseArguments(int argc, char** argv) {
+  ParsedArguments out;
+  CLI::App app{"kvmd: registry and descriptor broker for KV cache blocks shared between the processes of a node", "kvmd"};
+  app.set_version_flag("--version", std::string("kvmd ") + KVM_VERSION);
+  app.set_config("--config", "", "TOML file with the options below, without the dashes in front (max-entries = 1000000)");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  AddOptions(app, out.config);
+  app.add_flag("--check-config", out.config.check_config, "Check options and file, then exit")->configurable(false);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    out.exit = true;
+    out.exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
+    return out;
+  }
+  if (const CLI::Option* file = app.get_config_ptr(); file != nullptr && file->count() > 0)
+    out.config.config_file = file->as<std::string>();
+  if (out.config.check_config) {
+    std::cout << "kvmd: configuration is good\n";
+    out.exit = true;
+  }
+  return out;
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,52 @@
+// kvmd's settings. Each field is a command line option and a key of the TOML file (config.cc).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "daemon/log.h"
+#include "kvm/error.h"
+#include "proto/layout.h"
+#include "proto/protocol_limits.h"
+
+namespace kvm::daemon {
+
+enum class DomainMode { kUid, kGid, kNode };
+
+struct Config {
+  std::string socket_path = kDefaultSocketPath;
+  std::string socket_mode = "0666";  // octal; what a client may see is the domain's business
+  DomainMode domain_mode = DomainMode::kUid;
+  std::uint64_t max_entries = 1'000'000;  // a domain
+  std::uint32_t max_regions = 256;        // a domain
+  std::uint32_t max_models = 64;          // a domain
+  std::uint32_t max_domains = 16;
+  std::uint32_t max_clients = 1024;
+  std::uint32_t max_regions_per_client = 64;
+  std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
+  std::uint32_t max_fds_per_client = 512;
+  std::uint32_t max_replicas = layout::kMaxReplicas;
+  std::uint32_t withdraw_timeout_ms = 1000;
+  std::uint32_t hello_timeout_ms = 5000;
+  std::uint32_t frame_timeout_ms = 10'000;
+  std::uint64_t max_queue_bytes = std::uint64_t{64} << 20;
+  std::uint32_t sweep_interval_ms = 100;
+  std::uint32_t sweep_slots = 16'384;
+  std::uint32_t drain_timeout_ms = 1000;
+  LogLevel log_level = LogLevel::kInfo;
+  std::string config_file;
+  bool check_config = false;  // parse, report, exit
+};
+
+// What main should do after parsing.
+struct ParsedArguments {
+  Config config;
+  bool exit = false;  // --help, --version, --check-config or an error: print has been done
+  int exit_code = 0;
+};
+
+// Reads options and the file given with --config. Options win over the file. Unknown options and keys
+// and bad values are refused with the option named, on stderr.
+ParsedArguments ParseArguments(int argc, char** argv);
+
+}  // namespace kvm::daemon

@@ -1,0 +1,132 @@
+#include "daemon/region_table.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "proto/protocol_limits.h"
+
+namespace kvm::daemon {
+namespace {
+
+using layout::HandleKind;
+
+Error Invalid(const std::string& what) { return MakeError(Errc::kInvalidArgument, "region: " + what); }
+
+Status CheckName(const std::string& name) {
+  if (name.empty() || name.size() > kMaxNameBytes)
+    return Invalid("name has " + std::to_string(name.size()) + " bytes, 1.." + std::to_string(kMaxNameBytes) + " allowed");
+  const bool printable = std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && static_cast<unsigned char>(c) < 0x7f; });
+  if (!printable) return Invalid("name has characters that are not printable ASCII");
+  return {};
+}
+
+Result<HandleKind> CheckKind(std::uint32_t kind) {
+  switch (static_cast<HandleKind>(kind)) {
+    case HandleKind::kHostMemfd:
+    case HandleKind::kCudaIpc:
+    case HandleKind::kCudaVmmFd: return static_cast<HandleKind>(kind);
+  }
+  return MakeError(Errc::kUnsupported, "region: unknown handle kind " + std::to_string(kind));
+}
+
+Status CheckShard(const kvmwire::RegionDescriptor& descriptor, const ModelSpec& spec, layout::RegionInfo& info) {
+  if (descriptor.shard_size() != 5) return Invalid("shard has " + std::to_string(descriptor.shard_size()) + " numbers, 5 expected");
+  std::uint16_t parts[5];
+  for (int i = 0; i < 5; ++i) {
+    if (descriptor.shard(i) > 0xFFFF) return Invalid("shard number " + std::to_string(i) + " is too large");
+    parts[i] = static_cast<std::uint16_t>(descriptor.shard(i));
+  }
+  const Shard shard{parts[0], parts[1], parts[2], parts[3], parts[4]};
+  if (Status valid = shard.Validate(); !valid) return valid;
+  if (shard.tp_size != spec.tp_size) {
+    return MakeError(Errc::kModelMismatch,
+                     "region: shard tp_size " + std::to_string(shard.tp_size) + ", the model's tp_size is " + std::to_string(spec.tp_size));
+  }
+  if (shard.pp_size != spec.pp_size) {
+    return MakeError(Errc::kModelMismatch,
+                     "region: shard pp_size " + std::to_string(shard.pp_size) + ", the model's pp_size is " + std::to_string(spec.pp_size));
+  }
+  info.tp_rank = shard.tp_rank;
+  info.tp_size = shard.tp_size;
+  info.pp_rank = shard.pp_rank;
+  info.pp_size = shard.pp_size;
+  info.kv_group = shard.kv_group;
+  return {};
+}
+
+// Segments and the descriptors that belong to them (the first one is the generation table's).
+Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor& descriptor, HandleKind kind,
+                                                 const std::vector<UniqueFd>& fds) {
+  const auto count = static_cast<std::size_t>(descriptor.segments_size());
+  const std::size_t limit = kind == HandleKind::kCudaIpc ? kMaxSegmentsByHandle : kMaxSegments;
+  if (count == 0 || count > limit) return Invalid(std::to_string(count) + " segments, 1.." + std::to_string(limit) + " allowed");
+  const std::size_t expected = kind == HandleKind::kCudaIpc ? 1 : 1 + count;
+  if (fds.size() != expected) return Invalid(std::to_string(fds.size()) + " descriptors came, " + std::to_string(expected) + " expected");
+  std::vector<std::uint64_t> bytes;
+  for (std::size_t i = 0; i < count; ++i) {
+    const kvmwire::Segment& segment = descriptor.segments(static_cast<int>(i));
+    const std::string name = "segment " + std::to_string(i);
+    if (segment.size_bytes() == 0) return Invalid(name + " is empty");
+    if (segment.handle().size() != (kind == HandleKind::kCudaIpc ? 64 : 0)) {
+      return Invalid(name + " has a handle of " + std::to_string(segment.handle().size()) + " bytes");
+    }
+    if (kind == HandleKind::kHostMemfd) {
+      Result<std::size_t> size = CheckSealed(fds[1 + i].get(), segment.size_bytes());
+      if (!size) return MakeError(size.error().code, "region: " + name + ": " + size.error().ToString());
+    }
+    bytes.push_back(segment.size_bytes());
+  }
+  return bytes;
+}
+
+Geometry ParseGeometry(const kvmwire::RegionDescriptor& descriptor) {
+  Geometry geometry;
+  geometry.block_count = descriptor.block_count();
+  for (const kvmwire::GeometryPart& part : descriptor.parts()) {
+    geometry.parts.push_back({part.segment(), part.offset(), part.chunk_bytes(), part.block_stride(), part.count(), part.repeat_stride()});
+  }
+  return geometry;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds, const ModelSpec& spec) {
+  auto region = std::make_unique<Region>();
+  layout::RegionInfo& info = region->info;
+  if (Status valid = CheckName(descriptor.name()); !valid) return valid.error();
+  const Result<HandleKind> kind = CheckKind(descriptor.handle_kind());
+  if (!kind) return kind.error();
+  if (Status valid = CheckShard(descriptor, spec, info); !valid) return valid.error();
+  if (fds.empty()) return Invalid("the generation table's descriptor is missing");
+  if (descriptor.parts_size() > static_cast<int>(Geometry::kMaxChunksPerBlock)) {
+    return MakeError(Errc::kBadGeometry, "geometry: " + std::to_string(descriptor.parts_size()) + " parts");
+  }
+  Result<std::vector<std::uint64_t>> segment_bytes = CheckSegments(descriptor, *kind, fds);
+  if (!segment_bytes) return segment_bytes.error();
+  const Geometry geometry = ParseGeometry(descriptor);
+  if (Status valid = geometry.Validate(*segment_bytes); !valid) return valid.error();
+  if (!descriptor.device_uuid().empty() && descriptor.device_uuid().size() != sizeof(info.device_uuid))
+    return Invalid("device_uuid is not 16 bytes");
+
+  Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(geometry.block_count));
+  if (!table) return MakeError(table.error().code, "region: generation table: " + table.error().ToString());
+  region->generation_memory = std::move(*table);
+  Result<GenerationReader> reader =
+      GenerationReader::Open({region->generation_memory.data(), region->generation_memory.size()}, geometry.block_count);
+  if (!reader) return reader.error();
+  region->generations = *reader;
+
+  info.handle_kind = static_cast<std::uint32_t>(*kind);
+  info.block_count = geometry.block_count;
+  info.block_bytes = geometry.BlockBytes();
+  info.segment_count = static_cast<std::uint32_t>(descriptor.segments_size());
+  std::memcpy(info.device_uuid, descriptor.device_uuid().data(), descriptor.device_uuid().size());
+  std::memcpy(info.handle, descriptor.segments(0).handle().data(), descriptor.segments(0).handle().size());
+  std::memcpy(info.name, descriptor.name().data(), descriptor.name().size());
+  region->slot_of_block.assign(geometry.block_count, Region::kNone);
+  region->descriptor = std::move(descriptor);
+  region->fds = std::move(fds);
+  return region;
+}
+
+}  // namespace kvm::daemon

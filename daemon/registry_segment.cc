@@ -1,0 +1,62 @@
+#include "daemon/registry_segment.h"
+
+#include <sys/random.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvm::daemon {
+namespace {
+
+std::uint64_t RoundUp(std::uint64_t value, std::uint64_t to) { return (value + to - 1) / to * to; }
+
+std::uint64_t Clock(clockid_t clock) noexcept {
+  timespec now{};
+  ::clock_gettime(clock, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace
+
+std::uint64_t MonotonicNs() noexcept { return Clock(CLOCK_MONOTONIC); }
+std::uint64_t RealtimeMs() noexcept { return Clock(CLOCK_REALTIME) / 1'000'000; }
+
+std::uint64_t RegistrySegment::SlotsFor(std::uint64_t max_entries) { return RoundUp(max_entries + max_entries / 3 + 1, 64); }
+
+Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const Sizes& sizes) {
+  const std::uint64_t models_at = layout::kHeaderBytes;
+  const std::uint64_t regions_at = models_at + sizes.max_models * sizeof(layout::ModelRow);
+  const std::uint64_t slots = SlotsFor(sizes.max_entries);
+  const std::uint64_t tags_at = RoundUp(regions_at + sizes.max_regions * sizeof(layout::RegionRow), 4096);
+  const std::uint64_t index_at = RoundUp(tags_at + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, index_at + slots * sizeof(layout::IndexSlot), HugePages::kTry);
+  if (!memory) return memory.error();
+
+  RegistrySegment segment;
+  segment.memory_ = std::move(*memory);
+  layout::RegistryHeader& header = segment.header();
+  header.layout_version = layout::kLayoutVersion;
+  header.header_bytes = layout::kHeaderBytes;
+  header.segment_bytes = segment.size();
+  while (header.epoch == 0) {
+    if (::getrandom(&header.epoch, sizeof(header.epoch), 0) < 0) return SystemError("getrandom");
+  }
+  std::memcpy(header.domain, domain.data(), std::min(domain.size(), sizeof(header.domain) - 1));
+  header.model_rows_offset = models_at;
+  header.region_rows_offset = regions_at;
+  header.index_offset = index_at;
+  header.tags_offset = tags_at;
+  header.model_rows = sizes.max_models;
+  header.region_rows = sizes.max_regions;
+  header.index_slots = slots;
+  header.index_entries = sizes.max_entries;
+  segment.Heartbeat();
+  segment.SetState(layout::SegmentState::kLive);
+  header.magic = layout::kRegistryMagic;
+  return segment;
+}
+
+void RegistrySegment::Heartbeat() noexcept { header().heartbeat_ns.store(MonotonicNs(), std::memory_order_relaxed); }
+
+}  // namespace kvm::daemon

@@ -1,0 +1,253 @@
+#include "daemon/server.h"
+
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <map>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "daemon/broker.h"
+#include "daemon/sd_notify.h"
+#include "daemon/session.h"
+
+namespace kvm::daemon {
+
+namespace asio = boost::asio;
+using asio::local::stream_protocol;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+constexpr milliseconds kTick{50};
+constexpr milliseconds kAcceptPause{100};
+
+// Descriptors are what kvmd brokers; the soft limit is for programs that use select().
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+bool SomebodyAnswers(const std::string& path) {
+  asio::io_context context;
+  stream_protocol::socket probe(context);
+  boost::system::error_code error;
+  probe.connect(stream_protocol::endpoint(path), error);
+  return !error;
+}
+
+}  // namespace
+
+struct Server::Impl {
+  explicit Impl(const Config& config_)
+      : config(config_), acceptor(context), tick(context), sweep(context), signals(context), broker(config) {}
+
+  Status Listen();
+  void Accept();
+  asio::awaitable<void> AcceptLoop();
+  asio::awaitable<void> TickLoop();
+  asio::awaitable<void> SweepLoop();
+  asio::awaitable<void> SignalLoop();
+  void WorkSoon();
+  void BeginStop(const char* why);
+
+  const Config config;
+  asio::io_context context{1};
+  stream_protocol::acceptor acceptor;
+  asio::steady_timer tick, sweep;
+  asio::signal_set signals;
+  Broker broker;
+  std::map<ClientId, std::shared_ptr<Session>> sessions;
+  bool owns_socket_file = false;
+  dev_t socket_device = 0;
+  ino_t socket_inode = 0;
+  bool stopping = false;
+  bool working = false;
+};
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Server::~Server() = default;
+
+Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
+  RaiseDescriptorLimit();
+  SetLogLevel(config.log_level);
+  auto impl = std::make_unique<Impl>(config);
+  if (Status listening = impl->Listen(); !listening) return listening.error();
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+Status Server::Impl::Listen() {
+  boost::system::error_code error;
+  if (UniqueFd activated = TakeActivatedSocket()) {
+    acceptor.assign(stream_protocol(), activated.Release(), error);
+    if (error) return SystemError("use the socket that the service manager passed", error.value());
+    return {};
+  }
+  const std::string& path = config.socket_path;
+  if (path.empty() || path.size() >= sizeof(sockaddr_un{}.sun_path)) {
+    return MakeError(Errc::kInvalidArgument,
+                     "--socket: the path must have 1.." + std::to_string(sizeof(sockaddr_un{}.sun_path) - 1) + " bytes: " + path);
+  }
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) == 0) {
+    if (!S_ISSOCK(info.st_mode)) return MakeError(Errc::kAlreadyExists, "--socket: " + path + " exists and is not a socket");
+    if (SomebodyAnswers(path)) return MakeError(Errc::kAlreadyExists, "--socket: another kvmd answers on " + path);
+    ::unlink(path.c_str());
+  }
+  acceptor.open(stream_protocol(), error);
+  if (!error) acceptor.bind(stream_protocol::endpoint(path), error);
+  if (error) return SystemError("--socket: bind " + path, error.value());
+  owns_socket_file = true;
+  ::chmod(path.c_str(), static_cast<mode_t>(std::stoul(config.socket_mode, nullptr, 8)));
+  if (::stat(path.c_str(), &info) == 0) {
+    socket_device = info.st_dev;
+    socket_inode = info.st_ino;
+  }
+  acceptor.listen(1024, error);
+  if (error) return SystemError("--socket: listen on " + path, error.value());
+  return {};
+}
+
+asio::awaitable<void> Server::Impl::AcceptLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    stream_protocol::socket socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
+    if (stopping) co_return;
+    if (error) {
+      LogLimited(LogLevel::kError, "accept_failed", {{"reason", error.message()}});
+      asio::steady_timer pause(context, kAcceptPause);
+      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+      continue;
+    }
+    if (sessions.size() >= config.max_clients) {
+      ++broker.rejected_connections;
+      LogLimited(LogLevel::kWarn, "connection_refused", {{"reason", "too many clients (--max-clients)"}});
+      kvmwire::ServerMessage message;
+      message.mutable_goodbye()->set_reason("too many clients: the limit is " + std::to_string(config.max_clients) + " (--max-clients)");
+      FrameWriter writer;
+      if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket.native_handle()));
+      continue;
+    }
+    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this](ClientId id) {
+      sessions.erase(id);
+      WorkSoon();
+    });
+    session->Start();
+    if (session->id() != 0) sessions.emplace(session->id(), std::move(session));
+  }
+}
+
+// Cleaning up after the gone goes on in slices between other events.
+void Server::Impl::WorkSoon() {
+  if (working) return;
+  working = true;
+  asio::post(context, [this] {
+    working = false;
+    if (broker.Work()) WorkSoon();
+  });
+}
+
+asio::awaitable<void> Server::Impl::TickLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    tick.expires_after(kTick);
+    co_await tick.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (stopping) co_return;
+    const SteadyTime now = steady_clock::now();
+    broker.Tick(now);
+    WorkSoon();
+    const auto current = sessions;  // a timeout takes its session out
+    for (const auto& [id, session] : current) session->CheckTimeouts(now);
+  }
+}
+
+asio::awaitable<void> Server::Impl::SweepLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    sweep.expires_after(milliseconds(config.sweep_interval_ms));
+    co_await sweep.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (!stopping) broker.Sweep();
+  }
+}
+
+asio::awaitable<void> Server::Impl::SignalLoop() {
+  boost::system::error_code error;
+  const int signal = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, error));
+  if (!error) BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
+}
+
+void Server::Impl::BeginStop(const char* why) {
+  if (stopping) return;
+  stopping = true;
+  Log(LogLevel::kInfo, "stopping", {{"reason", why}, {"clients", sessions.size()}});
+  NotifyServiceManager("STOPPING=1\n");
+  boost::system::error_code ignored;
+  acceptor.close(ignored);
+  tick.cancel();
+  sweep.cancel();
+  signals.cancel(ignored);
+  broker.Close();
+  // Replies under way get a moment to be taken, then everybody hears goodbye.
+  asio::co_spawn(
+      context,
+      [this]() -> asio::awaitable<void> {
+        asio::steady_timer timer(context);
+        const auto drained = [this] {
+          for (const auto& [id, session] : sessions) {
+            if (!session->drained()) return false;
+          }
+          return true;
+        };
+        const SteadyTime deadline = steady_clock::now() + milliseconds(config.drain_timeout_ms);
+        while (!drained() && steady_clock::now() < deadline) {
+          timer.expires_after(milliseconds(5));
+          boost::system::error_code error;
+          co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, error));
+        }
+        const auto current = sessions;
+        for (const auto& [id, session] : current) session->Close("kvmd is shutting down");
+        context.stop();
+      },
+      asio::detached);
+}
+
+Status Server::Run() {
+  Impl& server = *impl_;
+  boost::system::error_code error;
+  server.signals.add(SIGTERM, error);
+  server.signals.add(SIGINT, error);
+  asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
+  asio::co_spawn(server.context, server.TickLoop(), asio::detached);
+  asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
+  asio::co_spawn(server.context, server.SignalLoop(), asio::detached);
+  Log(LogLevel::kInfo, "listening",
+      {{"version", KVM_VERSION}, {"socket", server.config.socket_path}, {"pid", static_cast<int>(::getpid())}});
+  NotifyServiceManager("READY=1\nSTATUS=Listening on " + server.config.socket_path + "\n");
+  server.context.run();
+  struct stat info {};
+  const std::string& path = server.config.socket_path;
+  const bool still_ours = server.owns_socket_file && ::stat(path.c_str(), &info) == 0 && info.st_dev == server.socket_device &&
+                          info.st_ino == server.socket_inode;
+  if (still_ours) ::unlink(path.c_str());
+  Log(LogLevel::kInfo, "stopped");
+  return {};
+}
+
+void Server::Stop() {
+  asio::post(impl_->context, [impl = impl_.get()] { impl->BeginStop("stop requested"); });
+}
+
+}  // namespace kvm::daemon

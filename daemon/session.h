@@ -1,0 +1,65 @@
+// Session: one client's socket. Reads frames and hands them to the broker, writes what the broker sends.
+//
+// Ends by EOF, by its process's death (pidfd), by breaking the protocol, by not reading what it is sent,
+// or by the server. The broker is told once. Lives as long as one of its coroutines does.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+
+#include "daemon/broker.h"
+#include "proto/frame.h"
+
+namespace kvm::daemon {
+
+class Session final : public Peer, public std::enable_shared_from_this<Session> {
+ public:
+  using Socket = boost::asio::local::stream_protocol::socket;
+  using Ended = std::function<void(ClientId)>;
+
+  Session(Socket socket, const Config& config, Broker& broker, Ended ended);
+  ~Session() override;
+
+  void Start();
+  ClientId id() const noexcept { return id_; }
+
+  void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
+  std::size_t queued_bytes() const override { return writer_.queued_bytes(); }
+
+  // Says goodbye if the socket takes it, then closes. `died`: the process has ended.
+  void Close(const std::string& reason, bool died = false);
+  // Drops the client if its hello or the rest of a frame is overdue.
+  void CheckTimeouts(SteadyTime now);
+  bool drained() const noexcept { return writer_.queued_bytes() == 0; }
+
+ private:
+  void ReadLoop();
+  void WaitForProcess(UniqueFd pidfd);
+  Status ReadAvailable();
+  void Flush();
+  void CloseLater(std::string reason);
+
+  Socket socket_;
+  boost::asio::posix::stream_descriptor process_;
+  const Config& config_;
+  Broker& broker_;
+  const Ended ended_;
+  Credentials credentials_;
+  ClientId id_ = 0;
+  FrameReader reader_;
+  FrameWriter writer_;
+  bool closed_ = false;
+  bool closing_ = false;
+  bool reading_ = false;  // inside ReadAvailable: replies are flushed once at its end
+  bool wait_writable_ = false;
+  SteadyTime connected_at_;
+  SteadyTime progress_at_;  // last byte received
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what building (and with --lint checking, with --bench measuring) needs, from the
+# distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
+set -euo pipefail
+
+lint=no
+bench=no
+for argument in "$@"; do
+  case "$argument" in
+    --lint) lint=yes ;;
+    --bench) bench=yes ;;
+    -h | --help)
+      echo "usage: install_deps.sh [--lint] [--bench]"
+      exit 0
+      ;;
+    *)
+      echo "install_deps.sh: unknown option $argument" >&2
+      exit 1
+      ;;
+  esac
+done
+
+if ! command -v apt-get >/dev/null; then
+  echo "install_deps.sh: no apt-get here; install the packages that docs/CONTRIBUTING.md lists" >&2
+  exit 1
+fi
+
+boost=libboost-dev
+# Debian 12's default Boost is 1.74; 1.81 stands beside it.
+# shellcheck source=/dev/null
+if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then boost=libboost1.81-dev; fi
+
+packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
+  libcli11-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
+[ "$lint" = yes ] && packages+=(clang-format clang-tidy shellcheck systemd)
+[ "$bench" = yes ] && packages+=(redis-server)
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+  [ "$status" = "install ok installed" ] || missing+=("$package")
+done
+[ "${#missing[@]}" -eq 0 ] && exit 0
+
+run=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || {
+    echo "install_deps.sh: needs root or sudo to install: ${missing[*]}" >&2
+    exit 1
+  }
+  run=(sudo)
+fi
+echo "installing: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt=("${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
+"${apt[@]}" update </dev/null >/dev/null
+"${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null

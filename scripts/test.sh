@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Builds the project and runs its whole test suite, on a machine that may have nothing installed.
+#
+#   scripts/test.sh [--cpp] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu] [--jobs N]
+#
+# --cpp: the C++ suite, which is all there is so far. Ends with ctest's own closing lines and its status.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+preset=dev
+label=()
+jobs=$(nproc)
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --cpp) ;;
+    --python)
+      echo "test.sh: there is no Python suite yet" >&2
+      exit 1
+      ;;
+    --preset) preset=${2:?"--preset needs a name"} && shift ;;
+    --asan) preset=asan ;;
+    --tsan) preset=tsan ;;
+    --label) label=(-L "${2:?"--label needs a name"}") && shift ;;
+    --jobs) jobs=${2:?"--jobs needs a number"} && shift ;;
+    -h | --help)
+      sed -n '2,6s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    *)
+      echo "test.sh: unknown option $1 (see --help)" >&2
+      exit 1
+      ;;
+  esac
+  shift
+done
+
+scripts/install_deps.sh
+launcher=()
+command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+cmake --preset "$preset" "${launcher[@]}" >/dev/null
+cmake --build --preset "$preset" --parallel "$jobs"
+ctest --preset "$preset" --parallel "$jobs" "${label[@]}"

@@ -1,0 +1,57 @@
+// The fuzz targets over a bounded number of seeded mutations: the same inputs on every machine, so that
+// the normal suite notices at once when a parser loses a check. The search proper is libFuzzer's.
+#include <cstdlib>
+#include <string>
+
+#include "tests/catch.h"
+#include "tests/fuzz/mutator.h"
+#include "tests/fuzz/targets.h"
+#include "tests/support/fork.h"
+#include "tests/support/open_fds.h"
+
+namespace {
+
+using namespace kvm;
+
+fuzz::Bytes AsBytes(const std::string& input) { return {reinterpret_cast<const std::uint8_t*>(input.data()), input.size()}; }
+
+// KVM_FUZZ_ROUNDS in the environment searches longer.
+int Rounds(int usual) {
+  const char* text = std::getenv("KVM_FUZZ_ROUNDS");
+  return text != nullptr ? std::atoi(text) : usual;
+}
+
+// A crash names the round: KVM_FUZZ_ROUNDS and a debugger get there again.
+void Smoke(const std::string& name, int rounds, std::uint64_t seed) {
+  const fuzz::Target* target = fuzz::FindTarget(name);
+  REQUIRE(target != nullptr);
+  const std::vector<std::string> seeds = target->seeds();
+  REQUIRE_FALSE(seeds.empty());
+  for (const std::string& input : seeds) target->run(AsBytes(input));
+  target->run({});
+  const int fds = test::OpenFds();
+  test::Random random(seed);
+  for (int round = 0; round < Rounds(rounds); ++round) {
+    INFO("target " << name << ", seed " << seed << ", round " << round);
+    target->run(AsBytes(fuzz::Mutate(seeds, random)));
+  }
+  CHECK(test::OpenFds() == fds);
+}
+
+}  // namespace
+
+TEST_CASE("Fuzz smoke: the frame reader survives arbitrary streams and leaks no descriptor", "[unit]") { Smoke("frame_reader", 10000, 1); }
+
+TEST_CASE("Fuzz smoke: wire messages survive arbitrary bytes", "[unit]") { Smoke("wire", 30000, 2); }
+
+TEST_CASE("Fuzz smoke: canonical model specs survive arbitrary bytes", "[unit]") { Smoke("model_spec", 30000, 3); }
+
+TEST_CASE("Fuzz smoke: a registry view survives arbitrary segments", "[unit]") { Smoke("registry_view", 5000, 4); }
+
+TEST_CASE("Fuzz smoke: geometries survive arbitrary numbers", "[unit]") { Smoke("geometry", 30000, 5); }
+
+TEST_CASE("Fuzz smoke: generation tables survive arbitrary bytes", "[unit]") { Smoke("generation_table", 30000, 6); }
+
+TEST_CASE("Fuzz smoke: a broken property aborts", "[unit]") {
+  CHECK(test::RunInChild([]() -> int { fuzz::Broken("none; this test breaks it on purpose"); }).signal == SIGABRT);
+}

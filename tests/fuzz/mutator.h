@@ -1,0 +1,15 @@
+// Seeded mutations of well-formed inputs, for the smoke run of the fuzz targets in the normal suite.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/support/random.h"
+
+namespace kvm::fuzz {
+
+// A copy of one of `seeds` with one to eight random changes; now and then the seed itself or noise.
+std::string Mutate(const std::vector<std::string>& seeds, test::Random& random);
+
+}  // namespace kvm::fuzz

@@ -1,0 +1,502 @@
+// The command line of kvctl against a real kvmd: exit codes, JSON members, what is left behind.
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/json/parse.hpp>
+#include <boost/json/value.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <thread>
+#include <unordered_set>
+
+#include "client/kvctl/child_process.h"
+#include "client/kvctl/private_kvmd.h"
+#include "client/kvctl/workload.h"
+#include "kvclient/kvclient.h"
+#include "tests/catch.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::ctl;
+using namespace std::chrono_literals;
+namespace fs = std::filesystem;
+
+std::string Kvctl() { return fs::path(*OwnBinary()).parent_path() / "kvctl"; }
+
+std::string ReadFile(const fs::path& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// A directory for one test; also TMPDIR of what it runs, so that leftovers show.
+class Sandbox {
+ public:
+  Sandbox() {
+    std::string pattern = (fs::temp_directory_path() / "kvctl-test-XXXXXX").string();
+    REQUIRE(::mkdtemp(pattern.data()) != nullptr);
+    path_ = pattern;
+    fs::create_directory(path_ / "tmp");
+  }
+  ~Sandbox() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
+  struct Output {
+    int code = -1;
+    std::string out, err;
+
+    boost::json::value Json() const {
+      boost::json::error_code error;
+      boost::json::value value = boost::json::parse(out, error);
+      INFO(out);
+      REQUIRE_FALSE(error);
+      return value;
+    }
+  };
+
+  // `arguments` as a shell reads them.
+  Output Run(const std::string& arguments) const {
+    const std::string command =
+        "TMPDIR=" + Tmp().string() + " " + Kvctl() + " " + arguments + " >" + (path_ / "out").string() + " 2>" + (path_ / "err").string();
+    const int status = ::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(path_ / "out"), ReadFile(path_ / "err")};
+  }
+
+  fs::path Write(const std::string& name, const std::string& text) const {
+    std::ofstream(path_ / name) << text;
+    return path_ / name;
+  }
+  fs::path Tmp() const { return path_ / "tmp"; }
+  const fs::path& path() const { return path_; }
+  bool NothingLeft() const { return fs::is_empty(Tmp()); }
+
+ private:
+  fs::path path_;
+};
+
+ModelSpec Spec() {
+  ModelSpec spec;
+  spec.model_id = "org/model";
+  spec.kv_dtype = "bfloat16";
+  spec.layout = "NHD";
+  spec.num_layers = spec.num_kv_heads = 1;
+  spec.head_size = 8;
+  spec.block_tokens = 4;
+  return spec;
+}
+
+const std::vector<std::uint32_t> kTokens{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+
+// A kvmd with one worker (this process) that has published the first three of kTokens' four blocks.
+struct Node {
+  PrivateKvmd kvmd;
+  std::shared_ptr<Client> client;
+  std::shared_ptr<Region> region;
+  std::vector<BlockKey> keys;
+
+  Node() {
+    PrivateKvmdOptions options;
+    options.max_entries = 4096;
+    Result<PrivateKvmd> started = PrivateKvmd::Start(options);
+    KVM_REQUIRE_OK(started);
+    kvmd = std::move(*started);
+    ClientOptions client_options;
+    client_options.socket_path = kvmd.socket();
+    client_options.name = "test-worker";
+    Result<std::shared_ptr<Client>> connected = Client::Connect(client_options);
+    KVM_REQUIRE_OK(connected);
+    client = *connected;
+    Result<Model> model = client->DeclareModel(Spec(), After(5s));
+    KVM_REQUIRE_OK(model);
+    RegionOptions region_options;
+    region_options.name = "test-pool";
+    region_options.geometry = Geometry::Contiguous(16, 64);
+    Result<std::shared_ptr<Region>> allocated = client->AllocateRegion(*model, region_options, After(5s));
+    KVM_REQUIRE_OK(allocated);
+    region = *allocated;
+    KeyChain chain(model->fingerprint, Shard{});
+    std::vector<PublishRequest> requests;
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      const BlockKey parent = chain.parent();
+      keys.push_back(chain.Next(std::span(kTokens).subspan(4 * i, 4)));
+      requests.push_back({keys.back(), parent, i, region->BeginWrite(10 + i)});
+    }
+    region->Publish(requests);
+    KVM_REQUIRE_OK(region->Flush(After(5s)));
+  }
+
+  std::string Arguments(const std::string& command) const { return "--socket " + kvmd.socket() + " --json " + command; }
+};
+
+std::string TokenList(std::size_t count) {
+  std::string list;
+  for (std::size_t i = 0; i < count; ++i) list += (i == 0 ? "" : ",") + std::to_string(kTokens[i]);
+  return list;
+}
+
+std::string TraceText(const std::vector<Request>& requests) {
+  std::ostringstream text;
+  for (const Request& request : requests) {
+    text << "{\"timestamp\": " << request.timestamp_ms << ", \"input_length\": " << request.input_tokens
+         << ", \"output_length\": " << request.output_tokens << ", \"hash_ids\": [";
+    for (std::size_t i = 0; i < request.hash_ids.size(); ++i) text << (i == 0 ? "" : ", ") << request.hash_ids[i];
+    text << "]}\n";
+  }
+  return text.str();
+}
+
+// Leading blocks that were part of an earlier request.
+std::uint64_t ExactReuse(const std::vector<Request>& requests) {
+  std::unordered_set<std::uint64_t> seen;
+  std::uint64_t hits = 0;
+  for (const Request& request : requests) {
+    for (const std::uint64_t id : request.hash_ids) {
+      if (!seen.contains(id)) break;
+      ++hits;
+    }
+    seen.insert(request.hash_ids.begin(), request.hash_ids.end());
+  }
+  return hits;
+}
+
+std::int64_t Number(const boost::json::value& value, const char* name) {
+  INFO(name);
+  const boost::json::value* member = value.as_object().if_contains(name);
+  REQUIRE(member != nullptr);
+  return member->to_number<std::int64_t>();
+}
+
+std::string Text(const boost::json::value& value, const char* name) {
+  INFO(name);
+  const boost::json::value* member = value.as_object().if_contains(name);
+  REQUIRE(member != nullptr);
+  return std::string(member->as_string());
+}
+
+// Processes whose parent is `pid`.
+std::vector<pid_t> ChildrenOf(pid_t pid) {
+  std::istringstream list(ReadFile("/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid) + "/children"));
+  std::vector<pid_t> children;
+  for (pid_t child = 0; list >> child;) children.push_back(child);
+  return children;
+}
+
+// Workers of a replay that is under way.
+std::vector<pid_t> WorkersOf(pid_t pid) {
+  std::vector<pid_t> workers;
+  for (const pid_t child : ChildrenOf(pid)) {
+    if (ReadFile("/proc/" + std::to_string(child) + "/cmdline").find("replay-worker") != std::string::npos) workers.push_back(child);
+  }
+  return workers;
+}
+
+// A replay that would take far longer than any test, once its workers serve.
+ChildProcess StartLongReplay(const Sandbox& sandbox) {
+  ::setenv("TMPDIR", sandbox.Tmp().c_str(), 1);
+  Result<ChildProcess> replay = ChildProcess::Start(
+      Kvctl(), {"replay", "--private", "--workload", "chat", "--requests", "2000000", "--workers", "2", "--pool-blocks", "500"}, -1,
+      sandbox.path() / "log");
+  ::unsetenv("TMPDIR");
+  KVM_REQUIRE_OK(replay);
+  return std::move(*replay);
+}
+
+bool WaitUntil(std::chrono::milliseconds timeout, const std::function<bool()>& condition) {
+  for (const auto deadline = After(timeout); std::chrono::steady_clock::now() < deadline;) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(20ms);
+  }
+  return condition();
+}
+
+}  // namespace
+
+TEST_CASE("kvctl: without a kvmd every view exits 2 and says so in one line", "[integration]") {
+  const Sandbox sandbox;
+  for (const char* command :
+       {"status", "clients", "regions", "models", "ls", "find --keys 00", "explain --keys 00", "replay --workload chat"}) {
+    INFO(command);
+    const Sandbox::Output output = sandbox.Run("--socket " + (sandbox.path() / "none").string() + " " + command);
+    CHECK(output.code == 2);
+    CHECK(output.out.empty());
+    CHECK(output.err.rfind("kvctl: can't reach kvmd on ", 0) == 0);
+    CHECK(std::count(output.err.begin(), output.err.end(), '\n') == 1);
+  }
+  CHECK(sandbox.Run("doctor --socket " + (sandbox.path() / "none").string()).code == 2);
+}
+
+TEST_CASE("kvctl: wrong options and files exit 1 and are named", "[integration]") {
+  const Sandbox sandbox;
+  const auto refused = [&](const std::string& arguments, const std::string& named) {
+    INFO(arguments);
+    const Sandbox::Output output = sandbox.Run(arguments);
+    INFO(output.err);
+    CHECK(output.code == 1);
+    CHECK(output.err.rfind("kvctl: ", 0) == 0);
+    CHECK(output.err.find(named) != std::string::npos);
+  };
+  refused("", "subcommand");
+  refused("frobnicate", "frobnicate");
+  refused("status --timeout-ms 0", "--timeout-ms");
+  refused("replay --private", "--trace or --workload");
+  refused("replay --private --workload batch", "--workload");
+  refused("replay --private --workload chat --workers 0", "--workers");
+  refused("replay --private --workload chat --block-bytes 12", "--block-bytes");
+  refused("replay --private --workload chat --kvmd /nonexistent/kvmd", "/nonexistent/kvmd");
+  const fs::path trace = sandbox.Write("broken.jsonl", R"({"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]})"
+                                                       "\n{\"timestamp\": 0}\n");
+  refused("replay --private --trace " + trace.string(), trace.string() + ":2: \"input_length\" is missing");
+  refused("bench find --entries 10 --keys 512", "--entries");
+  CHECK(sandbox.Run("--help").code == 0);
+  CHECK(sandbox.Run("replay --help").code == 0);
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl: status, clients, regions and models show what a worker has registered", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const Sandbox::Output status = sandbox.Run(node.Arguments("status"));
+  CHECK(status.code == 0);
+  CHECK(status.Json().at("healthy").as_bool());
+  CHECK(Number(status.Json(), "pid") == node.kvmd.pid());
+  CHECK(Number(status.Json().at("domains").at(0), "entries") == 3);
+
+  bool shown = false;
+  const boost::json::value clients = sandbox.Run(node.Arguments("clients")).Json();
+  for (const boost::json::value& client : clients.at("clients").as_array()) {
+    if (Text(client, "name") != "test-worker") continue;
+    shown = true;
+    CHECK(Number(client, "pid") == ::getpid());
+    CHECK(Number(client, "entries") == 3);
+  }
+  CHECK(shown);
+
+  const boost::json::value regions = sandbox.Run(node.Arguments("regions")).Json();
+  REQUIRE(regions.at("regions").as_array().size() == 1);
+  CHECK(Text(regions.at("regions").at(0), "name") == "test-pool");
+  CHECK(Text(regions.at("regions").at(0), "state") == "live");
+  CHECK(Number(regions.at("regions").at(0), "blocks") == 16);
+  CHECK(Number(regions.at("regions").at(0), "block_bytes") == 64);
+
+  const boost::json::value models = sandbox.Run(node.Arguments("models")).Json();
+  REQUIRE(models.at("models").as_array().size() == 1);
+  CHECK(Text(models.at("models").at(0).at("spec"), "model_id") == "org/model");
+  CHECK(Number(models.at("models").at(0).at("spec"), "block_tokens") == 4);
+  for (const char* view : {"status", "clients", "regions", "models", "ls", "doctor"}) {
+    INFO(view);
+    const Sandbox::Output table = sandbox.Run("--socket " + node.kvmd.socket() + " " + view);
+    CHECK(table.code == 0);
+    CHECK(table.err.empty());
+    CHECK_FALSE(table.out.empty());
+  }
+}
+
+TEST_CASE("kvctl ls: filters by model, region and prefix", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const auto total = [&](const std::string& arguments) { return Number(sandbox.Run(node.Arguments("ls " + arguments)).Json(), "total"); };
+  CHECK(total("") == 3);
+  CHECK(total("--model org/model") == 3);
+  CHECK(total("--region test-pool --limit 1") == 3);
+  CHECK(total("--prefix " + node.keys[1].ToHex()) == 2);
+  CHECK(total("--prefix " + BlockKey{1, 2}.ToHex()) == 0);
+  const boost::json::value blocks = sandbox.Run(node.Arguments("ls --prefix " + node.keys[0].ToHex())).Json().at("blocks");
+  REQUIRE(blocks.as_array().size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(Text(blocks.at(i), "key") == node.keys[i].ToHex());
+    CHECK(Number(blocks.at(i), "block") == static_cast<std::int64_t>(10 + i));
+  }
+  CHECK(sandbox.Run(node.Arguments("ls --model other")).code == 1);
+  CHECK(sandbox.Run(node.Arguments("ls --region other")).code == 1);
+  CHECK(sandbox.Run(node.Arguments("ls --prefix xyz")).code == 1);
+}
+
+TEST_CASE("kvctl find: says where each block is and where the prefix ends", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const boost::json::value found = sandbox.Run(node.Arguments("find --model org/model --tokens " + TokenList(16))).Json();
+  CHECK(Number(found, "keys") == 4);
+  CHECK(Number(found, "lcp") == 3);
+  CHECK(Text(found, "end") == "absent");
+  const boost::json::value& replica = found.at("blocks").at(1).at("replicas").at(0);
+  CHECK(Text(replica, "region_name") == "test-pool");
+  CHECK(Number(replica, "pid") == ::getpid());
+  CHECK(Number(replica, "block") == 11);
+  CHECK(found.at("blocks").at(3).at("replicas").as_array().empty());
+
+  const std::string keys = node.keys[0].ToHex() + "," + node.keys[1].ToHex();
+  CHECK(Number(sandbox.Run(node.Arguments("find --keys " + keys)).Json(), "lcp") == 2);
+  CHECK(sandbox.Run(node.Arguments("find --tokens 1,2,3,4 --model other")).code == 1);
+  CHECK(sandbox.Run(node.Arguments("find")).code == 1);
+
+  node.region->Retract(11);
+  const boost::json::value stale = sandbox.Run(node.Arguments("find --model org/model --tokens " + TokenList(12))).Json();
+  CHECK(Number(stale, "lcp") == 1);
+}
+
+TEST_CASE("kvctl explain: names the reason of a miss", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const auto reasons = [&](const std::string& arguments) {
+    const boost::json::value answer = sandbox.Run(node.Arguments("explain " + arguments)).Json();
+    std::string kinds;
+    for (const boost::json::value& reason : answer.at("reasons").as_array()) kinds += Text(reason, "kind") + " ";
+    return kinds;
+  };
+  CHECK(sandbox.Run(node.Arguments("explain --model org/model --tokens " + TokenList(12))).Json().at("hit").as_bool());
+  CHECK(reasons("--model org/model --tokens " + TokenList(12)).empty());
+  CHECK(reasons("--model org/model --tokens " + TokenList(16)) == "absent ");
+  CHECK(reasons("--model org/model --salt pepper --tokens " + TokenList(8)) == "absent extra_keys ");
+
+  std::string other;
+  for (const auto& [name, value] : Fields(Spec())) other += name + "=" + (name == "kv_dtype" ? "float16" : value) + "\n";
+  const fs::path file = sandbox.Write("model", other);
+  CHECK(reasons("--model-spec " + file.string() + " --tokens " + TokenList(8)) == "model_not_declared model_field absent other_model ");
+  const Sandbox::Output text =
+      sandbox.Run("--socket " + node.kvmd.socket() + " explain --model-spec " + file.string() + " --tokens " + TokenList(8));
+  CHECK(text.out.find("kv_dtype is \"float16\" here and \"bfloat16\" there") != std::string::npos);
+}
+
+TEST_CASE("kvctl doctor: all is well with a fresh kvmd", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const Sandbox::Output doctor = sandbox.Run(node.Arguments("doctor"));
+  INFO(doctor.out);
+  CHECK(doctor.code == 0);
+  CHECK(doctor.Json().at("healthy").as_bool());
+}
+
+TEST_CASE("kvctl: a kvmd that does not answer is unreachable, within the timeout", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  REQUIRE(::kill(node.kvmd.pid(), SIGSTOP) == 0);
+  const Sandbox::Output output = sandbox.Run(node.Arguments("--timeout-ms 200 status"));
+  ::kill(node.kvmd.pid(), SIGCONT);
+  CHECK(output.code == 2);
+  CHECK(output.err.find("200 ms") != std::string::npos);
+}
+
+TEST_CASE("kvctl replay: in order and with pools that never evict, exactly the trace's reuse is hit", "[integration]") {
+  const Sandbox sandbox;
+  for (const Workload workload : {Workload::kChat, Workload::kRag, Workload::kAgents}) {
+    INFO(WorkloadName(workload));
+    WorkloadOptions options;
+    options.workload = workload;
+    options.requests = 150;
+    const std::vector<Request> requests = GenerateWorkload(options);
+    std::int64_t blocks = 0;
+    for (const Request& request : requests) blocks += static_cast<std::int64_t>(request.hash_ids.size());
+    const fs::path trace = sandbox.Write("trace.jsonl", TraceText(requests));
+    const Sandbox::Output output =
+        sandbox.Run("replay --json --private --in-order --workers 3 --pool-blocks 6000 --block-bytes 256 --trace " + trace.string());
+    INFO(output.err);
+    REQUIRE(output.code == 0);
+    const boost::json::value report = output.Json();
+    CHECK(Number(report, "requests") == 150);
+    CHECK(Number(report, "blocks_total") == blocks);
+    CHECK(Number(report, "blocks_hit") == static_cast<std::int64_t>(ExactReuse(requests)));
+    CHECK(Number(report, "blocks_local") + Number(report, "blocks_imported") == Number(report, "blocks_hit"));
+    CHECK(Number(report, "bytes_imported") == 256 * Number(report, "blocks_imported"));
+    CHECK(Number(report, "mismatched_blocks") == 0);
+    CHECK(Number(report, "failed_imports") == 0);
+    for (const char* step : {"find_us", "import_us", "publish_us"}) {
+      INFO(step);
+      CHECK(report.at(step).at("p50").to_number<double>() > 0);
+      CHECK(report.at(step).at("p99").to_number<double>() >= report.at(step).at("p50").to_number<double>());
+    }
+    CHECK(report.at("wall_s").to_number<double>() > 0);
+    CHECK(report.at("hit_ratio").to_number<double>() > 0);
+  }
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl replay: concurrent workers with small pools never take a wrong block", "[integration]") {
+  const Sandbox sandbox;
+  for (const char* routing : {"round-robin", "sticky", "random"}) {
+    INFO(routing);
+    const Sandbox::Output output = sandbox.Run(
+        std::string(
+            "replay --json --private --workload agents --requests 400 --workers 3 --pool-blocks 150 --block-bytes 1024 --routing ") +
+        routing);
+    INFO(output.err);
+    REQUIRE(output.code == 0);
+    CHECK(Number(output.Json(), "requests") == 400);
+    CHECK(Number(output.Json(), "mismatched_blocks") == 0);
+    CHECK(Number(output.Json(), "evictions") > 0);
+  }
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl replay: a worker that dies is an error, not a hang, and nothing is left behind", "[integration]") {
+  const Sandbox sandbox;
+  ChildProcess replay = StartLongReplay(sandbox);
+  std::vector<pid_t> workers;
+  REQUIRE(WaitUntil(10s, [&] { return (workers = WorkersOf(replay.pid())).size() == 2; }));
+  ::kill(workers[1], SIGKILL);
+  REQUIRE(replay.WaitFor(20s));
+  CHECK(replay.Ending() == "exited with 3");
+  CHECK(ReadFile(sandbox.path() / "log").find("kvctl: worker 1 (pid " + std::to_string(workers[1]) + ") killed by signal 9") !=
+        std::string::npos);
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl replay: an interrupt stops all that it started", "[integration]") {
+  const Sandbox sandbox;
+  ChildProcess replay = StartLongReplay(sandbox);
+  REQUIRE(WaitUntil(10s, [&] { return WorkersOf(replay.pid()).size() == 2; }));
+  const std::vector<pid_t> children = ChildrenOf(replay.pid());
+  CHECK(children.size() == 3);
+  ::kill(replay.pid(), SIGINT);
+  REQUIRE(replay.WaitFor(20s));
+  CHECK(replay.Ending() == "exited with 130");
+  for (const pid_t child : children) CHECK(::kill(child, 0) != 0);
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl replay: runs on a shared kvmd, too, and leaves no block there", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  const Sandbox::Output output =
+      sandbox.Run(node.Arguments("replay --workload rag --requests 60 --workers 2 --pool-blocks 300 --block-bytes 64"));
+  INFO(output.err);
+  CHECK(output.code == 0);
+  CHECK(WaitUntil(5s, [&] { return Number(sandbox.Run(node.Arguments("ls")).Json(), "total") == 3; }));
+}
+
+TEST_CASE("kvctl bench: every benchmark runs small and reports its members", "[integration]") {
+  const Sandbox sandbox;
+  const auto has = [&](const std::string& arguments, std::initializer_list<const char*> members) {
+    INFO(arguments);
+    const Sandbox::Output output = sandbox.Run("--json bench " + arguments);
+    INFO(output.err);
+    REQUIRE(output.code == 0);
+    const boost::json::value report = output.Json();
+    for (const char* member : members) {
+      INFO(member);
+      REQUIRE(report.as_object().contains(member));
+      CHECK(report.at(member).to_number<double>() > 0);
+    }
+    CHECK(Number(report.at("machine"), "cores") > 0);
+    return report;
+  };
+  const boost::json::value find = has("find --entries 5000 --keys 100 --rounds 50 --while-publishing",
+                                      {"p50_us", "p99_us", "rate_per_s", "busy_p50_us", "busy_p99_us", "busy_p99_ratio"});
+  CHECK(Number(find, "incomplete") == 0);
+  CHECK(Number(find, "busy_incomplete") == 0);
+  CHECK(Number(has("find --entries 5000 --keys 100 --rounds 50 --shuffle", {"p50_us"}), "incomplete") == 0);
+  has("publish --entries 20000 --rounds 20", {"p50_us", "p99_us", "rate_per_s", "publish_visible_p50_us", "retract_ns"});
+  has("import --bytes 1048576 --block-bytes 4096 --rounds 5", {"p50_us", "p99_us", "rate_per_s", "ratio_to_memcpy", "small_import_p50_us"});
+  has("keys --rounds 20", {"p50_us", "p99_us", "rate_per_s"});
+  has("memory --entries 20000", {"resident_before_bytes", "resident_after_bytes", "bytes_per_entry_with_fixed"});
+  CHECK(sandbox.NothingLeft());
+}

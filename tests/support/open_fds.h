@@ -1,0 +1,22 @@
+// Number of open descriptors of a process, from /proc.
+#pragma once
+
+#include <sys/types.h>
+
+#include <filesystem>
+#include <string>
+
+namespace kvm::test {
+
+// -1 if the process is gone. The descriptor that does the counting is left out.
+inline int OpenFds(pid_t pid = 0) {
+  int count = 0;
+  std::error_code error;
+  const std::string path = pid == 0 ? "/proc/self/fd" : "/proc/" + std::to_string(pid) + "/fd";
+  std::filesystem::directory_iterator entries(path, error);
+  if (error) return -1;
+  for (; entries != std::filesystem::directory_iterator(); entries.increment(error)) ++count;
+  return pid == 0 ? count - 1 : count;
+}
+
+}  // namespace kvm::test
