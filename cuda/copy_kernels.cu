@@ -174,7 +174,8 @@ __global__ void __launch_bounds__(1024, 1) VectorCopy(const __grid_constant__ Co
 
 // Follows a copy kernel in its stream.
 template <class Table>
-__global__ void __launch_bounds__(256) Validate(const __grid_constant__ CopyArgs args, const __grid_constant__ Table storage) {
+__global__ void __launch_bounds__(kValidationThreads)
+    Validate(const __grid_constant__ CopyArgs args, const __grid_constant__ Table storage) {
   ValidatePairs(TableView(storage.data(), args), args, blockIdx.x * blockDim.x + threadIdx.x, gridDim.x * blockDim.x);
 }
 
@@ -298,7 +299,7 @@ struct ValidateLauncher {
 
   template <class Table>
   cudaError_t operator()(const Table& table) const {
-    Validate<<<blocks, 256, 0, stream>>>(args, table);
+    Validate<<<blocks, kValidationThreads, 0, stream>>>(args, table);
     return cudaGetLastError();
   }
 };

@@ -43,7 +43,7 @@ struct KernelWork {
 
 KernelChoice ChooseKernel(const KernelWork& work, const CopyLimits& limits);
 
-// Fixes `blocks` once the number of items is known.
+// Fixes `blocks`, and `threads` of a vector kernel, once the number of items is known.
 void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath worst_path, const CopyLimits& limits);
 
 // Smallest average size of contiguous runs that goes to the copy engine.
@@ -52,6 +52,7 @@ std::uint64_t EngineRunBytes(MemoryPath path, const CopyLimits& limits);
 // Up to so many pairs the copy kernel's last CUDA block validates; one multiprocessor has about 64 reads of
 // host memory under way, 25 ns each (measured), so more pairs are worth a launch that spreads them.
 inline constexpr std::uint32_t kFusedPairs = 96;
+inline constexpr std::uint32_t kValidationThreads = 64;  // a CUDA block of that launch
 // CUDA blocks of that launch.
 unsigned ValidationBlocks(std::uint32_t pairs, const CopyLimits& limits);
 

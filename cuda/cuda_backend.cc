@@ -170,7 +170,7 @@ class CudaBackend final : public MemoryBackend {
     const Result<const CudaLocalMemory*> own = Own(memory);
     if (!own) return own.error();
     if (Status inside = CheckRange(memory, segment, offset, bytes); !inside) return inside;
-    Result<std::unique_ptr<ImportSlot>> slot = slots_->Take(1, 0);
+    Result<std::unique_ptr<ImportSlot>> slot = slots_->Take();
     if (!slot) return slot.error();
     const DeviceGuard guard(*device_);
     cudaError_t error = copy(memory.SegmentData(segment) + offset, (*slot)->stream());

@@ -34,6 +34,7 @@ Status ImportSlot::Make() {
 }
 
 Status ImportSlot::Reserve(std::size_t blocks, std::size_t table_bytes) {
+  if (arrivals_ != nullptr && blocks <= blocks_ && table_bytes <= table_bytes_) return {};
   const DeviceGuard guard(*device_);
   if (arrivals_ == nullptr) {
     if (Status made = Make(); !made) return made;
@@ -71,21 +72,22 @@ ImportSlots::ImportSlots(std::shared_ptr<const CudaDevice> device) : device_(std
   }
 }
 
-Result<std::unique_ptr<ImportSlot>> ImportSlots::Take(std::size_t blocks, std::size_t table_bytes) {
+Result<std::unique_ptr<ImportSlot>> ImportSlots::Take() {
   std::unique_ptr<ImportSlot> slot;
   {
     std::lock_guard lock(mutex_);
     if (taken_ >= kMaxSlots) return MakeError(Errc::kResourceExhausted, "too many imports under way at once");
+    ++taken_;
     if (!free_.empty()) {
       slot = std::move(free_.back());
       free_.pop_back();
+      return slot;
     }
-    ++taken_;
   }
-  if (!slot) slot = std::make_unique<ImportSlot>(device_);
-  if (Status room = slot->Reserve(blocks, table_bytes); !room) {
+  slot = std::make_unique<ImportSlot>(device_);
+  if (Status made = slot->Reserve(kMinBlocks, 0); !made) {
     Return(std::move(slot), false);
-    return room.error();
+    return made.error();
   }
   return slot;
 }

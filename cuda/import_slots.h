@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cuda/cuda_device.h"
+#include "cuda/transfer_plan.h"
 
 namespace kvm {
 
@@ -35,6 +36,9 @@ class ImportSlot {
   void* table() const noexcept { return table_; }
   std::uint32_t* arrivals() const noexcept { return arrivals_; }
 
+  // Kept for its allocations.
+  TransferPlan& plan() noexcept { return plan_; }
+
   cudaStream_t stream() const noexcept { return stream_; }
   cudaEvent_t event() const noexcept { return event_; }
   std::uint32_t NextJob() noexcept { return ++job_ == 0 ? ++job_ : job_; }  // never 0
@@ -53,6 +57,7 @@ class ImportSlot {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;
   std::uint32_t job_ = 0;
+  TransferPlan plan_;
 };
 
 class ImportSlots {
@@ -60,8 +65,8 @@ class ImportSlots {
   // Makes a few slots ahead, so that the first imports find them.
   explicit ImportSlots(std::shared_ptr<const CudaDevice> device);
 
-  // kResourceExhausted: kMaxSlots imports are under way, or memory ran out.
-  [[nodiscard]] Result<std::unique_ptr<ImportSlot>> Take(std::size_t blocks, std::size_t table_bytes);
+  // kResourceExhausted: kMaxSlots imports are under way. kSystem, …: a new one could not be made.
+  [[nodiscard]] Result<std::unique_ptr<ImportSlot>> Take();
   void Return(std::unique_ptr<ImportSlot> slot, bool usable);
 
   static constexpr std::size_t kMaxSlots = 256;

@@ -106,9 +106,11 @@ void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const s
 
 }  // namespace
 
-Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks,
-                                  std::span<std::byte* const> destination_bases, const CopyLimits& limits) {
-  TransferPlan out;
+Status PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks, std::span<std::byte* const> destination_bases,
+                    const CopyLimits& limits, TransferPlan& out) {
+  out.engine_copies.clear();
+  out.table.clear();
+  out.order.clear();
   std::vector<Group> groups;
   KernelWork work;
   for (const TransferRun& run : runs) {
@@ -182,7 +184,7 @@ Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<c
   out.pair_count = static_cast<std::uint32_t>(pair_first);
   out.item_count = static_cast<std::uint32_t>(items);
   SizeGrid(out.kernel, items, work.worst_path, limits);
-  return out;
+  return {};
 }
 
 }  // namespace kvm

@@ -49,7 +49,8 @@ struct TransferPlan {
 
 // kInvalidArgument: more items than one launch can number, or a plan's segment that isn't mapped.
 // Blocks are taken as valid: within both geometries, destinations all different.
-[[nodiscard]] Result<TransferPlan> PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks,
-                                                std::span<std::byte* const> destination_bases, const CopyLimits& limits);
+// `out` is overwritten; one that is used again saves the allocations, which cost more than the planning.
+[[nodiscard]] Status PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks,
+                                  std::span<std::byte* const> destination_bases, const CopyLimits& limits, TransferPlan& out);
 
 }  // namespace kvm

@@ -31,7 +31,8 @@ double TimeOf(Importer& importer, const Scratch& scratch, const Geometry& geomet
   const TransferRun run{&copy, {&from, 1}, 0, 0, importer.peer->path(), &copy, 0, blocks.size()};
   CopyLimits limits;
   limits.forced = choice;
-  const TransferPlan plan = Must(PlanTransfer({&run, 1}, blocks, {&to, 1}, limits));
+  TransferPlan plan;
+  if (const Status planned = PlanTransfer({&run, 1}, blocks, {&to, 1}, limits, plan); !planned) Fail(planned.error().ToString());
   const bool upload = plan.table.size() > kMaxInlineTable;
   if (upload) MustSucceed(cudaMemcpy(scratch.table, plan.table.data(), plan.table.size(), cudaMemcpyHostToDevice), "table");
   CopyArgs args;

@@ -114,13 +114,13 @@ TEST_CASE("Copy kernels: every variant moves every layout's blocks and nothing e
         TransferRun run{&*plan, bases, 0, 0, MemoryPath::kSameDevice, &source, 0, blocks.size()};
         CopyLimits limits;
         limits.forced = variant;
-        const Result<TransferPlan> transfer = PlanTransfer({&run, 1}, blocks, destination.device, limits);
-        KVM_REQUIRE_OK(transfer);
+        TransferPlan transfer;
+        KVM_REQUIRE_OK(PlanTransfer({&run, 1}, blocks, destination.device, limits, transfer));
         CopyArgs args;
-        args.group_count = transfer->group_count;
-        args.piece_count = transfer->piece_count;
-        args.pair_count = transfer->pair_count;
-        args.item_count = transfer->item_count;
+        args.group_count = transfer.group_count;
+        args.piece_count = transfer.piece_count;
+        args.pair_count = transfer.pair_count;
+        args.item_count = transfer.item_count;
         args.unit_bytes = variant.unit_bytes;
         args.report = ReportBy::kDoneWord;
         args.done_value = ++job;
@@ -129,10 +129,10 @@ TEST_CASE("Copy kernels: every variant moves every layout's blocks and nothing e
         void* table = nullptr;
         const bool upload = job % 2 == 0;  // both ways of handing the table over
         if (upload) {
-          MustSucceed(cudaMalloc(&table, transfer->table.size()), "cudaMalloc");
-          MustSucceed(cudaMemcpy(table, transfer->table.data(), transfer->table.size(), cudaMemcpyHostToDevice), "table");
+          MustSucceed(cudaMalloc(&table, transfer.table.size()), "cudaMalloc");
+          MustSucceed(cudaMemcpy(table, transfer.table.data(), transfer.table.size(), cudaMemcpyHostToDevice), "table");
         }
-        MustSucceed(LaunchCopy(variant, args, transfer->table, table, nullptr), "LaunchCopy");
+        MustSucceed(LaunchCopy(variant, args, transfer.table, table, nullptr), "LaunchCopy");
         MustSucceed(cudaDeviceSynchronize(), "copy");
         if (upload) cudaFree(table);
         INFO(from.name << " to " << to.name << ", kernel " << static_cast<int>(variant.kind) << ", word " << variant.word_bytes << ", unit "

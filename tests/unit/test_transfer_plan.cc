@@ -83,6 +83,17 @@ std::vector<std::uint32_t> Shuffled(std::uint32_t count, test::Random& random) {
   return out;
 }
 
+Result<TransferPlan> Plan(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks, std::span<std::byte* const> destinations,
+                          const CopyLimits& limits) {
+  TransferPlan plan;
+  // What an earlier import left there must not matter.
+  plan.engine_copies.resize(3);
+  plan.table.resize(100);
+  plan.order.resize(7);
+  if (Status planned = PlanTransfer(runs, blocks, destinations, limits, plan); !planned) return planned.error();
+  return plan;
+}
+
 CopyLimits Hopper() { return {132, 0, 223 << 10, std::nullopt}; }
 
 TEST_CASE("Transfer plan: the kernel's table moves exactly the wanted blocks, in every layout and kernel", "[unit]") {
@@ -113,7 +124,7 @@ TEST_CASE("Transfer plan: the kernel's table moves exactly the wanted blocks, in
         runs[2] = {&*plan, source_bases, 0, 0, MemoryPath::kNvlink, &source, 7, 3};
         CopyLimits limits = Hopper();
         limits.forced = choice;
-        Result<TransferPlan> transfer = PlanTransfer(runs, blocks, destination_bases, limits);
+        Result<TransferPlan> transfer = Plan(runs, blocks, destination_bases, limits);
         KVM_REQUIRE_OK(transfer);
         CHECK(transfer->group_count == 2);
         CHECK(transfer->pair_count == 10);
@@ -145,7 +156,7 @@ TEST_CASE("Transfer plan: the order maps every pair back to its block", "[unit]"
   runs[0] = {&plan, {&a, 1}, 0, 0, MemoryPath::kNvlink, &a, 0, 2};
   runs[1] = {&plan, {&b, 1}, 0, 0, MemoryPath::kNvlink, &b, 2, 2};
   runs[2] = {&plan, {&a, 1}, 0, 0, MemoryPath::kNvlink, &a, 4, 2};
-  const Result<TransferPlan> transfer = PlanTransfer(runs, blocks, {&to, 1}, Hopper());
+  const Result<TransferPlan> transfer = Plan(runs, blocks, {&to, 1}, Hopper());
   KVM_REQUIRE_OK(transfer);
   CHECK(transfer->order == std::vector<BlockRange>{{0, 2}, {4, 2}, {2, 2}});
   std::vector<std::uint32_t> order;
@@ -167,7 +178,7 @@ TEST_CASE("Transfer plan: long adjacent runs go to the copy engine, and what is 
   for (std::uint32_t i = 0; i < adjacent; ++i) blocks.push_back({100 + i, 7 + i, 2});
   for (std::uint32_t i = 0; i < 5; ++i) blocks.push_back({i * 2, 2000 + i, 2});
   TransferRun run{&plan, {&from, 1}, 0, 0, MemoryPath::kNvlink, &from, 0, blocks.size()};
-  const Result<TransferPlan> transfer = PlanTransfer({&run, 1}, blocks, {&to, 1}, Hopper());
+  const Result<TransferPlan> transfer = Plan({&run, 1}, blocks, {&to, 1}, Hopper());
   KVM_REQUIRE_OK(transfer);
   REQUIRE(transfer->engine_copies.size() == 1);
   CHECK(transfer->engine_copies[0] == EngineCopy{100 * block_bytes, 7 * block_bytes, adjacent * block_bytes});
@@ -185,7 +196,7 @@ TEST_CASE("Transfer plan: gaps between blocks on either side keep the copy engin
     std::byte* to = nullptr;
     const std::vector<ImportBlock> blocks{{0, 0, 2}, {1, 1, 2}};
     TransferRun run{&plan, {&from, 1}, 0, 0, MemoryPath::kNvlink, &from, 0, 2};
-    const Result<TransferPlan> transfer = PlanTransfer({&run, 1}, blocks, {&to, 1}, Hopper());
+    const Result<TransferPlan> transfer = Plan({&run, 1}, blocks, {&to, 1}, Hopper());
     KVM_REQUIRE_OK(transfer);
     CHECK(transfer->engine_copies.empty());
   }
@@ -198,7 +209,7 @@ TEST_CASE("Transfer plan: words are as wide as every address, stride and size al
     std::byte* to = nullptr;
     const std::vector<ImportBlock> blocks{{0, 0, 2}, {5, 2, 2}};
     TransferRun run{&plan, {&from, 1}, 0, 0, MemoryPath::kNvlink, &from, 0, 2};
-    return PlanTransfer({&run, 1}, blocks, {&to, 1}, Hopper())->kernel.word_bytes;
+    return Plan({&run, 1}, blocks, {&to, 1}, Hopper())->kernel.word_bytes;
   };
   CHECK(word(0, 4096, 4096) == 16);
   CHECK(word(8, 4096, 4096) == 8);
@@ -218,7 +229,7 @@ TEST_CASE("Transfer plan: the bound on multiprocessors bounds the grid", "[unit]
       TransferRun run{&plan, {&from, 1}, 0, 0, path, &from, 0, blocks.size()};
       CopyLimits limits = Hopper();
       limits.max_sms = max_sms;
-      const Result<TransferPlan> transfer = PlanTransfer({&run, 1}, blocks, {&to, 1}, limits);
+      const Result<TransferPlan> transfer = Plan({&run, 1}, blocks, {&to, 1}, limits);
       KVM_REQUIRE_OK(transfer);
       CHECK(transfer->kernel.blocks <= std::min(max_sms, 132u));
       CHECK(transfer->kernel.blocks >= 1);
@@ -232,7 +243,7 @@ TEST_CASE("Transfer plan: a plan that names an unmapped segment is refused", "[u
   std::byte* to = nullptr;
   const std::vector<ImportBlock> blocks{{0, 0, 2}};
   TransferRun run{&plan, {&from, 1}, 0, 0, MemoryPath::kNvlink, &from, 0, 1};
-  KVM_CHECK_ERROR(PlanTransfer({&run, 1}, blocks, {&to, 1}, Hopper()), Errc::kInvalidArgument, "segment");
+  KVM_CHECK_ERROR(Plan({&run, 1}, blocks, {&to, 1}, Hopper()), Errc::kInvalidArgument, "segment");
 }
 
 TEST_CASE("Checksum: the same for every layout of the same bytes, different for moved words", "[unit]") {
@@ -261,6 +272,34 @@ TEST_CASE("Checksum: the same for every layout of the same bytes, different for 
   std::swap_ranges(swapped.begin(), swapped.begin() + 8, swapped.begin() + 8);
   const std::byte* base = swapped.data();
   CHECK(ChecksumBlock(layouts[0].geometry, {&base, 1}, 0) != ChecksumBlock(layouts[0].geometry, Bases<const std::byte*>(first), 0));
+}
+
+TEST_CASE("Host backend: bytes go in and out within their segment, actions run at once", "[unit]") {
+  const auto backend = MakeHostBackend();
+  const std::uint64_t bytes = 4096;
+  const auto memory = backend->Allocate("test", {&bytes, 1});
+  KVM_REQUIRE_OK(memory);
+  CHECK((*memory)->kind() == layout::HandleKind::kHostMemfd);
+  const std::vector<std::byte> written(100, std::byte{7});
+  KVM_REQUIRE_OK(backend->WriteBytes(**memory, 0, 3996, written));
+  std::vector<std::byte> read(100);
+  KVM_REQUIRE_OK(backend->ReadBytes(**memory, 0, 3996, read));
+  CHECK(read == written);
+  KVM_CHECK_ERROR(backend->WriteBytes(**memory, 0, 3997, written), Errc::kInvalidArgument, "leave segment 0");
+  KVM_CHECK_ERROR(backend->ReadBytes(**memory, 0, UINT64_MAX, read), Errc::kInvalidArgument, "leave segment 0");
+  KVM_CHECK_ERROR(backend->ReadBytes(**memory, 1, 0, read), Errc::kInvalidArgument, "does not exist");
+  const Geometry geometry = Geometry::Contiguous(4, 1024);
+  const std::byte* base = (*memory)->SegmentData(0);
+  const std::vector<std::uint32_t> blocks{3, 0};
+  const auto sums = backend->Checksum(**memory, geometry, blocks);
+  KVM_REQUIRE_OK(sums);
+  CHECK(*sums == std::vector<std::uint64_t>{ChecksumBlock(geometry, {&base, 1}, 3), ChecksumBlock(geometry, {&base, 1}, 0)});
+  CHECK_FALSE(backend->Checksum(**memory, geometry, std::vector<std::uint32_t>{4}));
+  bool ran = false;
+  KVM_REQUIRE_OK(backend->RunAfter({}, [&] { ran = true; }));
+  CHECK(ran);
+  KVM_CHECK_ERROR(backend->Register({}), Errc::kUnsupported, "host memory");
+  KVM_CHECK_ERROR(backend->Map({}, {layout::HandleKind::kCudaVmmFd, {}}), Errc::kUnsupported, "GPU memory");
 }
 
 TEST_CASE("Devices: a machine without a usable GPU is told apart from a failure", "[unit]") {
