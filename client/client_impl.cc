@@ -173,6 +173,7 @@ Status Client::Impl::MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds) {
       handle.size_bytes = wire.segments(i).size_bytes();
       handle.handle = wire.segments(i).handle();
       handle.handle_offset = wire.segments(i).handle_offset();
+      handle.allocation = wire.segments(i).allocation();
       if (handle.handle.empty()) {
         if (static_cast<std::size_t>(i) + 1 >= fds.size()) return MakeError(Errc::kProtocol, "region announced without its segments");
         handle.fd = std::move(fds[static_cast<std::size_t>(i) + 1]);

@@ -87,6 +87,7 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
     segment.set_size_bytes(handle.size_bytes);
     segment.set_handle(handle.handle);
     segment.set_handle_offset(handle.handle_offset);
+    segment.set_allocation(handle.allocation);
   }
   for (const GeometryPart& part : options.geometry.parts) {
     kvmwire::GeometryPart& wire = *out.add_parts();

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "cuda/checksum.h"
 #include "cuda/memory_backend.h"
 
 namespace kvm {
@@ -14,6 +15,7 @@ namespace {
 
 class HostLocalMemory final : public LocalMemory {
  public:
+  layout::HandleKind kind() const noexcept override { return layout::HandleKind::kHostMemfd; }
   std::span<const SegmentHandle> handles() const noexcept override { return handles_; }
   std::byte* SegmentData(std::size_t segment) const noexcept override { return segments_[segment].data(); }
 
@@ -36,8 +38,15 @@ class HostLocalMemory final : public LocalMemory {
 
 class HostPeerMemory final : public PeerMemory {
  public:
+  MemoryPath path() const noexcept override { return MemoryPath::kSameDevice; }
+  bool read_only() const noexcept override { return true; }
+  const std::string& detail() const noexcept override { return detail_; }
+
   std::vector<const std::byte*> bases;
   std::vector<MappedMemory> mappings;  // empty for a view of this process's own memory
+
+ private:
+  std::string detail_;
 };
 
 class FinishedJob final : public ImportJob {
@@ -103,7 +112,8 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
 class HostBackend final : public MemoryBackend {
  public:
   layout::HandleKind kind() const noexcept override { return layout::HandleKind::kHostMemfd; }
-  std::array<std::uint8_t, 16> device_uuid() const noexcept override { return {}; }
+  DeviceUuid device_uuid() const noexcept override { return {}; }
+  bool Maps(layout::HandleKind kind) const noexcept override { return kind == layout::HandleKind::kHostMemfd; }
 
   Result<std::unique_ptr<LocalMemory>> Allocate(const std::string& name, std::span<const std::uint64_t> segment_bytes) override {
     auto memory = std::make_unique<HostLocalMemory>();
@@ -113,7 +123,12 @@ class HostBackend final : public MemoryBackend {
     return std::unique_ptr<LocalMemory>(std::move(memory));
   }
 
-  Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments) override {
+  Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange>) override {
+    return MakeError(Errc::kUnsupported, "host memory can't be registered: let libkvclient allocate it");
+  }
+
+  Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin) override {
+    if (!Maps(origin.kind)) return MakeError(Errc::kUnsupported, "GPU memory can't be mapped by a host worker");
     auto memory = std::make_unique<HostPeerMemory>();
     for (const SegmentHandle& segment : segments) {
       Result<MappedMemory> mapped = MappedMemory::Attach(segment.fd.get(), segment.size_bytes);
@@ -129,6 +144,8 @@ class HostBackend final : public MemoryBackend {
     for (std::size_t i = 0; i < local.handles().size(); ++i) memory->bases.push_back(local.SegmentData(i));
     return std::unique_ptr<PeerMemory>(std::move(memory));
   }
+
+  Status AttachGenerations(PeerGenerations&) override { return {}; }
 
   std::unique_ptr<ImportJob> Import(ImportRequest request) override {
     std::vector<BlockStatus> statuses(request.blocks.size(), BlockStatus::kPending);
@@ -152,9 +169,49 @@ class HostBackend final : public MemoryBackend {
     }
     return std::make_unique<FinishedJob>(std::move(statuses));
   }
+
+  Status RunAfter(StreamHandle, std::function<void()> action) override {
+    action();
+    return {};
+  }
+
+  Result<std::vector<std::uint64_t>> Checksum(const LocalMemory& memory, const Geometry& geometry,
+                                              std::span<const std::uint32_t> blocks) override {
+    std::vector<const std::byte*> bases;
+    for (std::size_t i = 0; i < memory.handles().size(); ++i) bases.push_back(memory.SegmentData(i));
+    std::vector<std::uint64_t> sums;
+    for (const std::uint32_t block : blocks) {
+      if (block >= geometry.block_count) return MakeError(Errc::kInvalidArgument, "checksum: block " + std::to_string(block));
+      sums.push_back(ChecksumBlock(geometry, bases, block));
+    }
+    return sums;
+  }
+
+  Status WriteBytes(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes) override {
+    if (Status inside = CheckRange(memory, segment, offset, bytes.size()); !inside) return inside;
+    std::memcpy(memory.SegmentData(segment) + offset, bytes.data(), bytes.size());
+    return {};
+  }
+
+  Status ReadBytes(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) override {
+    if (Status inside = CheckRange(memory, segment, offset, bytes.size()); !inside) return inside;
+    std::memcpy(bytes.data(), memory.SegmentData(segment) + offset, bytes.size());
+    return {};
+  }
 };
 
 }  // namespace
+
+Status CheckRange(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::uint64_t bytes) {
+  if (segment >= memory.handles().size())
+    return MakeError(Errc::kInvalidArgument, "segment " + std::to_string(segment) + " does not exist");
+  const std::uint64_t size = memory.handles()[segment].size_bytes;
+  if (offset > size || bytes > size - offset) {
+    return MakeError(Errc::kInvalidArgument, "bytes " + std::to_string(offset) + "+" + std::to_string(bytes) + " leave segment " +
+                                                 std::to_string(segment) + ", which has " + std::to_string(size));
+  }
+  return {};
+}
 
 std::shared_ptr<MemoryBackend> MakeHostBackend() { return std::make_shared<HostBackend>(); }
 

@@ -9,7 +9,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,11 +28,28 @@ namespace kvm {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 
+// Names a GPU (or MIG instance) between processes, whose ordinals may differ. Zeros: host memory.
+using DeviceUuid = std::array<std::uint8_t, 16>;
+
+// A cudaStream_t of the caller. Its value may be 0 (the legacy default stream): hence std::optional.
+struct StreamHandle {
+  std::uintptr_t value = 0;
+};
+
+// How an importer reaches a region's memory, best first: the order in which sources are chosen.
+enum class MemoryPath : std::uint8_t {
+  kSameDevice = 0,  // the importer's own GPU, or host memory for a host importer
+  kNvlink = 1,
+  kPciePeer = 2,
+  kHost = 3,  // host memory read by a GPU
+};
+
 // One allocation, as it travels through kvmd.
 struct SegmentHandle {
   std::uint64_t size_bytes = 0;
   std::string handle;               // cuda_ipc: 64 opaque bytes; else empty
   std::uint64_t handle_offset = 0;  // cuda_ipc: from the allocation's base to the segment
+  std::uint64_t allocation = 0;     // cuda_ipc: differs for every allocation ever made; handles don't
   UniqueFd fd;                      // host_memfd, cuda_vmm_fd
 };
 
@@ -38,6 +57,7 @@ struct SegmentHandle {
 class LocalMemory {
  public:
   virtual ~LocalMemory() = default;
+  virtual layout::HandleKind kind() const noexcept = 0;
   virtual std::span<const SegmentHandle> handles() const noexcept = 0;
   virtual std::byte* SegmentData(std::size_t segment) const noexcept = 0;  // host or device address
 };
@@ -46,12 +66,29 @@ class LocalMemory {
 class PeerMemory {
  public:
   virtual ~PeerMemory() = default;
+  virtual MemoryPath path() const noexcept = 0;
+  // Whether the mapping itself refuses stores; if not, detail() says why.
+  virtual bool read_only() const noexcept = 0;
+  virtual const std::string& detail() const noexcept = 0;  // for operators; may be empty
+};
+
+// Where a peer's segments come from.
+struct PeerOrigin {
+  layout::HandleKind kind = layout::HandleKind::kHostMemfd;
+  DeviceUuid device{};  // of the owner; zeros for host memory
 };
 
 // Owner of the mapping of a region's generation table, and what reads it.
 struct PeerGenerations {
   MappedMemory memory;
   GenerationReader reader;
+  std::shared_ptr<const void> attachment{};  // a backend's view of `memory`; ends before it does
+};
+
+// Device memory that the caller allocated itself.
+struct DeviceRange {
+  void* data = nullptr;
+  std::uint64_t size_bytes = 0;
 };
 
 enum class BlockStatus : std::uint8_t {
@@ -90,6 +127,10 @@ struct ImportRequest {
   std::shared_ptr<const void> keep;  // whatever must live until the job is done
   SteadyTime deadline = SteadyTime::max();
   Validation validation = Validation::kBeforeAndAfter;
+  // The rest means nothing to host memory.
+  std::optional<StreamHandle> stream;  // copy in this stream's order; default: a stream of the backend
+  unsigned max_sms = 0;                // multiprocessors the copy may occupy; 0: as many as it takes
+  bool wants_event = false;            // ImportJob::event()
 };
 
 // A copy under way. Not thread-safe. Destruction waits for copies that were started.
@@ -98,6 +139,9 @@ class ImportJob {
   virtual ~ImportJob() = default;
   virtual bool Done() noexcept = 0;
   virtual bool Wait(SteadyTime deadline) noexcept = 0;  // Done(), waiting at most until `deadline`
+  // cudaEvent_t that is reached when copy and validation are; null unless asked for. Lives as long as
+  // the job. Work ordered behind it sees the copied bytes, not yet whether they are valid.
+  virtual void* event() const noexcept { return nullptr; }
   // Once done: one status per block of the request, with everything behind a failure failed.
   virtual std::span<const BlockStatus> statuses() const noexcept = 0;
 };
@@ -106,19 +150,46 @@ class MemoryBackend {
  public:
   virtual ~MemoryBackend() = default;
 
-  virtual layout::HandleKind kind() const noexcept = 0;
-  virtual std::array<std::uint8_t, 16> device_uuid() const noexcept = 0;  // zeros for host memory
+  virtual layout::HandleKind kind() const noexcept = 0;           // of what Allocate makes
+  virtual DeviceUuid device_uuid() const noexcept = 0;            // zeros for host memory
+  virtual bool Maps(layout::HandleKind kind) const noexcept = 0;  // whether Map takes such segments
 
   // Makes exportable memory, one allocation per size. kResourceExhausted, kSystem.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Allocate(const std::string& name,
                                                                       std::span<const std::uint64_t> segment_bytes) = 0;
-  // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem.
-  [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments) = 0;
+  // Makes memory that the caller allocated exportable (cuda_ipc), one segment per range. The caller
+  // keeps it allocated while the result lives. kInvalidArgument: not device memory of this GPU, or the
+  // range leaves its allocation. kUnsupported: this memory can't be exported; the message says what can.
+  [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) = 0;
+  // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem;
+  // kUnsupported: this GPU can't reach them, or the owner's GPU isn't visible to this process.
+  // kUnavailable: memory that the owner has freed is still mapped under the same handle; again once it isn't.
+  [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin = {}) = 0;
   // The same view of memory that this process owns itself. `memory` must outlive the result.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& memory) = 0;
+  // Lets the GPU read a generation table. After an error imports still work: the CPU validates them then.
+  [[nodiscard]] virtual Status AttachGenerations(PeerGenerations& generations) = 0;
   // Starts copying. Never fails as a whole: what can't be copied has a status that says so.
   [[nodiscard]] virtual std::unique_ptr<ImportJob> Import(ImportRequest request) = 0;
+
+  // Runs `action` once everything queued on `stream` so far has completed, on a thread of the backend,
+  // without delaying the stream or the caller; `action` must not call CUDA or block. Dropped unrun if the
+  // GPU fails first. Host memory: runs it at once.
+  [[nodiscard]] virtual Status RunAfter(StreamHandle stream, std::function<void()> action) = 0;
+
+  // Content checksum of each block: a function of its bytes in geometry order, however they are cut, the
+  // same for every kind of memory (cuda/checksum.h). Waits for the result.
+  [[nodiscard]] virtual Result<std::vector<std::uint64_t>> Checksum(const LocalMemory& memory, const Geometry& geometry,
+                                                                    std::span<const std::uint32_t> blocks) = 0;
+  // Bytes into and out of this process's own region; waits for the copy. kInvalidArgument: out of range.
+  [[nodiscard]] virtual Status WriteBytes(const LocalMemory& memory, std::size_t segment, std::uint64_t offset,
+                                          std::span<const std::byte> bytes) = 0;
+  [[nodiscard]] virtual Status ReadBytes(const LocalMemory& memory, std::size_t segment, std::uint64_t offset,
+                                         std::span<std::byte> bytes) = 0;
 };
+
+// kInvalidArgument: the bytes are not all inside the segment. For backends.
+[[nodiscard]] Status CheckRange(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::uint64_t bytes);
 
 // Host memory in sealed memfds. Import copies in the calling thread and is done when it returns.
 std::shared_ptr<MemoryBackend> MakeHostBackend();

@@ -1,0 +1,17 @@
+// devices.h and topology.h in a build without the CUDA toolkit.
+#include "cuda/topology.h"
+
+namespace kvm {
+namespace {
+
+Error NotBuilt() { return MakeError(Errc::kUnsupported, "built without CUDA: configure where the CUDA toolkit is installed"); }
+
+}  // namespace
+
+Result<std::vector<DeviceInfo>> ListDevices() { return NotBuilt(); }
+Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { return NotBuilt(); }
+Result<Topology> ReadTopology() { return NotBuilt(); }
+Status MeasureTopology(Topology&) { return NotBuilt(); }
+Result<MemoryPath> PathBetween(int, int) { return NotBuilt(); }
+
+}  // namespace kvm

@@ -1,0 +1,196 @@
+#include "cuda/topology.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/cuda_device.h"
+#include "cuda/nvml.h"
+
+namespace kvm {
+namespace {
+
+std::string PciAddress(int ordinal) {
+  char text[32] = {};
+  return cudaDeviceGetPCIBusId(text, sizeof(text), ordinal) == cudaSuccess ? text : std::string();
+}
+
+int P2p(cudaDeviceP2PAttr attribute, int importer, int owner) {
+  int value = 0;
+  if (cudaDeviceGetP2PAttribute(&value, attribute, importer, owner) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return 0;
+  }
+  return value;
+}
+
+// PCIe has no native atomics between GPUs, NVLink has: the second-best sign where NVML isn't there.
+LinkInfo Pair(const DeviceInfo& importer, const DeviceInfo& owner) {
+  LinkInfo link;
+  link.reachable = true;
+  if (importer.ordinal == owner.ordinal) return link;
+  if (P2p(cudaDevP2PAttrAccessSupported, importer.ordinal, owner.ordinal) == 0) {
+    link.reachable = false;
+    link.note = "no peer access (IOMMU, different PCIe roots, or MIG)";
+    return link;
+  }
+  const std::optional<bool> nvlink = NvmlPeersOverNvlink(importer.pci_address, owner.pci_address);
+  const bool guessed = P2p(cudaDevP2PAttrNativeAtomicSupported, importer.ordinal, owner.ordinal) != 0;
+  link.path = nvlink.value_or(guessed) ? MemoryPath::kNvlink : MemoryPath::kPciePeer;
+  if (!nvlink) link.note = "without NVML: taken from the pair's support of atomics";
+  if (link.path == MemoryPath::kNvlink) {
+    link.nvlinks = std::min(NvmlActiveLinks(importer.pci_address).value_or(0), NvmlActiveLinks(owner.pci_address).value_or(0));
+  }
+  return link;
+}
+
+// Device memory of one GPU for a measurement.
+class Buffer {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{128} << 20;
+  explicit Buffer(const CudaDevice& device) : device_(device) {
+    const DeviceGuard guard(device_);
+    error_ = cudaMalloc(&data_, kBytes);
+  }
+  ~Buffer() {
+    const DeviceGuard guard(device_);
+    static_cast<void>(cudaFree(data_));
+    static_cast<void>(cudaGetLastError());
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* data() const { return data_; }
+  cudaError_t error() const { return error_; }
+
+ private:
+  const CudaDevice& device_;
+  void* data_ = nullptr;
+  cudaError_t error_ = cudaSuccess;
+};
+
+// Peer access for a scope, unless the process has it on already.
+class PeerAccess {
+ public:
+  PeerAccess(const CudaDevice& importer, const CudaDevice& owner) : importer_(importer), owner_(owner.ordinal()) {
+    if (importer.ordinal() == owner.ordinal()) return;
+    const DeviceGuard guard(importer_);
+    const cudaError_t error = cudaDeviceEnablePeerAccess(owner_, 0);
+    enabled_ = error == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+  }
+  ~PeerAccess() {
+    if (!enabled_) return;
+    const DeviceGuard guard(importer_);
+    static_cast<void>(cudaDeviceDisablePeerAccess(owner_));
+    static_cast<void>(cudaGetLastError());
+  }
+  PeerAccess(const PeerAccess&) = delete;
+  PeerAccess& operator=(const PeerAccess&) = delete;
+
+ private:
+  const CudaDevice& importer_;
+  const int owner_;
+  bool enabled_ = false;
+};
+
+Result<double> MeasurePair(const CudaDevice& importer, const CudaDevice& owner) {
+  constexpr int kRounds = 7;
+  const PeerAccess access(importer, owner);
+  const Buffer to(importer), from(owner);
+  if (to.error() != cudaSuccess) return CudaError(to.error(), "measuring: cudaMalloc");
+  if (from.error() != cudaSuccess) return CudaError(from.error(), "measuring: cudaMalloc");
+  const DeviceGuard guard(importer);
+  cudaStream_t stream = nullptr;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = cudaEventCreate(&begin);
+  if (error == cudaSuccess) error = cudaEventCreate(&end);
+  std::vector<float> times;
+  for (int round = 0; round <= kRounds && error == cudaSuccess; ++round) {
+    error = cudaEventRecord(begin, stream);
+    if (error == cudaSuccess)
+      error = cudaMemcpyPeerAsync(to.data(), importer.ordinal(), from.data(), owner.ordinal(), Buffer::kBytes, stream);
+    if (error == cudaSuccess) error = cudaEventRecord(end, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    float ms = 0;
+    if (error == cudaSuccess) error = cudaEventElapsedTime(&ms, begin, end);
+    if (round > 0) times.push_back(ms);  // the first one sets the path up
+  }
+  if (end != nullptr) static_cast<void>(cudaEventDestroy(end));
+  if (begin != nullptr) static_cast<void>(cudaEventDestroy(begin));
+  if (stream != nullptr) static_cast<void>(cudaStreamDestroy(stream));
+  if (error != cudaSuccess) return CudaError(error, "measuring a copy");
+  std::nth_element(times.begin(), times.begin() + kRounds / 2, times.end());
+  return Buffer::kBytes / (times[kRounds / 2] * 1e6);
+}
+
+}  // namespace
+
+Result<std::vector<DeviceInfo>> ListDevices() {
+  const Result<const Driver*> driver = LoadDriver();
+  if (!driver) return driver.error();
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) return CudaError(error, "cudaGetDeviceCount");
+  std::vector<DeviceInfo> devices;
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    cudaDeviceProp properties{};
+    if (const cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess) {
+      return CudaError(error, "cudaGetDeviceProperties of GPU " + std::to_string(ordinal));
+    }
+    const Result<DeviceUuid> uuid = UuidOf(**driver, ordinal);
+    if (!uuid) return uuid.error();
+    DeviceInfo info;
+    info.uuid = *uuid;
+    info.ordinal = ordinal;
+    info.name = properties.name;
+    info.pci_address = PciAddress(ordinal);
+    info.memory_bytes = properties.totalGlobalMem;
+    info.sm_count = static_cast<unsigned>(properties.multiProcessorCount);
+    info.compute_capability = static_cast<unsigned>(properties.major * 10 + properties.minor);
+    if (properties.major < 8) info.unusable = "compute capability below 8.0";
+    devices.push_back(std::move(info));
+  }
+  return devices;
+}
+
+Result<MemoryPath> PathBetween(int importer, int owner) {
+  DeviceInfo a, b;
+  a.ordinal = importer;
+  b.ordinal = owner;
+  a.pci_address = PciAddress(importer);
+  b.pci_address = PciAddress(owner);
+  const LinkInfo link = Pair(a, b);
+  if (!link.reachable) return MakeError(Errc::kUnsupported, "GPU " + a.pci_address + " can't reach " + b.pci_address + ": " + link.note);
+  return link.path;
+}
+
+Result<Topology> ReadTopology() {
+  Result<std::vector<DeviceInfo>> devices = ListDevices();
+  if (!devices) return devices.error();
+  Topology topology;
+  topology.devices = std::move(*devices);
+  for (const DeviceInfo& importer : topology.devices) {
+    for (const DeviceInfo& owner : topology.devices) topology.links.push_back(Pair(importer, owner));
+  }
+  return topology;
+}
+
+Status MeasureTopology(Topology& topology) {
+  std::vector<std::shared_ptr<const CudaDevice>> devices;
+  for (const DeviceInfo& info : topology.devices) {
+    auto device = CudaDevice::Open(info.uuid);
+    if (!device) return device.error();
+    devices.push_back(std::move(*device));
+  }
+  for (std::size_t importer = 0; importer < devices.size(); ++importer) {
+    for (std::size_t owner = 0; owner < devices.size(); ++owner) {
+      LinkInfo& link = topology.links[importer * devices.size() + owner];
+      if (!link.reachable) continue;
+      const Result<double> rate = MeasurePair(*devices[importer], *devices[owner]);
+      if (!rate) return rate.error();
+      link.measured_gb_per_s = *rate;
+    }
+  }
+  return {};
+}
+
+}  // namespace kvm

@@ -1,0 +1,194 @@
+#include "tests/gpu/bench_setup.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <numeric>
+#include <utility>
+
+#include "cuda/device_memory.h"
+#include "tests/gpu/pattern.h"
+
+namespace kvm::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using test::MustSucceed;
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+double Median(std::vector<double> times) {
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+}  // namespace
+
+void Fail(const std::string& what) {
+  std::cerr << "bench_import: " << what << std::endl;
+  std::exit(1);
+}
+
+Geometry Planes(std::uint64_t pool_bytes, std::uint64_t block_bytes, std::uint64_t chunk_bytes) {
+  const auto chunks = static_cast<std::uint32_t>(block_bytes / chunk_bytes);
+  const auto blocks = static_cast<std::uint32_t>(pool_bytes / block_bytes);
+  return Geometry{blocks, {GeometryPart{0, 0, chunk_bytes, chunk_bytes, chunks, chunks > 1 ? blocks * chunk_bytes : 0}}};
+}
+
+ExportedPool OpenPool(test::ExporterProcess& exporter, int ordinal, layout::HandleKind kind) {
+  test::ExportOptions options;
+  options.ordinal = ordinal;
+  options.kind = kind;
+  options.geometry = Planes(kPoolBytes, 64 * kKiB, 64 * kKiB);
+  options.segment_bytes = {kPoolBytes};
+  test::ExportedRegion region = Must(exporter.Open(options));
+  ExportedPool pool;
+  pool.origin = region.origin;
+  pool.bytes = region.segments[0].size_bytes;
+  pool.handle = region.segments[0].handle;
+  pool.handle_offset = region.segments[0].handle_offset;
+  pool.allocation = region.segments[0].allocation;
+  pool.fd = std::move(region.segments[0].fd);
+  pool.generations = std::move(region.generation_fd);
+  return pool;
+}
+
+Importer::Importer(int ordinal_, const ExportedPool& pool) : ordinal(ordinal_) {
+  MustSucceed(cudaSetDevice(ordinal), "cudaSetDevice");
+  backend = Must(MakeCudaBackend(Must(ListDevices()).at(static_cast<std::size_t>(ordinal)).uuid));
+  std::vector<SegmentHandle> segments(1);
+  segments[0].size_bytes = pool.bytes;
+  segments[0].handle = pool.handle;
+  segments[0].handle_offset = pool.handle_offset;
+  segments[0].allocation = pool.allocation;
+  if (pool.fd) segments[0].fd.Reset(::dup(pool.fd.get()));
+  peer = Must(backend->Map(std::move(segments), pool.origin));
+  generations.memory = Must(MappedMemory::Attach(pool.generations.get()));
+  generations.reader = Must(GenerationReader::Open({generations.memory.data(), generations.memory.size()}, kSmallBlocks));
+  if (const Status attached = backend->AttachGenerations(generations); !attached) Fail(attached.error().ToString());
+  const std::uint64_t bytes = kPoolBytes;
+  memory = Must(backend->Allocate("bench", {&bytes, 1}));
+  MustSucceed(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  MustSucceed(cudaEventCreate(&begin_), "event");
+  MustSucceed(cudaEventCreate(&end_), "event");
+}
+
+Importer::~Importer() {
+  cudaEventDestroy(end_);
+  cudaEventDestroy(begin_);
+  cudaStreamDestroy(stream_);
+}
+
+const std::byte* Importer::source() const { return dynamic_cast<const CudaPeerMemory&>(*peer).bases()[0]; }
+
+std::vector<ImportBlock> Importer::Scattered(const Geometry& geometry, std::uint64_t bytes) {
+  std::vector<std::uint32_t> from(geometry.block_count), to(geometry.block_count);
+  std::iota(from.begin(), from.end(), 0u);
+  std::iota(to.begin(), to.end(), 0u);
+  for (std::uint32_t i = geometry.block_count; i > 1; --i) {
+    std::swap(from[i - 1], from[random_.Below(i)]);
+    std::swap(to[i - 1], to[random_.Below(i)]);
+  }
+  std::vector<ImportBlock> blocks;
+  for (std::uint64_t i = 0; i < bytes / geometry.BlockBytes(); ++i) blocks.push_back({from[i], to[i], 2});
+  return blocks;
+}
+
+std::vector<ImportBlock> Importer::Adjacent(const Geometry& geometry, std::uint64_t bytes) {
+  std::vector<ImportBlock> blocks;
+  for (std::uint32_t i = 0; i < bytes / geometry.BlockBytes(); ++i) blocks.push_back({i, i, 2});
+  return blocks;
+}
+
+std::unique_ptr<ImportJob> Importer::Start(const CopyPlan& plan, const std::vector<ImportBlock>& blocks, unsigned max_sms,
+                                           Validation validation, std::optional<StreamHandle> stream) {
+  ImportRequest request;
+  request.destination = memory.get();
+  request.runs.push_back({peer.get(), &generations, &plan, 0, blocks.size()});
+  request.blocks = blocks;
+  request.max_sms = max_sms;
+  request.validation = validation;
+  request.stream = stream;
+  return backend->Import(std::move(request));
+}
+
+std::vector<double> Importer::ImportTimes(const Geometry& geometry, const std::vector<ImportBlock>& blocks, int rounds, unsigned max_sms) {
+  const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
+  std::vector<double> times;
+  for (int round = -5; round < rounds; ++round) {
+    const auto begin = Clock::now();
+    const auto job = Start(plan, blocks, max_sms, Validation::kBeforeAndAfter);
+    job->Wait(SteadyTime::max());
+    if (round >= 0) times.push_back(Seconds(Clock::now() - begin));
+    for (const BlockStatus status : job->statuses()) {
+      if (status != BlockStatus::kValid) Fail("an import failed: block status " + std::to_string(static_cast<int>(status)));
+    }
+  }
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+Importer::Time Importer::Import(const Geometry& geometry, const std::vector<ImportBlock>& blocks, unsigned max_sms, int rounds,
+                                Validation validation) {
+  const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
+  std::vector<double> host, gpu;
+  for (int round = -2; round < rounds; ++round) {
+    const auto begin = Clock::now();
+    const auto job = Start(plan, blocks, max_sms, validation);
+    job->Wait(SteadyTime::max());
+    if (round >= 0) host.push_back(Seconds(Clock::now() - begin));
+    for (const BlockStatus status : job->statuses()) {
+      if (status != BlockStatus::kValid) Fail("an import failed: block status " + std::to_string(static_cast<int>(status)));
+    }
+  }
+  for (int round = -1; round < rounds; ++round) {
+    MustSucceed(cudaEventRecord(begin_, stream_), "event");
+    const auto job = Start(plan, blocks, max_sms, validation, StreamHandle{reinterpret_cast<std::uintptr_t>(stream_)});
+    MustSucceed(cudaEventRecord(end_, stream_), "event");
+    MustSucceed(cudaEventSynchronize(end_), "event");
+    float ms = 0;
+    MustSucceed(cudaEventElapsedTime(&ms, begin_, end_), "event");
+    if (round >= 0) gpu.push_back(ms / 1e3);
+  }
+  return {Median(host), Median(gpu)};
+}
+
+double Importer::CallTime(const Geometry& geometry, const std::vector<ImportBlock>& blocks) {
+  const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
+  std::vector<double> times;
+  for (int round = 0; round < 51; ++round) {
+    const auto begin = Clock::now();
+    const auto job = Start(plan, blocks, 0, Validation::kBeforeAndAfter);
+    times.push_back(Seconds(Clock::now() - begin));
+    job->Wait(SteadyTime::max());
+  }
+  return Median(times);
+}
+
+Importer::Time Importer::Measure(int rounds, const std::function<void()>& queue) {
+  std::vector<double> host, gpu;
+  for (int round = -2; round < rounds; ++round) {
+    const auto begin = Clock::now();
+    queue();
+    MustSucceed(cudaStreamSynchronize(stream_), "measure");
+    if (round >= 0) host.push_back(Seconds(Clock::now() - begin));
+  }
+  for (int round = -1; round < rounds; ++round) {
+    MustSucceed(cudaEventRecord(begin_, stream_), "event");
+    queue();
+    MustSucceed(cudaEventRecord(end_, stream_), "event");
+    MustSucceed(cudaEventSynchronize(end_), "event");
+    float ms = 0;
+    MustSucceed(cudaEventElapsedTime(&ms, begin_, end_), "event");
+    if (round >= 0) gpu.push_back(ms / 1e3);
+  }
+  return {Median(host), Median(gpu)};
+}
+
+Importer::Time Importer::Contiguous(std::uint64_t bytes, int rounds) {
+  return Measure(rounds,
+                 [&] { MustSucceed(cudaMemcpyAsync(destination(), source(), bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync"); });
+}
+
+}  // namespace kvm::bench

@@ -1,0 +1,21 @@
+# Tests of the CUDA data plane. The planning tests need no GPU; those labelled gpu skip visibly without one.
+kvm_test(NAME transfer_tests LABEL unit LIBS kvm_memory
+  SOURCES
+    unit/test_transfer_plan.cc)
+
+if(TARGET kvm_cuda)
+  kvm_cuda_object(gpu/pattern)
+  add_library(kvm_gpu_testing STATIC gpu/exporter.cc gpu/gemm.cc ${gpu/pattern_object})
+  target_include_directories(kvm_gpu_testing SYSTEM PUBLIC ${KVM_CUDA_INCLUDE_DIRS})
+  target_link_libraries(kvm_gpu_testing PUBLIC kvm_memory kvm_proto PRIVATE kvm_build_flags)
+
+  kvm_test(NAME gpu_tests LABEL gpu TIMEOUT 300 LIBS kvm_gpu_testing kvm_memory
+    SOURCES
+      gpu/test_cuda_backend.cc
+      gpu/test_copy_kernels.cc
+      gpu/test_peer_import.cc
+    PROPERTIES RESOURCE_LOCK gpu)
+
+  add_executable(bench_import gpu/bench_import.cc gpu/bench_rows.cc gpu/bench_setup.cc gpu/bench_tune.cc)
+  target_link_libraries(bench_import PRIVATE kvm_gpu_testing kvm_memory kvm_build_flags)
+endif()
