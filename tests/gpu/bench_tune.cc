@@ -169,7 +169,8 @@ void RunTune(int owner, int importer_ordinal, TuneDepth depth) {
     if (depth == TuneDepth::kFixedCosts) continue;
     Engine(importer);
     for (const std::uint64_t chunk : {64 * kKiB, 16 * kKiB, 4 * kKiB}) {
-      for (const std::uint64_t bytes : {kGiB, 16 * kMiB}) Kernels(importer, scratch, shared, chunk, bytes, depth == TuneDepth::kQuick || chunk != 64 * kKiB);
+      for (const std::uint64_t bytes : {kGiB, 16 * kMiB})
+        Kernels(importer, scratch, shared, chunk, bytes, depth == TuneDepth::kQuick || chunk != 64 * kKiB);
     }
     Kernels(importer, scratch, shared, 64 * kKiB, 128 * kMiB, true);
     Kernels(importer, scratch, shared, 64 * kKiB, kMiB, true);

@@ -15,10 +15,10 @@
 namespace kvm::test {
 
 // Leaves the test visibly where there are fewer GPUs.
-#define KVM_NEED_GPUS(count)                                              \
-  do {                                                                    \
-    const std::string kvm_missing = kvm::test::MissingGpus(count);        \
-    if (!kvm_missing.empty()) KVM_SKIP(kvm_missing);                      \
+#define KVM_NEED_GPUS(count)                                       \
+  do {                                                             \
+    const std::string kvm_missing = kvm::test::MissingGpus(count); \
+    if (!kvm_missing.empty()) KVM_SKIP(kvm_missing);               \
   } while (false)
 
 // Why there are fewer than `count` usable GPUs; empty if there are enough.
