@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "proto/protocol_limits.h"
 
@@ -13,7 +14,6 @@ namespace {
 constexpr std::chrono::seconds kPreviousEpochGrace{10};
 // Deferred records never take more than this much of the window of unanswered ones: new ones come first.
 constexpr std::size_t kRepublishWindow = 64 * 1024;
-constexpr int kTicksPerReport = 4;
 
 Geometry ParseGeometry(const kvmwire::RegionDescriptor& wire) {
   Geometry geometry;
@@ -29,7 +29,7 @@ Geometry ParseGeometry(const kvmwire::RegionDescriptor& wire) {
 Client::Impl::Impl(ClientOptions options_)
     : options(std::move(options_)),
       link(options, Link::Events{[this](const kvmwire::HelloReply& hello, Fds fds) { return OnConnected(hello, std::move(fds)); },
-                                 [this](kvmwire::ServerMessage message, Fds fds) { OnAnnounced(std::move(message), std::move(fds)); },
+                                 [this](const kvmwire::ServerMessage& message, Fds fds) { OnAnnounced(message, std::move(fds)); },
                                  [this] { OnDisconnected(); }, [this] { OnTick(); }}),
       host_backend_(MakeHostBackend()) {}
 
@@ -116,7 +116,7 @@ void Client::Impl::OnDisconnected() {
   publish_answered_.notify_all();
 }
 
-void Client::Impl::OnAnnounced(kvmwire::ServerMessage message, Fds fds) {
+void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce:
@@ -202,7 +202,6 @@ void Client::Impl::OnTick() {
   }
   if (drop_previous) peers.DropPrevious();
   Pump();
-  if (++ticks_ % kTicksPerReport != 0) return;
   const ClientStats now = Stats();
   kvmwire::StatsReport report;
   report.set_finds(now.finds);
@@ -275,16 +274,36 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
   return std::make_shared<Region>(std::move(region));
 }
 
-void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done) {
+// Asked for by AllocateRegion and by every new connection; when both come together, one request serves both.
+void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done) {
+  bool registered = false;
+  {
+    std::lock_guard lock(region->mutex);
+    registered = region->registered;
+    if (!registered) {
+      if (done) region->registration_waiters.push_back(done);
+      if (std::exchange(region->registering, true)) return;
+    }
+  }
+  if (registered) {
+    if (done) done(kvmwire::ServerMessage());
+    return;
+  }
   kvmwire::ClientMessage message;
   *message.mutable_register_region()->mutable_region() = region->Descriptor();
   std::vector<int> fds{region->generation_memory.fd()};
   for (const SegmentHandle& handle : region->memory->handles()) {
     if (handle.fd) fds.push_back(handle.fd.get());
   }
-  link.Request(std::move(message), fds, [this, region, done = std::move(done)](Result<kvmwire::ServerMessage> reply) {
+  link.Request(std::move(message), fds, [this, region](const Result<kvmwire::ServerMessage>& reply) {
     OnRegistered(region, reply);
-    if (done) done(std::move(reply));
+    std::vector<Reply> waiters;
+    {
+      std::lock_guard lock(region->mutex);
+      region->registering = false;
+      waiters.swap(region->registration_waiters);
+    }
+    for (const Reply& waiter : waiters) waiter(reply);
   });
 }
 

@@ -54,13 +54,13 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
 
  private:
   Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
-  void OnAnnounced(kvmwire::ServerMessage message, Fds fds);
+  void OnAnnounced(const kvmwire::ServerMessage& message, Fds fds);
   void OnDisconnected();
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
   Status MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds);
 
-  void RequestRegistration(const std::shared_ptr<Region::Impl>& region, Reply done);
+  void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply);
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;
@@ -75,7 +75,6 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::vector<std::weak_ptr<Region::Impl>> regions_;
   std::uint64_t epoch_ = 0;
   Deadline previous_expires_ = Deadline::max();
-  int ticks_ = 0;
 
   std::mutex publish_mutex_;
   std::condition_variable publish_answered_;
@@ -99,6 +98,8 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
   std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
   bool republish_again = false;        // something before republish_from was deferred meanwhile
+  bool registering = false;            // a request is under way; whoever else wants one waits for it
+  std::vector<Reply> registration_waiters;
   bool registered = false;
   bool closed = false;
   std::uint32_t row = 0, region_epoch = 0;

@@ -169,7 +169,7 @@ Status Link::HandleFrame(Frame frame) {
     return events_.connected(message.hello_reply(), std::move(frame.fds));
   }
   if (message.request_id() == 0) {
-    events_.announced(std::move(message), std::move(frame.fds));
+    events_.announced(message, std::move(frame.fds));
     return {};
   }
   Reply reply;
@@ -232,9 +232,12 @@ void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, 
     std::lock_guard lock(mutex_);
     message.set_request_id(next_request_++);
     sent = SendLocked(message, fds);
-    if (sent) requests_.emplace(message.request_id(), std::move(reply));
+    if (sent) {
+      requests_.emplace(message.request_id(), std::move(reply));
+      return;
+    }
   }
-  if (!sent) reply(sent.error());
+  reply(sent.error());
 }
 
 Result<kvmwire::ServerMessage> Link::Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) {

@@ -34,7 +34,7 @@ class Link {
   struct Events {
     // kvmd accepted the hello. An error closes the connection again.
     std::function<Status(const kvmwire::HelloReply&, Fds)> connected;
-    std::function<void(kvmwire::ServerMessage, Fds)> announced;  // messages that answer no request
+    std::function<void(const kvmwire::ServerMessage&, Fds)> announced;  // messages that answer no request
     std::function<void()> disconnected;
     std::function<void()> tick;  // about each kTick while connected
   };

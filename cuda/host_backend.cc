@@ -1,5 +1,9 @@
 // Host memory: regions are sealed memfds, copies are memcpy by the calling thread, block by block, each
 // followed by its generation check, so that a rewritten block is noticed before the next one is copied.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstring>
 #include <utility>
 
@@ -56,16 +60,42 @@ class FinishedJob final : public ImportJob {
   std::vector<BlockStatus> statuses_;
 };
 
+// Imports from this size on bypass the cache on their way out, as a large memcpy does: what is written is
+// more than the cache holds, and not reading it first saves a third of the memory traffic.
+constexpr std::uint64_t kStreamFromBytes = std::uint64_t{8} << 20;
+
 // The source may be rewritten meanwhile: the bytes are thrown away then, so the race is harmless.
 #if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread"), noinline)) void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {
+__attribute__((no_sanitize("thread"), noinline)) void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) {
   for (std::size_t i = 0; i < bytes; ++i) to[i] = from[i];
 }
+#elif defined(__SSE2__)
+void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool stream) {
+  if (!stream || reinterpret_cast<std::uintptr_t>(to) % 16 != 0) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  std::size_t at = 0;
+  for (; at + 64 <= bytes; at += 64) {
+    const auto* source = reinterpret_cast<const __m128i*>(from + at);
+    auto* destination = reinterpret_cast<__m128i*>(to + at);
+    __builtin_prefetch(from + at + 512);
+    const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1), c = _mm_loadu_si128(source + 2),
+                  d = _mm_loadu_si128(source + 3);
+    _mm_stream_si128(destination, a);
+    _mm_stream_si128(destination + 1, b);
+    _mm_stream_si128(destination + 2, c);
+    _mm_stream_si128(destination + 3, d);
+  }
+  std::memcpy(to + at, from + at, bytes - at);
+  // Streaming stores are ordered by nothing else, not even by the release of the block's publish.
+  _mm_sfence();
+}
 #else
-void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) { std::memcpy(to, from, bytes); }
 #endif
 
-BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const ImportBlock& block) {
+BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const ImportBlock& block, bool stream) {
   const bool validate = request.validation == Validation::kBeforeAndAfter;
   const GenerationReader& generations = run.generations->reader;
   if (validate && (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation))
@@ -74,7 +104,7 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
   for (const CopyPiece& piece : *run.plan) {
     CopyBytes(request.destination->SegmentData(piece.destination_segment) + piece.destination_offset +
                   block.destination_block * piece.destination_stride,
-              source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes);
+              source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes, stream);
   }
   return !validate || generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
 }
@@ -119,6 +149,11 @@ class HostBackend final : public MemoryBackend {
 
   std::unique_ptr<ImportJob> Import(ImportRequest request) override {
     std::vector<BlockStatus> statuses(request.blocks.size(), BlockStatus::kPending);
+    std::uint64_t block_bytes = 0;
+    if (!request.runs.empty()) {
+      for (const CopyPiece& piece : *request.runs.front().plan) block_bytes += piece.bytes;
+    }
+    const bool stream = block_bytes * request.blocks.size() >= kStreamFromBytes;
     bool failed = false;
     for (const ImportRun& run : request.runs) {
       for (std::size_t i = run.first; i < run.first + run.count; ++i) {
@@ -127,7 +162,7 @@ class HostBackend final : public MemoryBackend {
         } else if (request.deadline != SteadyTime::max() && std::chrono::steady_clock::now() >= request.deadline) {
           statuses[i] = BlockStatus::kDeadline;
         } else {
-          statuses[i] = CopyBlock(request, run, request.blocks[i]);
+          statuses[i] = CopyBlock(request, run, request.blocks[i], stream);
         }
         failed = failed || statuses[i] != BlockStatus::kValid;
       }

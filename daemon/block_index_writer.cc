@@ -65,7 +65,8 @@ void BlockIndexWriter::SetMore(std::uint64_t at, bool more) noexcept {
 
 std::size_t BlockIndexWriter::Replicas(const BlockKey& key, std::span<std::uint64_t> out) const noexcept {
   std::size_t found = 0;
-  for (std::uint64_t at = layout::Home(key, count_); found < out.size() && !Empty(at); at = Next(at)) {
+  std::uint64_t at = layout::Home(key, count_);
+  for (std::uint64_t distance = 0; distance <= kMaxDisplacement && found < out.size() && !Empty(at); ++distance, at = Next(at)) {
     if (KeyAt(at) != key) continue;
     out[found++] = at;
     if ((slots_[at].flags.load(kRelaxed) & IndexSlot::kMore) == 0) break;
@@ -76,7 +77,8 @@ std::size_t BlockIndexWriter::Replicas(const BlockKey& key, std::span<std::uint6
 std::uint64_t BlockIndexWriter::Insert(const IndexEntry& entry) noexcept {
   std::uint64_t last = kNoSlot;
   std::uint64_t at = layout::Home(entry.key, count_);
-  for (; !Empty(at); at = Next(at)) {
+  for (std::uint64_t distance = 0; !Empty(at); ++distance, at = Next(at)) {
+    if (distance == kMaxDisplacement) return kNoSlot;
     if (KeyAt(at) == entry.key) last = at;
   }
   IndexEntry added = entry;
@@ -103,19 +105,25 @@ void BlockIndexWriter::Erase(std::uint64_t hole) noexcept {
     }
     if (before != kNoSlot) SetMore(before, false);
   }
+  // Copy back whatever may stand in the hole, then the hole is where the copy came from. Readers need to
+  // be told only if something moves.
   const std::uint64_t moves = moves_->load(kRelaxed);
-  moves_->store(moves + 1, kRelaxed);
-  std::atomic_thread_fence(std::memory_order_release);
-  // Copy back whatever may stand in the hole, then the hole is where the copy came from.
-  for (std::uint64_t at = Next(hole); !Empty(at); at = Next(at)) {
+  bool moved = false;
+  for (std::uint64_t at = Next(hole); !Empty(at) && Distance(hole, at) <= kMaxDisplacement; at = Next(at)) {
+    const std::uint64_t displacement = Distance(layout::Home(KeyAt(at), count_), at);
+    if (displacement < Distance(hole, at)) continue;
+    if (!moved) {
+      moved = true;
+      moves_->store(moves + 1, kRelaxed);
+      std::atomic_thread_fence(std::memory_order_release);
+    }
     const IndexEntry entry = At(at);
-    if (Distance(layout::Home(entry.key, count_), at) < Distance(hole, at)) continue;
     Write(hole, entry);
     moved_(entry, hole);
     hole = at;
   }
   Write(hole, IndexEntry{});
-  moves_->store(moves + 2, std::memory_order_release);
+  if (moved) moves_->store(moves + 2, std::memory_order_release);
   --entries_;
 }
 

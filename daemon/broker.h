@@ -3,9 +3,13 @@
 // Knows clients, domains and the rules between them; knows nothing of sockets (Peer is its only view of
 // one), so tests can drive it without any. Single-threaded. A Status error from Handle means that the
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
+//
+// broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
+// broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -27,13 +31,20 @@ struct Credentials {
 class Peer {
  public:
   virtual ~Peer() = default;
+  // Never calls back into the broker.
   virtual void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) = 0;
   virtual std::size_t queued_bytes() const = 0;
+  // Whether the other end has closed, though what it sent before may not have been read yet.
+  virtual bool HungUp() const = 0;
+  // Ends the connection at once; the broker's Leave is called from inside.
+  virtual void Disconnect() = 0;
 };
 
 class Broker {
  public:
-  explicit Broker(const Config& config);
+  // `work_to_do` runs whenever Work has something to do.
+  explicit Broker(
+      const Config& config, std::function<void()> work_to_do = [] {});
   ~Broker();
 
   ClientId Join(Peer& peer, const Credentials& credentials);
@@ -43,8 +54,9 @@ class Broker {
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
 
-  void Tick(SteadyTime now);  // often: deadlines, heartbeats
-  bool Work();                // a slice of cleaning up; true if there is more
+  void Tick(SteadyTime now);                  // often: deadlines, heartbeats
+  SteadyTime next_deadline() const noexcept;  // when Tick is needed at the latest
+  bool Work();                                // a slice of cleaning up; true if there is more
   void Sweep();
   void Close();  // kvmd ends in good order
 
@@ -52,7 +64,19 @@ class Broker {
   std::uint64_t protocol_errors = 0;
 
  private:
-  struct Client;
+  struct Client {
+    ClientId id = 0;
+    Peer* peer = nullptr;
+    Credentials credentials;
+    bool greeted = false;
+    kvmwire::Role role = kvmwire::WORKER;
+    bool wants_payload = false;
+    std::string name;
+    Domain* domain = nullptr;
+    std::uint64_t connected_ms = 0;
+    kvmwire::StatsReport stats;
+  };
+  // An owner that waits for its region to be gone.
   struct PendingUnregister {
     Domain* domain;
     std::uint32_t row, region_epoch;
@@ -61,22 +85,30 @@ class Broker {
     SteadyTime deadline;
   };
 
+  // broker.cc
   Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
   void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
+  Status HandlePublish(Client& client, const kvmwire::Publish& publish);
+  Status HandleRetract(Client& client, const kvmwire::Retract& retract);
+  Result<Domain*> DomainFor(const Credentials& credentials);
+  bool DropIdleDomain();
+  void ReplyError(Client& client, std::uint64_t request_id, const Error& error);
+  void ReplyEmpty(Client& client, std::uint64_t request_id);
+
+  // broker_regions.cc
   void HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message);
-  Status HandlePublish(Client& client, const kvmwire::Publish& publish);
   void HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack);
+  void Announce(Client& to, Region& region);
+  void Withdraw(Domain& domain, Region& region, bool owner_died);
+  void DropRegionsOf(const Client& client);
+  void CheckUnregisters(SteadyTime now);
+
+  // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
 
-  Result<Domain*> DomainFor(const Credentials& credentials);
-  void Announce(Client& to, Region& region);
-  void Withdraw(Domain& domain, Region& region, bool owner_died, bool wants_ack);
-  void FinishUnregister(const PendingUnregister& pending, bool timed_out);
-  void CheckUnregisters(SteadyTime now);
-  void ReplyError(Client& client, std::uint64_t request_id, const Error& error);
-
   const Config& config_;
+  const std::function<void()> work_to_do_;
   const std::uint64_t started_ms_ = RealtimeMs();
   ClientId next_client_ = 1;
   std::map<ClientId, std::unique_ptr<Client>> clients_;

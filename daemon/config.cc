@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <map>
+#include <vector>
 
 namespace kvm::daemon {
 namespace {
@@ -54,14 +55,18 @@ void AddOptions(CLI::App& app, Config& c) {
       ->default_str("info");
 }
 
+void AddConfigFile(CLI::App& app) {
+  app.set_config("--config", "", "TOML file with the options below, without the dashes in front (max-entries = 1000000)");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+}
+
 }  // namespace
 
 ParsedArguments ParseArguments(int argc, char** argv) {
   ParsedArguments out;
   CLI::App app{"kvmd: registry and descriptor broker for KV cache blocks shared between the processes of a node", "kvmd"};
   app.set_version_flag("--version", std::string("kvmd ") + KVM_VERSION);
-  app.set_config("--config", "", "TOML file with the options below, without the dashes in front (max-entries = 1000000)");
-  app.allow_config_extras(CLI::config_extras_mode::error);
+  AddConfigFile(app);
   AddOptions(app, out.config);
   app.add_flag("--check-config", out.config.check_config, "Check options and file, then exit")->configurable(false);
   try {
@@ -78,6 +83,19 @@ ParsedArguments ParseArguments(int argc, char** argv) {
     out.exit = true;
   }
   return out;
+}
+
+Result<LogLevel> ReadLogLevel(const std::string& file) {
+  CLI::App app;
+  Config config;
+  AddConfigFile(app);
+  AddOptions(app, config);
+  try {
+    app.parse(std::vector<std::string>{file, "--config"});  // CLI11 takes them from the back
+  } catch (const CLI::ParseError& error) {
+    return MakeError(Errc::kInvalidArgument, error.what());
+  }
+  return config.log_level;
 }
 
 }  // namespace kvm::daemon

@@ -49,4 +49,8 @@ struct ParsedArguments {
 // and bad values are refused with the option named, on stderr.
 ParsedArguments ParseArguments(int argc, char** argv);
 
+// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read, or
+// something else in it is wrong.
+[[nodiscard]] Result<LogLevel> ReadLogLevel(const std::string& file);
+
 }  // namespace kvm::daemon

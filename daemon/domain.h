@@ -3,9 +3,13 @@
 // The only writer of its segment. Everything a client says arrives here already parsed and is checked
 // here; no call can fail in a way that harms another client. Work that grows with a client's size
 // (dropping its entries, looking for stale ones) is cut into bounded slices. Single-threaded.
+//
+// A region goes through live → leaving → gone. While it leaves, its entries are dropped and importers may
+// still have it mapped; its row is reused only after both have ended, its epoch never.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -13,9 +17,10 @@
 
 #include "daemon/block_index_writer.h"
 #include "daemon/config.h"
-#include "daemon/region_table.h"
+#include "daemon/eviction.h"
+#include "daemon/model_table.h"
+#include "daemon/region.h"
 #include "daemon/registry_segment.h"
-#include "kvm/model_spec.h"
 
 namespace kvm::daemon {
 
@@ -26,69 +31,76 @@ struct Owner {
 
 class Domain {
  public:
-  // kSystem: no memory for the segment.
+  // kSystem: no memory for the segment. `config` must outlive the domain.
   [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config);
 
   const std::string& name() const noexcept { return name_; }
-  const RegistrySegment& segment() const noexcept { return segment_; }
   RegistrySegment& segment() noexcept { return segment_; }
+  ModelTable& models() noexcept { return models_; }
   std::uint64_t entries() const noexcept { return index_.entries(); }
-  std::uint32_t live_regions() const noexcept;
-  std::uint32_t live_models() const noexcept;
+  std::uint32_t live_regions() const noexcept { return live_regions_; }
+  Account AccountOf(ClientId client) const;
 
-  // Row of the model; declares it if it is new. kInvalidArgument, kResourceExhausted.
-  [[nodiscard]] Result<std::uint32_t> DeclareModel(ClientId client, const ModelSpec& spec);
-  bool HasDeclared(ClientId client, std::uint32_t model) const noexcept;
+  // ---- regions (domain.cc)
 
   // kAlreadyExists, kNotFound (model), kBadGeometry, kResourceExhausted and what CheckRegion says.
   [[nodiscard]] Result<Region*> RegisterRegion(const Owner& owner, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
   Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept;  // live or leaving; null if none
+  Region* FindLiveRegion(std::uint32_t owner_uid, const std::string& name) noexcept;
   std::vector<Region*> RegionsOf(ClientId owner) noexcept;
   std::vector<Region*> LiveRegionsOfModel(std::uint32_t model) noexcept;
 
+  // Takes a live region out: nothing can be published to it any more, its row shows `shown`, and Reap
+  // does the rest.
+  void StartLeaving(Region& region, layout::RegionState shown) noexcept;
+  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
+  // wait for nobody. True if entries are left to drop.
+  bool Reap(std::uint32_t blocks);
+  void WriteRows();  // entry counts of regions that changed
+  bool idle() const noexcept { return live_regions_ == 0 && leaving_.empty(); }
+
+  // ---- entries (domain_entries.cc)
+
+  // `records`: whole ones, in `publish`.
   kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
   void Retract(ClientId client, const kvmwire::Retract& retract);
-
-  // Takes a region out: nothing can be published to it any more, its entries go in slices (Reap), then,
-  // unless its waiting_for holds that up, its row is free again. Call again when that is empty.
-  void StartLeaving(Region& region) noexcept;
-  // The model declarations of a client that has gone.
-  void ForgetClient(ClientId client) noexcept;
-
-  // A slice of work; true if there is more.
-  bool Reap(std::uint32_t blocks);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots.
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
+  // itself while there is little to find.
   void Sweep(std::uint32_t slots);
-  void WriteRows();  // entry counts of regions that changed
+
+  std::uint32_t clients = 0;  // connected; kept by the broker
 
  private:
-  struct Model {
-    ModelSpec spec;
-    Fingerprint fingerprint;
-    std::set<ClientId> declared_by;
-  };
-
   Domain(std::string name, const Config& config, RegistrySegment segment);
+
+  Status CheckQuotas(ClientId client, const kvmwire::RegionDescriptor& descriptor, std::size_t fds) const;
+  Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
+  void FreeRegion(std::uint32_t row) noexcept;
+  void WriteRow(Region& region) noexcept;
 
   enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
   Outcome PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s);
-  bool DropStaleReplica(const BlockKey& key, std::size_t& replicas);
+  bool DropStaleReplica(const BlockKey& key);
   bool MakeRoom(const Region& publisher);
   bool IsStale(const IndexEntry& entry) const noexcept;
   void EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;
-  void WriteRow(Region& region) noexcept;
-  void WriteModelRow(std::uint32_t row) noexcept;
-  std::uint64_t BlocksOf(ClientId client) const noexcept;
+  void WriteEntryCount() noexcept;
 
   const std::string name_;
   const Config& config_;
   RegistrySegment segment_;
   BlockIndexWriter index_;
-  std::vector<std::unique_ptr<Model>> models_;    // by row; null: free
+  ModelTable models_;
   std::vector<std::unique_ptr<Region>> regions_;  // by row; null: free
+  std::map<ClientId, Account> accounts_;          // of clients that have regions, leaving ones included
   std::set<std::uint32_t> leaving_;               // rows
+  std::uint32_t live_regions_ = 0;
+  std::uint32_t next_row_ = 0;  // where the search for a free row begins: rows rest before they are reused
   std::uint32_t next_region_epoch_ = 1;
-  std::uint64_t sweep_hand_ = 0, evict_hand_ = 0;
+  ClockEviction eviction_;
+  std::uint64_t sweep_hand_ = 0;
+  unsigned sweep_idle_ = 0;  // whole rounds in which the sweeper found next to nothing
+  std::uint64_t swept_in_round_ = 0;
   const std::uint64_t started_ns_ = MonotonicNs();
 };
 

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <map>
@@ -9,10 +10,10 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr int kBurst = 20;
+constexpr int kBurst = 50;
 constexpr std::size_t kMaxValueBytes = 256;
 
-LogLevel g_level = LogLevel::kInfo;
+std::atomic<LogLevel> g_level{LogLevel::kInfo};
 
 bool NeedsQuotes(std::string_view value) {
   if (value.empty()) return true;
@@ -56,8 +57,18 @@ void WriteLine(LogLevel level, std::string line) {
 
 }  // namespace
 
-void SetLogLevel(LogLevel level) { g_level = level; }
-bool LogEnabled(LogLevel level) { return level <= g_level; }
+std::string_view LogLevelName(LogLevel level) {
+  switch (level) {
+    case LogLevel::kError: return "error";
+    case LogLevel::kWarn: return "warn";
+    case LogLevel::kInfo: return "info";
+    case LogLevel::kDebug: return "debug";
+  }
+  return "unknown";
+}
+
+void SetLogLevel(LogLevel level) { g_level.store(level, std::memory_order_relaxed); }
+bool LogEnabled(LogLevel level) { return level <= g_level.load(std::memory_order_relaxed); }
 
 std::string FormatLogLine(std::string_view event, std::initializer_list<LogField> fields) {
   std::string line = "event=";

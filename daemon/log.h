@@ -1,6 +1,6 @@
 // One line per event on stderr: `event=NAME key=value …`, values quoted where needed, so that nothing a
 // client chose (a name, an error text) can forge or break a line. Under systemd each line begins with
-// its syslog priority. Single-threaded, like kvmd.
+// its syslog priority. Called from kvmd's one thread; the level may be set from any.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct LogField {
   std::string value;
 };
 
+std::string_view LogLevelName(LogLevel level);
 void SetLogLevel(LogLevel level);
 bool LogEnabled(LogLevel level);
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});

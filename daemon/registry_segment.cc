@@ -30,7 +30,7 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
   const std::uint64_t slots = SlotsFor(sizes.max_entries);
   const std::uint64_t tags_at = RoundUp(regions_at + sizes.max_regions * sizeof(layout::RegionRow), 4096);
   const std::uint64_t index_at = RoundUp(tags_at + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
-  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, index_at + slots * sizeof(layout::IndexSlot), HugePages::kTry);
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, index_at + slots * sizeof(layout::IndexSlot), HugePages::kLater);
   if (!memory) return memory.error();
 
   RegistrySegment segment;
@@ -55,6 +55,14 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
   segment.SetState(layout::SegmentState::kLive);
   header.magic = layout::kRegistryMagic;
   return segment;
+}
+
+bool RegistrySegment::MakeSomeHuge() noexcept {
+  constexpr std::size_t kSlice = std::size_t{8} << 20;
+  if (huge_until_ >= memory_.size()) return false;
+  memory_.MakeHuge(huge_until_, kSlice);
+  huge_until_ += kSlice;
+  return huge_until_ < memory_.size();
 }
 
 void RegistrySegment::Heartbeat() noexcept { header().heartbeat_ns.store(MonotonicNs(), std::memory_order_relaxed); }

@@ -32,11 +32,14 @@ class RegistrySegment {
   layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
   layout::Counters& counters() const noexcept { return header().counters; }
 
+  // A slice of moving the segment to huge pages, which copies it; true if there is more.
+  bool MakeSomeHuge() noexcept;
   void Heartbeat() noexcept;
   void SetState(layout::SegmentState state) noexcept { header().state.store(static_cast<std::uint64_t>(state), std::memory_order_release); }
 
  private:
   OwnedMemory memory_;
+  std::size_t huge_until_ = 0;
 };
 
 // One writer: a plain load and store will do, and readers need no lock prefix.

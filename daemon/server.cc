@@ -1,12 +1,12 @@
 #include "daemon/server.h"
 
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <map>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -18,6 +18,7 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include "daemon/broker.h"
+#include "daemon/listener.h"
 #include "daemon/sd_notify.h"
 #include "daemon/session.h"
 
@@ -41,27 +42,19 @@ void RaiseDescriptorLimit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-bool SomebodyAnswers(const std::string& path) {
-  asio::io_context context;
-  stream_protocol::socket probe(context);
-  boost::system::error_code error;
-  probe.connect(stream_protocol::endpoint(path), error);
-  return !error;
-}
-
 }  // namespace
 
 struct Server::Impl {
   explicit Impl(const Config& config_)
-      : config(config_), acceptor(context), tick(context), sweep(context), signals(context), broker(config) {}
+      : config(config_), acceptor(context), tick(context), sweep(context), signals(context), broker(config, [this] { WorkSoon(); }) {}
 
   Status Listen();
-  void Accept();
   asio::awaitable<void> AcceptLoop();
   asio::awaitable<void> TickLoop();
   asio::awaitable<void> SweepLoop();
   asio::awaitable<void> SignalLoop();
   void WorkSoon();
+  void ReloadLogLevel();
   void BeginStop(const char* why);
 
   const Config config;
@@ -71,9 +64,7 @@ struct Server::Impl {
   asio::signal_set signals;
   Broker broker;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
-  bool owns_socket_file = false;
-  dev_t socket_device = 0;
-  ino_t socket_inode = 0;
+  Listener listener;
   bool stopping = false;
   bool working = false;
 };
@@ -90,34 +81,15 @@ Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
 }
 
 Status Server::Impl::Listen() {
+  UniqueFd passed = TakeActivatedSocket();
+  Result<Listener> opened = passed ? Listener::Adopt(std::move(passed)) : Listener::Open(config.socket_path, config.socket_mode);
+  if (!opened) return opened.error();
+  listener = std::move(*opened);
+  UniqueFd socket = listener.TakeSocket();
   boost::system::error_code error;
-  if (UniqueFd activated = TakeActivatedSocket()) {
-    acceptor.assign(stream_protocol(), activated.Release(), error);
-    if (error) return SystemError("use the socket that the service manager passed", error.value());
-    return {};
-  }
-  const std::string& path = config.socket_path;
-  if (path.empty() || path.size() >= sizeof(sockaddr_un{}.sun_path)) {
-    return MakeError(Errc::kInvalidArgument,
-                     "--socket: the path must have 1.." + std::to_string(sizeof(sockaddr_un{}.sun_path) - 1) + " bytes: " + path);
-  }
-  struct stat info {};
-  if (::lstat(path.c_str(), &info) == 0) {
-    if (!S_ISSOCK(info.st_mode)) return MakeError(Errc::kAlreadyExists, "--socket: " + path + " exists and is not a socket");
-    if (SomebodyAnswers(path)) return MakeError(Errc::kAlreadyExists, "--socket: another kvmd answers on " + path);
-    ::unlink(path.c_str());
-  }
-  acceptor.open(stream_protocol(), error);
-  if (!error) acceptor.bind(stream_protocol::endpoint(path), error);
-  if (error) return SystemError("--socket: bind " + path, error.value());
-  owns_socket_file = true;
-  ::chmod(path.c_str(), static_cast<mode_t>(std::stoul(config.socket_mode, nullptr, 8)));
-  if (::stat(path.c_str(), &info) == 0) {
-    socket_device = info.st_dev;
-    socket_inode = info.st_ino;
-  }
-  acceptor.listen(1024, error);
-  if (error) return SystemError("--socket: listen on " + path, error.value());
+  acceptor.assign(stream_protocol(), socket.get(), error);
+  if (error) return SystemError("use the listening socket", error.value());
+  static_cast<void>(socket.Release());
   return {};
 }
 
@@ -141,10 +113,7 @@ asio::awaitable<void> Server::Impl::AcceptLoop() {
       if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket.native_handle()));
       continue;
     }
-    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this](ClientId id) {
-      sessions.erase(id);
-      WorkSoon();
-    });
+    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this](ClientId id) { sessions.erase(id); });
     session->Start();
     if (session->id() != 0) sessions.emplace(session->id(), std::move(session));
   }
@@ -157,20 +126,23 @@ void Server::Impl::WorkSoon() {
   asio::post(context, [this] {
     working = false;
     if (broker.Work()) WorkSoon();
+    if (broker.next_deadline() < tick.expiry()) tick.cancel();  // the loop takes it into account
   });
 }
 
 asio::awaitable<void> Server::Impl::TickLoop() {
   while (!stopping) {
     boost::system::error_code error;
-    tick.expires_after(kTick);
+    tick.expires_at(std::min(steady_clock::now() + kTick, broker.next_deadline()));
     co_await tick.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (stopping) co_return;
     const SteadyTime now = steady_clock::now();
     broker.Tick(now);
-    WorkSoon();
-    const auto current = sessions;  // a timeout takes its session out
-    for (const auto& [id, session] : current) session->CheckTimeouts(now);
+    std::vector<std::shared_ptr<Session>> overdue;  // dropping one takes it out of the map
+    for (const auto& [id, session] : sessions) {
+      if (session->Overdue(now)) overdue.push_back(session);
+    }
+    for (const auto& session : overdue) session->DropOverdue(now);
   }
 }
 
@@ -184,9 +156,28 @@ asio::awaitable<void> Server::Impl::SweepLoop() {
 }
 
 asio::awaitable<void> Server::Impl::SignalLoop() {
-  boost::system::error_code error;
-  const int signal = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, error));
-  if (!error) BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  while (!stopping) {
+    boost::system::error_code error;
+    const int signal = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return;
+    if (signal != SIGHUP) co_return BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
+    ReloadLogLevel();
+  }
+}
+
+// SIGHUP: the one setting that can change while segments and quotas are in use.
+void Server::Impl::ReloadLogLevel() {
+  if (config.config_file.empty()) {
+    Log(LogLevel::kWarn, "reload_skipped", {{"reason", "no configuration file was given (--config)"}});
+    return;
+  }
+  const Result<LogLevel> level = ReadLogLevel(config.config_file);
+  if (!level) {
+    Log(LogLevel::kError, "reload_failed", {{"file", config.config_file}, {"reason", level.error().ToString()}});
+    return;
+  }
+  SetLogLevel(*level);
+  Log(LogLevel::kInfo, "reloaded", {{"file", config.config_file}, {"log_level", LogLevelName(*level)}});
 }
 
 void Server::Impl::BeginStop(const char* why) {
@@ -229,6 +220,7 @@ Status Server::Run() {
   boost::system::error_code error;
   server.signals.add(SIGTERM, error);
   server.signals.add(SIGINT, error);
+  server.signals.add(SIGHUP, error);
   asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
   asio::co_spawn(server.context, server.TickLoop(), asio::detached);
   asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
@@ -237,11 +229,7 @@ Status Server::Run() {
       {{"version", KVM_VERSION}, {"socket", server.config.socket_path}, {"pid", static_cast<int>(::getpid())}});
   NotifyServiceManager("READY=1\nSTATUS=Listening on " + server.config.socket_path + "\n");
   server.context.run();
-  struct stat info {};
-  const std::string& path = server.config.socket_path;
-  const bool still_ours = server.owns_socket_file && ::stat(path.c_str(), &info) == 0 && info.st_dev == server.socket_device &&
-                          info.st_ino == server.socket_inode;
-  if (still_ours) ::unlink(path.c_str());
+  server.listener.RemoveFile();
   Log(LogLevel::kInfo, "stopped");
   return {};
 }

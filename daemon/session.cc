@@ -1,10 +1,10 @@
 #include "daemon/session.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <optional>
 
-#include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
@@ -20,8 +20,13 @@ using std::chrono::steady_clock;
 
 namespace {
 
-// How much one client may have read before others get their turn.
+// How much one client may ask before others get their turn.
 constexpr int kReadsPerTurn = 4;
+constexpr int kFramesPerTurn = 128;
+// Unread replies from which on a client is not read from.
+constexpr std::size_t kPauseBytes = 256 * 1024;
+// Descriptors that may wait for a client; each is one of kvmd's own until it is taken.
+constexpr std::size_t kMaxQueuedFds = 4096;
 
 }  // namespace
 
@@ -31,8 +36,7 @@ Session::Session(Socket socket, const Config& config, Broker& broker, Ended ende
       config_(config),
       broker_(broker),
       ended_(std::move(ended)),
-      connected_at_(steady_clock::now()),
-      progress_at_(connected_at_) {}
+      connected_at_(steady_clock::now()) {}
 
 Session::~Session() = default;
 
@@ -47,7 +51,15 @@ void Session::Start() {
   }
   credentials_ = {static_cast<std::uint32_t>(peer.pid), peer.uid, peer.gid};
   id_ = broker_.Join(*this, credentials_);
-  WaitForProcess(PeerPidFd(socket_.native_handle(), credentials_.pid));
+  UniqueFd process = PeerPidFd(socket_.native_handle(), credentials_.pid);
+  if (!process) {
+    static bool said = false;
+    if (!std::exchange(said, true)) {
+      Log(LogLevel::kWarn, "process_not_watched",
+          {{"pid", credentials_.pid}, {"reason", "other PID namespace or old kernel: only the end of the connection will tell"}});
+    }
+  }
+  WaitForProcess(std::move(process));
   ReadLoop();
 }
 
@@ -55,33 +67,64 @@ void Session::ReadLoop() {
   asio::co_spawn(
       socket_.get_executor(),
       [self = shared_from_this()]() -> asio::awaitable<void> {
-        while (!self->closed_) {
-          boost::system::error_code error;
-          co_await self->socket_.async_wait(Socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
-          if (error || self->closed_) co_return;
-          self->reading_ = true;
-          const Status status = self->ReadAvailable();
-          self->reading_ = false;
-          if (self->closed_) co_return;
-          if (!status) {
-            const bool left = status.error().code == Errc::kCancelled;
-            if (!left) {
-              ++self->broker_.protocol_errors;
-              LogLimited(LogLevel::kWarn, "client_dropped",
-                         {{"client", self->id_}, {"pid", self->credentials_.pid}, {"reason", status.error().ToString()}});
-            }
-            self->Close(left ? "" : status.error().ToString());
-            co_return;
-          }
-          self->Flush();
+        while (co_await self->ReadTurn()) {
         }
       },
       asio::detached);
 }
 
+// Waits for bytes and handles them; false at the end of the connection.
+asio::awaitable<bool> Session::ReadTurn() {
+  boost::system::error_code error;
+  while (!closed_ && writer_.queued_bytes() > kPauseBytes) {
+    paused_ = true;
+    co_await socket_.async_wait(Socket::wait_write, asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return false;
+    Flush();
+  }
+  if (closed_) co_return false;
+  if (std::exchange(paused_, false)) NoteFrameProgress(true);
+  if (backlog_) {
+    co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+  } else {
+    co_await socket_.async_wait(Socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
+  }
+  if (error || closed_) co_return false;
+  reading_ = true;
+  const Status status = ReadAvailable();
+  reading_ = false;
+  if (closed_) co_return false;
+  if (!status) {
+    if (status.error().code == Errc::kCancelled) {
+      Close("");
+    } else {
+      Drop(status.error());
+    }
+    co_return false;
+  }
+  Flush();
+  co_return !closed_;
+}
+
 // Errors: kCancelled for a client that has closed, else what it did wrong.
 Status Session::ReadAvailable() {
-  for (int read = 0; read < kReadsPerTurn && !closed_ && !closing_; ++read) {
+  int frames = 0;
+  for (int reads = 0;; ++reads) {
+    const int frames_before = frames;
+    for (;;) {
+      backlog_ = frames == kFramesPerTurn || writer_.queued_bytes() > kPauseBytes;
+      if (backlog_) return {};
+      Result<std::optional<Frame>> frame = reader_.Next();
+      if (!frame) return frame.error();
+      if (!*frame) break;
+      ++frames;
+      kvmwire::ClientMessage message;
+      if (!message.ParseFromString((*frame)->payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
+      if (Status handled = broker_.Handle(id_, std::move(message), std::move((*frame)->fds)); !handled) return handled;
+      if (closed_ || closing_) return {};
+    }
+    NoteFrameProgress(frames > frames_before);
+    if (reads == kReadsPerTurn) return {};
     Result<ReadOutcome> outcome = reader_.Fill(socket_.native_handle());
     if (!outcome) {
       if (outcome.error().sys_errno == ECONNRESET) return MakeError(Errc::kCancelled, "connection reset");
@@ -89,18 +132,29 @@ Status Session::ReadAvailable() {
     }
     if (*outcome == ReadOutcome::kWouldBlock) return {};
     if (*outcome == ReadOutcome::kEnd) return MakeError(Errc::kCancelled, "closed");
-    progress_at_ = steady_clock::now();
-    for (;;) {
-      Result<std::optional<Frame>> frame = reader_.Next();
-      if (!frame) return frame.error();
-      if (!*frame) break;
-      kvmwire::ClientMessage message;
-      if (!message.ParseFromString((*frame)->payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
-      if (Status handled = broker_.Handle(id_, std::move(message), std::move((*frame)->fds)); !handled) return handled;
-      if (closed_ || closing_) return {};
-    }
   }
-  return {};
+}
+
+// The clock of a frame starts with its first byte and is not wound up again by each further one.
+void Session::NoteFrameProgress(bool frame_ended) {
+  if (!reader_.InsideFrame()) {
+    frame_began_ = SteadyTime::max();
+  } else if (frame_ended || frame_began_ == SteadyTime::max()) {
+    frame_began_ = steady_clock::now();
+  }
+}
+
+void Session::Drop(const Error& error) {
+  ++broker_.protocol_errors;
+  LogLimited(LogLevel::kWarn, "client_dropped",
+             {{"client", id_}, {"pid", credentials_.pid}, {"uid", credentials_.uid}, {"reason", error.ToString()}});
+  Close(error.ToString());
+}
+
+bool Session::HungUp() const {
+  if (closed_) return true;
+  pollfd poll_fd{const_cast<Socket&>(socket_).native_handle(), POLLRDHUP, 0};
+  return ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
 void Session::WaitForProcess(UniqueFd pidfd) {
@@ -121,12 +175,19 @@ void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>
     Log(LogLevel::kError, "reply_failed", {{"client", id_}, {"reason", appended.error().ToString()}});
     return CloseLater("kvmd could not answer");
   }
-  if (writer_.queued_bytes() > config_.max_queue_bytes) {
-    LogLimited(LogLevel::kWarn, "client_too_slow", {{"client", id_}, {"pid", credentials_.pid}, {"queued_bytes", writer_.queued_bytes()}});
-    return CloseLater("too slow: the limit of unread bytes is reached");
+  if (QueueOverLimit()) Flush();
+  if (QueueOverLimit()) {
+    LogLimited(LogLevel::kWarn, "client_too_slow",
+               {{"client", id_},
+                {"pid", credentials_.pid},
+                {"queued_bytes", std::uint64_t{writer_.queued_bytes()}},
+                {"queued_fds", std::uint64_t{writer_.queued_fds()}}});
+    return CloseLater("too slow: it does not read what it is sent (--max-queue-bytes)");
   }
   if (!reading_) Flush();
 }
+
+bool Session::QueueOverLimit() const { return writer_.queued_bytes() > config_.max_queue_bytes || writer_.queued_fds() > kMaxQueuedFds; }
 
 void Session::Flush() {
   if (closed_ || wait_writable_) return;
@@ -163,18 +224,18 @@ void Session::Close(const std::string& reason, bool died) {
   ended_(id_);
 }
 
-void Session::CheckTimeouts(SteadyTime now) {
+bool Session::HelloOverdue(SteadyTime now) const {
+  return now - connected_at_ > std::chrono::milliseconds(config_.hello_timeout_ms) && !broker_.Greeted(id_);
+}
+
+bool Session::FrameOverdue(SteadyTime now) const {
+  return !paused_ && !backlog_ && frame_began_ < now && now - frame_began_ > std::chrono::milliseconds(config_.frame_timeout_ms);
+}
+
+void Session::DropOverdue(SteadyTime now) {
   if (closed_) return;
-  std::string reason;
-  if (!broker_.Greeted(id_) && now - connected_at_ > std::chrono::milliseconds(config_.hello_timeout_ms)) {
-    reason = "no hello in time";
-  } else if (reader_.InsideFrame() && now - progress_at_ > std::chrono::milliseconds(config_.frame_timeout_ms)) {
-    reason = "the rest of a message did not come in time";
-  }
-  if (reason.empty()) return;
-  ++broker_.protocol_errors;
-  LogLimited(LogLevel::kWarn, "client_dropped", {{"client", id_}, {"pid", credentials_.pid}, {"reason", reason}});
-  Close(reason);
+  if (HelloOverdue(now)) return Drop(MakeError(Errc::kDeadlineExceeded, "no hello in time (--hello-timeout-ms)"));
+  Drop(MakeError(Errc::kDeadlineExceeded, "the rest of a message did not come in time (--frame-timeout-ms)"));
 }
 
 }  // namespace kvm::daemon

@@ -2,6 +2,9 @@
 //
 // Ends by EOF, by its process's death (pidfd), by breaking the protocol, by not reading what it is sent,
 // or by the server. The broker is told once. Lives as long as one of its coroutines does.
+//
+// A client that does not take its replies is not read from either, so what it can make kvmd hold is
+// bounded; announcements of others come on top, up to --max-queue-bytes.
 #pragma once
 
 #include <chrono>
@@ -9,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -31,17 +35,26 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
 
   void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
   std::size_t queued_bytes() const override { return writer_.queued_bytes(); }
+  bool HungUp() const override;
+  void Disconnect() override { Close("", /*died=*/false); }
 
   // Says goodbye if the socket takes it, then closes. `died`: the process has ended.
   void Close(const std::string& reason, bool died = false);
-  // Drops the client if its hello or the rest of a frame is overdue.
-  void CheckTimeouts(SteadyTime now);
+  // Whether its hello or the rest of a frame should have come by now.
+  bool Overdue(SteadyTime now) const { return !closed_ && (HelloOverdue(now) || FrameOverdue(now)); }
+  void DropOverdue(SteadyTime now);
   bool drained() const noexcept { return writer_.queued_bytes() == 0; }
 
  private:
   void ReadLoop();
+  boost::asio::awaitable<bool> ReadTurn();
   void WaitForProcess(UniqueFd pidfd);
   Status ReadAvailable();
+  void NoteFrameProgress(bool frame_ended);
+  void Drop(const Error& error);
+  bool QueueOverLimit() const;
+  bool HelloOverdue(SteadyTime now) const;
+  bool FrameOverdue(SteadyTime now) const;
   void Flush();
   void CloseLater(std::string reason);
 
@@ -56,10 +69,12 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
   FrameWriter writer_;
   bool closed_ = false;
   bool closing_ = false;
+  bool backlog_ = false;  // frames have been read and not been handled yet
+  bool paused_ = false;   // not read from until it takes its replies
   bool reading_ = false;  // inside ReadAvailable: replies are flushed once at its end
   bool wait_writable_ = false;
   SteadyTime connected_at_;
-  SteadyTime progress_at_;  // last byte received
+  SteadyTime frame_began_ = SteadyTime::max();  // of the frame that has arrived in part; max: none
 };
 
 }  // namespace kvm::daemon

@@ -115,6 +115,7 @@ Status FrameWriter::Append(std::string_view payload, const std::vector<int>& fds
       piece.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
       if (!piece.fds.back()) return SystemError("duplicate a descriptor");
     }
+    queued_fds_ += piece.fds.size();
     pieces_.push_back(std::move(piece));
   }
   std::string& bytes = pieces_.back().bytes;
@@ -158,6 +159,7 @@ Result<bool> FrameWriter::Drain(int socket) {
       if (errno == EINTR) continue;
       return SystemError("sendmsg");
     }
+    queued_fds_ -= pieces_.front().fds.size();
     pieces_.front().fds.clear();
     std::size_t left = static_cast<std::size_t>(sent);
     queued_bytes_ -= left;

@@ -64,6 +64,7 @@ class FrameWriter {
   [[nodiscard]] Result<bool> Drain(int socket);
 
   std::size_t queued_bytes() const noexcept { return queued_bytes_; }
+  std::size_t queued_fds() const noexcept { return queued_fds_; }
 
  private:
   struct Piece {
@@ -73,6 +74,7 @@ class FrameWriter {
   };
   std::deque<Piece> pieces_;
   std::size_t queued_bytes_ = 0;
+  std::size_t queued_fds_ = 0;
 };
 
 }  // namespace kvm

@@ -6,6 +6,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <limits>
@@ -49,18 +50,18 @@ void* ReserveAligned(std::size_t size) {
   const std::size_t reserved = size + kHugePageBytes;
   void* base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  const auto begin = reinterpret_cast<std::uintptr_t>(base);
-  const std::uintptr_t aligned = (begin + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
+  auto* begin = static_cast<std::byte*>(base);
+  const std::size_t head = (kHugePageBytes - reinterpret_cast<std::uintptr_t>(base) % kHugePageBytes) % kHugePageBytes;
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::uintptr_t end = (aligned + size + page - 1) & ~(page - 1);
-  if (aligned > begin) ::munmap(base, aligned - begin);
-  if (begin + reserved > end) ::munmap(reinterpret_cast<void*>(end), begin + reserved - end);
-  return reinterpret_cast<void*>(aligned);
+  const std::size_t end = (head + size + page - 1) / page * page;
+  if (head > 0) ::munmap(begin, head);
+  if (reserved > end) ::munmap(begin + end, reserved - end);
+  return begin + head;
 }
 
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
   // A page table of huge pages needs addresses aligned alike in memory and file.
-  void* address = huge == HugePages::kTry && size >= kHugePageBytes ? ReserveAligned(size) : nullptr;
+  void* address = huge != HugePages::kNever && size >= kHugePageBytes ? ReserveAligned(size) : nullptr;
   try {
     ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size, address,
                                address != nullptr ? ipc::map_options_t(MAP_FIXED) : ipc::default_map_options);
@@ -89,11 +90,16 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
-  // Lookups in a large table are bound by address translation: ask for huge pages now, whatever the
-  // system-wide setting for shared memory is. Kernels before 6.1 and busy machines refuse: only slower.
-  if (huge == HugePages::kTry && size_bytes >= kHugePageBytes) ::madvise(memory.mapping_.get_address(), size_bytes, MADV_COLLAPSE);
+  if (huge == HugePages::kTry) memory.MakeHuge(0, size_bytes);
   if (::fcntl(fd, F_ADD_SEALS, kSeals) != 0) return SystemError("seal " + name);
   return memory;
+}
+
+// Lookups in a large table are bound by address translation: this asks for huge pages now, whatever the
+// system-wide setting for shared memory is. Kernels before 6.1 and machines short of memory refuse.
+void OwnedMemory::MakeHuge(std::size_t offset, std::size_t bytes) noexcept {
+  if (offset >= size() || size() < kHugePageBytes) return;
+  ::madvise(data() + offset, std::min(bytes, size() - offset), MADV_COLLAPSE);
 }
 
 Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes) {

@@ -19,7 +19,9 @@
 
 namespace kvm {
 
-enum class HugePages { kNever, kTry };  // kTry: transparent huge pages, where the kernel grants them
+// kTry: transparent huge pages, where the kernel grants them. kLater: the same, but the maker asks for
+// them bit by bit (OwnedMemory::MakeHuge), since making them takes a copy.
+enum class HugePages { kNever, kTry, kLater };
 
 // The maker's side: writable.
 class OwnedMemory {
@@ -29,6 +31,9 @@ class OwnedMemory {
   // `name` shows up in /proc/PID/maps. Contents start as zeros.
   // kInvalidArgument: size 0. kSystem: memfd_create, fallocate (ENOSPC, ENOMEM), mmap or fcntl failed.
   [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+
+  // Asks for huge pages in [offset, offset + bytes), both multiples of 2 MiB. A refusal only costs speed.
+  void MakeHuge(std::size_t offset, std::size_t bytes) noexcept;
 
   std::byte* data() const noexcept { return static_cast<std::byte*>(mapping_.get_address()); }
   std::size_t size() const noexcept { return mapping_.get_size(); }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every linter over every tracked file: clang-format, clang-tidy (needs a configured build), shellcheck,
-# systemd-analyze. Fails if any of them has something to say.
+# Every linter over every tracked file: clang-format, clang-tidy (needs a configured build), shellcheck.
+# Fails if any of them has something to say. (The unit files are verified in the test suite.)
 #
 #   scripts/lint.sh [BUILD_DIR]     default build/ci
 set -euo pipefail
@@ -15,9 +15,11 @@ clang-format --dry-run -Werror "${sources[@]}"
 echo "shellcheck: ${#shell[@]} files"
 shellcheck -x "${shell[@]}"
 
-# clang-tidy over the library, the daemon and the tool; tests are covered by the compiler and sanitizers.
-# Asio's coroutines are beyond clang 14's analysis with GCC's headers, so those two files are left out.
+# clang-tidy over what runs inside other people's processes and in the daemon; the tool and the tests are
+# covered by the compiler and the sanitizers. Asio's coroutines with GCC's headers are beyond clang 14.
+# Files that this build does not compile (GPU memory without the toolkit) have nothing to be checked against.
 mapfile -t tidy < <(git ls-files 'proto/*.cc' 'cuda/*.cc' 'client/*.cc' 'daemon/*.cc' |
-  grep -vE '^daemon/(session|server)\.cc$')
+  grep -vE '^client/kvctl/|^daemon/(session|server|listener)\.cc$' |
+  while read -r file; do ! grep -qF "$PWD/$file\"" "$build/compile_commands.json" || echo "$file"; done)
 echo "clang-tidy: ${#tidy[@]} files"
-printf '%s\n' "${tidy[@]}" | xargs -P "$(nproc)" -n 4 clang-tidy -p "$build" --quiet 2>/dev/null
+printf '%s\n' "${tidy[@]}" | xargs -P "$(nproc)" -n 3 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option 2>/dev/null

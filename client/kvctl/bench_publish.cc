@@ -49,6 +49,17 @@ Result<PublishTimes> PublishAll(Region& region, std::uint64_t run, std::uint64_t
   return times;
 }
 
+// What has been flushed has to be found; a rate of lost blocks would be a fine rate.
+Status CheckFound(const Client& client, std::uint64_t run, std::uint64_t first_key, std::uint64_t entries) {
+  constexpr int kSamples = 1000;
+  Random random(run);
+  for (int i = 0; i < kSamples; ++i) {
+    const BlockKey key = BenchKey(run, first_key + random.Below(entries));
+    if (client.Find({&key, 1}).empty()) return MakeError(Errc::kSystem, "a block that was published and flushed is not found");
+  }
+  return {};
+}
+
 // From Publish of one block to the moment another process finds it.
 Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::uint64_t first_key, std::uint32_t rounds) {
   Result<Peer> watcher = StartPeer(setup.Config(PeerRole::kWatch, "bench-watch"));
@@ -104,8 +115,10 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
   if (!region) return region.error();
   Result<PublishTimes> fresh = PublishAll(**region, setup->run(), 0);
   if (!fresh) return fresh.error();
+  if (Status found = CheckFound(**client, setup->run(), 0, options.entries); !found) return found.error();
   Result<PublishTimes> reused = PublishAll(**region, setup->run(), options.entries);
   if (!reused) return reused.error();
+  if (Status found = CheckFound(**client, setup->run(), options.entries, options.entries); !found) return found.error();
   Result<Samples> visible = MeasureVisibility(*setup, **region, 2 * options.entries, options.rounds);
   if (!visible) return visible.error();
   const RetractTimes retract = MeasureRetract(**region);

@@ -1,4 +1,4 @@
-// JSON output of kvctl: one value on stdout, keys and units as documented in docs/OPERATIONS.md.
+// JSON output of kvctl: one value on stdout; the names of members carry their units.
 #pragma once
 
 #include <boost/json/value.hpp>

@@ -55,6 +55,10 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
   if (!report) return Fail(report.error());
   PrintReplay(options, *report, common.json);
   if (!stopped) return Fail(stopped.error());
+  if (!options.private_kvmd) {
+    // Workers go on without it, so its end does not show in the figures.
+    if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) return Fail(observer.error());
+  }
   if (report->Healthy()) return kHealthy;
   std::cerr << "kvctl: " << report->mismatched_blocks << " blocks did not hold what their key says, " << report->flush_failures
             << " publishes were not confirmed\n";

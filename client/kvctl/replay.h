@@ -1,8 +1,8 @@
 // kvctl replay: serving a trace with separate worker processes that share blocks through kvmd.
 //
 // The coordinator (the kvctl that was called) hands requests to workers (kvctl processes that it
-// starts), one request in flight per worker, or one at all with in_order. Every worker recycles a pool of
-// its own; see replay_worker.h for what it does with a request.
+// starts), one request in flight per worker, or one at all with in_order; no worker runs far ahead of the
+// others. Every worker recycles a pool of its own; see replay_worker.h for what it does with a request.
 #pragma once
 
 #include <cstdint>

@@ -28,6 +28,7 @@ using std::chrono::steady_clock;
 constexpr auto kAnswerTimeout = 60s;
 constexpr auto kStartTimeout = 30s;
 constexpr milliseconds kExitGrace{5000};
+constexpr std::size_t kWindowPerWorker = 2;
 
 // Leading blocks that a worker's own pool would have held if nobody shared anything.
 class LonelyPool {
@@ -164,12 +165,11 @@ class Coordinator {
 
   Status ServeConcurrently(const std::vector<std::uint32_t>& worker_of) {
     for (std::size_t request = 0; request < requests_.size(); ++request) workers_[worker_of[request]]->waiting.push_back(request);
-    for (std::size_t i = 0; i < workers_.size(); ++i) {
-      if (Status fed = Feed(i); !fed) return fed;
-    }
+    served_.assign(requests_.size(), false);
     std::vector<pollfd> poll_fds;
-    while (report_.requests < requests_.size()) {
+    while (oldest_unserved_ < requests_.size()) {
       if (Interrupted()) return MakeError(Errc::kCancelled, "interrupted");
+      if (Status fed = FeedIdle(); !fed) return fed;
       poll_fds.clear();
       for (const auto& worker : workers_) poll_fds.push_back({worker->in_flight ? worker->channel.fd() : -1, POLLIN, 0});
       if (::poll(poll_fds.data(), poll_fds.size(), 100) < 0 && errno != EINTR) return SystemError("poll");
@@ -179,19 +179,27 @@ class Coordinator {
           if (steady_clock::now() < workers_[i]->answer_due) continue;
           return WorkerError(i, MakeError(Errc::kDeadlineExceeded, "no answer for a minute"));
         }
+        const std::size_t request = *workers_[i]->in_flight;
         if (Status answered = Collect(i); !answered) return answered;
-        if (Status fed = Feed(i); !fed) return fed;
+        served_[request] = true;
       }
+      while (oldest_unserved_ < requests_.size() && served_[oldest_unserved_]) ++oldest_unserved_;
     }
     return {};
   }
 
-  Status Feed(std::size_t index) {
-    WorkerHandle& worker = *workers_[index];
-    if (worker.waiting.empty()) return {};
-    const std::size_t request = worker.waiting.front();
-    worker.waiting.pop_front();
-    return Dispatch(index, request);
+  // A worker may run ahead of the others by a few requests only: in the trace's own time, a conversation's
+  // next turn comes after the answer to the one before it.
+  Status FeedIdle() {
+    const std::size_t end = oldest_unserved_ + kWindowPerWorker * workers_.size();
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      WorkerHandle& worker = *workers_[i];
+      if (worker.in_flight || worker.waiting.empty() || worker.waiting.front() >= end) continue;
+      const std::size_t request = worker.waiting.front();
+      worker.waiting.pop_front();
+      if (Status sent = Dispatch(i, request); !sent) return sent;
+    }
+    return {};
   }
 
   void Account(const Request& request, const ServeReply& reply, LonelyPool& alone) {
@@ -252,6 +260,8 @@ class Coordinator {
   const std::vector<Request>& requests_;
   ProgressBar progress_;
   std::vector<std::unique_ptr<WorkerHandle>> workers_;
+  std::vector<bool> served_;
+  std::size_t oldest_unserved_ = 0;
   ReplayReport report_;
 };
 

@@ -117,12 +117,12 @@ int RunLs(const CommonOptions& common, const LsOptions& options) {
     PrintJson({{"total", listing.total}, {"blocks", std::move(blocks)}});
     return kHealthy;
   }
-  Table table({"key", "parent", ">depth", "region", ">block", ">generation", ">published after"});
+  Table table({"key", "parent", ">depth", "region", ">block", ">generation", ">published at"});
   for (const IndexEntry& entry : listing.entries) {
     const RegionEntry* region = FindRegion(regions, entry);
     table.Add({entry.key.ToHex(), HexWord(entry.parent_lo), std::to_string(entry.depth),
                region != nullptr ? region->name() : "row " + std::to_string(entry.region) + " (gone)", std::to_string(entry.block),
-               std::to_string(entry.generation), HumanSeconds(entry.published_s)});
+               std::to_string(entry.generation), "+" + HumanSeconds(entry.published_s)});
   }
   table.Print(std::cout);
   if (listing.entries.size() < listing.total) {

@@ -71,8 +71,8 @@ constexpr std::uint64_t kCopyBlockBytes = 64 * 1024;
 void BM_HostImport(benchmark::State& state) {
   const std::shared_ptr<MemoryBackend> backend = MakeHostBackend();
   const std::uint64_t sizes[] = {kCopyBlocks * kCopyBlockBytes};
-  const auto source = std::move(*backend->Allocate("bench", sizes)), destination = std::move(*backend->Allocate("bench", sizes));
-  const auto peer = std::move(*backend->View(*source));
+  auto source = *backend->Allocate("bench", sizes), destination = *backend->Allocate("bench", sizes);
+  auto peer = *backend->View(*source);
   const Geometry geometry = Geometry::Contiguous(kCopyBlocks, kCopyBlockBytes);
   const CopyPlan plan = *MakeCopyPlan(geometry, geometry);
   std::vector<std::uint64_t> words(GenerationTableBytes(kCopyBlocks) / 8);
@@ -97,7 +97,7 @@ BENCHMARK(BM_HostImport)->Unit(benchmark::kMillisecond);
 void BM_Memcpy(benchmark::State& state) {
   const std::shared_ptr<MemoryBackend> backend = MakeHostBackend();
   const std::uint64_t sizes[] = {kCopyBlocks * kCopyBlockBytes};
-  const auto source = std::move(*backend->Allocate("bench", sizes)), destination = std::move(*backend->Allocate("bench", sizes));
+  auto source = *backend->Allocate("bench", sizes), destination = *backend->Allocate("bench", sizes);
   for (auto _ : state) {
     std::memcpy(destination->SegmentData(0), source->SegmentData(0), sizes[0]);
     benchmark::ClobberMemory();

@@ -204,7 +204,7 @@ std::vector<pid_t> WorkersOf(pid_t pid) {
 ChildProcess StartLongReplay(const Sandbox& sandbox) {
   ::setenv("TMPDIR", sandbox.Tmp().c_str(), 1);
   Result<ChildProcess> replay = ChildProcess::Start(
-      Kvctl(), {"replay", "--private", "--workload", "chat", "--requests", "2000000", "--workers", "2", "--pool-blocks", "500"}, -1,
+      Kvctl(), {"replay", "--private", "--workload", "chat", "--requests", "400000", "--workers", "2", "--pool-blocks", "500"}, -1,
       sandbox.path() / "log");
   ::unsetenv("TMPDIR");
   KVM_REQUIRE_OK(replay);
@@ -441,7 +441,7 @@ TEST_CASE("kvctl replay: a worker that dies is an error, not a hang, and nothing
   const Sandbox sandbox;
   ChildProcess replay = StartLongReplay(sandbox);
   std::vector<pid_t> workers;
-  REQUIRE(WaitUntil(10s, [&] { return (workers = WorkersOf(replay.pid())).size() == 2; }));
+  REQUIRE(WaitUntil(40s, [&] { return (workers = WorkersOf(replay.pid())).size() == 2; }));
   ::kill(workers[1], SIGKILL);
   REQUIRE(replay.WaitFor(20s));
   CHECK(replay.Ending() == "exited with 3");
@@ -453,7 +453,7 @@ TEST_CASE("kvctl replay: a worker that dies is an error, not a hang, and nothing
 TEST_CASE("kvctl replay: an interrupt stops all that it started", "[integration]") {
   const Sandbox sandbox;
   ChildProcess replay = StartLongReplay(sandbox);
-  REQUIRE(WaitUntil(10s, [&] { return WorkersOf(replay.pid()).size() == 2; }));
+  REQUIRE(WaitUntil(40s, [&] { return WorkersOf(replay.pid()).size() == 2; }));
   const std::vector<pid_t> children = ChildrenOf(replay.pid());
   CHECK(children.size() == 3);
   ::kill(replay.pid(), SIGINT);

@@ -40,7 +40,7 @@ struct ClientOptions {
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
 
-// Cumulative since Connect. Reported to kvmd each second, shown by `kvctl clients`.
+// Cumulative since Connect. Reported to kvmd four times a second, shown by `kvctl clients`.
 struct ClientStats {
   std::uint64_t finds = 0;
   std::uint64_t keys_looked_up = 0;

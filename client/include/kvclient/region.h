@@ -23,14 +23,15 @@
 
 namespace kvm {
 
+// Members have initializers so that naming only some of them is no warning (-Wmissing-field-initializers).
 struct RegionOptions {
   // Unique among this user's live regions in the domain; shown by kvctl; at most 63 bytes.
-  std::string name;
-  Shard shard;
+  std::string name{};
+  Shard shard{};
   // Where block b's bytes lie. Geometry::Contiguous(blocks, bytes) for a plain pool.
-  Geometry geometry;
+  Geometry geometry{};
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
-  std::vector<std::uint64_t> segment_bytes;
+  std::vector<std::uint64_t> segment_bytes{};
 };
 
 // One block to publish. `depth`: blocks before it in its prefix. `parent`: the key before it, or the

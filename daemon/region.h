@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "daemon/model_table.h"
+#include "daemon/slot_map.h"
 #include "kvm/error.h"
 #include "kvm/geometry.h"
 #include "kvm/model_spec.h"
@@ -18,7 +20,13 @@
 
 namespace kvm::daemon {
 
-using ClientId = std::uint64_t;
+// What one client holds in a domain, over all its regions.
+struct Account {
+  std::uint32_t regions = 0;
+  std::uint64_t blocks = 0;
+  std::uint64_t fds = 0;
+  std::uint64_t entries = 0;
+};
 
 struct Region {
   kvmwire::RegionDescriptor descriptor;
@@ -29,20 +37,21 @@ struct Region {
   std::uint32_t row = 0;
   ClientId owner = 0;
 
-  // Index slot of each block's entry, kNone for none. [block_count]
-  std::vector<std::uint32_t> slot_of_block;
+  Account* account = nullptr;  // the owner's; lives as long as the region
+
+  SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
   std::uint32_t reap_from = 0;      // when leaving: blocks below have no entry any more
   std::set<ClientId> announced_to;  // who may have it mapped
   std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
 
-  static constexpr std::uint32_t kNone = 0xFFFFFFFF;
   bool live() const noexcept { return info.state == static_cast<std::uint32_t>(layout::RegionState::kLive); }
 };
 
 // Checks everything a client says about a region, maps its generation table and takes its descriptors.
 // `spec`: of the model its fingerprint names. The message of an error names the field.
-// kInvalidArgument, kBadGeometry, kPermissionDenied (seals), kModelMismatch (shard sizes), kUnsupported.
+// kInvalidArgument, kBadGeometry, kPermissionDenied (seals), kModelMismatch (shard sizes), kUnsupported,
+// kResourceExhausted.
 [[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds,
                                                           const ModelSpec& spec);
 

@@ -1,4 +1,4 @@
-#include "daemon/region_table.h"
+#include "daemon/region.h"
 
 #include <algorithm>
 #include <cstring>
@@ -123,7 +123,9 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   std::memcpy(info.device_uuid, descriptor.device_uuid().data(), descriptor.device_uuid().size());
   std::memcpy(info.handle, descriptor.segments(0).handle().data(), descriptor.segments(0).handle().size());
   std::memcpy(info.name, descriptor.name().data(), descriptor.name().size());
-  region->slot_of_block.assign(geometry.block_count, Region::kNone);
+  Result<SlotMap> slots = SlotMap::Create(geometry.block_count);
+  if (!slots) return slots.error();
+  region->slots = std::move(*slots);
   region->descriptor = std::move(descriptor);
   region->fds = std::move(fds);
   return region;

@@ -1,0 +1,134 @@
+// Regions, from registering to the last acknowledgement: who is told of one, and who is waited for.
+#include <algorithm>
+
+#include "daemon/broker.h"
+
+namespace kvm::daemon {
+namespace {
+
+// The longest that an owner may have importers waited for, whatever it asks.
+constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
+
+}  // namespace
+
+void Broker::Announce(Client& to, Region& region) {
+  kvmwire::ServerMessage message;
+  kvmwire::RegionAnnounce& announce = *message.mutable_region_announce();
+  announce.set_region(region.row);
+  announce.set_region_epoch(region.info.region_epoch);
+  announce.set_client_id(region.owner);
+  *announce.mutable_descriptor_() = region.descriptor;
+  announce.set_has_payload(to.wants_payload);
+  std::vector<int> fds{region.fds[0].get()};
+  for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.fds[i].get());
+  to.peer->Send(message, fds);
+  region.announced_to.insert(to.id);
+}
+
+void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
+  kvmwire::RegionDescriptor& descriptor = *message.mutable_register_region()->mutable_region();
+  // A client that reconnects may be faster than the news of its old connection's end.
+  const Region* holder = client.domain->FindLiveRegion(client.credentials.uid, descriptor.name());
+  if (holder != nullptr && holder->owner != client.id) {
+    const auto owner = clients_.find(holder->owner);
+    if (owner != clients_.end() && owner->second->peer->HungUp()) owner->second->peer->Disconnect();
+  }
+  Result<Region*> registered = client.domain->RegisterRegion(Owner{client.id, client.credentials.pid, client.credentials.uid},
+                                                             std::move(descriptor), std::move(fds));
+  if (!registered) return ReplyError(client, message.request_id(), registered.error());
+  Region& region = **registered;
+  for (const auto& [id, other] : clients_) {
+    if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model))
+      Announce(*other, region);
+  }
+  kvmwire::ServerMessage reply;
+  reply.set_request_id(message.request_id());
+  reply.mutable_register_region_reply()->set_region(region.row);
+  reply.mutable_register_region_reply()->set_region_epoch(region.info.region_epoch);
+  client.peer->Send(reply);
+  LogLimited(LogLevel::kInfo, "region_registered",
+             {{"client", client.id},
+              {"region", region.descriptor.name()},
+              {"row", region.row},
+              {"blocks", region.info.block_count},
+              {"block_bytes", region.info.block_bytes}});
+}
+
+void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
+  kvmwire::ServerMessage message;
+  kvmwire::RegionWithdraw& withdraw = *message.mutable_region_withdraw();
+  withdraw.set_region(region.row);
+  withdraw.set_region_epoch(region.info.region_epoch);
+  withdraw.set_owner_died(owner_died);
+  withdraw.set_wants_ack(!owner_died);
+  for (const ClientId id : region.announced_to) {
+    const auto importer = clients_.find(id);
+    if (importer == clients_.end()) continue;
+    importer->second->peer->Send(message);
+    if (!owner_died) region.waiting_for.insert(id);
+  }
+  domain.StartLeaving(region, owner_died ? layout::RegionState::kFree : layout::RegionState::kWithdrawing);
+  work_to_do_();
+}
+
+void Broker::HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::UnregisterRegion& request = message.unregister_region();
+  Region* region = client.domain->FindRegion(request.region(), request.region_epoch());
+  if (region == nullptr || region->owner != client.id || !region->live()) {
+    return ReplyError(client, message.request_id(), MakeError(Errc::kNotFound, "unregister: no such region of this client"));
+  }
+  const std::uint32_t timeout_ms =
+      request.ack_timeout_ms() != 0 ? std::min(request.ack_timeout_ms(), kMaxAckTimeoutMs) : config_.withdraw_timeout_ms;
+  LogLimited(LogLevel::kInfo, "region_unregistered", {{"client", client.id}, {"region", region->descriptor.name()}, {"row", region->row}});
+  unregisters_.push_back({client.domain, request.region(), request.region_epoch(), client.id, message.request_id(),
+                          std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms)});
+  Withdraw(*client.domain, *region, /*owner_died=*/false);
+}
+
+void Broker::HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack) {
+  Region* region = client.domain->FindRegion(ack.region(), ack.region_epoch());
+  if (region == nullptr || region->live() || region->waiting_for.erase(client.id) == 0) return;
+  if (region->waiting_for.empty()) work_to_do_();
+}
+
+// A client's end, both ways: its own regions go without waiting for anybody, and nobody waits for it.
+void Broker::DropRegionsOf(const Client& client) {
+  for (Region* region : client.domain->RegionsOf(client.id)) {
+    if (region->live()) Withdraw(*client.domain, *region, /*owner_died=*/true);
+    region->waiting_for.clear();
+  }
+  std::erase_if(unregisters_, [&](const PendingUnregister& pending) { return pending.client == client.id; });
+  for (const PendingUnregister& pending : unregisters_) {
+    if (Region* region = pending.domain->FindRegion(pending.row, pending.region_epoch)) region->waiting_for.erase(client.id);
+  }
+  work_to_do_();
+}
+
+SteadyTime Broker::next_deadline() const noexcept {
+  SteadyTime next = SteadyTime::max();
+  for (const PendingUnregister& pending : unregisters_) next = std::min(next, pending.deadline);
+  return next;
+}
+
+// Answers owners whose region is gone, and those whose deadline has passed.
+void Broker::CheckUnregisters(SteadyTime now) {
+  std::erase_if(unregisters_, [&](const PendingUnregister& pending) {
+    Region* region = pending.domain->FindRegion(pending.row, pending.region_epoch);
+    if (region != nullptr && now < pending.deadline) return false;
+    const auto client = clients_.find(pending.client);
+    if (client == clients_.end()) return true;
+    if (region == nullptr || region->waiting_for.empty()) {
+      ReplyEmpty(*client->second, pending.request_id);
+      return true;
+    }
+    LogLimited(LogLevel::kWarn, "withdraw_timed_out",
+               {{"region", region->descriptor.name()}, {"importers", std::uint64_t{region->waiting_for.size()}}});
+    ReplyError(*client->second, pending.request_id,
+               MakeError(Errc::kDeadlineExceeded, "unregister: an importer has not unmapped the region in time"));
+    region->waiting_for.clear();
+    work_to_do_();
+    return true;
+  });
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,66 @@
+// Answers StatusQuery: what kvmd knows of itself, its domains and its clients.
+#include <unistd.h>
+
+#include "daemon/broker.h"
+#include "daemon/process_info.h"
+#include "proto/protocol_limits.h"
+
+namespace kvm::daemon {
+namespace {
+
+// The list of clients ends where the reply would leave its frame.
+constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
+
+}  // namespace
+
+void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& message) {
+  kvmwire::ServerMessage message_out;
+  message_out.set_request_id(message.request_id());
+  kvmwire::StatusReply& reply = *message_out.mutable_status_reply();
+  const bool sees_all = asking.credentials.uid == 0 || asking.credentials.uid == ::geteuid();
+  reply.set_server_version(KVM_VERSION);
+  reply.set_pid(static_cast<std::uint32_t>(::getpid()));
+  reply.set_started_ms(started_ms_);
+  reply.set_resident_bytes(ResidentBytes());
+  reply.set_open_fds(OpenFds());
+  reply.set_clients(static_cast<std::uint32_t>(clients_.size()));
+  reply.set_max_clients(config_.max_clients);
+  reply.set_rejected_connections(rejected_connections);
+  reply.set_protocol_errors(protocol_errors);
+  for (const auto& [name, domain] : domains_) {
+    if (!sees_all && domain.get() != asking.domain) continue;
+    kvmwire::DomainStatus& out = *reply.add_domains();
+    out.set_name(name);
+    out.set_epoch(domain->segment().header().epoch);
+    out.set_entries(domain->entries());
+    out.set_max_entries(config_.max_entries);
+    out.set_regions(domain->live_regions());
+    out.set_max_regions(config_.max_regions);
+    out.set_models(domain->models().live());
+    out.set_max_models(config_.max_models);
+    out.set_clients(domain->clients);
+    out.set_segment_bytes(domain->segment().size());
+  }
+  std::size_t bytes = reply.ByteSizeLong();
+  for (const auto& [id, client] : clients_) {
+    if (!message.status_query().clients() || bytes > kMaxListBytes) break;
+    if (client->domain == nullptr || (!sees_all && client->domain != asking.domain)) continue;
+    kvmwire::ClientStatus& out = *reply.add_client_list();
+    out.set_client_id(id);
+    out.set_name(client->name);
+    out.set_pid(client->credentials.pid);
+    out.set_uid(client->credentials.uid);
+    out.set_domain(client->domain->name());
+    out.set_role(client->role);
+    out.set_connected_ms(client->connected_ms);
+    const Account account = client->domain->AccountOf(id);
+    out.set_regions(account.regions);
+    out.set_entries(account.entries);
+    out.set_queued_bytes(client->peer->queued_bytes());
+    *out.mutable_stats() = client->stats;
+    bytes += out.ByteSizeLong() + 8;
+  }
+  asking.peer->Send(message_out);
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,8 @@
+# Tests of kvmd's parts and of a kvmd that runs in the test's process.
+set(KVM_DAEMON_TEST_SOURCES
+  support/wire_client.cc
+  unit/test_block_index.cc
+  unit/test_kvmd_config.cc
+  unit/test_kvmd_regions.cc
+  unit/test_kvmd_sessions.cc
+  unit/test_registry.cc)

@@ -1,0 +1,377 @@
+// A kvmd in this process against clients that break the protocol: each is dropped with the reason, and a
+// bystander notices nothing.
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+#include <thread>
+
+#include "proto/protocol_limits.h"
+#include "proto/registry_view.h"
+#include "tests/catch.h"
+#include "tests/support/model_specs.h"
+#include "tests/support/open_fds.h"
+#include "tests/support/server_runner.h"
+#include "tests/support/socket_pair.h"
+
+namespace kvm::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+bool Answers(WireClient& client) {
+  kvmwire::ClientMessage ping;
+  ping.mutable_ping();
+  return client.Call(std::move(ping)).has_value();
+}
+
+std::string HelloBytes() {
+  kvmwire::ClientMessage message;
+  message.mutable_hello()->set_protocol_version(kProtocolVersion);
+  return message.SerializeAsString();
+}
+
+std::string Framed(const std::string& payload) { return RawFrame(payload, static_cast<std::uint32_t>(payload.size()), 0); }
+
+TEST_CASE("kvmd: whoever breaks the protocol is told why and dropped, others go on", "[unit]") {
+  const ServerRunner server;
+  WireClient bystander = server.Join("bystander");
+  WireClient client = server.Connect();
+  std::string reason;
+  SECTION("no frame at all") {
+    client.SendRaw("GET / HTTP/1.1\r\nHost: kvmd\r\n\r\n");
+    reason = "not a kvmd frame";
+  }
+  SECTION("an oversized frame") {
+    client.SendRaw(RawFrame("", static_cast<std::uint32_t>(kMaxFrameBytes) + 1, 0));
+    reason = "the limit is";
+  }
+  SECTION("a payload that is no message") {
+    client.SendRaw(Framed("\xff\xff\xff\xff"));
+    reason = "can't be parsed";
+  }
+  SECTION("an empty message") {
+    client.SendRaw(Framed(""));
+    reason = "first message is not a hello";
+  }
+  SECTION("a first message that is no hello") {
+    kvmwire::ClientMessage ping;
+    ping.mutable_ping();
+    KVM_REQUIRE_OK(client.Send(ping));
+    reason = "first message is not a hello";
+  }
+  SECTION("a name that is too long") {
+    kvmwire::ClientMessage hello;
+    hello.mutable_hello()->set_protocol_version(kProtocolVersion);
+    hello.mutable_hello()->set_client_name(std::string(kMaxNameBytes + 1, 'x'));
+    KVM_REQUIRE_OK(client.Send(hello));
+    reason = "name is too long";
+  }
+  SECTION("descriptors that are announced and do not come") {
+    client.SendRaw(RawFrame(HelloBytes(), static_cast<std::uint32_t>(HelloBytes().size()), 2));
+    reason = "2 descriptors, 0 came";
+  }
+  SECTION("more descriptors than any frame may have") {
+    client.SendRaw(RawFrame("", 0, kMaxFrameFds + 1));
+    reason = "descriptors";
+  }
+  SECTION("descriptors that nobody announced") {
+    client.SendRaw(Framed(HelloBytes()), {0, 1});
+    reason = "no frame announced";
+  }
+  SECTION("descriptors with a hello") {
+    client.SendRaw(RawFrame(HelloBytes(), static_cast<std::uint32_t>(HelloBytes().size()), 1), {0});
+    reason = "takes none";
+  }
+  SECTION("a hello twice") {
+    KVM_REQUIRE_OK(client.Hello());
+    client.SendRaw(Framed(HelloBytes()));
+    reason = "second hello";
+  }
+  SECTION("a message without a body") {
+    KVM_REQUIRE_OK(client.Hello());
+    kvmwire::ClientMessage nothing;
+    nothing.set_request_id(77);
+    KVM_REQUIRE_OK(client.Send(nothing));
+    Result<Received> reply = client.Receive();
+    KVM_REQUIRE_OK(reply);
+    CHECK(reply->message.request_id() == 77);
+    CHECK(reply->message.error().code() == static_cast<std::uint32_t>(Errc::kProtocol));
+    reason = "unknown message";
+  }
+  SECTION("publish records that are cut off") {
+    KVM_REQUIRE_OK(client.Hello());
+    kvmwire::ClientMessage publish;
+    publish.mutable_publish()->set_records(std::string(41, 'x'));
+    KVM_REQUIRE_OK(client.Send(publish));
+    reason = "cut off";
+  }
+  SECTION("more publish records than a batch may have") {
+    KVM_REQUIRE_OK(client.Hello());
+    kvmwire::ClientMessage publish;
+    publish.mutable_publish()->set_records(std::string((kMaxPublishBatch + 1) * 40, 'x'));
+    KVM_REQUIRE_OK(client.Send(publish));
+    reason = "too many records";
+  }
+  SECTION("more blocks to retract than a batch may have") {
+    KVM_REQUIRE_OK(client.Hello());
+    kvmwire::ClientMessage retract;
+    for (std::uint32_t i = 0; i <= kMaxPublishBatch; ++i) retract.mutable_retract()->add_blocks(i);
+    KVM_REQUIRE_OK(client.Send(retract));
+    reason = "too many blocks";
+  }
+  const std::string goodbye = client.ReadGoodbye();
+  CAPTURE(goodbye, reason);
+  CHECK(goodbye.find(reason) != std::string::npos);
+  CHECK(Answers(bystander));
+  Result<kvmwire::StatusReply> status = bystander.QueryStatus();
+  KVM_REQUIRE_OK(status);
+  CHECK(status->clients() == 1);
+  CHECK(status->protocol_errors() == 1);
+}
+
+TEST_CASE("kvmd: another protocol version is refused by its number", "[unit]") {
+  const ServerRunner server;
+  WireClient client = server.Connect();
+  kvmwire::ClientMessage message;
+  message.mutable_hello()->set_protocol_version(kProtocolVersion + 1);
+  KVM_CHECK_ERROR(client.Call(std::move(message)), Errc::kVersionMismatch, std::to_string(kProtocolVersion + 1));
+  CHECK(client.ReadGoodbye() != "still open");
+}
+
+TEST_CASE("kvmd: those who do not go on are dropped in time, and only those", "[unit]") {
+  daemon::Config config;
+  config.hello_timeout_ms = 150;
+  config.frame_timeout_ms = 150;
+  const ServerRunner server(config);
+  WireClient bystander = server.Join("bystander");
+
+  WireClient silent = server.Connect();
+  WireClient half = server.Join("half");
+  half.SendRaw(RawFrame("abc", 100, 0));
+  // A byte now and then does not wind up the clock.
+  WireClient dripping = server.Join("dripping");
+  dripping.SendRaw(RawFrame("", 1000, 0));
+  const auto start = steady_clock::now();
+  std::string drip_end = "still open";
+  for (int i = 0; i < 40 && drip_end == "still open"; ++i) {
+    dripping.SendRaw("x");
+    drip_end = dripping.ReadGoodbye(milliseconds(30));
+  }
+  CHECK(steady_clock::now() - start < std::chrono::seconds(1));
+  CHECK(drip_end.find("--frame-timeout-ms") != std::string::npos);
+  CHECK(silent.ReadGoodbye().find("--hello-timeout-ms") != std::string::npos);
+  CHECK(half.ReadGoodbye().find("--frame-timeout-ms") != std::string::npos);
+  CHECK(Answers(bystander));
+}
+
+TEST_CASE("kvmd: observers read and change nothing", "[unit]") {
+  const ServerRunner server;
+  WireClient worker = server.Join("worker");
+  KVM_REQUIRE_OK(worker.DeclareModel(LlamaSpec()));
+  WireClient observer = server.Join("observer", kvmwire::OBSERVER);
+  WireRegion region("pool", LlamaSpec(), 4);
+  KVM_CHECK_ERROR(region.Register(observer), Errc::kPermissionDenied, "observers");
+  KVM_CHECK_ERROR(observer.DeclareModel(LlamaSpec()), Errc::kPermissionDenied, "observers");
+  KVM_CHECK_ERROR(region.Publish(observer, {region.Write(0, {1, 2})}), Errc::kPermissionDenied, "observers");
+  CHECK(observer.QueryStatus().has_value());
+  CHECK(Answers(observer));
+}
+
+TEST_CASE("kvmd: one connection too many hears that, and there is room again when one leaves", "[unit]") {
+  daemon::Config config;
+  config.max_clients = 3;
+  const ServerRunner server(config);
+  WireClient first = server.Join("1"), second = server.Join("2"), third = server.Join("3");
+  WireClient fourth = server.Connect();
+  CHECK(fourth.ReadGoodbye().find("--max-clients") != std::string::npos);
+  second.Close();
+  CHECK(Eventually([&] { return server.Connect().Hello().has_value(); }));
+  Result<kvmwire::StatusReply> status = first.QueryStatus();
+  KVM_REQUIRE_OK(status);
+  CHECK(status->rejected_connections() >= 1);
+}
+
+TEST_CASE("kvmd: two thousand quick connects leave nothing behind", "[unit]") {
+  const ServerRunner server;
+  WireClient bystander = server.Join("bystander");
+  const Result<kvmwire::StatusReply> before = bystander.QueryStatus();
+  KVM_REQUIRE_OK(before);
+  for (int i = 0; i < 2000; ++i) {
+    WireClient client = server.Connect();
+    if (i % 3 == 0) client.SendRaw(Framed(HelloBytes()));
+    if (i % 3 == 1) client.SendRaw("garbage!");
+  }
+  CHECK(Eventually([&] { return bystander.QueryStatus()->clients() == 1; }));
+  // Descriptors of this process include the test's own, of which there are as many as before.
+  CHECK(Eventually([&] { return bystander.QueryStatus()->open_fds() <= before->open_fds() + 1; }));
+}
+
+TEST_CASE("kvmd: who asks and does not listen is not listened to, and others are served", "[unit]") {
+  const ServerRunner server;
+  WireClient bystander = server.Join("bystander");
+  std::vector<WireClient> crowd;
+  for (int i = 0; i < 50; ++i) crowd.push_back(server.Join(std::string(60, 'n')));
+  WireClient deaf = server.Join("deaf");
+  kvmwire::ClientMessage query;
+  query.mutable_status_query()->set_clients(true);
+  const std::string payload = query.SerializeAsString();
+  const std::string frame = Framed(payload);
+  std::string frames;
+  for (int i = 0; i < 1000; ++i) frames += frame;
+  // Sends until kvmd takes no more.
+  timeval timeout{0, 300'000};
+  REQUIRE(::setsockopt(deaf.fd(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) == 0);
+  std::size_t sent = 0;
+  for (ssize_t took = 0; sent < (std::size_t{16} << 20) && (took = deaf.SendRaw(frames)) > 0;) sent += static_cast<std::size_t>(took);
+  CHECK(sent < (std::size_t{16} << 20));
+  Result<kvmwire::StatusReply> status = bystander.QueryStatus();
+  KVM_REQUIRE_OK(status);
+  std::uint64_t queued = 0;
+  for (const kvmwire::ClientStatus& client : status->client_list()) {
+    if (client.name() == "deaf") queued = client.queued_bytes();
+  }
+  CHECK(queued > 0);
+  CHECK(queued < (std::size_t{2} << 20));
+}
+
+TEST_CASE("kvmd: a client that never takes its announcements is dropped at the limit", "[unit]") {
+  daemon::Config config;
+  config.max_queue_bytes = 100'000;
+  const ServerRunner server(config);
+  WireClient deaf = server.Join("deaf", kvmwire::WORKER, false);
+  KVM_REQUIRE_OK(deaf.DeclareModel(LlamaSpec()));
+  WireClient bystander = server.Join("bystander");
+  WireRegion region("pool", LlamaSpec(), 2000);
+  // A long description, so that it does not take many.
+  region.descriptor.clear_parts();
+  for (std::uint32_t i = 0; i < 64; ++i) {
+    kvmwire::GeometryPart& part = *region.descriptor.add_parts();
+    part.set_offset(i);
+    part.set_chunk_bytes(1);
+    part.set_block_stride(64);
+    part.set_count(1);
+  }
+  bool dropped = false;
+  for (int round = 0; round < 2000 && !dropped; ++round) {
+    WireClient worker = server.Join("worker");
+    KVM_REQUIRE_OK(worker.DeclareModel(LlamaSpec()));
+    KVM_REQUIRE_OK(region.Register(worker));
+    dropped = worker.QueryStatus()->clients() == 2 || bystander.QueryStatus()->clients() == 1;
+  }
+  CHECK(dropped);
+  CHECK(Answers(bystander));
+}
+
+TEST_CASE("kvmd: stopping says goodbye to everybody, closes the registry and removes the socket", "[unit]") {
+  auto server = std::make_unique<ServerRunner>();
+  const std::string path = server->socket_path();
+  WireClient worker = server->Connect();
+  Result<Received> hello = worker.Hello();
+  KVM_REQUIRE_OK(hello);
+  REQUIRE(hello->fds.size() == 1);
+  Result<MappedMemory> memory = MappedMemory::Attach(hello->fds[0].get());
+  KVM_REQUIRE_OK(memory);
+  Result<RegistryView> registry = RegistryView::Open(std::move(*memory));
+  KVM_REQUIRE_OK(registry);
+  CHECK(registry->state() == layout::SegmentState::kLive);
+  WireClient observer = server->Join("observer", kvmwire::OBSERVER);
+  CHECK(server->Stop());
+  CHECK(worker.ReadGoodbye().find("shutting down") != std::string::npos);
+  CHECK(observer.ReadGoodbye().find("shutting down") != std::string::npos);
+  CHECK(registry->state() == layout::SegmentState::kClosed);
+  CHECK_FALSE(std::filesystem::exists(path));
+}
+
+TEST_CASE("kvmd: a server that stops with clients and regions leaks no descriptor", "[unit]") {
+  const int before = OpenFds();
+  for (int round = 0; round < 3; ++round) {
+    ServerRunner server;
+    WireClient worker = server.Join("worker"), importer = server.Join("importer");
+    KVM_REQUIRE_OK(worker.DeclareModel(LlamaSpec()));
+    KVM_REQUIRE_OK(importer.DeclareModel(LlamaSpec()));
+    WireRegion region("pool", LlamaSpec(), 4);
+    KVM_REQUIRE_OK(region.Register(worker));
+    KVM_REQUIRE_OK(worker.Send(region.UnregisterMessage(10'000)));  // waits for the importer
+    server.Destroy();
+  }
+  CHECK(OpenFds() == before);
+}
+
+TEST_CASE("kvmd: when its process dies a client is gone, though somebody holds its connection open", "[unit]") {
+  // The child connects, gives the connection to this process and waits to be killed.
+  const ServerRunner server;
+  WireClient bystander = server.Join("bystander");
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  const UniqueFd ours(ends[0]);
+  UniqueFd theirs(ends[1]);
+  const std::string path = server.socket_path();
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    Result<WireClient> client = WireClient::Connect(path);
+    if (!client) ::_exit(1);
+    SendRaw(theirs.get(), "x", {client->fd()});
+    ::pause();
+    ::_exit(0);
+  }
+  theirs.Reset();
+  char byte = 0;
+  iovec vector{&byte, 1};
+  msghdr message{};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  REQUIRE(::recvmsg(ours.get(), &message, MSG_CMSG_CLOEXEC) == 1);
+  int fd = -1;
+  std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+  WireClient held{UniqueFd(fd)};
+  KVM_REQUIRE_OK(held.Hello("held"));
+  KVM_REQUIRE_OK(held.DeclareModel(LlamaSpec()));
+  WireRegion region("pool", LlamaSpec(), 4);
+  KVM_REQUIRE_OK(region.Register(held));
+  CHECK(bystander.QueryStatus()->clients() == 2);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  CHECK(Eventually([&] {
+    const Result<kvmwire::StatusReply> status = bystander.QueryStatus();
+    return status && status->clients() == 1 && status->domains(0).regions() == 0;
+  }));
+}
+
+TEST_CASE("kvmd: domains are made as users come, and a full house drops an idle one", "[unit]") {
+  if (::geteuid() != 0) KVM_SKIP("needs root, to connect as other users");
+  daemon::Config config;
+  config.max_domains = 2;
+  const ServerRunner server(config);
+  const auto join_as = [&](uid_t uid) {
+    // Credentials are taken when connecting; this thread alone changes its user for that moment.
+    REQUIRE(::seteuid(uid) == 0);
+    Result<WireClient> client = WireClient::Connect(server.socket_path());
+    REQUIRE(::seteuid(0) == 0);
+    KVM_REQUIRE_OK(client);
+    return std::move(*client);
+  };
+  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms::all);
+  WireClient first = join_as(1001), second = join_as(1002);
+  Result<Received> hello = first.Hello();
+  KVM_REQUIRE_OK(hello);
+  CHECK(hello->message.hello_reply().domain() == "uid-1001");
+  KVM_REQUIRE_OK(second.Hello());
+  WireClient third = join_as(1003);
+  KVM_CHECK_ERROR(third.Hello(), Errc::kResourceExhausted, "--max-domains");
+  first.Close();
+  CHECK(Eventually([&] { return join_as(1003).Hello().has_value(); }));
+  // What others have is not theirs to see.
+  CHECK(second.QueryStatus()->domains_size() == 1);
+  CHECK(second.QueryStatus()->client_list_size() == 1);
+}
+
+}  // namespace
+}  // namespace kvm::test

@@ -1,0 +1,371 @@
+// A domain without sockets: capacity, fairness, replicas, staleness, leaving, model rows.
+#include <unistd.h>
+
+#include <memory>
+#include <vector>
+
+#include "daemon/domain.h"
+#include "tests/catch.h"
+#include "tests/support/model_specs.h"
+#include "tests/support/random.h"
+#include "tests/support/wire_client.h"
+
+namespace kvm::daemon {
+namespace {
+
+using test::LlamaSpec;
+using test::WireRegion;
+
+BlockKey Key(std::uint64_t n) {
+  test::Random random(n + 1);
+  return {random.Next(), random.Next()};
+}
+
+struct Registry {
+  explicit Registry(Config config_ = {}) : config(std::move(config_)) {
+    Result<std::unique_ptr<Domain>> made = Domain::Create("test", config);
+    KVM_REQUIRE_OK(made);
+    domain = std::move(*made);
+    KVM_REQUIRE_OK(domain->models().Declare(1, LlamaSpec()));
+    Result<MappedMemory> memory = MappedMemory::Attach(domain->segment().fd());
+    KVM_REQUIRE_OK(memory);
+    Result<RegistryView> opened = RegistryView::Open(std::move(*memory));
+    KVM_REQUIRE_OK(opened);
+    view = *opened;
+  }
+
+  Result<Region*> Register(ClientId client, WireRegion& region) {
+    std::vector<UniqueFd> fds;
+    for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
+    Result<Region*> registered = domain->RegisterRegion({client, 100, 1000}, region.descriptor, std::move(fds));
+    if (registered) {
+      region.row = (*registered)->row;
+      region.region_epoch = (*registered)->info.region_epoch;
+    }
+    return registered;
+  }
+  kvmwire::PublishAck Publish(ClientId client, const WireRegion& region, const std::vector<PublishRecord>& records) {
+    return domain->Publish(client, region.PublishMessage(records).publish());
+  }
+  // Publishes blocks [from, to) under Key(key_base + block).
+  kvmwire::PublishAck PublishRange(ClientId client, WireRegion& region, std::uint32_t from, std::uint32_t to, std::uint64_t key_base) {
+    std::vector<PublishRecord> records;
+    for (std::uint32_t block = from; block < to; ++block) records.push_back(region.Write(block, Key(key_base + block)));
+    return Publish(client, region, records);
+  }
+  std::size_t Replicas(const BlockKey& key) const {
+    IndexEntry out[layout::kMaxReplicas];
+    return view.index().Find(key, out);
+  }
+  const layout::Counters& counters() const { return view.header().counters; }
+
+  Config config;
+  std::unique_ptr<Domain> domain;
+  RegistryView view;
+};
+
+Config Small(std::uint64_t max_entries) {
+  Config config;
+  config.max_entries = max_entries;
+  config.max_regions = 8;
+  config.max_models = 2;
+  return config;
+}
+
+TEST_CASE("Registry: an entry costs less than 100 bytes", "[unit]") {
+  Config config;
+  const Registry registry(config);
+  const std::uint64_t rows = config.max_regions * sizeof(layout::RegionRow) + config.max_models * sizeof(layout::ModelRow);
+  const std::uint64_t reverse_map = sizeof(std::uint32_t);
+  CHECK((registry.domain->segment().size() - rows) / config.max_entries + reverse_map < 100);
+  CHECK(registry.view.index().slots() * 3 >= config.max_entries * 4);
+}
+
+TEST_CASE("Registry: a full index makes room instead of growing", "[unit]") {
+  Registry registry(Small(256));
+  WireRegion region("pool", LlamaSpec(), 1000);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  for (std::uint32_t from = 0; from < 1000; from += 100) {
+    const kvmwire::PublishAck ack = registry.PublishRange(1, region, from, from + 100, 0);
+    CHECK(ack.inserted() == 100);
+    CHECK(registry.domain->entries() <= 256);
+  }
+  CHECK(registry.domain->entries() == 256);
+  CHECK(registry.view.header().live_entries.load() == 256);
+  CHECK(registry.counters().published.load() == 1000);
+  CHECK(registry.counters().evicted.load() == 1000 - 256);
+  std::size_t found = 0;
+  for (std::uint32_t block = 0; block < 1000; ++block) found += registry.Replicas(Key(block));
+  CHECK(found == 256);
+}
+
+TEST_CASE("Registry: a client over its share takes room from itself, not from one below it", "[unit]") {
+  Registry registry(Small(256));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  WireRegion greedy("greedy", LlamaSpec(), 4000), modest("modest", LlamaSpec(), 64);
+  KVM_REQUIRE_OK(registry.Register(1, greedy));
+  KVM_REQUIRE_OK(registry.Register(2, modest));
+  CHECK(registry.PublishRange(2, modest, 0, 64, 100'000).inserted() == 64);
+  CHECK(registry.PublishRange(1, greedy, 0, 4000, 0).inserted() == 4000);
+  CHECK(registry.domain->AccountOf(2).entries == 64);
+  CHECK(registry.domain->AccountOf(1).entries == 192);
+}
+
+TEST_CASE("Registry: a newcomer gets room from whoever has more than its share", "[unit]") {
+  Registry registry(Small(256));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  WireRegion first("first", LlamaSpec(), 256), second("second", LlamaSpec(), 256);
+  KVM_REQUIRE_OK(registry.Register(1, first));
+  CHECK(registry.PublishRange(1, first, 0, 256, 0).inserted() == 256);
+  KVM_REQUIRE_OK(registry.Register(2, second));
+  CHECK(registry.PublishRange(2, second, 0, 256, 100'000).inserted() == 256);
+  CHECK(registry.domain->AccountOf(1).entries == 128);
+  CHECK(registry.domain->AccountOf(2).entries == 128);
+}
+
+TEST_CASE("Registry: stale entries make room before good ones", "[unit]") {
+  Registry registry(Small(128));
+  WireRegion region("pool", LlamaSpec(), 256);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  CHECK(registry.PublishRange(1, region, 0, 128, 0).inserted() == 128);
+  for (std::uint32_t block = 0; block < 128; ++block) region.generations.BeginWrite(block);
+  CHECK(registry.PublishRange(1, region, 128, 256, 0).inserted() == 128);
+  // The search is bounded, so the last few stale ones may be overlooked.
+  CHECK(registry.counters().evicted.load() < 16);
+  CHECK(registry.counters().swept.load() + registry.counters().evicted.load() == 128);
+}
+
+TEST_CASE("Registry: publishes that can't be true are refused and counted", "[unit]") {
+  Registry registry(Small(128));
+  WireRegion region("pool", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  PublishRecord stale = region.Write(0, Key(0));
+  region.generations.BeginWrite(0);
+  PublishRecord good = region.Write(1, Key(1)), odd = good, zero = good, far = good;
+  odd.generation |= 1;
+  zero.generation = 0;
+  far.block = 8;
+  const kvmwire::PublishAck ack = registry.Publish(1, region, {stale, odd, zero, far, good});
+  CHECK(ack.refused_stale() == 1);
+  CHECK(ack.refused_invalid() == 3);
+  CHECK(ack.inserted() == 1);
+  CHECK(registry.domain->entries() == 1);
+  CHECK(registry.Publish(2, region, {good}).refused_invalid() == 1);  // somebody else's region
+  ++region.region_epoch;
+  CHECK(registry.Publish(1, region, {good}).refused_invalid() == 1);
+}
+
+TEST_CASE("Registry: a block has one entry, its latest", "[unit]") {
+  Registry registry(Small(128));
+  WireRegion region("pool", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).inserted() == 1);
+  CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).inserted() == 1);  // the same key anew
+  CHECK(registry.domain->entries() == 1);
+  CHECK(registry.counters().replaced.load() == 0);
+  CHECK(registry.Publish(1, region, {region.Write(3, Key(1))}).inserted() == 1);
+  CHECK(registry.domain->entries() == 1);
+  CHECK(registry.counters().replaced.load() == 1);
+  CHECK(registry.Replicas(Key(0)) == 0);
+  IndexEntry entry;
+  REQUIRE(registry.view.index().Find(Key(1), {&entry, 1}) == 1);
+  CHECK(entry.generation == region.generations.Current(3));
+}
+
+TEST_CASE("Registry: replicas are limited, a stale one gives way", "[unit]") {
+  Config config = Small(128);
+  config.max_replicas = 3;
+  Registry registry(config);
+  WireRegion region("pool", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  for (std::uint32_t block = 0; block < 3; ++block) CHECK(registry.Publish(1, region, {region.Write(block, Key(0))}).inserted() == 1);
+  CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).refused_replicas() == 1);
+  region.generations.BeginWrite(1);
+  CHECK(registry.Publish(1, region, {region.Write(4, Key(0))}).inserted() == 1);
+  IndexEntry found[layout::kMaxReplicas];
+  REQUIRE(registry.view.index().Find(Key(0), found) == 3);
+  CHECK(found[0].block == 0);
+  CHECK(found[1].block == 2);
+  CHECK(found[2].block == 4);
+}
+
+TEST_CASE("Registry: retracting drops what has been rewritten and nothing else", "[unit]") {
+  Registry registry(Small(128));
+  WireRegion region("pool", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  registry.PublishRange(1, region, 0, 8, 0);
+  region.generations.BeginWrite(2);
+  kvmwire::Retract retract;
+  retract.set_region(region.row);
+  retract.set_region_epoch(region.region_epoch);
+  for (const std::uint32_t block : {2u, 2u, 3u, 8u, 0xFFFFFFFFu}) retract.add_blocks(block);
+  registry.domain->Retract(2, retract);
+  CHECK(registry.domain->entries() == 8);
+  registry.domain->Retract(1, retract);
+  CHECK(registry.domain->entries() == 7);
+  CHECK(registry.counters().retracted.load() == 1);
+  CHECK(registry.Replicas(Key(2)) == 0);
+  CHECK(registry.Replicas(Key(3)) == 1);
+}
+
+TEST_CASE("Registry: the sweeper finds every rewritten block, also after idle rounds", "[unit]") {
+  Registry registry(Small(4096));
+  WireRegion region("pool", LlamaSpec(), 4000);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  registry.PublishRange(1, region, 0, 4000, 0);
+  for (int i = 0; i < 100; ++i) registry.domain->Sweep(8192);
+  CHECK(registry.counters().swept.load() == 0);
+  for (std::uint32_t block = 0; block < 4000; block += 2) region.generations.BeginWrite(block);
+  for (int i = 0; i < 100; ++i) registry.domain->Sweep(8192);
+  CHECK(registry.counters().swept.load() == 2000);
+  CHECK(registry.view.header().live_entries.load() == 2000);
+  for (std::uint32_t block = 0; block < 4000; ++block) REQUIRE(registry.Replicas(Key(block)) == block % 2);
+}
+
+TEST_CASE("Registry: a region leaves in slices and its row rests until it is done", "[unit]") {
+  Config config = Small(4096);
+  config.max_regions = 1;
+  Registry registry(config);
+  WireRegion region("pool", LlamaSpec(), 1000), next("next", LlamaSpec(), 10);
+  Result<Region*> registered = registry.Register(1, region);
+  KVM_REQUIRE_OK(registered);
+  registry.PublishRange(1, region, 0, 1000, 0);
+  KVM_CHECK_ERROR(registry.Register(1, next), Errc::kResourceExhausted, "--max-regions");
+
+  (*registered)->waiting_for.insert(9);
+  registry.domain->StartLeaving(**registered, layout::RegionState::kWithdrawing);
+  layout::RegionInfo info;
+  REQUIRE(registry.view.ReadRegion(region.row, info));
+  CHECK(info.state == static_cast<std::uint32_t>(layout::RegionState::kWithdrawing));
+  CHECK(registry.Publish(1, region, {region.Write(0, Key(5000))}).refused_invalid() == 1);
+  CHECK(registry.domain->Reap(400));
+  CHECK(registry.domain->entries() == 600);
+  CHECK(registry.domain->Reap(400));
+  CHECK_FALSE(registry.domain->Reap(400));
+  CHECK(registry.domain->entries() == 0);
+  CHECK(registry.counters().reaped.load() == 1000);
+  KVM_CHECK_ERROR(registry.Register(1, next), Errc::kResourceExhausted, "--max-regions");  // an importer has it mapped
+
+  Region* leaving = registry.domain->FindRegion(region.row, region.region_epoch);
+  REQUIRE(leaving != nullptr);
+  leaving->waiting_for.clear();
+  registry.domain->Reap(1);
+  CHECK(registry.domain->FindRegion(region.row, region.region_epoch) == nullptr);
+  CHECK_FALSE(registry.view.ReadRegion(region.row, info));
+  KVM_REQUIRE_OK(registry.Register(1, next));
+  CHECK(next.row == region.row);
+  CHECK(next.region_epoch != region.region_epoch);
+  CHECK(registry.domain->AccountOf(1).blocks == 10);
+}
+
+TEST_CASE("Registry: keys that share one home cost their publisher refusals, nobody else time", "[unit]") {
+  Registry registry(Small(8192));
+  WireRegion region("pool", LlamaSpec(), 8192);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  std::vector<PublishRecord> records;
+  for (std::uint32_t block = 0; block < 8000; ++block) records.push_back(region.Write(block, BlockKey{block, 12345}));
+  const kvmwire::PublishAck ack = registry.Publish(1, region, records);
+  CHECK(ack.inserted() == kMaxDisplacement + 1);
+  CHECK(ack.refused_full() == 8000 - (kMaxDisplacement + 1));
+}
+
+TEST_CASE("Registry: a model's row lives while somebody declares it or has blocks of it", "[unit]") {
+  Registry registry(Small(128));
+  WireRegion region("pool", LlamaSpec(), 8);
+  Result<Region*> registered = registry.Register(2, region);  // client 1 has declared the model
+  KVM_REQUIRE_OK(registered);
+  const std::uint32_t model = (*registered)->info.model;
+  registry.domain->models().ForgetClient(1);
+  layout::ModelInfo info;
+  REQUIRE(registry.view.ReadModel(model, info));
+  CHECK(std::string(info.spec, info.spec_bytes) == LlamaSpec().Canonical());
+  registry.domain->StartLeaving(**registered, layout::RegionState::kFree);
+  registry.domain->Reap(1);
+  CHECK_FALSE(registry.view.ReadModel(model, info));
+  CHECK(registry.domain->models().live() == 0);
+  CHECK(registry.domain->idle());
+
+  ModelSpec spec = LlamaSpec();
+  for (int i = 0; i < 2; ++i) {
+    spec.revision = std::to_string(i);
+    KVM_REQUIRE_OK(registry.domain->models().Declare(1, spec));
+  }
+  spec.revision = "one too many";
+  KVM_CHECK_ERROR(registry.domain->models().Declare(1, spec), Errc::kResourceExhausted, "--max-models");
+}
+
+TEST_CASE("Registry: regions are refused with the reason named", "[unit]") {
+  Config config = Small(128);
+  config.max_regions_per_client = 2;
+  config.max_blocks_per_client = 100;
+  config.max_fds_per_client = 5;
+  Registry registry(config);
+  WireRegion region("pool", LlamaSpec(), 8, 64);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  const auto refused = [&](WireRegion& other, Errc code, const std::string& text) {
+    KVM_CHECK_ERROR(registry.Register(1, other), code, text);
+  };
+
+  WireRegion other("other", LlamaSpec(), 8, 128);
+  refused(other, Errc::kBadGeometry, "128");  // blocks of another size
+  refused(region, Errc::kAlreadyExists, "pool");
+  WireRegion large("large", LlamaSpec(), 93, 64);
+  refused(large, Errc::kResourceExhausted, "--max-blocks-per-client");
+
+  WireRegion bad("bad", LlamaSpec(), 8, 64);
+  const kvmwire::RegionDescriptor good = bad.descriptor;
+  for (const std::string& name : {std::string(), std::string("with space"), std::string("new\nline"), std::string(64, 'x')}) {
+    bad.descriptor.set_name(name);
+    refused(bad, Errc::kInvalidArgument, "name");
+  }
+  bad.descriptor = good;
+  bad.descriptor.set_fingerprint(std::string(32, 'x'));
+  refused(bad, Errc::kNotFound, "model");
+  bad.descriptor = good;
+  bad.descriptor.set_shard(0, 3);
+  refused(bad, Errc::kInvalidArgument, "rank");
+  bad.descriptor = good;
+  bad.descriptor.set_shard(1, 2);
+  refused(bad, Errc::kModelMismatch, "tp_size");
+  bad.descriptor = good;
+  bad.descriptor.add_shard(1);
+  refused(bad, Errc::kInvalidArgument, "shard");
+  bad.descriptor = good;
+  bad.descriptor.set_handle_kind(17);
+  refused(bad, Errc::kUnsupported, "17");
+  bad.descriptor = good;
+  bad.descriptor.set_handle_kind(2);  // cuda_ipc: a handle, no descriptor
+  refused(bad, Errc::kInvalidArgument, "descriptors");
+  bad.descriptor = good;
+  bad.descriptor.mutable_segments(0)->set_handle(std::string(64, 'h'));
+  refused(bad, Errc::kInvalidArgument, "handle");
+  bad.descriptor = good;
+  bad.descriptor.mutable_segments(0)->set_size_bytes(1 << 20);  // the memfd is smaller
+  refused(bad, Errc::kInvalidArgument, "segment 0");
+  bad.descriptor = good;
+  bad.descriptor.mutable_segments(0)->set_size_bytes(0);
+  refused(bad, Errc::kInvalidArgument, "segment 0");
+  bad.descriptor = good;
+  bad.descriptor.set_block_count(9);
+  refused(bad, Errc::kBadGeometry, "ends at byte");
+  bad.descriptor = good;
+  bad.descriptor.mutable_parts(0)->set_block_stride(~std::uint64_t{0});
+  refused(bad, Errc::kBadGeometry, "64 bits");
+  bad.descriptor = good;
+  bad.descriptor.clear_parts();
+  refused(bad, Errc::kBadGeometry, "no parts");
+  bad.descriptor = good;
+  bad.descriptor.set_device_uuid("short");
+  refused(bad, Errc::kInvalidArgument, "device_uuid");
+  bad.descriptor = good;
+  bad.descriptor.set_block_count(7);  // fits the segment, not the generation table
+  refused(bad, Errc::kProtocol, "generation table");
+  CHECK(registry.domain->AccountOf(1).regions == 1);
+
+  WireRegion second("second", LlamaSpec(), 8, 64), third("third", LlamaSpec(), 8, 64);
+  KVM_REQUIRE_OK(registry.Register(1, second));
+  refused(third, Errc::kResourceExhausted, "--max-regions-per-client");
+}
+
+}  // namespace
+}  // namespace kvm::daemon
