@@ -133,6 +133,16 @@ __device__ void Finish(const TableView& table, const CopyArgs& args) {
   }
 }
 
+// A table that came with the launch is kept for the next one: a second time it would cost as much again.
+__device__ void KeepTable(const unsigned char* table, const CopyArgs& args, unsigned thread, unsigned threads) {
+  if (args.kept_table == nullptr || blockIdx.x + 1 != gridDim.x) return;
+  const std::size_t bytes =
+      args.group_count * sizeof(GroupEntry) + args.piece_count * sizeof(PieceEntry) + args.pair_count * sizeof(PairEntry);
+  const auto* from = reinterpret_cast<const std::uint64_t*>(table);
+  auto* to = static_cast<std::uint64_t*>(args.kept_table);
+  for (std::uint32_t i = thread; i < bytes / sizeof(std::uint64_t); i += threads) to[i] = from[i];
+}
+
 // One warp, up to kLoadsInFlight words a thread at a time.
 template <class Word>
 __device__ void CopyByWarp(const Item& item, unsigned lane) {
@@ -169,6 +179,7 @@ __global__ void __launch_bounds__(1024, 1) VectorCopy(const __grid_constant__ Co
   for (std::uint32_t item = blockIdx.x * warps + threadIdx.x / kWarp; item < args.item_count; item += gridDim.x * warps) {
     CopyByWarp<Word>(finder.Find(item), lane);
   }
+  KeepTable(storage.data(), args, threadIdx.x, blockDim.x);
   Finish(table, args);
 }
 
@@ -255,6 +266,7 @@ __global__ void __launch_bounds__(512, 1)
       EmptyRing(ring, args);
     }
   }
+  if (warp >= 2 * rings) KeepTable(storage.data(), args, threadIdx.x - 2 * rings * kWarp, blockDim.x - 2 * rings * kWarp);
   Finish(table, args);
 }
 

@@ -56,6 +56,7 @@ struct CopyArgs {
   std::uint32_t item_count = 0;  // of all groups
   std::uint32_t unit_bytes = 0;  // most bytes of one item
   ReportBy report = ReportBy::kNobody;
+  void* kept_table = nullptr;  // device memory: the copy kernel leaves its table here for the validation; null: it doesn't
   std::uint32_t done_value = 0;
   std::uint8_t* statuses = nullptr;   // [pair_count], host memory, zeros before; a status says that it is final
   std::uint32_t* done = nullptr;      // host memory

@@ -31,9 +31,12 @@ class CudaImportJob final : public ImportJob {
   void Start() {
     if (request_.blocks.empty()) return Finish();
     if (request_.deadline != SteadyTime::max() && Clock::now() >= request_.deadline) return FailFrom(0, BlockStatus::kDeadline);
-    Status started = Submit();
-    if (!started && !slot_) return FailFrom(0, BlockStatus::kError);
-    if (!started) Abandon();
+    if (const Status submitted = Submit(); submitted) return;
+    if (started_) {
+      Abandon();
+    } else {
+      FailAll();
+    }
   }
 
   bool Done() noexcept override {
@@ -61,9 +64,14 @@ class CudaImportJob final : public ImportJob {
  private:
   static constexpr unsigned kPollsPerQuery = 4096, kSpinsBeforeYield = 20000;
 
+  // From so many blocks on the GPU starts with the first part of them.
+  static constexpr std::size_t kOneWaveBlocks = 2048, kFirstWaveBlocks = 1024, kMostWaves = 2;
+
+  Status CheckRequest();
+  std::vector<TransferRun> TakeRuns(std::size_t end);
   Status Submit();
-  Status Enqueue(const TransferPlan& plan, cudaStream_t stream);
-  Result<std::vector<TransferRun>> CheckRuns();
+  Status SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave);
+  Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
   void ValidateOnCpu();
 
   // Something was queued and something failed: waits for the former, fails everything.
@@ -145,46 +153,83 @@ class CudaImportJob final : public ImportJob {
   std::size_t submitted_ = 0;      // leading blocks that the GPU was given
   std::uint32_t job_ = 0;
   unsigned polls_ = 0;
-  bool usable_ = true;  // of the slot, afterwards
-  std::size_t reported_ = 0;
-  bool on_gpu_ = true;  // who validates
+  bool usable_ = true;           // of the slot, afterwards
+  std::size_t reported_ = 0;     // leading statuses that are there
+  std::size_t table_bound_ = 0;  // most bytes that the tables of all waves can have
+  std::size_t table_used_ = 0;
+  std::span<std::byte* const> destination_bases_;
+  bool on_gpu_ = true;        // who validates
+  bool stale_found_ = false;  // by the first check
+  bool started_ = false;      // something is queued
   bool finished_ = false;
 };
 
-// The first check of every generation. Ends with the first block that is stale already.
-Result<std::vector<TransferRun>> CudaImportJob::CheckRuns() {
-  std::vector<TransferRun> runs;
-  const bool validate = request_.validation == Validation::kBeforeAndAfter;
+// Whether the request holds together, and whether the GPU can read all generations that it needs.
+Status CudaImportJob::CheckRequest() {
+  const auto* destination = dynamic_cast<const CudaLocalMemory*>(request_.destination);
+  if (destination == nullptr || destination->device().ordinal() != device_->ordinal()) {
+    return MakeError(Errc::kInvalidArgument, "import: the destination is not memory of this GPU");
+  }
+  destination_bases_ = destination->bases();
+  on_gpu_ = request_.validation == Validation::kBeforeAndAfter;
+  std::size_t covered = 0;
+  std::vector<const ImportRun*> groups;  // one of each source and plan
+  table_bound_ = request_.blocks.size() * sizeof(PairEntry);
   for (const ImportRun& run : request_.runs) {
-    const auto* source = dynamic_cast<const CudaPeerMemory*>(run.source);
-    if (source == nullptr || run.plan == nullptr || run.generations == nullptr || run.first != submitted_ ||
-        run.count > request_.blocks.size() - run.first) {
+    if (dynamic_cast<const CudaPeerMemory*>(run.source) == nullptr || run.plan == nullptr || run.generations == nullptr ||
+        run.first != covered || run.count > request_.blocks.size() - covered) {
       return MakeError(Errc::kInvalidArgument, "import: a run that is not of this backend, or out of order");
     }
-    const GenerationReader& generations = run.generations->reader;
-    const auto* registered = static_cast<const RegisteredMemory*>(run.generations->attachment.get());
-    std::size_t good = 0;
-    constexpr std::size_t kAhead = 16;
-    while (validate && good < run.count) {
-      if (good + kAhead < run.count) generations.Prefetch(request_.blocks[run.first + good + kAhead].source_block);
-      const ImportBlock& block = request_.blocks[run.first + good];
-      if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) break;
-      ++good;
+    covered += run.count;
+    const bool known = std::any_of(groups.begin(), groups.end(),
+                                   [&](const ImportRun* other) { return other->source == run.source && other->plan == run.plan; });
+    if (!known) {
+      groups.push_back(&run);
+      table_bound_ += kMostWaves * (sizeof(GroupEntry) + run.plan->size() * sizeof(PieceEntry));
     }
-    if (!validate) good = run.count;
-    on_gpu_ = on_gpu_ && validate && registered != nullptr;
+    on_gpu_ = on_gpu_ && run.generations->attachment != nullptr;
+  }
+  if (covered != request_.blocks.size()) return MakeError(Errc::kInvalidArgument, "import: runs that don't cover the blocks");
+  if (!request_.stream) return {};
+  const DeviceGuard guard(*device_);
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(reinterpret_cast<cudaStream_t>(request_.stream->value), &capture);
+  if (error != cudaSuccess) return CudaError(error, "import: the caller's stream");
+  if (capture != cudaStreamCaptureStatusNone) return MakeError(Errc::kInvalidArgument, "import: the caller's stream is being captured");
+  return {};
+}
+
+// The first check of the generations of blocks [submitted_, end): moves submitted_ on to the first that is
+// stale already, or to end.
+std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
+  std::vector<TransferRun> runs;
+  const bool validate = request_.validation == Validation::kBeforeAndAfter;
+  constexpr std::size_t kAhead = 16;
+  for (const ImportRun& run : request_.runs) {
+    const std::size_t run_end = std::min(run.first + run.count, end);
+    if (run_end <= submitted_) continue;
+    const GenerationReader& generations = run.generations->reader;
+    const std::size_t first = submitted_;
+    for (; validate && submitted_ < run_end; ++submitted_) {
+      if (submitted_ + kAhead < run_end) generations.Prefetch(request_.blocks[submitted_ + kAhead].source_block);
+      const ImportBlock& block = request_.blocks[submitted_];
+      if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) break;
+    }
+    if (!validate) submitted_ = run_end;
+    const auto& source = static_cast<const CudaPeerMemory&>(*run.source);
+    const auto* registered = static_cast<const RegisteredMemory*>(run.generations->attachment.get());
     TransferRun transfer;
     transfer.plan = run.plan;
-    transfer.source_bases = source->bases();
+    transfer.source_bases = source.bases();
     transfer.generations = registered == nullptr ? 0 : registered->device_address() + sizeof(GenerationHeader);
     transfer.generation_count = registered == nullptr ? 0 : generations.block_count();
-    transfer.path = source->path();
+    transfer.path = source.path();
     transfer.source = run.source;
-    transfer.first = run.first;
-    transfer.count = good;
-    runs.push_back(transfer);
-    submitted_ = run.first + good;
-    if (good < run.count) {
+    transfer.first = first;
+    transfer.count = submitted_ - first;
+    if (transfer.count > 0) runs.push_back(transfer);
+    if (submitted_ < run_end) {
+      stale_found_ = true;
       statuses_[submitted_] = BlockStatus::kStale;
       break;
     }
@@ -192,55 +237,60 @@ Result<std::vector<TransferRun>> CudaImportJob::CheckRuns() {
   return runs;
 }
 
+// A long list goes in two waves: while the GPU copies the first, the CPU checks and plans the second.
 Status CudaImportJob::Submit() {
-  const auto* destination = dynamic_cast<const CudaLocalMemory*>(request_.destination);
-  if (destination == nullptr || destination->device().ordinal() != device_->ordinal()) {
-    return MakeError(Errc::kInvalidArgument, "import: the destination is not memory of this GPU");
+  if (Status sound = CheckRequest(); !sound) return sound;
+  const std::size_t count = request_.blocks.size();
+  bool more = true;
+  while (more) {
+    const std::size_t first = submitted_;
+    const std::size_t end = first == 0 && count > kOneWaveBlocks && on_gpu_ ? kFirstWaveBlocks : count;
+    const std::vector<TransferRun> runs = TakeRuns(end);
+    more = !stale_found_ && submitted_ < count;
+    if (submitted_ == first) break;
+    if (Status enqueued = SubmitWave(runs, first, first == 0 && !more); !enqueued) return enqueued;
   }
-  const Result<std::vector<TransferRun>> runs = CheckRuns();
-  if (!runs) return runs.error();
-  if (submitted_ == 0) {
-    Finish();
-    return {};
-  }
-  if (request_.stream) {
-    const DeviceGuard guard(*device_);
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    const cudaError_t error = cudaStreamIsCapturing(reinterpret_cast<cudaStream_t>(request_.stream->value), &capture);
-    if (error != cudaSuccess) return CudaError(error, "import: the caller's stream");
-    if (capture != cudaStreamCaptureStatusNone) return MakeError(Errc::kInvalidArgument, "import: the caller's stream is being captured");
+  if (submitted_ == 0) Finish();
+  return {};
+}
+
+Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave) {
+  if (!slot_) {
+    Result<std::unique_ptr<ImportSlot>> slot = slots_->Take();
+    if (!slot) return slot.error();
+    slot_ = std::move(*slot);
+    job_ = slot_->NextJob();
+    stream_ = request_.stream ? reinterpret_cast<cudaStream_t>(request_.stream->value) : slot_->stream();
   }
   CopyLimits limits = device_->limits();
   limits.max_sms = request_.max_sms;
-  Result<std::unique_ptr<ImportSlot>> slot = slots_->Take();
-  if (!slot) return slot.error();
-  TransferPlan& plan = (*slot)->plan();
-  Status ready = PlanTransfer(*runs, request_.blocks, destination->bases(), limits, plan);
-  if (ready) ready = (*slot)->Reserve(plan.pair_count, plan.table.size() > kMaxInlineTable ? plan.table.size() : 0);
-  if (!ready) {
-    slots_->Return(std::move(*slot), true);
-    return ready;
-  }
-  slot_ = std::move(*slot);
-  order_ = plan.order;
-  job_ = slot_->NextJob();
-  stream_ = request_.stream ? reinterpret_cast<cudaStream_t>(request_.stream->value) : slot_->stream();
-  std::memset(slot_->statuses(), 0, submitted_);
-  return Enqueue(plan, stream_);
+  TransferPlan& plan = slot_->plan();
+  if (Status planned = PlanTransfer(runs, request_.blocks, destination_bases_, limits, plan); !planned) return planned;
+  const bool fused = only_wave && plan.item_count > 0 && plan.pair_count <= kFusedPairs;
+  // Room for all waves at once: what the GPU is using must not move.
+  const bool in_launch = fused && plan.table.size() <= kMaxInlineTable;
+  if (Status room = slot_->Reserve(request_.blocks.size(), in_launch ? 0 : table_bound_); !room) return room;
+  std::memset(slot_->statuses() + first, 0, plan.pair_count);
+  order_.insert(order_.end(), plan.order.begin(), plan.order.end());
+  return Enqueue(plan, first, fused);
 }
 
-Status CudaImportJob::Enqueue(const TransferPlan& plan, cudaStream_t stream) {
+Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool fused) {
   const DeviceGuard guard(*device_);
+  started_ = true;
+  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
   const void* device_table = nullptr;
   if (plan.table.size() > kMaxInlineTable) {
-    std::memcpy(slot_->staged_table(), plan.table.data(), plan.table.size());
-    const cudaError_t error = cudaMemcpyAsync(slot_->table(), slot_->staged_table(), plan.table.size(), cudaMemcpyHostToDevice, stream);
+    std::byte* const staged = slot_->staged_table() + table_used_;
+    std::memcpy(staged, plan.table.data(), plan.table.size());
+    const cudaError_t error = cudaMemcpyAsync(own_table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream_);
     if (error != cudaSuccess) return CudaError(error, "import: uploading the table");
-    device_table = slot_->table();
+    device_table = own_table;
   }
+  table_used_ += plan.table.size();
   for (const EngineCopy& copy : plan.engine_copies) {
     const cudaError_t error = cudaMemcpyAsync(reinterpret_cast<void*>(copy.destination), reinterpret_cast<const void*>(copy.source),
-                                              copy.bytes, cudaMemcpyDefault, stream);
+                                              copy.bytes, cudaMemcpyDefault, stream_);
     if (error != cudaSuccess) return CudaError(error, "import: cudaMemcpyAsync");
   }
   CopyArgs args;
@@ -250,23 +300,25 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, cudaStream_t stream) {
   args.item_count = plan.item_count;
   args.unit_bytes = plan.kernel.unit_bytes;
   args.done_value = job_;
-  args.statuses = slot_->statuses();
+  args.statuses = slot_->statuses() + first;
   args.done = slot_->done();
   args.arrivals = slot_->arrivals();
-  const bool fused = plan.item_count > 0 && plan.pair_count <= kFusedPairs;
   if (!on_gpu_) {
     args.report = ReportBy::kDoneWord;
   } else if (fused) {
     args.report = ReportBy::kLastBlock;
+  } else if (plan.item_count > 0 && device_table == nullptr) {
+    args.kept_table = own_table;  // for the validation
   }
   cudaError_t error = cudaSuccess;
-  if (plan.item_count > 0 || !on_gpu_) error = LaunchCopy(plan.kernel, args, plan.table, device_table, stream);
+  if (plan.item_count > 0 || !on_gpu_) error = LaunchCopy(plan.kernel, args, plan.table, device_table, stream_);
   if (error == cudaSuccess && on_gpu_ && !fused) {
     CopyLimits limits = device_->limits();
     limits.max_sms = request_.max_sms;
-    error = LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream);
+    if (args.kept_table != nullptr) device_table = args.kept_table;
+    error = LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream_);
   }
-  if (error == cudaSuccess && request_.wants_event) error = cudaEventRecord(slot_->event(), stream);
+  if (error == cudaSuccess && request_.wants_event) error = cudaEventRecord(slot_->event(), stream_);
   return CudaStatus(error, "import: launching the copy");
 }
 

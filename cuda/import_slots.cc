@@ -7,7 +7,7 @@
 namespace kvm {
 namespace {
 
-constexpr std::size_t kSlotsAhead = 4, kMinBlocks = 4096, kMinTableBytes = std::size_t{64} << 10;
+constexpr std::size_t kSlotsAhead = 4, kMinBlocks = std::size_t{64} << 10, kMinTableBytes = std::size_t{512} << 10;
 
 }  // namespace
 
@@ -19,6 +19,8 @@ ImportSlot::~ImportSlot() {
   if (staged_ != nullptr) static_cast<void>(cudaFreeHost(staged_));
   if (table_ != nullptr) static_cast<void>(cudaFree(table_));
   if (arrivals_ != nullptr) static_cast<void>(cudaFree(arrivals_));
+  for (void* memory : retired_host_) static_cast<void>(cudaFreeHost(memory));
+  for (void* memory : retired_device_) static_cast<void>(cudaFree(memory));
   static_cast<void>(cudaGetLastError());
 }
 
@@ -40,7 +42,7 @@ Status ImportSlot::Reserve(std::size_t blocks, std::size_t table_bytes) {
     if (Status made = Make(); !made) return made;
   }
   if (blocks > blocks_) {
-    if (pinned_ != nullptr) static_cast<void>(cudaFreeHost(std::exchange(pinned_, nullptr)));
+    if (pinned_ != nullptr) retired_host_.push_back(std::exchange(pinned_, nullptr));
     blocks_ = 0;
     const std::size_t room = std::bit_ceil(std::max(blocks, kMinBlocks));
     const unsigned flags = cudaHostAllocPortable | cudaHostAllocMapped;
@@ -52,8 +54,8 @@ Status ImportSlot::Reserve(std::size_t blocks, std::size_t table_bytes) {
     *done() = 0;
   }
   if (table_bytes > table_bytes_) {
-    if (table_ != nullptr) static_cast<void>(cudaFree(std::exchange(table_, nullptr)));
-    if (staged_ != nullptr) static_cast<void>(cudaFreeHost(std::exchange(staged_, nullptr)));
+    if (table_ != nullptr) retired_device_.push_back(std::exchange(table_, nullptr));
+    if (staged_ != nullptr) retired_host_.push_back(std::exchange(staged_, nullptr));
     table_bytes_ = 0;
     const std::size_t room = std::bit_ceil(std::max(table_bytes, kMinTableBytes));
     cudaError_t error = cudaMalloc(&table_, room);

@@ -53,6 +53,9 @@ class ImportSlot {
   std::byte* staged_ = nullptr;
   void* table_ = nullptr;
   std::size_t table_bytes_ = 0;
+  // What became too small. Freeing waits for everything on the GPU, an import must not; sizes double, so
+  // this is never more than what is in use.
+  std::vector<void*> retired_host_, retired_device_;
   std::uint32_t* arrivals_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;

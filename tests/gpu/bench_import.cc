@@ -1,6 +1,6 @@
 // bench_import: what importing over CUDA costs, all rows of the table in one run.
 //
-//   bench_import [--owner GPU] [--importer GPU] [--out DIR] [--tune | --tune-quick]
+//   bench_import [--owner GPU] [--importer GPU] [--out DIR] [--tune | --tune-quick | --fixed-costs]
 //
 // Prints a table; with --out also writes DIR/import.json. Exit codes: 0 measured (whether or not a row
 // reaches its figure), 1 error, 77 fewer GPUs than named.
@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <optional>
 
 #include "tests/gpu/bench_setup.h"
 
@@ -64,7 +65,7 @@ int main(int argc, char** argv) {
   if (arguments.size() == 3 && arguments[0] == "--child") return kvm::test::RunExporter(std::stoi(arguments[2]));
   int owner = 0, importer = 1;
   std::string out;
-  bool tune = false, quick = false;
+  std::optional<kvm::bench::TuneDepth> tune;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const bool more = i + 1 < arguments.size();
     if (arguments[i] == "--owner" && more) {
@@ -73,9 +74,12 @@ int main(int argc, char** argv) {
       importer = std::stoi(arguments[++i]);
     } else if (arguments[i] == "--out" && more) {
       out = arguments[++i];
-    } else if (arguments[i] == "--tune" || arguments[i] == "--tune-quick") {
-      tune = true;
-      quick = arguments[i] == "--tune-quick";
+    } else if (arguments[i] == "--tune") {
+      tune = kvm::bench::TuneDepth::kFull;
+    } else if (arguments[i] == "--tune-quick") {
+      tune = kvm::bench::TuneDepth::kQuick;
+    } else if (arguments[i] == "--fixed-costs") {
+      tune = kvm::bench::TuneDepth::kFixedCosts;
     } else {
       std::cerr << "bench_import: unknown or incomplete option " << arguments[i] << std::endl;
       return 1;
@@ -88,7 +92,7 @@ int main(int argc, char** argv) {
     return 77;
   }
   if (tune) {
-    kvm::bench::RunTune(owner, importer, quick);
+    kvm::bench::RunTune(owner, importer, *tune);
     return 0;
   }
   kvm::bench::Report report;

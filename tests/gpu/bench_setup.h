@@ -105,6 +105,7 @@ class Importer {
 };
 
 void RunRows(Report& report, int owner, int importer);
-void RunTune(int owner, int importer, bool quick);
+enum class TuneDepth { kFixedCosts, kQuick, kFull };
+void RunTune(int owner, int importer, TuneDepth depth);
 
 }  // namespace kvm::bench

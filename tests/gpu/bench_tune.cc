@@ -63,6 +63,13 @@ void FixedCosts(Importer& importer, const Scratch& scratch, std::uint32_t shared
   for (const std::uint64_t bytes : {64 * kKiB, kMiB, 16 * kMiB}) {
     std::printf("copy engine, %lu KiB contiguous: %.1f us\n", bytes / kKiB, 1e6 * importer.Contiguous(bytes, 51).gpu);
   }
+  // What a table that travels in the launch costs, by its size; one that was uploaded before comes last.
+  for (const std::uint64_t blocks : {kMiB, 16 * kMiB, 20 * kMiB, 64 * kMiB, 100 * kMiB, 128 * kMiB}) {
+    const Geometry small = Planes(kPoolBytes, 64 * kKiB, 64 * kKiB);
+    const KernelChoice choice{KernelKind::kVector, 16, 4096, 24, 512, 0, 0};
+    std::printf("empty kernel with a table of %lu pairs: %.1f us\n", blocks / (64 * kKiB),
+                1e6 * TimeOf(importer, scratch, small, importer.Scattered(small, blocks), choice, 51, ReportBy::kNobody, true));
+  }
   const unsigned stages = shared == 0 ? 0 : std::min(48u, shared / 8192) / 2;
   for (const KernelChoice& choice :
        {KernelChoice{KernelKind::kVector, 16, 4096, 24, 512, 0, 0}, {KernelKind::kBulk, 16, 8192, 24, 512, 2, stages}}) {
@@ -149,7 +156,7 @@ void Engine(Importer& importer) {
 
 }  // namespace
 
-void RunTune(int owner, int importer_ordinal, bool quick) {
+void RunTune(int owner, int importer_ordinal, TuneDepth depth) {
   test::ExporterProcess exporter;
   const ExportedPool pool = OpenPool(exporter, owner, layout::HandleKind::kCudaVmmFd);
   for (const int ordinal : {importer_ordinal, owner}) {
@@ -159,9 +166,11 @@ void RunTune(int owner, int importer_ordinal, bool quick) {
     MustSucceed(PrepareCopyKernels(shared), "PrepareCopyKernels");
     const Scratch scratch;
     FixedCosts(importer, scratch, shared);
+    if (depth == TuneDepth::kFixedCosts) continue;
     Engine(importer);
     for (const std::uint64_t chunk : {64 * kKiB, 16 * kKiB, 4 * kKiB}) {
-      for (const std::uint64_t bytes : {kGiB, 16 * kMiB}) Kernels(importer, scratch, shared, chunk, bytes, quick || chunk != 64 * kKiB);
+      for (const std::uint64_t bytes : {kGiB, 16 * kMiB})
+        Kernels(importer, scratch, shared, chunk, bytes, depth == TuneDepth::kQuick || chunk != 64 * kKiB);
     }
     Kernels(importer, scratch, shared, 64 * kKiB, 128 * kMiB, true);
     Kernels(importer, scratch, shared, 64 * kKiB, kMiB, true);

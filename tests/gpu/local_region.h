@@ -9,17 +9,25 @@
 
 #include "cuda/devices.h"
 #include "tests/catch.h"
+#include "tests/gpu/exporter.h"
 #include "tests/gpu/pattern.h"
 
 namespace kvm::test {
 
 // Leaves the test visibly where there are fewer GPUs.
-#define KVM_NEED_GPUS(count)                                                                                 \
-  do {                                                                                                       \
-    std::string kvm_why;                                                                                     \
-    const int kvm_gpus = kvm::test::UsableGpus(kvm_why);                                                     \
-    if (kvm_gpus < (count)) KVM_SKIP(kvm_gpus == 0 ? kvm_why : "needs " #count " GPUs, this machine has 1"); \
+#define KVM_NEED_GPUS(count)                                       \
+  do {                                                             \
+    const std::string kvm_missing = kvm::test::MissingGpus(count); \
+    if (!kvm_missing.empty()) KVM_SKIP(kvm_missing);               \
   } while (false)
+
+// Why there are fewer than `count` usable GPUs; empty if there are enough.
+inline std::string MissingGpus(int count) {
+  std::string why;
+  const int gpus = UsableGpus(why);
+  if (gpus >= count) return {};
+  return gpus == 0 ? why : "needs " + std::to_string(count) + " GPUs, this machine has " + std::to_string(gpus);
+}
 
 inline std::shared_ptr<MemoryBackend> BackendOf(int ordinal) {
   const Result<std::vector<DeviceInfo>> devices = ListDevices();

@@ -17,7 +17,8 @@ using namespace kvm;
 using namespace kvm::test;
 using Clock = std::chrono::steady_clock;
 
-// A stream that stands still until it is released.
+// A stream that stands still until it is released, at most for five seconds: what waits for it fails then
+// instead of hanging.
 class BlockedStream {
  public:
   BlockedStream() {
@@ -35,7 +36,8 @@ class BlockedStream {
 
  private:
   static void CUDART_CB Hold(void* released) {
-    while (!*static_cast<std::atomic<bool>*>(released)) std::this_thread::yield();
+    const auto end = Clock::now() + std::chrono::seconds(5);
+    while (!*static_cast<std::atomic<bool>*>(released) && Clock::now() < end) std::this_thread::yield();
   }
   cudaStream_t stream_ = nullptr;
   std::atomic<bool> released_{false};
@@ -106,6 +108,53 @@ TEST_CASE("CUDA backend: large imports validate every block and long runs use th
   }
 }
 
+TEST_CASE("CUDA backend: a long list from two sources reports each block's own fate", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 5000;
+  Pair pair(kBlocks, 4096);
+  LocalRegion other(pair.backend, Geometry::Contiguous(kBlocks, 4096), {kBlocks * std::uint64_t{4096}});
+  other.Fill();
+  KVM_REQUIRE_OK(pair.backend->AttachGenerations(other.generations));
+  // Where the first bad block is, and whether it is found before or after the copy.
+  for (const std::uint32_t bad : {500u, 1024u, 3000u, kBlocks}) {
+    for (const bool before : {true, false}) {
+      INFO("bad block " << bad << (before ? " before" : " after") << " submission");
+      BlockedStream stream;
+      ImportRequest request;
+      request.destination = pair.destination.memory.get();
+      for (std::uint32_t first = 0; first < kBlocks; first += 100) {
+        const LocalRegion& from = first / 100 % 3 == 1 ? other : pair.source;
+        request.runs.push_back({from.view.get(), &from.generations, &pair.plan, first, 100});
+        for (std::uint32_t i = first; i < first + 100; ++i) {
+          const std::uint32_t block = (i * 7) % kBlocks;
+          request.blocks.push_back({block, i, from.writer.Current(block)});
+        }
+      }
+      const std::vector<ImportBlock> blocks = request.blocks;
+      request.stream = stream.handle();
+      const auto spoil = [&] {
+        if (bad == kBlocks) return;
+        LocalRegion& from = bad / 100 % 3 == 1 ? other : pair.source;
+        const std::uint32_t block = blocks[bad].source_block;
+        REQUIRE(from.writer.FinishWrite(block, from.writer.BeginWrite(block)));
+      };
+      if (before) spoil();
+      const auto job = pair.backend->Import(std::move(request));
+      if (!before) spoil();
+      stream.Release();
+      const std::vector<BlockStatus> statuses = StatusesOf(*job);
+      for (std::uint32_t i = 0; i < kBlocks; ++i) {
+        REQUIRE(statuses[i] == (i < bad ? BlockStatus::kValid : i == bad ? BlockStatus::kStale : BlockStatus::kBehindFailed));
+      }
+      // The bytes are those of generation 2: spoiling rewrote nothing.
+      Pattern pattern(pair.destination.geometry, BasesOf(*pair.destination.memory));
+      std::vector<PatternBlock> expected;
+      for (std::uint32_t i = 0; i < bad; ++i) expected.push_back({i, blocks[i].source_block, 2});
+      for (const bool wrong : pattern.Wrong(expected)) REQUIRE_FALSE(wrong);
+    }
+  }
+}
+
 TEST_CASE("CUDA backend: a block that was stale before the copy fails, and all behind it", "[gpu]") {
   KVM_NEED_GPUS(1);
   Pair pair(16);
@@ -139,6 +188,23 @@ TEST_CASE("CUDA backend: a block rewritten after submission is caught by the GPU
       CHECK(statuses[i] == (i < 9 ? BlockStatus::kValid : i == 9 ? BlockStatus::kStale : BlockStatus::kBehindFailed));
     }
   }
+}
+
+TEST_CASE("CUDA backend: an import larger than any before does not wait for the GPU", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 100000;
+  Pair pair(kBlocks, 256);
+  BlockedStream stream;
+  ImportRequest request = pair.Request(Reversed(kBlocks));
+  request.stream = stream.handle();
+  const auto begin = Clock::now();
+  const auto job = pair.backend->Import(std::move(request));
+  const bool done_early = job->Done();
+  const auto took = Clock::now() - begin;
+  stream.Release();
+  CHECK_FALSE(done_early);
+  CHECK(took < std::chrono::seconds(2));
+  CHECK(AllValid(StatusesOf(*job)));
 }
 
 TEST_CASE("CUDA backend: waiting ends with the deadline, not with the copy", "[gpu]") {
