@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <thread>
 
-#include "client/client_impl.h"
 #include "client/find.h"
+#include "client/region_impl.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -28,6 +28,9 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
   const bool start_offline = options.start_offline;
   const std::string path = options.socket_path;
   auto client = std::make_shared<Client>(std::make_shared<Impl>(std::move(options)));
+  for (const DeviceUuid& device : client->impl().options.devices) {
+    if (const Result<std::size_t> opened = client->impl().devices.Open(device); !opened) return opened.error();
+  }
   try {
     client->impl().Start();
   } catch (const std::system_error& e) {
@@ -76,11 +79,15 @@ std::vector<NearMiss> Client::NearMisses(const Model& model) const {
 }
 
 Result<std::shared_ptr<Region>> Client::AllocateRegion(const Model& model, RegionOptions options, Deadline deadline) {
-  Result<std::shared_ptr<Region::Impl>> region =
-      Region::Impl::Allocate(model, std::move(options), impl_->BackendFor(layout::HandleKind::kHostMemfd));
-  if (!region) return region.error();
-  return impl_->AddRegion(std::move(*region), deadline);
+  return impl_->AllocateRegion(model, std::move(options), deadline);
 }
+
+Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,
+                                                       Deadline deadline) {
+  return impl_->RegisterRegion(model, std::move(options), segments, deadline);
+}
+
+std::vector<UnmappedRegion> Client::UnmappedRegions() const { return impl_->mapper.Unmapped(); }
 
 Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
@@ -89,11 +96,15 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
     best = std::make_shared<Match::Impl>();
     best->sources.reserve(keys.size());
     best->mapping_of.reserve(keys.size());
-    const std::uint64_t spread = impl_->link.client_id();
-    if (snapshots.current) FindIn(*snapshots.current, keys, options, spread, *best);
+    FindTarget target;
+    target.include_own = options.include_own;
+    target.must_reach = options.destination != nullptr;
+    target.device = target.must_reach ? options.destination->impl().device : std::min<std::size_t>(impl_->devices.size() - 1, 1);
+    target.spread = impl_->link.client_id();
+    if (snapshots.current) FindIn(*snapshots.current, keys, target, *best);
     if (best->sources.size() < keys.size() && snapshots.previous) {
       auto other = std::make_shared<Match::Impl>();
-      FindIn(*snapshots.previous, keys, options, spread, *other);
+      FindIn(*snapshots.previous, keys, target, *other);
       if (other->sources.size() > best->sources.size()) best = std::move(other);
     }
   } catch (const std::bad_alloc&) {

@@ -1,5 +1,6 @@
 // The parts of a Client: link, peers, what it has declared and registered, publishing, counters.
 //
+// client_impl.cc: life, events, counters. registration.cc: models and regions. publishing.cc: publishes.
 // Desired state (models, regions, published records) lives here and survives kvmd: on every connection
 // it is declared, registered and published anew, by the link's thread, without waiting.
 // Locks, in the order they may be taken: Region::Impl::mutex → publish_mutex_ → Link's own.
@@ -12,9 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "client/device_set.h"
 #include "client/link.h"
+#include "client/peer_mapper.h"
 #include "client/peers.h"
-#include "cuda/memory_backend.h"
 #include "kvclient/client.h"
 #include "proto/publish_record.h"
 
@@ -34,7 +36,9 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Status WaitConnected(Deadline deadline);
 
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
-  [[nodiscard]] Result<std::shared_ptr<Region>> AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline);
+  [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions region, Deadline deadline);
+  [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions region,
+                                                               std::span<const DeviceRange> segments, Deadline deadline);
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
 
   // Sends records of a registered region; the region's mutex is held. Returns how many were sent; fewer
@@ -43,11 +47,12 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Status Flush(Region::Impl& region, Deadline deadline);
 
   ClientStats Stats() const;
-  std::shared_ptr<MemoryBackend> BackendFor(layout::HandleKind kind) const;
 
   const ClientOptions options;
+  DeviceSet devices;
   PeerTable peers;
   mutable AtomicStats stats;
+  PeerMapper mapper;
   Link link;
 
   std::string Domain() const;
@@ -58,14 +63,18 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void OnDisconnected();
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
-  Status MapPeer(const kvmwire::RegionAnnounce& announce, Fds fds);
 
+  // The device's index; peers' regions are mapped for it on return.
+  [[nodiscard]] Result<std::size_t> OpenDevice(const DeviceUuid& device, Deadline deadline);
+  [[nodiscard]] Result<std::shared_ptr<Region>> AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline);
+  std::vector<Model> Models() const;
+  void Redeclare();  // without waiting: kvmd announces the models' regions again
   void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply);
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;
 
-  const std::shared_ptr<MemoryBackend> host_backend_;
+  std::uint64_t connection_ = 0;  // PeerTable's number; the link's thread only
 
   mutable std::mutex mutex_;  // desired state
   std::condition_variable connected_changed_;
@@ -83,40 +92,5 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::vector<std::pair<std::uint64_t, std::size_t>> unanswered_;  // (sequence, records), ascending
   friend struct Region::Impl;
 };
-
-struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
-  RegionOptions options;
-  Model model;
-  std::uint64_t block_bytes = 0;
-  std::shared_ptr<MemoryBackend> backend;
-  std::shared_ptr<LocalMemory> memory;
-  OwnedMemory generation_memory;
-  GenerationWriter generations;
-  std::weak_ptr<Client::Impl> client;
-
-  std::mutex mutex;                    // everything below
-  std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
-  std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
-  bool republish_again = false;        // something before republish_from was deferred meanwhile
-  bool registering = false;            // a request is under way; whoever else wants one waits for it
-  std::vector<Reply> registration_waiters;
-  bool registered = false;
-  bool closed = false;
-  std::uint32_t row = 0, region_epoch = 0;
-  Error refusal;  // kvmd's, of the last registration
-
-  [[nodiscard]] static Result<std::shared_ptr<Impl>> Allocate(const Model& model, RegionOptions options,
-                                                              std::shared_ptr<MemoryBackend> backend);
-  ~Impl();
-
-  kvmwire::RegionDescriptor Descriptor() const;
-  std::uint64_t Identity() const;
-  PublishOutcome Publish(std::span<const PublishRequest> requests);
-  // Sends deferred records while the window allows; true if none are left. Mutex held.
-  bool PumpLocked(Client::Impl& owner);
-};
-
-// The inode of a memfd names the memory, whoever holds a descriptor of it.
-std::uint64_t InodeOf(int fd) noexcept;
 
 }  // namespace kvm

@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kPrefetchAhead = 24;
 constexpr std::size_t kGlanceAhead = 12;
 constexpr std::size_t kJudgeBehind = 8;
+constexpr std::size_t kStretch = 128;  // blocks from one of several equally near sources before the next has its turn
 
 struct Candidates {
   std::array<IndexHit, layout::kMaxReplicas> entries;
@@ -21,8 +22,7 @@ struct Candidates {
 
 class Matcher {
  public:
-  Matcher(const PeerSnapshot& snapshot, const FindOptions& options, std::uint64_t spread, Match::Impl& out)
-      : snapshot_(snapshot), options_(options), spread_(spread), out_(out) {}
+  Matcher(const PeerSnapshot& snapshot, const FindTarget& target, Match::Impl& out) : snapshot_(snapshot), target_(target), out_(out) {}
 
   const PeerMapping* MappingOf(const IndexHit& entry) const {
     if (entry.region >= snapshot_.by_row.size()) return nullptr;
@@ -37,22 +37,29 @@ class Matcher {
       return false;
     }
     const IndexHit* best = nullptr;
-    int best_rank = 0;
+    unsigned best_rank = 0;
+    // One replica is the rule; only several are worth a division.
+    const std::size_t turn = candidates.count == 1 ? 0 : (target_.spread + out_.sources.size() / kStretch) % candidates.count;
     MatchEnd failure = MatchEnd::kAbsent;
     for (std::size_t i = 0; i < candidates.count; ++i) {
-      // One replica is the rule; only several are worth a division.
-      const IndexHit& entry = candidates.entries[candidates.count == 1 ? 0 : (i + spread_) % candidates.count];
+      const std::size_t at = i + turn;
+      const IndexHit& entry = candidates.entries[at < candidates.count ? at : at - candidates.count];
       const PeerMapping* mapping = MappingOf(entry);
       if (mapping == nullptr) {
         failure = MatchEnd::kUnmapped;
         continue;
       }
-      if (mapping->own && !options_.include_own) continue;
+      if (mapping->own && !target_.include_own) continue;
+      const std::optional<MemoryPath> path = mapping->PathTo(target_.device);
+      if (!path && target_.must_reach) {
+        failure = MatchEnd::kUnmapped;
+        continue;
+      }
       if (mapping->generations.reader.Current(entry.block) != entry.generation) {
         if (failure == MatchEnd::kAbsent) failure = MatchEnd::kStale;
         continue;
       }
-      const int rank = Rank(entry, *mapping);
+      const unsigned rank = Rank(entry, *mapping, path);
       if (best == nullptr || rank < best_rank) {
         best = &entry;
         best_rank = rank;
@@ -68,12 +75,14 @@ class Matcher {
   }
 
  private:
-  // Lower is better: what is ours, then what continues the run before it, so that copies stay long.
-  int Rank(const IndexHit& entry, const PeerMapping& mapping) const {
+  // Lower is better: what is ours; what is near; then what continues the run before it, so that copies stay
+  // long, but for no more than a stretch: several sources of a long prefix share the work.
+  unsigned Rank(const IndexHit& entry, const PeerMapping& mapping, std::optional<MemoryPath> path) const {
     if (mapping.own) return 0;
-    if (out_.sources.empty()) return 2;
+    const unsigned distance = path ? 1 + static_cast<unsigned>(*path) : 8;
+    if (out_.sources.size() % kStretch == 0) return 2 * distance + 1;
     const BlockSource& last = out_.sources.back();
-    return last.region == entry.region && last.region_epoch == entry.region_epoch ? 1 : 2;
+    return 2 * distance + (last.region != entry.region || last.region_epoch != entry.region_epoch);
   }
 
   std::uint16_t MappingIndex(const IndexHit& entry) {
@@ -86,17 +95,15 @@ class Matcher {
   }
 
   const PeerSnapshot& snapshot_;
-  const FindOptions& options_;
-  const std::uint64_t spread_;
+  const FindTarget& target_;
   Match::Impl& out_;
 };
 
 }  // namespace
 
-void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindOptions& options, std::uint64_t spread,
-            Match::Impl& out) {
+void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindTarget& target, Match::Impl& out) {
   const IndexReader& index = snapshot.registry.index();
-  Matcher matcher(snapshot, options, spread, out);
+  Matcher matcher(snapshot, target, out);
   std::array<Candidates, kJudgeBehind> ring;
   std::array<std::uint64_t, kGlanceAhead> hints;
   std::size_t end = keys.size();  // no key from here on can be part of the match

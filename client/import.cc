@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "client/client_impl.h"
 #include "client/match_impl.h"
+#include "client/region_impl.h"
 
 namespace kvm {
 namespace {
@@ -34,6 +34,7 @@ struct Keep {
   Match match;
   std::shared_ptr<Region::Impl> destination;
   std::vector<std::shared_ptr<const CopyPlan>> plans;
+  std::vector<std::shared_ptr<const PeerPayload>> payloads;
 };
 
 }  // namespace
@@ -80,6 +81,8 @@ bool ImportTicket::Done() noexcept {
   return true;
 }
 
+void* ImportTicket::event() const noexcept { return impl_ && impl_->job ? impl_->job->event() : nullptr; }
+
 Status ImportTicket::Wait(Deadline deadline) noexcept {
   if (!impl_) return {};
   if (impl_->job && !impl_->job->Wait(deadline)) return MakeError(Errc::kDeadlineExceeded, "import still under way");
@@ -107,23 +110,28 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   }
   if (!AllDifferent(blocks)) return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
 
-  auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}});
+  auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}, {}});
   ImportRequest request;
   request.destination = region.memory.get();
   request.deadline = options.deadline;
-  MemoryBackend* backend = nullptr;
+  request.stream = options.stream;
+  request.max_sms = options.max_sms;
+  request.wants_event = options.wants_event;
   if (!match.empty()) {
     const Match::Impl& sources = *match.impl();
+    const PeerMapping* last = nullptr;
     for (std::size_t i = 0; i < match.size(); ++i) {
       const std::size_t at = match.first() + i;
       const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
-      if (!mapping.memory || (backend != nullptr && backend != mapping.backend.get())) break;
-      backend = mapping.backend.get();
-      if (request.runs.empty() || request.runs.back().source != mapping.memory.get()) {
+      if (&mapping != last) {
+        std::shared_ptr<const PeerPayload> payload = mapping.payload();
+        if (!payload || !payload->memories[region.device]) break;  // withdrawn, or out of this device's reach
         Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
         if (!plan) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
-        keep->plans.push_back(*plan);
-        request.runs.push_back({mapping.memory.get(), &mapping.generations, plan->get(), i, 0});
+        request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, 0});
+        keep->plans.push_back(std::move(*plan));
+        keep->payloads.push_back(std::move(payload));
+        last = &mapping;
       }
       request.runs.back().count++;
       request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
@@ -139,7 +147,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
   impl_->stats.imports.fetch_add(1, std::memory_order_relaxed);
   request.keep = keep;
-  if (backend != nullptr) ticket->job = backend->Import(std::move(request));
+  if (!request.blocks.empty()) ticket->job = region.backend->Import(std::move(request));
   ticket->keep = std::move(keep);
   return ImportTicket(std::move(ticket));
 }

@@ -28,8 +28,43 @@ int PollTimeout(Deadline deadline) {
 
 }  // namespace
 
+Mailbox::Mailbox() : wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+void Mailbox::Post(std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) return;
+    tasks_.push_back(std::move(task));
+  }
+  Wake();
+}
+
+void Mailbox::Wake() noexcept {
+  const std::uint64_t one = 1;
+  // A full counter wakes as well, so a failed write needs nothing.
+  [[maybe_unused]] const ssize_t written = ::write(wake_.get(), &one, sizeof(one));
+}
+
+void Mailbox::RunAll() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
+  std::vector<std::function<void()>> tasks;
+  {
+    std::lock_guard lock(mutex_);
+    tasks.swap(tasks_);
+  }
+  for (const std::function<void()>& task : tasks) task();
+}
+
+void Mailbox::Close() {
+  std::vector<std::function<void()>> dropped;
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  dropped.swap(tasks_);
+}
+
 Link::Link(const ClientOptions& options, Events events)
-    : options_(options), events_(std::move(events)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), random_(std::random_device{}()) {}
+    : options_(options), events_(std::move(events)), random_(std::random_device{}()) {}
 
 Link::~Link() { Stop(); }
 
@@ -39,8 +74,9 @@ void Link::Start() {
 
 void Link::Stop() {
   stop_.store(true);
-  Wake();
+  mailbox_->Wake();
   if (thread_.joinable()) thread_.join();
+  mailbox_->Close();
   FailRequests(MakeError(Errc::kCancelled, "client closed"));
 }
 
@@ -49,20 +85,11 @@ Error Link::last_error() const {
   return last_error_;
 }
 
-void Link::Wake() noexcept {
-  const std::uint64_t one = 1;
-  // A full counter wakes as well, so a failed write needs nothing.
-  [[maybe_unused]] const ssize_t written = ::write(wake_.get(), &one, sizeof(one));
-}
-
 void Link::Pause(milliseconds pause) {
-  pollfd poll_fd{wake_.get(), POLLIN, 0};
+  pollfd poll_fd{mailbox_->fd(), POLLIN, 0};
   const Deadline until = After(pause);
   while (!stop_.load() && steady_clock::now() < until) {
-    if (::poll(&poll_fd, 1, PollTimeout(until)) > 0) {
-      std::uint64_t count = 0;
-      [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
-    }
+    if (::poll(&poll_fd, 1, PollTimeout(until)) > 0) mailbox_->RunAll();
   }
 }
 
@@ -118,16 +145,13 @@ Status Link::Serve() {
   const Deadline hello_deadline = After(kHelloTimeout);
   Deadline next_tick = After(kTick);
   while (!stop_.load()) {
-    pollfd poll_fds[2] = {{socket_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    pollfd poll_fds[2] = {{socket_.get(), POLLIN, 0}, {mailbox_->fd(), POLLIN, 0}};
     {
       std::lock_guard lock(mutex_);
       if (writer_blocked_) poll_fds[0].events |= POLLOUT;
     }
     ::poll(poll_fds, 2, PollTimeout(next_tick));
-    if (poll_fds[1].revents != 0) {
-      std::uint64_t count = 0;
-      [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
-    }
+    if (poll_fds[1].revents != 0) mailbox_->RunAll();
     if (poll_fds[0].revents & POLLOUT) {
       std::lock_guard lock(mutex_);
       Result<bool> drained = writer_.Drain(socket_.get());
@@ -216,7 +240,7 @@ Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector
   Result<bool> drained = writer_.Drain(socket_.get());
   // A broken socket is the reading side's to report; it reconnects.
   writer_blocked_ = !drained || !*drained;
-  if (writer_blocked_) Wake();
+  if (writer_blocked_) mailbox_->Wake();
   return {};
 }
 

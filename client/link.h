@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -28,6 +29,25 @@ namespace kvm {
 
 using Fds = std::vector<UniqueFd>;
 using Reply = std::function<void(Result<kvmwire::ServerMessage>)>;
+
+// Work for the link's thread, from threads that may neither wait nor own a client (CUDA's callbacks).
+// Thread-safe. Outlives the link; what comes after it has stopped is dropped.
+class Mailbox {
+ public:
+  Mailbox();
+  void Post(std::function<void()> task);
+  void Wake() noexcept;
+  // For the link.
+  int fd() const noexcept { return wake_.get(); }
+  void RunAll();  // and forgets that it was woken
+  void Close();
+
+ private:
+  UniqueFd wake_;
+  std::mutex mutex_;
+  bool closed_ = false;
+  std::vector<std::function<void()>> tasks_;
+};
 
 class Link {
  public:
@@ -49,6 +69,8 @@ class Link {
   bool connected() const noexcept { return connected_.load(std::memory_order_acquire); }
   std::uint64_t client_id() const noexcept { return client_id_.load(std::memory_order_relaxed); }
   Error last_error() const;
+  // Tasks posted there run on the link's thread, connected or not.
+  const std::shared_ptr<Mailbox>& mailbox() const noexcept { return mailbox_; }
 
   // Sends without expecting a reply; false if not connected.
   bool Post(const kvmwire::ClientMessage& message);
@@ -65,12 +87,11 @@ class Link {
   Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds);
   void Disconnect(const Error& why);
   void FailRequests(const Error& why);
-  void Wake() noexcept;
   void Pause(std::chrono::milliseconds pause);
 
   const ClientOptions options_;
   const Events events_;
-  UniqueFd wake_;
+  const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
   std::atomic<bool> stop_{false};
   std::atomic<bool> connected_{false};
   std::atomic<std::uint64_t> client_id_{0};

@@ -1,5 +1,6 @@
 #include "client/peers.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace kvm {
@@ -24,17 +25,39 @@ std::shared_ptr<const PeerSnapshot> Without(const std::shared_ptr<const PeerSnap
 
 }  // namespace
 
-PeerMapping::PeerMapping(Geometry geometry_, PeerGenerations generations_, std::shared_ptr<MemoryBackend> backend_,
-                         std::shared_ptr<PeerMemory> memory_, std::uint64_t identity_, bool own_)
-    : geometry(std::move(geometry_)),
-      generations(std::move(generations_)),
-      backend(std::move(backend_)),
-      memory(std::move(memory_)),
-      identity(identity_),
-      own(own_) {}
+PeerPayload::~PeerPayload() {
+  for (std::shared_ptr<PeerMemory>& memory : memories) memory.reset();
+  if (released) released();
+}
 
-PeerMapping::~PeerMapping() {
-  if (release_action_) release_action_();
+PeerMapping::PeerMapping(Parts parts)
+    : geometry(std::move(parts.geometry)),
+      generations(std::move(parts.generations)),
+      identity(parts.identity),
+      devices(parts.devices),
+      own(parts.own),
+      payload_(std::move(parts.payload)) {
+  for (std::size_t device = 0; device < paths_.size(); ++device) {
+    const PeerMemory* memory = payload_ ? payload_->memories[device].get() : nullptr;
+    paths_[device].store(memory == nullptr ? kNone : static_cast<std::uint8_t>(memory->path()), std::memory_order_relaxed);
+  }
+}
+
+std::shared_ptr<const PeerPayload> PeerMapping::payload() const {
+  std::lock_guard lock(mutex_);
+  return payload_;
+}
+
+void PeerMapping::Retire(std::function<void()> released) {
+  for (std::atomic<std::uint8_t>& path : paths_) path.store(kNone, std::memory_order_relaxed);
+  std::shared_ptr<PeerPayload> payload;
+  {
+    std::lock_guard lock(mutex_);
+    payload = std::exchange(payload_, nullptr);
+    // Set while this thread holds a reference, so that whoever drops the last one sees it.
+    if (payload) payload->released = std::move(released);
+  }
+  if (!payload && released) released();
 }
 
 Result<std::shared_ptr<const CopyPlan>> PeerMapping::PlanTo(const Geometry& destination) const {
@@ -48,65 +71,77 @@ Result<std::shared_ptr<const CopyPlan>> PeerMapping::PlanTo(const Geometry& dest
   return plans_.back().second;
 }
 
-void PeerMapping::SetReleaseAction(std::function<void()> action) {
-  std::lock_guard lock(mutex_);
-  release_action_ = std::move(action);
-}
-
 PeerTable::Snapshots PeerTable::Get() const {
   std::lock_guard lock(mutex_);
   return {current_, previous_};
 }
 
-void PeerTable::StartEpoch(RegistryView registry) {
+std::uint64_t PeerTable::StartConnection(RegistryView registry) {
   auto next = std::make_shared<PeerSnapshot>();
   next->by_row.resize(registry.region_rows());
   next->registry = std::move(registry);
   std::shared_ptr<const PeerSnapshot> released;
   std::lock_guard lock(mutex_);
   released = std::exchange(previous_, std::exchange(current_, std::move(next)));
+  return ++connection_;
 }
 
 void PeerTable::DropPrevious() {
-  std::shared_ptr<const PeerSnapshot> released;
-  std::lock_guard lock(mutex_);
-  released = std::exchange(previous_, nullptr);
-}
-
-void PeerTable::Add(std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping) {
-  std::shared_ptr<const PeerSnapshot> released;
-  std::lock_guard lock(mutex_);
-  if (!current_ || row >= current_->by_row.size()) return;
-  auto next = std::make_shared<PeerSnapshot>(*current_);
-  next->by_row[row] = PeerRegion{region_epoch, std::move(mapping)};
-  released = std::exchange(current_, std::move(next));
-}
-
-void PeerTable::Remove(std::uint32_t row, std::uint32_t region_epoch, std::function<void()> action) {
-  std::vector<std::shared_ptr<PeerMapping>> dropped;
-  std::shared_ptr<PeerMapping> mapping;
+  std::vector<std::shared_ptr<PeerMapping>> gone;  // owners that have not come back
   {
     std::lock_guard lock(mutex_);
-    if (current_ && row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch) {
+    const std::shared_ptr<const PeerSnapshot> before = std::exchange(previous_, nullptr);
+    if (!before || !current_) return;
+    for (const PeerRegion& region : before->by_row) {
+      const auto same = [&](const PeerRegion& other) { return other.mapping == region.mapping; };
+      if (region.mapping && !region.mapping->own && std::none_of(current_->by_row.begin(), current_->by_row.end(), same)) gone.push_back(region.mapping);
+    }
+  }
+  for (const std::shared_ptr<PeerMapping>& mapping : gone) mapping->Retire(nullptr);
+}
+
+void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping) {
+  std::shared_ptr<PeerMapping> replaced;  // mapped anew, for more devices
+  {
+    std::lock_guard lock(mutex_);
+    if (connection != connection_ || row >= current_->by_row.size()) return;
+    auto next = std::make_shared<PeerSnapshot>(*current_);
+    replaced = std::exchange(next->by_row[row], PeerRegion{region_epoch, mapping}).mapping;
+    current_ = std::move(next);
+  }
+  if (replaced && replaced != mapping) replaced->Retire(nullptr);
+}
+
+void PeerTable::Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released) {
+  std::vector<std::shared_ptr<PeerMapping>> dropped;
+  {
+    std::lock_guard lock(mutex_);
+    std::shared_ptr<PeerMapping> mapping;
+    if (connection == connection_ && row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch) {
       mapping = current_->by_row[row].mapping;
     }
-    const auto same = [&](const PeerMapping& other) { return &other == mapping.get(); };
-    current_ = Without(current_, same, dropped);
-    previous_ = Without(previous_, same, dropped);
+    if (mapping) {
+      const auto same = [&](const PeerMapping& other) { return other.identity == mapping->identity; };
+      current_ = Without(current_, same, dropped);
+      previous_ = Without(previous_, same, dropped);
+    }
   }
-  if (!mapping) {
-    if (action) action();
-    return;
-  }
-  mapping->SetReleaseAction(std::move(action));
+  // Runs `released` when the last of those payloads is gone.
+  const std::shared_ptr<void> token(nullptr, [released = std::move(released)](void*) {
+    if (released) released();
+  });
+  for (const std::shared_ptr<PeerMapping>& other : dropped) other->Retire([token] {});
 }
 
 void PeerTable::RemoveByIdentity(std::uint64_t identity) {
   std::vector<std::shared_ptr<PeerMapping>> dropped;
-  std::lock_guard lock(mutex_);
-  const auto same = [&](const PeerMapping& other) { return other.identity == identity; };
-  current_ = Without(current_, same, dropped);
-  previous_ = Without(previous_, same, dropped);
+  {
+    std::lock_guard lock(mutex_);
+    const auto same = [&](const PeerMapping& other) { return other.identity == identity; };
+    current_ = Without(current_, same, dropped);
+    previous_ = Without(previous_, same, dropped);
+  }
+  for (const std::shared_ptr<PeerMapping>& mapping : dropped) mapping->Retire(nullptr);
 }
 
 std::shared_ptr<PeerMapping> PeerTable::FindByIdentity(std::uint64_t identity) const {

@@ -1,49 +1,79 @@
 // The peers' regions as this process has mapped them, and the registry that names them.
 //
 // A PeerSnapshot is immutable and shared; a change makes a new one, so lookups take one reference and
-// run without a lock. A PeerMapping is unmapped when its last user lets go (snapshot, match, running
-// import); if its owner is waiting for that, the acknowledgement goes out then (I7).
+// run without a lock. A match may keep a PeerMapping, but not the memory behind it: when a region is
+// withdrawn its payload goes with the last import that is running (I7), and so does, if the owner waits
+// for that, the acknowledgement.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <optional>
 #include <vector>
 
+#include "client/device_set.h"
 #include "cuda/memory_backend.h"
 #include "kvm/geometry.h"
 #include "proto/registry_view.h"
 
 namespace kvm {
 
+// A region's memory, mapped for each device that can reach it. Unmaps on destruction, then runs `released`.
+struct PeerPayload {
+  PeerPayload() = default;
+  ~PeerPayload();
+  PeerPayload(const PeerPayload&) = delete;
+  PeerPayload& operator=(const PeerPayload&) = delete;
+
+  std::array<std::shared_ptr<PeerMemory>, DeviceSet::kMax> memories;  // [device]; null: not mapped for it
+  std::function<void()> released;
+};
+
 class PeerMapping {
  public:
-  PeerMapping(Geometry geometry, PeerGenerations generations, std::shared_ptr<MemoryBackend> backend, std::shared_ptr<PeerMemory> memory,
-              std::uint64_t identity, bool own);
-  ~PeerMapping();
+  struct Parts {
+    Geometry geometry;
+    PeerGenerations generations;
+    std::shared_ptr<PeerPayload> payload;  // null: only generations are mapped
+    std::uint64_t identity = 0;            // inode of the generation table: the same over kvmd's restarts
+    std::size_t devices = 0;               // how many of the client's devices were considered
+    bool own = false;
+  };
+  explicit PeerMapping(Parts parts);
   PeerMapping(const PeerMapping&) = delete;
   PeerMapping& operator=(const PeerMapping&) = delete;
 
   const Geometry geometry;
   const PeerGenerations generations;
-  const std::shared_ptr<MemoryBackend> backend;  // of the memory; null iff memory is
-  const std::shared_ptr<PeerMemory> memory;      // null: only generations are mapped
-  const std::uint64_t identity;                  // inode of the generation table: the same over kvmd's restarts
+  const std::uint64_t identity;
+  const std::size_t devices;
   const bool own;
+
+  // How `device` reaches the memory; nothing: not at all, or it has been withdrawn. Lock-free.
+  std::optional<MemoryPath> PathTo(std::size_t device) const noexcept {
+    const std::uint8_t path = paths_[device].load(std::memory_order_relaxed);
+    if (path == kNone) return std::nullopt;
+    return static_cast<MemoryPath>(path);
+  }
+  // The memory, kept mapped while the result lives; null once withdrawn. Thread-safe.
+  std::shared_ptr<const PeerPayload> payload() const;
+  // Lets go of the memory; `released` runs once nobody uses it any more (at once if nobody does).
+  void Retire(std::function<void()> released);
 
   // Plan for copying to a region with `destination` geometry; made once. Thread-safe.
   // kBadGeometry: the blocks differ in size.
   [[nodiscard]] Result<std::shared_ptr<const CopyPlan>> PlanTo(const Geometry& destination) const;
 
-  // Runs when the mapping goes. Thread-safe; at most one is kept.
-  void SetReleaseAction(std::function<void()> action);
-
  private:
+  static constexpr std::uint8_t kNone = 0xFF;
+
+  std::array<std::atomic<std::uint8_t>, DeviceSet::kMax> paths_;
   mutable std::mutex mutex_;
+  std::shared_ptr<PeerPayload> payload_;
   mutable std::vector<std::pair<Geometry, std::shared_ptr<const CopyPlan>>> plans_;
-  std::function<void()> release_action_;
 };
 
 struct PeerRegion {
@@ -65,15 +95,15 @@ class PeerTable {
   };
   Snapshots Get() const;
 
-  // A new epoch: `registry` becomes current, what was current becomes previous. Reconnecting to a
-  // living kvmd brings the same epoch again: rows are announced anew, the old ones serve meanwhile.
-  void StartEpoch(RegistryView registry);
+  // A new connection: `registry` becomes current, what was current becomes previous. Reconnecting to a
+  // living kvmd brings the same registry again: rows are announced anew, the old ones serve meanwhile.
+  // Returns the connection's number; changes that come with an older one are ignored.
+  std::uint64_t StartConnection(RegistryView registry);
   void DropPrevious();
 
-  void Add(std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping);
-  // Forgets the region wherever it is known; `action` runs once nobody uses its mapping any more
-  // (at once if it was not mapped).
-  void Remove(std::uint32_t row, std::uint32_t region_epoch, std::function<void()> action);
+  void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping);
+  // Forgets the region wherever it is known and retires its mapping.
+  void Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
   void RemoveByIdentity(std::uint64_t identity);
 
   // A mapping that exists already, so that a re-announced region is not mapped twice; may be null.
@@ -82,6 +112,7 @@ class PeerTable {
 
  private:
   mutable std::mutex mutex_;
+  std::uint64_t connection_ = 0;
   std::shared_ptr<const PeerSnapshot> current_, previous_;
 };
 

@@ -1,11 +1,10 @@
 #include "kvclient/region.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 
-#include "client/client_impl.h"
+#include "client/region_impl.h"
 #include "proto/protocol_limits.h"
+#include "proto/region_descriptor.h"
 
 namespace kvm {
 namespace {
@@ -26,47 +25,81 @@ std::vector<std::uint64_t> NeededBytes(const Geometry& geometry) {
   return bytes;
 }
 
-}  // namespace
-
-std::uint64_t InodeOf(int fd) noexcept {
-  struct stat info {};
-  return ::fstat(fd, &info) == 0 ? static_cast<std::uint64_t>(info.st_ino) : 0;
+Status CheckOptions(const RegionOptions& options, std::size_t max_segments) {
+  if (Status named = CheckRegionName(options.name); !named) return named;
+  if (Status valid = options.shard.Validate(); !valid) return valid;
+  if (options.segment_bytes.size() > max_segments) {
+    return MakeError(Errc::kBadGeometry, "geometry: " + std::to_string(options.segment_bytes.size()) + " segments, the limit is " +
+                                             std::to_string(max_segments));
+  }
+  return options.geometry.Validate(options.segment_bytes);
 }
 
-Result<std::shared_ptr<Region::Impl>> Region::Impl::Allocate(const Model& model, RegionOptions options,
-                                                             std::shared_ptr<MemoryBackend> backend) {
-  if (options.name.empty() || options.name.size() > kMaxNameBytes) {
-    return MakeError(Errc::kInvalidArgument,
-                     "region name: 1 to " + std::to_string(kMaxNameBytes) + " bytes, got " + std::to_string(options.name.size()));
-  }
-  if (Status valid = options.shard.Validate(); !valid) return valid.error();
-  if (options.segment_bytes.empty()) options.segment_bytes = NeededBytes(options.geometry);
-  if (options.segment_bytes.size() > kMaxSegments) {
-    return MakeError(Errc::kBadGeometry, "geometry: " + std::to_string(options.segment_bytes.size()) + " segments, the limit is " +
-                                             std::to_string(kMaxSegments));
-  }
-  if (Status valid = options.geometry.Validate(options.segment_bytes); !valid) return valid.error();
+}  // namespace
 
+Result<std::shared_ptr<Region::Impl>> Region::Impl::Make(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                         std::size_t device, std::shared_ptr<LocalMemory> memory) {
   auto region = std::make_shared<Impl>();
-  Result<std::unique_ptr<LocalMemory>> memory = backend->Allocate(options.name, options.segment_bytes);
-  if (!memory) return memory.error();
   const std::uint32_t blocks = options.geometry.block_count;
   Result<OwnedMemory> generations =
       OwnedMemory::Create("kvm:" + options.name + ":generations", GenerationTableBytes(blocks), HugePages::kTry);
   if (!generations) return generations.error();
-  region->memory = std::move(*memory);
+  region->memory = std::move(memory);
   region->generation_memory = std::move(*generations);
   region->generations = GenerationWriter::Format({region->generation_memory.data(), region->generation_memory.size()}, blocks);
   region->model = model;
   region->block_bytes = options.geometry.BlockBytes();
-  region->backend = std::move(backend);
+  region->device = device;
+  region->backend = devices.Share(device);
   region->options = std::move(options);
   region->records.resize(blocks);
   region->republish_from = blocks;
+  Result<std::shared_ptr<PeerMapping>> own = region->MapOwn(devices.size());
+  if (!own) return own.error();
+  region->own_mapping = std::move(*own);
   return region;
 }
 
-Region::Impl::~Impl() = default;
+Result<std::shared_ptr<PeerMapping>> Region::Impl::MapOwn(std::size_t devices) const {
+  PeerMapping::Parts parts;
+  Result<MappedMemory> table = MappedMemory::Attach(generation_memory.fd());
+  if (!table) return table.error();
+  parts.generations.memory = std::move(*table);
+  Result<GenerationReader> reader =
+      GenerationReader::Open({parts.generations.memory.data(), parts.generations.memory.size()}, options.geometry.block_count);
+  if (!reader) return reader.error();
+  parts.generations.reader = *reader;
+  if (device != DeviceSet::kHost) static_cast<void>(backend->AttachGenerations(parts.generations));  // else the CPU validates
+  Result<std::unique_ptr<PeerMemory>> view = backend->View(*memory);
+  if (!view) return view.error();
+  parts.payload = std::make_shared<PeerPayload>();
+  // The view must not outlive the memory: both go with the payload.
+  parts.payload->memories[device] = std::shared_ptr<PeerMemory>(view->release(), [keep = memory](PeerMemory* peer) { delete peer; });
+  parts.geometry = options.geometry;
+  parts.identity = Identity();
+  parts.devices = devices;
+  parts.own = true;
+  return std::make_shared<PeerMapping>(std::move(parts));
+}
+
+Result<std::shared_ptr<Region::Impl>> Region::Impl::Allocate(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                             std::size_t device) {
+  if (options.segment_bytes.empty()) options.segment_bytes = NeededBytes(options.geometry);
+  if (Status sound = CheckOptions(options, kMaxSegments); !sound) return sound.error();
+  Result<std::unique_ptr<LocalMemory>> memory = devices[device].Allocate(options.name, options.segment_bytes);
+  if (!memory) return memory.error();
+  return Make(model, std::move(options), devices, device, std::move(*memory));
+}
+
+Result<std::shared_ptr<Region::Impl>> Region::Impl::Register(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                             std::size_t device, std::span<const DeviceRange> segments) {
+  options.segment_bytes.clear();
+  for (const DeviceRange& segment : segments) options.segment_bytes.push_back(segment.size_bytes);
+  if (Status sound = CheckOptions(options, kMaxSegmentsByHandle); !sound) return sound.error();
+  Result<std::unique_ptr<LocalMemory>> memory = devices[device].Register(segments);
+  if (!memory) return MakeError(memory.error().code, "region " + options.name + ": " + memory.error().message);
+  return Make(model, std::move(options), devices, device, std::move(*memory));
+}
 
 kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
   kvmwire::RegionDescriptor out;
@@ -76,12 +109,8 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
        {options.shard.tp_rank, options.shard.tp_size, options.shard.pp_rank, options.shard.pp_size, options.shard.kv_group}) {
     out.add_shard(part);
   }
-  out.set_handle_kind(static_cast<std::uint32_t>(backend->kind()));
-  if (backend->kind() != layout::HandleKind::kHostMemfd) {
-    const auto uuid = backend->device_uuid();
-    out.set_device_uuid(uuid.data(), uuid.size());
-  }
-  out.set_block_count(options.geometry.block_count);
+  out.set_handle_kind(static_cast<std::uint32_t>(memory->kind()));
+  if (device != DeviceSet::kHost) out.set_device_uuid(options.device.data(), options.device.size());
   for (const SegmentHandle& handle : memory->handles()) {
     kvmwire::Segment& segment = *out.add_segments();
     segment.set_size_bytes(handle.size_bytes);
@@ -89,75 +118,11 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
     segment.set_handle_offset(handle.handle_offset);
     segment.set_allocation(handle.allocation);
   }
-  for (const GeometryPart& part : options.geometry.parts) {
-    kvmwire::GeometryPart& wire = *out.add_parts();
-    wire.set_segment(part.segment);
-    wire.set_offset(part.offset);
-    wire.set_chunk_bytes(part.chunk_bytes);
-    wire.set_block_stride(part.block_stride);
-    wire.set_count(part.count);
-    wire.set_repeat_stride(part.repeat_stride);
-  }
+  SetGeometry(options.geometry, out);
   return out;
 }
 
 std::uint64_t Region::Impl::Identity() const { return InodeOf(generation_memory.fd()); }
-
-PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
-  PublishOutcome outcome;
-  std::vector<PublishRecord> batch;
-  batch.reserve(requests.size());
-  std::lock_guard lock(mutex);
-  for (const PublishRequest& request : requests) {
-    const BlockWrite& write = request.write;
-    if (write.block >= records.size() || !generations.FinishWrite(write.block, write.generation)) {
-      ++outcome.lost_race;
-      continue;
-    }
-    batch.push_back({request.key, request.parent.lo, write.generation + 1, write.block, request.depth});
-    records[write.block] = batch.back();
-  }
-  outcome.readable = batch.size();
-  const std::shared_ptr<Client::Impl> owner = client.lock();
-  const std::size_t sent = owner && registered ? owner->SendRecords(*this, batch, false) : 0;
-  outcome.deferred = batch.size() - sent;
-  if (owner) {
-    owner->stats.blocks_published.fetch_add(outcome.readable, std::memory_order_relaxed);
-    owner->stats.publishes_deferred.fetch_add(outcome.deferred, std::memory_order_relaxed);
-  }
-  if (outcome.deferred > 0 && registered) {
-    if (republish_from == records.size()) {
-      republish_from = 0;
-    } else {
-      republish_again = true;
-    }
-  }
-  return outcome;
-}
-
-bool Region::Impl::PumpLocked(Client::Impl& owner) {
-  std::vector<PublishRecord> batch;
-  const auto blocks = static_cast<std::uint32_t>(records.size());
-  while (registered && republish_from < blocks) {
-    batch.clear();
-    std::uint32_t next = republish_from;
-    for (; next < blocks && batch.size() < kMaxPublishBatch; ++next) {
-      const PublishRecord& record = records[next];
-      if (record.generation != 0 && generations.Current(next) == record.generation) batch.push_back(record);
-    }
-    const std::size_t sent = owner.SendRecords(*this, batch, true);
-    if (sent < batch.size()) {
-      republish_from = batch[sent].block;
-      return false;
-    }
-    republish_from = next;
-    if (republish_from == blocks && republish_again) {
-      republish_again = false;
-      republish_from = 0;
-    }
-  }
-  return republish_from == blocks;
-}
 
 // ---- the public face ----------------------------------------------------------------------------
 
@@ -172,6 +137,7 @@ Region::~Region() {
 const std::string& Region::name() const noexcept { return impl_->options.name; }
 const Model& Region::model() const noexcept { return impl_->model; }
 const Shard& Region::shard() const noexcept { return impl_->options.shard; }
+const DeviceUuid& Region::device() const noexcept { return impl_->options.device; }
 const Geometry& Region::geometry() const noexcept { return impl_->options.geometry; }
 std::uint32_t Region::block_count() const noexcept { return impl_->options.geometry.block_count; }
 std::uint64_t Region::block_bytes() const noexcept { return impl_->block_bytes; }
@@ -198,6 +164,22 @@ PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcep
     // Out of memory: what has been made readable stays so for those who know it; kvmd is not told.
     return PublishOutcome{0, 0, requests.size()};
   }
+}
+
+Status Region::PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept {
+  try {
+    return impl_->PublishOnStream(requests, stream);
+  } catch (const std::bad_alloc&) {
+    return MakeError(Errc::kResourceExhausted, "out of memory");
+  }
+}
+
+Status Region::WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes) {
+  return impl_->backend->WriteBytes(*impl_->memory, segment, offset, bytes);
+}
+
+Status Region::ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const {
+  return impl_->backend->ReadBytes(*impl_->memory, segment, offset, bytes);
 }
 
 std::uint64_t Region::CurrentGeneration(std::uint32_t block) const noexcept { return impl_->generations.Current(block); }

@@ -5,7 +5,6 @@
 // only it knows when they have completed: generation check before, copy, generation check after (I2).
 #pragma once
 
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "cuda/copy_plan.h"
+#include "kvm/device.h"
 #include "kvm/error.h"
 #include "kvm/geometry.h"
 #include "proto/generation_table.h"
@@ -27,22 +27,6 @@
 namespace kvm {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
-
-// Names a GPU (or MIG instance) between processes, whose ordinals may differ. Zeros: host memory.
-using DeviceUuid = std::array<std::uint8_t, 16>;
-
-// A cudaStream_t of the caller. Its value may be 0 (the legacy default stream): hence std::optional.
-struct StreamHandle {
-  std::uintptr_t value = 0;
-};
-
-// How an importer reaches a region's memory, best first: the order in which sources are chosen.
-enum class MemoryPath : std::uint8_t {
-  kSameDevice = 0,  // the importer's own GPU, or host memory for a host importer
-  kNvlink = 1,
-  kPciePeer = 2,
-  kHost = 3,  // host memory read by a GPU
-};
 
 // One allocation, as it travels through kvmd.
 struct SegmentHandle {
@@ -83,12 +67,6 @@ struct PeerGenerations {
   MappedMemory memory;
   GenerationReader reader;
   std::shared_ptr<const void> attachment{};  // a backend's view of `memory`; ends before it does
-};
-
-// Device memory that the caller allocated itself.
-struct DeviceRange {
-  void* data = nullptr;
-  std::uint64_t size_bytes = 0;
 };
 
 enum class BlockStatus : std::uint8_t {

@@ -1,4 +1,5 @@
-// devices.h and topology.h in a build without the CUDA toolkit.
+// Devices and topology in a build without the CUDA toolkit.
+#include "cuda/devices.h"
 #include "cuda/topology.h"
 
 namespace kvm {
@@ -9,6 +10,7 @@ Error NotBuilt() { return MakeError(Errc::kUnsupported, "built without CUDA: con
 }  // namespace
 
 Result<std::vector<DeviceInfo>> ListDevices() { return NotBuilt(); }
+Result<DeviceUuid> DeviceOf(const void*) { return NotBuilt(); }
 Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { return NotBuilt(); }
 Result<Topology> ReadTopology() { return NotBuilt(); }
 Status MeasureTopology(Topology&) { return NotBuilt(); }

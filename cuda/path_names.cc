@@ -1,5 +1,5 @@
-// The parts of devices.h and topology.h that need no CUDA.
-#include "cuda/topology.h"
+// The parts of kvm/device.h that need no CUDA.
+#include "kvm/device.h"
 
 namespace kvm {
 
@@ -22,6 +22,29 @@ std::string FormatUuid(const DeviceUuid& uuid) {
     text += kDigits[uuid[i] & 15];
   }
   return text;
+}
+
+Result<DeviceUuid> ParseUuid(std::string_view text) {
+  const std::string_view whole = text;
+  for (const std::string_view prefix : {"GPU-", "MIG-"}) {
+    if (text.starts_with(prefix)) text.remove_prefix(prefix.size());
+  }
+  DeviceUuid uuid{};
+  std::size_t digits = 0;
+  for (const char c : text) {
+    if (c == '-') continue;
+    const char lower = c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c;
+    const bool decimal = lower >= '0' && lower <= '9';
+    if ((!decimal && (lower < 'a' || lower > 'f')) || digits == 2 * uuid.size()) {
+      digits = 0;
+      break;
+    }
+    const auto value = static_cast<unsigned>(decimal ? lower - '0' : lower - 'a' + 10);
+    uuid[digits / 2] = static_cast<std::uint8_t>(uuid[digits / 2] << 4 | value);
+    ++digits;
+  }
+  if (digits != 2 * uuid.size()) return MakeError(Errc::kInvalidArgument, "not the UUID of a GPU: " + std::string(whole));
+  return uuid;
 }
 
 }  // namespace kvm

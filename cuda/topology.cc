@@ -5,6 +5,7 @@
 
 #include "cuda/cuda_device.h"
 #include "cuda/nvml.h"
+#include "kvm/device.h"
 
 namespace kvm {
 namespace {
@@ -150,6 +151,15 @@ Result<std::vector<DeviceInfo>> ListDevices() {
     devices.push_back(std::move(info));
   }
   return devices;
+}
+
+Result<DeviceUuid> DeviceOf(const void* pointer) {
+  const Result<const Driver*> driver = LoadDriver();
+  if (!driver) return driver.error();
+  int ordinal = -1;
+  const CUresult error = (*driver)->PointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, reinterpret_cast<CUdeviceptr>(pointer));
+  if (error != CUDA_SUCCESS || ordinal < 0) return MakeError(Errc::kInvalidArgument, "not a pointer to GPU memory of this process");
+  return UuidOf(**driver, ordinal);
 }
 
 Result<MemoryPath> PathBetween(int importer, int owner) {

@@ -113,6 +113,8 @@ Result<std::unique_ptr<CudaLocalMemory>> AllocateVmm(const std::shared_ptr<const
     if (!made) return made.error();
     if (const CUresult error = mapping->Allow(CU_MEM_ACCESS_FLAGS_PROT_READWRITE); error != CUDA_SUCCESS)
       return CudaError(error, "cuMemSetAccess");
+    // New memory may hold what a process before left there.
+    if (const cudaError_t error = cudaMemset(mapping->data(), 0, bytes); error != cudaSuccess) return CudaError(error, "cudaMemset");
     Result<UniqueFd> fd = mapping->Export();
     if (!fd) return fd.error();
     SegmentHandle handle;
@@ -121,6 +123,7 @@ Result<std::unique_ptr<CudaLocalMemory>> AllocateVmm(const std::shared_ptr<const
     std::byte* data = mapping->data();
     memory->Add(std::move(handle), data, std::move(mapping));
   }
+  if (const cudaError_t error = cudaDeviceSynchronize(); error != cudaSuccess) return CudaError(error, "zeroing a region");
   return memory;
 }
 

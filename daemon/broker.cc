@@ -5,6 +5,11 @@
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
+namespace {
+
+constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for operators
+
+}  // namespace
 
 Broker::Broker(const Config& config, std::function<void()> work_to_do) : config_(config), work_to_do_(std::move(work_to_do)) {}
 Broker::~Broker() = default;
@@ -66,7 +71,10 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kPublish: return HandlePublish(client, message.publish());
     case Message::kRetract: return HandleRetract(client, message.retract());
     case Message::kWithdrawAck: HandleWithdrawAck(client, message.withdraw_ack()); return {};
-    case Message::kStatsReport: client.stats = message.stats_report(); return {};
+    case Message::kStatsReport:
+      client.stats = message.stats_report();
+      if (client.stats.unmapped_reason().size() > kMaxReasonBytes) client.stats.mutable_unmapped_reason()->resize(kMaxReasonBytes);
+      return {};
     case Message::kStatusQuery: HandleStatusQuery(client, message); return {};
     case Message::kPing: ReplyEmpty(client, message.request_id()); return {};
     case Message::BODY_NOT_SET: break;
@@ -176,7 +184,7 @@ void Broker::HandleDeclareModel(Client& client, const kvmwire::ClientMessage& me
   if (!spec) return ReplyError(client, message.request_id(), spec.error());
   const Result<ModelTable::Declared> declared = client.domain->models().Declare(client.id, *spec);
   if (!declared) return ReplyError(client, message.request_id(), declared.error());
-  if (!declared->before) {
+  if (!declared->before || message.declare_model().announce_again()) {
     for (Region* region : client.domain->LiveRegionsOfModel(declared->row)) {
       if (region->owner != client.id) Announce(client, *region);
     }

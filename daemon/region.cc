@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "proto/protocol_limits.h"
+#include "proto/region_descriptor.h"
 
 namespace kvm::daemon {
 namespace {
@@ -11,14 +12,6 @@ namespace {
 using layout::HandleKind;
 
 Error Invalid(const std::string& what) { return MakeError(Errc::kInvalidArgument, "region: " + what); }
-
-Status CheckName(const std::string& name) {
-  if (name.empty() || name.size() > kMaxNameBytes)
-    return Invalid("name has " + std::to_string(name.size()) + " bytes, 1.." + std::to_string(kMaxNameBytes) + " allowed");
-  const bool printable = std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && static_cast<unsigned char>(c) < 0x7f; });
-  if (!printable) return Invalid("name has characters that are not printable ASCII");
-  return {};
-}
 
 Result<HandleKind> CheckKind(std::uint32_t kind) {
   switch (static_cast<HandleKind>(kind)) {
@@ -79,21 +72,12 @@ Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor
   return bytes;
 }
 
-Geometry ParseGeometry(const kvmwire::RegionDescriptor& descriptor) {
-  Geometry geometry;
-  geometry.block_count = descriptor.block_count();
-  for (const kvmwire::GeometryPart& part : descriptor.parts()) {
-    geometry.parts.push_back({part.segment(), part.offset(), part.chunk_bytes(), part.block_stride(), part.count(), part.repeat_stride()});
-  }
-  return geometry;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds, const ModelSpec& spec) {
   auto region = std::make_unique<Region>();
   layout::RegionInfo& info = region->info;
-  if (Status valid = CheckName(descriptor.name()); !valid) return valid.error();
+  if (Status valid = CheckRegionName(descriptor.name()); !valid) return valid.error();
   const Result<HandleKind> kind = CheckKind(descriptor.handle_kind());
   if (!kind) return kind.error();
   if (Status valid = CheckShard(descriptor, spec, info); !valid) return valid.error();
@@ -103,7 +87,7 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   }
   Result<std::vector<std::uint64_t>> segment_bytes = CheckSegments(descriptor, *kind, fds);
   if (!segment_bytes) return segment_bytes.error();
-  const Geometry geometry = ParseGeometry(descriptor);
+  const Geometry geometry = GeometryOf(descriptor);
   if (Status valid = geometry.Validate(*segment_bytes); !valid) return valid.error();
   if (!descriptor.device_uuid().empty() && descriptor.device_uuid().size() != sizeof(info.device_uuid))
     return Invalid("device_uuid is not 16 bytes");

@@ -5,6 +5,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS kvclient EXPORT kvclientTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
+  ${PROJECT_SOURCE_DIR}/cuda/include/kvm
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvclient)

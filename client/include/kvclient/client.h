@@ -31,6 +31,11 @@ struct ClientOptions {
   bool start_offline = false;
   // Map peers' payload as well as their generations. A process that only looks up can save itself that.
   bool map_payload = true;
+  // GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced.
+  // A GPU that AllocateRegion or RegisterRegion names joins them. At most kMaxDevices.
+  std::vector<DeviceUuid> devices{};
+  // Regions of peers mapped at once; what comes beyond is not found.
+  std::size_t max_mapped_regions = 4096;
   // Reconnect back-off: first and longest pause.
   std::chrono::milliseconds reconnect_min{20};
   std::chrono::milliseconds reconnect_max{1000};
@@ -54,6 +59,14 @@ struct ClientStats {
   std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
   std::uint64_t reconnects = 0;
   std::uint64_t mapped_regions = 0;  // peers mapped now
+};
+
+// A peer's region that this process can't copy from, and why. Find passes over such a region when it is
+// asked for blocks to import.
+struct UnmappedRegion {
+  std::string name;
+  DeviceUuid for_device{};  // the importing GPU; zeros: host memory
+  Error reason;
 };
 
 // A model that others have declared and that differs from ours in few fields: why nothing is shared.
@@ -88,9 +101,20 @@ class Client {
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
   // Allocates memory that peers can map, and registers it. The memory is zeroed.
-  // kBadGeometry, the part named; kAlreadyExists: the name is taken; kResourceExhausted: region table
+  // kBadGeometry, the part named; kInvalidArgument: a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region table
   // or memory full; kDeadlineExceeded. While offline it succeeds and is registered on connecting.
+  //
+  // With options.device, memory of that GPU; kUnsupported, kNotFound: there is no such GPU, or no CUDA.
+  // The first call for a GPU creates its context (some 100 ms) and maps for it what is known already.
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions options, Deadline deadline);
+
+  // Registers GPU memory that the caller got from cudaMalloc (or an engine's allocator did), as it is:
+  // `segments`, which options.geometry refers to, all of one GPU. They must stay allocated until the
+  // region has been unregistered. options.device may be left out, options.segment_bytes is not used.
+  // kInvalidArgument: not device memory, or a segment leaves its allocation. kUnsupported: this memory
+  // can't be exported (cudaMallocAsync, expandable segments, …); the message says what can.
+  [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions options,
+                                                               std::span<const DeviceRange> segments, Deadline deadline);
 
   // Longest common prefix of `keys` with what is published, by reading shared memory: microseconds, no
   // system call, no lock held while looking. `keys`: consecutive keys of one chain.
@@ -106,6 +130,10 @@ class Client {
                                             const ImportOptions& options = {});
 
   ClientStats Stats() const noexcept;
+  // Regions of peers that could not be mapped, with the reasons; none is the healthy state.
+  std::vector<UnmappedRegion> UnmappedRegions() const;
+
+  static constexpr std::size_t kMaxDevices = 16;
 
   struct Impl;  // libkvclient's own
   explicit Client(std::shared_ptr<Impl> impl);

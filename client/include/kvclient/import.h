@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,7 +21,7 @@ enum class ImportFailure : std::uint8_t {
   kStale = 1,         // rewritten by its owner before or during the copy
   kBehindFailed = 2,  // an earlier block of the match failed
   kDeadline = 3,      // not copied in time
-  kUnmapped = 4,      // the source region was withdrawn
+  kUnmapped = 4,      // the source region was withdrawn, or can't be reached from the destination
   kError = 5,         // the copy could not be made
 };
 
@@ -40,6 +41,13 @@ struct ImportResult {
 struct ImportOptions {
   // Blocks not copied by then fail with kDeadline.
   Deadline deadline = Deadline::max();
+
+  // For destinations on a GPU only:
+  // Copy in this stream's order: after what is queued on it, before what will be. Default: a stream of
+  // libkvclient's, so that the destination blocks must be free of work already.
+  std::optional<StreamHandle> stream{};
+  unsigned max_sms = 0;      // multiprocessors that the copy may occupy; 0: as many as it takes
+  bool wants_event = false;  // ImportTicket::event()
 };
 
 // An import under way. Not thread-safe. Destroying it waits for copies already started. A default-made or
@@ -54,6 +62,9 @@ class ImportTicket {
   ImportTicket& operator=(ImportTicket&&) noexcept;
 
   bool Done() noexcept;  // polls; never waits
+  // cudaEvent_t that is reached once copy and validation are, if asked for; else null. Valid while the
+  // ticket is. Work that waits for it sees the copied bytes, but only result() tells which are valid.
+  void* event() const noexcept;
   // kDeadlineExceeded: still under way.
   [[nodiscard]] Status Wait(Deadline deadline) noexcept;
   // Precondition: Done() or Wait() succeeded.

@@ -55,7 +55,13 @@ class Match {
   std::size_t first_ = 0, count_ = 0;
 };
 
+class Region;
+
 struct FindOptions {
+  // Where the blocks are wanted: the nearest sources are chosen (same GPU, NVLink, PCIe, host), and
+  // blocks in memory that can't be reached from there end the match (kUnmapped). Null: any block that is
+  // known counts, in the order of nearness to this client's first GPU.
+  const Region* destination = nullptr;
   // Leave out this client's own regions: what they hold, the caller knows better.
   bool include_own = true;
 };

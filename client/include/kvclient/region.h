@@ -26,10 +26,13 @@ namespace kvm {
 // Members have initializers so that naming only some of them is no warning (-Wmissing-field-initializers).
 struct RegionOptions {
   // Unique among this user's live regions in the domain; shown by kvctl; at most 63 bytes.
+  // Printable ASCII without spaces.
   std::string name{};
   Shard shard{};
   // Where block b's bytes lie. Geometry::Contiguous(blocks, bytes) for a plain pool.
   Geometry geometry{};
+  // GPU to allocate on; zeros: host memory.
+  DeviceUuid device{};
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
   std::vector<std::uint64_t> segment_bytes{};
 };
@@ -59,6 +62,7 @@ class Region {
   const std::string& name() const noexcept;
   const Model& model() const noexcept;
   const Shard& shard() const noexcept;
+  const DeviceUuid& device() const noexcept;  // zeros: host memory
   const Geometry& geometry() const noexcept;
   std::uint32_t block_count() const noexcept;
   std::uint64_t block_bytes() const noexcept;
@@ -82,10 +86,21 @@ class Region {
   // are remembered and published when it is back. Order: the bytes must be complete before the call.
   PublishOutcome Publish(std::span<const PublishRequest> requests) noexcept;
 
+  // Publish once everything queued on `stream` (of this region's GPU) so far has completed; returns at
+  // once and delays neither stream nor caller. For host memory the same as Publish. Publishes still
+  // waiting for their stream when the region goes are dropped, as are those of a GPU that fails.
+  // kUnsupported, kSystem: the stream can't be followed; nothing will be published then.
+  [[nodiscard]] Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept;
+
+  // Copies bytes of a segment from or to host memory, waiting for the copy; for whoever has no CUDA at
+  // hand. Says nothing to readers: BeginWrite and Publish do. kInvalidArgument: outside the segment.
+  [[nodiscard]] Status WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes);
+  [[nodiscard]] Status ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const;
+
   // Current generation of `block`: even and above 0 iff readable.
   std::uint64_t CurrentGeneration(std::uint32_t block) const noexcept;
 
-  // Waits until kvmd has answered every Publish made before this call.
+  // Waits until kvmd has answered every Publish and PublishOnStream made before this call.
   // kDeadlineExceeded. kUnavailable: not connected, the publishes are repeated after reconnecting.
   // The error kvmd gave if it refuses the region itself.
   [[nodiscard]] Status Flush(Deadline deadline);

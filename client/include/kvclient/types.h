@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kvm/block_key.h"
+#include "kvm/device.h"
 #include "kvm/error.h"
 #include "kvm/geometry.h"
 #include "kvm/model_spec.h"

@@ -1,0 +1,157 @@
+#include "client/peer_mapper.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "proto/region_descriptor.h"
+
+namespace kvm {
+namespace {
+
+// Handles for one device's Map, which consumes them. `fds`: the generation table's, then the segments'.
+Result<std::vector<SegmentHandle>> HandlesOf(const kvmwire::RegionDescriptor& wire, const Fds& fds) {
+  std::vector<SegmentHandle> segments;
+  for (int i = 0; i < wire.segments_size(); ++i) {
+    SegmentHandle handle;
+    handle.size_bytes = wire.segments(i).size_bytes();
+    handle.handle = wire.segments(i).handle();
+    handle.handle_offset = wire.segments(i).handle_offset();
+    handle.allocation = wire.segments(i).allocation();
+    if (handle.handle.empty()) {
+      const std::size_t at = static_cast<std::size_t>(i) + 1;
+      if (at >= fds.size()) return MakeError(Errc::kProtocol, "region announced without its segments");
+      handle.fd = UniqueFd(::fcntl(fds[at].get(), F_DUPFD_CLOEXEC, 0));
+      if (!handle.fd) return SystemError("duplicating a region's descriptor");
+    }
+    segments.push_back(std::move(handle));
+  }
+  return segments;
+}
+
+PeerOrigin OriginOf(const kvmwire::RegionDescriptor& wire) {
+  PeerOrigin origin;
+  origin.kind = static_cast<layout::HandleKind>(wire.handle_kind());
+  if (wire.device_uuid().size() == origin.device.size()) std::memcpy(origin.device.data(), wire.device_uuid().data(), origin.device.size());
+  return origin;
+}
+
+}  // namespace
+
+std::uint64_t InodeOf(int fd) noexcept {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 ? static_cast<std::uint64_t>(info.st_ino) : 0;
+}
+
+void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce announce, Fds fds) {
+  // std::function wants to be copied: hence shared.
+  auto shared_fds = std::make_shared<const Fds>(std::move(fds));
+  thread_.Post([this, connection, announce = std::move(announce), fds = std::move(shared_fds)] {
+    std::vector<UnmappedRegion> problems;
+    Result<std::shared_ptr<PeerMapping>> mapping = Map(announce, *fds, problems);
+    if (!mapping) problems.push_back({announce.descriptor_().name(), {}, mapping.error()});
+    for (const UnmappedRegion& problem : problems) {
+      if (problem.reason.code == Errc::kUnavailable) retry_.store(true);
+    }
+    {
+      std::lock_guard lock(mutex_);
+      const RowKey key{announce.region(), announce.region_epoch()};
+      if (problems.empty()) {
+        unmapped_.erase(key);
+      } else {
+        unmapped_[key] = std::move(problems);
+      }
+    }
+    if (mapping) peers_.Add(connection, announce.region(), announce.region_epoch(), std::move(*mapping));
+  });
+}
+
+void PeerMapper::Withdraw(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released) {
+  thread_.Post([this, connection, row, region_epoch, released = std::move(released)]() mutable {
+    {
+      std::lock_guard lock(mutex_);
+      unmapped_.erase({row, region_epoch});
+    }
+    peers_.Remove(connection, row, region_epoch, std::move(released));
+  });
+}
+
+std::vector<UnmappedRegion> PeerMapper::Unmapped() const {
+  std::vector<UnmappedRegion> out;
+  std::lock_guard lock(mutex_);
+  for (const auto& [row, problems] : unmapped_) out.insert(out.end(), problems.begin(), problems.end());
+  return out;
+}
+
+Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnounce& announce, const Fds& fds,
+                                                     std::vector<UnmappedRegion>& problems) {
+  if (fds.empty()) return MakeError(Errc::kProtocol, "region announced without its generation table");
+  const std::size_t devices = devices_.size();
+  PeerMapping::Parts parts;
+  parts.identity = InodeOf(fds[0].get());
+  // Devices that a problem is to be retried for count as not considered.
+  if (auto known = peers_.FindByIdentity(parts.identity);
+      known && (known->own || !announce.has_payload() || (known->devices == devices && known->payload()))) {
+    return known;
+  }
+  if (peers_.mapped_regions() >= max_regions_) {
+    return MakeError(Errc::kResourceExhausted,
+                     std::to_string(max_regions_) + " regions are mapped already (ClientOptions::max_mapped_regions)");
+  }
+  const kvmwire::RegionDescriptor& wire = announce.descriptor_();
+  parts.geometry = GeometryOf(wire);
+  std::vector<std::uint64_t> segment_bytes;
+  for (const kvmwire::Segment& segment : wire.segments()) segment_bytes.push_back(segment.size_bytes());
+  if (Status valid = parts.geometry.Validate(segment_bytes); !valid) return valid.error();
+
+  Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(parts.geometry.block_count), HugePages::kTry);
+  if (!table) return table.error();
+  parts.generations.memory = std::move(*table);
+  Result<GenerationReader> reader =
+      GenerationReader::Open({parts.generations.memory.data(), parts.generations.memory.size()}, parts.geometry.block_count);
+  if (!reader) return reader.error();
+  parts.generations.reader = *reader;
+
+  if (announce.has_payload()) {
+    Result<std::shared_ptr<PeerPayload>> payload = MapPayload(wire, fds, devices, problems);
+    if (!payload) return payload.error();
+    parts.payload = std::move(*payload);
+  }
+  const bool again = std::any_of(problems.begin(), problems.end(), [](const auto& one) { return one.reason.code == Errc::kUnavailable; });
+  parts.devices = again ? 0 : devices;
+  // One registration serves all GPUs; if it fails, the CPU validates.
+  for (std::size_t device = 1; device < devices && !parts.generations.attachment; ++device) {
+    static_cast<void>(devices_[device].AttachGenerations(parts.generations));
+  }
+  return std::make_shared<PeerMapping>(std::move(parts));
+}
+
+Result<std::shared_ptr<PeerPayload>> PeerMapper::MapPayload(const kvmwire::RegionDescriptor& wire, const Fds& fds, std::size_t devices,
+                                                            std::vector<UnmappedRegion>& problems) {
+  const PeerOrigin origin = OriginOf(wire);
+  auto payload = std::make_shared<PeerPayload>();
+  for (std::size_t device = 0; device < devices; ++device) {
+    MemoryBackend& backend = devices_[device];
+    if (!backend.Maps(origin.kind)) {
+      // A process without a GPU has no use for GPU memory; one with a GPU doesn't import to the host.
+      if (device != DeviceSet::kHost || devices == 1) {
+        problems.push_back({wire.name(), backend.device_uuid(), MakeError(Errc::kUnsupported, "GPU memory, and this process uses no GPU")});
+      }
+      continue;
+    }
+    Result<std::vector<SegmentHandle>> segments = HandlesOf(wire, fds);
+    if (!segments) return segments.error();
+    Result<std::unique_ptr<PeerMemory>> mapped = backend.Map(std::move(*segments), origin);
+    if (mapped) {
+      payload->memories[device] = std::move(*mapped);
+    } else {
+      problems.push_back({wire.name(), backend.device_uuid(), mapped.error()});
+    }
+  }
+  return payload;
+}
+
+}  // namespace kvm

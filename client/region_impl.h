@@ -1,0 +1,76 @@
+// A region of this client: memory, generations, and what has been published of it.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "client/client_impl.h"
+#include "client/peers.h"
+#include "cuda/memory_backend.h"
+#include "proto/publish_record.h"
+
+namespace kvm {
+
+// PublishOnStream calls that have not taken effect yet, by number. Thread-safe.
+class StreamPublishes {
+ public:
+  std::uint64_t Begin();
+  void End(std::uint64_t number);
+  // Waits until all that have begun so far have ended; false: not by `deadline`.
+  bool WaitForAll(Deadline deadline);
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::uint64_t last_ = 0;
+  std::set<std::uint64_t> under_way_;
+};
+
+struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
+  RegionOptions options;
+  Model model;
+  std::uint64_t block_bytes = 0;
+  std::size_t device = DeviceSet::kHost;  // of the client's DeviceSet
+  std::shared_ptr<MemoryBackend> backend;
+  std::shared_ptr<LocalMemory> memory;
+  OwnedMemory generation_memory;
+  GenerationWriter generations;
+  std::shared_ptr<PeerMapping> own_mapping;  // so that this process imports from it like from any other
+  const std::shared_ptr<StreamPublishes> stream_publishes = std::make_shared<StreamPublishes>();
+  std::weak_ptr<Client::Impl> client;
+
+  std::mutex mutex;                    // everything below
+  std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
+  std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
+  bool republish_again = false;        // something before republish_from was deferred meanwhile
+  bool registering = false;            // a request is under way; whoever else wants one waits for it
+  std::vector<Reply> registration_waiters;
+  bool registered = false;
+  bool closed = false;
+  std::uint32_t row = 0, region_epoch = 0;
+  Error refusal;  // kvmd's, of the last registration
+
+  // Allocates the region's memory on a device of the client's.
+  [[nodiscard]] static Result<std::shared_ptr<Impl>> Allocate(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                              std::size_t device);
+  // Makes a region of memory that the caller has.
+  [[nodiscard]] static Result<std::shared_ptr<Impl>> Register(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                              std::size_t device, std::span<const DeviceRange> segments);
+
+  kvmwire::RegionDescriptor Descriptor() const;
+  std::uint64_t Identity() const;
+  PublishOutcome Publish(std::span<const PublishRequest> requests);
+  Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream);
+  // Sends deferred records while the window allows; true if none are left. Mutex held.
+  bool PumpLocked(Client::Impl& owner);
+
+ private:
+  [[nodiscard]] static Result<std::shared_ptr<Impl>> Make(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                          std::size_t device, std::shared_ptr<LocalMemory> memory);
+  Result<std::shared_ptr<PeerMapping>> MapOwn(std::size_t devices) const;
+};
+
+}  // namespace kvm

@@ -1,0 +1,192 @@
+// What a client wants to be known of it: models and regions, declared and registered on every connection.
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "client/client_impl.h"
+#include "client/region_impl.h"
+
+namespace kvm {
+
+void Client::Impl::Redeclare() {
+  for (const Model& model : Models()) {
+    kvmwire::ClientMessage message;
+    message.mutable_declare_model()->set_spec(model.spec.Canonical());
+    message.mutable_declare_model()->set_announce_again(true);
+    link.Request(std::move(message), {}, [](const Result<kvmwire::ServerMessage>&) {});
+  }
+}
+
+Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadline) {
+  if (Status valid = spec.Validate(); !valid) return valid.error();
+  const Model model{spec, spec.ComputeFingerprint()};
+  const auto same = [&](const Model& other) { return other.fingerprint == model.fingerprint; };
+  {
+    std::lock_guard lock(mutex_);
+    if (std::none_of(models_.begin(), models_.end(), same)) models_.push_back(model);
+  }
+  if (!link.connected()) return model;  // declared on connecting
+  kvmwire::ClientMessage message;
+  message.mutable_declare_model()->set_spec(spec.Canonical());
+  Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+  if (!reply && reply.error().code != Errc::kUnavailable) {
+    if (reply.error().code != Errc::kDeadlineExceeded) {
+      std::lock_guard lock(mutex_);
+      std::erase_if(models_, same);
+    }
+    return reply.error();
+  }
+  // The announcements came before the reply; kCancelled: the client is being closed.
+  if (Status mapped = mapper.Drain(deadline); !mapped) return mapped.error();
+  return model;
+}
+
+Result<std::size_t> Client::Impl::OpenDevice(const DeviceUuid& device, Deadline deadline) {
+  const std::size_t before = devices.size();
+  Result<std::size_t> index = devices.Open(device);
+  if (!index || *index < before || !link.connected()) return index;
+  for (const Model& model : Models()) {
+    kvmwire::ClientMessage message;
+    message.mutable_declare_model()->set_spec(model.spec.Canonical());
+    message.mutable_declare_model()->set_announce_again(true);
+    const Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+    if (!reply && reply.error().code == Errc::kDeadlineExceeded) return reply.error();
+  }
+  if (Status mapped = mapper.Drain(deadline); !mapped) return mapped.error();
+  return index;
+}
+
+Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model, RegionOptions region, Deadline deadline) {
+  const Result<std::size_t> device = OpenDevice(region.device, deadline);
+  if (!device) return device.error();
+  Result<std::shared_ptr<Region::Impl>> made = Region::Impl::Allocate(model, std::move(region), devices, *device);
+  if (!made) return made.error();
+  return AddRegion(std::move(*made), deadline);
+}
+
+Result<std::shared_ptr<Region>> Client::Impl::RegisterRegion(const Model& model, RegionOptions region,
+                                                             std::span<const DeviceRange> segments, Deadline deadline) {
+  if (segments.empty()) return MakeError(Errc::kInvalidArgument, "region: no segments given");
+  if (region.device == kHostMemory) {
+    const Result<DeviceUuid> device = DeviceOf(segments[0].data);
+    if (!device) return device.error();
+    region.device = *device;
+  }
+  const Result<std::size_t> device = OpenDevice(region.device, deadline);
+  if (!device) return device.error();
+  Result<std::shared_ptr<Region::Impl>> made = Region::Impl::Register(model, std::move(region), devices, *device, segments);
+  if (!made) return made.error();
+  return AddRegion(std::move(*made), deadline);
+}
+
+Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline) {
+  region->client = weak_from_this();
+  {
+    std::lock_guard lock(mutex_);
+    regions_.push_back(region);
+  }
+  struct Waiting {
+    std::mutex mutex;
+    std::condition_variable done;
+    std::optional<Status> status;
+  };
+  if (link.connected()) {
+    auto waiting = std::make_shared<Waiting>();
+    RequestRegistration(region, [waiting](const Result<kvmwire::ServerMessage>& reply) {
+      std::lock_guard lock(waiting->mutex);
+      waiting->status = reply ? Status() : Status(reply.error());
+      waiting->done.notify_all();
+    });
+    std::unique_lock lock(waiting->mutex);
+    Status status = MakeError(Errc::kDeadlineExceeded, "kvmd did not register region " + region->options.name + " in time");
+    if (waiting->done.wait_until(lock, deadline, [&] { return waiting->status.has_value(); })) status = *waiting->status;
+    lock.unlock();
+    // A lost connection is not an error: the region is registered on reconnecting.
+    if (!status && status.error().code != Errc::kUnavailable) {
+      static_cast<void>(Unregister(*region, After(std::chrono::milliseconds(0))));
+      return status.error();
+    }
+  }
+  return std::make_shared<Region>(std::move(region));
+}
+
+// Asked for by AllocateRegion and by every new connection; when both come together, one request serves both.
+void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done) {
+  bool registered = false;
+  {
+    std::lock_guard lock(region->mutex);
+    registered = region->registered;
+    if (!registered) {
+      if (done) region->registration_waiters.push_back(done);
+      if (std::exchange(region->registering, true)) return;
+    }
+  }
+  if (registered) {
+    if (done) done(kvmwire::ServerMessage());
+    return;
+  }
+  kvmwire::ClientMessage message;
+  *message.mutable_register_region()->mutable_region() = region->Descriptor();
+  std::vector<int> fds{region->generation_memory.fd()};
+  for (const SegmentHandle& handle : region->memory->handles()) {
+    if (handle.fd) fds.push_back(handle.fd.get());
+  }
+  link.Request(std::move(message), fds, [this, region](const Result<kvmwire::ServerMessage>& reply) {
+    OnRegistered(region, reply);
+    std::vector<Reply> waiters;
+    {
+      std::lock_guard lock(region->mutex);
+      region->registering = false;
+      waiters.swap(region->registration_waiters);
+    }
+    for (const Reply& waiter : waiters) waiter(reply);
+  });
+}
+
+void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply) {
+  if (!reply) {
+    std::lock_guard lock(region->mutex);
+    region->refusal = reply.error();
+    return;
+  }
+  const kvmwire::RegisterRegionReply& registered = reply->register_region_reply();
+  peers.Add(connection_, registered.region(), registered.region_epoch(), region->own_mapping);
+  bool closed = false;
+  {
+    std::lock_guard lock(region->mutex);
+    region->row = registered.region();
+    region->region_epoch = registered.region_epoch();
+    region->registered = true;
+    region->republish_from = 0;  // what was published while it was not
+    region->refusal = Error{};
+    closed = region->closed;
+    if (!closed) region->PumpLocked(*this);
+  }
+  if (closed) static_cast<void>(Unregister(*region, After(std::chrono::milliseconds(0))));
+}
+
+Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
+  kvmwire::ClientMessage message;
+  peers.RemoveByIdentity(region.Identity());
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(regions_, [&](const std::weak_ptr<Region::Impl>& other) { return other.lock().get() == &region; });
+  }
+  {
+    std::lock_guard lock(region.mutex);
+    region.closed = true;
+    if (!region.registered) return {};
+    region.registered = false;
+    kvmwire::UnregisterRegion& request = *message.mutable_unregister_region();
+    request.set_region(region.row);
+    request.set_region_epoch(region.region_epoch);
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
+    // A little less than the caller waits, so that kvmd is the one to say what is missing.
+    request.set_ack_timeout_ms(static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000)));
+  }
+  Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+  if (!reply && reply.error().code != Errc::kUnavailable) return reply.error();
+  return {};
+}
+
+}  // namespace kvm
