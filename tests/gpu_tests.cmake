@@ -16,6 +16,16 @@ if(TARGET kvm_cuda)
       gpu/test_peer_import.cc
     PROPERTIES RESOURCE_LOCK gpu)
 
+  if(TARGET kvm_process_support)
+    add_library(kvm_gpu_market STATIC gpu/gpu_worker.cc gpu/market_processes.cc)
+    target_link_libraries(kvm_gpu_market PUBLIC kvm_gpu_testing kvm_process_support PRIVATE kvm_build_flags)
+    kvm_test(NAME gpu_market_tests LABEL gpu TIMEOUT 600 LIBS kvm_gpu_market
+      SOURCES
+        gpu/test_market.cc
+        gpu/test_market_faults.cc
+      PROPERTIES RESOURCE_LOCK gpu)
+  endif()
+
   add_executable(bench_import gpu/bench_import.cc gpu/bench_rows.cc gpu/bench_setup.cc gpu/bench_tune.cc)
   target_link_libraries(bench_import PRIVATE kvm_gpu_testing kvm_memory kvm_build_flags)
 endif()
