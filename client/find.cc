@@ -15,79 +15,109 @@ constexpr std::size_t kGlanceAhead = 12;
 constexpr std::size_t kJudgeBehind = 8;
 constexpr std::size_t kStretch = 128;  // blocks from one of several equally near sources before the next has its turn
 
-struct Candidates {
-  std::array<IndexHit, layout::kMaxReplicas> entries;
-  std::size_t count = 0;
+// A key between looking it up and judging its generation. Almost every key has one replica.
+struct Candidate {
+  IndexHit hit;
+  const PeerMapping* mapping = nullptr;  // of `hit`; null: not mapped
+  std::size_t replicas = 0;              // 0: absent; more than 1: looked up again, all of them
 };
 
 class Matcher {
  public:
   Matcher(const PeerSnapshot& snapshot, const FindTarget& target, Match::Impl& out) : snapshot_(snapshot), target_(target), out_(out) {}
 
-  const PeerMapping* MappingOf(const IndexHit& entry) const {
+  const PeerMapping* MappingOf(const IndexHit& entry) const noexcept {
     if (entry.region >= snapshot_.by_row.size()) return nullptr;
     const PeerRegion& region = snapshot_.by_row[entry.region];
     return region.region_epoch == entry.region_epoch ? region.mapping.get() : nullptr;
   }
 
-  // Takes the best usable source of a key; false (and the reason in out.end) if there is none.
-  bool Take(const Candidates& candidates) {
-    if (candidates.count == 0) {
-      out_.end = MatchEnd::kAbsent;
-      return false;
+  void LookUp(const IndexReader& index, const BlockKey& key, std::uint64_t hint, Candidate& out) noexcept {
+    if (index.FindOnly(key, hint, out.hit)) {
+      out.replicas = 1;
+    } else {
+      out.replicas = index.Find(key, replicas_, hint);
+      if (out.replicas == 0) return;
+      out.hit = replicas_[0];
     }
+    out.mapping = MappingOf(out.hit);
+    if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.hit.block);
+  }
+
+  // Takes the best usable source of a key; false (and the reason in out.end) if there is none.
+  bool Take(const IndexReader& index, const BlockKey& key, const Candidate& candidate) {
+    if (candidate.replicas == 1) {
+      const MatchEnd failure = Judge(candidate.hit, candidate.mapping);
+      if (failure != MatchEnd::kComplete) return End(failure);
+      Append(candidate.hit, *candidate.mapping);
+      return true;
+    }
+    return candidate.replicas == 0 ? End(MatchEnd::kAbsent) : TakeBest(index.Find(key, replicas_));
+  }
+
+ private:
+  bool End(MatchEnd end) noexcept {
+    out_.end = end;
+    return false;
+  }
+
+  // kComplete: the source can be used.
+  MatchEnd Judge(const IndexHit& entry, const PeerMapping* mapping) const noexcept {
+    if (mapping == nullptr) return MatchEnd::kUnmapped;
+    if (mapping->own && !target_.include_own) return MatchEnd::kAbsent;
+    if (target_.must_reach && !mapping->PathTo(target_.device)) return MatchEnd::kUnmapped;
+    if (mapping->generations.reader.Current(entry.block) != entry.generation) return MatchEnd::kStale;
+    return MatchEnd::kComplete;
+  }
+
+  bool TakeBest(std::size_t count) {
+    if (count == 0) return End(MatchEnd::kAbsent);  // gone since it was looked up
+    const std::size_t turn = (target_.spread + out_.sources.size() / kStretch) % count;
     const IndexHit* best = nullptr;
     unsigned best_rank = 0;
-    // One replica is the rule; only several are worth a division.
-    const std::size_t turn = candidates.count == 1 ? 0 : (target_.spread + out_.sources.size() / kStretch) % candidates.count;
     MatchEnd failure = MatchEnd::kAbsent;
-    for (std::size_t i = 0; i < candidates.count; ++i) {
-      const std::size_t at = i + turn;
-      const IndexHit& entry = candidates.entries[at < candidates.count ? at : at - candidates.count];
+    for (std::size_t i = 0; i < count; ++i) {
+      const IndexHit& entry = replicas_[i + turn < count ? i + turn : i + turn - count];
       const PeerMapping* mapping = MappingOf(entry);
-      if (mapping == nullptr) {
-        failure = MatchEnd::kUnmapped;
+      const MatchEnd judged = Judge(entry, mapping);
+      if (judged != MatchEnd::kComplete) {
+        // Out of reach says more than stale, and that more than absent.
+        if (failure == MatchEnd::kAbsent || judged == MatchEnd::kUnmapped) failure = judged;
         continue;
       }
-      if (mapping->own && !target_.include_own) continue;
-      const std::optional<MemoryPath> path = mapping->PathTo(target_.device);
-      if (!path && target_.must_reach) {
-        failure = MatchEnd::kUnmapped;
-        continue;
-      }
-      if (mapping->generations.reader.Current(entry.block) != entry.generation) {
-        if (failure == MatchEnd::kAbsent) failure = MatchEnd::kStale;
-        continue;
-      }
-      const unsigned rank = Rank(entry, *mapping, path);
+      const unsigned rank = Rank(entry, *mapping);
       if (best == nullptr || rank < best_rank) {
         best = &entry;
         best_rank = rank;
       }
     }
-    if (best == nullptr) {
-      out_.end = failure;
-      return false;
-    }
-    out_.sources.push_back({best->region, best->region_epoch, best->block, best->generation, MappingOf(*best)->own});
-    out_.mapping_of.push_back(MappingIndex(*best));
+    if (best == nullptr) return End(failure);
+    Append(*best, *MappingOf(*best));
     return true;
   }
 
- private:
   // Lower is better: what is ours; what is near; then what continues the run before it, so that copies stay
   // long, but for no more than a stretch: several sources of a long prefix share the work.
-  unsigned Rank(const IndexHit& entry, const PeerMapping& mapping, std::optional<MemoryPath> path) const {
+  unsigned Rank(const IndexHit& entry, const PeerMapping& mapping) const {
     if (mapping.own) return 0;
+    const std::optional<MemoryPath> path = mapping.PathTo(target_.device);
     const unsigned distance = path ? 1 + static_cast<unsigned>(*path) : 8;
     if (out_.sources.size() % kStretch == 0) return 2 * distance + 1;
     const BlockSource& last = out_.sources.back();
     return 2 * distance + (last.region != entry.region || last.region_epoch != entry.region_epoch);
   }
 
+  void Append(const IndexHit& entry, const PeerMapping& mapping) {
+    if (&mapping != last_mapping_) {
+      last_mapping_ = &mapping;
+      last_index_ = MappingIndex(entry);
+    }
+    out_.sources.push_back({entry.region, entry.region_epoch, entry.block, entry.generation, mapping.own});
+    out_.mapping_of.push_back(last_index_);
+  }
+
   std::uint16_t MappingIndex(const IndexHit& entry) {
     const std::shared_ptr<PeerMapping>& mapping = snapshot_.by_row[entry.region].mapping;
-    if (!out_.mapping_of.empty() && out_.mappings[out_.mapping_of.back()] == mapping) return out_.mapping_of.back();
     const auto found = std::find(out_.mappings.begin(), out_.mappings.end(), mapping);
     if (found != out_.mappings.end()) return static_cast<std::uint16_t>(found - out_.mappings.begin());
     out_.mappings.push_back(mapping);
@@ -97,6 +127,9 @@ class Matcher {
   const PeerSnapshot& snapshot_;
   const FindTarget& target_;
   Match::Impl& out_;
+  const PeerMapping* last_mapping_ = nullptr;
+  std::uint16_t last_index_ = 0;
+  std::array<IndexHit, layout::kMaxReplicas> replicas_;
 };
 
 }  // namespace
@@ -104,26 +137,22 @@ class Matcher {
 void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindTarget& target, Match::Impl& out) {
   const IndexReader& index = snapshot.registry.index();
   Matcher matcher(snapshot, target, out);
-  std::array<Candidates, kJudgeBehind> ring;
+  std::array<Candidate, kJudgeBehind> ring;
   std::array<std::uint64_t, kGlanceAhead> hints;
   std::size_t end = keys.size();  // no key from here on can be part of the match
   for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) index.Prefetch(keys[i]);
   for (std::size_t i = 0; i < std::min(kGlanceAhead, end); ++i) hints[i] = index.Glance(keys[i]);
   out.end = MatchEnd::kComplete;
+  std::size_t hint = 0;  // i % kGlanceAhead
   for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
-    if (i >= kJudgeBehind) {
-      if (!matcher.Take(ring[i % kJudgeBehind])) return;
-    }
+    Candidate& candidate = ring[i % kJudgeBehind];
+    if (i >= kJudgeBehind && !matcher.Take(index, keys[i - kJudgeBehind], candidate)) return;
     if (i >= end) continue;
     if (i + kPrefetchAhead < end) index.Prefetch(keys[i + kPrefetchAhead]);
-    Candidates& candidates = ring[i % kJudgeBehind];
-    candidates.count = index.Find(keys[i], candidates.entries, hints[i % kGlanceAhead]);
-    if (i + kGlanceAhead < end) hints[i % kGlanceAhead] = index.Glance(keys[i + kGlanceAhead]);
-    for (std::size_t c = 0; c < candidates.count; ++c) {
-      const PeerMapping* mapping = matcher.MappingOf(candidates.entries[c]);
-      if (mapping != nullptr) mapping->generations.reader.Prefetch(candidates.entries[c].block);
-    }
-    if (candidates.count == 0) end = i + 1;
+    matcher.LookUp(index, keys[i], hints[hint], candidate);
+    if (i + kGlanceAhead < end) hints[hint] = index.Glance(keys[i + kGlanceAhead]);
+    hint = hint + 1 == kGlanceAhead ? 0 : hint + 1;
+    if (candidate.replicas == 0) end = i + 1;
   }
 }
 

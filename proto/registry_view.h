@@ -65,6 +65,22 @@ class IndexReader {
     return slot;
   }
 
+  // The common case of Find, inlined: `slot` (a hint) holds the key's only replica. False says nothing.
+  bool FindOnly(const BlockKey& key, std::uint64_t slot, IndexHit& out) const noexcept {
+    if (slot >= count_) return false;
+    const layout::IndexSlot& at = slots_[slot];
+    const std::uint32_t version = at.version.load(std::memory_order_acquire);
+    out.region_epoch = at.region_epoch.load(std::memory_order_relaxed);
+    const std::uint64_t lo = at.key_lo.load(std::memory_order_relaxed), hi = at.key_hi.load(std::memory_order_relaxed);
+    out.generation = at.generation.load(std::memory_order_relaxed);
+    out.region = at.region.load(std::memory_order_relaxed);
+    out.block = at.block.load(std::memory_order_relaxed);
+    out.more = at.flags.load(std::memory_order_relaxed) & layout::IndexSlot::kMore;
+    std::atomic_thread_fence(std::memory_order_acquire);
+    const bool stable = (version & 1) == 0 && at.version.load(std::memory_order_relaxed) == version;
+    return stable && out.region_epoch != 0 && out.more == 0 && lo == key.lo && hi == key.hi;
+  }
+
   // Replicas of `key`, in order of publication, into `out`; returns how many, at most
   // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
   std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t hint = kNoHint) const noexcept;
