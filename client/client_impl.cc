@@ -103,9 +103,7 @@ void Client::Impl::OnDisconnected() {
 void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
-    case kvmwire::ServerMessage::kRegionAnnounce:
-      mapper.Announce(connection_, message.region_announce(), std::move(fds));
-      return;
+    case kvmwire::ServerMessage::kRegionAnnounce: mapper.Announce(connection_, message.region_announce(), std::move(fds)); return;
     case kvmwire::ServerMessage::kRegionWithdraw: {
       const kvmwire::RegionWithdraw& withdraw = message.region_withdraw();
       std::function<void()> acknowledge;

@@ -63,8 +63,7 @@ void Mailbox::Close() {
   dropped.swap(tasks_);
 }
 
-Link::Link(const ClientOptions& options, Events events)
-    : options_(options), events_(std::move(events)), random_(std::random_device{}()) {}
+Link::Link(const ClientOptions& options, Events events) : options_(options), events_(std::move(events)), random_(std::random_device{}()) {}
 
 Link::~Link() { Stop(); }
 

@@ -19,8 +19,7 @@ namespace kvm {
 // Thread-safe. Announcements and withdrawals take effect in the order of the calls.
 class PeerMapper {
  public:
-  PeerMapper(DeviceSet& devices, PeerTable& peers, std::size_t max_regions)
-      : devices_(devices), peers_(peers), max_regions_(max_regions) {}
+  PeerMapper(DeviceSet& devices, PeerTable& peers, std::size_t max_regions) : devices_(devices), peers_(peers), max_regions_(max_regions) {}
   ~PeerMapper() { Stop(); }
 
   // `connection`: PeerTable's number of the connection that it came over.

@@ -94,7 +94,8 @@ void PeerTable::DropPrevious() {
     if (!before || !current_) return;
     for (const PeerRegion& region : before->by_row) {
       const auto same = [&](const PeerRegion& other) { return other.mapping == region.mapping; };
-      if (region.mapping && !region.mapping->own && std::none_of(current_->by_row.begin(), current_->by_row.end(), same)) gone.push_back(region.mapping);
+      if (region.mapping && !region.mapping->own && std::none_of(current_->by_row.begin(), current_->by_row.end(), same))
+        gone.push_back(region.mapping);
     }
   }
   for (const std::shared_ptr<PeerMapping>& mapping : gone) mapping->Retire(nullptr);

@@ -157,7 +157,8 @@ Result<DeviceUuid> DeviceOf(const void* pointer) {
   const Result<const Driver*> driver = LoadDriver();
   if (!driver) return driver.error();
   int ordinal = -1;
-  const CUresult error = (*driver)->PointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, reinterpret_cast<CUdeviceptr>(pointer));
+  const CUresult error =
+      (*driver)->PointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, reinterpret_cast<CUdeviceptr>(pointer));
   if (error != CUDA_SUCCESS || ordinal < 0) return MakeError(Errc::kInvalidArgument, "not a pointer to GPU memory of this process");
   return UuidOf(**driver, ordinal);
 }

@@ -8,8 +8,8 @@ namespace kvm {
 
 Status CheckRegionName(const std::string& name) {
   if (name.empty() || name.size() > kMaxNameBytes) {
-    return MakeError(Errc::kInvalidArgument, "region: name has " + std::to_string(name.size()) + " bytes, 1.." +
-                                                 std::to_string(kMaxNameBytes) + " allowed");
+    return MakeError(Errc::kInvalidArgument,
+                     "region: name has " + std::to_string(name.size()) + " bytes, 1.." + std::to_string(kMaxNameBytes) + " allowed");
   }
   const bool printable = std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && static_cast<unsigned char>(c) < 0x7f; });
   if (!printable) return MakeError(Errc::kInvalidArgument, "region: name has characters that are not printable ASCII");

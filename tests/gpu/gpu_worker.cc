@@ -132,7 +132,8 @@ std::vector<PublishRequest> GpuWorker::Write(std::span<const Content> contents, 
 Status GpuWorker::Publish(std::span<const Content> contents, std::uint32_t first_block) {
   std::vector<std::uint32_t> blocks(contents.size());
   std::iota(blocks.begin(), blocks.end(), first_block);
-  if (region_->Publish(Write(contents, blocks)).readable != contents.size()) return MakeError(Errc::kCancelled, "another write got between");
+  if (region_->Publish(Write(contents, blocks)).readable != contents.size())
+    return MakeError(Errc::kCancelled, "another write got between");
   return region_->Flush(After(10s));
 }
 

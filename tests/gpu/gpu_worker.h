@@ -53,7 +53,8 @@ class GpuWorker {
   Status Publish(std::span<const Content> contents, std::uint32_t first_block);
 
   Match Find(std::span<const Content> contents);
-  GpuImportCheck Import(const Match& match, std::span<const Content> contents, std::uint32_t first_block, const ImportOptions& options = {});
+  GpuImportCheck Import(const Match& match, std::span<const Content> contents, std::uint32_t first_block,
+                        const ImportOptions& options = {});
   // Those of blocks first_block, … that don't hold `contents`.
   std::size_t CountWrong(std::span<const Content> contents, std::uint32_t first_block);
 

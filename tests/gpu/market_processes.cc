@@ -129,9 +129,7 @@ std::unique_ptr<ImportJob> ImportUnchecked(GpuWorker& worker, const Match& match
 
 }  // namespace
 
-Content ExporterContent(std::uint32_t number, std::uint32_t block, std::uint64_t generation) {
-  return {number << 20 | block, generation};
-}
+Content ExporterContent(std::uint32_t number, std::uint32_t block, std::uint64_t generation) { return {number << 20 | block, generation}; }
 
 ChildProcess StartExporter(const ExporterOptions& options) {
   return ChildProcess::Self("market_exporter", {options.socket, std::to_string(options.number), std::to_string(options.ordinal),
@@ -154,7 +152,8 @@ bool RandomImporter::Round(std::uint32_t batch, Validation validation, const Imp
     const std::string_view name = info.name;
     std::uint32_t number = 0;
     constexpr std::string_view kPrefix = "exporter-";
-    if (!name.starts_with(kPrefix) || std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), number).ec != std::errc()) continue;
+    if (!name.starts_with(kPrefix) || std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), number).ec != std::errc())
+      continue;
     exporters.emplace_back(number, mapping);
   }
   if (exporters.empty()) return false;
