@@ -3,6 +3,7 @@
 #include "kvclient/import.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
@@ -46,19 +47,39 @@ struct ImportTicket::Impl {
   std::vector<std::uint32_t> blocks;
   std::size_t mapped = 0;  // leading blocks the job covers
   std::uint64_t block_bytes = 0;
+  std::vector<std::optional<std::uint64_t>> checksums;  // of the leading blocks; empty: nothing is compared
   ImportResult result;
   bool finished = false;
+
+  // Cuts result.valid at the first block whose bytes are not what was published; the reason, if there is one.
+  std::optional<ImportFailure> Verify() {
+    if (checksums.empty() || result.valid == 0) return std::nullopt;
+    const Region::Impl& region = *keep->destination;
+    const auto sums = region.backend->Checksum(*region.memory, region.options.geometry, std::span(blocks).first(result.valid));
+    if (!sums) {
+      result.valid = 0;
+      return ImportFailure::kError;
+    }
+    for (std::size_t i = 0; i < result.valid; ++i) {
+      if (!checksums[i] || *checksums[i] == (*sums)[i]) continue;
+      result.valid = i;
+      return ImportFailure::kCorrupt;
+    }
+    return std::nullopt;
+  }
 
   void Finish() {
     if (finished) return;
     finished = true;
     std::span<const BlockStatus> statuses = job ? job->statuses() : std::span<const BlockStatus>();
     while (result.valid < statuses.size() && statuses[result.valid] == BlockStatus::kValid) ++result.valid;
+    const std::optional<ImportFailure> corrupt = Verify();
     result.bytes = result.valid * block_bytes;
     for (std::size_t i = result.valid; i < blocks.size(); ++i) {
       ImportFailure reason = ImportFailure::kBehindFailed;
       if (i < statuses.size() && statuses[i] != BlockStatus::kValid) reason = Failure(statuses[i]);
       if (i == mapped && result.valid == mapped) reason = ImportFailure::kUnmapped;
+      if (i == result.valid && corrupt) reason = *corrupt;
       result.failed.push_back({i, blocks[i], reason});
     }
     client->stats.blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
@@ -114,6 +135,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   ImportRequest request;
   request.destination = region.memory.get();
   request.deadline = options.deadline;
+  std::vector<std::optional<std::uint64_t>> checksums;
   request.stream = options.stream;
   request.max_sms = options.max_sms;
   request.wants_event = options.wants_event;
@@ -135,6 +157,10 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
       }
       request.runs.back().count++;
       request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
+      if (!options.verify) continue;
+      // What is read here belongs to the generation that the import checks before and after the copy.
+      const GenerationReader& reader = mapping.generations.reader;
+      checksums.push_back(reader.has_checksums() ? std::optional(reader.Checksum(sources.sources[at].block)) : std::nullopt);
     }
   }
 
@@ -143,6 +169,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   ticket->blocks.assign(blocks.begin(), blocks.end());
   ticket->block_bytes = region.block_bytes;
   ticket->mapped = request.blocks.size();
+  ticket->checksums = std::move(checksums);
   ticket->result.writes.reserve(blocks.size());
   for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
   impl_->stats.imports.fetch_add(1, std::memory_order_relaxed);

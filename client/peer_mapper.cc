@@ -65,7 +65,7 @@ void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce anno
         unmapped_[key] = std::move(problems);
       }
     }
-    if (mapping) peers_.Add(connection, announce.region(), announce.region_epoch(), std::move(*mapping));
+    if (mapping) peers_.Add(connection, announce.region(), announce.region_epoch(), *mapping);
   });
 }
 

@@ -54,10 +54,13 @@ void PeerMapping::Retire(std::function<void()> released) {
   {
     std::lock_guard lock(mutex_);
     payload = std::exchange(payload_, nullptr);
-    // Set while this thread holds a reference, so that whoever drops the last one sees it.
-    if (payload) payload->released = std::move(released);
   }
-  if (!payload && released) released();
+  if (payload) {
+    // Set while this thread holds a reference, so that whoever drops the last one sees it.
+    payload->released = std::move(released);
+  } else if (released) {
+    released();
+  }
 }
 
 Result<std::shared_ptr<const CopyPlan>> PeerMapping::PlanTo(const Geometry& destination) const {
@@ -101,7 +104,7 @@ void PeerTable::DropPrevious() {
   for (const std::shared_ptr<PeerMapping>& mapping : gone) mapping->Retire(nullptr);
 }
 
-void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping) {
+void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping) {
   std::shared_ptr<PeerMapping> replaced;  // mapped anew, for more devices
   {
     std::lock_guard lock(mutex_);

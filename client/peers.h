@@ -101,7 +101,7 @@ class PeerTable {
   std::uint64_t StartConnection(RegistryView registry);
   void DropPrevious();
 
-  void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::shared_ptr<PeerMapping> mapping);
+  void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping);
   // Forgets the region wherever it is known and retires its mapping.
   void Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
   void RemoveByIdentity(std::uint64_t identity);

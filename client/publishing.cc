@@ -45,14 +45,27 @@ bool StreamPublishes::WaitForAll(Deadline deadline) {
   return ended_.wait_until(lock, deadline, [&] { return under_way_.empty() || *under_way_.begin() > last; });
 }
 
+Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) const {
+  if (!options.checksums) return std::vector<std::uint64_t>();
+  std::vector<std::uint32_t> blocks;
+  // A block out of range is refused later; any other one stands in for it here.
+  for (const PublishRequest& request : requests) blocks.push_back(request.write.block < records.size() ? request.write.block : 0);
+  return backend->Checksum(*memory, options.geometry, blocks);
+}
+
 PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   PublishOutcome outcome;
+  const Result<std::vector<std::uint64_t>> checksums = Checksums(requests);
+  if (!checksums) return PublishOutcome{0, requests.size(), 0};
   std::vector<PublishRecord> batch;
   batch.reserve(requests.size());
   std::lock_guard lock(mutex);
-  for (const PublishRequest& request : requests) {
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const PublishRequest& request = requests[i];
     const BlockWrite& write = request.write;
-    if (write.block >= records.size() || !generations.FinishWrite(write.block, write.generation)) {
+    const bool ours = write.block < records.size() && generations.Current(write.block) == write.generation;
+    if (ours && !checksums->empty()) generations.SetChecksum(write.block, (*checksums)[i]);
+    if (!ours || !generations.FinishWrite(write.block, write.generation)) {
       ++outcome.lost_race;
       continue;
     }

@@ -42,11 +42,12 @@ Result<std::shared_ptr<Region::Impl>> Region::Impl::Make(const Model& model, Reg
   auto region = std::make_shared<Impl>();
   const std::uint32_t blocks = options.geometry.block_count;
   Result<OwnedMemory> generations =
-      OwnedMemory::Create("kvm:" + options.name + ":generations", GenerationTableBytes(blocks), HugePages::kTry);
+      OwnedMemory::Create("kvm:" + options.name + ":generations", GenerationTableBytes(blocks, options.checksums), HugePages::kTry);
   if (!generations) return generations.error();
   region->memory = std::move(memory);
   region->generation_memory = std::move(*generations);
-  region->generations = GenerationWriter::Format({region->generation_memory.data(), region->generation_memory.size()}, blocks);
+  region->generations =
+      GenerationWriter::Format({region->generation_memory.data(), region->generation_memory.size()}, blocks, options.checksums);
   region->model = model;
   region->block_bytes = options.geometry.BlockBytes();
   region->device = device;

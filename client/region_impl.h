@@ -62,6 +62,8 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
 
   kvmwire::RegionDescriptor Descriptor() const;
   std::uint64_t Identity() const;
+  // Without checksums an empty list; an error: they could not be computed, and nothing may be published.
+  Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) const;
   PublishOutcome Publish(std::span<const PublishRequest> requests);
   Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream);
   // Sends deferred records while the window allows; true if none are left. Mutex held.

@@ -5,7 +5,8 @@
 //   0         never written
 //
 // Only the region's owner process(es) write it; everyone else maps it read-only. Layout: a 64-byte
-// header, then block_count 64-bit counters. All calls are lock-free and safe from any thread.
+// header, then block_count 64-bit counters, then, if the header says so, as many 64-bit checksums of the
+// blocks' contents. All calls are lock-free and safe from any thread.
 //
 // Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
 // Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
@@ -31,7 +32,9 @@ struct GenerationHeader {
   std::uint64_t magic;
   std::uint32_t layout_version;
   std::uint32_t block_count;
-  std::uint64_t reserved[6];
+  std::uint32_t has_checksums;  // 0 or 1
+  std::uint32_t reserved32;
+  std::uint64_t reserved[5];
 };
 static_assert(sizeof(GenerationHeader) == 64);
 static_assert(sizeof(std::atomic<Generation>) == 8 && std::atomic<Generation>::is_always_lock_free);
@@ -39,8 +42,8 @@ static_assert(sizeof(std::atomic<Generation>) == 8 && std::atomic<Generation>::i
 inline constexpr std::uint64_t kGenerationMagic = 0x314E45474D564BULL;  // "KVMGEN1"
 inline constexpr std::uint32_t kGenerationLayoutVersion = 1;
 
-constexpr std::size_t GenerationTableBytes(std::uint32_t block_count) noexcept {
-  return sizeof(GenerationHeader) + std::size_t{block_count} * sizeof(Generation);
+constexpr std::size_t GenerationTableBytes(std::uint32_t block_count, bool checksums = false) noexcept {
+  return sizeof(GenerationHeader) + std::size_t{block_count} * sizeof(Generation) * (checksums ? 2 : 1);
 }
 
 // Read side: a view of mapped memory that the caller keeps alive. Trivially copyable.
@@ -51,6 +54,13 @@ class GenerationReader {
   [[nodiscard]] static Result<GenerationReader> Open(std::span<const std::byte> memory, std::uint32_t block_count);
 
   std::uint32_t block_count() const noexcept { return block_count_; }
+
+  bool has_checksums() const noexcept { return checksums_ != nullptr; }
+  // Of the content that the block's generation stands for: read it between two looks at that.
+  // Precondition: has_checksums(). 0 for a block out of range.
+  std::uint64_t Checksum(std::uint32_t block) const noexcept {
+    return block < block_count_ ? checksums_[block].load(std::memory_order_acquire) : 0;
+  }
 
   // 0 (never readable) for a block out of range.
   Generation Current(std::uint32_t block) const noexcept {
@@ -68,6 +78,7 @@ class GenerationReader {
 
  protected:
   const std::atomic<Generation>* counters_ = nullptr;
+  const std::atomic<std::uint64_t>* checksums_ = nullptr;  // null: none
   std::uint32_t block_count_ = 0;
 };
 
@@ -75,8 +86,8 @@ class GenerationReader {
 class GenerationWriter : public GenerationReader {
  public:
   GenerationWriter() = default;
-  // Formats `memory` (zeroed, at least GenerationTableBytes(block_count)); the caller keeps it alive.
-  static GenerationWriter Format(std::span<std::byte> memory, std::uint32_t block_count) noexcept;
+  // Formats `memory` (zeroed, at least GenerationTableBytes(…)); the caller keeps it alive.
+  static GenerationWriter Format(std::span<std::byte> memory, std::uint32_t block_count, bool checksums = false) noexcept;
 
   // Withdraws the block from readers and returns the odd value that this write owns. Also when it is
   // odd already: the earlier write then can't finish. Precondition: block < block_count().
@@ -89,6 +100,11 @@ class GenerationWriter : public GenerationReader {
     }
     std::atomic_thread_fence(std::memory_order_release);
     return next;
+  }
+
+  // Between BeginWrite and FinishWrite. Preconditions: has_checksums(), block < block_count().
+  void SetChecksum(std::uint32_t block, std::uint64_t checksum) noexcept {
+    const_cast<std::atomic<std::uint64_t>&>(checksums_[block]).store(checksum, std::memory_order_relaxed);
   }
 
   // Makes the block readable as generation `write + 1`; false if another write began meanwhile.

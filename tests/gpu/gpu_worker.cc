@@ -72,6 +72,7 @@ Result<std::unique_ptr<GpuWorker>> GpuWorker::Start(GpuWorkerOptions options) {
   RegionOptions region;
   region.name = options.name;
   region.geometry = options.layout.geometry;
+  region.checksums = options.checksums;
   Result<std::shared_ptr<Region>> made = MakeError(Errc::kUnsupported, "kind of memory");
   if (options.kind == layout::HandleKind::kCudaIpc) {
     std::vector<DeviceRange> segments;

@@ -26,6 +26,7 @@ struct GpuWorkerOptions {
   int ordinal = 0;
   layout::HandleKind kind = layout::HandleKind::kCudaVmmFd;  // kCudaIpc: cudaMalloc memory, registered
   NamedGeometry layout = {};
+  bool checksums = false;
   bool one_allocation = false;  // kCudaIpc: all segments are ranges of one cudaMalloc
 };
 

@@ -314,6 +314,34 @@ TEST_CASE("GPU market: an import on the caller's stream keeps its order there, a
   CHECK(reader->CountWrong(reversed, 0) == 0);
 }
 
+TEST_CASE("GPU market: checksums are computed where the blocks are, and compared where they arrive", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 32;
+  KvmdProcess kvmd;
+  GpuWorkerOptions options;
+  options.socket = kvmd.socket();
+  options.name = "owner";
+  options.layout = Pool(kBlocks);
+  options.checksums = true;
+  auto owner = GpuWorker::Start(options);
+  KVM_REQUIRE_OK(owner);
+  auto reader = Start(kvmd, "reader", Other());
+  const std::vector<Content> contents = Contents(0, kBlocks);
+  KVM_REQUIRE_OK((*owner)->Publish(contents, 0));
+  REQUIRE(Eventually([&] { return reader->Find(contents).size() == kBlocks; }));
+  ImportOptions verify;
+  verify.verify = true;
+  CHECK(reader->Import(reader->Find(contents), contents, 0, verify).valid == kBlocks);
+  const std::vector<std::byte> fault(1, std::byte{0x5a});
+  KVM_REQUIRE_OK((*owner)->region().WriteBytes(0, 20 * (64 << 10) + 17, fault));
+  CHECK(reader->Import(reader->Find(contents), contents, 0).wrong == 1);
+  const GpuImportCheck check = reader->Import(reader->Find(contents), contents, 0, verify);
+  CHECK(check.valid == 20);
+  CHECK(check.wrong == 0);
+  REQUIRE(check.failed.size() == kBlocks - 20);
+  CHECK(check.failed[0].reason == ImportFailure::kCorrupt);
+}
+
 TEST_CASE("GPU market: memory that can't be exported is refused with what can", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd;

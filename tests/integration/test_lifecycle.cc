@@ -204,10 +204,10 @@ TEST_CASE("Lifecycle: when a source dies the other replica serves", "[integratio
   const std::vector<BlockKey> keys = reader->Keys("a:8");
   const Match before = reader->client().Find(keys);
   first.Kill();
-  // Whatever the match names: the dead one's memory stays mapped, so nothing is lost and nothing is wrong.
+  // The match may name the dead one, whose memory is let go as soon as its end is known: a miss then, never wrong.
   const ImportCheck at_once = reader->Import(before, keys, 0);
-  CHECK(at_once.valid == 8);
   CHECK(at_once.wrong == 0);
+  CHECK((at_once.valid == 8 || (at_once.valid == 0 && at_once.failed[0].reason == ImportFailure::kUnmapped)));
   REQUIRE(test::Eventually([&] { return probe.live_entries() == 8; }));
   const ImportCheck later = reader->FindAndImport("a:8", 20);
   CHECK(later.valid == 8);

@@ -132,3 +132,37 @@ TEST_CASE("Reuse: an import withdraws its destination blocks from others", "[int
   CHECK(import.valid == 0);
   CHECK(import.failed.size() == 4);
 }
+
+TEST_CASE("Reuse: with checksums, bytes that changed without a new generation are found out by who verifies", "[integration]") {
+  KvmdProcess kvmd;
+  Result<std::unique_ptr<Worker>> owner = Worker::Start({.socket = kvmd.socket(), .name = "owner", .checksums = true});
+  KVM_REQUIRE_OK(owner);
+  const auto plain = Start(kvmd, "plain"), reader = Start(kvmd, "reader");
+  (*owner)->Publish("a:6", 0);
+  plain->Publish("b:3", 0);
+  KVM_REQUIRE_OK((*owner)->Flush());
+  KVM_REQUIRE_OK(plain->Flush());
+  REQUIRE(test::Eventually([&] { return reader->Find("a:6").size() == 6 && reader->Find("b:3").size() == 3; }));
+  ImportOptions verify;
+  verify.verify = true;
+  const std::vector<BlockKey> keys = reader->Keys("a:6"), other = reader->Keys("b:3");
+  CHECK(reader->Import(reader->Find("a:6"), keys, 10, verify).valid == 6);
+  CHECK(reader->Import(reader->Find("b:3"), other, 20, verify).valid == 3);  // nothing to compare with
+
+  // As a fault, or an owner that breaks the rules, would do it.
+  (*owner)->region().BlockData(4)[100] ^= std::byte{1};
+  CHECK(reader->Import(reader->Find("a:6"), keys, 10).wrong == 1);  // so the check below can fail
+  const ImportCheck verified = reader->Import(reader->Find("a:6"), keys, 10, verify);
+  CHECK(verified.valid == 4);
+  CHECK(verified.wrong == 0);
+  REQUIRE(verified.failed.size() == 2);
+  CHECK(verified.failed[0].index == 4);
+  CHECK(verified.failed[0].reason == ImportFailure::kCorrupt);
+  CHECK(verified.failed[1].reason == ImportFailure::kBehindFailed);
+
+  // Written anew by the rules, it has a checksum of its own.
+  (*owner)->Publish("a:6", 4, {}, 4, 1);
+  KVM_REQUIRE_OK((*owner)->Flush());
+  REQUIRE(test::Eventually([&] { return reader->Find("a:6").size() == 6; }));
+  CHECK(reader->Import(reader->Find("a:6"), keys, 10, verify).valid == 6);
+}

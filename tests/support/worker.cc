@@ -86,6 +86,7 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   RegionOptions region;
   region.name = options.name;
   region.shard = options.shard;
+  region.checksums = options.checksums;
   region.geometry = options.geometry.block_count != 0 ? options.geometry : Geometry::Contiguous(options.blocks, options.block_bytes);
   Result<std::shared_ptr<Region>> allocated = worker->client_->AllocateRegion(worker->model_, region, deadline);
   if (!allocated) return allocated.error();
@@ -136,12 +137,12 @@ Match Worker::Find(const std::string& prompt, std::span<const ExtraKey> extras, 
   return client_->Find(Keys(prompt, extras), options);
 }
 
-ImportCheck Worker::Import(const Match& match, std::span<const BlockKey> keys, std::uint32_t first_block) {
+ImportCheck Worker::Import(const Match& match, std::span<const BlockKey> keys, std::uint32_t first_block, const ImportOptions& options) {
   ImportCheck check;
   check.matched = match.size();
   std::vector<std::uint32_t> blocks(match.size());
   std::iota(blocks.begin(), blocks.end(), first_block);
-  Result<ImportTicket> ticket = client_->Import(match, *region_, blocks);
+  Result<ImportTicket> ticket = client_->Import(match, *region_, blocks, options);
   if (!ticket || !ticket->Wait(After(std::chrono::seconds(30)))) return check;
   check.valid = ticket->result().valid;
   check.failed = ticket->result().failed;

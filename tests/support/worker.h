@@ -25,6 +25,7 @@ struct WorkerOptions {
   std::uint64_t block_bytes = 4096;
   bool start_offline = false;
   bool map_payload = true;
+  bool checksums = false;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
 };
@@ -67,7 +68,7 @@ class Worker {
 
   Match Find(const std::string& prompt, std::span<const ExtraKey> extras = {}, const FindOptions& options = {}) const;
   // Imports `match`, the leading part of `keys`, into region blocks first_block, … and checks every byte.
-  ImportCheck Import(const Match& match, std::span<const BlockKey> keys, std::uint32_t first_block);
+  ImportCheck Import(const Match& match, std::span<const BlockKey> keys, std::uint32_t first_block, const ImportOptions& options = {});
   ImportCheck FindAndImport(const std::string& prompt, std::uint32_t first_block, std::span<const ExtraKey> extras = {});
 
   // Writes what belongs to `key` into a block (between BeginWrite and Publish), and compares.

@@ -23,6 +23,7 @@ enum class ImportFailure : std::uint8_t {
   kDeadline = 3,      // not copied in time
   kUnmapped = 4,      // the source region was withdrawn, or can't be reached from the destination
   kError = 5,         // the copy could not be made
+  kCorrupt = 6,       // ImportOptions::verify: the bytes are not those that were published
 };
 
 struct FailedBlock {
@@ -41,6 +42,10 @@ struct ImportResult {
 struct ImportOptions {
   // Blocks not copied by then fail with kDeadline.
   Deadline deadline = Deadline::max();
+  // Compare the copied bytes with the checksums that their publishers recorded (RegionOptions::checksums);
+  // blocks of regions without any are not compared. Guards against memory and link faults, and against owners
+  // that write without BeginWrite. The call that finds the copy done reads the bytes once more.
+  bool verify = false;
 
   // For destinations on a GPU only:
   // Copy in this stream's order: after what is queued on it, before what will be. Default: a stream of

@@ -33,6 +33,9 @@ struct RegionOptions {
   Geometry geometry{};
   // GPU to allocate on; zeros: host memory.
   DeviceUuid device{};
+  // Publish records a checksum of each block's content, for importers that ask for ImportOptions::verify. It
+  // costs the publisher one reading of the bytes, and Publish then waits for the GPU to have read them.
+  bool checksums = false;
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
   std::vector<std::uint64_t> segment_bytes{};
 };
@@ -49,7 +52,7 @@ struct PublishRequest {
 // What became of a Publish call.
 struct PublishOutcome {
   std::size_t readable = 0;   // generations made even: peers that know the block may read it
-  std::size_t lost_race = 0;  // another write of the block had begun; nothing published
+  std::size_t lost_race = 0;  // another write of the block had begun, or its checksum failed; nothing published
   std::size_t deferred = 0;   // of the readable ones: sent later, since kvmd is away or its queue is full
 };
 
