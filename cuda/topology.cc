@@ -126,6 +126,8 @@ Result<double> MeasurePair(const CudaDevice& importer, const CudaDevice& owner) 
 
 }  // namespace
 
+std::string CudaToolkitVersion() { return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION / 10 % 100); }
+
 Result<std::vector<DeviceInfo>> ListDevices() {
   const Result<const Driver*> driver = LoadDriver();
   if (!driver) return driver.error();
