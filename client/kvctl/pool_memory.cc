@@ -50,8 +50,9 @@ Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wan
     return memory;
   }
   const bool insists = choice == BackendChoice::kCuda || !wanted.empty();
+  const std::string option = wanted.empty() ? "--backend cuda: " : "--devices " + wanted + ": ";
   if (!visible) {
-    if (insists) return MakeError(visible.error().code, "--backend cuda: " + visible.error().message);
+    if (insists) return MakeError(visible.error().code, option + visible.error().message);
     memory.why_host = visible.error().message;
     return memory;
   }
@@ -69,7 +70,7 @@ Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wan
       unusable = "GPU " + std::to_string(device.ordinal) + ": " + device.unusable;
   }
   if (memory.cuda()) return memory;
-  if (insists) return MakeError(Errc::kUnsupported, "--backend cuda: " + unusable);
+  if (insists) return MakeError(Errc::kUnsupported, option + unusable);
   memory.why_host = unusable;
   return memory;
 }
