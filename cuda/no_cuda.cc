@@ -1,6 +1,7 @@
 // Devices and topology in a build without the CUDA toolkit.
 #include "cuda/devices.h"
 #include "cuda/topology.h"
+#include "kvm/copy_baselines.h"
 
 namespace kvm {
 namespace {
@@ -9,11 +10,13 @@ Error NotBuilt() { return MakeError(Errc::kUnsupported, "built without CUDA: con
 
 }  // namespace
 
+std::string CudaToolkitVersion() { return {}; }
 Result<std::vector<DeviceInfo>> ListDevices() { return NotBuilt(); }
 Result<DeviceUuid> DeviceOf(const void*) { return NotBuilt(); }
 Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { return NotBuilt(); }
 Result<Topology> ReadTopology() { return NotBuilt(); }
 Status MeasureTopology(Topology&) { return NotBuilt(); }
+Result<std::vector<double>> MeasureCopy(const CopyBaseline&) { return NotBuilt(); }
 Result<MemoryPath> PathBetween(int, int) { return NotBuilt(); }
 
 }  // namespace kvm

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cuda/cuda_device.h"
+#include "cuda/copy_timer.h"
 #include "cuda/nvml.h"
 #include "kvm/device.h"
 
@@ -44,87 +44,21 @@ LinkInfo Pair(const DeviceInfo& importer, const DeviceInfo& owner) {
   return link;
 }
 
-// Device memory of one GPU for a measurement.
-class Buffer {
- public:
-  static constexpr std::size_t kBytes = std::size_t{128} << 20;
-  explicit Buffer(const CudaDevice& device) : device_(device) {
-    const DeviceGuard guard(device_);
-    error_ = cudaMalloc(&data_, kBytes);
-  }
-  ~Buffer() {
-    const DeviceGuard guard(device_);
-    static_cast<void>(cudaFree(data_));
-    static_cast<void>(cudaGetLastError());
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data() const { return data_; }
-  cudaError_t error() const { return error_; }
-
- private:
-  const CudaDevice& device_;
-  void* data_ = nullptr;
-  cudaError_t error_ = cudaSuccess;
-};
-
-// Peer access for a scope, unless the process has it on already.
-class PeerAccess {
- public:
-  PeerAccess(const CudaDevice& importer, const CudaDevice& owner) : importer_(importer), owner_(owner.ordinal()) {
-    if (importer.ordinal() == owner.ordinal()) return;
-    const DeviceGuard guard(importer_);
-    const cudaError_t error = cudaDeviceEnablePeerAccess(owner_, 0);
-    enabled_ = error == cudaSuccess;
-    static_cast<void>(cudaGetLastError());
-  }
-  ~PeerAccess() {
-    if (!enabled_) return;
-    const DeviceGuard guard(importer_);
-    static_cast<void>(cudaDeviceDisablePeerAccess(owner_));
-    static_cast<void>(cudaGetLastError());
-  }
-  PeerAccess(const PeerAccess&) = delete;
-  PeerAccess& operator=(const PeerAccess&) = delete;
-
- private:
-  const CudaDevice& importer_;
-  const int owner_;
-  bool enabled_ = false;
-};
-
-Result<double> MeasurePair(const CudaDevice& importer, const CudaDevice& owner) {
-  constexpr int kRounds = 7;
-  const PeerAccess access(importer, owner);
-  const Buffer to(importer), from(owner);
-  if (to.error() != cudaSuccess) return CudaError(to.error(), "measuring: cudaMalloc");
-  if (from.error() != cudaSuccess) return CudaError(from.error(), "measuring: cudaMalloc");
-  const DeviceGuard guard(importer);
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error == cudaSuccess) error = cudaEventCreate(&begin);
-  if (error == cudaSuccess) error = cudaEventCreate(&end);
-  std::vector<float> times;
-  for (int round = 0; round <= kRounds && error == cudaSuccess; ++round) {
-    error = cudaEventRecord(begin, stream);
-    if (error == cudaSuccess)
-      error = cudaMemcpyPeerAsync(to.data(), importer.ordinal(), from.data(), owner.ordinal(), Buffer::kBytes, stream);
-    if (error == cudaSuccess) error = cudaEventRecord(end, stream);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-    float ms = 0;
-    if (error == cudaSuccess) error = cudaEventElapsedTime(&ms, begin, end);
-    if (round > 0) times.push_back(ms);  // the first one sets the path up
-  }
-  if (end != nullptr) static_cast<void>(cudaEventDestroy(end));
-  if (begin != nullptr) static_cast<void>(cudaEventDestroy(begin));
-  if (stream != nullptr) static_cast<void>(cudaStreamDestroy(stream));
-  if (error != cudaSuccess) return CudaError(error, "measuring a copy");
-  std::nth_element(times.begin(), times.begin() + kRounds / 2, times.end());
-  return Buffer::kBytes / (times[kRounds / 2] * 1e6);
+Result<double> MeasurePair(std::shared_ptr<const CudaDevice> importer, std::shared_ptr<const CudaDevice> owner) {
+  constexpr std::uint64_t kBytes = std::uint64_t{128} << 20;
+  constexpr unsigned kRounds = 7;
+  Result<std::unique_ptr<CopyTimer>> timer = CopyTimer::Create(std::move(importer), std::move(owner), kBytes);
+  if (!timer) return timer.error();
+  Result<std::vector<double>> times =
+      (*timer)->Time(kRounds, CopyTimer::Clock::kGpu, [&](cudaStream_t stream) { return (*timer)->QueueContiguous(kBytes, stream); });
+  if (!times) return times.error();
+  std::nth_element(times->begin(), times->begin() + kRounds / 2, times->end());
+  return kBytes / ((*times)[kRounds / 2] * 1e9);
 }
 
 }  // namespace
+
+std::string CudaToolkitVersion() { return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION / 10 % 100); }
 
 Result<std::vector<DeviceInfo>> ListDevices() {
   const Result<const Driver*> driver = LoadDriver();
@@ -196,7 +130,7 @@ Status MeasureTopology(Topology& topology) {
     for (std::size_t owner = 0; owner < devices.size(); ++owner) {
       LinkInfo& link = topology.links[importer * devices.size() + owner];
       if (!link.reachable) continue;
-      const Result<double> rate = MeasurePair(*devices[importer], *devices[owner]);
+      const Result<double> rate = MeasurePair(devices[importer], devices[owner]);
       if (!rate) return rate.error();
       link.measured_gb_per_s = *rate;
     }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "client/kvctl/common_options.h"
+#include "client/kvctl/pool_memory.h"
 #include "client/kvctl/samples.h"
 
 namespace kvm::ctl {
@@ -26,24 +27,38 @@ struct BenchOptions {
   std::uint64_t block_bytes = 64 << 10;
   std::uint32_t tokens = 8192;
   std::uint32_t block_tokens = 16;
+  BackendChoice backend = BackendChoice::kAuto;
+  std::string devices;  // GPUs: the exporter's, then the importer's; empty: the first two
   std::string kvmd_program;
 };
 
-enum class Unit { kMicroseconds, kNanoseconds, kCount, kPerSecond, kRatio, kBytes, kGigabytesPerSecond, kBytesEach };
+enum class Unit { kMicroseconds, kNanoseconds, kCount, kPerSecond, kRatio, kPercent, kBytes, kGigabytesPerSecond, kBytesEach };
+std::string HumanValue(double value, Unit unit);  // "12.5 µs"
+std::string_view UnitName(Unit unit) noexcept;    // in JSON: "us", "ratio", …
+
+struct BenchRow;
 
 // Named figures, in order.
 class BenchReport {
  public:
   explicit BenchReport(std::string_view benchmark);
+  ~BenchReport();
+  BenchReport(BenchReport&&) noexcept;
+  BenchReport& operator=(BenchReport&&) noexcept;
   // `name`: of the JSON member; `title`: for people.
   void Add(std::string_view name, std::string_view title, double value, Unit unit);
   // p50 and p99 as "<prefix>p50_us" and "<prefix>p99_us".
   void AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds);
+  void AddText(std::string_view name, std::string_view title, const std::string& text);
+  void AddDevices(const std::vector<DeviceInfo>& devices);
+  // Shown as a table behind all figures.
+  void AddRows(std::vector<BenchRow> rows);
   void Print(bool json) const;
 
  private:
   boost::json::object object_;
   std::vector<std::pair<std::string, std::string>> lines_;
+  std::vector<BenchRow> rows_;
 };
 
 int RunBenchFind(const CommonOptions& common, const BenchOptions& options);

@@ -1,9 +1,10 @@
-// bench import: copying scattered blocks from a peer's host memory, validated, against a plain memcpy of the
-// same number of bytes between two regions of the same kind of memory.
+// bench import: copying scattered blocks from a peer, validated. Here from host memory, against a plain
+// memcpy of the same number of bytes between two regions; on GPUs: bench_import_gpu.h.
 #include <algorithm>
 #include <cstring>
 
 #include "client/kvctl/bench.h"
+#include "client/kvctl/bench_import_gpu.h"
 #include "client/kvctl/bench_setup.h"
 #include "client/kvctl/block_content.h"
 #include "client/kvctl/exit_codes.h"
@@ -49,6 +50,8 @@ class ImportBench {
     if (!small) return small.error();
     const auto bytes = static_cast<double>(blocks_ * options_.block_bytes);
     BenchReport report("import");
+    report.AddText("backend", "backend", "host");
+    report.AddDevices({});
     report.Add("bytes", "bytes", bytes, Unit::kBytes);
     report.Add("block_bytes", "block size", static_cast<double>(options_.block_bytes), Unit::kBytes);
     report.Add("p50_us", "import p50", 1e6 * import_s.p50(), Unit::kMicroseconds);
@@ -86,10 +89,12 @@ class ImportBench {
     Result<std::shared_ptr<Client>> client = setup_.Connect("bench-import");
     if (!client) return client.error();
     client_ = std::move(*client);
-    Result<std::shared_ptr<Region>> destination = setup_.Allocate(*client_, "bench-import", blocks_, options_.block_bytes);
+    Result<std::shared_ptr<Region>> destination =
+        setup_.Allocate(*client_, "bench-import", PlaneGeometry(blocks_, options_.block_bytes, options_.block_bytes));
     if (!destination) return destination.error();
     destination_ = std::move(*destination);
-    Result<std::shared_ptr<Region>> source = setup_.Allocate(*client_, "bench-memcpy", blocks_, options_.block_bytes);
+    Result<std::shared_ptr<Region>> source =
+        setup_.Allocate(*client_, "bench-memcpy", PlaneGeometry(blocks_, options_.block_bytes, options_.block_bytes));
     if (!source) return source.error();
     source_ = std::move(*source);
     std::memset(source_->SegmentData(), 1, blocks_ * options_.block_bytes);
@@ -154,14 +159,20 @@ class ImportBench {
   std::vector<std::uint32_t> targets_;
 };
 
+Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOptions& options) {
+  const std::uint64_t blocks = options.bytes / options.block_bytes;
+  if (blocks == 0 || blocks > Geometry::kMaxBlocks || options.block_bytes % 8 != 0) {
+    return MakeError(Errc::kInvalidArgument, "--bytes has to hold at least one block, and --block-bytes to be a multiple of 8");
+  }
+  return ImportBench(options, blocks).Run(common);
+}
+
 }  // namespace
 
 int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
-  const std::uint64_t blocks = options.bytes / options.block_bytes;
-  if (blocks == 0 || blocks > Geometry::kMaxBlocks || options.block_bytes % 8 != 0) {
-    return Fail(MakeError(Errc::kInvalidArgument, "--bytes has to hold at least one block, and --block-bytes to be a multiple of 8"));
-  }
-  Result<BenchReport> report = ImportBench(options, blocks).Run(common);
+  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices, ListDevices());
+  if (!memory) return Fail(memory.error());
+  Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options);
   if (!report) return Fail(report.error());
   report->Print(common.json);
   return kHealthy;

@@ -7,9 +7,9 @@
 #include <numeric>
 #include <vector>
 
-#include "client/kvctl/block_content.h"
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/internal_roles.h"
+#include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/random.h"
 #include "kvclient/kvclient.h"
 
@@ -43,6 +43,7 @@ class PeerProcess {
     options.socket_path = config_.socket.Get();
     options.name = config_.name.Get();
     options.timeout = kTimeout;
+    if (config_.device != kHostMemory) options.devices.push_back(config_.device);
     Result<std::shared_ptr<Client>> client = Client::Connect(options);
     if (!client) return client.error();
     client_ = std::move(*client);
@@ -51,10 +52,14 @@ class PeerProcess {
     if (config_.role == PeerRole::kWatch) return {};
     RegionOptions region_options;
     region_options.name = config_.name.Get();
-    region_options.geometry = Geometry::Contiguous(static_cast<std::uint32_t>(config_.entries), config_.block_bytes);
+    region_options.device = config_.device;
+    region_options.geometry =
+        PlaneGeometry(config_.entries, config_.block_bytes, config_.chunk_bytes == 0 ? config_.block_bytes : config_.chunk_bytes);
     Result<std::shared_ptr<Region>> region = client_->AllocateRegion(*model, region_options, After(kTimeout));
     if (!region) return region.error();
     region_ = std::move(*region);
+    bytes_ = std::make_unique<PoolBytes>(*region_);
+    if (config_.shuffle) shuffled_ = ShuffledBlocks(config_.entries, config_.run);
     return config_.role == PeerRole::kHold ? PublishAll() : Status();
   }
 
@@ -68,23 +73,30 @@ class PeerProcess {
   }
 
   // Entries [first, first + count) of the run, written and published as one batch.
-  void PublishBatch(std::uint64_t first, std::uint64_t count) {
+  Status PublishBatch(std::uint64_t first, std::uint64_t count) {
     batch_.clear();
+    keys_.clear();
+    blocks_.clear();
     for (std::uint64_t n = first; n < first + count; ++n) {
       const BlockKey key = BenchKey(config_.run, config_.first_entry + n);
-      const std::uint32_t block = order_(n);
+      const std::uint32_t block = shuffled_.empty() ? order_(n) : shuffled_[n];
       const BlockWrite write = region_->BeginWrite(block);
-      if (config_.fill) FillBlock(key, {region_->BlockData(block), region_->block_bytes()});
+      keys_.push_back(key);
+      blocks_.push_back(block);
       const std::uint64_t depth = n % config_.chain;
       const BlockKey parent = depth == 0 ? BlockKey{} : BenchKey(config_.run, config_.first_entry + n - 1);
       batch_.push_back({key, parent, static_cast<std::uint32_t>(depth), write});
     }
+    if (config_.fill) {
+      if (Status filled = bytes_->Fill(keys_, blocks_); !filled) return filled;
+    }
     static_cast<void>(region_->Publish(batch_));
+    return {};
   }
 
   Status PublishAll() {
     for (std::uint64_t n = 0; n < config_.entries; n += kBatch) {
-      PublishBatch(n, std::min(kBatch, config_.entries - n));
+      if (Status published = PublishBatch(n, std::min(kBatch, config_.entries - n)); !published) return published;
       if (n % kFlushEvery != 0) continue;
       if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
     }
@@ -96,7 +108,9 @@ class PeerProcess {
     const auto start = steady_clock::now();
     std::uint64_t n = 0;
     while (!channel_.Readable()) {
-      for (std::uint64_t end = n + kFlushEvery; n < end; n += kBatch) PublishBatch(n, kBatch);
+      for (std::uint64_t end = n + kFlushEvery; n < end; n += kBatch) {
+        if (!PublishBatch(n, kBatch)) return kUnhealthy;
+      }
       if (!region_->Flush(After(kTimeout))) return kUnhealthy;
     }
     if (!channel_.ReceiveStruct<PeerStop>()) return kUnhealthy;
@@ -124,7 +138,12 @@ class PeerProcess {
   const BlockOrder order_;
   std::shared_ptr<Client> client_;
   std::shared_ptr<Region> region_;
+  std::unique_ptr<PoolBytes> bytes_;  // of region_
+  std::vector<std::uint32_t> shuffled_;
+  // Of the batch being written.
   std::vector<PublishRequest> batch_;
+  std::vector<BlockKey> keys_;
+  std::vector<std::uint32_t> blocks_;
 };
 
 }  // namespace
@@ -146,6 +165,20 @@ BlockOrder::BlockOrder(std::uint64_t entries, bool scatter) noexcept : entries_(
   if (!scatter || entries < 3) return;
   step_ = static_cast<std::uint64_t>(static_cast<double>(entries) * 0.6180339887) | 1;
   while (std::gcd(step_, entries) != 1) step_ += 2;
+}
+
+std::vector<std::uint32_t> ShuffledBlocks(std::uint64_t count, std::uint64_t seed) {
+  std::vector<std::uint32_t> blocks(count);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  Random random(seed);
+  for (std::uint64_t i = count; i > 1; --i) std::swap(blocks[i - 1], blocks[random.Below(i)]);
+  return blocks;
+}
+
+Geometry PlaneGeometry(std::uint64_t blocks, std::uint64_t block_bytes, std::uint64_t chunk_bytes) {
+  const auto chunks = static_cast<std::uint32_t>(block_bytes / chunk_bytes);
+  return Geometry{static_cast<std::uint32_t>(blocks),
+                  {GeometryPart{0, 0, chunk_bytes, chunk_bytes, chunks, chunks > 1 ? blocks * chunk_bytes : 0}}};
 }
 
 std::int64_t MonotonicNs() noexcept {

@@ -7,11 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "client/kvctl/channel.h"
 #include "client/kvctl/child_process.h"
 #include "client/kvctl/replay_wire.h"
 #include "kvm/block_key.h"
+#include "kvm/geometry.h"
 #include "kvm/model_spec.h"
 
 namespace kvm::ctl {
@@ -26,9 +28,12 @@ struct PeerConfig {
   std::uint64_t first_entry = 0;  // keys [first_entry, first_entry + entries)
   std::uint64_t entries = 0;
   std::uint64_t block_bytes = 64;
-  std::uint32_t chain = 512;  // keys of one chain
-  bool fill = false;          // write the blocks' bytes
-  bool scatter = false;       // neighbours of a chain lie far apart in memory
+  std::uint32_t chain = 512;      // keys of one chain
+  bool fill = false;              // write the blocks' bytes
+  bool scatter = false;           // neighbours of a chain lie far apart in memory
+  bool shuffle = false;           // they lie anywhere; for hold only
+  DeviceUuid device{};            // of the blocks; zeros: host memory
+  std::uint64_t chunk_bytes = 0;  // PlaneGeometry of such chunks; 0: blocks in one piece
 };
 struct PeerReady {
   FixedText<512> failure;
@@ -62,6 +67,11 @@ class BlockOrder {
   std::uint64_t entries_;
   std::uint64_t step_ = 1;  // shares no factor with entries_
 };
+
+// 0 … count - 1 in a random order.
+std::vector<std::uint32_t> ShuffledBlocks(std::uint64_t count, std::uint64_t seed);
+// [chunks, blocks, chunk_bytes] in one segment. `chunk_bytes` divides `block_bytes`.
+Geometry PlaneGeometry(std::uint64_t blocks, std::uint64_t block_bytes, std::uint64_t chunk_bytes);
 
 std::int64_t MonotonicNs() noexcept;
 

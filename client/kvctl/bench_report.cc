@@ -2,14 +2,14 @@
 #include <iostream>
 
 #include "client/kvctl/bench.h"
+#include "client/kvctl/bench_rows.h"
 #include "client/kvctl/json.h"
 #include "client/kvctl/machine.h"
 #include "client/kvctl/text.h"
 
 namespace kvm::ctl {
-namespace {
 
-std::string Human(double value, Unit unit) {
+std::string HumanValue(double value, Unit unit) {
   const auto whole = static_cast<std::uint64_t>(std::max(0.0, std::round(value)));
   switch (unit) {
     case Unit::kMicroseconds: return HumanNanoseconds(1e3 * value);
@@ -17,6 +17,7 @@ std::string Human(double value, Unit unit) {
     case Unit::kCount: return HumanCount(whole);
     case Unit::kPerSecond: return HumanCount(whole) + " /s";
     case Unit::kRatio: return FormatFixed(value, 2) + " x";
+    case Unit::kPercent: return FormatFixed(value, 1) + " %";
     case Unit::kBytes: return HumanBytes(whole);
     case Unit::kGigabytesPerSecond: return FormatFixed(value, 2) + " GB/s";
     case Unit::kBytesEach: return FormatFixed(value, 1) + " B";
@@ -24,7 +25,24 @@ std::string Human(double value, Unit unit) {
   return FormatFixed(value, 3);
 }
 
-}  // namespace
+std::string_view UnitName(Unit unit) noexcept {
+  switch (unit) {
+    case Unit::kMicroseconds: return "us";
+    case Unit::kNanoseconds: return "ns";
+    case Unit::kCount: return "count";
+    case Unit::kPerSecond: return "per_s";
+    case Unit::kRatio: return "ratio";
+    case Unit::kPercent: return "percent";
+    case Unit::kBytes: return "bytes";
+    case Unit::kGigabytesPerSecond: return "gb_per_s";
+    case Unit::kBytesEach: return "bytes_each";
+  }
+  return "unknown";
+}
+
+BenchReport::~BenchReport() = default;
+BenchReport::BenchReport(BenchReport&&) noexcept = default;
+BenchReport& BenchReport::operator=(BenchReport&&) noexcept = default;
 
 BenchReport::BenchReport(std::string_view benchmark) {
   const MachineFacts facts = ReadMachineFacts();
@@ -43,12 +61,29 @@ void BenchReport::Add(std::string_view name, std::string_view title, double valu
   } else {
     object_[name] = value;
   }
-  lines_.emplace_back(std::string(title), Human(value, unit));
+  lines_.emplace_back(std::string(title), HumanValue(value, unit));
 }
 
 void BenchReport::AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds) {
   Add(prefix + "p50_us", title + " p50", microseconds.p50(), Unit::kMicroseconds);
   Add(prefix + "p99_us", title + " p99", microseconds.p99(), Unit::kMicroseconds);
+}
+
+void BenchReport::AddText(std::string_view name, std::string_view title, const std::string& text) {
+  object_[name] = text;
+  lines_.emplace_back(std::string(title), text);
+}
+
+void BenchReport::AddDevices(const std::vector<DeviceInfo>& devices) {
+  object_["devices"] = DevicesJson(devices);
+  PoolMemory memory;
+  memory.devices = devices;
+  if (memory.cuda()) lines_.emplace_back("GPUs", memory.Describe());
+}
+
+void BenchReport::AddRows(std::vector<BenchRow> rows) {
+  rows_ = std::move(rows);
+  object_["rows"] = RowsJson(rows_);
 }
 
 void BenchReport::Print(bool json) const {
@@ -59,6 +94,9 @@ void BenchReport::Print(bool json) const {
   FieldList fields;
   for (const auto& [title, value] : lines_) fields.Add(title, value);
   fields.Print(std::cout);
+  if (rows_.empty()) return;
+  std::cout << '\n';
+  PrintRows(std::cout, rows_);
 }
 
 }  // namespace kvm::ctl

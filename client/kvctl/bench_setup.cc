@@ -44,11 +44,12 @@ PeerConfig BenchSetup::Config(PeerRole role, std::string_view name) const {
   return config;
 }
 
-Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name) {
+Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::vector<DeviceUuid> devices) {
   ClientOptions options;
   options.socket_path = socket_;
   options.name = std::string(name) + "-" + std::to_string(run_);
   options.timeout = kTimeout;
+  options.devices = std::move(devices);
   Result<std::shared_ptr<Client>> client = Client::Connect(options);
   if (!client) return client.error();
   Result<Model> model = (*client)->DeclareModel(BenchModel(run_), After(kTimeout));
@@ -57,11 +58,11 @@ Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name) {
   return client;
 }
 
-Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, std::uint64_t blocks,
-                                                     std::uint64_t block_bytes) {
+Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, Geometry geometry, const DeviceUuid& device) {
   RegionOptions options;
   options.name = std::string(name) + "-" + std::to_string(run_);
-  options.geometry = Geometry::Contiguous(static_cast<std::uint32_t>(blocks), block_bytes);
+  options.geometry = std::move(geometry);
+  options.device = device;
   return client.AllocateRegion(model_, options, After(kTimeout));
 }
 

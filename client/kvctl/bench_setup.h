@@ -22,10 +22,11 @@ class BenchSetup {
   PeerConfig Config(PeerRole role, std::string_view name) const;
 
   // A client of this process that has declared the run's model.
-  [[nodiscard]] Result<std::shared_ptr<Client>> Connect(std::string_view name);
+  // `devices`: GPUs that it imports to.
+  [[nodiscard]] Result<std::shared_ptr<Client>> Connect(std::string_view name, std::vector<DeviceUuid> devices = {});
   const Model& model() const noexcept { return model_; }
-  [[nodiscard]] Result<std::shared_ptr<Region>> Allocate(Client& client, std::string_view name, std::uint64_t blocks,
-                                                         std::uint64_t block_bytes);
+  [[nodiscard]] Result<std::shared_ptr<Region>> Allocate(Client& client, std::string_view name, Geometry geometry,
+                                                         const DeviceUuid& device = kHostMemory);
 
  private:
   PrivateKvmd kvmd_;

@@ -14,19 +14,19 @@ constexpr std::uint64_t Word(const BlockKey& key, std::uint64_t i) noexcept { re
 
 }  // namespace
 
-void FillBlock(const BlockKey& key, std::span<std::byte> block) noexcept {
-  for (std::size_t i = 0; i < block.size() / 8; ++i) {
-    const std::uint64_t word = Word(key, i);
-    std::memcpy(block.data() + 8 * i, &word, 8);
+void FillBlock(const BlockKey& key, std::span<std::byte> bytes, std::uint64_t offset) noexcept {
+  for (std::size_t i = 0; i < bytes.size() / 8; ++i) {
+    const std::uint64_t word = Word(key, offset / 8 + i);
+    std::memcpy(bytes.data() + 8 * i, &word, 8);
   }
 }
 
-bool BlockHolds(const BlockKey& key, std::span<const std::byte> block) noexcept {
+bool BlockHolds(const BlockKey& key, std::span<const std::byte> bytes, std::uint64_t offset) noexcept {
   std::uint64_t difference = 0;
-  for (std::size_t i = 0; i < block.size() / 8; ++i) {
+  for (std::size_t i = 0; i < bytes.size() / 8; ++i) {
     std::uint64_t word = 0;
-    std::memcpy(&word, block.data() + 8 * i, 8);
-    difference |= word ^ Word(key, i);
+    std::memcpy(&word, bytes.data() + 8 * i, 8);
+    difference |= word ^ Word(key, offset / 8 + i);
   }
   return difference == 0;
 }

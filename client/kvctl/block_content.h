@@ -3,15 +3,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "kvm/block_key.h"
 
 namespace kvm::ctl {
 
-// `block`: 8-byte aligned, a multiple of 8 bytes.
-void FillBlock(const BlockKey& key, std::span<std::byte> block) noexcept;
+// `bytes`: of the block, from `offset` on; both multiples of 8.
+void FillBlock(const BlockKey& key, std::span<std::byte> bytes, std::uint64_t offset = 0) noexcept;
 // Compares every byte.
-bool BlockHolds(const BlockKey& key, std::span<const std::byte> block) noexcept;
+bool BlockHolds(const BlockKey& key, std::span<const std::byte> bytes, std::uint64_t offset = 0) noexcept;
 
 }  // namespace kvm::ctl

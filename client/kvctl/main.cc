@@ -9,6 +9,7 @@
 #include "client/kvctl/common_options.h"
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/internal_roles.h"
+#include "kvm/device.h"
 
 namespace {
 
@@ -16,11 +17,17 @@ constexpr const char* kFooter =
     "Exit codes: 0 healthy, 1 usage, 2 kvmd unreachable, 3 unhealthy, 130 interrupted.\n"
     "--socket, --json and --timeout-ms may stand before or behind the command.";
 
+// "0.1.0 (CUDA 13.0)": whether this binary can use GPUs.
+std::string VersionText() {
+  const std::string toolkit = kvm::CudaToolkitVersion();
+  return std::string(KVM_VERSION) + (toolkit.empty() ? " (without CUDA)" : " (CUDA " + toolkit + ")");
+}
+
 int Main(int argc, char** argv) {
   using namespace kvm::ctl;
   if (const std::optional<int> done = RunInternalRole(argc, argv)) return *done;
   CLI::App app("Shows and exercises kvmd, the marketplace for KV cache blocks of this node.", "kvctl");
-  app.set_version_flag("--version", KVM_VERSION);
+  app.set_version_flag("--version", VersionText());
   app.footer(kFooter);
   // None is caught below, so that an unknown command is refused by its name, not as a missing one.
   app.require_subcommand(0, 1);

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "client/kvctl/bench.h"
+#include "client/kvctl/option_choice.h"
 #include "kvm/geometry.h"
 
 namespace kvm::ctl {
@@ -61,14 +62,19 @@ void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action
                        RunBenchPublish);
   publish.Entries().Rounds("Blocks published one by one for the visibility figure");
 
-  BenchCommand import(*bench, "import", "Copying scattered blocks from a peer's host memory, against memcpy", common, action,
-                      RunBenchImport);
+  BenchCommand import(*bench, "import", "Copying scattered blocks from a peer: on GPUs against CUDA's own copies, else against memcpy",
+                      common, action, RunBenchImport);
   import.Kvmd().Rounds("Imports of 1 MiB");
-  import.command().add_option("--bytes", import.options().bytes, "Bytes of one large import")->capture_default_str();
   import.command()
-      .add_option("--block-bytes", import.options().block_bytes, "Size of a block")
+      .add_option("--bytes", import.options().bytes, "Bytes of one large import; on GPUs a multiple of 64 MiB, and goals are for 1 GiB")
+      ->capture_default_str();
+  import.command()
+      .add_option("--block-bytes", import.options().block_bytes, "Size of a block, in host memory; on GPUs each row has its own")
       ->capture_default_str()
       ->check(CLI::Range(std::uint64_t{8}, std::uint64_t{1} << 30));
+
+  AddBackendOptions(import.command(), import.options().backend, import.options().devices,
+                    "The exporter's GPU and the importer's: ordinals or UUIDs, separated by a comma; default: the first two");
 
   BenchCommand keys(*bench, "keys", "Deriving the keys of a prompt; needs no kvmd", common, action, RunBenchKeys);
   keys.Rounds("Prompts");

@@ -4,8 +4,8 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "client/kvctl/option_choice.h"
 #include "client/kvctl/replay.h"
 #include "kvm/geometry.h"
 
@@ -22,6 +22,7 @@ constexpr const char* kFooter =
     "          4 system prompts shared by all\n"
     "  rag     one of 6 templates, up to 3 of 400 documents by popularity (Zipf), a question nobody asked\n"
     "  agents  32 tasks at a time, 3-15 steps; 5 tool prompts of 6,000-16,000 tokens, a growing scratchpad\n"
+    "Pools lie on the GPUs where this machine has any (--backend auto), else in host memory.\n"
     "Routing: round-robin; sticky (by the first two full blocks, so that conversations stay); random.\n"
     "A trace has one JSON object a line: {\"timestamp\": ms, \"input_length\": tokens, \"output_length\": tokens,\n"
     "\"hash_ids\": [block ids]}.\n"
@@ -30,20 +31,6 @@ constexpr const char* kFooter =
 
 const std::map<std::string, Routing> kRoutings{
     {"round-robin", Routing::kRoundRobin}, {"sticky", Routing::kSticky}, {"random", Routing::kRandom}};
-const std::map<std::string, ReplayBackend> kBackends{{"auto", ReplayBackend::kAuto}, {"host", ReplayBackend::kHost}};
-
-// An option whose value is one of few names.
-template <class T>
-void AddChoice(CLI::App& command, const std::string& name, T& value, const std::map<std::string, T>& names, const std::string& help,
-               const std::string& standard) {
-  std::vector<std::string> known;
-  for (const auto& [text, meaning] : names) known.push_back(text);
-  command
-      .add_option_function<std::string>(
-          name, [&value, &names](const std::string& text) { value = names.at(text); }, help)
-      ->check(CLI::IsMember(known))
-      ->default_str(standard);
-}
 
 }  // namespace
 
@@ -69,7 +56,8 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
       ->check(CLI::Range(std::uint64_t{8}, std::uint64_t{1} << 30));
   command->add_option("--block-tokens", options->block_tokens, "Tokens a block")->capture_default_str()->check(CLI::Range(1u, 1u << 20));
   AddChoice(*command, "--routing", options->routing, kRoutings, "Which worker gets a request", "round-robin");
-  AddChoice(*command, "--backend", options->backend, kBackends, "Memory of the pools", "auto");
+  AddBackendOptions(*command, options->backend, options->devices,
+                    "GPUs that worker 0, 1, … take in turn: ordinals or UUIDs, separated by commas; default: all");
   command->add_flag("--in-order", options->in_order, "One request at a time, each sees all that was published before");
   command->add_flag("--publish-imported,!--no-publish-imported", options->publish_imported,
                     "Publish imported blocks too, as further replicas (default)");

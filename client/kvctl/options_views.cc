@@ -1,4 +1,4 @@
-// Command line of the views: status, clients, regions, models, ls, doctor, find, explain.
+// Command line of the views: status, clients, regions, models, doctor, topo, ls, find, explain.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -36,6 +36,13 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   AddSimple(app, "regions", "Memory that blocks are published from", common, action, RunRegions);
   AddSimple(app, "models", "Declared models", common, action, RunModels);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
+
+  auto topo = std::make_shared<TopoOptions>();
+  CLI::App* topo_command = app.add_subcommand("topo", "This machine's GPUs and the paths between them; needs no kvmd");
+  topo_command->add_flag("--measure", topo->measure,
+                         "Copy between all pairs and show GB/s: about 0.1 s a pair, some hundred MiB on each GPU");
+  topo_command->footer("Without GPUs it says why there are none, and exits 0.");
+  topo_command->callback([&common, &action, topo] { action = [&common, topo] { return RunTopo(common, *topo); }; });
 
   auto options = std::make_shared<LsOptions>();
   CLI::App* command = app.add_subcommand("ls", "Published blocks, by region and block, or along a prefix");

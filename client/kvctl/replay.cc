@@ -36,6 +36,8 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
   if (Status sizes = CheckSizes(options); !sizes) return Fail(sizes.error());
   Result<std::vector<Request>> requests = LoadRequests(options);
   if (!requests) return Fail(requests.error());
+  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices, ListDevices());
+  if (!memory) return Fail(memory.error());
   CatchInterrupts();
   PrivateKvmd kvmd;
   std::string socket = common.socket;
@@ -50,10 +52,10 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
   } else if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) {
     return Fail(observer.error());
   }
-  Result<ReplayReport> report = Replay(options, socket, *requests);
+  Result<ReplayReport> report = Replay(options, *memory, socket, *requests);
   const Status stopped = kvmd.Stop();
   if (!report) return Fail(report.error());
-  PrintReplay(options, *report, common.json);
+  PrintReplay(options, *memory, *report, common.json);
   if (!stopped) return Fail(stopped.error());
   if (!options.private_kvmd) {
     // Workers go on without it, so its end does not show in the figures.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "client/kvctl/common_options.h"
+#include "client/kvctl/pool_memory.h"
 #include "client/kvctl/request.h"
 #include "client/kvctl/samples.h"
 #include "client/kvctl/workload.h"
@@ -18,7 +19,6 @@
 namespace kvm::ctl {
 
 enum class Routing { kRoundRobin, kSticky, kRandom };
-enum class ReplayBackend { kAuto, kHost };
 
 struct ReplayOptions {
   std::string trace;  // exactly one of trace and workload
@@ -31,7 +31,8 @@ struct ReplayOptions {
   std::uint64_t block_bytes = 4096;  // a multiple of 8
   std::uint32_t block_tokens = 512;
   Routing routing = Routing::kRoundRobin;
-  ReplayBackend backend = ReplayBackend::kAuto;
+  BackendChoice backend = BackendChoice::kAuto;
+  std::string devices;  // GPUs that workers take in turn; empty: all
   bool in_order = false;
   bool publish_imported = true;
   double prefill_us_per_token = 33;
@@ -56,20 +57,23 @@ struct ReplayReport {
   Samples keys_us, find_us, import_us, publish_us, flush_us;
   Samples ttft_ms, ttft_alone_ms;  // modelled
   double wall_s = 0;
+  std::vector<std::string> unmapped;  // workers that can't import from a peer, and why
 
   std::uint64_t blocks_hit() const noexcept { return blocks_local + blocks_imported; }
   bool Healthy() const noexcept { return mismatched_blocks == 0 && flush_failures == 0; }
 };
 
-// Runs the replay against `socket`. kCancelled: interrupted. Else: what a worker reported or how it died.
-[[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const std::string& socket, const std::vector<Request>& requests);
+// Runs the replay against `socket`, worker i's pool in memory.DeviceOfWorker(i). kCancelled: interrupted. Else: what a worker reported or
+// how it died.
+[[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
+                                          const std::vector<Request>& requests);
 
 // Worker of each request. Sticky: by the first two full blocks, since the first one is often a system
 // prompt that all conversations share.
 std::vector<std::uint32_t> AssignWorkers(const std::vector<Request>& requests, Routing routing, std::uint32_t workers, std::uint64_t seed);
 
 std::string_view RoutingName(Routing routing) noexcept;
-void PrintReplay(const ReplayOptions& options, ReplayReport& report, bool json);
+void PrintReplay(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report, bool json);
 
 // The whole command; returns the exit code.
 int RunReplay(const CommonOptions& common, const ReplayOptions& options);

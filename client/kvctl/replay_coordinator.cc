@@ -26,7 +26,7 @@ using std::chrono::steady_clock;
 
 // A request takes milliseconds; a worker silent for this long is stuck.
 constexpr auto kAnswerTimeout = 60s;
-constexpr auto kStartTimeout = 30s;
+constexpr auto kStartTimeout = 60s;
 constexpr milliseconds kExitGrace{5000};
 constexpr std::size_t kWindowPerWorker = 2;
 
@@ -72,11 +72,12 @@ struct WorkerHandle {
 
 class Coordinator {
  public:
-  Coordinator(const ReplayOptions& options, const std::string& socket, const std::vector<Request>& requests)
-      : options_(options), socket_(socket), requests_(requests), progress_("replay", requests.size()) {}
+  Coordinator(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket, const std::vector<Request>& requests)
+      : options_(options), memory_(memory), socket_(socket), requests_(requests), progress_("replay", requests.size()) {}
 
   Result<ReplayReport> Run() {
     if (Status started = StartWorkers(); !started) return started.error();
+    if (Status met = IntroduceWorkers(); !met) return met.error();
     const std::vector<std::uint32_t> worker_of = AssignWorkers(requests_, options_.routing, options_.workers, options_.seed);
     const auto start = steady_clock::now();
     Status served = options_.in_order ? ServeInOrder(worker_of) : ServeConcurrently(worker_of);
@@ -121,6 +122,7 @@ class Coordinator {
       if (!process) return process.error();
       workers_.push_back(std::make_unique<WorkerHandle>(
           WorkerHandle{std::move(*process), std::move(channels->first), LonelyPool(options_.pool_blocks), {}, std::nullopt, {}}));
+      config.device = memory_.DeviceOfWorker(i);
       config.name.Set("replay-" + std::to_string(::getpid()) + "-" + std::to_string(i));
       if (Status sent = workers_.back()->channel.SendStruct(config); !sent) return WorkerError(i, sent.error());
     }
@@ -129,6 +131,22 @@ class Coordinator {
       Result<WorkerReady> ready = workers_[i]->channel.ReceiveStruct<WorkerReady>(deadline);
       if (!ready) return WorkerError(i, ready.error());
       if (!ready->failure.empty()) return WorkerError(i, MakeError(Errc::kSystem, ready->failure.Get()));
+    }
+    return {};
+  }
+
+  // Everybody has mapped everybody's pool before the first request, so that no block is missed for want of a
+  // mapping.
+  Status IntroduceWorkers() {
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      if (Status sent = workers_[i]->channel.SendStruct(MeetPeers{}); !sent) return WorkerError(i, sent.error());
+    }
+    const auto deadline = steady_clock::now() + kStartTimeout;
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      Result<PeersMet> met = workers_[i]->channel.ReceiveStruct<PeersMet>(deadline);
+      if (!met) return WorkerError(i, met.error());
+      if (!met->failure.empty()) return WorkerError(i, MakeError(Errc::kSystem, met->failure.Get()));
+      if (!met->unmapped.empty()) report_.unmapped.push_back("worker " + std::to_string(i) + ": " + met->unmapped.Get());
     }
     return {};
   }
@@ -256,6 +274,7 @@ class Coordinator {
   }
 
   const ReplayOptions& options_;
+  const PoolMemory& memory_;
   const std::string socket_;
   const std::vector<Request>& requests_;
   ProgressBar progress_;
@@ -267,8 +286,9 @@ class Coordinator {
 
 }  // namespace
 
-Result<ReplayReport> Replay(const ReplayOptions& options, const std::string& socket, const std::vector<Request>& requests) {
-  return Coordinator(options, socket, requests).Run();
+Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
+                            const std::vector<Request>& requests) {
+  return Coordinator(options, memory, socket, requests).Run();
 }
 
 }  // namespace kvm::ctl

@@ -1,6 +1,8 @@
 // What a replay prints.
 #include <iostream>
 
+#include <boost/json/array.hpp>
+
 #include "client/kvctl/json.h"
 #include "client/kvctl/replay.h"
 #include "client/kvctl/text.h"
@@ -10,8 +12,12 @@ namespace {
 
 double Ratio(std::uint64_t part, std::uint64_t whole) { return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole); }
 
-boost::json::object ReportJson(const ReplayOptions& options, ReplayReport& report) {
+boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report) {
+  boost::json::array unmapped;
+  for (const std::string& reason : report.unmapped) unmapped.push_back(boost::json::string(Printable(reason)));
   return {{"source", options.trace.empty() ? options.workload : options.trace},
+          {"backend", memory.backend()},
+          {"devices", DevicesJson(memory.devices)},
           {"workers", options.workers},
           {"pool_blocks", options.pool_blocks},
           {"block_bytes", options.block_bytes},
@@ -34,6 +40,7 @@ boost::json::object ReportJson(const ReplayOptions& options, ReplayReport& repor
           {"failed_imports", report.failed_imports},
           {"failed_import_blocks", report.failed_import_blocks},
           {"flush_failures", report.flush_failures},
+          {"unmapped", std::move(unmapped)},
           {"bytes_imported", report.bytes_imported},
           {"evictions", report.evictions},
           {"publishes_refused", report.publishes_refused},
@@ -53,7 +60,7 @@ boost::json::object ReportJson(const ReplayOptions& options, ReplayReport& repor
 
 std::string Us(double microseconds) { return HumanNanoseconds(1e3 * microseconds); }
 
-void PrintTables(const ReplayOptions& options, ReplayReport& report) {
+void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report) {
   const auto total = static_cast<double>(report.blocks_total);
   const auto share = [&](std::uint64_t blocks) { return HumanPercent(static_cast<double>(blocks), total); };
   FieldList head;
@@ -62,6 +69,9 @@ void PrintTables(const ReplayOptions& options, ReplayReport& report) {
                            (options.in_order ? ", in order" : "") + ", in " + FormatFixed(report.wall_s, 2) + " s");
   head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each; " +
                         HumanCount(report.evictions) + " evictions");
+  head.Add("backend",
+           std::string(memory.backend()) + ": " + memory.Describe() +
+               (memory.devices.size() > 1 ? ", worker i on the one of place i mod " + std::to_string(memory.devices.size()) : ""));
   head.Print(std::cout);
   std::cout << '\n';
 
@@ -101,16 +111,17 @@ void PrintTables(const ReplayOptions& options, ReplayReport& report) {
   tail.Add("mismatched blocks", HumanCount(report.mismatched_blocks));
   if (report.flush_failures > 0) tail.Add("publishes not confirmed", HumanCount(report.flush_failures));
   if (report.publishes_refused > 0) tail.Add("publishes refused", HumanCount(report.publishes_refused));
+  for (const std::string& reason : report.unmapped) tail.Add("can't import from all", Printable(reason));
   tail.Print(std::cout);
 }
 
 }  // namespace
 
-void PrintReplay(const ReplayOptions& options, ReplayReport& report, bool json) {
+void PrintReplay(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report, bool json) {
   if (json) {
-    PrintJson(ReportJson(options, report));
+    PrintJson(ReportJson(options, memory, report));
   } else {
-    PrintTables(options, report);
+    PrintTables(options, memory, report);
   }
 }
 

@@ -1,6 +1,7 @@
 // Messages between the coordinator of a replay and its workers, over a Channel, in this order:
 //
 //   coordinator → worker   WorkerConfig                       worker → coordinator   WorkerReady
+//   coordinator → worker   MeetPeers, once all are ready      worker → coordinator   PeersMet
 //   coordinator → worker   ServeRequest + hash ids, repeated  worker → coordinator   ServeReply each
 //   coordinator → worker   ServeRequest with finish set       worker → coordinator   WorkerSummary
 //
@@ -16,6 +17,7 @@
 
 #include "client/kvctl/channel.h"
 #include "client/kvctl/request.h"
+#include "kvm/device.h"
 
 namespace kvm::ctl {
 
@@ -36,6 +38,7 @@ struct WorkerConfig {
   FixedText<128> socket;  // a Unix socket path has at most 107 bytes
   FixedText<64> name;     // of the client and of its region
   FixedText<512> model_id, revision;
+  DeviceUuid device{};  // of the pool; zeros: host memory
   std::uint64_t block_bytes = 0;
   std::uint32_t block_tokens = 0;
   std::uint32_t pool_blocks = 0;
@@ -45,6 +48,12 @@ struct WorkerConfig {
 
 struct WorkerReady {
   FixedText<512> failure;
+};
+
+struct MeetPeers {};
+struct PeersMet {
+  FixedText<512> failure;
+  FixedText<512> unmapped;  // a peer's region that this worker can't import from, and why
 };
 
 struct ServeRequest {

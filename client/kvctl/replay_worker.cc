@@ -3,9 +3,9 @@
 #include <chrono>
 #include <memory>
 
-#include "client/kvctl/block_content.h"
 #include "client/kvctl/block_pool.h"
 #include "client/kvctl/exit_codes.h"
+#include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/replay_wire.h"
 #include "kvclient/kvclient.h"
 
@@ -16,6 +16,7 @@ using namespace std::chrono_literals;
 using std::chrono::steady_clock;
 
 constexpr auto kConnectTimeout = 10'000ms;
+constexpr auto kSetUpTimeout = 30'000ms;  // a GPU's context and its peers' memory take their time
 constexpr auto kImportTimeout = 5'000ms;
 constexpr auto kFlushTimeout = 5'000ms;
 
@@ -40,6 +41,7 @@ class Worker {
     options.socket_path = config.socket.Get();
     options.name = config.name.Get();
     options.timeout = kConnectTimeout;
+    if (config.device != kHostMemory) options.devices.push_back(config.device);
     Result<std::shared_ptr<Client>> client = Client::Connect(options);
     if (!client) return client.error();
     worker->client_ = std::move(*client);
@@ -51,16 +53,27 @@ class Worker {
     spec.num_layers = spec.num_kv_heads = 1;
     spec.head_size = static_cast<std::uint32_t>(config.block_bytes);
     spec.block_tokens = config.block_tokens;
-    Result<Model> model = worker->client_->DeclareModel(spec, After(kConnectTimeout));
+    Result<Model> model = worker->client_->DeclareModel(spec, After(kSetUpTimeout));
     if (!model) return model.error();
     worker->model_ = std::move(*model);
     RegionOptions region_options;
     region_options.name = config.name.Get();
+    region_options.device = config.device;
     region_options.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
-    Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kConnectTimeout));
+    Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kSetUpTimeout));
     if (!region) return region.error();
     worker->region_ = std::move(*region);
+    worker->bytes_ = std::make_unique<PoolBytes>(*worker->region_);
     return worker;
+  }
+
+  // Declaring the model again returns once what peers have registered before is mapped.
+  PeersMet Meet() {
+    PeersMet met;
+    if (Result<Model> again = client_->DeclareModel(model_.spec, After(kSetUpTimeout)); !again) met.failure.Set(again.error().ToString());
+    const std::vector<UnmappedRegion> unmapped = client_->UnmappedRegions();
+    if (!unmapped.empty()) met.unmapped.Set(unmapped.front().name + ": " + unmapped.front().reason.ToString());
+    return met;
   }
 
   ServeReply Serve(std::span<const std::uint64_t> hash_ids) {
@@ -72,10 +85,10 @@ class Worker {
     keys_.resize(std::min<std::size_t>(keys_.size(), pool_.size()));
     blocks_.clear();
     requests_.clear();
-    TakeLocal(reply);
+    if (Status taken = TakeLocal(reply); !taken) return Failed(taken.error());
     if (blocks_.size() < keys_.size()) {
       if (Status imported = ImportRest(reply); !imported) return Failed(imported.error());
-      ComputeRest();
+      if (Status computed = ComputeRest(); !computed) return Failed(computed.error());
       watch.Lap();
       const PublishOutcome outcome = region_->Publish(requests_);
       reply.publish_ns = watch.Lap();
@@ -115,14 +128,14 @@ class Worker {
     }
   }
 
-  void TakeLocal(ServeReply& reply) {
+  Status TakeLocal(ServeReply& reply) {
     for (const BlockKey& key : keys_) {
       const std::optional<std::uint32_t> block = pool_.PinHeld(key);
       if (!block) break;
-      if (!BlockHolds(key, Bytes(*block))) ++reply.mismatched_blocks;
       blocks_.push_back(*block);
     }
     reply.blocks_local = blocks_.size();
+    return CountMismatches(0, blocks_.size(), reply);
   }
 
   Status ImportRest(ServeReply& reply) {
@@ -130,6 +143,7 @@ class Worker {
     Stopwatch watch;
     FindOptions options;
     options.include_own = false;
+    options.destination = region_.get();
     const Match match = client_->Find(std::span(keys_).subspan(first), options);
     reply.find_ns = watch.Lap();
     reply.looked_up = true;
@@ -147,25 +161,34 @@ class Worker {
     reply.blocks_imported = result.valid;
     reply.bytes_imported = result.bytes;
     reply.failed_import_blocks = result.failed.size();
+    if (Status compared = CountMismatches(first, result.valid, reply); !compared) return compared;
+    if (Status filled = Fill(first + result.valid, result.failed.size()); !filled) return filled;
     for (std::size_t i = 0; i < result.writes.size(); ++i) {
-      const std::size_t at = first + i;
-      const bool valid = i < result.valid;
-      if (valid && !BlockHolds(keys_[at], Bytes(blocks_[at]))) ++reply.mismatched_blocks;
-      if (!valid) FillBlock(keys_[at], Bytes(blocks_[at]));
-      Keep(at, result.writes[i], !valid || config_.publish_imported);
+      Keep(first + i, result.writes[i], i >= result.valid || config_.publish_imported);
     }
     return {};
   }
 
   // "Prefill" of everything behind the hit.
-  void ComputeRest() {
+  Status ComputeRest() {
     const std::size_t first = blocks_.size();
     Allocate(keys_.size() - first);
-    for (std::size_t at = first; at < blocks_.size(); ++at) {
-      const BlockWrite write = region_->BeginWrite(blocks_[at]);
-      FillBlock(keys_[at], Bytes(blocks_[at]));
-      Keep(at, write, true);
-    }
+    std::vector<BlockWrite> writes;
+    for (std::size_t at = first; at < blocks_.size(); ++at) writes.push_back(region_->BeginWrite(blocks_[at]));
+    if (Status filled = Fill(first, writes.size()); !filled) return filled;
+    for (std::size_t i = 0; i < writes.size(); ++i) Keep(first + i, writes[i], true);
+    return {};
+  }
+
+  // Of the request's blocks [first, first + count).
+  Status Fill(std::size_t first, std::size_t count) {
+    return bytes_->Fill(std::span(keys_).subspan(first, count), std::span(blocks_).subspan(first, count));
+  }
+  Status CountMismatches(std::size_t first, std::size_t count, ServeReply& reply) {
+    const Result<std::size_t> wrong = bytes_->CountWrong(std::span(keys_).subspan(first, count), std::span(blocks_).subspan(first, count));
+    if (!wrong) return wrong.error();
+    reply.mismatched_blocks += *wrong;
+    return {};
   }
 
   void Allocate(std::size_t count) {
@@ -187,12 +210,11 @@ class Worker {
     reply.flush_ns = watch.Lap();
   }
 
-  std::span<std::byte> Bytes(std::uint32_t block) const { return {region_->BlockData(block), region_->block_bytes()}; }
-
   const WorkerConfig config_;
   std::shared_ptr<Client> client_;
   Model model_;
   std::shared_ptr<Region> region_;
+  std::unique_ptr<PoolBytes> bytes_;  // of region_
   BlockPool pool_;
   // Of the request being served.
   BlockKey root_;
@@ -223,6 +245,9 @@ int RunReplayWorker(Channel channel) {
   Result<std::unique_ptr<Worker>> worker = Worker::Create(*config);
   if (!worker) ready.failure.Set(worker.error().ToString());
   if (!channel.SendStruct(ready) || !worker) return kUnhealthy;
+  if (!channel.ReceiveStruct<MeetPeers>()) return kUnhealthy;
+  const PeersMet met = (*worker)->Meet();
+  if (!channel.SendStruct(met) || !met.failure.empty()) return kUnhealthy;
   for (;;) {
     Result<std::vector<std::byte>> message = channel.Receive();
     if (!message) return kUnhealthy;

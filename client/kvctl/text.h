@@ -41,6 +41,7 @@ class Table {
 class FieldList {
  public:
   void Add(std::string name, std::string value) { fields_.emplace_back(std::move(name), std::move(value)); }
+  bool empty() const noexcept { return fields_.empty(); }
   void Print(std::ostream& out) const;
 
  private:

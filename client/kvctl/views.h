@@ -16,6 +16,11 @@ int RunRegions(const CommonOptions& common);
 int RunModels(const CommonOptions& common);
 int RunDoctor(const CommonOptions& common);
 
+struct TopoOptions {
+  bool measure = false;
+};
+int RunTopo(const CommonOptions& common, const TopoOptions& options);
+
 struct LsOptions {
   std::string model;         // row, model_id or fingerprint; empty for all
   std::string region;        // row or name; empty for all

@@ -51,6 +51,9 @@ struct DeviceInfo {
   std::string unusable;             // why imports can't use it; empty: they can
 };
 
+// Version of the CUDA toolkit that this library was built with, "13.0"; empty: built without CUDA.
+std::string CudaToolkitVersion();
+
 // All visible GPUs; creates no context. kUnsupported: built without CUDA, no driver, or no GPU.
 [[nodiscard]] Result<std::vector<DeviceInfo>> ListDevices();
 

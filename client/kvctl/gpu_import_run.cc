@@ -1,0 +1,120 @@
+#include "client/kvctl/gpu_import_run.h"
+
+#include "client/kvctl/pool_bytes.h"
+#include "client/kvctl/random.h"
+
+namespace kvm::ctl {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kImportTimeout{60};
+constexpr std::uint32_t kWarmUpRounds = 2;
+
+double Seconds(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+
+}  // namespace
+
+Result<std::unique_ptr<GpuImportRun>> GpuImportRun::Start(const CommonOptions& common, const BenchOptions& options,
+                                                          std::uint64_t max_entries, std::vector<DeviceUuid> devices) {
+  auto run = std::make_unique<GpuImportRun>();
+  Result<BenchSetup> setup = BenchSetup::Start(common, options, max_entries);
+  if (!setup) return setup.error();
+  run->setup_ = std::move(*setup);
+  run->devices_ = std::move(devices);
+  return run;
+}
+
+Result<SourceBlocks> GpuImportRun::Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
+                                        std::uint64_t chunk_bytes) {
+  SourceBlocks source;
+  source.block_bytes = block_bytes;
+  source.chunk_bytes = chunk_bytes;
+  source.blocks = bytes / block_bytes;
+  PeerConfig config = setup_.Config(PeerRole::kHold, "bench-hold-" + std::to_string(entries_));
+  config.device = owner;
+  config.first_entry = entries_;
+  config.entries = source.blocks;
+  config.block_bytes = block_bytes;
+  config.chunk_bytes = chunk_bytes;
+  config.fill = config.shuffle = true;
+  Result<Peer> peer = StartPeer(config);
+  if (!peer) return peer.error();
+  source.peer = std::move(*peer);
+  for (std::uint64_t n = 0; n < source.blocks; ++n) source.keys.push_back(BenchKey(setup_.run(), entries_ + n));
+  entries_ += source.blocks;
+  return source;
+}
+
+Status GpuImportRun::Connect() {
+  Result<std::shared_ptr<Client>> client = setup_.Connect("bench-import", devices_);
+  if (!client) return client.error();
+  client_ = std::move(*client);
+  return {};
+}
+
+Result<GpuImportRun::Target> GpuImportRun::Allocate(const DeviceUuid& device, const SourceBlocks& source) {
+  Target target;
+  Result<std::shared_ptr<Region>> region = setup_.Allocate(*client_, "bench-import-" + std::to_string(targets_),
+                                                           PlaneGeometry(source.blocks, source.block_bytes, source.chunk_bytes), device);
+  if (!region) return region.error();
+  target.region = std::move(*region);
+  target.blocks = ShuffledBlocks(source.blocks, Mix(setup_.run(), ++targets_));
+  return target;
+}
+
+Error GpuImportRun::NotFound(const Match& match, std::size_t wanted) const {
+  std::string why(MatchEndName(match.end()));
+  const std::vector<UnmappedRegion> unmapped = client_->UnmappedRegions();
+  if (match.end() == MatchEnd::kUnmapped && !unmapped.empty()) why += ": " + unmapped.front().reason.ToString();
+  return MakeError(Errc::kSystem,
+                   "import: found " + std::to_string(match.size()) + " of " + std::to_string(wanted) + " blocks, then " + why);
+}
+
+Status GpuImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks,
+                                unsigned max_sms, Timing* timing) {
+  FindOptions find;
+  find.destination = target.region.get();
+  ImportOptions options;
+  options.max_sms = max_sms;
+  const auto start = steady_clock::now();
+  const Match match = client_->Find(keys, find);
+  const auto found = steady_clock::now();
+  if (match.size() != keys.size()) return NotFound(match, keys.size());
+  const auto called = steady_clock::now();
+  Result<ImportTicket> ticket = client_->Import(match, *target.region, blocks, options);
+  if (!ticket) return ticket.error();
+  if (Status done = ticket->Wait(After(kImportTimeout)); !done) return done;
+  const auto end = steady_clock::now();
+  if (ticket->result().valid != keys.size()) return MakeError(Errc::kSystem, "import: blocks failed though nobody rewrites them");
+  if (timing == nullptr) return {};
+  timing->find_s.Add(Seconds(start, found));
+  timing->import_s.Add(Seconds(called, end));
+  timing->whole_s.Add(Seconds(start, end));
+  return {};
+}
+
+Result<GpuImportRun::Timing> GpuImportRun::Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
+                                                  std::uint32_t rounds, bool wander) {
+  const std::uint64_t count = bytes / source.block_bytes;
+  Random random(Mix(setup_.run(), 0x77));
+  Timing timing;
+  for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
+    if (Status go_on = GoOn(); !go_on) return go_on.error();
+    const std::uint64_t first = wander ? random.Below(source.blocks - count + 1) : 0;
+    Status imported = ImportOnce(std::span(source.keys).subspan(first, count), target, std::span(target.blocks).subspan(first, count),
+                                 max_sms, round < kWarmUpRounds ? nullptr : &timing);
+    if (!imported) return imported.error();
+  }
+  return timing;
+}
+
+Status GpuImportRun::Check(const SourceBlocks& source, const Target& target) {
+  const Result<std::size_t> wrong = PoolBytes(*target.region).CountWrong(source.keys, target.blocks);
+  if (!wrong) return wrong.error();
+  if (*wrong == 0) return {};
+  return MakeError(Errc::kSystem, "import: " + std::to_string(*wrong) + " of " + std::to_string(source.blocks) +
+                                      " blocks do not hold what their keys say");
+}
+
+}  // namespace kvm::ctl

@@ -1,0 +1,62 @@
+// What the rows of the GPU import benchmark share: the blocks of a peer on one GPU, as this process imports
+// them, and the clock around it.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "client/kvctl/bench_setup.h"
+
+namespace kvm::ctl {
+
+// Blocks that a peer process holds: `blocks` of `block_bytes`, each in chunks of `chunk_bytes` that lie in
+// planes of their own ([chunks, blocks, chunk_bytes]), in a random order.
+struct SourceBlocks {
+  std::uint64_t block_bytes = 0, chunk_bytes = 0, blocks = 0;
+  Peer peer;
+  std::vector<BlockKey> keys;
+};
+
+class GpuImportRun {
+ public:
+  // `devices`: GPUs that will be imported to.
+  [[nodiscard]] static Result<std::unique_ptr<GpuImportRun>> Start(const CommonOptions& common, const BenchOptions& options,
+                                                                   std::uint64_t max_entries, std::vector<DeviceUuid> devices);
+
+  // Starts a peer on `owner` that holds `bytes`; before Connect.
+  [[nodiscard]] Result<SourceBlocks> Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
+                                          std::uint64_t chunk_bytes);
+  // This process's client, with everything that peers hold mapped.
+  [[nodiscard]] Status Connect();
+
+  // A destination for blocks of `source`, and where neighbours of its chain land: anywhere.
+  struct Target {
+    std::shared_ptr<Region> region;
+    std::vector<std::uint32_t> blocks;
+  };
+  [[nodiscard]] Result<Target> Allocate(const DeviceUuid& device, const SourceBlocks& source);
+
+  struct Timing {
+    Samples find_s, import_s, whole_s;
+  };
+  // Imports `bytes` of the source, `rounds` times and a few more that warm up: always the same blocks, or
+  // with `wander` others each time. Import is timed from the call to validated. An error if not all are.
+  [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
+                                      std::uint32_t rounds, bool wander = false);
+  // That every byte of the blocks imported is what its key says. kSystem.
+  [[nodiscard]] Status Check(const SourceBlocks& source, const Target& target);
+
+ private:
+  Status ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
+                    Timing* timing);
+  Error NotFound(const Match& match, std::size_t wanted) const;
+
+  BenchSetup setup_;
+  std::vector<DeviceUuid> devices_;
+  std::shared_ptr<Client> client_;
+  std::uint64_t entries_ = 0;  // of all peers so far
+  std::uint32_t targets_ = 0;
+};
+
+}  // namespace kvm::ctl
