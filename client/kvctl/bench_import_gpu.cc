@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "client/kvctl/bench_rows.h"
-#include "client/kvctl/gpu_import_run.h"
+#include "client/kvctl/import_run.h"
 #include "client/kvctl/text.h"
 #include "kvm/copy_baselines.h"
 
@@ -37,8 +37,8 @@ class GpuImportBench {
   }
 
  private:
-  using Target = GpuImportRun::Target;
-  using Timing = GpuImportRun::Timing;
+  using Target = ImportRun::Target;
+  using Timing = ImportRun::Timing;
 
   bool two() const noexcept { return devices_.size() > 1; }
   const DeviceUuid& owner() const noexcept { return devices_.front().uuid; }
@@ -52,7 +52,7 @@ class GpuImportBench {
     std::vector<DeviceUuid> devices{owner()};
     if (two()) devices.insert(devices.begin(), importer());
     const std::uint64_t entries = options_.bytes / (64 * kKiB) + 2 * options_.bytes / kMiB + 1024;
-    Result<std::unique_ptr<GpuImportRun>> run = GpuImportRun::Start(common, options_, entries, std::move(devices));
+    Result<std::unique_ptr<ImportRun>> run = ImportRun::Start(common, options_, entries, std::move(devices));
     if (!run) return run.error();
     run_ = std::move(*run);
     if (Status held = Hold(chunks_64k_, kMiB, 64 * kKiB); !held) return held;
@@ -263,7 +263,7 @@ class GpuImportBench {
 
   const BenchOptions& options_;
   const std::vector<DeviceInfo> devices_;
-  std::unique_ptr<GpuImportRun> run_;
+  std::unique_ptr<ImportRun> run_;
   SourceBlocks chunks_64k_, chunks_16k_, blocks_64k_;
   Target to_chunks_64k_, to_chunks_16k_, to_blocks_64k_;  // on the importer's GPU
   Target same_gpu_;                                       // for chunks_64k_, on the owner's
