@@ -17,7 +17,7 @@ constexpr const char* kElsewhere = "not through the public interface: tests/gpu/
 
 class GpuImportBench {
  public:
-  GpuImportBench(const BenchOptions& options, const PoolMemory& memory) : options_(options), devices_(memory.devices) {}
+  GpuImportBench(const BenchOptions& options, const PoolMemory& memory) : options_(options), memory_(memory) {}
 
   Result<BenchReport> Run(const CommonOptions& common) {
     if (Status set_up = SetUp(common); !set_up) return set_up.error();
@@ -29,8 +29,7 @@ class GpuImportBench {
     Unmeasured("validation_share", "validation's share of an import", Unit::kPercent, 3, true, kElsewhere);
     Unmeasured("gemm_slowdown", "slowdown of a GEMM loop by imports with 16 SMs", Unit::kPercent, std::nullopt, true, kElsewhere);
     BenchReport report("import");
-    report.AddText("backend", "backend", "cuda");
-    report.AddDevices(devices_);
+    report.AddMemory(memory_);
     report.Add("bytes", "bytes", static_cast<double>(options_.bytes), Unit::kBytes);
     report.AddRows(std::move(rows_));
     return report;
@@ -40,9 +39,9 @@ class GpuImportBench {
   using Target = ImportRun::Target;
   using Timing = ImportRun::Timing;
 
-  bool two() const noexcept { return devices_.size() > 1; }
-  const DeviceUuid& owner() const noexcept { return devices_.front().uuid; }
-  const DeviceUuid& importer() const noexcept { return devices_.at(1).uuid; }
+  bool two() const noexcept { return memory_.devices.size() > 1; }
+  const DeviceUuid& owner() const noexcept { return memory_.devices.front().uuid; }
+  const DeviceUuid& importer() const noexcept { return memory_.devices.at(1).uuid; }
   // A goal is one for imports of kGoalBytes.
   std::optional<double> Goal(double goal) const noexcept {
     return options_.bytes == kGoalBytes ? std::optional<double>(goal) : std::nullopt;
@@ -262,7 +261,7 @@ class GpuImportBench {
   }
 
   const BenchOptions& options_;
-  const std::vector<DeviceInfo> devices_;
+  const PoolMemory& memory_;
   std::unique_ptr<ImportRun> run_;
   SourceBlocks chunks_64k_, chunks_16k_, blocks_64k_;
   Target to_chunks_64k_, to_chunks_16k_, to_blocks_64k_;  // on the importer's GPU

@@ -220,7 +220,7 @@ TEST_CASE("kvctl: where there is no GPU, asking for one exits 1 and says why, an
   const Sandbox::Output table =
       sandbox.Run("replay --private --workload chat --requests 20 --pool-blocks 300 --block-bytes 64", "CUDA_VISIBLE_DEVICES=");
   INFO(table.out);
-  CHECK(table.out.find("host: host memory (") != std::string::npos);
+  CHECK(table.out.find("backend   host memory: ") != std::string::npos);
   CHECK(sandbox.NothingLeft());
 }
 

@@ -38,7 +38,7 @@ TEST_CASE("Pool memory: auto takes all usable GPUs, and workers take them in tur
   CHECK(memory->DeviceOfWorker(0) == visible->at(0).uuid);
   CHECK(memory->DeviceOfWorker(1) == visible->at(2).uuid);
   CHECK(memory->DeviceOfWorker(4) == visible->at(0).uuid);
-  CHECK(memory->Describe() == "GPU 0 (H0), GPU 2 (H2)");
+  CHECK(memory->Describe() == "cuda: GPU 0 (H0), GPU 2 (H2)");
 }
 
 TEST_CASE("Pool memory: auto falls back to the host and says why", "[unit]") {
@@ -47,10 +47,10 @@ TEST_CASE("Pool memory: auto falls back to the host and says why", "[unit]") {
   CHECK(Ordinals(host).empty());
   CHECK(host->backend() == "host");
   CHECK(host->DeviceOfWorker(3) == kHostMemory);
-  CHECK(host->Describe() == "host memory (no driver)");
+  CHECK(host->Describe() == "host memory: no driver");
   const Result<PoolMemory> old = ChoosePoolMemory(BackendChoice::kAuto, "", std::vector{Gpu(0, "too old")});
   KVM_REQUIRE_OK(old);
-  CHECK(old->Describe() == "host memory (GPU 0: too old)");
+  CHECK(old->Describe() == "host memory: GPU 0: too old");
   CHECK(ChoosePoolMemory(BackendChoice::kHost, "", std::vector{Gpu(0)})->Describe() == "host memory");
 }
 
