@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a result: installs what is missing, builds kvmd and kvctl, starts a kvmd, replays a
-# generated chat workload over four worker processes and shows what an operator sees meanwhile.
+# generated chat workload over four worker processes, on the GPUs where there are any, and shows what an
+# operator sees meanwhile.
 # Stops what it started, also when it fails or is interrupted, and leaves nothing behind but build/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,6 +55,8 @@ show() {
   "$bin/kvctl" "$@"
 }
 
+show topo
+
 replay=(replay --workload chat --requests 20000 --workers 4 --pool-blocks 4000 --block-bytes 16384)
 "$bin/kvctl" "${replay[@]}" </dev/null >"$work/replay.txt" &
 replay_pid=$!
@@ -75,3 +78,4 @@ wait "$replay_pid" || status=$?
 replay_pid=""
 cat "$work/replay.txt"
 [ "$status" -eq 0 ] || fail "the replay ended with status $status (kvmd said: $(cat "$work/kvmd.log"))"
+printf '\nThe workers kept their blocks in: %s\n' "$(sed -n 's/^backend  *//p' "$work/replay.txt")"

@@ -29,3 +29,9 @@ if(TARGET kvm_cuda)
   add_executable(bench_import gpu/bench_import.cc gpu/bench_rows.cc gpu/bench_setup.cc gpu/bench_tune.cc)
   target_link_libraries(bench_import PRIVATE kvm_gpu_testing kvm_memory kvm_build_flags)
 endif()
+
+# kvctl on GPUs, in every build: without CUDA, driver or GPU they are skipped and say which.
+if(TARGET kvctl AND TARGET kvmd)
+  kvm_test(NAME kvctl_gpu_tests LABEL gpu TIMEOUT 300 LIBS kvm_kvctl SOURCES gpu/test_kvctl_gpu.cc PROPERTIES RESOURCE_LOCK gpu)
+  add_dependencies(kvctl_gpu_tests kvctl kvmd)
+endif()

@@ -1,9 +1,12 @@
 # Unit tests of kvctl's parts; built by tests/CMakeLists.txt against kvm_kvctl.
 set(KVM_KVCTL_TEST_SOURCES
+  unit/test_block_pieces.cc
   unit/test_block_pool.cc
   unit/test_key_query.cc
+  unit/test_kvctl_gpus.cc
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
+  unit/test_pool_memory.cc
   unit/test_trace.cc
   unit/test_workload.cc)
 

@@ -49,8 +49,7 @@ class BenchReport {
   void Add(std::string_view name, std::string_view title, double value, Unit unit);
   // p50 and p99 as "<prefix>p50_us" and "<prefix>p99_us".
   void AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds);
-  void AddText(std::string_view name, std::string_view title, const std::string& text);
-  void AddDevices(const std::vector<DeviceInfo>& devices);
+  void AddMemory(const PoolMemory& memory);
   // Shown as a table behind all figures.
   void AddRows(std::vector<BenchRow> rows);
   void Print(bool json) const;

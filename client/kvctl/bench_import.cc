@@ -23,7 +23,8 @@ double Seconds(steady_clock::time_point start) { return std::chrono::duration<do
 
 class ImportBench {
  public:
-  ImportBench(const BenchOptions& options, std::uint64_t blocks) : options_(options), blocks_(blocks), order_(blocks, true) {}
+  ImportBench(const BenchOptions& options, const PoolMemory& memory, std::uint64_t blocks)
+      : options_(options), memory_(memory), blocks_(blocks), order_(blocks, true) {}
 
   Result<BenchReport> Run(const CommonOptions& common) {
     if (Status set_up = SetUp(common); !set_up) return set_up.error();
@@ -50,8 +51,7 @@ class ImportBench {
     if (!small) return small.error();
     const auto bytes = static_cast<double>(blocks_ * options_.block_bytes);
     BenchReport report("import");
-    report.AddText("backend", "backend", "host");
-    report.AddDevices({});
+    report.AddMemory(memory_);
     report.Add("bytes", "bytes", bytes, Unit::kBytes);
     report.Add("block_bytes", "block size", static_cast<double>(options_.block_bytes), Unit::kBytes);
     report.Add("p50_us", "import p50", 1e6 * import_s.p50(), Unit::kMicroseconds);
@@ -149,6 +149,7 @@ class ImportBench {
   }
 
   const BenchOptions& options_;
+  const PoolMemory& memory_;
   const std::uint64_t blocks_;
   const BlockOrder order_;
   BenchSetup setup_;
@@ -159,12 +160,12 @@ class ImportBench {
   std::vector<std::uint32_t> targets_;
 };
 
-Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOptions& options) {
+Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& memory) {
   const std::uint64_t blocks = options.bytes / options.block_bytes;
   if (blocks == 0 || blocks > Geometry::kMaxBlocks || options.block_bytes % 8 != 0) {
     return MakeError(Errc::kInvalidArgument, "--bytes has to hold at least one block, and --block-bytes to be a multiple of 8");
   }
-  return ImportBench(options, blocks).Run(common);
+  return ImportBench(options, memory, blocks).Run(common);
 }
 
 }  // namespace
@@ -172,7 +173,7 @@ Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOpti
 int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
   const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices, ListDevices());
   if (!memory) return Fail(memory.error());
-  Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options);
+  Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory);
   if (!report) return Fail(report.error());
   report->Print(common.json);
   return kHealthy;

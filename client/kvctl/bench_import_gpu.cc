@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "client/kvctl/bench_rows.h"
-#include "client/kvctl/gpu_import_run.h"
+#include "client/kvctl/import_run.h"
 #include "client/kvctl/text.h"
 #include "kvm/copy_baselines.h"
 
@@ -17,7 +17,7 @@ constexpr const char* kElsewhere = "not through the public interface: tests/gpu/
 
 class GpuImportBench {
  public:
-  GpuImportBench(const BenchOptions& options, const PoolMemory& memory) : options_(options), devices_(memory.devices) {}
+  GpuImportBench(const BenchOptions& options, const PoolMemory& memory) : options_(options), memory_(memory) {}
 
   Result<BenchReport> Run(const CommonOptions& common) {
     if (Status set_up = SetUp(common); !set_up) return set_up.error();
@@ -29,20 +29,19 @@ class GpuImportBench {
     Unmeasured("validation_share", "validation's share of an import", Unit::kPercent, 3, true, kElsewhere);
     Unmeasured("gemm_slowdown", "slowdown of a GEMM loop by imports with 16 SMs", Unit::kPercent, std::nullopt, true, kElsewhere);
     BenchReport report("import");
-    report.AddText("backend", "backend", "cuda");
-    report.AddDevices(devices_);
+    report.AddMemory(memory_);
     report.Add("bytes", "bytes", static_cast<double>(options_.bytes), Unit::kBytes);
     report.AddRows(std::move(rows_));
     return report;
   }
 
  private:
-  using Target = GpuImportRun::Target;
-  using Timing = GpuImportRun::Timing;
+  using Target = ImportRun::Target;
+  using Timing = ImportRun::Timing;
 
-  bool two() const noexcept { return devices_.size() > 1; }
-  const DeviceUuid& owner() const noexcept { return devices_.front().uuid; }
-  const DeviceUuid& importer() const noexcept { return devices_.at(1).uuid; }
+  bool two() const noexcept { return memory_.devices.size() > 1; }
+  const DeviceUuid& owner() const noexcept { return memory_.devices.front().uuid; }
+  const DeviceUuid& importer() const noexcept { return memory_.devices.at(1).uuid; }
   // A goal is one for imports of kGoalBytes.
   std::optional<double> Goal(double goal) const noexcept {
     return options_.bytes == kGoalBytes ? std::optional<double>(goal) : std::nullopt;
@@ -52,7 +51,7 @@ class GpuImportBench {
     std::vector<DeviceUuid> devices{owner()};
     if (two()) devices.insert(devices.begin(), importer());
     const std::uint64_t entries = options_.bytes / (64 * kKiB) + 2 * options_.bytes / kMiB + 1024;
-    Result<std::unique_ptr<GpuImportRun>> run = GpuImportRun::Start(common, options_, entries, std::move(devices));
+    Result<std::unique_ptr<ImportRun>> run = ImportRun::Start(common, options_, entries, std::move(devices));
     if (!run) return run.error();
     run_ = std::move(*run);
     if (Status held = Hold(chunks_64k_, kMiB, 64 * kKiB); !held) return held;
@@ -262,8 +261,8 @@ class GpuImportBench {
   }
 
   const BenchOptions& options_;
-  const std::vector<DeviceInfo> devices_;
-  std::unique_ptr<GpuImportRun> run_;
+  const PoolMemory& memory_;
+  std::unique_ptr<ImportRun> run_;
   SourceBlocks chunks_64k_, chunks_16k_, blocks_64k_;
   Target to_chunks_64k_, to_chunks_16k_, to_blocks_64k_;  // on the importer's GPU
   Target same_gpu_;                                       // for chunks_64k_, on the owner's

@@ -53,6 +53,7 @@ class PeerProcess {
     RegionOptions region_options;
     region_options.name = config_.name.Get();
     region_options.device = config_.device;
+    region_options.shard.kv_group = config_.kv_group;
     region_options.geometry =
         PlaneGeometry(config_.entries, config_.block_bytes, config_.chunk_bytes == 0 ? config_.block_bytes : config_.chunk_bytes);
     Result<std::shared_ptr<Region>> region = client_->AllocateRegion(*model, region_options, After(kTimeout));

@@ -33,6 +33,7 @@ struct PeerConfig {
   bool scatter = false;           // neighbours of a chain lie far apart in memory
   bool shuffle = false;           // they lie anywhere; for hold only
   DeviceUuid device{};            // of the blocks; zeros: host memory
+  std::uint16_t kv_group = 0;     // of the region: blocks of one group have one size
   std::uint64_t chunk_bytes = 0;  // PlaneGeometry of such chunks; 0: blocks in one piece
 };
 struct PeerReady {

@@ -111,7 +111,8 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
   if (!setup) return setup.error();
   Result<std::shared_ptr<Client>> client = setup->Connect("bench-publish");
   if (!client) return client.error();
-  Result<std::shared_ptr<Region>> region = setup->Allocate(**client, "bench-publish", Geometry::Contiguous(static_cast<std::uint32_t>(options.entries), 64));
+  Result<std::shared_ptr<Region>> region =
+      setup->Allocate(**client, "bench-publish", Geometry::Contiguous(static_cast<std::uint32_t>(options.entries), 64));
   if (!region) return region.error();
   Result<PublishTimes> fresh = PublishAll(**region, setup->run(), 0);
   if (!fresh) return fresh.error();

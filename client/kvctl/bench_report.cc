@@ -69,16 +69,10 @@ void BenchReport::AddPercentiles(const std::string& prefix, const std::string& t
   Add(prefix + "p99_us", title + " p99", microseconds.p99(), Unit::kMicroseconds);
 }
 
-void BenchReport::AddText(std::string_view name, std::string_view title, const std::string& text) {
-  object_[name] = text;
-  lines_.emplace_back(std::string(title), text);
-}
-
-void BenchReport::AddDevices(const std::vector<DeviceInfo>& devices) {
-  object_["devices"] = DevicesJson(devices);
-  PoolMemory memory;
-  memory.devices = devices;
-  if (memory.cuda()) lines_.emplace_back("GPUs", memory.Describe());
+void BenchReport::AddMemory(const PoolMemory& memory) {
+  object_["backend"] = memory.backend();
+  object_["devices"] = DevicesJson(memory.devices);
+  lines_.emplace_back("backend", memory.Describe());
 }
 
 void BenchReport::AddRows(std::vector<BenchRow> rows) {

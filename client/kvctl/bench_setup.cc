@@ -58,11 +58,13 @@ Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::
   return client;
 }
 
-Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, Geometry geometry, const DeviceUuid& device) {
+Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, Geometry geometry, const DeviceUuid& device,
+                                                     std::uint16_t kv_group) {
   RegionOptions options;
   options.name = std::string(name) + "-" + std::to_string(run_);
   options.geometry = std::move(geometry);
   options.device = device;
+  options.shard.kv_group = kv_group;
   return client.AllocateRegion(model_, options, After(kTimeout));
 }
 

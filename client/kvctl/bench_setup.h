@@ -26,7 +26,7 @@ class BenchSetup {
   [[nodiscard]] Result<std::shared_ptr<Client>> Connect(std::string_view name, std::vector<DeviceUuid> devices = {});
   const Model& model() const noexcept { return model_; }
   [[nodiscard]] Result<std::shared_ptr<Region>> Allocate(Client& client, std::string_view name, Geometry geometry,
-                                                         const DeviceUuid& device = kHostMemory);
+                                                         const DeviceUuid& device = kHostMemory, std::uint16_t kv_group = 0);
 
  private:
   PrivateKvmd kvmd_;

@@ -37,10 +37,10 @@ Result<std::vector<DeviceInfo>> FindDevices(const std::vector<DeviceInfo>& visib
 }  // namespace
 
 std::string PoolMemory::Describe() const {
-  if (!cuda()) return why_host.empty() ? "host memory" : "host memory (" + why_host + ")";
+  if (!cuda()) return why_host.empty() ? "host memory" : "host memory: " + why_host;
   std::vector<std::string> names;
   for (const DeviceInfo& device : devices) names.push_back("GPU " + std::to_string(device.ordinal) + " (" + device.name + ")");
-  return JoinWithCommas(names);
+  return "cuda: " + JoinWithCommas(names);
 }
 
 Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted, const Result<std::vector<DeviceInfo>>& visible) {

@@ -26,7 +26,7 @@ struct PoolMemory {
   DeviceUuid DeviceOfWorker(std::size_t worker) const noexcept {
     return cuda() ? devices[worker % devices.size()].uuid : DeviceUuid(kHostMemory);
   }
-  // "host memory (no GPU is visible …)", "GPU 0 (NVIDIA H100), GPU 1 (NVIDIA H100)"
+  // "host memory: no GPU is visible …", "cuda: GPU 0 (NVIDIA H100), GPU 1 (NVIDIA H100)"
   std::string Describe() const;
 };
 

@@ -22,6 +22,13 @@ constexpr std::size_t kLeastFingerprintDigits = 6;
 
 std::string RegionEntry::name() const { return Printable(info.name); }
 
+DeviceUuid RegionEntry::device() const noexcept {
+  DeviceUuid device{};
+  static_assert(sizeof(info.device_uuid) == sizeof(device));
+  std::copy(std::begin(info.device_uuid), std::end(info.device_uuid), device.begin());
+  return device;
+}
+
 std::vector<ModelEntry> ReadModels(const RegistryView& registry) {
   std::vector<ModelEntry> models;
   layout::ModelInfo info;
@@ -40,6 +47,20 @@ std::vector<RegionEntry> ReadRegions(const RegistryView& registry) {
     if (registry.ReadRegion(entry.row, entry.info)) regions.push_back(entry);
   }
   return regions;
+}
+
+std::vector<RegionGroup> GroupByMemory(const std::vector<RegionEntry>& regions) {
+  std::vector<RegionGroup> groups;
+  for (const RegionEntry& region : regions) {
+    const auto kind = static_cast<layout::HandleKind>(region.info.handle_kind);
+    const auto same = [&](const RegionGroup& group) { return group.kind == kind && group.device == region.device(); };
+    auto group = std::find_if(groups.begin(), groups.end(), same);
+    if (group == groups.end()) group = groups.insert(groups.end(), {kind, region.device()});
+    group->regions++;
+    group->size_bytes += region.size_bytes();
+    group->entries += region.info.live_entries;
+  }
+  return groups;
 }
 
 const ModelEntry* FindModel(const std::vector<ModelEntry>& models, std::uint32_t row) noexcept {
@@ -97,6 +118,8 @@ std::string_view HandleKindName(layout::HandleKind kind) noexcept {
   }
   return "unknown";
 }
+
+std::string DeviceName(const DeviceUuid& device) { return device == kHostMemory ? "host" : FormatUuid(device); }
 
 std::string_view SegmentStateName(layout::SegmentState state) noexcept {
   switch (state) {

@@ -69,9 +69,7 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
                            (options.in_order ? ", in order" : "") + ", in " + FormatFixed(report.wall_s, 2) + " s");
   head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each; " +
                         HumanCount(report.evictions) + " evictions");
-  head.Add("backend",
-           std::string(memory.backend()) + ": " + memory.Describe() +
-               (memory.devices.size() > 1 ? ", worker i on the one of place i mod " + std::to_string(memory.devices.size()) : ""));
+  head.Add("backend", memory.Describe() + (memory.devices.size() > 1 ? "; workers in turn" : ""));
   head.Print(std::cout);
   std::cout << '\n';
 

@@ -21,6 +21,34 @@ std::string Pad(const std::string& text, std::size_t width, bool right) {
   return right ? space + text : text + space;
 }
 
+struct CodePoint {
+  std::uint32_t value = 0;
+  std::size_t bytes = 0;  // 0: no valid UTF-8 starts here
+};
+
+CodePoint FirstCodePoint(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<std::uint32_t>(static_cast<unsigned char>(text[i])); };
+  const std::uint32_t lead = byte(0);
+  if (lead < 0x80) return {lead, 1};
+  const std::size_t bytes = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4 || bytes > text.size()) return {};
+  std::uint32_t value = lead & (0xFFu >> (bytes + 1));
+  for (std::size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xC0) != 0x80) return {};
+    value = value << 6 | (byte(i) & 0x3F);
+  }
+  const bool overlong = (bytes == 3 && value < 0x800) || (bytes == 4 && value < 0x10000);
+  const bool surrogate = value >= 0xD800 && value <= 0xDFFF;
+  if (overlong || surrogate || value > 0x10FFFF) return {};
+  return {value, bytes};
+}
+
+bool IsHarmless(std::uint32_t c) {
+  const bool control = c < 0x20 || (c >= 0x7F && c < 0xA0);
+  const bool turns = c == 0x200E || c == 0x200F || c == 0x061C || (c >= 0x2028 && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069);
+  return !control && !turns;
+}
+
 }  // namespace
 
 std::string FormatFixed(double value, int decimals) {
@@ -77,10 +105,15 @@ std::string JoinWithCommas(const std::vector<std::string>& parts) {
 }
 
 std::string Printable(std::string_view text) {
-  std::string safe(text);
-  for (char& c : safe) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) c = '?';
+  std::string safe;
+  while (!text.empty()) {
+    const CodePoint first = FirstCodePoint(text);
+    if (first.bytes == 0 || !IsHarmless(first.value)) {
+      safe += '?';
+    } else {
+      safe += text.substr(0, first.bytes);
+    }
+    text.remove_prefix(std::max<std::size_t>(first.bytes, 1));
   }
   return safe;
 }

@@ -17,7 +17,8 @@ std::string HumanSeconds(std::uint64_t seconds);      // "3 h 12 min"
 std::string FormatFixed(double value, int decimals);  // no exponent, '.' in every locale
 std::string JoinWithCommas(const std::vector<std::string>& parts);
 
-// A client-chosen string made safe for a terminal: control characters become '?'.
+// A client-chosen string made safe for a terminal and for JSON: control characters, those that change the
+// direction of writing, and every byte that is not part of valid UTF-8 become '?'.
 std::string Printable(std::string_view text);
 
 // Columns whose title starts with '>' are aligned to the right (numbers); the mark is not printed.

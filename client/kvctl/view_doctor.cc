@@ -5,6 +5,7 @@
 #include <functional>
 #include <iostream>
 
+#include "client/kvctl/doctor_checks.h"
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/json.h"
 #include "client/kvctl/observer.h"
@@ -15,17 +16,6 @@
 
 namespace kvm::ctl {
 namespace {
-
-enum class Verdict { kOk, kWarn, kFail };
-
-std::string_view VerdictName(Verdict verdict) noexcept {
-  switch (verdict) {
-    case Verdict::kOk: return "ok";
-    case Verdict::kWarn: return "warn";
-    case Verdict::kFail: return "fail";
-  }
-  return "fail";
-}
 
 class Doctor {
  public:
@@ -40,6 +30,7 @@ class Doctor {
       CheckWorkerPath();
     }
     CheckThisProcess();
+    CheckThisMachine(reached);
     Report();
     if (!reached) return exit_;
     return failures_ > 0 ? kUnhealthy : kHealthy;
@@ -49,6 +40,10 @@ class Doctor {
   void Add(std::string name, Verdict verdict, std::string detail) {
     failures_ += verdict == Verdict::kFail;
     checks_.push_back({std::move(name), verdict, std::move(detail)});
+  }
+
+  void AddAll(std::vector<Check> checks) {
+    for (Check& check : checks) Add(std::move(check.name), check.verdict, std::move(check.detail));
   }
 
   bool CheckSocket() {
@@ -134,17 +129,7 @@ class Doctor {
         HumanCount(status_.rejected_connections()) + " since kvmd started");
     Add("protocol errors", status_.protocol_errors() > 0 ? Verdict::kWarn : Verdict::kOk,
         HumanCount(status_.protocol_errors()) + " since kvmd started");
-    for (const auto& client : status_.client_list()) {
-      const std::string who = Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ")";
-      if (client.pid() == 0) Add("client", Verdict::kWarn, who + " is in another PID namespace: its death shows only by its socket");
-      constexpr std::uint64_t kSlowBytes = 8 << 20;
-      if (client.queued_bytes() > kSlowBytes)
-        Add("client", Verdict::kWarn, who + " does not read: " + HumanBytes(client.queued_bytes()) + " wait for it");
-      if (client.stats().publishes_deferred() > 0) {
-        Add("client", Verdict::kWarn,
-            who + " deferred " + HumanCount(client.stats().publishes_deferred()) + " publishes: kvmd was away or behind");
-      }
-    }
+    AddAll(CheckClientList(status_));
   }
 
   // What a worker does at start, as far as it leaves no trace.
@@ -171,6 +156,12 @@ class Doctor {
     Add("descriptors", files.rlim_cur < 1024 ? Verdict::kWarn : Verdict::kOk, "limit " + std::to_string(files.rlim_cur) + " for this user");
   }
 
+  void CheckThisMachine(bool reached) {
+    const Result<Topology> topology = ReadTopology();
+    AddAll(CheckGpus(CudaToolkitVersion(), topology));
+    if (reached) AddAll(CheckGpuRegions(ReadRegions(observer_->registry()), topology));
+  }
+
   void Report() const {
     if (common_.json) {
       boost::json::array checks;
@@ -185,11 +176,6 @@ class Doctor {
     table.Print(std::cout);
   }
 
-  struct Check {
-    std::string name;
-    Verdict verdict;
-    std::string detail;
-  };
   const CommonOptions& common_;
   std::optional<Observer> observer_;
   kvmwire::StatusReply status_;

@@ -44,6 +44,18 @@ boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
           {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()}};
 }
 
+boost::json::array RegionGroupsJson(const Observer& observer) {
+  boost::json::array array;
+  for (const RegionGroup& group : GroupByMemory(ReadRegions(observer.registry()))) {
+    array.push_back(boost::json::object{{"handle_kind", HandleKindName(group.kind)},
+                                        {"device", DeviceName(group.device)},
+                                        {"regions", group.regions},
+                                        {"size_bytes", group.size_bytes},
+                                        {"entries", group.entries}});
+  }
+  return array;
+}
+
 boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusReply& status, bool healthy) {
   boost::json::array domains;
   for (const auto& domain : status.domains()) domains.push_back(DomainJson(domain));
@@ -61,6 +73,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"heartbeat_age_ms", observer.HeartbeatAge().count()},
           {"domain", Printable(observer.hello().domain())},
           {"registry_state", SegmentStateName(observer.registry().state())},
+          {"memory", RegionGroupsJson(observer)},
           {"counters", CountersJson(observer.registry().header().counters)},
           {"domains", std::move(domains)}};
 }
@@ -82,6 +95,11 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
                                 value(counters.refused_replicas) + " replicas, " + value(counters.refused_stale) + " stale)");
   fields.Add("  dropped", value(counters.replaced) + " replaced, " + value(counters.retracted) + " retracted, " + value(counters.swept) +
                               " swept, " + value(counters.reaped) + " reaped, " + value(counters.evicted) + " evicted");
+  for (const RegionGroup& group : GroupByMemory(ReadRegions(observer.registry()))) {
+    fields.Add("  memory", DeviceName(group.device) + ": " + HumanCount(group.regions) + " " + std::string(HandleKindName(group.kind)) +
+                               (group.regions == 1 ? " region" : " regions") + " of " + HumanBytes(group.size_bytes) + ", " +
+                               HumanCount(group.entries) + " blocks published");
+  }
   fields.Print(std::cout);
   std::cout << '\n';
   Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">segment"});
@@ -116,7 +134,9 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
           {"bytes_imported", stats.bytes_imported()},
           {"blocks_published", stats.blocks_published()},
           {"publishes_deferred", stats.publishes_deferred()},
-          {"reconnects", stats.reconnects()}};
+          {"reconnects", stats.reconnects()},
+          {"unmapped_regions", stats.unmapped_regions()},
+          {"unmapped_reason", Printable(stats.unmapped_reason())}};
 }
 
 }  // namespace
@@ -156,7 +176,7 @@ int RunClients(const CommonOptions& common) {
     return kHealthy;
   }
   Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",
-               ">failed", ">bytes in", ">published"});
+               ">failed", ">bytes in", ">published", ">unmapped"});
   for (const auto& client : status->client_list()) {
     const kvmwire::StatsReport& stats = client.stats();
     table.Add({std::to_string(client.client_id()), Printable(client.name()), std::to_string(client.pid()), std::to_string(client.uid()),
@@ -165,7 +185,7 @@ int RunClients(const CommonOptions& common) {
                HumanCount(stats.finds()),
                HumanPercent(static_cast<double>(stats.keys_matched()), static_cast<double>(stats.keys_looked_up())),
                HumanCount(stats.blocks_imported()), HumanCount(stats.blocks_failed()), HumanBytes(stats.bytes_imported()),
-               HumanCount(stats.blocks_published())});
+               HumanCount(stats.blocks_published()), HumanCount(stats.unmapped_regions())});
   }
   table.Print(std::cout);
   return kHealthy;

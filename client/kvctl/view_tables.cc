@@ -13,18 +13,6 @@
 namespace kvm::ctl {
 namespace {
 
-std::string DeviceName(const layout::RegionInfo& info) {
-  if (std::all_of(std::begin(info.device_uuid), std::end(info.device_uuid), [](std::uint8_t byte) { return byte == 0; })) return "host";
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string name = "GPU-";
-  for (std::size_t i = 0; i < std::size(info.device_uuid); ++i) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) name += '-';
-    name += kDigits[info.device_uuid[i] >> 4];
-    name += kDigits[info.device_uuid[i] & 15];
-  }
-  return name;
-}
-
 boost::json::object RegionJson(const RegionEntry& region, const ModelEntry* model) {
   const layout::RegionInfo& info = region.info;
   boost::json::object object{{"region", region.row},
@@ -34,7 +22,7 @@ boost::json::object RegionJson(const RegionEntry& region, const ModelEntry* mode
                              {"model", info.model},
                              {"shard", ToJson(region.shard())},
                              {"handle_kind", HandleKindName(static_cast<layout::HandleKind>(info.handle_kind))},
-                             {"device", DeviceName(info)},
+                             {"device", DeviceName(region.device())},
                              {"blocks", info.block_count},
                              {"block_bytes", info.block_bytes},
                              {"segments", info.segment_count},
@@ -67,10 +55,9 @@ int RunRegions(const CommonOptions& common) {
     const ModelEntry* model = FindModel(models, info.model);
     table.Add({std::to_string(region.row), region.name(), std::string(RegionStateName(region.state())),
                model != nullptr ? Printable(model->spec.model_id) : "row " + std::to_string(info.model), ShardName(region.shard()),
-               std::string(HandleKindName(static_cast<layout::HandleKind>(info.handle_kind))), DeviceName(info),
-               std::to_string(info.owner_pid), HumanCount(info.block_count), HumanBytes(info.block_bytes),
-               HumanBytes(info.block_count * info.block_bytes), HumanCount(info.live_entries),
-               HumanPercent(static_cast<double>(info.live_entries), info.block_count)});
+               std::string(HandleKindName(static_cast<layout::HandleKind>(info.handle_kind))), DeviceName(region.device()),
+               std::to_string(info.owner_pid), HumanCount(info.block_count), HumanBytes(info.block_bytes), HumanBytes(region.size_bytes()),
+               HumanCount(info.live_entries), HumanPercent(static_cast<double>(info.live_entries), info.block_count)});
   }
   table.Print(std::cout);
   return kHealthy;

@@ -1,88 +1,37 @@
 // The command line of kvctl against a real kvmd: exit codes, JSON members, what is left behind.
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <boost/json/parse.hpp>
-#include <boost/json/value.hpp>
-
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <sstream>
 #include <thread>
 #include <unordered_set>
 
 #include "client/kvctl/child_process.h"
+#include "client/kvctl/import_run.h"
+#include "client/kvctl/internal_roles.h"
+#include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/private_kvmd.h"
 #include "client/kvctl/workload.h"
 #include "kvclient/kvclient.h"
 #include "tests/catch.h"
+#include "tests/support/child_main.h"
+#include "tests/support/kvctl_sandbox.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::ctl;
+using namespace kvm::test;
 using namespace std::chrono_literals;
 namespace fs = std::filesystem;
 
-std::string Kvctl() { return fs::path(*OwnBinary()).parent_path() / "kvctl"; }
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-// A directory for one test; also TMPDIR of what it runs, so that leftovers show.
-class Sandbox {
- public:
-  Sandbox() {
-    std::string pattern = (fs::temp_directory_path() / "kvctl-test-XXXXXX").string();
-    REQUIRE(::mkdtemp(pattern.data()) != nullptr);
-    path_ = pattern;
-    fs::create_directory(path_ / "tmp");
-  }
-  ~Sandbox() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-
-  struct Output {
-    int code = -1;
-    std::string out, err;
-
-    boost::json::value Json() const {
-      boost::json::error_code error;
-      boost::json::value value = boost::json::parse(out, error);
-      INFO(out);
-      REQUIRE_FALSE(error);
-      return value;
-    }
-  };
-
-  // `arguments` as a shell reads them.
-  Output Run(const std::string& arguments) const {
-    const std::string command =
-        "TMPDIR=" + Tmp().string() + " " + Kvctl() + " " + arguments + " >" + (path_ / "out").string() + " 2>" + (path_ / "err").string();
-    const int status = ::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(path_ / "out"), ReadFile(path_ / "err")};
-  }
-
-  fs::path Write(const std::string& name, const std::string& text) const {
-    std::ofstream(path_ / name) << text;
-    return path_ / name;
-  }
-  fs::path Tmp() const { return path_ / "tmp"; }
-  const fs::path& path() const { return path_; }
-  bool NothingLeft() const { return fs::is_empty(Tmp()); }
-
- private:
-  fs::path path_;
-};
+// What kvctl's code starts in another process, when it runs in this one.
+const ChildMain bench_peer(kBenchPeerRole, [](const std::vector<std::string>& arguments) {
+  return RunBenchPeer(Channel(UniqueFd(std::stoi(arguments.at(0)))));
+});
 
 ModelSpec Spec() {
   ModelSpec spec;
@@ -169,20 +118,6 @@ std::uint64_t ExactReuse(const std::vector<Request>& requests) {
   return hits;
 }
 
-std::int64_t Number(const boost::json::value& value, const char* name) {
-  INFO(name);
-  const boost::json::value* member = value.as_object().if_contains(name);
-  REQUIRE(member != nullptr);
-  return member->to_number<std::int64_t>();
-}
-
-std::string Text(const boost::json::value& value, const char* name) {
-  INFO(name);
-  const boost::json::value* member = value.as_object().if_contains(name);
-  REQUIRE(member != nullptr);
-  return std::string(member->as_string());
-}
-
 // Processes whose parent is `pid`.
 std::vector<pid_t> ChildrenOf(pid_t pid) {
   std::istringstream list(ReadFile("/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid) + "/children"));
@@ -262,6 +197,147 @@ TEST_CASE("kvctl: wrong options and files exit 1 and are named", "[integration]"
   CHECK(sandbox.NothingLeft());
 }
 
+TEST_CASE("kvctl: where there is no GPU, asking for one exits 1 and says why, and auto takes the host", "[integration]") {
+  const Sandbox sandbox;
+  const std::string replay = "replay --private --json --workload chat --requests 20 --workers 2 --pool-blocks 300 --block-bytes 64";
+  const std::string bench = "bench import --json --bytes 1048576 --block-bytes 4096 --rounds 3";
+  for (const std::string& command : {replay, bench}) {
+    INFO(command);
+    // Also on a machine with GPUs.
+    const Sandbox::Output refused = sandbox.Run(command + " --backend cuda", "CUDA_VISIBLE_DEVICES=");
+    INFO(refused.err);
+    CHECK(refused.code == 1);
+    CHECK(refused.err.rfind("kvctl: --backend cuda: ", 0) == 0);
+    CHECK(refused.out.empty());
+    CHECK(sandbox.Run(command + " --backend host --devices 0").code == 1);
+    CHECK(sandbox.Run(command + " --backend vulkan").code == 1);
+    const Sandbox::Output automatic = sandbox.Run(command, "CUDA_VISIBLE_DEVICES=");
+    INFO(automatic.err);
+    REQUIRE(automatic.code == 0);
+    CHECK(Text(automatic.Json(), "backend") == "host");
+    CHECK(automatic.Json().at("devices").as_array().empty());
+  }
+  const Sandbox::Output table =
+      sandbox.Run("replay --private --workload chat --requests 20 --pool-blocks 300 --block-bytes 64", "CUDA_VISIBLE_DEVICES=");
+  INFO(table.out);
+  CHECK(table.out.find("backend   host memory: ") != std::string::npos);
+  CHECK(sandbox.NothingLeft());
+}
+
+TEST_CASE("kvctl topo: a machine without GPUs is an answer, with the reason", "[integration]") {
+  const Sandbox sandbox;
+  for (const char* command : {"topo", "topo --measure"}) {
+    INFO(command);
+    const Sandbox::Output text = sandbox.Run(command, "CUDA_VISIBLE_DEVICES=");
+    CHECK(text.code == 0);
+    CHECK(text.out.rfind("no GPUs: ", 0) == 0);
+    const boost::json::value json = sandbox.Run(std::string(command) + " --json", "CUDA_VISIBLE_DEVICES=").Json();
+    CHECK(json.at("devices").as_array().empty());
+    CHECK(json.at("links").as_array().empty());
+    CHECK_FALSE(Text(json, "reason").empty());
+    CHECK(Text(json, "cuda_toolkit") == CudaToolkitVersion());
+  }
+}
+
+TEST_CASE("kvctl: --version says whether CUDA is built in", "[integration]") {
+  const Sandbox sandbox;
+  const Sandbox::Output version = sandbox.Run("--version");
+  CHECK(version.code == 0);
+  const std::string toolkit = CudaToolkitVersion();
+  CHECK(version.out == std::string(KVM_VERSION) + (toolkit.empty() ? " (without CUDA)\n" : " (CUDA " + toolkit + ")\n"));
+}
+
+TEST_CASE("Pool bytes: what is filled is compared, also through a buffer and in any layout", "[integration]") {
+  const Node node;
+  for (const bool planes : {false, true}) {
+    RegionOptions options;
+    options.name = planes ? "planes" : "plain";
+    options.shard.kv_group = 1;  // other sizes of blocks than the node's own region
+    // Two chunks of 64 bytes a block, each in a plane of its own.
+    options.geometry = planes ? Geometry{32, {GeometryPart{0, 0, 64, 64, 2, 32 * 64}}} : Geometry::Contiguous(32, 128);
+    const Result<std::shared_ptr<Region>> region = node.client->AllocateRegion(node.region->model(), options, After(5s));
+    KVM_REQUIRE_OK(region);
+    std::vector<BlockKey> keys;
+    const std::vector<std::uint32_t> blocks{7, 3, 4, 31, 5, 0};
+    for (std::size_t i = 0; i < blocks.size(); ++i) keys.push_back({i, 77});
+    PoolBytes in_place(**region, PoolBytes::Access::kInPlace), copied(**region, PoolBytes::Access::kCopied);
+    for (PoolBytes* writer : {&in_place, &copied}) {
+      INFO(planes << (writer == &copied));
+      std::memset((*region)->SegmentData(), 0, 32 * 128);
+      CHECK(*in_place.CountWrong(keys, blocks) == blocks.size());
+      KVM_REQUIRE_OK(writer->Fill(keys, blocks));
+      CHECK(*in_place.CountWrong(keys, blocks) == 0);
+      CHECK(*copied.CountWrong(keys, blocks) == 0);
+      const auto untouched = std::span((*region)->BlockData(6), 64);
+      CHECK(std::all_of(untouched.begin(), untouched.end(), [](std::byte byte) { return byte == std::byte{0}; }));
+      // The last byte of the first chunk of one block, the first one of another.
+      (*region)->BlockData(4)[63] ^= std::byte{1};
+      (*region)->BlockData(31)[0] ^= std::byte{128};
+      CHECK(*in_place.CountWrong(keys, blocks) == 2);
+      CHECK(*copied.CountWrong(keys, blocks) == 2);
+    }
+  }
+}
+
+TEST_CASE("Import run: imports a peer process's scattered blocks, chunk by chunk, and sees a wrong byte", "[integration]") {
+  const Sandbox sandbox;
+  Result<std::unique_ptr<ImportRun>> run = ImportRun::Start(CommonOptions(), BenchOptions(), 4096, {});
+  KVM_REQUIRE_OK(run);
+  // Two groups of blocks: sizes and layouts of their own.
+  Result<SourceBlocks> planes = (*run)->Hold(kHostMemory, 1 << 20, 64 << 10, 4 << 10);
+  KVM_REQUIRE_OK(planes);
+  Result<SourceBlocks> plain = (*run)->Hold(kHostMemory, 1 << 20, 8 << 10, 8 << 10);
+  KVM_REQUIRE_OK(plain);
+  KVM_REQUIRE_OK((*run)->Connect());
+  for (SourceBlocks* source : {&*planes, &*plain}) {
+    Result<ImportRun::Target> target = (*run)->Allocate(kHostMemory, *source);
+    KVM_REQUIRE_OK(target);
+    CHECK(target->blocks.size() == source->blocks);
+    CHECK_FALSE(static_cast<bool>((*run)->Check(*source, *target)));
+    Result<ImportRun::Timing> timing = (*run)->Import(*source, *target, 1 << 20, 0, 3);
+    KVM_REQUIRE_OK(timing);
+    CHECK(timing->import_s.count() == 3);
+    CHECK(timing->whole_s.p50() > 0);
+    KVM_REQUIRE_OK((*run)->Check(*source, *target));
+    timing = (*run)->Import(*source, *target, 128 << 10, 0, 20, true);
+    KVM_REQUIRE_OK(timing);
+    CHECK(timing->find_s.count() == 20);
+    KVM_REQUIRE_OK((*run)->Check(*source, *target));
+    target->region->BlockData(5)[9] ^= std::byte{4};
+    KVM_CHECK_ERROR((*run)->Check(*source, *target), Errc::kSystem, "1 of " + std::to_string(source->blocks) + " blocks do not hold");
+  }
+}
+
+TEST_CASE("kvctl doctor: a client that can't map its peers' regions is named, with the reason", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  ClientOptions options;
+  options.socket_path = node.kvmd.socket();
+  options.name = "short-of-maps";
+  options.max_mapped_regions = 0;
+  const Result<std::shared_ptr<Client>> client = Client::Connect(options);
+  KVM_REQUIRE_OK(client);
+  KVM_REQUIRE_OK((*client)->DeclareModel(Spec(), After(5s)));
+  REQUIRE((*client)->UnmappedRegions().size() == 1);
+  std::string detail;
+  const auto finding = [&] {
+    const boost::json::value doctor = sandbox.Run(node.Arguments("doctor")).Json();
+    for (const boost::json::value& check : doctor.at("checks").as_array()) {
+      if (Text(check, "verdict") != "ok" && Text(check, "check") == "client") detail = Text(check, "detail");
+    }
+    return !detail.empty();
+  };
+  REQUIRE(WaitUntil(10s, finding));
+  INFO(detail);
+  CHECK(detail.find("short-of-maps (pid " + std::to_string(::getpid()) + ") can't import from 1 region of its peers") == 0);
+  CHECK(detail.find("test-pool: ") != std::string::npos);
+  CHECK(detail.find("max_mapped_regions") != std::string::npos);
+  const boost::json::value clients = sandbox.Run(node.Arguments("clients")).Json();
+  for (const boost::json::value& shown : clients.at("clients").as_array()) {
+    CHECK(Number(shown, "unmapped_regions") == (Text(shown, "name") == "short-of-maps" ? 1 : 0));
+  }
+}
+
 TEST_CASE("kvctl: status, clients, regions and models show what a worker has registered", "[integration]") {
   const Sandbox sandbox;
   const Node node;
@@ -270,6 +346,11 @@ TEST_CASE("kvctl: status, clients, regions and models show what a worker has reg
   CHECK(status.Json().at("healthy").as_bool());
   CHECK(Number(status.Json(), "pid") == node.kvmd.pid());
   CHECK(Number(status.Json().at("domains").at(0), "entries") == 3);
+  REQUIRE(status.Json().at("memory").as_array().size() == 1);
+  CHECK(Text(status.Json().at("memory").at(0), "device") == "host");
+  CHECK(Text(status.Json().at("memory").at(0), "handle_kind") == "host_memfd");
+  CHECK(Number(status.Json().at("memory").at(0), "regions") == 1);
+  CHECK(Number(status.Json().at("memory").at(0), "size_bytes") == 16 * 64);
 
   bool shown = false;
   const boost::json::value clients = sandbox.Run(node.Arguments("clients")).Json();
@@ -285,6 +366,7 @@ TEST_CASE("kvctl: status, clients, regions and models show what a worker has reg
   REQUIRE(regions.at("regions").as_array().size() == 1);
   CHECK(Text(regions.at("regions").at(0), "name") == "test-pool");
   CHECK(Text(regions.at("regions").at(0), "state") == "live");
+  CHECK(Text(regions.at("regions").at(0), "device") == "host");
   CHECK(Number(regions.at("regions").at(0), "blocks") == 16);
   CHECK(Number(regions.at("regions").at(0), "block_bytes") == 64);
 
@@ -495,7 +577,8 @@ TEST_CASE("kvctl bench: every benchmark runs small and reports its members", "[i
   CHECK(Number(find, "busy_incomplete") == 0);
   CHECK(Number(has("find --entries 5000 --keys 100 --rounds 50 --shuffle", {"p50_us"}), "incomplete") == 0);
   has("publish --entries 20000 --rounds 20", {"p50_us", "p99_us", "rate_per_s", "publish_visible_p50_us", "retract_ns"});
-  has("import --bytes 1048576 --block-bytes 4096 --rounds 5", {"p50_us", "p99_us", "rate_per_s", "ratio_to_memcpy", "small_import_p50_us"});
+  has("import --backend host --bytes 1048576 --block-bytes 4096 --rounds 5",
+      {"p50_us", "p99_us", "rate_per_s", "ratio_to_memcpy", "small_import_p50_us"});
   has("keys --rounds 20", {"p50_us", "p99_us", "rate_per_s"});
   has("memory --entries 20000", {"resident_before_bytes", "resident_after_bytes", "bytes_per_entry_with_fixed"});
   CHECK(sandbox.NothingLeft());

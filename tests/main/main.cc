@@ -24,7 +24,12 @@ std::map<std::string, ChildMain::Main>& Mains() {
 ChildMain::ChildMain(std::string name, Main main) { Mains().emplace(std::move(name), std::move(main)); }
 
 bool ChildMain::Dispatch(int argc, char** argv, int& exit_code) {
-  if (argc < 3 || std::string(argv[1]) != "--child") return false;
+  if (argc < 3) return false;
+  if (const auto itself = Mains().find(argv[1]); itself != Mains().end()) {
+    exit_code = itself->second(std::vector<std::string>(argv + 2, argv + argc));
+    return true;
+  }
+  if (std::string(argv[1]) != "--child") return false;
   const auto found = Mains().find(argv[2]);
   if (found == Mains().end()) {
     std::cerr << "no child named " << argv[2] << std::endl;

@@ -3,6 +3,7 @@
 //   const kvm::test::ChildMain publisher("publisher", [](const std::vector<std::string>& arguments) { …; return 0; });
 //
 // `binary --child publisher ARG…` runs it instead of the tests. tests/support/child_process.h starts it.
+// `binary publisher ARG…` does, too, for code that starts the program it runs in again.
 #pragma once
 
 #include <functional>

@@ -44,6 +44,19 @@ TEST_CASE("Text: control characters of a client's name do not reach the terminal
   CHECK(Printable("Größe") == "Größe");
 }
 
+TEST_CASE("Text: bytes that are not UTF-8 are replaced one by one, also where a limit cut a character", "[unit]") {
+  CHECK(Printable("pool: \xff\xfe no") == "pool: ?? no");
+  CHECK(Printable("cut \xe2\x80") == "cut ??");
+  CHECK(Printable("\xc0\xaf") == "??");            // overlong
+  CHECK(Printable("\xed\xa0\x80") == "???");       // a surrogate
+  CHECK(Printable("\xf4\x90\x80\x80") == "????");  // beyond Unicode
+  CHECK(Printable("12 \xc2\xb5s \xe2\x80\xa6 \xf0\x9f\x99\x82") == "12 \xc2\xb5s \xe2\x80\xa6 \xf0\x9f\x99\x82");
+  CHECK(Printable("\xc2\x9b"
+                  "2J") == "?2J");  // CSI as one code point
+  CHECK(Printable("a\xe2\x80\xae"
+                  "b") == "a?b");  // right-to-left override
+}
+
 TEST_CASE("Samples: percentiles are values that occurred, by nearest rank", "[unit]") {
   Samples samples;
   CHECK(samples.p50() == 0);

@@ -1,4 +1,4 @@
-#include "client/kvctl/gpu_import_run.h"
+#include "client/kvctl/import_run.h"
 
 #include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/random.h"
@@ -15,9 +15,9 @@ double Seconds(steady_clock::time_point from, steady_clock::time_point to) { ret
 
 }  // namespace
 
-Result<std::unique_ptr<GpuImportRun>> GpuImportRun::Start(const CommonOptions& common, const BenchOptions& options,
-                                                          std::uint64_t max_entries, std::vector<DeviceUuid> devices) {
-  auto run = std::make_unique<GpuImportRun>();
+Result<std::unique_ptr<ImportRun>> ImportRun::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
+                                                    std::vector<DeviceUuid> devices) {
+  auto run = std::make_unique<ImportRun>();
   Result<BenchSetup> setup = BenchSetup::Start(common, options, max_entries);
   if (!setup) return setup.error();
   run->setup_ = std::move(*setup);
@@ -25,18 +25,19 @@ Result<std::unique_ptr<GpuImportRun>> GpuImportRun::Start(const CommonOptions& c
   return run;
 }
 
-Result<SourceBlocks> GpuImportRun::Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
-                                        std::uint64_t chunk_bytes) {
+Result<SourceBlocks> ImportRun::Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes, std::uint64_t chunk_bytes) {
   SourceBlocks source;
   source.block_bytes = block_bytes;
   source.chunk_bytes = chunk_bytes;
   source.blocks = bytes / block_bytes;
+  source.kv_group = groups_++;
   PeerConfig config = setup_.Config(PeerRole::kHold, "bench-hold-" + std::to_string(entries_));
   config.device = owner;
   config.first_entry = entries_;
   config.entries = source.blocks;
   config.block_bytes = block_bytes;
   config.chunk_bytes = chunk_bytes;
+  config.kv_group = source.kv_group;
   config.fill = config.shuffle = true;
   Result<Peer> peer = StartPeer(config);
   if (!peer) return peer.error();
@@ -46,24 +47,25 @@ Result<SourceBlocks> GpuImportRun::Hold(const DeviceUuid& owner, std::uint64_t b
   return source;
 }
 
-Status GpuImportRun::Connect() {
+Status ImportRun::Connect() {
   Result<std::shared_ptr<Client>> client = setup_.Connect("bench-import", devices_);
   if (!client) return client.error();
   client_ = std::move(*client);
   return {};
 }
 
-Result<GpuImportRun::Target> GpuImportRun::Allocate(const DeviceUuid& device, const SourceBlocks& source) {
+Result<ImportRun::Target> ImportRun::Allocate(const DeviceUuid& device, const SourceBlocks& source) {
   Target target;
-  Result<std::shared_ptr<Region>> region = setup_.Allocate(*client_, "bench-import-" + std::to_string(targets_),
-                                                           PlaneGeometry(source.blocks, source.block_bytes, source.chunk_bytes), device);
+  Result<std::shared_ptr<Region>> region =
+      setup_.Allocate(*client_, "bench-import-" + std::to_string(targets_),
+                      PlaneGeometry(source.blocks, source.block_bytes, source.chunk_bytes), device, source.kv_group);
   if (!region) return region.error();
   target.region = std::move(*region);
   target.blocks = ShuffledBlocks(source.blocks, Mix(setup_.run(), ++targets_));
   return target;
 }
 
-Error GpuImportRun::NotFound(const Match& match, std::size_t wanted) const {
+Error ImportRun::NotFound(const Match& match, std::size_t wanted) const {
   std::string why(MatchEndName(match.end()));
   const std::vector<UnmappedRegion> unmapped = client_->UnmappedRegions();
   if (match.end() == MatchEnd::kUnmapped && !unmapped.empty()) why += ": " + unmapped.front().reason.ToString();
@@ -71,8 +73,8 @@ Error GpuImportRun::NotFound(const Match& match, std::size_t wanted) const {
                    "import: found " + std::to_string(match.size()) + " of " + std::to_string(wanted) + " blocks, then " + why);
 }
 
-Status GpuImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks,
-                                unsigned max_sms, Timing* timing) {
+Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
+                             Timing* timing) {
   FindOptions find;
   find.destination = target.region.get();
   ImportOptions options;
@@ -94,8 +96,8 @@ Status GpuImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& ta
   return {};
 }
 
-Result<GpuImportRun::Timing> GpuImportRun::Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
-                                                  std::uint32_t rounds, bool wander) {
+Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
+                                            std::uint32_t rounds, bool wander) {
   const std::uint64_t count = bytes / source.block_bytes;
   Random random(Mix(setup_.run(), 0x77));
   Timing timing;
@@ -109,7 +111,7 @@ Result<GpuImportRun::Timing> GpuImportRun::Import(const SourceBlocks& source, co
   return timing;
 }
 
-Status GpuImportRun::Check(const SourceBlocks& source, const Target& target) {
+Status ImportRun::Check(const SourceBlocks& source, const Target& target) {
   const Result<std::size_t> wrong = PoolBytes(*target.region).CountWrong(source.keys, target.blocks);
   if (!wrong) return wrong.error();
   if (*wrong == 0) return {};

@@ -1,5 +1,5 @@
-// What the rows of the GPU import benchmark share: the blocks of a peer on one GPU, as this process imports
-// them, and the clock around it.
+// What the rows of the import benchmark on GPUs share: the blocks of a peer process, as this process imports
+// them, and the clock around it. Works for any memory; zeros name the host's.
 #pragma once
 
 #include <memory>
@@ -14,17 +14,18 @@ namespace kvm::ctl {
 // planes of their own ([chunks, blocks, chunk_bytes]), in a random order.
 struct SourceBlocks {
   std::uint64_t block_bytes = 0, chunk_bytes = 0, blocks = 0;
+  std::uint16_t kv_group = 0;
   Peer peer;
   std::vector<BlockKey> keys;
 };
 
-class GpuImportRun {
+class ImportRun {
  public:
-  // `devices`: GPUs that will be imported to.
-  [[nodiscard]] static Result<std::unique_ptr<GpuImportRun>> Start(const CommonOptions& common, const BenchOptions& options,
-                                                                   std::uint64_t max_entries, std::vector<DeviceUuid> devices);
+  // `devices`: GPUs that will be imported to; none for host memory.
+  [[nodiscard]] static Result<std::unique_ptr<ImportRun>> Start(const CommonOptions& common, const BenchOptions& options,
+                                                                std::uint64_t max_entries, std::vector<DeviceUuid> devices);
 
-  // Starts a peer on `owner` that holds `bytes`; before Connect.
+  // Starts a peer that holds `bytes` on `owner`; before Connect.
   [[nodiscard]] Result<SourceBlocks> Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
                                           std::uint64_t chunk_bytes);
   // This process's client, with everything that peers hold mapped.
@@ -56,6 +57,7 @@ class GpuImportRun {
   std::vector<DeviceUuid> devices_;
   std::shared_ptr<Client> client_;
   std::uint64_t entries_ = 0;  // of all peers so far
+  std::uint16_t groups_ = 0;
   std::uint32_t targets_ = 0;
 };
 
