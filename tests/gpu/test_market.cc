@@ -251,8 +251,9 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
   const std::vector<Content> contents = Contents(0, 4);
   const std::vector<std::uint32_t> blocks{3, 1, 0, 2};
   {
-    BlockedStream stream(0);
+    // Written first: making pinned memory may wait for the whole GPU, the blocked stream too.
     const std::vector<PublishRequest> requests = owner->Write(contents, blocks);
+    BlockedStream stream(0);
     KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     KVM_CHECK_ERROR(owner->region().Flush(After(50ms)), Errc::kDeadlineExceeded, "stream");
     CHECK(reader->Find(contents).empty());
@@ -264,9 +265,10 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
   }
   {
     // A block that is written anew meanwhile is not published by the older call.
-    BlockedStream stream(0);
     const std::vector<Content> next = Contents(100, 4);
-    KVM_REQUIRE_OK(owner->region().PublishOnStream(owner->Write(next, blocks), stream.handle()));
+    const std::vector<PublishRequest> requests = owner->Write(next, blocks);
+    BlockedStream stream(0);
+    KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     owner->region().Retract(blocks[2]);
     stream.Release();
     KVM_REQUIRE_OK(owner->region().Flush(After(10s)));
@@ -274,8 +276,9 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
   }
   {
     // The region goes before the stream gets there.
+    const std::vector<PublishRequest> requests = owner->Write(Contents(200, 4), blocks);
     BlockedStream stream(0);
-    KVM_REQUIRE_OK(owner->region().PublishOnStream(owner->Write(Contents(200, 4), blocks), stream.handle()));
+    KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     std::thread release([&] {
       std::this_thread::sleep_for(200ms);
       stream.Release();
