@@ -97,7 +97,7 @@ class StaleError(KvError):
 
 
 class UnsupportedError(KvError):
-    """This build, machine or model can't do it; the message says what would."""
+    """Beyond this build, machine or model; the message says what would do."""
 
     code = "unsupported"
 
