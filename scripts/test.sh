@@ -3,7 +3,8 @@
 #
 #   scripts/test.sh [--cpp] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu] [--jobs N]
 #
-# --cpp: the C++ suite, which is all there is so far. Ends with ctest's own closing lines and its status.
+# --cpp: the C++ suite, which is the default so far. --python: the Python suite instead; it makes a virtual
+# environment once and fills it from a Python package index. Ends with the test runner's own closing lines.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,8 +15,8 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --cpp) ;;
     --python)
-      echo "test.sh: there is no Python suite yet" >&2
-      exit 1
+      scripts/install_deps.sh
+      exec scripts/test_python.sh
       ;;
     --preset) preset=${2:?"--preset needs a name"} && shift ;;
     --asan) preset=asan ;;
@@ -23,7 +24,7 @@ while [ $# -gt 0 ]; do
     --label) label=(-L "${2:?"--label needs a name"}") && shift ;;
     --jobs) jobs=${2:?"--jobs needs a number"} && shift ;;
     -h | --help)
-      sed -n '2,6s/^# \{0,1\}//p' "$0"
+      sed -n '2,7s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)

@@ -1,0 +1,83 @@
+"""Share KV cache blocks between the inference processes of one node.
+
+    client = kvclient.Client(name="worker-0")
+    model = client.declare_model(kvclient.ModelSpec(model_id=..., ...))
+    region = client.allocate_region(model, kvclient.Geometry.contiguous(blocks, block_bytes), name="pool")
+
+    chain = kvclient.KeyChain(model)
+    root, keys = chain.parent, chain.extend(token_ids)
+    match = client.find(keys)                                          # shared memory, microseconds
+    result = client.import_blocks(match, region, free_blocks).wait()   # result.valid leading blocks
+    writes = region.begin_writes(blocks)                               # before the first byte changes
+    region.publish_run(keys, root, 0, writes)                          # after the last
+
+Thread-safe; the GIL is released in everything that waits or copies. Errors are ``kvclient.errors``.
+
+``kvclient.torch``         geometry of torch tensors, tensors over a region's memory
+``kvclient.transformers``  prefix sharing for Hugging Face's ``generate()``
+``kvclient.daemon``        a private kvmd, for tests and examples
+"""
+
+from kvclient._native import (
+    BlockKey,
+    BlockKeys,
+    BlockSource,
+    BlockWrite,
+    BlockWrites,
+    Client,
+    ClientStats,
+    ConnectionState,
+    ExtraKey,
+    FailedBlock,
+    Fingerprint,
+    Geometry,
+    GeometryPart,
+    ImportFailure,
+    ImportResult,
+    ImportTicket,
+    KeyChain,
+    Match,
+    MatchEnd,
+    Model,
+    ModelFieldDifference,
+    ModelSpec,
+    NearMiss,
+    PublishOutcome,
+    PublishRequest,
+    Region,
+    Shard,
+    __version__,
+)
+from kvclient.errors import KvError
+
+__all__ = [
+    "BlockKey",
+    "BlockKeys",
+    "BlockSource",
+    "BlockWrite",
+    "BlockWrites",
+    "Client",
+    "ClientStats",
+    "ConnectionState",
+    "ExtraKey",
+    "FailedBlock",
+    "Fingerprint",
+    "Geometry",
+    "GeometryPart",
+    "ImportFailure",
+    "ImportResult",
+    "ImportTicket",
+    "KeyChain",
+    "KvError",
+    "Match",
+    "MatchEnd",
+    "Model",
+    "ModelFieldDifference",
+    "ModelSpec",
+    "NearMiss",
+    "PublishOutcome",
+    "PublishRequest",
+    "Region",
+    "Shard",
+    "__version__",
+]

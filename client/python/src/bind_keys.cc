@@ -1,0 +1,118 @@
+// Block keys and their derivation.
+#include <nanobind/operators.h>
+#include <nanobind/stl/bind_vector.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "client/python/src/bindings.h"
+#include "client/python/src/tokens.h"
+
+namespace kvm::python {
+namespace {
+
+using namespace nb::literals;
+
+// A chain keeps its block size, so that a partial block can't slip in as a full one.
+class PyKeyChain {
+ public:
+  PyKeyChain(const Model& model, const Shard& shard, const std::vector<ExtraKey>& extras)
+      : chain_(model.fingerprint, shard, extras), block_tokens_(model.spec.block_tokens) {}
+
+  BlockKey Next(const Tokens& tokens, const std::vector<ExtraKey>& extras) {
+    if (tokens.ids.size() != block_tokens_) {
+      Raise(MakeError(Errc::kInvalidArgument,
+                      "a block of this model has " + std::to_string(block_tokens_) + " tokens, not " + std::to_string(tokens.ids.size())));
+    }
+    return chain_.Next(tokens.ids, extras);
+  }
+  BlockKeys Extend(const Tokens& tokens) {
+    BlockKeys keys;
+    chain_.Extend(tokens.ids, block_tokens_, keys);
+    return keys;
+  }
+  const BlockKey& parent() const { return chain_.parent(); }
+  void Resume(const BlockKey& parent) { chain_.Resume(parent); }
+
+ private:
+  KeyChain chain_;
+  std::uint32_t block_tokens_;
+};
+
+}  // namespace
+
+void BindKeys(nb::module_& module) {
+  nb::class_<BlockKey>(module, "BlockKey", "128-bit name of a block's content. Immutable, hashable, picklable.")
+      .def(nb::init<std::uint64_t, std::uint64_t>(), "lo"_a = 0, "hi"_a = 0, "Digest bytes 0..7 and 8..15, little endian.")
+      .def_ro("lo", &BlockKey::lo)
+      .def_ro("hi", &BlockKey::hi)
+      .def_prop_ro("hex", &BlockKey::ToHex, "32 lower-case digits, in digest byte order.")
+      .def_static(
+          "from_hex", [](const std::string& hex) { return Unwrap(BlockKey::FromHex(hex)); }, "hex"_a, "InvalidArgumentError.")
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
+      .def(nb::self < nb::self)
+      .def("__hash__", [](const BlockKey& self) { return static_cast<Py_hash_t>(self.lo >> 1); })
+      .def("__repr__", [](const BlockKey& self) { return "BlockKey('" + self.ToHex() + "')"; })
+      .def("__getstate__", [](const BlockKey& self) { return std::make_tuple(self.lo, self.hi); })
+      .def("__setstate__", [](BlockKey& self, const std::tuple<std::uint64_t, std::uint64_t>& state) {
+        new (&self) BlockKey{std::get<0>(state), std::get<1>(state)};
+      });
+
+  nb::bind_vector<BlockKeys>(module, "BlockKeys")
+      .def("__getstate__", [](const BlockKeys& self) { return nb::bytes(self.data(), self.size() * sizeof(BlockKey)); })
+      .def("__setstate__", [](BlockKeys& self, const nb::bytes& state) {
+        const auto* first = static_cast<const BlockKey*>(state.data());
+        new (&self) BlockKeys(state.size() / sizeof(BlockKey));
+        std::memcpy(self.data(), first, self.size() * sizeof(BlockKey));
+      });
+  module.attr("BlockKeys").attr("__doc__") =
+      "List of BlockKey, kept without a Python object for each: whatever takes keys takes one of these or any iterable of BlockKey.";
+
+  nb::class_<Shard>(module, "Shard", "Which part of a model's KV a block holds.")
+      .def(
+          "__init__",
+          [](Shard* self, std::uint16_t tp_rank, std::uint16_t tp_size, std::uint16_t pp_rank, std::uint16_t pp_size,
+             std::uint16_t kv_group) {
+            const Shard shard{tp_rank, tp_size, pp_rank, pp_size, kv_group};
+            Check(shard.Validate());
+            new (self) Shard(shard);
+          },
+          nb::kw_only(), "tp_rank"_a = 0, "tp_size"_a = 1, "pp_rank"_a = 0, "pp_size"_a = 1, "kv_group"_a = 0,
+          "InvalidArgumentError: a rank is not below its size.")
+      .def_ro("tp_rank", &Shard::tp_rank, "Tensor-parallel rank, below tp_size.")
+      .def_ro("tp_size", &Shard::tp_size)
+      .def_ro("pp_rank", &Shard::pp_rank, "Pipeline-parallel rank, below pp_size.")
+      .def_ro("pp_size", &Shard::pp_size)
+      .def_ro("kv_group", &Shard::kv_group, "KV-cache group: full attention, sliding window, ….")
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
+      .def("__hash__", [](const Shard& self) {
+        return nb::hash(nb::make_tuple(self.tp_rank, self.tp_size, self.pp_rank, self.pp_size, self.kv_group));
+      });
+
+  nb::class_<ExtraKey> extra(module, "ExtraKey", "Something besides the tokens that changes the KV bytes.");
+  nb::enum_<ExtraKey::Kind>(extra, "Kind")
+      .value("LORA", ExtraKey::Kind::kLora, "Adapter name or digest; of the request.")
+      .value("CACHE_SALT", ExtraKey::Kind::kCacheSalt, "Of the request.")
+      .value("MULTIMODAL", ExtraKey::Kind::kMultimodal, "Content hash and offset of a multimodal item; of the block.")
+      .value("PROMPT_EMBEDS", ExtraKey::Kind::kPromptEmbeds, "Digest of prompt embeddings; of the block.")
+      .value("OTHER", ExtraKey::Kind::kOther);
+  extra.def(nb::init<ExtraKey::Kind, std::string>(), "kind"_a, "value"_a).def_ro("kind", &ExtraKey::kind).def_ro("value", &ExtraKey::value);
+
+  nb::class_<PyKeyChain>(module, "KeyChain",
+                         "Derives the keys of one request's blocks, in order. Not thread-safe; make one for each request.\n\n"
+                         "`extras`: LoRA, cache salt: what holds for all of the request. Their order matters.")
+      .def(nb::init<const Model&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a = Shard{},
+           "extras"_a = std::vector<ExtraKey>{},
+           nb::sig("def __init__(self, model: Model, shard: Shard = ..., extras: collections.abc.Sequence[ExtraKey] = ...) -> None"))
+      .def("next", &PyKeyChain::Next, "tokens"_a, "extras"_a = std::vector<ExtraKey>{},
+           nb::sig("def next(self, tokens: kvclient.typing.TokenIds, extras: collections.abc.Sequence[ExtraKey] = ...) -> BlockKey"),
+           "Key of the next block; advances the chain. `tokens`: [block_tokens]. `extras`: what falls into this block.\n"
+           "InvalidArgumentError: not a full block, or an id outside 32 bits.")
+      .def("extend", &PyKeyChain::Extend, "tokens"_a,
+           "Keys of all full blocks of `tokens`; a partial block at the end has none. Advances the chain.")
+      .def_prop_ro("parent", &PyKeyChain::parent, nb::rv_policy::copy,
+                   "Parent of the next block: the root before the first key, then the last key.")
+      .def("resume", &PyKeyChain::Resume, "parent"_a, "Goes on behind a key of another chain with the same model, shard and extras.");
+}
+
+}  // namespace kvm::python

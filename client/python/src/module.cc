@@ -1,0 +1,13 @@
+// kvclient._native: libkvclient for Python. Names and documentation as users see them are in kvclient/.
+#include "client/python/src/bindings.h"
+
+NB_MODULE(_native, module) {
+  module.doc() = "libkvclient's interface; import it from kvclient.";
+  module.attr("__version__") = KVM_PYTHON_VERSION;
+  kvm::python::BindModel(module);
+  kvm::python::BindKeys(module);
+  kvm::python::BindGeometry(module);
+  kvm::python::BindRegion(module);
+  kvm::python::BindImport(module);
+  kvm::python::BindClient(module);
+}

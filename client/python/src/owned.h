@@ -1,0 +1,62 @@
+// Owned: what a Python object holds of libkvclient. Releasing it can wait (a region unregisters, a client
+// joins its thread, a match unmaps), so that happens without the GIL; and it must not happen at all in a
+// forked child, where libkvclient's thread does not exist: there it is left alone.
+#pragma once
+
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <nanobind/nanobind.h>
+
+#include "client/python/src/errors.h"
+
+namespace kvm::python {
+
+template <class F>
+auto WithoutGil(F&& function) {
+  const nb::gil_scoped_release release;
+  return function();
+}
+
+template <class T>
+class Owned {
+ public:
+  Owned(std::shared_ptr<T> value, const char* what) : value_(std::move(value)), what_(what), process_(::getpid()) {}
+  ~Owned() { Release(); }
+  Owned(Owned&&) noexcept = default;
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  Owned& operator=(Owned&&) = delete;
+
+  // A reference of its own, so that another thread's Release cannot take the object away during a call.
+  std::shared_ptr<T> Get() const {
+    if (!value_) Raise(MakeError(Errc::kCancelled, std::string("this ") + what_ + " is closed"));
+    if (process_ != ::getpid()) {
+      Raise(MakeError(Errc::kUnsupported, std::string("this ") + what_ + " belongs to the process that was forked; connect anew"));
+    }
+    return value_;
+  }
+  bool closed() const noexcept { return !value_; }
+
+  void Release() noexcept {
+    std::shared_ptr<T> value = std::move(value_);
+    value_.reset();
+    if (!value) return;
+    if (process_ != ::getpid()) {
+      static_cast<void>(new std::shared_ptr<T>(std::move(value)));
+      return;
+    }
+    const nb::gil_scoped_release release;
+    value.reset();
+  }
+
+ private:
+  std::shared_ptr<T> value_;
+  const char* what_;
+  pid_t process_;
+};
+
+}  // namespace kvm::python

@@ -1,0 +1,29 @@
+"""Shared by the Python tests: a kvmd of their own, worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from kvclient.daemon import PrivateDaemon
+from support.worker import Worker
+
+
+@pytest.fixture
+def kvmd() -> Iterator[PrivateDaemon]:
+    with PrivateDaemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[..., Worker]]:
+    """Starts processes that run functions of a module in support/; ended with the test."""
+    workers: list[Worker] = []
+
+    def start(module: str, *arguments: object) -> Worker:
+        workers.append(Worker(module, *arguments))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.stop()

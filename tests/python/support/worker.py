@@ -1,0 +1,102 @@
+"""A worker process: a fresh interpreter (no fork) that makes an object and runs its methods on request.
+
+The object is ``MODULE.make(*arguments)``. Requests and answers are pickled, one at a time; an exception comes
+back as what it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def _send(stream: BinaryIO, value: object) -> None:
+    data = pickle.dumps(value)
+    stream.write(struct.pack("<Q", len(data)) + data)
+    stream.flush()
+
+
+def _receive(stream: BinaryIO) -> Any:
+    header = stream.read(8)
+    if len(header) < 8:
+        raise EOFError("the worker ended")
+    return pickle.loads(stream.read(struct.unpack("<Q", header)[0]))
+
+
+class Worker:
+    """The test's side. ``worker.call("method", ...)`` waits for the answer."""
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        here = Path(__file__).resolve().parent.parent
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.worker", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=here,
+        )
+        self.pid = self._process.pid
+        self._request(arguments)
+        self._answer()
+
+    def _request(self, value: object) -> None:
+        assert self._process.stdin is not None
+        _send(self._process.stdin, value)
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        outcome, value = _receive(self._process.stdout)
+        if outcome == "raised":
+            raise value
+        return value
+
+    def call(self, method: str, *arguments: object, **keywords: object) -> Any:
+        self._request((method, arguments, keywords))
+        return self._answer()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+def main() -> None:
+    # What prints by accident must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = sys.stdin.buffer
+    module = importlib.import_module(sys.argv[1])
+    try:
+        target = module.make(*_receive(requests))
+    except Exception as error:
+        _send(answers, ("raised", error))
+        return
+    _send(answers, ("returned", None))
+    while True:
+        try:
+            method, arguments, keywords = _receive(requests)
+        except EOFError:
+            return
+        try:
+            _send(answers, ("returned", getattr(target, method)(*arguments, **keywords)))
+        except Exception as error:
+            _send(answers, ("raised", error))
+
+
+if __name__ == "__main__":
+    main()
