@@ -17,9 +17,9 @@ constexpr std::size_t kStretch = 128;  // blocks from one of several equally nea
 
 // A key between looking it up and judging its generation. Almost every key has one replica.
 struct Candidate {
-  IndexHit hit;
-  const PeerMapping* mapping = nullptr;  // of `hit`; null: not mapped
-  std::size_t replicas = 0;              // 0: absent; more than 1: looked up again, all of them
+  std::array<IndexHit, layout::kMaxReplicas> replicas;
+  std::size_t count = 0;                 // 0: absent
+  const PeerMapping* mapping = nullptr;  // of a single replica; null: not mapped
 };
 
 class Matcher {
@@ -32,27 +32,21 @@ class Matcher {
     return region.region_epoch == entry.region_epoch ? region.mapping.get() : nullptr;
   }
 
-  void LookUp(const IndexReader& index, const BlockKey& key, std::uint64_t hint, Candidate& out) noexcept {
-    if (index.FindOnly(key, hint, out.hit)) {
-      out.replicas = 1;
-    } else {
-      out.replicas = index.Find(key, replicas_, hint);
-      if (out.replicas == 0) return;
-      out.hit = replicas_[0];
+  void LookUp(const IndexReader& index, const BlockKey& key, std::uint64_t hint, Candidate& out) const noexcept {
+    out.count = index.FindOnly(key, hint, out.replicas[0]) ? 1 : index.Find(key, out.replicas, hint);
+    for (std::size_t i = 0; i < out.count; ++i) {
+      out.mapping = MappingOf(out.replicas[i]);
+      if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.replicas[i].block);
     }
-    out.mapping = MappingOf(out.hit);
-    if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.hit.block);
   }
 
   // Takes the best usable source of a key; false (and the reason in out.end) if there is none.
-  bool Take(const IndexReader& index, const BlockKey& key, const Candidate& candidate) {
-    if (candidate.replicas == 1) {
-      const MatchEnd failure = Judge(candidate.hit, candidate.mapping);
-      if (failure != MatchEnd::kComplete) return End(failure);
-      Append(candidate.hit, *candidate.mapping);
-      return true;
-    }
-    return candidate.replicas == 0 ? End(MatchEnd::kAbsent) : TakeBest(index.Find(key, replicas_));
+  bool Take(const Candidate& candidate) {
+    if (candidate.count != 1) return candidate.count == 0 ? End(MatchEnd::kAbsent) : TakeBest(candidate);
+    const MatchEnd failure = Judge(candidate.replicas[0], candidate.mapping);
+    if (failure != MatchEnd::kComplete) return End(failure);
+    Append(candidate.replicas[0], *candidate.mapping);
+    return true;
   }
 
  private:
@@ -70,14 +64,14 @@ class Matcher {
     return MatchEnd::kComplete;
   }
 
-  bool TakeBest(std::size_t count) {
-    if (count == 0) return End(MatchEnd::kAbsent);  // gone since it was looked up
+  bool TakeBest(const Candidate& candidate) {
+    const std::size_t count = candidate.count;
     const std::size_t turn = (target_.spread + out_.sources.size() / kStretch) % count;
     const IndexHit* best = nullptr;
     unsigned best_rank = 0;
     MatchEnd failure = MatchEnd::kAbsent;
     for (std::size_t i = 0; i < count; ++i) {
-      const IndexHit& entry = replicas_[i + turn < count ? i + turn : i + turn - count];
+      const IndexHit& entry = candidate.replicas[i + turn < count ? i + turn : i + turn - count];
       const PeerMapping* mapping = MappingOf(entry);
       const MatchEnd judged = Judge(entry, mapping);
       if (judged != MatchEnd::kComplete) {
@@ -129,7 +123,6 @@ class Matcher {
   Match::Impl& out_;
   const PeerMapping* last_mapping_ = nullptr;
   std::uint16_t last_index_ = 0;
-  std::array<IndexHit, layout::kMaxReplicas> replicas_;
 };
 
 }  // namespace
@@ -146,13 +139,13 @@ void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const 
   std::size_t hint = 0;  // i % kGlanceAhead
   for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
     Candidate& candidate = ring[i % kJudgeBehind];
-    if (i >= kJudgeBehind && !matcher.Take(index, keys[i - kJudgeBehind], candidate)) return;
+    if (i >= kJudgeBehind && !matcher.Take(candidate)) return;
     if (i >= end) continue;
     if (i + kPrefetchAhead < end) index.Prefetch(keys[i + kPrefetchAhead]);
     matcher.LookUp(index, keys[i], hints[hint], candidate);
     if (i + kGlanceAhead < end) hints[hint] = index.Glance(keys[i + kGlanceAhead]);
     hint = hint + 1 == kGlanceAhead ? 0 : hint + 1;
-    if (candidate.replicas == 0) end = i + 1;
+    if (candidate.count == 0) end = i + 1;
   }
 }
 

@@ -63,9 +63,10 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const PublishRequest& request = requests[i];
     const BlockWrite& write = request.write;
-    const bool ours = write.block < records.size() && generations.Current(write.block) == write.generation;
-    if (ours && !checksums->empty()) generations.SetChecksum(write.block, (*checksums)[i]);
-    if (!ours || !generations.FinishWrite(write.block, write.generation)) {
+    const bool inside = write.block < records.size();
+    if (inside && !checksums->empty() && generations.Current(write.block) == write.generation)
+      generations.SetChecksum(write.block, (*checksums)[i]);
+    if (!inside || !generations.FinishWrite(write.block, write.generation)) {
       ++outcome.lost_race;
       continue;
     }
