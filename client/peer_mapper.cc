@@ -92,7 +92,6 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   const std::size_t devices = devices_.size();
   PeerMapping::Parts parts;
   parts.identity = InodeOf(fds[0].get());
-  // Devices that a problem is to be retried for count as not considered.
   if (auto known = peers_.FindByIdentity(parts.identity);
       known && (known->own || !announce.has_payload() || (known->devices == devices && known->payload()))) {
     return known;
@@ -107,19 +106,16 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   for (const kvmwire::Segment& segment : wire.segments()) segment_bytes.push_back(segment.size_bytes());
   if (Status valid = parts.geometry.Validate(segment_bytes); !valid) return valid.error();
 
-  Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(parts.geometry.block_count), HugePages::kTry);
-  if (!table) return table.error();
-  parts.generations.memory = std::move(*table);
-  Result<GenerationReader> reader =
-      GenerationReader::Open({parts.generations.memory.data(), parts.generations.memory.size()}, parts.geometry.block_count);
-  if (!reader) return reader.error();
-  parts.generations.reader = *reader;
+  Result<PeerGenerations> generations = MapGenerations(fds[0].get(), parts.geometry.block_count, HugePages::kTry);
+  if (!generations) return generations.error();
+  parts.generations = std::move(*generations);
 
   if (announce.has_payload()) {
     Result<std::shared_ptr<PeerPayload>> payload = MapPayload(wire, fds, devices, problems);
     if (!payload) return payload.error();
     parts.payload = std::move(*payload);
   }
+  // Where something is to be tried again, no device counts as considered, so that the next announcement maps anew.
   const bool again = std::any_of(problems.begin(), problems.end(), [](const auto& one) { return one.reason.code == Errc::kUnavailable; });
   parts.devices = again ? 0 : devices;
   // One registration serves all GPUs; if it fails, the CPU validates.

@@ -63,13 +63,9 @@ Result<std::shared_ptr<Region::Impl>> Region::Impl::Make(const Model& model, Reg
 
 Result<std::shared_ptr<PeerMapping>> Region::Impl::MapOwn(std::size_t devices) const {
   PeerMapping::Parts parts;
-  Result<MappedMemory> table = MappedMemory::Attach(generation_memory.fd());
-  if (!table) return table.error();
-  parts.generations.memory = std::move(*table);
-  Result<GenerationReader> reader =
-      GenerationReader::Open({parts.generations.memory.data(), parts.generations.memory.size()}, options.geometry.block_count);
-  if (!reader) return reader.error();
-  parts.generations.reader = *reader;
+  Result<PeerGenerations> own_generations = MapGenerations(generation_memory.fd(), options.geometry.block_count);
+  if (!own_generations) return own_generations.error();
+  parts.generations = std::move(*own_generations);
   if (device != DeviceSet::kHost) static_cast<void>(backend->AttachGenerations(parts.generations));  // else the CPU validates
   Result<std::unique_ptr<PeerMemory>> view = backend->View(*memory);
   if (!view) return view.error();

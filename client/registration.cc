@@ -7,14 +7,20 @@
 #include "client/region_impl.h"
 
 namespace kvm {
+namespace {
+
+// `announce_again`: also what this connection has been told of already.
+kvmwire::ClientMessage Declaration(const ModelSpec& spec, bool announce_again) {
+  kvmwire::ClientMessage message;
+  message.mutable_declare_model()->set_spec(spec.Canonical());
+  message.mutable_declare_model()->set_announce_again(announce_again);
+  return message;
+}
+
+}  // namespace
 
 void Client::Impl::Redeclare() {
-  for (const Model& model : Models()) {
-    kvmwire::ClientMessage message;
-    message.mutable_declare_model()->set_spec(model.spec.Canonical());
-    message.mutable_declare_model()->set_announce_again(true);
-    link.Request(std::move(message), {}, [](const Result<kvmwire::ServerMessage>&) {});
-  }
+  for (const Model& model : Models()) link.Request(Declaration(model.spec, true), {}, [](const Result<kvmwire::ServerMessage>&) {});
 }
 
 Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadline) {
@@ -26,9 +32,7 @@ Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadlin
     if (std::none_of(models_.begin(), models_.end(), same)) models_.push_back(model);
   }
   if (!link.connected()) return model;  // declared on connecting
-  kvmwire::ClientMessage message;
-  message.mutable_declare_model()->set_spec(spec.Canonical());
-  Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+  const Result<kvmwire::ServerMessage> reply = link.Call(Declaration(spec, false), {}, deadline);
   if (!reply && reply.error().code != Errc::kUnavailable) {
     if (reply.error().code != Errc::kDeadlineExceeded) {
       std::lock_guard lock(mutex_);
@@ -46,10 +50,7 @@ Result<std::size_t> Client::Impl::OpenDevice(const DeviceUuid& device, Deadline 
   Result<std::size_t> index = devices.Open(device);
   if (!index || *index < before || !link.connected()) return index;
   for (const Model& model : Models()) {
-    kvmwire::ClientMessage message;
-    message.mutable_declare_model()->set_spec(model.spec.Canonical());
-    message.mutable_declare_model()->set_announce_again(true);
-    const Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+    const Result<kvmwire::ServerMessage> reply = link.Call(Declaration(model.spec, true), {}, deadline);
     if (!reply && reply.error().code == Errc::kDeadlineExceeded) return reply.error();
   }
   if (Status mapped = mapper.Drain(deadline); !mapped) return mapped.error();

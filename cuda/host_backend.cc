@@ -202,6 +202,17 @@ class HostBackend final : public MemoryBackend {
 
 }  // namespace
 
+Result<PeerGenerations> MapGenerations(int fd, std::uint32_t block_count, HugePages huge) {
+  Result<MappedMemory> table = MappedMemory::Attach(fd, GenerationTableBytes(block_count), huge);
+  if (!table) return table.error();
+  Result<GenerationReader> reader = GenerationReader::Open({table->data(), table->size()}, block_count);
+  if (!reader) return reader.error();
+  PeerGenerations generations;
+  generations.memory = std::move(*table);
+  generations.reader = *reader;
+  return generations;
+}
+
 Status CheckRange(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::uint64_t bytes) {
   if (segment >= memory.handles().size())
     return MakeError(Errc::kInvalidArgument, "segment " + std::to_string(segment) + " does not exist");

@@ -69,6 +69,10 @@ struct PeerGenerations {
   std::shared_ptr<const void> attachment{};  // a backend's view of `memory`; ends before it does
 };
 
+// Maps a region's generation table and checks that it is one of `block_count` blocks. `fd` may be closed
+// afterwards. kPermissionDenied, kInvalidArgument, kSystem; kProtocol, kVersionMismatch: not such a table.
+[[nodiscard]] Result<PeerGenerations> MapGenerations(int fd, std::uint32_t block_count, HugePages huge = HugePages::kNever);
+
 enum class BlockStatus : std::uint8_t {
   kPending = 0,
   kValid = 1,         // copied; the generation was right before and after

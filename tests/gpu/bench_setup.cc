@@ -64,8 +64,7 @@ Importer::Importer(int ordinal_, const ExportedPool& pool) : ordinal(ordinal_) {
   segments[0].allocation = pool.allocation;
   if (pool.fd) segments[0].fd.Reset(::dup(pool.fd.get()));
   peer = Must(backend->Map(std::move(segments), pool.origin));
-  generations.memory = Must(MappedMemory::Attach(pool.generations.get()));
-  generations.reader = Must(GenerationReader::Open({generations.memory.data(), generations.memory.size()}, kSmallBlocks));
+  generations = Must(MapGenerations(pool.generations.get(), kSmallBlocks));
   if (const Status attached = backend->AttachGenerations(generations); !attached) Fail(attached.error().ToString());
   const std::uint64_t bytes = kPoolBytes;
   memory = Must(backend->Allocate("bench", {&bytes, 1}));

@@ -87,13 +87,9 @@ Result<ExportedRegion> ExporterProcess::Open(const ExportOptions& options) {
     if (fds.size() > i + 1) handle.fd = std::move(fds[i + 1]);
     region.segments.push_back(std::move(handle));
   }
-  Result<MappedMemory> mapped = MappedMemory::Attach(fds.at(0).get());
-  if (!mapped) return mapped.error();
-  region.generations.memory = std::move(*mapped);
-  Result<GenerationReader> generations =
-      GenerationReader::Open({region.generations.memory.data(), region.generations.memory.size()}, options.geometry.block_count);
+  Result<PeerGenerations> generations = MapGenerations(fds.at(0).get(), options.geometry.block_count);
   if (!generations) return generations.error();
-  region.generations.reader = *generations;
+  region.generations = std::move(*generations);
   region.generation_fd = std::move(fds[0]);
   return region;
 }

@@ -62,12 +62,9 @@ class LocalRegion {
     KVM_REQUIRE_OK(table);
     generation_memory = std::move(*table);
     writer = GenerationWriter::Format({generation_memory.data(), generation_memory.size()}, geometry.block_count);
-    Result<MappedMemory> mapped = MappedMemory::Attach(generation_memory.fd());
+    Result<PeerGenerations> mapped = MapGenerations(generation_memory.fd(), geometry.block_count);
     KVM_REQUIRE_OK(mapped);
-    generations.memory = std::move(*mapped);
-    const auto reader = GenerationReader::Open({generations.memory.data(), generations.memory.size()}, geometry.block_count);
-    KVM_REQUIRE_OK(reader);
-    generations.reader = *reader;
+    generations = std::move(*mapped);
     Result<std::unique_ptr<PeerMemory>> viewed = backend->View(*memory);
     KVM_REQUIRE_OK(viewed);
     view = std::move(*viewed);

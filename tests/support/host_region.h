@@ -37,12 +37,9 @@ struct HostRegion {
     KVM_REQUIRE_OK(table);
     generation_memory = std::move(*table);
     writer = GenerationWriter::Format({generation_memory.data(), generation_memory.size()}, geometry.block_count);
-    Result<MappedMemory> mapped = MappedMemory::Attach(generation_memory.fd());
+    Result<PeerGenerations> mapped = MapGenerations(generation_memory.fd(), geometry.block_count);
     KVM_REQUIRE_OK(mapped);
-    generations.memory = std::move(*mapped);
-    Result<GenerationReader> reader = GenerationReader::Open({generations.memory.data(), generations.memory.size()}, geometry.block_count);
-    KVM_REQUIRE_OK(reader);
-    generations.reader = *reader;
+    generations = std::move(*mapped);
   }
 
   // Maps the memory as another process would.

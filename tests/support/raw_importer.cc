@@ -41,13 +41,9 @@ Status RawImporter::MapRegion(const kvmwire::RegionAnnounce& announce, std::vect
   const kvmwire::GeometryPart& part = descriptor.parts(0);
   region.geometry =
       Geometry{descriptor.block_count(), {{0, part.offset(), part.chunk_bytes(), part.block_stride(), part.count(), part.repeat_stride()}}};
-  Result<MappedMemory> table = MappedMemory::Attach(fds[0].get());
-  if (!table) return table.error();
-  region.generations.memory = std::move(*table);
-  Result<GenerationReader> reader =
-      GenerationReader::Open({region.generations.memory.data(), region.generations.memory.size()}, region.geometry.block_count);
-  if (!reader) return reader.error();
-  region.generations.reader = *reader;
+  Result<PeerGenerations> generations = MapGenerations(fds[0].get(), region.geometry.block_count);
+  if (!generations) return generations.error();
+  region.generations = std::move(*generations);
   std::vector<SegmentHandle> segments(1);
   segments[0].size_bytes = descriptor.segments(0).size_bytes();
   segments[0].fd = std::move(fds[1]);

@@ -3,7 +3,6 @@
 #include "client/find.h"
 #include "client/peers.h"
 #include "tests/catch.h"
-#include "tests/support/host_region.h"
 #include "tests/support/segment_builder.h"
 
 namespace {
@@ -41,10 +40,9 @@ struct FakeRegion {
     for (std::uint32_t b = 0; b < kBlocks; ++b) REQUIRE(writer.FinishWrite(b, writer.BeginWrite(b)));
     PeerMapping::Parts parts;
     parts.geometry = Geometry::Contiguous(kBlocks, 64);
-    Result<MappedMemory> mapped = MappedMemory::Attach(memory.fd());
-    KVM_REQUIRE_OK(mapped);
-    parts.generations.memory = std::move(*mapped);
-    parts.generations.reader = *GenerationReader::Open({parts.generations.memory.data(), parts.generations.memory.size()}, kBlocks);
+    Result<PeerGenerations> generations = MapGenerations(memory.fd(), kBlocks);
+    KVM_REQUIRE_OK(generations);
+    parts.generations = std::move(*generations);
     parts.payload = std::make_shared<PeerPayload>();
     if (to_gpu) parts.payload->memories[kGpu] = std::make_shared<FakeMemory>(*to_gpu, alive);
     parts.identity = identity;
