@@ -171,7 +171,7 @@ Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOpti
 }  // namespace
 
 int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
-  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices, ListDevices());
+  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices);
   if (!memory) return Fail(memory.error());
   Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory);
   if (!report) return Fail(report.error());

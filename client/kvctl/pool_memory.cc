@@ -75,6 +75,11 @@ Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wan
   return memory;
 }
 
+Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted) {
+  if (choice == BackendChoice::kHost) return ChoosePoolMemory(choice, wanted, std::vector<DeviceInfo>());
+  return ChoosePoolMemory(choice, wanted, ListDevices());
+}
+
 boost::json::array DevicesJson(const std::vector<DeviceInfo>& devices) {
   boost::json::array array;
   for (const DeviceInfo& device : devices) {

@@ -37,6 +37,9 @@ struct PoolMemory {
 [[nodiscard]] Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted,
                                                   const Result<std::vector<DeviceInfo>>& visible);
 
+// The same with the GPUs of this process, which --backend host does not ask for.
+[[nodiscard]] Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted);
+
 // [{"ordinal", "uuid", "name"}, …]
 boost::json::array DevicesJson(const std::vector<DeviceInfo>& devices);
 

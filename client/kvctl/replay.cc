@@ -36,7 +36,7 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
   if (Status sizes = CheckSizes(options); !sizes) return Fail(sizes.error());
   Result<std::vector<Request>> requests = LoadRequests(options);
   if (!requests) return Fail(requests.error());
-  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices, ListDevices());
+  const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices);
   if (!memory) return Fail(memory.error());
   CatchInterrupts();
   PrivateKvmd kvmd;
