@@ -4,22 +4,18 @@
 #include <cstring>
 #include <numeric>
 
+#include "tests/support/random.h"
+#include "tests/support/worker.h"
+
 namespace kvm::test {
 namespace {
 
 using namespace std::chrono_literals;
 
-std::uint64_t Mix(std::uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
-
 // What Pattern::Fill writes on a GPU, into a contiguous block of host memory.
 void FillOnHost(const PatternBlock& block, std::span<std::byte> bytes) {
   for (std::uint64_t i = 0; i + 8 <= bytes.size(); i += 8) {
-    const std::uint64_t word =
-        block.tag * 0x9E3779B97F4A7C15ULL ^ block.generation * 0xC2B2AE3D27D4EB4FULL ^ (i / 8) * 0x165667B19E3779F9ULL;
+    const std::uint64_t word = PatternWord(block.tag, block.generation, i / 8);
     std::memcpy(bytes.data() + i, &word, 8);
   }
 }
@@ -27,20 +23,9 @@ void FillOnHost(const PatternBlock& block, std::span<std::byte> bytes) {
 }  // namespace
 
 BlockKey KeyOf(const Content& content) {
-  const std::uint64_t hi = Mix(content.version * 0x9e3779b97f4a7c15ULL + content.tag);
-  return {hi, Mix(hi + content.tag)};
-}
-
-ModelSpec GpuSpec() {
-  ModelSpec spec;
-  spec.model_id = "pattern";
-  spec.revision = "1";
-  spec.kv_dtype = "bytes";
-  spec.layout = "opaque";
-  spec.num_layers = spec.num_kv_heads = 1;
-  spec.head_size = 64;
-  spec.block_tokens = 16;
-  return spec;
+  Random random(std::uint64_t{content.tag} << 32 ^ content.version);
+  const std::uint64_t lo = random.Next();
+  return {lo, random.Next()};
 }
 
 std::vector<Content> Contents(std::uint32_t first, std::uint32_t count) {
@@ -65,7 +50,7 @@ Result<std::unique_ptr<GpuWorker>> GpuWorker::Start(GpuWorkerOptions options) {
   Result<std::shared_ptr<Client>> client = Client::Connect(client_options);
   if (!client) return client.error();
   worker->client_ = std::move(*client);
-  Result<Model> model = worker->client_->DeclareModel(GpuSpec(), After(30s));
+  Result<Model> model = worker->client_->DeclareModel(SmallSpec(), After(30s));
   if (!model) return model.error();
   worker->model_ = std::move(*model);
 

@@ -70,8 +70,6 @@ class GpuWorker {
   std::unique_ptr<Pattern> pattern_;
 };
 
-// The model all of them serve.
-ModelSpec GpuSpec();
 // [first, first + count) of version 2.
 std::vector<Content> Contents(std::uint32_t first, std::uint32_t count);
 DeviceUuid UuidOfOrdinal(int ordinal);

@@ -10,10 +10,6 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-__device__ std::uint64_t PatternWord(std::uint32_t tag, std::uint64_t generation, std::uint64_t index) {
-  return tag * 0x9E3779B97F4A7C15ULL ^ generation * 0xC2B2AE3D27D4EB4FULL ^ index * 0x165667B19E3779F9ULL;
-}
-
 __device__ std::uint8_t PatternByte(const PatternBlock& block, std::uint64_t at) {
   return static_cast<std::uint8_t>(PatternWord(block.tag, block.generation, at / 8) >> (8 * (at % 8)));
 }

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "cuda/checksum.h"
 #include "kvm/geometry.h"
 
 namespace kvm::test {
@@ -17,6 +18,10 @@ namespace kvm::test {
 struct PatternChunk {
   std::uint64_t address = 0, stride = 0, bytes = 0, position = 0;
 };
+
+KVM_HOST_DEVICE constexpr std::uint64_t PatternWord(std::uint32_t tag, std::uint64_t generation, std::uint64_t index) {
+  return tag * 0x9E3779B97F4A7C15ULL ^ generation * 0xC2B2AE3D27D4EB4FULL ^ index * 0x165667B19E3779F9ULL;
+}
 
 struct PatternBlock {
   std::uint32_t block = 0;  // where it lies

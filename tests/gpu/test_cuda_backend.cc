@@ -6,6 +6,7 @@
 
 #include "cuda/checksum.h"
 #include "cuda/topology.h"
+#include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/exporter.h"
 #include "tests/gpu/local_region.h"
 #include "tests/support/geometries.h"
@@ -16,32 +17,6 @@ namespace {
 using namespace kvm;
 using namespace kvm::test;
 using Clock = std::chrono::steady_clock;
-
-// A stream that stands still until it is released, at most for five seconds: what waits for it fails then
-// instead of hanging.
-class BlockedStream {
- public:
-  BlockedStream() {
-    MustSucceed(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-    MustSucceed(cudaLaunchHostFunc(stream_, &Hold, &released_), "cudaLaunchHostFunc");
-  }
-  ~BlockedStream() {
-    Release();
-    cudaStreamSynchronize(stream_);
-    cudaStreamDestroy(stream_);
-  }
-  void Release() { released_ = true; }
-  StreamHandle handle() const { return {reinterpret_cast<std::uintptr_t>(stream_)}; }
-  cudaStream_t stream() const { return stream_; }
-
- private:
-  static void CUDART_CB Hold(void* released) {
-    const auto end = Clock::now() + std::chrono::seconds(5);
-    while (!*static_cast<std::atomic<bool>*>(released) && Clock::now() < end) std::this_thread::yield();
-  }
-  cudaStream_t stream_ = nullptr;
-  std::atomic<bool> released_{false};
-};
 
 struct Pair {
   explicit Pair(std::uint32_t blocks, std::uint64_t bytes = 1 << 16)

@@ -5,10 +5,12 @@
 #include <thread>
 
 #include "client/region_impl.h"
+#include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
 #include "tests/support/child_main.h"
 #include "tests/support/kvmd_process.h"
+#include "tests/support/worker.h"
 
 namespace {
 
@@ -46,31 +48,6 @@ std::vector<Content> ExporterContents(std::uint32_t number, std::uint32_t count)
   for (std::uint32_t block = 0; block < count; ++block) contents.push_back(ExporterContent(number, block, 2));
   return contents;
 }
-
-// A stream that stands still until it is released, at most for five seconds.
-class BlockedStream {
- public:
-  explicit BlockedStream(int ordinal) {
-    MustSucceed(cudaSetDevice(ordinal), "cudaSetDevice");
-    MustSucceed(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-    MustSucceed(cudaLaunchHostFunc(stream_, &Hold, &released_), "cudaLaunchHostFunc");
-  }
-  ~BlockedStream() {
-    Release();
-    cudaStreamSynchronize(stream_);
-    cudaStreamDestroy(stream_);
-  }
-  void Release() { released_ = true; }
-  StreamHandle handle() const { return {reinterpret_cast<std::uintptr_t>(stream_)}; }
-
- private:
-  static void CUDART_CB Hold(void* released) {
-    const auto end = std::chrono::steady_clock::now() + 5s;
-    while (!*static_cast<std::atomic<bool>*>(released) && std::chrono::steady_clock::now() < end) std::this_thread::yield();
-  }
-  cudaStream_t stream_ = nullptr;
-  std::atomic<bool> released_{false};
-};
 
 TEST_CASE("GPU market: every kind of memory in every layout is found and imported by another process", "[gpu]") {
   KVM_NEED_GPUS(1);
@@ -197,7 +174,7 @@ TEST_CASE("GPU market: a GPU that joins later imports what was announced before"
   client_options.socket_path = kvmd.socket();
   const auto client = Client::Connect(client_options);
   KVM_REQUIRE_OK(client);
-  const auto model = (*client)->DeclareModel(GpuSpec(), After(10s));
+  const auto model = (*client)->DeclareModel(SmallSpec(), After(10s));
   KVM_REQUIRE_OK(model);
   std::vector<BlockKey> keys;
   for (const Content& content : ExporterContents(1, kBlocks)) keys.push_back(KeyOf(content));
@@ -253,7 +230,8 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
   {
     // Written first: making pinned memory may wait for the whole GPU, the blocked stream too.
     const std::vector<PublishRequest> requests = owner->Write(contents, blocks);
-    BlockedStream stream(0);
+    MustSucceed(cudaSetDevice(0), "cudaSetDevice");
+    BlockedStream stream;
     KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     KVM_CHECK_ERROR(owner->region().Flush(After(50ms)), Errc::kDeadlineExceeded, "stream");
     CHECK(reader->Find(contents).empty());
@@ -267,7 +245,8 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
     // A block that is written anew meanwhile is not published by the older call.
     const std::vector<Content> next = Contents(100, 4);
     const std::vector<PublishRequest> requests = owner->Write(next, blocks);
-    BlockedStream stream(0);
+    MustSucceed(cudaSetDevice(0), "cudaSetDevice");
+    BlockedStream stream;
     KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     owner->region().Retract(blocks[2]);
     stream.Release();
@@ -277,7 +256,8 @@ TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets 
   {
     // The region goes before the stream gets there.
     const std::vector<PublishRequest> requests = owner->Write(Contents(200, 4), blocks);
-    BlockedStream stream(0);
+    MustSucceed(cudaSetDevice(0), "cudaSetDevice");
+    BlockedStream stream;
     KVM_REQUIRE_OK(owner->region().PublishOnStream(requests, stream.handle()));
     std::thread release([&] {
       std::this_thread::sleep_for(200ms);
@@ -296,7 +276,8 @@ TEST_CASE("GPU market: an import on the caller's stream keeps its order there, a
   const std::vector<Content> contents = Contents(0, 16);
   KVM_REQUIRE_OK(owner->Publish(contents, 0));
   REQUIRE(Eventually([&] { return reader->Find(contents).size() == 16; }));
-  BlockedStream stream(Other());
+  MustSucceed(cudaSetDevice(Other()), "cudaSetDevice");
+  BlockedStream stream;
   ImportOptions options;
   options.stream = stream.handle();
   options.max_sms = 4;
