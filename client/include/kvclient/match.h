@@ -1,7 +1,8 @@
 // Match: the longest run of leading keys that is present, with a source for each block.
 //
 // A snapshot, cheap to copy (shared). What it names can be rewritten at any time after; Import notices.
-// Holds the mappings of its sources, so don't keep one for longer than the request it serves.
+// Keeps no memory mapped: a region that is withdrawn meanwhile is a miss for Import. What it holds of its sources
+// is their generations, so don't keep one for longer than the request it serves.
 #pragma once
 
 #include <cstddef>

@@ -39,7 +39,7 @@ void BindMatch(nb::module_& module) {
   nb::class_<Match>(
       module, "Match",
       "The longest run of leading keys that is present, with a source for each block: a sequence of BlockSource. A snapshot; what\n"
-      "it names can be rewritten at any time after, which an import notices. Holds its sources mapped: don't keep it long.")
+      "it names can be rewritten or withdrawn at any time after, which an import notices.")
       .def("__len__", &Match::size)
       .def("__bool__", [](const Match& self) { return !self.empty(); })
       .def("__getitem__", &Source, "index"_a)
