@@ -97,7 +97,7 @@ class StaleError(KvError):
 
 
 class UnsupportedError(KvError):
-    """This build, machine or model can't do it; the message says what would."""
+    """Not possible with this build, machine or model; the message says what would be."""
 
     code = "unsupported"
 
