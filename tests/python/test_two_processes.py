@@ -20,12 +20,8 @@ def prompt(blocks: int, seed: int = 1) -> list[int]:
     return random.Random(seed).choices(range(1000), k=blocks * BLOCK_TOKENS)
 
 
-def test_what_one_process_publishes_another_imports_byte_for_byte(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_what_one_process_publishes_another_imports_byte_for_byte(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     tokens = prompt(10)
     assert reader.call("find", tokens) == (0, "ABSENT")
     assert owner.call("publish", tokens, list(range(10))) == 10
@@ -34,13 +30,9 @@ def test_what_one_process_publishes_another_imports_byte_for_byte(
     assert reader.call("stats")["bytes_imported"] == 10 * BLOCK_BYTES
 
 
-def test_block_order_is_kept_under_coalescing(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
+def test_block_order_is_kept_under_coalescing(kvmd: PrivateDaemon, start_worker: Start) -> None:
     """Runs that can be copied in one piece, next to runs that can't, in both directions."""
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     sources = [5, 6, 7, 3, 2, 1, 40, 42, 41, 10, 11, 12, 13, 0, 63, 20]
     targets = [50, 51, 49, 9, 8, 7, 30, 31, 32, 33, 2, 1, 0, 60, 61, 62]
     tokens = prompt(len(sources))
@@ -49,12 +41,8 @@ def test_block_order_is_kept_under_coalescing(
 
 
 @pytest.mark.parametrize("missing", [0, 1, 4, 9])
-def test_a_gap_of_one_block_is_not_bridged(
-    kvmd: PrivateDaemon, start_worker: Start, missing: int
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_a_gap_of_one_block_is_not_bridged(kvmd: PrivateDaemon, start_worker: Start, missing: int) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     tokens = prompt(10)
     if missing:
         owner.call("publish", tokens, list(range(missing)), first=0, count=missing)
@@ -64,25 +52,16 @@ def test_a_gap_of_one_block_is_not_bridged(
     assert reader.call("fetch", tokens, list(range(10))) == (missing, 0)
 
 
-def test_a_block_that_is_retracted_ends_the_match(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_a_block_that_is_retracted_ends_the_match(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     tokens = prompt(8)
     owner.call("publish", tokens, list(range(8)))
     owner.call("retract", [3])
     assert reader.call("find", tokens)[0] == 3
 
 
-def test_a_shorter_prefix_is_found_behind_a_longer_one(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
-    longer, shorter, reader = (
-        start_worker(MODULE, kvmd.socket, name)
-        for name in ("longer", "shorter", "reader")
-    )
+def test_a_shorter_prefix_is_found_behind_a_longer_one(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    longer, shorter, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("longer", "shorter", "reader"))
     tokens = prompt(12)
     shorter.call("publish", tokens, list(range(5)), first=0, count=5)
     longer.call("publish", tokens, list(range(12)))
@@ -96,12 +75,8 @@ def test_a_shorter_prefix_is_found_behind_a_longer_one(
     assert reader.call("fetch", tokens, list(range(5))) == (5, 0)
 
 
-def test_a_prompt_that_diverges_matches_up_to_the_last_common_block(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_a_prompt_that_diverges_matches_up_to_the_last_common_block(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     tokens = prompt(8)
     owner.call("publish", tokens, list(range(8)))
     other = list(tokens)
@@ -110,9 +85,7 @@ def test_a_prompt_that_diverges_matches_up_to_the_last_common_block(
     assert reader.call("find", tokens[: 3 * BLOCK_TOKENS + 2]) == (3, "COMPLETE")
 
 
-def test_peers_find_what_was_published_before_and_after_they_came(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
+def test_peers_find_what_was_published_before_and_after_they_came(kvmd: PrivateDaemon, start_worker: Start) -> None:
     early = start_worker(MODULE, kvmd.socket, "early")
     before, after, back = prompt(6, seed=1), prompt(6, seed=2), prompt(6, seed=3)
     early.call("publish", before, list(range(6)))
@@ -124,9 +97,7 @@ def test_peers_find_what_was_published_before_and_after_they_came(
     assert early.call("fetch", back, list(range(12, 18))) == (6, 0)
 
 
-def test_counters_count_validated_imports_only(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
+def test_counters_count_validated_imports_only(kvmd: PrivateDaemon, start_worker: Start) -> None:
     owner = start_worker(MODULE, kvmd.socket, "owner")
     with kvclient.Client(kvmd.socket, name="reader") as client:
         tokens = prompt(8)
@@ -134,9 +105,7 @@ def test_counters_count_validated_imports_only(
         from support.block_worker import content, spec
 
         model = client.declare_model(spec())
-        region = client.allocate_region(
-            model, kvclient.Geometry.contiguous(8, BLOCK_BYTES), name="reader"
-        )
+        region = client.allocate_region(model, kvclient.Geometry.contiguous(8, BLOCK_BYTES), name="reader")
         keys = kvclient.KeyChain(model).extend(tokens)
         match = client.find(keys)
         assert len(match) == 8
@@ -160,12 +129,8 @@ def test_counters_count_validated_imports_only(
 
 
 @pytest.mark.parametrize("kind", ["LORA", "CACHE_SALT"])
-def test_other_extra_keys_share_nothing(
-    kvmd: PrivateDaemon, start_worker: Start, kind: str
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_other_extra_keys_share_nothing(kvmd: PrivateDaemon, start_worker: Start, kind: str) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     tokens = prompt(4)
     owner.call("publish", tokens, [0, 1, 2, 3], extras=[(kind, "a")])
     assert reader.call("find", tokens, [(kind, "a")]) == (4, "COMPLETE")
@@ -173,9 +138,7 @@ def test_other_extra_keys_share_nothing(
     assert reader.call("find", tokens) == (0, "ABSENT")
 
 
-def test_another_revision_shares_nothing_and_the_field_is_named(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
+def test_another_revision_shares_nothing_and_the_field_is_named(kvmd: PrivateDaemon, start_worker: Start) -> None:
     owner = start_worker(MODULE, kvmd.socket, "owner")
     reader = start_worker(MODULE, kvmd.socket, "reader", 64, {"revision": "r2"})
     tokens = prompt(4)
@@ -184,19 +147,13 @@ def test_another_revision_shares_nothing_and_the_field_is_named(
     assert reader.call("near_misses") == [["revision"]]
 
 
-def test_kvmd_killed_and_started_again(
-    kvmd: PrivateDaemon, start_worker: Start
-) -> None:
-    owner, reader = (
-        start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader")
-    )
+def test_kvmd_killed_and_started_again(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("owner", "reader"))
     first, second = prompt(5, seed=1), prompt(5, seed=2)
     owner.call("publish", first, list(range(5)))
     assert reader.call("find", first) == (5, "COMPLETE")
     kvmd.kill()
-    assert reader.call("fetch", first, list(range(5))) == (5, 0), (
-        "mapped memory needs no kvmd"
-    )
+    assert reader.call("fetch", first, list(range(5))) == (5, 0), "mapped memory needs no kvmd"
     assert owner.call("publish", second, list(range(5, 10)), flush=False) == 5
     kvmd.start()
     for _ in range(1000):

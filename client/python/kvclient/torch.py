@@ -42,7 +42,7 @@ def physical_order(tensor: torch.Tensor, block_dim: int) -> tuple[int, ...]:
     """Dimensions of ``tensor`` without the block's, outermost first as they lie in memory (by stride)."""
     block_dim = _dimension(tensor, block_dim)
     rest = [dim for dim in range(tensor.dim()) if dim != block_dim]
-    return tuple(sorted(rest, key=lambda dim: (-tensor.stride(dim), dim)))
+    return tuple(sorted(rest, key=lambda dim: (-tensor.stride()[dim], dim)))
 
 
 def geometry_of(

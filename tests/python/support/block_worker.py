@@ -42,18 +42,11 @@ class BlockWorker:
         geometry = kvclient.Geometry.contiguous(blocks, BLOCK_BYTES)
         self.region = self.client.allocate_region(self.model, geometry, name=name)
 
-    def _chain(
-        self, tokens: list[int], extras: list[tuple[str, str]]
-    ) -> kvclient.KeyChain:
-        keys = [
-            kvclient.ExtraKey(kvclient.ExtraKey.Kind[kind], value)
-            for kind, value in extras
-        ]
+    def _chain(self, tokens: list[int], extras: list[tuple[str, str]]) -> kvclient.KeyChain:
+        keys = [kvclient.ExtraKey(kvclient.ExtraKey.Kind[kind], value) for kind, value in extras]
         return kvclient.KeyChain(self.model, extras=keys)
 
-    def keys(
-        self, tokens: list[int], extras: list[tuple[str, str]] | None = None
-    ) -> list[kvclient.BlockKey]:
+    def keys(self, tokens: list[int], extras: list[tuple[str, str]] | None = None) -> list[kvclient.BlockKey]:
         return list(self._chain(tokens, extras or []).extend(tokens))
 
     def publish(
@@ -74,16 +67,12 @@ class BlockWorker:
         writes = self.region.begin_writes(blocks)
         for key, block in zip(run, blocks, strict=True):
             self.region.block(block)[:] = memoryview(content(key))
-        outcome = self.region.publish_run(
-            run, keys[first - 1] if first else root, first, writes
-        )
+        outcome = self.region.publish_run(run, keys[first - 1] if first else root, first, writes)
         if flush:
             self.region.flush(5.0)
         return outcome.readable
 
-    def find(
-        self, tokens: list[int], extras: list[tuple[str, str]] | None = None
-    ) -> tuple[int, str]:
+    def find(self, tokens: list[int], extras: list[tuple[str, str]] | None = None) -> tuple[int, str]:
         match = self.client.find(self.keys(tokens, extras))
         return len(match), match.end.name
 
@@ -91,31 +80,19 @@ class BlockWorker:
         """Imports the prefix of `tokens` to `blocks`; returns (valid blocks, those among them with wrong bytes)."""
         keys = self.keys(tokens)
         match = self.client.find(keys)
-        result = self.client.import_blocks(
-            match, self.region, blocks[: len(match)]
-        ).wait(10.0)
-        wrong = sum(
-            self.region.block(blocks[i]).tobytes() != content(keys[i])
-            for i in range(result.valid)
-        )
+        result = self.client.import_blocks(match, self.region, blocks[: len(match)]).wait(10.0)
+        wrong = sum(self.region.block(blocks[i]).tobytes() != content(keys[i]) for i in range(result.valid))
         return result.valid, wrong
 
     def retract(self, blocks: list[int]) -> None:
         self.region.retract(blocks)
 
     def near_misses(self) -> list[list[str]]:
-        return [
-            [each.field for each in miss.differences]
-            for miss in self.client.near_misses(self.model)
-        ]
+        return [[each.field for each in miss.differences] for miss in self.client.near_misses(self.model)]
 
     def stats(self) -> dict[str, int]:
         stats = self.client.stats()
-        return {
-            name: getattr(stats, name)
-            for name in dir(stats)
-            if not name.startswith("_")
-        }
+        return {name: getattr(stats, name) for name in dir(stats) if not name.startswith("_")}
 
     def wait_connected(self, timeout_s: float = 10.0) -> None:
         self.client.wait_connected(timeout_s)

@@ -93,9 +93,7 @@ def main() -> None:
         except EOFError:
             return
         try:
-            _send(
-                answers, ("returned", getattr(target, method)(*arguments, **keywords))
-            )
+            _send(answers, ("returned", getattr(target, method)(*arguments, **keywords)))
         except Exception as error:
             _send(answers, ("raised", error))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from kvclient._native import BlockKey
 
@@ -21,11 +21,8 @@ class BlockPool:
         return len(self._by_key)
 
     def get(self, key: BlockKey) -> int | None:
-        """Block that holds ``key``, now the most recently used one; None if there is none."""
-        block = self._by_key.get(key)
-        if block is not None:
-            self._by_key.move_to_end(key)
-        return block
+        """Block that holds ``key``, None if there is none."""
+        return self._by_key.get(key)
 
     def allocate(self, count: int, keep: Collection[int] = ()) -> list[int]:
         """Take up to ``count`` blocks: free ones, then the least recently used that are not in ``keep``."""
@@ -44,6 +41,13 @@ class BlockPool:
             self._free.append(before)
         self._by_key[key] = block
         return before
+
+    def used(self, keys: Sequence[BlockKey]) -> None:
+        """A request has used ``keys``, one prefix: its deepest block is to go first, since without those before
+        it a block is worth nothing."""
+        for key in reversed(keys):
+            if key in self._by_key:
+                self._by_key.move_to_end(key)
 
     def release(self, blocks: Iterable[int]) -> None:
         """Give back blocks that ``allocate`` gave and that hold nothing."""

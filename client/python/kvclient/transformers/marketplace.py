@@ -6,6 +6,7 @@ without the marketplace. Nothing of that raises from ``generate()``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -212,11 +213,18 @@ class Marketplace:
         return output
 
     def close(self) -> None:
-        """Take the pool out of the marketplace. Waits at most the client's timeout for importers."""
-        self.region.close()
-        del self._memory
-        if self._owns_client:
-            self.client.close()
+        """Take the pool out of the marketplace; waits up to two seconds for importers. Safe to call twice.
+
+        ``generate()`` goes on without the marketplace afterwards.
+        """
+        with self._lock:
+            if self.region.closed:
+                return
+            with contextlib.suppress(KvError):  # kvmd is gone, or an importer slow: validation covers both
+                self.region.unregister(2.0)
+            self.region.close()
+            if self._owns_client:
+                self.client.close()
 
     def __enter__(self) -> Marketplace:
         """Nothing to do: it is open from the start."""
@@ -252,6 +260,7 @@ class Marketplace:
             blocks += valid
             if len(valid) < last - first:
                 break
+        self._pool.used(list(keys)[: len(blocks)])
         return blocks
 
     def _copy(self, match: Match, first: int, last: int, keys: BlockKeys, root: BlockKey, keep: list[int]) -> list[int]:
@@ -298,6 +307,7 @@ class Marketplace:
         readable = self.region.publish(requests).readable
         for i, block in zip(missing, targets, strict=True):
             self._put(keys[i], block)
+        self._pool.used(list(keys))
         self._stats.blocks_published += readable
         return readable
 
