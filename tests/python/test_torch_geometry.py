@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import kvclient
 import pytest
 import torch
+
+import kvclient
 from kvclient.daemon import PrivateDaemon
 from kvclient.errors import BadGeometryError, InvalidArgumentError
 from kvclient.torch import TensorGeometry, geometry_of, physical_order, segment_tensor, view

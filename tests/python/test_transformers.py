@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache, LlamaConfig, MambaConfig
+
 from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.transformers import Marketplace, rope_of, spec_of
 from support.models import make_model, prompt
 from support.worker import Worker
-from transformers import DynamicCache, LlamaConfig, MambaConfig
 
 BLOCK = 16
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
+
 from kvclient.daemon import PrivateDaemon
 from kvclient.transformers import Marketplace
 from support.models import ALL, make_model, prompt
-from transformers import DynamicCache
 
 SHARED_TOKENS = 96  # six blocks, twice the sliding windows
 NEW_TOKENS = 256

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from kvclient.transformers import Marketplace
 
+from kvclient.transformers import Marketplace
 from support.models import make_model
 
 

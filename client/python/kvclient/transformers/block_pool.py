@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
-from kvclient._native import BlockKey
+from kvclient._native import BlockKey, BlockKeys
 
 
 class BlockPool:
@@ -42,10 +42,12 @@ class BlockPool:
         self._by_key[key] = block
         return before
 
-    def used(self, keys: Sequence[BlockKey]) -> None:
-        """A request has used ``keys``, one prefix: its deepest block is to go first, since without those before
-        it a block is worth nothing."""
-        for key in reversed(keys):
+    def used(self, keys: BlockKeys) -> None:
+        """Note that a request has used ``keys``, one prefix.
+
+        Its deepest block is to go first: without those before it, none is of use.
+        """
+        for key in reversed(list(keys)):
             if key in self._by_key:
                 self._by_key.move_to_end(key)
 

@@ -260,7 +260,7 @@ class Marketplace:
             blocks += valid
             if len(valid) < last - first:
                 break
-        self._pool.used(list(keys)[: len(blocks)])
+        self._pool.used(keys[: len(blocks)])
         return blocks
 
     def _copy(self, match: Match, first: int, last: int, keys: BlockKeys, root: BlockKey, keep: list[int]) -> list[int]:
@@ -293,6 +293,7 @@ class Marketplace:
         here = [self._pool.get(key) for key in keys]
         missing = [index for index, block in enumerate(here) if block is None]
         held = first_token_held(cache)
+        self._pool.used(keys)
         if not missing or missing[0] * block_tokens < held:
             return 0
         targets = self._pool.allocate(len(missing), {block for block in here if block is not None})
@@ -307,7 +308,7 @@ class Marketplace:
         readable = self.region.publish(requests).readable
         for i, block in zip(missing, targets, strict=True):
             self._put(keys[i], block)
-        self._pool.used(list(keys))
+        self._pool.used(keys)
         self._stats.blocks_published += readable
         return readable
 
