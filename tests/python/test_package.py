@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import inspect
 import os
 import pickle
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -62,33 +65,45 @@ def test_a_spec_has_all_fields_and_survives_pickling() -> None:
         ModelSpec(no_such_field=1)
 
 
-def test_keys_are_those_of_the_independent_implementation(kvmd: PrivateDaemon) -> None:
-    """Against the derivation in scripts/make_key_vectors.py, which shares no code with libkvclient."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import make_key_vectors as independent
-
-    with kvclient.Client(kvmd.socket) as client:
-        one = spec()
-        model = client.declare_model(one)
-        tokens = list(range(100, 112))
-        chain = KeyChain(model, Shard(tp_rank=0), [ExtraKey(ExtraKey.Kind.LORA, "a")])
-        fields = one.fields()
-        assert one.canonical().encode() == independent_canonical(independent, fields)
-        assert chain.parent.hex != KeyChain(model).parent.hex
-        assert [key.hex for key in chain.extend(tokens)] == [
-            key.hex for key in KeyChain(model, Shard(), [ExtraKey(ExtraKey.Kind.LORA, "a")]).extend(np.array(tokens))
-        ]
+def independent() -> ModuleType:
+    """scripts/make_key_vectors.py, which shares no code with libkvclient."""
+    module_spec = importlib.util.spec_from_file_location("independent", ROOT / "scripts" / "make_key_vectors.py")
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
 
 
-def independent_canonical(module: object, fields: dict[str, str]) -> bytes:
-    text = "kvm.model.1\n" + "".join(f"{name}={len(value.encode())}:{value}\n" for name, value in fields.items())
-    return text.encode()
+def test_specs_and_keys_are_those_of_the_independent_implementation() -> None:
+    theirs = independent()
+    kinds = list(ExtraKey.Kind)
+    compared = 0
+    for name, shard, extras, blocks in theirs.CHAINS:
+        fields = {"llama": theirs.LLAMA, "mla": theirs.MLA, "awkward": theirs.AWKWARD}[name]
+        ours = ModelSpec(**fields)
+        assert ours.canonical().encode() == theirs.canonical(fields)
+        if any(len(tokens) != ours.block_tokens for tokens, _ in blocks):
+            continue  # the Python chain takes whole blocks only
+        names = ("tp_rank", "tp_size", "pp_rank", "pp_size", "kv_group")
+        chain = KeyChain(
+            ours,
+            Shard(**dict(zip(names, shard, strict=True))),
+            [ExtraKey(kinds[kind - 1], value) for kind, value in extras],
+        )
+        key = theirs.root_key(hashlib.sha256(theirs.canonical(fields)).digest(), shard, extras)
+        assert chain.parent.hex == key.hex()
+        for tokens, block_extras in blocks:
+            key = theirs.block_key(key, tokens, block_extras)
+            ours_extras = [ExtraKey(kinds[kind - 1], value) for kind, value in block_extras]
+            assert chain.next(tokens, ours_extras).hex == key.hex()
+            compared += 1
+    assert compared >= 15
 
 
 @pytest.fixture
-def chain(kvmd: PrivateDaemon) -> KeyChain:
-    with kvclient.Client(kvmd.socket) as client:
-        return KeyChain(client.declare_model(spec()))
+def chain() -> KeyChain:
+    return KeyChain(spec())
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,16 @@ def test_a_partial_block_has_no_key(chain: KeyChain) -> None:
     assert len(chain.extend(list(range(11)))) == 2
     with pytest.raises(errors.InvalidArgumentError, match="has 4 tokens, not 3"):
         chain.next([1, 2, 3])
+
+
+def test_everything_has_a_representation_and_a_spec_no_hash() -> None:
+    assert repr(Geometry.contiguous(4, 64)) == "Geometry(4 blocks, 1 parts)"
+    assert repr(Geometry.contiguous(4, 64).parts[0]).startswith("GeometryPart(segment=0, offset=0, chunk_bytes=64")
+    assert repr(BlockWrite(5, 7)) == "BlockWrite(block=5, generation=7)"
+    assert repr(spec()).startswith("ModelSpec(model_id='test/blocks', revision='r1'")
+    with pytest.raises(TypeError, match="fingerprint"):
+        hash(spec())
+    assert hash(spec().fingerprint()) == hash(spec().fingerprint())
 
 
 def test_plain_data_survives_pickling() -> None:

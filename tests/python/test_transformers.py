@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, MambaConfig
+from transformers import DynamicCache, LlamaConfig, MambaConfig, Qwen2Config
 
 from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.transformers import Marketplace, rope_of, spec_of
+from kvclient.transformers.spec import attention_layers
 from support.models import make_model, prompt
 from support.worker import Worker
 
@@ -179,12 +180,13 @@ def test_the_spec_says_what_the_configuration_says() -> None:
 
 
 def test_a_model_that_keeps_something_else_is_refused() -> None:
-    from kvclient.transformers.spec import attention_layers
-
-    config = LlamaConfig(num_hidden_layers=2)
-    assert len(attention_layers(config)) == 2
-    with pytest.raises((UnsupportedError, AttributeError)):
+    assert len(attention_layers(LlamaConfig(num_hidden_layers=2))) == 2
+    with pytest.raises(UnsupportedError, match="mamba"):
         attention_layers(MambaConfig(num_hidden_layers=2))
+    hybrid = Qwen2Config(num_hidden_layers=2)
+    hybrid.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(UnsupportedError, match="linear_attention"):
+        attention_layers(hybrid)
 
 
 @pytest.mark.parametrize(

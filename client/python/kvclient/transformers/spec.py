@@ -108,11 +108,17 @@ def attention_layers(config: Any) -> list[DynamicLayer]:
 
     UnsupportedError: one of them is neither full nor sliding-window attention.
     """
+    text_config = config.get_text_config(decoder=True)
+    others = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if others or not hasattr(text_config, "num_attention_heads"):
+        raise UnsupportedError(
+            f"a {config.model_type} has layers without KV blocks: {sorted(others) or 'no attention'}"
+        )
     layers: list[DynamicLayer] = DynamicCache(config=config).layers
     for index, layer in enumerate(layers):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise UnsupportedError(f"layer {index} keeps its state in a {type(layer).__name__}, not in KV blocks")
-    if len(layers) != config.get_text_config(decoder=True).num_hidden_layers:
+    if len(layers) != text_config.num_hidden_layers:
         raise UnsupportedError("layers that share their KV cache")
     return layers
 
