@@ -97,7 +97,7 @@ class StaleError(KvError):
 
 
 class UnsupportedError(KvError):
-    """Not possible with this build, machine or model; the message says what would be."""
+    """Beyond this build, machine or model; the message says what would do."""
 
     code = "unsupported"
 

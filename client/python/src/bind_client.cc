@@ -55,7 +55,11 @@ PyRegion AllocateRegion(const PyClient& self, const Model& model, const Geometry
                         std::vector<std::uint64_t> segment_bytes, double timeout_s) {
   const std::shared_ptr<Client> client = self.client.Get();
   const Deadline deadline = ToDeadline(timeout_s);
-  RegionOptions options{std::move(name), shard, geometry, segment_bytes};
+  RegionOptions options;
+  options.name = std::move(name);
+  options.shard = shard;
+  options.geometry = geometry;
+  options.segment_bytes = segment_bytes;
   std::shared_ptr<Region> region = Unwrap(WithoutGil([&] { return client->AllocateRegion(model, options, deadline); }));
   if (segment_bytes.empty()) segment_bytes = SegmentsOf(geometry);
   return {{std::move(region), "region"}, std::move(segment_bytes)};
