@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Installs what building (and with --lint checking, with --bench measuring) needs, from the
-# distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
+# Installs what building (and with --lint checking, with --bench measuring, with --python the Python package)
+# needs, from the distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
 set -euo pipefail
 
 lint=no
 bench=no
+python=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
     --bench) bench=yes ;;
+    --python) python=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python]"
       exit 0
       ;;
     *)
@@ -34,6 +36,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
   libcli11-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
 [ "$lint" = yes ] && packages+=(clang-format clang-tidy shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
+[ "$python" = yes ] && packages+=(python3-dev python3-venv)
 
 missing=()
 for package in "${packages[@]}"; do

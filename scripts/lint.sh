@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every linter over every tracked file: clang-format, clang-tidy (needs a configured build), shellcheck.
+# Every linter over every tracked file: clang-format, clang-tidy (needs a configured build), shellcheck; ruff
+# and mypy where the Python suite's environment is (scripts/python_env.sh), which runs them as a test too.
 # Fails if any of them has something to say. (The unit files are verified in the test suite.)
 #
 #   scripts/lint.sh [BUILD_DIR]     default build/ci
@@ -23,3 +24,10 @@ mapfile -t tidy < <(git ls-files 'proto/*.cc' 'cuda/*.cc' 'client/*.cc' 'daemon/
   while read -r file; do ! grep -qF "$PWD/$file\"" "$build/compile_commands.json" || echo "$file"; done)
 echo "clang-tidy: ${#tidy[@]} files"
 printf '%s\n' "${tidy[@]}" | xargs -P "$(nproc)" -n 3 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option 2>/dev/null
+
+if [ -x build/python-env/bin/ruff ]; then
+  echo "ruff, mypy: client/python, tests/python"
+  tests/python/check.sh "$PWD/build/python-env"
+else
+  echo "ruff, mypy: no build/python-env here; the Python suite checks the same"
+fi

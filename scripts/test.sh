@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
-# Builds the project and runs its whole test suite, on a machine that may have nothing installed.
+# Builds the project and runs its test suites, on a machine that may have nothing installed.
 #
-#   scripts/test.sh [--cpp] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu] [--jobs N]
+#   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu|python] [--jobs N]
 #
-# --cpp: the C++ suite, which is the default so far. --python: the Python suite instead; it makes a virtual
-# environment once and fills it from a Python package index. Ends with the test runner's own closing lines.
+# --cpp: the C++ suite alone, which needs no Python packages. --python: the Python suite alone, in a virtual
+# environment under build/ that is made once. Neither: both; with a sanitizer or a label, the C++ suite,
+# unless the label says python. Ends with ctest's own closing lines and its status.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=dev
+suite=""
 label=()
 jobs=$(nproc)
 while [ $# -gt 0 ]; do
   case "$1" in
-    --cpp) ;;
-    --python)
-      scripts/install_deps.sh
-      exec scripts/test_python.sh
-      ;;
+    --cpp) suite=cpp ;;
+    --python) suite=python ;;
     --preset) preset=${2:?"--preset needs a name"} && shift ;;
     --asan) preset=asan ;;
     --tsan) preset=tsan ;;
     --label) label=(-L "${2:?"--label needs a name"}") && shift ;;
     --jobs) jobs=${2:?"--jobs needs a number"} && shift ;;
     -h | --help)
-      sed -n '2,7s/^# \{0,1\}//p' "$0"
+      sed -n '2,8s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -34,10 +33,30 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+if [ -z "$suite" ]; then
+  case "$preset ${label[*]}" in
+    *python*) suite=both ;;
+    asan* | tsan* | *-L*) suite=cpp ;;
+    *) suite=both ;;
+  esac
+fi
 
-scripts/install_deps.sh
 launcher=()
+targets=()
+python=()
+if [ "$suite" = cpp ]; then
+  scripts/install_deps.sh
+  python=(-DKVM_PYTHON_ENV=)
+else
+  scripts/install_deps.sh --python
+  environment=$(scripts/python_env.sh) || exit 1
+  python=("-DKVM_PYTHON_ENV=$environment")
+fi
+if [ "$suite" = python ]; then
+  label=(-L python)
+  targets=(--target kvmd)
+fi
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-cmake --preset "$preset" "${launcher[@]}" >/dev/null
-cmake --build --preset "$preset" --parallel "$jobs"
+cmake --preset "$preset" "${launcher[@]}" "${python[@]}" >/dev/null
+cmake --build --preset "$preset" --parallel "$jobs" "${targets[@]}"
 ctest --preset "$preset" --parallel "$jobs" "${label[@]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from kvclient.daemon import PrivateDaemon
 from support.worker import Worker
 

@@ -6,8 +6,9 @@ import random
 import time
 from collections.abc import Callable
 
-import kvclient
 import pytest
+
+import kvclient
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS
 from support.worker import Worker

@@ -18,6 +18,8 @@ Thread-safe; the GIL is released in everything that waits or copies. Errors are 
 ``kvclient.daemon``        a private kvmd, for tests and examples
 """
 
+from importlib.metadata import version as _version
+
 from kvclient._native import (
     BlockKey,
     BlockKeys,
@@ -46,9 +48,10 @@ from kvclient._native import (
     PublishRequest,
     Region,
     Shard,
-    __version__,
 )
 from kvclient.errors import KvError
+
+__version__ = _version("kvclient")
 
 __all__ = [
     "BlockKey",

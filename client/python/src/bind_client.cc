@@ -127,7 +127,7 @@ void BindClient(nb::module_& module) {
             const Error error = self.client.Get()->last_error();
             return error.message.empty() ? nb::none() : ToException(error);
           },
-          nb::sig("def last_error(self) -> kvclient.errors.KvError | None"), "Why the last connection failed or ended.")
+          nb::sig("def last_error(self) -> KvError | None"), "Why the last connection failed or ended.")
       .def(
           "wait_connected",
           [](const PyClient& self, double timeout_s) {

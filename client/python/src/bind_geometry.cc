@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include <nanobind/operators.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "client/python/src/bindings.h"

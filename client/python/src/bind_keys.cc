@@ -18,6 +18,8 @@ class PyKeyChain {
  public:
   PyKeyChain(const Model& model, const Shard& shard, const std::vector<ExtraKey>& extras)
       : chain_(model.fingerprint, shard, extras), block_tokens_(model.spec.block_tokens) {}
+  PyKeyChain(const ModelSpec& spec, const Shard& shard, const std::vector<ExtraKey>& extras)
+      : chain_(spec.ComputeFingerprint(), shard, extras), block_tokens_(spec.block_tokens) {}
 
   BlockKey Next(const Tokens& tokens, const std::vector<ExtraKey>& extras) {
     if (tokens.ids.size() != block_tokens_) {
@@ -96,7 +98,17 @@ void BindKeys(nb::module_& module) {
       .value("MULTIMODAL", ExtraKey::Kind::kMultimodal, "Content hash and offset of a multimodal item; of the block.")
       .value("PROMPT_EMBEDS", ExtraKey::Kind::kPromptEmbeds, "Digest of prompt embeddings; of the block.")
       .value("OTHER", ExtraKey::Kind::kOther);
-  extra.def(nb::init<ExtraKey::Kind, std::string>(), "kind"_a, "value"_a).def_ro("kind", &ExtraKey::kind).def_ro("value", &ExtraKey::value);
+  extra.def(nb::init<ExtraKey::Kind, std::string>(), "kind"_a, "value"_a)
+      .def(
+          "__init__",
+          [](ExtraKey* self, ExtraKey::Kind kind, const nb::bytes& value) {
+            new (self) ExtraKey{kind, std::string(static_cast<const char*>(value.data()), value.size())};
+          },
+          "kind"_a, "value"_a)
+      .def_ro("kind", &ExtraKey::kind)
+      .def_prop_ro(
+          "value", [](const ExtraKey& self) { return nb::bytes(self.value.data(), self.value.size()); },
+          "As bytes; a str was taken as UTF-8.");
 
   nb::class_<PyKeyChain>(module, "KeyChain",
                          "Derives the keys of one request's blocks, in order. Not thread-safe; make one for each request.\n\n"
@@ -104,8 +116,12 @@ void BindKeys(nb::module_& module) {
       .def(nb::init<const Model&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a = Shard{},
            "extras"_a = std::vector<ExtraKey>{},
            nb::sig("def __init__(self, model: Model, shard: Shard = ..., extras: collections.abc.Sequence[ExtraKey] = ...) -> None"))
+      .def(nb::init<const ModelSpec&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a = Shard{},
+           "extras"_a = std::vector<ExtraKey>{},
+           nb::sig("def __init__(self, model: ModelSpec, shard: Shard = ..., extras: collections.abc.Sequence[ExtraKey] = ...) -> None"),
+           "From a spec alone: a process that only derives keys needs no client.")
       .def("next", &PyKeyChain::Next, "tokens"_a, "extras"_a = std::vector<ExtraKey>{},
-           nb::sig("def next(self, tokens: kvclient.typing.TokenIds, extras: collections.abc.Sequence[ExtraKey] = ...) -> BlockKey"),
+           nb::sig("def next(self, tokens: TokenIds, extras: collections.abc.Sequence[ExtraKey] = ...) -> BlockKey"),
            "Key of the next block; advances the chain. `tokens`: [block_tokens]. `extras`: what falls into this block.\n"
            "InvalidArgumentError: not a full block, or an id outside 32 bits.")
       .def("extend", &PyKeyChain::Extend, "tokens"_a,

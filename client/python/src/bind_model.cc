@@ -99,7 +99,7 @@ void BindModel(nb::module_& module) {
       .def("__setstate__", [](ModelSpec& self, const std::tuple<std::string>& state) {
         new (&self) ModelSpec(Unwrap(ModelSpec::FromCanonical(std::get<0>(state))));
       });
-  spec.attr("__hash__") = nb::none();
+  spec.def("__hash__", [](const ModelSpec&) -> Py_hash_t { throw nb::type_error("a ModelSpec can change: hash its fingerprint"); });
 
   nb::class_<Model>(module, "Model", "A model that this client has declared. Immutable.")
       .def_ro("spec", &Model::spec, nb::rv_policy::copy, "A copy of the spec.")

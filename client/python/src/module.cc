@@ -3,7 +3,6 @@
 
 NB_MODULE(_native, module) {
   module.doc() = "libkvclient's interface; import it from kvclient.";
-  module.attr("__version__") = KVM_PYTHON_VERSION;
   kvm::python::BindModel(module);
   kvm::python::BindKeys(module);
   kvm::python::BindGeometry(module);

@@ -22,7 +22,7 @@ namespace nanobind::detail {
 
 template <>
 struct type_caster<kvm::python::Tokens> {
-  NB_TYPE_CASTER(kvm::python::Tokens, const_name("kvclient.typing.TokenIds"))
+  NB_TYPE_CASTER(kvm::python::Tokens, const_name("TokenIds"))
   bool from_python(handle source, std::uint8_t, cleanup_list*) { return kvm::python::ReadTokens(source, value); }
 };
 

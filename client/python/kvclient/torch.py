@@ -1,0 +1,178 @@
+"""Torch tensors and regions: where tensors' blocks lie, and tensors over a region's memory.
+
+Nothing here assumes a layout: addresses, strides and storage offsets are taken from the tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvclient._native import Geometry, GeometryPart, Region
+from kvclient.errors import BadGeometryError, InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Memory that tensors lie in: one torch storage. Not owned: whoever made the tensors keeps it alive."""
+
+    address: int
+    size_bytes: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class TensorGeometry:
+    """Where the blocks of some tensors lie: ``geometry`` refers to ``segments`` by index."""
+
+    geometry: Geometry
+    segments: tuple[Segment, ...]
+
+    @property
+    def segment_bytes(self) -> list[int]:
+        """Size of each segment, as ``Client.allocate_region`` takes it."""
+        return [segment.size_bytes for segment in self.segments]
+
+
+def physical_order(tensor: torch.Tensor, block_dim: int) -> tuple[int, ...]:
+    """Dimensions of ``tensor`` without the block's, outermost first as they lie in memory (by stride)."""
+    block_dim = _dimension(tensor, block_dim)
+    rest = [dim for dim in range(tensor.dim()) if dim != block_dim]
+    return tuple(sorted(rest, key=lambda dim: (-tensor.stride()[dim], dim)))
+
+
+def geometry_of(
+    tensors: Sequence[torch.Tensor],
+    block_dim: int | Sequence[int],
+    *,
+    order: Sequence[int] | None = None,
+) -> TensorGeometry:
+    """Compute the geometry of paged KV tensors from their strides and storage offsets.
+
+    ``tensors``: in the order in which their parts make up a block (layer by layer), any number of
+    dimensions, any strides, several may share a storage. ``block_dim``: the dimension that counts blocks,
+    one for all or one for each; the same size in all.
+
+    ``order``: the other dimensions, outermost first, in the order in which the elements of a block follow
+    each other. Default: as the dimensions are numbered. It is part of what two regions must agree on, so
+    the model spec's ``layout`` has to say it; ``physical_order`` gives the one with the fewest chunks.
+
+    Examples, ``order`` left out: ``[2, blocks, tokens, heads, size]`` with ``block_dim=1`` gives two chunks
+    of a tensor, ``[blocks, 2, tokens, heads, size]`` with ``block_dim=0`` one; the bytes of a block are the same.
+
+    BadGeometryError: blocks overlap, an expanded tensor, too many chunks. InvalidArgumentError: no tensors,
+    block counts differ, ``order`` is no permutation of the other dimensions.
+    """
+    if not tensors:
+        raise InvalidArgumentError("geometry_of: no tensors")
+    dims = [block_dim] * len(tensors) if isinstance(block_dim, int) else list(block_dim)
+    if len(dims) != len(tensors):
+        raise InvalidArgumentError(f"geometry_of: {len(tensors)} tensors, {len(dims)} block dimensions")
+    dims = [_dimension(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
+    block_counts = {tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True)}
+    if len(block_counts) != 1:
+        raise InvalidArgumentError(f"geometry_of: tensors with different block counts {sorted(block_counts)}")
+
+    segments: list[Segment] = []
+    parts: list[GeometryPart] = []
+    for tensor, dim in zip(tensors, dims, strict=True):
+        storage = tensor.untyped_storage()
+        segment = Segment(storage.data_ptr(), storage.nbytes(), tensor.device)
+        if segment not in segments:
+            segments.append(segment)
+        parts.extend(_parts(tensor, dim, order, segments.index(segment), tensor.data_ptr() - segment.address))
+    result = TensorGeometry(Geometry(block_counts.pop(), parts), tuple(segments))
+    result.geometry.validate(result.segment_bytes)
+    return result
+
+
+def segment_tensor(region: Region, index: int = 0) -> torch.Tensor:
+    """A segment of a region as a tensor, uint8 ``[segment bytes]``, no copy; keeps the memory alive."""
+    return torch.from_numpy(region.segment(index))
+
+
+def view(
+    region: Region,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    stride: Sequence[int] | None = None,
+    segment: int = 0,
+    offset_bytes: int = 0,
+) -> torch.Tensor:
+    """A tensor over a region's memory: no copy, keeps the memory alive.
+
+    ``stride``: in elements, row-major if not given. ``offset_bytes``: from the segment's start, a multiple
+    of the element's size. InvalidArgumentError: it would reach beyond the segment.
+    """
+    strides = list(stride) if stride is not None else _row_major(shape)
+    if offset_bytes % dtype.itemsize:
+        raise InvalidArgumentError(f"view: offset {offset_bytes} is no multiple of {dtype}'s {dtype.itemsize} bytes")
+    extent = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + 1
+    end = offset_bytes + extent * dtype.itemsize
+    if min(shape, default=1) < 1 or end > region.segment_bytes[segment]:
+        raise InvalidArgumentError(
+            f"view: {list(shape)} of {dtype} ends at {end}, the segment at {region.segment_bytes[segment]}"
+        )
+    flat = segment_tensor(region, segment)[offset_bytes:end].view(dtype)
+    return flat.as_strided(list(shape), strides)
+
+
+def _dimension(tensor: torch.Tensor, dim: int) -> int:
+    dims = tensor.ndim
+    if not -dims <= dim < dims:
+        raise InvalidArgumentError(f"geometry_of: a tensor of {dims} dimensions has no dimension {dim}")
+    return dim % dims
+
+
+def _row_major(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+
+
+def _parts(
+    tensor: torch.Tensor, block_dim: int, order: Sequence[int] | None, segment: int, offset: int
+) -> list[GeometryPart]:
+    rest = [dim for dim in range(tensor.dim()) if dim != block_dim]
+    if order is not None:
+        if sorted(dim % tensor.dim() for dim in order) != rest:
+            raise InvalidArgumentError(
+                f"geometry_of: order {tuple(order)} does not name the dimensions {rest} once each"
+            )
+        rest = [dim % tensor.dim() for dim in order]
+    item = tensor.element_size()
+    axes = [(tensor.shape[dim], tensor.stride(dim) * item) for dim in rest if tensor.shape[dim] != 1]
+    if any(size > 1 and step == 0 for size, step in axes):
+        raise BadGeometryError("geometry_of: an expanded tensor names the same bytes more than once")
+
+    chunk = item
+    while axes and axes[-1][1] == chunk:
+        chunk *= axes.pop()[0]
+    merged: list[tuple[int, int]] = []
+    for size, step in axes:
+        if merged and merged[-1][1] == step * size:
+            merged[-1] = (merged[-1][0] * size, step)
+        else:
+            merged.append((size, step))
+    count, repeat_stride = merged.pop() if merged else (1, 0)
+    # With one block its stride is never used, and torch may report any.
+    block_stride = tensor.stride(block_dim) * item if tensor.shape[block_dim] > 1 else chunk
+    outer = itertools.product(*(range(size) for size, _ in merged))
+    steps = [step for _, step in merged]
+    return [
+        GeometryPart(
+            segment=segment,
+            offset=offset + sum(index * step for index, step in zip(indices, steps, strict=True)),
+            chunk_bytes=chunk,
+            block_stride=block_stride,
+            count=count,
+            repeat_stride=repeat_stride,
+        )
+        for indices in outer
+    ]
+
+
+__all__ = ["Segment", "TensorGeometry", "geometry_of", "physical_order", "segment_tensor", "view"]

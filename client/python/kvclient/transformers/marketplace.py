@@ -1,0 +1,392 @@
+"""Prefix sharing for ``generate()``: import what others have computed, publish what this process computes.
+
+A block that fails its validation, a kvmd that is gone, a region that is full: each is a miss, computed as
+without the marketplace. Nothing of that raises from ``generate()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from kvclient._native import BlockKey, BlockKeys, Client, ExtraKey, Geometry, KeyChain, Match, NearMiss, PublishRequest
+from kvclient.errors import DeadlineExceededError, InvalidArgumentError, KvError, UnsupportedError
+from kvclient.torch import view
+from kvclient.transformers.block_pool import BlockPool
+from kvclient.transformers.cache import blocks_from_cache, cache_from_blocks, empty_cache, first_token_held
+from kvclient.transformers.spec import spec_of
+
+_log = logging.getLogger(__name__)
+
+# Arguments of generate() with which a prefix of one sequence is not what the model starts from.
+_INCOMPATIBLE = (
+    "past_key_values",
+    "inputs_embeds",
+    "assistant_model",
+    "cache_implementation",
+    "position_ids",
+    "token_type_ids",
+    "encoder_outputs",
+    "pixel_values",
+    "negative_prompt_ids",
+    "prompt_lookup_num_tokens",
+)
+
+
+@dataclass
+class MarketplaceStats:
+    """Cumulative. Tokens and blocks of prompts; ``bypassed`` counts requests by the reason they went without."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    blocks_own: int = 0
+    blocks_imported: int = 0  # validated ones only
+    blocks_failed: int = 0
+    blocks_published: int = 0
+    errors: int = 0
+    bypassed: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Prefix:
+    """What ``fetch`` found: a cache that holds the first ``tokens`` tokens of the prompt, 0 for a miss."""
+
+    cache: DynamicCache
+    tokens: int
+
+
+class Marketplace:
+    """Shares the KV cache of one model's prompts with the other processes of the node.
+
+    Thread-safe as far as the model is: fetching and publishing hold a lock, generating does not.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        client: Client | None = None,
+        socket_path: str | None = None,
+        name: str | None = None,
+        block_tokens: int = 16,
+        pool_blocks: int = 1024,
+        min_prefix_tokens: int = 64,
+        publish: bool = True,
+        publish_generated: bool = True,
+        model_id: str | None = None,
+        revision: str | None = None,
+        weights_digest: str | None = None,
+        tokenizer: Any = None,
+        import_timeout_s: float = 5.0,
+        connect_timeout_s: float = 1.0,
+    ) -> None:
+        """Describe the model, allocate a pool of ``pool_blocks`` blocks in host memory and register it.
+
+        ``client``: default one of its own on ``socket_path`` (``$KVMD_SOCKET``, /run/kvmd/kvmd.sock), which
+        needs no kvmd to be there: waits ``connect_timeout_s`` for it and goes on without.
+        ``name``: of client and region; unique among this user's processes; default one with the process id.
+        ``min_prefix_tokens``: shorter matches are computed. ``publish``: False to import only.
+        ``publish_generated``: also publish blocks with generated tokens, for the next turn of a chat.
+        ``model_id``, ``revision``, ``weights_digest``, ``tokenizer``: see ``spec_of``.
+        ``import_timeout_s``: blocks not copied by then are computed.
+
+        UnsupportedError: a model whose cache is not made of KV blocks. Other KvErrors: see
+        ``Client.declare_model`` and ``Client.allocate_region``.
+        """
+        self.model = model
+        self.spec = spec_of(
+            model,
+            block_tokens=block_tokens,
+            model_id=model_id,
+            revision=revision,
+            weights_digest=weights_digest,
+            tokenizer=tokenizer,
+        )
+        name = name or f"transformers-{os.getpid()}-{id(self):x}"
+        self._owns_client = client is None
+        self.client = client or Client(socket_path, name=name, start_offline=True)
+        self._min_prefix_tokens = min_prefix_tokens
+        self._publish_enabled = publish
+        self._publish_generated = publish_generated
+        self._import_timeout_s = import_timeout_s
+        self._lock = threading.Lock()
+        self._stats = MarketplaceStats()
+        if self._owns_client:
+            try:
+                self.client.wait_connected(connect_timeout_s)
+            except DeadlineExceededError:
+                _log.warning("no kvmd yet (%s); going on without it", self.client.last_error)
+        self._declared = self.client.declare_model(self.spec)
+        shape = [pool_blocks, self.spec.num_layers, 2, self.spec.num_kv_heads, block_tokens, self.spec.head_size]
+        block_bytes = model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
+        # Host memory: a model on a GPU copies to and from it.
+        self.region = self.client.allocate_region(
+            self._declared, Geometry.contiguous(pool_blocks, block_bytes), name=name
+        )
+        self._pool = BlockPool(pool_blocks)
+        self._pool_size = pool_blocks
+        self._memory = view(self.region, shape, model.dtype)
+
+    @property
+    def stats(self) -> MarketplaceStats:
+        """A copy of the counters."""
+        with self._lock:
+            return MarketplaceStats(**{**vars(self._stats), "bypassed": Counter(self._stats.bypassed)})
+
+    def near_misses(self) -> list[NearMiss]:
+        """Models of others that differ from this one in few fields: why nothing is shared."""
+        return self.client.near_misses(self._declared)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for this model whose every token can be published, also beyond a sliding window."""
+        return empty_cache(self.model.config)
+
+    def fetch(self, token_ids: Any, *, lora: str | None = None, cache_salt: str | None = None) -> Prefix:
+        """Import the longest published prefix of a prompt.
+
+        ``token_ids``: [tokens] or [1, tokens]. ``lora``: name or digest of the adapter that is active.
+        ``cache_salt``: shares only with requests of the same salt. At least one token is left to compute.
+        Waits at most ``import_timeout_s``. Does not raise what kvmd does or doesn't.
+        """
+        ids = _flat(token_ids)
+        with self._lock:
+            self._stats.prompt_tokens += len(ids)
+            try:
+                blocks = self._import(ids, _extras(lora, cache_salt))
+            except KvError as error:
+                self._note(error)
+                blocks = []
+            tokens = len(blocks) * self.spec.block_tokens
+            self._stats.reused_tokens += tokens
+            return Prefix(cache_from_blocks(self.model.config, self._memory, blocks, self.model.device), tokens)
+
+    def publish(
+        self, token_ids: Any, cache: DynamicCache, *, lora: str | None = None, cache_salt: str | None = None
+    ) -> int:
+        """Publish all full blocks that ``cache`` holds of ``token_ids`` and that this process has not published yet.
+
+        ``token_ids``: [tokens] or [1, tokens]; the cache may hold fewer. ``cache``: batch of 1, any DynamicCache
+        of the model; from one that has let early tokens slide out (not made by ``new_cache`` or ``fetch``)
+        nothing is published, since the prefix would have a hole. Returns the number of blocks.
+        InvalidArgumentError: a cache of another model.
+        """
+        ids = _flat(token_ids)
+        self._check_shape(cache)
+        with self._lock:
+            try:
+                return self._publish(ids[: cache.get_seq_length()], cache, _extras(lora, cache_salt))
+            except KvError as error:
+                self._note(error)
+                return 0
+
+    def generate(
+        self, input_ids: torch.Tensor, *, lora: str | None = None, cache_salt: str | None = None, **kwargs: Any
+    ) -> Any:
+        """``model.generate(input_ids, **kwargs)`` that starts from the longest published prefix and publishes.
+
+        Same arguments, same result. Requests that can't start from a prefix (more than one sequence, beams,
+        padding, a cache of their own, …) go to the model as they are and are counted in ``stats.bypassed``.
+        """
+        reason = self._bypass(input_ids, lora, kwargs)
+        with self._lock:
+            self._stats.requests += 1
+            if reason:
+                self._stats.bypassed[reason] += 1
+        if reason:
+            return self.model.generate(input_ids, **kwargs)
+        prefix = self.fetch(input_ids, lora=lora, cache_salt=cache_salt)
+        kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
+        output = self.model.generate(input_ids, past_key_values=prefix.cache, **kwargs)
+        if self._publish_enabled:
+            sequence = output if isinstance(output, torch.Tensor) else output.sequences
+            known = sequence[0] if self._publish_generated else input_ids[0]
+            self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
+        return output
+
+    def close(self) -> None:
+        """Take the pool out of the marketplace; waits up to two seconds for importers. Safe to call twice.
+
+        ``generate()`` goes on without the marketplace afterwards.
+        """
+        with self._lock:
+            if self.region.closed:
+                return
+            with contextlib.suppress(KvError):  # kvmd is gone, or an importer slow: validation covers both
+                self.region.unregister(2.0)
+            self.region.close()
+            if self._owns_client:
+                self.client.close()
+
+    def __enter__(self) -> Marketplace:
+        """Nothing to do: it is open from the start."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _import(self, ids: list[int], extras: list[ExtraKey]) -> list[int]:
+        """Blocks of the own pool that hold the longest prefix there is; what others have is copied there first."""
+        usable = min((len(ids) - 1) // self.spec.block_tokens, self._pool_size)
+        if usable * self.spec.block_tokens < self._min_prefix_tokens or usable < 1:
+            return []
+        chain = KeyChain(self._declared, extras=extras)
+        root = chain.parent
+        keys = chain.extend(ids[: usable * self.spec.block_tokens])
+        match = self.client.find(keys)
+        if len(match) * self.spec.block_tokens < self._min_prefix_tokens:
+            return []
+        blocks: list[int] = []
+        while len(blocks) < len(match):
+            first = len(blocks)
+            if match[first].own:
+                block = self._pool.get(keys[first])
+                if block != match[first].block:
+                    break
+                blocks.append(block)
+                self._stats.blocks_own += 1
+                continue
+            last = next((i for i in range(first, len(match)) if match[i].own), len(match))
+            valid = self._copy(match, first, last, keys, root, keep=blocks)
+            blocks += valid
+            if len(valid) < last - first:
+                break
+        self._pool.used(keys[: len(blocks)])
+        return blocks
+
+    def _copy(self, match: Match, first: int, last: int, keys: BlockKeys, root: BlockKey, keep: list[int]) -> list[int]:
+        # What the rest of the match needs must not make room for this part of it.
+        pinned = {match[i].block for i in range(len(match)) if match[i].own} | set(keep)
+        blocks = self._pool.allocate(last - first, pinned)
+        if not blocks:
+            return []
+        ticket = self.client.import_blocks(
+            match.slice(first, len(blocks)), self.region, blocks, timeout_s=self._import_timeout_s
+        )
+        result = ticket.wait()
+        self._stats.blocks_imported += result.valid
+        self._stats.blocks_failed += len(result.failed)
+        self._pool.release(blocks[result.valid :])
+        valid = blocks[: result.valid]
+        for index, block in enumerate(valid):
+            self._put(keys[first + index], block)
+        if self._publish_enabled and valid:
+            parent = keys[first - 1] if first else root
+            run = BlockKeys(keys[first : first + len(valid)])
+            self.region.publish_run(run, parent, first, result.writes[: len(valid)])
+        return valid
+
+    def _publish(self, ids: list[int], cache: DynamicCache, extras: list[ExtraKey]) -> int:
+        block_tokens = self.spec.block_tokens
+        chain = KeyChain(self._declared, extras=extras)
+        root = chain.parent
+        keys = chain.extend(ids)
+        here = [self._pool.get(key) for key in keys]
+        missing = [index for index, block in enumerate(here) if block is None]
+        held = first_token_held(cache)
+        self._pool.used(keys)
+        if not missing or missing[0] * block_tokens < held:
+            return 0
+        targets = self._pool.allocate(len(missing), {block for block in here if block is not None})
+        missing = missing[: len(targets)]
+        writes = self.region.begin_writes(targets)
+        for first, last in _runs(missing):
+            blocks_from_cache(cache, missing[first], self._memory, targets[first:last])
+        requests = [
+            PublishRequest(key=keys[i], parent=keys[i - 1] if i else root, depth=i, write=write)
+            for i, write in zip(missing, writes, strict=True)
+        ]
+        readable = self.region.publish(requests).readable
+        for i, block in zip(missing, targets, strict=True):
+            self._put(keys[i], block)
+        self._pool.used(keys)
+        self._stats.blocks_published += readable
+        return readable
+
+    def _put(self, key: BlockKey, block: int) -> None:
+        before = self._pool.put(key, block)
+        if before is not None:
+            self.region.retract([before])
+
+    def _bypass(self, input_ids: torch.Tensor, lora: str | None, kwargs: dict[str, Any]) -> str | None:
+        """Why a request goes to the model as it is; None if it doesn't."""
+        if input_ids.dim() != 2 or input_ids.shape[0] != 1:
+            return "batch"
+        if self.model.training:
+            return "training"
+        if lora is None and getattr(self.model, "peft_config", None):
+            return "unnamed_adapter"
+        for argument in _INCOMPATIBLE:
+            if kwargs.get(argument) is not None:
+                return argument
+        mask = kwargs.get("attention_mask")
+        if mask is not None and (mask.shape != input_ids.shape or not bool(mask.all())):
+            return "attention_mask"
+        config = kwargs.get("generation_config") or self.model.generation_config
+
+        def setting(name: str, default: Any) -> Any:
+            value = kwargs.get(name, getattr(config, name, None))
+            return default if value is None else value
+
+        if setting("use_cache", True) is False:
+            return "use_cache"
+        if setting("num_beams", 1) > 1 or setting("num_return_sequences", 1) > 1:
+            return "beams"
+        if setting("cache_implementation", None) is not None:
+            return "cache_implementation"
+        return None
+
+    def _check_shape(self, cache: DynamicCache) -> None:
+        if len(cache.layers) != self.spec.num_layers:
+            raise InvalidArgumentError(f"the cache has {len(cache.layers)} layers, the model {self.spec.num_layers}")
+        heads, size = self.spec.num_kv_heads, self.spec.head_size
+        for number, layer in enumerate(cache.layers):
+            for states in (layer.keys, layer.values):
+                if states is None or not states.numel():
+                    continue
+                if (*states.shape[:2], states.shape[-1]) != (1, heads, size) or states.dtype != self.model.dtype:
+                    raise InvalidArgumentError(
+                        f"layer {number} of the cache is {states.dtype} {list(states.shape)}, "
+                        f"not {self.model.dtype} [1, {heads}, tokens, {size}]"
+                    )
+
+    def _note(self, error: KvError) -> None:
+        self._stats.errors += 1
+        _log.warning("computed without the marketplace: %s", error)
+
+
+def _flat(token_ids: Any) -> list[int]:
+    if isinstance(token_ids, torch.Tensor):
+        if token_ids.dim() == 2 and token_ids.shape[0] == 1:
+            token_ids = token_ids[0]
+        if token_ids.dim() != 1:
+            raise UnsupportedError(f"one sequence at a time, not {list(token_ids.shape)}")
+        token_ids = token_ids.tolist()
+    return [int(token) for token in token_ids]
+
+
+def _extras(lora: str | None, cache_salt: str | None) -> list[ExtraKey]:
+    extras = []
+    if lora is not None:
+        extras.append(ExtraKey(ExtraKey.Kind.LORA, lora))
+    if cache_salt is not None:
+        extras.append(ExtraKey(ExtraKey.Kind.CACHE_SALT, cache_salt))
+    return extras
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Index ranges [first, last) of ``numbers`` within which they are consecutive."""
+    cuts = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    return list(zip([0, *cuts], [*cuts, len(numbers)], strict=True))
+
+
+__all__ = ["Marketplace", "MarketplaceStats", "Prefix"]

@@ -1,0 +1,25 @@
+# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the virtual
+# environment that scripts/python_env.sh makes; without it there are none, and nothing here needs Python packages.
+set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
+
+# kvm_python_test(NAME sentence [TIMEOUT seconds] COMMAND …)
+function(kvm_python_test)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME;TIMEOUT" "COMMAND")
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_test(NAME "python/${arg_NAME}" COMMAND ${arg_COMMAND} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/python)
+  set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS python TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=1")
+endfunction()
+
+if(KVM_PYTHON_ENV AND TARGET kvmd)
+  set(pytest ${KVM_PYTHON_ENV}/bin/python -m pytest -q -p no:cacheprovider)
+  kvm_python_test(NAME "blocks between processes" COMMAND ${pytest} test_two_processes.py)
+  kvm_python_test(NAME "the package's own types and errors" COMMAND ${pytest} test_package.py)
+  kvm_python_test(NAME "geometry of tensors" COMMAND ${pytest} test_torch_geometry.py)
+  kvm_python_test(NAME "parity of generate()" TIMEOUT 300 COMMAND ${pytest} test_transformers_parity.py)
+  kvm_python_test(NAME "sharing under generate()" TIMEOUT 300 COMMAND ${pytest} test_transformers.py)
+  kvm_python_test(NAME "the example shows hits and parity" COMMAND ${pytest} test_example.py)
+  kvm_python_test(NAME "style and types" COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/python/check.sh ${KVM_PYTHON_ENV})
+endif()
