@@ -271,7 +271,7 @@ def test_a_block_rewritten_between_find_and_import_is_computed(
             return match
 
     client = importer.client
-    monkeypatch.setattr(importer, "client", Rewriting())
+    monkeypatch.setattr(importer._store, "client", Rewriting())
     assert torch.equal(shared(importer, ids), plain(model, ids))
     assert (importer.stats.blocks_imported, importer.stats.blocks_failed) == (2, 4)
     assert importer.stats.reused_tokens == 32

@@ -11,16 +11,17 @@ import logging
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from kvclient._native import BlockKey, BlockKeys, Client, ExtraKey, Geometry, KeyChain, Match, NearMiss, PublishRequest
+from kvclient._native import Client, ExtraKey, Geometry, KeyChain, NearMiss
 from kvclient.errors import DeadlineExceededError, InvalidArgumentError, KvError, UnsupportedError
+from kvclient.host_store import HostStore
 from kvclient.torch import view
-from kvclient.transformers.block_pool import BlockPool
 from kvclient.transformers.cache import blocks_from_cache, cache_from_blocks, empty_cache, first_token_held
 from kvclient.transformers.spec import spec_of
 
@@ -117,7 +118,6 @@ class Marketplace:
         self._min_prefix_tokens = min_prefix_tokens
         self._publish_enabled = publish
         self._publish_generated = publish_generated
-        self._import_timeout_s = import_timeout_s
         self._lock = threading.Lock()
         self._stats = MarketplaceStats()
         if self._owns_client:
@@ -132,15 +132,16 @@ class Marketplace:
         self.region = self.client.allocate_region(
             self._declared, Geometry.contiguous(pool_blocks, block_bytes), name=name
         )
-        self._pool = BlockPool(pool_blocks)
-        self._pool_size = pool_blocks
+        self._store = HostStore(self.client, self.region, publish=publish, import_timeout_s=import_timeout_s)
         self._memory = view(self.region, shape, model.dtype)
 
     @property
     def stats(self) -> MarketplaceStats:
         """A copy of the counters."""
         with self._lock:
-            return MarketplaceStats(**{**vars(self._stats), "bypassed": Counter(self._stats.bypassed)})
+            return MarketplaceStats(
+                **{**vars(self._stats), **vars(self._store.stats), "bypassed": Counter(self._stats.bypassed)}
+            )
 
     def near_misses(self) -> list[NearMiss]:
         """Models of others that differ from this one in few fields: why nothing is shared."""
@@ -236,86 +237,28 @@ class Marketplace:
 
     def _import(self, ids: list[int], extras: list[ExtraKey]) -> list[int]:
         """Blocks of the own pool that hold the longest prefix there is; what others have is copied there first."""
-        usable = min((len(ids) - 1) // self.spec.block_tokens, self._pool_size)
-        if usable * self.spec.block_tokens < self._min_prefix_tokens or usable < 1:
+        block_tokens = self.spec.block_tokens
+        usable = min((len(ids) - 1) // block_tokens, self._store.block_count)
+        if usable * block_tokens < self._min_prefix_tokens or usable < 1:
             return []
         chain = KeyChain(self._declared, extras=extras)
         root = chain.parent
-        keys = chain.extend(ids[: usable * self.spec.block_tokens])
-        match = self.client.find(keys)
-        if len(match) * self.spec.block_tokens < self._min_prefix_tokens:
-            return []
-        blocks: list[int] = []
-        while len(blocks) < len(match):
-            first = len(blocks)
-            if match[first].own:
-                block = self._pool.get(keys[first])
-                if block != match[first].block:
-                    break
-                blocks.append(block)
-                self._stats.blocks_own += 1
-                continue
-            last = next((i for i in range(first, len(match)) if match[i].own), len(match))
-            valid = self._copy(match, first, last, keys, root, keep=blocks)
-            blocks += valid
-            if len(valid) < last - first:
-                break
-        self._pool.used(keys[: len(blocks)])
-        return blocks
-
-    def _copy(self, match: Match, first: int, last: int, keys: BlockKeys, root: BlockKey, keep: list[int]) -> list[int]:
-        # What the rest of the match needs must not make room for this part of it.
-        pinned = {match[i].block for i in range(len(match)) if match[i].own} | set(keep)
-        blocks = self._pool.allocate(last - first, pinned)
-        if not blocks:
-            return []
-        ticket = self.client.import_blocks(
-            match.slice(first, len(blocks)), self.region, blocks, timeout_s=self._import_timeout_s
-        )
-        result = ticket.wait()
-        self._stats.blocks_imported += result.valid
-        self._stats.blocks_failed += len(result.failed)
-        self._pool.release(blocks[result.valid :])
-        valid = blocks[: result.valid]
-        for index, block in enumerate(valid):
-            self._put(keys[first + index], block)
-        if self._publish_enabled and valid:
-            parent = keys[first - 1] if first else root
-            run = BlockKeys(keys[first : first + len(valid)])
-            self.region.publish_run(run, parent, first, result.writes[: len(valid)])
-        return valid
+        keys = chain.extend(ids[: usable * block_tokens])
+        return self._store.fetch(keys, root, min_blocks=-(-self._min_prefix_tokens // block_tokens))
 
     def _publish(self, ids: list[int], cache: DynamicCache, extras: list[ExtraKey]) -> int:
-        block_tokens = self.spec.block_tokens
         chain = KeyChain(self._declared, extras=extras)
         root = chain.parent
         keys = chain.extend(ids)
-        here = [self._pool.get(key) for key in keys]
-        missing = [index for index, block in enumerate(here) if block is None]
-        held = first_token_held(cache)
-        self._pool.used(keys)
-        if not missing or missing[0] * block_tokens < held:
+        missing = self._store.missing(keys)
+        if not missing or missing[0] * self.spec.block_tokens < first_token_held(cache):
             return 0
-        targets = self._pool.allocate(len(missing), {block for block in here if block is not None})
-        missing = missing[: len(targets)]
-        writes = self.region.begin_writes(targets)
-        for first, last in _runs(missing):
-            blocks_from_cache(cache, missing[first], self._memory, targets[first:last])
-        requests = [
-            PublishRequest(key=keys[i], parent=keys[i - 1] if i else root, depth=i, write=write)
-            for i, write in zip(missing, writes, strict=True)
-        ]
-        readable = self.region.publish(requests).readable
-        for i, block in zip(missing, targets, strict=True):
-            self._put(keys[i], block)
-        self._pool.used(keys)
-        self._stats.blocks_published += readable
-        return readable
 
-    def _put(self, key: BlockKey, block: int) -> None:
-        before = self._pool.put(key, block)
-        if before is not None:
-            self.region.retract([before])
+        def fill(indices: Sequence[int], blocks: Sequence[int]) -> None:
+            for first, last in _runs(indices):
+                blocks_from_cache(cache, indices[first], self._memory, list(blocks[first:last]))
+
+        return self._store.store(keys, root, 0, missing, fill)
 
     def _bypass(self, input_ids: torch.Tensor, lora: str | None, kwargs: dict[str, Any]) -> str | None:
         """Why a request goes to the model as it is; None if it doesn't."""
@@ -383,7 +326,7 @@ def _extras(lora: str | None, cache_salt: str | None) -> list[ExtraKey]:
     return extras
 
 
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Index ranges [first, last) of ``numbers`` within which they are consecutive."""
     cuts = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
     return list(zip([0, *cuts], [*cuts, len(numbers)], strict=True))
