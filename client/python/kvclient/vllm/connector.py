@@ -1,0 +1,389 @@
+"""KvMarketConnector: vLLM's connector interface over the scheduler's and the worker's side."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from kvclient._native import Client, ModelSpec, Shard
+from kvclient.errors import KvError, UnsupportedError
+from kvclient.vllm.layout import read_layout
+from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
+from kvclient.vllm.options import ConnectorOptions
+from kvclient.vllm.plan import StepPlan, WorkerReport
+from kvclient.vllm.scheduler import SchedulerSide
+from kvclient.vllm.spec import spec_of
+from kvclient.vllm.worker import WorkerSide
+
+_log = logging.getLogger("vllm.kvclient")
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+
+
+@dataclass
+class _Plan(KVConnectorMetadata):
+    plan: StepPlan = field(default_factory=StepPlan)
+
+
+@dataclass
+class _Handshake(KVConnectorHandshakeMetadata):
+    """What a worker has registered: the canonical model spec, its shard."""
+
+    spec: str
+    pp_rank: int
+    tp_rank: int
+    in_place: bool
+
+
+@dataclass
+class _Report(KVConnectorWorkerMetadata):
+    workers: list[WorkerReport]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        assert isinstance(other, _Report)
+        return _Report(self.workers + other.workers)
+
+
+def _guarded(default: Callable[[], Any]) -> Callable[[_Hook], _Hook]:
+    """A hook that fails turns the connector off and lets the engine go on: sharing is never worth a request."""
+
+    def decorate(hook: _Hook) -> _Hook:
+        @functools.wraps(hook)
+        def call(self: KvMarketConnector, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return hook(self, *args, **kwargs)
+            except Exception as error:
+                self._turn_off(f"{hook.__name__}: {type(error).__name__}: {error}", trace=True)
+                return default()
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+class _SharedClient:
+    """One client for the scheduler and the worker of an engine in one process: it knows the engine's own blocks."""
+
+    _all: ClassVar[dict[tuple[str, str], _SharedClient]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.users = 0
+
+    @classmethod
+    def take(cls, socket: str, name: str, *, lookup_only: bool) -> Client:
+        with cls._lock:
+            shared = cls._all.get((socket, name))
+            if shared is None:
+                client = Client(socket, name=name, start_offline=True, map_payload=not lookup_only)
+                try:
+                    client.wait_connected(1.0)
+                except KvError as error:
+                    _log.warning("no kvmd at %s yet (%s); the engine goes on without", socket, error)
+                shared = cls._all[(socket, name)] = cls(client)
+            shared.users += 1
+            return shared.client
+
+    @classmethod
+    def give_back(cls, socket: str, name: str) -> None:
+        with cls._lock:
+            shared = cls._all[(socket, name)]
+            shared.users -= 1
+            if shared.users == 0:
+                del cls._all[(socket, name)]
+                shared.client.close()
+
+
+class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """Shares an engine's KV blocks with the other engines of the node. Switch it on with
+
+    ``--kv-transfer-config '{"kv_connector": "KvMarketConnector", "kv_connector_module_path": "kvclient.vllm",
+    "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}'``; options: ``ConnectorOptions``.
+
+    It turns itself off, with the reason in the log, where it can't be exact, and the engine runs as without it.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
+        """InvalidArgumentError: an option. ValueError: kv_load_failure_policy is not recompute."""
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer = vllm_config.kv_transfer_config
+        policy = getattr(transfer, "kv_load_failure_policy", "fail")
+        if policy != "recompute":
+            raise ValueError(
+                f"KvMarketConnector needs kv_load_failure_policy=recompute in --kv-transfer-config (it is {policy!r}): "
+                "a block whose source was reused during the copy is computed, which is no failure of the request"
+            )
+        self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config)
+        self._name = f"vllm-{os.getpid()}-{str(getattr(transfer, 'engine_id', '') or id(self))[:8]}"
+        self._off = ""
+        self._client: Client | None = None
+        self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
+        self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
+        self._handshake: _Handshake | None = None
+        reason = _unsupported(vllm_config, kv_cache_config)
+        if reason:
+            self._turn_off(reason)
+
+    def _turn_off(self, reason: str, trace: bool = False) -> None:
+        if self._off:
+            return
+        self._off = reason
+        _log.warning("KvMarketConnector is off: %s", reason, exc_info=trace)
+        if self._worker is not None:
+            self._worker.close()
+
+    # ---- worker ----
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Register the engine's KV memory with the marketplace."""
+        if self._off or self._worker is None:
+            return
+        config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
+        kv_spec = groups[0].kv_cache_spec
+        try:
+            backends = _backends(config, kv_caches)
+
+            def block_dim(layer: str) -> int | None:
+                return _block_dim(backends.get(layer), kv_spec, config.cache_config.cache_dtype)
+
+            layout = read_layout(kv_caches, self._kv_cache_config.num_blocks, block_dim)
+            names = sorted({backend.get_name() for backend in backends.values()})
+            spec = spec_of(
+                config, kv_spec, layout=layout.text, backend="+".join(names), weights_digest=self._options.weights_digest
+            )
+            pp_rank, tp_rank = _ranks()
+            shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
+            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=False)
+            self._worker.attach(self._client, spec, shard, layout, f"{self._name}-{pp_rank}.{tp_rank}")
+        except KvError as error:
+            self._turn_off(str(error))
+            return
+        self._handshake = _Handshake(spec.canonical(), pp_rank, tp_rank, self._worker.in_place)
+        _log.info("KvMarketConnector: %s blocks of %d bytes, %s", self._kv_cache_config.num_blocks, layout.block_bytes, layout.text)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """What this worker has registered."""
+        return self._handshake
+
+    @_guarded(lambda: None)
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Publish and withdraw, before the step touches any block."""
+        if self._worker is not None and isinstance(kv_connector_metadata, _Plan):
+            self._worker.before_step(kv_connector_metadata.plan)
+
+    @_guarded(lambda: None)
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Begin the step's imports."""
+        if self._worker is not None:
+            metadata = self._get_connector_metadata()
+            assert isinstance(metadata, _Plan)
+            self._worker.before_step(metadata.plan)
+            self._worker.start_loads(metadata.plan)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: imports are ordered by stream."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing: publishing copies nothing."""
+
+    def wait_for_save(self) -> None:
+        """Nothing."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose imports are done."""
+        if self._worker is None:
+            return None, None
+        finished = self._worker.finished_loads()
+        return None, finished or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks to compute after all."""
+        return self._worker.take_failed_blocks() if self._worker is not None else set()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """Loads that the step waited for."""
+        report = self._worker.take_report() if self._worker is not None else None
+        return _Report([report]) if report is not None else None
+
+    # ---- scheduler ----
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]) -> None:
+        """All workers have registered: look up in the same model's blocks from here on."""
+        if self._off or self._scheduler is None:
+            return
+        parallel = self._vllm_config.parallel_config
+        wanted = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+        workers = [each for _, each in sorted(metadata.items()) if isinstance(each, _Handshake)]
+        specs = {worker.spec for worker in workers}
+        if len(workers) != wanted or not specs:
+            self._turn_off(f"{len(workers)} of {wanted} workers share their memory")
+            return
+        try:
+            # Stages of a pipeline hold different layers: one model, whose layout names all of them.
+            spec = ModelSpec.from_canonical(workers[0].spec)
+            if len(specs) > 1:
+                raise UnsupportedError("pipeline stages with different layouts")
+            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=True)
+            self._client.declare_model(spec)
+            shards = [
+                Shard(tp_rank=w.tp_rank, tp_size=spec.tp_size, pp_rank=w.pp_rank, pp_size=spec.pp_size) for w in workers
+            ]
+            self._scheduler.attach(self._client, spec, shards, include_own=not workers[0].in_place)
+        except KvError as error:
+            self._turn_off(str(error))
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
+        """As the other one, without a pipeline."""
+        self.set_xfer_handshake_metadata_pp_aware({(0, rank): each for rank, each in metadata.items()})
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """The pool whose hashes say which content a block has."""
+        if self._scheduler is not None:
+            self._scheduler.bind_pool(gpu_block_pool)
+            if not gpu_block_pool.enable_caching and not self._off:
+                self._turn_off("prefix caching is off: nothing tells which content a block has")
+
+    @_guarded(lambda: (0, False))
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens that peers have published beyond those that this engine has."""
+        if self._off or self._scheduler is None:
+            return 0, False
+        return self._scheduler.matched_tokens(request, num_computed_tokens)
+
+    @_guarded(lambda: None)
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Blocks for the tokens to import."""
+        if num_external_tokens and self._scheduler is not None:
+            self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """The step's plan; after a failure here, one that withdraws everything and no more."""
+        assert self._scheduler is not None
+        if not self._off:
+            try:
+                return _Plan(self._scheduler.plan(scheduler_output))
+            except Exception as error:
+                self._turn_off(f"planning a step: {type(error).__name__}: {error}", trace=True)
+        if self._scheduler.active:
+            return _Plan(self._scheduler.leave())
+        return _Plan()
+
+    @_guarded(lambda: None)
+    def update_connector_output(self, connector_output: Any) -> None:
+        """Imports that are done."""
+        assert self._scheduler is not None
+        report = connector_output.kv_connector_worker_meta
+        waited = set().union(*(each.waited for each in report.workers)) if isinstance(report, _Report) else set()
+        self._scheduler.loaded(connector_output.finished_recving or (), waited)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Note what of the request is still to be published; its blocks may be freed."""
+        self._request_finished(request)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """The same."""
+        self._request_finished(request)
+        return False, None
+
+    @_guarded(lambda: None)
+    def _request_finished(self, request: Any) -> None:
+        if self._scheduler is not None and not self._off:
+            self._scheduler.finished(request)
+
+    def reset_cache(self) -> bool | None:
+        """Withdraw everything that this engine has published, with the next step."""
+        if self._scheduler is not None:
+            self._scheduler.reset()
+        return True
+
+    # ---- both ----
+
+    def get_kv_connector_stats(self) -> MarketStats | None:
+        """Counted since the last call."""
+        side = self._scheduler or self._worker
+        taken = side.counters.take() if side is not None else {}
+        return MarketStats(data=taken) if taken else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MarketStats | None:
+        """Statistics from their data."""
+        return MarketStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
+    ) -> MarketPromMetrics:
+        """Prometheus metrics ``vllm:kvmarket_…``."""
+        return MarketPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    def shutdown(self) -> None:
+        """Withdraw everything and leave."""
+        if self._worker is not None:
+            self._worker.close()
+        if self._client is not None:
+            self._client = None
+            _SharedClient.give_back(self._options.socket, self._name)
+
+
+def _unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why the connector can't be exact with this engine; "" if it can."""
+    if kv_cache_config is None:
+        return "this vLLM does not tell connectors its KV-cache configuration"
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        return (
+            f"the model has {len(groups)} KV-cache groups, and vLLM's recovery of failed loads handles one; "
+            "--disable-hybrid-kv-cache-manager makes it one where the model allows"
+        )
+    if not hasattr(groups[0].kv_cache_spec, "head_size"):
+        return f"a {type(groups[0].kv_cache_spec).__name__} is not made of attention blocks"
+    parallel = vllm_config.parallel_config
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"{name} is above 1: a block's tokens are spread over ranks"
+    return ""
+
+
+def _backends(vllm_config: Any, layers: Iterable[str]) -> dict[str, Any]:
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, list(layers))
+    return {name: layer.get_attn_backend() for name, layer in found.items()}
+
+
+def _block_dim(backend: Any, kv_spec: Any, cache_dtype: str) -> int | None:
+    ask = getattr(backend, "get_kv_cache_block_dim", None)
+    if ask is None:
+        return None
+    try:
+        return int(ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype))
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _ranks() -> tuple[int, int]:
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return get_pp_group().rank_in_group, get_tp_group().rank_in_group
+
+
+__all__ = ["KvMarketConnector"]

@@ -1,0 +1,107 @@
+"""Where an engine's KV blocks lie: read off the tensors that it registers, whatever their layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvclient.errors import UnsupportedError
+from kvclient.torch import TensorGeometry, geometry_of, physical_order
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """``tensors``: one for each distinct KV tensor, in layer order, dimension 0 counts blocks."""
+
+    tensors: tuple[torch.Tensor, ...]
+    #: Order of a block's bytes, for ModelSpec.layout: two engines whose texts are equal can share.
+    text: str
+
+    @property
+    def device(self) -> torch.device:
+        """Of all tensors."""
+        return self.tensors[0].device
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers."""
+        return sum(tensor[0].numel() * tensor.element_size() for tensor in self.tensors)
+
+    def geometry(self) -> TensorGeometry:
+        """Geometry of the blocks where they are. BadGeometryError."""
+        return geometry_of(self.tensors, 0, order=None)
+
+    def to_bytes(self, block: int) -> list[torch.Tensor]:
+        """The parts of a block in the order of its bytes, as views."""
+        return [tensor[block] for tensor in self.tensors]
+
+
+def read_layout(
+    kv_caches: Mapping[str, torch.Tensor],
+    block_count: int,
+    block_dim: Callable[[str], int | None] = lambda _: None,
+) -> KvLayout:
+    """Bring every layer's KV tensor to ``[blocks, …]`` with the other dimensions in the order of memory, without copying.
+
+    ``kv_caches``: layer name -> tensor, as vLLM's ``register_kv_caches`` gets it. ``block_count``: the engine's
+    blocks; a tensor may count smaller ones, several of which make up one. ``block_dim(layer)``: the dimension that
+    counts blocks, None if that is not known: then the only one that fits.
+
+    Seen in the wild: ``[2, blocks, tokens, heads, size]``, ``[blocks, 2, …]``, heads and tokens exchanged by
+    strides, K and V in one last dimension, MLA's ``[blocks, tokens, size]``, layers as strided views of one buffer.
+
+    UnsupportedError: states other than KV blocks, no such dimension or several, tensors on different devices.
+    """
+    tensors: list[torch.Tensor] = []
+    texts: list[str] = []
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    for name in kv_caches:
+        tensor = kv_caches[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise UnsupportedError(f"layer {name} keeps its state in a {type(tensor).__name__}, not in KV blocks")
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if identity in seen:  # layers that share their KV
+            continue
+        seen.add(identity)
+        dim = block_dim(name)
+        dim = _only_block_dim(name, tensor, block_count) if dim is None else dim
+        if tensor.shape[dim] % block_count or not tensor.shape[dim]:
+            raise UnsupportedError(f"layer {name} has {tensor.shape[dim]} blocks, the engine {block_count}")
+        small = tensor.shape[dim] // block_count
+        blocks = tensor.unflatten(dim, (block_count, small)) if small > 1 else tensor
+        order = physical_order(blocks, dim)
+        blocks = blocks.permute(dim, *order)
+        tensors.append(blocks)
+        texts.append(f"{tensor.dtype}".removeprefix("torch.") + "x".join(map(str, ("", *blocks.shape[1:]))))
+    if not tensors:
+        raise UnsupportedError("the engine has registered no KV tensors")
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise UnsupportedError("KV tensors on different devices")
+    return KvLayout(tuple(tensors), _summary(texts))
+
+
+def _only_block_dim(name: str, tensor: torch.Tensor, block_count: int) -> int:
+    fits = [dim for dim in range(tensor.dim()) if tensor.shape[dim] % block_count == 0 and tensor.shape[dim]]
+    if len(fits) != 1:
+        raise UnsupportedError(
+            f"layer {name}, {list(tensor.shape)}: {len(fits) or 'no'} dimensions can count {block_count} blocks"
+        )
+    return fits[0]
+
+
+def _summary(texts: Sequence[str]) -> str:
+    """``12*bfloat16x2x16x8x128`` while short, else with a digest."""
+    runs: list[tuple[str, int]] = []
+    for text in texts:
+        if runs and runs[-1][0] == text:
+            runs[-1] = (text, runs[-1][1] + 1)
+        else:
+            runs.append((text, 1))
+    joined = "+".join(f"{count}*{text}" for text, count in runs)
+    return joined if len(joined) <= 200 else "sha256:" + hashlib.sha256(joined.encode()).hexdigest()
+
+
+__all__ = ["KvLayout", "read_layout"]

@@ -1,0 +1,62 @@
+"""What ``kv_connector_extra_config`` may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from kvclient.daemon import default_socket
+from kvclient.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class ConnectorOptions:
+    """Options of ``KvMarketConnector``; every one may be left out."""
+
+    #: kvmd's socket; default ``$KVMD_SOCKET``, else /run/kvmd/kvmd.sock.
+    socket: str = ""
+    #: Shorter matches are computed.
+    min_prefix_tokens: int = 64
+    #: False: import only.
+    publish: bool = True
+    #: Multiprocessors of the GPU that a copy may occupy; 0: as many as it takes.
+    max_sms: int = 16
+    #: ``async``: other requests go on while blocks are copied; ``sync``: the step waits for them.
+    load: Literal["async", "sync"] = "async"
+    #: Compare imported blocks with checksums that their publishers recorded, and record them.
+    verify: bool = False
+    #: Blocks not copied by then are computed.
+    import_timeout_s: float = 5.0
+    #: What the weights are, where neither a revision nor the files of a local folder say it.
+    weights_digest: str = ""
+    #: For engines on a CPU, whose KV memory can't be shared in place: host memory for what is shared.
+    host_cache_bytes: int = 1 << 30
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any] | None) -> ConnectorOptions:
+        """Check ``kv_connector_extra_config``. InvalidArgumentError, the option named."""
+        given = dict(config or {})
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise InvalidArgumentError(f"kv_connector_extra_config: no option {unknown[0]!r}; there are {sorted(known)}")
+        if "publish" in given and isinstance(given["publish"], str):
+            switches = {"on": True, "off": False, "true": True, "false": False}
+            given["publish"] = switches.get(given["publish"].lower(), given["publish"])
+        for name, value in given.items():
+            wanted = type(known[name].default)
+            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+                given[name] = float(value)
+            elif type(value) is not wanted:
+                raise InvalidArgumentError(f"kv_connector_extra_config: {name} is {value!r}, not a {wanted.__name__}")
+        options = cls(**given)
+        if options.load not in ("async", "sync"):
+            raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
+        for name in ("min_prefix_tokens", "max_sms", "host_cache_bytes", "import_timeout_s"):
+            if getattr(options, name) < 0:
+                raise InvalidArgumentError(f"kv_connector_extra_config: {name} is negative")
+        return options if options.socket else cls(**{**given, "socket": default_socket()})
+
+
+__all__ = ["ConnectorOptions"]

@@ -1,0 +1,50 @@
+"""What the scheduler's side tells the workers of a step. Plain data, pickled to other processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvclient._native import BlockKey, BlockKeys
+
+
+@dataclass
+class PublishRun:
+    """Consecutive blocks of one request whose content is computed by now."""
+
+    blocks: list[int]
+    depth: int  # blocks before the first one
+    keys: list[BlockKeys]  # for each shard
+    parents: list[BlockKey]  # for each shard: the key before the first one
+
+
+@dataclass
+class Load:
+    """Blocks of one request to import."""
+
+    request_id: str
+    blocks: list[int]
+    depth: int
+    keys: list[BlockKeys]
+    parents: list[BlockKey]
+    wait: bool  # for the copy, in this step
+
+
+@dataclass
+class StepPlan:
+    """To be carried out in this order, before anything of the step writes to KV memory."""
+
+    publish: list[PublishRun] = field(default_factory=list)
+    #: Blocks that get new content from this step on.
+    begin: list[int] = field(default_factory=list)
+    withdraw_all: bool = False
+    loads: list[Load] = field(default_factory=list)
+
+
+@dataclass
+class WorkerReport:
+    """What a worker tells the scheduler's side: requests whose waiting loads are done."""
+
+    waited: set[str] = field(default_factory=set)
+
+
+__all__ = ["Load", "PublishRun", "StepPlan", "WorkerReport"]

@@ -1,0 +1,306 @@
+"""The scheduler's side: what to import, what to publish, what to withdraw. Needs no vLLM to run.
+
+A block of the engine's pool is published once its tokens are confirmed, and withdrawn before the first step that
+gives it new content is launched. Which content a block has is read off the pool: vLLM makes a new hash object
+each time it takes a block into its prefix cache, so that the same object means the same content, while an equal
+hash need not (the block may have been evicted and computed again).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvclient._native import Client, ModelSpec, Shard
+from kvclient.errors import KvError
+from kvclient.vllm.keys import RequestKeys
+from kvclient.vllm.options import ConnectorOptions
+from kvclient.vllm.plan import Load, PublishRun, StepPlan
+from kvclient.vllm.stats import Counters
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tracked:
+    """A request that has been asked for or scheduled."""
+
+    request: Any
+    keys: RequestKeys
+    blocks: list[int] = field(default_factory=list)
+    next_block: int = 0  # the first one that has not been considered for publishing
+    since: int = 0  # step of its last (re)start: what it holds is computed in the steps after
+    local_blocks: int = 0  # found in the engine's own prefix cache when last asked
+    loading: bool = False
+
+
+@dataclass
+class _Ended:
+    """Blocks of a request that has ended, not published yet."""
+
+    hashes: list[Any]
+    run: PublishRun
+
+
+class SchedulerSide:
+    """One for each engine. Called by the scheduler's thread only."""
+
+    def __init__(self, options: ConnectorOptions) -> None:
+        """Inactive until ``attach``."""
+        self._options = options
+        self.counters = Counters()
+        self._client: Client | None = None
+        self._spec: ModelSpec | None = None
+        self._shards: list[Shard] = []
+        self._include_own = False
+        self._block_tokens = 0
+        self._sliding = False
+        self._pool: Any = None
+        self._cache_map: Any = None
+        self._step = 0
+        self._tracked: dict[str, _Tracked] = {}
+        self._ended: list[_Ended] = []
+        self._published: dict[int, Any] = {}  # block -> hash object of the content that was published
+        self._loads: list[Load] = []
+        self._allocated: list[int] = []  # for loads, since the last plan
+        self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
+        self._withdraw = False
+
+    def attach(self, client: Client, spec: ModelSpec, shards: Sequence[Shard], *, include_own: bool = False) -> None:
+        """Every worker has registered its memory: ``shards`` in their order.
+
+        ``include_own``: what ``client`` has published is not the engine's blocks but copies, worth importing.
+        """
+        self._client, self._spec, self._shards = client, spec, list(shards)
+        self._include_own = include_own
+        self._block_tokens = spec.block_tokens
+        self._sliding = spec.sliding_window > 0
+
+    def bind_pool(self, pool: Any) -> None:
+        """``pool``: vLLM's BlockPool; ``blocks[id].block_hash`` and ``cached_block_hash_to_block`` are read."""
+        self._pool = pool
+        self._cache_map = pool.cached_block_hash_to_block
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to share with."""
+        return self._client is not None and self._pool is not None
+
+    def matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
+        """How many tokens after the first ``computed`` can be imported, and whether that happens in the background."""
+        if not self.active:
+            return 0, False
+        began = time.perf_counter()
+        tracked = self._track(request)
+        if request.skip_reading_prefix_cache or computed % self._block_tokens or self._reset_pending():
+            return 0, False
+        first = computed // self._block_tokens
+        tracked.local_blocks = first
+        # The last token is computed in any case, and with it its block.
+        last = (request.num_tokens - 1) // self._block_tokens
+        if last <= first or (last - first) * self._block_tokens < self._options.min_prefix_tokens:
+            return 0, False
+        blocks = self._find(tracked, first, last)
+        self.counters.add("queried_tokens", (last - first) * self._block_tokens)
+        tokens = blocks * self._block_tokens
+        if tokens < max(self._options.min_prefix_tokens, 1):
+            tokens = 0
+        self.counters.add("matched_tokens", tokens)
+        self.counters.time("find", time.perf_counter() - began)
+        return tokens, tokens > 0 and self._options.load == "async"
+
+    def allocated(self, request: Any, blocks: Sequence[int], external_tokens: int) -> None:
+        """The engine has allocated ``blocks``, all of the request's, for ``external_tokens`` to import."""
+        if not self.active or external_tokens == 0:
+            return
+        tracked = self._track(request)
+        first = tracked.local_blocks
+        last = first + external_tokens // self._block_tokens
+        keys = tracked.keys.upto(last)
+        wait = self._options.load == "sync"
+        tracked.blocks = list(blocks)
+        tracked.next_block = 0
+        tracked.loading = True
+        self._loads.append(
+            Load(
+                request_id=request.request_id,
+                blocks=list(blocks[first:last]),
+                depth=first,
+                keys=[each[first:last] for each in keys],
+                parents=tracked.keys.parents(first),
+                wait=wait,
+            )
+        )
+        self._allocated += blocks[first:]
+        if wait:
+            self._waited.add(request.request_id)
+
+    def plan(self, output: Any) -> StepPlan:
+        """The step that the engine is about to launch: at the end of every ``schedule()``."""
+        self._step += 1
+        plan = StepPlan()
+        if not self.active:
+            return plan
+        if self._reset_pending():
+            plan.withdraw_all = True
+            self._withdraw = False
+            self._published.clear()
+            self._ended.clear()
+        plan.begin = self._fresh(self._attached(output))
+        # A load that the step waits for can fail after others have built on it: nothing is certain until it is known.
+        if self._options.publish and not self._waited:
+            fresh = set(plan.begin)
+            plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
+            self._ended.clear()
+        plan.loads, self._loads = self._loads, []
+        return plan
+
+    def loaded(self, request_ids: Iterable[str], waited: Iterable[str]) -> None:
+        """Loads that are done, whether they succeeded or not: the engine knows by now which blocks did."""
+        for request_id in waited:
+            self._waited.discard(request_id)
+        for request_id in (*request_ids, *waited):
+            tracked = self._tracked.get(request_id)
+            if tracked is not None:
+                tracked.loading = False
+                tracked.since = self._step
+
+    def finished(self, request: Any) -> None:
+        """The request has ended; its blocks are about to be freed."""
+        tracked = self._tracked.pop(request.request_id, None)
+        self._loads = [load for load in self._loads if load.request_id != request.request_id]
+        if tracked is None or tracked.loading or not self.active or not self._options.publish:
+            return
+        for run, hashes in self._runs(tracked, set()):
+            self._ended.append(_Ended(hashes, run))
+
+    def reset(self) -> None:
+        """Withdraw everything with the next step: the weights or the cache have been changed."""
+        self._withdraw = True
+
+    def leave(self) -> StepPlan:
+        """The plan that withdraws everything; inactive from here on, but for loads that workers still have to end."""
+        self._client = None
+        loads, self._loads = self._loads, []
+        return StepPlan(withdraw_all=True, loads=loads)
+
+    def _reset_pending(self) -> bool:
+        """Whether the engine has reset its prefix cache, or asked for that, since the last plan."""
+        if self._pool.cached_block_hash_to_block is not self._cache_map:  # a reset makes a new map
+            self._cache_map = self._pool.cached_block_hash_to_block
+            self._withdraw = True
+        return self._withdraw
+
+    def _track(self, request: Any) -> _Tracked:
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            assert self._spec is not None
+            tracked = _Tracked(request, RequestKeys(self._spec, self._shards, request), since=self._step)
+            self._tracked[request.request_id] = tracked
+        return tracked
+
+    def _find(self, tracked: _Tracked, first: int, last: int) -> int:
+        assert self._client is not None
+        keys = [each[first:last] for each in tracked.keys.upto(last)]
+        try:
+            if len(keys) == 1:
+                return len(self._client.find(keys[0], include_own=self._include_own))
+            return min(len(match) for match in self._client.find_shards(keys, include_own=self._include_own))
+        except KvError as error:
+            _log.warning("kvclient: no lookup: %s", error)
+            return 0
+
+    def _attached(self, output: Any) -> set[int]:
+        """Every block that the step may write to for the first time, and others."""
+        attached = set(self._allocated)
+        self._allocated = []
+        for new in output.scheduled_new_reqs:
+            blocks = new.block_ids[0]
+            self._restart(new.req_id, blocks)
+            attached.update(blocks)
+        cached = output.scheduled_cached_reqs
+        for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            blocks = block_ids[0] if block_ids else []
+            if request_id in cached.resumed_req_ids:
+                self._restart(request_id, blocks)
+            elif blocks and request_id in self._tracked:
+                self._tracked[request_id].blocks += blocks
+            attached.update(blocks)
+        attached.update(getattr(output, "new_block_ids_to_zero", None) or ())
+        for copy in getattr(output, "kv_cache_block_copies", None) or ():
+            attached.add(copy.dst_block_id)
+        attached.discard(0)  # vLLM's null block
+        return attached
+
+    def _restart(self, request_id: str, blocks: Sequence[int]) -> None:
+        tracked = self._tracked.get(request_id)
+        if tracked is not None:
+            tracked.blocks = list(blocks)
+            tracked.next_block = 0
+            tracked.since = self._step
+
+    def _fresh(self, attached: Iterable[int]) -> list[int]:
+        """Those of ``attached`` whose published content, if any, is about to go."""
+        fresh = []
+        for block in attached:
+            now = self._pool.blocks[block].block_hash
+            if now is None or self._published.get(block) is not now:
+                self._published.pop(block, None)
+                fresh.append(block)
+        return fresh
+
+    def _publish_ended(self, fresh: set[int]) -> Iterable[PublishRun]:
+        for ended in self._ended:
+            same = [
+                block not in fresh and self._pool.blocks[block].block_hash is content
+                for block, content in zip(ended.run.blocks, ended.hashes, strict=True)
+            ]
+            if all(same):
+                self._published.update(zip(ended.run.blocks, ended.hashes, strict=True))
+                yield ended.run
+
+    def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
+        for tracked in self._tracked.values():
+            if tracked.since < self._step and not tracked.loading:
+                for run, hashes in self._runs(tracked, fresh):
+                    self._published.update(zip(run.blocks, hashes, strict=True))
+                    yield run
+
+    def _runs(self, tracked: _Tracked, fresh: set[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
+        """Blocks of a request that are computed, cached by the engine and not published, in runs of consecutive ones."""
+        request = tracked.request
+        ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
+        confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)
+        last = min(confirmed // self._block_tokens, len(tracked.blocks))
+        index = tracked.next_block
+        while index < last:
+            first, hashes = index, []
+            while index < last:
+                block = tracked.blocks[index]
+                content = self._pool.blocks[block].block_hash
+                if content is None or block in fresh or self._published.get(block) is content:
+                    break
+                hashes.append(content)
+                index += 1
+            if hashes:
+                keys = tracked.keys.upto(index)
+                yield (
+                    PublishRun(
+                        blocks=tracked.blocks[first:index],
+                        depth=first,
+                        keys=[each[first:index] for each in keys],
+                        parents=tracked.keys.parents(first),
+                    ),
+                    hashes,
+                )
+            elif content is None and not self._sliding:
+                break  # not cached yet: the next step asks again
+            else:
+                index += 1
+        tracked.next_block = max(index, tracked.next_block)
+
+
+__all__ = ["SchedulerSide"]

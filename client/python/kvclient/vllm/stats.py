@@ -1,0 +1,49 @@
+"""Counters of the connector, as its two sides keep them; see metrics.py for what vLLM makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Name -> what it counts, since the last report.
+COUNTERS = {
+    "queried_tokens": "Prompt tokens beyond the engine's own prefix cache that were looked up",
+    "matched_tokens": "Prompt tokens that peers had published",
+    "imported_blocks": "Blocks imported and validated",
+    "failed_blocks": "Blocks that failed validation or were not copied in time, and were computed",
+    "imported_bytes": "Bytes of imported blocks",
+    "published_blocks": "Blocks made readable for peers",
+    "errors": "Calls that failed; the engine went on without the marketplace",
+}
+
+#: Name -> what took the time, in seconds.
+TIMERS = {
+    "find": "Keys and lookup of one request, on the scheduler's thread",
+    "import": "One request's import, from its step to validated",
+}
+
+
+class Counters:
+    """Sums since the last ``take``. Not thread-safe."""
+
+    def __init__(self) -> None:
+        """All zero."""
+        self._counts: dict[str, int] = {}
+        self._times: dict[str, list[float]] = {}
+
+    def add(self, name: str, count: int) -> None:
+        """Count; ``name`` from COUNTERS."""
+        if count:
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def time(self, name: str, seconds: float) -> None:
+        """One observation; ``name`` from TIMERS."""
+        self._times.setdefault(name, []).append(seconds)
+
+    def take(self) -> dict[str, Any]:
+        """What was counted since the last call, as plain data; empty if nothing was."""
+        taken: dict[str, Any] = {**self._counts, **{f"{name}_seconds": times for name, times in self._times.items()}}
+        self._counts, self._times = {}, {}
+        return taken
+
+
+__all__ = ["COUNTERS", "TIMERS", "Counters"]

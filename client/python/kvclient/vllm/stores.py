@@ -1,0 +1,214 @@
+"""A worker's KV blocks and the marketplace: in place where the memory can be shared, else by way of host memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from kvclient._native import BlockKey, BlockKeys, BlockWrite, BlockWrites, Client, Geometry, ImportTicket, Model, Region, Shard
+from kvclient.host_store import HostStore
+from kvclient.torch import view
+from kvclient.vllm.layout import KvLayout
+from kvclient.vllm.options import ConnectorOptions
+from kvclient.vllm.stats import Counters
+
+_log = logging.getLogger(__name__)
+
+
+class PendingLoad(Protocol):
+    """An import under way."""
+
+    def done(self) -> bool:
+        """Poll; never waits."""
+
+    def wait(self) -> int:
+        """Leading blocks that hold validated content; the others hold arbitrary bytes."""
+
+
+class BlockMemory(Protocol):
+    """The engine's blocks as a worker sees them. Not thread-safe."""
+
+    region: Region
+
+    def begin(self, blocks: Sequence[int]) -> None:
+        """The blocks get new content: nobody may read them from here on."""
+
+    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
+        """The blocks' content is complete once everything queued so far has run."""
+
+    def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
+        """Import ``keys`` to ``blocks``. ``wait``: what is queued from here on needs the content."""
+
+    def withdraw_all(self) -> None:
+        """Nobody may read any block from here on."""
+
+
+class _Done:
+    def __init__(self, valid: int) -> None:
+        self._valid = valid
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> int:
+        return self._valid
+
+
+class InPlaceMemory:
+    """The engine's own GPU memory, shared as it is: publishing copies nothing, imports go straight to the engine's blocks."""
+
+    def __init__(
+        self, client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+    ) -> None:
+        """UnsupportedError: this memory can't be exported; the message says why and what can."""
+        from kvclient.torch import register_tensors
+
+        self.region = register_tensors(
+            client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify
+        )
+        self._client = client
+        self._options = options
+        self._counters = counters
+        self._device = layout.device
+        self._writes: dict[int, BlockWrite] = {}
+        self._copy_stream = torch.cuda.Stream(self._device)
+
+    def begin(self, blocks: Sequence[int]) -> None:
+        self._writes.update(zip(blocks, self.region.begin_writes(blocks), strict=True))
+
+    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
+        # A block whose write this worker has not begun was there before it: not ours to publish.
+        count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
+        if count:
+            writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
+            stream = torch.cuda.current_stream(self._device).cuda_stream
+            self.region.publish_run(keys[:count], parent, depth, writes, stream=stream)
+            self._counters.add("published_blocks", count)
+
+    def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
+        match = self._client.find(keys, destination=self.region, include_own=False)
+        compute = torch.cuda.current_stream(self._device)
+        stream = compute
+        if not wait:
+            # After what has been queued, which may still use the blocks, beside what will be.
+            self._copy_stream.wait_stream(compute)
+            stream = self._copy_stream
+        ticket = self._client.import_blocks(
+            match,
+            self.region,
+            blocks[: len(match)],
+            timeout_s=self._options.import_timeout_s,
+            stream=stream.cuda_stream,
+            max_sms=self._options.max_sms,
+            verify=self._options.verify,
+        )
+        return _InPlaceLoad(self, ticket)
+
+    def withdraw_all(self) -> None:
+        self.begin(range(self.region.block_count))
+
+    def imported(self, writes: BlockWrites) -> None:
+        """What an import wrote is this worker's to publish."""
+        self._writes.update((write.block, write) for write in writes)
+
+
+class _InPlaceLoad:
+    def __init__(self, memory: InPlaceMemory, ticket: ImportTicket) -> None:
+        self._memory = memory
+        self._ticket = ticket
+        self._valid: int | None = None
+
+    def done(self) -> bool:
+        return self._valid is not None or self._ticket.done()
+
+    def wait(self) -> int:
+        if self._valid is None:
+            result = self._ticket.wait()
+            self._memory.imported(result.writes)
+            self._valid = result.valid
+        return self._valid
+
+
+class HostMemory:
+    """For engines on a CPU, whose tensors are private memory: what is shared is copied to and from a host region."""
+
+    def __init__(
+        self, client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+    ) -> None:
+        """``options.host_cache_bytes`` of it. KvErrors of ``Client.allocate_region``."""
+        count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
+        self.region = client.allocate_region(model, Geometry.contiguous(count, layout.block_bytes), name=name, shard=shard)
+        self._counters = counters
+        self._layout = layout
+        self._store = HostStore(client, self.region, publish=options.publish, import_timeout_s=options.import_timeout_s)
+        self._parts: list[torch.Tensor] = []
+        offset = 0
+        for tensor in layout.tensors:
+            shape = [count, *tensor.shape[1:]]
+            stride = [layout.block_bytes // tensor.element_size(), *_row_major(tensor.shape[1:])]
+            self._parts.append(view(self.region, shape, tensor.dtype, stride=stride, offset_bytes=offset))
+            offset += tensor[0].numel() * tensor.element_size()
+
+    def begin(self, blocks: Sequence[int]) -> None:
+        """Nothing: the engine's blocks themselves are nobody else's."""
+
+    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
+        def fill(indices: Sequence[int], targets: Sequence[int]) -> None:
+            source = torch.tensor([blocks[index] for index in indices])
+            target = torch.tensor(list(targets))
+            for tensor, part in zip(self._layout.tensors, self._parts, strict=True):
+                part[target] = tensor[source]
+
+        missing = self._store.missing(keys)
+        if missing:
+            self._counters.add("published_blocks", self._store.store(keys, parent, depth, missing, fill))
+
+    def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
+        keys = keys[: self._store.block_count]
+        source = self._store.fetch(keys, parent, depth)
+        if source:
+            here, there = torch.tensor(list(blocks[: len(source)])), torch.tensor(source)
+            for tensor, part in zip(self._layout.tensors, self._parts, strict=True):
+                tensor[here] = part[there]
+        return _Done(len(source))
+
+    def withdraw_all(self) -> None:
+        self._store.clear()
+
+
+class TimedLoad:
+    """A load with what it is for."""
+
+    def __init__(self, load: PendingLoad | None, request_id: str, blocks: Sequence[int], wait: bool) -> None:
+        """``load``: None if it could not be started."""
+        self.request_id = request_id
+        self.blocks = list(blocks)
+        self.waits = wait
+        self.began = time.perf_counter()
+        self._load = load
+
+    def done(self) -> bool:
+        """Poll."""
+        return self._load is None or self._load.done()
+
+    def valid(self) -> int:
+        """Wait, then the number of leading blocks that are valid."""
+        try:
+            return self._load.wait() if self._load is not None else 0
+        except Exception as error:
+            _log.warning("kvclient: import: %s", error)
+            return 0
+
+
+def _row_major(shape: Sequence[int]) -> list[int]:
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * shape[dim + 1]
+    return strides
+
+
+__all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "TimedLoad"]
