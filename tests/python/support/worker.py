@@ -12,6 +12,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,8 +57,12 @@ class Worker:
         return value
 
     def call(self, method: str, *arguments: object, **keywords: object) -> Any:
+        return self.start(method, *arguments, **keywords)()
+
+    def start(self, method: str, *arguments: object, **keywords: object) -> Callable[[], Any]:
+        """Begin a call; what is returned waits for its answer."""
         self._request((method, arguments, keywords))
-        return self._answer()
+        return self._answer
 
     def kill(self) -> None:
         self._process.kill()

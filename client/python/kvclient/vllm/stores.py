@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -59,23 +59,19 @@ class _Done:
 
 
 class InPlaceMemory:
-    """The engine's own GPU memory, shared as it is: publishing copies nothing, imports go straight to the engine's blocks."""
+    """The engine's own memory, shared as it is: publishing copies nothing, imports go straight to the engine's blocks."""
 
     def __init__(
-        self, client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+        self, client: Client, region: Region, options: ConnectorOptions, counters: Counters, device: torch.device | None = None
     ) -> None:
-        """UnsupportedError: this memory can't be exported; the message says why and what can."""
-        from kvclient.torch import register_tensors
-
-        self.region = register_tensors(
-            client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify
-        )
+        """``region``: the engine's blocks, of ``client``. ``device``: the GPU they are on; None: host memory."""
+        self.region = region
         self._client = client
         self._options = options
         self._counters = counters
-        self._device = layout.device
+        self._device = device
         self._writes: dict[int, BlockWrite] = {}
-        self._copy_stream = torch.cuda.Stream(self._device)
+        self._copy_stream = torch.cuda.Stream(device) if device is not None else None
 
     def begin(self, blocks: Sequence[int]) -> None:
         self._writes.update(zip(blocks, self.region.begin_writes(blocks), strict=True))
@@ -83,28 +79,33 @@ class InPlaceMemory:
     def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
         # A block whose write this worker has not begun was there before it: not ours to publish.
         count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
-        if count:
-            writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
+        if not count:
+            return
+        writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
+        if self._device is None:
+            self.region.publish_run(keys[:count], parent, depth, writes)
+        else:
             stream = torch.cuda.current_stream(self._device).cuda_stream
-            self.region.publish_run(keys[:count], parent, depth, writes, stream=stream)
-            self._counters.add("published_blocks", count)
+            self.region.publish_run_on_stream(keys[:count], parent, depth, writes, stream)
+        self._counters.add("published_blocks", count)
 
     def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
-        match = self._client.find(keys, destination=self.region, include_own=False)
-        compute = torch.cuda.current_stream(self._device)
-        stream = compute
-        if not wait:
-            # After what has been queued, which may still use the blocks, beside what will be.
-            self._copy_stream.wait_stream(compute)
-            stream = self._copy_stream
+        match = self._client.find(keys, include_own=False)
+        on_gpu: dict[str, Any] = {}
+        if self._copy_stream is not None:
+            compute = torch.cuda.current_stream(self._device)
+            stream = compute
+            if not wait:
+                # After what has been queued, which may still use the blocks, beside what will be.
+                self._copy_stream.wait_stream(compute)
+                stream = self._copy_stream
+            on_gpu = {"stream": stream.cuda_stream, "max_sms": self._options.max_sms}
         ticket = self._client.import_blocks(
             match,
             self.region,
             blocks[: len(match)],
             timeout_s=self._options.import_timeout_s,
-            stream=stream.cuda_stream,
-            max_sms=self._options.max_sms,
-            verify=self._options.verify,
+            **on_gpu,
         )
         return _InPlaceLoad(self, ticket)
 
@@ -137,18 +138,17 @@ class HostMemory:
     """For engines on a CPU, whose tensors are private memory: what is shared is copied to and from a host region."""
 
     def __init__(
-        self, client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+        self, client: Client, region: Region, layout: KvLayout, options: ConnectorOptions, counters: Counters
     ) -> None:
-        """``options.host_cache_bytes`` of it. KvErrors of ``Client.allocate_region``."""
-        count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
-        self.region = client.allocate_region(model, Geometry.contiguous(count, layout.block_bytes), name=name, shard=shard)
+        """``region``: host memory of ``client``, contiguous blocks of ``layout.block_bytes``."""
+        self.region = region
         self._counters = counters
         self._layout = layout
         self._store = HostStore(client, self.region, publish=options.publish, import_timeout_s=options.import_timeout_s)
         self._parts: list[torch.Tensor] = []
         offset = 0
         for tensor in layout.tensors:
-            shape = [count, *tensor.shape[1:]]
+            shape = [region.block_count, *tensor.shape[1:]]
             stride = [layout.block_bytes // tensor.element_size(), *_row_major(tensor.shape[1:])]
             self._parts.append(view(self.region, shape, tensor.dtype, stride=stride, offset_bytes=offset))
             offset += tensor[0].numel() * tensor.element_size()
@@ -178,6 +178,23 @@ class HostMemory:
 
     def withdraw_all(self) -> None:
         self._store.clear()
+
+
+def share(
+    client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+) -> BlockMemory:
+    """Register the engine's memory where it is, or host memory for engines on a CPU.
+
+    KvErrors of ``Client.register_region`` and ``allocate_region``; UnsupportedError says which memory can be shared.
+    """
+    if layout.device.type == "cuda":
+        from kvclient.torch import register_tensors
+        region = register_tensors(client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify)
+        return InPlaceMemory(client, region, options, counters, layout.device)
+    count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
+    geometry = Geometry.contiguous(count, layout.block_bytes)
+    region = client.allocate_region(model, geometry, name=name, shard=shard)
+    return HostMemory(client, region, layout, options, counters)
 
 
 class TimedLoad:
@@ -211,4 +228,4 @@ def _row_major(shape: Sequence[int]) -> list[int]:
     return strides
 
 
-__all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "TimedLoad"]
+__all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "TimedLoad", "share"]

@@ -12,7 +12,7 @@ from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, StepPlan, WorkerReport
 from kvclient.vllm.stats import Counters
-from kvclient.vllm.stores import BlockMemory, HostMemory, InPlaceMemory, PendingLoad, TimedLoad
+from kvclient.vllm.stores import BlockMemory, InPlaceMemory, PendingLoad, TimedLoad, share
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +34,8 @@ class WorkerSide:
     def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> None:
         """Register the engine's memory. KvError: it can't be shared, with the reason; nothing has changed then."""
         model = client.declare_model(spec)
-        memory = InPlaceMemory if layout.device.type == "cuda" else HostMemory
         self._shard_index = shard.pp_rank * spec.tp_size + shard.tp_rank
-        self.memory = memory(client, model, shard, layout, self._options, name, self.counters)
+        self.memory = share(client, model, shard, layout, self._options, name, self.counters)
 
     @property
     def in_place(self) -> bool:

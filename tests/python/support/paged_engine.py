@@ -1,0 +1,483 @@
+"""A small paged engine: scheduler, block pool and worker with vLLM's rules, and content that follows from the tokens.
+
+It drives kvclient.vllm's scheduler and worker sides as vLLM 0.26 does: prefix cache with a new hash object for each
+caching, hashes assigned when blocks are allocated and before they are computed, eviction inside schedule(), preemption,
+loads in the background into blocks that are not hashed yet, steps launched ahead of the last one's results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import kvclient
+from kvclient.vllm.options import ConnectorOptions
+from kvclient.vllm.plan import Load
+from kvclient.vllm.scheduler import SchedulerSide
+from kvclient.vllm.stores import InPlaceMemory
+from kvclient.vllm.worker import WorkerSide
+
+BLOCK_TOKENS = 4
+BLOCK_BYTES = 256
+
+
+@dataclass
+class Block:
+    block_id: int
+    block_hash: bytes | None = None
+    ref_cnt: int = 0
+
+
+class Pool:
+    """As vLLM's BlockPool: block 0 is the null block, free blocks are reused oldest first and keep their hash until then."""
+
+    def __init__(self, count: int) -> None:
+        self.enable_caching = True
+        self.blocks = [Block(i) for i in range(count)]
+        self.cached_block_hash_to_block: dict[bytes, dict[int, Block]] = {}
+        self._free: OrderedDict[int, Block] = OrderedDict((i, self.blocks[i]) for i in range(1, count))
+
+    def free_count(self) -> int:
+        return len(self._free)
+
+    def cached(self, content: bytes) -> Block | None:
+        blocks = self.cached_block_hash_to_block.get(content)
+        return next(iter(blocks.values())) if blocks else None
+
+    def touch(self, block: Block) -> None:
+        if block.ref_cnt == 0:
+            del self._free[block.block_id]
+        block.ref_cnt += 1
+
+    def take(self, count: int) -> list[Block]:
+        taken = [self._free.popitem(last=False)[1] for _ in range(count)]
+        for block in taken:
+            self.evict(block)
+            block.ref_cnt = 1
+        return taken
+
+    def evict(self, block: Block) -> None:
+        if block.block_hash is not None:
+            same = self.cached_block_hash_to_block[block.block_hash]
+            del same[block.block_id]
+            if not same:
+                del self.cached_block_hash_to_block[block.block_hash]
+            block.block_hash = None
+
+    def cache(self, block: Block, content: bytes) -> None:
+        assert block.block_hash is None
+        block.block_hash = bytes(bytearray(content))  # a new object each time
+        self.cached_block_hash_to_block.setdefault(block.block_hash, {})[block.block_id] = block
+
+    def give_back(self, blocks: list[Block]) -> None:
+        for block in reversed(blocks):
+            block.ref_cnt -= 1
+            if block.ref_cnt == 0:
+                self._free[block.block_id] = block
+
+    def reset(self) -> None:
+        for block in self.blocks:
+            block.block_hash = None
+        self.cached_block_hash_to_block = {}
+
+
+class Request:
+    def __init__(self, request_id: str, tokens: list[int], output_tokens: int) -> None:
+        self.request_id = request_id
+        self.all_token_ids = list(tokens)
+        self.target = len(tokens) + output_tokens
+        self.num_computed_tokens = 0
+        self.num_output_placeholders = 0
+        self.num_in_flight_tokens = 0
+        self.skip_reading_prefix_cache = False
+        self.prompt_embeds = None
+        self.mm_features: list[Any] = []
+        self.lora_request = None
+        self.cache_salt = None
+        self.blocks: list[Block] = []
+        self.waiting_for_load = False
+        self.was_scheduled = False
+        self.epoch = 0  # of preemptions: results of steps before the last one are dropped
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_token_ids)
+
+    def content(self, index: int) -> bytes:
+        return hashlib.sha256(str(self.all_token_ids[: (index + 1) * BLOCK_TOKENS]).encode()).digest()
+
+
+@dataclass
+class NewRequest:
+    req_id: str
+    block_ids: tuple[list[int], ...]
+
+
+@dataclass
+class Cached:
+    req_ids: list[str] = field(default_factory=list)
+    resumed_req_ids: set[str] = field(default_factory=set)
+    new_block_ids: list[tuple[list[int], ...] | None] = field(default_factory=list)
+
+
+@dataclass
+class Output:
+    scheduled_new_reqs: list[NewRequest] = field(default_factory=list)
+    scheduled_cached_reqs: Cached = field(default_factory=Cached)
+    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
+    plan: Any = None
+    #: Request, its blocks, first token computed, how many, the request's epoch.
+    work: list[tuple[Request, list[Block], int, int, int]] = field(default_factory=list)
+
+
+def block_bytes(tokens: list[int]) -> np.ndarray:
+    """What a block holds whose prefix, itself included, is ``tokens``: [BLOCK_BYTES]."""
+    return np.frombuffer(hashlib.shake_128(str(tokens).encode()).digest(BLOCK_BYTES), np.uint8)
+
+
+def next_token(tokens: list[int]) -> int:
+    """The token that follows: a function of those before it, as with greedy sampling."""
+    return hashlib.sha256(str(tokens).encode()).digest()[0] % 50
+
+
+class DawdlingClient:
+    """A client that often waits between finding and importing, so that the owner has time to reuse the blocks."""
+
+    def __init__(self, client: kvclient.Client, dice: random.Random) -> None:
+        self._client = client
+        self._dice = dice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def find(self, keys: kvclient.BlockKeys, **options: Any) -> kvclient.Match:
+        match = self._client.find(keys, **options)
+        if self._dice.random() < 0.3:
+            time.sleep(0.003)
+        return match
+
+
+class Engine:
+    """One engine; ``step()`` schedules one step and takes the results of one, up to ``ahead`` steps later."""
+
+    def __init__(
+        self, socket: str, name: str, seed: int, *, blocks: int = 48, ahead: int = 1, load: str = "async", batch: int = 4
+    ) -> None:
+        self.random = random.Random(seed)
+        self.name = name
+        self._ahead = ahead
+        self._batch = batch
+        spec = kvclient.ModelSpec(
+            model_id="paged", revision="r", kv_dtype="uint8", layout="x", num_layers=1, num_kv_heads=1, head_size=64,
+            block_tokens=BLOCK_TOKENS,
+        )  # fmt: skip
+        options = ConnectorOptions(socket=socket, min_prefix_tokens=BLOCK_TOKENS, load=load)  # type: ignore[arg-type]
+        self.client = kvclient.Client(socket, name=name)
+        model = self.client.declare_model(spec)
+        region = self.client.allocate_region(model, kvclient.Geometry.contiguous(blocks, BLOCK_BYTES), name=name)
+        self.bytes = region.segment().reshape(blocks, BLOCK_BYTES)
+        self.pool = Pool(blocks)
+        self.scheduler = SchedulerSide(options)
+        self.scheduler.attach(self.client, spec, [kvclient.Shard()])
+        self.scheduler.bind_pool(self.pool)
+        self.worker = WorkerSide(options)
+        self.region = region
+        self._spec = spec
+        dawdling: Any = DawdlingClient(self.client, self.random)
+        self.worker.memory = InPlaceMemory(dawdling, region, options, self.worker.counters)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._launched: deque[Output] = deque()
+        self._loaded: set[str] = set()
+        self._load_of: dict[str, Load] = {}
+        self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}
+        self.accepted = 0  # blocks that a load gave
+        self.wrong = 0  # of them, with other bytes than their tokens say
+        self.published_wrong = 0  # blocks published with other bytes than their key says
+        self.written_readable = 0  # blocks written while others could read them
+        self.read_wrong = 0  # blocks of a request's prefix that were wrong when it was computed on
+        self.finished = 0
+        self.preempted = 0
+        self._number = 0
+
+    def submit(self, tokens: list[int], output_tokens: int) -> None:
+        self._number += 1
+        self.waiting.append(Request(f"{self.name}-{self._number}", tokens, output_tokens))
+
+    def step(self) -> None:
+        output = self._schedule()
+        self._launched.append(output)
+        self._execute(output)
+        while len(self._launched) > self._ahead:
+            self._update(self._launched.popleft())
+
+    def drain(self) -> None:
+        for _ in range(10_000):
+            if not self.waiting and not self.running and not self._launched:
+                return
+            self.step()
+            if not self.waiting and not self.running:
+                while self._launched:
+                    self._update(self._launched.popleft())
+        raise AssertionError("requests hang")
+
+    # ---- scheduler ----
+
+    def _schedule(self) -> Output:
+        output = Output()
+        budget = 24
+        for request in list(self.running):
+            if request not in self.running or budget <= 0:
+                continue
+            known = request.num_tokens + request.num_output_placeholders
+            count = min(known - request.num_computed_tokens, 16, budget)
+            if count <= 0 or known >= request.target:
+                continue
+            if self.random.random() < 0.02 and len(self.running) > 1:
+                self._preempt(request, output)
+                continue
+            new = self._grow(request, request.num_computed_tokens + count, output)
+            if new is None:
+                continue
+            output.scheduled_cached_reqs.req_ids.append(request.request_id)
+            output.scheduled_cached_reqs.new_block_ids.append(([b.block_id for b in new],) if new else None)
+            self._launch(request, count, output)
+            budget -= count
+        skipped: list[Request] = []
+        while self.waiting and budget > 0 and len(self.running) < self._batch:
+            request = self.waiting.popleft()
+            if request.waiting_for_load:
+                if request.request_id not in self._loaded:
+                    skipped.append(request)
+                    continue
+                self._end_load(request)
+            external, background = 0, False
+            hits: list[Block] = []
+            if request.num_computed_tokens == 0:
+                limit = (request.num_tokens - 1) // BLOCK_TOKENS
+                for index in range(limit):
+                    block = self.pool.cached(request.content(index))
+                    if block is None:
+                        break
+                    hits.append(block)
+                external, background = self.scheduler.matched_tokens(request, len(hits) * BLOCK_TOKENS)
+            computed = request.num_computed_tokens or len(hits) * BLOCK_TOKENS + external
+            count = 0 if background else min(request.num_tokens - computed, 16, budget)
+            need = -(-(computed + count) // BLOCK_TOKENS) - len(hits) - len(request.blocks)
+            if need > self.pool.free_count() - sum(block.ref_cnt == 0 for block in hits):
+                self.waiting.appendleft(request)
+                break
+            for block in hits:
+                self.pool.touch(block)
+            request.blocks += hits + self.pool.take(max(need, 0))
+            if not background:
+                self._cache(request, computed + count)
+            if external:
+                self.scheduler.allocated(request, [b.block_id for b in request.blocks], external)
+            request.num_computed_tokens = computed
+            if background:
+                request.waiting_for_load = True
+                skipped.append(request)
+                continue
+            ids = ([b.block_id for b in request.blocks],)
+            if request.was_scheduled:
+                output.scheduled_cached_reqs.req_ids.append(request.request_id)
+                output.scheduled_cached_reqs.resumed_req_ids.add(request.request_id)
+                output.scheduled_cached_reqs.new_block_ids.append(ids)
+            else:
+                output.scheduled_new_reqs.append(NewRequest(request.request_id, ids))
+            request.was_scheduled = True
+            self.running.append(request)
+            self._launch(request, count, output)
+            budget -= count
+        self.waiting.extendleft(reversed(skipped))
+        output.plan = self.scheduler.plan(output)
+        for request, _, _, count, _ in output.work:
+            request.num_computed_tokens += count
+            request.num_in_flight_tokens += count
+            if request.num_computed_tokens >= request.num_tokens + request.num_output_placeholders:
+                request.num_output_placeholders += 1
+        return output
+
+    def _launch(self, request: Request, count: int, output: Output) -> None:
+        output.num_scheduled_tokens[request.request_id] = count
+        output.work.append((request, list(request.blocks), request.num_computed_tokens, count, request.epoch))
+
+    def _grow(self, request: Request, tokens: int, output: Output) -> list[Block] | None:
+        need = -(-tokens // BLOCK_TOKENS) - len(request.blocks)
+        while need > self.pool.free_count():
+            victim = self.running[-1]
+            self._preempt(victim, output)
+            if victim is request:
+                return None
+        new = self.pool.take(max(need, 0))
+        request.blocks += new
+        self._cache(request, tokens)
+        return new
+
+    def _cache(self, request: Request, tokens: int) -> None:
+        """Hashes are given when blocks are allocated, before they are computed; as far as the tokens are known."""
+        for index in range(min(tokens, request.num_tokens) // BLOCK_TOKENS):
+            if request.blocks[index].block_hash is None:
+                self.pool.cache(request.blocks[index], request.content(index))
+
+    def _preempt(self, request: Request, output: Output) -> None:
+        self.preempted += 1
+        self.running.remove(request)
+        output.work = [each for each in output.work if each[0] is not request]
+        output.num_scheduled_tokens.pop(request.request_id, None)
+        cached = output.scheduled_cached_reqs
+        if request.request_id in cached.req_ids:
+            at = cached.req_ids.index(request.request_id)
+            del cached.req_ids[at], cached.new_block_ids[at]
+            cached.resumed_req_ids.discard(request.request_id)
+        output.scheduled_new_reqs = [new for new in output.scheduled_new_reqs if new.req_id != request.request_id]
+        self.pool.give_back(request.blocks)
+        request.blocks = []
+        request.num_computed_tokens = 0
+        request.num_output_placeholders = 0
+        request.num_in_flight_tokens = 0
+        request.epoch += 1
+        self.waiting.appendleft(request)
+
+    def _end_load(self, request: Request) -> None:
+        self._loaded.discard(request.request_id)
+        request.waiting_for_load = False
+        if request.num_computed_tokens == 0:
+            self.pool.give_back(request.blocks)
+            request.blocks = []
+        else:
+            self._cache(request, request.num_computed_tokens)
+
+    # ---- worker ----
+
+    def _execute(self, output: Output) -> None:
+        """Runs when it is launched, as on a stream: in order, whatever the scheduler knows by then."""
+        self._check_publishes(output)
+        self.worker.before_step(output.plan)
+        self.worker.start_loads(output.plan)
+        self._load_of.update({load.request_id: load for load in output.plan.loads})
+        certain = not any(load.wait for load in output.plan.loads)
+        for request, blocks, start, count, _ in output.work:
+            tokens = list(request.all_token_ids)
+            while len(tokens) < start + count:  # sampled by the step before, still on its way to the scheduler
+                tokens.append(next_token(tokens))
+            full = tokens[: (start + count) // BLOCK_TOKENS * BLOCK_TOKENS]
+            for index, key in enumerate(kvclient.KeyChain(self._spec).extend(full)):
+                self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS]))
+            for index in range((start + count - 1) // BLOCK_TOKENS + 1):
+                content = block_bytes(tokens[: min((index + 1) * BLOCK_TOKENS, start + count)])
+                memory = self.bytes[blocks[index].block_id]
+                if (index + 1) * BLOCK_TOKENS <= start:
+                    self.read_wrong += certain and not np.array_equal(memory, content)
+                else:
+                    generation = self.region.current_generation(blocks[index].block_id)
+                    self.written_readable += generation > 0 and generation % 2 == 0
+                    memory[:] = 0
+                    memory[:] = content
+
+    def _check_publishes(self, output: Output) -> None:
+        for run in output.plan.publish:
+            for block, key in zip(run.blocks, run.keys[0], strict=True):
+                self.published_wrong += key not in self._content_of or not np.array_equal(
+                    self.bytes[block], self._content_of[key]
+                )
+
+    # ---- results ----
+
+    def _update(self, output: Output) -> None:
+        done = self.worker.finished_loads()
+        report = self.worker.take_report()
+        failed = self.worker.take_failed_blocks()
+        waited = report.waited if report else set()
+        self._check_loads(done | waited, failed)
+        affected = {each.request_id for each in [*self.waiting, *self.running] if self._invalidate(each, failed, done)}
+        for request, _, _, count, epoch in output.work:
+            if request in self.running and request.epoch == epoch and request.request_id not in affected:
+                self._finish_step(request, count)
+        self._loaded |= done
+        self.scheduler.loaded(done, waited)
+
+    def _finish_step(self, request: Request, count: int) -> None:
+        request.num_in_flight_tokens -= count
+        # The step's token, if it computed the last one known when it was launched.
+        if request.num_output_placeholders and request.num_computed_tokens - request.num_in_flight_tokens >= request.num_tokens:
+            request.num_output_placeholders -= 1
+            request.all_token_ids.append(next_token(request.all_token_ids))
+            self._cache(request, request.num_computed_tokens)
+            if request.num_tokens >= request.target:
+                self.running.remove(request)
+                self.scheduler.finished(request)
+                self.pool.give_back(request.blocks)
+                self.finished += 1
+
+    def _check_loads(self, done: set[str], failed: set[int]) -> None:
+        by_id = {request.request_id: request for request in [*self.waiting, *self.running]}
+        for request_id in done:
+            load = self._load_of.pop(request_id)
+            for offset, block in enumerate(load.blocks):
+                if block in failed:
+                    break
+                tokens = by_id[request_id].all_token_ids[: (load.depth + offset + 1) * BLOCK_TOKENS]
+                self.accepted += 1
+                self.wrong += not np.array_equal(self.bytes[block], block_bytes(tokens))
+
+    def _invalidate(self, request: Request, failed: set[int], done: set[str]) -> bool:
+        """As vLLM: computed tokens end at the first failed block, which leaves the prefix cache with all behind it."""
+        if not failed or not (request.request_id in done or request in self.running):
+            return False
+        for index, block in enumerate(request.blocks):
+            if block.block_id in failed and index * BLOCK_TOKENS < request.num_computed_tokens:
+                request.num_computed_tokens = index * BLOCK_TOKENS
+                request.num_in_flight_tokens = request.num_output_placeholders = 0
+                for behind in request.blocks[index:]:
+                    self.pool.evict(behind)
+                return True
+        return False
+
+
+class RandomTraffic:
+    """An engine under requests that share prefixes with those of other processes that have the same ``family`` seed."""
+
+    def __init__(self, socket: str, name: str, seed: int, ahead: int, load: str, blocks: int) -> None:
+        self.engine = Engine(socket, name, seed, ahead=ahead, load=load, blocks=blocks)
+        family = random.Random(7)
+        self._prefixes = [[family.randrange(50) for _ in range(4 * BLOCK_TOKENS)] for _ in range(12)]
+
+    def run(self, steps: int) -> dict[str, int]:
+        engine, dice = self.engine, self.engine.random
+        for step in range(steps):
+            while len(engine.waiting) < 3:
+                tokens = list(dice.choice(self._prefixes))
+                for _ in range(dice.randrange(3)):
+                    tokens += self._prefixes[dice.randrange(3)][: dice.randrange(1, 3 * BLOCK_TOKENS)]
+                engine.submit(tokens, dice.randrange(1, 14))
+            engine.step()
+            if dice.random() < 0.001:
+                for request in list(engine.running):
+                    engine._preempt(request, Output())
+                engine.pool.reset()
+        engine.drain()
+        stats = engine.client.stats()
+        return {
+            "finished": engine.finished,
+            "accepted": engine.accepted,
+            "wrong": engine.wrong,
+            "read_wrong": engine.read_wrong,
+            "published_wrong": engine.published_wrong,
+            "written_readable": engine.written_readable,
+            "preempted": engine.preempted,
+            "failed": stats.blocks_failed,
+            "imported": stats.blocks_imported,
+            "published": stats.blocks_published,
+        }
+
+
+def make(socket: str, name: str, seed: int, ahead: int, load: str, blocks: int) -> RandomTraffic:
+    return RandomTraffic(socket, name, seed, ahead, load, blocks)

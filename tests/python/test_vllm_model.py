@@ -1,0 +1,30 @@
+"""The connector's two sides under a model of scheduler, block pool and worker: random traffic, no stale block accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvclient.daemon import PrivateDaemon
+from support.worker import Worker
+
+ROUNDS = 1500
+
+
+@pytest.mark.parametrize(("load", "ahead"), [("async", 0), ("async", 1), ("sync", 0)])
+def test_no_stale_block_is_accepted(kvmd: PrivateDaemon, start_worker: Callable[..., Worker], load: str, ahead: int) -> None:
+    engines = [
+        start_worker("support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40) for i in range(2)
+    ]
+    calls = [engine.start("run", ROUNDS) for engine in engines]
+    results = [call() for call in calls]
+    for result in results:
+        for count in ("wrong", "read_wrong", "published_wrong", "written_readable"):
+            assert result[count] == 0, result
+        assert result["finished"] > 100, result
+        assert result["preempted"] > 10, result
+        assert result["imported"] > 100, result
+        assert result["published"] > 100, result
+    # Owners reused blocks under way often enough to matter.
+    assert sum(result["failed"] for result in results) > 10, results
