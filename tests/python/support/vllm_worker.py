@@ -1,0 +1,166 @@
+"""A process with a real vLLM engine over a small model with random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def spread(model: Any) -> None:
+    """Weights with which logits depend on the whole prompt; vLLM's dummy ones are within 0.001 of zero."""
+    import torch
+
+    generator = torch.Generator().manual_seed(5)
+    for _, weight in sorted(model.named_parameters()):
+        if weight.dim() > 1:
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.15)
+
+
+class VllmWorker:
+    def __init__(self, socket: str | None, blocks: int, options: dict[str, Any], model: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        folder = Path(tempfile.mkdtemp(prefix="kvclient-model-"))
+        (folder / "config.json").write_text(json.dumps({**MODEL, **model}))
+        arguments: dict[str, Any] = {}
+        if socket is not None:
+            arguments["kv_transfer_config"] = {
+                "kv_connector": "KvMarketConnector",
+                "kv_connector_module_path": "kvclient.vllm",
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": 16, **options},
+            }
+        # Every engine's folder is another one: what the model is called must not depend on it.
+        os.chdir(folder)
+        self.llm = LLM(
+            model=".",
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            max_model_len=512,
+            dtype="float32",
+            enable_prefix_caching=True,
+            max_num_seqs=4,
+            max_num_batched_tokens=256,
+            block_size=16,
+            num_gpu_blocks_override=blocks,
+            disable_log_stats=True,
+            **arguments,
+        )
+        self.llm.apply_model(spread)
+        self._core = self.llm.llm_engine.engine_core.engine_core
+
+    def generate(
+        self, prompts: list[list[int]], tokens: int, salt: str | None = None
+    ) -> list[tuple[list[int], int]]:
+        """For each prompt the tokens that follow, greedily, and how many of its tokens were not computed."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, detokenize=False, ignore_eos=True)
+        inputs: list[Any] = [{"prompt_token_ids": prompt, **({"cache_salt": salt} if salt else {})} for prompt in prompts]
+        outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
+
+    def idle_step(self) -> None:
+        """One more step, as an engine in its own process makes after a request has ended."""
+        self._core.step()
+
+    def reset_prefix_cache(self) -> None:
+        self.llm.reset_prefix_cache()
+
+    def kv_digests(self, prompt: list[int]) -> list[str]:
+        """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has."""
+        import torch
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        request = Request(
+            request_id="probe",
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(max_tokens=1),
+            pooling_params=None,
+            block_hasher=self._core.request_block_hasher,
+        )
+        blocks = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)[0].get_block_ids()[0]
+        runner = self._core.model_executor.driver_worker.worker.model_runner
+        return [
+            hashlib.sha256(
+                b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in runner.kv_caches)
+            ).hexdigest()
+            for block in blocks
+        ]
+
+    def stats(self) -> dict[str, int]:
+        """The client's counters and whether the connector is on."""
+        connector = self._core.scheduler.connector
+        client = connector._client
+        counted = client.stats() if client is not None else None
+        return {
+            "off": bool(connector._off),
+            "imported": counted.blocks_imported if counted else 0,
+            "failed": counted.blocks_failed if counted else 0,
+            "published": counted.blocks_published if counted else 0,
+        }
+
+    def hash_objects_are_new(self) -> bool:
+        """Whether a block that is cached again gets another hash object, which the connector relies on."""
+        from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
+        pool = self._core.scheduler.kv_cache_manager.block_pool
+        block = pool.get_new_blocks(1)[0]
+        seen = []
+        for _ in range(2):
+            pool._insert_block_hash(make_block_hash_with_group_id(b"x" * 32, 0), block, num_tokens=16)
+            seen.append(block.block_hash)
+            pool._maybe_evict_cached_block(block)
+        pool.free_blocks([block])
+        return seen[0] == seen[1] and seen[0] is not seen[1]
+
+    def prometheus(self) -> list[str]:
+        """Names of the connector's metrics."""
+        import prometheus_client
+        from kvclient.vllm import KvMarketConnector
+
+        metrics = KvMarketConnector.build_prom_metrics(
+            self.llm.llm_engine.vllm_config,
+            {each: each for each in (prometheus_client.Gauge, prometheus_client.Counter, prometheus_client.Histogram)},
+            ["engine"],
+            {0: ["0"]},
+        )
+        metrics.observe({"imported_blocks": 3, "find_seconds": [1e-5, 2e-5], "unknown": 1})
+        text = prometheus_client.generate_latest().decode()
+        return [line for line in text.splitlines() if line.startswith("vllm:kvmarket")]
+
+
+def make(
+    socket: str | None, blocks: int, options: dict[str, Any] | None = None, model: dict[str, Any] | None = None
+) -> VllmWorker:
+    return VllmWorker(socket, blocks, options or {}, model or {})

@@ -1,0 +1,154 @@
+"""Real vLLM engines, on the CPU, with and without the marketplace: the same tokens, the same KV bytes, fewer computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvclient.daemon import PrivateDaemon
+from support.worker import Worker
+
+pytest.importorskip("vllm", reason="vLLM is not installed (scripts/python_env.sh --vllm)")
+
+ENGINE = "support.vllm_worker"
+BLOCK = 16
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return [(7 * i * i + 13 * i + 101 * seed) % 500 + 5 for i in range(length)]
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[PrivateDaemon]:
+    with PrivateDaemon() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
+    """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
+    workers = {
+        "plain": Worker(ENGINE, None, 200),
+        "first": Worker(ENGINE, daemon.socket, 200),
+        "second": Worker(ENGINE, daemon.socket, 60, {"load": "sync"}),
+    }
+    yield workers
+    for worker in workers.values():
+        worker.stop()
+
+
+def test_an_engine_starts_from_what_another_one_computed(engines: dict[str, Worker]) -> None:
+    ids = prompt(203)
+    [(expected, cached)] = engines["plain"].call("generate", [ids], 24)
+    assert cached == 0
+    assert engines["first"].call("generate", [ids], 24) == [(expected, 0)]
+    before = engines["second"].call("stats")["imported"]
+    assert engines["second"].call("generate", [ids], 24) == [(expected, 12 * BLOCK)]
+    assert engines["second"].call("stats")["imported"] - before == 12
+    theirs, ours = engines["first"].call("kv_digests", ids), engines["second"].call("kv_digests", ids)
+    assert len(ours) == 12
+    assert theirs[:12] == ours
+
+
+def test_a_shorter_prefix_and_one_that_ends_inside_a_block(engines: dict[str, Worker]) -> None:
+    ids = prompt(150, seed=1)
+    engines["first"].call("generate", [ids], 4)
+    longer = ids[:101] + prompt(60, seed=9)
+    [(expected, _)] = engines["plain"].call("generate", [longer], 16)
+    assert engines["second"].call("generate", [longer], 16) == [(expected, 6 * BLOCK)]
+
+
+def test_both_directions_and_with_background_loads(engines: dict[str, Worker]) -> None:
+    prompts = [prompt(120, seed=20 + i) for i in range(3)]
+    expected = [tokens for tokens, _ in engines["plain"].call("generate", prompts, 12)]
+    engines["second"].call("generate", prompts, 12)
+    got = engines["first"].call("generate", prompts, 12)
+    assert [tokens for tokens, _ in got] == expected
+    assert [cached for _, cached in got] == [7 * BLOCK] * 3
+
+
+def test_salts_do_not_share(engines: dict[str, Worker]) -> None:
+    ids = prompt(100, seed=3)
+    engines["first"].call("generate", [ids], 4, salt="a")
+    assert engines["second"].call("generate", [ids], 4, salt="b")[0][1] == 0
+    assert engines["second"].call("generate", [ids], 4)[0][1] == 0
+    assert engines["first"].call("generate", [ids], 4, salt="b")[0][1] == 6 * BLOCK
+
+
+def test_what_was_generated_is_shared_too(engines: dict[str, Worker]) -> None:
+    ids = prompt(64, seed=4)
+    [(answer, _)] = engines["first"].call("generate", [ids], 40)
+    engines["first"].call("idle_step")
+    turn = ids + answer + prompt(20, seed=5)
+    assert engines["second"].call("generate", [turn], 4)[0][1] == 6 * BLOCK
+
+
+def test_answers_stay_the_same_while_blocks_are_reused(engines: dict[str, Worker]) -> None:
+    """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time."""
+    prompts = [prompt(90, seed=40 + i % 14)[:70] + prompt(30, seed=60 + i) for i in range(40)]
+    expected = [tokens for tokens, _ in engines["plain"].call("generate", prompts, 8)]
+    calls = [engines[name].start("generate", prompts, 8) for name in ("first", "second")]
+    for call in calls:
+        assert [tokens for tokens, _ in call()] == expected
+    assert engines["second"].call("stats")["imported"] > 0
+
+
+def test_vllm_makes_a_new_hash_object_for_each_caching(engines: dict[str, Worker]) -> None:
+    assert engines["first"].call("hash_objects_are_new")
+
+
+def test_counters_reach_prometheus(engines: dict[str, Worker]) -> None:
+    lines = engines["first"].call("prometheus")
+    assert 'vllm:kvmarket_imported_blocks_total{engine="0"} 3.0' in lines
+    assert 'vllm:kvmarket_find_seconds_count{engine="0"} 2.0' in lines
+
+
+def test_a_reset_withdraws_what_was_published(engines: dict[str, Worker]) -> None:
+    ids = prompt(100, seed=6)
+    engines["first"].call("generate", [ids], 4)
+    engines["first"].call("reset_prefix_cache")
+    engines["first"].call("generate", [prompt(20, seed=7)], 1)
+    assert engines["second"].call("generate", [ids], 4)[0][1] == 0
+
+
+def test_without_kvmd_the_engine_goes_on_and_shares_again_when_it_is_back(
+    engines: dict[str, Worker], daemon: PrivateDaemon
+) -> None:
+    daemon.kill()
+    ids = prompt(120, seed=8)
+    [(expected, _)] = engines["plain"].call("generate", [ids], 8)
+    assert engines["first"].call("generate", [ids], 8)[0][0] == expected
+    daemon.start()
+    fresh = prompt(120, seed=11)
+    for attempt in range(40):
+        engines["first"].call("generate", [prompt(120, seed=100 + attempt)], 1)
+        engines["first"].call("generate", [fresh], 1)
+        engines["first"].call("idle_step")
+        if engines["second"].call("generate", [prompt(120, seed=100 + attempt)], 1)[0][1] > 0:
+            return
+    pytest.fail("never shared again")
+
+
+def test_the_connector_insists_on_recomputing_failed_loads(daemon: PrivateDaemon) -> None:
+    from types import SimpleNamespace
+
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    from kvclient.vllm import KvMarketConnector
+
+    transfer = SimpleNamespace(kv_load_failure_policy="fail", kv_connector_extra_config={}, engine_id="e")
+    with pytest.raises(ValueError, match="kv_load_failure_policy=recompute"):
+        KvMarketConnector(SimpleNamespace(kv_transfer_config=transfer), KVConnectorRole.SCHEDULER, None)
+
+
+def test_another_models_blocks_are_not_found(engines: dict[str, Worker], daemon: PrivateDaemon) -> None:
+    ids = prompt(100, seed=12)
+    engines["first"].call("generate", [ids], 4)
+    engines["first"].call("idle_step")
+    other = Worker(ENGINE, daemon.socket, 60, {}, {"rms_norm_eps": 1e-6})
+    try:
+        assert other.call("generate", [ids], 4)[0][1] == 0
+        assert not other.call("stats")["off"]
+    finally:
+        other.stop()
