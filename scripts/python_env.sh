@@ -2,28 +2,61 @@
 # Makes the Python suite's virtual environment, once, in build/python-env, and installs the package from this
 # tree into it, each time. Prints the environment's folder. pip's own settings (PIP_INDEX_URL, …) choose the
 # index: on a machine without a GPU one with CPU wheels of PyTorch saves gigabytes.
+#
+#   scripts/python_env.sh [--vllm]
+#
+# --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints that one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=build/python-env
+vllm=build/vllm-env
 requirements=tests/python/requirements.txt
+vllm_requirements=(tests/python/requirements-vllm-deps.txt tests/python/requirements-vllm.txt)
 
 fail() {
   echo "python_env.sh: $*" >&2
   exit 1
 }
 
+# up_to_date ENVIRONMENT STAMP: whether the one there was made from the same.
+up_to_date() {
+  [ "$(cat "$1/installed" 2>/dev/null || true)" = "$2" ]
+}
+
+fresh() {
+  rm -rf "$1"
+  python3 -m venv "$1" >&2 || fail "python3 can't make virtual environments; see install_deps.sh --python"
+}
+
+install() {
+  "$1/bin/pip" install --quiet --no-compile --disable-pip-version-check "${@:2}" >&2
+}
+
 wanted=$(python3 --version && cat "$requirements")
-if [ "$(cat "$environment/installed" 2>/dev/null || true)" != "$wanted" ]; then
+if ! up_to_date "$environment" "$wanted"; then
   mkdir -p build
   free_mib=$(df -Pm build | awk 'NR == 2 {print $4}')
   [ "$free_mib" -ge 8192 ] || fail "PyTorch with its packages needs up to 8 GiB; $free_mib MiB are free"
   echo "making $environment (once; PyTorch is large)" >&2
-  rm -rf "$environment"
-  python3 -m venv "$environment" >&2 || fail "python3 can't make virtual environments; see install_deps.sh --python"
-  "$environment/bin/pip" install --quiet --disable-pip-version-check -r "$requirements" >&2 ||
+  fresh "$environment"
+  install "$environment" -r "$requirements" ||
     fail "the packages of $requirements could not be installed (is the package index reachable?)"
   printf '%s\n' "$wanted" >"$environment/installed"
 fi
-"$environment/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index ./client/python >&2 ||
+install "$environment" --no-build-isolation --no-deps --no-index ./client/python ||
   fail "the package in client/python did not build (see above)"
+
+if [ "${1:-}" = --vllm ]; then
+  wanted=$(printf '%s\n' "$wanted" && cat "${vllm_requirements[@]}")
+  if ! up_to_date "$vllm" "$wanted"; then
+    echo "making $vllm (once)" >&2
+    fresh "$vllm"
+    packages=$(echo "$environment"/lib/python3*/site-packages)
+    echo "$PWD/$packages" >"$(echo "$vllm"/lib/python3*/site-packages)/python-env.pth"
+    install "$vllm" -r "${vllm_requirements[0]}" || fail "what vLLM needs could not be installed"
+    install "$vllm" --no-deps -r "${vllm_requirements[1]}" || fail "vLLM could not be installed"
+    printf '%s\n' "$wanted" >"$vllm/installed"
+  fi
+  environment=$vllm
+fi
 echo "$PWD/$environment"

@@ -46,11 +46,12 @@ targets=()
 python=()
 if [ "$suite" = cpp ]; then
   scripts/install_deps.sh
-  python=(-DKVM_PYTHON_ENV=)
+  python=(-DKVM_PYTHON_ENV= -DKVM_VLLM_ENV=)
 else
   scripts/install_deps.sh --python
   environment=$(scripts/python_env.sh) || exit 1
-  python=("-DKVM_PYTHON_ENV=$environment")
+  vllm=$(scripts/python_env.sh --vllm) || echo "test.sh: no vLLM here: the tests with its engines are skipped" >&2
+  python=("-DKVM_PYTHON_ENV=$environment" "-DKVM_VLLM_ENV=$vllm")
 fi
 if [ "$suite" = python ]; then
   label=(-L python)

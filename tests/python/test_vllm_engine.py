@@ -1,4 +1,4 @@
-"""Real vLLM engines, on the CPU, with and without the marketplace: the same tokens, the same KV bytes, fewer computed."""
+"""Real vLLM engines on the CPU, with and without the marketplace: same tokens, same KV bytes, fewer computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connector's two sides under a model of scheduler, block pool and worker: random traffic, no stale block accepted."""
+"""The connector's two sides under a model of scheduler, block pool and worker: no stale block is accepted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ ROUNDS = 1500
 
 
 @pytest.mark.parametrize(("load", "ahead"), [("async", 0), ("async", 1), ("sync", 0)])
-def test_no_stale_block_is_accepted(kvmd: PrivateDaemon, start_worker: Callable[..., Worker], load: str, ahead: int) -> None:
+def test_no_stale_block_is_accepted(
+    kvmd: PrivateDaemon, start_worker: Callable[..., Worker], load: str, ahead: int
+) -> None:
     engines = [
-        start_worker("support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40) for i in range(2)
+        start_worker("support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40)
+        for i in range(2)
     ]
     calls = [engine.start("run", ROUNDS) for engine in engines]
     results = [call() for call in calls]

@@ -18,12 +18,18 @@ from kvclient.vllm.keys import RequestKeys, digest_files
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stats import Counters
-from support.paged_engine import Output, Pool, Request
 from support.paged_engine import Cached as CachedRequests
-from support.paged_engine import NewRequest
+from support.paged_engine import NewRequest, Output, Pool, Request
 
 SPEC = kvclient.ModelSpec(
-    model_id="m", revision="r", kv_dtype="float32", layout="x", num_layers=1, num_kv_heads=1, head_size=8, block_tokens=4
+    model_id="m",
+    revision="r",
+    kv_dtype="float32",
+    layout="x",
+    num_layers=1,
+    num_kv_heads=1,
+    head_size=8,
+    block_tokens=4,
 )
 
 
@@ -115,7 +121,10 @@ def test_what_changes_the_content_changes_the_keys(tmp_path: Any) -> None:
 def test_an_image_changes_the_blocks_from_where_it_begins() -> None:
     tokens = list(range(16))
     plain, cat = keys_of(tokens)[0], keys_of(tokens, mm_features=[image("cat", 5, 4)])[0]
-    dog, moved = keys_of(tokens, mm_features=[image("dog", 5, 4)])[0], keys_of(tokens, mm_features=[image("cat", 6, 4)])[0]
+    dog, moved = (
+        keys_of(tokens, mm_features=[image("dog", 5, 4)])[0],
+        keys_of(tokens, mm_features=[image("cat", 6, 4)])[0],
+    )
     assert plain[0] == cat[0] == dog[0] == moved[0]
     for index in (1, 2, 3):
         assert len({plain[index], cat[index], dog[index], moved[index]}) == 4
@@ -170,7 +179,9 @@ def test_every_layout_gives_each_blocks_own_bytes(layout: str) -> None:
     read = read_layout({f"layer.{i}": tensor for i, tensor in enumerate(tensors)}, BLOCKS)
     found = geometry_of(read.tensors, 0)
     assert found.geometry.block_count == BLOCKS
-    assert found.geometry.block_bytes == read.block_bytes == sum(t.numel() * t.element_size() for t in tensors) // BLOCKS
+    assert (
+        found.geometry.block_bytes == read.block_bytes == sum(t.numel() * t.element_size() for t in tensors) // BLOCKS
+    )
     storages = {each.address: tensor.untyped_storage() for each, tensor in zip(found.segments, tensors, strict=False)}
     for block in range(BLOCKS):
         got = b""

@@ -1,4 +1,4 @@
-"""Blocks in a host region of one's own, found by key: what peers have is copied here, what is computed is published from here.
+"""Blocks in a host region of one's own, by key: peers' blocks are copied to it, computed ones are published from it.
 
 For engines whose own KV memory can't be shared in place: tensors of a framework on a CPU, caches that grow.
 """
@@ -23,10 +23,10 @@ class HostStoreStats:
 
 
 class HostStore:
-    """Bookkeeping over ``region``, host memory of ``client``, all of whose blocks are this store's. Not thread-safe."""
+    """Bookkeeping over ``region``, host memory of ``client`` that nobody else uses. Not thread-safe."""
 
     def __init__(self, client: Client, region: Region, *, publish: bool = True, import_timeout_s: float = 5.0) -> None:
-        """``publish``: make imported blocks known as further replicas. ``import_timeout_s``: later blocks are misses."""
+        """``publish``: make imported blocks known as further replicas. ``import_timeout_s``: later ones are misses."""
         self.client = client
         self.region = region
         self.stats = HostStoreStats()

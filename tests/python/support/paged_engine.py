@@ -35,7 +35,7 @@ class Block:
 
 
 class Pool:
-    """As vLLM's BlockPool: block 0 is the null block, free blocks are reused oldest first and keep their hash until then."""
+    """As vLLM's BlockPool: 0 is the null block; free blocks keep their hash until they are reused, oldest first."""
 
     def __init__(self, count: int) -> None:
         self.enable_caching = True
@@ -167,7 +167,15 @@ class Engine:
     """One engine; ``step()`` schedules one step and takes the results of one, up to ``ahead`` steps later."""
 
     def __init__(
-        self, socket: str, name: str, seed: int, *, blocks: int = 48, ahead: int = 1, load: str = "async", batch: int = 4
+        self,
+        socket: str,
+        name: str,
+        seed: int,
+        *,
+        blocks: int = 48,
+        ahead: int = 1,
+        load: str = "async",
+        batch: int = 4,
     ) -> None:
         self.random = random.Random(seed)
         self.name = name
@@ -407,7 +415,10 @@ class Engine:
     def _finish_step(self, request: Request, count: int) -> None:
         request.num_in_flight_tokens -= count
         # The step's token, if it computed the last one known when it was launched.
-        if request.num_output_placeholders and request.num_computed_tokens - request.num_in_flight_tokens >= request.num_tokens:
+        if (
+            request.num_output_placeholders
+            and request.num_computed_tokens - request.num_in_flight_tokens >= request.num_tokens
+        ):
             request.num_output_placeholders -= 1
             request.all_token_ids.append(next_token(request.all_token_ids))
             self._cache(request, request.num_computed_tokens)
@@ -452,7 +463,7 @@ class RandomTraffic:
 
     def run(self, steps: int) -> dict[str, int]:
         engine, dice = self.engine, self.engine.random
-        for step in range(steps):
+        for _ in range(steps):
             while len(engine.waiting) < 3:
                 tokens = list(dice.choice(self._prefixes))
                 for _ in range(dice.randrange(3)):

@@ -78,14 +78,14 @@ class VllmWorker:
         self.llm.apply_model(spread)
         self._core = self.llm.llm_engine.engine_core.engine_core
 
-    def generate(
-        self, prompts: list[list[int]], tokens: int, salt: str | None = None
-    ) -> list[tuple[list[int], int]]:
+    def generate(self, prompts: list[list[int]], tokens: int, salt: str | None = None) -> list[tuple[list[int], int]]:
         """For each prompt the tokens that follow, greedily, and how many of its tokens were not computed."""
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=tokens, temperature=0, detokenize=False, ignore_eos=True)
-        inputs: list[Any] = [{"prompt_token_ids": prompt, **({"cache_salt": salt} if salt else {})} for prompt in prompts]
+        inputs: list[Any] = [
+            {"prompt_token_ids": prompt, **({"cache_salt": salt} if salt else {})} for prompt in prompts
+        ]
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
         return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
 
@@ -147,6 +147,7 @@ class VllmWorker:
     def prometheus(self) -> list[str]:
         """Names of the connector's metrics."""
         import prometheus_client
+
         from kvclient.vllm import KvMarketConnector
 
         metrics = KvMarketConnector.build_prom_metrics(

@@ -164,7 +164,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             layout = read_layout(kv_caches, self._kv_cache_config.num_blocks, block_dim)
             names = sorted({backend.get_name() for backend in backends.values()})
             spec = spec_of(
-                config, kv_spec, layout=layout.text, backend="+".join(names), weights_digest=self._options.weights_digest
+                config,
+                kv_spec,
+                layout=layout.text,
+                backend="+".join(names),
+                weights_digest=self._options.weights_digest,
             )
             pp_rank, tp_rank = _ranks()
             shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
@@ -174,7 +178,12 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._turn_off(str(error))
             return
         self._handshake = _Handshake(spec.canonical(), pp_rank, tp_rank, self._worker.in_place)
-        _log.info("KvMarketConnector: %s blocks of %d bytes, %s", self._kv_cache_config.num_blocks, layout.block_bytes, layout.text)
+        _log.info(
+            "KvMarketConnector: %s blocks of %d bytes, %s",
+            self._kv_cache_config.num_blocks,
+            layout.block_bytes,
+            layout.text,
+        )
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """What this worker has registered."""
@@ -222,7 +231,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     # ---- scheduler ----
 
-    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]) -> None:
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
         """All workers have registered: look up in the same model's blocks from here on."""
         if self._off or self._scheduler is None:
             return
@@ -375,7 +386,9 @@ def _block_dim(backend: Any, kv_spec: Any, cache_dtype: str) -> int | None:
     if ask is None:
         return None
     try:
-        return int(ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype))
+        return int(
+            ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype)
+        )
     except (TypeError, ValueError, NotImplementedError):
         return None
 

@@ -44,7 +44,7 @@ def read_layout(
     block_count: int,
     block_dim: Callable[[str], int | None] = lambda _: None,
 ) -> KvLayout:
-    """Bring every layer's KV tensor to ``[blocks, …]`` with the other dimensions in the order of memory, without copying.
+    """View every layer's KV tensor as ``[blocks, …]``, the other dimensions in the order of memory.
 
     ``kv_caches``: layer name -> tensor, as vLLM's ``register_kv_caches`` gets it. ``block_count``: the engine's
     blocks; a tensor may count smaller ones, several of which make up one. ``block_dim(layer)``: the dimension that

@@ -19,7 +19,7 @@ class MarketStats(KVConnectorStats):
 
     def reset(self) -> None:
         """Forget."""
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Add ``other``."""

@@ -40,7 +40,9 @@ class ConnectorOptions:
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise InvalidArgumentError(f"kv_connector_extra_config: no option {unknown[0]!r}; there are {sorted(known)}")
+            raise InvalidArgumentError(
+                f"kv_connector_extra_config: no option {unknown[0]!r}; there are {sorted(known)}"
+            )
         if "publish" in given and isinstance(given["publish"], str):
             switches = {"on": True, "off": False, "true": True, "false": False}
             given["publish"] = switches.get(given["publish"].lower(), given["publish"])

@@ -270,7 +270,7 @@ class SchedulerSide:
                     yield run
 
     def _runs(self, tracked: _Tracked, fresh: set[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Blocks of a request that are computed, cached by the engine and not published, in runs of consecutive ones."""
+        """Blocks of a request that are computed, cached by the engine and not published: consecutive ones together."""
         request = tracked.request
         ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
         confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)

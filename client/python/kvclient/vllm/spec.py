@@ -45,7 +45,9 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, weight
         tokenizer_digest="",  # keys are made of token ids; what they mean follows from the model
         rope=_short(_rope(model)),
         kv_dtype=str(getattr(kv_spec, "dtype", cache.cache_dtype)).removeprefix("torch."),
-        kv_scales="" if str(cache.cache_dtype) in ("auto", "bfloat16", "float16", "float32") else str(cache.cache_dtype),
+        kv_scales=""
+        if str(cache.cache_dtype) in ("auto", "bfloat16", "float16", "float32")
+        else str(cache.cache_dtype),
         layout=layout,
         quantization=str(model.quantization or ""),
         num_layers=int(model.hf_text_config.num_hidden_layers),

@@ -9,7 +9,18 @@ from typing import Any, Protocol
 
 import torch
 
-from kvclient._native import BlockKey, BlockKeys, BlockWrite, BlockWrites, Client, Geometry, ImportTicket, Model, Region, Shard
+from kvclient._native import (
+    BlockKey,
+    BlockKeys,
+    BlockWrite,
+    BlockWrites,
+    Client,
+    Geometry,
+    ImportTicket,
+    Model,
+    Region,
+    Shard,
+)
 from kvclient.host_store import HostStore
 from kvclient.torch import view
 from kvclient.vllm.layout import KvLayout
@@ -59,10 +70,15 @@ class _Done:
 
 
 class InPlaceMemory:
-    """The engine's own memory, shared as it is: publishing copies nothing, imports go straight to the engine's blocks."""
+    """The engine's own memory, shared as it is: publishing copies nothing, imports go straight to its blocks."""
 
     def __init__(
-        self, client: Client, region: Region, options: ConnectorOptions, counters: Counters, device: torch.device | None = None
+        self,
+        client: Client,
+        region: Region,
+        options: ConnectorOptions,
+        counters: Counters,
+        device: torch.device | None = None,
     ) -> None:
         """``region``: the engine's blocks, of ``client``. ``device``: the GPU they are on; None: host memory."""
         self.region = region
@@ -181,7 +197,13 @@ class HostMemory:
 
 
 def share(
-    client: Client, model: Model, shard: Shard, layout: KvLayout, options: ConnectorOptions, name: str, counters: Counters
+    client: Client,
+    model: Model,
+    shard: Shard,
+    layout: KvLayout,
+    options: ConnectorOptions,
+    name: str,
+    counters: Counters,
 ) -> BlockMemory:
     """Register the engine's memory where it is, or host memory for engines on a CPU.
 
@@ -189,6 +211,7 @@ def share(
     """
     if layout.device.type == "cuda":
         from kvclient.torch import register_tensors
+
         region = register_tensors(client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify)
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))

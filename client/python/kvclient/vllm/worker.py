@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 
-
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.layout import KvLayout
@@ -82,7 +81,7 @@ class WorkerSide:
         if not ready:
             return set()
         self._loads = [load for load in self._loads if load not in ready]
-        finished = set()
+        finished: set[str] = set()
         for load in ready:
             valid = load.valid()
             self._failed_blocks.update(load.blocks[valid:])
