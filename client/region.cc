@@ -138,6 +138,22 @@ const DeviceUuid& Region::device() const noexcept { return impl_->options.device
 const Geometry& Region::geometry() const noexcept { return impl_->options.geometry; }
 std::uint32_t Region::block_count() const noexcept { return impl_->options.geometry.block_count; }
 std::uint64_t Region::block_bytes() const noexcept { return impl_->block_bytes; }
+std::span<const std::uint64_t> Region::segment_bytes() const noexcept { return impl_->options.segment_bytes; }
+
+// One enumeration for users, one on the wire, with the same numbers.
+static_assert(static_cast<unsigned>(MemoryKind::kHostMemfd) == static_cast<unsigned>(layout::HandleKind::kHostMemfd));
+static_assert(static_cast<unsigned>(MemoryKind::kCudaIpc) == static_cast<unsigned>(layout::HandleKind::kCudaIpc));
+static_assert(static_cast<unsigned>(MemoryKind::kCudaVmmFd) == static_cast<unsigned>(layout::HandleKind::kCudaVmmFd));
+MemoryKind Region::memory_kind() const noexcept { return static_cast<MemoryKind>(impl_->memory->kind()); }
+
+std::string_view MemoryKindName(MemoryKind kind) noexcept {
+  switch (kind) {
+    case MemoryKind::kHostMemfd: return "host_memfd";
+    case MemoryKind::kCudaIpc: return "cuda_ipc";
+    case MemoryKind::kCudaVmmFd: return "cuda_vmm_fd";
+  }
+  return "unknown";
+}
 
 std::byte* Region::SegmentData(std::size_t segment) const noexcept {
   return segment < impl_->options.segment_bytes.size() ? impl_->memory->SegmentData(segment) : nullptr;

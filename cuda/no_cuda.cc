@@ -12,6 +12,7 @@ Error NotBuilt() { return MakeError(Errc::kUnsupported, "built without CUDA: con
 
 std::string CudaToolkitVersion() { return {}; }
 Result<std::vector<DeviceInfo>> ListDevices() { return NotBuilt(); }
+Result<DeviceUuid> DeviceAt(int) { return NotBuilt(); }
 Result<DeviceUuid> DeviceOf(const void*) { return NotBuilt(); }
 Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { return NotBuilt(); }
 Result<Topology> ReadTopology() { return NotBuilt(); }

@@ -87,6 +87,17 @@ Result<std::vector<DeviceInfo>> ListDevices() {
   return devices;
 }
 
+Result<DeviceUuid> DeviceAt(int ordinal) {
+  const Result<const Driver*> driver = LoadDriver();
+  if (!driver) return driver.error();
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) return CudaError(error, "cudaGetDeviceCount");
+  if (ordinal < 0 || ordinal >= count) {
+    return MakeError(Errc::kNotFound, "this process sees no GPU " + std::to_string(ordinal) + ", only " + std::to_string(count));
+  }
+  return UuidOf(**driver, ordinal);
+}
+
 Result<DeviceUuid> DeviceOf(const void* pointer) {
   const Result<const Driver*> driver = LoadDriver();
   if (!driver) return driver.error();

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -165,44 +166,30 @@ def test_plain_data_survives_pickling() -> None:
     assert len({BlockKey(1, 2), BlockKey(1, 2), BlockKey(2, 1)}) == 2
 
 
-def test_a_region_is_memory(kvmd: PrivateDaemon) -> None:
-    with kvclient.Client(kvmd.socket, name="memory") as client:
-        model = client.declare_model(spec())
-        with client.allocate_region(model, Geometry.contiguous(4, 4096), name="memory") as region:
-            assert region.segment_bytes == [4 * 4096]
-            whole = region.segment()
-            assert whole.shape == (4 * 4096,)
-            assert not whole.any(), "zeroed"
-            region.block(2)[:] = 7
-            assert whole.reshape(4, 4096).sum(axis=1).tolist() == [0, 0, 7 * 4096, 0]
-            for call in (region.block, region.begin_write, region.current_generation):
-                with pytest.raises(errors.InvalidArgumentError, match="block 4 of region memory"):
-                    call(4)
-            with pytest.raises(errors.InvalidArgumentError, match="segment 1"):
-                region.segment(1)
-            with pytest.raises(errors.AlreadyExistsError):
-                client.allocate_region(model, Geometry.contiguous(4, 4096), name="memory")
-        with pytest.raises(errors.CancelledError):
-            region.block(0)
-        assert whole[2 * 4096] == 7, "an array outlives its region"
+def test_every_member_of_an_enumeration_is_bound() -> None:
+    headers = ROOT / "client" / "include" / "kvclient"
+    for header, name, bound in (
+        ("import.h", "ImportFailure", kvclient.ImportFailure),
+        ("match.h", "MatchEnd", kvclient.MatchEnd),
+        ("region.h", "MemoryKind", kvclient.MemoryKind),
+    ):
+        text = (headers / header).read_text()
+        body = re.search(rf"enum class {name}[^{{]*{{(.*?)}};", text, re.DOTALL)
+        assert body is not None
+        assert len(re.findall(r"^\s*k\w+ = \d+", body[1], re.MULTILINE)) == len(list(bound)) > 2
 
 
-def test_nonsense_is_refused_before_anything_happens(kvmd: PrivateDaemon) -> None:
-    with kvclient.Client(kvmd.socket, name="nonsense") as client:
-        model = client.declare_model(spec())
-        region = client.allocate_region(model, Geometry.contiguous(4, 4096), name="nonsense")
-        keys = KeyChain(model).extend(list(range(8)))
-        with pytest.raises(errors.InvalidArgumentError, match="2 keys and 1 writes"):
-            region.publish_run(keys, keys[0], 0, region.begin_writes([0]))
-        with pytest.raises(errors.InvalidArgumentError):
-            client.import_blocks(client.find(keys), region, [1, 2])
-        with pytest.raises(errors.BadGeometryError):
-            client.allocate_region(model, Geometry(0, []), name="none")
-        with pytest.raises(errors.InvalidArgumentError, match="timeout_s"):
-            region.flush(-1.0)
-        with pytest.raises(errors.InvalidArgumentError):
-            Shard(tp_rank=2, tp_size=2)
-        region.close()
+def test_gpus_are_listed_or_the_reason_why_there_are_none() -> None:
+    if not torch.cuda.is_available():
+        for call in (kvclient.list_devices, lambda: kvclient.device_at(0), lambda: kvclient.device_of(0)):
+            with pytest.raises(errors.UnsupportedError, match=r"GPU|CUDA|driver"):
+                call()
+        return
+    devices = kvclient.list_devices()
+    assert [each.ordinal for each in devices] == list(range(torch.cuda.device_count()))
+    assert [kvclient.device_at(each.ordinal) for each in devices] == [each.uuid for each in devices]
+    with pytest.raises(errors.NotFoundError):
+        kvclient.device_at(len(devices))
 
 
 def test_waiting_leaves_the_interpreter_to_other_threads(kvmd: PrivateDaemon) -> None:
@@ -257,5 +244,5 @@ def test_the_package_is_typed() -> None:
     stub = (folder / "_native.pyi").read_text()
     for name in kvclient.__all__:
         if name not in ("KvError", "__version__"):
-            assert f"class {name}" in stub
+            assert re.search(rf"^(class|def) {name}\b", stub, re.MULTILINE), name
     assert os.access(folder / "bin" / "kvmd", os.X_OK)

@@ -17,6 +17,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvclient/types.h"
@@ -56,6 +57,14 @@ struct PublishOutcome {
   std::size_t deferred = 0;   // of the readable ones: sent later, since kvmd is away or its queue is full
 };
 
+// How peers get at a region's memory.
+enum class MemoryKind : std::uint8_t {
+  kHostMemfd = 1,  // host memory
+  kCudaIpc = 2,    // GPU memory of cudaMalloc, registered; ends with its owner
+  kCudaVmmFd = 3,  // GPU memory of AllocateRegion or AllocateExportable (kvm/exportable_memory.h)
+};
+std::string_view MemoryKindName(MemoryKind kind) noexcept;  // "host_memfd", …, as kvctl shows it
+
 class Region {
  public:
   ~Region();
@@ -66,9 +75,11 @@ class Region {
   const Model& model() const noexcept;
   const Shard& shard() const noexcept;
   const DeviceUuid& device() const noexcept;  // zeros: host memory
+  MemoryKind memory_kind() const noexcept;
   const Geometry& geometry() const noexcept;
   std::uint32_t block_count() const noexcept;
   std::uint64_t block_bytes() const noexcept;
+  std::span<const std::uint64_t> segment_bytes() const noexcept;  // size of each segment
 
   // Base address of a segment (host or device). Valid while the region lives.
   std::byte* SegmentData(std::size_t segment = 0) const noexcept;

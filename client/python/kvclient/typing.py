@@ -14,7 +14,11 @@ class SupportsDLPack(Protocol):
         ...
 
 
+#: Numbers of blocks, generations, ...: ``[n]``, none negative. Copied; an array costs no Python object for each.
+Integers = Sequence[int] | SupportsDLPack
 #: Token ids of a prompt, each in [0, 2**32): ``[tokens]``. Copied.
-TokenIds = Sequence[int] | SupportsDLPack
+TokenIds = Integers
+#: A GPU, the same in every process: ``"GPU-<uuid>"`` (or ``"MIG-<uuid>"``), or the UUID's 16 bytes.
+DeviceId = str | bytes
 
-__all__ = ["SupportsDLPack", "TokenIds"]
+__all__ = ["DeviceId", "Integers", "SupportsDLPack", "TokenIds"]

@@ -57,8 +57,9 @@ void BindResult(nb::module_& module) {
       .value("STALE", ImportFailure::kStale, "Rewritten by its owner before or during the copy.")
       .value("BEHIND_FAILED", ImportFailure::kBehindFailed, "An earlier block of the match failed.")
       .value("DEADLINE", ImportFailure::kDeadline, "Not copied in time.")
-      .value("UNMAPPED", ImportFailure::kUnmapped, "The source region was withdrawn.")
-      .value("ERROR", ImportFailure::kError, "The copy could not be made.");
+      .value("UNMAPPED", ImportFailure::kUnmapped, "The source region was withdrawn, or can't be reached from the destination.")
+      .value("ERROR", ImportFailure::kError, "The copy could not be made.")
+      .value("CORRUPT", ImportFailure::kCorrupt, "With verify: the bytes are not those that were published.");
   nb::class_<FailedBlock>(module, "FailedBlock", "A block that holds arbitrary bytes and must be computed.")
       .def_ro("index", &FailedBlock::index, "Into the match.")
       .def_ro("block", &FailedBlock::block, "Of the destination region.")
@@ -75,10 +76,17 @@ void BindResult(nb::module_& module) {
 void BindImport(nb::module_& module) {
   BindMatch(module);
   BindResult(module);
-  nb::class_<PyImportTicket>(module, "ImportTicket", "An import under way. Thread-safe. Dropping it waits for copies already started.")
+  nb::class_<PyImportTicket>(
+      module, "ImportTicket",
+      "An import under way. Thread-safe. Dropping it waits for copies already started. Keeps the destination region.")
       .def("done", &PyImportTicket::Done, "Polls; never waits.")
       .def("wait", &PyImportTicket::Wait, "timeout_s"_a = nb::none(),
-           "Waits and returns the result. DeadlineExceededError: still under way.");
+           "Waits and returns the result. DeadlineExceededError: still under way.")
+      .def_prop_ro(
+          "event", &PyImportTicket::event,
+          "cudaEvent_t, as an integer, that is reached once copy and validation are; None unless asked for with wants_event, or if\n"
+          "there was nothing to copy on a GPU. Valid while the ticket is. Work that waits for it sees the copied bytes, but only the\n"
+          "result tells which are valid.");
 }
 
 }  // namespace kvm::python

@@ -1,4 +1,7 @@
 // Block keys and their derivation.
+#include <cstring>
+
+#include <nanobind/ndarray.h>
 #include <nanobind/operators.h>
 #include <nanobind/stl/bind_vector.h>
 #include <nanobind/stl/string.h>
@@ -6,12 +9,15 @@
 #include <nanobind/stl/vector.h>
 
 #include "client/python/src/bindings.h"
-#include "client/python/src/tokens.h"
+#include "client/python/src/integers.h"
 
 namespace kvm::python {
 namespace {
 
 using namespace nb::literals;
+
+using KeyArray = nb::ndarray<const std::uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+using NumpyKeys = nb::ndarray<nb::numpy, std::uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 
 // A chain keeps its block size, so that a partial block can't slip in as a full one.
 class PyKeyChain {
@@ -22,15 +28,15 @@ class PyKeyChain {
       : chain_(spec.ComputeFingerprint(), shard, extras), block_tokens_(spec.block_tokens) {}
 
   BlockKey Next(const Tokens& tokens, const std::vector<ExtraKey>& extras) {
-    if (tokens.ids.size() != block_tokens_) {
-      Raise(MakeError(Errc::kInvalidArgument,
-                      "a block of this model has " + std::to_string(block_tokens_) + " tokens, not " + std::to_string(tokens.ids.size())));
+    if (tokens.values.size() != block_tokens_) {
+      Raise(MakeError(Errc::kInvalidArgument, "a block of this model has " + std::to_string(block_tokens_) + " tokens, not " +
+                                                  std::to_string(tokens.values.size())));
     }
-    return chain_.Next(tokens.ids, extras);
+    return chain_.Next(tokens.values, extras);
   }
   BlockKeys Extend(const Tokens& tokens) {
     BlockKeys keys;
-    chain_.Extend(tokens.ids, block_tokens_, keys);
+    chain_.Extend(tokens.values, block_tokens_, keys);
     return keys;
   }
   const BlockKey& parent() const { return chain_.parent(); }
@@ -60,7 +66,24 @@ void BindKeys(nb::module_& module) {
         new (&self) BlockKey{std::get<0>(state), std::get<1>(state)};
       });
 
+  static_assert(sizeof(BlockKey) == 2 * sizeof(std::uint64_t));
   nb::bind_vector<BlockKeys>(module, "BlockKeys")
+      .def_static(
+          "from_array",
+          [](const KeyArray& array) {
+            BlockKeys keys(array.shape(0));
+            if (!keys.empty()) std::memcpy(keys.data(), array.data(), keys.size() * sizeof(BlockKey));
+            return keys;
+          },
+          "array"_a, "From uint64 [keys, 2]: lo and hi of each. Copied.")
+      .def(
+          "to_array",
+          [](const BlockKeys& self) {
+            auto* copy = new BlockKeys(self);
+            const nb::capsule owner(copy, [](void* pointer) noexcept { delete static_cast<BlockKeys*>(pointer); });
+            return NumpyKeys(reinterpret_cast<std::uint64_t*>(copy->data()), {copy->size(), 2}, owner);
+          },
+          "uint64 [keys, 2]: lo and hi of each, a copy.")
       .def("__getstate__", [](const BlockKeys& self) { return nb::bytes(self.data(), self.size() * sizeof(BlockKey)); })
       .def("__setstate__", [](BlockKeys& self, const nb::bytes& state) {
         const auto* first = static_cast<const BlockKey*>(state.data());

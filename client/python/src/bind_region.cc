@@ -1,13 +1,13 @@
 // Region: memory whose blocks this process publishes.
 #include <nanobind/ndarray.h>
-#include <nanobind/operators.h>
-#include <nanobind/stl/bind_vector.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "client/python/src/bindings.h"
 #include "client/python/src/deadline.h"
+#include "client/python/src/device_id.h"
+#include "client/python/src/integers.h"
 
 namespace kvm::python {
 namespace {
@@ -30,105 +30,161 @@ HostBytes View(const std::shared_ptr<Region>& region, std::byte* data, std::size
   return HostBytes(data, {size}, owner);
 }
 
-HostBytes Segment(const PyRegion& self, std::size_t segment) {
-  const std::shared_ptr<Region> region = self.region.Get();
-  if (segment >= self.segment_bytes.size()) {
-    Raise(MakeError(Errc::kInvalidArgument, "segment " + std::to_string(segment) + " of region " + region->name() + ", which has " +
-                                                std::to_string(self.segment_bytes.size())));
+using ReadableBytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::size_t CheckedSegment(const Region& region, std::size_t segment) {
+  if (segment >= region.segment_bytes().size()) {
+    Raise(MakeError(Errc::kInvalidArgument, "segment " + std::to_string(segment) + " of region " + region.name() + ", which has " +
+                                                std::to_string(region.segment_bytes().size())));
   }
-  return View(region, region->SegmentData(segment), self.segment_bytes[segment]);
+  return segment;
+}
+
+void CheckOnHost(const Region& region, const char* instead) {
+  if (region.device() == kHostMemory) return;
+  Raise(MakeError(Errc::kUnsupported,
+                  "region " + region.name() + " lies on " + FormatUuid(region.device()) + ", no array can: use " + instead));
+}
+
+HostBytes Segment(const PyRegion& self, std::size_t index) {
+  const std::shared_ptr<Region> region = self.region.Get();
+  const std::size_t segment = CheckedSegment(*region, index);
+  CheckOnHost(*region, "kvclient.torch.segment_tensor");
+  return View(region, region->SegmentData(segment), region->segment_bytes()[segment]);
 }
 
 HostBytes Block(const PyRegion& self, std::uint32_t block) {
   const std::shared_ptr<Region> region = self.region.Get();
+  CheckedBlock(*region, block);
+  CheckOnHost(*region, "kvclient.torch.view");
   if (region->geometry().ChunksPerBlock() != 1) {
     Raise(MakeError(Errc::kUnsupported, "region " + region->name() + " has blocks of " +
                                             std::to_string(region->geometry().ChunksPerBlock()) + " chunks; use segment()"));
   }
-  return View(region, region->BlockData(CheckedBlock(*region, block)), region->block_bytes());
+  return View(region, region->BlockData(block), region->block_bytes());
+}
+
+// A segment on a GPU as the libraries that hold GPU arrays take it; holds the region, as a host array does.
+struct PyDeviceSegment {
+  Owned<Region> region;
+  std::uintptr_t address;
+  std::uint64_t size_bytes;
+};
+
+PyDeviceSegment DeviceSegment(const PyRegion& self, std::size_t index) {
+  std::shared_ptr<Region> region = self.region.Get();
+  const std::size_t segment = CheckedSegment(*region, index);
+  if (region->device() == kHostMemory) Raise(MakeError(Errc::kUnsupported, "region " + region->name() + " is host memory: use segment()"));
+  const auto address = reinterpret_cast<std::uintptr_t>(region->SegmentData(segment));
+  const std::uint64_t size_bytes = region->segment_bytes()[segment];
+  return {{std::move(region), "region"}, address, size_bytes};
+}
+
+void BindDeviceSegment(nb::module_& module) {
+  nb::class_<PyDeviceSegment>(
+      module, "DeviceSegment",
+      "A segment of a region on a GPU, uint8 [size_bytes], for what takes __cuda_array_interface__ (torch, cupy, numba).\n"
+      "Keeps the memory alive. Nothing is synchronized: order your work behind what filled the memory.")
+      .def_ro("address", &PyDeviceSegment::address)
+      .def_ro("size_bytes", &PyDeviceSegment::size_bytes)
+      .def_prop_ro(
+          "__cuda_array_interface__",
+          [](const PyDeviceSegment& self) {
+            nb::dict out;
+            out["version"] = 3;
+            out["shape"] = nb::make_tuple(self.size_bytes);
+            out["typestr"] = "|u1";
+            out["data"] = nb::make_tuple(self.address, false);
+            out["strides"] = nb::none();
+            return out;
+          },
+          nb::sig("def __cuda_array_interface__(self) -> dict[str, object]"));
+}
+
+// Bytes of Python's, read-only and contiguous.
+void WriteBytes(const PyRegion& self, std::size_t segment, std::uint64_t offset, const ReadableBytes& data) {
+  const std::shared_ptr<Region> region = self.region.Get();
+  CheckedSegment(*region, segment);
+  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(data.data()), data.size());
+  Check(WithoutGil([&] { return region->WriteBytes(segment, offset, bytes); }));
+}
+
+nb::bytes ReadBytes(const PyRegion& self, std::size_t segment, std::uint64_t offset, std::size_t size) {
+  const std::shared_ptr<Region> region = self.region.Get();
+  CheckedSegment(*region, segment);
+  const std::uint64_t bytes = region->segment_bytes()[segment];
+  if (offset > bytes || size > bytes - offset) {
+    Raise(MakeError(Errc::kInvalidArgument, std::to_string(size) + " bytes at offset " + std::to_string(offset) + " leave segment " +
+                                                std::to_string(segment) + " of " + std::to_string(bytes)));
+  }
+  const nb::object out = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!out.is_valid()) throw nb::python_error();
+  const std::span<std::byte> target(reinterpret_cast<std::byte*>(PyBytes_AsString(out.ptr())), size);
+  Check(WithoutGil([&] { return region->ReadBytes(segment, offset, target); }));
+  return nb::borrow<nb::bytes>(out);
+}
+
+BlockWrites BeginWrites(const PyRegion& self, const BlockIds& blocks) {
+  const std::shared_ptr<Region> region = self.region.Get();
+  for (const std::uint32_t block : blocks.values) CheckedBlock(*region, block);
+  BlockWrites writes;
+  writes.reserve(blocks.values.size());
+  for (const std::uint32_t block : blocks.values) writes.push_back(region->BeginWrite(block));
+  return writes;
+}
+
+void Retract(const PyRegion& self, const BlockIds& blocks) {
+  const std::shared_ptr<Region> region = self.region.Get();
+  for (const std::uint32_t block : blocks.values) CheckedBlock(*region, block);
+  region->Retract(blocks.values);
 }
 
 PublishOutcome PublishRun(const PyRegion& self, const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth,
                           const BlockWrites& writes) {
   const std::shared_ptr<Region> region = self.region.Get();
-  if (keys.size() != writes.size()) {
-    Raise(MakeError(Errc::kInvalidArgument, std::to_string(keys.size()) + " keys and " + std::to_string(writes.size()) + " writes"));
-  }
-  return WithoutGil([&] {
-    std::vector<PublishRequest> requests(keys.size());
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      requests[i] = {keys[i], i == 0 ? parent : keys[i - 1], depth + static_cast<std::uint32_t>(i), writes[i]};
-    }
-    return region->Publish(requests);
-  });
+  const PublishRequests requests = RunOf(keys, parent, depth, writes);
+  return WithoutGil([&] { return region->Publish(requests); });
 }
 
-void BindWrites(nb::module_& module) {
-  nb::class_<BlockWrite>(
-      module, "BlockWrite",
-      "A block's write in progress: the odd generation that begin_write returned. Plain data, picklable: a scheduler process\n"
-      "may begin a write and a worker process finish it.")
-      .def(
-          "__init__",
-          [](BlockWrite* self, std::uint32_t block, std::uint64_t generation) {
-            new (self) BlockWrite{block, generation};
-          },
-          "block"_a, "generation"_a)
-      .def_ro("block", &BlockWrite::block)
-      .def_ro("generation", &BlockWrite::generation)
-      .def(
-          "__eq__",
-          [](const BlockWrite& self, const BlockWrite& other) { return self.block == other.block && self.generation == other.generation; },
-          nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"))
-      .def("__hash__", [](const BlockWrite& self) { return nb::hash(nb::make_tuple(self.block, self.generation)); })
-      .def("__repr__",
-           [](const BlockWrite& self) {
-             return "BlockWrite(block=" + std::to_string(self.block) + ", generation=" + std::to_string(self.generation) + ")";
-           })
-      .def("__getstate__", [](const BlockWrite& self) { return std::make_tuple(self.block, self.generation); })
-      .def("__setstate__", [](BlockWrite& self, const std::tuple<std::uint32_t, std::uint64_t>& state) {
-        new (&self) BlockWrite{std::get<0>(state), std::get<1>(state)};
-      });
-  nb::bind_vector<BlockWrites>(module, "BlockWrites");
-  module.attr("BlockWrites").attr("__doc__") = "List of BlockWrite, kept without a Python object for each.";
+using RegionClass = nb::class_<PyRegion>;
 
-  nb::class_<PublishRequest>(module, "PublishRequest", "One block to publish.")
-      .def(
-          "__init__",
-          [](PublishRequest* self, const BlockKey& key, const BlockKey& parent, std::uint32_t depth, const BlockWrite& write) {
-            new (self) PublishRequest{key, parent, depth, write};
-          },
-          nb::kw_only(), "key"_a, "parent"_a, "depth"_a, "write"_a)
-      .def_ro("key", &PublishRequest::key)
-      .def_ro("parent", &PublishRequest::parent, "The key before it, or the chain's root for the first one.")
-      .def_ro("depth", &PublishRequest::depth, "Blocks before it in its prefix.")
-      .def_ro("write", &PublishRequest::write);
-
-  nb::class_<PublishOutcome>(module, "PublishOutcome", "What became of a publish.")
-      .def_ro("readable", &PublishOutcome::readable, "Blocks that peers may read now.")
-      .def_ro("lost_race", &PublishOutcome::lost_race, "Another write of the block had begun; nothing published.")
-      .def_ro("deferred", &PublishOutcome::deferred, "Of the readable ones: announced later, since kvmd is away or its queue is full.");
-}
-
-}  // namespace
-
-void BindRegion(nb::module_& module) {
-  BindWrites(module);
-  nb::class_<PyRegion>(module, "Region",
-                       "Memory whose blocks this process publishes. Thread-safe. Made by Client.allocate_region.\n\n"
-                       "One block's life: `write = begin_write(b)` (withdraws the old content from every reader, at once; must come\n"
-                       "before the first byte changes) → overwrite it → `publish(...)`.")
-      .def_prop_ro("name", [](const PyRegion& self) { return self.region.Get()->name(); })
+void BindProperties(RegionClass& region) {
+  region.def_prop_ro("name", [](const PyRegion& self) { return self.region.Get()->name(); })
       .def_prop_ro("model", [](const PyRegion& self) { return self.region.Get()->model(); })
       .def_prop_ro("shard", [](const PyRegion& self) { return self.region.Get()->shard(); })
+      .def_prop_ro(
+          "device", [](const PyRegion& self) { return NameOf(self.region.Get()->device()); }, "\"GPU-<uuid>\"; None: host memory.")
+      .def_prop_ro("memory_kind", [](const PyRegion& self) { return self.region.Get()->memory_kind(); })
       .def_prop_ro("geometry", [](const PyRegion& self) { return self.region.Get()->geometry(); })
       .def_prop_ro("block_count", [](const PyRegion& self) { return self.region.Get()->block_count(); })
       .def_prop_ro("block_bytes", [](const PyRegion& self) { return self.region.Get()->block_bytes(); })
-      .def_ro("segment_bytes", &PyRegion::segment_bytes, nb::rv_policy::copy, "Size of each segment, in bytes.")
+      .def_prop_ro(
+          "segment_bytes",
+          [](const PyRegion& self) {
+            const std::span<const std::uint64_t> bytes = self.region.Get()->segment_bytes();
+            return std::vector<std::uint64_t>(bytes.begin(), bytes.end());
+          },
+          "Size of each segment, in bytes.");
+}
+
+void BindMemory(RegionClass& region) {
+  region
       .def("segment", &Segment, "index"_a = 0,
-           "A segment as a writable array, uint8 [segment bytes]. It keeps the memory alive, also after close().")
+           "A segment as a writable array, uint8 [segment bytes]. It keeps the memory alive, also after close().\n"
+           "UnsupportedError: the region is on a GPU.")
       .def("block", &Block, "block"_a,
-           "A block as a writable array, uint8 [block_bytes]. UnsupportedError: its bytes are in several chunks.")
+           "A block as a writable array, uint8 [block_bytes]. UnsupportedError: its bytes are in several chunks, or on a GPU.")
+      .def("device_segment", &DeviceSegment, "index"_a = 0,
+           "A segment of a region on a GPU; kvclient.torch.segment_tensor makes a tensor of it. UnsupportedError: host memory.")
+      .def("write_bytes", &WriteBytes, "segment"_a, "offset"_a, "data"_a,
+           "Copies `data`, contiguous uint8 [n] in host memory (bytes, numpy, …), into a segment, on a GPU too, and waits for the copy.\n"
+           "Says nothing to readers: begin_write and publish do. InvalidArgumentError: outside the segment.")
+      .def("read_bytes", &ReadBytes, "segment"_a, "offset"_a, "size"_a,
+           "The other way round: `size` bytes of a segment. Waits for the copy, not for other work on the GPU.");
+}
+
+void BindPublishing(RegionClass& region) {
+  region
       .def(
           "begin_write",
           [](const PyRegion& self, std::uint32_t block) {
@@ -136,43 +192,67 @@ void BindRegion(nb::module_& module) {
             return region->BeginWrite(CheckedBlock(*region, block));
           },
           "block"_a, "Withdraws the block and starts a new write of it. One atomic operation. InvalidArgumentError: out of range.")
-      .def(
-          "begin_writes",
-          [](const PyRegion& self, const std::vector<std::uint32_t>& blocks) {
-            const std::shared_ptr<Region> region = self.region.Get();
-            for (const std::uint32_t block : blocks) CheckedBlock(*region, block);
-            BlockWrites writes;
-            writes.reserve(blocks.size());
-            for (const std::uint32_t block : blocks) writes.push_back(region->BeginWrite(block));
-            return writes;
-          },
-          "blocks"_a, "begin_write for each, in order.")
-      .def(
-          "retract",
-          [](const PyRegion& self, const std::vector<std::uint32_t>& blocks) {
-            const std::shared_ptr<Region> region = self.region.Get();
-            for (const std::uint32_t block : blocks) CheckedBlock(*region, block);
-            region->Retract(blocks);
-          },
-          "blocks"_a, "Withdraws blocks without meaning to write them now.")
+      .def("begin_writes", &BeginWrites, "blocks"_a,
+           "begin_write for each of `blocks` [n], in order. Nothing is begun if one is out of range (InvalidArgumentError).")
+      .def("retract", &Retract, "blocks"_a, "Withdraws `blocks` [n] without meaning to write them now. Errors as begin_writes.")
       .def(
           "publish",
-          [](const PyRegion& self, const std::vector<PublishRequest>& requests) {
+          [](const PyRegion& self, const PublishRequests& requests) {
             const std::shared_ptr<Region> region = self.region.Get();
             return WithoutGil([&] { return region->Publish(requests); });
           },
-          "requests"_a,
+          "requests"_a, nb::sig("def publish(self, requests: collections.abc.Iterable[PublishRequest]) -> PublishOutcome"),
           "Makes the blocks readable and tells kvmd, without waiting. Their bytes must be complete before the call. While kvmd is\n"
-          "away they are remembered and announced when it is back.")
+          "away they are remembered and announced when it is back. A region with checksums reads the bytes first, and waits for that.")
       .def("publish_run", &PublishRun, "keys"_a, "parent"_a, "depth"_a, "writes"_a,
-           "publish for consecutive blocks of one chain: `parent` and `depth` are the first one's.")
+           "publish for consecutive blocks of one chain: `parent` and `depth` are the first one's. See PublishRequests.run.")
+      .def(
+          "publish_on_stream",
+          [](const PyRegion& self, const PublishRequests& requests, std::uintptr_t stream) {
+            const std::shared_ptr<Region> region = self.region.Get();
+            Check(WithoutGil([&] { return region->PublishOnStream(requests, StreamHandle{stream}); }));
+          },
+          "requests"_a, "stream"_a,
+          nb::sig("def publish_on_stream(self, requests: collections.abc.Iterable[PublishRequest], stream: int) -> None"),
+          "publish, once everything that is queued on `stream` now has completed; delays neither caller nor stream. `stream`: a\n"
+          "cudaStream_t of the region's GPU as an integer (torch.cuda.Stream.cuda_stream; 0: the default stream). Host memory: publish.\n"
+          "What still waits when the region is closed is dropped. UnsupportedError, SystemCallError: the stream can't be followed, and\n"
+          "nothing will be published.")
       .def(
           "current_generation",
           [](const PyRegion& self, std::uint32_t block) {
             const std::shared_ptr<Region> region = self.region.Get();
             return region->CurrentGeneration(CheckedBlock(*region, block));
           },
-          "block"_a, "Even and above 0 iff readable.")
+          "block"_a, "Even and above 0 iff readable.");
+}
+
+}  // namespace
+
+std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object memory) {
+  if (memory.is_none()) return region;
+  Region* raw = region.get();
+  return {raw, [region = std::move(region), held = memory.release().ptr()](Region*) mutable {
+            region.reset();  // unregisters; runs without the GIL
+            const nb::gil_scoped_acquire acquire;
+            Py_DECREF(held);
+          }};
+}
+
+void BindRegion(nb::module_& module) {
+  nb::enum_<MemoryKind>(module, "MemoryKind", "How peers get at a region's memory.")
+      .value("HOST_MEMFD", MemoryKind::kHostMemfd, "Host memory.")
+      .value("CUDA_IPC", MemoryKind::kCudaIpc, "GPU memory of cudaMalloc, registered; ends with its owner.")
+      .value("CUDA_VMM_FD", MemoryKind::kCudaVmmFd, "GPU memory of libkvclient: allocate_region, or kvclient.torch.mem_pool.");
+  BindDeviceSegment(module);
+  RegionClass region(module, "Region",
+                     "Memory whose blocks this process publishes. Thread-safe. Made by Client.allocate_region and register_region.\n\n"
+                     "One block's life: `write = begin_write(b)` (withdraws the old content from every reader, at once; must come\n"
+                     "before the first byte changes) → overwrite it → `publish(...)`.");
+  BindProperties(region);
+  BindMemory(region);
+  BindPublishing(region);
+  region
       .def(
           "flush",
           [](const PyRegion& self, double timeout_s) {

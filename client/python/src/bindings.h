@@ -12,23 +12,33 @@
 
 NB_MAKE_OPAQUE(std::vector<kvm::BlockKey>)
 NB_MAKE_OPAQUE(std::vector<kvm::BlockWrite>)
+NB_MAKE_OPAQUE(std::vector<kvm::PublishRequest>)
 
 namespace kvm::python {
 
 using BlockKeys = std::vector<BlockKey>;
 using BlockWrites = std::vector<BlockWrite>;
+using PublishRequests = std::vector<PublishRequest>;
 
 struct PyRegion {
   Owned<Region> region;
-  std::vector<std::uint64_t> segment_bytes;
 };
+
+// The region, with a Python object that is let go of once it has been unregistered (None: nothing).
+std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object memory);
+
+// Requests for consecutive blocks of one chain; raises InvalidArgumentError if the lengths differ.
+PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth, const BlockWrites& writes);
 
 // In the order in which they must run: each uses types that those before it have bound.
 void BindModel(nb::module_& module);     // kvm/model_spec.h
 void BindKeys(nb::module_& module);      // kvm/block_key.h
 void BindGeometry(nb::module_& module);  // kvm/geometry.h
-void BindRegion(nb::module_& module);    // kvclient/region.h, kvclient/types.h
+void BindDevice(nb::module_& module);    // kvm/device.h
+void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h: what is published
+void BindRegion(nb::module_& module);    // kvclient/region.h
 void BindImport(nb::module_& module);    // kvclient/match.h, kvclient/import.h
+void BindStats(nb::module_& module);     // kvclient/client.h: counters, unmapped regions
 void BindClient(nb::module_& module);    // kvclient/client.h
 
 }  // namespace kvm::python

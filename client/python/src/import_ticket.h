@@ -1,6 +1,7 @@
 // ImportTicket with a lock around it (kvm's own is for one thread), waiting without the GIL.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,7 +13,12 @@ namespace kvm::python {
 
 class PyImportTicket {
  public:
-  explicit PyImportTicket(ImportTicket ticket) : state_(std::make_shared<State>(std::move(ticket)), "import") {}
+  // `destination`: kept, with the Python memory behind it, until the copy has ended.
+  PyImportTicket(ImportTicket ticket, std::shared_ptr<Region> destination)
+      : event_(reinterpret_cast<std::uintptr_t>(ticket.event())),
+        state_(std::make_shared<State>(std::move(ticket), std::move(destination)), "import") {}
+
+  std::optional<std::uintptr_t> event() const { return event_ != 0 ? std::optional(event_) : std::nullopt; }
 
   bool Done() const {
     const std::shared_ptr<State> state = state_.Get();
@@ -28,16 +34,19 @@ class PyImportTicket {
     return Unwrap(WithoutGil([&]() -> Result<ImportResult> {
       const std::lock_guard lock(state->mutex);
       if (Status status = state->ticket.Wait(deadline); !status) return status.error();
+      state->destination.reset();
       return state->ticket.result();
     }));
   }
 
  private:
   struct State {
-    explicit State(ImportTicket started) : ticket(std::move(started)) {}
+    State(ImportTicket started, std::shared_ptr<Region> into) : destination(std::move(into)), ticket(std::move(started)) {}
     std::mutex mutex;
-    ImportTicket ticket;
+    std::shared_ptr<Region> destination;
+    ImportTicket ticket;  // goes first
   };
+  std::uintptr_t event_;
   Owned<State> state_;
 };
 

@@ -7,7 +7,10 @@ NB_MODULE(_native, module) {
   kvm::python::BindModel(module);
   kvm::python::BindKeys(module);
   kvm::python::BindGeometry(module);
+  kvm::python::BindDevice(module);
+  kvm::python::BindWrites(module);
   kvm::python::BindRegion(module);
   kvm::python::BindImport(module);
+  kvm::python::BindStats(module);
   kvm::python::BindClient(module);
 }

@@ -57,6 +57,9 @@ std::string CudaToolkitVersion();
 // All visible GPUs; creates no context. kUnsupported: built without CUDA, no driver, or no GPU.
 [[nodiscard]] Result<std::vector<DeviceInfo>> ListDevices();
 
+// The GPU that CUDA numbers `ordinal` in this process. kNotFound: there is none. kUnsupported as ListDevices.
+[[nodiscard]] Result<DeviceUuid> DeviceAt(int ordinal);
+
 // The GPU that a device pointer of this process points to. kInvalidArgument: it is none. kUnsupported.
 [[nodiscard]] Result<DeviceUuid> DeviceOf(const void* pointer);
 

@@ -1,0 +1,44 @@
+// GPUs: which there are, and how processes name them to each other.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "client/python/src/bindings.h"
+#include "client/python/src/device_id.h"
+
+namespace kvm::python {
+
+using namespace nb::literals;
+
+void BindDevice(nb::module_& module) {
+  nb::class_<DeviceInfo>(module, "DeviceInfo", "A GPU (or MIG instance) that this process sees.")
+      .def_prop_ro(
+          "uuid", [](const DeviceInfo& self) { return FormatUuid(self.uuid); }, "\"GPU-8f7a…\": the same in every process.")
+      .def_ro("ordinal", &DeviceInfo::ordinal, "CUDA's number, in this process only.")
+      .def_ro("name", &DeviceInfo::name)
+      .def_ro("pci_address", &DeviceInfo::pci_address, "\"0000:0f:00.0\".")
+      .def_ro("memory_bytes", &DeviceInfo::memory_bytes)
+      .def_ro("sm_count", &DeviceInfo::sm_count, "Streaming multiprocessors.")
+      .def_ro("compute_capability", &DeviceInfo::compute_capability, "90 for 9.0.")
+      .def_ro("unusable", &DeviceInfo::unusable, "Why imports can't use it; empty: they can.")
+      .def("__repr__", [](const DeviceInfo& self) {
+        return "DeviceInfo(" + FormatUuid(self.uuid) + ", ordinal=" + std::to_string(self.ordinal) + ", name='" + self.name + "')";
+      });
+  module.def(
+      "list_devices", [] { return Unwrap(WithoutGil([] { return ListDevices(); })); },
+      "All GPUs that this process sees, by ordinal; creates no context. UnsupportedError: built without CUDA, no driver, or no GPU.");
+  module.def(
+      "device_at", [](int ordinal) { return FormatUuid(Unwrap(WithoutGil([&] { return DeviceAt(ordinal); }))); }, "ordinal"_a,
+      "\"GPU-<uuid>\" of the GPU that CUDA numbers so in this process. NotFoundError: there is none. UnsupportedError: see list_devices.");
+  module.def(
+      "device_of",
+      [](std::uintptr_t address) {
+        return FormatUuid(Unwrap(WithoutGil([&] { return DeviceOf(reinterpret_cast<const void*>(address)); })));
+      },
+      "address"_a,
+      "\"GPU-<uuid>\" of the GPU whose memory this process's device pointer `address` points to. InvalidArgumentError: it is none.\n"
+      "UnsupportedError: see list_devices.");
+  module.def("cuda_toolkit_version", &CudaToolkitVersion, "Toolkit that libkvclient was built with, '13.0'; '': without CUDA.");
+}
+
+}  // namespace kvm::python

@@ -1,0 +1,42 @@
+// What a client counts, and what it could not do.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include "client/python/src/bindings.h"
+#include "client/python/src/device_id.h"
+
+namespace kvm::python {
+
+void BindStats(nb::module_& module) {
+  nb::enum_<ConnectionState>(module, "ConnectionState")
+      .value("CONNECTING", ConnectionState::kConnecting)
+      .value("CONNECTED", ConnectionState::kConnected)
+      .value("CLOSED", ConnectionState::kClosed);
+  nb::class_<ClientStats>(module, "ClientStats", "Cumulative since the client connected, except mapped_regions.")
+      .def_ro("finds", &ClientStats::finds)
+      .def_ro("keys_looked_up", &ClientStats::keys_looked_up)
+      .def_ro("keys_matched", &ClientStats::keys_matched)
+      .def_ro("imports", &ClientStats::imports)
+      .def_ro("blocks_imported", &ClientStats::blocks_imported, "Validated ones only.")
+      .def_ro("blocks_failed", &ClientStats::blocks_failed)
+      .def_ro("bytes_imported", &ClientStats::bytes_imported, "Of validated blocks.")
+      .def_ro("blocks_published", &ClientStats::blocks_published)
+      .def_ro("publishes_deferred", &ClientStats::publishes_deferred)
+      .def_ro("publishes_refused", &ClientStats::publishes_refused, "By kvmd: full, enough replicas, stale.")
+      .def_ro("reconnects", &ClientStats::reconnects)
+      .def_ro("mapped_regions", &ClientStats::mapped_regions, "Peers mapped now.");
+
+  nb::class_<UnmappedRegion>(module, "UnmappedRegion", "A peer's region that this process can't copy from.")
+      .def_ro("name", &UnmappedRegion::name)
+      .def_prop_ro(
+          "for_device", [](const UnmappedRegion& self) { return NameOf(self.for_device); },
+          "The importing GPU, \"GPU-<uuid>\"; None: host memory.")
+      .def_prop_ro(
+          "reason", [](const UnmappedRegion& self) { return ToException(self.reason); }, nb::sig("def reason(self) -> KvError"))
+      .def("__repr__", [](const UnmappedRegion& self) {
+        return "UnmappedRegion('" + self.name + "', for_device=" + NameOf(self.for_device).value_or("None") + ": " + self.reason.message +
+               ")";
+      });
+}
+
+}  // namespace kvm::python
