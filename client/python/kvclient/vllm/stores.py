@@ -18,11 +18,12 @@ from kvclient._native import (
     Geometry,
     ImportTicket,
     Model,
+    PublishRequests,
     Region,
     Shard,
 )
 from kvclient.host_store import HostStore
-from kvclient.torch import view
+from kvclient.torch import geometry_of, view
 from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.stats import Counters
@@ -102,11 +103,11 @@ class InPlaceMemory:
             self.region.publish_run(keys[:count], parent, depth, writes)
         else:
             stream = torch.cuda.current_stream(self._device).cuda_stream
-            self.region.publish_run_on_stream(keys[:count], parent, depth, writes, stream)
+            self.region.publish_on_stream(PublishRequests.run(keys[:count], parent, depth, writes), stream)
         self._counters.add("published_blocks", count)
 
     def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
-        match = self._client.find(keys, include_own=False)
+        match = self._client.find(keys, destination=self.region, include_own=False)
         on_gpu: dict[str, Any] = {}
         if self._copy_stream is not None:
             compute = torch.cuda.current_stream(self._device)
@@ -121,6 +122,7 @@ class InPlaceMemory:
             self.region,
             blocks[: len(match)],
             timeout_s=self._options.import_timeout_s,
+            verify=self._options.verify,
             **on_gpu,
         )
         return _InPlaceLoad(self, ticket)
@@ -210,13 +212,15 @@ def share(
     KvErrors of ``Client.register_region`` and ``allocate_region``; UnsupportedError says which memory can be shared.
     """
     if layout.device.type == "cuda":
-        from kvclient.torch import register_tensors
-
-        region = register_tensors(client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify)
+        found = geometry_of(layout.tensors, 0)
+        segments = [(segment.address, segment.size_bytes) for segment in found.segments]
+        region = client.register_region(
+            model, found.geometry, segments, name=name, shard=shard, checksums=options.verify, keep_alive=layout.tensors
+        )
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
     geometry = Geometry.contiguous(count, layout.block_bytes)
-    region = client.allocate_region(model, geometry, name=name, shard=shard)
+    region = client.allocate_region(model, geometry, name=name, shard=shard, checksums=options.verify)
     return HostMemory(client, region, layout, options, counters)
 
 
