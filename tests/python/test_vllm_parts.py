@@ -362,3 +362,4 @@ def test_counters_are_taken_once() -> None:
     counters.time("find", 0.5)
     assert counters.take() == {"matched_tokens": 7, "find_seconds": [0.5]}
     assert counters.take() == {}
+    assert counters.totals() == {"matched_tokens": 7, "find_seconds": 0.5, "find_count": 1}

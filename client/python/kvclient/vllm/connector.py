@@ -109,7 +109,7 @@ class _SharedClient:
                 shared.client.close()
 
 
-class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     """Shares an engine's KV blocks with the other engines of the node. Switch it on with
 
     ``--kv-transfer-config '{"kv_connector": "KvMarketConnector", "kv_connector_module_path": "kvclient.vllm",
@@ -332,6 +332,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         side = self._scheduler or self._worker
         taken = side.counters.take() if side is not None else {}
         return MarketStats(data=taken) if taken else None
+
+    def totals(self) -> dict[str, float]:
+        """Counters of this side since the engine started; see kvclient.vllm.stats."""
+        side = self._scheduler or self._worker
+        return side.counters.totals() if side is not None else {}
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MarketStats | None:

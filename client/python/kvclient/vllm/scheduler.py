@@ -141,9 +141,15 @@ class SchedulerSide:
     def plan(self, output: Any) -> StepPlan:
         """The step that the engine is about to launch: at the end of every ``schedule()``."""
         self._step += 1
-        plan = StepPlan()
         if not self.active:
-            return plan
+            return StepPlan()
+        began = time.perf_counter()
+        plan = self._plan(output)
+        self.counters.time("plan", time.perf_counter() - began)
+        return plan
+
+    def _plan(self, output: Any) -> StepPlan:
+        plan = StepPlan()
         if self._reset_pending():
             plan.withdraw_all = True
             self._withdraw = False

@@ -227,22 +227,22 @@ def share(
 class TimedLoad:
     """A load with what it is for."""
 
-    def __init__(self, load: PendingLoad | None, request_id: str, blocks: Sequence[int], wait: bool) -> None:
-        """``load``: None if it could not be started."""
+    def __init__(self, request_id: str, blocks: Sequence[int], wait: bool) -> None:
+        """The clock starts here. ``load`` is to be set; as long as it is None, it could not be started."""
+        self.load: PendingLoad | None = None
         self.request_id = request_id
         self.blocks = list(blocks)
         self.waits = wait
         self.began = time.perf_counter()
-        self._load = load
 
     def done(self) -> bool:
         """Poll."""
-        return self._load is None or self._load.done()
+        return self.load is None or self.load.done()
 
     def valid(self) -> int:
         """Wait, then the number of leading blocks that are valid."""
         try:
-            return self._load.wait() if self._load is not None else 0
+            return self.load.wait() if self.load is not None else 0
         except Exception as error:
             _log.warning("kvclient: import: %s", error)
             return 0

@@ -62,13 +62,13 @@ class WorkerSide:
     def start_loads(self, plan: StepPlan) -> None:
         """Begin the imports of a plan."""
         for load in plan.loads:
-            started = None
+            timed = TimedLoad(load.request_id, load.blocks, load.wait)
             if self.memory is not None:
                 try:
-                    started = self._start(load)
+                    timed.load = self._start(load)
                 except Exception as error:  # a request whose load is never reported as done would hang
                     self._note("import", error)
-            self._loads.append(TimedLoad(started, load.request_id, load.blocks, load.wait))
+            self._loads.append(timed)
 
     def _start(self, load: Load) -> PendingLoad:
         assert self.memory is not None
