@@ -324,10 +324,8 @@ def main() -> int:
     options.shape = options.shape or ("8b" if count else "tiny")
     options.prompt_tokens = options.prompt_tokens or (8192 if count else 1024)
     shape = SHAPES[options.shape]
-    block_bytes = (
-        2 * options.block_tokens * shape["num_key_value_heads"] * shape["head_dim"] * shape["num_hidden_layers"] * 2
-    )
-    prompt_bytes = (options.prompt_tokens - 1) // options.block_tokens * block_bytes
+    token_bytes = 2 * 2 * shape["num_key_value_heads"] * shape["head_dim"] * shape["num_hidden_layers"]
+    prompt_bytes = (options.prompt_tokens - 1) // options.block_tokens * options.block_tokens * token_bytes
     bandwidth = contiguous_bandwidth(gpus, prompt_bytes)
     readings: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}, "contiguous_GBps": bandwidth}
     log = Path(tempfile.mkdtemp(prefix="kvclient-demo-")) / "engines.log"
@@ -396,13 +394,12 @@ def main() -> int:
 def report(options: argparse.Namespace, gpus: list[str], readings: dict[str, Any], prompt_bytes: int) -> None:
     """Print the table."""
     where = "CPU" if not gpus[0] else f"GPU {gpus[0]} to GPU {gpus[1]}"
-    print(
-        f"{options.shape}, {options.prompts} prompts of {options.prompt_tokens} tokens ({prompt_bytes / 2**20:.0f} MiB of KV), {where}"
-    )
+    size = f"{prompt_bytes / 2**20:.0f} MiB of KV"
+    print(f"{options.shape}, {options.prompts} prompts of {options.prompt_tokens} tokens ({size}), {where}")
     print(f"contiguous copy of the same bytes: {readings['contiguous_GBps']:.0f} GB/s")
-    print(
-        f"{'arm':<22}{'cold p50':>10}{'p99':>9}{'warm p50':>10}{'p99':>9}{'tokens/s':>10}{'cached':>8}{'MiB':>8}{'GB/s':>7}{'parity':>8}"
-    )
+    heads = ("cold p50", 10), ("p99", 9), ("warm p50", 10), ("p99", 9), ("tokens/s", 10), ("cached", 8), ("MiB", 8)
+    heads += ("GB/s", 7), ("parity", 8)
+    print(f"{'arm':<22}" + "".join(f"{head:>{width}}" for head, width in heads))
     off = readings["off"]
     for name, reading in readings.items():
         if not isinstance(reading, dict) or "cold" not in reading:
