@@ -74,7 +74,7 @@ TEST_CASE("Exportable memory: it is zeroed, usable by this GPU, and counted", "[
   }
   CHECK(ExportableInUse().allocations == before.allocations);
   KVM_CHECK_ERROR(AllocateExportable(UuidOfOrdinal(0), 0), Errc::kInvalidArgument, "0 bytes");
-  KVM_CHECK_ERROR(AllocateExportable(UuidOfOrdinal(0), std::uint64_t{1} << 50), Errc::kResourceExhausted, "cuMemCreate");
+  KVM_CHECK_ERROR(AllocateExportable(UuidOfOrdinal(0), std::uint64_t{256} << 30), Errc::kResourceExhausted, "cuMemCreate");
 }
 
 TEST_CASE("Exportable memory: ranges of it are cuda_vmm_fd segments that peers map at their offset", "[gpu]") {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_a_corrupted_block_is_found_by_those_who_ask(pair: Callable[[int], tuple
 
 def test_kvctl_shows_a_pool_as_what_it_is(kvmd: PrivateDaemon, pair: Callable[[int], tuple[Worker, Worker]]) -> None:
     owner, reader = pair(IMPORTERS[-1])
-    owner.call("open", "separate K and V", True)
+    theirs = owner.call("open", "separate K and V", True)
     reader.call("open", "separate K and V", False)
     kvctl = Path(find_binary()).with_name("kvctl")
     if not kvctl.exists():
@@ -161,9 +162,10 @@ def test_kvctl_shows_a_pool_as_what_it_is(kvmd: PrivateDaemon, pair: Callable[[i
         [str(kvctl), "--socket", kvmd.socket, "regions", "--json"], capture_output=True, text=True, check=False
     )
     assert output.returncode == 0, output.stderr
-    assert "cuda_vmm_fd" in output.stdout, output.stdout
-    assert "cuda_ipc" in output.stdout, output.stdout
-    json.loads(output.stdout)
+    regions = {each["name"]: each for each in json.loads(output.stdout)["regions"]}
+    assert regions["owner"]["handle_kind"] == "cuda_vmm_fd", output.stdout
+    assert regions["owner"]["device"] == theirs["device"], output.stdout
+    assert regions["reader"]["handle_kind"] == "cuda_ipc", output.stdout
 
 
 def test_the_death_of_an_owner_is_a_miss_and_no_more(
@@ -230,3 +232,17 @@ def test_memory_that_libkvclient_allocates_is_a_tensor_too(
     assert seen["by_bytes"], seen
     assert len(seen["refused"]) == 2, seen
     assert all("kvclient.torch" in message for message in seen["refused"]), seen
+
+
+def test_the_example_imports_every_byte() -> None:
+    demo = Path(__file__).resolve().parents[2] / "client" / "python" / "examples" / "two_gpu_demo.py"
+    result = subprocess.run(
+        [sys.executable, str(demo), "--layers", "4", "--blocks", "64", "--rounds", "2"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    print(result.stdout, result.stderr)
+    assert result.returncode == 0
+    assert result.stdout.count("64 blocks, 0 wrong") == 2

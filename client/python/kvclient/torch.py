@@ -164,8 +164,8 @@ def mem_pool(device: torch.device | str | int | None = None) -> torch.cuda.MemPo
 
     Peers map such memory read-only, it works with expandable segments (which the pool itself does not use), and a
     descriptor keeps it alive. A storage of 10 MiB and more is an allocation of its own, in multiples of 2 MiB; a region
-    has at most 127. The memory is mapped for its own GPU only: kernels on another GPU of this process can't read it,
-    and torch can't share it by ``torch.multiprocessing``.
+    has at most 127. The memory is mapped for its own GPU only: kernels and copies of another GPU of this process can't
+    reach it, and torch can't share it by ``torch.multiprocessing``.
 
     ``device``: where the pool is going to be used; None: the current device. Keep the pool as long as its tensors;
     memory goes back to the GPU once pool, tensors and regions are gone.

@@ -46,7 +46,7 @@ class GpuWorker:
         self.stream = torch.cuda.Stream(self.device)
         self.tensors: list[torch.Tensor] = []
         self.pool: torch.cuda.MemPool | None = None
-        self.region: kvclient.Region
+        self.region: Any = None
 
     def open(self, layout: str, pool: bool, blocks: int = 64, checksums: bool = False) -> dict[str, Any]:
         """Tensors in a layout, in torch's own memory or in a pool's, as a region; says what it has become."""
@@ -206,7 +206,8 @@ class GpuWorker:
 
     def close_region(self) -> tuple[int, int]:
         """What exportable memory is in use once region, tensors and pool are gone."""
-        self.region.close()
+        if self.region is not None:
+            self.region.close()
         self.tensors = []
         self.pool = None
         gc.collect()
