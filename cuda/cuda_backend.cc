@@ -7,6 +7,7 @@
 #include "cuda/cuda_import.h"
 #include "cuda/device_memory.h"
 #include "cuda/devices.h"
+#include "cuda/exportable_memory.h"
 #include "cuda/ipc_memory.h"
 #include "cuda/registered_memory.h"
 #include "cuda/topology.h"
@@ -76,6 +77,9 @@ class CudaBackend final : public MemoryBackend {
   }
 
   Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) override {
+    Result<std::optional<std::unique_ptr<CudaLocalMemory>>> exportable = RegisterExportable(device_, ranges);
+    if (!exportable) return exportable.error();
+    if (*exportable) return std::unique_ptr<LocalMemory>(std::move(**exportable));
     Result<std::unique_ptr<CudaLocalMemory>> memory = RegisterIpc(device_, ranges);
     if (!memory) return memory.error();
     return std::unique_ptr<LocalMemory>(std::move(*memory));

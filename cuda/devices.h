@@ -8,7 +8,7 @@
 
 namespace kvm {
 
-// The data plane of one GPU: allocates cuda_vmm_fd, registers cuda_ipc, maps both and host memory.
+// The data plane of one GPU: allocates cuda_vmm_fd, registers cuda_ipc (and memory of AllocateExportable), maps both and host memory.
 // kUnsupported, kNotFound (no visible GPU has that UUID), kSystem.
 [[nodiscard]] Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid& uuid);
 

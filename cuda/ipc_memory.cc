@@ -140,16 +140,13 @@ Result<std::uint64_t> IdentityOf(const CudaDevice& device, const std::byte* base
   return ChecksumWord(process, number);
 }
 
-Status CheckExportable(const CudaDevice& device, const DeviceRange& range, const Allocation& allocation) {
-  const auto address = reinterpret_cast<CUdeviceptr>(range.data);
-  const std::uint64_t offset = static_cast<std::uint64_t>(static_cast<std::byte*>(range.data) - allocation.base);
-  if (range.size_bytes == 0 || offset > allocation.bytes || range.size_bytes > allocation.bytes - offset) {
-    return MakeError(Errc::kInvalidArgument, std::to_string(range.size_bytes) + " bytes at offset " + std::to_string(offset) +
-                                                 " leave their allocation of " + std::to_string(allocation.bytes));
-  }
+Status CheckExportable(const CudaDevice& device, const void* pointer) {
+  const auto address = reinterpret_cast<CUdeviceptr>(pointer);
   int ordinal = -1;
   CUresult error = device.driver().PointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address);
-  if (error != CUDA_SUCCESS) return CudaError(error, "cuPointerGetAttribute(DEVICE_ORDINAL)");
+  if (error != CUDA_SUCCESS) {
+    return MakeError(Errc::kInvalidArgument, "not device memory: " + CudaError(error, "cuPointerGetAttribute(DEVICE_ORDINAL)").message);
+  }
   if (ordinal != device.ordinal())
     return MakeError(Errc::kInvalidArgument, "memory of GPU " + std::to_string(ordinal) + " registered with another GPU");
   int capable = 0;
@@ -158,7 +155,17 @@ Status CheckExportable(const CudaDevice& device, const DeviceRange& range, const
   if (capable == 0) {
     return MakeError(Errc::kUnsupported,
                      "this memory can't be exported, since cudaMalloc did not make it (a stream-ordered pool, managed memory, or PyTorch's "
-                     "expandable segments): let libkvclient allocate the region, or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False");
+                     "expandable segments): let libkvclient allocate the region or, by AllocateExportable (kvclient.torch.mem_pool), the "
+                     "memory; or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False");
+  }
+  return {};
+}
+
+Status CheckInside(const DeviceRange& range, const Allocation& allocation) {
+  const std::uint64_t offset = static_cast<std::uint64_t>(static_cast<std::byte*>(range.data) - allocation.base);
+  if (range.size_bytes == 0 || offset > allocation.bytes || range.size_bytes > allocation.bytes - offset) {
+    return MakeError(Errc::kInvalidArgument, std::to_string(range.size_bytes) + " bytes at offset " + std::to_string(offset) +
+                                                 " leave their allocation of " + std::to_string(allocation.bytes));
   }
   return {};
 }
@@ -174,9 +181,11 @@ Result<std::unique_ptr<CudaLocalMemory>> RegisterIpc(const std::shared_ptr<const
   };
   std::map<const std::byte*, Export> known;  // one handle per allocation, by its base
   for (const DeviceRange& range : ranges) {
+    // First: memory that can't be exported may consist of many small allocations.
+    if (Status exportable = CheckExportable(*device, range.data); !exportable) return exportable.error();
     const Result<Allocation> allocation = AllocationOf(*device, range.data);
     if (!allocation) return MakeError(Errc::kInvalidArgument, "not device memory: " + allocation.error().message);
-    if (Status exportable = CheckExportable(*device, range, *allocation); !exportable) return exportable.error();
+    if (Status inside = CheckInside(range, *allocation); !inside) return inside.error();
     Export& exported = known[allocation->base];
     if (exported.handle.empty()) {
       cudaIpcMemHandle_t raw;

@@ -32,7 +32,7 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 struct SegmentHandle {
   std::uint64_t size_bytes = 0;
   std::string handle;               // cuda_ipc: 64 opaque bytes; else empty
-  std::uint64_t handle_offset = 0;  // cuda_ipc: from the allocation's base to the segment
+  std::uint64_t handle_offset = 0;  // cuda_ipc, cuda_vmm_fd: from the allocation's base to the segment
   std::uint64_t allocation = 0;     // cuda_ipc: differs for every allocation ever made; handles don't
   UniqueFd fd;                      // host_memfd, cuda_vmm_fd
 };
@@ -139,9 +139,9 @@ class MemoryBackend {
   // Makes exportable memory, one allocation per size. kResourceExhausted, kSystem.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Allocate(const std::string& name,
                                                                       std::span<const std::uint64_t> segment_bytes) = 0;
-  // Makes memory that the caller allocated exportable (cuda_ipc), one segment per range. The caller
-  // keeps it allocated while the result lives. kInvalidArgument: not device memory of this GPU, or the
-  // range leaves its allocation. kUnsupported: this memory can't be exported; the message says what can.
+  // Makes memory that the caller allocated a region's, one segment per range: cuda_vmm_fd where it is AllocateExportable's
+  // (kvm/exportable_memory.h), else cuda_ipc, and the caller keeps it allocated while the result lives. kInvalidArgument: not device memory
+  // of this GPU, or the range leaves its allocation. kUnsupported: this memory can't be exported; the message says what can.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) = 0;
   // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem;
   // kUnsupported: this GPU can't reach them, or the owner's GPU isn't visible to this process.

@@ -2,6 +2,7 @@
 #include "cuda/devices.h"
 #include "cuda/topology.h"
 #include "kvm/copy_baselines.h"
+#include "kvm/exportable_memory.h"
 
 namespace kvm {
 namespace {
@@ -19,5 +20,8 @@ Result<Topology> ReadTopology() { return NotBuilt(); }
 Status MeasureTopology(Topology&) { return NotBuilt(); }
 Result<std::vector<double>> MeasureCopy(const CopyBaseline&) { return NotBuilt(); }
 Result<MemoryPath> PathBetween(int, int) { return NotBuilt(); }
+Result<void*> AllocateExportable(const DeviceUuid&, std::uint64_t) { return NotBuilt(); }
+Status FreeExportable(void*) { return NotBuilt(); }
+ExportableUsage ExportableInUse() { return {}; }
 
 }  // namespace kvm

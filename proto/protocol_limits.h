@@ -6,7 +6,7 @@
 
 namespace kvm {
 
-inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kProtocolVersion = 2;
 
 inline constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 20;  // payload of one frame
 inline constexpr std::size_t kMaxFrameFds = 128;                     // descriptors with one frame; SCM_MAX_FD is 253

@@ -21,6 +21,7 @@ if(TARGET kvm_cuda)
     target_link_libraries(kvm_gpu_market PUBLIC kvm_gpu_testing kvm_process_support PRIVATE kvm_build_flags)
     kvm_test(NAME gpu_market_tests LABEL gpu TIMEOUT 600 LIBS kvm_gpu_market
       SOURCES
+        gpu/test_exportable_memory.cc
         gpu/test_market.cc
         gpu/test_market_faults.cc
       PROPERTIES RESOURCE_LOCK gpu)

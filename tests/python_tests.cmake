@@ -4,15 +4,19 @@
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
-# kvm_python_test(NAME sentence [TIMEOUT seconds] COMMAND …)
+# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one at a time, and skipped if
+# all of the file's tests are.
 function(kvm_python_test)
-  cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME;TIMEOUT" "COMMAND")
+  cmake_parse_arguments(PARSE_ARGV 0 arg "GPU" "NAME;TIMEOUT" "COMMAND")
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
   add_test(NAME "python/${arg_NAME}" COMMAND ${arg_COMMAND} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/python)
   set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS python TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=1")
+  if(arg_GPU)
+    set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS "python;gpu" RESOURCE_LOCK gpu SKIP_REGULAR_EXPRESSION "[\n][0-9]+ skipped in")
+  endif()
 endfunction()
 
 if(KVM_PYTHON_ENV AND TARGET kvmd)
@@ -25,6 +29,8 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "blocks between processes" COMMAND ${pytest} test_two_processes.py)
   kvm_python_test(NAME "the package's own types and errors" COMMAND ${pytest} test_package.py)
   kvm_python_test(NAME "regions of one process" COMMAND ${pytest} test_regions.py)
+  kvm_python_test(NAME "tensors as regions" COMMAND ${pytest} test_torch_memory.py)
+  kvm_python_test(NAME "GPU memory" GPU TIMEOUT 600 COMMAND ${pytest} test_gpu.py)
   kvm_python_test(NAME "geometry of tensors" COMMAND ${pytest} test_torch_geometry.py)
   kvm_python_test(NAME "parity of generate()" TIMEOUT 300 COMMAND ${pytest} test_transformers_parity.py)
   kvm_python_test(NAME "sharing under generate()" TIMEOUT 300 COMMAND ${pytest} test_transformers.py)

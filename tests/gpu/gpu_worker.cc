@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 
+#include "kvm/exportable_memory.h"
 #include "tests/support/random.h"
 #include "tests/support/worker.h"
 
@@ -59,21 +61,16 @@ Result<std::unique_ptr<GpuWorker>> GpuWorker::Start(GpuWorkerOptions options) {
   region.geometry = options.layout.geometry;
   region.checksums = options.checksums;
   Result<std::shared_ptr<Region>> made = MakeError(Errc::kUnsupported, "kind of memory");
-  if (options.kind == layout::HandleKind::kCudaIpc) {
+  if (options.exportable || options.kind == layout::HandleKind::kCudaIpc) {
     std::vector<DeviceRange> segments;
     const std::vector<std::uint64_t>& sizes = options.layout.segment_bytes;
-    void* data = nullptr;
-    if (options.one_allocation) {
-      MustSucceed(cudaMalloc(&data, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0})), "cudaMalloc");
-      worker->allocations_.push_back(data);
-    }
+    std::byte* data = nullptr;
+    if (options.one_allocation)
+      data = worker->AllocateForRegistering(options, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0}));
     for (const std::uint64_t bytes : sizes) {
-      if (!options.one_allocation) {
-        MustSucceed(cudaMalloc(&data, bytes), "cudaMalloc");
-        worker->allocations_.push_back(data);
-      }
+      if (!options.one_allocation) data = worker->AllocateForRegistering(options, bytes);
       segments.push_back({data, bytes});
-      if (options.one_allocation) data = static_cast<std::byte*>(data) + bytes;
+      if (options.one_allocation) data += bytes;
     }
     made = worker->client_->RegisterRegion(worker->model_, region, segments, After(30s));
   } else {
@@ -83,7 +80,7 @@ Result<std::unique_ptr<GpuWorker>> GpuWorker::Start(GpuWorkerOptions options) {
   }
   if (!made) return made.error();
   worker->region_ = std::move(*made);
-  if (options.kind != layout::HandleKind::kHostMemfd) {
+  if (options.exportable || options.kind != layout::HandleKind::kHostMemfd) {
     std::vector<std::byte*> bases;
     for (std::size_t i = 0; i < options.layout.segment_bytes.size(); ++i) bases.push_back(worker->region_->SegmentData(i));
     worker->pattern_ = std::make_unique<Pattern>(options.layout.geometry, bases);
@@ -96,7 +93,19 @@ GpuWorker::~GpuWorker() {
   pattern_.reset();
   region_.reset();
   client_.reset();
-  for (void* allocation : allocations_) cudaFree(allocation);
+}
+
+std::byte* GpuWorker::AllocateForRegistering(const GpuWorkerOptions& options, std::uint64_t bytes) {
+  void* data = nullptr;
+  if (options.exportable) {
+    Result<void*> memory = AllocateExportable(UuidOfOrdinal(options.ordinal), bytes);
+    if (!memory) throw std::runtime_error(memory.error().ToString());
+    allocations_.emplace_back(data = *memory, [](void* address) { static_cast<void>(FreeExportable(address)); });
+  } else {
+    MustSucceed(cudaMalloc(&data, bytes), "cudaMalloc");
+    allocations_.emplace_back(data, [](void* address) { cudaFree(address); });
+  }
+  return static_cast<std::byte*>(data);
 }
 
 std::vector<PublishRequest> GpuWorker::Write(std::span<const Content> contents, std::span<const std::uint32_t> blocks) {

@@ -27,7 +27,8 @@ struct GpuWorkerOptions {
   layout::HandleKind kind = layout::HandleKind::kCudaVmmFd;  // kCudaIpc: cudaMalloc memory, registered
   NamedGeometry layout = {};
   bool checksums = false;
-  bool one_allocation = false;  // kCudaIpc: all segments are ranges of one cudaMalloc
+  bool exportable = false;      // memory of AllocateExportable, registered; `kind` is not used
+  bool one_allocation = false;  // registered memory: all segments are ranges of one allocation
 };
 
 struct GpuImportCheck {
@@ -61,9 +62,10 @@ class GpuWorker {
 
  private:
   GpuWorker() = default;
+  std::byte* AllocateForRegistering(const GpuWorkerOptions& options, std::uint64_t bytes);
 
   GpuWorkerOptions options_;
-  std::vector<void*> allocations_;  // freed after the region
+  std::vector<std::shared_ptr<void>> allocations_;  // freed after the region
   std::shared_ptr<Client> client_;
   Model model_;
   std::shared_ptr<Region> region_;

@@ -36,3 +36,16 @@ def test_it_says_what_to_do_when_there_is_no_kvmd() -> None:
     assert result.returncode != 0
     assert "cannot start a kvmd" in result.stderr
     assert "/nonexistent/kvmd" in result.stderr
+
+
+def test_the_gpu_example_says_that_there_is_no_gpu() -> None:
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("two_gpu_demo.py"))],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("skipped: no GPU")

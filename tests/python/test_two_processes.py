@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 
@@ -10,15 +9,11 @@ import pytest
 
 import kvclient
 from kvclient.daemon import PrivateDaemon
-from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS
+from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS, prompt
 from support.worker import Worker
 
 MODULE = "support.block_worker"
 Start = Callable[..., Worker]
-
-
-def prompt(blocks: int, seed: int = 1) -> list[int]:
-    return random.Random(seed).choices(range(1000), k=blocks * BLOCK_TOKENS)
 
 
 def test_what_one_process_publishes_another_imports_byte_for_byte(kvmd: PrivateDaemon, start_worker: Start) -> None:

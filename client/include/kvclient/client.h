@@ -111,8 +111,10 @@ class Client {
   // Registers GPU memory that the caller got from cudaMalloc (or an engine's allocator did), as it is:
   // `segments`, which options.geometry refers to, all of one GPU. They must stay allocated until the
   // region has been unregistered. options.device may be left out, options.segment_bytes is not used.
-  // kInvalidArgument: not device memory, or a segment leaves its allocation. kUnsupported: this memory
-  // can't be exported (cudaMallocAsync, expandable segments, …); the message says what can.
+  // Memory of AllocateExportable (kvm/exportable_memory.h) becomes a cuda_vmm_fd region, and may be freed before.
+  // kInvalidArgument: not device memory, a segment leaves its allocation, or some are of AllocateExportable and some
+  // are not. kUnsupported: this memory can't be exported (cudaMallocAsync, expandable segments, …); the message says
+  // what can.
   [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions options,
                                                                std::span<const DeviceRange> segments, Deadline deadline);
 

@@ -10,7 +10,7 @@
 //
 // client.h   connection, models, lookup, import         region.h   publishing memory
 // match.h    result of a lookup                         import.h   progress and result of a copy
-// types.h    deadlines, block writes                    kvm/       keys, model spec, geometry, errors
+// types.h    deadlines, block writes                    kvm/       keys, model spec, geometry, errors, GPUs and their memory
 #pragma once
 
 #include "kvclient/client.h"

@@ -13,7 +13,7 @@
 
 Thread-safe; the GIL is released in everything that waits or copies. Errors are ``kvclient.errors``.
 
-``kvclient.torch``         geometry of torch tensors, tensors over a region's memory
+``kvclient.torch``         torch tensors as regions, tensors over a region's memory, memory pools that can be shared
 ``kvclient.transformers``  prefix sharing for Hugging Face's ``generate()``
 ``kvclient.daemon``        a private kvmd, for tests and examples
 """
@@ -56,6 +56,7 @@ from kvclient._native import (
     cuda_toolkit_version,
     device_at,
     device_of,
+    exportable_in_use,
     list_devices,
 )
 from kvclient.errors import KvError
@@ -100,5 +101,6 @@ __all__ = [
     "cuda_toolkit_version",
     "device_at",
     "device_of",
+    "exportable_in_use",
     "list_devices",
 ]

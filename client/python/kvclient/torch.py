@@ -1,19 +1,23 @@
-"""Torch tensors and regions: where tensors' blocks lie, and tensors over a region's memory.
+"""Torch tensors and regions: where tensors' blocks lie, tensors as regions, and tensors over a region's memory.
 
-Nothing here assumes a layout: addresses, strides and storage offsets are taken from the tensors.
+Nothing here assumes a layout: addresses, strides and storage offsets are taken from the tensors. Every function may
+be called from any thread.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from kvclient._native import Geometry, GeometryPart, Region
-from kvclient.errors import BadGeometryError, InvalidArgumentError
+from kvclient import _native
+from kvclient._native import Client, Geometry, GeometryPart, Model, Region, Shard
+from kvclient.errors import BadGeometryError, InvalidArgumentError, NotFoundError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,110 @@ def geometry_of(
     return result
 
 
+def device_uuid(device: torch.device | str | int | None = None) -> str:
+    """``"GPU-<uuid>"`` of a CUDA device of this process, the same in every process; None: the current one.
+
+    InvalidArgumentError: not a CUDA device. NotFoundError, UnsupportedError: there is no such GPU, or no CUDA.
+    """
+    return _native.device_at(_cuda_index(device))
+
+
+def torch_device(uuid: str) -> torch.device:
+    """The CUDA device of this process that has the UUID, as ``Region.device`` gives it. NotFoundError: none has."""
+    for device in _native.list_devices():
+        if device.uuid == uuid:
+            return torch.device("cuda", device.ordinal)
+    raise NotFoundError(f"{uuid} is not visible to this process")
+
+
+def register_tensors(
+    client: Client,
+    model: Model,
+    tensors: Sequence[torch.Tensor],
+    block_dim: int | Sequence[int],
+    *,
+    name: str,
+    order: Sequence[int] | None = None,
+    shard: Shard | None = None,
+    checksums: bool = False,
+    timeout_s: float = 10.0,
+) -> Region:
+    """Make an engine's own KV tensors a region, as they are: nothing is copied or moved.
+
+    ``tensors``, ``block_dim``, ``order``: as in ``geometry_of``; all on one GPU. Segments are their storages, which
+    the region keeps alive until it has been unregistered. Otherwise as ``Client.register_region``.
+
+    Tensors that were allocated under ``mem_pool`` become a ``CUDA_VMM_FD`` region, those of torch's own allocator a
+    ``CUDA_IPC`` region. A new region holds no readable block.
+
+    InvalidArgumentError: tensors on several devices or in host memory. UnsupportedError: memory that can't be
+    exported, such as that of expandable segments; allocate the tensors under ``mem_pool`` then. BadGeometryError:
+    see ``geometry_of``; also too many storages.
+    """
+    where = geometry_of(tensors, block_dim, order=order)
+    devices = {segment.device for segment in where.segments}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        raise InvalidArgumentError(
+            f"register_tensors: tensors on {', '.join(sorted(map(str, devices)))}; they must be on one GPU. For host "
+            "memory allocate the region and take tensors over it (kvclient.torch.view)"
+        )
+    return client.register_region(
+        model,
+        where.geometry,
+        [(segment.address, segment.size_bytes) for segment in where.segments],
+        name=name,
+        device=device_uuid(devices.pop()),
+        shard=shard or Shard(),
+        checksums=checksums,
+        keep_alive=tuple(tensor.untyped_storage() for tensor in tensors),
+        timeout_s=timeout_s,
+    )
+
+
+def mem_pool(device: torch.device | str | int | None = None) -> torch.cuda.MemPool:
+    """A pool of exportable GPU memory: tensors allocated in it can be registered as ``CUDA_VMM_FD`` regions.
+
+        pool = kvclient.torch.mem_pool()
+        with torch.cuda.use_mem_pool(pool):
+            kv = [torch.zeros(shape, dtype=dtype, device="cuda") for _ in range(layers)]
+        region = kvclient.torch.register_tensors(client, model, kv, 1, name="rank-0")
+
+    Peers map such memory read-only, it works with expandable segments (which the pool itself does not use), and a
+    descriptor keeps it alive. A storage of 10 MiB and more is an allocation of its own, in multiples of 2 MiB; a region
+    has at most 127. The memory is mapped for its own GPU only: kernels and copies of another GPU of this process can't
+    reach it, and torch can't share it by ``torch.multiprocessing``.
+
+    ``device``: where the pool is going to be used; None: the current device. Keep the pool as long as its tensors;
+    memory goes back to the GPU once pool, tensors and regions are gone.
+
+    UnsupportedError, NotFoundError, ResourceExhaustedError: exportable memory can't be had on this GPU, and why.
+    """
+    index = _cuda_index(device)
+    _native.check_exportable(index)
+    if not hasattr(torch.cuda, "MemPool"):
+        raise UnsupportedError(f"mem_pool: PyTorch {torch.__version__} has no torch.cuda.MemPool; 2.5 has")
+    with torch.cuda.device(index):
+        return torch.cuda.MemPool(_allocator().allocator())
+
+
+@functools.cache
+def _allocator() -> Any:
+    # For the life of the process: torch's pools hold a bare pointer to what is in it.
+    return torch.cuda.memory.CUDAPluggableAllocator(_native.__file__, "kvm_torch_allocate", "kvm_torch_free")
+
+
 def segment_tensor(region: Region, index: int = 0) -> torch.Tensor:
-    """A segment of a region as a tensor, uint8 ``[segment bytes]``, no copy; keeps the memory alive."""
-    return torch.from_numpy(region.segment(index))
+    """A segment of a region as a tensor, uint8 ``[segment bytes]``, no copy; keeps the memory alive.
+
+    On the region's device. On a GPU nothing is synchronized: order your work behind what fills the memory.
+    """
+    if region.device is None:
+        return torch.from_numpy(region.segment(index))
+    segment = region.device_segment(index)
+    tensor = torch.as_tensor(segment, device=torch_device(region.device))
+    if tensor.data_ptr() != segment.address:
+        raise UnsupportedError(f"PyTorch {torch.__version__} copies where it should take memory as it is")
+    return tensor
 
 
 def view(
@@ -104,7 +209,7 @@ def view(
     segment: int = 0,
     offset_bytes: int = 0,
 ) -> torch.Tensor:
-    """A tensor over a region's memory: no copy, keeps the memory alive.
+    """A tensor over a region's memory, on the region's device: no copy, keeps the memory alive.
 
     ``stride``: in elements, row-major if not given. ``offset_bytes``: from the segment's start, a multiple
     of the element's size. InvalidArgumentError: it would reach beyond the segment.
@@ -120,6 +225,17 @@ def view(
         )
     flat = segment_tensor(region, segment)[offset_bytes:end].view(dtype)
     return flat.as_strided(list(shape), strides)
+
+
+def _cuda_index(device: torch.device | str | int | None) -> int:
+    if isinstance(device, int):
+        return device
+    wanted = torch.device("cuda" if device is None else device)
+    if wanted.type != "cuda":
+        raise InvalidArgumentError(f"{wanted} is not a CUDA device")
+    if wanted.index is not None:
+        return wanted.index
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 def _dimension(tensor: torch.Tensor, dim: int) -> int:
@@ -175,4 +291,15 @@ def _parts(
     ]
 
 
-__all__ = ["Segment", "TensorGeometry", "geometry_of", "physical_order", "segment_tensor", "view"]
+__all__ = [
+    "Segment",
+    "TensorGeometry",
+    "device_uuid",
+    "geometry_of",
+    "mem_pool",
+    "physical_order",
+    "register_tensors",
+    "segment_tensor",
+    "torch_device",
+    "view",
+]

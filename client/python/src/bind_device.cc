@@ -5,6 +5,7 @@
 
 #include "client/python/src/bindings.h"
 #include "client/python/src/device_id.h"
+#include "kvm/exportable_memory.h"
 
 namespace kvm::python {
 
@@ -38,6 +39,28 @@ void BindDevice(nb::module_& module) {
       "address"_a,
       "\"GPU-<uuid>\" of the GPU whose memory this process's device pointer `address` points to. InvalidArgumentError: it is none.\n"
       "UnsupportedError: see list_devices.");
+  module.def(
+      "check_exportable",
+      [](int ordinal) {
+        Check(WithoutGil([&]() -> Status {
+          const Result<DeviceUuid> device = DeviceAt(ordinal);
+          if (!device) return device.error();
+          const Result<void*> memory = AllocateExportable(*device, 1);
+          if (!memory) return memory.error();
+          return FreeExportable(*memory);
+        }));
+      },
+      "ordinal"_a,
+      "Allocates the least there is of exportable memory on a GPU and frees it. UnsupportedError, NotFoundError,\n"
+      "ResourceExhaustedError: that can't be done, and why.");
+  module.def(
+      "exportable_in_use",
+      [] {
+        const ExportableUsage usage = ExportableInUse();
+        return nb::make_tuple(usage.allocations, usage.bytes);
+      },
+      nb::sig("def exportable_in_use() -> tuple[int, int]"),
+      "Allocations of kvclient.torch.mem_pool that torch has not freed, and their bytes.");
   module.def("cuda_toolkit_version", &CudaToolkitVersion, "Toolkit that libkvclient was built with, '13.0'; '': without CUDA.");
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import kvclient
 
@@ -22,6 +23,11 @@ def spec(**fields: object) -> kvclient.ModelSpec:
         "block_tokens": BLOCK_TOKENS,
     }
     return kvclient.ModelSpec(**{**base, **fields})
+
+
+def prompt(blocks: int, seed: int = 1) -> list[int]:
+    """Token ids of `blocks` full blocks, the same for the same seed."""
+    return random.Random(seed).choices(range(1000), k=blocks * BLOCK_TOKENS)
 
 
 def content(key: kvclient.BlockKey) -> bytes:

@@ -1,0 +1,81 @@
+// Allocations of this process by address, each with what keeps it alive. No CUDA.
+//
+// An owner that is taken out ends when its last user does. Thread-safe; owners end outside the lock.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "kvm/device.h"
+#include "kvm/error.h"
+
+namespace kvm {
+
+template <class Owner>
+class AllocationTable {
+ public:
+  struct Place {
+    std::shared_ptr<Owner> owner;
+    std::uint64_t offset = 0;  // of the range, from the allocation's base
+  };
+
+  // Precondition: overlaps none that is there.
+  void Add(void* base, std::uint64_t bytes, std::shared_ptr<Owner> owner) {
+    std::lock_guard lock(mutex_);
+    entries_[Address(base)] = {bytes, std::move(owner)};
+  }
+
+  // Takes out the allocation that begins at `base`; null: none does.
+  std::shared_ptr<Owner> Take(const void* base) {
+    std::lock_guard lock(mutex_);
+    const auto found = entries_.find(Address(base));
+    if (found == entries_.end()) return nullptr;
+    std::shared_ptr<Owner> owner = std::move(found->second.owner);
+    entries_.erase(found);
+    return owner;
+  }
+
+  // The allocation that `range` begins in; nothing: in none. kInvalidArgument: it ends behind it.
+  [[nodiscard]] Result<std::optional<Place>> Find(const DeviceRange& range) const {
+    std::lock_guard lock(mutex_);
+    auto next = entries_.upper_bound(Address(range.data));
+    if (next == entries_.begin()) return std::optional<Place>();
+    const auto& [base, entry] = *--next;
+    const std::uint64_t offset = Address(range.data) - base;
+    if (offset >= entry.bytes) return std::optional<Place>();
+    if (range.size_bytes == 0 || range.size_bytes > entry.bytes - offset) {
+      return MakeError(Errc::kInvalidArgument, std::to_string(range.size_bytes) + " bytes at offset " + std::to_string(offset) +
+                                                   " leave their allocation of " + std::to_string(entry.bytes));
+    }
+    return std::optional<Place>(Place{entry.owner, offset});
+  }
+
+  std::size_t size() const {
+    std::lock_guard lock(mutex_);
+    return entries_.size();
+  }
+  std::uint64_t bytes() const {
+    std::lock_guard lock(mutex_);
+    std::uint64_t sum = 0;
+    for (const auto& [base, entry] : entries_) sum += entry.bytes;
+    return sum;
+  }
+
+ private:
+  struct Entry {
+    std::uint64_t bytes = 0;
+    std::shared_ptr<Owner> owner;
+  };
+  static std::uintptr_t Address(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
+
+  mutable std::mutex mutex_;
+  std::map<std::uintptr_t, Entry> entries_;
+};
+
+}  // namespace kvm

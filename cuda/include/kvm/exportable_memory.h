@@ -1,0 +1,33 @@
+// GPU memory for the allocator of an engine. Of memory that begins in here, Client::RegisterRegion makes a
+// cuda_vmm_fd region (shared as descriptors) rather than a cuda_ipc one: peers map it read-only, and whoever holds a
+// descriptor keeps the memory alive.
+//
+// Process-wide. Thread-safe. kvclient.torch.mem_pool puts PyTorch's tensors there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvm/device.h"
+#include "kvm/error.h"
+
+namespace kvm {
+
+// Zeroed memory of a GPU, mapped read-write for that GPU alone, from cuMemCreate: physical memory in multiples of
+// 2 MiB. The first call for a GPU creates its context. Waits for the zeroing, not for other work of the GPU.
+// kResourceExhausted: the GPU's memory is full. kInvalidArgument: 0 bytes. kNotFound: no visible GPU has that UUID.
+// kUnsupported: built without CUDA, no driver, or a GPU or container that can't share such memory. kSystem.
+[[nodiscard]] Result<void*> AllocateExportable(const DeviceUuid& device, std::uint64_t size_bytes);
+
+// Gives it back, once no region uses it any more. Waits, as cudaFree does, for what the GPU has been given to do.
+// kNotFound: `address` is not what an AllocateExportable returned, or has been freed.
+[[nodiscard]] Status FreeExportable(void* address);
+
+// What is allocated and not freed.
+struct ExportableUsage {
+  std::size_t allocations = 0;
+  std::uint64_t bytes = 0;  // as asked for
+};
+ExportableUsage ExportableInUse();
+
+}  // namespace kvm
