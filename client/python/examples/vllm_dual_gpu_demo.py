@@ -161,7 +161,7 @@ class Engine:
 
     def idle(self) -> None:
         """One more step, as a server's engine makes after a request has ended."""
-        self.llm.llm_engine.engine_core.engine_core.step()
+        self.llm.llm_engine.engine_core.engine_core.step_fn()
 
     def totals(self) -> dict[str, float]:
         """The connector's counters, both sides; empty without it."""

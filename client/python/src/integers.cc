@@ -17,22 +17,44 @@ template <class T>
 }
 
 template <class T>
+bool ReadItem(PyObject* item, const char* noun, std::size_t index, T& out) {
+  nb::object converted;
+  if (!PyLong_Check(item)) {
+    if (!PyIndex_Check(item)) return false;
+    converted = nb::steal(PyNumber_Index(item));
+    if (!converted.is_valid()) throw nb::python_error();
+    item = converted.ptr();
+  }
+  const unsigned long long value = PyLong_AsUnsignedLongLong(item);
+  if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    RaiseRange<T>(noun, index);
+  }
+  if (!std::in_range<T>(value)) RaiseRange<T>(noun, index);
+  out = static_cast<T>(value);
+  return true;
+}
+
+// Items without a reference of our own: an engine hands over lists of ten thousand token ids. An item's
+// __index__ could change the list meanwhile, hence the look at its size each time.
+template <class T>
+bool ReadList(PyObject* list, const char* noun, std::vector<T>& out) {
+  out.resize(static_cast<std::size_t>(PyList_Size(list)));
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    PyObject* item = PyList_GetItem(list, static_cast<Py_ssize_t>(i));
+    if (item == nullptr) throw nb::python_error();
+    if (!ReadItem(item, noun, i, out[i])) return false;
+  }
+  return true;
+}
+
+template <class T>
 bool ReadSequence(nb::handle source, const char* noun, std::vector<T>& out) {
   const nb::sequence sequence = nb::borrow<nb::sequence>(source);
-  const std::size_t size = nb::len(sequence);
-  out.resize(size);
-  for (std::size_t i = 0; i < size; ++i) {
+  out.resize(nb::len(sequence));
+  for (std::size_t i = 0; i < out.size(); ++i) {
     const nb::object item = sequence[i];
-    if (!PyLong_Check(item.ptr()) && !PyIndex_Check(item.ptr())) return false;
-    const nb::object number = PyLong_Check(item.ptr()) ? item : nb::steal(PyNumber_Index(item.ptr()));
-    if (!number.is_valid()) throw nb::python_error();
-    const unsigned long long value = PyLong_AsUnsignedLongLong(number.ptr());
-    if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      RaiseRange<T>(noun, i);
-    }
-    if (!std::in_range<T>(value)) RaiseRange<T>(noun, i);
-    out[i] = static_cast<T>(value);
+    if (!ReadItem(item.ptr(), noun, i, out[i])) return false;
   }
   return true;
 }
@@ -63,7 +85,8 @@ bool ReadArray(const Array& array, const char* noun, std::vector<T>& out) {
 
 template <class T>
 bool Read(nb::handle source, const char* noun, std::vector<T>& out) {
-  if (PyList_Check(source.ptr()) || PyTuple_Check(source.ptr())) return ReadSequence(source, noun, out);
+  if (PyList_Check(source.ptr())) return ReadList(source.ptr(), noun, out);
+  if (PyTuple_Check(source.ptr())) return ReadSequence(source, noun, out);
   Array array;
   if (nb::try_cast(source, array)) return ReadArray(array, noun, out);
   if (PySequence_Check(source.ptr()) && !PyUnicode_Check(source.ptr()) && !PyBytes_Check(source.ptr()))

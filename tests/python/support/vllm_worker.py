@@ -91,7 +91,7 @@ class VllmWorker:
 
     def idle_step(self) -> None:
         """One more step, as an engine in its own process makes after a request has ended."""
-        self._core.step()
+        self._core.step_fn()
 
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()

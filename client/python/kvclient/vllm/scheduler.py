@@ -95,7 +95,9 @@ class SchedulerSide:
             return 0, False
         began = time.perf_counter()
         tracked = self._track(request)
-        if request.skip_reading_prefix_cache or computed % self._block_tokens or self._reset_pending():
+        if request.skip_reading_prefix_cache or computed % self._block_tokens:
+            return 0, False
+        if self._include_own and self._reset_pending():  # what this engine has published is not worth having any more
             return 0, False
         first = computed // self._block_tokens
         tracked.local_blocks = first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -41,6 +41,15 @@ class PendingLoad(Protocol):
         """Leading blocks that hold validated content; the others hold arbitrary bytes."""
 
 
+class Run(NamedTuple):
+    """Consecutive blocks of one chain, of one shard."""
+
+    blocks: Sequence[int]
+    keys: BlockKeys
+    parent: BlockKey
+    depth: int
+
+
 class BlockMemory(Protocol):
     """The engine's blocks as a worker sees them. Not thread-safe."""
 
@@ -49,7 +58,7 @@ class BlockMemory(Protocol):
     def begin(self, blocks: Sequence[int]) -> None:
         """The blocks get new content: nobody may read them from here on."""
 
-    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
+    def publish(self, runs: Sequence[Run]) -> None:
         """The blocks' content is complete once everything queued so far has run."""
 
     def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
@@ -93,18 +102,20 @@ class InPlaceMemory:
     def begin(self, blocks: Sequence[int]) -> None:
         self._writes.update(zip(blocks, self.region.begin_writes(blocks), strict=True))
 
-    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
-        # A block whose write this worker has not begun was there before it: not ours to publish.
-        count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
-        if not count:
+    def publish(self, runs: Sequence[Run]) -> None:
+        requests = PublishRequests()
+        for blocks, keys, parent, depth in runs:
+            # A block whose write this worker has not begun was there before it: not ours to publish.
+            count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
+            writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
+            requests.extend(PublishRequests.run(keys[:count], parent, depth, writes))
+        if not requests:
             return
-        writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
         if self._device is None:
-            self.region.publish_run(keys[:count], parent, depth, writes)
+            self.region.publish(requests)
         else:
-            stream = torch.cuda.current_stream(self._device).cuda_stream
-            self.region.publish_on_stream(PublishRequests.run(keys[:count], parent, depth, writes), stream)
-        self._counters.add("published_blocks", count)
+            self.region.publish_on_stream(requests, torch.cuda.current_stream(self._device).cuda_stream)
+        self._counters.add("published_blocks", len(requests))
 
     def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
         match = self._client.find(keys, destination=self.region, include_own=False)
@@ -174,7 +185,11 @@ class HostMemory:
     def begin(self, blocks: Sequence[int]) -> None:
         """Nothing: the engine's blocks themselves are nobody else's."""
 
-    def publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
+    def publish(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._publish(*run)
+
+    def _publish(self, blocks: Sequence[int], keys: BlockKeys, parent: BlockKey, depth: int) -> None:
         def fill(indices: Sequence[int], targets: Sequence[int]) -> None:
             source = torch.tensor([blocks[index] for index in indices])
             target = torch.tensor(list(targets))
@@ -255,4 +270,4 @@ def _row_major(shape: Sequence[int]) -> list[int]:
     return strides
 
 
-__all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "TimedLoad", "share"]
+__all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "Run", "TimedLoad", "share"]

@@ -11,7 +11,7 @@ from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, StepPlan, WorkerReport
 from kvclient.vllm.stats import Counters
-from kvclient.vllm.stores import BlockMemory, InPlaceMemory, PendingLoad, TimedLoad, share
+from kvclient.vllm.stores import BlockMemory, InPlaceMemory, PendingLoad, Run, TimedLoad, share
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,11 @@ class WorkerSide:
         self._applied = plan
         if self.memory is None:
             return
+        index = self._shard_index
         try:
-            for run in plan.publish:
-                index = self._shard_index
-                self.memory.publish(run.blocks, run.keys[index], run.parents[index], run.depth)
+            if plan.publish:
+                runs = [Run(each.blocks, each.keys[index], each.parents[index], each.depth) for each in plan.publish]
+                self.memory.publish(runs)
         except KvError as error:
             self._note("publish", error)
         if plan.withdraw_all:
