@@ -380,7 +380,8 @@ class Engine:
             for index, key in enumerate(kvclient.KeyChain(self._spec).extend(full)):
                 self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS]))
             for index in range((start + count - 1) // BLOCK_TOKENS + 1):
-                content = block_bytes(tokens[: min((index + 1) * BLOCK_TOKENS, start + count)])
+                # Of all tokens that are known: requests that share a block may compute parts of it, of the same content.
+                content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS])
                 memory = self.bytes[blocks[index].block_id]
                 if (index + 1) * BLOCK_TOKENS <= start:
                     self.read_wrong += certain and not np.array_equal(memory, content)
