@@ -204,6 +204,7 @@ class Engine:
         self._launched: deque[Output] = deque()
         self._loaded: set[str] = set()
         self._load_of: dict[str, Load] = {}
+        self._to_recompute: set[int] = set()  # failed blocks: whoever shares them may read them too early, as in vLLM
         self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}
         self.accepted = 0  # blocks that a load gave
         self.wrong = 0  # of them, with other bytes than their tokens say
@@ -384,12 +385,14 @@ class Engine:
                 content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS])
                 memory = self.bytes[blocks[index].block_id]
                 if (index + 1) * BLOCK_TOKENS <= start:
-                    self.read_wrong += certain and not np.array_equal(memory, content)
+                    sound = certain and blocks[index].block_id not in self._to_recompute
+                    self.read_wrong += sound and not np.array_equal(memory, content)
                 else:
                     generation = self.region.current_generation(blocks[index].block_id)
                     self.written_readable += generation > 0 and generation % 2 == 0
                     memory[:] = 0
                     memory[:] = content
+                    self._to_recompute.discard(blocks[index].block_id)
 
     def _check_publishes(self, output: Output) -> None:
         for run in output.plan.publish:
@@ -406,11 +409,18 @@ class Engine:
         failed = self.worker.take_failed_blocks()
         waited = report.waited if report else set()
         self._check_loads(done | waited, failed)
-        affected = {each.request_id for each in [*self.waiting, *self.running] if self._invalidate(each, failed, done)}
+        starts = {work[0].request_id: work[2] for work in output.work}
+        marked: set[int] = set()
+        affected = set()
+        for request in [*self.waiting, *self.running]:
+            if self._invalidate(request, failed, done, marked, starts):
+                affected.add(request.request_id)
         for request, _, _, count, epoch in output.work:
             if request in self.running and request.epoch == epoch and request.request_id not in affected:
                 self._finish_step(request, count)
         self._loaded |= done
+        if failed:
+            self.scheduler.failed(failed)
         self.scheduler.loaded(done, waited)
 
     def _finish_step(self, request: Request, count: int) -> None:
@@ -440,18 +450,33 @@ class Engine:
                 self.accepted += 1
                 self.wrong += not np.array_equal(self.bytes[block], block_bytes(tokens))
 
-    def _invalidate(self, request: Request, failed: set[int], done: set[str]) -> bool:
-        """As vLLM: computed tokens end at the first failed block, which leaves the prefix cache with all behind it."""
+    def _invalidate(
+        self, request: Request, failed: set[int], done: set[str], marked: set[int], starts: dict[str, int]
+    ) -> bool:
+        """As vLLM: computed tokens end at the first failed block, which leaves the prefix cache with all behind it.
+
+        A block that several requests share is computed again by the first of them; the others do their step again.
+        """
+        self._to_recompute |= failed
         if not failed or not (request.request_id in done or request in self.running):
             return False
-        for index, block in enumerate(request.blocks):
-            if block.block_id in failed and index * BLOCK_TOKENS < request.num_computed_tokens:
-                request.num_computed_tokens = index * BLOCK_TOKENS
-                request.num_in_flight_tokens = request.num_output_placeholders = 0
-                for behind in request.blocks[index:]:
-                    self.pool.evict(behind)
-                return True
-        return False
+        computed = starts.get(request.request_id, request.num_computed_tokens)
+        hit = False
+        for index, block in enumerate(request.blocks[: -(-computed // BLOCK_TOKENS)]):
+            if block.block_id not in failed:
+                continue
+            hit = True
+            if block.block_id in marked:
+                continue
+            marked.add(block.block_id)
+            computed = index * BLOCK_TOKENS
+            for behind in request.blocks[index:]:
+                self.pool.evict(behind)
+            break
+        if hit:
+            request.num_computed_tokens = computed
+            request.num_in_flight_tokens = request.num_output_placeholders = 0
+        return hit
 
 
 class RandomTraffic:

@@ -300,6 +300,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         report = connector_output.kv_connector_worker_meta
         waited = set().union(*(each.waited for each in report.workers)) if isinstance(report, _Report) else set()
+        if connector_output.invalid_block_ids:
+            self._scheduler.failed(connector_output.invalid_block_ids)
         self._scheduler.loaded(connector_output.finished_recving or (), waited)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

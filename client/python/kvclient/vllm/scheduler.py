@@ -67,6 +67,7 @@ class SchedulerSide:
         self._loads: list[Load] = []
         self._allocated: list[int] = []  # for loads, since the last plan
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
+        self._recomputed: dict[str, set[int]] = {}  # request -> blocks that others may compute again as well
         self._withdraw = False
 
     def attach(self, client: Client, spec: ModelSpec, shards: Sequence[Shard], *, include_own: bool = False) -> None:
@@ -166,6 +167,19 @@ class SchedulerSide:
         plan.loads, self._loads = self._loads, []
         return plan
 
+    def failed(self, blocks: set[int]) -> None:
+        """Blocks whose load failed. Call before ``loaded``.
+
+        A step that waited for its load has let others build on these blocks: several requests may now compute the
+        same ones, each when it gets to it, so that none of them is published as long as one of these requests lives.
+        """
+        for request_id, tracked in self._tracked.items():
+            if tracked.loading and request_id not in self._waited:
+                continue  # loaded in the background: nobody else has seen them
+            first = next((i for i, block in enumerate(tracked.blocks) if block in blocks), None)
+            if first is not None:
+                self._recomputed.setdefault(request_id, set()).update(tracked.blocks[first:])
+
     def loaded(self, request_ids: Iterable[str], waited: Iterable[str]) -> None:
         """Loads that are done, whether they succeeded or not: the engine knows by now which blocks did."""
         for request_id in waited:
@@ -179,8 +193,9 @@ class SchedulerSide:
     def finished(self, request: Any) -> None:
         """The request has ended; its blocks are about to be freed."""
         tracked = self._tracked.pop(request.request_id, None)
+        recomputed = self._recomputed.pop(request.request_id, None)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
-        if tracked is None or tracked.loading or not self.active or not self._options.publish:
+        if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
         for run, hashes in self._runs(tracked, set()):
             self._ended.append(_Ended(hashes, run))
@@ -249,6 +264,7 @@ class SchedulerSide:
             tracked.blocks = list(blocks)
             tracked.next_block = 0
             tracked.since = self._step
+            self._recomputed.pop(request_id, None)
 
     def _fresh(self, attached: Iterable[int]) -> list[int]:
         """Those of ``attached`` whose published content, if any, is about to go."""
@@ -284,6 +300,9 @@ class SchedulerSide:
         confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)
         last = min(confirmed // self._block_tokens, len(tracked.blocks))
         index = tracked.next_block
+        content: Any = None
+        if self._recomputed:
+            fresh = fresh.union(*self._recomputed.values())
         while index < last:
             first, hashes = index, []
             while index < last:
