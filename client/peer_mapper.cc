@@ -21,6 +21,7 @@ Result<std::vector<SegmentHandle>> HandlesOf(const kvmwire::RegionDescriptor& wi
     handle.handle = wire.segments(i).handle();
     handle.handle_offset = wire.segments(i).handle_offset();
     handle.allocation = wire.segments(i).allocation();
+    handle.allocation_bytes = wire.segments(i).allocation_bytes();
     if (handle.handle.empty()) {
       const std::size_t at = static_cast<std::size_t>(i) + 1;
       if (at >= fds.size()) return MakeError(Errc::kProtocol, "region announced without its segments");

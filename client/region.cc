@@ -114,6 +114,7 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
     segment.set_handle(handle.handle);
     segment.set_handle_offset(handle.handle_offset);
     segment.set_allocation(handle.allocation);
+    segment.set_allocation_bytes(handle.allocation_bytes);
   }
   SetGeometry(options.geometry, out);
   return out;

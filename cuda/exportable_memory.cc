@@ -102,6 +102,7 @@ Result<std::optional<std::unique_ptr<CudaLocalMemory>>> RegisterExportable(const
     SegmentHandle handle;
     handle.size_bytes = ranges[i].size_bytes;
     handle.handle_offset = place.offset;
+    handle.allocation_bytes = place.owner->bytes();
     handle.fd = std::move(*fd);
     memory->Add(std::move(handle), static_cast<std::byte*>(ranges[i].data), std::move(place.owner));
   }

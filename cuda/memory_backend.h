@@ -31,10 +31,11 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 // One allocation, as it travels through kvmd.
 struct SegmentHandle {
   std::uint64_t size_bytes = 0;
-  std::string handle;               // cuda_ipc: 64 opaque bytes; else empty
-  std::uint64_t handle_offset = 0;  // cuda_ipc, cuda_vmm_fd: from the allocation's base to the segment
-  std::uint64_t allocation = 0;     // cuda_ipc: differs for every allocation ever made; handles don't
-  UniqueFd fd;                      // host_memfd, cuda_vmm_fd
+  std::string handle;                  // cuda_ipc: 64 opaque bytes; else empty
+  std::uint64_t handle_offset = 0;     // cuda_ipc, cuda_vmm_fd: from the allocation's base to the segment
+  std::uint64_t allocation = 0;        // cuda_ipc: differs for every allocation ever made; handles don't
+  std::uint64_t allocation_bytes = 0;  // cuda_vmm_fd: of the whole allocation
+  UniqueFd fd;                         // host_memfd, cuda_vmm_fd
 };
 
 // A region's memory in its owner's process. Frees or unmaps on destruction.

@@ -24,13 +24,14 @@ class VmmMapping {
   [[nodiscard]] static Result<std::shared_ptr<VmmMapping>> Make(const std::shared_ptr<const CudaDevice>& device, std::uint64_t bytes);
 
   [[nodiscard]] Status Create(std::uint64_t bytes);
-  [[nodiscard]] Status Import(int fd, std::uint64_t bytes);  // the first `bytes` of it
+  [[nodiscard]] Status Import(int fd, std::uint64_t bytes);  // all `bytes` of it
   [[nodiscard]] Status Map();
   CUresult Allow(CUmemAccess_flags access) const;
 
   // A descriptor that keeps the memory alive; another one with each call.
   [[nodiscard]] Result<UniqueFd> Export() const;
   std::byte* data() const { return reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(address_)); }
+  std::uint64_t bytes() const { return mapped_bytes_; }  // whole pages
   const CudaDevice& device() const { return *device_; }
 
  private:

@@ -16,7 +16,7 @@ Result<std::unique_ptr<CudaLocalMemory>> AllocateVmm(const std::shared_ptr<const
     Result<UniqueFd> fd = (*mapping)->Export();
     if (!fd) return fd.error();
     SegmentHandle handle;
-    handle.size_bytes = bytes;
+    handle.size_bytes = handle.allocation_bytes = bytes;
     handle.fd = std::move(*fd);
     std::byte* data = (*mapping)->data();
     memory->Add(std::move(handle), data, std::move(*mapping));
@@ -25,14 +25,15 @@ Result<std::unique_ptr<CudaLocalMemory>> AllocateVmm(const std::shared_ptr<const
 }
 
 Result<PeerSegment> MapVmm(const std::shared_ptr<const CudaDevice>& device, const SegmentHandle& segment) {
-  std::uint64_t end = 0;
-  if (segment.size_bytes == 0 || __builtin_add_overflow(segment.handle_offset, segment.size_bytes, &end)) {
+  if (segment.size_bytes == 0 || segment.handle_offset > segment.allocation_bytes ||
+      segment.size_bytes > segment.allocation_bytes - segment.handle_offset) {
     return MakeError(Errc::kInvalidArgument, "bytes " + std::to_string(segment.handle_offset) + "+" + std::to_string(segment.size_bytes) +
-                                                 " are no part of an allocation");
+                                                 " are no part of an allocation of " + std::to_string(segment.allocation_bytes));
   }
   const DeviceGuard guard(*device);
   auto mapping = std::make_shared<VmmMapping>(device);
-  Status made = mapping->Import(segment.fd.get(), end);
+  // The whole of it: CUDA refuses to map the beginning of an imported allocation.
+  Status made = mapping->Import(segment.fd.get(), segment.allocation_bytes);
   if (made) made = mapping->Map();
   if (!made) return made.error();
   PeerSegment peer;

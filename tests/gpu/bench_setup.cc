@@ -49,6 +49,7 @@ ExportedPool OpenPool(test::ExporterProcess& exporter, int ordinal, layout::Hand
   pool.handle = region.segments[0].handle;
   pool.handle_offset = region.segments[0].handle_offset;
   pool.allocation = region.segments[0].allocation;
+  pool.allocation_bytes = region.segments[0].allocation_bytes;
   pool.fd = std::move(region.segments[0].fd);
   pool.generations = std::move(region.generation_fd);
   return pool;
@@ -62,6 +63,7 @@ Importer::Importer(int ordinal_, const ExportedPool& pool) : ordinal(ordinal_) {
   segments[0].handle = pool.handle;
   segments[0].handle_offset = pool.handle_offset;
   segments[0].allocation = pool.allocation;
+  segments[0].allocation_bytes = pool.allocation_bytes;
   if (pool.fd) segments[0].fd.Reset(::dup(pool.fd.get()));
   peer = Must(backend->Map(std::move(segments), pool.origin));
   generations = Must(MapGenerations(pool.generations.get(), kSmallBlocks));

@@ -54,7 +54,7 @@ struct ExportedPool {
   PeerOrigin origin;
   std::uint64_t bytes = 0;
   std::string handle;
-  std::uint64_t handle_offset = 0, allocation = 0;
+  std::uint64_t handle_offset = 0, allocation = 0, allocation_bytes = 0;
   UniqueFd fd;           // cuda_vmm_fd
   UniqueFd generations;  // of the generation table
 };

@@ -44,7 +44,7 @@ class Owned {
     reply.Put(backend_->device_uuid()).Put(memory_->kind()).Put(static_cast<std::uint64_t>(memory_->handles().size()));
     fds.push_back(generation_memory_.fd());
     for (const SegmentHandle& handle : memory_->handles()) {
-      reply.Put(handle.size_bytes).Put(handle.handle_offset).Put(handle.allocation).PutText(handle.handle);
+      reply.Put(handle.size_bytes).Put(handle.handle_offset).Put(handle.allocation).Put(handle.allocation_bytes).PutText(handle.handle);
       if (handle.fd) fds.push_back(handle.fd.get());
     }
     return reply.bytes();

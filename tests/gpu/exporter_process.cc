@@ -83,6 +83,7 @@ Result<ExportedRegion> ExporterProcess::Open(const ExportOptions& options) {
     handle.size_bytes = reader.Take<std::uint64_t>();
     handle.handle_offset = reader.Take<std::uint64_t>();
     handle.allocation = reader.Take<std::uint64_t>();
+    handle.allocation_bytes = reader.Take<std::uint64_t>();
     handle.handle = reader.TakeText();
     if (fds.size() > i + 1) handle.fd = std::move(fds[i + 1]);
     region.segments.push_back(std::move(handle));

@@ -362,18 +362,18 @@ TEST_CASE("CUDA backend: bad handles and unknown devices are errors", "[gpu]") {
   const auto sealed = OwnedMemory::Create("test", 1 << 21);
   KVM_REQUIRE_OK(sealed);
   SegmentHandle wrong_fd;
-  wrong_fd.size_bytes = 1 << 21;
+  wrong_fd.size_bytes = wrong_fd.allocation_bytes = 1 << 21;
   wrong_fd.fd.Reset(::dup(sealed->fd()));
   CHECK_FALSE(map(std::move(wrong_fd), layout::HandleKind::kCudaVmmFd));
   const std::uint64_t bytes = 1 << 21;
   const auto memory = backend->Allocate("test", {&bytes, 1});
   KVM_REQUIRE_OK(memory);
   SegmentHandle too_large;
-  too_large.size_bytes = std::uint64_t{64} << 30;
+  too_large.size_bytes = too_large.allocation_bytes = std::uint64_t{64} << 30;
   too_large.fd.Reset(::dup((*memory)->handles()[0].fd.get()));
   CHECK_FALSE(map(std::move(too_large), layout::HandleKind::kCudaVmmFd));
   SegmentHandle closed;
-  closed.size_bytes = bytes;
+  closed.size_bytes = closed.allocation_bytes = bytes;
   CHECK_FALSE(map(std::move(closed), layout::HandleKind::kCudaVmmFd));
   KVM_CHECK_ERROR(backend->Map({}, {layout::HandleKind::kCudaVmmFd, DeviceUuid{9, 9}}), Errc::kUnsupported, "not visible");
   // None of that has hurt the context.

@@ -41,6 +41,7 @@ std::vector<SegmentHandle> Copies(const LocalMemory& memory) {
     out.emplace_back();
     out.back().size_bytes = handle.size_bytes;
     out.back().handle_offset = handle.handle_offset;
+    out.back().allocation_bytes = handle.allocation_bytes;
     out.back().fd.Reset(::dup(handle.fd.get()));
   }
   return out;

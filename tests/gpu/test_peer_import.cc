@@ -160,6 +160,7 @@ TEST_CASE("Peer import: one allocation is opened once and closed with its last u
       segments.back().handle = handle.handle;
       segments.back().handle_offset = handle.handle_offset;
       segments.back().allocation = handle.allocation;
+      segments.back().allocation_bytes = handle.allocation_bytes;
     }
     return segments;
   };
