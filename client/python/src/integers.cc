@@ -19,7 +19,7 @@ template <class T>
 template <class T>
 bool ReadItem(PyObject* item, const char* noun, std::size_t index, T& out) {
   nb::object converted;
-  if (!PyLong_Check(item)) {
+  if (!Py_IS_TYPE(item, &PyLong_Type) && !PyLong_Check(item)) {
     if (!PyIndex_Check(item)) return false;
     converted = nb::steal(PyNumber_Index(item));
     if (!converted.is_valid()) throw nb::python_error();

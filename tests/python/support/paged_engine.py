@@ -90,6 +90,7 @@ class Pool:
 class Request:
     def __init__(self, request_id: str, tokens: list[int], output_tokens: int) -> None:
         self.request_id = request_id
+        self.prompt_token_ids = list(tokens)
         self.all_token_ids = list(tokens)
         self.target = len(tokens) + output_tokens
         self.num_computed_tokens = 0
@@ -381,7 +382,7 @@ class Engine:
             for index, key in enumerate(kvclient.KeyChain(self._spec).extend(full)):
                 self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS]))
             for index in range((start + count - 1) // BLOCK_TOKENS + 1):
-                # Of all tokens that are known: requests that share a block may compute parts of it, of the same content.
+                # Of all tokens known: requests that share a block may compute parts of it, of the same content.
                 content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS])
                 memory = self.bytes[blocks[index].block_id]
                 if (index + 1) * BLOCK_TOKENS <= start:

@@ -30,6 +30,10 @@ class RequestKeys:
         known = len(self._keys[0])
         if blocks > known:
             size = self._block_tokens
+            prompt = self._request.prompt_token_ids
+            if self._plain and not known and prompt is not None and blocks * size <= len(prompt):
+                self._keys = [chain.extend(prompt) for chain in self._chains]  # all of it, without a copy of the list
+                return self._keys
             tokens = self._request.all_token_ids[known * size : blocks * size]
             if self._plain:
                 for chain, keys in zip(self._chains, self._keys, strict=True):
