@@ -1,6 +1,7 @@
 #include "daemon/policy/hit_density.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <utility>
@@ -26,19 +27,21 @@ constexpr std::uint8_t kForksOfOneThread = 2;
 // LRU may be ahead by 1/512 of the blocks asked for.
 constexpr int kGuardShift = 9;
 constexpr std::uint8_t kMany = 0xFF;
+constexpr std::size_t kDropped = 32;  // remembered blocks at a time
 
 }  // namespace
 
 HitDensityPolicy::HitDensityPolicy(std::uint32_t capacity)
     : capacity_(capacity),
       unit_(std::max(1u, capacity / kUnitsPerCapacity)),
-      nodes_(std::max(kRememberedPerSlot * capacity, kMinRemembered) + capacity + 1),
+      nodes_(std::max(kRememberedPerSlot * capacity, kMinRemembered) + capacity + kDropped),
       node_of_(capacity, kNil),
       table_(nodes_.size()),
       leaves_(kLists) {
   const std::uint64_t every = std::bit_floor(std::max<std::uint64_t>(1, nodes_.size() / kSampledNodes));
   sample_mask_ = static_cast<std::uint32_t>(every - 1);
   for (std::uint32_t node = 0; node < nodes_.size(); ++node) PushBack(free_, node, LinksOf());
+  next_unit_ = unit_;
   UpdateModel();
 }
 
@@ -48,6 +51,10 @@ void HitDensityPolicy::OnRequest(std::span<const Block> path) {
   path_at_ = 0;
   last_used_ = kNil;
   for (const Block& block : path) table_.Prefetch(block.key);
+  for (const Block& block : path) {
+    const std::uint32_t node = table_.Candidate(block.key);
+    if (node != kNil) __builtin_prefetch(&nodes_[node], 1);
+  }
   std::uint64_t unknown = 0, leading = 0, leading_lru = 0;
   for (const Block& block : path) {
     const std::uint32_t node = table_.Find(block.key, KeyOf());
@@ -133,7 +140,7 @@ void HitDensityPolicy::OnErase(Slot slot) {
 }
 
 Slot HitDensityPolicy::ChooseVictim() {
-  if (aged_at_ != Now()) MoveAgedLeaves();
+  if (aged_at_ != now_) MoveAgedLeaves();
   if (follow_lru_) {
     const Slot oldest = OldestResident();
     if (oldest == kNoSlot || IsLeaf(oldest)) return oldest;
@@ -161,6 +168,12 @@ Slot HitDensityPolicy::OldestResident() {
   return resident_back_ == kNil ? kNoSlot : nodes_[resident_back_].slot;
 }
 
+double HitDensityPolicy::Worth(Slot slot) const { return WorthOfList(nodes_[node_of_[slot]].list); }
+
+double HitDensityPolicy::WorthOfList(std::uint32_t list) const {
+  return list == kOrphans ? -1 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
+}
+
 std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
   if (free_.empty()) DropOldestRemembered();
   const std::uint32_t at = free_.front;
@@ -177,33 +190,47 @@ std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
   return at;
 }
 
-// There are more nodes than slots, and each node that stays for its children has one in a slot.
+// Several at a time, so that they are fetched together. There are more nodes than slots, and each node that
+// stays for its children has one in a slot.
 void HitDensityPolicy::DropOldestRemembered() {
-  std::uint32_t at = remembered_.back;
-  while (nodes_[at].children > 0 || at == last_used_) {
-    Unlink(remembered_, at, LinksOf());
-    PushFront(remembered_, at, LinksOf());
+  std::array<std::uint32_t, kDropped> dropped;
+  for (std::uint32_t& at : dropped) {
     at = remembered_.back;
+    while (nodes_[at].children > 0 || at == last_used_) {
+      Unlink(remembered_, at, LinksOf());
+      PushFront(remembered_, at, LinksOf());
+      at = remembered_.back;
+    }
+    Unlink(remembered_, at, LinksOf());
+    const Node& node = nodes_[at];
+    table_.Prefetch(node.key);
+    if (node.use.newer != kNil) __builtin_prefetch(&nodes_[node.use.newer], 1);
+    if (node.use.older != kNil) __builtin_prefetch(&nodes_[node.use.older], 1);
   }
-  Node& node = nodes_[at];
-  if (Sampled(at)) model_.Ended(ClassOf(node), AgeOf(node), false);
-  Unlink(remembered_, at, LinksOf());
-  RemoveFromUse(at);
-  table_.Erase(node.key, at, KeyOf());
-  node.key = kNoKey;
-  PushFront(free_, at, LinksOf());
+  for (const std::uint32_t at : dropped) {
+    Node& node = nodes_[at];
+    if (Sampled(at)) model_.Ended(ClassOf(node), AgeOf(node), false);
+    RemoveFromUse(at);
+    table_.Erase(node.key, at);
+    node.key = kNoKey;
+    PushFront(free_, at, LinksOf());
+  }
 }
 
 // A block was used: ends its wait and begins the next one.
 void HitDensityPolicy::Count(const Use& use, bool known) {
-  if (++uses_ >= next_update_) UpdateModel();
+  if (++uses_ >= next_unit_) {
+    ++now_;
+    next_unit_ += unit_;
+  }
+  if (uses_ >= next_update_) UpdateModel();
   Node& node = nodes_[use.node];
   if (known) {
     if (Sampled(use.node)) model_.Ended(ClassOf(node), AgeOf(node), true);
     if (node.turns < kMany) ++node.turns;
   }
   node.growth = growth_;
-  node.used_at = Now();
+  node.used_at = now_;
   node.end = use.end;
   if (use.parent != kNil && nodes_[use.parent].end) {
     nodes_[use.parent].end = false;
@@ -249,6 +276,8 @@ void HitDensityPolicy::RemoveFromUse(std::uint32_t at) {
 void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
   Node& node = nodes_[at];
   const bool orphan = !node.first && !Resident(node.parent);
+  // A prefix is cut block by block: what the next cut looks at.
+  if (node.parent != kNil && nodes_[node.parent].parent != kNil) __builtin_prefetch(&nodes_[nodes_[node.parent].parent], 1);
   node.list = orphan ? kOrphans : static_cast<std::uint16_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
   leaves_.Add(node.list, at, front, LinksOf());
 }
@@ -258,9 +287,10 @@ void HitDensityPolicy::Delist(std::uint32_t at) {
   nodes_[at].list = kNoList;
 }
 
-// Lists hold the youngest in front, so those that have grown too old for their list are at its back.
+// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list. Those that have
+// grown too old for their list are at its back, then.
 void HitDensityPolicy::MoveAgedLeaves() {
-  aged_at_ = Now();
+  aged_at_ = now_;
   leaves_.ForEachFilled([this](std::uint32_t list) {
     if (list == kOrphans) return;
     const std::uint32_t age = (list - 1) % ReuseModel::kAges;
@@ -279,10 +309,8 @@ void HitDensityPolicy::UpdateModel() {
     if (node.key != kNoKey) model_.Waiting(ClassOf(node), AgeOf(node));
   }
   const auto half_life = static_cast<double>(std::max(kMinHalfLife, kHalfLifeCapacities * capacity_));
-  model_.Finish(ReuseModel::Age(Now()), std::exp2(-static_cast<double>(uses_ - last_update_) / half_life));
-  leaves_.Rank([this](std::uint32_t list) {
-    return list == kOrphans ? -1.0 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
-  });
+  model_.Finish(ReuseModel::Age(now_), std::exp2(-static_cast<double>(uses_ - last_update_) / half_life));
+  leaves_.Rank([this](std::uint32_t list) { return WorthOfList(list); });
   last_update_ = uses_;
   const std::uint64_t most = std::max(kMinUpdate, capacity_ / kUpdatesPerCapacity);
   next_update_ = uses_ + std::min(most, std::max(kFirstUpdate, uses_ / 8));

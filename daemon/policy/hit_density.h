@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "daemon/policy/eviction_policy.h"
+#include "daemon/policy/huge_pages.h"
 #include "daemon/policy/key_table.h"
 #include "daemon/policy/linked_list.h"
 #include "daemon/policy/ranked_lists.h"
@@ -43,6 +44,7 @@ class HitDensityPolicy final : public EvictionPolicy {
   std::uint64_t lru_hits() const noexcept { return lru_hits_; }  // of an LRU tier of this capacity
   bool follows_lru() const noexcept { return follow_lru_; }
   bool IsLeaf(Slot slot) const { return nodes_[node_of_[slot]].list != kNoList; }
+  double Worth(Slot slot) const;  // of a leaf: the least one leaves, unless LRU is followed
 
  private:
   static constexpr std::uint16_t kNoList = 0xFFFF;
@@ -82,10 +84,9 @@ class HitDensityPolicy final : public EvictionPolicy {
   auto KeyOf() const {
     return [this](std::uint32_t node) { return nodes_[node].key; };
   }
-  std::uint32_t Now() const noexcept { return static_cast<std::uint32_t>(uses_ / unit_); }
   bool Resident(std::uint32_t node) const { return node != kNil && nodes_[node].slot != kNoSlot; }
   std::uint32_t ClassOf(const Node& node) const { return ReuseModel::Class(ReuseModel::TurnLevel(node.turns), node.growth, node.end); }
-  std::uint32_t AgeOf(const Node& node) const { return ReuseModel::Age(Now() - node.used_at); }
+  std::uint32_t AgeOf(const Node& node) const { return ReuseModel::Age(now_ - node.used_at); }
   bool Sampled(std::uint32_t node) const noexcept { return (node & sample_mask_) == 0; }
 
   Use FindUse(Key key, Key parent);
@@ -99,6 +100,7 @@ class HitDensityPolicy final : public EvictionPolicy {
   void MoveAgedLeaves();
   void UpdateModel();
   void UpdateGuard(std::uint64_t leading, std::uint64_t leading_lru, std::uint64_t blocks);
+  double WorthOfList(std::uint32_t list) const;
   Slot OldestResident();
   Slot WorstLeaf();
 
@@ -106,10 +108,11 @@ class HitDensityPolicy final : public EvictionPolicy {
   const std::uint32_t unit_;  // uses in a unit of age
   std::uint32_t sample_mask_ = 0;
   std::uint64_t uses_ = 0, next_update_ = 0, last_update_ = 0;
-  std::uint32_t aged_at_ = 0;
+  std::uint32_t now_ = 0, aged_at_ = 0;  // in units
+  std::uint64_t next_unit_ = 0;          // uses
 
-  std::vector<Node> nodes_;
-  std::vector<std::uint32_t> node_of_;  // [capacity]
+  HugeVector<Node> nodes_;
+  HugeVector<std::uint32_t> node_of_;  // [capacity]
   KeyTable table_;
   ListEnds free_, remembered_, by_use_;
   std::uint32_t resident_back_ = kNil;

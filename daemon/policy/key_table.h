@@ -4,9 +4,9 @@
 
 #include <bit>
 #include <cstdint>
-#include <vector>
 
 #include "daemon/policy/eviction_policy.h"
+#include "daemon/policy/huge_pages.h"
 #include "daemon/policy/linked_list.h"
 
 namespace kvm::policy {
@@ -18,30 +18,34 @@ class KeyTable {
   // `key_of(index)` gives a node's key. kNil: not there.
   template <class KeyOf>
   std::uint32_t Find(Key key, KeyOf&& key_of) const {
-    for (std::uint64_t at = Home(key);; at = (at + 1) & mask_) {
+    for (std::uint64_t at = Home(Tag(key));; at = (at + 1) & mask_) {
       const Entry& entry = entries_[at];
       if (entry.index == kNil) return kNil;
       if (entry.tag == Tag(key) && key_of(entry.index) == key) return entry.index;
     }
   }
 
-  void Prefetch(Key key) const { __builtin_prefetch(&entries_[Home(key)]); }
+  void Prefetch(Key key) const { __builtin_prefetch(&entries_[Home(Tag(key))]); }
+  // A node that may hold the key, to be fetched ahead. kNil: it is not there.
+  std::uint32_t Candidate(Key key) const {
+    std::uint64_t at = Home(Tag(key));
+    while (entries_[at].index != kNil && entries_[at].tag != Tag(key)) at = (at + 1) & mask_;
+    return entries_[at].index;
+  }
 
   // The key must not be there.
   void Insert(Key key, std::uint32_t index) {
-    std::uint64_t at = Home(key);
+    std::uint64_t at = Home(Tag(key));
     while (entries_[at].index != kNil) at = (at + 1) & mask_;
     entries_[at] = {Tag(key), index};
   }
 
   // The key must be there.
-  template <class KeyOf>
-  void Erase(Key key, std::uint32_t index, KeyOf&& key_of) {
-    std::uint64_t hole = Home(key);
+  void Erase(Key key, std::uint32_t index) {
+    std::uint64_t hole = Home(Tag(key));
     while (entries_[hole].index != index) hole = (hole + 1) & mask_;
     for (std::uint64_t at = (hole + 1) & mask_; entries_[at].index != kNil; at = (at + 1) & mask_) {
-      const std::uint64_t home = Home(key_of(entries_[at].index));
-      if (((at - home) & mask_) < ((at - hole) & mask_)) continue;
+      if (((at - Home(entries_[at].tag)) & mask_) < ((at - hole) & mask_)) continue;
       entries_[hole] = entries_[at];
       hole = at;
     }
@@ -54,12 +58,12 @@ class KeyTable {
     std::uint32_t index = kNil;
   };
 
-  // Multiplied, so that keys which are no hashes (tests, traces) spread as well.
-  static std::uint64_t Spread(Key key) noexcept { return key * 0x9E3779B97F4A7C15ULL; }
-  static std::uint32_t Tag(Key key) noexcept { return static_cast<std::uint32_t>(Spread(key)); }
-  std::uint64_t Home(Key key) const noexcept { return (Spread(key) >> 24) & mask_; }
+  // Multiplied, so that keys which are no hashes (tests, traces) spread as well. A tag says where an entry belongs, so
+  // that shifting back looks at the table alone.
+  static std::uint32_t Tag(Key key) noexcept { return static_cast<std::uint32_t>((key * 0x9E3779B97F4A7C15ULL) >> 32); }
+  std::uint64_t Home(std::uint32_t tag) const noexcept { return tag & mask_; }
 
-  std::vector<Entry> entries_;
+  HugeVector<Entry> entries_;
   std::uint64_t mask_;
 };
 

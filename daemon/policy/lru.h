@@ -2,9 +2,8 @@
 // after its parent as long as requests name whole prefixes.
 #pragma once
 
-#include <vector>
-
 #include "daemon/policy/eviction_policy.h"
+#include "daemon/policy/huge_pages.h"
 #include "daemon/policy/linked_list.h"
 
 namespace kvm::policy {
@@ -24,7 +23,7 @@ class LruPolicy final : public EvictionPolicy {
   static_assert(kNil == kNoSlot);
 
   ListEnds queue_;
-  std::vector<Links> links_;  // [capacity]
+  HugeVector<Links> links_;  // [capacity]
 };
 
 }  // namespace kvm::policy

@@ -92,7 +92,7 @@ bool S3FifoPolicy::Forget(Key key) {
   const auto key_of = [this](std::uint32_t at) { return ghosts_[at].key; };
   const std::uint32_t ghost = ghost_of_.Find(key, key_of);
   if (ghost == kNil) return false;
-  ghost_of_.Erase(key, ghost, key_of);
+  ghost_of_.Erase(key, ghost);
   Unlink(ghost_queue_, ghost, links_of);
   PushBack(free_ghosts_, ghost, links_of);
   return true;

@@ -6,9 +6,8 @@
 // capacity, since a conversation comes back after many times more blocks than a tier holds.
 #pragma once
 
-#include <vector>
-
 #include "daemon/policy/eviction_policy.h"
+#include "daemon/policy/huge_pages.h"
 #include "daemon/policy/key_table.h"
 #include "daemon/policy/linked_list.h"
 
@@ -47,9 +46,9 @@ class S3FifoPolicy final : public EvictionPolicy {
   std::uint32_t small_target_;
   std::uint32_t small_size_ = 0;
   ListEnds small_, main_;
-  Slot chosen_ = kNoSlot;       // by ChooseVictim
-  std::vector<Entry> entries_;  // [capacity]
-  std::vector<Ghost> ghosts_;   // [kGhostsPerSlot * capacity]
+  Slot chosen_ = kNoSlot;      // by ChooseVictim
+  HugeVector<Entry> entries_;  // [capacity]
+  HugeVector<Ghost> ghosts_;   // [kGhostsPerSlot * capacity]
   ListEnds ghost_queue_, free_ghosts_;
   KeyTable ghost_of_;
 };
