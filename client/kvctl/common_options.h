@@ -30,6 +30,7 @@ using Action = std::function<int()>;
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action);
+void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action);
 
 // One line on stderr, "kvctl: what went wrong"; returns the exit code that belongs to it.

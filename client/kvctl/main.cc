@@ -40,6 +40,7 @@ int Main(int argc, char** argv) {
   AddViewCommands(app, common, action);
   AddKeyCommands(app, common, action);
   AddReplayCommand(app, common, action);
+  AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);
   try {
     app.parse(argc, argv);

@@ -13,23 +13,17 @@
 #include "client/kvctl/common_options.h"
 #include "client/kvctl/pool_memory.h"
 #include "client/kvctl/request.h"
+#include "client/kvctl/request_source.h"
 #include "client/kvctl/samples.h"
-#include "client/kvctl/workload.h"
 
 namespace kvm::ctl {
 
 enum class Routing { kRoundRobin, kSticky, kRandom };
 
-struct ReplayOptions {
-  std::string trace;  // exactly one of trace and workload
-  std::string workload;
-  std::uint64_t seed = 1;
-  std::size_t requests = 1000;     // of a generated workload
-  std::size_t limit_requests = 0;  // 0: all
+struct ReplayOptions : RequestSource {  // its seed is also that of random routing
   std::uint32_t workers = 4;
   std::uint32_t pool_blocks = 2000;  // of each worker
   std::uint64_t block_bytes = 4096;  // a multiple of 8
-  std::uint32_t block_tokens = 512;
   Routing routing = Routing::kRoundRobin;
   BackendChoice backend = BackendChoice::kAuto;
   std::string devices;  // GPUs that workers take in turn; empty: all

@@ -15,7 +15,7 @@ double Ratio(std::uint64_t part, std::uint64_t whole) { return whole == 0 ? 0 : 
 boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report) {
   boost::json::array unmapped;
   for (const std::string& reason : report.unmapped) unmapped.push_back(boost::json::string(Printable(reason)));
-  return {{"source", options.trace.empty() ? options.workload : options.trace},
+  return {{"source", options.name()},
           {"backend", memory.backend()},
           {"devices", DevicesJson(memory.devices)},
           {"workers", options.workers},
@@ -64,9 +64,9 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   const auto total = static_cast<double>(report.blocks_total);
   const auto share = [&](std::uint64_t blocks) { return HumanPercent(static_cast<double>(blocks), total); };
   FieldList head;
-  head.Add("replayed", HumanCount(report.requests) + " requests of " + (options.trace.empty() ? options.workload : options.trace) +
-                           " over " + std::to_string(options.workers) + " workers, " + std::string(RoutingName(options.routing)) +
-                           (options.in_order ? ", in order" : "") + ", in " + FormatFixed(report.wall_s, 2) + " s");
+  head.Add("replayed", HumanCount(report.requests) + " requests of " + options.name() + " over " + std::to_string(options.workers) +
+                           " workers, " + std::string(RoutingName(options.routing)) + (options.in_order ? ", in order" : "") + ", in " +
+                           FormatFixed(report.wall_s, 2) + " s");
   head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each; " +
                         HumanCount(report.evictions) + " evictions");
   head.Add("backend", memory.Describe() + (memory.devices.size() > 1 ? "; workers in turn" : ""));

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl over public headers.
+"""Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl over public headers
+and over the eviction policies, which it simulates.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
     check_layers.py --binary FILE           a binary that must not need CUDA at run time
@@ -27,9 +28,10 @@ RULES = [
     ("proto/include", {"kvm"}),
     ("proto", {"proto", "kvm"}),
     ("cuda", {"cuda", "proto", "kvm"}),
-    ("daemon", {"daemon", "proto", "kvm"}),
+    ("daemon/policy", {"daemon/policy", "proto", "kvm"}),
+    ("daemon", {"daemon", "daemon/policy", "proto", "kvm"}),
     ("client/include", {"kvclient", "kvm"}),
-    ("client/kvctl", {"client/kvctl", "kvclient", "proto", "kvm"}),
+    ("client/kvctl", {"client/kvctl", "daemon/policy", "kvclient", "proto", "kvm"}),
     ("client/python", {"client/python", "kvclient", "kvm"}),
     ("client", {"client", "kvclient", "cuda", "proto", "kvm"}),
 ]
@@ -39,7 +41,7 @@ CUDA_FOLDERS = ("cuda/", "tests/gpu/")
 
 def folder_of(include):
     """Which of our folders an include comes from; None if it is not ours."""
-    for longest in ("client/kvctl", "client/python"):
+    for longest in ("client/kvctl", "client/python", "daemon/policy"):
         if include.startswith(longest + "/"):
             return longest
     top = include.split("/", 1)[0]
@@ -97,18 +99,22 @@ SELF_TEST = {
     "daemon/f.cc": ('#include "cuda/b.h"', "daemon/f.cc: includes cuda/b.h"),
     "daemon/g.cc": ('#  include "kvclient/client.h"', "daemon/g.cc: includes kvclient/client.h"),
     "daemon/h.cc": ("#include <cuda_runtime_api.h>", "daemon/h.cc: includes cuda_runtime_api.h"),
+    "daemon/policy/h2.cc": ('#include "daemon/domain.h"', "daemon/policy/h2.cc: includes daemon/domain.h"),
     "client/i.cc": ('#include "daemon/b.h"', "client/i.cc: includes daemon/b.h"),
     "client/i2.cc": ('#include "client/kvctl/b.h"', "client/i2.cc: includes client/kvctl/b.h"),
+    "client/i3.cc": ('#include "daemon/policy/lru.h"', "client/i3.cc: includes daemon/policy/lru.h"),
     "client/include/kvclient/j.h": ('#include "cuda/b.h"', "j.h: includes cuda/b.h"),
     "client/kvctl/k.cc": ('#include "client/link.h"', "k.cc: includes client/link.h"),
     "client/kvctl/l.cc": ('#include "../link.h"', "l.cc: includes ../link.h"),
+    "client/kvctl/l2.cc": ('#include "daemon/eviction.h"', "l2.cc: includes daemon/eviction.h"),
     "client/m.cc": ('#include "link.h"', "m.cc: includes \"link.h\""),
     "client/n.cc": ("#include <cuda.h>", "n.cc: includes cuda.h"),
     "tests/unit/o.cc": ('TEST_CASE("a, b",\n "[fault]")', 'o.cc: test "a, b" is tagged [fault]'),
     "tests/unit/p.cc": ('TEST_CASE("c", "")', "p.cc: test \"c\" is tagged nothing"),
     "cuda/good.cc": ('#include <cuda_runtime.h>\n#include "cuda/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>', None),
-    "daemon/good.cc": ('#include "daemon/a.h"\n#include "proto/b.h"\n#include <boost/asio.hpp>', None),
-    "client/kvctl/good.cc": ('#include "client/kvctl/a.h"\n#include "kvclient/client.h"', None),
+    "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/b.h"', None),
+    "daemon/good.cc": ('#include "daemon/a.h"\n#include "daemon/policy/a.h"\n#include "proto/b.h"\n#include <boost/asio.hpp>', None),
+    "client/kvctl/good.cc": ('#include "client/kvctl/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
     "tests/unit/good.cc": ('#include "daemon/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
 

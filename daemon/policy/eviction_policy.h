@@ -1,0 +1,55 @@
+// Which block leaves a full tier. A policy only chooses: whoever owns the tier (kvmd's host tier, the
+// registry, kvctl's simulator) moves the bytes and reports what happened.
+//
+// A tier is `capacity` slots. For each request, or each batch of blocks of one prefix:
+//
+//   OnRequest(path)                   all blocks from the first on, whether resident or not
+//   for each block, in order():
+//     resident:  OnHit(slot)
+//     else:      if the tier is full: ChooseVictim() → OnErase(victim)
+//                OnInsert(slot, block)
+//
+// OnErase may come at any time for any resident slot: a generation moved on, an owner died. A request may be
+// longer than the tier. Single-threaded. What a policy needs is allocated when it is made, by capacity.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace kvm::policy {
+
+using Slot = std::uint32_t;  // in [0, capacity)
+inline constexpr Slot kNoSlot = ~Slot{0};
+
+// Any 64 bits of a BlockKey, which is a hash. Two blocks with the same ones spoil a choice and nothing else.
+using Key = std::uint64_t;
+inline constexpr Key kNoKey = 0;
+
+struct Block {
+  Key key = kNoKey;
+  Key parent = kNoKey;      // of the block before it in the prefix; kNoKey: it is the first, or not known
+  std::uint32_t depth = 0;  // blocks before it in the prefix
+};
+
+// How a request's blocks are reported. A policy that orders by time alone has to hear of the tail first, so that
+// tails leave first.
+enum class Order { kFirstToLast, kLastToFirst };
+
+class EvictionPolicy {
+ public:
+  virtual ~EvictionPolicy() = default;
+
+  virtual std::string_view name() const noexcept = 0;
+  virtual Order order() const noexcept = 0;
+
+  virtual void OnRequest(std::span<const Block> /*path*/) {}
+  virtual void OnInsert(Slot slot, const Block& block) = 0;  // `slot` is free
+  virtual void OnHit(Slot slot) = 0;
+  virtual void OnErase(Slot slot) = 0;
+
+  // A resident slot, kNoSlot if nothing is resident. It stays resident until OnErase.
+  virtual Slot ChooseVictim() = 0;
+};
+
+}  // namespace kvm::policy

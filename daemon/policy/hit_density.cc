@@ -1,0 +1,319 @@
+#include "daemon/policy/hit_density.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <utility>
+
+namespace kvm::policy {
+namespace {
+
+// As many as S3-FIFO's ghosts here; at least as many as fit 1 MiB, since a conversation's pause does not shrink
+// with the tier. What LRU would hold is among them: at most twice the capacity of blocks left since the oldest of
+// those was used.
+constexpr std::uint64_t kRememberedPerSlot = 4, kMinRemembered = 1 << 14;
+constexpr std::uint32_t kUnitsPerCapacity = 64;
+// The model looks at this many nodes or more; of more nodes it takes every 2nd, 4th, …
+constexpr std::uint64_t kSampledNodes = 1 << 16;
+// The model is updated four times while the tier turns over once, but not so often that it costs more than the rest.
+constexpr std::uint64_t kUpdatesPerCapacity = 4, kMinUpdate = 4096;
+constexpr std::uint64_t kFirstUpdate = 512;  // and then after an eighth more
+// Counts are worth half after what is remembered has gone by about twice.
+constexpr std::uint64_t kHalfLifeCapacities = 8, kMinHalfLife = 1 << 15;
+// A parent with one child beside a new one is a conversation that went on: its old end was partly filled. With
+// more it is a prompt that many share, and says nothing about the one that begins.
+constexpr std::uint8_t kForksOfOneThread = 2;
+// LRU may be ahead by 1/512 of the blocks asked for.
+constexpr int kGuardShift = 9;
+constexpr std::uint8_t kMany = 0xFF;
+constexpr std::size_t kDropped = 32;  // remembered blocks at a time
+
+}  // namespace
+
+HitDensityPolicy::HitDensityPolicy(std::uint32_t capacity)
+    : capacity_(capacity),
+      unit_(std::max(1u, capacity / kUnitsPerCapacity)),
+      nodes_(std::max(kRememberedPerSlot * capacity, kMinRemembered) + capacity + kDropped),
+      node_of_(capacity, kNil),
+      table_(nodes_.size()),
+      leaves_(kLists) {
+  const std::uint64_t every = std::bit_floor(std::max<std::uint64_t>(1, nodes_.size() / kSampledNodes));
+  sample_mask_ = static_cast<std::uint32_t>(every - 1);
+  for (std::uint32_t node = 0; node < nodes_.size(); ++node) PushBack(free_, node, LinksOf());
+  next_unit_ = unit_;
+  UpdateModel();
+}
+
+void HitDensityPolicy::OnRequest(std::span<const Block> path) {
+  path_.clear();
+  path_keys_.clear();
+  path_at_ = 0;
+  last_used_ = kNil;
+  for (const Block& block : path) table_.Prefetch(block.key);
+  for (const Block& block : path) {
+    const std::uint32_t node = table_.Candidate(block.key);
+    if (node != kNil) __builtin_prefetch(&nodes_[node], 1);
+  }
+  std::uint64_t unknown = 0, leading = 0, leading_lru = 0;
+  for (const Block& block : path) {
+    const std::uint32_t node = table_.Find(block.key, KeyOf());
+    if (node == kNil) ++unknown;
+    if (leading == path_.size() && Resident(node)) ++leading;
+    if (leading_lru == path_.size() && node != kNil && nodes_[node].in_lru) ++leading_lru;
+    path_.push_back({node, kNil, false});
+    path_keys_.push_back(block.key);
+  }
+  growth_ = static_cast<std::uint8_t>(ReuseModel::GrowthLevel(unknown));
+  UpdateGuard(leading, leading_lru, path.size());
+}
+
+void HitDensityPolicy::UpdateGuard(std::uint64_t leading, std::uint64_t leading_lru, std::uint64_t blocks) {
+  asked_ += blocks;
+  hits_ += leading;
+  lru_hits_ += leading_lru;
+  lead_ += static_cast<std::int64_t>(leading) - static_cast<std::int64_t>(leading_lru);
+  // Old gains pay for one tier's content at most.
+  lead_ = std::min(lead_, static_cast<std::int64_t>(capacity_));
+  const auto tolerated = static_cast<std::int64_t>(asked_ >> kGuardShift);
+  follow_lru_ = follow_lru_ ? lead_ < -tolerated / 2 : lead_ < -tolerated;
+}
+
+HitDensityPolicy::Use HitDensityPolicy::FindUse(Key key, Key parent) {
+  Use use;
+  if (path_at_ < path_.size() && path_keys_[path_at_] == key) {
+    use.node = path_[path_at_].node;
+    use.parent = path_at_ > 0 ? last_used_ : kNil;
+    use.end = ++path_at_ == path_.size();
+  } else {
+    path_at_ = path_.size();
+    if (parent != kNoKey) use.parent = table_.Find(parent, KeyOf());
+  }
+  // Dropped, or made, since OnRequest.
+  if (use.node == kNil || nodes_[use.node].key != key) use.node = table_.Find(key, KeyOf());
+  return use;
+}
+
+void HitDensityPolicy::OnInsert(Slot slot, const Block& block) {
+  Use use = FindUse(block.key, block.parent);
+  const bool known = use.node != kNil;
+  if (!known) {
+    use.node = MakeNode(block.key, use.parent);
+  } else {
+    Unlink(remembered_, use.node, LinksOf());
+  }
+  Count(use, known);
+  Node& node = nodes_[use.node];
+  node.slot = slot;
+  node.first = block.depth == 0;
+  node.parent = use.parent;
+  node_of_[slot] = use.node;
+  if (use.parent != kNil && ++nodes_[use.parent].children == 1 && Resident(use.parent)) Delist(use.parent);
+  if (node.children == 0) Enlist(use.node, true);
+}
+
+void HitDensityPolicy::OnHit(Slot slot) {
+  const std::uint32_t at = node_of_[slot];
+  Use use = FindUse(nodes_[at].key, kNoKey);
+  use.node = at;
+  if (nodes_[at].parent != kNil) use.parent = nodes_[at].parent;
+  Count(use, true);
+  Node& node = nodes_[at];
+  if (node.parent == kNil && use.parent != kNil) {
+    node.parent = use.parent;
+    if (++nodes_[use.parent].children == 1 && Resident(use.parent)) Delist(use.parent);
+  }
+  if (node.children > 0) return;
+  Delist(at);
+  Enlist(at, true);
+}
+
+void HitDensityPolicy::OnErase(Slot slot) {
+  const std::uint32_t at = node_of_[slot];
+  Node& node = nodes_[at];
+  if (node.children == 0) Delist(at);
+  node_of_[slot] = kNoSlot;
+  node.slot = kNoSlot;
+  const std::uint32_t parent = std::exchange(node.parent, kNil);
+  if (parent != kNil && --nodes_[parent].children == 0 && Resident(parent)) Enlist(parent, false);
+  PushFront(remembered_, at, LinksOf());
+}
+
+Slot HitDensityPolicy::ChooseVictim() {
+  if (aged_at_ != now_) MoveAgedLeaves();
+  if (follow_lru_) {
+    const Slot oldest = OldestResident();
+    if (oldest == kNoSlot || IsLeaf(oldest)) return oldest;
+  }
+  const Slot worst = WorstLeaf();
+  // Keys that name each other as parents have no leaf.
+  return worst != kNoSlot ? worst : OldestResident();
+}
+
+Slot HitDensityPolicy::WorstLeaf() {
+  for (;;) {
+    const std::uint32_t list = leaves_.First();
+    if (list == kNil) return kNoSlot;
+    const std::uint32_t at = leaves_[list].back;
+    if (list != kOrphans || !Resident(nodes_[at].parent)) return nodes_[at].slot;
+    // Its parent came back.
+    Delist(at);
+    Enlist(at, true);
+  }
+}
+
+Slot HitDensityPolicy::OldestResident() {
+  if (resident_back_ == kNil) resident_back_ = by_use_.back;
+  while (resident_back_ != kNil && !Resident(resident_back_)) resident_back_ = nodes_[resident_back_].use.newer;
+  return resident_back_ == kNil ? kNoSlot : nodes_[resident_back_].slot;
+}
+
+double HitDensityPolicy::Worth(Slot slot) const { return WorthOfList(nodes_[node_of_[slot]].list); }
+
+double HitDensityPolicy::WorthOfList(std::uint32_t list) const {
+  return list == kOrphans ? -1 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
+}
+
+std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
+  if (free_.empty()) DropOldestRemembered();
+  const std::uint32_t at = free_.front;
+  Unlink(free_, at, LinksOf());
+  Node& node = nodes_[at];
+  node = {};
+  node.key = key;
+  if (parent != kNil) {
+    Node& above = nodes_[parent];
+    if (above.forks < kMany) ++above.forks;
+    if (above.forks <= kForksOfOneThread) node.turns = above.turns;
+  }
+  table_.Insert(key, at);
+  return at;
+}
+
+// Several at a time, so that they are fetched together. There are more nodes than slots, and each node that
+// stays for its children has one in a slot.
+void HitDensityPolicy::DropOldestRemembered() {
+  std::array<std::uint32_t, kDropped> dropped;
+  for (std::uint32_t& at : dropped) {
+    at = remembered_.back;
+    while (nodes_[at].children > 0 || at == last_used_) {
+      Unlink(remembered_, at, LinksOf());
+      PushFront(remembered_, at, LinksOf());
+      at = remembered_.back;
+    }
+    Unlink(remembered_, at, LinksOf());
+    const Node& node = nodes_[at];
+    table_.Prefetch(node.key);
+    if (node.use.newer != kNil) __builtin_prefetch(&nodes_[node.use.newer], 1);
+    if (node.use.older != kNil) __builtin_prefetch(&nodes_[node.use.older], 1);
+  }
+  for (const std::uint32_t at : dropped) {
+    Node& node = nodes_[at];
+    if (Sampled(at)) model_.Ended(ClassOf(node), AgeOf(node), false);
+    RemoveFromUse(at);
+    table_.Erase(node.key, at);
+    node.key = kNoKey;
+    PushFront(free_, at, LinksOf());
+  }
+}
+
+// A block was used: ends its wait and begins the next one.
+void HitDensityPolicy::Count(const Use& use, bool known) {
+  if (++uses_ >= next_unit_) {
+    ++now_;
+    next_unit_ += unit_;
+  }
+  if (uses_ >= next_update_) UpdateModel();
+  Node& node = nodes_[use.node];
+  if (known) {
+    if (Sampled(use.node)) model_.Ended(ClassOf(node), AgeOf(node), true);
+    if (node.turns < kMany) ++node.turns;
+  }
+  node.growth = growth_;
+  node.used_at = now_;
+  node.end = use.end;
+  if (use.parent != kNil && nodes_[use.parent].end) {
+    nodes_[use.parent].end = false;
+    if (nodes_[use.parent].list != kNoList) {
+      Delist(use.parent);
+      Enlist(use.parent, true);
+    }
+  }
+  MoveToFrontOfUse(use, known);
+  last_used_ = use.node;
+}
+
+// Behind the block before it in the same request, else to the front: as if blocks were used from last to first.
+void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
+  if (known) RemoveFromUse(use.node);
+  const bool behind = use.parent != kNil && use.parent == last_used_;
+  Node& node = nodes_[use.node];
+  if (behind) {
+    InsertBehind(by_use_, use.parent, use.node, UseLinksOf());
+    if (resident_back_ == use.parent) resident_back_ = use.node;
+    node.in_lru = nodes_[use.parent].in_lru && (lru_size_ < capacity_ || lru_back_ != use.parent);
+    if (node.in_lru && lru_back_ == use.parent) lru_back_ = use.node;
+  } else {
+    PushFront(by_use_, use.node, UseLinksOf());
+    node.in_lru = true;
+    if (lru_back_ == kNil) lru_back_ = use.node;
+  }
+  if (!node.in_lru || ++lru_size_ <= capacity_) return;
+  nodes_[lru_back_].in_lru = false;
+  lru_back_ = nodes_[lru_back_].use.newer;
+  --lru_size_;
+}
+
+void HitDensityPolicy::RemoveFromUse(std::uint32_t at) {
+  Node& node = nodes_[at];
+  if (resident_back_ == at) resident_back_ = node.use.newer;
+  if (lru_back_ == at) lru_back_ = node.use.newer;
+  if (node.in_lru) --lru_size_;
+  node.in_lru = false;
+  Unlink(by_use_, at, UseLinksOf());
+}
+
+void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
+  Node& node = nodes_[at];
+  const bool orphan = !node.first && !Resident(node.parent);
+  // A prefix is cut block by block: what the next cut looks at.
+  if (node.parent != kNil && nodes_[node.parent].parent != kNil) __builtin_prefetch(&nodes_[nodes_[node.parent].parent], 1);
+  node.list = orphan ? kOrphans : static_cast<std::uint16_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
+  leaves_.Add(node.list, at, front, LinksOf());
+}
+
+void HitDensityPolicy::Delist(std::uint32_t at) {
+  leaves_.Remove(nodes_[at].list, at, LinksOf());
+  nodes_[at].list = kNoList;
+}
+
+// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list. Those that have
+// grown too old for their list are at its back, then.
+void HitDensityPolicy::MoveAgedLeaves() {
+  aged_at_ = now_;
+  leaves_.ForEachFilled([this](std::uint32_t list) {
+    if (list == kOrphans) return;
+    const std::uint32_t age = (list - 1) % ReuseModel::kAges;
+    while (!leaves_[list].empty() && AgeOf(nodes_[leaves_[list].back]) > age) {
+      const std::uint32_t at = leaves_[list].back;
+      Delist(at);
+      Enlist(at, true);
+    }
+  });
+}
+
+void HitDensityPolicy::UpdateModel() {
+  model_.Begin();
+  for (std::uint64_t at = 0; at < nodes_.size(); at += sample_mask_ + 1) {
+    const Node& node = nodes_[at];
+    if (node.key != kNoKey) model_.Waiting(ClassOf(node), AgeOf(node));
+  }
+  const auto half_life = static_cast<double>(std::max(kMinHalfLife, kHalfLifeCapacities * capacity_));
+  model_.Finish(ReuseModel::Age(now_), std::exp2(-static_cast<double>(uses_ - last_update_) / half_life));
+  leaves_.Rank([this](std::uint32_t list) { return WorthOfList(list); });
+  last_update_ = uses_;
+  const std::uint64_t most = std::max(kMinUpdate, capacity_ / kUpdatesPerCapacity);
+  next_update_ = uses_ + std::min(most, std::max(kFirstUpdate, uses_ / 8));
+}
+
+}  // namespace kvm::policy

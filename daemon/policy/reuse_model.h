@@ -1,0 +1,82 @@
+// How soon blocks are used again, learnt from what happened: for each class of blocks the chance of a use by
+// age, and from it the worth of a slot, in hits per slot and time.
+//
+// A class is what a KV cache knows of a block and a general cache does not:
+//   turns   how often its prefix went on since it was first seen. A conversation that went on goes on again.
+//   growth  how many new blocks its last request brought. A line of chat goes on more often than a pasted document.
+//   end     it was the last block of its last request: partly filled, or a question that nobody else has.
+// Ages are log-spaced, four to an octave, the finest being 1/64 of the capacity: below that there is nothing to
+// decide. The chance of a use at an age is uses / blocks that reached it, those still waiting and those forgotten
+// included (Kaplan, Meier, 1958), so it does not depend on what the policy kept. Sparse classes lean on what holds
+// for their number of turns, and that on what holds for all; ages never reached lean on the mean over ages, a
+// falling chance per time, which is LRU's order.
+//
+// Density(class, age) is the best ratio, over all times to give up at, of the expected hits until then to the
+// expected time in the slot: the index of Gittins (1979), as hit density is for LHD (Beckmann, Chen, Cidon, NSDI 2018).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+namespace kvm::policy {
+
+class ReuseModel {
+ public:
+  static constexpr std::uint32_t kTurnLevels = 5;    // 0, 1, 2-3, 4-7, 8 and more
+  static constexpr std::uint32_t kGrowthLevels = 4;  // below 4, 16, 64, and more
+  static constexpr std::uint32_t kClasses = kTurnLevels * kGrowthLevels * 2;
+  static constexpr std::uint32_t kAges = 56;  // the last one: about 500 capacities and more
+
+  static std::uint32_t TurnLevel(std::uint32_t turns) noexcept {
+    return std::min(static_cast<std::uint32_t>(std::bit_width(turns)), kTurnLevels - 1);
+  }
+  static std::uint32_t GrowthLevel(std::uint64_t blocks) noexcept {
+    return blocks == 0 ? 0 : std::min((static_cast<std::uint32_t>(std::bit_width(blocks)) - 1) / 2, kGrowthLevels - 1);
+  }
+  static std::uint32_t Class(std::uint32_t turn_level, std::uint32_t growth_level, bool end) noexcept {
+    return (turn_level * kGrowthLevels + growth_level) * 2 + (end ? 1 : 0);
+  }
+  // Of an age in units of 1/64 capacity.
+  static std::uint32_t Age(std::uint32_t units) noexcept {
+    const std::uint64_t from_one = std::uint64_t{units} + 1;
+    if (from_one < 8) return static_cast<std::uint32_t>(from_one - 1);
+    const auto octave = static_cast<std::uint32_t>(std::bit_width(from_one) - 1);
+    return std::min(7 + (octave - 3) * 4 + static_cast<std::uint32_t>((from_one >> (octave - 2)) & 3), kAges - 1);
+  }
+
+  ReuseModel();
+
+  // A wait that ended: with a use, or because the block was forgotten.
+  void Ended(std::uint32_t block_class, std::uint32_t age, bool used) {
+    const std::size_t at = Cell(block_class, age);
+    ++ended_[at];
+    if (used) ++used_[at];
+  }
+
+  // Update: Begin, Waiting for each (sampled) block that still waits, Finish. `keep` in (0, 1] is what older counts
+  // are worth then. `oldest` is the greatest age that any block can have by now.
+  void Begin() { reached_ = ended_; }
+  void Waiting(std::uint32_t block_class, std::uint32_t age) { ++reached_[Cell(block_class, age)]; }
+  void Finish(std::uint32_t oldest, double keep);
+
+  double Density(std::uint32_t block_class, std::uint32_t age) const { return density_[Cell(block_class, age)]; }
+
+  static constexpr std::size_t Cell(std::uint32_t block_class, std::uint32_t age) noexcept {
+    return std::size_t{block_class} * kAges + age;
+  }
+
+ private:
+  using Curve = std::array<double, kAges>;
+
+  void CountReached();
+  void ComputeDensity(std::uint32_t block_class, const Curve& chance, std::uint32_t oldest);
+
+  std::vector<double> used_, ended_;  // [kClasses, kAges], of waits that ended at an age
+  std::vector<double> reached_;       // [kClasses, kAges], waits that lasted until an age at least
+  std::vector<double> density_;       // [kClasses, kAges]
+};
+
+}  // namespace kvm::policy

@@ -1,0 +1,292 @@
+// Eviction policies against slow, obvious models of what they say they do, on random prefixes.
+#include <deque>
+#include <list>
+
+#include "daemon/policy/hit_density.h"
+#include "daemon/policy/lru.h"
+#include "daemon/policy/policies.h"
+#include "daemon/policy/s3_fifo.h"
+#include "tests/catch.h"
+#include "tests/support/policy_tier.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::policy;
+using kvm::test::PolicyTier;
+using kvm::test::PrefixTraffic;
+using kvm::test::Random;
+
+// Newest first.
+struct SlowLru {
+  std::list<Key> keys;
+  void Use(Key key) {
+    keys.remove(key);
+    keys.push_front(key);
+  }
+  void Erase(Key key) { keys.remove(key); }
+  Key Victim() const { return keys.back(); }
+};
+
+struct SlowS3Fifo {
+  struct Entry {
+    Key key;
+    int uses;
+  };
+  std::size_t capacity;
+  std::deque<Entry> small, main;  // newest first
+  std::deque<Key> ghosts;
+
+  void Hit(Key key) {
+    for (std::deque<Entry>* queue : {&small, &main}) {
+      for (Entry& entry : *queue) {
+        if (entry.key == key) entry.uses = std::min(3, entry.uses + 1);
+      }
+    }
+  }
+  void Insert(Key key) {
+    const auto ghost = std::find(ghosts.begin(), ghosts.end(), key);
+    (ghost != ghosts.end() ? main : small).push_front({key, 0});
+    if (ghost != ghosts.end()) ghosts.erase(ghost);
+  }
+  void Erase(Key key) {
+    for (std::deque<Entry>* queue : {&small, &main}) {
+      queue->erase(std::remove_if(queue->begin(), queue->end(), [&](const Entry& entry) { return entry.key == key; }), queue->end());
+    }
+  }
+  Key Evict() {
+    if (small.size() >= std::max<std::size_t>(1, capacity / 10) || main.empty()) {
+      while (!small.empty()) {
+        const Entry oldest = small.back();
+        small.pop_back();
+        if (oldest.uses == 0) {
+          ghosts.erase(std::remove(ghosts.begin(), ghosts.end(), oldest.key), ghosts.end());
+          ghosts.push_front(oldest.key);
+          if (ghosts.size() > 4 * capacity) ghosts.pop_back();
+          return oldest.key;
+        }
+        main.push_front({oldest.key, 0});
+      }
+    }
+    for (;;) {
+      const Entry oldest = main.back();
+      main.pop_back();
+      if (oldest.uses == 0) return oldest.key;
+      main.push_front({oldest.key, oldest.uses - 1});
+    }
+  }
+};
+
+// Now and then a block goes by itself, as when its owner reuses it.
+void EraseOne(PolicyTier& tier, Random& random, const std::function<void(Key)>& erased = {}) {
+  if (tier.key_in.empty() || !random.OneIn(8)) return;
+  auto at = tier.key_in.begin();
+  std::advance(at, static_cast<std::ptrdiff_t>(random.Below(tier.key_in.size())));
+  const auto [slot, key] = *at;
+  tier.Erase(slot);
+  if (erased) erased(key);
+}
+
+}  // namespace
+
+TEST_CASE("Policy: LRU evicts what a list in order of use says", "[unit]") {
+  for (const std::uint32_t capacity : {1u, 2u, 7u, 40u}) {
+    INFO("capacity " << capacity);
+    LruPolicy policy(capacity);
+    PolicyTier tier(policy, capacity);
+    PrefixTraffic traffic(capacity, 6);
+    Random random(capacity);
+    SlowLru slow;
+    tier.on_hit = tier.on_insert = [&](Key key) { slow.Use(key); };
+    tier.on_victim = [&](Slot victim) {
+      REQUIRE(tier.key_in.at(victim) == slow.Victim());
+      slow.Erase(slow.Victim());
+    };
+    for (int request = 0; request < 1500; ++request) {
+      tier.Request(traffic.Next());
+      EraseOne(tier, random, [&](Key key) { slow.Erase(key); });
+    }
+  }
+}
+
+TEST_CASE("Policy: S3-FIFO evicts what its three queues say", "[unit]") {
+  for (const std::uint32_t capacity : {1u, 2u, 7u, 40u, 200u}) {
+    INFO("capacity " << capacity);
+    S3FifoPolicy policy(capacity);
+    PolicyTier tier(policy, capacity);
+    PrefixTraffic traffic(100 + capacity, 6);
+    Random random(capacity);
+    SlowS3Fifo slow{capacity, {}, {}, {}};
+    tier.on_hit = [&](Key key) { slow.Hit(key); };
+    tier.on_insert = [&](Key key) { slow.Insert(key); };
+    tier.on_victim = [&](Slot victim) { REQUIRE(tier.key_in.at(victim) == slow.Evict()); };
+    for (int request = 0; request < 1500; ++request) {
+      tier.Request(traffic.Next());
+      EraseOne(tier, random, [&](Key key) { slow.Erase(key); });
+    }
+  }
+}
+
+TEST_CASE("Policy: hit density knows the leaves, and evicts the one that is worth least", "[unit]") {
+  const std::vector<std::pair<std::uint32_t, bool>> cases{{3, true}, {20, true}, {90, true}, {3, false}, {20, false}, {90, false}};
+  for (const auto& [capacity, announce] : cases) {
+    INFO("capacity " << capacity << ", requests announced " << announce);
+    HitDensityPolicy policy(capacity);
+    PolicyTier tier(policy, capacity);
+    PrefixTraffic traffic(200 + capacity, 8);
+    Random random(capacity);
+    int by_worth = 0;
+    tier.on_victim = [&](Slot victim) {
+      REQUIRE(policy.IsLeaf(victim));
+      REQUIRE_FALSE(tier.HasResidentChild(tier.key_in.at(victim)));
+      if (policy.follows_lru()) return;
+      ++by_worth;
+      for (const auto& [slot, key] : tier.key_in) {
+        if (policy.IsLeaf(slot)) REQUIRE(policy.Worth(victim) <= policy.Worth(slot));
+      }
+    };
+    for (int request = 0; request < 800; ++request) {
+      tier.Request(traffic.Next(), announce);
+      EraseOne(tier, random);
+      for (const auto& [slot, key] : tier.key_in) {
+        INFO("request " << request << " key " << key);
+        REQUIRE(policy.IsLeaf(slot) == !tier.HasResidentChild(key));
+      }
+    }
+    if (!announce) CHECK(by_worth > 100);  // without requests there is no guard
+  }
+}
+
+TEST_CASE("Policy: hit density counts what LRU would hit, exactly", "[unit]") {
+  for (const std::uint32_t capacity : {1u, 5u, 30u, 200u}) {
+    INFO("capacity " << capacity);
+    HitDensityPolicy policy(capacity);
+    PolicyTier tier(policy, capacity);
+    LruPolicy lru(capacity);
+    PolicyTier lru_tier(lru, capacity);
+    PrefixTraffic traffic(300 + capacity, 9);
+    std::uint64_t hits = 0, lru_hits = 0;
+    for (int request = 0; request < 2000; ++request) {
+      const std::vector<Key> path = traffic.Next();
+      hits += tier.LeadingHits(path);
+      lru_hits += lru_tier.LeadingHits(path);
+      tier.Request(path);
+      lru_tier.Request(path);
+      REQUIRE(policy.hits() == hits);
+      REQUIRE(policy.lru_hits() == lru_hits);
+    }
+  }
+}
+
+TEST_CASE("Policy: hit density evicts in LRU's order while LRU is ahead", "[unit]") {
+  constexpr std::uint32_t kCapacity = 64;
+  HitDensityPolicy policy(kCapacity);
+  PolicyTier tier(policy, kCapacity);
+  PrefixTraffic traffic(1, 8);
+  std::map<Key, int> used_at;  // request
+  int followed = 0;
+  tier.on_victim = [&](Slot victim) {
+    if (!policy.follows_lru()) return;
+    ++followed;
+    for (const auto& [slot, key] : tier.key_in) REQUIRE(used_at.at(key) >= used_at.at(tier.key_in.at(victim)));
+  };
+  std::uint64_t blocks = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const std::vector<Key> path = traffic.Next();
+    blocks += path.size();
+    for (const Key key : path) used_at[key] = i;
+    tier.Request(path);
+  }
+  CHECK(followed > 100);
+  CHECK(static_cast<double>(policy.hits()) >= static_cast<double>(policy.lru_hits()) - 0.003 * static_cast<double>(blocks));
+}
+
+TEST_CASE("Policy: blocks without their parent leave first", "[unit]") {
+  HitDensityPolicy policy(8);
+  PolicyTier tier(policy, 8);
+  tier.Request({1, 2, 3});
+  tier.Request({10, 11, 12});
+  tier.Request({20, 21});
+  tier.Erase(tier.slot_of.at(11));
+  tier.Request({20, 21});  // 12 was used before and is no use any more
+  tier.Use({11, 10, 1});
+  tier.Erase(tier.slot_of.at(11));
+  tier.parent_of[31] = 30;
+  tier.Use({31, 30, 1});  // its parent was never seen
+  CHECK(tier.slot_of.contains(31));
+  tier.Request({40});
+  CHECK_FALSE(tier.slot_of.contains(31));
+}
+
+TEST_CASE("Policy: each one survives requests larger than the tier, and blocks reported in any order", "[unit]") {
+  for (const PolicyKind kind : kAllPolicies) {
+    for (const std::uint32_t capacity : {1u, 2u, 13u, 300u}) {
+      INFO(PolicyName(kind) << " capacity " << capacity);
+      const auto policy = MakePolicy(kind, capacity);
+      PolicyTier tier(*policy, capacity);
+      PrefixTraffic traffic(capacity, 40);
+      Random random(capacity);
+      for (int request = 0; request < 2000; ++request) {
+        std::vector<Key> path = traffic.Next();
+        switch (random.Below(4)) {
+          case 0: tier.Request(path, false); break;  // not announced
+          case 1:                                    // one block, its parent perhaps not known
+            tier.parent_of[path.back()] = path.size() > 1 ? path[path.size() - 2] : kNoKey;
+            tier.Use({path.back(), random.OneIn(2) ? kNoKey : tier.parent_of[path.back()], static_cast<std::uint32_t>(path.size() - 1)});
+            break;
+          case 2:  // keys that name each other as parents
+            tier.parent_of[path.front()] = path.back();
+            tier.Use({path.front(), path.back(), 3});
+            break;
+          default: tier.Request(path); break;
+        }
+        EraseOne(tier, random);
+      }
+      while (!tier.key_in.empty()) {
+        const Slot victim = policy->ChooseVictim();
+        REQUIRE(tier.key_in.contains(victim));
+        tier.Erase(victim);
+      }
+      CHECK(policy->ChooseVictim() == kNoSlot);
+    }
+  }
+}
+
+TEST_CASE("Reuse model: before anything is known, older is worth less; then what was seen decides", "[unit]") {
+  ReuseModel model;
+  model.Begin();
+  model.Finish(30, 1);
+  for (std::uint32_t age = 11; age <= 30; ++age) CHECK(model.Density(0, age) < model.Density(0, age - 4));  // an octave
+
+  // Class 3 comes back at age 20, class 5 never does.
+  for (int i = 0; i < 10'000; ++i) {
+    model.Ended(3, 20, i % 2 == 0);
+    model.Ended(5, 25, false);
+  }
+  model.Begin();
+  model.Finish(30, 1);
+  CHECK(model.Density(3, 19) > model.Density(3, 10));
+  CHECK(model.Density(3, 10) > model.Density(3, 0));
+  CHECK(model.Density(3, 19) > 10 * model.Density(3, 22));
+  for (std::uint32_t age = 0; age < 20; ++age) CHECK(model.Density(3, age) > model.Density(5, age));
+
+  // Half of those that come to age 20 are used there, after waiting from age 0: 0.5 over the units between.
+  const double units = 8 * (1 + 0.25) * 8;  // where age 20 begins: octave 6, second quarter
+  CHECK(model.Density(3, 0) == Approx(0.5 / units).epsilon(0.15));
+}
+
+TEST_CASE("Reuse model: ages are log-spaced, four to an octave", "[unit]") {
+  CHECK(ReuseModel::Age(0) == 0);
+  CHECK(ReuseModel::Age(6) == 6);
+  CHECK(ReuseModel::Age(7) == 7);
+  CHECK(ReuseModel::Age(15) == 11);
+  CHECK(ReuseModel::Age(31) == 15);
+  CHECK(ReuseModel::Age(~0u) == ReuseModel::kAges - 1);
+  for (std::uint32_t units = 1; units < 100'000; ++units) REQUIRE(ReuseModel::Age(units) - ReuseModel::Age(units - 1) <= 1);
+  CHECK(ReuseModel::TurnLevel(0) == 0);
+  CHECK(ReuseModel::TurnLevel(3) == 2);
+  CHECK(ReuseModel::TurnLevel(200) == ReuseModel::kTurnLevels - 1);
+  CHECK(ReuseModel::GrowthLevel(3) == 0);
+  CHECK(ReuseModel::GrowthLevel(4) == 1);
+  CHECK(ReuseModel::GrowthLevel(1'000'000) == ReuseModel::kGrowthLevels - 1);
+}
