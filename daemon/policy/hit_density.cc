@@ -24,8 +24,10 @@ constexpr std::uint64_t kHalfLifeCapacities = 8, kMinHalfLife = 1 << 15;
 // A parent with one child beside a new one is a conversation that went on: its old end was partly filled. With
 // more it is a prompt that many share, and says nothing about the one that begins.
 constexpr std::uint8_t kForksOfOneThread = 2;
-// LRU may be ahead by 1/512 of the blocks asked for.
-constexpr int kGuardShift = 9;
+// How far behind LRU the tier may come, of the blocks asked for: half of what we promise (0.003), since what is
+// expected of the blocks that are not here is an estimate.
+constexpr double kTolerated = 0.0015;
+constexpr double kFewBlocks = 20;  // of a request, while none was announced
 constexpr std::uint8_t kMany = 0xFF;
 constexpr std::size_t kDropped = 32;  // remembered blocks at a time
 
@@ -69,14 +71,21 @@ void HitDensityPolicy::OnRequest(std::span<const Block> path) {
 }
 
 void HitDensityPolicy::UpdateGuard(std::uint64_t leading, std::uint64_t leading_lru, std::uint64_t blocks) {
+  ++requests_;
   asked_ += blocks;
   hits_ += leading;
   lru_hits_ += leading_lru;
-  lead_ += static_cast<std::int64_t>(leading) - static_cast<std::int64_t>(leading_lru);
   // Old gains pay for one tier's content at most.
-  lead_ = std::min(lead_, static_cast<std::int64_t>(capacity_));
-  const auto tolerated = static_cast<std::int64_t>(asked_ >> kGuardShift);
-  follow_lru_ = follow_lru_ ? lead_ < -tolerated / 2 : lead_ < -tolerated;
+  lead_ = std::min(lead_ + static_cast<double>(leading) - static_cast<double>(leading_lru), static_cast<double>(capacity_));
+  // While too little is known of what is absent, it is taken for what LRU holds on the whole.
+  const double of_lru = (lru_used_ + 1) / (lru_used_ + lru_left_ + 2);
+  const double missed = (missed_ + of_lru * BlocksOfRequest()) / (missed_ + spared_ + BlocksOfRequest());
+  follow_lru_ = lead_ - missed * static_cast<double>(absent_) < -kTolerated * static_cast<double>(asked_);
+}
+
+// The blocks of a request share their fate: as many are one observation.
+double HitDensityPolicy::BlocksOfRequest() const {
+  return requests_ == 0 ? kFewBlocks : static_cast<double>(asked_) / static_cast<double>(requests_);
 }
 
 HitDensityPolicy::Use HitDensityPolicy::FindUse(Key key, Key parent) {
@@ -101,6 +110,10 @@ void HitDensityPolicy::OnInsert(Slot slot, const Block& block) {
     use.node = MakeNode(block.key, use.parent);
   } else {
     Unlink(remembered_, use.node, LinksOf());
+    if (nodes_[use.node].in_lru) {
+      --absent_;
+      ++missed_;
+    }
   }
   Count(use, known);
   Node& node = nodes_[use.node];
@@ -131,6 +144,14 @@ void HitDensityPolicy::OnHit(Slot slot) {
 void HitDensityPolicy::OnErase(Slot slot) {
   const std::uint32_t at = node_of_[slot];
   Node& node = nodes_[at];
+  if (slot == chosen_) {
+    if (node.in_lru) ++absent_;
+  } else {
+    // It went by itself: an LRU tier would have lost it, too.
+    RemoveFromUse(at);
+    PushBack(by_use_, at, UseLinksOf());
+  }
+  chosen_ = kNoSlot;
   if (node.children == 0) Delist(at);
   node_of_[slot] = kNoSlot;
   node.slot = kNoSlot;
@@ -141,13 +162,11 @@ void HitDensityPolicy::OnErase(Slot slot) {
 
 Slot HitDensityPolicy::ChooseVictim() {
   if (aged_at_ != now_) MoveAgedLeaves();
-  if (follow_lru_) {
-    const Slot oldest = OldestResident();
-    if (oldest == kNoSlot || IsLeaf(oldest)) return oldest;
-  }
-  const Slot worst = WorstLeaf();
+  chosen_ = follow_lru_ ? OldestResident() : WorstLeaf();
+  if (chosen_ != kNoSlot && !IsLeaf(chosen_)) chosen_ = WorstLeaf();
   // Keys that name each other as parents have no leaf.
-  return worst != kNoSlot ? worst : OldestResident();
+  if (chosen_ == kNoSlot) chosen_ = OldestResident();
+  return chosen_;
 }
 
 Slot HitDensityPolicy::WorstLeaf() {
@@ -245,7 +264,10 @@ void HitDensityPolicy::Count(const Use& use, bool known) {
 
 // Behind the block before it in the same request, else to the front: as if blocks were used from last to first.
 void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
-  if (known) RemoveFromUse(use.node);
+  if (known) {
+    if (nodes_[use.node].in_lru) ++lru_used_;
+    RemoveFromUse(use.node);
+  }
   const bool behind = use.parent != kNil && use.parent == last_used_;
   Node& node = nodes_[use.node];
   if (behind) {
@@ -259,9 +281,15 @@ void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
     if (lru_back_ == kNil) lru_back_ = use.node;
   }
   if (!node.in_lru || ++lru_size_ <= capacity_) return;
-  nodes_[lru_back_].in_lru = false;
-  lru_back_ = nodes_[lru_back_].use.newer;
+  Node& out = nodes_[lru_back_];
+  out.in_lru = false;
+  lru_back_ = out.use.newer;
   --lru_size_;
+  ++lru_left_;
+  // The one that is used now has its slot, though nobody could see it yet.
+  if (out.slot != kNoSlot || &out == &node) return;
+  --absent_;
+  ++spared_;
 }
 
 void HitDensityPolicy::RemoveFromUse(std::uint32_t at) {
@@ -309,7 +337,8 @@ void HitDensityPolicy::UpdateModel() {
     if (node.key != kNoKey) model_.Waiting(ClassOf(node), AgeOf(node));
   }
   const auto half_life = static_cast<double>(std::max(kMinHalfLife, kHalfLifeCapacities * capacity_));
-  model_.Finish(ReuseModel::Age(now_), std::exp2(-static_cast<double>(uses_ - last_update_) / half_life));
+  const double keep = std::exp2(-static_cast<double>(uses_ - last_update_) / half_life);
+  model_.Finish(ReuseModel::Age(now_), keep, std::max(1.0, BlocksOfRequest() / (sample_mask_ + 1)));
   leaves_.Rank([this](std::uint32_t list) { return WorthOfList(list); });
   last_update_ = uses_;
   const std::uint64_t most = std::max(kMinUpdate, capacity_ / kUpdatesPerCapacity);

@@ -6,9 +6,10 @@
 // a slot in all.
 //
 // Guard: all blocks known, resident or remembered, are kept in the order of their last use; the first `capacity`
-// of them are what an LRU tier would hold. Hits of both are counted for each request. When LRU is ahead by more
-// than 1/512 of the blocks asked for, blocks leave in LRU's order, until it is ahead by less than half of that. This
-// and growth need OnRequest; without it the rest works.
+// of them are what an LRU tier would hold. Hits of both are counted for each request. What LRU holds and this
+// tier does not may be asked for next; how much of it is, is counted as well. When LRU's lead and what is to be
+// expected of those blocks come to more than 0.0015 of the blocks asked for, blocks leave in LRU's order until it is less
+// again. This and growth need OnRequest; without it the rest works.
 //
 // Invariants:
 //   P1. A resident block is in exactly one leaf list if it has no resident child, else in none.
@@ -101,6 +102,7 @@ class HitDensityPolicy final : public EvictionPolicy {
   void UpdateModel();
   void UpdateGuard(std::uint64_t leading, std::uint64_t leading_lru, std::uint64_t blocks);
   double WorthOfList(std::uint32_t list) const;
+  double BlocksOfRequest() const;
   Slot OldestResident();
   Slot WorstLeaf();
 
@@ -127,9 +129,13 @@ class HitDensityPolicy final : public EvictionPolicy {
   std::uint8_t growth_ = 0;
   std::uint32_t last_used_ = kNil;
 
-  std::uint64_t asked_ = 0, hits_ = 0, lru_hits_ = 0;
-  std::int64_t lead_ = 0;  // hits more than LRU, at most capacity
+  std::uint64_t requests_ = 0, asked_ = 0, hits_ = 0, lru_hits_ = 0;
+  double lead_ = 0;                     // hits more than LRU, at most capacity
+  std::uint64_t absent_ = 0;            // blocks in the LRU tier that are not here
+  double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU tier had, blocks that left it
+  double missed_ = 0, spared_ = 0;      // what became of those: used while LRU had them, or left LRU as well
   bool follow_lru_ = false;
+  Slot chosen_ = kNoSlot;  // by ChooseVictim
 };
 
 }  // namespace kvm::policy

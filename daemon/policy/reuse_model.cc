@@ -5,9 +5,6 @@
 namespace kvm::policy {
 namespace {
 
-// Waits that a guess is worth against what was counted: about one request's blocks, since those of one request
-// share their fate.
-constexpr double kGuessWeight = 20;
 // Before anything was counted: one use in 50 waits at each age.
 constexpr double kFirstGuessUses = 1, kFirstGuessWaits = 50;
 // Ages beyond the oldest that are still looked at: one octave.
@@ -18,8 +15,6 @@ double Begins(std::uint32_t age) {
   if (age < 7) return age + 1;
   return std::ldexp(1 + ((age - 7) % 4) * 0.25, static_cast<int>(3 + (age - 7) / 4));
 }
-
-double Guessed(double uses, double waits, double guess) { return (uses + guess * kGuessWeight) / (waits + kGuessWeight); }
 
 struct Pool {
   std::array<double, ReuseModel::kAges> used{}, reached{};
@@ -38,7 +33,7 @@ struct Pool {
 }  // namespace
 
 ReuseModel::ReuseModel() : used_(std::size_t{kClasses} * kAges), ended_(used_.size()), reached_(used_.size()), density_(used_.size()) {
-  Finish(0, 1);
+  Finish(0, 1, 1);
 }
 
 void ReuseModel::CountReached() {
@@ -47,7 +42,8 @@ void ReuseModel::CountReached() {
   }
 }
 
-void ReuseModel::Finish(std::uint32_t oldest, double keep) {
+void ReuseModel::Finish(std::uint32_t oldest, double keep, double guess_weight) {
+  const auto guessed = [&](double uses, double waits, double guess) { return (uses + guess * guess_weight) / (waits + guess_weight); };
   CountReached();
   Pool all;
   std::array<Pool, std::size_t{kTurnLevels} * 2> by_turns;
@@ -59,12 +55,12 @@ void ReuseModel::Finish(std::uint32_t oldest, double keep) {
   const double mean = (all.all_used + kFirstGuessUses) / (all.all_reached + kFirstGuessWaits);
   for (std::uint32_t each = 0; each < kClasses; ++each) {
     const Pool& turns = by_turns[each / (kGrowthLevels * 2) * 2 + each % 2];
-    const double factor = Guessed(turns.all_used, turns.all_reached, mean) / mean;
+    const double factor = guessed(turns.all_used, turns.all_reached, mean) / mean;
     Curve chance;
     for (std::uint32_t age = 0; age < kAges; ++age) {
-      const double of_all = std::min(0.9, factor * Guessed(all.used[age], all.reached[age], mean));
-      const double of_turns = Guessed(turns.used[age], turns.reached[age], of_all);
-      chance[age] = Guessed(used_[Cell(each, age)], reached_[Cell(each, age)], of_turns);
+      const double of_all = std::min(0.9, factor * guessed(all.used[age], all.reached[age], mean));
+      const double of_turns = guessed(turns.used[age], turns.reached[age], of_all);
+      chance[age] = guessed(used_[Cell(each, age)], reached_[Cell(each, age)], of_turns);
     }
     ComputeDensity(each, chance, std::min(oldest + kAhead, kAges - 1));
   }

@@ -57,10 +57,11 @@ class ReuseModel {
   }
 
   // Update: Begin, Waiting for each (sampled) block that still waits, Finish. `keep` in (0, 1] is what older counts
-  // are worth then. `oldest` is the greatest age that any block can have by now.
+  // are worth then. `oldest` is the greatest age that any block can have by now. `guess_weight`: waits that a guess is worth
+  // against what was counted; as many as end together, since they are one observation.
   void Begin() { reached_ = ended_; }
   void Waiting(std::uint32_t block_class, std::uint32_t age) { ++reached_[Cell(block_class, age)]; }
-  void Finish(std::uint32_t oldest, double keep);
+  void Finish(std::uint32_t oldest, double keep, double guess_weight);
 
   double Density(std::uint32_t block_class, std::uint32_t age) const { return density_[Cell(block_class, age)]; }
 

@@ -255,7 +255,7 @@ TEST_CASE("Policy: each one survives requests larger than the tier, and blocks r
 TEST_CASE("Reuse model: before anything is known, older is worth less; then what was seen decides", "[unit]") {
   ReuseModel model;
   model.Begin();
-  model.Finish(30, 1);
+  model.Finish(30, 1, 20);
   for (std::uint32_t age = 11; age <= 30; ++age) CHECK(model.Density(0, age) < model.Density(0, age - 4));  // an octave
 
   // Class 3 comes back at age 20, class 5 never does.
@@ -264,7 +264,7 @@ TEST_CASE("Reuse model: before anything is known, older is worth less; then what
     model.Ended(5, 25, false);
   }
   model.Begin();
-  model.Finish(30, 1);
+  model.Finish(30, 1, 20);
   CHECK(model.Density(3, 19) > model.Density(3, 10));
   CHECK(model.Density(3, 10) > model.Density(3, 0));
   CHECK(model.Density(3, 19) > 10 * model.Density(3, 22));

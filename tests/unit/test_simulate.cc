@@ -1,0 +1,214 @@
+// kvctl simulate: MIN is the optimum, the policies' figures on the conversation trace, and hit density against LRU on
+// what it has not seen.
+#include <bit>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+
+#include "client/kvctl/block_trace.h"
+#include "client/kvctl/simulate.h"
+#include "client/kvctl/simulated_tier.h"
+#include "client/kvctl/workload.h"
+#include "daemon/policy/policies.h"
+#include "tests/catch.h"
+#include "tests/support/random.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::ctl;
+using policy::Order;
+using policy::PolicyKind;
+
+std::vector<Request> Requests(const std::vector<std::vector<std::uint64_t>>& ids) {
+  std::vector<Request> requests(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) requests[i].hash_ids = ids[i];
+  return requests;
+}
+
+// Prefixes that fork, of at most `most` different blocks.
+std::vector<Request> RandomPrefixes(std::uint64_t seed, std::size_t requests, std::uint64_t most) {
+  test::Random random(seed);
+  std::vector<std::vector<std::uint64_t>> paths;
+  std::uint64_t blocks = 0;
+  while (paths.size() < requests) {
+    std::vector<std::uint64_t> path;
+    if (!paths.empty()) path = random.Pick(paths);
+    path.resize(static_cast<std::size_t>(random.Below(path.size() + 1)));
+    for (std::uint64_t added = random.Below(4); added > 0 && blocks < most; --added) path.push_back(100 + blocks++);
+    if (!path.empty()) paths.push_back(path);
+  }
+  return Requests(paths);
+}
+
+std::uint64_t HitsOf(const BlockTrace& trace, PolicyKind kind, std::uint32_t capacity) {
+  return SimulateTier(trace, *policy::MakePolicy(kind, capacity), capacity);
+}
+
+// The most hits that any choice of what stays can have, by trying all.
+std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
+  std::map<std::uint32_t, std::uint64_t> best{{0, 0}};  // resident blocks as bits → hits so far
+  for (std::size_t request = 0; request < trace.requests(); ++request) {
+    std::uint32_t asked = 0;
+    for (const std::uint32_t block : trace[request]) asked |= 1u << block;
+    std::map<std::uint32_t, std::uint64_t> next;
+    for (const auto& [resident, hits_before] : best) {
+      std::uint64_t hits = hits_before;
+      for (const std::uint32_t block : trace[request]) {
+        if ((resident & 1u << block) == 0) break;
+        ++hits;
+      }
+      const std::uint32_t possible = resident | asked;
+      for (std::uint32_t kept = possible;; kept = (kept - 1) & possible) {
+        if (std::popcount(kept) <= capacity) next[kept] = std::max(next[kept], hits);
+        if (kept == 0) break;
+      }
+    }
+    best = std::move(next);
+  }
+  std::uint64_t hits = 0;
+  for (const auto& [resident, each] : best) hits = std::max(hits, each);
+  return hits;
+}
+
+std::string ConversationTrace() {
+  if (const char* path = std::getenv("KVM_TRACE")) return path;
+  const auto path = std::filesystem::path(KVM_TEST_DATA_DIR) / "../../shared/traces/conversation_trace.jsonl";
+  return std::filesystem::exists(path) ? path.string() : "";
+}
+
+}  // namespace
+
+TEST_CASE("Simulate: MIN that evicts tails first hits as much as any choice can", "[unit]") {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    const BlockTrace trace(RandomPrefixes(seed, 9, 9));
+    for (const int capacity : {1, 2, 3, 5}) {
+      INFO("seed " << seed << ", capacity " << capacity);
+      CHECK(SimulateMin(trace, static_cast<std::uint32_t>(capacity), Order::kFirstToLast) == BestHits(trace, capacity));
+    }
+  }
+}
+
+TEST_CASE("Simulate: no policy hits more than MIN, and all hit all reuse where everything fits", "[unit]") {
+  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+    const BlockTrace trace(RandomPrefixes(seed, 2000, 1500));
+    for (const std::uint32_t capacity : {1u, 10u, 75u, 300u, trace.distinct()}) {
+      INFO("seed " << seed << ", capacity " << capacity << " of " << trace.distinct());
+      const std::uint64_t most = SimulateMin(trace, capacity, Order::kFirstToLast);
+      CHECK(SimulateMin(trace, capacity, Order::kLastToFirst) <= most);
+      for (const PolicyKind kind : policy::kAllPolicies) {
+        INFO(policy::PolicyName(kind));
+        const std::uint64_t hits = HitsOf(trace, kind, capacity);
+        CHECK(hits <= most);
+        if (capacity == trace.distinct()) CHECK(hits == trace.ReusedBlocks());
+      }
+    }
+    CHECK(SimulateMin(trace, trace.distinct(), Order::kLastToFirst) == trace.ReusedBlocks());
+  }
+}
+
+TEST_CASE("Simulate: hit density is never more than 0.003 under LRU on generated workloads", "[unit]") {
+  double sum = 0;
+  for (const Workload workload : {Workload::kChat, Workload::kRag, Workload::kAgents}) {
+    for (const std::uint64_t seed : {11, 12, 13}) {
+      for (const std::uint32_t block_tokens : {256u, 512u}) {
+        const BlockTrace trace(GenerateWorkload({workload, seed, seed == 11 ? 4000u : 1000u, block_tokens}));
+        for (const std::uint64_t percent : kDefaultPercents) {
+          const auto capacity = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, trace.distinct() * percent / 100));
+          INFO(WorkloadName(workload) << " seed " << seed << ", blocks of " << block_tokens << ", " << percent << " %");
+          const auto lru = static_cast<double>(HitsOf(trace, PolicyKind::kLru, capacity));
+          const auto ours = static_cast<double>(HitsOf(trace, PolicyKind::kHitDensity, capacity));
+          const auto blocks = static_cast<double>(trace.blocks());
+          CHECK(ours / blocks >= lru / blocks - 0.003);
+          sum += (ours - lru) / blocks;
+        }
+      }
+    }
+  }
+  CHECK(sum > 0);
+}
+
+TEST_CASE("Simulate: loops, scans and changing ways do not put hit density under LRU", "[unit]") {
+  std::vector<std::vector<std::uint64_t>> loop, scan, phases;
+  test::Random random(3);
+  for (std::uint64_t i = 0; i < 6000; ++i) {
+    std::vector<std::uint64_t> chain, once, here;
+    for (std::uint64_t j = 0; j < 10; ++j) {
+      chain.push_back((i % 400) * 10 + j);
+      once.push_back(i * 10 + j);
+    }
+    // Recency, then a loop, then recency again.
+    const std::uint64_t from = i / 2000 == 1 ? 500'000 + (i % 150) * 10 : 1'000'000 + (i / 20 + random.Below(4)) * 10;
+    for (std::uint64_t j = 0; j < 8; ++j) here.push_back(from + j);
+    loop.push_back(chain);
+    scan.push_back(once);
+    phases.push_back(here);
+  }
+  for (const auto& ids : {loop, scan, phases}) {
+    const BlockTrace trace(Requests(ids));
+    for (const std::uint64_t percent : kDefaultPercents) {
+      const auto capacity = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, trace.distinct() * percent / 100));
+      const auto lru = static_cast<double>(HitsOf(trace, PolicyKind::kLru, capacity));
+      const auto ours = static_cast<double>(HitsOf(trace, PolicyKind::kHitDensity, capacity));
+      INFO("capacity " << capacity << ": " << ours << " hits, LRU " << lru);
+      CHECK(ours >= lru - 0.003 * static_cast<double>(trace.blocks()));
+    }
+  }
+}
+
+TEST_CASE("Simulate: the conversation trace gives the known figures, and hit density closes its part of the gap", "[unit]") {
+  const std::string path = ConversationTrace();
+  if (path.empty()) KVM_SKIP("no conversation trace: set KVM_TRACE");
+  SimulateOptions options;
+  options.trace = path;
+  const Result<std::vector<Request>> requests = LoadRequests(options);
+  KVM_REQUIRE_OK(requests);
+  const Result<SimulateReport> report = Simulate(options, *requests);
+  KVM_REQUIRE_OK(report);
+  REQUIRE(report->distinct_blocks == 182'790);
+  struct Expected {
+    std::uint64_t capacity;
+    double lru, s3_fifo, min, least_gap;
+  };
+  for (const Expected& expected : {Expected{1827, 0.0525, 0.1049, 0.2430, 0.30}, Expected{3655, 0.0793, 0.1415, 0.3114, 0.30},
+                                   Expected{9139, 0.1958, 0.2088, 0.3664, 0.15}, Expected{18'279, 0.2789, 0.2518, 0.3664, 0.15},
+                                   Expected{36'558, 0.3453, 0.3080, 0.3664, 0.0}}) {
+    INFO("capacity " << expected.capacity);
+    const auto ratio = [&](std::string_view policy) { return report->Ratio(report->Find(policy, expected.capacity)->hits); };
+    CHECK(ratio("lru") == Approx(expected.lru).margin(0.00005));
+    CHECK(ratio("s3-fifo") == Approx(expected.s3_fifo).margin(0.00005));
+    CHECK(ratio("min") == Approx(expected.min).margin(0.00005));
+    CHECK(ratio("hit-density") > std::max(ratio("lru"), ratio("s3-fifo")));
+    CHECK(ratio("hit-density") - ratio("lru") >= expected.least_gap * (ratio("min") - ratio("lru")));
+  }
+}
+
+TEST_CASE("Simulate: rows are by capacity and policy, each once; what is wrong is named", "[unit]") {
+  const std::vector<Request> requests = Requests({{1, 2, 3}, {1, 2, 4}, {1, 2, 3}});
+  SimulateOptions options;
+  options.policies = {"min", "lru", "min"};
+  options.capacities = {3, 2, 3, 1000};
+  const Result<SimulateReport> report = Simulate(options, requests);
+  KVM_REQUIRE_OK(report);
+  CHECK(report->requests == 3);
+  CHECK(report->blocks == 9);
+  CHECK(report->distinct_blocks == 4);
+  CHECK(report->reused_blocks == 5);
+  std::vector<std::pair<std::uint64_t, std::string>> rows;
+  for (const SimulatedRow& row : report->rows) rows.emplace_back(row.capacity_blocks, row.policy);
+  CHECK(rows ==
+        std::vector<std::pair<std::uint64_t, std::string>>{{2, "lru"}, {2, "min"}, {3, "lru"}, {3, "min"}, {1000, "lru"}, {1000, "min"}});
+  CHECK(report->Find("lru", 1000)->hits == 5);
+  CHECK(report->Find("lru", 2)->hits == 4);
+
+  options.policies = {"lru", "clock"};
+  KVM_CHECK_ERROR(Simulate(options, requests), Errc::kInvalidArgument, "--policy: unknown policy clock");
+  options.policies = {"all"};
+  options.capacities = {0};
+  KVM_CHECK_ERROR(Simulate(options, requests), Errc::kInvalidArgument, "--capacity-blocks");
+  options.capacities.clear();
+  KVM_CHECK_ERROR(Simulate(options, Requests({{}})), Errc::kInvalidArgument, "no request has a block");
+  options.workload = "chat";
+  options.trace = "x";
+  KVM_CHECK_ERROR(LoadRequests(options), Errc::kInvalidArgument, "--trace or --workload");
+}
