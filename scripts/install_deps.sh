@@ -36,7 +36,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
   libcli11-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
 [ "$lint" = yes ] && packages+=(clang-format clang-tidy shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
-[ "$python" = yes ] && packages+=(python3-dev python3-venv)
+[ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()
 for package in "${packages[@]}"; do
