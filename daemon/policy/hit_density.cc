@@ -322,10 +322,14 @@ void HitDensityPolicy::MoveAgedLeaves() {
   leaves_.ForEachFilled([this](std::uint32_t list) {
     if (list == kOrphans) return;
     const std::uint32_t age = (list - 1) % ReuseModel::kAges;
-    while (!leaves_[list].empty() && AgeOf(nodes_[leaves_[list].back]) > age) {
+    while (!leaves_[list].empty()) {
       const std::uint32_t at = leaves_[list].back;
-      Delist(at);
-      Enlist(at, true);
+      Node& node = nodes_[at];
+      if (AgeOf(node) <= age) break;
+      leaves_.Remove(list, at, LinksOf());
+      // Not Enlist: whether its parent is there costs another line of memory and has not changed for most.
+      node.list = static_cast<std::uint16_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
+      leaves_.Add(node.list, at, true, LinksOf());
     }
   });
 }

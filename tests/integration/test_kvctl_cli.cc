@@ -555,6 +555,54 @@ TEST_CASE("kvctl replay: runs on a shared kvmd, too, and leaves no block there",
   CHECK(WaitUntil(5s, [&] { return Number(sandbox.Run(node.Arguments("ls")).Json(), "total") == 3; }));
 }
 
+TEST_CASE("kvctl simulate: a list of rows by capacity and policy, without any kvmd", "[integration]") {
+  const Sandbox sandbox;
+  const Sandbox::Output all = sandbox.Run("simulate --workload agents --requests 200 --seed 3 --json");
+  INFO(all.err);
+  REQUIRE(all.code == 0);
+  const boost::json::value rows = all.Json();
+  REQUIRE(rows.is_array());
+  CHECK(rows.as_array().size() == 5 * 4);
+  for (const boost::json::value& row : rows.as_array()) {
+    CHECK(row.at("policy").is_string());
+    CHECK(Number(row, "capacity_blocks") > 0);
+    CHECK(row.at("hit_ratio").to_number<double>() == Approx(row.at("hits").to_number<double>() / row.at("blocks").to_number<double>()));
+    CHECK(Number(row, "requests") == 200);
+  }
+
+  const Sandbox::Output some =
+      sandbox.Run("--json simulate --workload chat --requests 50 --policy min,lru --policy lru --capacity-blocks 40,7");
+  INFO(some.err);
+  REQUIRE(some.code == 0);
+  std::vector<std::pair<std::int64_t, std::string>> found;
+  const boost::json::value some_rows = some.Json();
+  for (const boost::json::value& row : some_rows.as_array()) {
+    found.emplace_back(row.at("capacity_blocks").to_number<std::int64_t>(), row.at("policy").as_string().c_str());
+  }
+  CHECK(found == std::vector<std::pair<std::int64_t, std::string>>{{7, "lru"}, {7, "min"}, {40, "lru"}, {40, "min"}});
+
+  const Sandbox::Output table = sandbox.Run("simulate --workload rag --requests 50");
+  CHECK(table.code == 0);
+  CHECK(table.out.find("gap closed") != std::string::npos);
+}
+
+TEST_CASE("kvctl simulate: what is wrong with its options is named", "[integration]") {
+  const Sandbox sandbox;
+  const auto fails = [&](const std::string& arguments, const std::string& with) {
+    const Sandbox::Output output = sandbox.Run("simulate " + arguments);
+    INFO(arguments << ": " << output.err);
+    CHECK(output.code == 1);
+    CHECK(output.err.find(with) != std::string::npos);
+    CHECK(output.out.empty());
+  };
+  fails("", "--trace or --workload");
+  fails("--workload chat --trace x", "--trace");
+  fails("--workload chat --policy clock", "clock");
+  fails("--workload chat --capacity-blocks 0", "--capacity-blocks");
+  fails("--workload chat --capacity-blocks ten", "--capacity-blocks");
+  fails("--trace does-not-exist.jsonl", "does-not-exist.jsonl");
+}
+
 TEST_CASE("kvctl bench: every benchmark runs small and reports its members", "[integration]") {
   const Sandbox sandbox;
   const auto has = [&](const std::string& arguments, std::initializer_list<const char*> members) {
