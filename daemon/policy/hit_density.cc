@@ -24,8 +24,8 @@ constexpr std::uint64_t kHalfLifeCapacities = 8, kMinHalfLife = 1 << 15;
 // A parent with one child beside a new one is a conversation that went on: its old end was partly filled. With
 // more it is a prompt that many share, and says nothing about the one that begins.
 constexpr std::uint8_t kForksOfOneThread = 2;
-// How far behind LRU the tier may come, of the blocks asked for: half of what we promise (0.003), since what is
-// expected of the blocks that are not here is an estimate.
+// How far behind LRU the tier may come, of the blocks asked for: half of 0.003, the goal, since what is expected of the
+// blocks that are not here is an estimate. Less, and it turns to LRU before it has learnt anything.
 constexpr double kTolerated = 0.0015;
 constexpr double kFewBlocks = 20;  // of a request, while none was announced
 constexpr std::uint8_t kMany = 0xFF;

@@ -2,14 +2,14 @@
 //
 // Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks whose
 // parent is not there go first of all. The policy remembers four times the capacity of blocks that left (at
-// least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 300 bytes
-// a slot in all.
+// least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 420
+// bytes a slot in all, more for tiers below 4,096 blocks.
 //
-// Guard: all blocks known, resident or remembered, are kept in the order of their last use; the first `capacity`
-// of them are what an LRU tier would hold. Hits of both are counted for each request. What LRU holds and this
-// tier does not may be asked for next; how much of it is, is counted as well. When LRU's lead and what is to be
-// expected of those blocks come to more than 0.0015 of the blocks asked for, blocks leave in LRU's order until it is less
-// again. This and growth need OnRequest; without it the rest works.
+// Guard, which makes a loss against LRU small, not impossible: all blocks known, resident or remembered, are kept in
+// the order of their last use; the first `capacity` of them are what an LRU tier would hold. Hits of both are counted
+// for each request. What LRU holds and this tier does not may be asked for next; how much of it is, is counted as
+// well. When LRU's lead and what is to be expected of those blocks come to more than 0.0015 of the blocks asked for,
+// blocks leave in LRU's order until it is less again. This and growth need OnRequest; without it the rest works.
 //
 // Invariants:
 //   P1. A resident block is in exactly one leaf list if it has no resident child, else in none.

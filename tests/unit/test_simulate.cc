@@ -111,7 +111,7 @@ TEST_CASE("Simulate: hit density is never more than 0.003 under LRU on generated
   double sum = 0;
   for (const Workload workload : {Workload::kChat, Workload::kRag, Workload::kAgents}) {
     for (const std::uint64_t seed : {11, 12, 13}) {
-      for (const std::uint32_t block_tokens : {256u, 512u}) {
+      for (const std::uint32_t block_tokens : {128u, 512u}) {
         const BlockTrace trace(GenerateWorkload({workload, seed, seed == 11 ? 4000u : 1000u, block_tokens}));
         for (const std::uint64_t percent : kDefaultPercents) {
           const auto capacity = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, trace.distinct() * percent / 100));
