@@ -74,8 +74,8 @@ def keys_of(tokens: list[int], shards: int = 1, **fields: Any) -> list[list[kvcl
     return [list(keys) for keys in RequestKeys(SPEC, parts, request(tokens, **fields)).upto(len(tokens) // 4)]
 
 
-def lora(name: str, path: str = "") -> Any:
-    return SimpleNamespace(lora_name=name, lora_path=path)
+def lora(name: str, path: str = "", number: int = 1) -> Any:
+    return SimpleNamespace(lora_name=name, lora_path=path, lora_int_id=number)
 
 
 def image(identifier: str, offset: int, length: int) -> Any:
@@ -116,6 +116,15 @@ def test_what_changes_the_content_changes_the_keys(tmp_path: Any) -> None:
     for (name, ours), (other, theirs) in itertools.combinations(variants.items(), 2):
         assert not set(ours[0]) & set(theirs[0]), (name, other)
     assert keys_of(tokens, cache_salt="a") == variants["salt"]
+
+
+def test_an_adapter_that_is_loaded_again_is_another(tmp_path: Any) -> None:
+    tokens = list(range(16))
+    (tmp_path / "adapter.safetensors").write_bytes(b"1")
+    before = keys_of(tokens, lora_request=lora("again", str(tmp_path), 1))
+    (tmp_path / "adapter.safetensors").write_bytes(b"22")
+    assert keys_of(tokens, lora_request=lora("again", str(tmp_path), 1)) == before  # vLLM still has the first one
+    assert keys_of(tokens, lora_request=lora("again", str(tmp_path), 2)) != before
 
 
 def test_an_image_changes_the_blocks_from_where_it_begins() -> None:
@@ -200,6 +209,15 @@ def test_layouts_whose_blocks_have_the_same_bytes_have_the_same_text() -> None:
     texts = {name: read_layout({"a": layer_tensors(name)[0]}, BLOCKS).text for name in OLDER}
     assert texts["kv first"] == texts["blocks first"]
     assert texts["blocks first"] != texts["heads before tokens"]
+
+
+def test_heads_and_tokens_that_are_as_many_are_told_apart() -> None:
+    tokens_first = numbered(BLOCKS, 2, 4, 4, SIZE)
+    heads_first = numbered(BLOCKS, 2, 4, 4, SIZE).transpose(2, 3)
+    assert read_layout({"a": tokens_first}, BLOCKS).text != read_layout({"a": heads_first}, BLOCKS).text
+    one_head = numbered(BLOCKS, 2, 4, 1, SIZE)  # a dimension of one has no order: any stride will do
+    strided = one_head.as_strided(one_head.shape, (*one_head.stride()[:3], 1, 1))
+    assert read_layout({"a": one_head}, BLOCKS).text == read_layout({"a": strided}, BLOCKS).text
 
 
 def test_smaller_blocks_of_a_kernel_are_put_together() -> None:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kvclient._native import BlockKey, BlockKeys, ExtraKey, KeyChain, ModelSpec, Shard
 
 
@@ -66,7 +68,8 @@ def digest_files(folder: str, patterns: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _adapter(name: str, path: str) -> str:
+def _adapter(name: str, path: str, number: int) -> str:
+    """``number``: vLLM's of this loading. Its files are looked at once, when first seen: later they may be others."""
     files = digest_files(path, ("*.safetensors", "*.bin", "*.pt", "*.json")) if os.path.isdir(path) else path
     return f"{name}:{files}"
 
@@ -75,7 +78,7 @@ def _request_extras(request: Any) -> list[ExtraKey]:
     extras = []
     if request.lora_request is not None:
         lora = request.lora_request
-        extras.append(ExtraKey(ExtraKey.Kind.LORA, _adapter(lora.lora_name, getattr(lora, "lora_path", "") or "")))
+        extras.append(ExtraKey(ExtraKey.Kind.LORA, _adapter(lora.lora_name, lora.lora_path or "", lora.lora_int_id)))
     if request.cache_salt:
         extras.append(ExtraKey(ExtraKey.Kind.CACHE_SALT, request.cache_salt))
     return extras
@@ -91,16 +94,10 @@ def _block_extras(request: Any, start: int, end: int) -> list[ExtraKey]:
     embeddings = request.prompt_embeds
     if embeddings is not None and start < embeddings.shape[0]:
         part = embeddings[start:end].contiguous().cpu()
-        content = part.reshape(-1).view(dtype=_byte_type(part)).numpy().tobytes()
+        content = part.reshape(-1).view(torch.uint8).numpy().tobytes()
         text = f"{part.dtype}:{tuple(part.shape)}:".encode() + hashlib.sha256(content).digest()
         extras.append(ExtraKey(ExtraKey.Kind.PROMPT_EMBEDS, text))
     return extras
-
-
-def _byte_type(tensor: Any) -> Any:
-    import torch
-
-    return torch.uint8 if isinstance(tensor, torch.Tensor) else "uint8"
 
 
 __all__ = ["RequestKeys", "digest_files"]

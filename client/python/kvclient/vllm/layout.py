@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from kvclient.errors import UnsupportedError
-from kvclient.torch import TensorGeometry, geometry_of, physical_order
+from kvclient.torch import physical_order
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,6 @@ class KvLayout:
     def block_bytes(self) -> int:
         """Bytes of one block, all layers."""
         return sum(tensor[0].numel() * tensor.element_size() for tensor in self.tensors)
-
-    def geometry(self) -> TensorGeometry:
-        """Geometry of the blocks where they are. BadGeometryError."""
-        return geometry_of(self.tensors, 0, order=None)
-
-    def to_bytes(self, block: int) -> list[torch.Tensor]:
-        """The parts of a block in the order of its bytes, as views."""
-        return [tensor[block] for tensor in self.tensors]
 
 
 def read_layout(
@@ -73,9 +65,8 @@ def read_layout(
         small = tensor.shape[dim] // block_count
         blocks = tensor.unflatten(dim, (block_count, small)) if small > 1 else tensor
         order = physical_order(blocks, dim)
-        blocks = blocks.permute(dim, *order)
-        tensors.append(blocks)
-        texts.append(f"{tensor.dtype}".removeprefix("torch.") + "x".join(map(str, ("", *blocks.shape[1:]))))
+        texts.append(_describe(blocks, order))
+        tensors.append(blocks.permute(dim, *order))
     if not tensors:
         raise UnsupportedError("the engine has registered no KV tensors")
     if len({tensor.device for tensor in tensors}) > 1:
@@ -90,6 +81,17 @@ def _only_block_dim(name: str, tensor: torch.Tensor, block_count: int) -> int:
             f"layer {name}, {list(tensor.shape)}: {len(fits) or 'no'} dimensions can count {block_count} blocks"
         )
     return fits[0]
+
+
+def _describe(blocks: torch.Tensor, order: Sequence[int]) -> str:
+    """``bfloat16x2x16x8x128``: type and sizes in the order of memory, ``@0213`` if that is not the dimensions' own.
+
+    Sizes alone would not tell tokens from heads where there are as many of both. Dimensions of one have no order.
+    """
+    real = [dim for dim in order if blocks.shape[dim] > 1]
+    text = "x".join([str(blocks.dtype).removeprefix("torch."), *(str(blocks.shape[dim]) for dim in real)])
+    ranks = [sorted(real).index(dim) for dim in real]
+    return text if ranks == sorted(ranks) else text + "@" + "".join(map(str, ranks))
 
 
 def _summary(texts: Sequence[str]) -> str:
