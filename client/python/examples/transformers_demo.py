@@ -12,13 +12,11 @@ without the marketplace and once with it. Uses the node's kvmd if one answers, e
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ import transformers
 from kvclient.daemon import PrivateDaemon, default_socket, is_running
 from kvclient.errors import KvError
 from kvclient.transformers import Marketplace
+from side_process import Process
 
 VOCABULARY = 8192
 
@@ -65,6 +64,7 @@ class Side:
     """One process: a model and its marketplace."""
 
     def __init__(self, options: Options, name: str) -> None:
+        transformers.logging.set_verbosity_error()
         self.options = options
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
         torch.manual_seed(0)
@@ -109,54 +109,6 @@ class Side:
     def stats(self) -> tuple[dict[str, Any], int]:
         """Counters of the marketplace, and bytes imported."""
         return vars(self.market.stats), self.market.client.stats().bytes_imported
-
-
-def serve(options: Options, name: str, requests: Connection) -> None:
-    """Run one side until the other end of the pipe closes."""
-    transformers.logging.set_verbosity_error()
-    try:
-        side = Side(options, name)
-        requests.send(("ready", None))
-        while True:
-            method, arguments = requests.recv()
-            requests.send(("done", getattr(side, method)(*arguments)))
-    except EOFError:
-        pass
-    except KvError as error:
-        requests.send(("failed", f"{name}: {error}"))
-
-
-class Process:
-    """The parent's handle of one side."""
-
-    def __init__(self, options: Options, name: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(options, name, other))
-        self._process.start()
-        other.close()
-
-    def answer(self) -> Any:
-        """Wait for what the process says next."""
-        try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            raise SystemExit("a process ended early (see above)") from None
-        if kind == "failed":
-            raise SystemExit(value)
-        return value
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Run a method there."""
-        self._pipe.send((method, arguments))
-        return self.answer()
-
-    def close(self) -> None:
-        """End it."""
-        self._pipe.close()
-        self._process.join(timeout=20)
-        if self._process.is_alive():
-            self._process.kill()
 
 
 def parse() -> argparse.Namespace:
@@ -229,7 +181,7 @@ def main() -> int:
         )
         print(f"model                    random Llama, {options.layers} layers of {options.hidden}, ", end="")
         print(f"{options.dtype}, {options.device}; transformers {transformers.__version__}", flush=True)
-        processes = [Process(options, name) for name in ("publisher", "importer")]
+        processes = [Process(Side, options, name) for name in ("publisher", "importer")]
         for process in processes:
             stack.callback(process.close)
         for process in processes:

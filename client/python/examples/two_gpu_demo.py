@@ -14,14 +14,12 @@ Uses the node's kvmd if one answers, else starts a private one. Without a GPU it
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ import kvclient
 import kvclient.torch
 from kvclient.daemon import PrivateDaemon, default_socket, is_running
 from kvclient.errors import KvError
+from side_process import Process
 
 BLOCK_TOKENS, HEADS, HEAD_SIZE = 16, 8, 128
 CHUNK_BYTES = BLOCK_TOKENS * HEADS * HEAD_SIZE * 2  # K or V of one layer of one block
@@ -166,53 +165,6 @@ class Importer(Side):
         return int(wrong.sum())
 
 
-def serve(kind: type[Side], options: Options, name: str, device: int, requests: Connection) -> None:
-    """Run one side until the other end of the pipe closes."""
-    try:
-        side = kind(options, name, device)
-        requests.send(("ready", side.describe()))
-        while True:
-            method, arguments = requests.recv()
-            requests.send(("done", getattr(side, method)(*arguments)))
-    except EOFError:
-        pass
-    except (KvError, torch.cuda.OutOfMemoryError) as error:
-        requests.send(("failed", f"{name}: {error}"))
-
-
-class Process:
-    """The parent's handle of one side."""
-
-    def __init__(self, kind: type[Side], options: Options, name: str, device: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(kind, options, name, device, other))
-        self._process.start()
-        other.close()
-
-    def answer(self) -> Any:
-        """Wait for what the process says next."""
-        try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            raise SystemExit("a process ended early (see above)") from None
-        if kind == "failed":
-            raise SystemExit(value)
-        return value
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Run a method there."""
-        self._pipe.send((method, arguments))
-        return self.answer()
-
-    def close(self) -> None:
-        """End it."""
-        self._pipe.close()
-        self._process.join(timeout=20)
-        if self._process.is_alive():
-            self._process.kill()
-
-
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,8 +228,10 @@ def main() -> int:
         stack.callback(owner.close)
         importer = Process(Importer, options, "importer", other)
         stack.callback(importer.close)
-        print(f"owner                    {owner.answer()}")
-        print(f"importer                 {importer.answer()}", flush=True)
+        owner.answer()
+        importer.answer()
+        print(f"owner                    {owner.call('describe')}")
+        print(f"importer                 {importer.call('describe')}", flush=True)
         if other == arguments.owner:
             print("                         the same GPU twice: what follows is a copy within one GPU, not between two")
         shape = f"[2, {options.blocks}, {BLOCK_TOKENS}, {HEADS}, {HEAD_SIZE}]"
