@@ -49,8 +49,12 @@ if [ "$suite" = cpp ]; then
   python=(-DKVM_PYTHON_ENV= -DKVM_VLLM_ENV=)
 else
   scripts/install_deps.sh --python
-  environment=$(scripts/python_env.sh) || exit 1
-  vllm=$(scripts/python_env.sh --vllm) || echo "test.sh: no vLLM here: the tests with its engines are skipped" >&2
+  if vllm=$(scripts/python_env.sh --vllm); then
+    environment=$PWD/build/python-env
+  else
+    environment=$(scripts/python_env.sh) || exit 1
+    echo "test.sh: no vLLM here: the tests with its engines are skipped" >&2
+  fi
   python=("-DKVM_PYTHON_ENV=$environment" "-DKVM_VLLM_ENV=$vllm")
 fi
 if [ "$suite" = python ]; then

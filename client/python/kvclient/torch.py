@@ -214,7 +214,7 @@ def view(
     ``stride``: in elements, row-major if not given. ``offset_bytes``: from the segment's start, a multiple
     of the element's size. InvalidArgumentError: it would reach beyond the segment.
     """
-    strides = list(stride) if stride is not None else _row_major(shape)
+    strides = list(stride) if stride is not None else row_major(shape)
     if offset_bytes % dtype.itemsize:
         raise InvalidArgumentError(f"view: offset {offset_bytes} is no multiple of {dtype}'s {dtype.itemsize} bytes")
     extent = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + 1
@@ -245,7 +245,8 @@ def _dimension(tensor: torch.Tensor, dim: int) -> int:
     return dim % dims
 
 
-def _row_major(shape: Sequence[int]) -> list[int]:
+def row_major(shape: Sequence[int]) -> list[int]:
+    """Strides, in elements, of a tensor of ``shape`` whose elements lie without gaps, the last dimension innermost."""
     return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
 
 
@@ -299,6 +300,7 @@ __all__ = [
     "mem_pool",
     "physical_order",
     "register_tensors",
+    "row_major",
     "segment_tensor",
     "torch_device",
     "view",

@@ -149,6 +149,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---- worker ----
 
+    @_guarded(lambda: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Register the engine's KV memory with the marketplace."""
         if self._off or self._worker is None:
@@ -231,6 +232,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---- scheduler ----
 
+    @_guarded(lambda: None)
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
@@ -245,10 +247,10 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(f"{len(workers)} of {wanted} workers share their memory")
             return
         try:
-            # Stages of a pipeline hold different layers: one model, whose layout names all of them.
-            spec = ModelSpec.from_canonical(workers[0].spec)
+            # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
             if len(specs) > 1:
-                raise UnsupportedError("pipeline stages with different layouts")
+                raise UnsupportedError("workers with different layouts")
+            spec = ModelSpec.from_canonical(workers[0].spec)
             self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=True)
             self._client.declare_model(spec)
             shards = [

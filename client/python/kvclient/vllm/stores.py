@@ -23,7 +23,7 @@ from kvclient._native import (
     Shard,
 )
 from kvclient.host_store import HostStore
-from kvclient.torch import geometry_of, view
+from kvclient.torch import register_tensors, row_major, view
 from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.stats import Counters
@@ -178,7 +178,7 @@ class HostMemory:
         offset = 0
         for tensor in layout.tensors:
             shape = [region.block_count, *tensor.shape[1:]]
-            stride = [layout.block_bytes // tensor.element_size(), *_row_major(tensor.shape[1:])]
+            stride = [layout.block_bytes // tensor.element_size(), *row_major(tensor.shape[1:])]
             self._parts.append(view(self.region, shape, tensor.dtype, stride=stride, offset_bytes=offset))
             offset += tensor[0].numel() * tensor.element_size()
 
@@ -224,14 +224,10 @@ def share(
 ) -> BlockMemory:
     """Register the engine's memory where it is, or host memory for engines on a CPU.
 
-    KvErrors of ``Client.register_region`` and ``allocate_region``; UnsupportedError says which memory can be shared.
+    KvErrors of ``register_tensors`` and ``Client.allocate_region``; UnsupportedError says which memory can be shared.
     """
     if layout.device.type == "cuda":
-        found = geometry_of(layout.tensors, 0)
-        segments = [(segment.address, segment.size_bytes) for segment in found.segments]
-        region = client.register_region(
-            model, found.geometry, segments, name=name, shard=shard, checksums=options.verify, keep_alive=layout.tensors
-        )
+        region = register_tensors(client, model, layout.tensors, 0, name=name, shard=shard, checksums=options.verify)
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
     geometry = Geometry.contiguous(count, layout.block_bytes)
@@ -261,13 +257,6 @@ class TimedLoad:
         except Exception as error:
             _log.warning("kvclient: import: %s", error)
             return 0
-
-
-def _row_major(shape: Sequence[int]) -> list[int]:
-    strides = [1] * len(shape)
-    for dim in range(len(shape) - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * shape[dim + 1]
-    return strides
 
 
 __all__ = ["BlockMemory", "HostMemory", "InPlaceMemory", "PendingLoad", "Run", "TimedLoad", "share"]
