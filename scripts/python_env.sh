@@ -40,7 +40,7 @@ if ! up_to_date "$environment" "$wanted"; then
   echo "making $environment (once; PyTorch is large)" >&2
   fresh "$environment"
   install "$environment" -r "$requirements" ||
-    fail "the packages of $requirements could not be installed (is the package index reachable?)"
+    fail "the packages of $requirements could not be installed (is the package index reachable? scripts/test.sh --cpp needs none)"
   printf '%s\n' "$wanted" >"$environment/installed"
 fi
 install "$environment" --no-build-isolation --no-deps --no-index ./client/python ||
