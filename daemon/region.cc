@@ -47,6 +47,12 @@ Status CheckShard(const kvmwire::RegionDescriptor& descriptor, const ModelSpec& 
   return {};
 }
 
+// Whether only the owner, and who gets its read-write descriptor from kvmd, can write what a client sent.
+Status CheckWriters(int fd, const std::string& what) {
+  if (WritersOf(fd) != Writers::kAnybody) return {};
+  return MakeError(Errc::kPermissionDenied, "region: " + what + ": neither sealed against writing nor granted by this kvmd");
+}
+
 // Segments and the descriptors that belong to them (the first one is the generation table's).
 Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor& descriptor, HandleKind kind,
                                                  const std::vector<UniqueFd>& fds) {
@@ -66,6 +72,7 @@ Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor
     if (kind == HandleKind::kHostMemfd) {
       Result<std::size_t> size = CheckSealed(fds[1 + i].get(), segment.size_bytes());
       if (!size) return MakeError(size.error().code, "region: " + name + ": " + size.error().ToString());
+      if (Status written = CheckWriters(fds[1 + i].get(), name); !written) return written.error();
     }
     bytes.push_back(segment.size_bytes());
   }
@@ -92,6 +99,7 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   if (!descriptor.device_uuid().empty() && descriptor.device_uuid().size() != sizeof(info.device_uuid))
     return Invalid("device_uuid is not 16 bytes");
 
+  if (Status written = CheckWriters(fds[0].get(), "generation table"); !written) return written.error();
   Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(geometry.block_count));
   if (!table) return MakeError(table.error().code, "region: generation table: " + table.error().ToString());
   region->generation_memory = std::move(*table);

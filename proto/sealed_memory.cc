@@ -24,7 +24,7 @@ namespace {
 
 namespace ipc = boost::interprocess;
 
-constexpr int kSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 // What boost::interprocess::mapped_region needs to map a descriptor that it did not open.
 class MemoryMappable {
@@ -91,7 +91,29 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
   if (huge == HugePages::kTry) memory.MakeHuge(0, size_bytes);
-  if (::fcntl(fd, F_ADD_SEALS, kSeals) != 0) return SystemError("seal " + name);
+  if (::fcntl(fd, F_ADD_SEALS, kSizeSeals | F_SEAL_FUTURE_WRITE) != 0) return SystemError("seal " + name);
+  return memory;
+}
+
+Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugePages huge) {
+  const std::string what = "granted memory of " + std::to_string(size_bytes) + " bytes";
+  const int seals = ::fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kSizeSeals) != kSizeSeals) return MakeError(Errc::kPermissionDenied, what + ": not sealed against resizing");
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return SystemError("fstat " + what);
+  if (static_cast<std::size_t>(info.st_size) != size_bytes)
+    return MakeError(Errc::kInvalidArgument, what + ": it has " + std::to_string(info.st_size));
+  if (size_bytes > InstalledBytes()) return SystemError("allocate " + what, ENOMEM);
+  if (::fallocate(fd.get(), 0, 0, info.st_size) != 0) {
+    if (errno == EBADF) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
+    return SystemError("allocate " + what);
+  }
+  Result<ipc::mapped_region> mapping = Map(fd.get(), ipc::read_write, size_bytes, huge);
+  if (!mapping) return mapping.error();
+  OwnedMemory memory;
+  memory.fd_ = std::move(fd);
+  memory.mapping_ = std::move(*mapping);
+  if (huge == HugePages::kTry) memory.MakeHuge(0, size_bytes);
   return memory;
 }
 
@@ -105,7 +127,7 @@ void OwnedMemory::MakeHuge(std::size_t offset, std::size_t bytes) noexcept {
 Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes) {
   const int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals < 0) return MakeError(Errc::kPermissionDenied, "shared memory: not a memfd");
-  if ((seals & kSeals) != kSeals) return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against writing and resizing");
+  if ((seals & kSizeSeals) != kSizeSeals) return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against resizing");
   struct stat info {};
   if (::fstat(fd, &info) != 0) return SystemError("fstat shared memory");
   const auto size = static_cast<std::size_t>(info.st_size);
@@ -127,6 +149,35 @@ Result<MappedMemory> MappedMemory::Attach(int fd, std::size_t min_size_bytes, Hu
   MappedMemory memory;
   memory.mapping_ = std::move(*mapping);
   return memory;
+}
+
+Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes) {
+  if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
+  if (size_bytes > InstalledBytes()) return SystemError("make " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd) return SystemError("memfd_create " + name);
+  if (::fchmod(fd.get(), 0400) != 0) return SystemError("fchmod " + name);
+  if (::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) return SystemError("ftruncate " + name);
+  if (::fcntl(fd.get(), F_ADD_SEALS, kSizeSeals) != 0) return SystemError("seal " + name);
+  return fd;
+}
+
+Result<UniqueFd> ReopenReadOnly(int fd) {
+  const std::string path = "/proc/self/fd/" + std::to_string(fd);
+  UniqueFd reopened(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!reopened) return SystemError("open shared memory read-only");
+  return reopened;
+}
+
+Writers WritersOf(int fd) noexcept {
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  if (seals < 0) return Writers::kAnybody;
+  if ((seals & F_SEAL_FUTURE_WRITE) != 0) return Writers::kNobody;
+  struct stat info {};
+  const int flags = ::fcntl(fd, F_GETFL);
+  const bool writable = flags >= 0 && (flags & O_ACCMODE) == O_RDWR;
+  const bool ours = ::fstat(fd, &info) == 0 && info.st_uid == ::geteuid() && (info.st_mode & 0777) == 0400;
+  return writable && ours && (seals & F_SEAL_SEAL) != 0 ? Writers::kHolders : Writers::kAnybody;
 }
 
 }  // namespace kvm

@@ -1,10 +1,13 @@
-// Shared memory that cannot change size and that nobody but its maker can write.
+// Shared memory that cannot change size and that nobody but its owner can write.
 //
-// A memfd, preallocated (a machine without memory is an error here, not a SIGBUS later), mode 0400,
-// mapped writable once by its maker and then sealed with F_SEAL_FUTURE_WRITE | SHRINK | GROW | SEAL.
-// Its descriptor travels over a Unix socket; whoever receives it can only map it read-only.
-// Maker and reader are different types. Both are movable and unmap on destruction; neither moves the
-// memory, so pointers stay good across a move. After a crash of the maker the memory lives on as long
+// Memfds, preallocated (a machine without memory is an error here, not a SIGBUS later), mode 0400, of two kinds:
+//   sealed   mapped writable once by its maker and then sealed with F_SEAL_FUTURE_WRITE | SHRINK | GROW | SEAL:
+//            whoever receives its descriptor can only map it read-only, for ever.
+//   granted  made by kvmd for a client, without F_SEAL_FUTURE_WRITE: whoever holds the read-write descriptor may
+//            write, so it can be given to a next owner. Everyone else gets a read-only descriptor, and can't make a
+//            writable one of it, since inode and mode are kvmd's.
+// Owner and reader are different types. Both are movable and unmap on destruction; neither moves the
+// memory, so pointers stay good across a move. After a crash of the owner the memory lives on as long
 // as any descriptor or mapping does.
 #pragma once
 
@@ -32,6 +35,11 @@ class OwnedMemory {
   // kInvalidArgument: size 0. kSystem: memfd_create, fallocate (ENOSPC, ENOMEM), mmap or fcntl failed.
   [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
 
+  // Maps granted memory of exactly `size_bytes` and allocates what of it is not yet.
+  // kPermissionDenied: a seal is missing, or the descriptor can't be written. kInvalidArgument: another size.
+  // kSystem: fallocate or mmap failed.
+  [[nodiscard]] static Result<OwnedMemory> Take(UniqueFd fd, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+
   // Asks for huge pages in [offset, offset + bytes), both multiples of 2 MiB. A refusal only costs speed.
   void MakeHuge(std::size_t offset, std::size_t bytes) noexcept;
 
@@ -50,7 +58,7 @@ class MappedMemory {
   MappedMemory() = default;
 
   // Maps all of `fd`, which may be closed afterwards.
-  // kPermissionDenied: a seal is missing, so the sender could cut the memory under the reader.
+  // kPermissionDenied: it can be resized, so the sender could cut the memory under the reader.
   // kInvalidArgument: the memory is empty, smaller than `min_size_bytes`, or not fully allocated.
   // kSystem: fstat, fcntl or mmap failed.
   [[nodiscard]] static Result<MappedMemory> Attach(int fd, std::size_t min_size_bytes = 1, HugePages huge = HugePages::kNever);
@@ -65,5 +73,19 @@ class MappedMemory {
 
 // Checks what Attach checks, without mapping; returns the size in bytes.
 [[nodiscard]] Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes);
+
+// kvmd's side of granted memory: a read-write descriptor of zeroes, not allocated yet (its owner does that, in its
+// own time). kInvalidArgument: size 0. kSystem: memfd_create, ftruncate or fcntl failed.
+[[nodiscard]] Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes);
+// A descriptor of the same memory that can only be mapped read-only. kSystem: this process may not open it.
+[[nodiscard]] Result<UniqueFd> ReopenReadOnly(int fd);
+
+// Who can write memory that came with `fd`, beyond mappings that exist.
+enum class Writers {
+  kNobody,   // sealed
+  kHolders,  // granted by this process's user, and `fd` is a read-write descriptor
+  kAnybody,  // neither
+};
+Writers WritersOf(int fd) noexcept;
 
 }  // namespace kvm

@@ -3,12 +3,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "proto/frame.h"
@@ -121,8 +123,8 @@ TEST_CASE("Sealed memory: can't be resized, punched or sealed further", "[unit]"
   CHECK(::fcntl(memory.fd(), F_ADD_SEALS, F_SEAL_WRITE) == -1);
 }
 
-TEST_CASE("Sealed memory: any missing seal is refused", "[unit]") {
-  for (const int missing : {F_SEAL_FUTURE_WRITE, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL, kAllSeals}) {
+TEST_CASE("Sealed memory: memory that could change its size is refused", "[unit]") {
+  for (const int missing : {F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL, kAllSeals}) {
     const UniqueFd fd = RawMemfd(kBytes, true, kAllSeals & ~missing);
     INFO("without seal " << missing);
     KVM_CHECK_ERROR(MappedMemory::Attach(fd.get()), Errc::kPermissionDenied, "sealed");
@@ -225,6 +227,83 @@ TEST_CASE("Sealed memory: pointers stay good when owner and reader are moved", "
   CHECK(moved.data() == written);
   CHECK(moved_reader.data() == read);
   CHECK(*read == std::byte{7});
+}
+
+TEST_CASE("Granted memory: its holder writes, a next holder writes on, readers read", "[unit]") {
+  Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(made);
+  Result<UniqueFd> read_only = ReopenReadOnly(made->get());
+  KVM_REQUIRE_OK(read_only);
+  const UniqueFd kept(::fcntl(made->get(), F_DUPFD_CLOEXEC, 0));
+  const std::byte* read = nullptr;
+  std::optional<MappedMemory> reader;
+  {
+    Result<OwnedMemory> first = OwnedMemory::Take(std::move(*made), kBytes);
+    KVM_REQUIRE_OK(first);
+    std::memcpy(first->data(), "first", 6);
+    Result<MappedMemory> mapped = MappedMemory::Attach(read_only->get(), kBytes);
+    KVM_REQUIRE_OK(mapped);
+    reader = std::move(*mapped);
+    read = reader->data();
+    CHECK(std::memcmp(read, "first", 6) == 0);
+  }
+  Result<OwnedMemory> second = OwnedMemory::Take(UniqueFd(::fcntl(kept.get(), F_DUPFD_CLOEXEC, 0)), kBytes);
+  KVM_REQUIRE_OK(second);
+  CHECK(std::memcmp(second->data(), "first", 6) == 0);
+  std::memcpy(second->data(), "second", 7);
+  CHECK(std::memcmp(read, "second", 7) == 0);
+}
+
+TEST_CASE("Granted memory: a read-only descriptor gives no writable mapping", "[unit]") {
+  const Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(made);
+  Result<UniqueFd> read_only = ReopenReadOnly(made->get());
+  KVM_REQUIRE_OK(read_only);
+  CHECK(::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, read_only->get(), 0) == MAP_FAILED);
+  CHECK(::pwrite(read_only->get(), "x", 1, 0) == -1);
+  KVM_CHECK_ERROR(OwnedMemory::Take(std::move(*read_only), kBytes), Errc::kPermissionDenied, "read-only");
+}
+
+TEST_CASE("Granted memory: another user can't make a writable descriptor of a read-only one", "[unit]") {
+  if (::geteuid() != 0) return;  // only root can become another user
+  const Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(made);
+  const Result<UniqueFd> read_only = ReopenReadOnly(made->get());
+  KVM_REQUIRE_OK(read_only);
+  const std::string path = "/proc/self/fd/" + std::to_string(read_only->get());
+  const test::ChildEnd end = test::RunInChild([&] {
+    if (::setgid(65534) != 0 || ::setuid(65534) != 0) return 1;
+    if (::open(path.c_str(), O_RDWR) >= 0) return 2;
+    if (::fchmod(read_only->get(), 0666) == 0) return 3;
+    return 0;
+  });
+  CHECK(end.exit_code == 0);
+}
+
+TEST_CASE("Granted memory: can't be resized or sealed against its next holder", "[unit]") {
+  const Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(made);
+  CHECK(::ftruncate(made->get(), 4096) == -1);
+  CHECK(::ftruncate(made->get(), 1 << 20) == -1);
+  CHECK(::fcntl(made->get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == -1);
+  KVM_CHECK_ERROR(OwnedMemory::Take(UniqueFd(::fcntl(made->get(), F_DUPFD_CLOEXEC, 0)), kBytes + 1), Errc::kInvalidArgument, "it has");
+  const UniqueFd unsealed = RawMemfd(kBytes, true, 0);
+  KVM_CHECK_ERROR(OwnedMemory::Take(UniqueFd(::fcntl(unsealed.get(), F_DUPFD_CLOEXEC, 0)), kBytes), Errc::kPermissionDenied, "sealed");
+  KVM_CHECK_ERROR(CreateGrantable("kvm:granted", 0), Errc::kInvalidArgument, "size is 0");
+  KVM_CHECK_ERROR(CreateGrantable("kvm:granted", std::size_t{1} << 50), Errc::kSystem, "");
+}
+
+TEST_CASE("Shared memory: who can write it is told from seals, owner and descriptor", "[unit]") {
+  const OwnedMemory sealed = Make();
+  CHECK(WritersOf(sealed.fd()) == Writers::kNobody);
+  const Result<UniqueFd> granted = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(granted);
+  CHECK(WritersOf(granted->get()) == Writers::kHolders);
+  const Result<UniqueFd> read_only = ReopenReadOnly(granted->get());
+  KVM_REQUIRE_OK(read_only);
+  CHECK(WritersOf(read_only->get()) == Writers::kAnybody);
+  CHECK(WritersOf(RawMemfd(kBytes, true, kAllSeals & ~F_SEAL_FUTURE_WRITE).get()) == Writers::kAnybody);  // mode 0777
+  CHECK(WritersOf(-1) == Writers::kAnybody);
 }
 
 TEST_CASE("Sealed memory: neither descriptors nor mappings are left behind", "[unit]") {
