@@ -5,7 +5,7 @@
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
-// broker_status.cc: what operators see.
+// broker_orphans.cc: regions whose owner has gone. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -20,8 +20,6 @@
 #include "proto/wire.pb.h"
 
 namespace kvm::daemon {
-
-using SteadyTime = std::chrono::steady_clock::time_point;
 
 struct Credentials {
   std::uint32_t pid = 0, uid = 0, gid = 0;
@@ -48,8 +46,8 @@ class Broker {
   ~Broker();
 
   ClientId Join(Peer& peer, const Credentials& credentials);
-  // The connection has ended. `died`: the process has, too.
-  void Leave(ClientId client, bool died);
+  // The connection has ended. `died`: the process has, too; `process`: a pidfd of it, if there is one.
+  void Leave(ClientId client, bool died, UniqueFd process = {});
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
@@ -85,6 +83,19 @@ class Broker {
     SteadyTime deadline;
   };
 
+  // Somebody who waits for orphans to be gone.
+  struct PendingReclaim {
+    struct Row {
+      std::string domain;  // which may be dropped meanwhile
+      std::uint32_t row, region_epoch;
+    };
+    std::vector<Row> regions;
+    ClientId client = 0;
+    std::uint64_t request_id = 0;
+    SteadyTime deadline;
+    kvmwire::ReclaimReply reply;
+  };
+
   // broker.cc
   Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
   void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
@@ -99,10 +110,24 @@ class Broker {
   void HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message);
   void HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack);
+  Result<Region*> RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
   void Announce(Client& to, Region& region);
   void Withdraw(Domain& domain, Region& region, bool owner_died);
-  void DropRegionsOf(const Client& client);
+  void DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process);
   void CheckUnregisters(SteadyTime now);
+
+  // broker_orphans.cc
+  void HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message);
+  void HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message);
+  void HandleReclaim(Client& client, const kvmwire::ClientMessage& message);
+  // True if `region` is kept without its owner.
+  bool KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
+  // The region that a process which was away comes back for; null: there is none.
+  Result<Region*> ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
+  void ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
+  void MakeRoomForRegions(Domain& domain);
+  void ExpireOrphans(SteadyTime now);
+  void CheckReclaims(SteadyTime now);
 
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
@@ -114,6 +139,7 @@ class Broker {
   std::map<ClientId, std::unique_ptr<Client>> clients_;
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   std::vector<PendingUnregister> unregisters_;
+  std::vector<PendingReclaim> reclaims_;
 };
 
 }  // namespace kvm::daemon

@@ -40,6 +40,8 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     out.set_max_models(config_.max_models);
     out.set_clients(domain->clients);
     out.set_segment_bytes(domain->segment().size());
+    out.set_orphans(domain->orphans());
+    out.set_orphan_bytes(domain->orphan_bytes());
   }
   std::size_t bytes = reply.ByteSizeLong();
   for (const auto& [id, client] : clients_) {
