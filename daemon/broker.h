@@ -5,7 +5,8 @@
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
-// broker_orphans.cc: regions whose owner has gone. broker_status.cc: what operators see.
+// broker_orphans.cc: regions whose owner has gone. broker_restore.cc: what the kvmd before has left.
+// broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -13,10 +14,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "daemon/config.h"
 #include "daemon/domain.h"
+#include "daemon/state_keeper.h"
 #include "proto/wire.pb.h"
 
 namespace kvm::daemon {
@@ -40,14 +43,20 @@ class Peer {
 
 class Broker {
  public:
-  // `work_to_do` runs whenever Work has something to do.
+  // `work_to_do` runs whenever Work has something to do. `keeper`, if any, outlives the broker.
   explicit Broker(
-      const Config& config, std::function<void()> work_to_do = [] {});
+      const Config& config, std::function<void()> work_to_do = [] {}, StateKeeper* keeper = nullptr);
   ~Broker();
 
-  ClientId Join(Peer& peer, const Credentials& credentials);
-  // The connection has ended. `died`: the process has, too; `process`: a pidfd of it, if there is one.
-  void Leave(ClientId client, bool died, UniqueFd process = {});
+  // Goes on with what a kvmd before kept. Before the first client.
+  void Restore(KeptState state);
+
+  // `process`: a pidfd of the client's, if there is one.
+  ClientId Join(Peer& peer, const Credentials& credentials, UniqueFd process = {});
+  // Its pidfd, which lives as long as the client's membership; -1: none.
+  int ProcessOf(ClientId client) const;
+  // The connection has ended. `died`: the process has, too.
+  void Leave(ClientId client, bool died);
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
@@ -66,6 +75,7 @@ class Broker {
     ClientId id = 0;
     Peer* peer = nullptr;
     Credentials credentials;
+    std::shared_ptr<WatchedProcess> process;
     bool greeted = false;
     kvmwire::Role role = kvmwire::WORKER;
     bool wants_payload = false;
@@ -96,12 +106,22 @@ class Broker {
     kvmwire::ReclaimReply reply;
   };
 
+  // Entries of an old registry on their way into the new one.
+  struct Rebuild {
+    RegistryView old;
+    std::string domain;
+    std::unordered_map<std::uint64_t, std::pair<std::uint32_t, std::uint32_t>> rows;  // row and epoch: old → new
+    std::uint64_t slot = 0, entries = 0;
+    SteadyTime began = std::chrono::steady_clock::now();
+  };
+
   // broker.cc
   Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
   void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
   Status HandlePublish(Client& client, const kvmwire::Publish& publish);
   Status HandleRetract(Client& client, const kvmwire::Retract& retract);
   Result<Domain*> DomainFor(const Credentials& credentials);
+  Result<Domain*> DomainNamed(const std::string& name);
   bool DropIdleDomain();
   void ReplyError(Client& client, std::uint64_t request_id, const Error& error);
   void ReplyEmpty(Client& client, std::uint64_t request_id);
@@ -113,7 +133,7 @@ class Broker {
   Result<Region*> RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
   void Announce(Client& to, Region& region);
   void Withdraw(Domain& domain, Region& region, bool owner_died);
-  void DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process);
+  void DropRegionsOf(const Client& client);
   void CheckUnregisters(SteadyTime now);
 
   // broker_orphans.cc
@@ -122,12 +142,19 @@ class Broker {
   void HandleReclaim(Client& client, const kvmwire::ClientMessage& message);
   // True if `region` is kept without its owner.
   bool KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
+  Region* OldestOfTheDead(Domain& domain);  // null: there is none
   // The region that a process which was away comes back for; null: there is none.
   Result<Region*> ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
   void ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
   void MakeRoomForRegions(Domain& domain);
   void ExpireOrphans(SteadyTime now);
   void CheckReclaims(SteadyTime now);
+
+  // broker_restore.cc
+  Result<Region*> RestoreRegion(KeptRegion& kept, ClientId owner);
+  bool RebuildSome();
+  void FinishRebuild(const Rebuild& rebuild, Domain* domain);
+  void Keep(Domain& domain, Region& region);  // with the service manager
 
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
@@ -140,6 +167,9 @@ class Broker {
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   std::vector<PendingUnregister> unregisters_;
   std::vector<PendingReclaim> reclaims_;
+  std::vector<Rebuild> rebuilds_;
+  StateKeeper* const keeper_;
+  bool closing_ = false;
 };
 
 }  // namespace kvm::daemon
