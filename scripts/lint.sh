@@ -3,9 +3,14 @@
 # and mypy where the Python suite's environment is (scripts/python_env.sh), which runs them as a test too.
 # Fails if any of them has something to say. (The unit files are verified in the test suite.)
 #
-#   scripts/lint.sh [BUILD_DIR]     default build/ci
+#   scripts/lint.sh [--no-python] [BUILD_DIR]     default build/ci
 set -euo pipefail
 cd "$(dirname "$0")/.."
+python=yes
+if [ "${1:-}" = --no-python ]; then
+  python=no
+  shift
+fi
 build=${1:-build/ci}
 scripts/install_deps.sh --lint
 
@@ -25,7 +30,9 @@ mapfile -t tidy < <(git ls-files 'proto/*.cc' 'cuda/*.cc' 'client/*.cc' 'daemon/
 echo "clang-tidy: ${#tidy[@]} files"
 printf '%s\n' "${tidy[@]}" | xargs -P "$(nproc)" -n 3 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option 2>/dev/null
 
-if [ -x build/python-env/bin/ruff ]; then
+if [ "$python" = no ]; then
+  echo "ruff, mypy: left to the Python suite, which checks the same"
+elif [ -x build/python-env/bin/ruff ]; then
   echo "ruff, mypy: client/python, tests/python"
   tests/python/check.sh "$PWD/build/python-env"
 else

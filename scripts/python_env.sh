@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the Python suite's virtual environment, once, in build/python-env, and installs the package from this
 # tree into it, each time. Prints the environment's folder. pip's own settings (PIP_INDEX_URL, …) choose the
-# index: on a machine without a GPU one with CPU wheels of PyTorch saves gigabytes.
+# index: on a machine without a GPU one with CPU wheels of PyTorch saves gigabytes. PyTorch and
+# vLLM are installed by uv where that index has it, else by pip.
 #
 #   scripts/python_env.sh [--vllm]
 #
@@ -28,6 +29,38 @@ fresh() {
   python3 -m venv "$1" >&2 || fail "python3 can't make virtual environments; see install_deps.sh --python"
 }
 
+# Pinned; nothing needs it, so whatever goes wrong with it leaves pip.
+uv=
+find_uv() {
+  [ -n "$uv" ] && return
+  uv=none
+  [ -x "$1/bin/uv" ] || "$1/bin/pip" install --quiet --no-compile --disable-pip-version-check uv==0.13.9 >&2 || return 0
+  uv=$PWD/$1/bin/uv
+}
+
+# of pip's settings: setting NAME
+setting() {
+  "$1/bin/pip" config get "global.$2" 2>/dev/null || true
+}
+
+install_by_uv() {
+  local index links certificates arguments=()
+  index=${PIP_INDEX_URL:-$(setting "$1" index-url)}
+  links=${PIP_FIND_LINKS:-$(setting "$1" find-links)}
+  certificates=${PIP_CERT:-$(setting "$1" cert)}
+  [ -z "$index" ] || arguments+=(--default-index "$index")
+  [ -z "$links" ] || arguments+=(--find-links "$links")
+  [ -z "$certificates" ] || export SSL_CERT_FILE=$certificates
+  "$uv" pip install --quiet --no-cache --python "$1/bin/python" "${arguments[@]}" "${@:2}" >&2
+}
+
+# install_index ENVIRONMENT ARGUMENTS: from the package index.
+install_index() {
+  find_uv "$environment"
+  [ "$uv" != none ] && install_by_uv "$@" && return
+  install "$@"
+}
+
 install() {
   "$1/bin/pip" install --quiet --no-compile --disable-pip-version-check "${@:2}" >&2
 }
@@ -39,7 +72,7 @@ if ! up_to_date "$environment" "$wanted"; then
   [ "$free_mib" -ge 8192 ] || fail "PyTorch with its packages needs up to 8 GiB; $free_mib MiB are free"
   echo "making $environment (once; PyTorch is large)" >&2
   fresh "$environment"
-  install "$environment" -r "$requirements" ||
+  install_index "$environment" -r "$requirements" ||
     fail "the packages of $requirements could not be installed (is the package index reachable? scripts/test.sh --cpp needs none)"
   printf '%s\n' "$wanted" >"$environment/installed"
 fi
@@ -53,8 +86,9 @@ if [ "${1:-}" = --vllm ]; then
     fresh "$vllm"
     packages=$(echo "$environment"/lib/python3*/site-packages)
     echo "$PWD/$packages" >"$(echo "$vllm"/lib/python3*/site-packages)/python-env.pth"
+    # By pip: uv does not see what the environment below has, and would install it twice.
     install "$vllm" -r "${vllm_requirements[0]}" || fail "what vLLM needs could not be installed"
-    install "$vllm" --no-deps -r "${vllm_requirements[1]}" || fail "vLLM could not be installed"
+    install_index "$vllm" --no-deps -r "${vllm_requirements[1]}" || fail "vLLM could not be installed"
     printf '%s\n' "$wanted" >"$vllm/installed"
   fi
   environment=$vllm

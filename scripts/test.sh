@@ -62,6 +62,6 @@ if [ "$suite" = python ]; then
   targets=(--target kvmd)
 fi
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-cmake --preset "$preset" "${launcher[@]}" "${python[@]}" >/dev/null
+cmake --preset "$preset" "${launcher[@]}" "${python[@]}" "-DKVM_TEST_LABELS=${label[1]:-.*}" >/dev/null
 cmake --build --preset "$preset" --parallel "$jobs" "${targets[@]}"
 ctest --preset "$preset" --parallel "$jobs" "${label[@]}"

@@ -34,6 +34,6 @@ endif()
 
 # kvctl on GPUs, in every build: without CUDA, driver or GPU they are skipped and say which.
 if(TARGET kvctl AND TARGET kvmd)
-  kvm_test(NAME kvctl_gpu_tests LABEL gpu TIMEOUT 300 LIBS kvm_kvctl SOURCES gpu/test_kvctl_gpu.cc PROPERTIES RESOURCE_LOCK gpu)
-  add_dependencies(kvctl_gpu_tests kvctl kvmd)
+  kvm_test(NAME kvctl_gpu_tests LABEL gpu TIMEOUT 300 LIBS kvm_kvctl DEPENDS kvctl kvmd SOURCES gpu/test_kvctl_gpu.cc
+    PROPERTIES RESOURCE_LOCK gpu)
 endif()
