@@ -234,7 +234,7 @@ class Remote:
 
 
 def visible(gpus: list[str], engine: int) -> str:
-    """CUDA_VISIBLE_DEVICES of an engine: its own GPU first, then its peer's, whose memory it can map only if it sees it."""
+    """CUDA_VISIBLE_DEVICES of an engine: its own GPU first, then its peer's, which it must see to map its memory."""
     return ",".join(dict.fromkeys([gpus[engine], *gpus])) if gpus[engine] else ""
 
 
