@@ -11,7 +11,9 @@ constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for o
 
 }  // namespace
 
-Broker::Broker(const Config& config, std::function<void()> work_to_do) : config_(config), work_to_do_(std::move(work_to_do)) {}
+Broker::Broker(const Config& config, std::function<void()> work_to_do) : config_(config), work_to_do_(std::move(work_to_do)) {
+  if (config.host_cache_bytes != 0) tier_ = std::make_unique<HostTier>(config, static_cast<TierHost&>(*this));
+}
 Broker::~Broker() = default;
 
 ClientId Broker::Join(Peer& peer, const Credentials& credentials) {
@@ -37,6 +39,7 @@ void Broker::Leave(ClientId id, bool died) {
   clients_.erase(found);
   if (client->domain == nullptr) return;
   DropRegionsOf(*client);
+  LeaveHostCache(*client, died);
   client->domain->models().ForgetClient(id);
   --client->domain->clients;
   LogLimited(client->role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, died ? "client_died" : "client_left",
@@ -58,7 +61,8 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
   }
   const bool worker_only = message.body_case() == Message::kDeclareModel || message.body_case() == Message::kRegisterRegion ||
                            message.body_case() == Message::kUnregisterRegion || message.body_case() == Message::kPublish ||
-                           message.body_case() == Message::kRetract;
+                           message.body_case() == Message::kRetract || message.body_case() == Message::kStow ||
+                           message.body_case() == Message::kStowDone || message.body_case() == Message::kHostCacheUse;
   if (worker_only && client.role != kvmwire::WORKER) {
     ReplyError(client, message.request_id(), MakeError(Errc::kPermissionDenied, "observers only read"));
     return {};
@@ -70,6 +74,9 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kUnregisterRegion: HandleUnregisterRegion(client, message); return {};
     case Message::kPublish: return HandlePublish(client, message.publish());
     case Message::kRetract: return HandleRetract(client, message.retract());
+    case Message::kStow: return HandleStow(client, std::move(message));
+    case Message::kStowDone: return HandleStowDone(client, message.stow_done());
+    case Message::kHostCacheUse: return HandleHostCacheUse(client, message.host_cache_use());
     case Message::kWithdrawAck: HandleWithdrawAck(client, message.withdraw_ack()); return {};
     case Message::kStatsReport:
       client.stats = message.stats_report();
@@ -134,6 +141,7 @@ Status Broker::HandleHello(Client& client, const kvmwire::ClientMessage& message
   reply.set_domain(client.domain->name());
   reply.set_epoch(client.domain->segment().header().epoch);
   reply.set_server_version(KVM_VERSION);
+  DescribeHostCache(reply);
   client.peer->Send(message_out, {client.domain->segment().fd()});
   LogLimited(client.role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, "client_joined",
              {{"client", client.id},
@@ -173,6 +181,7 @@ bool Broker::DropIdleDomain() {
     if (domain->second->clients > 0 || !domain->second->idle()) continue;
     LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
     domain->second->segment().SetState(layout::SegmentState::kSuperseded);
+    if (tier_) tier_->Forget(*domain->second);
     domains_.erase(domain);
     return true;
   }
@@ -220,6 +229,8 @@ void Broker::Tick(SteadyTime now) {
     domain->segment().Heartbeat();
     domain->WriteRows();
   }
+  if (tier_) tier_->Tick(now);
+  AnswerWaitingStows();
 }
 
 bool Broker::Work() {
@@ -230,6 +241,8 @@ bool Broker::Work() {
     more = domain->segment().MakeSomeHuge() || more;
   }
   CheckUnregisters(SteadyTime::min());
+  if (tier_) more = tier_->Work() || more;
+  AnswerWaitingStows();
   return more;
 }
 

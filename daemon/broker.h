@@ -5,7 +5,7 @@
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
-// broker_status.cc: what operators see.
+// broker_stow.cc: the host cache. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -17,11 +17,10 @@
 
 #include "daemon/config.h"
 #include "daemon/domain.h"
+#include "daemon/host_tier.h"
 #include "proto/wire.pb.h"
 
 namespace kvm::daemon {
-
-using SteadyTime = std::chrono::steady_clock::time_point;
 
 struct Credentials {
   std::uint32_t pid = 0, uid = 0, gid = 0;
@@ -36,16 +35,18 @@ class Peer {
   virtual std::size_t queued_bytes() const = 0;
   // Whether the other end has closed, though what it sent before may not have been read yet.
   virtual bool HungUp() const = 0;
+  // A pidfd of the process, owned by the peer; -1: none.
+  virtual int process_fd() const { return -1; }
   // Ends the connection at once; the broker's Leave is called from inside.
   virtual void Disconnect() = 0;
 };
 
-class Broker {
+class Broker : private TierHost {
  public:
   // `work_to_do` runs whenever Work has something to do.
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {});
-  ~Broker();
+  ~Broker() override;
 
   ClientId Join(Peer& peer, const Credentials& credentials);
   // The connection has ended. `died`: the process has, too.
@@ -104,6 +105,21 @@ class Broker {
   void DropRegionsOf(const Client& client);
   void CheckUnregisters(SteadyTime now);
 
+  // broker_stow.cc
+  Status HandleStow(Client& client, kvmwire::ClientMessage message);
+  Status HandleStowDone(Client& client, const kvmwire::StowDone& done);
+  Status HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use);
+  bool AnswerStow(Client& client, const kvmwire::ClientMessage& message);
+  void AnswerWaitingStows();
+  void LeaveHostCache(const Client& client, bool died);
+  void DescribeHostCache(kvmwire::HelloReply& reply) const;
+  void DescribeHostCache(kvmwire::HostCacheStatus& status) const;
+  void DescribeHostCache(const Domain& domain, kvmwire::HostCacheDomain& status) const;
+  void ChunkOpened(TierChunk& chunk) override;
+  void ChunkGranted(TierChunk& chunk) override;
+  void ChunkClosing(Domain& domain, Region& region) override;
+  void WorkToDo() override { work_to_do_(); }
+
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
 
@@ -114,6 +130,8 @@ class Broker {
   std::map<ClientId, std::unique_ptr<Client>> clients_;
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   std::vector<PendingUnregister> unregisters_;
+  std::unique_ptr<HostTier> tier_;  // null: no host cache
+  std::map<ClientId, kvmwire::ClientMessage> waiting_stows_;
 };
 
 }  // namespace kvm::daemon

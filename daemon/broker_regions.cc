@@ -37,6 +37,7 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
                                                              std::move(descriptor), std::move(fds));
   if (!registered) return ReplyError(client, message.request_id(), registered.error());
   Region& region = **registered;
+  if (tier_) tier_->DropMismatched(*client.domain, region);
   for (const auto& [id, other] : clients_) {
     if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model))
       Announce(*other, region);
@@ -116,7 +117,11 @@ void Broker::CheckUnregisters(SteadyTime now) {
     Region* region = pending.domain->FindRegion(pending.row, pending.region_epoch);
     if (region != nullptr && now < pending.deadline) return false;
     const auto client = clients_.find(pending.client);
-    if (client == clients_.end()) return true;
+    if (client == clients_.end()) {  // kvmd's own: nobody to answer
+      if (region != nullptr) region->waiting_for.clear();
+      work_to_do_();
+      return true;
+    }
     if (region == nullptr || region->waiting_for.empty()) {
       ReplyEmpty(*client->second, pending.request_id);
       return true;

@@ -28,6 +28,16 @@ struct Account {
   std::uint64_t entries = 0;
 };
 
+inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
+
+// Who fills a region that kvmd keeps.
+class RegionKeeper {
+ public:
+  virtual ~RegionKeeper() = default;
+  // The entry of `block` has left the index.
+  virtual void EntryErased(std::uint32_t block) noexcept = 0;
+};
+
 struct Region {
   kvmwire::RegionDescriptor descriptor;
   std::vector<UniqueFd> fds;  // generation table, then segments that have one
@@ -36,6 +46,8 @@ struct Region {
   layout::RegionInfo info{};  // what the row says
   std::uint32_t row = 0;
   ClientId owner = 0;
+
+  RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
 
   Account* account = nullptr;  // the owner's; lives as long as the region
 

@@ -75,6 +75,7 @@ Server::~Server() = default;
 Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
+  if (Status fits = CheckHostCache(config); !fits) return fits.error();
   auto impl = std::make_unique<Impl>(config);
   if (Status listening = impl->Listen(); !listening) return listening.error();
   return std::unique_ptr<Server>(new Server(std::move(impl)));

@@ -87,6 +87,7 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   region.name = options.name;
   region.shard = options.shard;
   region.checksums = options.checksums;
+  region.stow = options.stow;
   region.geometry = options.geometry.block_count != 0 ? options.geometry : Geometry::Contiguous(options.blocks, options.block_bytes);
   Result<std::shared_ptr<Region>> allocated = worker->client_->AllocateRegion(worker->model_, region, deadline);
   if (!allocated) return allocated.error();

@@ -26,6 +26,7 @@ struct WorkerOptions {
   bool start_offline = false;
   bool map_payload = true;
   bool checksums = false;
+  StowMode stow = StowMode::kAuto;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
 };
