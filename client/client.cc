@@ -82,6 +82,14 @@ Result<std::shared_ptr<Region>> Client::AllocateRegion(const Model& model, Regio
   return impl_->AllocateRegion(model, std::move(options), deadline);
 }
 
+Result<AdoptedRegion> Client::AdoptRegion(const Model& model, RegionOptions options, Deadline deadline) {
+  return impl_->AdoptRegion(model, std::move(options), deadline);
+}
+
+Result<ReclaimedMemory> Client::ReclaimOrphans(const ReclaimOptions& what, Deadline deadline) {
+  return impl_->ReclaimOrphans(what, deadline);
+}
+
 Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,
                                                        Deadline deadline) {
   return impl_->RegisterRegion(model, std::move(options), segments, deadline);

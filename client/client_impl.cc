@@ -24,6 +24,7 @@ Client::Impl::Impl(ClientOptions options_)
 Client::Impl::~Impl() { Stop(); }
 
 void Client::Impl::Stop() {
+  UnregisterAll();
   link.Stop();
   stower.Stop();
   mapper.Stop();

@@ -1,6 +1,7 @@
 // The parts of a Client: link, peers, what it has declared and registered, publishing, counters.
 //
-// client_impl.cc: life, events, counters. registration.cc: models and regions. publishing.cc: publishes.
+// client_impl.cc: life, events, counters. registration.cc: models and regions. adoption.cc: memory that outlives its
+// owner. publishing.cc: publishes.
 // Desired state (models, regions, published records) lives here and survives kvmd: on every connection
 // it is declared, registered and published anew, by the link's thread, without waiting.
 // Locks, in the order they may be taken: Region::Impl::mutex → publish_mutex_ → Link's own.
@@ -24,6 +25,9 @@
 
 namespace kvm {
 
+// Makes memory of these sizes; none: there is none to be had.
+using GrantMemory = std::function<Fds(std::span<const std::uint64_t> size_bytes)>;
+
 struct AtomicStats {
   std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
       bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_stowed{0},
@@ -42,7 +46,10 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions region, Deadline deadline);
   [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions region,
                                                                std::span<const DeviceRange> segments, Deadline deadline);
+  [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions region, Deadline deadline);
+  [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
+  void UnregisterAll();  // without waiting
 
   // Sends records of a registered region; the region's mutex is held. Returns how many were sent; fewer
   // when too many are unanswered (for `deferred` ones the window is smaller).
@@ -75,7 +82,10 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::vector<Model> Models() const;
   void Redeclare();  // without waiting: kvmd announces the models' regions again
   void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
-  void OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply);
+  void OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered);
+  // Asks kvmd for memory that can outlive this process; nothing if the region need not, or kvmd is away.
+  GrantMemory GrantUntil(const RegionOptions& region, Deadline deadline);
+  void AddAdopted(const std::shared_ptr<Region::Impl>& region, std::uint64_t connection);
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;
 

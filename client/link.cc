@@ -206,7 +206,7 @@ Status Link::HandleFrame(Frame frame) {
   if (message.has_error()) {
     reply(MakeError(static_cast<Errc>(message.error().code()), message.error().message()));
   } else {
-    reply(std::move(message));
+    reply(Answer{std::move(message), std::move(frame.fds)});
   }
   return {};
 }
@@ -263,14 +263,14 @@ void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, 
   reply(sent.error());
 }
 
-Result<kvmwire::ServerMessage> Link::Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) {
+Result<Answer> Link::Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) {
   struct Waiting {
     std::mutex mutex;
     std::condition_variable done;
-    std::optional<Result<kvmwire::ServerMessage>> reply;
+    std::optional<Result<Answer>> reply;
   };
   auto waiting = std::make_shared<Waiting>();
-  Request(std::move(message), fds, [waiting](Result<kvmwire::ServerMessage> reply) {
+  Request(std::move(message), fds, [waiting](Result<Answer> reply) {
     std::lock_guard lock(waiting->mutex);
     waiting->reply = std::move(reply);
     waiting->done.notify_all();

@@ -28,7 +28,12 @@
 namespace kvm {
 
 using Fds = std::vector<UniqueFd>;
-using Reply = std::function<void(Result<kvmwire::ServerMessage>)>;
+// kvmd's reply to a request, with the descriptors that came with it.
+struct Answer {
+  kvmwire::ServerMessage message;
+  Fds fds;
+};
+using Reply = std::function<void(Result<Answer>)>;
 
 // Work for the link's thread, from threads that may neither wait nor own a client (CUDA's callbacks).
 // Thread-safe. Outlives the link; what comes after it has stopped is dropped.
@@ -77,7 +82,7 @@ class Link {
   // Sends; `reply` runs exactly once, also if there is no connection (then in this thread, at once).
   void Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply);
   // Sends and waits. Not for the link's own thread.
-  [[nodiscard]] Result<kvmwire::ServerMessage> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline);
+  [[nodiscard]] Result<Answer> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline);
 
  private:
   void Run();

@@ -110,6 +110,9 @@ void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t r
   {
     std::lock_guard lock(mutex_);
     if (connection != connection_ || row >= current_->by_row.size()) return;
+    // A region that was adopted while the mapper still worked on its announcement is this process's own.
+    const PeerRegion& known = current_->by_row[row];
+    if (known.mapping && known.mapping->own && !mapping->own && known.region_epoch == region_epoch) return;
     auto next = std::make_shared<PeerSnapshot>(*current_);
     replaced = std::exchange(next->by_row[row], PeerRegion{region_epoch, mapping}).mapping;
     current_ = std::move(next);

@@ -1,8 +1,10 @@
 #include "kvclient/region.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "client/region_impl.h"
+#include "client/segment_handles.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -35,19 +37,26 @@ Status CheckOptions(const RegionOptions& options, std::size_t max_segments) {
   return options.geometry.Validate(options.segment_bytes);
 }
 
+// `granted`: kvmd's, or none.
+Result<OwnedMemory> MakeGenerations(const RegionOptions& options, UniqueFd granted) {
+  const std::size_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
+  Result<OwnedMemory> memory = granted ? OwnedMemory::Take(std::move(granted), bytes, HugePages::kTry)
+                                       : OwnedMemory::Create("kvm:" + options.name + ":generations", bytes, HugePages::kTry);
+  if (memory) GenerationWriter::Format({memory->data(), memory->size()}, options.geometry.block_count, options.checksums);
+  return memory;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Region::Impl>> Region::Impl::Make(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                         std::size_t device, std::shared_ptr<LocalMemory> memory) {
+                                                         std::size_t device, std::shared_ptr<LocalMemory> memory, OwnedMemory generations) {
   auto region = std::make_shared<Impl>();
   const std::uint32_t blocks = options.geometry.block_count;
-  Result<OwnedMemory> generations =
-      OwnedMemory::Create("kvm:" + options.name + ":generations", GenerationTableBytes(blocks, options.checksums), HugePages::kTry);
-  if (!generations) return generations.error();
+  Result<GenerationWriter> writer = GenerationWriter::Open({generations.data(), generations.size()}, blocks);
+  if (!writer) return writer.error();
   region->memory = std::move(memory);
-  region->generation_memory = std::move(*generations);
-  region->generations =
-      GenerationWriter::Format({region->generation_memory.data(), region->generation_memory.size()}, blocks, options.checksums);
+  region->generation_memory = std::move(generations);
+  region->generations = *writer;
   region->model = model;
   region->block_bytes = options.geometry.BlockBytes();
   region->device = device;
@@ -80,25 +89,73 @@ Result<std::shared_ptr<PeerMapping>> Region::Impl::MapOwn(std::size_t devices) c
 }
 
 Result<std::shared_ptr<Region::Impl>> Region::Impl::Allocate(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                             std::size_t device) {
-  if (options.segment_bytes.empty()) options.segment_bytes = NeededBytes(options.geometry);
-  if (Status sound = CheckOptions(options, kMaxSegments); !sound) return sound.error();
-  Result<std::unique_ptr<LocalMemory>> memory = devices[device].Allocate(options.name, options.segment_bytes);
+                                                             std::size_t device, const GrantMemory& grant) {
+  if (Status sound = Complete(options); !sound) return sound.error();
+  std::vector<std::uint64_t> sizes{GenerationTableBytes(options.geometry.block_count, options.checksums)};
+  if (device == DeviceSet::kHost) sizes.insert(sizes.end(), options.segment_bytes.begin(), options.segment_bytes.end());
+  Fds granted = grant(sizes);
+  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : std::move(granted[0]));
+  if (!generations) return generations.error();
+  std::vector<SegmentHandle> segments;
+  for (std::size_t i = 1; i < granted.size(); ++i) {
+    segments.emplace_back();
+    segments.back().size_bytes = sizes[i];
+    segments.back().fd = std::move(granted[i]);
+  }
+  Result<std::unique_ptr<LocalMemory>> memory =
+      segments.empty() ? devices[device].Allocate(options.name, options.segment_bytes) : devices[device].Take(std::move(segments));
   if (!memory) return memory.error();
-  return Make(model, std::move(options), devices, device, std::move(*memory));
+  return Make(model, std::move(options), devices, device, std::move(*memory), std::move(*generations));
 }
 
 Result<std::shared_ptr<Region::Impl>> Region::Impl::Register(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                             std::size_t device, std::span<const DeviceRange> segments) {
+                                                             std::size_t device, std::span<const DeviceRange> segments,
+                                                             const GrantMemory& grant) {
   options.segment_bytes.clear();
   for (const DeviceRange& segment : segments) options.segment_bytes.push_back(segment.size_bytes);
   if (Status sound = CheckOptions(options, kMaxSegmentsByHandle); !sound) return sound.error();
   Result<std::unique_ptr<LocalMemory>> memory = devices[device].Register(segments);
   if (!memory) return MakeError(memory.error().code, "region " + options.name + ": " + memory.error().message);
-  return Make(model, std::move(options), devices, device, std::move(*memory));
+  Fds granted;
+  const std::uint64_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
+  if ((*memory)->kind() == layout::HandleKind::kCudaVmmFd) granted = grant({&bytes, 1});
+  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : std::move(granted[0]));
+  if (!generations) return generations.error();
+  return Make(model, std::move(options), devices, device, std::move(*memory), std::move(*generations));
 }
 
-kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
+Result<std::shared_ptr<Region::Impl>> Region::Impl::Adopt(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                          std::size_t device, const kvmwire::AdoptRegionReply& reply, Fds fds) {
+  Result<std::vector<SegmentHandle>> segments = HandlesOf(reply.descriptor_(), fds);
+  if (!segments) return segments.error();
+  const std::size_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
+  Result<OwnedMemory> generations = OwnedMemory::Take(std::move(fds.front()), bytes, HugePages::kTry);
+  if (!generations) return MakeError(generations.error().code, "region " + options.name + ": generations: " + generations.error().message);
+  Result<std::unique_ptr<LocalMemory>> memory = devices[device].Take(std::move(*segments));
+  if (!memory) return memory.error();
+  Result<std::shared_ptr<Impl>> made = Make(model, std::move(options), devices, device, std::move(*memory), std::move(*generations));
+  if (!made) return made;
+  Impl& region = **made;
+  const Result<MappedMemory> list =
+      MappedMemory::Attach(fds.back().get(), std::max<std::uint64_t>(reply.records(), 1) * sizeof(PublishRecord));
+  if (!list) return list.error();
+  for (std::uint64_t i = 0; i < reply.records(); ++i) {
+    PublishRecord record;
+    std::memcpy(&record, list->data() + i * sizeof(record), sizeof(record));
+    if (record.block < region.records.size()) region.records[record.block] = record;
+  }
+  region.row = reply.region();
+  region.region_epoch = reply.region_epoch();
+  region.registered = true;
+  return made;
+}
+
+Status Region::Impl::Complete(RegionOptions& options) {
+  if (options.segment_bytes.empty()) options.segment_bytes = NeededBytes(options.geometry);
+  return CheckOptions(options, kMaxSegments);
+}
+
+kvmwire::RegionDescriptor Region::Impl::Expected(const Model& model, const RegionOptions& options) {
   kvmwire::RegionDescriptor out;
   out.set_name(options.name);
   out.set_fingerprint(model.fingerprint.bytes.data(), model.fingerprint.bytes.size());
@@ -106,17 +163,24 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
        {options.shard.tp_rank, options.shard.tp_size, options.shard.pp_rank, options.shard.pp_size, options.shard.kv_group}) {
     out.add_shard(part);
   }
+  if (options.device != kHostMemory) out.set_device_uuid(options.device.data(), options.device.size());
+  for (const std::uint64_t bytes : options.segment_bytes) out.add_segments()->set_size_bytes(bytes);
+  SetGeometry(options.geometry, out);
+  return out;
+}
+
+kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
+  kvmwire::RegionDescriptor out = Expected(model, options);
   out.set_handle_kind(static_cast<std::uint32_t>(memory->kind()));
-  if (device != DeviceSet::kHost) out.set_device_uuid(options.device.data(), options.device.size());
-  for (const SegmentHandle& handle : memory->handles()) {
-    kvmwire::Segment& segment = *out.add_segments();
-    segment.set_size_bytes(handle.size_bytes);
+  for (std::size_t i = 0; i < memory->handles().size(); ++i) {
+    const SegmentHandle& handle = memory->handles()[i];
+    kvmwire::Segment& segment = *out.mutable_segments(static_cast<int>(i));
     segment.set_handle(handle.handle);
     segment.set_handle_offset(handle.handle_offset);
     segment.set_allocation(handle.allocation);
     segment.set_allocation_bytes(handle.allocation_bytes);
   }
-  SetGeometry(options.geometry, out);
+  out.set_outlives_owner(options.outlives_owner && memory->kind() != layout::HandleKind::kCudaIpc);
   return out;
 }
 

@@ -53,13 +53,21 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   std::uint32_t row = 0, region_epoch = 0;
   Error refusal;  // kvmd's, of the last registration
 
-  // Allocates the region's memory on a device of the client's.
+  // Allocates the region's memory on a device of the client's. `grant`: what asks kvmd for memory.
   [[nodiscard]] static Result<std::shared_ptr<Impl>> Allocate(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                              std::size_t device);
+                                                              std::size_t device, const GrantMemory& grant);
   // Makes a region of memory that the caller has.
   [[nodiscard]] static Result<std::shared_ptr<Impl>> Register(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                              std::size_t device, std::span<const DeviceRange> segments);
+                                                              std::size_t device, std::span<const DeviceRange> segments,
+                                                              const GrantMemory& grant);
+  // Goes on with a dead owner's region. `fds`: of kvmd's reply; the records are consumed from them, too.
+  [[nodiscard]] static Result<std::shared_ptr<Impl>> Adopt(const Model& model, RegionOptions options, const DeviceSet& devices,
+                                                           std::size_t device, const kvmwire::AdoptRegionReply& reply, Fds fds);
 
+  // Fills in what AllocateRegion's options may leave out, and checks them.
+  [[nodiscard]] static Status Complete(RegionOptions& options);
+  // What a region of these options looks like, without kind and handles.
+  static kvmwire::RegionDescriptor Expected(const Model& model, const RegionOptions& options);
   kvmwire::RegionDescriptor Descriptor() const;
   std::uint64_t Identity() const;
   // Without checksums an empty list; an error: they could not be computed, and nothing may be published.
@@ -75,7 +83,7 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
 
  private:
   [[nodiscard]] static Result<std::shared_ptr<Impl>> Make(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                          std::size_t device, std::shared_ptr<LocalMemory> memory);
+                                                          std::size_t device, std::shared_ptr<LocalMemory> memory, OwnedMemory generations);
   Result<std::shared_ptr<PeerMapping>> MapOwn(std::size_t devices) const;
 };
 

@@ -20,7 +20,7 @@ kvmwire::ClientMessage Declaration(const ModelSpec& spec, bool announce_again) {
 }  // namespace
 
 void Client::Impl::Redeclare() {
-  for (const Model& model : Models()) link.Request(Declaration(model.spec, true), {}, [](const Result<kvmwire::ServerMessage>&) {});
+  for (const Model& model : Models()) link.Request(Declaration(model.spec, true), {}, [](const Result<Answer>&) {});
 }
 
 Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadline) {
@@ -32,7 +32,7 @@ Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadlin
     if (std::none_of(models_.begin(), models_.end(), same)) models_.push_back(model);
   }
   if (!link.connected()) return model;  // declared on connecting
-  const Result<kvmwire::ServerMessage> reply = link.Call(Declaration(spec, false), {}, deadline);
+  const Result<Answer> reply = link.Call(Declaration(spec, false), {}, deadline);
   if (!reply && reply.error().code != Errc::kUnavailable) {
     if (reply.error().code != Errc::kDeadlineExceeded) {
       std::lock_guard lock(mutex_);
@@ -50,7 +50,7 @@ Result<std::size_t> Client::Impl::OpenDevice(const DeviceUuid& device, Deadline 
   Result<std::size_t> index = devices.Open(device);
   if (!index || *index < before || !link.connected()) return index;
   for (const Model& model : Models()) {
-    const Result<kvmwire::ServerMessage> reply = link.Call(Declaration(model.spec, true), {}, deadline);
+    const Result<Answer> reply = link.Call(Declaration(model.spec, true), {}, deadline);
     if (!reply && reply.error().code == Errc::kDeadlineExceeded) return reply.error();
   }
   if (Status mapped = mapper.Drain(deadline); !mapped) return mapped.error();
@@ -60,7 +60,13 @@ Result<std::size_t> Client::Impl::OpenDevice(const DeviceUuid& device, Deadline 
 Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model, RegionOptions region, Deadline deadline) {
   const Result<std::size_t> device = OpenDevice(region.device, deadline);
   if (!device) return device.error();
-  Result<std::shared_ptr<Region::Impl>> made = Region::Impl::Allocate(model, std::move(region), devices, *device);
+  const auto allocate = [&] { return Region::Impl::Allocate(model, region, devices, *device, GrantUntil(region, deadline)); };
+  Result<std::shared_ptr<Region::Impl>> made = allocate();
+  if (!made && made.error().code == Errc::kResourceExhausted && link.connected()) {
+    // What dead workers have left on this device goes first.
+    const Result<ReclaimedMemory> reclaimed = ReclaimOrphans({.device = region.device, .name = {}, .min_age = {}}, deadline);
+    if (reclaimed && reclaimed->regions > 0) made = allocate();
+  }
   if (!made) return made.error();
   return AddRegion(std::move(*made), deadline);
 }
@@ -75,7 +81,8 @@ Result<std::shared_ptr<Region>> Client::Impl::RegisterRegion(const Model& model,
   }
   const Result<std::size_t> device = OpenDevice(region.device, deadline);
   if (!device) return device.error();
-  Result<std::shared_ptr<Region::Impl>> made = Region::Impl::Register(model, std::move(region), devices, *device, segments);
+  Result<std::shared_ptr<Region::Impl>> made =
+      Region::Impl::Register(model, region, devices, *device, segments, GrantUntil(region, deadline));
   if (!made) return made.error();
   return AddRegion(std::move(*made), deadline);
 }
@@ -93,7 +100,7 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
   };
   if (link.connected()) {
     auto waiting = std::make_shared<Waiting>();
-    RequestRegistration(region, [waiting](const Result<kvmwire::ServerMessage>& reply) {
+    RequestRegistration(region, [waiting](const Result<Answer>& reply) {
       std::lock_guard lock(waiting->mutex);
       waiting->status = reply ? Status() : Status(reply.error());
       waiting->done.notify_all();
@@ -123,7 +130,7 @@ void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& regi
     }
   }
   if (registered) {
-    if (done) done(kvmwire::ServerMessage());
+    if (done) done(Answer());
     return;
   }
   kvmwire::ClientMessage message;
@@ -132,25 +139,24 @@ void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& regi
   for (const SegmentHandle& handle : region->memory->handles()) {
     if (handle.fd) fds.push_back(handle.fd.get());
   }
-  link.Request(std::move(message), fds, [this, region](const Result<kvmwire::ServerMessage>& reply) {
-    OnRegistered(region, reply);
+  link.Request(std::move(message), fds, [this, region](const Result<Answer>& reply) {
+    if (reply) {
+      OnRegistered(region, reply->message.register_region_reply());
+    } else {
+      std::lock_guard lock(region->mutex);
+      region->refusal = reply.error();
+    }
     std::vector<Reply> waiters;
     {
       std::lock_guard lock(region->mutex);
       region->registering = false;
       waiters.swap(region->registration_waiters);
     }
-    for (const Reply& waiter : waiters) waiter(reply);
+    for (const Reply& waiter : waiters) waiter(reply ? Result<Answer>(Answer()) : reply.error());
   });
 }
 
-void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, const Result<kvmwire::ServerMessage>& reply) {
-  if (!reply) {
-    std::lock_guard lock(region->mutex);
-    region->refusal = reply.error();
-    return;
-  }
-  const kvmwire::RegisterRegionReply& registered = reply->register_region_reply();
+void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered) {
   peers.Add(connection_, registered.region(), registered.region_epoch(), region->own_mapping);
   bool closed = false;
   {
@@ -190,7 +196,7 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
     // A little less than the caller waits, so that kvmd is the one to say what is missing.
     request.set_ack_timeout_ms(static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000)));
   }
-  Result<kvmwire::ServerMessage> reply = link.Call(std::move(message), {}, deadline);
+  const Result<Answer> reply = link.Call(std::move(message), {}, deadline);
   if (!reply && reply.error().code != Errc::kUnavailable) return reply.error();
   return {};
 }

@@ -59,10 +59,10 @@ void Stower::Process(const std::shared_ptr<Region::Impl>& region, Batch batch) {
     std::string& records = *stow.mutable_records();
     records.clear();
     for (const Item& item : left) records.append(reinterpret_cast<const char*>(&item.record), sizeof(item.record));
-    const Result<kvmwire::ServerMessage> reply = link_.Call(message, {}, After(kPatience));
-    const std::size_t decided = reply ? std::min<std::size_t>(reply->stow_reply().decided(), left.size()) : 0;
+    const Result<Answer> reply = link_.Call(message, {}, After(kPatience));
+    const std::size_t decided = reply ? std::min<std::size_t>(reply->message.stow_reply().decided(), left.size()) : 0;
     if (decided == 0) return Drop(left);
-    Store(region, left.first(decided), reply->stow_reply());
+    Store(region, left.first(decided), reply->message.stow_reply());
     left = left.subspan(decided);
   }
 }

@@ -85,6 +85,12 @@ class CudaBackend final : public MemoryBackend {
     return std::unique_ptr<LocalMemory>(std::move(*memory));
   }
 
+  Result<std::unique_ptr<LocalMemory>> Take(std::vector<SegmentHandle> segments) override {
+    Result<std::unique_ptr<CudaLocalMemory>> memory = TakeVmm(device_, std::move(segments));
+    if (!memory) return memory.error();
+    return std::unique_ptr<LocalMemory>(std::move(*memory));
+  }
+
   Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin) override {
     const Result<MemoryPath> path = PathFrom(origin);
     if (!path) return path.error();

@@ -4,6 +4,8 @@
 #include <emmintrin.h>
 #endif
 
+#include <fcntl.h>
+
 #include <cstring>
 #include <utility>
 
@@ -19,13 +21,13 @@ class HostLocalMemory final : public LocalMemory {
   std::span<const SegmentHandle> handles() const noexcept override { return handles_; }
   std::byte* SegmentData(std::size_t segment) const noexcept override { return segments_[segment].data(); }
 
-  Status Add(const std::string& name, std::uint64_t size_bytes) {
-    Result<OwnedMemory> memory = OwnedMemory::Create(name, size_bytes);
+  Status Add(const std::string& name, std::uint64_t size_bytes) { return Add(OwnedMemory::Create(name, size_bytes)); }
+  Status Add(Result<OwnedMemory> memory) {
     if (!memory) return memory.error();
     SegmentHandle handle;
-    handle.size_bytes = size_bytes;
-    handle.fd.Reset(::dup(memory->fd()));
-    if (!handle.fd) return SystemError("dup " + name);
+    handle.size_bytes = memory->size();
+    handle.fd.Reset(::fcntl(memory->fd(), F_DUPFD_CLOEXEC, 0));
+    if (!handle.fd) return SystemError("dup of a memory's descriptor");
     segments_.push_back(std::move(*memory));
     handles_.push_back(std::move(handle));
     return {};
@@ -133,6 +135,14 @@ class HostBackend final : public MemoryBackend {
 
   Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange>) override {
     return MakeError(Errc::kUnsupported, "host memory can't be registered: let libkvclient allocate it");
+  }
+
+  Result<std::unique_ptr<LocalMemory>> Take(std::vector<SegmentHandle> segments) override {
+    auto memory = std::make_unique<HostLocalMemory>();
+    for (SegmentHandle& segment : segments) {
+      if (Status added = memory->Add(OwnedMemory::Take(std::move(segment.fd), segment.size_bytes)); !added) return added.error();
+    }
+    return std::unique_ptr<LocalMemory>(std::move(memory));
   }
 
   Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin) override {

@@ -145,6 +145,9 @@ class MemoryBackend {
   // (kvm/exportable_memory.h), else cuda_ipc, and the caller keeps it allocated while the result lives. kInvalidArgument: not device memory
   // of this GPU, or the range leaves its allocation. kUnsupported: this memory can't be exported; the message says what can.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) = 0;
+  // Makes the caller's own memory of segments that exist: what kvmd granted (host_memfd), or a dead owner's. Contents stay.
+  // kPermissionDenied, kInvalidArgument, kUnsupported (another kind of memory), kSystem.
+  [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Take(std::vector<SegmentHandle> segments) = 0;
   // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem;
   // kUnsupported: this GPU can't reach them, or the owner's GPU isn't visible to this process.
   // kUnavailable: memory that the owner has freed is still mapped under the same handle; again once it isn't.

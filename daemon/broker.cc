@@ -32,14 +32,15 @@ bool Broker::Greeted(ClientId client) const {
   return found != clients_.end() && found->second->greeted;
 }
 
-void Broker::Leave(ClientId id, bool died) {
+void Broker::Leave(ClientId id, bool died, UniqueFd process) {
   const auto found = clients_.find(id);
   if (found == clients_.end()) return;
   const std::unique_ptr<Client> client = std::move(found->second);
   clients_.erase(found);
   if (client->domain == nullptr) return;
-  DropRegionsOf(*client);
-  LeaveHostCache(*client, died);
+  const auto watched = std::make_shared<WatchedProcess>(std::move(process), died);
+  DropRegionsOf(*client, watched);
+  LeaveHostCache(*client, watched);
   client->domain->models().ForgetClient(id);
   --client->domain->clients;
   LogLimited(client->role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, died ? "client_died" : "client_left",
@@ -61,7 +62,8 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
   }
   const bool worker_only = message.body_case() == Message::kDeclareModel || message.body_case() == Message::kRegisterRegion ||
                            message.body_case() == Message::kUnregisterRegion || message.body_case() == Message::kPublish ||
-                           message.body_case() == Message::kRetract || message.body_case() == Message::kStow ||
+                           message.body_case() == Message::kRetract || message.body_case() == Message::kAllocateMemory ||
+                           message.body_case() == Message::kAdoptRegion || message.body_case() == Message::kStow ||
                            message.body_case() == Message::kStowDone || message.body_case() == Message::kHostCacheUse;
   if (worker_only && client.role != kvmwire::WORKER) {
     ReplyError(client, message.request_id(), MakeError(Errc::kPermissionDenied, "observers only read"));
@@ -83,6 +85,9 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
       if (client.stats.unmapped_reason().size() > kMaxReasonBytes) client.stats.mutable_unmapped_reason()->resize(kMaxReasonBytes);
       return {};
     case Message::kStatusQuery: HandleStatusQuery(client, message); return {};
+    case Message::kAllocateMemory: HandleAllocateMemory(client, message); return {};
+    case Message::kAdoptRegion: HandleAdoptRegion(client, message); return {};
+    case Message::kReclaim: HandleReclaim(client, message); return {};
     case Message::kPing: ReplyEmpty(client, message.request_id()); return {};
     case Message::BODY_NOT_SET: break;
   }
@@ -194,7 +199,7 @@ void Broker::HandleDeclareModel(Client& client, const kvmwire::ClientMessage& me
   const Result<ModelTable::Declared> declared = client.domain->models().Declare(client.id, *spec);
   if (!declared) return ReplyError(client, message.request_id(), declared.error());
   if (!declared->before || message.declare_model().announce_again()) {
-    for (Region* region : client.domain->LiveRegionsOfModel(declared->row)) {
+    for (Region* region : client.domain->ServingRegionsOfModel(declared->row)) {
       if (region->owner != client.id) Announce(client, *region);
     }
   }
@@ -224,7 +229,9 @@ Status Broker::HandleRetract(Client& client, const kvmwire::Retract& retract) {
 // ---- time ---------------------------------------------------------------------------------------
 
 void Broker::Tick(SteadyTime now) {
+  ExpireOrphans(now);
   CheckUnregisters(now);
+  CheckReclaims(now);
   for (const auto& [name, domain] : domains_) {
     domain->segment().Heartbeat();
     domain->WriteRows();
@@ -241,6 +248,7 @@ bool Broker::Work() {
     more = domain->segment().MakeSomeHuge() || more;
   }
   CheckUnregisters(SteadyTime::min());
+  CheckReclaims(SteadyTime::min());
   if (tier_) more = tier_->Work() || more;
   AnswerWaitingStows();
   return more;

@@ -5,7 +5,7 @@
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
-// broker_stow.cc: the host cache. broker_status.cc: what operators see.
+// broker_orphans.cc: regions whose owner has gone. broker_stow.cc: the host cache. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -35,8 +35,6 @@ class Peer {
   virtual std::size_t queued_bytes() const = 0;
   // Whether the other end has closed, though what it sent before may not have been read yet.
   virtual bool HungUp() const = 0;
-  // A pidfd of the process, owned by the peer; -1: none.
-  virtual int process_fd() const { return -1; }
   // Ends the connection at once; the broker's Leave is called from inside.
   virtual void Disconnect() = 0;
 };
@@ -49,8 +47,8 @@ class Broker : private TierHost {
   ~Broker() override;
 
   ClientId Join(Peer& peer, const Credentials& credentials);
-  // The connection has ended. `died`: the process has, too.
-  void Leave(ClientId client, bool died);
+  // The connection has ended. `died`: the process has, too; `process`: a pidfd of it, if there is one.
+  void Leave(ClientId client, bool died, UniqueFd process = {});
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
@@ -86,6 +84,19 @@ class Broker : private TierHost {
     SteadyTime deadline;
   };
 
+  // Somebody who waits for orphans to be gone.
+  struct PendingReclaim {
+    struct Row {
+      std::string domain;  // which may be dropped meanwhile
+      std::uint32_t row, region_epoch;
+    };
+    std::vector<Row> regions;
+    ClientId client = 0;
+    std::uint64_t request_id = 0;
+    SteadyTime deadline;
+    kvmwire::ReclaimReply reply;
+  };
+
   // broker.cc
   Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
   void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
@@ -100,9 +111,10 @@ class Broker : private TierHost {
   void HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message);
   void HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack);
+  Result<Region*> RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
   void Announce(Client& to, Region& region);
   void Withdraw(Domain& domain, Region& region, bool owner_died);
-  void DropRegionsOf(const Client& client);
+  void DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process);
   void CheckUnregisters(SteadyTime now);
 
   // broker_stow.cc
@@ -111,7 +123,7 @@ class Broker : private TierHost {
   Status HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use);
   bool AnswerStow(Client& client, const kvmwire::ClientMessage& message);
   void AnswerWaitingStows();
-  void LeaveHostCache(const Client& client, bool died);
+  void LeaveHostCache(const Client& client, const std::shared_ptr<WatchedProcess>& process);
   void DescribeHostCache(kvmwire::HelloReply& reply) const;
   void DescribeHostCache(kvmwire::HostCacheStatus& status) const;
   void DescribeHostCache(const Domain& domain, kvmwire::HostCacheDomain& status) const;
@@ -119,6 +131,18 @@ class Broker : private TierHost {
   void ChunkGranted(TierChunk& chunk) override;
   void ChunkClosing(Domain& domain, Region& region) override;
   void WorkToDo() override { work_to_do_(); }
+  // broker_orphans.cc
+  void HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message);
+  void HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message);
+  void HandleReclaim(Client& client, const kvmwire::ClientMessage& message);
+  // True if `region` is kept without its owner.
+  bool KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
+  // The region that a process which was away comes back for; null: there is none.
+  Result<Region*> ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
+  void ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
+  void MakeRoomForRegions(Domain& domain);
+  void ExpireOrphans(SteadyTime now);
+  void CheckReclaims(SteadyTime now);
 
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
@@ -132,6 +156,7 @@ class Broker : private TierHost {
   std::vector<PendingUnregister> unregisters_;
   std::unique_ptr<HostTier> tier_;  // null: no host cache
   std::map<ClientId, kvmwire::ClientMessage> waiting_stows_;
+  std::vector<PendingReclaim> reclaims_;
 };
 
 }  // namespace kvm::daemon

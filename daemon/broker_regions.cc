@@ -19,8 +19,8 @@ void Broker::Announce(Client& to, Region& region) {
   announce.set_client_id(region.owner);
   *announce.mutable_descriptor_() = region.descriptor;
   announce.set_has_payload(to.wants_payload);
-  std::vector<int> fds{region.fds[0].get()};
-  for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.fds[i].get());
+  std::vector<int> fds{region.importer_fd(0)};
+  for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.importer_fd(i));
   to.peer->Send(message, fds);
   region.announced_to.insert(to.id);
 }
@@ -28,18 +28,21 @@ void Broker::Announce(Client& to, Region& region) {
 void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
   kvmwire::RegionDescriptor& descriptor = *message.mutable_register_region()->mutable_region();
   // A client that reconnects may be faster than the news of its old connection's end.
-  const Region* holder = client.domain->FindLiveRegion(client.credentials.uid, descriptor.name());
+  const Region* holder = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (holder != nullptr && holder->owner != client.id) {
     const auto owner = clients_.find(holder->owner);
     if (owner != clients_.end() && owner->second->peer->HungUp()) owner->second->peer->Disconnect();
   }
-  Result<Region*> registered = client.domain->RegisterRegion(Owner{client.id, client.credentials.pid, client.credentials.uid},
-                                                             std::move(descriptor), std::move(fds));
+  Result<Region*> registered = ResumeRegion(client, descriptor, fds);
+  const bool resumed = registered && *registered != nullptr;
+  if (registered && !resumed) registered = RegisterNewRegion(client, std::move(descriptor), std::move(fds));
   if (!registered) return ReplyError(client, message.request_id(), registered.error());
   Region& region = **registered;
   if (tier_) tier_->DropMismatched(*client.domain, region);
+  // Whoever imports from a resumed region has been told of it.
   for (const auto& [id, other] : clients_) {
-    if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model))
+    if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model) &&
+        !region.announced_to.contains(id))
       Announce(*other, region);
   }
   kvmwire::ServerMessage reply;
@@ -47,12 +50,21 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
   reply.mutable_register_region_reply()->set_region(region.row);
   reply.mutable_register_region_reply()->set_region_epoch(region.info.region_epoch);
   client.peer->Send(reply);
-  LogLimited(LogLevel::kInfo, "region_registered",
+  LogLimited(LogLevel::kInfo, resumed ? "region_resumed" : "region_registered",
              {{"client", client.id},
               {"region", region.descriptor.name()},
               {"row", region.row},
               {"blocks", region.info.block_count},
               {"block_bytes", region.info.block_bytes}});
+}
+
+Result<Region*> Broker::RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
+  Domain& domain = *client.domain;
+  Result<std::unique_ptr<Region>> region = domain.PrepareRegion(client.id, std::move(descriptor), std::move(fds));
+  if (!region) return region.error();
+  for (Region* orphan : domain.OrphansInTheWay(**region, client.credentials.uid)) ReclaimOrphan(domain, *orphan, "another takes its place");
+  MakeRoomForRegions(domain);
+  return domain.AddRegion(Owner{client.id, client.credentials.pid, client.credentials.uid}, std::move(*region));
 }
 
 void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
@@ -92,22 +104,22 @@ void Broker::HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack) 
   if (region->waiting_for.empty()) work_to_do_();
 }
 
-// A client's end, both ways: its own regions go without waiting for anybody, and nobody waits for it.
-void Broker::DropRegionsOf(const Client& client) {
+// A client's end, both ways: its own regions go without waiting for anybody, or stay without it, and nobody waits for it.
+void Broker::DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process) {
   for (Region* region : client.domain->RegionsOf(client.id)) {
-    if (region->live()) Withdraw(*client.domain, *region, /*owner_died=*/true);
+    if (region->live() && !KeepAsOrphan(*client.domain, *region, process)) Withdraw(*client.domain, *region, /*owner_died=*/true);
     region->waiting_for.clear();
   }
   std::erase_if(unregisters_, [&](const PendingUnregister& pending) { return pending.client == client.id; });
-  for (const PendingUnregister& pending : unregisters_) {
-    if (Region* region = pending.domain->FindRegion(pending.row, pending.region_epoch)) region->waiting_for.erase(client.id);
-  }
+  std::erase_if(reclaims_, [&](const PendingReclaim& pending) { return pending.client == client.id; });
+  client.domain->StopWaitingFor(client.id);
   work_to_do_();
 }
 
 SteadyTime Broker::next_deadline() const noexcept {
   SteadyTime next = SteadyTime::max();
   for (const PendingUnregister& pending : unregisters_) next = std::min(next, pending.deadline);
+  for (const PendingReclaim& pending : reclaims_) next = std::min(next, pending.deadline);
   return next;
 }
 

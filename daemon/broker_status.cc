@@ -42,6 +42,8 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     out.set_clients(domain->clients);
     out.set_segment_bytes(domain->segment().size());
     if (tier_) DescribeHostCache(*domain, *out.mutable_host_cache());
+    out.set_orphans(domain->orphans());
+    out.set_orphan_bytes(domain->orphan_bytes());
   }
   std::size_t bytes = reply.ByteSizeLong();
   for (const auto& [id, client] : clients_) {

@@ -79,7 +79,7 @@ bool Broker::AnswerStow(Client& client, const kvmwire::ClientMessage& message) {
   }
   std::vector<PublishRecord> records(stow.records().size() / sizeof(PublishRecord));
   if (!records.empty()) std::memcpy(records.data(), stow.records().data(), stow.records().size());
-  const HostTier::Offerer offerer{client.id, client.credentials.uid, client.peer->process_fd()};
+  const HostTier::Offerer offerer{client.id, client.credentials.uid};
   const HostTier::Decision decision = tier_->Offer(offerer, *client.domain, *source, records, stow.asked());
   if (decision.decided == 0 && !records.empty()) return false;
   kvmwire::ServerMessage answer;
@@ -125,9 +125,9 @@ Status Broker::HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& u
   return {};
 }
 
-void Broker::LeaveHostCache(const Client& client, bool died) {
+void Broker::LeaveHostCache(const Client& client, const std::shared_ptr<WatchedProcess>& process) {
   waiting_stows_.erase(client.id);
-  if (tier_) tier_->Leave(client.id, died);
+  if (tier_) tier_->Leave(client.id, process);
 }
 
 // ---- chunks -------------------------------------------------------------------------------------

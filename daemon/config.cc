@@ -69,6 +69,11 @@ void AddOptions(CLI::App& app, Config& c) {
                         std::uint64_t{1} << 36);
   Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
   Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
+  Number<std::uint32_t>(app, "--orphan-ttl-s", c.orphan_ttl_s,
+                        "How long the memory of a dead worker is kept, for importers and for whoever adopts it; 0: not at all", 0,
+                        31'536'000);
+  Number<std::uint32_t>(app, "--max-orphans", c.max_orphans, "Regions of dead workers that a domain keeps; beyond, the oldest goes", 0,
+                        65'535);
   Number<std::uint32_t>(app, "--withdraw-timeout-ms", c.withdraw_timeout_ms,
                         "How long an unregistering client waits for importers to unmap", 1, 600'000);
   Number<std::uint32_t>(app, "--hello-timeout-ms", c.hello_timeout_ms, "How long a connection may take to say hello", 1, 600'000);

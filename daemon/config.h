@@ -30,6 +30,8 @@ struct Config {
   std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
   std::uint32_t max_fds_per_client = 512;
   std::uint32_t max_replicas = layout::kMaxReplicas;
+  std::uint32_t orphan_ttl_s = 300;  // 0: the memory of a dead worker goes at once
+  std::uint32_t max_orphans = 64;    // a domain
   std::uint32_t withdraw_timeout_ms = 1000;
   std::uint32_t hello_timeout_ms = 5000;
   std::uint32_t frame_timeout_ms = 10'000;

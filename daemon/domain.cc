@@ -35,24 +35,25 @@ Account Domain::AccountOf(ClientId client) const {
   return found == accounts_.end() ? Account{} : found->second;
 }
 
-Status Domain::CheckQuotas(ClientId client, const kvmwire::RegionDescriptor& descriptor, std::size_t fds) const {
+Status Domain::CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const {
   if (client == kNoClient) return {};  // kvmd's own
   const Account account = AccountOf(client);
   if (account.regions >= config_.max_regions_per_client)
     return Exhausted("too many regions of one client", config_.max_regions_per_client, "--max-regions-per-client");
   if (account.fds + fds > config_.max_fds_per_client)
     return Exhausted("too many descriptors of one client", config_.max_fds_per_client, "--max-fds-per-client");
-  if (account.blocks + descriptor.block_count() > config_.max_blocks_per_client)
+  if (account.blocks + blocks > config_.max_blocks_per_client)
     return Exhausted("too many blocks of one client", config_.max_blocks_per_client, "--max-blocks-per-client");
   return {};
 }
 
 Status Domain::CheckAgainstOthers(const Region& region, const Owner& owner) const {
   for (const auto& other : regions_) {
-    if (!other || !other->live()) continue;
+    if (!other || !other->serving()) continue;
     if (other->info.owner_uid == owner.uid && other->descriptor.name() == region.descriptor.name()) {
-      return MakeError(Errc::kAlreadyExists,
-                       "region: the name " + region.descriptor.name() + " is in use by process " + std::to_string(other->info.owner_pid));
+      return MakeError(Errc::kAlreadyExists, "region: the name " + region.descriptor.name() + " is in use by process " +
+                                                 std::to_string(other->info.owner_pid) +
+                                                 (other->orphan ? ", which is not connected but still runs" : ""));
     }
     // The host cache drops its own when a worker comes with another size.
     if (other->keeper == nullptr && other->info.model == region.info.model && SameShard(*other, region) && other->info.block_bytes != region.info.block_bytes) {
@@ -64,19 +65,37 @@ Status Domain::CheckAgainstOthers(const Region& region, const Owner& owner) cons
   return {};
 }
 
-Result<Region*> Domain::RegisterRegion(const Owner& owner, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
+Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
+                                                      std::vector<UniqueFd> fds) const {
   const Result<std::uint32_t> model = models_.Find(descriptor.fingerprint());
   if (!model) return model.error();
-  if (Status allowed = CheckQuotas(owner.client, descriptor, fds.size()); !allowed) return allowed.error();
+  if (Status allowed = CheckQuotas(owner, descriptor.block_count(), fds.size()); !allowed) return allowed.error();
+  Result<std::unique_ptr<Region>> checked = CheckRegion(std::move(descriptor), std::move(fds), models_.spec(*model));
+  if (!checked) return checked.error();
+  // Granted memory takes two descriptors each.
+  if (Status allowed = CheckQuotas(owner, (*checked)->info.block_count, (*checked)->descriptors()); !allowed) return allowed.error();
+  (*checked)->info.model = *model;
+  return checked;
+}
+
+std::vector<Region*> Domain::OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept {
+  std::vector<Region*> out;
+  for (const auto& other : regions_) {
+    if (!other || !other->orphan || !other->orphan->process->Ended()) continue;
+    const bool same_name = other->info.owner_uid == owner_uid && other->descriptor.name() == region.descriptor.name();
+    const bool same_blocks = other->info.model == region.info.model && SameShard(*other, region);
+    if (same_name || (same_blocks && other->info.block_bytes != region.info.block_bytes)) out.push_back(other.get());
+  }
+  return out;
+}
+
+Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> added) {
+  Region& region = *added;
   std::uint32_t row = next_row_;
   for (std::uint32_t tried = 0; regions_[row]; ++tried) {
     if (tried == regions_.size() || next_region_epoch_ == 0) return Exhausted("region table is full", config_.max_regions, "--max-regions");
     row = row + 1 == regions_.size() ? 0 : row + 1;
   }
-  Result<std::unique_ptr<Region>> checked = CheckRegion(std::move(descriptor), std::move(fds), models_.spec(*model));
-  if (!checked) return checked.error();
-  Region& region = **checked;
-  region.info.model = *model;
   if (Status fits = CheckAgainstOthers(region, owner); !fits) return fits.error();
 
   region.row = row;
@@ -90,9 +109,9 @@ Result<Region*> Domain::RegisterRegion(const Owner& owner, kvmwire::RegionDescri
   region.account = &accounts_[owner.client];
   region.account->regions += 1;
   region.account->blocks += region.info.block_count;
-  region.account->fds += region.fds.size();
-  models_.AddRegion(*model);
-  regions_[row] = std::move(*checked);
+  region.account->fds += region.descriptors();
+  models_.AddRegion(region.info.model);
+  regions_[row] = std::move(added);
   next_row_ = row + 1 == regions_.size() ? 0 : row + 1;
   ++live_regions_;
   WriteRow(region);
@@ -120,9 +139,9 @@ Region* Domain::FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexce
   return row < regions_.size() && regions_[row] && regions_[row]->info.region_epoch == region_epoch ? regions_[row].get() : nullptr;
 }
 
-Region* Domain::FindLiveRegion(std::uint32_t owner_uid, const std::string& name) noexcept {
+Region* Domain::FindServingRegion(std::uint32_t owner_uid, const std::string& name) noexcept {
   for (const auto& region : regions_) {
-    if (region && region->live() && region->info.owner_uid == owner_uid && region->descriptor.name() == name) return region.get();
+    if (region && region->serving() && region->info.owner_uid == owner_uid && region->descriptor.name() == name) return region.get();
   }
   return nullptr;
 }
@@ -135,19 +154,29 @@ std::vector<Region*> Domain::RegionsOf(ClientId owner) noexcept {
   return out;
 }
 
-std::vector<Region*> Domain::LiveRegionsOfModel(std::uint32_t model) noexcept {
+std::vector<Region*> Domain::ServingRegionsOfModel(std::uint32_t model) noexcept {
   std::vector<Region*> out;
   for (const auto& region : regions_) {
-    if (region && region->live() && region->info.model == model) out.push_back(region.get());
+    if (region && region->serving() && region->info.model == model) out.push_back(region.get());
   }
   return out;
 }
 
 void Domain::StartLeaving(Region& region, layout::RegionState shown) noexcept {
   live_regions_ -= region.live();
+  orphans_ -= region.orphan.has_value();
+  region.orphan.reset();
   region.info.state = static_cast<std::uint32_t>(shown);
   WriteRow(region);
   leaving_.insert(region.row);
+}
+
+void Domain::StopWaitingFor(ClientId importer) noexcept {
+  for (const auto& region : regions_) {
+    if (!region) continue;
+    region->waiting_for.erase(importer);
+    region->announced_to.erase(importer);
+  }
 }
 
 bool Domain::Reap(std::uint32_t budget) {
@@ -175,10 +204,7 @@ bool Domain::Reap(std::uint32_t budget) {
 void Domain::FreeRegion(std::uint32_t row) noexcept {
   Region& region = *regions_[row];
   const std::uint32_t model = region.info.model;
-  Account& account = *region.account;
-  account.blocks -= region.info.block_count;
-  account.fds -= region.fds.size();
-  if (--account.regions == 0) accounts_.erase(region.owner);
+  LeaveAccount(region);
   region.info = layout::RegionInfo{};
   WriteRow(region);
   regions_[row].reset();

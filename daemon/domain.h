@@ -4,8 +4,9 @@
 // here; no call can fail in a way that harms another client. Work that grows with a client's size
 // (dropping its entries, looking for stale ones) is cut into bounded slices. Single-threaded.
 //
-// A region goes through live → leaving → gone. While it leaves, its entries are dropped and importers may
-// still have it mapped; its row is reused only after both have ended, its epoch never.
+// A region goes through live → leaving → gone, or live → orphan → live again with the same or another owner, or
+// leaving. While it leaves, its entries are dropped and importers may still have it mapped; its row is reused only
+// after both have ended, its epoch never. An orphan serves as a live one does, but nobody publishes to it.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@
 #include "daemon/model_table.h"
 #include "daemon/region.h"
 #include "daemon/registry_segment.h"
+#include "proto/sealed_memory.h"
 
 namespace kvm::daemon {
 
@@ -39,20 +41,39 @@ class Domain {
   ModelTable& models() noexcept { return models_; }
   std::uint64_t entries() const noexcept { return index_.entries(); }
   std::uint32_t live_regions() const noexcept { return live_regions_; }
+  std::uint32_t orphans() const noexcept { return orphans_; }
+  std::uint64_t orphan_bytes() const noexcept;
   Account AccountOf(ClientId client) const;
 
   // ---- regions (domain.cc)
 
-  // kAlreadyExists, kNotFound (model), kBadGeometry, kResourceExhausted and what CheckRegion says.
-  [[nodiscard]] Result<Region*> RegisterRegion(const Owner& owner, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
+  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted (quotas) and what
+  // CheckRegion says.
+  [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
+                                                              std::vector<UniqueFd> fds) const;
+  // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of the same model and
+  // shard with blocks of another size.
+  std::vector<Region*> OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept;
+  // kAlreadyExists, kBadGeometry (against others), kResourceExhausted (table).
+  [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
   Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept;  // live or leaving; null if none
-  Region* FindLiveRegion(std::uint32_t owner_uid, const std::string& name) noexcept;
+  Region* FindServingRegion(std::uint32_t owner_uid, const std::string& name) noexcept;
   std::vector<Region*> RegionsOf(ClientId owner) noexcept;
-  std::vector<Region*> LiveRegionsOfModel(std::uint32_t model) noexcept;
+  std::vector<Region*> ServingRegionsOfModel(std::uint32_t model) noexcept;
+  std::vector<Region*> Orphans() noexcept;  // the oldest first
+  bool nearly_full() const noexcept;        // few rows are left
 
-  // Takes a live region out: nothing can be published to it any more, its row shows `shown`, and Reap
+  // A live region's owner has gone.
+  void MakeOrphan(Region& region, Orphan orphan) noexcept;
+  // Gives an orphan to `owner`, entries and all. kResourceExhausted: a quota of the new owner.
+  [[nodiscard]] Status TakeOver(Region& region, const Owner& owner);
+  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
+  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
+
+  // Takes a serving region out: nothing can be published to it any more, its row shows `shown`, and Reap
   // does the rest.
   void StartLeaving(Region& region, layout::RegionState shown) noexcept;
+  void StopWaitingFor(ClientId importer) noexcept;  // it has gone
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
   // wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
@@ -78,9 +99,10 @@ class Domain {
  private:
   Domain(std::string name, const Config& config, RegistrySegment segment);
 
-  Status CheckQuotas(ClientId client, const kvmwire::RegionDescriptor& descriptor, std::size_t fds) const;
+  Status CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const;
   Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
   void FreeRegion(std::uint32_t row) noexcept;
+  void LeaveAccount(Region& region) noexcept;
   void WriteRow(Region& region) noexcept;
 
   enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
@@ -100,7 +122,7 @@ class Domain {
   std::vector<std::unique_ptr<Region>> regions_;  // by row; null: free
   std::map<ClientId, Account> accounts_;          // of clients that have regions, leaving ones included
   std::set<std::uint32_t> leaving_;               // rows
-  std::uint32_t live_regions_ = 0;
+  std::uint32_t live_regions_ = 0, orphans_ = 0;
   std::uint32_t next_row_ = 0;  // where the search for a free row begins: rows rest before they are reused
   std::uint32_t next_region_epoch_ = 1;
   ClockEviction eviction_;

@@ -23,7 +23,7 @@ PublishRecord RecordAt(const std::string& records, std::size_t index) {
 
 bool Domain::IsStale(const IndexEntry& entry) const noexcept {
   const Region& region = *regions_[entry.region];
-  return !region.live() || region.generations.Current(entry.block) != entry.generation;
+  return !region.serving() || region.generations.Current(entry.block) != entry.generation;
 }
 
 void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept {

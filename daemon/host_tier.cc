@@ -1,7 +1,5 @@
 #include "daemon/host_tier.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
 #include <unordered_map>
 
@@ -29,7 +27,6 @@ std::shared_ptr<TierWriter> HostTier::WriterOf(const Offerer& offerer, Domain& d
   writer->client = offerer.client;
   writer->uid = offerer.uid;
   writer->domain = &domain;
-  if (offerer.process_fd >= 0) writer->process.Reset(::fcntl(offerer.process_fd, F_DUPFD_CLOEXEC, 0));
   return writer;
 }
 
@@ -230,22 +227,23 @@ void HostTier::ExpireGrants(TierWriter& writer, SteadyTime now) {
   if (writer.open.size() > 2 * kMaxGrantsPerClient) std::erase_if(writer.open, answered);
 }
 
-void HostTier::Leave(ClientId client, bool died) {
+void HostTier::Leave(ClientId client, std::shared_ptr<WatchedProcess> process) {
   const auto found = writers_.find(client);
   if (found == writers_.end()) return;
   const std::shared_ptr<TierWriter> writer = std::move(found->second);
   writers_.erase(found);
   writer->client = 0;
   writer->bytes = 0;
+  writer->process = std::move(process);
   writer->open.clear();
-  Departed(*writer, died);
+  Departed(*writer);
   if (!writer->gone) departed_.push_back(writer);
   progress_ = true;
 }
 
 // What it was granted is not stored any more. The slots are free once it can't write them.
-void HostTier::Departed(TierWriter& writer, bool died) {
-  writer.gone = died || writer.Ended();
+void HostTier::Departed(TierWriter& writer) {
+  writer.gone = writer.process->Ended();
   for (const auto& chunk : chunks_) {
     if (!chunk->WritableBy(writer)) continue;
     TierBlocks& blocks = chunk->group.blocks;

@@ -25,8 +25,6 @@
 
 namespace kvm::daemon {
 
-using SteadyTime = std::chrono::steady_clock::time_point;
-
 // What the tier wants others to know of its chunks.
 class TierHost {
  public:
@@ -49,7 +47,6 @@ class HostTier final : public TierObserver {
   struct Offerer {
     ClientId client = 0;
     std::uint32_t uid = 0;
-    int process_fd = -1;  // a pidfd, -1: none
   };
   struct Grant {
     std::uint32_t record = 0;
@@ -84,7 +81,7 @@ class HostTier final : public TierObserver {
   Decision Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records, bool asked);
   void Done(ClientId client, Domain& domain, const kvmwire::StowDone& done);
   void Used(Domain& domain, const kvmwire::HostCacheUse& use);
-  void Leave(ClientId client, bool died);
+  void Leave(ClientId client, std::shared_ptr<WatchedProcess> process);
   // A block that is pinned is not evicted by the policy, and its chunk is not given up. False: it is not held. Each pin
   // is ended by an Unpin.
   bool Pin(Domain& domain, const BlockKey& key);
@@ -139,7 +136,7 @@ class HostTier final : public TierObserver {
   void Use(TierGroup& group, std::span<const policy::Slot> slots, bool imported);
   void Evict(TierChunk& chunk, policy::Slot slot);
   void ExpireGrants(TierWriter& writer, SteadyTime now);
-  void Departed(TierWriter& writer, bool died);
+  void Departed(TierWriter& writer);
 
   // host_tier_memory.cc
   std::optional<Place> FindPlace(TierGroup& group, const std::shared_ptr<TierWriter>& writer, const PublishRecord& record,

@@ -317,8 +317,8 @@ void HostTier::Tick(SteadyTime now) {
   now_ = now;
   for (const auto& [client, writer] : writers_) ExpireGrants(*writer, now);
   std::erase_if(departed_, [&](const std::shared_ptr<TierWriter>& writer) {
-    if (writer->Ended()) {
-      Departed(*writer, true);
+    if (writer->process->Ended()) {
+      Departed(*writer);
       progress_ = true;
     }
     // Nobody else knows of it: nothing is left that it could write.

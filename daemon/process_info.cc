@@ -1,6 +1,7 @@
 #include "daemon/process_info.h"
 
 #include <dirent.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,6 +38,13 @@ UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept {
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size) == 0) return UniqueFd(fd);
   if (pid == 0) return {};
   return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
+}
+
+bool WatchedProcess::Ended() noexcept {
+  if (ended_ || !pidfd_) return ended_;
+  pollfd poll_fd{pidfd_.get(), POLLIN, 0};
+  ended_ = ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & POLLIN) != 0;
+  return ended_;
 }
 
 }  // namespace kvm::daemon

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include <utility>
+
 #include "proto/unique_fd.h"
 
 namespace kvm::daemon {
@@ -13,5 +15,20 @@ std::uint32_t OpenFds() noexcept;
 // A pidfd of the process at the other end of `socket`, which polls readable once that has ended; none
 // if the kernel can't say (another PID namespace, an old kernel): EOF then is the only sign.
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
+
+// A process that has let go of its connection, to ask whether it runs on.
+class WatchedProcess {
+ public:
+  // `pidfd`: of PeerPidFd, or none. `ended`: it is known to have.
+  WatchedProcess(UniqueFd pidfd, bool ended) : pidfd_(std::move(pidfd)), ended_(ended) {}
+  bool Ended() noexcept;
+  // Whether Ended() will ever tell.
+  bool known() const noexcept { return ended_ || pidfd_; }
+  int pidfd() const noexcept { return pidfd_.get(); }
+
+ private:
+  UniqueFd pidfd_;
+  bool ended_;
+};
 
 }  // namespace kvm::daemon

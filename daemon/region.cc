@@ -1,5 +1,7 @@
 #include "daemon/region.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -100,6 +102,15 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
     return Invalid("device_uuid is not 16 bytes");
 
   if (Status written = CheckWriters(fds[0].get(), "generation table"); !written) return written.error();
+  for (const UniqueFd& fd : fds) {
+    UniqueFd importers;
+    if (WritersOf(fd.get()) == Writers::kHolders) {
+      Result<UniqueFd> reopened = ReopenReadOnly(fd.get());
+      if (!reopened) return reopened.error();
+      importers = std::move(*reopened);
+    }
+    region->read_only.push_back(std::move(importers));
+  }
   Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(geometry.block_count));
   if (!table) return MakeError(table.error().code, "region: generation table: " + table.error().ToString());
   region->generation_memory = std::move(*table);
@@ -121,6 +132,50 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   region->descriptor = std::move(descriptor);
   region->fds = std::move(fds);
   return region;
+}
+
+std::uint64_t Region::identity() const noexcept {
+  struct stat info_of_table {};
+  return ::fstat(fds[0].get(), &info_of_table) == 0 ? info_of_table.st_ino : 0;
+}
+
+bool Region::outlives_owner() const noexcept {
+  return descriptor.outlives_owner() && info.handle_kind != static_cast<std::uint32_t>(HandleKind::kCudaIpc);
+}
+
+bool Region::adoptable() const noexcept {
+  const auto granted = [](const UniqueFd& reopened) { return static_cast<bool>(reopened); };
+  const std::size_t needed = info.handle_kind == static_cast<std::uint32_t>(HandleKind::kHostMemfd) ? read_only.size() : 1;
+  return outlives_owner() && std::all_of(read_only.begin(), read_only.begin() + static_cast<std::ptrdiff_t>(needed), granted);
+}
+
+std::uint64_t Region::segment_bytes() const noexcept {
+  std::uint64_t bytes = 0;
+  for (const kvmwire::Segment& segment : descriptor.segments()) bytes += segment.size_bytes();
+  return bytes;
+}
+
+std::size_t Region::descriptors() const noexcept {
+  return fds.size() +
+         static_cast<std::size_t>(std::count_if(read_only.begin(), read_only.end(), [](const UniqueFd& fd) { return bool{fd}; }));
+}
+
+Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected) {
+  const kvmwire::RegionDescriptor& is = region.descriptor;
+  const auto differs = [&](const std::string& field) {
+    return MakeError(Errc::kBadGeometry, "region " + is.name() + ": its " + field + " is not the one expected");
+  };
+  if (expected.fingerprint() != is.fingerprint())
+    return MakeError(Errc::kModelMismatch, "region " + is.name() + ": it is of another model");
+  if (!std::equal(is.shard().begin(), is.shard().end(), expected.shard().begin(), expected.shard().end())) return differs("shard");
+  if (expected.device_uuid() != is.device_uuid()) return differs("device");
+  if (expected.block_count() != is.block_count()) return differs("number of blocks");
+  if (!(GeometryOf(expected) == GeometryOf(is))) return differs("geometry");
+  if (expected.segments_size() != is.segments_size()) return differs("number of segments");
+  for (int i = 0; i < is.segments_size(); ++i) {
+    if (expected.segments(i).size_bytes() != is.segments(i).size_bytes()) return differs("size of segment " + std::to_string(i));
+  }
+  return {};
 }
 
 }  // namespace kvm::daemon

@@ -1,13 +1,16 @@
 // What kvmd keeps of a registered region besides its row: descriptors, generations, who has it mapped.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "daemon/model_table.h"
+#include "daemon/process_info.h"
 #include "daemon/slot_map.h"
 #include "kvm/error.h"
 #include "kvm/geometry.h"
@@ -30,6 +33,8 @@ struct Account {
 
 inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
 
+using SteadyTime = std::chrono::steady_clock::time_point;
+
 // Who fills a region that kvmd keeps.
 class RegionKeeper {
  public:
@@ -38,14 +43,22 @@ class RegionKeeper {
   virtual void EntryErased(std::uint32_t block) noexcept = 0;
 };
 
+// Of a region whose owner's connection has ended.
+struct Orphan {
+  SteadyTime since;
+  std::shared_ptr<WatchedProcess> process;  // the owner's
+};
+
 struct Region {
   kvmwire::RegionDescriptor descriptor;
-  std::vector<UniqueFd> fds;  // generation table, then segments that have one
+  std::vector<UniqueFd> fds;        // generation table, then segments that have one; as the owner has them
+  std::vector<UniqueFd> read_only;  // [fds]: of granted memory; none where the owner's can't be mapped writable
   MappedMemory generation_memory;
   GenerationReader generations;
   layout::RegionInfo info{};  // what the row says
   std::uint32_t row = 0;
-  ClientId owner = 0;
+  ClientId owner = 0;            // of an orphan: its last one
+  std::optional<Orphan> orphan;  // set: nobody owns it now
 
   RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
 
@@ -58,7 +71,21 @@ struct Region {
   std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
 
   bool live() const noexcept { return info.state == static_cast<std::uint32_t>(layout::RegionState::kLive); }
+  // Live, or an orphan: its blocks can be imported.
+  bool serving() const noexcept { return live() || orphan.has_value(); }
+  // Names the generation table for as long as it exists, whoever owns the region.
+  std::uint64_t identity() const noexcept;
+  // Descriptors for importers, in the order of `fds`.
+  int importer_fd(std::size_t i) const noexcept { return read_only[i] ? read_only[i].get() : fds[i].get(); }
+  // Whether the memory can outlive its owner, and whether a next owner can go on in it.
+  bool outlives_owner() const noexcept;
+  bool adoptable() const noexcept;
+  std::uint64_t segment_bytes() const noexcept;  // of all
+  std::size_t descriptors() const noexcept;      // that kvmd keeps
 };
+
+// kModelMismatch, kBadGeometry: the region is not what the adopter expects; the message names the field.
+[[nodiscard]] Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected);
 
 // Checks everything a client says about a region, maps its generation table and takes its descriptors.
 // `spec`: of the model its fingerprint names. The message of an error names the field.

@@ -217,10 +217,10 @@ void Session::Close(const std::string& reason, bool died) {
     if (writer_.Append(message.SerializeAsString())) static_cast<void>(writer_.Drain(socket_.native_handle()));
   }
   boost::system::error_code ignored;
-  process_.close(ignored);
+  UniqueFd process(process_.is_open() ? process_.release() : -1);
   socket_.shutdown(Socket::shutdown_both, ignored);
   socket_.close(ignored);
-  broker_.Leave(id_, died);
+  broker_.Leave(id_, died, std::move(process));
   ended_(id_);
 }
 

@@ -36,7 +36,6 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
   void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
   std::size_t queued_bytes() const override { return writer_.queued_bytes(); }
   bool HungUp() const override;
-  int process_fd() const override { return process_.is_open() ? const_cast<Session*>(this)->process_.native_handle() : -1; }
   void Disconnect() override { Close("", /*died=*/false); }
 
   // Says goodbye if the socket takes it, then closes. `died`: the process has ended.

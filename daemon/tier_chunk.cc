@@ -1,17 +1,11 @@
 #include "daemon/tier_chunk.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <unistd.h>
 
 #include "proto/region_descriptor.h"
 
 namespace kvm::daemon {
-
-bool TierWriter::Ended() const noexcept {
-  pollfd wait{process.get(), POLLIN, 0};
-  return process && ::poll(&wait, 1, 0) == 1;
-}
 
 Result<std::unique_ptr<TierChunk>> TierChunk::Create(TierObserver& observer, std::string name, TierGroup& group) {
   std::unique_ptr<TierChunk> chunk(new TierChunk(observer, std::move(name), group));
@@ -27,8 +21,6 @@ Status TierChunk::Open(std::uint32_t its_position) {
   if (!table) return table.error();
   generation_memory_ = std::move(*table);
   generations_ = GenerationWriter::Format({generation_memory_.data(), generation_memory_.size()}, slots, group.kind.checksums);
-  Result<UniqueFd> readable = ReopenReadOnly(memory.writable_fd());
-  if (!readable) return readable.error();
 
   kvmwire::RegionDescriptor descriptor;
   descriptor.set_name(name_);
@@ -43,10 +35,11 @@ Status TierChunk::Open(std::uint32_t its_position) {
     if (!fds.back()) return SystemError("duplicate a chunk's descriptor");
   }
   const Owner kvmd{kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};
-  Result<Region*> registered = group.domain.RegisterRegion(kvmd, std::move(descriptor), std::move(fds));
-  if (!registered) return registered.error();
-  region = *registered;
-  region->fds[1] = std::move(*readable);  // what importers get
+  Result<std::unique_ptr<Region>> prepared = group.domain.PrepareRegion(kNoClient, std::move(descriptor), std::move(fds));
+  if (!prepared) return prepared.error();
+  Result<Region*> added = group.domain.AddRegion(kvmd, std::move(*prepared));
+  if (!added) return added.error();
+  region = *added;
   region->keeper = this;
   position = its_position;
   return {};

@@ -34,9 +34,8 @@ struct TierWriter {
   ClientId client = 0;  // 0: it has left
   std::uint32_t uid = 0;
   Domain* domain = nullptr;
-  UniqueFd process;  // polls readable once the process has ended; none: nobody can tell
-  bool gone = false;  // the process has ended
-  bool Ended() const noexcept;  // looks whether it has
+  std::shared_ptr<WatchedProcess> process;  // once it has left
+  bool gone = false;                        // the process has ended
   std::uint64_t bytes = 0;  // of its chunks, while it is there
   std::uint32_t granted = 0;  // slots that it has been granted and not answered for
   std::deque<OpenGrant> open;  // by deadline; answered ones go when their turn comes
@@ -81,7 +80,7 @@ class TierChunk final : public RegionKeeper {
   // Memory that is not allocated yet, for `slots` blocks.
   [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Create(TierObserver& observer, std::string name, TierGroup& group);
 
-  // Once the memory is allocated: makes it a region of the domain. What Domain::RegisterRegion says.
+  // Once the memory is allocated: makes it a region of the domain. What Domain::PrepareRegion and AddRegion say.
   [[nodiscard]] Status Open(std::uint32_t position);
   // Leaves the region to the domain.
   void Close() noexcept;

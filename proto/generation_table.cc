@@ -25,6 +25,14 @@ Result<GenerationReader> GenerationReader::Open(std::span<const std::byte> memor
   return reader;
 }
 
+Result<GenerationWriter> GenerationWriter::Open(std::span<std::byte> memory, std::uint32_t block_count) {
+  const Result<GenerationReader> reader = GenerationReader::Open(memory, block_count);
+  if (!reader) return reader.error();
+  GenerationWriter writer;
+  static_cast<GenerationReader&>(writer) = *reader;
+  return writer;
+}
+
 GenerationWriter GenerationWriter::Format(std::span<std::byte> memory, std::uint32_t block_count, bool checksums) noexcept {
   const GenerationHeader header{kGenerationMagic, kGenerationLayoutVersion, block_count, checksums, 0, {}};
   std::memcpy(memory.data(), &header, sizeof(header));

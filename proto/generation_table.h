@@ -89,6 +89,9 @@ class GenerationWriter : public GenerationReader {
   // Formats `memory` (zeroed, at least GenerationTableBytes(…)); the caller keeps it alive.
   static GenerationWriter Format(std::span<std::byte> memory, std::uint32_t block_count, bool checksums = false) noexcept;
 
+  // The same of a table that was formatted before, to go on with its generations. kProtocol.
+  [[nodiscard]] static Result<GenerationWriter> Open(std::span<std::byte> memory, std::uint32_t block_count);
+
   // Withdraws the block from readers and returns the odd value that this write owns. Also when it is
   // odd already: the earlier write then can't finish. Precondition: block < block_count().
   Generation BeginWrite(std::uint32_t block) noexcept {

@@ -6,15 +6,15 @@
 
 namespace kvm {
 
-inline constexpr std::uint32_t kProtocolVersion = 2;
+inline constexpr std::uint32_t kProtocolVersion = 3;
 
 inline constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 20;  // payload of one frame
-inline constexpr std::size_t kMaxFrameFds = 128;                     // descriptors with one frame; SCM_MAX_FD is 253
+inline constexpr std::size_t kMaxFrameFds = 129;                     // descriptors with one frame; SCM_MAX_FD is 253
 inline constexpr std::size_t kMaxPublishBatch = 8192;                // records of one Publish
 inline constexpr std::size_t kMaxStowBatch = 1024;                   // records of one Stow, outcomes of one StowDone
 inline constexpr std::size_t kMaxHostCacheRuns = 256;                // of one HostCacheUse
 inline constexpr std::size_t kMaxNameBytes = 63;
-inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 1;  // of one region with descriptors
+inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 2;  // of one region with descriptors: generations and records come on top
 inline constexpr std::size_t kMaxSegmentsByHandle = 1024;      // of one cuda_ipc region
 
 inline constexpr const char* kDefaultSocketPath = "/run/kvmd/kvmd.sock";

@@ -74,6 +74,16 @@ Result<kvmwire::StatusReply> Observer::QueryStatus(bool with_clients) {
   return std::move(*reply->mutable_status_reply());
 }
 
+Result<kvmwire::ReclaimReply> Observer::Reclaim(const kvmwire::Reclaim& request) {
+  kvmwire::ClientMessage message;
+  *message.mutable_reclaim() = request;
+  Result<kvmwire::ServerMessage> reply = Ask(std::move(message), nullptr);
+  if (!reply) return reply.error();
+  if (reply->body_case() != kvmwire::ServerMessage::kReclaimReply)
+    return MakeError(Errc::kProtocol, "kvmd answered a reclaim with something else");
+  return std::move(*reply->mutable_reclaim_reply());
+}
+
 Result<std::chrono::nanoseconds> Observer::Ping() {
   kvmwire::ClientMessage message;
   message.mutable_ping();

@@ -26,6 +26,8 @@ class Observer {
   const RegistryView& registry() const noexcept { return registry_; }
 
   [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients);
+  // Waits for importers as long as the request says.
+  [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);
   // Round trip of an empty request.
   [[nodiscard]] Result<std::chrono::nanoseconds> Ping();
 

@@ -1,4 +1,4 @@
-// Command line of the views: status, clients, regions, models, doctor, topo, ls, find, explain.
+// Command line of the views: status, clients, regions, models, doctor, topo, ls, find, explain; and of reclaim.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -43,6 +43,16 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
                          "Copy between all pairs and show GB/s: about 0.1 s a pair, some hundred MiB on each GPU");
   topo_command->footer("Without GPUs it says why there are none, and exits 0.");
   topo_command->callback([&common, &action, topo] { action = [&common, topo] { return RunTopo(common, *topo); }; });
+
+  auto reclaim = std::make_shared<ReclaimCommandOptions>();
+  CLI::App* reclaim_command =
+      app.add_subcommand("reclaim", "Gives up memory that dead workers have left, and waits for importers to unmap it");
+  reclaim_command->add_option("--region", reclaim->region, "Only the region of this name");
+  reclaim_command->add_option("--device", reclaim->device, "Only memory of this GPU (its UUID, as `kvctl regions` shows it), or host");
+  reclaim_command->add_option("--older-than-s", reclaim->older_than_s, "Only of workers dead for so many seconds")->capture_default_str();
+  reclaim_command->add_flag("--all", reclaim->all, "All of them");
+  reclaim_command->footer("Users reclaim what their own workers left; root and kvmd's user what anybody's did.");
+  reclaim_command->callback([&common, &action, reclaim] { action = [&common, reclaim] { return RunReclaim(common, *reclaim); }; });
 
   auto options = std::make_shared<LsOptions>();
   CLI::App* command = app.add_subcommand("ls", "Published blocks, by region and block, or along a prefix");

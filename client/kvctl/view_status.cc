@@ -41,7 +41,8 @@ boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
           {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
           {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
           {"models", domain.models()},        {"max_models", domain.max_models()},
-          {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()}};
+          {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
+          {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
 }
 
 boost::json::array RegionGroupsJson(const Observer& observer) {
@@ -102,13 +103,13 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
   }
   fields.Print(std::cout);
   std::cout << '\n';
-  Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">segment"});
+  Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">segment", ">orphans", ">orphan memory"});
   for (const auto& domain : status.domains()) {
     table.Add({Printable(domain.name()), HumanCount(domain.entries()), HumanCount(domain.max_entries()),
                HumanPercent(static_cast<double>(domain.entries()), static_cast<double>(domain.max_entries())),
                std::to_string(domain.regions()) + "/" + std::to_string(domain.max_regions()),
                std::to_string(domain.models()) + "/" + std::to_string(domain.max_models()), std::to_string(domain.clients()),
-               HumanBytes(domain.segment_bytes())});
+               HumanBytes(domain.segment_bytes()), std::to_string(domain.orphans()), HumanBytes(domain.orphan_bytes())});
   }
   table.Print(std::cout);
 }

@@ -29,6 +29,14 @@ struct LsOptions {
 };
 int RunLs(const CommonOptions& common, const LsOptions& options);
 
+struct ReclaimCommandOptions {
+  std::string region;  // name; empty for any
+  std::string device;  // "host" or a GPU's UUID; empty for any
+  std::uint32_t older_than_s = 0;
+  bool all = false;  // none of the others is needed then
+};
+int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options);
+
 struct FindCommandOptions {
   KeyQueryOptions query;
   std::uint64_t limit = 50;  // rows of the table; 0 for all

@@ -1,5 +1,5 @@
-// Workers that are killed at any moment: nobody gets wrong bytes, what they had is gone soon after, and
-// kvmd keeps neither descriptors nor slots of them.
+// Workers that are killed at any moment, where kvmd keeps nothing of the dead (--orphan-ttl-s 0): nobody gets wrong
+// bytes, what they had is gone soon after, and kvmd keeps neither descriptors nor slots of them.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -33,7 +33,7 @@ void ExpectEmpty(test::RegistryProbe& probe) {
 }  // namespace
 
 TEST_CASE("Worker death: entries and regions of a killed worker are gone soon, others keep theirs", "[fault]") {
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   test::RegistryProbe probe(kvmd.socket());
   RemoteWorker victim({.socket = kvmd.socket(), .name = "victim"});
   RemoteWorker survivor({.socket = kvmd.socket(), .name = "survivor"});
@@ -64,7 +64,7 @@ TEST_CASE("Worker death: a worker killed between BeginWrite and Publish leaves n
 }
 
 TEST_CASE("Worker death: workers killed at random moments cost no wrong byte and leave nothing behind", "[fault]") {
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   test::RegistryProbe probe(kvmd.socket());
   const int fds = kvmd.SettledFds();
   const std::uint64_t seed = 42;
@@ -101,7 +101,7 @@ TEST_CASE("Worker death: workers killed at random moments cost no wrong byte and
 }
 
 TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 killed workers", "[fault]") {
-  KvmdProcess kvmd({"--frame-timeout-ms", "300"});
+  KvmdProcess kvmd({"--frame-timeout-ms", "300", "--orphan-ttl-s", "0"});
   test::RegistryProbe probe(kvmd.socket());
   const int fds = kvmd.SettledFds();
   for (int i = 0; i < 200; ++i) {
@@ -128,7 +128,7 @@ TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 kille
 }
 
 TEST_CASE("Worker death: a peer's mappings go when their owner does", "[fault]") {
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   const auto reader = test::Worker::Start({.socket = kvmd.socket(), .name = "reader"});
   KVM_REQUIRE_OK(reader);
   const int fds = test::OpenFds();

@@ -54,7 +54,7 @@ ImportCheck ImportEventually(Worker& worker, const std::string& prompt, std::siz
 }  // namespace
 
 TEST_CASE("Host cache: blocks of a killed worker are imported from it, byte for byte", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "4M"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   const auto reader = Start(kvmd, "reader");
@@ -73,7 +73,7 @@ TEST_CASE("Host cache: blocks of a killed worker are imported from it, byte for 
 }
 
 TEST_CASE("Host cache: a block that its owner overwrites stays there", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "4M"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   PublishAndFlush(*publisher, "a:20", 0);
@@ -88,7 +88,7 @@ TEST_CASE("Host cache: a block that its owner overwrites stays there", "[integra
 }
 
 TEST_CASE("Host cache: regions of any geometry are stowed, and imported into any other", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "64M", "--host-cache-chunk", "1M"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-chunk", "1M"});
   RegistryProbe probe(kvmd.socket());
   std::uint64_t held = 0;
   for (const test::NamedGeometry& layout : test::EngineLayouts(16)) {
@@ -119,7 +119,7 @@ TEST_CASE("Host cache: a full one evicts, whatever the policy, and serves what i
   const auto policy = GENERATE(as<std::string>(), "lru", "s3-fifo", "hit-density");
   INFO(policy);
   constexpr std::uint64_t kSlots = 64;
-  KvmdProcess kvmd({"--host-cache", std::to_string(kSlots * kBlock), "--host-cache-policy", policy});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlots * kBlock), "--host-cache-policy", policy});
   RegistryProbe probe(kvmd.socket());
   WorkerOptions options;
   options.blocks = 256;
@@ -149,7 +149,7 @@ TEST_CASE("Host cache: a full one evicts, whatever the policy, and serves what i
 }
 
 TEST_CASE("Host cache: admission by second hit takes a block when it is published again", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "4M", "--host-cache-admission", "second-hit"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M", "--host-cache-admission", "second-hit"});
   RegistryProbe probe(kvmd.socket());
   const auto first = Start(kvmd, "first"), second = Start(kvmd, "second");
   PublishAndFlush(*first, "a:8,b:8", 0);
@@ -165,7 +165,7 @@ TEST_CASE("Host cache: admission by second hit takes a block when it is publishe
 }
 
 TEST_CASE("Host cache: before reuse, a worker stows what it is about to overwrite", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "4M", "--host-cache-admission", "reuse"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M", "--host-cache-admission", "reuse"});
   RegistryProbe probe(kvmd.socket());
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   PublishAndFlush(*publisher, "a:8,b:8", 0);
@@ -183,7 +183,7 @@ TEST_CASE("Host cache: before reuse, a worker stows what it is about to overwrit
 }
 
 TEST_CASE("Host cache: a region is stowed as its options say", "[integration]") {
-  KvmdProcess kvmd({"--host-cache", "4M"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   WorkerOptions options;
   options.stow = StowMode::kNever;
@@ -212,7 +212,7 @@ TEST_CASE("Host cache: without one, nothing is stowed and nobody waits", "[integ
 TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody else's", "[integration]") {
   constexpr std::uint64_t kSlots = 16;
   const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-client", chunk});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-client", chunk});
   RegistryProbe probe(kvmd.socket());
   const auto small = Start(kvmd, "small"), large = Start(kvmd, "large");
   PublishAndFlush(*small, "a:16", 0);
@@ -236,7 +236,7 @@ TEST_CASE("Host cache: a domain at its quota takes nothing of another domain's",
   if (::geteuid() != 0) KVM_SKIP("needs root, to run a worker as another user");
   constexpr std::uint64_t kSlots = 16;
   const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-domain", chunk});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-domain", chunk});
   RegistryProbe probe(kvmd.socket());
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:16", 0);

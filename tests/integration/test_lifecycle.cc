@@ -192,7 +192,7 @@ TEST_CASE("Lifecycle: a full registry makes room or refuses, and never gives wro
 }
 
 TEST_CASE("Lifecycle: when a source dies the other replica serves", "[integration]") {
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   RemoteWorker first({.socket = kvmd.socket(), .name = "first"});
   const auto second = Start(kvmd, "second"), reader = Start(kvmd, "reader");
   first.Publish("a:8", 0);

@@ -56,8 +56,15 @@ int BusyMain(const std::vector<std::string>& arguments) {
   Random random(std::stoull(arguments.at(2)));
   for (int life = 0; !InputClosed(); ++life) {
     options.name = arguments.at(1) + "-" + std::to_string(life);
+    options.adopt = arguments.at(3) == "adopt" && life == 0;
     const std::unique_ptr<Worker> worker = MustStart(options);
     if (!worker) return 1;
+    for (const AdoptedBlock& adopted : worker->adopted()) {
+      if (worker->Holds(adopted.block, adopted.key)) continue;
+      std::cerr << options.name << ": an adopted block has wrong bytes" << std::endl;
+      return kBusyWorkerFoundWrongBytes;
+    }
+    if (options.adopt) std::cout << worker->adopted().size() << std::endl;
     for (std::uint64_t steps = random.Between(1, 300); steps > 0 && !InputClosed(); --steps) {
       if (Step(*worker, random)) continue;
       std::cerr << options.name << ": an import called valid has wrong bytes" << std::endl;
@@ -127,8 +134,8 @@ std::vector<BlockKey> RecyclerKeys(const std::string& name) {
   return keys;
 }
 
-ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed) {
-  return ChildProcess::Self("busy", {socket, name, std::to_string(seed)});
+ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed, bool adopt) {
+  return ChildProcess::Self("busy", {socket, name, std::to_string(seed), adopt ? "adopt" : "allocate"});
 }
 
 ChildProcess StartRecycler(const std::string& socket, const std::string& name) {

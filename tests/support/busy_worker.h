@@ -12,8 +12,9 @@ namespace kvm::test {
 
 // Does everything a worker can do, at random: publishes prompts that others publish too, imports,
 // registers and unregisters regions, reconnects. Ends with exit code 0 when its input closes, with
-// kBusyWorkerFoundWrongBytes as soon as an import that was called valid has wrong bytes.
-ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed);
+// kBusyWorkerFoundWrongBytes as soon as an import that was called valid, or a block that came with an adopted region,
+// has wrong bytes. `adopt`: goes on in the region of a dead worker of the same name, if there is one.
+ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed, bool adopt = false);
 inline constexpr int kBusyWorkerFoundWrongBytes = 3;
 
 // Rewrites and publishes the blocks of its region as fast as it can, keys from a set of its own.

@@ -17,8 +17,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-OwnedMemory MustCreate(const std::string& name, std::size_t bytes) {
-  Result<OwnedMemory> memory = OwnedMemory::Create(name, bytes);
+OwnedMemory Must(Result<OwnedMemory> memory) {
   if (!memory) {
     std::cerr << "memory for a test: " << memory.error().ToString() << std::endl;
     std::abort();
@@ -154,8 +153,19 @@ Result<kvmwire::StatusReply> WireClient::QueryStatus(bool clients) {
   return reply->message.status_reply();
 }
 
-WireRegion::WireRegion(const std::string& name, const ModelSpec& spec, std::uint32_t blocks, std::uint64_t block_bytes)
-    : generation_memory(MustCreate("generations", GenerationTableBytes(blocks))), payload(MustCreate("payload", blocks * block_bytes)) {
+Result<Received> WireClient::AllocateMemory(const std::vector<std::uint64_t>& size_bytes) {
+  kvmwire::ClientMessage message;
+  message.mutable_allocate_memory();
+  for (const std::uint64_t bytes : size_bytes) message.mutable_allocate_memory()->add_size_bytes(bytes);
+  return Call(message);
+}
+
+WireRegion::WireRegion(const std::string& name, const ModelSpec& spec, std::uint32_t blocks, std::uint64_t block_bytes,
+                       std::vector<UniqueFd> memory)
+    : generation_memory(Must(memory.empty() ? OwnedMemory::Create("generations", GenerationTableBytes(blocks))
+                                            : OwnedMemory::Take(std::move(memory[0]), GenerationTableBytes(blocks)))),
+      payload(Must(memory.empty() ? OwnedMemory::Create("payload", blocks * block_bytes)
+                                  : OwnedMemory::Take(std::move(memory[1]), blocks * block_bytes))) {
   generations = GenerationWriter::Format({generation_memory.data(), generation_memory.size()}, blocks);
   const Fingerprint fingerprint = spec.ComputeFingerprint();
   descriptor.set_name(name);

@@ -49,6 +49,7 @@ class WireClient {
   [[nodiscard]] Result<Received> Hello(const std::string& name = "test", kvmwire::Role role = kvmwire::WORKER, bool wants_payload = true);
   [[nodiscard]] Result<std::uint32_t> DeclareModel(const ModelSpec& spec);
   [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool clients = true);
+  [[nodiscard]] Result<Received> AllocateMemory(const std::vector<std::uint64_t>& size_bytes);
 
   int fd() const noexcept { return socket_.get(); }
   void Close() { socket_.Reset(); }
@@ -62,8 +63,10 @@ class WireClient {
 };
 
 // A region as its owner would describe it: sealed generation table and one sealed segment, block by block.
+// `memory`: granted memory instead of sealed one: generation table, payload.
 struct WireRegion {
-  WireRegion(const std::string& name, const ModelSpec& spec, std::uint32_t blocks, std::uint64_t block_bytes = 64);
+  WireRegion(const std::string& name, const ModelSpec& spec, std::uint32_t blocks, std::uint64_t block_bytes = 64,
+             std::vector<UniqueFd> memory = {});
 
   std::vector<int> fds() const { return {generation_memory.fd(), payload.fd()}; }
   kvmwire::ClientMessage RegisterMessage() const;

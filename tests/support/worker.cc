@@ -89,6 +89,16 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   region.checksums = options.checksums;
   region.stow = options.stow;
   region.geometry = options.geometry.block_count != 0 ? options.geometry : Geometry::Contiguous(options.blocks, options.block_bytes);
+  region.outlives_owner = options.outlives_owner;
+  if (options.adopt) {
+    Result<AdoptedRegion> adopted = worker->client_->AdoptRegion(worker->model_, region, deadline);
+    if (adopted) {
+      worker->region_ = std::move(adopted->region);
+      worker->adopted_ = std::move(adopted->blocks);
+      return worker;
+    }
+    if (adopted.error().code != Errc::kNotFound && adopted.error().code != Errc::kUnsupported) return adopted.error();
+  }
   Result<std::shared_ptr<Region>> allocated = worker->client_->AllocateRegion(worker->model_, region, deadline);
   if (!allocated) return allocated.error();
   worker->region_ = *allocated;

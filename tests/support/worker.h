@@ -26,6 +26,8 @@ struct WorkerOptions {
   bool start_offline = false;
   bool map_payload = true;
   bool checksums = false;
+  bool outlives_owner = true;
+  bool adopt = false;  // take over what a dead worker of this name left; allocate if there is nothing
   StowMode stow = StowMode::kAuto;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
@@ -48,6 +50,8 @@ class Worker {
   Client& client() { return *client_; }
   const std::shared_ptr<Client>& shared_client() { return client_; }
   Region& region() { return *region_; }
+  // What an adopted region held; empty if it was allocated.
+  const std::vector<AdoptedBlock>& adopted() const { return adopted_; }
   bool has_region() const { return region_ != nullptr; }
   const Model& model() const { return model_; }
   void DropRegion() { region_.reset(); }
@@ -80,6 +84,7 @@ class Worker {
   std::shared_ptr<Client> client_;
   Model model_;
   std::shared_ptr<Region> region_;
+  std::vector<AdoptedBlock> adopted_;
 };
 
 // Bytes [at, at + bytes) of the content of `key`'s block.

@@ -34,7 +34,7 @@ TEST_CASE("Layout: constants of version 1", "[unit]") {
   REQUIRE(kGenerationLayoutVersion == 1);
   REQUIRE(kProtocolVersion == 2);
   REQUIRE(kMaxFrameBytes == 1048576);
-  REQUIRE(kMaxFrameFds == 128);
+  REQUIRE(kMaxFrameFds == 129);
   REQUIRE(kMaxPublishBatch == 8192);
   REQUIRE(kMaxNameBytes == 63);
   REQUIRE(IndexSlot::kMore == 1);

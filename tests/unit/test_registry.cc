@@ -37,7 +37,9 @@ struct Registry {
   Result<Region*> Register(ClientId client, WireRegion& region) {
     std::vector<UniqueFd> fds;
     for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
-    Result<Region*> registered = domain->RegisterRegion({client, 100, 1000}, region.descriptor, std::move(fds));
+    Result<std::unique_ptr<Region>> prepared = domain->PrepareRegion(client, region.descriptor, std::move(fds));
+    if (!prepared) return prepared.error();
+    Result<Region*> registered = domain->AddRegion({client, 100, 1000}, std::move(*prepared));
     if (registered) {
       region.row = (*registered)->row;
       region.region_epoch = (*registered)->info.region_epoch;

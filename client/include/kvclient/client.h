@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -75,6 +76,20 @@ struct UnmappedRegion {
   Error reason;
 };
 
+// Which of the regions without an owner are meant; what is left empty is any.
+struct ReclaimOptions {
+  std::optional<DeviceUuid> device{};  // zeros: host memory
+  std::string name{};
+  std::chrono::seconds min_age{0};
+};
+
+struct ReclaimedMemory {
+  std::size_t regions = 0;
+  std::uint64_t blocks = 0;  // published ones
+  std::uint64_t bytes = 0;
+  std::size_t still_mapped = 0;  // of the regions: importers have not let go in time, so their memory is not free yet
+};
+
 // A model that others have declared and that differs from ours in few fields: why nothing is shared.
 struct NearMiss {
   ModelSpec theirs;
@@ -123,6 +138,20 @@ class Client {
   // what can.
   [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions options,
                                                                std::span<const DeviceRange> segments, Deadline deadline);
+
+  // Gives this process the region that a dead process of the same user has left: its memory as it is, without copying,
+  // and the list of its blocks that are still good. Importers notice nothing. `options` say what is expected: name,
+  // shard, geometry, device, checksums, segment_bytes as AllocateRegion had them.
+  // kNotFound: there is no such region (any more). kAlreadyExists: it has an owner. kUnavailable: the process that had
+  // it has not ended by `deadline`. kModelMismatch, kBadGeometry: it is another than expected, the field named.
+  // kUnsupported: it can't be adopted (made while kvmd was away, or kvmd can't watch its process). kResourceExhausted.
+  // Nothing has changed after an error, except after kDeadlineExceeded.
+  [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions options, Deadline deadline);
+
+  // Gives up regions that dead processes of this user have left, and waits until importers have unmapped them.
+  // AllocateRegion does so by itself when a device has no memory left; an engine with an allocator of its own calls it
+  // before it looks how much is free. kUnavailable: not connected. kDeadlineExceeded.
+  [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
 
   // Longest common prefix of `keys` with what is published, by reading shared memory: microseconds, no
   // system call, no lock held while looking. `keys`: consecutive keys of one chain.

@@ -46,6 +46,10 @@ struct RegionOptions {
   // costs the publisher one reading of the bytes, and Publish then waits for the GPU to have read them.
   bool checksums = false;
   StowMode stow = StowMode::kAuto;
+  // Should this process die, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be imported,
+  // and Client::AdoptRegion gives it to a process that takes this one's place. False: it is freed at once, which is
+  // right for GPU memory that a restarted process would rather allocate anew. cuda_ipc memory always goes.
+  bool outlives_owner = true;
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
   std::vector<std::uint64_t> segment_bytes{};
 };
@@ -57,6 +61,19 @@ struct PublishRequest {
   BlockKey parent;
   std::uint32_t depth = 0;
   BlockWrite write;
+};
+
+// A block that an adopted region holds: published by its last owner, and not rewritten since.
+struct AdoptedBlock {
+  BlockKey key;
+  std::uint32_t block = 0;
+  std::uint32_t depth = 0;  // blocks before it in its prefix
+};
+
+class Region;
+struct AdoptedRegion {
+  std::shared_ptr<Region> region;
+  std::vector<AdoptedBlock> blocks;  // in block order; all others are free
 };
 
 // What became of a Publish call.

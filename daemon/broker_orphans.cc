@@ -1,0 +1,192 @@
+// Regions whose owner has gone: kept, given back to the process that was only away, given to the one that was
+// restarted, given up.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "daemon/broker.h"
+#include "proto/protocol_limits.h"
+
+namespace kvm::daemon {
+namespace {
+
+constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
+
+bool SameInode(std::uint64_t inode, int fd) {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 && info.st_ino == inode;
+}
+
+}  // namespace
+
+void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::AllocateMemory& request = message.allocate_memory();
+  if (request.size_bytes_size() == 0 || request.size_bytes_size() > static_cast<int>(kMaxFrameFds)) {
+    return ReplyError(client, message.request_id(),
+                      MakeError(Errc::kInvalidArgument, "memory: " + std::to_string(request.size_bytes_size()) + " pieces asked for, 1.." +
+                                                            std::to_string(kMaxFrameFds) + " allowed"));
+  }
+  std::vector<UniqueFd> made;
+  std::vector<int> fds;
+  for (const std::uint64_t bytes : request.size_bytes()) {
+    Result<UniqueFd> fd = CreateGrantable("kvm:" + client.name, bytes);
+    if (!fd) return ReplyError(client, message.request_id(), fd.error());
+    fds.push_back(fd->get());
+    made.push_back(std::move(*fd));
+  }
+  kvmwire::ServerMessage reply;
+  reply.set_request_id(message.request_id());
+  reply.mutable_empty();
+  client.peer->Send(reply, fds);
+}
+
+bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
+  if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
+  if (domain.orphans() >= config_.max_orphans) ReclaimOrphan(domain, *domain.Orphans().front(), "too many (--max-orphans)");
+  domain.MakeOrphan(region, {std::chrono::steady_clock::now(), process});
+  LogLimited(LogLevel::kInfo, "region_orphaned",
+             {{"region", region.descriptor.name()},
+              {"row", region.row},
+              {"pid", region.info.owner_pid},
+              {"blocks", region.entries},
+              {"bytes", region.segment_bytes()}});
+  MakeRoomForRegions(domain);
+  return true;
+}
+
+Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds) {
+  Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
+  if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
+    return nullptr;
+  if (fds.empty() || !SameInode(region->identity(), fds[0].get()) ||
+      region->descriptor.SerializeAsString() != descriptor.SerializeAsString()) {
+    ReclaimOrphan(*client.domain, *region, "its owner registers another one");
+    return nullptr;
+  }
+  const Status taken = client.domain->TakeOver(*region, {client.id, client.credentials.pid, client.credentials.uid});
+  if (!taken) return taken.error();
+  return region;
+}
+
+void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::RegionDescriptor& expected = message.adopt_region().expected();
+  const auto refuse = [&](const Error& error) { ReplyError(client, message.request_id(), error); };
+  const std::string what = "adopt region " + expected.name() + ": ";
+  Region* region = client.domain->FindServingRegion(client.credentials.uid, expected.name());
+  if (region == nullptr) return refuse(MakeError(Errc::kNotFound, what + "there is none without an owner"));
+  const std::string pid = std::to_string(region->info.owner_pid);
+  if (!region->orphan) return refuse(MakeError(Errc::kAlreadyExists, what + "it belongs to process " + pid));
+  if (!region->orphan->process->known())
+    return refuse(MakeError(Errc::kUnsupported, what + "kvmd can't see whether process " + pid + " has ended (another PID namespace?)"));
+  // It would go on writing what its next owner publishes.
+  if (!region->orphan->process->Ended()) return refuse(MakeError(Errc::kUnavailable, what + "process " + pid + " has not ended"));
+  if (!region->adoptable())
+    return refuse(MakeError(Errc::kUnsupported, what + "its owner made it while kvmd was away, so nobody else can write it"));
+  if (Status fits = CheckExpected(*region, expected); !fits) return refuse(fits.error());
+  std::uint64_t records = 0;
+  Result<OwnedMemory> list = client.domain->Records(*region, records);
+  if (!list) return refuse(list.error());
+  if (Status taken = client.domain->TakeOver(*region, {client.id, client.credentials.pid, client.credentials.uid}); !taken)
+    return refuse(taken.error());
+
+  kvmwire::ServerMessage message_out;
+  message_out.set_request_id(message.request_id());
+  kvmwire::AdoptRegionReply& reply = *message_out.mutable_adopt_region_reply();
+  reply.set_region(region->row);
+  reply.set_region_epoch(region->info.region_epoch);
+  *reply.mutable_descriptor_() = region->descriptor;
+  reply.set_records(records);
+  std::vector<int> fds;
+  for (const UniqueFd& fd : region->fds) fds.push_back(fd.get());
+  fds.push_back(list->fd());
+  client.peer->Send(message_out, fds);
+  LogLimited(LogLevel::kInfo, "region_adopted",
+             {{"client", client.id},
+              {"pid", client.credentials.pid},
+              {"region", region->descriptor.name()},
+              {"row", region->row},
+              {"blocks", records}});
+}
+
+// ---- giving up ----------------------------------------------------------------------------------
+
+void Broker::ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers) {
+  LogLimited(LogLevel::kInfo, "region_reclaimed",
+             {{"region", region.descriptor.name()}, {"row", region.row}, {"bytes", region.segment_bytes()}, {"reason", why}});
+  Withdraw(domain, region, /*owner_died=*/!wait_for_importers);
+}
+
+void Broker::MakeRoomForRegions(Domain& domain) {
+  if (domain.orphans() > 0 && domain.nearly_full())
+    ReclaimOrphan(domain, *domain.Orphans().front(), "few regions are left (--max-regions)");
+}
+
+void Broker::ExpireOrphans(SteadyTime now) {
+  for (const auto& [name, domain] : domains_) {
+    if (domain->orphans() == 0) continue;
+    for (Region* region : domain->Orphans()) {
+      if (now - region->orphan->since < std::chrono::seconds(config_.orphan_ttl_s)) break;
+      ReclaimOrphan(*domain, *region, "nobody came for it (--orphan-ttl-s)");
+    }
+  }
+}
+
+void Broker::HandleReclaim(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::Reclaim& request = message.reclaim();
+  if (!request.device_uuid().empty() && request.device_uuid().size() != sizeof(layout::RegionInfo::device_uuid))
+    return ReplyError(client, message.request_id(), MakeError(Errc::kInvalidArgument, "reclaim: device_uuid is not 16 bytes"));
+  const SteadyTime now = std::chrono::steady_clock::now();
+  const std::uint32_t uid = client.credentials.uid;
+  const bool rules_all = uid == 0 || uid == ::geteuid();
+  PendingReclaim pending;
+  pending.client = client.id;
+  pending.request_id = message.request_id();
+  pending.deadline = now + std::chrono::milliseconds(request.ack_timeout_ms() != 0 ? std::min(request.ack_timeout_ms(), kMaxAckTimeoutMs)
+                                                                                   : config_.withdraw_timeout_ms);
+  for (const auto& [name, domain] : domains_) {
+    if (!rules_all && domain.get() != client.domain) continue;
+    for (Region* region : domain->Orphans()) {
+      const layout::RegionInfo& info = region->info;
+      const std::string_view device(reinterpret_cast<const char*>(info.device_uuid), sizeof(info.device_uuid));
+      if (!request.name().empty() && request.name() != region->descriptor.name()) continue;
+      if (!request.device_uuid().empty() && request.device_uuid() != device) continue;
+      if (now - region->orphan->since < std::chrono::seconds(request.min_age_s())) continue;
+      // Who needs memory of a device may have that of any dead worker of the domain; else each user has its own.
+      if (!rules_all && info.owner_uid != uid && (client.role != kvmwire::WORKER || request.device_uuid().empty())) continue;
+      pending.reply.set_regions(pending.reply.regions() + 1);
+      pending.reply.set_blocks(pending.reply.blocks() + region->entries);
+      pending.reply.set_bytes(pending.reply.bytes() + region->segment_bytes());
+      pending.regions.push_back({name, region->row, info.region_epoch});
+      ReclaimOrphan(*domain, *region, "asked for", /*wait_for_importers=*/true);
+    }
+  }
+  reclaims_.push_back(std::move(pending));
+  CheckReclaims(now);
+}
+
+// Answers those whose regions are gone, and those whose deadline has passed.
+void Broker::CheckReclaims(SteadyTime now) {
+  std::erase_if(reclaims_, [&](PendingReclaim& pending) {
+    std::uint32_t left = 0;
+    for (const PendingReclaim::Row& row : pending.regions) {
+      const auto domain = domains_.find(row.domain);
+      Region* region = domain == domains_.end() ? nullptr : domain->second->FindRegion(row.row, row.region_epoch);
+      left += region != nullptr;
+      if (region == nullptr || now < pending.deadline) continue;
+      region->waiting_for.clear();
+      work_to_do_();
+    }
+    if (left > 0 && now < pending.deadline) return false;
+    const auto client = clients_.find(pending.client);
+    if (client == clients_.end()) return true;
+    pending.reply.set_still_mapped(left);
+    kvmwire::ServerMessage message;
+    message.set_request_id(pending.request_id);
+    *message.mutable_reclaim_reply() = pending.reply;
+    client->second->peer->Send(message);
+    return true;
+  });
+}
+
+}  // namespace kvm::daemon

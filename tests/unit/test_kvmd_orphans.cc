@@ -1,0 +1,567 @@
+// What kvmd does with the regions of clients that have gone. The broker is driven by hand: no socket, and a clock that
+// the test turns.
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <deque>
+
+#include "daemon/broker.h"
+#include "tests/catch.h"
+#include "tests/support/fork.h"
+#include "tests/support/model_specs.h"
+#include "tests/support/open_fds.h"
+#include "tests/support/wire_client.h"
+
+namespace kvm::test {
+namespace {
+
+using daemon::Broker;
+using daemon::ClientId;
+using daemon::Config;
+using daemon::SteadyTime;
+using std::chrono::seconds;
+
+constexpr std::uint32_t kDeadPid = 4'000'000;  // beyond what kernels hand out
+
+// A connection of which the test sees what is sent.
+class FakePeer final : public daemon::Peer {
+ public:
+  void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override {
+    Received received{message, {}};
+    for (const int fd : fds) received.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    sent.push_back(std::move(received));
+  }
+  std::size_t queued_bytes() const override { return 0; }
+  bool HungUp() const override { return false; }
+  void Disconnect() override {}
+
+  // The last message of this kind; fails the test if there is none.
+  Received Take(kvmwire::ServerMessage::BodyCase kind) {
+    for (auto it = sent.begin(); it != sent.end(); ++it) {
+      if (it->message.body_case() != kind || it->message.has_error()) continue;
+      Received out = std::move(*it);
+      sent.erase(it);
+      return out;
+    }
+    for (const Received& received : sent) UNSCOPED_INFO(received.message.error().message());
+    FAIL("no such message");
+    return {};
+  }
+  std::string TakeError() {
+    for (auto it = sent.begin(); it != sent.end(); ++it) {
+      if (!it->message.has_error()) continue;
+      const std::string text = it->message.error().message();
+      sent.erase(it);
+      return text;
+    }
+    return "no error";
+  }
+  bool Has(kvmwire::ServerMessage::BodyCase kind) const {
+    return std::any_of(sent.begin(), sent.end(), [&](const Received& received) { return received.message.body_case() == kind; });
+  }
+
+  std::deque<Received> sent;
+};
+
+using Body = kvmwire::ServerMessage;
+
+void CheckSays(const std::string& text, const std::string& part) {
+  INFO(text);
+  CHECK(text.find(part) != std::string::npos);
+}
+
+template <class T>
+Config With(T Config::*option, T value) {
+  Config config;
+  config.*option = value;
+  return config;
+}
+
+// kvmd without sockets.
+class Node {
+ public:
+  explicit Node(const Config& config = {}) : config_(Small(config)), broker(config_) {}
+
+  ClientId Join(FakePeer& peer, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER) {
+    const ClientId id = broker.Join(peer, {pid, uid, uid});
+    kvmwire::ClientMessage hello;
+    hello.mutable_hello()->set_protocol_version(kProtocolVersion);
+    hello.mutable_hello()->set_client_name("client");
+    hello.mutable_hello()->set_wants_payload(true);
+    hello.mutable_hello()->set_role(role);
+    Handle(id, hello);
+    peer.Take(Body::kHelloReply);
+    if (role == kvmwire::OBSERVER) return id;
+    kvmwire::ClientMessage model;
+    model.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
+    Handle(id, model);
+    peer.Take(Body::kDeclareModelReply);
+    return id;
+  }
+  void Handle(ClientId client, const kvmwire::ClientMessage& message, const std::vector<int>& fds = {}) {
+    std::vector<UniqueFd> sent;
+    for (const int fd : fds) sent.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    KVM_REQUIRE_OK(broker.Handle(client, message, std::move(sent)));
+  }
+  WireRegion Granted(ClientId client, FakePeer& peer, const std::string& name, std::uint32_t blocks, std::uint64_t block_bytes = 64) {
+    kvmwire::ClientMessage message;
+    message.mutable_allocate_memory()->add_size_bytes(GenerationTableBytes(blocks));
+    message.mutable_allocate_memory()->add_size_bytes(blocks * block_bytes);
+    Handle(client, message);
+    WireRegion region(name, LlamaSpec(), blocks, block_bytes, peer.Take(Body::kEmpty).fds);
+    region.descriptor.set_outlives_owner(true);
+    return region;
+  }
+  void Register(ClientId client, FakePeer& peer, WireRegion& region) {
+    Handle(client, region.RegisterMessage(), region.fds());
+    const kvmwire::RegisterRegionReply reply = peer.Take(Body::kRegisterRegionReply).message.register_region_reply();
+    region.row = reply.region();
+    region.region_epoch = reply.region_epoch();
+  }
+  // Publishes all its blocks under keys {block, salt}.
+  void Publish(ClientId client, FakePeer& peer, WireRegion& region, std::uint64_t salt = 1) {
+    std::vector<PublishRecord> records;
+    for (std::uint32_t block = 0; block < region.descriptor.block_count(); ++block) records.push_back(region.Write(block, {block, salt}));
+    Handle(client, region.PublishMessage(records));
+    CHECK(peer.Take(Body::kPublishAck).message.publish_ack().inserted() == records.size());
+  }
+  void WorkAll() {
+    while (broker.Work()) continue;
+  }
+  kvmwire::DomainStatus Domain(std::uint32_t uid = 1000) {
+    FakePeer peer;
+    const ClientId id = Join(peer, 1, uid, kvmwire::OBSERVER);
+    kvmwire::ClientMessage query;
+    query.mutable_status_query();
+    Handle(id, query);
+    kvmwire::DomainStatus out = peer.Take(Body::kStatusReply).message.status_reply().domains(0);
+    broker.Leave(id, false);
+    return out;
+  }
+  static kvmwire::ClientMessage Adopt(const WireRegion& region) {
+    kvmwire::ClientMessage message;
+    *message.mutable_adopt_region()->mutable_expected() = region.descriptor;
+    return message;
+  }
+
+ private:
+  static Config Small(Config config) {
+    config.max_entries = std::min<std::uint64_t>(config.max_entries, 10'000);
+    config.log_level = daemon::LogLevel::kError;
+    daemon::SetLogLevel(config.log_level);
+    return config;
+  }
+  const Config config_;
+
+ public:
+  Broker broker;
+};
+
+// A process that runs until it is told to end; its pidfd.
+class Sleeper {
+ public:
+  Sleeper() : pid_(::fork()) {
+    if (pid_ == 0) {
+      ::pause();
+      ::_exit(0);
+    }
+  }
+  ~Sleeper() { Kill(); }
+  UniqueFd PidFd() const { return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0))); }
+  void Kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  std::uint32_t pid() const { return static_cast<std::uint32_t>(pid_); }
+
+ private:
+  pid_t pid_;
+};
+
+TEST_CASE("kvmd orphans: a dead worker's blocks stay found, are announced to newcomers, and age out", "[unit]") {
+  Node node(With(&Config::orphan_ttl_s, 100u));
+  const int fds = OpenFds();
+  FakePeer owner_peer, importer_peer;
+  const ClientId owner = node.Join(owner_peer);
+  {
+    WireRegion region = node.Granted(owner, owner_peer, "pool", 50);
+    node.Register(owner, owner_peer, region);
+    node.Publish(owner, owner_peer, region);
+  }
+  owner_peer.sent.clear();
+  node.broker.Leave(owner, /*died=*/true);
+  node.WorkAll();
+  CHECK(node.Domain().entries() == 50);
+  CHECK(node.Domain().orphans() == 1);
+  CHECK(node.Domain().orphan_bytes() == 50 * 64);
+  CHECK(node.Domain().regions() == 0);
+
+  const ClientId importer = node.Join(importer_peer);
+  const Received announce = importer_peer.Take(Body::kRegionAnnounce);
+  REQUIRE(announce.fds.size() == 2);
+  for (const UniqueFd& fd : announce.fds) CHECK((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) == O_RDONLY);
+
+  const SteadyTime now = std::chrono::steady_clock::now();
+  node.broker.Tick(now + seconds(99));
+  CHECK(node.Domain().entries() == 50);
+  CHECK_FALSE(importer_peer.Has(Body::kRegionWithdraw));
+  node.broker.Tick(now + seconds(101));
+  node.WorkAll();
+  CHECK(node.Domain().entries() == 0);
+  CHECK(node.Domain().orphans() == 0);
+  CHECK(importer_peer.Take(Body::kRegionWithdraw).message.region_withdraw().owner_died());
+  node.broker.Leave(importer, false);
+  importer_peer.sent.clear();
+  CHECK(OpenFds() <= fds + static_cast<int>(announce.fds.size()) + 1);  // the domain's registry came, too
+}
+
+TEST_CASE("kvmd orphans: nothing is kept where the owner or the configuration says so, or of cuda_ipc memory", "[unit]") {
+  for (const char* why : {"owner", "ttl", "max", "cuda_ipc"}) {
+    INFO(why);
+    Config config;
+    if (why == std::string("ttl")) config.orphan_ttl_s = 0;
+    if (why == std::string("max")) config.max_orphans = 0;
+    Node node(config);
+    FakePeer peer;
+    const ClientId owner = node.Join(peer);
+    WireRegion region = node.Granted(owner, peer, "pool", 8);
+    if (why == std::string("owner")) region.descriptor.set_outlives_owner(false);
+    if (why == std::string("cuda_ipc")) {
+      region.descriptor.set_handle_kind(2);
+      region.descriptor.mutable_segments(0)->set_handle(std::string(64, 'h'));
+      node.Handle(owner, region.RegisterMessage(), {region.generation_memory.fd()});
+      region.row = peer.Take(Body::kRegisterRegionReply).message.register_region_reply().region();
+    } else {
+      node.Register(owner, peer, region);
+    }
+    node.broker.Leave(owner, true);
+    node.WorkAll();
+    CHECK(node.Domain().orphans() == 0);
+    CHECK(node.Domain().entries() == 0);
+  }
+}
+
+TEST_CASE("kvmd orphans: adopted with the list of blocks that are still good, in the same row", "[unit]") {
+  Node node;
+  FakePeer first_peer, second_peer, importer_peer;
+  const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1);
+  WireRegion region = node.Granted(first, first_peer, "pool", 20);
+  node.Register(first, first_peer, region);
+  node.Publish(first, first_peer, region);
+  importer_peer.sent.clear();
+  region.generations.BeginWrite(7);  // it died while it wrote this one
+  node.broker.Leave(first, true);
+  const ClientId second = node.Join(second_peer, kDeadPid + 1);
+  second_peer.sent.clear();
+  node.Handle(second, Node::Adopt(region));
+  Received received = second_peer.Take(Body::kAdoptRegionReply);
+  const kvmwire::AdoptRegionReply& reply = received.message.adopt_region_reply();
+  CHECK(reply.region() == region.row);
+  CHECK(reply.region_epoch() == region.region_epoch);
+  REQUIRE(received.fds.size() == 3);
+  REQUIRE(reply.records() == 19);
+  const Result<MappedMemory> list = MappedMemory::Attach(received.fds[2].get(), 19 * sizeof(PublishRecord));
+  KVM_REQUIRE_OK(list);
+  for (std::uint32_t i = 0; i < 19; ++i) {
+    PublishRecord record;
+    std::memcpy(&record, list->data() + i * sizeof(record), sizeof(record));
+    CHECK(record.block == (i < 7 ? i : i + 1));
+    CHECK(record.key == BlockKey{record.block, 1});
+    CHECK(record.generation == region.generations.Current(record.block));
+  }
+  // Importers notice nothing, and see what the new owner does: it is the same table.
+  CHECK(importer_peer.sent.empty());
+  Result<OwnedMemory> table = OwnedMemory::Take(std::move(received.fds[0]), GenerationTableBytes(20));
+  KVM_REQUIRE_OK(table);
+  Result<GenerationWriter> writer = GenerationWriter::Open({table->data(), table->size()}, 20);
+  KVM_REQUIRE_OK(writer);
+  writer->BeginWrite(3);
+  CHECK((region.generations.Current(3) & 1) == 1);
+  // The new owner publishes and takes the region away; the importer is asked then, the new owner is not.
+  node.Handle(second, region.PublishMessage({region.Write(3, {333, 1})}));
+  CHECK(second_peer.Take(Body::kPublishAck).message.publish_ack().inserted() == 1);
+  node.Handle(second, region.UnregisterMessage());
+  CHECK(importer_peer.Has(Body::kRegionWithdraw));
+  CHECK_FALSE(second_peer.Has(Body::kRegionWithdraw));
+  static_cast<void>(importer);
+}
+
+TEST_CASE("kvmd orphans: never adopted while the process that writes it may run", "[unit]") {
+  Node node;
+  FakePeer first_peer, second_peer;
+  Sleeper process;
+  const ClientId first = node.Join(first_peer, process.pid());
+  WireRegion region = node.Granted(first, first_peer, "pool", 4);
+  node.Register(first, first_peer, region);
+  const ClientId second = node.Join(second_peer, 1);
+  node.Handle(second, Node::Adopt(region));
+  CheckSays(second_peer.TakeError(), "belongs to process");
+  node.broker.Leave(first, /*died=*/false, process.PidFd());
+  node.Handle(second, Node::Adopt(region));
+  CheckSays(second_peer.TakeError(), "has not ended");
+  // Neither does a newcomer displace it.
+  WireRegion other = node.Granted(second, second_peer, "pool", 4);
+  node.Handle(second, other.RegisterMessage(), other.fds());
+  CheckSays(second_peer.TakeError(), "still runs");
+  process.Kill();
+  node.Handle(second, Node::Adopt(region));
+  CHECK(second_peer.Take(Body::kAdoptRegionReply).message.adopt_region_reply().region() == region.row);
+}
+
+TEST_CASE("kvmd orphans: one whose process can't be watched serves, and is not adopted", "[unit]") {
+  Node node;
+  FakePeer first_peer, second_peer;
+  const ClientId first = node.Join(first_peer);
+  WireRegion region = node.Granted(first, first_peer, "pool", 4);
+  node.Register(first, first_peer, region);
+  node.Publish(first, first_peer, region);
+  node.broker.Leave(first, /*died=*/false);
+  const ClientId second = node.Join(second_peer, 1);
+  node.Handle(second, Node::Adopt(region));
+  CheckSays(second_peer.TakeError(), "can't see whether");
+  CHECK(node.Domain().entries() == 4);
+}
+
+TEST_CASE("kvmd orphans: what is not as expected is refused and stays, the field named", "[unit]") {
+  Node node;
+  FakePeer first_peer, second_peer, stranger_peer;
+  const ClientId first = node.Join(first_peer);
+  WireRegion region = node.Granted(first, first_peer, "pool", 4);
+  WireRegion sealed("sealed", LlamaSpec(), 4);
+  sealed.descriptor.set_outlives_owner(true);
+  node.Register(first, first_peer, region);
+  node.Register(first, first_peer, sealed);
+  node.broker.Leave(first, true);
+  const ClientId second = node.Join(second_peer, 1), stranger = node.Join(stranger_peer, 2, 2000);
+  const auto refused = [&](const kvmwire::ClientMessage& message, const std::string& why) {
+    node.Handle(second, message);
+    CheckSays(second_peer.TakeError(), why);
+  };
+  kvmwire::ClientMessage wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->set_block_count(5);
+  refused(wrong, "number of blocks");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->set_shard(0, 1);
+  refused(wrong, "shard");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->mutable_parts(0)->set_block_stride(128);
+  refused(wrong, "geometry");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->mutable_segments(0)->set_size_bytes(8192);
+  refused(wrong, "size of segment 0");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->set_device_uuid(std::string(16, 'x'));
+  refused(wrong, "device");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->set_fingerprint(std::string(32, 'x'));
+  refused(wrong, "another model");
+  wrong = Node::Adopt(region);
+  wrong.mutable_adopt_region()->mutable_expected()->set_name("nobody's");
+  refused(wrong, "none without an owner");
+  refused(Node::Adopt(sealed), "nobody else can write it");
+  node.Handle(stranger, Node::Adopt(region));
+  CheckSays(stranger_peer.TakeError(), "none without an owner");
+  CHECK(node.Domain().orphans() == 2);
+  node.Handle(second, Node::Adopt(region));
+  second_peer.Take(Body::kAdoptRegionReply);
+}
+
+TEST_CASE("kvmd orphans: the process that was only away gets its region back, in its row, with its entries", "[unit]") {
+  Node node;
+  FakePeer before_peer, after_peer, importer_peer;
+  Sleeper process;
+  const ClientId before = node.Join(before_peer, process.pid());
+  WireRegion region = node.Granted(before, before_peer, "pool", 10);
+  node.Register(before, before_peer, region);
+  node.Publish(before, before_peer, region);
+  node.Join(importer_peer, 1);
+  importer_peer.sent.clear();
+  const std::uint32_t row = region.row, epoch = region.region_epoch;
+  node.broker.Leave(before, false, process.PidFd());
+  const ClientId after = node.Join(after_peer, process.pid());
+  after_peer.sent.clear();
+  node.Register(after, after_peer, region);
+  CHECK(region.row == row);
+  CHECK(region.region_epoch == epoch);
+  CHECK(node.Domain().entries() == 10);
+  CHECK(node.Domain().orphans() == 0);
+  CHECK(importer_peer.sent.empty());
+  // With other memory under the name, the old one goes.
+  node.broker.Leave(after, false, process.PidFd());
+  FakePeer last_peer;
+  const ClientId last = node.Join(last_peer, process.pid());
+  WireRegion other = node.Granted(last, last_peer, "pool", 10);
+  node.Register(last, last_peer, other);
+  node.WorkAll();
+  CHECK(other.region_epoch != epoch);
+  CHECK(node.Domain().entries() == 0);
+  CHECK(importer_peer.Has(Body::kRegionWithdraw));
+}
+
+TEST_CASE("kvmd orphans: a newcomer with the name, or with another block size, takes a dead one's place", "[unit]") {
+  for (const bool same_name : {true, false}) {
+    Node node;
+    FakePeer first_peer, second_peer;
+    const ClientId first = node.Join(first_peer);
+    WireRegion region = node.Granted(first, first_peer, "pool", 4, 64);
+    node.Register(first, first_peer, region);
+    node.Publish(first, first_peer, region);
+    node.broker.Leave(first, true);
+    const ClientId second = node.Join(second_peer, 1);
+    WireRegion other = node.Granted(second, second_peer, same_name ? "pool" : "other", 4, same_name ? 64 : 128);
+    node.Register(second, second_peer, other);
+    node.WorkAll();
+    CHECK(node.Domain().orphans() == 0);
+    CHECK(node.Domain().entries() == 0);
+    CHECK(node.Domain().regions() == 1);
+  }
+}
+
+TEST_CASE("kvmd orphans: the oldest goes where there are too many, or few rows are left", "[unit]") {
+  Config config;
+  SECTION("--max-orphans") { config.max_orphans = 3; }
+  SECTION("--max-regions") { config.max_regions = 6; }  // of which two are left free, one for the newcomer
+  Node node(config);
+  for (std::uint32_t i = 0; i < 6; ++i) {
+    FakePeer peer;
+    const ClientId owner = node.Join(peer, kDeadPid + i);
+    WireRegion region = node.Granted(owner, peer, "pool-" + std::to_string(i), 4);
+    node.Register(owner, peer, region);
+    node.Publish(owner, peer, region, i + 1);
+    node.broker.Leave(owner, true);
+    node.WorkAll();
+  }
+  FakePeer peer;
+  const ClientId adopter = node.Join(peer, 1);
+  WireRegion newest("pool-5", LlamaSpec(), 4), oldest("pool-0", LlamaSpec(), 4);
+  CHECK(node.Domain().orphans() >= 3);
+  CHECK(node.Domain().orphans() <= 4);
+  node.Handle(adopter, Node::Adopt(oldest));
+  CheckSays(peer.TakeError(), "none without an owner");
+  node.Handle(adopter, Node::Adopt(newest));
+  peer.Take(Body::kAdoptRegionReply);
+}
+
+TEST_CASE("kvmd orphans: adopting counts against the new owner's quotas", "[unit]") {
+  Node node(With(&Config::max_blocks_per_client, std::uint64_t{10}));
+  FakePeer first_peer, second_peer;
+  const ClientId first = node.Join(first_peer);
+  WireRegion region = node.Granted(first, first_peer, "pool", 8);
+  node.Register(first, first_peer, region);
+  node.broker.Leave(first, true);
+  const ClientId second = node.Join(second_peer, 1);
+  WireRegion own = node.Granted(second, second_peer, "own", 4);
+  node.Register(second, second_peer, own);
+  node.Handle(second, Node::Adopt(region));
+  CheckSays(second_peer.TakeError(), "--max-blocks-per-client");
+  node.Handle(second, own.UnregisterMessage());
+  node.WorkAll();
+  node.Handle(second, Node::Adopt(region));
+  second_peer.Take(Body::kAdoptRegionReply);
+  WireRegion more = node.Granted(second, second_peer, "more", 3);
+  node.Handle(second, more.RegisterMessage(), more.fds());
+  CheckSays(second_peer.TakeError(), "--max-blocks-per-client");
+}
+
+TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have let go", "[unit]") {
+  Node node;
+  FakePeer importer_peer, operator_peer;
+  const ClientId importer = node.Join(importer_peer, 1);
+  std::vector<WireRegion> regions;
+  for (const char* name : {"a", "b"}) {
+    FakePeer peer;
+    const ClientId owner = node.Join(peer);
+    regions.push_back(node.Granted(owner, peer, name, 4));
+    if (regions.size() == 2) regions.back().descriptor.set_device_uuid(std::string(16, 'g'));
+    node.Register(owner, peer, regions.back());
+    node.Publish(owner, peer, regions.back(), regions.size());
+    node.broker.Leave(owner, true);
+  }
+  const ClientId asking = node.Join(operator_peer, 2, 1000, kvmwire::OBSERVER);
+  kvmwire::ClientMessage request;
+  kvmwire::Reclaim& reclaim = *request.mutable_reclaim();
+  request.set_request_id(1);
+  const auto ask = [&]() -> kvmwire::ReclaimReply {
+    node.Handle(asking, request);
+    node.WorkAll();
+    return operator_peer.Take(Body::kReclaimReply).message.reclaim_reply();
+  };
+  reclaim.set_name("c");
+  CHECK(ask().regions() == 0);
+  reclaim.set_name("");
+  reclaim.set_min_age_s(1000);
+  CHECK(ask().regions() == 0);
+  reclaim.set_min_age_s(0);
+  reclaim.set_device_uuid(std::string(16, 'x'));
+  CHECK(ask().regions() == 0);
+  CHECK(node.Domain().orphans() == 2);
+
+  reclaim.set_device_uuid(std::string(16, 'g'));
+  node.Handle(asking, request);
+  node.WorkAll();
+  CHECK_FALSE(operator_peer.Has(Body::kReclaimReply));  // an importer has it mapped
+  CHECK(node.Domain().orphans() == 1);
+  kvmwire::ClientMessage ack;
+  ack.mutable_withdraw_ack()->set_region(regions[1].row);
+  ack.mutable_withdraw_ack()->set_region_epoch(regions[1].region_epoch);
+  node.Handle(importer, ack);
+  node.WorkAll();
+  const kvmwire::ReclaimReply one = operator_peer.Take(Body::kReclaimReply).message.reclaim_reply();
+  CHECK(one.regions() == 1);
+  CHECK(one.blocks() == 4);
+  CHECK(one.bytes() == 4 * 64);
+  CHECK(one.still_mapped() == 0);
+
+  // An importer that does not answer is waited for so long and no longer.
+  reclaim.set_device_uuid(std::string(16, '\0'));
+  node.Handle(asking, request);
+  node.WorkAll();
+  CHECK_FALSE(operator_peer.Has(Body::kReclaimReply));
+  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
+  node.WorkAll();
+  CHECK(operator_peer.Take(Body::kReclaimReply).message.reclaim_reply().still_mapped() == 1);
+  CHECK(node.Domain().orphans() == 0);
+  CHECK(node.Domain().entries() == 0);
+}
+
+TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
+  Node node;
+  FakePeer owner_peer, stranger_peer, root_peer;
+  const ClientId owner = node.Join(owner_peer);
+  WireRegion region = node.Granted(owner, owner_peer, "pool", 4);
+  node.Register(owner, owner_peer, region);
+  node.broker.Leave(owner, true);
+  kvmwire::ClientMessage request;
+  request.mutable_reclaim();
+  const ClientId stranger = node.Join(stranger_peer, 1, 2000);
+  node.Handle(stranger, request);
+  CHECK(stranger_peer.Take(Body::kReclaimReply).message.reclaim_reply().regions() == 0);
+  const ClientId root = node.Join(root_peer, 2, 0);
+  node.Handle(root, request);
+  node.WorkAll();
+  CHECK(root_peer.Take(Body::kReclaimReply).message.reclaim_reply().regions() == 1);
+}
+
+TEST_CASE("kvmd orphans: granted memory is of the sizes asked for, and too much or none is refused", "[unit]") {
+  Node node;
+  FakePeer peer;
+  const ClientId client = node.Join(peer);
+  kvmwire::ClientMessage message;
+  message.mutable_allocate_memory();
+  node.Handle(client, message);
+  CheckSays(peer.TakeError(), "0 pieces");
+  message.mutable_allocate_memory()->add_size_bytes(std::uint64_t{1} << 50);
+  node.Handle(client, message);
+  CheckSays(peer.TakeError(), "bytes");
+  message.mutable_allocate_memory()->clear_size_bytes();
+  for (std::size_t i = 0; i <= kMaxFrameFds; ++i) message.mutable_allocate_memory()->add_size_bytes(4096);
+  node.Handle(client, message);
+  CheckSays(peer.TakeError(), "pieces asked for");
+}
+
+}  // namespace
+}  // namespace kvm::test
