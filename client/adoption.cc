@@ -9,7 +9,7 @@
 namespace kvm {
 namespace {
 
-constexpr std::chrono::milliseconds kAskAgain{5};
+constexpr std::chrono::milliseconds kAskAgainFirst{2}, kAskAgainLast{50};
 
 // An adoption under way, between the caller and the link's thread.
 struct Adoption {
@@ -55,7 +55,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
   *message.mutable_adopt_region()->mutable_expected() = Region::Impl::Expected(model, region);
 
   std::shared_ptr<Adoption> adoption;
-  for (;;) {
+  for (std::chrono::milliseconds pause = kAskAgainFirst;;) {
     adoption = std::make_shared<Adoption>();
     link.Request(message, {}, [this, adoption](Result<Answer> reply) {
       std::lock_guard lock(adoption->mutex);
@@ -75,9 +75,10 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
     if (*adoption->reply) break;
     const Error& error = adoption->reply->error();
     // The process that had it is ending, or kvmd is coming back.
-    if (error.code != Errc::kUnavailable || After(kAskAgain) >= deadline) return error;
+    if (error.code != Errc::kUnavailable || After(pause) >= deadline) return error;
     lock.unlock();
-    std::this_thread::sleep_for(kAskAgain);
+    std::this_thread::sleep_for(pause);
+    pause = std::min(2 * pause, kAskAgainLast);
   }
   const kvmwire::AdoptRegionReply& reply = (*adoption->reply)->message.adopt_region_reply();
   const std::size_t needed = 2 + static_cast<std::size_t>(reply.descriptor_().segments_size());

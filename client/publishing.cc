@@ -1,5 +1,6 @@
 // Publishing: generations made even, records sent in a window, and again after every reconnect.
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "client/client_impl.h"
@@ -192,14 +193,20 @@ Status Client::Impl::Flush(Region::Impl& region, Deadline deadline) {
   if (!region.stream_publishes->WaitForAll(deadline))
     return MakeError(Errc::kDeadlineExceeded, "a stream has not reached its publishes in time");
   while (std::chrono::steady_clock::now() < deadline) {
-    bool all_sent = false;
+    bool all_sent = false, registering = false;
     {
       std::lock_guard lock(region.mutex);
-      if (!region.registered) {
+      if (!region.registered && link.connected() && (region.refusal.message.empty() || region.refusal.code == Errc::kUnavailable)) {
+        registering = true;  // after a reconnection it is, in a moment
+      } else if (!region.registered) {
         if (!region.refusal.message.empty() && region.refusal.code != Errc::kUnavailable) return region.refusal;
         return MakeError(Errc::kUnavailable, "region " + region.options.name + " is not registered with kvmd now");
       }
-      all_sent = region.PumpLocked(*this);
+      if (!registering) all_sent = region.PumpLocked(*this);
+    }
+    if (registering) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      continue;
     }
     std::unique_lock lock(publish_mutex_);
     const std::uint64_t target = last_sequence_;

@@ -11,20 +11,27 @@ constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for o
 
 }  // namespace
 
-Broker::Broker(const Config& config, std::function<void()> work_to_do) : config_(config), work_to_do_(std::move(work_to_do)) {
+Broker::Broker(const Config& config, std::function<void()> work_to_do, StateKeeper* keeper)
+    : config_(config), work_to_do_(std::move(work_to_do)), keeper_(keeper) {
   if (config.host_cache_bytes != 0) tier_ = std::make_unique<HostTier>(config, static_cast<TierHost&>(*this));
 }
 Broker::~Broker() = default;
 
-ClientId Broker::Join(Peer& peer, const Credentials& credentials) {
+ClientId Broker::Join(Peer& peer, const Credentials& credentials, UniqueFd process) {
   auto client = std::make_unique<Client>();
   client->id = next_client_++;
   client->peer = &peer;
   client->credentials = credentials;
+  client->process = std::make_shared<WatchedProcess>(std::move(process), false);
   client->connected_ms = RealtimeMs();
   const ClientId id = client->id;
   clients_.emplace(id, std::move(client));
   return id;
+}
+
+int Broker::ProcessOf(ClientId client) const {
+  const auto found = clients_.find(client);
+  return found == clients_.end() ? -1 : found->second->process->pidfd();
 }
 
 bool Broker::Greeted(ClientId client) const {
@@ -32,15 +39,16 @@ bool Broker::Greeted(ClientId client) const {
   return found != clients_.end() && found->second->greeted;
 }
 
-void Broker::Leave(ClientId id, bool died, UniqueFd process) {
+void Broker::Leave(ClientId id, bool died) {
   const auto found = clients_.find(id);
   if (found == clients_.end()) return;
   const std::unique_ptr<Client> client = std::move(found->second);
   clients_.erase(found);
   if (client->domain == nullptr) return;
-  const auto watched = std::make_shared<WatchedProcess>(std::move(process), died);
-  DropRegionsOf(*client, watched);
-  LeaveHostCache(*client, watched);
+  if (died) client->process->NoteEnd();
+  // A kvmd that stops leaves everything as it is for the next one.
+  if (!closing_) DropRegionsOf(*client);
+  LeaveHostCache(*client);
   client->domain->models().ForgetClient(id);
   --client->domain->clients;
   LogLimited(client->role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, died ? "client_died" : "client_left",
@@ -109,7 +117,8 @@ void Broker::ReplyError(Client& client, std::uint64_t request_id, const Error& e
   reply.mutable_error()->set_code(static_cast<std::uint32_t>(error.code));
   reply.mutable_error()->set_message(error.ToString());
   client.peer->Send(reply);
-  LogLimited(LogLevel::kWarn, "request_refused",
+  // Unavailable: not yet; it is asked for again.
+  LogLimited(error.code == Errc::kUnavailable ? LogLevel::kDebug : LogLevel::kWarn, "request_refused",
              {{"client", client.id},
               {"name", client.name},
               {"pid", client.credentials.pid},
@@ -165,6 +174,10 @@ Result<Domain*> Broker::DomainFor(const Credentials& credentials) {
     case DomainMode::kGid: name = "gid-" + std::to_string(credentials.gid); break;
     case DomainMode::kNode: break;
   }
+  return DomainNamed(name);
+}
+
+Result<Domain*> Broker::DomainNamed(const std::string& name) {
   if (const auto found = domains_.find(name); found != domains_.end()) return found->second.get();
   if (domains_.size() >= config_.max_domains && !DropIdleDomain()) {
     return MakeError(Errc::kResourceExhausted,
@@ -176,6 +189,7 @@ Result<Domain*> Broker::DomainFor(const Credentials& credentials) {
     return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + domain.error().ToString());
   }
   LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
+  if (keeper_ != nullptr) keeper_->KeepRegistry((*domain)->segment());
   return domains_.emplace(name, std::move(*domain)).first->second.get();
 }
 
@@ -187,6 +201,7 @@ bool Broker::DropIdleDomain() {
     LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
     domain->second->segment().SetState(layout::SegmentState::kSuperseded);
     if (tier_) tier_->Forget(*domain->second);
+    if (keeper_ != nullptr) keeper_->ForgetRegistry(domain->second->epoch());
     domains_.erase(domain);
     return true;
   }
@@ -242,7 +257,7 @@ void Broker::Tick(SteadyTime now) {
 
 bool Broker::Work() {
   constexpr std::uint32_t kSlice = 4096;
-  bool more = false;
+  bool more = RebuildSome();
   for (const auto& [name, domain] : domains_) {
     more = domain->Reap(kSlice) || more;
     more = domain->segment().MakeSomeHuge() || more;
@@ -259,6 +274,7 @@ void Broker::Sweep() {
 }
 
 void Broker::Close() {
+  closing_ = true;
   for (const auto& [name, domain] : domains_) domain->segment().SetState(layout::SegmentState::kClosed);
 }
 

@@ -5,7 +5,8 @@
 // client broke the protocol and is to be dropped; errors a client can live with go back as replies.
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
-// broker_orphans.cc: regions whose owner has gone. broker_stow.cc: the host cache. broker_status.cc: what operators see.
+// broker_orphans.cc: regions whose owner has gone. broker_restore.cc: what the kvmd before has left.
+// broker_stow.cc: the host cache. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -13,11 +14,13 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "daemon/config.h"
 #include "daemon/domain.h"
 #include "daemon/host_tier.h"
+#include "daemon/state_keeper.h"
 #include "proto/wire.pb.h"
 
 namespace kvm::daemon {
@@ -41,14 +44,20 @@ class Peer {
 
 class Broker : private TierHost {
  public:
-  // `work_to_do` runs whenever Work has something to do.
+  // `work_to_do` runs whenever Work has something to do. `keeper`, if any, outlives the broker.
   explicit Broker(
-      const Config& config, std::function<void()> work_to_do = [] {});
+      const Config& config, std::function<void()> work_to_do = [] {}, StateKeeper* keeper = nullptr);
   ~Broker() override;
 
-  ClientId Join(Peer& peer, const Credentials& credentials);
-  // The connection has ended. `died`: the process has, too; `process`: a pidfd of it, if there is one.
-  void Leave(ClientId client, bool died, UniqueFd process = {});
+  // Goes on with what a kvmd before kept. Before the first client.
+  void Restore(KeptState state);
+
+  // `process`: a pidfd of the client's, if there is one.
+  ClientId Join(Peer& peer, const Credentials& credentials, UniqueFd process = {});
+  // Its pidfd, which lives as long as the client's membership; -1: none.
+  int ProcessOf(ClientId client) const;
+  // The connection has ended. `died`: the process has, too.
+  void Leave(ClientId client, bool died);
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   bool Greeted(ClientId client) const;
@@ -67,6 +76,7 @@ class Broker : private TierHost {
     ClientId id = 0;
     Peer* peer = nullptr;
     Credentials credentials;
+    std::shared_ptr<WatchedProcess> process;
     bool greeted = false;
     kvmwire::Role role = kvmwire::WORKER;
     bool wants_payload = false;
@@ -97,12 +107,22 @@ class Broker : private TierHost {
     kvmwire::ReclaimReply reply;
   };
 
+  // Entries of an old registry on their way into the new one.
+  struct Rebuild {
+    RegistryView old;
+    std::string domain;
+    std::unordered_map<std::uint64_t, std::pair<std::uint32_t, std::uint32_t>> rows;  // row and epoch: old → new
+    std::uint64_t slot = 0, entries = 0;
+    SteadyTime began = std::chrono::steady_clock::now();
+  };
+
   // broker.cc
   Status HandleHello(Client& client, const kvmwire::ClientMessage& message);
   void HandleDeclareModel(Client& client, const kvmwire::ClientMessage& message);
   Status HandlePublish(Client& client, const kvmwire::Publish& publish);
   Status HandleRetract(Client& client, const kvmwire::Retract& retract);
   Result<Domain*> DomainFor(const Credentials& credentials);
+  Result<Domain*> DomainNamed(const std::string& name);
   bool DropIdleDomain();
   void ReplyError(Client& client, std::uint64_t request_id, const Error& error);
   void ReplyEmpty(Client& client, std::uint64_t request_id);
@@ -114,7 +134,7 @@ class Broker : private TierHost {
   Result<Region*> RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
   void Announce(Client& to, Region& region);
   void Withdraw(Domain& domain, Region& region, bool owner_died);
-  void DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process);
+  void DropRegionsOf(const Client& client);
   void CheckUnregisters(SteadyTime now);
 
   // broker_stow.cc
@@ -123,7 +143,7 @@ class Broker : private TierHost {
   Status HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use);
   bool AnswerStow(Client& client, const kvmwire::ClientMessage& message);
   void AnswerWaitingStows();
-  void LeaveHostCache(const Client& client, const std::shared_ptr<WatchedProcess>& process);
+  void LeaveHostCache(const Client& client);
   void DescribeHostCache(kvmwire::HelloReply& reply) const;
   void DescribeHostCache(kvmwire::HostCacheStatus& status) const;
   void DescribeHostCache(const Domain& domain, kvmwire::HostCacheDomain& status) const;
@@ -131,18 +151,26 @@ class Broker : private TierHost {
   void ChunkGranted(TierChunk& chunk) override;
   void ChunkClosing(Domain& domain, Region& region) override;
   void WorkToDo() override { work_to_do_(); }
+
   // broker_orphans.cc
   void HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message);
   void HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message);
   void HandleReclaim(Client& client, const kvmwire::ClientMessage& message);
   // True if `region` is kept without its owner.
   bool KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
+  Region* OldestOfTheDead(Domain& domain);  // null: there is none
   // The region that a process which was away comes back for; null: there is none.
   Result<Region*> ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
   void ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
   void MakeRoomForRegions(Domain& domain);
   void ExpireOrphans(SteadyTime now);
   void CheckReclaims(SteadyTime now);
+
+  // broker_restore.cc
+  Result<Region*> RestoreRegion(KeptRegion& kept, ClientId owner);
+  bool RebuildSome();
+  void FinishRebuild(const Rebuild& rebuild, Domain* domain);
+  void Keep(Domain& domain, Region& region);  // with the service manager
 
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);
@@ -157,6 +185,9 @@ class Broker : private TierHost {
   std::unique_ptr<HostTier> tier_;  // null: no host cache
   std::map<ClientId, kvmwire::ClientMessage> waiting_stows_;
   std::vector<PendingReclaim> reclaims_;
+  std::vector<Rebuild> rebuilds_;
+  StateKeeper* const keeper_;
+  bool closing_ = false;
 };
 
 }  // namespace kvm::daemon

@@ -12,6 +12,8 @@ namespace kvm::daemon {
 namespace {
 
 constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
+// Memory that goes with its owner waits so long for an owner that kvmd's restart has cut off.
+constexpr std::chrono::seconds kMayBeAway{10};
 
 bool SameInode(std::uint64_t inode, int fd) {
   struct stat info {};
@@ -43,7 +45,9 @@ void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& 
 
 bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
   if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
-  if (domain.orphans() >= config_.max_orphans) ReclaimOrphan(domain, *domain.Orphans().front(), "too many (--max-orphans)");
+  if (domain.orphans() >= config_.max_orphans) {
+    if (Region* oldest = OldestOfTheDead(domain)) ReclaimOrphan(domain, *oldest, "too many (--max-orphans)");
+  }
   domain.MakeOrphan(region, {std::chrono::steady_clock::now(), process});
   LogLimited(LogLevel::kInfo, "region_orphaned",
              {{"region", region.descriptor.name()},
@@ -53,6 +57,14 @@ bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<
               {"bytes", region.segment_bytes()}});
   MakeRoomForRegions(domain);
   return true;
+}
+
+// Those whose owner runs wait for it to come back after kvmd's restart.
+Region* Broker::OldestOfTheDead(Domain& domain) {
+  for (Region* region : domain.Orphans()) {
+    if (region->orphan->process->Ended()) return region;
+  }
+  return nullptr;
 }
 
 Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds) {
@@ -90,6 +102,7 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   if (Status taken = client.domain->TakeOver(*region, {client.id, client.credentials.pid, client.credentials.uid}); !taken)
     return refuse(taken.error());
 
+  Keep(*client.domain, *region);
   kvmwire::ServerMessage message_out;
   message_out.set_request_id(message.request_id());
   kvmwire::AdoptRegionReply& reply = *message_out.mutable_adopt_region_reply();
@@ -118,16 +131,21 @@ void Broker::ReclaimOrphan(Domain& domain, Region& region, const char* why, bool
 }
 
 void Broker::MakeRoomForRegions(Domain& domain) {
-  if (domain.orphans() > 0 && domain.nearly_full())
-    ReclaimOrphan(domain, *domain.Orphans().front(), "few regions are left (--max-regions)");
+  if (domain.orphans() == 0 || !domain.nearly_full()) return;
+  if (Region* oldest = OldestOfTheDead(domain)) ReclaimOrphan(domain, *oldest, "few regions are left (--max-regions)");
 }
 
 void Broker::ExpireOrphans(SteadyTime now) {
   for (const auto& [name, domain] : domains_) {
     if (domain->orphans() == 0) continue;
     for (Region* region : domain->Orphans()) {
-      if (now - region->orphan->since < std::chrono::seconds(config_.orphan_ttl_s)) break;
-      ReclaimOrphan(*domain, *region, "nobody came for it (--orphan-ttl-s)");
+      const bool kept = config_.orphan_ttl_s > 0 && region->outlives_owner();
+      const auto age = now - region->orphan->since;
+      if (kept && age >= std::chrono::seconds(config_.orphan_ttl_s)) {
+        ReclaimOrphan(*domain, *region, "nobody came for it (--orphan-ttl-s)");
+      } else if (!kept && (age >= kMayBeAway || region->orphan->process->Ended())) {
+        ReclaimOrphan(*domain, *region, "its owner did not come back");
+      }
     }
   }
 }

@@ -19,6 +19,7 @@ void Broker::Announce(Client& to, Region& region) {
   announce.set_client_id(region.owner);
   *announce.mutable_descriptor_() = region.descriptor;
   announce.set_has_payload(to.wants_payload);
+  announce.set_host_cache(region.keeper != nullptr);
   std::vector<int> fds{region.importer_fd(0)};
   for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.importer_fd(i));
   to.peer->Send(message, fds);
@@ -39,6 +40,7 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
   if (!registered) return ReplyError(client, message.request_id(), registered.error());
   Region& region = **registered;
   if (tier_) tier_->DropMismatched(*client.domain, region);
+  Keep(*client.domain, region);
   // Whoever imports from a resumed region has been told of it.
   for (const auto& [id, other] : clients_) {
     if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model) &&
@@ -80,6 +82,7 @@ void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
     importer->second->peer->Send(message);
     if (!owner_died) region.waiting_for.insert(id);
   }
+  if (keeper_ != nullptr) keeper_->ForgetRegion(region);
   domain.StartLeaving(region, owner_died ? layout::RegionState::kFree : layout::RegionState::kWithdrawing);
   work_to_do_();
 }
@@ -105,9 +108,9 @@ void Broker::HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack) 
 }
 
 // A client's end, both ways: its own regions go without waiting for anybody, or stay without it, and nobody waits for it.
-void Broker::DropRegionsOf(const Client& client, const std::shared_ptr<WatchedProcess>& process) {
+void Broker::DropRegionsOf(const Client& client) {
   for (Region* region : client.domain->RegionsOf(client.id)) {
-    if (region->live() && !KeepAsOrphan(*client.domain, *region, process)) Withdraw(*client.domain, *region, /*owner_died=*/true);
+    if (region->live() && !KeepAsOrphan(*client.domain, *region, client.process)) Withdraw(*client.domain, *region, /*owner_died=*/true);
     region->waiting_for.clear();
   }
   std::erase_if(unregisters_, [&](const PendingUnregister& pending) { return pending.client == client.id; });

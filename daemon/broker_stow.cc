@@ -125,9 +125,9 @@ Status Broker::HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& u
   return {};
 }
 
-void Broker::LeaveHostCache(const Client& client, const std::shared_ptr<WatchedProcess>& process) {
+void Broker::LeaveHostCache(const Client& client) {
   waiting_stows_.erase(client.id);
-  if (tier_) tier_->Leave(client.id, process);
+  if (tier_) tier_->Leave(client.id, client.process);
 }
 
 // ---- chunks -------------------------------------------------------------------------------------

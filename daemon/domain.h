@@ -39,6 +39,8 @@ class Domain {
   const std::string& name() const noexcept { return name_; }
   RegistrySegment& segment() noexcept { return segment_; }
   ModelTable& models() noexcept { return models_; }
+  std::uint64_t epoch() const noexcept { return segment_.header().epoch; }
+  const ModelSpec& SpecOf(const Region& region) const noexcept { return models_.spec(region.info.model); }
   std::uint64_t entries() const noexcept { return index_.entries(); }
   std::uint32_t live_regions() const noexcept { return live_regions_; }
   std::uint32_t orphans() const noexcept { return orphans_; }
@@ -84,6 +86,8 @@ class Domain {
 
   // `records`: whole ones, in `publish`.
   kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
+  // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
+  bool Restore(Region& region, const IndexEntry& entry);
   void Retract(ClientId client, const kvmwire::Retract& retract);
   // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
   // itself while there is little to find.

@@ -84,6 +84,14 @@ kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& pub
   return ack;
 }
 
+bool Domain::Restore(Region& region, const IndexEntry& entry) {
+  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const bool in = PublishOne(region, {entry.key, entry.parent_lo, entry.generation, entry.block, entry.depth}, now_s) == Outcome::kInserted;
+  Add(segment_.counters().published, in);
+  WriteEntryCount();
+  return in;
+}
+
 Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
   if (record.block >= region.info.block_count || !IsReadable(record.generation)) return Outcome::kInvalid;
   if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;

@@ -22,6 +22,7 @@ class WatchedProcess {
   // `pidfd`: of PeerPidFd, or none. `ended`: it is known to have.
   WatchedProcess(UniqueFd pidfd, bool ended) : pidfd_(std::move(pidfd)), ended_(ended) {}
   bool Ended() noexcept;
+  void NoteEnd() noexcept { ended_ = true; }
   // Whether Ended() will ever tell.
   bool known() const noexcept { return ended_ || pidfd_; }
   int pidfd() const noexcept { return pidfd_.get(); }

@@ -19,7 +19,7 @@
 
 #include "daemon/broker.h"
 #include "daemon/listener.h"
-#include "daemon/sd_notify.h"
+#include "daemon/service_manager.h"
 #include "daemon/session.h"
 
 namespace kvm::daemon {
@@ -46,7 +46,15 @@ void RaiseDescriptorLimit() {
 
 struct Server::Impl {
   explicit Impl(const Config& config_)
-      : config(config_), acceptor(context), tick(context), sweep(context), signals(context), broker(config, [this] { WorkSoon(); }) {}
+      : config(config_),
+        manager(ServiceManager::FromEnvironment()),
+        keeper(manager),
+        acceptor(context),
+        tick(context),
+        sweep(context),
+        signals(context),
+        broker(
+            config, [this] { WorkSoon(); }, &keeper) {}
 
   Status Listen();
   asio::awaitable<void> AcceptLoop();
@@ -54,10 +62,14 @@ struct Server::Impl {
   asio::awaitable<void> SweepLoop();
   asio::awaitable<void> SignalLoop();
   void WorkSoon();
+  void Reload();
   void ReloadLogLevel();
+  void FeedWatchdog(SteadyTime now);
   void BeginStop(const char* why);
 
   const Config config;
+  ServiceManager manager;
+  StateKeeper keeper;
   asio::io_context context{1};
   stream_protocol::acceptor acceptor;
   asio::steady_timer tick, sweep;
@@ -65,6 +77,7 @@ struct Server::Impl {
   Broker broker;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
+  SteadyTime watchdog_fed{};
   bool stopping = false;
   bool working = false;
 };
@@ -78,11 +91,12 @@ Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   if (Status fits = CheckHostCache(config); !fits) return fits.error();
   auto impl = std::make_unique<Impl>(config);
   if (Status listening = impl->Listen(); !listening) return listening.error();
+  impl->broker.Restore(impl->keeper.Sort(impl->manager.TakeStored()));
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
 Status Server::Impl::Listen() {
-  UniqueFd passed = TakeActivatedSocket();
+  UniqueFd passed = manager.TakeListeningSocket();
   Result<Listener> opened = passed ? Listener::Adopt(std::move(passed)) : Listener::Open(config.socket_path, config.socket_mode);
   if (!opened) return opened.error();
   listener = std::move(*opened);
@@ -139,6 +153,7 @@ asio::awaitable<void> Server::Impl::TickLoop() {
     if (stopping) co_return;
     const SteadyTime now = steady_clock::now();
     broker.Tick(now);
+    FeedWatchdog(now);
     std::vector<std::shared_ptr<Session>> overdue;  // dropping one takes it out of the map
     for (const auto& [id, session] : sessions) {
       if (session->Overdue(now)) overdue.push_back(session);
@@ -162,8 +177,21 @@ asio::awaitable<void> Server::Impl::SignalLoop() {
     const int signal = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return;
     if (signal != SIGHUP) co_return BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
-    ReloadLogLevel();
+    Reload();
   }
+}
+
+// By the loop that everything else runs on: a kvmd that does not get on is started anew.
+void Server::Impl::FeedWatchdog(SteadyTime now) {
+  if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
+  watchdog_fed = now;
+  manager.Notify("WATCHDOG=1\n");
+}
+
+void Server::Impl::Reload() {
+  manager.Notify("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(MonotonicNs() / 1000) + "\n");
+  ReloadLogLevel();
+  manager.Notify("READY=1\n");
 }
 
 // SIGHUP: the one setting that can change while segments and quotas are in use.
@@ -185,7 +213,7 @@ void Server::Impl::BeginStop(const char* why) {
   if (stopping) return;
   stopping = true;
   Log(LogLevel::kInfo, "stopping", {{"reason", why}, {"clients", sessions.size()}});
-  NotifyServiceManager("STOPPING=1\n");
+  manager.Notify("STOPPING=1\n");
   boost::system::error_code ignored;
   acceptor.close(ignored);
   tick.cancel();
@@ -228,7 +256,7 @@ Status Server::Run() {
   asio::co_spawn(server.context, server.SignalLoop(), asio::detached);
   Log(LogLevel::kInfo, "listening",
       {{"version", KVM_VERSION}, {"socket", server.config.socket_path}, {"pid", static_cast<int>(::getpid())}});
-  NotifyServiceManager("READY=1\nSTATUS=Listening on " + server.config.socket_path + "\n");
+  server.manager.Notify("READY=1\nSTATUS=Listening on " + server.config.socket_path + "\n");
   server.context.run();
   server.listener.RemoveFile();
   Log(LogLevel::kInfo, "stopped");

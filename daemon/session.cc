@@ -38,7 +38,12 @@ Session::Session(Socket socket, const Config& config, Broker& broker, Ended ende
       ended_(std::move(ended)),
       connected_at_(steady_clock::now()) {}
 
-Session::~Session() = default;
+Session::~Session() { LetGoOfProcess(); }
+
+// The descriptor is the broker's.
+void Session::LetGoOfProcess() {
+  if (process_.is_open()) static_cast<void>(process_.release());
+}
 
 void Session::Start() {
   ucred peer{};
@@ -50,16 +55,16 @@ void Session::Start() {
     return;
   }
   credentials_ = {static_cast<std::uint32_t>(peer.pid), peer.uid, peer.gid};
-  id_ = broker_.Join(*this, credentials_);
-  UniqueFd process = PeerPidFd(socket_.native_handle(), credentials_.pid);
-  if (!process) {
+  id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
+  const int process = broker_.ProcessOf(id_);
+  if (process < 0) {
     static bool said = false;
     if (!std::exchange(said, true)) {
       Log(LogLevel::kWarn, "process_not_watched",
           {{"pid", credentials_.pid}, {"reason", "other PID namespace or old kernel: only the end of the connection will tell"}});
     }
   }
-  WaitForProcess(std::move(process));
+  WaitForProcess(process);
   ReadLoop();
 }
 
@@ -157,12 +162,11 @@ bool Session::HungUp() const {
   return ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
-void Session::WaitForProcess(UniqueFd pidfd) {
-  if (!pidfd) return;
+void Session::WaitForProcess(int pidfd) {
+  if (pidfd < 0) return;
   boost::system::error_code error;
-  process_.assign(pidfd.get(), error);
+  process_.assign(pidfd, error);
   if (error) return;
-  static_cast<void>(pidfd.Release());
   process_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](const boost::system::error_code& failed) {
     const std::shared_ptr<Session> self = weak.lock();
     if (self && !failed) self->Close("", /*died=*/true);
@@ -217,10 +221,10 @@ void Session::Close(const std::string& reason, bool died) {
     if (writer_.Append(message.SerializeAsString())) static_cast<void>(writer_.Drain(socket_.native_handle()));
   }
   boost::system::error_code ignored;
-  UniqueFd process(process_.is_open() ? process_.release() : -1);
+  LetGoOfProcess();
   socket_.shutdown(Socket::shutdown_both, ignored);
   socket_.close(ignored);
-  broker_.Leave(id_, died, std::move(process));
+  broker_.Leave(id_, died);
   ended_(id_);
 }
 

@@ -48,7 +48,8 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
  private:
   void ReadLoop();
   boost::asio::awaitable<bool> ReadTurn();
-  void WaitForProcess(UniqueFd pidfd);
+  void WaitForProcess(int pidfd);
+  void LetGoOfProcess();
   Status ReadAvailable();
   void NoteFrameProgress(bool frame_ended);
   void Drop(const Error& error);

@@ -30,7 +30,10 @@ def start(kvmd, listener, notify_path):
 
 
 def expect(notify, state):
+    """The next message but those that store descriptors."""
     message = notify.recv(4096).decode()
+    while message.startswith("FDSTORE"):
+        message = notify.recv(4096).decode()
     assert state in message.splitlines(), f"expected {state}, the service manager heard {message!r}"
 
 

@@ -5,6 +5,7 @@
 
 #include <iostream>
 #include <sstream>
+#include <thread>
 
 #include "tests/catch.h"
 #include "tests/support/child_main.h"
@@ -30,7 +31,13 @@ bool Serve(Worker& worker, const std::vector<std::string>& words) {
   const std::string& verb = words.front();
   if (verb == "publish") {
     worker.Publish(words[1], static_cast<std::uint32_t>(std::stoul(words[2])));
-    AnswerStatus(worker.Flush());
+    // It may only now notice that kvmd was away.
+    Status flushed = worker.Flush();
+    for (const Deadline deadline = After(kPatience); !flushed && flushed.error().code == Errc::kUnavailable && After({}) < deadline;) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      flushed = worker.Flush();
+    }
+    AnswerStatus(flushed);
   } else if (verb == "publish-deferred") {
     Answer("ok " + std::to_string(worker.Publish(words[1], static_cast<std::uint32_t>(std::stoul(words[2]))).deferred));
   } else if (verb == "find") {

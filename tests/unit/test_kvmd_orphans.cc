@@ -84,8 +84,9 @@ class Node {
  public:
   explicit Node(const Config& config = {}) : config_(Small(config)), broker(config_) {}
 
-  ClientId Join(FakePeer& peer, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER) {
-    const ClientId id = broker.Join(peer, {pid, uid, uid});
+  ClientId Join(FakePeer& peer, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER,
+                UniqueFd process = {}) {
+    const ClientId id = broker.Join(peer, {pid, uid, uid}, std::move(process));
     kvmwire::ClientMessage hello;
     hello.mutable_hello()->set_protocol_version(kProtocolVersion);
     hello.mutable_hello()->set_client_name("client");
@@ -294,13 +295,13 @@ TEST_CASE("kvmd orphans: never adopted while the process that writes it may run"
   Node node;
   FakePeer first_peer, second_peer;
   Sleeper process;
-  const ClientId first = node.Join(first_peer, process.pid());
+  const ClientId first = node.Join(first_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   WireRegion region = node.Granted(first, first_peer, "pool", 4);
   node.Register(first, first_peer, region);
   const ClientId second = node.Join(second_peer, 1);
   node.Handle(second, Node::Adopt(region));
   CheckSays(second_peer.TakeError(), "belongs to process");
-  node.broker.Leave(first, /*died=*/false, process.PidFd());
+  node.broker.Leave(first, /*died=*/false);
   node.Handle(second, Node::Adopt(region));
   CheckSays(second_peer.TakeError(), "has not ended");
   // Neither does a newcomer displace it.
@@ -374,15 +375,15 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
   Node node;
   FakePeer before_peer, after_peer, importer_peer;
   Sleeper process;
-  const ClientId before = node.Join(before_peer, process.pid());
+  const ClientId before = node.Join(before_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   WireRegion region = node.Granted(before, before_peer, "pool", 10);
   node.Register(before, before_peer, region);
   node.Publish(before, before_peer, region);
   node.Join(importer_peer, 1);
   importer_peer.sent.clear();
   const std::uint32_t row = region.row, epoch = region.region_epoch;
-  node.broker.Leave(before, false, process.PidFd());
-  const ClientId after = node.Join(after_peer, process.pid());
+  node.broker.Leave(before, false);
+  const ClientId after = node.Join(after_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   after_peer.sent.clear();
   node.Register(after, after_peer, region);
   CHECK(region.row == row);
@@ -391,7 +392,7 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
   CHECK(node.Domain().orphans() == 0);
   CHECK(importer_peer.sent.empty());
   // With other memory under the name, the old one goes.
-  node.broker.Leave(after, false, process.PidFd());
+  node.broker.Leave(after, false);
   FakePeer last_peer;
   const ClientId last = node.Join(last_peer, process.pid());
   WireRegion other = node.Granted(last, last_peer, "pool", 10);

@@ -32,7 +32,7 @@ TEST_CASE("Layout: constants of version 1", "[unit]") {
   REQUIRE(kMaxReplicas == 8);
   REQUIRE(kGenerationMagic == 0x314E45474D564BULL);
   REQUIRE(kGenerationLayoutVersion == 1);
-  REQUIRE(kProtocolVersion == 2);
+  REQUIRE(kProtocolVersion == 3);
   REQUIRE(kMaxFrameBytes == 1048576);
   REQUIRE(kMaxFrameFds == 129);
   REQUIRE(kMaxPublishBatch == 8192);

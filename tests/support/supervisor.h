@@ -1,0 +1,59 @@
+// A service manager in small: starts kvmd as its unit does, with the listening socket passed and NOTIFY_SOCKET set,
+// keeps what kvmd stores (FDSTORE=1) over its death, and passes it on. Real datagrams on a real Unix socket, read by a
+// thread. Kills kvmd at its end; kvmd's log is shown if the test fails.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "proto/unique_fd.h"
+#include "tests/support/child_process.h"
+#include "tests/support/temp_dir.h"
+
+namespace kvm::test {
+
+class Supervisor {
+ public:
+  // `options`: kvmd's. `environment`: "NAME=value", beside what a service manager sets.
+  explicit Supervisor(std::vector<std::string> options = {}, std::vector<std::string> environment = {});
+  ~Supervisor();
+
+  const TempDir& dir() const noexcept { return dir_; }
+  std::string socket() const { return dir_ / "kvmd.sock"; }
+  pid_t pid() const noexcept { return pid_; }
+  bool running();
+  std::string Log() const;
+
+  void Start();           // waits until kvmd is ready
+  void StartUnwatched();  // does not wait
+  void Kill();            // SIGKILL, as a crash would
+  void Signal(int signal) const;
+  int Stop();  // SIGTERM; its exit code, -1 if it did not end in good order
+
+  // Names of what is stored now, sorted.
+  std::vector<std::string> Stored() const;
+  void Put(const std::string& name, int fd);  // as if kvmd had stored it
+  // How often a line such as "READY=1" was heard so far.
+  std::size_t Heard(const std::string& line) const;
+
+ private:
+  void Listen();
+  void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
+  void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
+
+  TempDir dir_;
+  const std::vector<std::string> options_, environment_;
+  UniqueFd listening_, notify_, wake_;
+  pid_t pid_ = -1;
+
+  mutable std::mutex mutex_;
+  std::map<std::string, UniqueFd> stored_;
+  std::map<std::string, std::size_t> heard_;
+  std::thread thread_;
+};
+
+}  // namespace kvm::test
