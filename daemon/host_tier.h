@@ -141,7 +141,7 @@ class HostTier final : public TierObserver {
   // host_tier_memory.cc
   std::optional<Place> FindPlace(TierGroup& group, const std::shared_ptr<TierWriter>& writer, const PublishRecord& record,
                                  std::string& reason, NoPlace& otherwise);
-  std::optional<policy::Slot> OwnVictim(TierGroup& group, const TierWriter& writer);
+  std::optional<policy::Slot> OwnVictim(TierGroup& group, const TierWriter& writer, const PublishRecord& wanted);
   TierChunk* Abandoned(const TierGroup& group, const TierWriter& writer, bool with_room) const;
   TierChunk* ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain) const;
   void Adopt(TierChunk& chunk, const std::shared_ptr<TierWriter>& writer);

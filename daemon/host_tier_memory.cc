@@ -82,7 +82,7 @@ std::optional<HostTier::Place> HostTier::FindPlace(TierGroup& group, const std::
     Adopt(*chunk, writer);
     has_chunk = true;
   }
-  const std::optional<policy::Slot> own = has_chunk ? OwnVictim(group, *writer) : std::nullopt;
+  const std::optional<policy::Slot> own = has_chunk ? OwnVictim(group, *writer, record) : std::nullopt;
   if ((limit == Limit::kFull || limit == Limit::kDomain) && closing_.empty()) {
     const auto used_ms = own ? std::optional(group.blocks[*own].used_ms) : std::nullopt;
     if (TierChunk* chunk = ToGiveUp(group, *writer, used_ms, limit == Limit::kDomain)) Close(*chunk);
@@ -101,12 +101,12 @@ std::optional<HostTier::Place> HostTier::FindPlace(TierGroup& group, const std::
   return std::nullopt;
 }
 
-std::optional<policy::Slot> HostTier::OwnVictim(TierGroup& group, const TierWriter& writer) {
+std::optional<policy::Slot> HostTier::OwnVictim(TierGroup& group, const TierWriter& writer, const PublishRecord& wanted) {
   std::vector<std::uint32_t> positions;
   for (const auto& chunk : chunks_) {
     if (&chunk->group == &group && chunk->WritableBy(writer)) positions.push_back(chunk->position);
   }
-  return group.blocks.ChooseVictim(positions);
+  return group.blocks.ChooseVictim(positions, wanted);
 }
 
 // ---- whose memory -------------------------------------------------------------------------------

@@ -76,12 +76,21 @@ std::optional<Slot> TierBlocks::Grant(std::uint32_t position, const PublishRecor
   slots_[slot] = TierSlot{};
   slots_[slot].state = TierSlot::State::kGranted;
   slots_[slot].record = record;
+  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) ++slots_[parent->second].coming;
   by_key_.emplace(record.key.lo, slot);
   return slot;
 }
 
+// The block in `slot` is known to the policy, or will never be.
+void TierBlocks::HasCome(Slot slot) {
+  const PublishRecord& record = slots_[slot].record;
+  const auto parent = by_key_.find(record.parent_lo);
+  if (record.depth > 0 && parent != by_key_.end() && slots_[parent->second].coming > 0) --slots_[parent->second].coming;
+}
+
 void TierBlocks::Expire(Slot slot) {
   TierSlot& at = slots_[slot];
+  HasCome(slot);
   at.state = TierSlot::State::kExpired;
   // Somebody else may store the block now.
   if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
@@ -95,11 +104,13 @@ void TierBlocks::Hold(Slot slot) {
 void TierBlocks::Free(Slot slot) {
   TierSlot& at = slots_[slot];
   if (at.state == TierSlot::State::kFree) return;
+  if (!at.listed && at.state != TierSlot::State::kExpired) HasCome(slot);
   if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
   if (at.listed) policy_->OnErase(slot);
   if (at.state == TierSlot::State::kHeld) --held_;
   at.listed = false;
   at.pins = 0;
+  at.coming = 0;
   at.state = TierSlot::State::kFree;
   chunks_[PositionOf(slot)].free.push_back(InChunk(slot));
 }
@@ -151,6 +162,7 @@ void TierBlocks::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imp
     TierSlot& at = slots_[path[i]];
     if (!at.listed) {
       at.listed = true;
+      HasCome(path[i]);
       policy_->OnInsert(path[i], blocks[i]);
     } else if (imported || !policy_->counts_uses() || at.used_ms + kOneUseMs <= now_ms) {
       policy_->OnHit(path[i]);
@@ -159,13 +171,15 @@ void TierBlocks::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imp
   }
 }
 
-std::optional<Slot> TierBlocks::ChooseVictim(std::span<const std::uint32_t> positions) {
+std::optional<Slot> TierBlocks::ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted) {
   if (!policy_) return std::nullopt;
   std::vector<bool> among(chunks_.size());
   for (const std::uint32_t position : positions) among[position] = true;
+  const auto found = by_key_.find(wanted.parent_lo);
+  const Slot parent = wanted.depth > 0 && found != by_key_.end() ? found->second : policy::kNoSlot;
   const auto may_leave = [&](Slot slot) {
     const TierSlot& at = slots_[slot];
-    return at.pins == 0 && at.listed && at.state == TierSlot::State::kHeld && among[PositionOf(slot)];
+    return slot != parent && at.pins == 0 && at.coming == 0 && at.listed && at.state == TierSlot::State::kHeld && among[PositionOf(slot)];
   };
   const Slot victim = policy_->ChooseVictimAmong(may_leave);
   if (victim != policy::kNoSlot) return victim;

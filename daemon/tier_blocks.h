@@ -26,6 +26,7 @@ struct TierSlot {
   State state = State::kFree;
   bool listed = false;         // the policy knows of it
   std::uint32_t pins = 0;      // a pinned block is not evicted
+  std::uint32_t coming = 0;    // blocks behind it in a prefix that the policy does not know yet: nor is it evicted then
   PublishRecord record;        // of the block that it holds or is given; generation: of the source until it is held
   std::uint64_t checksum = 0;  // of the block's content, if the chunk has checksums
   std::uint64_t write = 0;     // odd generation of the slot while it is granted
@@ -66,8 +67,8 @@ class TierBlocks {
   // they are held count as used as well, but not more than once in a second unless they were `imported`.
   void Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported);
 
-  // Among the held, unpinned blocks of these chunks.
-  std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions);
+  // Among the held, unpinned blocks of these chunks; not the parent of the block that the place is for.
+  std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
 
   std::uint64_t held() const noexcept { return held_; }
 
@@ -79,6 +80,7 @@ class TierBlocks {
 
   void Grow();
   void UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported);
+  void HasCome(Slot slot);
   policy::Block BlockIn(Slot slot) const;
 
   const policy::PolicyKind kind_;

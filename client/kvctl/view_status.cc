@@ -36,8 +36,23 @@ boost::json::object CountersJson(const layout::Counters& counters) {
           {"refused_stale", value(counters.refused_stale)}};
 }
 
+boost::json::object HostCacheJson(const kvmwire::HostCacheDomain& cache) {
+  return {{"bytes", cache.bytes()},   {"used_bytes", cache.used_bytes()}, {"chunks", cache.chunks()},
+          {"blocks", cache.blocks()}, {"hits", cache.hits()},             {"stowed", cache.stowed()},
+          {"evicted", cache.evicted()}, {"refused", cache.refused()},     {"expired", cache.expired()}};
+}
+
+// null without a host cache.
+boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
+  if (!status.has_host_cache()) return nullptr;
+  const kvmwire::HostCacheStatus& cache = status.host_cache();
+  return {{"max_bytes", cache.max_bytes()}, {"bytes", cache.bytes()},           {"chunk_bytes", cache.chunk_bytes()},
+          {"policy", cache.policy()},       {"admission", cache.admission()},   {"huge_bytes", cache.huge_bytes()},
+          {"transparent_bytes", cache.transparent_bytes()}};
+}
+
 boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
-  return {{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
+  boost::json::object object{{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
           {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
           {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
           {"models", domain.models()},        {"max_models", domain.max_models()},
