@@ -107,10 +107,10 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   if (static_cast<std::size_t>(info.st_size) != size_bytes)
     return MakeError(Errc::kInvalidArgument, what + ": it has " + std::to_string(info.st_size));
   if (size_bytes > InstalledBytes()) return SystemError("allocate " + what, ENOMEM);
-  if (::fallocate(fd.get(), 0, 0, info.st_size) != 0) {
-    if (errno == EBADF) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
-    return SystemError("allocate " + what);
-  }
+  if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDWR) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
+  // Going over memory that is there already takes as long as making it.
+  const bool allocated = static_cast<std::size_t>(info.st_blocks) * 512 >= size_bytes;
+  if (!allocated && ::fallocate(fd.get(), 0, 0, info.st_size) != 0) return SystemError("allocate " + what);
   Result<ipc::mapped_region> mapping = Map(fd.get(), ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   OwnedMemory memory;

@@ -61,7 +61,14 @@ Result<std::unique_ptr<GpuWorker>> GpuWorker::Start(GpuWorkerOptions options) {
   region.geometry = options.layout.geometry;
   region.checksums = options.checksums;
   Result<std::shared_ptr<Region>> made = MakeError(Errc::kUnsupported, "kind of memory");
-  if (options.exportable || options.kind == layout::HandleKind::kCudaIpc) {
+  if (options.adopt) {
+    region.device = UuidOfOrdinal(options.ordinal);
+    region.segment_bytes = options.layout.segment_bytes;
+    Result<AdoptedRegion> adopted = worker->client_->AdoptRegion(worker->model_, region, After(30s));
+    if (!adopted) return adopted.error();
+    worker->adopted_ = std::move(adopted->blocks);
+    made = std::move(adopted->region);
+  } else if (options.exportable || options.kind == layout::HandleKind::kCudaIpc) {
     std::vector<DeviceRange> segments;
     const std::vector<std::uint64_t>& sizes = options.layout.segment_bytes;
     std::byte* data = nullptr;

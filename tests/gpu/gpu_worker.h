@@ -28,6 +28,7 @@ struct GpuWorkerOptions {
   NamedGeometry layout = {};
   bool checksums = false;
   bool exportable = false;      // memory of AllocateExportable, registered; `kind` is not used
+  bool adopt = false;           // what a dead worker of this name left; else as Start says
   bool one_allocation = false;  // registered memory: all segments are ranges of one allocation
 };
 
@@ -45,6 +46,7 @@ class GpuWorker {
   GpuWorker& operator=(const GpuWorker&) = delete;
 
   Client& client() { return *client_; }
+  const std::vector<AdoptedBlock>& adopted() const { return adopted_; }
   Region& region() { return *region_; }
   const Model& model() const { return model_; }
   Pattern& pattern() { return *pattern_; }
@@ -69,6 +71,7 @@ class GpuWorker {
   std::shared_ptr<Client> client_;
   Model model_;
   std::shared_ptr<Region> region_;
+  std::vector<AdoptedBlock> adopted_;
   std::unique_ptr<Pattern> pattern_;
 };
 

@@ -122,7 +122,7 @@ TEST_CASE("GPU market: a killed owner's memory comes back, though importers had 
   constexpr std::uint64_t kBlockBytes = 4 << 20;
   constexpr std::uint32_t kBlocks = 1024;
   constexpr std::size_t kSlack = 64 << 20;  // what drivers keep of their own
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   GpuWorkerOptions options;
   options.socket = kvmd.socket();
   options.name = "reader";
@@ -164,7 +164,7 @@ TEST_CASE("GPU market: exporters and importers killed anywhere leave no wrong by
   KVM_NEED_GPUS(1);
   constexpr std::size_t kSlack = 64 << 20;
   const std::uint64_t kills = FromEnvironment("KVM_GPU_KILLS", 6);
-  KvmdProcess kvmd;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   const int gpus = Gpus();
   GpuWorkerOptions options;
   options.socket = kvmd.socket();

@@ -1,0 +1,172 @@
+// GPU memory that outlives its worker: imported on, adopted without a copy, given up.
+#include <algorithm>
+#include <iostream>
+#include <numeric>
+
+#include "tests/gpu/local_region.h"
+#include "tests/gpu/market_processes.h"
+#include "tests/support/kvmd_process.h"
+#include "tests/support/supervisor.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::test;
+using namespace std::chrono_literals;
+
+constexpr std::uint32_t kBlocks = 2048;
+constexpr std::uint64_t kBlockBytes = 256 << 10;  // 512 MiB
+constexpr std::size_t kSlack = 64 << 20;          // what drivers keep of their own
+
+std::size_t FreeBytes() {
+  MustSucceed(cudaSetDevice(0), "cudaSetDevice");
+  std::size_t free = 0, total = 0;
+  MustSucceed(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
+GpuWorkerOptions Options(const std::string& socket, const std::string& name, std::uint32_t blocks) {
+  GpuWorkerOptions options;
+  options.socket = socket;
+  options.name = name;
+  options.layout = {"pool", Geometry::Contiguous(blocks, kBlockBytes), {blocks * kBlockBytes}};
+  return options;
+}
+
+std::vector<Content> ExporterContents(std::uint32_t count) {
+  std::vector<Content> contents;
+  for (std::uint32_t block = 0; block < count; ++block) contents.push_back(ExporterContent(1, block, 2));
+  return contents;
+}
+
+ChildProcess Exporter(const std::string& socket, bool rewrites) {
+  ExporterOptions options;
+  options.socket = socket;
+  options.number = 1;
+  options.blocks = kBlocks;
+  options.block_bytes = kBlockBytes;
+  options.rewrites = rewrites;
+  ChildProcess exporter = StartExporter(options);
+  REQUIRE(exporter.ReadLine(60s) == "ready");
+  return exporter;
+}
+
+TEST_CASE("GPU orphans: a killed worker's blocks are imported on, and its pool goes on under an heir", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  KvmdProcess kvmd;
+  auto reader = GpuWorker::Start(Options(kvmd.socket(), "reader", 64));
+  KVM_REQUIRE_OK(reader);
+  const std::size_t before = FreeBytes();
+  {
+    ChildProcess exporter = Exporter(kvmd.socket(), false);
+    exporter.Kill();
+  }
+  const std::vector<Content> all = ExporterContents(kBlocks), some = ExporterContents(64);
+  REQUIRE(Eventually([&] { return (*reader)->Find(some).size() == 64; }));
+  const Match held = (*reader)->Find(some);
+  GpuImportCheck import = (*reader)->Import(held, some, 0);
+  CHECK(import.valid == 64);
+  CHECK(import.wrong == 0);
+  CHECK(FreeBytes() + kBlocks * kBlockBytes <= before + kSlack);  // the dead one's memory is still there
+
+  {
+    GpuWorkerOptions options = Options(kvmd.socket(), "exporter-1", kBlocks);
+    options.adopt = true;
+    const auto start = std::chrono::steady_clock::now();
+    auto heir = GpuWorker::Start(options);
+    KVM_REQUIRE_OK(heir);
+    std::cout << "adoption of " << kBlocks << " blocks of " << (kBlockBytes >> 10) << " KiB on a GPU, with connecting: "
+              << std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count() << " us"
+              << std::endl;
+    REQUIRE((*heir)->adopted().size() == kBlocks);
+    CHECK((*heir)->CountWrong(all, 0) == 0);
+    CHECK(FreeBytes() + kBlocks * kBlockBytes + kSlack >= before);  // once, not twice
+    // What the heir rewrites, a match from before its time notices.
+    KVM_REQUIRE_OK((*heir)->Publish(Contents(7000, 1), 9));
+    import = (*reader)->Import(held, some, 0);
+    CHECK(import.valid == 9);
+    CHECK(import.wrong == 0);
+    REQUIRE(Eventually([&] { return (*reader)->Find(Contents(7000, 1)).size() == 1; }));
+    CHECK((*reader)->Import((*reader)->Find(Contents(7000, 1)), Contents(7000, 1), 0).valid == 1);
+  }
+  CHECK(Eventually([&] { return FreeBytes() + kSlack >= before; }));
+}
+
+TEST_CASE("GPU orphans: killed while it rewrites at full speed, no wrong block is imported or adopted", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  KvmdProcess kvmd;
+  GpuWorkerOptions options = Options(kvmd.socket(), "soak", 64);
+  auto reader = GpuWorker::Start(options);
+  KVM_REQUIRE_OK(reader);
+  RandomImporter importer(**reader, 5);
+  for (int round = 0; round < 5; ++round) {
+    ChildProcess exporter = Exporter(kvmd.socket(), true);
+    for (int i = 0; i < 20; ++i) importer.Round(64, Validation::kBeforeAndAfter);
+    exporter.Kill();
+    for (int i = 0; i < 20; ++i) importer.Round(64, Validation::kBeforeAndAfter);
+    options = Options(kvmd.socket(), "exporter-1", kBlocks);
+    options.adopt = true;
+    auto heir = GpuWorker::Start(options);
+    KVM_REQUIRE_OK(heir);
+    CHECK((*heir)->adopted().size() + 64 >= kBlocks);  // all but those that it was writing
+    std::size_t wrong = 0;
+    for (const AdoptedBlock& block : (*heir)->adopted()) {
+      const Content content = ExporterContent(1, block.block, (*heir)->region().CurrentGeneration(block.block));
+      CHECK(KeyOf(content) == block.key);
+      wrong += (*heir)->CountWrong(std::span(&content, 1), block.block);
+    }
+    CHECK(wrong == 0);
+  }
+  CHECK(importer.counts().wrong == 0);
+  CHECK(importer.counts().validated > 0);
+}
+
+TEST_CASE("GPU orphans: memory of the dead makes place for who needs it, and is given up on request", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  KvmdProcess kvmd;
+  auto reader = GpuWorker::Start(Options(kvmd.socket(), "reader", 64));
+  KVM_REQUIRE_OK(reader);
+  const std::size_t before = FreeBytes();
+  Exporter(kvmd.socket(), false).Kill();
+  REQUIRE(Eventually([&] { return (*reader)->Find(ExporterContents(8)).size() == 8; }));
+  SECTION("on request") {
+    REQUIRE(Eventually([&] {
+      const Result<ReclaimedMemory> reclaimed =
+          (*reader)->client().ReclaimOrphans({.device = UuidOfOrdinal(0), .name = {}, .min_age = {}}, After(10s));
+      return reclaimed && reclaimed->regions == 1 && reclaimed->still_mapped == 0;
+    }));
+    CHECK(FreeBytes() + kSlack >= before);
+  }
+  SECTION("when a device is full") {
+    // More than is free beside the orphan.
+    const auto blocks = static_cast<std::uint32_t>((before - kBlocks * kBlockBytes / 2) / kBlockBytes);
+    GpuWorkerOptions options = Options(kvmd.socket(), "large", blocks);
+    auto large = GpuWorker::Start(options);
+    KVM_REQUIRE_OK(large);
+    CHECK((*reader)->Find(ExporterContents(8)).empty());
+  }
+}
+
+TEST_CASE("GPU orphans: a worker and kvmd die, and the pool is there for an heir all the same", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  Supervisor kvmd;
+  ChildProcess exporter = Exporter(kvmd.socket(), false);
+  kvmd.Kill();
+  exporter.Kill();
+  kvmd.Start();
+  auto reader = GpuWorker::Start(Options(kvmd.socket(), "reader", 64));
+  KVM_REQUIRE_OK(reader);
+  const std::vector<Content> some = ExporterContents(64);
+  REQUIRE(Eventually([&] { return (*reader)->Find(some).size() == 64; }));
+  const GpuImportCheck import = (*reader)->Import((*reader)->Find(some), some, 0);
+  CHECK(import.valid == 64);
+  CHECK(import.wrong == 0);
+  GpuWorkerOptions options = Options(kvmd.socket(), "exporter-1", kBlocks);
+  options.adopt = true;
+  auto heir = GpuWorker::Start(options);
+  KVM_REQUIRE_OK(heir);
+  CHECK((*heir)->adopted().size() == kBlocks);
+  CHECK((*heir)->CountWrong(ExporterContents(kBlocks), 0) == 0);
+}
+
+}  // namespace
