@@ -31,7 +31,17 @@ struct Account {
   std::uint64_t entries = 0;
 };
 
+inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
+
 using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Who fills a region that kvmd keeps.
+class RegionKeeper {
+ public:
+  virtual ~RegionKeeper() = default;
+  // The entry of `block` has left the index.
+  virtual void EntryErased(std::uint32_t block) noexcept = 0;
+};
 
 // Of a region whose owner's connection has ended.
 struct Orphan {
@@ -49,6 +59,8 @@ struct Region {
   std::uint32_t row = 0;
   ClientId owner = 0;            // of an orphan: its last one
   std::optional<Orphan> orphan;  // set: nobody owns it now
+
+  RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
 
   Account* account = nullptr;  // the owner's; lives as long as the region
 
