@@ -66,9 +66,10 @@ struct Region {
 
   SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
-  std::uint32_t reap_from = 0;      // when leaving: blocks below have no entry any more
-  std::string kept_id;              // with the service manager; empty: not kept
-  std::uint32_t kept_serial = 0;    // of the manifest that is kept
+  std::uint32_t reap_from = 0;    // when leaving: blocks below have no entry any more
+  std::string kept_id;            // with the service manager; empty: not kept
+  std::uint32_t kept_serial = 0;  // of the manifest that is kept; 0: none
+  std::vector<std::string> kept_files;
   std::set<ClientId> announced_to;  // who may have it mapped
   std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
 
