@@ -63,6 +63,8 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--max-models", c.max_models, "Models a domain may have; 2 KiB each", 1, 65'535);
   Number<std::uint32_t>(app, "--max-domains", c.max_domains, "Domains; each has a registry of its own", 1, 4096);
   Number<std::uint32_t>(app, "--max-clients", c.max_clients, "Connections", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-clients-per-user", c.max_clients_per_user,
+                        "Connections of one user; 0: a quarter of --max-clients, at least 64", 0, 1'000'000);
   Number<std::uint32_t>(app, "--max-regions-per-client", c.max_regions_per_client, "Regions a client may have", 1, 65'535);
   Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
                         std::uint64_t{1} << 36);

@@ -26,6 +26,7 @@ struct Config {
   std::uint32_t max_models = 64;          // a domain
   std::uint32_t max_domains = 16;
   std::uint32_t max_clients = 1024;
+  std::uint32_t max_clients_per_user = 0;  // 0: a quarter of max_clients, at least 64
   std::uint32_t max_regions_per_client = 64;
   std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
   std::uint32_t max_fds_per_client = 512;

@@ -40,6 +40,13 @@ UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept {
   return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
 }
 
+std::uint32_t PeerUid(int socket) noexcept {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return static_cast<uid_t>(-1);
+  return peer.uid;
+}
+
 bool WatchedProcess::Ended() noexcept {
   if (ended_ || !pidfd_) return ended_;
   pollfd poll_fd{pidfd_.get(), POLLIN, 0};

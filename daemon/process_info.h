@@ -16,6 +16,9 @@ std::uint32_t OpenFds() noexcept;
 // if the kernel can't say (another PID namespace, an old kernel): EOF then is the only sign.
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
 
+// User of the process that connected; nobody's (2^32 - 1) if the kernel does not say.
+std::uint32_t PeerUid(int socket) noexcept;
+
 // A process that has let go of its connection, to ask whether it runs on.
 class WatchedProcess {
  public:

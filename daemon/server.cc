@@ -18,9 +18,12 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include "daemon/broker.h"
+#include "daemon/connection_quota.h"
 #include "daemon/listener.h"
+#include "daemon/process_info.h"
 #include "daemon/service_manager.h"
 #include "daemon/session.h"
+#include "daemon/wire_log.h"
 
 namespace kvm::daemon {
 
@@ -54,10 +57,12 @@ struct Server::Impl {
         sweep(context),
         signals(context),
         broker(
-            config, [this] { WorkSoon(); }, &keeper) {}
+            config, [this] { WorkSoon(); }, &keeper),
+        quota(config) {}
 
   Status Listen();
   asio::awaitable<void> AcceptLoop();
+  void Refuse(int socket, std::uint32_t uid, const std::string& reason);
   asio::awaitable<void> TickLoop();
   asio::awaitable<void> SweepLoop();
   asio::awaitable<void> SignalLoop();
@@ -75,6 +80,7 @@ struct Server::Impl {
   asio::steady_timer tick, sweep;
   asio::signal_set signals;
   Broker broker;
+  ConnectionQuota quota;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
   SteadyTime watchdog_fed{};
@@ -88,6 +94,7 @@ Server::~Server() = default;
 Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
+  RouteWireLog();
   if (Status fits = CheckHostCache(config); !fits) return fits.error();
   auto impl = std::make_unique<Impl>(config);
   if (Status listening = impl->Listen(); !listening) return listening.error();
@@ -119,19 +126,32 @@ asio::awaitable<void> Server::Impl::AcceptLoop() {
       co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
     }
-    if (sessions.size() >= config.max_clients) {
-      ++broker.rejected_connections;
-      LogLimited(LogLevel::kWarn, "connection_refused", {{"reason", "too many clients (--max-clients)"}});
-      kvmwire::ServerMessage message;
-      message.mutable_goodbye()->set_reason("too many clients: the limit is " + std::to_string(config.max_clients) + " (--max-clients)");
-      FrameWriter writer;
-      if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket.native_handle()));
+    const std::uint32_t uid = PeerUid(socket.native_handle());
+    if (const Status counted = quota.Add(uid); !counted) {
+      Refuse(socket.native_handle(), uid, counted.error().message);
       continue;
     }
-    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this](ClientId id) { sessions.erase(id); });
+    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this, uid](ClientId id) {
+      quota.Remove(uid);
+      sessions.erase(id);
+    });
     session->Start();
-    if (session->id() != 0) sessions.emplace(session->id(), std::move(session));
+    if (session->id() != 0) {
+      sessions.emplace(session->id(), std::move(session));
+    } else {
+      quota.Remove(uid);
+    }
   }
+}
+
+// Says why, if the socket takes it at once.
+void Server::Impl::Refuse(int socket, std::uint32_t uid, const std::string& reason) {
+  ++broker.rejected_connections;
+  LogLimited(LogLevel::kWarn, "connection_refused", {{"uid", uid}, {"reason", reason}});
+  kvmwire::ServerMessage message;
+  message.mutable_goodbye()->set_reason(reason);
+  FrameWriter writer;
+  if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket));
 }
 
 // Cleaning up after the gone goes on in slices between other events.

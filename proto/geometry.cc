@@ -1,36 +1,15 @@
-// Overlap check: all chunks of one segment are arithmetic progressions over the block index. Two
-// progressions with equal stride s meet iff their residues modulo s meet and their quotient ranges do;
-// progressions with different strides must not even have overlapping extents (nobody lays memory out so).
 #include "kvm/geometry.h"
 
-#include <algorithm>
 #include <string>
+#include <vector>
+
+#include "proto/chunk_overlap.h"
 
 namespace kvm {
 namespace {
 
-struct Progression {
-  std::uint32_t part, segment;
-  std::uint64_t first, length, stride, count;  // chunks [first + i*stride, + length), i < count
-
-  std::uint64_t End() const { return first + (count - 1) * stride + length; }
-};
-
 Error Bad(std::size_t part, const std::string& what) {
   return MakeError(Errc::kBadGeometry, "geometry part " + std::to_string(part) + ": " + what);
-}
-
-// Whether two progressions of one segment share a byte.
-bool Meet(const Progression& a, const Progression& b) {
-  if (a.End() <= b.first || b.End() <= a.first) return false;
-  if (a.stride != b.stride) return true;
-  const Progression& low = a.first <= b.first ? a : b;
-  const Progression& high = a.first <= b.first ? b : a;
-  // high's chunk 0 lies behind low's chunk q (same or next period); later chunks repeat that picture.
-  const std::uint64_t distance = high.first - low.first;
-  const std::uint64_t quotient = distance / low.stride, residue = distance % low.stride;
-  if (residue < low.length && quotient < low.count) return true;
-  return residue + high.length > low.stride && quotient + 1 < low.count;
 }
 
 bool MultiplyAdd(std::uint64_t a, std::uint64_t b, std::uint64_t& sum) {
@@ -62,7 +41,7 @@ Status Geometry::Validate(std::span<const std::uint64_t> segment_bytes) const {
                      "geometry: block_count " + std::to_string(block_count) + " is not in 1.." + std::to_string(kMaxBlocks));
   }
   if (parts.empty()) return MakeError(Errc::kBadGeometry, "geometry: no parts");
-  std::vector<Progression> chunks;
+  std::vector<ChunkSeries> chunks;
   std::uint64_t block_bytes = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const GeometryPart& part = parts[i];
@@ -85,18 +64,12 @@ Status Geometry::Validate(std::span<const std::uint64_t> segment_bytes) const {
                         std::to_string(segment_bytes[part.segment]));
     }
     for (std::uint32_t r = 0; r < part.count; ++r) {
-      chunks.push_back({static_cast<std::uint32_t>(i), part.segment, part.offset + r * part.repeat_stride, part.chunk_bytes,
-                        part.block_stride, block_count});
+      chunks.push_back(
+          {static_cast<std::uint32_t>(i), part.segment, part.offset + r * part.repeat_stride, part.chunk_bytes, part.block_stride});
     }
   }
-  std::sort(chunks.begin(), chunks.end(),
-            [](const Progression& a, const Progression& b) { return a.segment != b.segment ? a.segment < b.segment : a.first < b.first; });
-  for (std::size_t i = 0; i < chunks.size(); ++i) {
-    for (std::size_t j = i + 1; j < chunks.size() && chunks[j].segment == chunks[i].segment && chunks[j].first < chunks[i].End(); ++j) {
-      if (Meet(chunks[i], chunks[j])) {
-        return Bad(chunks[j].part, "shares bytes with part " + std::to_string(chunks[i].part));
-      }
-    }
+  if (const std::optional<SharedBytes> shared = FindSharedBytes(std::move(chunks), block_count)) {
+    return Bad(shared->part, "shares bytes with part " + std::to_string(shared->other));
   }
   return {};
 }

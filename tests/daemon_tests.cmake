@@ -4,6 +4,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_block_index.cc
   unit/test_host_cache.cc
   unit/test_kvmd_config.cc
+  unit/test_kvmd_connections.cc
   unit/test_kvmd_orphans.cc
   unit/test_kvmd_regions.cc
   unit/test_kvmd_sessions.cc

@@ -15,6 +15,8 @@ set(KVM_KVCTL_TEST_SOURCES
 if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl SOURCES integration/test_kvctl_cli.cc)
   add_dependencies(kvctl_cli_tests kvctl kvmd)
+  kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl SOURCES integration/test_kvctl_replay_policy.cc)
+  add_dependencies(kvctl_replay_tests kvctl kvmd)
   kvm_test(NAME kvctl_kept_tests LABEL integration LIBS kvm_kvctl kvm_process_support SOURCES integration/test_kvctl_kept.cc)
   add_dependencies(kvctl_kept_tests kvctl)
 endif()

@@ -18,12 +18,23 @@ constexpr const char* kHelp =
 
 constexpr const char* kFooter =
     "Pools lie on the GPUs where this machine has any (--backend auto), else in host memory.\n"
+    "Policies are those of kvctl simulate; one worker hits what it says for --policy and --capacity-blocks.\n"
     "Routing: round-robin; sticky (by the first two full blocks, so that conversations stay); random.\n"
     "Time to first token is modelled: measured key derivation, find and import, plus --prefill-us-per-token\n"
     "for each token that was not found.";
 
 const std::map<std::string, Routing> kRoutings{
     {"round-robin", Routing::kRoundRobin}, {"sticky", Routing::kSticky}, {"random", Routing::kRandom}};
+
+// Names of the policies, made from daemon/policy's own list.
+const std::map<std::string, policy::PolicyKind>& Policies() {
+  static const std::map<std::string, policy::PolicyKind> policies = [] {
+    std::map<std::string, policy::PolicyKind> names;
+    for (const policy::PolicyKind kind : policy::kAllPolicies) names.emplace(policy::PolicyName(kind), kind);
+    return names;
+  }();
+  return policies;
+}
 
 }  // namespace
 
@@ -33,9 +44,10 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
   command->footer(std::string(kRequestSourceHelp) + kFooter);
   AddRequestOptions(*command, *options);
   command->add_option("--workers", options->workers, "Worker processes")->capture_default_str()->check(CLI::Range(1u, 256u));
-  command->add_option("--pool-blocks", options->pool_blocks, "Blocks of each worker's pool")
+  command->add_option("--pool-blocks", options->pool_blocks, "Blocks of each worker's pool: its capacity")
       ->capture_default_str()
       ->check(CLI::Range(1u, Geometry::kMaxBlocks));
+  AddChoice(*command, "--policy", options->policy, Policies(), "Which block of a full pool leaves", "lru");
   command->add_option("--block-bytes", options->block_bytes, "Size of a block, a multiple of 8")
       ->capture_default_str()
       ->check(CLI::Range(std::uint64_t{8}, std::uint64_t{1} << 30));

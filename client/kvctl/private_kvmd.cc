@@ -62,7 +62,9 @@ Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
   PrivateKvmd kvmd;
   kvmd.directory_ = *directory;
   kvmd.socket_ = *directory + "/kvmd.sock";
-  std::vector<std::string> arguments{"--socket", kvmd.socket_, "--max-entries", std::to_string(options.max_entries)};
+  std::vector<std::string> arguments{"--socket", kvmd.socket_, "--max-entries", std::to_string(options.max_entries),
+                                     // All of its clients are one user's.
+                                     "--max-clients-per-user", "1024"};
   arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
   Result<ChildProcess> process = ChildProcess::Start(*program, arguments, -1, *directory + "/kvmd.log");
   if (!process) return process.error();

@@ -2,7 +2,8 @@
 //
 // The coordinator (the kvctl that was called) hands requests to workers (kvctl processes that it
 // starts), one request in flight per worker, or one at all with in_order; no worker runs far ahead of the
-// others. Every worker recycles a pool of its own; see replay_worker.h for what it does with a request.
+// others. Every worker recycles a pool of its own; see replay_worker.h for what it does with a request. One worker hits
+// what `kvctl simulate` says for the same policy and capacity.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include "client/kvctl/request.h"
 #include "client/kvctl/request_source.h"
 #include "client/kvctl/samples.h"
+#include "daemon/policy/policies.h"
 
 namespace kvm::ctl {
 
@@ -22,8 +24,9 @@ enum class Routing { kRoundRobin, kSticky, kRandom };
 
 struct ReplayOptions : RequestSource {  // its seed is also that of random routing
   std::uint32_t workers = 4;
-  std::uint32_t pool_blocks = 2000;  // of each worker
-  std::uint64_t block_bytes = 4096;  // a multiple of 8
+  std::uint32_t pool_blocks = 2000;                      // of each worker
+  policy::PolicyKind policy = policy::PolicyKind::kLru;  // by which each pool is recycled
+  std::uint64_t block_bytes = 4096;                      // a multiple of 8
   Routing routing = Routing::kRoundRobin;
   BackendChoice backend = BackendChoice::kAuto;
   std::string devices;  // GPUs that workers take in turn; empty: all
@@ -38,8 +41,8 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
 struct ReplayReport {
   std::uint64_t requests = 0;
   std::uint64_t blocks_total = 0;
-  std::uint64_t blocks_local = 0;     // leading blocks in the worker's own pool
-  std::uint64_t blocks_imported = 0;  // leading blocks copied from a peer and validated
+  std::uint64_t blocks_local = 0;     // of the hit blocks, in the worker's own pool
+  std::uint64_t blocks_imported = 0;  // of the hit blocks, copied from a peer and validated
   std::uint64_t tokens_total = 0, tokens_saved = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0

@@ -33,32 +33,18 @@ constexpr std::size_t kWindowPerWorker = 2;
 // Leading blocks that a worker's own pool would have held if nobody shared anything.
 class LonelyPool {
  public:
-  explicit LonelyPool(std::uint32_t blocks) : pool_(blocks) {}
+  LonelyPool(policy::PolicyKind kind, std::uint32_t blocks) : pool_(kind, blocks) {}
 
   std::size_t Serve(const Request& request) {
-    const std::size_t storable = std::min<std::size_t>(request.hash_ids.size(), pool_.size());
-    std::vector<BlockKey> keys;
+    keys_.clear();
     BlockKey chain;
-    for (std::size_t i = 0; i < storable; ++i) keys.push_back(chain = {Mix(chain.lo, request.hash_ids[i]), request.hash_ids[i]});
-    std::vector<std::uint32_t> blocks;
-    for (const BlockKey& key : keys) {
-      const std::optional<std::uint32_t> block = pool_.PinHeld(key);
-      if (!block) break;
-      blocks.push_back(*block);
-    }
-    const std::size_t held = blocks.size();
-    for (std::size_t i = held; i < keys.size(); ++i) {
-      const std::optional<std::uint32_t> block = pool_.Allocate();
-      if (!block) break;
-      blocks.push_back(*block);
-      pool_.Assign(*block, keys[i]);
-    }
-    pool_.Release(blocks);
-    return held;
+    for (const std::uint64_t id : request.hash_ids) keys_.push_back(chain = {Mix(chain.lo, id), id});
+    return BlockPool::Hits(pool_.Serve(keys_));
   }
 
  private:
   BlockPool pool_;
+  std::vector<BlockKey> keys_;
 };
 
 struct WorkerHandle {
@@ -112,6 +98,7 @@ class Coordinator {
     config.block_bytes = options_.block_bytes;
     config.block_tokens = options_.block_tokens;
     config.pool_blocks = options_.pool_blocks;
+    config.policy = options_.policy;
     config.in_order = options_.in_order;
     config.publish_imported = options_.publish_imported;
     for (std::uint32_t i = 0; i < options_.workers; ++i) {
@@ -120,8 +107,8 @@ class Coordinator {
       const int fd = channels->second.fd();
       Result<ChildProcess> process = ChildProcess::Start(*binary, {kReplayWorkerRole, std::to_string(fd)}, fd, "");
       if (!process) return process.error();
-      workers_.push_back(std::make_unique<WorkerHandle>(
-          WorkerHandle{std::move(*process), std::move(channels->first), LonelyPool(options_.pool_blocks), {}, std::nullopt, {}}));
+      workers_.push_back(std::make_unique<WorkerHandle>(WorkerHandle{
+          std::move(*process), std::move(channels->first), LonelyPool(options_.policy, options_.pool_blocks), {}, std::nullopt, {}}));
       config.device = memory_.DeviceOfWorker(i);
       config.name.Set("replay-" + std::to_string(::getpid()) + "-" + std::to_string(i));
       if (Status sent = workers_.back()->channel.SendStruct(config); !sent) return WorkerError(i, sent.error());

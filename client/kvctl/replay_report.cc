@@ -20,6 +20,7 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"devices", DevicesJson(memory.devices)},
           {"workers", options.workers},
           {"pool_blocks", options.pool_blocks},
+          {"policy", policy::PolicyName(options.policy)},
           {"block_bytes", options.block_bytes},
           {"block_tokens", options.block_tokens},
           {"routing", RoutingName(options.routing)},
@@ -67,8 +68,8 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   head.Add("replayed", HumanCount(report.requests) + " requests of " + options.name() + " over " + std::to_string(options.workers) +
                            " workers, " + std::string(RoutingName(options.routing)) + (options.in_order ? ", in order" : "") + ", in " +
                            FormatFixed(report.wall_s, 2) + " s");
-  head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each; " +
-                        HumanCount(report.evictions) + " evictions");
+  head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each, " +
+                        std::string(policy::PolicyName(options.policy)) + "; " + HumanCount(report.evictions) + " evictions");
   head.Add("backend", memory.Describe() + (memory.devices.size() > 1 ? "; workers in turn" : ""));
   head.Print(std::cout);
   std::cout << '\n';

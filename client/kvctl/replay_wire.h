@@ -17,6 +17,7 @@
 
 #include "client/kvctl/channel.h"
 #include "client/kvctl/request.h"
+#include "daemon/policy/policies.h"
 #include "kvm/device.h"
 
 namespace kvm::ctl {
@@ -42,7 +43,8 @@ struct WorkerConfig {
   std::uint64_t block_bytes = 0;
   std::uint32_t block_tokens = 0;
   std::uint32_t pool_blocks = 0;
-  bool in_order = false;  // publishes are visible before a request counts as served
+  policy::PolicyKind policy = policy::PolicyKind::kLru;  // of the pool
+  bool in_order = false;                                 // publishes are visible before a request counts as served
   bool publish_imported = true;
 };
 

@@ -81,21 +81,19 @@ class Worker {
     Stopwatch watch;
     DeriveKeys(hash_ids);
     reply.keys_ns = watch.Lap();
-    // A request longer than the pool is computed to its end, but only what fits is kept and shared.
-    keys_.resize(std::min<std::size_t>(keys_.size(), pool_.size()));
-    blocks_.clear();
+    places_ = pool_.Serve(keys_);
+    written_.assign(keys_.size(), false);
     requests_.clear();
-    if (Status taken = TakeLocal(reply); !taken) return Failed(taken.error());
-    if (blocks_.size() < keys_.size()) {
-      if (Status imported = ImportRest(reply); !imported) return Failed(imported.error());
-      if (Status computed = ComputeRest(); !computed) return Failed(computed.error());
+    if (Status compared = CheckHeld(reply); !compared) return Failed(compared.error());
+    if (Status hit = TakeHits(reply); !hit) return Failed(hit.error());
+    if (Status computed = ComputeRest(); !computed) return Failed(computed.error());
+    if (!requests_.empty()) {
       watch.Lap();
       const PublishOutcome outcome = region_->Publish(requests_);
       reply.publish_ns = watch.Lap();
       reply.published = outcome.readable > 0;
       if (config_.in_order) Flush(reply);
     }
-    pool_.Release(blocks_);
     return reply;
   }
 
@@ -109,7 +107,7 @@ class Worker {
   }
 
  private:
-  explicit Worker(const WorkerConfig& config) : config_(config), pool_(config.pool_blocks) {}
+  explicit Worker(const WorkerConfig& config) : config_(config), pool_(config.policy, config.pool_blocks) {}
 
   static ServeReply Failed(const Error& error) {
     ServeReply reply;
@@ -128,79 +126,110 @@ class Worker {
     }
   }
 
-  Status TakeLocal(ServeReply& reply) {
-    for (const BlockKey& key : keys_) {
-      const std::optional<std::uint32_t> block = pool_.PinHeld(key);
-      if (!block) break;
-      blocks_.push_back(*block);
+  // Before anything is written: a block that leaves in this request may be the place of another key of it.
+  Status CheckHeld(ServeReply& reply) {
+    std::vector<BlockKey> keys;
+    std::vector<std::uint32_t> blocks;
+    for (std::size_t at = 0; at < places_.size(); ++at) {
+      if (!Held(at)) continue;
+      keys.push_back(keys_[at]);
+      blocks.push_back(places_[at].held);
     }
-    reply.blocks_local = blocks_.size();
-    return CountMismatches(0, blocks_.size(), reply);
+    return CountMismatches(keys, blocks, reply);
   }
 
-  Status ImportRest(ServeReply& reply) {
-    const std::size_t first = blocks_.size();
-    Stopwatch watch;
+  // Up to the first block that neither this pool nor a peer has. One that a peer has and that the pool does not
+  // keep has no place to be imported to, so it ends the hit as well.
+  Status TakeHits(ServeReply& reply) {
+    Match match;
+    std::size_t first = 0, at = 0;  // match[i] is of keys_[first + i]
+    while (at < keys_.size()) {
+      if (Held(at)) {
+        ++reply.blocks_local;
+        ++at;
+        continue;
+      }
+      std::size_t end = at;
+      while (end < keys_.size() && ToWrite(end)) ++end;
+      if (end == at) return {};
+      if (at >= first + match.size()) {
+        match = Find(at, reply);
+        first = at;
+      }
+      const Match wanted = match.Slice(at - first, end - at);
+      if (wanted.empty()) return {};
+      const Result<std::size_t> valid = Import(wanted, at, reply);
+      if (!valid) return valid.error();
+      at += *valid;
+      if (*valid < wanted.size()) return {};
+    }
+    return {};
+  }
+
+  Match Find(std::size_t at, ServeReply& reply) {
     FindOptions options;
     options.include_own = false;
     options.destination = region_.get();
-    const Match match = client_->Find(std::span(keys_).subspan(first), options);
-    reply.find_ns = watch.Lap();
+    Stopwatch watch;
+    Match match = client_->Find(std::span(keys_).subspan(at), options);
+    reply.find_ns += watch.Lap();
     reply.looked_up = true;
-    if (match.empty()) return {};
-    Allocate(match.size());
-    watch.Lap();
-    ImportOptions import_options;
-    import_options.deadline = After(kImportTimeout);
-    Result<ImportTicket> ticket = client_->Import(match, *region_, std::span(blocks_).subspan(first), import_options);
+    return match;
+  }
+
+  // `match` is of the keys from `at` on. The number of leading blocks that are valid; what failed is computed.
+  Result<std::size_t> Import(const Match& match, std::size_t at, ServeReply& reply) {
+    const std::vector<std::uint32_t> blocks = KeptBlocks(at, match.size());
+    ImportOptions options;
+    options.deadline = After(kImportTimeout);
+    Stopwatch watch;
+    Result<ImportTicket> ticket = client_->Import(match, *region_, blocks, options);
     if (!ticket) return ticket.error();
-    if (Status done = ticket->Wait(After(2 * kImportTimeout)); !done) return done;
-    reply.import_ns = watch.Lap();
+    if (Status done = ticket->Wait(After(2 * kImportTimeout)); !done) return done.error();
+    reply.import_ns += watch.Lap();
     reply.imported = true;
     const ImportResult& result = ticket->result();
-    reply.blocks_imported = result.valid;
-    reply.bytes_imported = result.bytes;
-    reply.failed_import_blocks = result.failed.size();
-    if (Status compared = CountMismatches(first, result.valid, reply); !compared) return compared;
-    if (Status filled = Fill(first + result.valid, result.failed.size()); !filled) return filled;
-    for (std::size_t i = 0; i < result.writes.size(); ++i) {
-      Keep(first + i, result.writes[i], i >= result.valid || config_.publish_imported);
-    }
-    return {};
+    reply.blocks_imported += result.valid;
+    reply.bytes_imported += result.bytes;
+    reply.failed_import_blocks += result.failed.size();
+    const std::span<const BlockKey> keys = std::span(keys_).subspan(at, match.size());
+    if (Status compared = CountMismatches(keys.first(result.valid), std::span(blocks).first(result.valid), reply); !compared)
+      return compared.error();
+    if (Status filled = bytes_->Fill(keys.subspan(result.valid), std::span(blocks).subspan(result.valid)); !filled) return filled.error();
+    for (std::size_t i = 0; i < result.writes.size(); ++i) Keep(at + i, result.writes[i], i >= result.valid || config_.publish_imported);
+    return result.valid;
   }
 
-  // "Prefill" of everything behind the hit.
+  // "Prefill" of everything behind the hit: what the pool keeps of it and does not hold yet.
   Status ComputeRest() {
-    const std::size_t first = blocks_.size();
-    Allocate(keys_.size() - first);
-    std::vector<BlockWrite> writes;
-    for (std::size_t at = first; at < blocks_.size(); ++at) writes.push_back(region_->BeginWrite(blocks_[at]));
-    if (Status filled = Fill(first, writes.size()); !filled) return filled;
-    for (std::size_t i = 0; i < writes.size(); ++i) Keep(first + i, writes[i], true);
-    return {};
+    std::vector<BlockKey> keys;
+    std::vector<std::uint32_t> blocks;
+    for (std::size_t at = 0; at < keys_.size(); ++at) {
+      if (!ToWrite(at)) continue;
+      keys.push_back(keys_[at]);
+      blocks.push_back(places_[at].kept);
+      Keep(at, region_->BeginWrite(places_[at].kept), true);
+    }
+    return bytes_->Fill(keys, blocks);
   }
 
-  // Of the request's blocks [first, first + count).
-  Status Fill(std::size_t first, std::size_t count) {
-    return bytes_->Fill(std::span(keys_).subspan(first, count), std::span(blocks_).subspan(first, count));
+  bool Held(std::size_t at) const { return places_[at].held != BlockPool::kNoBlock; }
+  bool ToWrite(std::size_t at) const { return !Held(at) && places_[at].kept != BlockPool::kNoBlock && !written_[at]; }
+  std::vector<std::uint32_t> KeptBlocks(std::size_t at, std::size_t count) const {
+    std::vector<std::uint32_t> blocks;
+    for (std::size_t i = at; i < at + count; ++i) blocks.push_back(places_[i].kept);
+    return blocks;
   }
-  Status CountMismatches(std::size_t first, std::size_t count, ServeReply& reply) {
-    const Result<std::size_t> wrong = bytes_->CountWrong(std::span(keys_).subspan(first, count), std::span(blocks_).subspan(first, count));
+
+  Status CountMismatches(std::span<const BlockKey> keys, std::span<const std::uint32_t> blocks, ServeReply& reply) {
+    const Result<std::size_t> wrong = bytes_->CountWrong(keys, blocks);
     if (!wrong) return wrong.error();
     reply.mismatched_blocks += *wrong;
     return {};
   }
 
-  void Allocate(std::size_t count) {
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::optional<std::uint32_t> block = pool_.Allocate();
-      if (!block) return;
-      blocks_.push_back(*block);
-    }
-  }
-
   void Keep(std::size_t at, const BlockWrite& write, bool publish) {
-    if (!pool_.Assign(blocks_[at], keys_[at])) return;
+    written_[at] = true;
     if (publish) requests_.push_back({keys_[at], at == 0 ? root_ : keys_[at - 1], static_cast<std::uint32_t>(at), write});
   }
 
@@ -219,7 +248,8 @@ class Worker {
   // Of the request being served.
   BlockKey root_;
   std::vector<BlockKey> keys_;
-  std::vector<std::uint32_t> blocks_;  // of the leading keys, pinned
+  std::span<const BlockPool::Place> places_;  // of keys_
+  std::vector<bool> written_;                 // of keys_, by this request
   std::vector<PublishRequest> requests_;
 };
 

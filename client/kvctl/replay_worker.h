@@ -1,8 +1,8 @@
 // A worker of a replay: an inference engine without the model.
 //
-// For each request: derive the keys; pin what its pool holds of the prefix; find the rest at its peers and
-// import it; "prefill" what is left, which writes bytes that follow from each block's key; publish.
-// Whatever was imported is compared, byte for byte, with what its key says.
+// For each request: derive the keys; let its pool choose what stays; find at its peers what the pool lacks of the
+// prefix, and import it; "prefill" what is left, which writes bytes that follow from each block's key; publish.
+// Whatever the pool held or was imported is compared, byte for byte, with what its key says.
 #pragma once
 
 #include "client/kvctl/channel.h"

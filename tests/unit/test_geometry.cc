@@ -200,3 +200,47 @@ TEST_CASE("Geometry: what Validate accepts is disjoint and inside, byte for byte
   CHECK(overlapping > 1000);
   CHECK(outside > 1000);
 }
+
+TEST_CASE("Geometry: among many chunks of one stride, two that share a byte are found wherever they are", "[unit]") {
+  test::Random random(7);
+  int accepted = 0, overlapping = 0;
+  for (int round = 0; round < 3000; ++round) {
+    // Chunks fill a period from some residue on, each a few periods later or not; then perhaps one more anywhere.
+    const std::uint64_t stride = random.Between(60, 120);
+    const std::uint64_t begin = random.Below(stride);
+    Geometry geometry{static_cast<std::uint32_t>(random.Between(1, 5)), {}};
+    for (std::uint64_t at = 0;;) {
+      const std::uint64_t bytes = random.Between(1, 5);
+      if (at + bytes > stride) break;
+      geometry.parts.push_back({0, begin + at + stride * random.Below(4), bytes, stride, 1, 0});
+      at += bytes;
+    }
+    if (random.OneIn(2)) {
+      geometry.parts.push_back({0, random.Below(stride * 8), random.Between(1, 3), stride, 1, 0});
+      std::swap(geometry.parts.back(), random.Pick(geometry.parts));
+    }
+    const std::vector<std::uint64_t> segments{stride * 16};
+    const Status status = geometry.Validate(segments);
+    const ByteMap truth = BruteForce(geometry, segments);
+    REQUIRE(truth != ByteMap::kOutside);
+    if (status.has_value() != (truth == ByteMap::kDisjoint)) FAIL("round " << round << ": accepted " << status.has_value());
+    (truth == ByteMap::kDisjoint ? accepted : overlapping)++;
+  }
+  CHECK(accepted > 500);
+  CHECK(overlapping > 500);
+}
+
+TEST_CASE("Geometry: as many chunks as a block may have, all interleaved, and one of them moved by a byte", "[unit]") {
+  constexpr std::uint32_t kMax = Geometry::kMaxChunksPerBlock;
+  Geometry geometry{1000, {}};
+  for (std::uint32_t i = 0; i < kMax; ++i) geometry.parts.push_back({0, std::uint64_t{64} * i, 64, std::uint64_t{64} * kMax, 1, 0});
+  const std::vector<std::uint64_t> segments{std::uint64_t{64} * kMax * 1001};
+  KVM_REQUIRE_OK(geometry.Validate(segments));
+  geometry.parts[2047].offset += 1;
+  KVM_CHECK_ERROR(geometry.Validate(segments), Errc::kBadGeometry, "part 2048: shares bytes with part 2047");
+  geometry.parts[2047].offset -= 1;
+  geometry.parts[kMax - 1].offset += 1;  // into the first chunk of the next block
+  KVM_CHECK_ERROR(geometry.Validate(segments), Errc::kBadGeometry, "part 4095: shares bytes with part 0");
+  geometry.parts[kMax - 1] = {0, 64 * (kMax - 1), 64, std::uint64_t{64} * kMax + 1, 1, 0};  // another stride
+  KVM_CHECK_ERROR(geometry.Validate(segments), Errc::kBadGeometry, "shares bytes");
+}

@@ -127,6 +127,7 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--max-models",
                              "--max-domains",
                              "--max-clients",
+                             "--max-clients-per-user",
                              "--max-regions-per-client",
                              "--max-blocks-per-client",
                              "--max-fds-per-client",

@@ -1,8 +1,6 @@
 // kvctl simulate: MIN is the optimum, the policies' figures on the conversation trace, and hit density against LRU on
 // what it has not seen.
 #include <bit>
-#include <cstdlib>
-#include <filesystem>
 #include <map>
 
 #include "client/kvctl/block_trace.h"
@@ -11,6 +9,7 @@
 #include "client/kvctl/workload.h"
 #include "daemon/policy/policies.h"
 #include "tests/catch.h"
+#include "tests/support/conversation_trace.h"
 #include "tests/support/random.h"
 
 namespace {
@@ -69,12 +68,6 @@ std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
   std::uint64_t hits = 0;
   for (const auto& [resident, each] : best) hits = std::max(hits, each);
   return hits;
-}
-
-std::string ConversationTrace() {
-  if (const char* path = std::getenv("KVM_TRACE")) return path;
-  const auto path = std::filesystem::path(KVM_TEST_DATA_DIR) / "../../shared/traces/conversation_trace.jsonl";
-  return std::filesystem::exists(path) ? path.string() : "";
 }
 
 }  // namespace
@@ -157,7 +150,7 @@ TEST_CASE("Simulate: loops, scans and changing ways do not put hit density under
 }
 
 TEST_CASE("Simulate: the conversation trace gives the known figures, and hit density closes its part of the gap", "[unit]") {
-  const std::string path = ConversationTrace();
+  const std::string path = test::ConversationTrace();
   if (path.empty()) KVM_SKIP("no conversation trace: set KVM_TRACE");
   SimulateOptions options;
   options.trace = path;
