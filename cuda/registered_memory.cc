@@ -57,8 +57,7 @@ Result<std::unique_ptr<CudaLocalMemory>> MapGrantedHost(const std::shared_ptr<co
   if (!mapping) return mapping.error();
   auto held = std::make_shared<GrantedHostSegment>();
   held->mapping = std::move(*mapping);
-  auto registered =
-      RegisteredMemory::Register(device, held->mapping.data(), held->mapping.size(), RegisteredMemory::Access::kReadWrite);
+  auto registered = RegisteredMemory::Register(device, held->mapping.data(), held->mapping.size(), RegisteredMemory::Access::kReadWrite);
   if (!registered) return registered.error();
   held->registered = std::move(*registered);
   auto memory = std::make_unique<CudaLocalMemory>(device, layout::HandleKind::kHostMemfd);

@@ -120,7 +120,8 @@ Status Broker::HandleStowDone(Client& client, const kvmwire::StowDone& done) {
 }
 
 Status Broker::HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use) {
-  if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns)) return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
+  if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns))
+    return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
   if (tier_) tier_->Used(*client.domain, use);
   return {};
 }

@@ -38,9 +38,9 @@ Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t b
     }
   }
   if (const std::uint64_t available = AvailableMemoryBytes(); available < kLeftToOthers || available - kLeftToOthers < memory.bytes_) {
-    return MakeError(Errc::kResourceExhausted,
-                     "the machine has " + std::to_string(available >> 20) + " MiB of memory left, " + std::to_string(memory.bytes_ >> 20) +
-                         " MiB and " + std::to_string(kLeftToOthers >> 20) + " MiB for everybody else are needed");
+    return MakeError(Errc::kResourceExhausted, "the machine has " + std::to_string(available >> 20) + " MiB of memory left, " +
+                                                   std::to_string(memory.bytes_ >> 20) + " MiB and " + std::to_string(kLeftToOthers >> 20) +
+                                                   " MiB for everybody else are needed");
   }
   Result<UniqueFd> fd = CreateGrantable("kvm:" + name, memory.bytes_);
   if (!fd) return fd.error();

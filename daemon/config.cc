@@ -14,9 +14,8 @@ const std::map<std::string, LogLevel> kLogLevels{
 
 const std::map<std::string, HostCacheAdmission> kAdmissions{
     {"publish", HostCacheAdmission::kPublish}, {"second-hit", HostCacheAdmission::kSecondHit}, {"reuse", HostCacheAdmission::kReuse}};
-const std::map<std::string, policy::PolicyKind> kPolicies{{"lru", policy::PolicyKind::kLru},
-                                                          {"s3-fifo", policy::PolicyKind::kS3Fifo},
-                                                          {"hit-density", policy::PolicyKind::kHitDensity}};
+const std::map<std::string, policy::PolicyKind> kPolicies{
+    {"lru", policy::PolicyKind::kLru}, {"s3-fifo", policy::PolicyKind::kS3Fifo}, {"hit-density", policy::PolicyKind::kHitDensity}};
 
 const CLI::Validator kOctalMode(
     [](std::string& text) -> std::string {

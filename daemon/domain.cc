@@ -56,7 +56,8 @@ Status Domain::CheckAgainstOthers(const Region& region, const Owner& owner) cons
                                                  (other->orphan ? ", which is not connected but still runs" : ""));
     }
     // The host cache drops its own when a worker comes with another size.
-    if (other->keeper == nullptr && other->info.model == region.info.model && SameShard(*other, region) && other->info.block_bytes != region.info.block_bytes) {
+    if (other->keeper == nullptr && other->info.model == region.info.model && SameShard(*other, region) &&
+        other->info.block_bytes != region.info.block_bytes) {
       return MakeError(Errc::kBadGeometry, "region: blocks of " + std::to_string(region.info.block_bytes) + " bytes, but " +
                                                other->descriptor.name() + " of the same model and shard has blocks of " +
                                                std::to_string(other->info.block_bytes));

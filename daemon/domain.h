@@ -79,7 +79,7 @@ class Domain {
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
   // wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
-  void WriteRows();  // entry counts of regions that changed
+  void WriteRows();            // entry counts of regions that changed
   bool idle() const noexcept;  // nobody has a region here, except kvmd
 
   // ---- entries (domain_entries.cc)

@@ -105,8 +105,7 @@ TierGroup& HostTier::GroupOf(Domain& domain, const Region& source) {
   for (const std::uint32_t part : shard) kind.shard += std::to_string(part) + ",";
   std::unique_ptr<TierGroup>& group = groups_[kind];
   if (!group) {
-    const auto slots =
-        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(chunk_bytes_ / kind.block_bytes, 1, kMaxSlotsPerChunk));
+    const auto slots = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(chunk_bytes_ / kind.block_bytes, 1, kMaxSlotsPerChunk));
     const std::uint64_t most = std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, config_.max_regions);
     group = std::make_unique<TierGroup>(kind, domain, TierBlocks(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most)),
                                         source.descriptor.fingerprint(), std::move(shard));

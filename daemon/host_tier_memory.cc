@@ -15,7 +15,7 @@ namespace {
 // By how much the content of a chunk must be older than what a writer would evict of its own: taking a chunk costs its
 // content and the zeroing of as much memory.
 constexpr std::uint64_t kMuchOlderMs = 10'000;
-constexpr std::uint64_t kOthersPart = 16;  // of the machine's memory is never the cache's
+constexpr std::uint64_t kOthersPart = 16;         // of the machine's memory is never the cache's
 constexpr std::chrono::seconds kMemoryPause{10};  // after the machine had none left
 
 }  // namespace
@@ -38,8 +38,9 @@ Status CheckHostCache(const Config& config) {
   for (const auto& [bytes, option] : {std::pair(config.max_host_cache_per_domain, "--max-host-cache-per-domain"),
                                       std::pair(config.max_host_cache_per_client, "--max-host-cache-per-client")}) {
     if (bytes != 0 && bytes < chunk) {
-      return MakeError(Errc::kInvalidArgument, std::string(option) + ": " + std::to_string(bytes) + " bytes are less than a chunk of the host cache, " +
-                                                   std::to_string(chunk) + " bytes (--host-cache-chunk)");
+      return MakeError(Errc::kInvalidArgument, std::string(option) + ": " + std::to_string(bytes) +
+                                                   " bytes are less than a chunk of the host cache, " + std::to_string(chunk) +
+                                                   " bytes (--host-cache-chunk)");
     }
   }
   return {};
@@ -169,7 +170,8 @@ std::string HostTier::Reason(Limit limit) const {
   const auto mib = [](std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
   switch (limit) {
     case Limit::kNone: break;
-    case Limit::kClient: return "this client's limit of host cache is " + mib(config_.max_host_cache_per_client) + " (--max-host-cache-per-client)";
+    case Limit::kClient:
+      return "this client's limit of host cache is " + mib(config_.max_host_cache_per_client) + " (--max-host-cache-per-client)";
     case Limit::kDomain:
       if (config_.max_host_cache_per_domain == 0) return "the host cache has half of the region table (--max-regions)";
       return "this domain's limit of host cache is " + mib(config_.max_host_cache_per_domain) + " (--max-host-cache-per-domain)";
@@ -249,7 +251,10 @@ void HostTier::FinishChunk(std::unique_ptr<TierChunk> chunk) {
   if (writer_left) chunk->writer = nullptr;
   chunk->used_ms = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now_.time_since_epoch()).count());
   LogLimited(LogLevel::kInfo, "host_cache_grown",
-             {{"domain", group.domain.name()}, {"region", chunk->region->descriptor.name()}, {"row", chunk->region->row}, {"bytes", chunk->bytes()}});
+             {{"domain", group.domain.name()},
+              {"region", chunk->region->descriptor.name()},
+              {"row", chunk->region->row},
+              {"bytes", chunk->bytes()}});
   chunks_.push_back(std::move(chunk));
   host_.ChunkOpened(*chunks_.back());
   if (!writer_left) host_.ChunkGranted(*chunks_.back());

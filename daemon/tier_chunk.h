@@ -36,9 +36,9 @@ struct TierWriter {
   Domain* domain = nullptr;
   std::shared_ptr<WatchedProcess> process;  // once it has left
   bool gone = false;                        // the process has ended
-  std::uint64_t bytes = 0;  // of its chunks, while it is there
-  std::uint32_t granted = 0;  // slots that it has been granted and not answered for
-  std::deque<OpenGrant> open;  // by deadline; answered ones go when their turn comes
+  std::uint64_t bytes = 0;                  // of its chunks, while it is there
+  std::uint32_t granted = 0;                // slots that it has been granted and not answered for
+  std::deque<OpenGrant> open;               // by deadline; answered ones go when their turn comes
 };
 
 // Chunks of one kind of block: any of their slots can hold any of these blocks.
@@ -107,7 +107,8 @@ class TierChunk final : public RegionKeeper {
   std::uint64_t used_ms = 0;
 
  private:
-  TierChunk(TierObserver& observer, std::string name, TierGroup& its_group) : group(its_group), observer_(observer), name_(std::move(name)) {}
+  TierChunk(TierObserver& observer, std::string name, TierGroup& its_group)
+      : group(its_group), observer_(observer), name_(std::move(name)) {}
 
   TierObserver& observer_;
   const std::string name_;

@@ -37,27 +37,31 @@ boost::json::object CountersJson(const layout::Counters& counters) {
 }
 
 boost::json::object HostCacheJson(const kvmwire::HostCacheDomain& cache) {
-  return {{"bytes", cache.bytes()},   {"used_bytes", cache.used_bytes()}, {"chunks", cache.chunks()},
-          {"blocks", cache.blocks()}, {"hits", cache.hits()},             {"stowed", cache.stowed()},
-          {"evicted", cache.evicted()}, {"refused", cache.refused()},     {"expired", cache.expired()}};
+  return {{"bytes", cache.bytes()},    {"used_bytes", cache.used_bytes()}, {"chunks", cache.chunks()},   {"blocks", cache.blocks()},
+          {"hits", cache.hits()},      {"stowed", cache.stowed()},         {"evicted", cache.evicted()}, {"refused", cache.refused()},
+          {"expired", cache.expired()}};
 }
 
 // null without a host cache.
 boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
   if (!status.has_host_cache()) return nullptr;
   const kvmwire::HostCacheStatus& cache = status.host_cache();
-  return {{"max_bytes", cache.max_bytes()}, {"bytes", cache.bytes()},           {"chunk_bytes", cache.chunk_bytes()},
-          {"policy", cache.policy()},       {"admission", cache.admission()},   {"huge_bytes", cache.huge_bytes()},
+  return {{"max_bytes", cache.max_bytes()},
+          {"bytes", cache.bytes()},
+          {"chunk_bytes", cache.chunk_bytes()},
+          {"policy", cache.policy()},
+          {"admission", cache.admission()},
+          {"huge_bytes", cache.huge_bytes()},
           {"transparent_bytes", cache.transparent_bytes()}};
 }
 
 boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
   boost::json::object object{{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
-          {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
-          {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
-          {"models", domain.models()},        {"max_models", domain.max_models()},
-          {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
-          {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
+                             {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
+                             {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
+                             {"models", domain.models()},        {"max_models", domain.max_models()},
+                             {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
+                             {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
   if (domain.has_host_cache()) object["host_cache"] = HostCacheJson(domain.host_cache());
   return object;
 }
@@ -125,16 +129,17 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
     if (cache.huge_bytes() > 0) pages += ", " + HumanBytes(cache.huge_bytes()) + " on reserved huge pages";
     if (cache.transparent_bytes() > 0) pages += ", " + HumanBytes(cache.transparent_bytes()) + " on transparent huge pages";
     fields.Add("host cache", HumanBytes(cache.bytes()) + " of " + HumanBytes(cache.max_bytes()) + " in chunks of " +
-                                 HumanBytes(cache.chunk_bytes()) + pages + "; admission " + cache.admission() + ", policy " + cache.policy());
+                                 HumanBytes(cache.chunk_bytes()) + pages + "; admission " + cache.admission() + ", policy " +
+                                 cache.policy());
   }
   for (const auto& domain : status.domains()) {
     if (!domain.has_host_cache() || domain.host_cache().bytes() == 0) continue;
     const kvmwire::HostCacheDomain& cache = domain.host_cache();
-    fields.Add("  " + Printable(domain.name()),
-               HumanCount(cache.blocks()) + " blocks in " + HumanCount(cache.chunks()) + (cache.chunks() == 1 ? " chunk, " : " chunks, ") +
-                   HumanBytes(cache.used_bytes()) + " of " + HumanBytes(cache.bytes()) + "; " + HumanCount(cache.hits()) + " hits, " +
-                   HumanCount(cache.stowed()) + " stowed, " + HumanCount(cache.evicted()) + " evicted, " + HumanCount(cache.refused()) +
-                   " refused, " + HumanCount(cache.expired()) + " expired");
+    fields.Add("  " + Printable(domain.name()), HumanCount(cache.blocks()) + " blocks in " + HumanCount(cache.chunks()) +
+                                                    (cache.chunks() == 1 ? " chunk, " : " chunks, ") + HumanBytes(cache.used_bytes()) +
+                                                    " of " + HumanBytes(cache.bytes()) + "; " + HumanCount(cache.hits()) + " hits, " +
+                                                    HumanCount(cache.stowed()) + " stowed, " + HumanCount(cache.evicted()) + " evicted, " +
+                                                    HumanCount(cache.refused()) + " refused, " + HumanCount(cache.expired()) + " expired");
   }
   fields.Print(std::cout);
   std::cout << '\n';

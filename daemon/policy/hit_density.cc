@@ -199,7 +199,8 @@ Slot HitDensityPolicy::WorstLeafAmong(const Evictable& evictable) {
   Slot found = kNoSlot;
   std::uint32_t looked = 0;
   leaves_.ForEachFilled([&](std::uint32_t list) {
-    for (std::uint32_t at = leaves_[list].back; at != kNil && found == kNoSlot && looked < kMaxVictimsLookedAt; at = nodes_[at].links.newer) {
+    for (std::uint32_t at = leaves_[list].back; at != kNil && found == kNoSlot && looked < kMaxVictimsLookedAt;
+         at = nodes_[at].links.newer) {
       ++looked;
       // An orphan whose parent came back is none any more.
       if (list == kOrphans && Resident(nodes_[at].parent)) continue;

@@ -26,7 +26,8 @@ constexpr std::chrono::seconds kGone{5};
 
 TEST_CASE("Host cache: workers killed while they stow cost no wrong byte, no slot and no descriptor", "[fault]") {
   constexpr std::uint64_t kChunks = 8, kSlots = 32, kBlock = 4096;
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kChunks * kSlots * kBlock), "--host-cache-chunk", std::to_string(kSlots * kBlock)});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kChunks * kSlots * kBlock), "--host-cache-chunk",
+                    std::to_string(kSlots * kBlock)});
   RegistryProbe probe(kvmd.socket());
   const std::uint64_t seed = 7;
   INFO("seed " << seed);

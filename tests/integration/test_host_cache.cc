@@ -129,8 +129,8 @@ TEST_CASE("Host cache: a full one evicts, whatever the policy, and serves what i
     CHECK(test::Eventually([&] { return HostCacheOf(probe).stowed() == (prompt + 1) * 16; }));
   }
   const kvmwire::HostCacheDomain status = HostCacheOf(probe);
-  INFO("refused " << status.refused() << " expired " << status.expired() << " dropped " << publisher->client().Stats().stows_dropped << ", refused "
-                  << publisher->client().Stats().stows_refused << ", stowed " << publisher->client().Stats().blocks_stowed);
+  INFO("refused " << status.refused() << " expired " << status.expired() << " dropped " << publisher->client().Stats().stows_dropped
+                  << ", refused " << publisher->client().Stats().stows_refused << ", stowed " << publisher->client().Stats().blocks_stowed);
   CHECK(status.blocks() == kSlots);
   CHECK(status.evicted() == 16 * 16 - kSlots);
   CHECK(status.refused() == 0);
@@ -212,7 +212,8 @@ TEST_CASE("Host cache: without one, nothing is stowed and nobody waits", "[integ
 TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody else's", "[integration]") {
   constexpr std::uint64_t kSlots = 16;
   const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-client", chunk});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk,
+                    "--max-host-cache-per-client", chunk});
   RegistryProbe probe(kvmd.socket());
   const auto small = Start(kvmd, "small"), large = Start(kvmd, "large");
   PublishAndFlush(*small, "a:16", 0);
@@ -236,7 +237,8 @@ TEST_CASE("Host cache: a domain at its quota takes nothing of another domain's",
   if (::geteuid() != 0) KVM_SKIP("needs root, to run a worker as another user");
   constexpr std::uint64_t kSlots = 16;
   const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk, "--max-host-cache-per-domain", chunk});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk,
+                    "--max-host-cache-per-domain", chunk});
   RegistryProbe probe(kvmd.socket());
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:16", 0);

@@ -65,7 +65,7 @@ struct ClientStats {
   std::uint64_t stows_dropped = 0;           // not copied: the queue was full, or the block was reused before
   std::uint64_t stows_refused = 0;           // by kvmd: no room for them
   std::uint64_t blocks_from_host_cache = 0;  // of blocks_imported
-  std::uint64_t mapped_regions = 0;  // peers mapped now
+  std::uint64_t mapped_regions = 0;          // peers mapped now
 };
 
 // A peer's region that this process can't copy from, and why. Find passes over such a region when it is
