@@ -26,6 +26,7 @@ Client::Impl::~Impl() { Stop(); }
 void Client::Impl::Stop() {
   UnregisterAll();
   link.Stop();
+  stower.Stop();
   mapper.Stop();
   publish_answered_.notify_all();
 }
@@ -73,6 +74,7 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
     epoch_ = hello.epoch();
     domain_ = hello.domain();
   }
+  stower.Connected(hello);
   Redeclare();
   for (const std::shared_ptr<Region::Impl>& region : Regions()) {
     RequestRegistration(region, nullptr);
@@ -84,6 +86,7 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
 }
 
 void Client::Impl::OnDisconnected() {
+  stower.Disconnected();
   {
     std::lock_guard lock(mutex_);
     ready_ = false;
@@ -105,6 +108,7 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce: mapper.Announce(connection_, message.region_announce(), std::move(fds)); return;
+    case kvmwire::ServerMessage::kChunkGrant: stower.Granted(message.chunk_grant(), std::move(fds)); return;
     case kvmwire::ServerMessage::kRegionWithdraw: {
       const kvmwire::RegionWithdraw& withdraw = message.region_withdraw();
       std::function<void()> acknowledge;
@@ -118,7 +122,10 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
           self->link.Post(ack);
         };
       }
-      mapper.Withdraw(connection_, withdraw.region(), withdraw.region_epoch(), std::move(acknowledge));
+      // If it is a chunk that this client writes, that mapping goes first.
+      stower.Withdraw(withdraw.region(), withdraw.region_epoch(),
+                      [this, connection = connection_, row = withdraw.region(), region_epoch = withdraw.region_epoch(),
+                       acknowledge = std::move(acknowledge)] { mapper.Withdraw(connection, row, region_epoch, acknowledge); });
       return;
     }
     default: return;  // a newer kvmd may announce what this library does not know
@@ -138,6 +145,7 @@ void Client::Impl::OnTick() {
   if (drop_previous) peers.DropPrevious();
   if (mapper.TakeRetry()) Redeclare();
   Pump();
+  if (const kvmwire::ClientMessage uses = host_cache_uses.Take(); uses.host_cache_use().runs_size() > 0) link.Post(uses);
   const ClientStats now = Stats();
   kvmwire::StatsReport report;
   report.set_finds(now.finds);
@@ -150,6 +158,9 @@ void Client::Impl::OnTick() {
   report.set_blocks_published(now.blocks_published);
   report.set_publishes_deferred(now.publishes_deferred);
   report.set_reconnects(now.reconnects);
+  report.set_blocks_stowed(now.blocks_stowed);
+  report.set_stows_dropped(now.stows_dropped);
+  report.set_blocks_from_host_cache(now.blocks_from_host_cache);
   if (const std::vector<UnmappedRegion> unmapped = mapper.Unmapped(); !unmapped.empty()) {
     report.set_unmapped_regions(static_cast<std::uint32_t>(unmapped.size()));
     report.set_unmapped_reason(unmapped.front().name + ": " + unmapped.front().reason.ToString());
@@ -174,6 +185,10 @@ ClientStats Client::Impl::Stats() const {
   out.blocks_published = load(stats.blocks_published);
   out.publishes_deferred = load(stats.publishes_deferred);
   out.publishes_refused = load(stats.publishes_refused);
+  out.blocks_stowed = load(stats.blocks_stowed);
+  out.stows_dropped = load(stats.stows_dropped);
+  out.stows_refused = load(stats.stows_refused);
+  out.blocks_from_host_cache = load(stats.blocks_from_host_cache);
   const std::uint64_t connections = load(stats.connections);
   out.reconnects = connections > 0 ? connections - 1 : 0;
   out.mapped_regions = peers.mapped_regions();

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "client/device_set.h"
+#include "client/host_cache_uses.h"
 #include "client/link.h"
 #include "client/peer_mapper.h"
 #include "client/peers.h"
+#include "client/stower.h"
 #include "kvclient/client.h"
 #include "proto/publish_record.h"
 
@@ -28,7 +30,8 @@ using GrantMemory = std::function<Fds(std::span<const std::uint64_t> size_bytes)
 
 struct AtomicStats {
   std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
-      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0};
+      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_stowed{0},
+      stows_dropped{0}, stows_refused{0}, blocks_from_host_cache{0};
 };
 
 struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
@@ -60,7 +63,9 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   PeerTable peers;
   mutable AtomicStats stats;
   PeerMapper mapper;
+  HostCacheUses host_cache_uses;
   Link link;
+  Stower stower{link, stats, options.max_queued_stows};
 
   std::string Domain() const;
 

@@ -85,6 +85,8 @@ struct ImportTicket::Impl {
     client->stats.blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
     client->stats.blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
     client->stats.bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
+    if (const std::size_t kept = client->host_cache_uses.Add(keep->match, result.valid))
+      client->stats.blocks_from_host_cache.fetch_add(kept, std::memory_order_relaxed);
     keep.reset();
   }
 };

@@ -71,6 +71,7 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
                      std::to_string(max_regions_) + " regions are mapped already (ClientOptions::max_mapped_regions)");
   }
   const kvmwire::RegionDescriptor& wire = announce.descriptor_();
+  parts.kept = announce.host_cache();
   parts.geometry = GeometryOf(wire);
   std::vector<std::uint64_t> segment_bytes;
   for (const kvmwire::Segment& segment : wire.segments()) segment_bytes.push_back(segment.size_bytes());

@@ -36,6 +36,7 @@ PeerMapping::PeerMapping(Parts parts)
       identity(parts.identity),
       devices(parts.devices),
       own(parts.own),
+      kept(parts.kept),
       payload_(std::move(parts.payload)) {
   for (std::size_t device = 0; device < paths_.size(); ++device) {
     const PeerMemory* memory = payload_ ? payload_->memories[device].get() : nullptr;

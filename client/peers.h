@@ -41,6 +41,7 @@ class PeerMapping {
     std::uint64_t identity = 0;            // inode of the generation table: the same over kvmd's restarts
     std::size_t devices = 0;               // how many of the client's devices were considered
     bool own = false;
+    bool kept = false;  // a chunk of kvmd's host cache
   };
   explicit PeerMapping(Parts parts);
   PeerMapping(const PeerMapping&) = delete;
@@ -51,6 +52,7 @@ class PeerMapping {
   const std::uint64_t identity;
   const std::size_t devices;
   const bool own;
+  const bool kept;
 
   // How `device` reaches the memory; nothing: not at all, or it has been withdrawn. Lock-free.
   std::optional<MemoryPath> PathTo(std::size_t device) const noexcept {

@@ -79,6 +79,7 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   const std::size_t sent = owner && registered ? owner->SendRecords(*this, batch, false) : 0;
   outcome.deferred = batch.size() - sent;
   if (owner) {
+    OfferPublished(*owner, batch);
     owner->stats.blocks_published.fetch_add(outcome.readable, std::memory_order_relaxed);
     owner->stats.publishes_deferred.fetch_add(outcome.deferred, std::memory_order_relaxed);
   }
@@ -127,6 +128,7 @@ bool Region::Impl::PumpLocked(Client::Impl& owner) {
       if (record.generation != 0 && generations.Current(next) == record.generation) batch.push_back(record);
     }
     const std::size_t sent = owner.SendRecords(*this, batch, true);
+    OfferPublished(owner, std::span(batch).first(sent));
     if (sent < batch.size()) {
       republish_from = batch[sent].block;
       return false;

@@ -252,6 +252,24 @@ Status Region::PublishOnStream(std::span<const PublishRequest> requests, StreamH
   }
 }
 
+std::size_t Region::Stow(std::span<const std::uint32_t> blocks) noexcept {
+  try {
+    return impl_->Stow(blocks, nullptr);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
+Result<std::size_t> Region::StowBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept {
+  try {
+    auto wait = std::make_shared<StowWait>();
+    static_cast<void>(impl_->Stow(blocks, wait));
+    return wait->Wait(deadline);
+  } catch (const std::bad_alloc&) {
+    return MakeError(Errc::kResourceExhausted, "out of memory");
+  }
+}
+
 Status Region::WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes) {
   return impl_->backend->WriteBytes(*impl_->memory, segment, offset, bytes);
 }

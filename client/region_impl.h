@@ -74,6 +74,10 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) const;
   PublishOutcome Publish(std::span<const PublishRequest> requests);
   Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream);
+  // To the host cache, if this region offers what it publishes.
+  void OfferPublished(Client::Impl& owner, std::span<const PublishRecord> batch);
+  // Offers published blocks, whatever the host cache asks for; how many. `wait` (may be null): with precedence.
+  std::size_t Stow(std::span<const std::uint32_t> blocks, const std::shared_ptr<StowWait>& wait);
   // Sends deferred records while the window allows; true if none are left. Mutex held.
   bool PumpLocked(Client::Impl& owner);
 

@@ -182,6 +182,11 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
   {
     std::lock_guard lock(region.mutex);
     region.closed = true;
+  }
+  // Its owner may free the memory afterwards.
+  stower.Forget(region, deadline);
+  {
+    std::lock_guard lock(region.mutex);
     if (!region.registered) return {};
     region.registered = false;
     kvmwire::UnregisterRegion& request = *message.mutable_unregister_region();

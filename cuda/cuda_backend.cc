@@ -103,6 +103,12 @@ class CudaBackend final : public MemoryBackend {
     return std::unique_ptr<PeerMemory>(std::move(memory));
   }
 
+  Result<std::unique_ptr<LocalMemory>> MapGranted(SegmentHandle segment) override {
+    Result<std::unique_ptr<CudaLocalMemory>> memory = MapGrantedHost(device_, std::move(segment));
+    if (!memory) return memory.error();
+    return std::unique_ptr<LocalMemory>(std::move(*memory));
+  }
+
   Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& local) override {
     const auto* own = dynamic_cast<const CudaLocalMemory*>(&local);
     if (own == nullptr) return MakeError(Errc::kInvalidArgument, "view of memory of another kind");

@@ -107,6 +107,8 @@ class CudaImportJob final : public ImportJob {
   }
 
   void Collect() noexcept {
+    // The kernels' fences order what the GPU sees; another process sees host memory once the stream is done.
+    if (to_host_ && !Synchronized()) return FailAll();
     if (request_.validation == Validation::kNone) {
       std::fill_n(statuses_.begin(), submitted_, BlockStatus::kValid);
     } else if (!on_gpu_) {
@@ -121,6 +123,13 @@ class CudaImportJob final : public ImportJob {
       if (statuses_[i] != BlockStatus::kValid && statuses_[i] != BlockStatus::kStale) statuses_[i] = BlockStatus::kError;
     }
     Finish();
+  }
+
+  bool Synchronized() noexcept {
+    const DeviceGuard guard(*device_);
+    usable_ = cudaStreamSynchronize(stream_) == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+    return usable_;
   }
 
   void FailAll() noexcept {
@@ -158,6 +167,7 @@ class CudaImportJob final : public ImportJob {
   std::size_t table_bound_ = 0;  // most bytes that the tables of all waves can have
   std::size_t table_used_ = 0;
   std::span<std::byte* const> destination_bases_;
+  bool to_host_ = false;
   bool on_gpu_ = true;        // who validates
   bool stale_found_ = false;  // by the first check
   bool started_ = false;      // something is queued
@@ -171,6 +181,7 @@ Status CudaImportJob::CheckRequest() {
     return MakeError(Errc::kInvalidArgument, "import: the destination is not memory of this GPU");
   }
   destination_bases_ = destination->bases();
+  to_host_ = destination->kind() == layout::HandleKind::kHostMemfd;
   on_gpu_ = request_.validation == Validation::kBeforeAndAfter;
   std::size_t covered = 0;
   std::vector<const ImportRun*> groups;  // one of each source and plan
@@ -223,7 +234,8 @@ std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
     transfer.source_bases = source.bases();
     transfer.generations = registered == nullptr ? 0 : registered->device_address() + sizeof(GenerationHeader);
     transfer.generation_count = registered == nullptr ? 0 : generations.block_count();
-    transfer.path = source.path();
+    // To host memory everything crosses PCIe.
+    transfer.path = to_host_ ? MemoryPath::kHost : source.path();
     transfer.source = run.source;
     transfer.first = first;
     transfer.count = submitted_ - first;
@@ -261,6 +273,11 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
     slot_ = std::move(*slot);
     job_ = slot_->NextJob();
     stream_ = request_.stream ? reinterpret_cast<cudaStream_t>(request_.stream->value) : slot_->stream();
+    if (request_.background && !request_.stream) {
+      const Result<cudaStream_t> background = slots_->BackgroundStream();
+      if (!background) return background.error();
+      stream_ = *background;
+    }
   }
   CopyLimits limits = device_->limits();
   limits.max_sms = request_.max_sms;

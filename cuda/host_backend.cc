@@ -33,6 +33,14 @@ class HostLocalMemory final : public LocalMemory {
     return {};
   }
 
+  Status Take(SegmentHandle handle) {
+    Result<OwnedMemory> memory = OwnedMemory::Take(std::move(handle.fd), handle.size_bytes, HugePages::kLater);
+    if (!memory) return memory.error();
+    segments_.push_back(std::move(*memory));
+    handles_.push_back(std::move(handle));
+    return {};
+  }
+
  private:
   std::vector<OwnedMemory> segments_;
   std::vector<SegmentHandle> handles_;
@@ -147,6 +155,12 @@ class HostBackend final : public MemoryBackend {
       memory->mappings.push_back(std::move(*mapped));
     }
     return std::unique_ptr<PeerMemory>(std::move(memory));
+  }
+
+  Result<std::unique_ptr<LocalMemory>> MapGranted(SegmentHandle segment) override {
+    auto memory = std::make_unique<HostLocalMemory>();
+    if (Status taken = memory->Take(std::move(segment)); !taken) return taken.error();
+    return std::unique_ptr<LocalMemory>(std::move(memory));
   }
 
   Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& local) override {

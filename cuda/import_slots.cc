@@ -74,6 +74,25 @@ ImportSlots::ImportSlots(std::shared_ptr<const CudaDevice> device) : device_(std
   }
 }
 
+ImportSlots::~ImportSlots() {
+  if (background_ == nullptr) return;
+  const DeviceGuard guard(*device_);
+  static_cast<void>(cudaStreamSynchronize(background_));
+  static_cast<void>(cudaStreamDestroy(background_));
+  static_cast<void>(cudaGetLastError());
+}
+
+Result<cudaStream_t> ImportSlots::BackgroundStream() {
+  std::lock_guard lock(mutex_);
+  if (background_ != nullptr) return background_;
+  const DeviceGuard guard(*device_);
+  int least = 0, greatest = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&background_, cudaStreamNonBlocking, least);
+  if (error != cudaSuccess) return CudaError(error, "making a stream of low priority");
+  return background_;
+}
+
 Result<std::unique_ptr<ImportSlot>> ImportSlots::Take() {
   std::unique_ptr<ImportSlot> slot;
   {

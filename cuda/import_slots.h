@@ -67,10 +67,15 @@ class ImportSlots {
  public:
   // Makes a few slots ahead, so that the first imports find them.
   explicit ImportSlots(std::shared_ptr<const CudaDevice> device);
+  ~ImportSlots();
+  ImportSlots(const ImportSlots&) = delete;
+  ImportSlots& operator=(const ImportSlots&) = delete;
 
   // kResourceExhausted: kMaxSlots imports are under way. kSystem, …: a new one could not be made.
   [[nodiscard]] Result<std::unique_ptr<ImportSlot>> Take();
   void Return(std::unique_ptr<ImportSlot> slot, bool usable);
+  // One of the lowest priority, for what nobody waits for; made with the first call.
+  [[nodiscard]] Result<cudaStream_t> BackgroundStream();
 
   static constexpr std::size_t kMaxSlots = 256;
 
@@ -79,6 +84,7 @@ class ImportSlots {
   std::mutex mutex_;
   std::vector<std::unique_ptr<ImportSlot>> free_;
   std::size_t taken_ = 0;
+  cudaStream_t background_ = nullptr;
 };
 
 }  // namespace kvm

@@ -114,6 +114,7 @@ struct ImportRequest {
   std::optional<StreamHandle> stream;  // copy in this stream's order; default: a stream of the backend
   unsigned max_sms = 0;                // multiprocessors the copy may occupy; 0: as many as it takes
   bool wants_event = false;            // ImportJob::event()
+  bool background = false;             // other work of the GPU comes first; not with `stream`
 };
 
 // A copy under way. Not thread-safe. Destruction waits for copies that were started.
@@ -151,6 +152,10 @@ class MemoryBackend {
   // kUnsupported: this GPU can't reach them, or the owner's GPU isn't visible to this process.
   // kUnavailable: memory that the owner has freed is still mapped under the same handle; again once it isn't.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin = {}) = 0;
+  // Maps host memory that kvmd granted to this process, so that Import can copy this backend's memory to it: a destination
+  // like any other. Consumes the descriptor. kPermissionDenied, kInvalidArgument, kSystem; kUnsupported: this GPU can't
+  // write it.
+  [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> MapGranted(SegmentHandle segment) = 0;
   // The same view of memory that this process owns itself. `memory` must outlive the result.
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& memory) = 0;
   // Lets the GPU read a generation table. After an error imports still work: the CPU validates them then.

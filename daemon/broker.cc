@@ -12,7 +12,9 @@ constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for o
 }  // namespace
 
 Broker::Broker(const Config& config, std::function<void()> work_to_do, StateKeeper* keeper)
-    : config_(config), work_to_do_(std::move(work_to_do)), keeper_(keeper) {}
+    : config_(config), work_to_do_(std::move(work_to_do)), keeper_(keeper) {
+  if (config.host_cache_bytes != 0) tier_ = std::make_unique<HostTier>(config, static_cast<TierHost&>(*this));
+}
 Broker::~Broker() = default;
 
 ClientId Broker::Join(Peer& peer, const Credentials& credentials, UniqueFd process) {
@@ -46,6 +48,7 @@ void Broker::Leave(ClientId id, bool died) {
   if (died) client->process->NoteEnd();
   // A kvmd that stops leaves everything as it is for the next one.
   if (!closing_) DropRegionsOf(*client);
+  LeaveHostCache(*client);
   client->domain->models().ForgetClient(id);
   --client->domain->clients;
   LogLimited(client->role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, died ? "client_died" : "client_left",
@@ -68,7 +71,8 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
   const bool worker_only = message.body_case() == Message::kDeclareModel || message.body_case() == Message::kRegisterRegion ||
                            message.body_case() == Message::kUnregisterRegion || message.body_case() == Message::kPublish ||
                            message.body_case() == Message::kRetract || message.body_case() == Message::kAllocateMemory ||
-                           message.body_case() == Message::kAdoptRegion;
+                           message.body_case() == Message::kAdoptRegion || message.body_case() == Message::kStow ||
+                           message.body_case() == Message::kStowDone || message.body_case() == Message::kHostCacheUse;
   if (worker_only && client.role != kvmwire::WORKER) {
     ReplyError(client, message.request_id(), MakeError(Errc::kPermissionDenied, "observers only read"));
     return {};
@@ -80,6 +84,9 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kUnregisterRegion: HandleUnregisterRegion(client, message); return {};
     case Message::kPublish: return HandlePublish(client, message.publish());
     case Message::kRetract: return HandleRetract(client, message.retract());
+    case Message::kStow: return HandleStow(client, std::move(message));
+    case Message::kStowDone: return HandleStowDone(client, message.stow_done());
+    case Message::kHostCacheUse: return HandleHostCacheUse(client, message.host_cache_use());
     case Message::kWithdrawAck: HandleWithdrawAck(client, message.withdraw_ack()); return {};
     case Message::kStatsReport:
       client.stats = message.stats_report();
@@ -148,6 +155,7 @@ Status Broker::HandleHello(Client& client, const kvmwire::ClientMessage& message
   reply.set_domain(client.domain->name());
   reply.set_epoch(client.domain->segment().header().epoch);
   reply.set_server_version(KVM_VERSION);
+  DescribeHostCache(reply);
   client.peer->Send(message_out, {client.domain->segment().fd()});
   LogLimited(client.role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug, "client_joined",
              {{"client", client.id},
@@ -192,6 +200,7 @@ bool Broker::DropIdleDomain() {
     if (domain->second->clients > 0 || !domain->second->idle()) continue;
     LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
     domain->second->segment().SetState(layout::SegmentState::kSuperseded);
+    if (tier_) tier_->Forget(*domain->second);
     if (keeper_ != nullptr) keeper_->ForgetRegistry(domain->second->epoch());
     domains_.erase(domain);
     return true;
@@ -242,6 +251,8 @@ void Broker::Tick(SteadyTime now) {
     domain->segment().Heartbeat();
     domain->WriteRows();
   }
+  if (tier_) tier_->Tick(now);
+  AnswerWaitingStows();
 }
 
 bool Broker::Work() {
@@ -253,6 +264,8 @@ bool Broker::Work() {
   }
   CheckUnregisters(SteadyTime::min());
   CheckReclaims(SteadyTime::min());
+  if (tier_) more = tier_->Work() || more;
+  AnswerWaitingStows();
   return more;
 }
 

@@ -6,7 +6,7 @@
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
 // broker_orphans.cc: regions whose owner has gone. broker_restore.cc: what the kvmd before has left.
-// broker_status.cc: what operators see.
+// broker_stow.cc: the host cache. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -19,6 +19,7 @@
 
 #include "daemon/config.h"
 #include "daemon/domain.h"
+#include "daemon/host_tier.h"
 #include "daemon/state_keeper.h"
 #include "proto/wire.pb.h"
 
@@ -41,12 +42,12 @@ class Peer {
   virtual void Disconnect() = 0;
 };
 
-class Broker {
+class Broker : private TierHost {
  public:
   // `work_to_do` runs whenever Work has something to do. `keeper`, if any, outlives the broker.
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {}, StateKeeper* keeper = nullptr);
-  ~Broker();
+  ~Broker() override;
 
   // Goes on with what a kvmd before kept. Before the first client.
   void Restore(KeptState state);
@@ -136,6 +137,21 @@ class Broker {
   void DropRegionsOf(const Client& client);
   void CheckUnregisters(SteadyTime now);
 
+  // broker_stow.cc
+  Status HandleStow(Client& client, kvmwire::ClientMessage message);
+  Status HandleStowDone(Client& client, const kvmwire::StowDone& done);
+  Status HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use);
+  bool AnswerStow(Client& client, const kvmwire::ClientMessage& message);
+  void AnswerWaitingStows();
+  void LeaveHostCache(const Client& client);
+  void DescribeHostCache(kvmwire::HelloReply& reply) const;
+  void DescribeHostCache(kvmwire::HostCacheStatus& status) const;
+  void DescribeHostCache(const Domain& domain, kvmwire::HostCacheDomain& status) const;
+  void ChunkOpened(TierChunk& chunk) override;
+  void ChunkGranted(TierChunk& chunk) override;
+  void ChunkClosing(Domain& domain, Region& region) override;
+  void WorkToDo() override { work_to_do_(); }
+
   // broker_orphans.cc
   void HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message);
   void HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message);
@@ -166,6 +182,8 @@ class Broker {
   std::map<ClientId, std::unique_ptr<Client>> clients_;
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   std::vector<PendingUnregister> unregisters_;
+  std::unique_ptr<HostTier> tier_;  // null: no host cache
+  std::map<ClientId, kvmwire::ClientMessage> waiting_stows_;
   std::vector<PendingReclaim> reclaims_;
   std::vector<Rebuild> rebuilds_;
   StateKeeper* const keeper_;

@@ -19,6 +19,7 @@ void Broker::Announce(Client& to, Region& region) {
   announce.set_client_id(region.owner);
   *announce.mutable_descriptor_() = region.descriptor;
   announce.set_has_payload(to.wants_payload);
+  announce.set_host_cache(region.keeper != nullptr);
   std::vector<int> fds{region.importer_fd(0)};
   for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.importer_fd(i));
   to.peer->Send(message, fds);
@@ -38,6 +39,7 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
   if (registered && !resumed) registered = RegisterNewRegion(client, std::move(descriptor), std::move(fds));
   if (!registered) return ReplyError(client, message.request_id(), registered.error());
   Region& region = **registered;
+  if (tier_) tier_->DropMismatched(*client.domain, region);
   Keep(*client.domain, region);
   // Whoever imports from a resumed region has been told of it.
   for (const auto& [id, other] : clients_) {
@@ -130,7 +132,11 @@ void Broker::CheckUnregisters(SteadyTime now) {
     Region* region = pending.domain->FindRegion(pending.row, pending.region_epoch);
     if (region != nullptr && now < pending.deadline) return false;
     const auto client = clients_.find(pending.client);
-    if (client == clients_.end()) return true;
+    if (client == clients_.end()) {  // kvmd's own: nobody to answer
+      if (region != nullptr) region->waiting_for.clear();
+      work_to_do_();
+      return true;
+    }
     if (region == nullptr || region->waiting_for.empty()) {
       ReplyEmpty(*client->second, pending.request_id);
       return true;

@@ -37,7 +37,7 @@ void Broker::Restore(KeptState state) {
       Region lost;
       lost.kept_id = kept.id;
       lost.kept_serial = manifest.serial();
-      lost.fds.resize(manifest.fds());
+      lost.kept_files = FilesOf(manifest);
       if (keeper_ != nullptr) keeper_->ForgetRegion(lost);
       continue;
     }
@@ -66,9 +66,9 @@ Result<Region*> Broker::RestoreRegion(KeptRegion& kept, ClientId owner) {
   Region& region = **added;
   region.kept_id = kept.id;
   region.kept_serial = manifest.serial();
+  region.kept_files = FilesOf(manifest);
   // Until it has an owner again: the one that only waits for kvmd, or an heir.
-  auto process = std::make_shared<WatchedProcess>(std::move(kept.process), false);
-  (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), std::move(process)});
+  (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), kept.process});
   return added;
 }
 

@@ -27,6 +27,7 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
   reply.set_max_clients(config_.max_clients);
   reply.set_rejected_connections(rejected_connections);
   reply.set_protocol_errors(protocol_errors);
+  if (tier_) DescribeHostCache(*reply.mutable_host_cache());
   for (const auto& [name, domain] : domains_) {
     if (!sees_all && domain.get() != asking.domain) continue;
     kvmwire::DomainStatus& out = *reply.add_domains();
@@ -40,6 +41,7 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     out.set_max_models(config_.max_models);
     out.set_clients(domain->clients);
     out.set_segment_bytes(domain->segment().size());
+    if (tier_) DescribeHostCache(*domain, *out.mutable_host_cache());
     out.set_orphans(domain->orphans());
     out.set_orphan_bytes(domain->orphan_bytes());
   }
@@ -60,6 +62,7 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     out.set_entries(account.entries);
     out.set_queued_bytes(client->peer->queued_bytes());
     *out.mutable_stats() = client->stats;
+    if (tier_) out.set_host_cache_bytes(tier_->BytesOf(id));
     bytes += out.ByteSizeLong() + 8;
   }
   asking.peer->Send(message_out);

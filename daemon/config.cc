@@ -12,6 +12,11 @@ const std::map<std::string, DomainMode> kDomainModes{{"uid", DomainMode::kUid}, 
 const std::map<std::string, LogLevel> kLogLevels{
     {"error", LogLevel::kError}, {"warn", LogLevel::kWarn}, {"info", LogLevel::kInfo}, {"debug", LogLevel::kDebug}};
 
+const std::map<std::string, HostCacheAdmission> kAdmissions{
+    {"publish", HostCacheAdmission::kPublish}, {"second-hit", HostCacheAdmission::kSecondHit}, {"reuse", HostCacheAdmission::kReuse}};
+const std::map<std::string, policy::PolicyKind> kPolicies{
+    {"lru", policy::PolicyKind::kLru}, {"s3-fifo", policy::PolicyKind::kS3Fifo}, {"hit-density", policy::PolicyKind::kHitDensity}};
+
 const CLI::Validator kOctalMode(
     [](std::string& text) -> std::string {
       const bool octal = !text.empty() && text.size() <= 4 && text.find_first_not_of("01234567") == std::string::npos;
@@ -22,6 +27,28 @@ const CLI::Validator kOctalMode(
 template <class T>
 CLI::Option* Number(CLI::App& app, const std::string& name, T& field, const std::string& help, T low, T high) {
   return app.add_option(name, field, help)->check(CLI::Range(low, high))->capture_default_str();
+}
+
+// Bytes, with K, M, G or T for powers of 1024.
+void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
+  app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str("0")->type_name("SIZE");
+}
+
+void AddHostCacheOptions(CLI::App& app, Config& c) {
+  Size(app, "--host-cache", c.host_cache_bytes, "Host memory in which kvmd keeps blocks (64G); 0: none");
+  app.add_option("--host-cache-policy", c.host_cache_policy, "Which block leaves a full host cache: hit-density, lru or s3-fifo")
+      ->transform(CLI::CheckedTransformer(kPolicies, CLI::ignore_case))
+      ->default_str("hit-density");
+  app.add_option("--host-cache-admission", c.host_cache_admission,
+                 "Which blocks it takes: all that are published (publish), those published a second time (second-hit), or those about to "
+                 "be overwritten (reuse)")
+      ->transform(CLI::CheckedTransformer(kAdmissions, CLI::ignore_case))
+      ->default_str("publish");
+  Size(app, "--host-cache-chunk", c.host_cache_chunk_bytes, "Memory that one worker at a time is given to write; 0: by the size");
+  Size(app, "--max-host-cache-per-domain", c.max_host_cache_per_domain, "Host cache a domain may have; 0: all");
+  Size(app, "--max-host-cache-per-client", c.max_host_cache_per_client, "Host cache a client may write; 0: all");
+  Number<std::uint32_t>(app, "--stow-timeout-ms", c.stow_timeout_ms, "How long a worker may take to store a block it was given room for", 1,
+                        600'000);
 }
 
 void AddOptions(CLI::App& app, Config& c) {
@@ -57,6 +84,7 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two looks for rewritten blocks", 1, 600'000);
   Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots looked at each time", 1, 1u << 30);
   Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
+  AddHostCacheOptions(app, c);
   app.add_option("--log-level", c.log_level, "error, warn, info or debug")
       ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
       ->default_str("info");

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "daemon/log.h"
+#include "daemon/policy/policies.h"
 #include "kvm/error.h"
 #include "proto/layout.h"
 #include "proto/protocol_limits.h"
@@ -12,6 +13,9 @@
 namespace kvm::daemon {
 
 enum class DomainMode { kUid, kGid, kNode };
+
+// Which blocks the host cache takes.
+enum class HostCacheAdmission { kPublish, kSecondHit, kReuse };
 
 struct Config {
   std::string socket_path = kDefaultSocketPath;
@@ -36,6 +40,13 @@ struct Config {
   std::uint32_t sweep_interval_ms = 100;
   std::uint32_t sweep_slots = 16'384;
   std::uint32_t drain_timeout_ms = 1000;
+  std::uint64_t host_cache_bytes = 0;        // 0: none
+  std::uint64_t host_cache_chunk_bytes = 0;  // 0: by the size of the cache
+  policy::PolicyKind host_cache_policy = policy::PolicyKind::kHitDensity;
+  HostCacheAdmission host_cache_admission = HostCacheAdmission::kPublish;
+  std::uint64_t max_host_cache_per_domain = 0;  // 0: no limit but the size
+  std::uint64_t max_host_cache_per_client = 0;
+  std::uint32_t stow_timeout_ms = 10'000;
   LogLevel log_level = LogLevel::kInfo;
   std::string config_file;
   bool check_config = false;  // parse, report, exit

@@ -36,6 +36,7 @@ Account Domain::AccountOf(ClientId client) const {
 }
 
 Status Domain::CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const {
+  if (client == kNoClient) return {};  // kvmd's own
   const Account account = AccountOf(client);
   if (account.regions >= config_.max_regions_per_client)
     return Exhausted("too many regions of one client", config_.max_regions_per_client, "--max-regions-per-client");
@@ -54,7 +55,9 @@ Status Domain::CheckAgainstOthers(const Region& region, const Owner& owner) cons
                                                  std::to_string(other->info.owner_pid) +
                                                  (other->orphan ? ", which is not connected but still runs" : ""));
     }
-    if (other->info.model == region.info.model && SameShard(*other, region) && other->info.block_bytes != region.info.block_bytes) {
+    // The host cache drops its own when a worker comes with another size.
+    if (other->keeper == nullptr && other->info.model == region.info.model && SameShard(*other, region) &&
+        other->info.block_bytes != region.info.block_bytes) {
       return MakeError(Errc::kBadGeometry, "region: blocks of " + std::to_string(region.info.block_bytes) + " bytes, but " +
                                                other->descriptor.name() + " of the same model and shard has blocks of " +
                                                std::to_string(other->info.block_bytes));
@@ -127,6 +130,10 @@ void Domain::WriteRows() {
   for (const auto& region : regions_) {
     if (region && region->info.live_entries != region->entries) WriteRow(*region);
   }
+}
+
+bool Domain::idle() const noexcept {
+  return std::all_of(regions_.begin(), regions_.end(), [](const auto& region) { return !region || region->keeper != nullptr; });
 }
 
 Region* Domain::FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept {

@@ -79,8 +79,8 @@ class Domain {
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
   // wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
-  void WriteRows();  // entry counts of regions that changed
-  bool idle() const noexcept { return live_regions_ == 0 && orphans_ == 0 && leaving_.empty(); }
+  void WriteRows();            // entry counts of regions that changed
+  bool idle() const noexcept;  // nobody has a region here, except kvmd
 
   // ---- entries (domain_entries.cc)
 
@@ -92,6 +92,11 @@ class Domain {
   // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
   // itself while there is little to find.
   void Sweep(std::uint32_t slots);
+
+  // The same for a live region that kvmd fills itself; false: no room. One replica of the key makes way if there are
+  // enough, since this is the one that stays when pools are recycled.
+  bool PublishKept(Region& region, const PublishRecord& record);
+  void EraseKept(Region& region, std::uint32_t block);
 
   std::uint32_t clients = 0;  // connected; kept by the broker
 
@@ -107,6 +112,7 @@ class Domain {
   enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
   Outcome PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s);
   bool DropStaleReplica(const BlockKey& key);
+  void DropReplica(const BlockKey& key);
   bool MakeRoom(const Region& publisher);
   bool IsStale(const IndexEntry& entry) const noexcept;
   void EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;

@@ -34,6 +34,7 @@ void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter)
   --region.account->entries;
   index_.Erase(slot);
   Add(counter);
+  if (region.keeper != nullptr) region.keeper->EntryErased(entry.block);
 }
 
 void Domain::WriteEntryCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
@@ -130,6 +131,32 @@ bool Domain::DropStaleReplica(const BlockKey& key) {
     return true;
   }
   return false;
+}
+
+// Of a live worker's, the one published longest ago.
+void Domain::DropReplica(const BlockKey& key) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  for (std::size_t i = 0; i < replicas; ++i) {
+    if (regions_[index_.At(slots[i]).region]->keeper != nullptr) continue;
+    return EraseEntry(slots[i], segment_.counters().replaced);
+  }
+}
+
+bool Domain::PublishKept(Region& region, const PublishRecord& record) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) DropReplica(record.key);
+  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const bool inserted = PublishOne(region, record, now_s) == Outcome::kInserted;
+  Add(inserted ? segment_.counters().published : segment_.counters().refused_full);
+  WriteEntryCount();
+  return inserted;
+}
+
+void Domain::EraseKept(Region& region, std::uint32_t block) {
+  const std::uint32_t slot = region.slots.Get(block);
+  if (slot != SlotMap::kNone) EraseEntry(slot, segment_.counters().evicted);
+  WriteEntryCount();
 }
 
 bool Domain::MakeRoom(const Region& publisher) {

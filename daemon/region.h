@@ -31,7 +31,17 @@ struct Account {
   std::uint64_t entries = 0;
 };
 
+inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
+
 using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Who fills a region that kvmd keeps.
+class RegionKeeper {
+ public:
+  virtual ~RegionKeeper() = default;
+  // The entry of `block` has left the index.
+  virtual void EntryErased(std::uint32_t block) noexcept = 0;
+};
 
 // Of a region whose owner's connection has ended.
 struct Orphan {
@@ -50,13 +60,16 @@ struct Region {
   ClientId owner = 0;            // of an orphan: its last one
   std::optional<Orphan> orphan;  // set: nobody owns it now
 
+  RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
+
   Account* account = nullptr;  // the owner's; lives as long as the region
 
   SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
-  std::uint32_t reap_from = 0;      // when leaving: blocks below have no entry any more
-  std::string kept_id;              // with the service manager; empty: not kept
-  std::uint32_t kept_serial = 0;    // of the manifest that is kept
+  std::uint32_t reap_from = 0;    // when leaving: blocks below have no entry any more
+  std::string kept_id;            // with the service manager; empty: not kept
+  std::uint32_t kept_serial = 0;  // of the manifest that is kept; 0: none
+  std::vector<std::string> kept_files;
   std::set<ClientId> announced_to;  // who may have it mapped
   std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
 

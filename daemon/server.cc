@@ -95,6 +95,7 @@ Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
   RouteWireLog();
+  if (Status fits = CheckHostCache(config); !fits) return fits.error();
   auto impl = std::make_unique<Impl>(config);
   if (Status listening = impl->Listen(); !listening) return listening.error();
   impl->broker.Restore(impl->keeper.Sort(impl->manager.TakeStored()));

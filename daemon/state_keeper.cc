@@ -1,63 +1,85 @@
 #include "daemon/state_keeper.h"
 
+#include <fcntl.h>
+#include <linux/kcmp.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <sstream>
+#include <utility>
 
 namespace kvm::daemon {
 namespace {
 
-std::string Hex(std::uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
+const std::string kRegistries = std::string(kStoredPrefix) + "registry.", kFiles = std::string(kStoredPrefix) + "file.",
+                  kManifests = std::string(kStoredPrefix) + "region.";
+constexpr std::size_t kIdDigits = 16, kSerialDigits = 8;
 
-std::string RegistryName(std::uint64_t epoch) { return kStoredPrefix + ("registry." + Hex(epoch)); }
-std::string Name(const std::string& id, const char* part, std::uint64_t number) {
-  return kStoredPrefix + id + "." + part + std::to_string(number);
+std::string Hex(std::uint64_t value, int digits) {
+  char text[17];
+  std::snprintf(text, sizeof(text), "%0*llx", digits, static_cast<unsigned long long>(value));
+  return text;
 }
 
 std::string NewId() {
   std::uint64_t id = 0;
   while (::getrandom(&id, sizeof(id), 0) != sizeof(id)) continue;
-  return Hex(id);
+  return Hex(id, kIdDigits);
 }
 
-// "kept.ID.fd3" → ID, "fd", 3. False: not such a name.
-bool Parse(const std::string& name, std::string& id, std::string& part, std::uint64_t& number) {
-  std::istringstream in(name.substr(std::strlen(kStoredPrefix)));
-  std::string last;
-  if (!std::getline(in, id, '.') || !std::getline(in, last)) return false;
-  const std::size_t digits = last.find_first_of("0123456789");
-  if (digits == std::string::npos || digits == 0 || last.size() - digits > 9) return false;
-  part = last.substr(0, digits);
-  number = 0;
-  for (std::size_t i = digits; i < last.size(); ++i) {
-    if (last[i] < '0' || last[i] > '9') return false;
-    number = number * 10 + static_cast<std::uint64_t>(last[i] - '0');
-  }
-  return true;
+std::string RegistryName(std::uint64_t epoch) { return kRegistries + Hex(epoch, kIdDigits); }
+// In the order of their names, the newest manifest of a region comes last.
+std::string ManifestName(const std::string& id, std::uint32_t serial) { return kManifests + id + "." + Hex(serial, kSerialDigits); }
+
+// One open file, whatever its numbers.
+bool SameFile(int a, int b) {
+  const auto own = static_cast<pid_t>(::getpid());
+  return ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
 }
 
-struct Parts {
-  std::map<std::uint64_t, UniqueFd> fds, manifests, processes;
-};
-
-bool ReadManifest(const UniqueFd& fd, kvmwire::StoredRegion& out) {
-  const Result<MappedMemory> memory = MappedMemory::Attach(fd.get());
+bool ReadManifest(int fd, kvmwire::StoredRegion& out) {
+  const Result<MappedMemory> memory = MappedMemory::Attach(fd);
   return memory && out.ParseFromArray(memory->data(), static_cast<int>(memory->size()));
 }
 
 }  // namespace
 
+std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest) {
+  std::vector<std::string> names(manifest.files().begin(), manifest.files().end());
+  if (!manifest.process().empty()) names.push_back(manifest.process());
+  return names;
+}
+
 bool StateKeeper::Store(const std::string& name, int fd) {
   if (manager_.Store(name, fd)) return true;
   LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", name}, {"reason", "the service manager did not take it in time"}});
   return false;
+}
+
+std::string StateKeeper::KeepFile(int fd) {
+  for (auto& [name, file] : files_) {
+    if (!SameFile(file.fd.get(), fd)) continue;
+    ++file.uses;
+    return name;
+  }
+  const std::string name = kFiles + NewId();
+  Store(name, fd);
+  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), 1};
+  return name;
+}
+
+void StateKeeper::DropFile(const std::string& name) {
+  const auto file = files_.find(name);
+  if (file == files_.end() || --file->second.uses > 0) return;
+  files_.erase(file);
+  manager_.Remove(name);
+}
+
+void StateKeeper::DropFiles(const std::vector<std::string>& names) {
+  for (const std::string& name : names) DropFile(name);
 }
 
 void StateKeeper::KeepRegistry(const RegistrySegment& segment) {
@@ -69,13 +91,10 @@ void StateKeeper::ForgetRegistry(std::uint64_t epoch) { manager_.Remove(Registry
 // The manifest goes last, and what it replaces after it: a region is known by its newest manifest.
 void StateKeeper::KeepRegion(const Domain& domain, Region& region, const WatchedProcess* process) {
   if (!manager_.has_store()) return;
-  const std::uint32_t before = region.kept_serial++;
-  if (region.kept_id.empty()) {
-    region.kept_id = NewId();
-    for (std::size_t i = 0; i < region.fds.size(); ++i) Store(Name(region.kept_id, "fd", i), region.fds[i].get());
-  }
-  if (process != nullptr && process->pidfd() >= 0) Store(Name(region.kept_id, "process", region.kept_serial), process->pidfd());
+  if (region.kept_id.empty()) region.kept_id = NewId();
   kvmwire::StoredRegion manifest;
+  for (const UniqueFd& fd : region.fds) manifest.add_files(KeepFile(fd.get()));
+  if (process != nullptr && process->pidfd() >= 0) manifest.set_process(KeepFile(process->pidfd()));
   manifest.set_domain(domain.name());
   manifest.set_registry_epoch(domain.epoch());
   manifest.set_row(region.row);
@@ -84,63 +103,63 @@ void StateKeeper::KeepRegion(const Domain& domain, Region& region, const Watched
   manifest.set_model_spec(domain.SpecOf(region).Canonical());
   manifest.set_owner_pid(region.info.owner_pid);
   manifest.set_owner_uid(region.info.owner_uid);
-  manifest.set_fds(static_cast<std::uint32_t>(region.fds.size()));
   const std::string bytes = manifest.SerializeAsString();
   const Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:manifest", bytes.size());
-  if (!memory) {
-    LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", region.kept_id}, {"reason", memory.error().ToString()}});
-    return;
-  }
-  std::memcpy(memory->data(), bytes.data(), bytes.size());
-  if (!Store(Name(region.kept_id, "manifest", region.kept_serial), memory->fd()) || before == 0) return;
-  manager_.Remove(Name(region.kept_id, "manifest", before));
-  manager_.Remove(Name(region.kept_id, "process", before));
+  if (memory) std::memcpy(memory->data(), bytes.data(), bytes.size());
+  if (!memory || !Store(ManifestName(region.kept_id, region.kept_serial + 1), memory->fd())) return DropFiles(FilesOf(manifest));
+  if (region.kept_serial > 0) manager_.Remove(ManifestName(region.kept_id, region.kept_serial));
+  ++region.kept_serial;
+  DropFiles(std::exchange(region.kept_files, FilesOf(manifest)));
 }
 
 void StateKeeper::ForgetRegion(Region& region) {
   if (region.kept_id.empty()) return;
-  manager_.Remove(Name(region.kept_id, "manifest", region.kept_serial));
-  manager_.Remove(Name(region.kept_id, "process", region.kept_serial));
-  for (std::size_t i = 0; i < region.fds.size(); ++i) manager_.Remove(Name(region.kept_id, "fd", i));
+  manager_.Remove(ManifestName(region.kept_id, region.kept_serial));
+  DropFiles(std::exchange(region.kept_files, {}));
   region.kept_id.clear();
 }
 
 KeptState StateKeeper::Sort(std::vector<PassedFd> passed) {
   KeptState state;
-  std::map<std::string, Parts> by_id;
+  std::map<std::string, UniqueFd> manifests;
   for (PassedFd& one : passed) {
-    std::string id, part;
-    std::uint64_t number = 0;
-    if (one.name.starts_with(std::string(kStoredPrefix) + "registry.")) {
+    if (one.name.starts_with(kRegistries)) {
       state.registries.push_back(std::move(one.fd));
-    } else if (!Parse(one.name, id, part, number)) {
-      manager_.Remove(one.name);
+    } else if (one.name.starts_with(kManifests) && one.name.size() == kManifests.size() + kIdDigits + 1 + kSerialDigits) {
+      manifests[one.name] = std::move(one.fd);
+    } else if (one.name.starts_with(kFiles)) {
+      files_[one.name] = File{std::move(one.fd), 0};
     } else {
-      Parts& parts = by_id[id];
-      (part == "fd" ? parts.fds : part == "manifest" ? parts.manifests : parts.processes)[number] = std::move(one.fd);
+      manager_.Remove(one.name);
     }
   }
-  for (auto& [id, parts] : by_id) {
+  std::map<std::string, std::shared_ptr<WatchedProcess>> processes;
+  // The newest of each region first.
+  for (auto it = manifests.rbegin(); it != manifests.rend(); ++it) {
     KeptRegion region;
-    region.id = id;
-    const bool readable = !parts.manifests.empty() && ReadManifest(parts.manifests.rbegin()->second, region.manifest);
-    const std::uint64_t serial = parts.manifests.empty() ? 0 : parts.manifests.rbegin()->first;
-    if (readable && parts.fds.size() == region.manifest.fds()) {
-      for (auto& [number, fd] : parts.fds) region.fds.push_back(std::move(fd));
-      if (const auto process = parts.processes.find(serial); process != parts.processes.end()) region.process = std::move(process->second);
-      state.regions.push_back(std::move(region));
-      // Left behind by a kvmd that died between two steps; the newest goes when the region is kept again.
-      parts.fds.clear();
+    region.id = it->first.substr(kManifests.size(), kIdDigits);
+    bool whole = (state.regions.empty() || state.regions.back().id != region.id) && ReadManifest(it->second.get(), region.manifest);
+    const std::vector<std::string> names = FilesOf(region.manifest);
+    for (const std::string& name : names) whole = whole && files_.contains(name);
+    if (!whole) {
+      manager_.Remove(it->first);
+      continue;
     }
-    for (const auto& [number, fd] : parts.fds) manager_.Remove(Name(id, "fd", number));
-    for (const auto& [number, fd] : parts.manifests) {
-      if (!readable || number != serial) manager_.Remove(Name(id, "manifest", number));
+    region.manifest.set_serial(static_cast<std::uint32_t>(std::stoul(it->first.substr(it->first.size() - kSerialDigits), nullptr, 16)));
+    for (const std::string& name : region.manifest.files()) region.fds.emplace_back(::fcntl(files_[name].fd.get(), F_DUPFD_CLOEXEC, 0));
+    std::shared_ptr<WatchedProcess>& process = processes[region.manifest.process()];
+    if (!process) {
+      const auto file = files_.find(region.manifest.process());
+      process =
+          std::make_shared<WatchedProcess>(UniqueFd(file == files_.end() ? -1 : ::fcntl(file->second.fd.get(), F_DUPFD_CLOEXEC, 0)), false);
     }
-    for (const auto& [number, fd] : parts.processes) {
-      if (!readable || number != serial) manager_.Remove(Name(id, "process", number));
-    }
-    if (!state.regions.empty() && state.regions.back().id == id)
-      state.regions.back().manifest.set_serial(static_cast<std::uint32_t>(serial));
+    region.process = process;
+    for (const std::string& name : names) ++files_[name].uses;
+    state.regions.push_back(std::move(region));
+  }
+  for (auto file = files_.begin(); file != files_.end();) {
+    if (file->second.uses == 0) manager_.Remove(file->first);
+    file = file->second.uses == 0 ? files_.erase(file) : std::next(file);
   }
   return state;
 }

@@ -1,8 +1,12 @@
 // What kvmd leaves with the service manager for the kvmd after it: registries, and of each region its descriptors, its
 // owner's pidfd and a manifest that says what they are. None of it is touched when kvmd dies, so whatever moment that
 // is, the last complete manifest of a region tells where its entries stand (docs/ARCHITECTURE.md, "A restart").
+//
+// systemd stores a file once, whatever it is called: a second name for a pidfd of several regions, or for segments of
+// one allocation, is dropped without a word. So files are stored under names of their own, counted, and named by manifests.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,9 +18,12 @@ namespace kvm::daemon {
 struct KeptRegion {
   std::string id;
   kvmwire::StoredRegion manifest;
-  std::vector<UniqueFd> fds;  // as the owner sent them
-  UniqueFd process;           // the owner's pidfd; none if it was not known
+  std::vector<UniqueFd> fds;                // as the owner sent them
+  std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
 };
+
+// Names of all that is stored for a region, but its manifest.
+std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest);
 
 struct KeptState {
   std::vector<UniqueFd> registries;
@@ -39,9 +46,18 @@ class StateKeeper {
   KeptState Sort(std::vector<PassedFd> passed);
 
  private:
+  struct File {
+    UniqueFd fd;
+    unsigned uses = 0;
+  };
+
   bool Store(const std::string& name, int fd);
+  std::string KeepFile(int fd);  // its name
+  void DropFile(const std::string& name);
+  void DropFiles(const std::vector<std::string>& names);
 
   const ServiceManager& manager_;
+  std::map<std::string, File> files_;  // by name
 };
 
 }  // namespace kvm::daemon

@@ -15,6 +15,9 @@
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21u << 26)
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -151,10 +154,11 @@ Result<MappedMemory> MappedMemory::Attach(int fd, std::size_t min_size_bytes, Hu
   return memory;
 }
 
-Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes) {
+Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
   if (size_bytes > InstalledBytes()) return SystemError("make " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
-  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const unsigned pages = pool == PagePool::kReservedHuge ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | pages));
   if (!fd) return SystemError("memfd_create " + name);
   if (::fchmod(fd.get(), 0400) != 0) return SystemError("fchmod " + name);
   if (::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) return SystemError("ftruncate " + name);

@@ -74,9 +74,14 @@ class MappedMemory {
 // Checks what Attach checks, without mapping; returns the size in bytes.
 [[nodiscard]] Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes);
 
+enum class PagePool {
+  kOrdinary,
+  kReservedHuge,  // 2 MiB pages that the administrator reserved; the size must be a multiple
+};
+
 // kvmd's side of granted memory: a read-write descriptor of zeroes, not allocated yet (its owner does that, in its
 // own time). kInvalidArgument: size 0. kSystem: memfd_create, ftruncate or fcntl failed.
-[[nodiscard]] Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes);
+[[nodiscard]] Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool = PagePool::kOrdinary);
 // A descriptor of the same memory that can only be mapped read-only. kSystem: this process may not open it.
 [[nodiscard]] Result<UniqueFd> ReopenReadOnly(int fd);
 

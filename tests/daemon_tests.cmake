@@ -2,9 +2,11 @@
 set(KVM_DAEMON_TEST_SOURCES
   support/wire_client.cc
   unit/test_block_index.cc
+  unit/test_host_cache.cc
   unit/test_kvmd_config.cc
   unit/test_kvmd_connections.cc
   unit/test_kvmd_orphans.cc
   unit/test_kvmd_regions.cc
   unit/test_kvmd_sessions.cc
-  unit/test_registry.cc)
+  unit/test_registry.cc
+  unit/test_tier_blocks.cc)

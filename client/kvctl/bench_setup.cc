@@ -15,7 +15,8 @@ constexpr std::chrono::milliseconds kTimeout{30'000};
 
 }  // namespace
 
-Result<BenchSetup> BenchSetup::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries) {
+Result<BenchSetup> BenchSetup::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
+                                     std::vector<std::string> arguments) {
   CatchInterrupts();
   BenchSetup setup;
   // Below 2^32, so that it reads well as a revision.
@@ -28,6 +29,7 @@ Result<BenchSetup> BenchSetup::Start(const CommonOptions& common, const BenchOpt
   PrivateKvmdOptions kvmd_options;
   kvmd_options.program = options.kvmd_program;
   kvmd_options.max_entries = max_entries;
+  kvmd_options.arguments = std::move(arguments);
   Result<PrivateKvmd> kvmd = PrivateKvmd::Start(kvmd_options);
   if (!kvmd) return kvmd.error();
   setup.kvmd_ = std::move(*kvmd);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "client/kvctl/bench.h"
 #include "client/kvctl/bench_peer.h"
@@ -14,8 +15,9 @@ namespace kvm::ctl {
 
 class BenchSetup {
  public:
-  // `max_entries`: what a private kvmd is sized for. Catches interrupts.
-  [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries);
+  // `max_entries`: what a private kvmd is sized for; `arguments`: further ones of it. Catches interrupts.
+  [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
+                                                std::vector<std::string> arguments = {});
 
   const std::string& socket() const noexcept { return socket_; }
   std::uint64_t run() const noexcept { return run_; }

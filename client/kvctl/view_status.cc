@@ -36,13 +36,34 @@ boost::json::object CountersJson(const layout::Counters& counters) {
           {"refused_stale", value(counters.refused_stale)}};
 }
 
+boost::json::object HostCacheJson(const kvmwire::HostCacheDomain& cache) {
+  return {{"bytes", cache.bytes()},    {"used_bytes", cache.used_bytes()}, {"chunks", cache.chunks()},   {"blocks", cache.blocks()},
+          {"hits", cache.hits()},      {"stowed", cache.stowed()},         {"evicted", cache.evicted()}, {"refused", cache.refused()},
+          {"expired", cache.expired()}};
+}
+
+// null without a host cache.
+boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
+  if (!status.has_host_cache()) return nullptr;
+  const kvmwire::HostCacheStatus& cache = status.host_cache();
+  return {{"max_bytes", cache.max_bytes()},
+          {"bytes", cache.bytes()},
+          {"chunk_bytes", cache.chunk_bytes()},
+          {"policy", cache.policy()},
+          {"admission", cache.admission()},
+          {"huge_bytes", cache.huge_bytes()},
+          {"transparent_bytes", cache.transparent_bytes()}};
+}
+
 boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
-  return {{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
-          {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
-          {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
-          {"models", domain.models()},        {"max_models", domain.max_models()},
-          {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
-          {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
+  boost::json::object object{{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
+                             {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
+                             {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
+                             {"models", domain.models()},        {"max_models", domain.max_models()},
+                             {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
+                             {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
+  if (domain.has_host_cache()) object["host_cache"] = HostCacheJson(domain.host_cache());
+  return object;
 }
 
 boost::json::array RegionGroupsJson(const Observer& observer) {
@@ -76,6 +97,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"registry_state", SegmentStateName(observer.registry().state())},
           {"memory", RegionGroupsJson(observer)},
           {"counters", CountersJson(observer.registry().header().counters)},
+          {"host_cache", HostCacheJson(status)},
           {"domains", std::move(domains)}};
 }
 
@@ -100,6 +122,24 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
     fields.Add("  memory", DeviceName(group.device) + ": " + HumanCount(group.regions) + " " + std::string(HandleKindName(group.kind)) +
                                (group.regions == 1 ? " region" : " regions") + " of " + HumanBytes(group.size_bytes) + ", " +
                                HumanCount(group.entries) + " blocks published");
+  }
+  if (status.has_host_cache()) {
+    const kvmwire::HostCacheStatus& cache = status.host_cache();
+    std::string pages;
+    if (cache.huge_bytes() > 0) pages += ", " + HumanBytes(cache.huge_bytes()) + " on reserved huge pages";
+    if (cache.transparent_bytes() > 0) pages += ", " + HumanBytes(cache.transparent_bytes()) + " on transparent huge pages";
+    fields.Add("host cache", HumanBytes(cache.bytes()) + " of " + HumanBytes(cache.max_bytes()) + " in chunks of " +
+                                 HumanBytes(cache.chunk_bytes()) + pages + "; admission " + cache.admission() + ", policy " +
+                                 cache.policy());
+  }
+  for (const auto& domain : status.domains()) {
+    if (!domain.has_host_cache() || domain.host_cache().bytes() == 0) continue;
+    const kvmwire::HostCacheDomain& cache = domain.host_cache();
+    fields.Add("  " + Printable(domain.name()), HumanCount(cache.blocks()) + " blocks in " + HumanCount(cache.chunks()) +
+                                                    (cache.chunks() == 1 ? " chunk, " : " chunks, ") + HumanBytes(cache.used_bytes()) +
+                                                    " of " + HumanBytes(cache.bytes()) + "; " + HumanCount(cache.hits()) + " hits, " +
+                                                    HumanCount(cache.stowed()) + " stowed, " + HumanCount(cache.evicted()) + " evicted, " +
+                                                    HumanCount(cache.refused()) + " refused, " + HumanCount(cache.expired()) + " expired");
   }
   fields.Print(std::cout);
   std::cout << '\n';
@@ -136,6 +176,10 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
           {"blocks_published", stats.blocks_published()},
           {"publishes_deferred", stats.publishes_deferred()},
           {"reconnects", stats.reconnects()},
+          {"blocks_stowed", stats.blocks_stowed()},
+          {"stows_dropped", stats.stows_dropped()},
+          {"blocks_from_host_cache", stats.blocks_from_host_cache()},
+          {"host_cache_bytes", client.host_cache_bytes()},
           {"unmapped_regions", stats.unmapped_regions()},
           {"unmapped_reason", Printable(stats.unmapped_reason())}};
 }
@@ -177,7 +221,7 @@ int RunClients(const CommonOptions& common) {
     return kHealthy;
   }
   Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",
-               ">failed", ">bytes in", ">published", ">unmapped"});
+               ">failed", ">bytes in", ">published", ">stowed", ">from cache", ">unmapped"});
   for (const auto& client : status->client_list()) {
     const kvmwire::StatsReport& stats = client.stats();
     table.Add({std::to_string(client.client_id()), Printable(client.name()), std::to_string(client.pid()), std::to_string(client.uid()),
@@ -186,7 +230,8 @@ int RunClients(const CommonOptions& common) {
                HumanCount(stats.finds()),
                HumanPercent(static_cast<double>(stats.keys_matched()), static_cast<double>(stats.keys_looked_up())),
                HumanCount(stats.blocks_imported()), HumanCount(stats.blocks_failed()), HumanBytes(stats.bytes_imported()),
-               HumanCount(stats.blocks_published()), HumanCount(stats.unmapped_regions())});
+               HumanCount(stats.blocks_published()), HumanCount(stats.blocks_stowed()), HumanCount(stats.blocks_from_host_cache()),
+               HumanCount(stats.unmapped_regions())});
   }
   table.Print(std::cout);
   return kHealthy;

@@ -27,6 +27,7 @@ boost::json::object RegionJson(const RegionEntry& region, const ModelEntry* mode
                              {"block_bytes", info.block_bytes},
                              {"segments", info.segment_count},
                              {"entries", info.live_entries},
+                             {"host_cache", info.client_id == 0},
                              {"client_id", info.client_id},
                              {"pid", info.owner_pid},
                              {"uid", info.owner_uid},
@@ -56,8 +57,9 @@ int RunRegions(const CommonOptions& common) {
     table.Add({std::to_string(region.row), region.name(), std::string(RegionStateName(region.state())),
                model != nullptr ? Printable(model->spec.model_id) : "row " + std::to_string(info.model), ShardName(region.shard()),
                std::string(HandleKindName(static_cast<layout::HandleKind>(info.handle_kind))), DeviceName(region.device()),
-               std::to_string(info.owner_pid), HumanCount(info.block_count), HumanBytes(info.block_bytes), HumanBytes(region.size_bytes()),
-               HumanCount(info.live_entries), HumanPercent(static_cast<double>(info.live_entries), info.block_count)});
+               info.client_id == 0 ? "kvmd" : std::to_string(info.owner_pid), HumanCount(info.block_count), HumanBytes(info.block_bytes),
+               HumanBytes(region.size_bytes()), HumanCount(info.live_entries),
+               HumanPercent(static_cast<double>(info.live_entries), info.block_count)});
   }
   table.Print(std::cout);
   return kHealthy;

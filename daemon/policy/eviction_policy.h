@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string_view>
 
@@ -32,6 +33,11 @@ struct Block {
   std::uint32_t depth = 0;  // blocks before it in the prefix
 };
 
+// Whether a slot may be evicted now.
+using Evictable = std::function<bool(Slot)>;
+// So many slots ChooseVictimAmong looks at, at most.
+inline constexpr std::uint32_t kMaxVictimsLookedAt = 4096;
+
 // How a request's blocks are reported. A policy that orders by time alone has to hear of the tail first, so that
 // tails leave first.
 enum class Order { kFirstToLast, kLastToFirst };
@@ -42,6 +48,8 @@ class EvictionPolicy {
 
   virtual std::string_view name() const noexcept = 0;
   virtual Order order() const noexcept = 0;
+  // Whether it matters how often a block is used, and not only when.
+  virtual bool counts_uses() const noexcept { return true; }
 
   virtual void OnRequest(std::span<const Block> /*path*/) {}
   virtual void OnInsert(Slot slot, const Block& block) = 0;  // `slot` is free
@@ -50,6 +58,9 @@ class EvictionPolicy {
 
   // A resident slot, kNoSlot if nothing is resident. It stays resident until OnErase.
   virtual Slot ChooseVictim() = 0;
+  // The same where not every slot may leave: the first one in the policy's order that may. kNoSlot: none of those
+  // looked at.
+  virtual Slot ChooseVictimAmong(const Evictable& evictable) = 0;
 };
 
 }  // namespace kvm::policy

@@ -187,6 +187,39 @@ Slot HitDensityPolicy::OldestResident() {
   return resident_back_ == kNil ? kNoSlot : nodes_[resident_back_].slot;
 }
 
+Slot HitDensityPolicy::ChooseVictimAmong(const Evictable& evictable) {
+  const Slot first = ChooseVictim();
+  if (first == kNoSlot || evictable(first)) return first;
+  chosen_ = follow_lru_ ? OldestAmong(evictable, true) : WorstLeafAmong(evictable);
+  if (chosen_ == kNoSlot) chosen_ = OldestAmong(evictable, false);
+  return chosen_;
+}
+
+Slot HitDensityPolicy::WorstLeafAmong(const Evictable& evictable) {
+  Slot found = kNoSlot;
+  std::uint32_t looked = 0;
+  leaves_.ForEachFilled([&](std::uint32_t list) {
+    for (std::uint32_t at = leaves_[list].back; at != kNil && found == kNoSlot && looked < kMaxVictimsLookedAt;
+         at = nodes_[at].links.newer) {
+      ++looked;
+      // An orphan whose parent came back is none any more.
+      if (list == kOrphans && Resident(nodes_[at].parent)) continue;
+      if (evictable(nodes_[at].slot)) found = nodes_[at].slot;
+    }
+  });
+  return found;
+}
+
+Slot HitDensityPolicy::OldestAmong(const Evictable& evictable, bool leaves_only) {
+  std::uint32_t looked = 0;
+  static_cast<void>(OldestResident());
+  for (std::uint32_t at = resident_back_; at != kNil && looked < kMaxVictimsLookedAt; at = nodes_[at].use.newer, ++looked) {
+    if (!Resident(at) || (leaves_only && nodes_[at].list == kNoList)) continue;
+    if (evictable(nodes_[at].slot)) return nodes_[at].slot;
+  }
+  return kNoSlot;
+}
+
 double HitDensityPolicy::Worth(Slot slot) const { return WorthOfList(nodes_[node_of_[slot]].list); }
 
 double HitDensityPolicy::WorthOfList(std::uint32_t list) const {

@@ -39,6 +39,7 @@ class HitDensityPolicy final : public EvictionPolicy {
   void OnHit(Slot slot) override;
   void OnErase(Slot slot) override;
   Slot ChooseVictim() override;
+  Slot ChooseVictimAmong(const Evictable& evictable) override;
 
   // For tests and for those who look.
   std::uint64_t hits() const noexcept { return hits_; }
@@ -105,6 +106,8 @@ class HitDensityPolicy final : public EvictionPolicy {
   double BlocksOfRequest() const;
   Slot OldestResident();
   Slot WorstLeaf();
+  Slot WorstLeafAmong(const Evictable& evictable);
+  Slot OldestAmong(const Evictable& evictable, bool leaves_only);
 
   const std::uint32_t capacity_;
   const std::uint32_t unit_;  // uses in a unit of age

@@ -16,4 +16,12 @@ void LruPolicy::OnErase(Slot slot) {
   Unlink(queue_, slot, [this](Slot at) -> Links& { return links_[at]; });
 }
 
+Slot LruPolicy::ChooseVictimAmong(const Evictable& evictable) {
+  Slot slot = queue_.back;
+  for (std::uint32_t looked = 0; slot != kNoSlot && looked < kMaxVictimsLookedAt; ++looked, slot = links_[slot].newer) {
+    if (evictable(slot)) return slot;
+  }
+  return kNoSlot;
+}
+
 }  // namespace kvm::policy

@@ -14,10 +14,12 @@ class LruPolicy final : public EvictionPolicy {
 
   std::string_view name() const noexcept override { return "lru"; }
   Order order() const noexcept override { return Order::kLastToFirst; }
+  bool counts_uses() const noexcept override { return false; }
   void OnInsert(Slot slot, const Block& block) override;
   void OnHit(Slot slot) override;
   void OnErase(Slot slot) override;
   Slot ChooseVictim() override { return queue_.back; }
+  Slot ChooseVictimAmong(const Evictable& evictable) override;
 
  private:
   static_assert(kNil == kNoSlot);

@@ -76,6 +76,23 @@ Slot S3FifoPolicy::ChooseFromMain() {
   return main_.back;
 }
 
+// What stands in the way stays where it is: its turn comes when its own slot is wanted.
+Slot S3FifoPolicy::ChooseVictimAmong(const Evictable& evictable) {
+  const Slot first = ChooseVictim();
+  if (first == kNoSlot || evictable(first)) return first;
+  chosen_ = kNoSlot;
+  Slot used = kNoSlot;
+  std::uint32_t looked = 0;
+  for (const ListEnds* queue : {&small_, &main_}) {
+    for (Slot slot = queue->back; slot != kNoSlot && looked < kMaxVictimsLookedAt; ++looked, slot = entries_[slot].links.newer) {
+      if (!evictable(slot)) continue;
+      if (entries_[slot].uses == 0) return chosen_ = slot;
+      if (used == kNoSlot) used = slot;
+    }
+  }
+  return chosen_ = used;
+}
+
 void S3FifoPolicy::Remember(Key key) {
   const auto links_of = [this](std::uint32_t at) -> Links& { return ghost_links(at); };
   Forget(key);

@@ -23,6 +23,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   void OnHit(Slot slot) override;
   void OnErase(Slot slot) override;
   Slot ChooseVictim() override;
+  Slot ChooseVictimAmong(const Evictable& evictable) override;
 
  private:
   struct Entry {

@@ -28,6 +28,7 @@ class NoPolicy final : public EvictionPolicy {
   void OnHit(Slot) override {}
   void OnErase(Slot) override {}
   Slot ChooseVictim() override { return next_ = (next_ + 1) % kCapacity; }
+  Slot ChooseVictimAmong(const kvm::policy::Evictable&) override { return ChooseVictim(); }
 
  private:
   Slot next_ = 0;

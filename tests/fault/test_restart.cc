@@ -200,8 +200,8 @@ TEST_CASE("Restart: what is of no use in the store is removed, and the rest is u
   kvmd.Kill();
   victim.Kill();
   const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  for (const char* name : {"kept.", "kept.x", "kept.0123456789abcdef.fd0", "kept.0123456789abcdef.manifest1", "kept.registry.beef",
-                           "kept.fedcba9876543210.process99999999999999999999"}) {
+  for (const char* name : {"kept.", "kept.x", "kept.file.0123456789abcdef", "kept.region.0123456789abcdef.00000001", "kept.region.short",
+                           "kept.registry.beef"}) {
     kvmd.Put(name, null.get());
   }
   kvmd.Start();
@@ -211,9 +211,30 @@ TEST_CASE("Restart: what is of no use in the store is removed, and the rest is u
   CHECK(test::Eventually([&] {
     const std::vector<std::string> stored = kvmd.Stored();
     return std::none_of(stored.begin(), stored.end(), [](const std::string& name) {
-      return name.find("0123456789abcdef") != std::string::npos || name == "kept." || name == "kept.x";
+      return name.find("0123456789abcdef") != std::string::npos || name == "kept." || name == "kept.x" || name == "kept.region.short";
     });
   }));
+}
+
+TEST_CASE("Restart: several regions of one worker, restored twice, can still be adopted", "[fault]") {
+  Supervisor kvmd;
+  auto victim = std::make_unique<RemoteWorker>(test::WorkerOptions{.socket = kvmd.socket(), .name = "pool"});
+  victim->Publish("a:5", 0);
+  victim->Allocate("second");
+  for (int round = 0; round < 2; ++round) {
+    kvmd.Kill();
+    if (round == 1) victim.reset();
+    kvmd.Start();
+    test::RegistryProbe probe(kvmd.socket());
+    if (round == 0) victim->WaitConnected();
+    REQUIRE(test::Eventually([&] { return Count(kvmd.Log(), "event=registry_restored") == static_cast<std::size_t>(round) + 1; }));
+  }
+  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(heir->adopted().size() == 5);
+  RegionOptions options;
+  options.name = "second";
+  options.geometry = Geometry::Contiguous(64, 4096);
+  KVM_REQUIRE_OK(heir->client().AdoptRegion(heir->model(), options, After(kSoon)));
 }
 
 TEST_CASE("Restart: the service manager hears the watchdog and reloads", "[fault]") {

@@ -9,11 +9,25 @@ import pytest
 
 import kvclient
 from kvclient.daemon import PrivateDaemon
-from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS, prompt
+from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS, prompt, spec
 from support.worker import Worker
 
 MODULE = "support.block_worker"
 Start = Callable[..., Worker]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    assert condition()
+
+
+def adopt_error(client: kvclient.Client, model: kvclient.Model, blocks: int) -> type[Exception]:
+    with pytest.raises(kvclient.KvError) as raised:
+        client.adopt_region(model, kvclient.Geometry.contiguous(blocks, BLOCK_BYTES), name="pool", timeout_s=10)
+    return raised.type
 
 
 def test_what_one_process_publishes_another_imports_byte_for_byte(kvmd: PrivateDaemon, start_worker: Start) -> None:
@@ -63,12 +77,37 @@ def test_a_shorter_prefix_is_found_behind_a_longer_one(kvmd: PrivateDaemon, star
     longer.call("publish", tokens, list(range(12)))
     assert reader.call("find", tokens) == (12, "COMPLETE")
     longer.kill()
-    for _ in range(500):
-        if reader.call("find", tokens)[0] == 5:
-            break
-        time.sleep(0.01)
+    client = kvclient.Client(kvmd.socket, name="operator")
+    eventually(lambda: client.reclaim_orphans(name="longer").regions == 1)
+    client.close()
     assert reader.call("find", tokens)[0] == 5
     assert reader.call("fetch", tokens, list(range(5))) == (5, 0)
+
+
+def test_a_killed_workers_pool_serves_on_and_is_adopted(kvmd: PrivateDaemon, start_worker: Start) -> None:
+    owner, reader = (start_worker(MODULE, kvmd.socket, name) for name in ("pool", "reader"))
+    tokens = prompt(8)
+    owner.call("publish", tokens, list(range(8)))
+    owner.call("retract", [6])
+    owner.kill()
+    assert reader.call("fetch", tokens, list(range(6))) == (6, 0)
+    client = kvclient.Client(kvmd.socket, name="heir")
+    model = client.declare_model(spec())
+    geometry = kvclient.Geometry.contiguous(64, BLOCK_BYTES)
+    # Until kvmd has seen the end of the process, it has an owner.
+    eventually(lambda: adopt_error(client, model, 65) is not kvclient.errors.AlreadyExistsError)
+    assert adopt_error(client, model, 65) is kvclient.errors.BadGeometryError
+    region, blocks = client.adopt_region(model, geometry, name="pool", timeout_s=10)
+    chain = kvclient.KeyChain(model)
+    keys = list(chain.extend(tokens))
+    assert [(each.block, each.depth, each.key) for each in blocks] == [(b, b, keys[b]) for b in range(8) if b != 6]
+    assert region.name == "pool"
+    region.begin_write(2)
+    assert reader.call("find", tokens)[0] == 2
+    with pytest.raises(kvclient.errors.AlreadyExistsError, match="belongs to"):
+        client.adopt_region(model, geometry, name="pool")
+    assert client.reclaim_orphans().regions == 0
+    client.close()
 
 
 def test_a_prompt_that_diverges_matches_up_to_the_last_common_block(kvmd: PrivateDaemon, start_worker: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -370,6 +371,64 @@ def test_preempted_requests_start_over(side: SchedulerSide) -> None:
     assert (sorted(plan.begin), plan.publish) == (sorted(ids), [])
     made.num_computed_tokens = 8
     assert [run.blocks for run in side.plan(Output()).publish] == [ids]
+
+
+@pytest.fixture
+def offered(kvmd: PrivateDaemon, side: SchedulerSide) -> Any:
+    """The side, with eight blocks of tokens 100, 101, … published by a peer that keeps its client open."""
+    peer = kvclient.Client(kvmd.socket, name="peer")
+    model = peer.declare_model(SPEC)
+    region = peer.allocate_region(model, kvclient.Geometry.contiguous(8, 256), name="offered")
+    chain = kvclient.KeyChain(SPEC)
+    root = chain.parent
+    keys = list(chain.extend(list(range(100, 132))))
+    region.publish_run(keys, root, 0, region.begin_writes(list(range(8))))
+    region.flush()
+    side._client.declare_model(SPEC)
+    yield side
+    peer.close()
+
+
+def failing(side: SchedulerSide, name: str, failed: bool = True) -> int:
+    """A request asks, is given blocks and its load ends; how many tokens it was offered."""
+    made = Request(name, list(range(100, 132)), 1)
+    tokens, background = side.matched_tokens(made, 0)
+    if tokens == 0:
+        return 0
+    assert background
+    side.allocated(made, [10, 11, 12, 13, 14, 15, 16, 17], tokens)
+    side.plan(Output())
+    if failed:
+        side.failed({10})
+    side.loaded({name}, ())
+    return tokens
+
+
+def test_a_request_whose_loads_fail_is_computed_in_the_end(offered: SchedulerSide) -> None:
+    assert failing(offered, "r") == 28
+    assert failing(offered, "r") == 28
+    assert failing(offered, "r") == 0
+    assert failing(offered, "other") == 28
+
+
+def test_a_load_that_succeeds_does_not_count(offered: SchedulerSide) -> None:
+    for _ in range(5):
+        assert failing(offered, "r", failed=False) == 28
+
+
+def test_loads_that_fail_one_after_the_other_are_given_up_for_a_while(
+    offered: SchedulerSide, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(8):
+        assert failing(offered, f"r{number}", failed=number != 3) == 28
+    for number in range(8, 12):
+        assert failing(offered, f"r{number}") == 28
+    assert failing(offered, "later") == 0
+    assert "kvctl doctor" in caplog.text
+    now = time.perf_counter()
+    monkeypatch.setattr("kvclient.vllm.scheduler.time.perf_counter", lambda: now + 61)
+    assert failing(offered, "later") == 28  # one is tried
+    assert failing(offered, "and later") == 0
 
 
 def test_counters_are_taken_once() -> None:

@@ -49,6 +49,14 @@ bool Serve(Worker& worker, const std::vector<std::string>& words) {
     const auto first = static_cast<std::uint32_t>(std::stoul(words[1]));
     for (std::uint32_t i = 0; i < std::stoul(words[2]); ++i) worker.region().BeginWrite(first + i);
     Answer("ok");
+  } else if (verb == "allocate") {
+    static std::vector<std::shared_ptr<Region>> more;
+    RegionOptions region;
+    region.name = words[1];
+    region.geometry = worker.region().geometry();
+    const Result<std::shared_ptr<Region>> made = worker.client().AllocateRegion(worker.model(), region, After(kPatience));
+    if (made) more.push_back(*made);
+    AnswerStatus(made ? Status() : Status(made.error()));
   } else if (verb == "unregister") {
     AnswerStatus(worker.region().Unregister(After(std::chrono::seconds(5))));
   } else if (verb == "wait-connected") {
@@ -122,6 +130,8 @@ RemoteImport RemoteWorker::Import(const std::string& prompt, std::uint32_t first
 void RemoteWorker::BeginWrites(std::uint32_t first_block, std::uint32_t count) {
   Ask("begin " + std::to_string(first_block) + " " + std::to_string(count));
 }
+
+void RemoteWorker::Allocate(const std::string& name) { Ask("allocate " + name); }
 
 void RemoteWorker::Unregister() { Ask("unregister"); }
 

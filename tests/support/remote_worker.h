@@ -33,6 +33,8 @@ class RemoteWorker {
   RemoteImport Import(const std::string& prompt, std::uint32_t first_block);
   // BeginWrite of `count` blocks and nothing more: as an owner that starts to reuse them.
   void BeginWrites(std::uint32_t first_block, std::uint32_t count);
+  // Another region, of as many blocks.
+  void Allocate(const std::string& name);
   void Unregister();
   void WaitConnected();
 

@@ -1,10 +1,12 @@
 #include "tests/support/supervisor.h"
 
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -37,6 +39,10 @@ UniqueFd Bound(const std::string& path, int type) {
   const sockaddr_un address = Address(path);
   REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
   return socket;
+}
+
+bool SameFile(int a, int b) {
+  return ::syscall(SYS_kcmp, ::getpid(), ::getpid(), KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
 }
 
 UniqueFd Duplicate(int fd, int from = 0) { return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, from)); }
@@ -100,7 +106,9 @@ void Supervisor::HandleDatagram(const std::string& text, std::vector<UniqueFd> f
     remove = remove || line == "FDSTOREREMOVE=1";
     if (line.starts_with("FDNAME=")) name = line.substr(7);
   }
-  if (store && fds.size() == 1) stored_[name] = std::move(fds.front());
+  // As systemd: a file that is stored is not stored again under another name.
+  const auto same = [&](const auto& other) { return SameFile(other.second.get(), fds.front().get()); };
+  if (store && fds.size() == 1 && std::none_of(stored_.begin(), stored_.end(), same)) stored_[name] = std::move(fds.front());
   if (remove) stored_.erase(name);
 }
 

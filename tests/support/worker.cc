@@ -87,6 +87,7 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   region.name = options.name;
   region.shard = options.shard;
   region.checksums = options.checksums;
+  region.stow = options.stow;
   region.geometry = options.geometry.block_count != 0 ? options.geometry : Geometry::Contiguous(options.blocks, options.block_bytes);
   region.outlives_owner = options.outlives_owner;
   if (options.adopt) {

@@ -28,6 +28,7 @@ struct WorkerOptions {
   bool checksums = false;
   bool outlives_owner = true;
   bool adopt = false;  // take over what a dead worker of this name left; allocate if there is nothing
+  StowMode stow = StowMode::kAuto;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
 };

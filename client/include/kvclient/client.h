@@ -42,6 +42,8 @@ struct ClientOptions {
   std::chrono::milliseconds reconnect_max{1000};
   // Published blocks that may wait for kvmd's answer; beyond, they are deferred (and counted).
   std::size_t max_queued_publishes = std::size_t{1} << 20;
+  // Blocks that may wait to be copied to kvmd's host cache; beyond, they are not (and counted).
+  std::size_t max_queued_stows = std::size_t{1} << 16;
 };
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
@@ -59,7 +61,11 @@ struct ClientStats {
   std::uint64_t publishes_deferred = 0;
   std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
   std::uint64_t reconnects = 0;
-  std::uint64_t mapped_regions = 0;  // peers mapped now
+  std::uint64_t blocks_stowed = 0;           // copied to kvmd's host cache
+  std::uint64_t stows_dropped = 0;           // not copied: the queue was full, or the block was reused before
+  std::uint64_t stows_refused = 0;           // by kvmd: no room for them
+  std::uint64_t blocks_from_host_cache = 0;  // of blocks_imported
+  std::uint64_t mapped_regions = 0;          // peers mapped now
 };
 
 // A peer's region that this process can't copy from, and why. Find passes over such a region when it is

@@ -233,6 +233,11 @@ class Remote:
             self._process.wait()
 
 
+def visible(gpus: list[str], engine: int) -> str:
+    """CUDA_VISIBLE_DEVICES of an engine: its own GPU first, then its peer's, which it must see to map its memory."""
+    return ",".join(dict.fromkeys([gpus[engine], *gpus])) if gpus[engine] else ""
+
+
 def contiguous_bandwidth(gpus: list[str], size: int) -> float:
     """GB/s of one contiguous copy of ``size`` bytes from the first GPU to the second, median of ten; 0 on a CPU."""
     program = (
@@ -360,8 +365,8 @@ def main() -> int:
         def arm(name: str, connector: dict[str, Any] | None) -> None:
             """Engine A computes the prompts, then engine B is measured; then B starts anew and is measured again."""
             chosen = {**settings, "connector": connector}
-            a = Remote(gpus[0], chosen, log)
-            b = Remote(gpus[1], chosen, log)
+            a = Remote(visible(gpus, 0), chosen, log)
+            b = Remote(visible(gpus, 1), chosen, log)
             warm_up(a)
             warm_up(b)
             readings[name] = {"throughput": throughput(b)}
@@ -373,7 +378,7 @@ def main() -> int:
             readings[name] |= measure(b, options, seeds)
             b.stop()
             if connector is not None:
-                b = Remote(gpus[1], chosen, log)
+                b = Remote(visible(gpus, 1), chosen, log)
                 b.call("first_tokens", [1], 64)  # kernels are loaded; no prompt of the arm has been seen
                 readings["restarted" if name == "marketplace" else f"{name} restarted"] = measure(b, options, seeds)
                 b.stop()

@@ -21,6 +21,7 @@ Thread-safe; the GIL is released in everything that waits or copies. Errors are 
 from importlib.metadata import version as _version
 
 from kvclient._native import (
+    AdoptedBlock,
     BlockKey,
     BlockKeys,
     BlockSource,
@@ -50,6 +51,7 @@ from kvclient._native import (
     PublishOutcome,
     PublishRequest,
     PublishRequests,
+    ReclaimedMemory,
     Region,
     Shard,
     UnmappedRegion,
@@ -64,6 +66,7 @@ from kvclient.errors import KvError
 __version__ = _version("kvclient")
 
 __all__ = [
+    "AdoptedBlock",
     "BlockKey",
     "BlockKeys",
     "BlockSource",
@@ -94,6 +97,7 @@ __all__ = [
     "PublishOutcome",
     "PublishRequest",
     "PublishRequests",
+    "ReclaimedMemory",
     "Region",
     "Shard",
     "UnmappedRegion",

@@ -12,6 +12,16 @@ void BindStats(nb::module_& module) {
       .value("CONNECTING", ConnectionState::kConnecting)
       .value("CONNECTED", ConnectionState::kConnected)
       .value("CLOSED", ConnectionState::kClosed);
+  nb::class_<AdoptedBlock>(module, "AdoptedBlock",
+                           "A block that an adopted region holds: published by its last owner, not rewritten since.")
+      .def_ro("key", &AdoptedBlock::key)
+      .def_ro("block", &AdoptedBlock::block)
+      .def_ro("depth", &AdoptedBlock::depth, "Blocks before it in its prefix.");
+  nb::class_<ReclaimedMemory>(module, "ReclaimedMemory", "What Client.reclaim_orphans has given up.")
+      .def_ro("regions", &ReclaimedMemory::regions)
+      .def_ro("blocks", &ReclaimedMemory::blocks, "Published ones.")
+      .def_ro("bytes", &ReclaimedMemory::bytes)
+      .def_ro("still_mapped", &ReclaimedMemory::still_mapped, "Of the regions: importers have not let go in time.");
   nb::class_<ClientStats>(module, "ClientStats", "Cumulative since the client connected, except mapped_regions.")
       .def_ro("finds", &ClientStats::finds)
       .def_ro("keys_looked_up", &ClientStats::keys_looked_up)

@@ -23,6 +23,13 @@ from kvclient.vllm.stats import Counters
 
 _log = logging.getLogger(__name__)
 
+# A request whose load failed is asked for again, and what is left of its prefix may well be worth loading; but it is
+# not loaded for ever: after so many failures it is computed.
+_MAX_FAILED_LOADS = 2
+# So many failures of loads one after the other, of any requests, and nothing is loaded for a while.
+_MAX_FAILURES_IN_A_ROW = 8
+_PAUSE_S = 60.0
+
 
 @dataclass
 class _Tracked:
@@ -35,6 +42,8 @@ class _Tracked:
     since: int = 0  # step of its last (re)start: what it holds is computed in the steps after
     local_blocks: int = 0  # found in the engine's own prefix cache when last asked
     loading: bool = False
+    load_failed: bool = False  # the one that is under way
+    failed_loads: int = 0
 
 
 @dataclass
@@ -69,6 +78,8 @@ class SchedulerSide:
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
         self._recomputed: dict[str, set[int]] = {}  # request -> blocks that others may compute again as well
         self._withdraw = False
+        self._failures_in_a_row = 0
+        self._paused_until = 0.0
 
     def attach(self, client: Client, spec: ModelSpec, shards: Sequence[Shard], *, include_own: bool = False) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
@@ -97,6 +108,8 @@ class SchedulerSide:
         began = time.perf_counter()
         tracked = self._track(request)
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
+            return 0, False
+        if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self._paused_until:
             return 0, False
         if self._include_own and self._reset_pending():  # what this engine has published is not worth having any more
             return 0, False
@@ -174,6 +187,7 @@ class SchedulerSide:
         same ones, each when it gets to it, so that none of them is published as long as one of these requests lives.
         """
         for request_id, tracked in self._tracked.items():
+            tracked.load_failed = tracked.load_failed or (tracked.loading and not blocks.isdisjoint(tracked.blocks))
             if tracked.loading and request_id not in self._waited:
                 continue  # loaded in the background: nobody else has seen them
             first = next((i for i, block in enumerate(tracked.blocks) if block in blocks), None)
@@ -187,8 +201,28 @@ class SchedulerSide:
         for request_id in (*request_ids, *waited):
             tracked = self._tracked.get(request_id)
             if tracked is not None:
+                self._note_result(tracked)
                 tracked.loading = False
                 tracked.since = self._step
+
+    def _note_result(self, tracked: _Tracked) -> None:
+        if not tracked.loading:
+            return
+        if not tracked.load_failed:
+            self._failures_in_a_row = 0
+            return
+        tracked.load_failed = False
+        tracked.failed_loads += 1
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            self._failures_in_a_row -= 1  # the next one decides anew
+            self._paused_until = time.perf_counter() + _PAUSE_S
+            _log.warning(
+                "kvclient: %d imports failed one after the other, so none is tried for %.0f s; "
+                "kvctl doctor says what a worker can't reach",
+                _MAX_FAILURES_IN_A_ROW,
+                _PAUSE_S,
+            )
 
     def finished(self, request: Any) -> None:
         """The request has ended; its blocks are about to be freed."""

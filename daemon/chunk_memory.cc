@@ -1,0 +1,79 @@
+#include "daemon/chunk_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "daemon/machine_memory.h"
+#include "proto/sealed_memory.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+namespace kvm::daemon {
+namespace {
+
+constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
+// What is left to everybody else of the memory that the machine has available.
+constexpr std::uint64_t kLeftToOthers = std::uint64_t{128} << 20;
+
+std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
+
+}  // namespace
+
+Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t bytes) {
+  ChunkMemory memory;
+  memory.bytes_ = RoundUp(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
+  const std::uint64_t on_huge_pages = RoundUp(bytes, kHugePageBytes);
+  if (bytes >= kHugePageBytes && FreeReservedHugeBytes() >= on_huge_pages) {
+    // Somebody else may take the pages meanwhile; then allocating fails, and the next chunk is on small ones.
+    if (Result<UniqueFd> fd = CreateGrantable("kvm:" + name, on_huge_pages, PagePool::kReservedHuge); fd) {
+      memory.fd_ = std::move(*fd);
+      memory.bytes_ = on_huge_pages;
+      memory.reserved_ = true;
+      return memory;
+    }
+  }
+  if (const std::uint64_t available = AvailableMemoryBytes(); available < kLeftToOthers || available - kLeftToOthers < memory.bytes_) {
+    return MakeError(Errc::kResourceExhausted, "the machine has " + std::to_string(available >> 20) + " MiB of memory left, " +
+                                                   std::to_string(memory.bytes_ >> 20) + " MiB and " + std::to_string(kLeftToOthers >> 20) +
+                                                   " MiB for everybody else are needed");
+  }
+  Result<UniqueFd> fd = CreateGrantable("kvm:" + name, memory.bytes_);
+  if (!fd) return fd.error();
+  memory.fd_ = std::move(*fd);
+  return memory;
+}
+
+Result<bool> ChunkMemory::AllocateSome() {
+  const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
+  if (bytes == 0) return false;
+  if (::fallocate(fd_.get(), 0, static_cast<off_t>(allocated_), static_cast<off_t>(bytes)) != 0) {
+    Error error = SystemError("allocate " + std::to_string(bytes_) + " bytes");
+    if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;
+    return error;
+  }
+  if (!reserved_) MakeHuge(allocated_, bytes);
+  allocated_ += bytes;
+  return allocated_ < bytes_;
+}
+
+// A refusal only costs speed.
+void ChunkMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {
+  const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
+  if (whole == 0) return;
+  // A page table of huge pages needs addresses aligned alike in memory and file.
+  const std::uint64_t reserved = whole + kHugePageBytes;
+  void* const base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return;
+  const std::uint64_t head = (kHugePageBytes - reinterpret_cast<std::uintptr_t>(base) % kHugePageBytes) % kHugePageBytes;
+  void* const at = ::mmap(static_cast<std::byte*>(base) + head, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_.get(),
+                          static_cast<off_t>(offset));
+  if (at != MAP_FAILED && ::madvise(at, whole, MADV_COLLAPSE) == 0) transparent_ += whole;
+  ::munmap(base, reserved);
+}
+
+}  // namespace kvm::daemon

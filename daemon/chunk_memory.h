@@ -1,0 +1,40 @@
+// Memory of one chunk of the host cache: granted memory (proto/sealed_memory.h) that is allocated bit by bit, so that
+// kvmd's one thread goes on serving, and as a whole before anybody uses it, so that a full machine is an error and
+// no SIGBUS.
+//
+// On huge pages that the administrator reserved if enough are free, else on transparent ones as far as the kernel
+// gives them. kvmd never maps it for longer than a call.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kvm/error.h"
+#include "proto/unique_fd.h"
+
+namespace kvm::daemon {
+
+class ChunkMemory {
+ public:
+  ChunkMemory() = default;
+  // At least `bytes`, rounded up to pages. kResourceExhausted: the machine has not that much left. kSystem.
+  [[nodiscard]] static Result<ChunkMemory> Create(const std::string& name, std::uint64_t bytes);
+
+  // Allocates the next few MiB; true if there is more to do. kResourceExhausted, kSystem.
+  [[nodiscard]] Result<bool> AllocateSome();
+
+  std::uint64_t size() const noexcept { return bytes_; }
+  int writable_fd() const noexcept { return fd_.get(); }
+  // How much of it is on huge pages.
+  std::uint64_t reserved_huge_bytes() const noexcept { return reserved_ ? allocated_ : 0; }
+  std::uint64_t transparent_huge_bytes() const noexcept { return transparent_; }
+
+ private:
+  void MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept;
+
+  UniqueFd fd_;
+  std::uint64_t bytes_ = 0, allocated_ = 0, transparent_ = 0;
+  bool reserved_ = false;
+};
+
+}  // namespace kvm::daemon

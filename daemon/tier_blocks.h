@@ -1,0 +1,95 @@
+// The blocks of one model and shard in the host cache: which slot holds which, and which one leaves next.
+//
+// Slots are numbered over all chunks: chunk position × slots of a chunk + slot in the chunk. The policy chooses among
+// them; who may write a chunk, and where its memory is, is the caller's business.
+//
+// A slot goes free → granted → held → free, or granted → expired → free: the time to store the block has passed, but
+// its writer may still be copying, so the slot is nobody's until that writer has said so or is gone.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/policy/policies.h"
+#include "proto/publish_record.h"
+
+namespace kvm::daemon {
+
+struct TierSlot {
+  enum class State : std::uint8_t { kFree, kGranted, kExpired, kHeld };
+
+  State state = State::kFree;
+  bool listed = false;         // the policy knows of it
+  std::uint32_t pins = 0;      // a pinned block is not evicted
+  std::uint32_t coming = 0;    // blocks behind it in a prefix that the policy does not know yet: nor is it evicted then
+  PublishRecord record;        // of the block that it holds or is given; generation: of the source until it is held
+  std::uint64_t checksum = 0;  // of the block's content, if the chunk has checksums
+  std::uint64_t write = 0;     // odd generation of the slot while it is granted
+  std::uint64_t used_ms = 0;   // when it was last used, by the clock of Use
+};
+
+class TierBlocks {
+ public:
+  using Slot = policy::Slot;
+
+  // `most_chunks`: there will never be more. The capacity that the policy knows follows the chunks there are, by doubling.
+  TierBlocks(policy::PolicyKind kind, std::uint32_t slots_per_chunk, std::uint32_t most_chunks);
+
+  std::uint32_t slots_per_chunk() const noexcept { return slots_per_chunk_; }
+  std::uint32_t AddChunk();  // its position
+  // Forgets what is in it.
+  void RemoveChunk(std::uint32_t position);
+
+  Slot SlotAt(std::uint32_t position, std::uint32_t slot) const noexcept { return position * slots_per_chunk_ + slot; }
+  std::uint32_t PositionOf(Slot slot) const noexcept { return slot / slots_per_chunk_; }
+  std::uint32_t InChunk(Slot slot) const noexcept { return slot % slots_per_chunk_; }
+  TierSlot& operator[](Slot slot) noexcept { return slots_[slot]; }
+
+  // The slot that holds the block, or that it has been granted.
+  std::optional<Slot> Find(const BlockKey& key) const;
+  std::uint32_t free_in(std::uint32_t position) const noexcept { return static_cast<std::uint32_t>(chunks_[position].free.size()); }
+
+  // Free → granted. Nothing if the chunk has no free slot.
+  std::optional<Slot> Grant(std::uint32_t position, const PublishRecord& record);
+  // Granted → expired.
+  void Expire(Slot slot);
+  // Granted → held. Use tells the policy; until then the block is not evicted.
+  void Hold(Slot slot);
+  // To free, from any state.
+  void Free(Slot slot);
+
+  // Blocks that one request used, in prefix order: what has been held just now, or imported. Their prefixes as far as
+  // they are held count as used as well, but not more than once in a second unless they were `imported`.
+  void Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported);
+
+  // Among the held, unpinned blocks of these chunks; not the parent of the block that the place is for.
+  std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
+
+  std::uint64_t held() const noexcept { return held_; }
+
+ private:
+  struct Chunk {
+    bool present = false;
+    std::vector<std::uint32_t> free;  // slots in the chunk; the next one is the last
+  };
+
+  void Grow();
+  void UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported);
+  void HasCome(Slot slot);
+  policy::Block BlockIn(Slot slot) const;
+
+  const policy::PolicyKind kind_;
+  const std::uint32_t slots_per_chunk_, most_chunks_;
+  std::vector<TierSlot> slots_;
+  std::vector<Chunk> chunks_;
+  std::unordered_map<std::uint64_t, Slot> by_key_;  // BlockKey::lo
+  std::unique_ptr<policy::EvictionPolicy> policy_;
+  std::uint64_t held_ = 0;
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,119 @@
+// A chunk of the host cache: memory of kvmd's that one worker at a time may write, and the region by which everybody
+// imports from it.
+//
+// What it holds outlives its writer. kvmd alone writes its generation table, so a writer can spoil what it stored
+// itself and nothing else, and a block is readable only once kvmd has said so.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/chunk_memory.h"
+#include "daemon/domain.h"
+#include "daemon/tier_blocks.h"
+#include "proto/generation_table.h"
+
+namespace kvm::daemon {
+
+class TierChunk;
+
+// A slot that a writer has been granted. Answered for once the slot's state or generation says something else.
+struct OpenGrant {
+  std::chrono::steady_clock::time_point deadline;
+  TierChunk* chunk = nullptr;
+  policy::Slot slot = 0;  // of the group
+  Generation write = 0;
+};
+
+// A client that may write chunks. Lives on after the client has left, for as long as its process might write.
+struct TierWriter {
+  ClientId client = 0;  // 0: it has left
+  std::uint32_t uid = 0;
+  Domain* domain = nullptr;
+  std::shared_ptr<WatchedProcess> process;  // once it has left
+  bool gone = false;                        // the process has ended
+  std::uint64_t bytes = 0;                  // of its chunks, while it is there
+  std::uint32_t granted = 0;                // slots that it has been granted and not answered for
+  std::deque<OpenGrant> open;               // by deadline; answered ones go when their turn comes
+};
+
+// Chunks of one kind of block: any of their slots can hold any of these blocks.
+struct TierGroup {
+  // Everything by which chunks must agree; names the group.
+  struct Kind {
+    const Domain* domain = nullptr;
+    std::uint32_t model = 0;
+    std::string shard;  // of the descriptor, packed
+    std::uint64_t block_bytes = 0;
+    bool checksums = false;
+    friend auto operator<=>(const Kind&, const Kind&) = default;
+  };
+
+  TierGroup(Kind its_kind, Domain& its_domain, TierBlocks its_blocks, std::string its_fingerprint, std::vector<std::uint32_t> its_shard)
+      : kind(std::move(its_kind)),
+        domain(its_domain),
+        blocks(std::move(its_blocks)),
+        fingerprint(std::move(its_fingerprint)),
+        shard(std::move(its_shard)) {}
+
+  const Kind kind;
+  Domain& domain;
+  TierBlocks blocks;
+  const std::string fingerprint;
+  const std::vector<std::uint32_t> shard;
+  std::uint32_t chunks = 0;  // being allocated ones included
+};
+
+// Told when a block's entry left the index without the tier's doing.
+class TierObserver {
+ public:
+  virtual ~TierObserver() = default;
+  virtual void OnEntryErased(TierChunk& chunk, std::uint32_t slot) noexcept = 0;
+};
+
+class TierChunk final : public RegionKeeper {
+ public:
+  // Memory that is not allocated yet, for `slots` blocks.
+  [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Create(TierObserver& observer, std::string name, TierGroup& group);
+
+  // Once the memory is allocated: makes it a region of the domain. What Domain::PrepareRegion and AddRegion say.
+  [[nodiscard]] Status Open(std::uint32_t position);
+  // Leaves the region to the domain.
+  void Close() noexcept;
+
+  void EntryErased(std::uint32_t block) noexcept override { observer_.OnEntryErased(*this, block); }
+
+  // Withdraws a slot from readers; the odd generation that a writer of it owns.
+  Generation BeginWrite(std::uint32_t slot) noexcept { return generations_.BeginWrite(slot); }
+  // Makes a slot readable and publishes `record`, which has the source's block; false: the index has no room.
+  [[nodiscard]] bool Publish(std::uint32_t slot, Generation write, PublishRecord record, std::uint64_t checksum);
+  void Unpublish(std::uint32_t slot);
+
+  std::uint64_t bytes() const noexcept { return memory.size(); }
+  bool WritableBy(const TierWriter& other) const noexcept { return writer.get() == &other; }
+  // Whether somebody else may be given it: nobody can write it any more.
+  bool abandoned() const noexcept { return !writer || writer->gone; }
+
+  TierGroup& group;
+  ChunkMemory memory;
+  Region* region = nullptr;  // null: still being allocated
+  std::uint32_t position = 0;
+  std::uint32_t uid = 0;               // of its writers
+  std::shared_ptr<TierWriter> writer;  // null: nobody has been able to write it yet
+  std::uint64_t used_ms = 0;
+
+ private:
+  TierChunk(TierObserver& observer, std::string name, TierGroup& its_group)
+      : group(its_group), observer_(observer), name_(std::move(name)) {}
+
+  TierObserver& observer_;
+  const std::string name_;
+  OwnedMemory generation_memory_;
+  GenerationWriter generations_;
+};
+
+}  // namespace kvm::daemon

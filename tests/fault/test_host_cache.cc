@@ -1,0 +1,94 @@
+// The host cache when its writers and kvmd die: nothing wrong is served, nothing is lost that need not be.
+#include <chrono>
+#include <vector>
+
+#include "tests/catch.h"
+#include "tests/support/busy_worker.h"
+#include "tests/support/host_cache.h"
+#include "tests/support/kvmd_process.h"
+#include "tests/support/random.h"
+#include "tests/support/remote_worker.h"
+#include "tests/support/worker.h"
+
+namespace {
+
+using namespace kvm;
+using test::ChildProcess;
+using test::HeldEventually;
+using test::HostCacheOf;
+using test::KvmdProcess;
+using test::RegistryProbe;
+using test::RemoteWorker;
+
+constexpr std::chrono::seconds kGone{5};
+
+}  // namespace
+
+TEST_CASE("Host cache: workers killed while they stow cost no wrong byte, no slot and no descriptor", "[fault]") {
+  constexpr std::uint64_t kChunks = 8, kSlots = 32, kBlock = 4096;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kChunks * kSlots * kBlock), "--host-cache-chunk",
+                    std::to_string(kSlots * kBlock)});
+  RegistryProbe probe(kvmd.socket());
+  const std::uint64_t seed = 7;
+  INFO("seed " << seed);
+  test::Random random(seed);
+  std::uint64_t started = 0;
+  const auto start = [&] {
+    ++started;
+    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(started), seed + started);
+  };
+  std::vector<ChildProcess> workers;
+  for (int i = 0; i < 3; ++i) workers.push_back(start());
+  int wrong = 0;
+  for (int kill = 0; kill < 40; ++kill) {
+    test::SleepMs(static_cast<int>(random.Below(60)));
+    ChildProcess& victim = random.Pick(workers);
+    victim.Kill();
+    wrong += victim.Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
+    victim = start();
+  }
+  for (ChildProcess& worker : workers) {
+    const std::optional<test::ProcessEnd> end = test::Finish(worker);
+    REQUIRE(end.has_value());
+    CHECK(end->clean());
+  }
+  CHECK(wrong == 0);
+  REQUIRE(kvmd.running());
+  const kvmwire::HostCacheDomain status = HostCacheOf(probe);
+  CHECK(status.stowed() > 0);
+  CHECK(status.bytes() <= kChunks * kSlots * kBlock);
+  // Only the cache is left; each of its blocks has one entry.
+  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).chunks(); }, kGone));
+  CHECK(test::Eventually([&] { return probe.live_entries() == HostCacheOf(probe).blocks(); }, kGone));
+  // Two descriptors and one more for writing of each chunk, and this test's connection.
+  CHECK(test::Eventually([&] { return probe.Status().clients() == 1; }, kGone));
+  const int left = kvmd.SettledFds();
+  // All slots are good for use again: a worker fills the cache to its last slot.
+  RemoteWorker last({.socket = kvmd.socket(), .name = "last", .blocks = 512});
+  last.Publish("fill:512", 0);
+  CHECK(HeldEventually(probe, kChunks * kSlots) == kChunks * kSlots);
+  last.Kill();
+  CHECK(test::Eventually([&] { return probe.Status().clients() == 1; }, kGone));
+  CHECK(kvmd.SettledFds() <= left + 4 * static_cast<int>(kChunks));
+}
+
+TEST_CASE("Host cache: after a restart of kvmd it fills again with what workers still hold", "[fault]") {
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
+  RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
+  publisher.Publish("a:16", 0);
+  {
+    RegistryProbe probe(kvmd.socket());
+    REQUIRE(HeldEventually(probe, 16) == 16);
+  }
+  kvmd.Kill();
+  kvmd.Start();
+  publisher.WaitConnected();
+  RegistryProbe probe(kvmd.socket());
+  REQUIRE(HeldEventually(probe, 16) == 16);
+  publisher.Kill();
+  const auto reader = test::Worker::Start({.socket = kvmd.socket(), .name = "reader"});
+  KVM_REQUIRE_OK(reader);
+  const test::ImportCheck import = (*reader)->FindAndImport("a:16", 0);
+  CHECK(import.valid == 16);
+  CHECK(import.wrong == 0);
+}

@@ -1,0 +1,452 @@
+// The host cache of a broker that is driven by hand: grants and their end, whose memory, quotas, what hostile clients
+// say. The copies are the test's own.
+#include <sys/mman.h>
+
+#include "daemon/machine_memory.h"
+#include "daemon/seen_keys.h"
+#include "tests/support/broker_node.h"
+#include "tests/support/random.h"
+
+namespace kvm::test {
+namespace {
+
+using daemon::HostCacheAdmission;
+using std::chrono::milliseconds;
+
+constexpr std::uint32_t kSlots = 8;          // of a chunk
+constexpr std::uint64_t kBlockBytes = 4096;  // so that a chunk is whole pages
+constexpr std::uint64_t kChunk = kSlots * kBlockBytes;
+
+Config Cache(std::uint32_t chunks) {
+  Config config;
+  config.host_cache_bytes = chunks * kChunk;
+  config.host_cache_chunk_bytes = kChunk;
+  config.orphan_ttl_s = 0;
+  return config;
+}
+
+// A worker with a region, and all that kvmd has told it.
+struct Stowing {
+  Stowing(Node& its_node, const std::string& name, std::uint32_t uid = 1000, std::uint32_t blocks = 64,
+          std::uint64_t block_bytes = kBlockBytes)
+      : node(its_node), region(name, LlamaSpec(), blocks, block_bytes) {
+    id = node.Join(peer, kDeadPid, uid);
+    node.Register(id, peer, region);
+  }
+
+  // Makes blocks [from, to) readable under keys {first + i, salt}, each one's parent the one before.
+  std::vector<PublishRecord> Write(std::uint32_t from, std::uint32_t to, std::uint64_t salt = 1) {
+    std::vector<PublishRecord> records;
+    for (std::uint32_t block = from; block < to; ++block) {
+      records.push_back(region.Write(block, {salt * 1000 + block, salt}));
+      records.back().parent_lo = salt * 1000 + block - 1;
+      records.back().depth = block - from;
+    }
+    return records;
+  }
+  void Send(const std::vector<PublishRecord>& records, bool asked = false) {
+    kvmwire::ClientMessage message;
+    kvmwire::Stow& stow = *message.mutable_stow();
+    stow.set_region(region.row);
+    stow.set_region_epoch(region.region_epoch);
+    stow.set_records(records.data(), records.size() * sizeof(PublishRecord));
+    stow.set_asked(asked);
+    node.Handle(id, message);
+  }
+  kvmwire::StowReply Offer(const std::vector<PublishRecord>& records, bool asked = false) {
+    Send(records, asked);
+    node.WorkAll();
+    return peer.Take(Body::kStowReply).message.stow_reply();
+  }
+  void Done(const kvmwire::StowReply& reply, bool stored = true) {
+    kvmwire::ClientMessage message;
+    for (const kvmwire::StowGrant& grant : reply.grants()) {
+      kvmwire::StowOutcome& outcome = *message.mutable_stow_done()->add_outcomes();
+      outcome.set_region(grant.region());
+      outcome.set_region_epoch(grant.region_epoch());
+      outcome.set_slot(grant.slot());
+      outcome.set_generation(grant.generation());
+      outcome.set_stored(stored);
+    }
+    node.Handle(id, message);
+    node.WorkAll();
+  }
+  // How many were granted.
+  int Stow(const std::vector<PublishRecord>& records) {
+    const kvmwire::StowReply reply = Offer(records);
+    Done(reply);
+    return reply.grants_size();
+  }
+
+  Node& node;
+  FakePeer peer;
+  ClientId id = 0;
+  WireRegion region;
+};
+
+kvmwire::HostCacheDomain Status(Node& node, std::uint32_t uid = 1000) { return node.Domain(uid).host_cache(); }
+
+bool WritableBy(const UniqueFd& fd) {
+  void* const memory = ::mmap(nullptr, kChunk, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (memory != MAP_FAILED) ::munmap(memory, kChunk);
+  return memory != MAP_FAILED;
+}
+
+TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else read-only", "[unit]") {
+  Node node(Cache(4));
+  Stowing writer(node, "writer"), reader(node, "reader");
+  CHECK(writer.Stow(writer.Write(0, 4)) == 4);
+  const Received granted = writer.peer.Take(Body::kChunkGrant);
+  CHECK(granted.message.chunk_grant().slots() == kSlots);
+  CHECK(granted.message.chunk_grant().slot_bytes() == kBlockBytes);
+  REQUIRE(granted.fds.size() == 1);
+  CHECK(WritableBy(granted.fds[0]));
+  CHECK_FALSE(reader.peer.Has(Body::kChunkGrant));
+  for (Stowing* each : {&writer, &reader}) {
+    Received announced = each->peer.Take(Body::kRegionAnnounce);
+    while (!announced.message.region_announce().host_cache()) announced = each->peer.Take(Body::kRegionAnnounce);
+    REQUIRE(announced.fds.size() == 2);
+    CHECK_FALSE(WritableBy(announced.fds[0]));
+    CHECK_FALSE(WritableBy(announced.fds[1]));
+  }
+  CHECK(Status(node).blocks() == 4);
+  CHECK(Status(node).bytes() == kChunk);
+}
+
+TEST_CASE("Host cache: a grant that is not answered in time is void, and its slot waits for its writer", "[unit]") {
+  Config config = Cache(1);
+  config.stow_timeout_ms = 1000;
+  Node node(config);
+  Stowing writer(node, "writer");
+  const SteadyTime start = std::chrono::steady_clock::now() + seconds(1);
+  node.broker.Tick(start);
+  const std::vector<PublishRecord> records = writer.Write(0, kSlots);
+  const kvmwire::StowReply late = writer.Offer(records);
+  REQUIRE(late.grants_size() == kSlots);
+  // On their way: nobody else has to bring them.
+  CHECK(writer.Offer(records).present_size() == kSlots);
+  node.broker.Tick(start + milliseconds(999));
+  CHECK(Status(node).expired() == 0);
+  node.broker.Tick(start + milliseconds(1001));
+  CHECK(Status(node).expired() == kSlots);
+  // A late copy could still land in any of the slots.
+  const kvmwire::StowReply refused = writer.Offer(writer.Write(20, 24, 2));
+  CHECK(refused.grants_size() == 0);
+  CHECK(refused.refused_full() == 4);
+  CheckSays(refused.reason(), "--host-cache");
+  writer.Done(late);
+  CHECK(Status(node).stowed() == 0);
+  CHECK(Status(node).blocks() == 0);
+  CHECK(writer.Stow(records) == kSlots);
+  CHECK(Status(node).blocks() == kSlots);
+}
+
+TEST_CASE("Host cache: a block that was reused before its copy was done is not stowed", "[unit]") {
+  Node node(Cache(2));
+  Stowing writer(node, "writer");
+  const std::vector<PublishRecord> records = writer.Write(0, 4);
+  writer.region.generations.BeginWrite(1);
+  const kvmwire::StowReply reply = writer.Offer(records);
+  CHECK(reply.grants_size() == 3);
+  CHECK(reply.refused_stale() == 1);
+  writer.Done(reply, /*stored=*/false);
+  CHECK(Status(node).blocks() == 0);
+  CHECK(node.Domain().entries() == 0);
+}
+
+TEST_CASE("Host cache: what others say of a grant, or of another one, changes nothing", "[unit]") {
+  Node node(Cache(4));
+  Stowing writer(node, "writer"), other(node, "other");
+  REQUIRE(other.Stow(other.Write(0, 1, 7)) == 1);
+  const kvmwire::StowReply reply = writer.Offer(writer.Write(0, 2));
+  other.Done(reply);
+  CHECK(Status(node).stowed() == 1);
+  kvmwire::StowReply wrong = reply;
+  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_generation(grant.generation() + 2);
+  writer.Done(wrong);
+  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_slot(1'000'000);
+  writer.Done(wrong);
+  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_region(writer.region.row);
+  writer.Done(wrong);
+  kvmwire::ClientMessage use;
+  for (std::uint32_t i = 0; i < 200; ++i) {
+    kvmwire::HostCacheRun& run = *use.mutable_host_cache_use()->add_runs();
+    run.set_region(i);
+    run.set_region_epoch(i);
+    run.set_slot(i * i);
+    run.set_blocks(0xFFFFFFFF);
+  }
+  node.Handle(other.id, use);
+  CHECK(Status(node).stowed() == 1);
+  CHECK(Status(node).hits() == 0);
+  writer.Done(reply);
+  writer.Done(reply);  // twice is once
+  CHECK(Status(node).stowed() == 3);
+  CHECK(Status(node).blocks() == 3);
+}
+
+TEST_CASE("Host cache: what breaks its protocol ends the connection", "[unit]") {
+  Node node(Cache(4));
+  Stowing writer(node, "writer");
+  kvmwire::ClientMessage message;
+  SECTION("records that are cut off") { message.mutable_stow()->set_records("123"); }
+  SECTION("too many records") { message.mutable_stow()->set_records(std::string((kMaxStowBatch + 1) * sizeof(PublishRecord), '\0')); }
+  SECTION("too many outcomes") {
+    for (std::size_t i = 0; i <= kMaxStowBatch; ++i) message.mutable_stow_done()->add_outcomes();
+  }
+  SECTION("too many runs") {
+    for (std::size_t i = 0; i <= kMaxHostCacheRuns; ++i) message.mutable_host_cache_use()->add_runs();
+  }
+  SECTION("an offer before the answer to the last") {
+    writer.Send(writer.Write(0, 4));  // waits for memory
+    message.mutable_stow()->set_region(writer.region.row);
+  }
+  KVM_CHECK_ERROR(node.broker.Handle(writer.id, message, {}), Errc::kProtocol, "");
+}
+
+TEST_CASE("Host cache: errors name what is missing", "[unit]") {
+  SECTION("no host cache") {
+    Node node;
+    Stowing writer(node, "writer");
+    writer.Send(writer.Write(0, 1));
+    CheckSays(writer.peer.TakeError(), "--host-cache");
+  }
+  SECTION("no such region") {
+    Node node(Cache(4));
+    Stowing writer(node, "writer"), other(node, "other");
+    writer.region.row = other.region.row;
+    writer.Send(writer.Write(0, 1));
+    CheckSays(writer.peer.TakeError(), "no such region");
+  }
+  SECTION("more than the machine has") {
+    Config config;
+    config.host_cache_bytes = daemon::UsableMemoryBytes() + 1;
+    KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--host-cache");
+  }
+  SECTION("a quota that is less than a chunk") {
+    Config config = Cache(4);
+    config.max_host_cache_per_client = kChunk - 1;
+    KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--max-host-cache-per-client");
+    config.max_host_cache_per_client = kChunk;
+    CHECK(CheckHostCache(config).has_value());
+  }
+}
+
+TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its user, with what it holds", "[unit]") {
+  Config config = Cache(2);
+  config.domain_mode = daemon::DomainMode::kNode;
+  Node node(config);
+  std::uint32_t uid = 1000;
+  int granted = 0;
+  SECTION("of the same user") { granted = kSlots / 2; }
+  SECTION("not to another user's") { uid = 1001; }
+  Stowing heir(node, "heir", uid);
+  Stowing filler(node, "filler", uid);  // has the other chunk
+  {
+    Stowing writer(node, "writer");
+    REQUIRE(writer.Stow(writer.Write(0, kSlots / 2)) == kSlots / 2);
+    REQUIRE(filler.Stow(filler.Write(0, kSlots, 3)) == kSlots);
+    // Under way when it dies: the slots are free again.
+    REQUIRE(writer.Offer(writer.Write(8, 8 + kSlots / 2, 2)).grants_size() == kSlots / 2);
+    node.broker.Leave(writer.id, /*died=*/true);
+    node.WorkAll();
+  }
+  CHECK(Status(node).blocks() == kSlots + kSlots / 2);
+  heir.Send(heir.Write(0, kSlots / 2, 5));
+  node.WorkAll();
+  if (granted > 0) {
+    const kvmwire::StowReply reply = heir.peer.Take(Body::kStowReply).message.stow_reply();
+    CHECK(reply.grants_size() == granted);
+    heir.Done(reply);
+    CHECK(heir.peer.Has(Body::kChunkGrant));
+    CHECK(Status(node).blocks() == 2 * kSlots);
+    CHECK(Status(node).evicted() == 0);
+    return;
+  }
+  // Another user's process gets none of that memory: the chunk goes, and new memory comes in its place.
+  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
+  for (const Stowing* importer : {&heir, &filler}) {
+    for (const Received& received : importer->peer.sent) {
+      if (received.message.body_case() != Body::kRegionWithdraw || !received.message.region_withdraw().wants_ack()) continue;
+      kvmwire::ClientMessage ack;
+      ack.mutable_withdraw_ack()->set_region(received.message.region_withdraw().region());
+      ack.mutable_withdraw_ack()->set_region_epoch(received.message.region_withdraw().region_epoch());
+      node.Handle(importer->id, ack);
+    }
+  }
+  node.WorkAll();
+  node.broker.Tick(std::chrono::steady_clock::now());
+  node.WorkAll();
+  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == kSlots / 2);
+  CHECK(Status(node).evicted() == kSlots / 2);
+}
+
+TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
+  Node node(Cache(1));
+  Sleeper process;
+  FakePeer peer;
+  // Joined by hand, since it has a pidfd.
+  const ClientId id = node.broker.Join(peer, {process.pid(), 1000, 1000}, process.PidFd());
+  kvmwire::ClientMessage hello;
+  hello.mutable_hello()->set_protocol_version(kProtocolVersion);
+  node.Handle(id, hello);
+  kvmwire::ClientMessage model;
+  model.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
+  node.Handle(id, model);
+  Stowing heir(node, "heir");
+  WireRegion region("living", LlamaSpec(), 8, kBlockBytes);
+  node.Register(id, peer, region);
+  std::vector<PublishRecord> records;
+  for (std::uint32_t block = 0; block < 8; ++block) records.push_back(region.Write(block, {block + 1, 9}));
+  kvmwire::ClientMessage stow;
+  stow.mutable_stow()->set_region(region.row);
+  stow.mutable_stow()->set_region_epoch(region.region_epoch);
+  stow.mutable_stow()->set_records(records.data(), records.size() * sizeof(PublishRecord));
+  node.Handle(id, stow);
+  node.WorkAll();
+  CHECK(peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 8);
+  node.broker.Leave(id, /*died=*/false);  // its connection has ended, it has not
+  node.WorkAll();
+  heir.Send(heir.Write(0, 4));
+  node.WorkAll();
+  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
+  process.Kill();
+  node.broker.Tick(std::chrono::steady_clock::now());
+  node.WorkAll();
+  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));  // importers that do not answer are not waited for
+  node.WorkAll();
+  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
+  node.WorkAll();
+  CHECK(heir.peer.Has(Body::kChunkGrant));
+  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 4);
+}
+
+TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
+  Node node(Cache(4));
+  Stowing rich(node, "rich"), late(node, "late");
+  REQUIRE(rich.Stow(rich.Write(0, 4 * kSlots)) == kSlots);  // as many as there is memory for at once
+  for (int chunk = 1; chunk < 4; ++chunk) REQUIRE(rich.Stow(rich.Write(chunk * kSlots, (chunk + 1) * kSlots)) == kSlots);
+  CHECK(Status(node).chunks() == 4);
+  const std::vector<PublishRecord> records = late.Write(0, kSlots, 2);
+  late.Send(records);
+  // Importers let go of the chunk that is given up.
+  const auto settle = [&] {
+    for (int i = 0; i < 3; ++i) {
+      node.WorkAll();
+      node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
+    }
+    node.WorkAll();
+  };
+  settle();
+  const kvmwire::StowReply reply = late.peer.Take(Body::kStowReply).message.stow_reply();
+  CHECK(reply.grants_size() == kSlots);
+  late.Done(reply);
+  CHECK(Status(node).blocks() == 4 * kSlots);
+  CHECK(Status(node).evicted() == kSlots);
+}
+
+TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") {
+  const auto policy = GENERATE(policy::PolicyKind::kLru, policy::PolicyKind::kS3Fifo, policy::PolicyKind::kHitDensity);
+  Config config = Cache(1);
+  config.host_cache_policy = policy;
+  config.max_entries = 10'000;
+  struct Nobody final : daemon::TierHost {
+    void ChunkOpened(daemon::TierChunk&) override {}
+    void ChunkGranted(daemon::TierChunk&) override {}
+    void ChunkClosing(daemon::Domain&, daemon::Region&) override {}
+    void WorkToDo() override {}
+  } host;
+  Result<std::unique_ptr<daemon::Domain>> domain = daemon::Domain::Create("test", config);
+  KVM_REQUIRE_OK(domain);
+  KVM_REQUIRE_OK((*domain)->models().Declare(1, LlamaSpec()));
+  WireRegion region("pool", LlamaSpec(), 64, kBlockBytes);
+  std::vector<UniqueFd> fds;
+  for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
+  Result<std::unique_ptr<daemon::Region>> prepared = (*domain)->PrepareRegion(1, region.descriptor, std::move(fds));
+  KVM_REQUIRE_OK(prepared);
+  Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
+  KVM_REQUIRE_OK(source);
+  daemon::HostTier tier(config, host);
+  const auto stow = [&](std::uint32_t block) {
+    PublishRecord record = region.Write(block, {block + 1, 1});
+    for (int tries = 0; tries < 2; ++tries) {
+      const auto decision = tier.Offer({1, 1000}, **domain, **source, std::span(&record, 1), false);
+      while (tier.Work()) continue;
+      kvmwire::StowDone done;
+      for (const auto& grant : decision.grants) {
+        kvmwire::StowOutcome& outcome = *done.add_outcomes();
+        outcome.set_region(grant.chunk->region->row);
+        outcome.set_region_epoch(grant.chunk->region->info.region_epoch);
+        outcome.set_slot(grant.slot);
+        outcome.set_generation(grant.write);
+        outcome.set_stored(true);
+      }
+      tier.Done(1, **domain, done);
+      if (decision.decided == 1) return decision.grants.size();
+    }
+    return std::size_t{0};
+  };
+  for (std::uint32_t block = 0; block < kSlots; ++block) REQUIRE(stow(block) == 1);
+  for (std::uint32_t block = 0; block < kSlots - 1; ++block) REQUIRE(tier.Pin(**domain, {block + 1, 1}));
+  CHECK_FALSE(tier.Pin(**domain, {99, 1}));
+  // One slot is left to take turns in.
+  for (std::uint32_t block = kSlots; block < 2 * kSlots; ++block) CHECK(stow(block) == 1);
+  for (std::uint32_t block = 0; block < kSlots - 1; ++block) CHECK(tier.Pin(**domain, {block + 1, 1}));
+  CHECK(tier.Pin(**domain, {2 * kSlots, 1}));
+  CHECK(stow(30) == 0);  // all are pinned
+  tier.Unpin(**domain, {2 * kSlots, 1});
+  CHECK(stow(31) == 1);
+  CHECK_FALSE(tier.Pin(**domain, {2 * kSlots, 1}));
+}
+
+TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[unit]") {
+  Node node(Cache(2));
+  std::vector<std::unique_ptr<Stowing>> workers;
+  std::vector<PublishRecord> records;
+  for (int i = 0; i < 8; ++i) {
+    workers.push_back(std::make_unique<Stowing>(node, "worker-" + std::to_string(i)));
+    records = workers.back()->Write(0, 1);
+    node.Handle(workers.back()->id, workers.back()->region.PublishMessage(records));
+  }
+  CHECK(node.Domain().entries() == 8);
+  CHECK(workers.back()->Stow(records) == 1);
+  CHECK(node.Domain().entries() == 8);
+  for (const auto& worker : workers) node.broker.Leave(worker->id, true);
+  node.WorkAll();
+  CHECK(node.Domain().entries() == 1);
+  CHECK(Status(node).blocks() == 1);
+}
+
+TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept of the old one", "[unit]") {
+  Node node(Cache(4));
+  {
+    Stowing before(node, "before");
+    REQUIRE(before.Stow(before.Write(0, 4)) == 4);
+    node.broker.Leave(before.id, true);
+    node.WorkAll();
+  }
+  CHECK(node.Domain().entries() == 4);
+  Stowing after(node, "after", 1000, 64, 2 * kBlockBytes);
+  node.WorkAll();
+  CHECK(node.Domain().entries() == 0);
+  CHECK(Status(node).blocks() == 0);
+  CHECK(after.Stow(after.Write(0, 2)) == 2);
+}
+
+TEST_CASE("Host cache: keys that were seen are remembered, as many as there is room for", "[unit]") {
+  daemon::SeenKeys seen(4096);
+  Random random(1);
+  std::vector<BlockKey> keys;
+  for (int i = 0; i < 1000; ++i) keys.push_back({random.Next(), random.Next()});
+  for (const BlockKey& key : keys) CHECK_FALSE(seen.Add(key));
+  int remembered = 0;
+  for (const BlockKey& key : keys) remembered += seen.Add(key);
+  CHECK(remembered > 990);
+  for (int i = 0; i < 100'000; ++i) seen.Add({random.Next(), random.Next()});
+  remembered = 0;
+  for (const BlockKey& key : keys) remembered += seen.Add(key);
+  CHECK(remembered < 10);
+}
+
+}  // namespace
+}  // namespace kvm::test
