@@ -65,7 +65,7 @@ std::string StateKeeper::KeepFile(int fd) {
     ++file.uses;
     return name;
   }
-  const std::string name = kFiles + NewId();
+  std::string name = kFiles + NewId();
   Store(name, fd);
   files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), 1};
   return name;

@@ -50,7 +50,7 @@ struct TierGroup {
     std::string shard;  // of the descriptor, packed
     std::uint64_t block_bytes = 0;
     bool checksums = false;
-    friend auto operator<=>(const Kind&, const Kind&) = default;
+    friend auto operator<=>(const Kind&, const Kind&) = default;  // NOLINT(modernize-use-nullptr): the comparison that the compiler makes
   };
 
   TierGroup(Kind its_kind, Domain& its_domain, TierBlocks its_blocks, std::string its_fingerprint, std::vector<std::uint32_t> its_shard)
