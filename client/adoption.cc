@@ -9,6 +9,7 @@
 namespace kvm {
 namespace {
 
+constexpr std::uint32_t kAtOnceMs = 1;  // nobody waits for the importers of a region that is let go of
 constexpr std::chrono::milliseconds kAskAgainFirst{2}, kAskAgainLast{50};
 
 // An adoption under way, between the caller and the link's thread.
@@ -20,19 +21,6 @@ struct Adoption {
   std::uint64_t connection = 0;  // that the reply came by
   bool added = false;
 };
-
-kvmwire::ClientMessage Unregistration(std::uint32_t row, std::uint32_t region_epoch) {
-  kvmwire::ClientMessage message;
-  message.mutable_unregister_region()->set_region(row);
-  message.mutable_unregister_region()->set_region_epoch(region_epoch);
-  message.mutable_unregister_region()->set_ack_timeout_ms(1);
-  return message;
-}
-
-std::uint32_t MillisecondsUntil(Deadline deadline) {
-  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000));
-}
 
 }  // namespace
 
@@ -61,7 +49,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
       std::lock_guard lock(adoption->mutex);
       if (adoption->abandoned && reply) {
         const kvmwire::AdoptRegionReply& adopted = reply->message.adopt_region_reply();
-        link.Post(Unregistration(adopted.region(), adopted.region_epoch()));
+        link.Post(Unregistration(adopted.region(), adopted.region_epoch(), kAtOnceMs));
       }
       if (reply) adoption->connection = connection_;
       adoption->reply = std::move(reply);
@@ -86,7 +74,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
   if ((*adoption->reply)->fds.size() == needed)
     made = Region::Impl::Adopt(model, std::move(region), devices, *device, reply, std::move((*adoption->reply)->fds));
   if (!made) {
-    link.Post(Unregistration(reply.region(), reply.region_epoch()));
+    link.Post(Unregistration(reply.region(), reply.region_epoch(), kAtOnceMs));
     return made.error();
   }
   AdoptedRegion out;
@@ -133,7 +121,7 @@ Result<ReclaimedMemory> Client::Impl::ReclaimOrphans(const ReclaimOptions& what,
   if (what.device) request.set_device_uuid(what.device->data(), what.device->size());
   request.set_name(what.name);
   request.set_min_age_s(static_cast<std::uint32_t>(std::clamp<std::int64_t>(what.min_age.count(), 0, UINT32_MAX)));
-  request.set_ack_timeout_ms(MillisecondsUntil(deadline));
+  request.set_ack_timeout_ms(AckTimeoutMs(deadline));
   const Result<Answer> reply = link.Call(std::move(message), {}, deadline);
   if (!reply) return reply.error();
   const kvmwire::ReclaimReply& reclaimed = reply->message.reclaim_reply();
@@ -145,7 +133,7 @@ void Client::Impl::UnregisterAll() {
   for (const std::shared_ptr<Region::Impl>& region : Regions()) {
     std::lock_guard lock(region->mutex);
     region->closed = true;
-    if (std::exchange(region->registered, false)) link.Post(Unregistration(region->row, region->region_epoch));
+    if (std::exchange(region->registered, false)) link.Post(Unregistration(region->row, region->region_epoch, kAtOnceMs));
   }
 }
 

@@ -28,6 +28,11 @@ namespace kvm {
 // Makes memory of these sizes; none: there is none to be had.
 using GrantMemory = std::function<Fds(std::span<const std::uint64_t> size_bytes)>;
 
+// A request to take a region out. `ack_timeout_ms`: how long kvmd waits for importers.
+kvmwire::ClientMessage Unregistration(std::uint32_t row, std::uint32_t region_epoch, std::uint32_t ack_timeout_ms);
+// A little less than a caller with this deadline waits, so that kvmd is the one to say what is missing.
+std::uint32_t AckTimeoutMs(Deadline deadline);
+
 struct AtomicStats {
   std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
       bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_stowed{0},

@@ -19,6 +19,20 @@ kvmwire::ClientMessage Declaration(const ModelSpec& spec, bool announce_again) {
 
 }  // namespace
 
+kvmwire::ClientMessage Unregistration(std::uint32_t row, std::uint32_t region_epoch, std::uint32_t ack_timeout_ms) {
+  kvmwire::ClientMessage message;
+  kvmwire::UnregisterRegion& request = *message.mutable_unregister_region();
+  request.set_region(row);
+  request.set_region_epoch(region_epoch);
+  request.set_ack_timeout_ms(ack_timeout_ms);
+  return message;
+}
+
+std::uint32_t AckTimeoutMs(Deadline deadline) {
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
+  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000));
+}
+
 void Client::Impl::Redeclare() {
   for (const Model& model : Models()) link.Request(Declaration(model.spec, true), {}, [](const Result<Answer>&) {});
 }
@@ -189,12 +203,7 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
     std::lock_guard lock(region.mutex);
     if (!region.registered) return {};
     region.registered = false;
-    kvmwire::UnregisterRegion& request = *message.mutable_unregister_region();
-    request.set_region(region.row);
-    request.set_region_epoch(region.region_epoch);
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-    // A little less than the caller waits, so that kvmd is the one to say what is missing.
-    request.set_ack_timeout_ms(static_cast<std::uint32_t>(std::clamp<std::int64_t>(left - left / 10, 1, 60'000)));
+    message = Unregistration(region.row, region.region_epoch, AckTimeoutMs(deadline));
   }
   const Result<Answer> reply = link.Call(std::move(message), {}, deadline);
   if (!reply && reply.error().code != Errc::kUnavailable) return reply.error();

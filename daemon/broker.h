@@ -136,6 +136,8 @@ class Broker : private TierHost {
   void Withdraw(Domain& domain, Region& region, bool owner_died);
   void DropRegionsOf(const Client& client);
   void CheckUnregisters(SteadyTime now);
+  // Until when importers are waited for, by what a client asks (0: it leaves that to kvmd).
+  SteadyTime AckDeadline(std::uint32_t ack_timeout_ms) const;
 
   // broker_stow.cc
   Status HandleStow(Client& client, kvmwire::ClientMessage message);

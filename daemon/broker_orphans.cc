@@ -11,7 +11,6 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
 // Memory that goes with its owner waits so long for an owner that kvmd's restart has cut off.
 constexpr std::chrono::seconds kMayBeAway{10};
 
@@ -160,8 +159,7 @@ void Broker::HandleReclaim(Client& client, const kvmwire::ClientMessage& message
   PendingReclaim pending;
   pending.client = client.id;
   pending.request_id = message.request_id();
-  pending.deadline = now + std::chrono::milliseconds(request.ack_timeout_ms() != 0 ? std::min(request.ack_timeout_ms(), kMaxAckTimeoutMs)
-                                                                                   : config_.withdraw_timeout_ms);
+  pending.deadline = AckDeadline(request.ack_timeout_ms());
   for (const auto& [name, domain] : domains_) {
     if (!rules_all && domain.get() != client.domain) continue;
     for (Region* region : domain->Orphans()) {

@@ -87,17 +87,20 @@ void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
   work_to_do_();
 }
 
+SteadyTime Broker::AckDeadline(std::uint32_t ack_timeout_ms) const {
+  const std::uint32_t timeout_ms = ack_timeout_ms != 0 ? std::min(ack_timeout_ms, kMaxAckTimeoutMs) : config_.withdraw_timeout_ms;
+  return std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+}
+
 void Broker::HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::UnregisterRegion& request = message.unregister_region();
   Region* region = client.domain->FindRegion(request.region(), request.region_epoch());
   if (region == nullptr || region->owner != client.id || !region->live()) {
     return ReplyError(client, message.request_id(), MakeError(Errc::kNotFound, "unregister: no such region of this client"));
   }
-  const std::uint32_t timeout_ms =
-      request.ack_timeout_ms() != 0 ? std::min(request.ack_timeout_ms(), kMaxAckTimeoutMs) : config_.withdraw_timeout_ms;
   LogLimited(LogLevel::kInfo, "region_unregistered", {{"client", client.id}, {"region", region->descriptor.name()}, {"row", region->row}});
-  unregisters_.push_back({client.domain, request.region(), request.region_epoch(), client.id, message.request_id(),
-                          std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms)});
+  unregisters_.push_back(
+      {client.domain, request.region(), request.region_epoch(), client.id, message.request_id(), AckDeadline(request.ack_timeout_ms())});
   Withdraw(*client.domain, *region, /*owner_died=*/false);
 }
 

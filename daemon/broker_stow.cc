@@ -154,8 +154,7 @@ void Broker::ChunkGranted(TierChunk& chunk) {
 }
 
 void Broker::ChunkClosing(Domain& domain, Region& region) {
-  unregisters_.push_back({&domain, region.row, region.info.region_epoch, kNoClient, 0,
-                          std::chrono::steady_clock::now() + std::chrono::milliseconds(config_.withdraw_timeout_ms)});
+  unregisters_.push_back({&domain, region.row, region.info.region_epoch, kNoClient, 0, AckDeadline(0)});
   Withdraw(domain, region, /*owner_died=*/false);
 }
 

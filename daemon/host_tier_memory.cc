@@ -18,6 +18,8 @@ constexpr std::uint64_t kMuchOlderMs = 10'000;
 constexpr std::uint64_t kOthersPart = 16;         // of the machine's memory is never the cache's
 constexpr std::chrono::seconds kMemoryPause{10};  // after the machine had none left
 
+std::string Mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
 }  // namespace
 
 std::uint64_t HostCacheChunkBytes(const Config& config) noexcept {
@@ -28,11 +30,10 @@ std::uint64_t HostCacheChunkBytes(const Config& config) noexcept {
 
 Status CheckHostCache(const Config& config) {
   if (config.host_cache_bytes == 0) return {};
-  const auto mib = [](std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
   const std::uint64_t usable = UsableMemoryBytes(), most = usable - usable / kOthersPart;
   if (config.host_cache_bytes > most) {
-    return MakeError(Errc::kInvalidArgument, "--host-cache: " + mib(config.host_cache_bytes) + " are asked for, " + mib(most) +
-                                                 " of this machine's (or control group's) " + mib(usable) + " are the most");
+    return MakeError(Errc::kInvalidArgument, "--host-cache: " + Mib(config.host_cache_bytes) + " are asked for, " + Mib(most) +
+                                                 " of this machine's (or control group's) " + Mib(usable) + " are the most");
   }
   const std::uint64_t chunk = HostCacheChunkBytes(config);
   for (const auto& [bytes, option] : {std::pair(config.max_host_cache_per_domain, "--max-host-cache-per-domain"),
@@ -167,15 +168,14 @@ HostTier::Limit HostTier::LimitFor(const TierGroup& group, const TierWriter& wri
 }
 
 std::string HostTier::Reason(Limit limit) const {
-  const auto mib = [](std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
   switch (limit) {
     case Limit::kNone: break;
     case Limit::kClient:
-      return "this client's limit of host cache is " + mib(config_.max_host_cache_per_client) + " (--max-host-cache-per-client)";
+      return "this client's limit of host cache is " + Mib(config_.max_host_cache_per_client) + " (--max-host-cache-per-client)";
     case Limit::kDomain:
       if (config_.max_host_cache_per_domain == 0) return "the host cache has half of the region table (--max-regions)";
-      return "this domain's limit of host cache is " + mib(config_.max_host_cache_per_domain) + " (--max-host-cache-per-domain)";
-    case Limit::kFull: return "all of the host cache is others' to write: " + mib(config_.host_cache_bytes) + " (--host-cache)";
+      return "this domain's limit of host cache is " + Mib(config_.max_host_cache_per_domain) + " (--max-host-cache-per-domain)";
+    case Limit::kFull: return "all of the host cache is others' to write: " + Mib(config_.host_cache_bytes) + " (--host-cache)";
     case Limit::kMachine: return "the machine has no memory left for the host cache";
   }
   return "";

@@ -42,12 +42,6 @@ Held Look(const Supervisor& kvmd, test::RegistryProbe& probe) {
           probe.RegionRows()};
 }
 
-std::unique_ptr<Worker> Start(const test::WorkerOptions& options) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(options);
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
-}
-
 // Publish, import, death, adoption, rewriting, reclaiming, unregistering, and kvmd's death in between.
 void Round(Supervisor& kvmd, Worker& reader) {
   {
@@ -56,7 +50,7 @@ void Round(Supervisor& kvmd, Worker& reader) {
     REQUIRE(test::Eventually([&] { return reader.Find("a:30").size() == 30; }));
     CHECK(reader.FindAndImport("a:30", 0).valid == 30);
   }
-  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   CHECK(heir->adopted().size() == 30);
   heir->Publish("b:10", 5);
   KVM_REQUIRE_OK(heir->Flush());
@@ -77,7 +71,7 @@ void Round(Supervisor& kvmd, Worker& reader) {
 
 TEST_CASE("Memory honesty: every round ends with what the first one ended with", "[fault]") {
   Supervisor kvmd;
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   Held first;
   for (int round = 0; round < 4; ++round) {
     Round(kvmd, *reader);

@@ -23,12 +23,6 @@ using test::Worker;
 
 constexpr std::chrono::seconds kSoon{5};
 
-std::unique_ptr<Worker> Start(const test::WorkerOptions& options) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(options);
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
-}
-
 RegionOptions PoolOptions(const std::string& name) {
   RegionOptions options;
   options.name = name;
@@ -42,13 +36,13 @@ TEST_CASE("Orphans: a killed worker's blocks are imported on, by those who knew 
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   RemoteWorker victim({.socket = kvmd.socket(), .name = "victim"});
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   victim.Publish("a:30", 0);
   REQUIRE(test::Eventually([&] { return reader->Find("a:30").size() == 30; }));
   victim.BeginWrites(29, 1);
   victim.Kill();
   REQUIRE(test::Eventually([&] { return probe.Status().domains(0).orphans() == 1; }, kSoon));
-  const auto newcomer = Start({.socket = kvmd.socket(), .name = "newcomer"});
+  const auto newcomer = test::StartWorker({.socket = kvmd.socket(), .name = "newcomer"});
   for (const auto& worker : {reader.get(), newcomer.get()}) {
     const test::ImportCheck import = worker->FindAndImport("a:30", 0);
     CHECK(import.valid == 29);
@@ -59,7 +53,7 @@ TEST_CASE("Orphans: a killed worker's blocks are imported on, by those who knew 
 TEST_CASE("Orphans: a worker that is started again gets its pool back, warm, and others notice what it rewrites", "[fault]") {
   KvmdProcess kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   victim.Publish("a:20", 0);
   victim.Publish("b:10", 30);
   REQUIRE(test::Eventually([&] { return reader->Find("a:20").size() == 20 && reader->Find("b:10").size() == 10; }));
@@ -68,7 +62,7 @@ TEST_CASE("Orphans: a worker that is started again gets its pool back, warm, and
   victim.BeginWrites(19, 1);
   victim.Kill();
 
-  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   REQUIRE(heir->adopted().size() == 29);
   for (const AdoptedBlock& block : heir->adopted()) CHECK(heir->Holds(block.block, block.key));
   const std::vector<BlockKey> b = reader->Keys("b:10");
@@ -94,7 +88,7 @@ TEST_CASE("Orphans: a worker that is started again gets its pool back, warm, and
   // And it comes back as any worker does.
   kvmd.Kill();
   kvmd.Start();
-  const auto late = Start({.socket = kvmd.socket(), .name = "late"});
+  const auto late = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(test::Eventually([&] { return late->Find("a:20").size() == 5 && late->Find("b:10").size() == 10; }));
   CHECK(late->FindAndImport("b:10", 0).wrong == 0);
 }
@@ -106,7 +100,7 @@ TEST_CASE("Orphans: importers that kvmd can't reach notice what an heir rewrites
   victim.Publish("a:20", 0);
   REQUIRE(test::Eventually([&] { return reader.Find("a:20") == 20; }));
   victim.Kill();
-  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   REQUIRE(heir->adopted().size() == 20);
   kvmd.Kill();  // so that nobody tells the reader
   heir->Publish("b:1", 7);
@@ -117,7 +111,7 @@ TEST_CASE("Orphans: importers that kvmd can't reach notice what an heir rewrites
 
 TEST_CASE("Orphans: what can't be adopted is refused with the reason", "[fault]") {
   KvmdProcess kvmd;
-  const auto worker = Start({.socket = kvmd.socket(), .name = "worker"});
+  const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
   const Deadline soon = After(std::chrono::seconds(10));
   KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("nobody"), soon), Errc::kNotFound, "nobody");
   KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("worker"), soon), Errc::kAlreadyExists, "belongs to");
@@ -147,7 +141,7 @@ TEST_CASE("Orphans: what can't be adopted is refused with the reason", "[fault]"
 TEST_CASE("Orphans: reclaimed on request, and everything of them is gone", "[fault]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   const int kvmd_fds = kvmd.SettledFds();
   const int fds = test::OpenFds();
   for (int round = 0; round < 3; ++round) {
@@ -180,7 +174,7 @@ TEST_CASE("Orphans: reclaimed on request, and everything of them is gone", "[fau
 TEST_CASE("Orphans: a client that ends in good order leaves none", "[fault]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
-  auto worker = Start({.socket = kvmd.socket(), .name = "worker"});
+  auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
   worker->Publish("a:4", 0);
   KVM_REQUIRE_OK(worker->Flush());
   SECTION("region first") { worker->DropClient(); }

@@ -27,12 +27,6 @@ using test::Worker;
 
 constexpr std::chrono::seconds kSoon{10};
 
-std::unique_ptr<Worker> Start(const test::WorkerOptions& options) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(options);
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
-}
-
 std::size_t Count(const std::string& text, const std::string& part) {
   std::size_t count = 0;
   for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
@@ -61,12 +55,12 @@ TEST_CASE("Restart: what a worker that died meanwhile had published is there aga
   SECTION("stopped") { CHECK(kvmd.Stop() == 0); }
   victim.reset();
   kvmd.Start();
-  const auto newcomer = Start({.socket = kvmd.socket(), .name = "newcomer"});
+  const auto newcomer = test::StartWorker({.socket = kvmd.socket(), .name = "newcomer"});
   REQUIRE(test::Eventually([&] { return newcomer->Find("a:30").size() == 29; }));
   const test::ImportCheck import = newcomer->FindAndImport("a:30", 0);
   CHECK(import.valid == 29);
   CHECK(import.wrong == 0);
-  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   CHECK(heir->adopted().size() == 29);
   // And once more, with the new owner.
   kvmd.Kill();
@@ -74,7 +68,7 @@ TEST_CASE("Restart: what a worker that died meanwhile had published is there aga
   KVM_REQUIRE_OK(heir->client().WaitConnected(After(kSoon)));
   heir->Publish("b:4", 40);
   KVM_REQUIRE_OK(heir->Flush());
-  const auto late = Start({.socket = kvmd.socket(), .name = "late"});
+  const auto late = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(test::Eventually([&] { return late->Find("a:30").size() == 29 && late->Find("b:4").size() == 4; }));
 }
 
@@ -85,7 +79,7 @@ TEST_CASE("Restart: an owner that lives on has its region back in place, and ser
   owner.process().Signal(SIGSTOP);
   kvmd.Kill();
   kvmd.Start();
-  const auto newcomer = Start({.socket = kvmd.socket(), .name = "newcomer"});
+  const auto newcomer = test::StartWorker({.socket = kvmd.socket(), .name = "newcomer"});
   CHECK(test::Eventually([&] { return newcomer->Find("a:30").size() == 30; }));
   CHECK(newcomer->FindAndImport("a:30", 0).valid == 30);
   // Nobody takes it from it meanwhile.
@@ -109,7 +103,7 @@ TEST_CASE("Restart: an owner that lives on has its region back in place, and ser
 TEST_CASE("Restart: memory that goes with its owner is given up when that has died meanwhile", "[fault]") {
   Supervisor kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "kept"});
-  const auto mortal = Start({.socket = kvmd.socket(), .name = "mortal", .outlives_owner = false});
+  const auto mortal = test::StartWorker({.socket = kvmd.socket(), .name = "mortal", .outlives_owner = false});
   victim.Publish("a:5", 0);
   mortal->Publish("b:5", 0);
   KVM_REQUIRE_OK(mortal->Flush());
@@ -137,7 +131,7 @@ TEST_CASE("Restart: killed while it restores, kvmd still loses nothing", "[fault
     kvmd.Kill();
   }
   kvmd.Start();
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   for (int i = 0; i < 3; ++i) {
     const std::string prompt = "s" + std::to_string(i) + ":60";
     CHECK(test::Eventually([&] { return reader->Find(prompt).size() == 60; }));
@@ -152,7 +146,7 @@ TEST_CASE("Restart: killed while it restores, kvmd still loses nothing", "[fault
 
 TEST_CASE("Restart: under load with workers that die too, no wrong byte, and nothing is left in the end", "[fault]") {
   Supervisor kvmd({"--orphan-ttl-s", "2"});
-  const auto steady = Start({.socket = kvmd.socket(), .name = "steady"});
+  const auto steady = test::StartWorker({.socket = kvmd.socket(), .name = "steady"});
   steady->Publish("steady:20", 0);
   KVM_REQUIRE_OK(steady->Flush());
   std::vector<ChildProcess> workers;
@@ -178,7 +172,7 @@ TEST_CASE("Restart: under load with workers that die too, no wrong byte, and not
   }
   CHECK(wrong == 0);
   KVM_REQUIRE_OK(steady->client().WaitConnected(After(kSoon)));
-  const auto late = Start({.socket = kvmd.socket(), .name = "late"});
+  const auto late = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(test::Eventually([&] { return late->Find("steady:20").size() == 20; }));
   CHECK(late->FindAndImport("steady:20", 0).wrong == 0);
   for (ChildProcess& worker : workers) {
@@ -205,7 +199,7 @@ TEST_CASE("Restart: what is of no use in the store is removed, and the rest is u
     kvmd.Put(name, null.get());
   }
   kvmd.Start();
-  const auto reader = Start({.socket = kvmd.socket(), .name = "reader"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   CHECK(test::Eventually([&] { return reader->Find("a:5").size() == 5; }));
   CHECK(kvmd.Log().find("registry_not_restored") != std::string::npos);
   CHECK(test::Eventually([&] {
@@ -229,7 +223,7 @@ TEST_CASE("Restart: several regions of one worker, restored twice, can still be 
     if (round == 0) victim->WaitConnected();
     REQUIRE(test::Eventually([&] { return Count(kvmd.Log(), "event=registry_restored") == static_cast<std::size_t>(round) + 1; }));
   }
-  const auto heir = Start({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   CHECK(heir->adopted().size() == 5);
   RegionOptions options;
   options.name = "second";

@@ -23,9 +23,7 @@ using test::WorkerOptions;
 std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, WorkerOptions options = {}) {
   options.socket = kvmd.socket();
   options.name = name;
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options));
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
+  return test::StartWorker(std::move(options));
 }
 
 void PublishAndFlush(Worker& worker, const std::string& prompt, std::uint32_t first_block, std::span<const ExtraKey> extras = {}) {

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "tests/catch.h"
 #include "tests/support/model_specs.h"
 #include "tests/support/random.h"
 
@@ -103,6 +104,12 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   if (!allocated) return allocated.error();
   worker->region_ = *allocated;
   return worker;
+}
+
+std::unique_ptr<Worker> StartWorker(WorkerOptions options) {
+  Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options));
+  KVM_REQUIRE_OK(worker);
+  return std::move(*worker);
 }
 
 std::vector<BlockKey> Worker::Keys(const std::string& prompt, std::span<const ExtraKey> extras) const {

@@ -87,6 +87,9 @@ class Worker {
   std::vector<AdoptedBlock> adopted_;
 };
 
+// Worker::Start; the test ends if it fails.
+std::unique_ptr<Worker> StartWorker(WorkerOptions options);
+
 // Bytes [at, at + bytes) of the content of `key`'s block.
 void FillContent(const BlockKey& key, std::uint64_t at, std::byte* to, std::uint64_t bytes);
 bool HasContent(const BlockKey& key, std::uint64_t at, const std::byte* from, std::uint64_t bytes);
