@@ -24,9 +24,9 @@ Client::Impl::Impl(ClientOptions options_)
 Client::Impl::~Impl() { Stop(); }
 
 void Client::Impl::Stop() {
+  leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));  // the connection's end says so less well
   UnregisterAll();
   link.Stop();
-  leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));
   stower.Stop();
   mapper.Stop();
   publish_answered_.notify_all();

@@ -115,8 +115,7 @@ Status Client::Impl::HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire
           lease->id = held.lease();
           lease->blocks = held.blocks();
           lease->expires = expires;
-          if (held.has_not_held())
-            lease->reason = MakeError(static_cast<Errc>(held.not_held().code()), held.not_held().message());
+          if (held.has_not_held()) lease->reason = MakeError(static_cast<Errc>(held.not_held().code()), held.not_held().message());
           if (self) self->leases.Add(held.lease(), lease);
         }
       }

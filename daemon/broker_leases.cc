@@ -82,9 +82,8 @@ void Broker::EndLeasesOf(const Client& client) {
 std::uint32_t Broker::CutLeases(const Domain& domain, const Region& region, const char* why) {
   std::uint32_t cut = 0;
   for (const auto& [lease, left] : leases_.On(domain, region)) {
-    LogLimited(
-        LogLevel::kInfo, "lease_cut",
-        {{"lease", lease->id}, {"client", lease->client}, {"region", region.descriptor.name()}, {"blocks", left}, {"reason", why}});
+    LogLimited(LogLevel::kInfo, "lease_cut",
+               {{"lease", lease->id}, {"client", lease->client}, {"region", region.descriptor.name()}, {"blocks", left}, {"reason", why}});
     kvmwire::ServerMessage message;
     message.mutable_lease_cut()->set_lease(lease->id);
     message.mutable_lease_cut()->set_blocks(static_cast<std::uint32_t>(left));

@@ -60,9 +60,9 @@ void AddLeaseOptions(CLI::App& app, Config& c) {
                         "How much of the host cache, and of the domain's entries, leases of a domain may hold", 0, 100);
   Number<std::uint32_t>(app, "--max-held-percent-per-client", c.max_held_percent_per_client,
                         "How much of the host cache, and of the domain's entries, leases of a client may hold", 0, 100);
-  Number<std::uint32_t>(app, "--max-held-orphans", c.max_held_orphans,
-                        "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions",
-                        0, 65'535);
+  Number<std::uint32_t>(
+      app, "--max-held-orphans", c.max_held_orphans,
+      "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions", 0, 65'535);
 }
 
 void AddOptions(CLI::App& app, Config& c) {

@@ -55,9 +55,8 @@ bool Domain::IsHeld(const IndexEntry& entry) const noexcept {
 }
 
 std::uint32_t Domain::held_orphans() const noexcept {
-  return static_cast<std::uint32_t>(std::count_if(regions_.begin(), regions_.end(), [](const auto& region) {
-    return region && region->orphan && !region->held.empty();
-  }));
+  return static_cast<std::uint32_t>(std::count_if(regions_.begin(), regions_.end(),
+                                                  [](const auto& region) { return region && region->orphan && !region->held.empty(); }));
 }
 
 std::uint64_t Domain::fds() const noexcept {

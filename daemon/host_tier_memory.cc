@@ -143,8 +143,8 @@ void HostTier::Adopt(TierChunk& chunk, const std::shared_ptr<TierWriter>& writer
 
 // Chunks of a dead or departed writer's, those much older than what this one would evict, and those of a writer above
 // its share, if this one is below: the one that was used least recently.
-TierChunk* HostTier::ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms,
-                              bool same_domain, bool& held) const {
+TierChunk* HostTier::ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain,
+                              bool& held) const {
   std::uint64_t total = 0;
   for (const auto& [client, other] : writers_) total += other->bytes > 0 || other.get() == &writer;
   const std::uint64_t share = config_.host_cache_bytes / std::max<std::uint64_t>(1, total);

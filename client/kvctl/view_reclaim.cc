@@ -28,13 +28,12 @@ int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options
   const Result<kvmwire::ReclaimReply> reply = observer->Reclaim(request);
   if (!reply) return Fail(reply.error());
   if (common.json) {
-    PrintJson(
-        {{"regions", reply->regions()},
-         {"blocks", reply->blocks()},
-         {"bytes", reply->bytes()},
-         {"still_mapped", reply->still_mapped()},
-         {"held", reply->held()},
-         {"leases_cut", reply->leases_cut()}});
+    PrintJson({{"regions", reply->regions()},
+               {"blocks", reply->blocks()},
+               {"bytes", reply->bytes()},
+               {"still_mapped", reply->still_mapped()},
+               {"held", reply->held()},
+               {"leases_cut", reply->leases_cut()}});
   } else {
     std::cout << reply->regions() << (reply->regions() == 1 ? " region" : " regions")
               << " of dead workers reclaimed: " << HumanBytes(reply->bytes()) << ", " << HumanCount(reply->blocks())

@@ -56,15 +56,24 @@ boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
 }
 
 boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
-  boost::json::object object{{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
-                             {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
-                             {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
-                             {"models", domain.models()},        {"max_models", domain.max_models()},
-                             {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
-                             {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()},
-                             {"fds", domain.fds()},              {"max_fds", domain.max_fds()},
-                             {"leases", domain.leases()},        {"held_blocks", domain.held_blocks()},
-                             {"held_bytes", domain.held_bytes()}, {"held_orphans", domain.held_orphans()}};
+  boost::json::object object{{"name", Printable(domain.name())},
+                             {"epoch", domain.epoch()},
+                             {"entries", domain.entries()},
+                             {"max_entries", domain.max_entries()},
+                             {"regions", domain.regions()},
+                             {"max_regions", domain.max_regions()},
+                             {"models", domain.models()},
+                             {"max_models", domain.max_models()},
+                             {"clients", domain.clients()},
+                             {"segment_bytes", domain.segment_bytes()},
+                             {"orphans", domain.orphans()},
+                             {"orphan_bytes", domain.orphan_bytes()},
+                             {"fds", domain.fds()},
+                             {"max_fds", domain.max_fds()},
+                             {"leases", domain.leases()},
+                             {"held_blocks", domain.held_blocks()},
+                             {"held_bytes", domain.held_bytes()},
+                             {"held_orphans", domain.held_orphans()}};
   if (domain.has_host_cache()) object["host_cache"] = HostCacheJson(domain.host_cache());
   return object;
 }

@@ -70,9 +70,7 @@ struct Cached {
     REQUIRE(writer.Stow(records) == static_cast<int>(blocks));
   }
   // Which of them are in the host cache.
-  std::size_t Left() {
-    return static_cast<std::size_t>(writer.Offer(records).present_size());
-  }
+  std::size_t Left() { return static_cast<std::size_t>(writer.Offer(records).present_size()); }
 
   Stowing writer;
   std::vector<PublishRecord> records;

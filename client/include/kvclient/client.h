@@ -168,7 +168,7 @@ class Client {
                                             const ImportOptions& options = {});
 
   // Asks kvmd not to give up the leading blocks of `match` that it keeps itself (lease.h), for `ttl` from now: at most
-  // kvmd's --max-lease-ttl-s, and it can be extended. Waits for kvmd's answer, some 10 µs and more for thousands of blocks.
+  // kvmd's --max-lease-ttl-s, and it can be extended. Waits for kvmd's answer, once for each 8192 blocks.
   // The lease may hold fewer blocks than the match has; its reason() says why. An error if it would hold none:
   // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten, or kvmd was restarted
   // since the match was made: find again. kResourceExhausted: a limit (--max-leases-per-client, --max-held-percent-per-client
