@@ -34,9 +34,12 @@ def eventually(condition: Callable[[], bool]) -> bool:
 def hold_all(client: kvclient.Client, keys: kvclient.BlockKeys) -> kvclient.Lease:
     """Hold all of them, once they have come to the host cache."""
     for _ in range(1000):
+        match = client.find(keys)
         try:
-            lease = client.hold(client.find(keys), 30)
+            lease = client.hold(match, 30) if match else None
         except errors.UnsupportedError:
+            lease = None
+        if lease is None:
             time.sleep(0.01)
             continue
         if lease.blocks == len(keys):
