@@ -142,7 +142,8 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   if (outside != blocks.end()) {
     return MakeError(Errc::kInvalidArgument, "import: block " + std::to_string(*outside) + " is outside region " + region.options.name);
   }
-  if (!AllDifferent(blocks, destination.block_count())) return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
+  if (!AllDifferent(blocks, destination.block_count()))
+    return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
 
   auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}, {}});
   ImportRequest request;

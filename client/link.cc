@@ -131,6 +131,7 @@ Status Link::ConnectOnce() {
   hello.set_client_name(options_.name);
   hello.set_wants_payload(options_.map_payload);
   hello.set_library_version(KVM_VERSION);
+  hello.set_instance(instance_);
   reader_ = FrameReader();
   greeted_ = false;
   std::lock_guard lock(mutex_);

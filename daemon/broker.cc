@@ -146,6 +146,7 @@ Status Broker::HandleHello(Client& client, const kvmwire::ClientMessage& message
   ++client.domain->clients;
   client.role = hello.role();
   client.name = hello.client_name();
+  client.instance = hello.instance();
   client.wants_payload = hello.wants_payload();
   kvmwire::ServerMessage message_out;
   message_out.set_request_id(message.request_id());

@@ -48,6 +48,15 @@ Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t b
   return memory;
 }
 
+ChunkMemory ChunkMemory::Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept {
+  ChunkMemory memory;
+  memory.fd_ = std::move(fd);
+  memory.bytes_ = memory.allocated_ = bytes;
+  memory.transparent_ = transparent;
+  memory.reserved_ = reserved;
+  return memory;
+}
+
 Result<bool> ChunkMemory::AllocateSome() {
   const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
   if (bytes == 0) return false;

@@ -92,8 +92,8 @@ Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const B
     std::uint64_t block_bytes;
   };
   std::vector<BenchRow> rows;
-  for (const Kind& kind :
-       {Kind{"host_cache_64k", "in scattered 64 KiB chunks", kMiB}, Kind{"host_cache_blocks_64k", "in scattered blocks of 64 KiB", 64 * kKiB}}) {
+  for (const Kind& kind : {Kind{"host_cache_64k", "in scattered 64 KiB chunks", kMiB},
+                           Kind{"host_cache_blocks_64k", "in scattered blocks of 64 KiB", 64 * kKiB}}) {
     BenchRow row;
     if (common.socket_given) {
       row.note = "that kvmd's host cache is not ours to fill";
