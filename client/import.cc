@@ -7,6 +7,7 @@
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -93,6 +94,7 @@ struct ImportTicket::Impl {
       if (i == result.valid && corrupt) reason = *corrupt;
       result.failed.push_back({i, blocks[i], reason});
     }
+    KVM_FAULT_POINT(client_import_done);
     client->stats.blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
     client->stats.blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
     client->stats.bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
@@ -186,6 +188,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   ticket->checksums = std::move(checksums);
   ticket->result.writes.reserve(blocks.size());
   for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
+  KVM_FAULT_POINT(client_import_begun);
   impl_->stats.imports.fetch_add(1, std::memory_order_relaxed);
   request.keep = keep;
   if (!request.blocks.empty()) ticket->job = region.backend->Import(std::move(request));

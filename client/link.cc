@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -258,6 +259,7 @@ void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, 
     sent = SendLocked(message, fds);
     if (sent) {
       requests_.emplace(message.request_id(), std::move(reply));
+      KVM_FAULT_POINT(client_request_sent);
       return;
     }
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -191,6 +192,7 @@ Result<Domain*> Broker::DomainNamed(const std::string& name) {
   }
   LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
   if (keeper_ != nullptr) keeper_->KeepRegistry((*domain)->segment());
+  KVM_FAULT_POINT(kvmd_restore_registry);
   return domains_.emplace(name, std::move(*domain)).first->second.get();
 }
 

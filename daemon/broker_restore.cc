@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "proto/fault_point.h"
+
 #include "daemon/broker.h"
 
 namespace kvm::daemon {
@@ -43,6 +45,7 @@ void Broker::Restore(KeptState state) {
       if (keeper_ != nullptr) keeper_->ForgetRegion(lost);
       continue;
     }
+    KVM_FAULT_POINT(kvmd_restore_region);
     const auto rebuild = rebuilds.find(manifest.registry_epoch());
     if (rebuild == rebuilds.end()) {
       if ((*region)->keeper != nullptr) tier_->FinishRestore(**region);
@@ -77,6 +80,7 @@ Result<Region*> Broker::RestoreRegion(KeptRegion& kept, ClientId owner) {
       return restored.error();
     }
   }
+  region.owner_instance = manifest.owner_instance();
   region.kept_id = kept.id;
   region.kept_serial = manifest.serial();
   region.kept_files = FilesOf(manifest);
@@ -103,6 +107,7 @@ bool Broker::RebuildSome() {
     rebuild.entries += region->keeper != nullptr ? tier_->RestoreEntry(*region, entry) : domain->Restore(*region, entry);
   }
   if (tier_) tier_->UseRestored();
+  KVM_FAULT_POINT(kvmd_rebuild_slice);
   if (domain != nullptr && rebuild.slot < index.slots()) return true;
   FinishRebuild(rebuild, domain);
   rebuilds_.pop_back();
@@ -117,6 +122,7 @@ void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
       if (region == nullptr || !region->serving()) continue;
       if (region->keeper != nullptr) tier_->FinishRestore(*region);
       Keep(*domain, *region);
+      KVM_FAULT_POINT(kvmd_rebuild_region_kept);
     }
     Log(LogLevel::kInfo, "registry_restored",
         {{"domain", rebuild.domain},
@@ -125,6 +131,7 @@ void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
          {"ms", static_cast<std::uint64_t>(
                     std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - rebuild.began).count())}});
   }
+  KVM_FAULT_POINT(kvmd_rebuild_done);
   if (keeper_ != nullptr) keeper_->ForgetRegistry(rebuild.old.header().epoch);
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "daemon/machine_memory.h"
+#include "proto/fault_point.h"
 #include "proto/sealed_memory.h"
 
 #ifndef MADV_COLLAPSE
@@ -67,6 +68,7 @@ Result<bool> ChunkMemory::AllocateSome() {
   }
   if (!reserved_) MakeHuge(allocated_, bytes);
   allocated_ += bytes;
+  KVM_FAULT_POINT(kvmd_chunk_allocating);
   return allocated_ < bytes_;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -140,6 +141,7 @@ void HostTier::Done(ClientId client, Domain& domain, const kvmwire::StowDone& do
     if (granted) --writer->second->granted;
     // What comes too late is as good, but somebody else may have been granted the same block meanwhile.
     if (granted && outcome.stored() && chunk->Publish(outcome.slot(), slot.write, slot.record, slot.checksum)) {
+      KVM_FAULT_POINT(kvmd_stow_published);
       blocks.Hold(at);
       stored[&chunk->group].push_back(at);
       ++counters_[&domain].stowed;
@@ -199,6 +201,7 @@ void HostTier::Unpin(Domain& domain, const BlockKey& key) {
 // ---- what ends ----------------------------------------------------------------------------------
 
 void HostTier::Evict(TierChunk& chunk, policy::Slot slot) {
+  KVM_FAULT_POINT(kvmd_evict_begun);
   TierBlocks& blocks = chunk.group.blocks;
   blocks.Free(slot);
   chunk.Unpublish(blocks.InChunk(slot));

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <utility>
 
+#include "proto/fault_point.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -74,6 +76,7 @@ std::string StateKeeper::KeepFile(int fd) {
   }
   std::string name = kFiles + NewId();
   Store(name, fd);
+  KVM_FAULT_POINT(kvmd_file_stored);
   files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), inode, 1};
   return name;
 }
@@ -110,11 +113,13 @@ void StateKeeper::KeepRegion(const Domain& domain, Region& region, const Watched
   manifest.set_model_spec(domain.SpecOf(region).Canonical());
   manifest.set_owner_pid(region.info.owner_pid);
   manifest.set_owner_uid(region.info.owner_uid);
+  manifest.set_owner_instance(region.owner_instance);
   if (chunk != nullptr) *manifest.mutable_chunk() = *chunk;
   const std::string bytes = manifest.SerializeAsString();
   const Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:manifest", bytes.size());
   if (memory) std::memcpy(memory->data(), bytes.data(), bytes.size());
   if (!memory || !Store(ManifestName(region.kept_id, region.kept_serial + 1), memory->fd())) return DropFiles(FilesOf(manifest));
+  KVM_FAULT_POINT(kvmd_manifest_stored);
   if (region.kept_serial > 0) manager_.Remove(ManifestName(region.kept_id, region.kept_serial));
   ++region.kept_serial;
   DropFiles(std::exchange(region.kept_files, FilesOf(manifest)));

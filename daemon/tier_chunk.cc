@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "proto/fault_point.h"
 #include "proto/region_descriptor.h"
 
 namespace kvm::daemon {
@@ -81,6 +82,7 @@ void TierChunk::Close() noexcept {
 bool TierChunk::Publish(std::uint32_t slot, Generation write, PublishRecord record, std::uint64_t checksum) {
   if (group.kind.checksums) generations_.SetChecksum(slot, checksum);
   if (!generations_.FinishWrite(slot, write)) return false;
+  KVM_FAULT_POINT(kvmd_stow_readable);
   record.block = slot;
   record.generation = write + 1;
   if (group.domain.PublishKept(*region, record)) return true;
@@ -90,6 +92,7 @@ bool TierChunk::Publish(std::uint32_t slot, Generation write, PublishRecord reco
 
 void TierChunk::Unpublish(std::uint32_t slot) {
   BeginWrite(slot);
+  KVM_FAULT_POINT(kvmd_evict_withdrawn);
   group.domain.EraseKept(*region, slot);
 }
 

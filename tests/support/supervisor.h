@@ -44,6 +44,7 @@ class Supervisor {
 
  private:
   void Listen();
+  void HearAll();  // what has been said so far, as systemd does before it starts anything
   void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
   void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
 
