@@ -1,96 +1,15 @@
 // The host cache of a broker that is driven by hand: grants and their end, whose memory, quotas, what hostile clients
 // say. The copies are the test's own.
-#include <sys/mman.h>
-
 #include "daemon/machine_memory.h"
 #include "daemon/seen_keys.h"
-#include "tests/support/broker_node.h"
 #include "tests/support/random.h"
+#include "tests/support/stowing.h"
 
 namespace kvm::test {
 namespace {
 
 using daemon::HostCacheAdmission;
 using std::chrono::milliseconds;
-
-constexpr std::uint32_t kSlots = 8;          // of a chunk
-constexpr std::uint64_t kBlockBytes = 4096;  // so that a chunk is whole pages
-constexpr std::uint64_t kChunk = kSlots * kBlockBytes;
-
-Config Cache(std::uint32_t chunks) {
-  Config config;
-  config.host_cache_bytes = chunks * kChunk;
-  config.host_cache_chunk_bytes = kChunk;
-  config.orphan_ttl_s = 0;
-  return config;
-}
-
-// A worker with a region, and all that kvmd has told it.
-struct Stowing {
-  Stowing(Node& its_node, const std::string& name, std::uint32_t uid = 1000, std::uint32_t blocks = 64,
-          std::uint64_t block_bytes = kBlockBytes)
-      : node(its_node), region(name, LlamaSpec(), blocks, block_bytes) {
-    id = node.Join(peer, kDeadPid, uid);
-    node.Register(id, peer, region);
-  }
-
-  // Makes blocks [from, to) readable under keys {first + i, salt}, each one's parent the one before.
-  std::vector<PublishRecord> Write(std::uint32_t from, std::uint32_t to, std::uint64_t salt = 1) {
-    std::vector<PublishRecord> records;
-    for (std::uint32_t block = from; block < to; ++block) {
-      records.push_back(region.Write(block, {salt * 1000 + block, salt}));
-      records.back().parent_lo = salt * 1000 + block - 1;
-      records.back().depth = block - from;
-    }
-    return records;
-  }
-  void Send(const std::vector<PublishRecord>& records, bool asked = false) {
-    kvmwire::ClientMessage message;
-    kvmwire::Stow& stow = *message.mutable_stow();
-    stow.set_region(region.row);
-    stow.set_region_epoch(region.region_epoch);
-    stow.set_records(records.data(), records.size() * sizeof(PublishRecord));
-    stow.set_asked(asked);
-    node.Handle(id, message);
-  }
-  kvmwire::StowReply Offer(const std::vector<PublishRecord>& records, bool asked = false) {
-    Send(records, asked);
-    node.WorkAll();
-    return peer.Take(Body::kStowReply).message.stow_reply();
-  }
-  void Done(const kvmwire::StowReply& reply, bool stored = true) {
-    kvmwire::ClientMessage message;
-    for (const kvmwire::StowGrant& grant : reply.grants()) {
-      kvmwire::StowOutcome& outcome = *message.mutable_stow_done()->add_outcomes();
-      outcome.set_region(grant.region());
-      outcome.set_region_epoch(grant.region_epoch());
-      outcome.set_slot(grant.slot());
-      outcome.set_generation(grant.generation());
-      outcome.set_stored(stored);
-    }
-    node.Handle(id, message);
-    node.WorkAll();
-  }
-  // How many were granted.
-  int Stow(const std::vector<PublishRecord>& records) {
-    const kvmwire::StowReply reply = Offer(records);
-    Done(reply);
-    return reply.grants_size();
-  }
-
-  Node& node;
-  FakePeer peer;
-  ClientId id = 0;
-  WireRegion region;
-};
-
-kvmwire::HostCacheDomain Status(Node& node, std::uint32_t uid = 1000) { return node.Domain(uid).host_cache(); }
-
-bool WritableBy(const UniqueFd& fd) {
-  void* const memory = ::mmap(nullptr, kChunk, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (memory != MAP_FAILED) ::munmap(memory, kChunk);
-  return memory != MAP_FAILED;
-}
 
 TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else read-only", "[unit]") {
   Node node(Cache(4));
@@ -279,46 +198,6 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
   node.WorkAll();
   CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == kSlots / 2);
   CHECK(Status(node).evicted() == kSlots / 2);
-}
-
-TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
-  Node node(Cache(1));
-  Sleeper process;
-  FakePeer peer;
-  // Joined by hand, since it has a pidfd.
-  const ClientId id = node.broker.Join(peer, {process.pid(), 1000, 1000}, process.PidFd());
-  kvmwire::ClientMessage hello;
-  hello.mutable_hello()->set_protocol_version(kProtocolVersion);
-  node.Handle(id, hello);
-  kvmwire::ClientMessage model;
-  model.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
-  node.Handle(id, model);
-  Stowing heir(node, "heir");
-  WireRegion region("living", LlamaSpec(), 8, kBlockBytes);
-  node.Register(id, peer, region);
-  std::vector<PublishRecord> records;
-  for (std::uint32_t block = 0; block < 8; ++block) records.push_back(region.Write(block, {block + 1, 9}));
-  kvmwire::ClientMessage stow;
-  stow.mutable_stow()->set_region(region.row);
-  stow.mutable_stow()->set_region_epoch(region.region_epoch);
-  stow.mutable_stow()->set_records(records.data(), records.size() * sizeof(PublishRecord));
-  node.Handle(id, stow);
-  node.WorkAll();
-  CHECK(peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 8);
-  node.broker.Leave(id, /*died=*/false);  // its connection has ended, it has not
-  node.WorkAll();
-  heir.Send(heir.Write(0, 4));
-  node.WorkAll();
-  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
-  process.Kill();
-  node.broker.Tick(std::chrono::steady_clock::now());
-  node.WorkAll();
-  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));  // importers that do not answer are not waited for
-  node.WorkAll();
-  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
-  node.WorkAll();
-  CHECK(heir.peer.Has(Body::kChunkGrant));
-  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 4);
 }
 
 TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
