@@ -90,6 +90,10 @@ Result<ReclaimedMemory> Client::ReclaimOrphans(const ReclaimOptions& what, Deadl
   return impl_->ReclaimOrphans(what, deadline);
 }
 
+Result<Lease> Client::Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
+  return impl_->Hold(match, ttl, deadline);
+}
+
 Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,
                                                        Deadline deadline) {
   return impl_->RegisterRegion(model, std::move(options), segments, deadline);

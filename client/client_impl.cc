@@ -25,6 +25,7 @@ Client::Impl::Impl(ClientOptions options_)
 Client::Impl::~Impl() { Stop(); }
 
 void Client::Impl::Stop() {
+  leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));  // the connection's end says so less well
   UnregisterAll();
   link.Stop();
   stower.Stop();
@@ -88,6 +89,7 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
 
 void Client::Impl::OnDisconnected() {
   stower.Disconnected();
+  leases.EndAll(MakeError(Errc::kUnavailable, "the lease is over: the connection to kvmd has ended"));
   {
     std::lock_guard lock(mutex_);
     ready_ = false;
@@ -109,6 +111,7 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce: mapper.Announce(connection_, message.region_announce(), std::move(fds)); return;
+    case kvmwire::ServerMessage::kLeaseCut: leases.Cut(message.lease_cut()); return;
     case kvmwire::ServerMessage::kChunkGrant: stower.Granted(message.chunk_grant(), std::move(fds)); return;
     case kvmwire::ServerMessage::kRegionWithdraw: {
       const kvmwire::RegionWithdraw& withdraw = message.region_withdraw();

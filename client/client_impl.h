@@ -1,7 +1,7 @@
 // The parts of a Client: link, peers, what it has declared and registered, publishing, counters.
 //
 // client_impl.cc: life, events, counters. registration.cc: models and regions. adoption.cc: memory that outlives its
-// owner. publishing.cc: publishes.
+// owner. publishing.cc: publishes. lease.cc: leases.
 // Desired state (models, regions, published records) lives here and survives kvmd: on every connection
 // it is declared, registered and published anew, by the link's thread, without waiting.
 // Locks, in the order they may be taken: Region::Impl::mutex → publish_mutex_ → Link's own.
@@ -16,6 +16,7 @@
 
 #include "client/device_set.h"
 #include "client/host_cache_uses.h"
+#include "client/lease_impl.h"
 #include "client/link.h"
 #include "client/peer_mapper.h"
 #include "client/peers.h"
@@ -53,6 +54,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
                                                                std::span<const DeviceRange> segments, Deadline deadline);
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions region, Deadline deadline);
   [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
+  [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
   void UnregisterAll();  // without waiting
 
@@ -69,6 +71,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   mutable AtomicStats stats;
   PeerMapper mapper;
   HostCacheUses host_cache_uses;
+  HeldLeases leases;
   Link link;
   Stower stower{link, stats, options.max_queued_stows};
 
@@ -81,6 +84,8 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
 
+  [[nodiscard]] Status HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires,
+                                Deadline deadline);
   // The device's index; peers' regions are mapped for it on return.
   [[nodiscard]] Result<std::size_t> OpenDevice(const DeviceUuid& device, Deadline deadline);
   [[nodiscard]] Result<std::shared_ptr<Region>> AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline);

@@ -13,7 +13,7 @@ constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for o
 }  // namespace
 
 Broker::Broker(const Config& config, std::function<void()> work_to_do, StateKeeper* keeper)
-    : config_(config), work_to_do_(std::move(work_to_do)), keeper_(keeper) {
+    : config_(config), work_to_do_(std::move(work_to_do)), leases_(config), keeper_(keeper) {
   if (config.host_cache_bytes != 0) tier_ = std::make_unique<HostTier>(config, static_cast<TierHost&>(*this));
 }
 Broker::~Broker() = default;
@@ -47,6 +47,7 @@ void Broker::Leave(ClientId id, bool died) {
   clients_.erase(found);
   if (client->domain == nullptr) return;
   if (died) client->process->NoteEnd();
+  EndLeasesOf(*client);
   // A kvmd that stops leaves everything as it is for the next one.
   if (!closing_) DropRegionsOf(*client);
   LeaveHostCache(*client);
@@ -73,7 +74,9 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
                            message.body_case() == Message::kUnregisterRegion || message.body_case() == Message::kPublish ||
                            message.body_case() == Message::kRetract || message.body_case() == Message::kAllocateMemory ||
                            message.body_case() == Message::kAdoptRegion || message.body_case() == Message::kStow ||
-                           message.body_case() == Message::kStowDone || message.body_case() == Message::kHostCacheUse;
+                           message.body_case() == Message::kStowDone || message.body_case() == Message::kHostCacheUse ||
+                           message.body_case() == Message::kHold || message.body_case() == Message::kExtendHold ||
+                           message.body_case() == Message::kReleaseHold;
   if (worker_only && client.role != kvmwire::WORKER) {
     ReplyError(client, message.request_id(), MakeError(Errc::kPermissionDenied, "observers only read"));
     return {};
@@ -88,6 +91,9 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kStow: return HandleStow(client, std::move(message));
     case Message::kStowDone: return HandleStowDone(client, message.stow_done());
     case Message::kHostCacheUse: return HandleHostCacheUse(client, message.host_cache_use());
+    case Message::kHold: return HandleHold(client, message);
+    case Message::kExtendHold: HandleExtendHold(client, message); return {};
+    case Message::kReleaseHold: HandleReleaseHold(client, message.release_hold()); return {};
     case Message::kWithdrawAck: HandleWithdrawAck(client, message.withdraw_ack()); return {};
     case Message::kStatsReport:
       client.stats = message.stats_report();
@@ -247,6 +253,7 @@ Status Broker::HandleRetract(Client& client, const kvmwire::Retract& retract) {
 // ---- time ---------------------------------------------------------------------------------------
 
 void Broker::Tick(SteadyTime now) {
+  ExpireLeases(now);  // first: what only they kept goes now
   ExpireOrphans(now);
   CheckUnregisters(now);
   CheckReclaims(now);

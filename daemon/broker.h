@@ -6,7 +6,7 @@
 //
 // broker.cc: sessions, models, publishing. broker_regions.cc: regions and who is told of them.
 // broker_orphans.cc: regions whose owner has gone. broker_restore.cc: what the kvmd before has left.
-// broker_stow.cc: the host cache. broker_status.cc: what operators see.
+// broker_stow.cc: the host cache. broker_leases.cc: leases. broker_status.cc: what operators see.
 #pragma once
 
 #include <chrono>
@@ -20,6 +20,7 @@
 #include "daemon/config.h"
 #include "daemon/domain.h"
 #include "daemon/host_tier.h"
+#include "daemon/leases.h"
 #include "daemon/state_keeper.h"
 #include "proto/wire.pb.h"
 
@@ -169,6 +170,16 @@ class Broker : private TierHost {
   void ExpireOrphans(SteadyTime now);
   void CheckReclaims(SteadyTime now);
 
+  // broker_leases.cc
+  Status HandleHold(Client& client, const kvmwire::ClientMessage& message);
+  void HandleExtendHold(Client& client, const kvmwire::ClientMessage& message);
+  void HandleReleaseHold(Client& client, const kvmwire::ReleaseHold& release);
+  void ExpireLeases(SteadyTime now);
+  void EndLeasesOf(const Client& client);
+  // Before a region goes, or gets a next owner: leases lose what they hold of it. How many did.
+  std::uint32_t CutLeases(const Domain& domain, const Region& region, const char* why);
+  void DescribeLease(const Lease& lease, kvmwire::LeaseStatus& out) const;
+
   // broker_restore.cc
   Result<Region*> RestoreRegion(KeptRegion& kept, ClientId owner);
   bool RebuildSome();
@@ -190,6 +201,7 @@ class Broker : private TierHost {
   std::map<ClientId, kvmwire::ClientMessage> waiting_stows_;
   std::vector<PendingReclaim> reclaims_;
   std::vector<Rebuild> rebuilds_;
+  LeaseTable leases_;
   StateKeeper* const keeper_;
   bool closing_ = false;
 };

@@ -46,7 +46,10 @@ void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& 
 bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
   if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
   if (domain.orphans() >= config_.max_orphans) {
-    if (Region* oldest = OldestOfTheDead(domain)) ReclaimOrphan(domain, *oldest, "too many (--max-orphans)");
+    // The limit stands: where leases hold the others, this one is not kept.
+    Region* oldest = OldestOfTheDead(domain);
+    if (oldest == nullptr && domain.held_orphans() > 0) return false;
+    if (oldest != nullptr) ReclaimOrphan(domain, *oldest, "too many (--max-orphans)");
   }
   domain.MakeOrphan(region, {std::chrono::steady_clock::now(), process});
   KVM_FAULT_POINT(kvmd_orphan_made);
@@ -60,10 +63,10 @@ bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<
   return true;
 }
 
-// Those whose owner runs wait for it to come back after kvmd's restart.
+// Those whose owner runs wait for it to come back after kvmd's restart, and those that leases hold for the leases' end.
 Region* Broker::OldestOfTheDead(Domain& domain) {
   for (Region* region : domain.Orphans()) {
-    if (region->orphan->process->Ended()) return region;
+    if (region->held.empty() && region->orphan->process->Ended()) return region;
   }
   return nullptr;
 }
@@ -79,6 +82,7 @@ Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescri
   }
   const Status taken = client.domain->TakeOver(*region, {client.id, client.credentials.pid, client.credentials.uid});
   if (!taken) return taken.error();
+  CutLeases(*client.domain, *region, "its owner is back");
   return region;
 }
 
@@ -108,6 +112,8 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   if (!list) return refuse(list.error());
   if (Status taken = client.domain->TakeOver(*region, {client.id, client.credentials.pid, client.credentials.uid}); !taken)
     return refuse(taken.error());
+  // It may overwrite what it has now, without asking anybody.
+  CutLeases(*client.domain, *region, "another process has adopted it");
 
   region->owner_instance = client.instance;
   KVM_FAULT_POINT(kvmd_adoption_taken);
@@ -138,6 +144,7 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
 void Broker::ReclaimOrphan(Domain& domain, Region& region, const char* why, bool wait_for_importers) {
   LogLimited(LogLevel::kInfo, "region_reclaimed",
              {{"region", region.descriptor.name()}, {"row", region.row}, {"bytes", region.segment_bytes()}, {"reason", why}});
+  CutLeases(domain, region, why);
   Withdraw(domain, region, /*owner_died=*/!wait_for_importers);
 }
 
@@ -150,6 +157,7 @@ void Broker::ExpireOrphans(SteadyTime now) {
   for (const auto& [name, domain] : domains_) {
     if (domain->orphans() == 0) continue;
     for (Region* region : domain->Orphans()) {
+      if (!region->held.empty()) continue;
       const bool kept = config_.orphan_ttl_s > 0 && region->outlives_owner();
       const auto age = now - region->orphan->since;
       if (kept && age >= std::chrono::seconds(config_.orphan_ttl_s)) {
@@ -182,6 +190,13 @@ void Broker::HandleReclaim(Client& client, const kvmwire::ClientMessage& message
       if (now - region->orphan->since < std::chrono::seconds(request.min_age_s())) continue;
       // Who needs memory of a device may have that of any dead worker of the domain; else each user has its own.
       if (!rules_all && info.owner_uid != uid && (client.role != kvmwire::WORKER || request.device_uuid().empty())) continue;
+      if (!region->held.empty()) {
+        if (!request.force() || (!rules_all && info.owner_uid != uid)) {
+          pending.reply.set_held(pending.reply.held() + 1);
+          continue;
+        }
+        pending.reply.set_leases_cut(pending.reply.leases_cut() + CutLeases(*domain, *region, "reclaimed by force"));
+      }
       pending.reply.set_regions(pending.reply.regions() + 1);
       pending.reply.set_blocks(pending.reply.blocks() + region->entries);
       pending.reply.set_bytes(pending.reply.bytes() + region->segment_bytes());

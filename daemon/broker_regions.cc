@@ -76,6 +76,7 @@ Result<Region*> Broker::RegisterNewRegion(Client& client, kvmwire::RegionDescrip
 }
 
 void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
+  CutLeases(domain, region, "its memory is given up");
   kvmwire::ServerMessage message;
   kvmwire::RegionWithdraw& withdraw = *message.mutable_region_withdraw();
   withdraw.set_region(region.row);

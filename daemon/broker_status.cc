@@ -1,14 +1,17 @@
 // Answers StatusQuery: what kvmd knows of itself, its domains and its clients.
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "daemon/broker.h"
+#include "daemon/connection_quota.h"
 #include "daemon/process_info.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
 namespace {
 
-// The list of clients ends where the reply would leave its frame.
+// The lists of clients and of leases end where the reply would leave its frame.
 constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
 
 }  // namespace
@@ -25,6 +28,9 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
   reply.set_open_fds(OpenFds());
   reply.set_clients(static_cast<std::uint32_t>(clients_.size()));
   reply.set_max_clients(config_.max_clients);
+  reply.set_max_clients_per_user(ConnectionsPerUser(config_));
+  reply.set_user_clients(static_cast<std::uint32_t>(std::count_if(
+      clients_.begin(), clients_.end(), [&](const auto& entry) { return entry.second->credentials.uid == asking.credentials.uid; })));
   reply.set_rejected_connections(rejected_connections);
   reply.set_protocol_errors(protocol_errors);
   if (tier_) DescribeHostCache(*reply.mutable_host_cache());
@@ -44,6 +50,13 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     if (tier_) DescribeHostCache(*domain, *out.mutable_host_cache());
     out.set_orphans(domain->orphans());
     out.set_orphan_bytes(domain->orphan_bytes());
+    out.set_fds(domain->fds());
+    out.set_max_fds(domain->max_fds());
+    const LeaseTable::Usage held = leases_.UsageOf(*domain);
+    out.set_leases(held.leases);
+    out.set_held_blocks(held.blocks);
+    out.set_held_bytes(held.bytes);
+    out.set_held_orphans(domain->held_orphans());
   }
   std::size_t bytes = reply.ByteSizeLong();
   for (const auto& [id, client] : clients_) {
@@ -60,10 +73,20 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     const Account account = client->domain->AccountOf(id);
     out.set_regions(account.regions);
     out.set_entries(account.entries);
+    out.set_fds(account.fds);
+    const LeaseTable::Usage held = leases_.UsageOf(id);
+    out.set_leases(held.leases);
+    out.set_held_bytes(held.bytes);
     out.set_queued_bytes(client->peer->queued_bytes());
     *out.mutable_stats() = client->stats;
     if (tier_) out.set_host_cache_bytes(tier_->BytesOf(id));
     bytes += out.ByteSizeLong() + 8;
+  }
+  for (const auto& [id, lease] : leases_.all()) {
+    if (!message.status_query().leases() || bytes > kMaxListBytes) break;
+    if (!sees_all && lease->domain != asking.domain) continue;
+    DescribeLease(*lease, *reply.add_lease_list());
+    bytes += reply.lease_list().rbegin()->ByteSizeLong() + 8;
   }
   asking.peer->Send(message_out);
 }

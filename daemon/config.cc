@@ -51,6 +51,20 @@ void AddHostCacheOptions(CLI::App& app, Config& c) {
                         600'000);
 }
 
+void AddLeaseOptions(CLI::App& app, Config& c) {
+  Number<std::uint32_t>(app, "--max-lease-ttl-s", c.max_lease_ttl_s, "The longest time for which blocks can be held; it can be extended", 1,
+                        86'400);
+  Number<std::uint32_t>(app, "--max-leases-per-client", c.max_leases_per_client, "Leases a client may have; 0: there are none", 0, 65'535);
+  Number<std::uint32_t>(app, "--max-held-percent", c.max_held_percent, "How much of the host cache leases may hold", 0, 100);
+  Number<std::uint32_t>(app, "--max-held-percent-per-domain", c.max_held_percent_per_domain,
+                        "How much of the host cache, and of the domain's entries, leases of a domain may hold", 0, 100);
+  Number<std::uint32_t>(app, "--max-held-percent-per-client", c.max_held_percent_per_client,
+                        "How much of the host cache, and of the domain's entries, leases of a client may hold", 0, 100);
+  Number<std::uint32_t>(
+      app, "--max-held-orphans", c.max_held_orphans,
+      "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions", 0, 65'535);
+}
+
 void AddOptions(CLI::App& app, Config& c) {
   app.add_option("--socket", c.socket_path, "Unix socket to listen on (ignored when systemd passes one)")->capture_default_str();
   app.add_option("--socket-mode", c.socket_mode, "File mode of the socket, octal")->check(kOctalMode)->capture_default_str();
@@ -69,6 +83,8 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
                         std::uint64_t{1} << 36);
   Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-fds-per-domain", c.max_fds_per_domain,
+                        "Descriptors kvmd keeps for a domain; 0: half of what its own limit leaves beside the connections", 0, 100'000'000);
   Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
   Number<std::uint32_t>(app, "--orphan-ttl-s", c.orphan_ttl_s,
                         "How long the memory of a dead worker is kept, for importers and for whoever adopts it; 0: not at all", 0,
@@ -85,6 +101,7 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots looked at each time", 1, 1u << 30);
   Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
   AddHostCacheOptions(app, c);
+  AddLeaseOptions(app, c);
   app.add_option("--log-level", c.log_level, "error, warn, info or debug")
       ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
       ->default_str("info");

@@ -30,6 +30,7 @@ struct Config {
   std::uint32_t max_regions_per_client = 64;
   std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
   std::uint32_t max_fds_per_client = 512;
+  std::uint32_t max_fds_per_domain = 0;  // 0: by the process's own limit
   std::uint32_t max_replicas = layout::kMaxReplicas;
   std::uint32_t orphan_ttl_s = 300;  // 0: the memory of a dead worker goes at once
   std::uint32_t max_orphans = 64;    // a domain
@@ -47,6 +48,12 @@ struct Config {
   std::uint64_t max_host_cache_per_domain = 0;  // 0: no limit but the size
   std::uint64_t max_host_cache_per_client = 0;
   std::uint32_t stow_timeout_ms = 10'000;
+  std::uint32_t max_lease_ttl_s = 300;
+  std::uint32_t max_leases_per_client = 256;
+  std::uint32_t max_held_percent = 75;  // of the host cache: what leases of all may hold
+  std::uint32_t max_held_percent_per_domain = 50;
+  std::uint32_t max_held_percent_per_client = 25;
+  std::uint32_t max_held_orphans = 0;  // a domain; 0: half of max_orphans
   LogLevel log_level = LogLevel::kInfo;
   std::string config_file;
   bool check_config = false;  // parse, report, exit

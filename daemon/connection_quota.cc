@@ -9,17 +9,17 @@ namespace {
 // Enough for the workers of a node and for looking at them, where --max-clients is small.
 constexpr std::uint32_t kLeastPerUser = 64;
 
-std::uint32_t PerUser(const Config& config) {
-  return config.max_clients_per_user != 0 ? config.max_clients_per_user : std::max(config.max_clients / 4, kLeastPerUser);
-}
-
 Error Full(const std::string& of, std::uint32_t limit, const char* option) {
   return MakeError(Errc::kResourceExhausted, "too many clients" + of + ": the limit is " + std::to_string(limit) + " (" + option + ")");
 }
 
 }  // namespace
 
-ConnectionQuota::ConnectionQuota(const Config& config) : max_(config.max_clients), per_user_(PerUser(config)) {}
+std::uint32_t ConnectionsPerUser(const Config& config) noexcept {
+  return config.max_clients_per_user != 0 ? config.max_clients_per_user : std::max(config.max_clients / 4, kLeastPerUser);
+}
+
+ConnectionQuota::ConnectionQuota(const Config& config) : max_(config.max_clients), per_user_(ConnectionsPerUser(config)) {}
 
 Status ConnectionQuota::Add(std::uint32_t uid) {
   if (total_ >= max_) return Full("", max_, "--max-clients");

@@ -12,6 +12,9 @@
 
 namespace kvm::daemon {
 
+// What --max-clients-per-user says, or what it is by itself.
+std::uint32_t ConnectionsPerUser(const Config& config) noexcept;
+
 class ConnectionQuota {
  public:
   explicit ConnectionQuota(const Config& config);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "daemon/descriptor_quota.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -24,6 +26,7 @@ Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Co
 Domain::Domain(std::string name, const Config& config, RegistrySegment segment)
     : name_(std::move(name)),
       config_(config),
+      max_fds_(MaxFdsPerDomain(config)),
       segment_(std::move(segment)),
       index_(segment_.slots(), segment_.tags(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
              [this](const IndexEntry& entry, std::uint64_t slot) { regions_[entry.region]->slots.Set(entry.block, slot); }),
@@ -44,6 +47,12 @@ Status Domain::CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fd
     return Exhausted("too many descriptors of one client", config_.max_fds_per_client, "--max-fds-per-client");
   if (account.blocks + blocks > config_.max_blocks_per_client)
     return Exhausted("too many blocks of one client", config_.max_blocks_per_client, "--max-blocks-per-client");
+  return {};
+}
+
+// Of all its clients, and the host cache's chunks.
+Status Domain::CheckDescriptors(std::size_t fds) const {
+  if (this->fds() + fds > max_fds_) return Exhausted("too many descriptors of one domain", max_fds_, "--max-fds-per-domain");
   return {};
 }
 
@@ -75,6 +84,7 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
   if (!checked) return checked.error();
   // Granted memory takes two descriptors each.
   if (Status allowed = CheckQuotas(owner, (*checked)->info.block_count, (*checked)->descriptors()); !allowed) return allowed.error();
+  if (Status allowed = CheckDescriptors((*checked)->descriptors()); !allowed) return allowed.error();
   (*checked)->info.model = *model;
   return checked;
 }

@@ -98,12 +98,30 @@ class Domain {
   bool PublishKept(Region& region, const PublishRecord& record);
   void EraseKept(Region& region, std::uint32_t block);
 
+  // ---- leases (domain_leases.cc)
+
+  struct KeptBlock {
+    Region* region = nullptr;
+    std::uint32_t block = 0;
+  };
+  // Where kvmd itself keeps the block that a match names: there, or another replica of its key. kStale: it is not what
+  // the match says any more. kUnsupported: living workers alone have it. kInvalidArgument.
+  [[nodiscard]] Result<KeptBlock> FindKept(const kvmwire::HoldSource& source);
+  // Until as many Unholds, the block's entry makes room for nobody and its memory is not given up to make room. `region`:
+  // of FindKept. False: it has just gone.
+  bool Hold(Region& region, std::uint32_t block);
+  void Unhold(Region& region, std::uint32_t block) noexcept;
+  std::uint32_t held_orphans() const noexcept;
+  std::uint64_t fds() const noexcept;  // that kvmd keeps for regions and chunks
+  std::uint64_t max_fds() const noexcept { return max_fds_; }
+
   std::uint32_t clients = 0;  // connected; kept by the broker
 
  private:
   Domain(std::string name, const Config& config, RegistrySegment segment);
 
   Status CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const;
+  Status CheckDescriptors(std::size_t fds) const;
   Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
   void FreeRegion(std::uint32_t row) noexcept;
   void LeaveAccount(Region& region) noexcept;
@@ -115,11 +133,13 @@ class Domain {
   void DropReplica(const BlockKey& key);
   bool MakeRoom(const Region& publisher);
   bool IsStale(const IndexEntry& entry) const noexcept;
+  bool IsHeld(const IndexEntry& entry) const noexcept;
   void EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;
   void WriteEntryCount() noexcept;
 
   const std::string name_;
   const Config& config_;
+  const std::uint64_t max_fds_;
   RegistrySegment segment_;
   BlockIndexWriter index_;
   ModelTable models_;

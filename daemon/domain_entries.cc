@@ -143,7 +143,8 @@ void Domain::DropReplica(const BlockKey& key) {
   std::uint64_t slots[layout::kMaxReplicas];
   const std::size_t replicas = index_.Replicas(key, slots);
   for (std::size_t i = 0; i < replicas; ++i) {
-    if (regions_[index_.At(slots[i]).region]->keeper != nullptr) continue;
+    const IndexEntry entry = index_.At(slots[i]);
+    if (regions_[entry.region]->keeper != nullptr || IsHeld(entry)) continue;
     return EraseEntry(slots[i], segment_.counters().replaced);
   }
 }
@@ -169,6 +170,7 @@ bool Domain::MakeRoom(const Region& publisher) {
   const bool publisher_is_rich = publisher.account->entries >= share;
   const std::uint64_t victim = eviction_.ChooseVictim(index_, [&](const IndexEntry& entry) {
     if (IsStale(entry)) return Standing::kStale;
+    if (IsHeld(entry)) return Standing::kProtected;
     const Account* account = regions_[entry.region]->account;
     if (account == publisher.account) return publisher_is_rich ? Standing::kPreferred : Standing::kLastResort;
     if (account->entries <= share) return Standing::kProtected;

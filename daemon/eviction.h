@@ -18,7 +18,7 @@ enum class Standing : std::uint8_t {
   kPreferred,   // of an owner who has more than its share; the publisher's own if it is one
   kAcceptable,  // of another owner who has more than its share
   kLastResort,  // the publisher's own, though it has less than its share
-  kProtected,   // of an owner who has less than its share
+  kProtected,   // of an owner who has less than its share, or held by a lease
 };
 
 class ClockEviction {

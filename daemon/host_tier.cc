@@ -40,18 +40,6 @@ bool HostTier::Admitted(const Domain& domain, const BlockKey& key, bool asked) {
   return seen->second.Add(key) || asked;
 }
 
-std::optional<HostTier::Place> HostTier::FindHeld(const Domain& domain, const BlockKey& key) {
-  for (const auto& [kind, group] : groups_) {
-    if (&group->domain != &domain) continue;
-    const std::optional<policy::Slot> slot = group->blocks.Find(key);
-    if (!slot || group->blocks[*slot].state != TierSlot::State::kHeld) continue;
-    for (const auto& chunk : chunks_) {
-      if (&chunk->group == group.get() && chunk->position == group->blocks.PositionOf(*slot)) return Place{chunk.get(), *slot};
-    }
-  }
-  return std::nullopt;
-}
-
 HostTier::Decision HostTier::Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records,
                                    bool asked) {
   Decision decision;
@@ -61,6 +49,7 @@ HostTier::Decision HostTier::Offer(const Offerer& offerer, Domain& domain, Regio
   // Its slots are not known yet.
   if (std::any_of(restoring_.begin(), restoring_.end(), [&](const TierChunk* chunk) { return &chunk->group == &group; })) return decision;
   std::vector<policy::Slot> present;
+  NoPlace otherwise = NoPlace::kFull;
   for (; decision.decided < records.size(); ++decision.decided) {
     const PublishRecord& record = records[decision.decided];
     const std::uint64_t checksum = group.kind.checksums ? source.generations.Checksum(record.block) : 0;
@@ -78,8 +67,8 @@ HostTier::Decision HostTier::Offer(const Offerer& offerer, Domain& domain, Regio
       ++decision.not_admitted;
       continue;
     }
-    NoPlace otherwise = NoPlace::kFull;
-    const std::optional<Place> place = FindPlace(group, writer, record, decision.reason, otherwise);
+    std::optional<Place> place;
+    if (otherwise != NoPlace::kHeld) place = FindPlace(group, writer, record, decision.reason, otherwise);
     if (!place && otherwise == NoPlace::kWait) break;
     if (!place) {
       ++decision.full;
@@ -182,20 +171,6 @@ void HostTier::Used(Domain& domain, const kvmwire::HostCacheUse& use) {
   for (const auto& [group, slots] : used) {
     for (const policy::Slot& slot : slots) Use(*group, std::span(&slot, 1), true);
   }
-}
-
-bool HostTier::Pin(Domain& domain, const BlockKey& key) {
-  const std::optional<Place> place = FindHeld(domain, key);
-  if (!place) return false;
-  ++place->chunk->group.blocks[place->slot].pins;
-  return true;
-}
-
-void HostTier::Unpin(Domain& domain, const BlockKey& key) {
-  const std::optional<Place> place = FindHeld(domain, key);
-  if (!place) return;
-  TierSlot& slot = place->chunk->group.blocks[place->slot];
-  if (slot.pins > 0) --slot.pins;
 }
 
 // ---- what ends ----------------------------------------------------------------------------------

@@ -84,10 +84,6 @@ class HostTier final : public TierObserver {
   void Done(ClientId client, Domain& domain, const kvmwire::StowDone& done);
   void Used(Domain& domain, const kvmwire::HostCacheUse& use);
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process);
-  // A block that is pinned is not evicted by the policy, and its chunk is not given up. False: it is not held. Each pin
-  // is ended by an Unpin.
-  bool Pin(Domain& domain, const BlockKey& key);
-  void Unpin(Domain& domain, const BlockKey& key);
 
   // ---- memory (host_tier_memory.cc)
 
@@ -140,14 +136,14 @@ class HostTier final : public TierObserver {
     TierChunk* chunk;
     policy::Slot slot;
   };
-  enum class NoPlace { kWait, kFull };
+  // kHeld: full, and so it is for all of the offer, since leases hold what could make room.
+  enum class NoPlace { kWait, kFull, kHeld };
 
   // host_tier.cc
   std::shared_ptr<TierWriter> WriterOf(const Offerer& offerer, Domain& domain);
   std::shared_ptr<TierWriter> Resume(const Offerer& offerer, Domain& domain);
   TierGroup& GroupOf(Domain& domain, const Region& source);
   bool Admitted(const Domain& domain, const BlockKey& key, bool asked);
-  std::optional<Place> FindHeld(const Domain& domain, const BlockKey& key);
   TierChunk* ChunkAt(Domain& domain, std::uint32_t row, std::uint32_t region_epoch);
   void Use(TierGroup& group, std::span<const policy::Slot> slots, bool imported);
   void Evict(TierChunk& chunk, policy::Slot slot);
@@ -161,8 +157,11 @@ class HostTier final : public TierObserver {
   std::optional<Place> FindPlace(TierGroup& group, const std::shared_ptr<TierWriter>& writer, const PublishRecord& record,
                                  std::string& reason, NoPlace& otherwise);
   std::optional<policy::Slot> OwnVictim(TierGroup& group, const TierWriter& writer, const PublishRecord& wanted);
+  bool HoldsPinned(const TierGroup& group, const TierWriter& writer) const;
   TierChunk* Abandoned(const TierGroup& group, const TierWriter& writer, bool with_room) const;
-  TierChunk* ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain) const;
+  // `held`: set if there would be one but for leases.
+  TierChunk* ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain,
+                      bool& held) const;
   void Adopt(TierChunk& chunk, const std::shared_ptr<TierWriter>& writer);
   Limit LimitFor(const TierGroup& group, const TierWriter& writer) const;
   std::string Reason(Limit limit) const;

@@ -84,15 +84,20 @@ std::optional<HostTier::Place> HostTier::FindPlace(TierGroup& group, const std::
     Adopt(*chunk, writer);
     has_chunk = true;
   }
+  bool held = false;
   const std::optional<policy::Slot> own = has_chunk ? OwnVictim(group, *writer, record) : std::nullopt;
   if ((limit == Limit::kFull || limit == Limit::kDomain) && closing_.empty()) {
     const auto used_ms = own ? std::optional(group.blocks[*own].used_ms) : std::nullopt;
-    if (TierChunk* chunk = ToGiveUp(group, *writer, used_ms, limit == Limit::kDomain)) Close(*chunk);
+    if (TierChunk* chunk = ToGiveUp(group, *writer, used_ms, limit == Limit::kDomain, held)) Close(*chunk);
   }
   if (!own) {
     // Memory that others are giving up comes soon, and so do blocks that can be evicted once they are stored.
     if ((!closing_.empty() && limit != Limit::kClient) || (has_chunk && writer->granted > 0)) otherwise = NoPlace::kWait;
     reason = Reason(limit);
+    if (otherwise == NoPlace::kFull && (held || HoldsPinned(group, *writer))) {
+      otherwise = NoPlace::kHeld;
+      reason = "held: leases keep the blocks that could make room (kvctl leases)";
+    }
     return std::nullopt;
   }
   for (const auto& chunk : chunks_) {
@@ -109,6 +114,12 @@ std::optional<policy::Slot> HostTier::OwnVictim(TierGroup& group, const TierWrit
     if (&chunk->group == &group && chunk->WritableBy(writer)) positions.push_back(chunk->position);
   }
   return group.blocks.ChooseVictim(positions, wanted);
+}
+
+bool HostTier::HoldsPinned(const TierGroup& group, const TierWriter& writer) const {
+  return std::any_of(chunks_.begin(), chunks_.end(), [&](const auto& chunk) {
+    return &chunk->group == &group && chunk->WritableBy(writer) && group.blocks.pinned_in(chunk->position) > 0;
+  });
 }
 
 // ---- whose memory -------------------------------------------------------------------------------
@@ -132,8 +143,8 @@ void HostTier::Adopt(TierChunk& chunk, const std::shared_ptr<TierWriter>& writer
 
 // Chunks of a dead or departed writer's, those much older than what this one would evict, and those of a writer above
 // its share, if this one is below: the one that was used least recently.
-TierChunk* HostTier::ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms,
-                              bool same_domain) const {
+TierChunk* HostTier::ToGiveUp(const TierGroup& group, const TierWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain,
+                              bool& held) const {
   std::uint64_t total = 0;
   for (const auto& [client, other] : writers_) total += other->bytes > 0 || other.get() == &writer;
   const std::uint64_t share = config_.host_cache_bytes / std::max<std::uint64_t>(1, total);
@@ -146,10 +157,11 @@ TierChunk* HostTier::ToGiveUp(const TierGroup& group, const TierWriter& writer, 
     const bool too_rich = !nobodys && poor && chunk->writer->bytes > share;
     if (!(nobodys && !own_used_ms) && !older && !too_rich) continue;
     if (best != nullptr && best->used_ms <= chunk->used_ms) continue;
-    bool pinned = false;
-    TierBlocks& blocks = chunk->group.blocks;
-    for (std::uint32_t i = 0; i < blocks.slots_per_chunk() && !pinned; ++i) pinned = blocks[blocks.SlotAt(chunk->position, i)].pins > 0;
-    if (!pinned) best = chunk.get();
+    if (chunk->group.blocks.pinned_in(chunk->position) > 0) {
+      held = true;
+    } else {
+      best = chunk.get();
+    }
   }
   return best;
 }

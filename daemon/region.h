@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "daemon/model_table.h"
@@ -41,6 +42,10 @@ class RegionKeeper {
   virtual ~RegionKeeper() = default;
   // The entry of `block` has left the index.
   virtual void EntryErased(std::uint32_t block) noexcept = 0;
+  // Until as many Unpins, the block is not given up. False: it is not there.
+  virtual bool Pin(std::uint32_t block) noexcept = 0;
+  virtual void Unpin(std::uint32_t block) noexcept = 0;
+  virtual bool Pinned(std::uint32_t block) const noexcept = 0;
 };
 
 // Of a region whose owner's connection has ended.
@@ -62,6 +67,8 @@ struct Region {
   std::uint64_t owner_instance = 0;  // Hello::instance of the owner, or of the last one
 
   RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
+  // Of an orphan: blocks that leases hold, and how many leases each.
+  std::unordered_map<std::uint32_t, std::uint32_t> held;
 
   Account* account = nullptr;  // the owner's; lives as long as the region
 

@@ -1,6 +1,7 @@
 #include "daemon/tier_blocks.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvm::daemon {
 namespace {
@@ -103,6 +104,18 @@ void TierBlocks::Expire(Slot slot) {
   if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
 }
 
+bool TierBlocks::Pin(Slot slot) noexcept {
+  TierSlot& at = slots_[slot];
+  if (at.state != TierSlot::State::kHeld) return false;
+  if (at.pins++ == 0) ++chunks_[PositionOf(slot)].pinned;
+  return true;
+}
+
+void TierBlocks::Unpin(Slot slot) noexcept {
+  TierSlot& at = slots_[slot];
+  if (at.pins > 0 && --at.pins == 0) --chunks_[PositionOf(slot)].pinned;
+}
+
 void TierBlocks::Hold(Slot slot) {
   slots_[slot].state = TierSlot::State::kHeld;
   ++held_;
@@ -126,7 +139,7 @@ void TierBlocks::Free(Slot slot) {
   if (at.listed) policy_->OnErase(slot);
   if (at.state == TierSlot::State::kHeld) --held_;
   at.listed = false;
-  at.pins = 0;
+  if (std::exchange(at.pins, 0) > 0) --chunks_[PositionOf(slot)].pinned;
   at.coming = 0;
   at.state = TierSlot::State::kFree;
   chunks_[PositionOf(slot)].free.push_back(InChunk(slot));

@@ -60,6 +60,10 @@ class TierBlocks {
   std::optional<Slot> Grant(std::uint32_t position, const PublishRecord& record);
   // Granted → expired.
   void Expire(Slot slot);
+  // A pinned block is not chosen. False: the slot holds none. Each is ended by an Unpin, or with the block.
+  bool Pin(Slot slot) noexcept;
+  void Unpin(Slot slot) noexcept;
+  std::uint32_t pinned_in(std::uint32_t position) const noexcept { return chunks_[position].pinned; }
   // Granted → held. Use tells the policy; until then the block is not evicted.
   void Hold(Slot slot);
   // Unknown → held; false: another slot has the block.
@@ -82,6 +86,7 @@ class TierBlocks {
   struct Chunk {
     bool present = false;
     std::vector<std::uint32_t> free;  // slots in the chunk; the next one is the last
+    std::uint32_t pinned = 0;         // slots with pins
   };
 
   void Grow();

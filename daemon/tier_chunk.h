@@ -91,6 +91,9 @@ class TierChunk final : public RegionKeeper {
   void Close() noexcept;
 
   void EntryErased(std::uint32_t block) noexcept override { observer_.OnEntryErased(*this, block); }
+  bool Pin(std::uint32_t slot) noexcept override { return group.blocks.Pin(group.blocks.SlotAt(position, slot)); }
+  void Unpin(std::uint32_t slot) noexcept override { group.blocks.Unpin(group.blocks.SlotAt(position, slot)); }
+  bool Pinned(std::uint32_t slot) const noexcept override { return group.blocks[group.blocks.SlotAt(position, slot)].pins > 0; }
 
   // Withdraws a slot from readers; the odd generation that a writer of it owns.
   Generation BeginWrite(std::uint32_t slot) noexcept { return generations_.BeginWrite(slot); }

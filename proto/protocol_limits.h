@@ -13,6 +13,7 @@ inline constexpr std::size_t kMaxFrameFds = 129;                     // descript
 inline constexpr std::size_t kMaxPublishBatch = 8192;                // records of one Publish
 inline constexpr std::size_t kMaxStowBatch = 1024;                   // records of one Stow, outcomes of one StowDone
 inline constexpr std::size_t kMaxHostCacheRuns = 256;                // of one HostCacheUse
+inline constexpr std::size_t kMaxHoldBatch = 8192;                   // blocks of one Hold
 inline constexpr std::size_t kMaxNameBytes = 63;
 inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 2;  // of one region with descriptors: generations and records come on top
 inline constexpr std::size_t kMaxSegmentsByHandle = 1024;      // of one cuda_ipc region

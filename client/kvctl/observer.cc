@@ -65,8 +65,20 @@ Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds 
 }
 
 Result<kvmwire::StatusReply> Observer::QueryStatus(bool with_clients) {
+  kvmwire::StatusQuery query;
+  query.set_clients(with_clients);
+  return Query(query);
+}
+
+Result<kvmwire::StatusReply> Observer::QueryLeases() {
+  kvmwire::StatusQuery query;
+  query.set_leases(true);
+  return Query(query);
+}
+
+Result<kvmwire::StatusReply> Observer::Query(const kvmwire::StatusQuery& query) {
   kvmwire::ClientMessage message;
-  message.mutable_status_query()->set_clients(with_clients);
+  *message.mutable_status_query() = query;
   Result<kvmwire::ServerMessage> reply = Ask(std::move(message), nullptr);
   if (!reply) return reply.error();
   if (reply->body_case() != kvmwire::ServerMessage::kStatusReply)

@@ -26,6 +26,7 @@ class Observer {
   const RegistryView& registry() const noexcept { return registry_; }
 
   [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients);
+  [[nodiscard]] Result<kvmwire::StatusReply> QueryLeases();
   // Waits for importers as long as the request says.
   [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);
   // Round trip of an empty request.
@@ -37,6 +38,7 @@ class Observer {
  private:
   using Deadline = std::chrono::steady_clock::time_point;
 
+  [[nodiscard]] Result<kvmwire::StatusReply> Query(const kvmwire::StatusQuery& query);
   [[nodiscard]] Status Say(const kvmwire::ClientMessage& message, Deadline deadline);
   [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds);
   [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds);

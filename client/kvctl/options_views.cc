@@ -1,4 +1,4 @@
-// Command line of the views: status, clients, regions, models, doctor, topo, ls, find, explain; and of reclaim.
+// Command line of the views: status, clients, regions, models, leases, doctor, topo, ls, find, explain; and of reclaim.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -35,6 +35,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
   AddSimple(app, "regions", "Memory that blocks are published from", common, action, RunRegions);
   AddSimple(app, "models", "Declared models", common, action, RunModels);
+  AddSimple(app, "leases", "Blocks that clients have kvmd hold: whose, how many, and for how long", common, action, RunLeases);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
 
   auto topo = std::make_shared<TopoOptions>();
@@ -51,6 +52,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   reclaim_command->add_option("--device", reclaim->device, "Only memory of this GPU (its UUID, as `kvctl regions` shows it), or host");
   reclaim_command->add_option("--older-than-s", reclaim->older_than_s, "Only of workers dead for so many seconds")->capture_default_str();
   reclaim_command->add_flag("--all", reclaim->all, "All of them");
+  reclaim_command->add_flag("--force", reclaim->force, "Also what leases hold (kvctl leases): they lose it");
   reclaim_command->footer("Users reclaim what their own workers left; root and kvmd's user what anybody's did.");
   reclaim_command->callback([&common, &action, reclaim] { action = [&common, reclaim] { return RunReclaim(common, *reclaim); }; });
 

@@ -115,8 +115,10 @@ class Doctor {
       CheckLevel(prefix + "blocks", domain.entries(), domain.max_entries(), "max-entries");
       CheckLevel(prefix + "regions", domain.regions(), domain.max_regions(), "max-regions");
       CheckLevel(prefix + "models", domain.models(), domain.max_models(), "max-models");
+      CheckLevel(prefix + "descriptors", domain.fds(), domain.max_fds(), "max-fds-per-domain");
     }
     CheckLevel("connections", status_.clients(), status_.max_clients(), "max-clients");
+    CheckLevel("connections of this user", status_.user_clients(), status_.max_clients_per_user(), "max-clients-per-user");
     const layout::Counters& counters = observer_->registry().header().counters;
     const std::uint64_t full = counters.refused_full.load(std::memory_order_relaxed),
                         evicted = counters.evicted.load(std::memory_order_relaxed);

@@ -16,6 +16,7 @@ int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options
   kvmwire::Reclaim request;
   request.set_name(options.region);
   request.set_min_age_s(options.older_than_s);
+  request.set_force(options.force);
   request.set_ack_timeout_ms(common.timeout_ms - common.timeout_ms / 10);
   if (!options.device.empty()) {
     const Result<DeviceUuid> device = options.device == "host" ? Result<DeviceUuid>(kHostMemory) : ParseUuid(options.device);
@@ -27,12 +28,20 @@ int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options
   const Result<kvmwire::ReclaimReply> reply = observer->Reclaim(request);
   if (!reply) return Fail(reply.error());
   if (common.json) {
-    PrintJson(
-        {{"regions", reply->regions()}, {"blocks", reply->blocks()}, {"bytes", reply->bytes()}, {"still_mapped", reply->still_mapped()}});
+    PrintJson({{"regions", reply->regions()},
+               {"blocks", reply->blocks()},
+               {"bytes", reply->bytes()},
+               {"still_mapped", reply->still_mapped()},
+               {"held", reply->held()},
+               {"leases_cut", reply->leases_cut()}});
   } else {
     std::cout << reply->regions() << (reply->regions() == 1 ? " region" : " regions")
               << " of dead workers reclaimed: " << HumanBytes(reply->bytes()) << ", " << HumanCount(reply->blocks())
               << " published blocks\n";
+    if (reply->leases_cut() > 0)
+      std::cout << reply->leases_cut() << (reply->leases_cut() == 1 ? " lease has" : " leases have") << " lost blocks of them\n";
+    if (reply->held() > 0)
+      std::cout << reply->held() << " more stay, since leases hold blocks of them (kvctl leases; --force takes them all the same)\n";
   }
   if (reply->still_mapped() == 0) return kHealthy;
   std::cerr << "kvctl: importers have not let go of " << reply->still_mapped() << " of them in time; their memory is freed when they do\n";

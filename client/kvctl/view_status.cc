@@ -56,12 +56,24 @@ boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
 }
 
 boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
-  boost::json::object object{{"name", Printable(domain.name())}, {"epoch", domain.epoch()},
-                             {"entries", domain.entries()},      {"max_entries", domain.max_entries()},
-                             {"regions", domain.regions()},      {"max_regions", domain.max_regions()},
-                             {"models", domain.models()},        {"max_models", domain.max_models()},
-                             {"clients", domain.clients()},      {"segment_bytes", domain.segment_bytes()},
-                             {"orphans", domain.orphans()},      {"orphan_bytes", domain.orphan_bytes()}};
+  boost::json::object object{{"name", Printable(domain.name())},
+                             {"epoch", domain.epoch()},
+                             {"entries", domain.entries()},
+                             {"max_entries", domain.max_entries()},
+                             {"regions", domain.regions()},
+                             {"max_regions", domain.max_regions()},
+                             {"models", domain.models()},
+                             {"max_models", domain.max_models()},
+                             {"clients", domain.clients()},
+                             {"segment_bytes", domain.segment_bytes()},
+                             {"orphans", domain.orphans()},
+                             {"orphan_bytes", domain.orphan_bytes()},
+                             {"fds", domain.fds()},
+                             {"max_fds", domain.max_fds()},
+                             {"leases", domain.leases()},
+                             {"held_blocks", domain.held_blocks()},
+                             {"held_bytes", domain.held_bytes()},
+                             {"held_orphans", domain.held_orphans()}};
   if (domain.has_host_cache()) object["host_cache"] = HostCacheJson(domain.host_cache());
   return object;
 }
@@ -90,6 +102,8 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"open_fds", status.open_fds()},
           {"clients", status.clients()},
           {"max_clients", status.max_clients()},
+          {"user_clients", status.user_clients()},
+          {"max_clients_per_user", status.max_clients_per_user()},
           {"rejected_connections", status.rejected_connections()},
           {"protocol_errors", status.protocol_errors()},
           {"heartbeat_age_ms", observer.HeartbeatAge().count()},
@@ -108,7 +122,8 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
   fields.Add("heartbeat", std::to_string(observer.HeartbeatAge().count()) + " ms ago, registry " +
                               std::string(SegmentStateName(observer.registry().state())));
   fields.Add("memory", HumanBytes(status.resident_bytes()) + " resident, " + std::to_string(status.open_fds()) + " descriptors");
-  fields.Add("clients", std::to_string(status.clients()) + " of " + std::to_string(status.max_clients()) + "; " +
+  fields.Add("clients", std::to_string(status.clients()) + " of " + std::to_string(status.max_clients()) + "; this user's " +
+                            std::to_string(status.user_clients()) + " of " + std::to_string(status.max_clients_per_user()) + "; " +
                             HumanCount(status.rejected_connections()) + " rejected, " + HumanCount(status.protocol_errors()) +
                             " protocol errors");
   const layout::Counters& counters = observer.registry().header().counters;
@@ -143,13 +158,16 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
   }
   fields.Print(std::cout);
   std::cout << '\n';
-  Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">segment", ">orphans", ">orphan memory"});
+  Table table({"domain", ">blocks", ">of", ">full", ">regions", ">models", ">clients", ">descriptors", ">segment", ">orphans",
+               ">orphan memory", ">leases", ">held"});
   for (const auto& domain : status.domains()) {
     table.Add({Printable(domain.name()), HumanCount(domain.entries()), HumanCount(domain.max_entries()),
                HumanPercent(static_cast<double>(domain.entries()), static_cast<double>(domain.max_entries())),
                std::to_string(domain.regions()) + "/" + std::to_string(domain.max_regions()),
                std::to_string(domain.models()) + "/" + std::to_string(domain.max_models()), std::to_string(domain.clients()),
-               HumanBytes(domain.segment_bytes()), std::to_string(domain.orphans()), HumanBytes(domain.orphan_bytes())});
+               std::to_string(domain.fds()) + "/" + std::to_string(domain.max_fds()), HumanBytes(domain.segment_bytes()),
+               std::to_string(domain.orphans()), HumanBytes(domain.orphan_bytes()), std::to_string(domain.leases()),
+               HumanBytes(domain.held_bytes())});
   }
   table.Print(std::cout);
 }
@@ -166,6 +184,9 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
           {"regions", client.regions()},
           {"entries", client.entries()},
           {"queued_bytes", client.queued_bytes()},
+          {"fds", client.fds()},
+          {"leases", client.leases()},
+          {"held_bytes", client.held_bytes()},
           {"finds", stats.finds()},
           {"keys_looked_up", stats.keys_looked_up()},
           {"keys_matched", stats.keys_matched()},

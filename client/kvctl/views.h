@@ -14,6 +14,7 @@ int RunStatus(const CommonOptions& common);
 int RunClients(const CommonOptions& common);
 int RunRegions(const CommonOptions& common);
 int RunModels(const CommonOptions& common);
+int RunLeases(const CommonOptions& common);
 int RunDoctor(const CommonOptions& common);
 
 struct TopoOptions {
@@ -33,7 +34,8 @@ struct ReclaimCommandOptions {
   std::string region;  // name; empty for any
   std::string device;  // "host" or a GPU's UUID; empty for any
   std::uint32_t older_than_s = 0;
-  bool all = false;  // none of the others is needed then
+  bool all = false;    // none of the others is needed then
+  bool force = false;  // those that leases hold, too
 };
 int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options);
 

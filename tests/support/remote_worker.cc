@@ -26,6 +26,12 @@ void Answer(const std::string& text) { std::cout << text << std::endl; }
 
 void AnswerStatus(const Status& status) { Answer(status ? "ok" : "error " + status.error().ToString()); }
 
+// The one lease that a worker has; it ends before its client.
+Lease& Held() {
+  static Lease lease;
+  return lease;
+}
+
 // One command; false ends the process.
 bool Serve(Worker& worker, const std::vector<std::string>& words) {
   const std::string& verb = words.front();
@@ -57,6 +63,14 @@ bool Serve(Worker& worker, const std::vector<std::string>& words) {
     const Result<std::shared_ptr<Region>> made = worker.client().AllocateRegion(worker.model(), region, After(kPatience));
     if (made) more.push_back(*made);
     AnswerStatus(made ? Status() : Status(made.error()));
+  } else if (verb == "hold") {
+    Result<Lease> lease =
+        worker.client().Hold(worker.Find(words[1]), std::chrono::milliseconds(std::stol(words[2])), After(std::chrono::seconds(10)));
+    Answer(lease ? "ok " + std::to_string(lease->blocks()) : "error " + lease.error().ToString());
+    if (lease) Held() = std::move(*lease);
+  } else if (verb == "release") {
+    Held().Release();
+    Answer("ok");
   } else if (verb == "unregister") {
     AnswerStatus(worker.region().Unregister(After(std::chrono::seconds(5))));
   } else if (verb == "wait-connected") {
@@ -130,6 +144,12 @@ RemoteImport RemoteWorker::Import(const std::string& prompt, std::uint32_t first
 void RemoteWorker::BeginWrites(std::uint32_t first_block, std::uint32_t count) {
   Ask("begin " + std::to_string(first_block) + " " + std::to_string(count));
 }
+
+std::size_t RemoteWorker::Hold(const std::string& prompt, std::chrono::milliseconds ttl) {
+  return std::stoul(Ask("hold " + prompt + " " + std::to_string(ttl.count())).at(1));
+}
+
+void RemoteWorker::Release() { Ask("release"); }
 
 void RemoteWorker::Allocate(const std::string& name) { Ask("allocate " + name); }
 

@@ -33,6 +33,9 @@ class RemoteWorker {
   RemoteImport Import(const std::string& prompt, std::uint32_t first_block);
   // BeginWrite of `count` blocks and nothing more: as an owner that starts to reuse them.
   void BeginWrites(std::uint32_t first_block, std::uint32_t count);
+  // A lease on what is found of the prompt, instead of the one before; how many blocks it holds.
+  std::size_t Hold(const std::string& prompt, std::chrono::milliseconds ttl);
+  void Release();
   // Another region, of as many blocks.
   void Allocate(const std::string& name);
   void Unregister();

@@ -1,7 +1,5 @@
-// Workers of a broker that is driven by hand, that stow in its host cache. The copies are the test's own.
+// Workers that stow into the host cache of a broker that is driven by hand. The copies are the test's own.
 #pragma once
-
-#include <sys/mman.h>
 
 #include <string>
 #include <vector>
@@ -14,7 +12,7 @@ inline constexpr std::uint32_t kSlots = 8;          // of a chunk
 inline constexpr std::uint64_t kBlockBytes = 4096;  // so that a chunk is whole pages
 inline constexpr std::uint64_t kChunk = kSlots * kBlockBytes;
 
-inline Config Cache(std::uint32_t chunks) {
+inline Config CacheOf(std::uint32_t chunks) {
   Config config;
   config.host_cache_bytes = chunks * kChunk;
   config.host_cache_chunk_bytes = kChunk;
@@ -81,18 +79,17 @@ struct Stowing {
     return reply.grants_size();
   }
 
+  // The announcement of a chunk.
+  Received Announced() {
+    Received announced = peer.Take(Body::kRegionAnnounce);
+    while (!announced.message.region_announce().host_cache()) announced = peer.Take(Body::kRegionAnnounce);
+    return announced;
+  }
+
   Node& node;
   FakePeer peer;
   ClientId id = 0;
   WireRegion region;
 };
-
-inline kvmwire::HostCacheDomain Status(Node& node, std::uint32_t uid = 1000) { return node.Domain(uid).host_cache(); }
-
-inline bool WritableBy(const UniqueFd& fd) {
-  void* const memory = ::mmap(nullptr, kChunk, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (memory != MAP_FAILED) ::munmap(memory, kChunk);
-  return memory != MAP_FAILED;
-}
 
 }  // namespace kvm::test

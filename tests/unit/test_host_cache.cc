@@ -1,7 +1,10 @@
 // The host cache of a broker that is driven by hand: grants and their end, whose memory, quotas, what hostile clients
 // say. The copies are the test's own.
+#include <sys/mman.h>
+
 #include "daemon/machine_memory.h"
 #include "daemon/seen_keys.h"
+#include "tests/support/broker_node.h"
 #include "tests/support/random.h"
 #include "tests/support/stowing.h"
 
@@ -11,8 +14,16 @@ namespace {
 using daemon::HostCacheAdmission;
 using std::chrono::milliseconds;
 
+kvmwire::HostCacheDomain Status(Node& node, std::uint32_t uid = 1000) { return node.Domain(uid).host_cache(); }
+
+bool WritableBy(const UniqueFd& fd) {
+  void* const memory = ::mmap(nullptr, kChunk, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (memory != MAP_FAILED) ::munmap(memory, kChunk);
+  return memory != MAP_FAILED;
+}
+
 TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else read-only", "[unit]") {
-  Node node(Cache(4));
+  Node node(CacheOf(4));
   Stowing writer(node, "writer"), reader(node, "reader");
   CHECK(writer.Stow(writer.Write(0, 4)) == 4);
   const Received granted = writer.peer.Take(Body::kChunkGrant);
@@ -22,8 +33,7 @@ TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else re
   CHECK(WritableBy(granted.fds[0]));
   CHECK_FALSE(reader.peer.Has(Body::kChunkGrant));
   for (Stowing* each : {&writer, &reader}) {
-    Received announced = each->peer.Take(Body::kRegionAnnounce);
-    while (!announced.message.region_announce().host_cache()) announced = each->peer.Take(Body::kRegionAnnounce);
+    const Received announced = each->Announced();
     REQUIRE(announced.fds.size() == 2);
     CHECK_FALSE(WritableBy(announced.fds[0]));
     CHECK_FALSE(WritableBy(announced.fds[1]));
@@ -33,7 +43,7 @@ TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else re
 }
 
 TEST_CASE("Host cache: a grant that is not answered in time is void, and its slot waits for its writer", "[unit]") {
-  Config config = Cache(1);
+  Config config = CacheOf(1);
   config.stow_timeout_ms = 1000;
   Node node(config);
   Stowing writer(node, "writer");
@@ -61,7 +71,7 @@ TEST_CASE("Host cache: a grant that is not answered in time is void, and its slo
 }
 
 TEST_CASE("Host cache: a block that was reused before its copy was done is not stowed", "[unit]") {
-  Node node(Cache(2));
+  Node node(CacheOf(2));
   Stowing writer(node, "writer");
   const std::vector<PublishRecord> records = writer.Write(0, 4);
   writer.region.generations.BeginWrite(1);
@@ -74,7 +84,7 @@ TEST_CASE("Host cache: a block that was reused before its copy was done is not s
 }
 
 TEST_CASE("Host cache: what others say of a grant, or of another one, changes nothing", "[unit]") {
-  Node node(Cache(4));
+  Node node(CacheOf(4));
   Stowing writer(node, "writer"), other(node, "other");
   REQUIRE(other.Stow(other.Write(0, 1, 7)) == 1);
   const kvmwire::StowReply reply = writer.Offer(writer.Write(0, 2));
@@ -105,7 +115,7 @@ TEST_CASE("Host cache: what others say of a grant, or of another one, changes no
 }
 
 TEST_CASE("Host cache: what breaks its protocol ends the connection", "[unit]") {
-  Node node(Cache(4));
+  Node node(CacheOf(4));
   Stowing writer(node, "writer");
   kvmwire::ClientMessage message;
   SECTION("records that are cut off") { message.mutable_stow()->set_records("123"); }
@@ -131,7 +141,7 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
     CheckSays(writer.peer.TakeError(), "--host-cache");
   }
   SECTION("no such region") {
-    Node node(Cache(4));
+    Node node(CacheOf(4));
     Stowing writer(node, "writer"), other(node, "other");
     writer.region.row = other.region.row;
     writer.Send(writer.Write(0, 1));
@@ -143,7 +153,7 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
     KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--host-cache");
   }
   SECTION("a quota that is less than a chunk") {
-    Config config = Cache(4);
+    Config config = CacheOf(4);
     config.max_host_cache_per_client = kChunk - 1;
     KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--max-host-cache-per-client");
     config.max_host_cache_per_client = kChunk;
@@ -152,7 +162,7 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
 }
 
 TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its user, with what it holds", "[unit]") {
-  Config config = Cache(2);
+  Config config = CacheOf(2);
   config.domain_mode = daemon::DomainMode::kNode;
   Node node(config);
   std::uint32_t uid = 1000;
@@ -201,7 +211,7 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
 }
 
 TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
-  Node node(Cache(4));
+  Node node(CacheOf(4));
   Stowing rich(node, "rich"), late(node, "late");
   REQUIRE(rich.Stow(rich.Write(0, 4 * kSlots)) == kSlots);  // as many as there is memory for at once
   for (int chunk = 1; chunk < 4; ++chunk) REQUIRE(rich.Stow(rich.Write(chunk * kSlots, (chunk + 1) * kSlots)) == kSlots);
@@ -226,7 +236,7 @@ TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has m
 
 TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") {
   const auto policy = GENERATE(policy::PolicyKind::kLru, policy::PolicyKind::kS3Fifo, policy::PolicyKind::kHitDensity);
-  Config config = Cache(1);
+  Config config = CacheOf(1);
   config.host_cache_policy = policy;
   config.max_entries = 10'000;
   struct Nobody final : daemon::TierHost {
@@ -246,6 +256,7 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
   KVM_REQUIRE_OK(source);
   daemon::HostTier tier(config, host);
+  std::map<std::uint32_t, std::pair<daemon::TierChunk*, std::uint32_t>> at;  // of each block that was stowed: chunk and slot
   const auto stow = [&](std::uint32_t block) {
     PublishRecord record = region.Write(block, {block + 1, 1});
     for (int tries = 0; tries < 2; ++tries) {
@@ -259,27 +270,32 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
         outcome.set_slot(grant.slot);
         outcome.set_generation(grant.write);
         outcome.set_stored(true);
+        at[block] = {grant.chunk, grant.slot};
       }
       tier.Done(1, **domain, done);
       if (decision.decided == 1) return decision.grants.size();
     }
     return std::size_t{0};
   };
+  const auto pin = [&](std::uint32_t block) { return at[block].first->Pin(at[block].second); };
   for (std::uint32_t block = 0; block < kSlots; ++block) REQUIRE(stow(block) == 1);
-  for (std::uint32_t block = 0; block < kSlots - 1; ++block) REQUIRE(tier.Pin(**domain, {block + 1, 1}));
-  CHECK_FALSE(tier.Pin(**domain, {99, 1}));
+  for (std::uint32_t block = 0; block < kSlots - 1; ++block) REQUIRE(pin(block));
   // One slot is left to take turns in.
-  for (std::uint32_t block = kSlots; block < 2 * kSlots; ++block) CHECK(stow(block) == 1);
-  for (std::uint32_t block = 0; block < kSlots - 1; ++block) CHECK(tier.Pin(**domain, {block + 1, 1}));
-  CHECK(tier.Pin(**domain, {2 * kSlots, 1}));
+  for (std::uint32_t block = kSlots; block < 2 * kSlots; ++block) {
+    CHECK(stow(block) == 1);
+    CHECK(at[block] == at[kSlots - 1]);
+  }
+  for (std::uint32_t block = 0; block < kSlots - 1; ++block) CHECK(pin(block));
+  CHECK(pin(2 * kSlots - 1));
   CHECK(stow(30) == 0);  // all are pinned
-  tier.Unpin(**domain, {2 * kSlots, 1});
+  at[2 * kSlots - 1].first->Unpin(at[2 * kSlots - 1].second);
   CHECK(stow(31) == 1);
-  CHECK_FALSE(tier.Pin(**domain, {2 * kSlots, 1}));
+  CHECK_FALSE(at[0].first->Pinned(at[31].second));
+  CHECK(at[0].first->Pinned(at[0].second));
 }
 
 TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[unit]") {
-  Node node(Cache(2));
+  Node node(CacheOf(2));
   std::vector<std::unique_ptr<Stowing>> workers;
   std::vector<PublishRecord> records;
   for (int i = 0; i < 8; ++i) {
@@ -297,7 +313,7 @@ TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[u
 }
 
 TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept of the old one", "[unit]") {
-  Node node(Cache(4));
+  Node node(CacheOf(4));
   {
     Stowing before(node, "before");
     REQUIRE(before.Stow(before.Write(0, 4)) == 4);

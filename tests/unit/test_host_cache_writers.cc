@@ -6,6 +6,8 @@ namespace {
 
 constexpr std::uint64_t kInstance = 77;
 
+kvmwire::HostCacheDomain Status(Node& node) { return node.Domain(1000).host_cache(); }
+
 void LetTimePass(Node& node) {
   // Importers that do not answer are not waited for.
   for (int i = 0; i < 2; ++i) {
@@ -17,7 +19,7 @@ void LetTimePass(Node& node) {
 }
 
 TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
-  Node node(Cache(1));
+  Node node(CacheOf(1));
   Sleeper process;
   Stowing living(node, "living", process, kInstance);
   CHECK(living.Offer(living.Write(0, kSlots)).grants_size() == kSlots);
@@ -34,7 +36,7 @@ TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it 
 }
 
 TEST_CASE("Host cache: a client that comes back goes on in its chunks, and nobody else of its process does", "[unit]") {
-  Node node(Cache(2));
+  Node node(CacheOf(2));
   Sleeper process;
   auto first = std::make_unique<Stowing>(node, "first", process, kInstance);
   REQUIRE(first->Stow(first->Write(0, 4)) == 4);

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "daemon/config.h"
+#include "daemon/descriptor_quota.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
 #include "tests/catch.h"
@@ -131,6 +132,13 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--max-regions-per-client",
                              "--max-blocks-per-client",
                              "--max-fds-per-client",
+                             "--max-fds-per-domain",
+                             "--max-lease-ttl-s",
+                             "--max-leases-per-client",
+                             "--max-held-percent",
+                             "--max-held-percent-per-domain",
+                             "--max-held-percent-per-client",
+                             "--max-held-orphans",
                              "--max-replicas",
                              "--withdraw-timeout-ms",
                              "--hello-timeout-ms",
@@ -146,6 +154,17 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
     CAPTURE(option);
     CHECK(parsed.out.find(option) != std::string::npos);
   }
+}
+
+TEST_CASE("kvmd options: what a domain's descriptors may be follows from the process's limit, connections first", "[unit]") {
+  Config config;
+  config.max_clients = 1000;
+  CHECK(MaxFdsPerDomain(config, 262'144) == (262'144 - 2'064) / 2);
+  // However many connections there may be, half of the limit is for regions.
+  CHECK(MaxFdsPerDomain(config, 1024) == 256);
+  CHECK(MaxFdsPerDomain(config, 100) == 64);
+  config.max_fds_per_domain = 7;
+  CHECK(MaxFdsPerDomain(config, 262'144) == 7);
 }
 
 TEST_CASE("kvmd options: the log level can be read again, from a good file only", "[unit]") {

@@ -296,6 +296,24 @@ TEST_CASE("Registry: a model's row lives while somebody declares it or has block
   KVM_CHECK_ERROR(registry.domain->models().Declare(1, spec), Errc::kResourceExhausted, "--max-models");
 }
 
+TEST_CASE("Registry: a domain's descriptors have a limit, which its clients share and get back", "[unit]") {
+  Config config = Small(128);
+  config.max_fds_per_domain = 5;
+  Registry registry(config);
+  WireRegion first("first", LlamaSpec(), 8, 64), second("second", LlamaSpec(), 8, 64), third("third", LlamaSpec(), 8, 64);
+  KVM_REQUIRE_OK(registry.Register(1, first));
+  KVM_REQUIRE_OK(registry.Register(2, second));
+  CHECK(registry.domain->fds() == 4);
+  CHECK(registry.domain->max_fds() == 5);
+  KVM_CHECK_ERROR(registry.Register(3, third), Errc::kResourceExhausted, "--max-fds-per-domain");
+  daemon::Region* gone = registry.domain->FindRegion(first.row, first.region_epoch);
+  REQUIRE(gone != nullptr);
+  registry.domain->StartLeaving(*gone, layout::RegionState::kFree);
+  while (registry.domain->Reap(64)) continue;
+  CHECK(registry.domain->fds() == 2);
+  KVM_REQUIRE_OK(registry.Register(3, third));
+}
+
 TEST_CASE("Registry: regions are refused with the reason named", "[unit]") {
   Config config = Small(128);
   config.max_regions_per_client = 2;

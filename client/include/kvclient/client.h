@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kvclient/import.h"
+#include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"
 #include "kvclient/types.h"
@@ -165,6 +166,15 @@ class Client {
   // sizes of blocks differ; nothing has been touched then.
   [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                             const ImportOptions& options = {});
+
+  // Asks kvmd not to give up the leading blocks of `match` that it keeps itself (lease.h), for `ttl` from now: at most
+  // kvmd's --max-lease-ttl-s, and it can be extended. Waits for kvmd's answer, once for each 8192 blocks.
+  // The lease may hold fewer blocks than the match has; its reason() says why. An error if it would hold none:
+  // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten, or kvmd was restarted
+  // since the match was made: find again. kResourceExhausted: a limit (--max-leases-per-client, --max-held-percent-per-client
+  // …), the option named. kInvalidArgument: an empty match, or no such time. kUnavailable: not connected. kDeadlineExceeded:
+  // nothing is held, or what a late answer brings is released.
+  [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
   ClientStats Stats() const noexcept;
   // Regions of peers that could not be mapped, with the reasons; none is the healthy state.

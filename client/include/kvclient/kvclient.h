@@ -10,11 +10,13 @@
 //
 // client.h   connection, models, lookup, import         region.h   publishing memory
 // match.h    result of a lookup                         import.h   progress and result of a copy
-// types.h    deadlines, block writes                    kvm/       keys, model spec, geometry, errors, GPUs and their memory
+// lease.h    blocks that kvmd promises to keep          types.h    deadlines, block writes
+// kvm/       keys, model spec, geometry, errors, GPUs and their memory
 #pragma once
 
 #include "kvclient/client.h"
 #include "kvclient/import.h"
+#include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"
 #include "kvclient/types.h"

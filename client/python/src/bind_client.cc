@@ -18,10 +18,6 @@ namespace {
 
 using namespace nb::literals;
 
-struct PyClient {
-  Owned<Client> client;
-};
-
 std::string SocketPath(const std::optional<std::string>& given) {
   if (given) return *given;
   const char* environment = std::getenv("KVMD_SOCKET");
@@ -218,7 +214,12 @@ void BindSharing(ClientClass& client) {
           "For destinations on a GPU: `stream`, a cudaStream_t as an integer (torch.cuda.Stream.cuda_stream): copy in its order, after\n"
           "what is queued on it; None: a stream of libkvclient's, so that the destination blocks must be free of work already. max_sms:\n"
           "multiprocessors that the copy may occupy, 0: as many as it takes. wants_event: see ImportTicket.event.\n"
-          "InvalidArgumentError: lengths differ, a block out of range or named twice, block sizes differ; nothing was touched then.");
+          "InvalidArgumentError: lengths differ, a block out of range or named twice, block sizes differ; nothing was touched then.")
+      .def("hold", &HoldBlocks, "match"_a, "ttl_s"_a, "timeout_s"_a = 2.0,
+           "Asks kvmd not to give up the leading blocks of `match` that it keeps itself, for `ttl_s` seconds from now: see Lease, whose\n"
+           "reason says why not all of them are held. UnsupportedError: the first one is in memory of living workers only. StaleError: it\n"
+           "has been rewritten, or kvmd was restarted since; find again. ResourceExhaustedError: a limit of kvmd's, the option named.\n"
+           "InvalidArgumentError: an empty match, or no such time. UnavailableError: not connected. DeadlineExceededError.");
 }
 
 }  // namespace

@@ -24,11 +24,22 @@ struct PyRegion {
   Owned<Region> region;
 };
 
+struct PyClient {
+  Owned<Client> client;
+};
+
+struct PyLease {
+  Owned<Lease> lease;
+};
+
 // The region, with a Python object that is let go of once it has been unregistered (None: nothing).
 std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object memory);
 
 // Requests for consecutive blocks of one chain; raises InvalidArgumentError if the lengths differ.
 PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth, const BlockWrites& writes);
+
+// Client.hold.
+PyLease HoldBlocks(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
 
 // In the order in which they must run: each uses types that those before it have bound.
 void BindModel(nb::module_& module);     // kvm/model_spec.h
@@ -38,6 +49,7 @@ void BindDevice(nb::module_& module);    // kvm/device.h
 void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h: what is published
 void BindRegion(nb::module_& module);    // kvclient/region.h
 void BindImport(nb::module_& module);    // kvclient/match.h, kvclient/import.h
+void BindLease(nb::module_& module);     // kvclient/lease.h
 void BindStats(nb::module_& module);     // kvclient/client.h: counters, unmapped regions
 void BindClient(nb::module_& module);    // kvclient/client.h
 
