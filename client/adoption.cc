@@ -5,6 +5,7 @@
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -39,6 +40,10 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
   const Result<std::size_t> device = OpenDevice(region.device, deadline);
   if (!device) return device.error();
   if (Status sound = Region::Impl::Complete(region); !sound) return sound.error();
+  // kvmd takes it that a client that asks for a region it was given has not got it.
+  for (const std::shared_ptr<Region::Impl>& own : Regions()) {
+    if (own->options.name == region.name) return MakeError(Errc::kAlreadyExists, "adopt region " + region.name + ": this client has it");
+  }
   kvmwire::ClientMessage message;
   *message.mutable_adopt_region()->mutable_expected() = Region::Impl::Expected(model, region);
 
@@ -68,6 +73,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
     std::this_thread::sleep_for(pause);
     pause = std::min(2 * pause, kAskAgainLast);
   }
+  KVM_FAULT_POINT(client_adoption_granted);
   const kvmwire::AdoptRegionReply& reply = (*adoption->reply)->message.adopt_region_reply();
   const std::size_t needed = 2 + static_cast<std::size_t>(reply.descriptor_().segments_size());
   Result<std::shared_ptr<Region::Impl>> made = MakeError(Errc::kProtocol, "kvmd gave a region without its descriptors");
@@ -82,6 +88,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
     if (record.generation != 0) out.blocks.push_back({record.key, record.block, record.depth});
   }
   AddAdopted(*made, adoption->connection);
+  KVM_FAULT_POINT(client_adopted);
   out.region = std::make_shared<Region>(std::move(*made));
   return out;
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -119,6 +120,7 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
         acknowledge = [weak = weak_from_this(), row = withdraw.region(), region_epoch = withdraw.region_epoch()] {
           const std::shared_ptr<Impl> self = weak.lock();
           if (!self) return;
+          KVM_FAULT_POINT(client_withdraw_unmapped);
           kvmwire::ClientMessage ack;
           ack.mutable_withdraw_ack()->set_region(row);
           ack.mutable_withdraw_ack()->set_region_epoch(region_epoch);

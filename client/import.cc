@@ -7,12 +7,24 @@
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
 
-bool AllDifferent(std::span<const std::uint32_t> blocks) {
+// `blocks` are below `block_count`. Sorting thousands of blocks in a random order takes longer than queueing their copy,
+// so a bit for each block of the region is used, unless those would be many more than there is to look at.
+bool AllDifferent(std::span<const std::uint32_t> blocks, std::uint32_t block_count) {
   if (std::adjacent_find(blocks.begin(), blocks.end(), std::greater_equal<>()) == blocks.end()) return true;
+  if (block_count / 1024 <= blocks.size()) {
+    std::vector<std::uint64_t> seen(block_count / 64 + 1);
+    for (const std::uint32_t block : blocks) {
+      const std::uint64_t bit = std::uint64_t{1} << block % 64;
+      if ((seen[block / 64] & bit) != 0) return false;
+      seen[block / 64] |= bit;
+    }
+    return true;
+  }
   std::vector<std::uint32_t> sorted(blocks.begin(), blocks.end());
   std::sort(sorted.begin(), sorted.end());
   return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
@@ -82,6 +94,7 @@ struct ImportTicket::Impl {
       if (i == result.valid && corrupt) reason = *corrupt;
       result.failed.push_back({i, blocks[i], reason});
     }
+    KVM_FAULT_POINT(client_import_done);
     client->stats.blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
     client->stats.blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
     client->stats.bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
@@ -131,7 +144,8 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   if (outside != blocks.end()) {
     return MakeError(Errc::kInvalidArgument, "import: block " + std::to_string(*outside) + " is outside region " + region.options.name);
   }
-  if (!AllDifferent(blocks)) return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
+  if (!AllDifferent(blocks, destination.block_count()))
+    return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
 
   auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}, {}});
   ImportRequest request;
@@ -174,6 +188,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   ticket->checksums = std::move(checksums);
   ticket->result.writes.reserve(blocks.size());
   for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
+  KVM_FAULT_POINT(client_import_begun);
   impl_->stats.imports.fetch_add(1, std::memory_order_relaxed);
   request.keep = keep;
   if (!request.blocks.empty()) ticket->job = region.backend->Import(std::move(request));

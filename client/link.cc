@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -131,6 +132,7 @@ Status Link::ConnectOnce() {
   hello.set_client_name(options_.name);
   hello.set_wants_payload(options_.map_payload);
   hello.set_library_version(KVM_VERSION);
+  hello.set_instance(instance_);
   reader_ = FrameReader();
   greeted_ = false;
   std::lock_guard lock(mutex_);
@@ -257,6 +259,7 @@ void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, 
     sent = SendLocked(message, fds);
     if (sent) {
       requests_.emplace(message.request_id(), std::move(reply));
+      KVM_FAULT_POINT(client_request_sent);
       return;
     }
   }

@@ -102,6 +102,7 @@ class Link {
   std::atomic<std::uint64_t> client_id_{0};
   std::thread thread_;
   std::minstd_rand random_;
+  const std::uint64_t instance_ = std::uint64_t{std::random_device{}()} << 32 | std::random_device{}() | 1;
 
   // The link's thread only.
   FrameReader reader_;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "client/segment_handles.h"
+#include "proto/fault_point.h"
 #include "proto/region_descriptor.h"
 
 namespace kvm {
@@ -93,6 +94,7 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   for (std::size_t device = 1; device < devices && !parts.generations.attachment; ++device) {
     static_cast<void>(devices_[device].AttachGenerations(parts.generations));
   }
+  KVM_FAULT_POINT(client_peer_mapped);
   return std::make_shared<PeerMapping>(std::move(parts));
 }
 

@@ -5,6 +5,7 @@
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -73,10 +74,13 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
     }
     batch.push_back({request.key, request.parent.lo, write.generation + 1, write.block, request.depth});
     records[write.block] = batch.back();
+    KVM_FAULT_POINT(client_block_readable);
   }
+  KVM_FAULT_POINT(client_batch_readable);
   outcome.readable = batch.size();
   const std::shared_ptr<Client::Impl> owner = client.lock();
   const std::size_t sent = owner && registered ? owner->SendRecords(*this, batch, false) : 0;
+  KVM_FAULT_POINT(client_batch_sent);
   outcome.deferred = batch.size() - sent;
   if (owner) {
     OfferPublished(*owner, batch);

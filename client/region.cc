@@ -5,6 +5,7 @@
 
 #include "client/region_impl.h"
 #include "client/segment_handles.h"
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -232,7 +233,9 @@ std::byte* Region::BlockData(std::uint32_t block) const noexcept {
 
 BlockWrite Region::BeginWrite(std::uint32_t block) noexcept {
   if (block >= block_count()) return {block, 0};
-  return {block, impl_->generations.BeginWrite(block)};
+  const BlockWrite write{block, impl_->generations.BeginWrite(block)};
+  KVM_FAULT_POINT(client_write_begun);
+  return write;
 }
 
 PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcept {

@@ -5,6 +5,7 @@
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -82,6 +83,7 @@ Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model,
     if (reclaimed && reclaimed->regions > 0) made = allocate();
   }
   if (!made) return made.error();
+  KVM_FAULT_POINT(client_memory_made);
   return AddRegion(std::move(*made), deadline);
 }
 
@@ -171,6 +173,7 @@ void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& regi
 }
 
 void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered) {
+  KVM_FAULT_POINT(client_registered);
   peers.Add(connection_, registered.region(), registered.region_epoch(), region->own_mapping);
   bool closed = false;
   {
@@ -205,6 +208,7 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
     region.registered = false;
     message = Unregistration(region.row, region.region_epoch, AckTimeoutMs(deadline));
   }
+  KVM_FAULT_POINT(client_unregistering);
   const Result<Answer> reply = link.Call(std::move(message), {}, deadline);
   if (!reply && reply.error().code != Errc::kUnavailable) return reply.error();
   return {};

@@ -4,6 +4,7 @@
 
 #include "client/region_impl.h"
 #include "client/stower.h"
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -62,6 +63,7 @@ void Stower::Process(const std::shared_ptr<Region::Impl>& region, Batch batch) {
     const Result<Answer> reply = link_.Call(message, {}, After(kPatience));
     const std::size_t decided = reply ? std::min<std::size_t>(reply->message.stow_reply().decided(), left.size()) : 0;
     if (decided == 0) return Drop(left);
+    KVM_FAULT_POINT(client_stow_granted);
     Store(region, left.first(decided), reply->message.stow_reply());
     left = left.subspan(decided);
   }
@@ -92,7 +94,9 @@ void Stower::Store(const std::shared_ptr<Region::Impl>& region, std::span<const 
     }
     kvmwire::ClientMessage message;
     Copy(*region, offered, std::span(grants).subspan(first, end - first), *message.mutable_stow_done());
+    KVM_FAULT_POINT(client_stow_copied);
     link_.Post(message);
+    KVM_FAULT_POINT(client_stow_done);
     first = end;
   }
 }

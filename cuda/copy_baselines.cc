@@ -62,9 +62,13 @@ Result<std::vector<double>> MeasureCopy(const CopyBaseline& baseline) {
   }
   auto importer = CudaDevice::Open(baseline.importer);
   if (!importer) return importer.error();
-  auto owner = CudaDevice::Open(baseline.owner);
-  if (!owner) return owner.error();
-  Result<std::unique_ptr<CopyTimer>> timer = CopyTimer::Create(std::move(*importer), std::move(*owner), baseline.bytes);
+  std::shared_ptr<const CudaDevice> owner;
+  if (baseline.owner != kHostMemory) {
+    auto opened = CudaDevice::Open(baseline.owner);
+    if (!opened) return opened.error();
+    owner = std::move(*opened);
+  }
+  Result<std::unique_ptr<CopyTimer>> timer = CopyTimer::Create(std::move(*importer), std::move(owner), baseline.bytes);
   if (!timer) return timer.error();
   constexpr auto kHost = CopyTimer::Clock::kHost;
   switch (baseline.call) {

@@ -12,13 +12,19 @@ Result<std::unique_ptr<CopyTimer>> CopyTimer::Create(std::shared_ptr<const CudaD
   return timer;
 }
 
-cudaError_t CopyTimer::Prepare() {
-  {
-    const DeviceGuard guard(*owner_);
-    if (const cudaError_t error = cudaMalloc(&source_, bytes_); error != cudaSuccess) return error;
+cudaError_t CopyTimer::AllocateSource() {
+  if (!owner_) {
+    const DeviceGuard guard(*importer_);
+    return cudaHostAlloc(&source_, bytes_, cudaHostAllocDefault);
   }
+  const DeviceGuard guard(*owner_);
+  return cudaMalloc(&source_, bytes_);
+}
+
+cudaError_t CopyTimer::Prepare() {
+  if (const cudaError_t error = AllocateSource(); error != cudaSuccess) return error;
   const DeviceGuard guard(*importer_);
-  if (importer_->ordinal() != owner_->ordinal()) {
+  if (owner_ && importer_->ordinal() != owner_->ordinal()) {
     const cudaError_t error = cudaDeviceEnablePeerAccess(owner_->ordinal(), 0);
     access_enabled_ = error == cudaSuccess;
     static_cast<void>(cudaGetLastError());
@@ -41,12 +47,13 @@ CopyTimer::~CopyTimer() {
     static_cast<void>(cudaFree(destination_));
     if (access_enabled_) static_cast<void>(cudaDeviceDisablePeerAccess(owner_->ordinal()));
   }
-  const DeviceGuard guard(*owner_);
-  static_cast<void>(cudaFree(source_));
+  const DeviceGuard guard(owner_ ? *owner_ : *importer_);
+  static_cast<void>(owner_ ? cudaFree(source_) : cudaFreeHost(source_));
   static_cast<void>(cudaGetLastError());
 }
 
 cudaError_t CopyTimer::QueueContiguous(std::uint64_t bytes, cudaStream_t stream) const noexcept {
+  if (!owner_) return cudaMemcpyAsync(destination_, source_, bytes, cudaMemcpyHostToDevice, stream);
   return cudaMemcpyPeerAsync(destination_, importer_->ordinal(), source_, owner_->ordinal(), bytes, stream);
 }
 

@@ -1,4 +1,5 @@
-// Buffers on two GPUs, access from one to the other, and the time of what is queued between them.
+// Buffers on two GPUs, or on one and in pinned host memory, access from one to the other, and the time of what is queued
+// between them.
 #pragma once
 
 #include <functional>
@@ -17,7 +18,8 @@ class CopyTimer {
   };
   using Queue = std::function<cudaError_t(cudaStream_t)>;
 
-  // `bytes` on each GPU; the two may be one. kResourceExhausted, kUnsupported, kSystem.
+  // `bytes` on each GPU; the two may be one. Without `owner` the source is pinned host memory. kResourceExhausted,
+  // kUnsupported, kSystem.
   [[nodiscard]] static Result<std::unique_ptr<CopyTimer>> Create(std::shared_ptr<const CudaDevice> importer,
                                                                  std::shared_ptr<const CudaDevice> owner, std::uint64_t bytes);
   ~CopyTimer();
@@ -27,7 +29,7 @@ class CopyTimer {
   std::byte* destination() const noexcept { return static_cast<std::byte*>(destination_); }
   const std::byte* source() const noexcept { return static_cast<const std::byte*>(source_); }
   std::uint64_t bytes() const noexcept { return bytes_; }
-  // One cudaMemcpyPeerAsync of the first `bytes`.
+  // One cudaMemcpyPeerAsync of the first `bytes`; from host memory, one cudaMemcpyAsync.
   cudaError_t QueueContiguous(std::uint64_t bytes, cudaStream_t stream) const noexcept;
 
   // Seconds of each of `rounds`, after one that warms up.
@@ -37,6 +39,7 @@ class CopyTimer {
   CopyTimer(std::shared_ptr<const CudaDevice> importer, std::shared_ptr<const CudaDevice> owner, std::uint64_t bytes)
       : importer_(std::move(importer)), owner_(std::move(owner)), bytes_(bytes) {}
   cudaError_t Prepare();
+  cudaError_t AllocateSource();
   cudaError_t OneRound(Clock clock, const Queue& queue, double& seconds);
 
   const std::shared_ptr<const CudaDevice> importer_, owner_;

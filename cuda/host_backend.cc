@@ -11,6 +11,7 @@
 
 #include "cuda/checksum.h"
 #include "cuda/memory_backend.h"
+#include "proto/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -116,6 +117,7 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
                   block.destination_block * piece.destination_stride,
               source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes, stream);
   }
+  KVM_FAULT_POINT(client_block_copied);
   return !validate || generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
 }
 

@@ -3,6 +3,8 @@
 #include <cassert>
 #include <utility>
 
+#include "proto/fault_point.h"
+
 namespace kvm::daemon {
 
 using layout::IndexSlot;
@@ -42,6 +44,7 @@ void BlockIndexWriter::Write(std::uint64_t at, const IndexEntry& entry) noexcept
   slot.key_lo.store(entry.key.lo, kRelaxed);
   slot.key_hi.store(entry.key.hi, kRelaxed);
   slot.generation.store(entry.generation, kRelaxed);
+  KVM_FAULT_POINT(kvmd_slot_being_written);
   slot.parent_lo.store(entry.parent_lo, kRelaxed);
   slot.region.store(entry.region, kRelaxed);
   slot.block.store(entry.block, kRelaxed);
@@ -49,6 +52,7 @@ void BlockIndexWriter::Write(std::uint64_t at, const IndexEntry& entry) noexcept
   slot.flags.store(entry.more ? IndexSlot::kMore : 0, kRelaxed);
   slot.published_s.store(entry.published_s, kRelaxed);
   slot.version.store(version + 2, std::memory_order_release);
+  KVM_FAULT_POINT(kvmd_slot_written);
   // Last, since it is only a hint: a reader that sees the tag finds the entry behind it.
   const unsigned shift = static_cast<unsigned>(at % 8) * 8;
   const std::uint64_t tag = entry.region_epoch == 0 ? 0 : layout::Tag(entry.key);

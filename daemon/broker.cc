@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -152,6 +153,7 @@ Status Broker::HandleHello(Client& client, const kvmwire::ClientMessage& message
   ++client.domain->clients;
   client.role = hello.role();
   client.name = hello.client_name();
+  client.instance = hello.instance();
   client.wants_payload = hello.wants_payload();
   kvmwire::ServerMessage message_out;
   message_out.set_request_id(message.request_id());
@@ -196,6 +198,7 @@ Result<Domain*> Broker::DomainNamed(const std::string& name) {
   }
   LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
   if (keeper_ != nullptr) keeper_->KeepRegistry((*domain)->segment());
+  KVM_FAULT_POINT(kvmd_restore_registry);
   return domains_.emplace(name, std::move(*domain)).first->second.get();
 }
 

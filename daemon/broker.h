@@ -79,6 +79,7 @@ class Broker : private TierHost {
     Credentials credentials;
     std::shared_ptr<WatchedProcess> process;
     bool greeted = false;
+    std::uint64_t instance = 0;  // Hello::instance
     kvmwire::Role role = kvmwire::WORKER;
     bool wants_payload = false;
     std::string name;
@@ -184,6 +185,7 @@ class Broker : private TierHost {
   bool RebuildSome();
   void FinishRebuild(const Rebuild& rebuild, Domain* domain);
   void Keep(Domain& domain, Region& region);  // with the service manager
+  void KeepChunk(Domain& domain, Region& region);
 
   // broker_status.cc
   void HandleStatusQuery(Client& client, const kvmwire::ClientMessage& message);

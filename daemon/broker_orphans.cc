@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "daemon/broker.h"
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -51,6 +52,7 @@ bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<
     if (oldest != nullptr) ReclaimOrphan(domain, *oldest, "too many (--max-orphans)");
   }
   domain.MakeOrphan(region, {std::chrono::steady_clock::now(), process});
+  KVM_FAULT_POINT(kvmd_orphan_made);
   LogLimited(LogLevel::kInfo, "region_orphaned",
              {{"region", region.descriptor.name()},
               {"row", region.row},
@@ -92,10 +94,16 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   if (region == nullptr) return refuse(MakeError(Errc::kNotFound, what + "there is none without an owner"));
   const std::string pid = std::to_string(region->info.owner_pid);
   if (!region->orphan) return refuse(MakeError(Errc::kAlreadyExists, what + "it belongs to process " + pid));
-  if (!region->orphan->process->known())
+  // A client that asks again has not heard that it was given the region: it is not writing it.
+  const bool asks_again =
+      client.instance != 0 && region->owner_instance == client.instance && region->info.owner_pid == client.credentials.pid;
+  if (!asks_again && !region->orphan->process->known())
     return refuse(MakeError(Errc::kUnsupported, what + "kvmd can't see whether process " + pid + " has ended (another PID namespace?)"));
   // It would go on writing what its next owner publishes.
-  if (!region->orphan->process->Ended()) return refuse(MakeError(Errc::kUnavailable, what + "process " + pid + " has not ended"));
+  if (!asks_again && !region->orphan->process->Ended())
+    return refuse(MakeError(Errc::kUnavailable, what + "process " + pid + " has not ended"));
+  if (std::any_of(rebuilds_.begin(), rebuilds_.end(), [&](const Rebuild& rebuild) { return rebuild.domain == client.domain->name(); }))
+    return refuse(MakeError(Errc::kUnavailable, what + "kvmd is still reading what it holds"));
   if (!region->adoptable())
     return refuse(MakeError(Errc::kUnsupported, what + "its owner made it while kvmd was away, so nobody else can write it"));
   if (Status fits = CheckExpected(*region, expected); !fits) return refuse(fits.error());
@@ -107,7 +115,10 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   // It may overwrite what it has now, without asking anybody.
   CutLeases(*client.domain, *region, "another process has adopted it");
 
+  region->owner_instance = client.instance;
+  KVM_FAULT_POINT(kvmd_adoption_taken);
   Keep(*client.domain, *region);
+  KVM_FAULT_POINT(kvmd_adoption_kept);
   kvmwire::ServerMessage message_out;
   message_out.set_request_id(message.request_id());
   kvmwire::AdoptRegionReply& reply = *message_out.mutable_adopt_region_reply();
@@ -119,6 +130,7 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   for (const UniqueFd& fd : region->fds) fds.push_back(fd.get());
   fds.push_back(list->fd());
   client.peer->Send(message_out, fds);
+  KVM_FAULT_POINT(kvmd_adoption_answered);
   LogLimited(LogLevel::kInfo, "region_adopted",
              {{"client", client.id},
               {"pid", client.credentials.pid},

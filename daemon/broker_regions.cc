@@ -1,6 +1,8 @@
 // Regions, from registering to the last acknowledgement: who is told of one, and who is waited for.
 #include <algorithm>
 
+#include "proto/fault_point.h"
+
 #include "daemon/broker.h"
 
 namespace kvm::daemon {
@@ -40,13 +42,17 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
   if (!registered) return ReplyError(client, message.request_id(), registered.error());
   Region& region = **registered;
   if (tier_) tier_->DropMismatched(*client.domain, region);
+  region.owner_instance = client.instance;
+  KVM_FAULT_POINT(kvmd_region_added);
   Keep(*client.domain, region);
+  KVM_FAULT_POINT(kvmd_region_kept);
   // Whoever imports from a resumed region has been told of it.
   for (const auto& [id, other] : clients_) {
     if (id != client.id && other->domain == client.domain && client.domain->models().HasDeclared(id, region.info.model) &&
         !region.announced_to.contains(id))
       Announce(*other, region);
   }
+  KVM_FAULT_POINT(kvmd_region_announced);
   kvmwire::ServerMessage reply;
   reply.set_request_id(message.request_id());
   reply.mutable_register_region_reply()->set_region(region.row);
@@ -84,6 +90,7 @@ void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
     if (!owner_died) region.waiting_for.insert(id);
   }
   if (keeper_ != nullptr) keeper_->ForgetRegion(region);
+  KVM_FAULT_POINT(kvmd_region_withdrawn);
   domain.StartLeaving(region, owner_died ? layout::RegionState::kFree : layout::RegionState::kWithdrawing);
   work_to_do_();
 }

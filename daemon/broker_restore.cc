@@ -1,6 +1,10 @@
 // Starting with what the kvmd before has left: its regions serve again before their owners are back, and its index is
 // read into a new registry, slice by slice, since nobody can write the old one any more.
+#include <unistd.h>
+
 #include <algorithm>
+
+#include "proto/fault_point.h"
 
 #include "daemon/broker.h"
 
@@ -41,8 +45,12 @@ void Broker::Restore(KeptState state) {
       if (keeper_ != nullptr) keeper_->ForgetRegion(lost);
       continue;
     }
+    KVM_FAULT_POINT(kvmd_restore_region);
     const auto rebuild = rebuilds.find(manifest.registry_epoch());
-    if (rebuild == rebuilds.end()) continue;
+    if (rebuild == rebuilds.end()) {
+      if ((*region)->keeper != nullptr) tier_->FinishRestore(**region);
+      continue;
+    }
     rebuild->second.domain = manifest.domain();
     rebuild->second.rows[RowKey(manifest.row(), manifest.region_epoch())] = {(*region)->row, (*region)->info.region_epoch};
   }
@@ -52,23 +60,32 @@ void Broker::Restore(KeptState state) {
 
 Result<Region*> Broker::RestoreRegion(KeptRegion& kept, ClientId owner) {
   const kvmwire::StoredRegion& manifest = kept.manifest;
+  if (manifest.has_chunk() && !tier_) return MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)");
   const Result<ModelSpec> spec = ModelSpec::FromCanonical(manifest.model_spec());
   if (!spec) return spec.error();
   const Result<Domain*> domain = DomainNamed(manifest.domain());
   if (!domain) return domain.error();
   ModelTable& models = (*domain)->models();
   if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, *spec); !declared) return declared.error();
-  Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(owner, manifest.descriptor_(), std::move(kept.fds));
-  Result<Region*> added = prepared ? (*domain)->AddRegion({owner, manifest.owner_pid(), manifest.owner_uid()}, std::move(*prepared))
-                                   : Result<Region*>(prepared.error());
+  Owner as{owner, manifest.owner_pid(), manifest.owner_uid()};
+  if (manifest.has_chunk()) as = {kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};
+  Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(as.client, manifest.descriptor_(), std::move(kept.fds));
+  Result<Region*> added = prepared ? (*domain)->AddRegion(as, std::move(*prepared)) : Result<Region*>(prepared.error());
   models.ForgetClient(kNobody);
   if (!added) return added;
   Region& region = **added;
+  if (manifest.has_chunk()) {
+    if (Status restored = tier_->Restore(**domain, region, manifest.chunk(), kept.process); !restored) {
+      (*domain)->StartLeaving(region, layout::RegionState::kFree);
+      return restored.error();
+    }
+  }
+  region.owner_instance = manifest.owner_instance();
   region.kept_id = kept.id;
   region.kept_serial = manifest.serial();
   region.kept_files = FilesOf(manifest);
   // Until it has an owner again: the one that only waits for kvmd, or an heir.
-  (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), kept.process});
+  if (!manifest.has_chunk()) (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), kept.process});
   return added;
 }
 
@@ -86,8 +103,11 @@ bool Broker::RebuildSome() {
     const auto row = rebuild.rows.find(RowKey(entry.region, entry.region_epoch));
     if (row == rebuild.rows.end()) continue;
     Region* region = domain->FindRegion(row->second.first, row->second.second);
-    if (region != nullptr && region->serving()) rebuild.entries += domain->Restore(*region, entry);
+    if (region == nullptr || !region->serving()) continue;
+    rebuild.entries += region->keeper != nullptr ? tier_->RestoreEntry(*region, entry) : domain->Restore(*region, entry);
   }
+  if (tier_) tier_->UseRestored();
+  KVM_FAULT_POINT(kvmd_rebuild_slice);
   if (domain != nullptr && rebuild.slot < index.slots()) return true;
   FinishRebuild(rebuild, domain);
   rebuilds_.pop_back();
@@ -99,7 +119,10 @@ void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
   if (domain != nullptr) {
     for (const auto& [old, row] : rebuild.rows) {
       Region* region = domain->FindRegion(row.first, row.second);
-      if (region != nullptr && region->serving()) Keep(*domain, *region);
+      if (region == nullptr || !region->serving()) continue;
+      if (region->keeper != nullptr) tier_->FinishRestore(*region);
+      Keep(*domain, *region);
+      KVM_FAULT_POINT(kvmd_rebuild_region_kept);
     }
     Log(LogLevel::kInfo, "registry_restored",
         {{"domain", rebuild.domain},
@@ -108,11 +131,13 @@ void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
          {"ms", static_cast<std::uint64_t>(
                     std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - rebuild.began).count())}});
   }
+  KVM_FAULT_POINT(kvmd_rebuild_done);
   if (keeper_ != nullptr) keeper_->ForgetRegistry(rebuild.old.header().epoch);
 }
 
 void Broker::Keep(Domain& domain, Region& region) {
   if (keeper_ == nullptr) return;
+  if (region.keeper != nullptr) return KeepChunk(domain, region);
   const WatchedProcess* process = nullptr;
   const auto owner = clients_.find(region.owner);
   if (region.orphan) {
@@ -121,6 +146,16 @@ void Broker::Keep(Domain& domain, Region& region) {
     process = owner->second->process.get();
   }
   keeper_->KeepRegion(domain, region, process);
+}
+
+void Broker::KeepChunk(Domain& domain, Region& region) {
+  kvmwire::StoredChunk stored;
+  const WatchedProcess* process = nullptr;
+  if (const TierWriter* writer = tier_->Describe(region, stored)) {
+    const auto client = clients_.find(writer->client);
+    process = client == clients_.end() ? writer->process.get() : client->second->process.get();
+  }
+  keeper_->KeepRegion(domain, region, process, &stored);
 }
 
 }  // namespace kvm::daemon

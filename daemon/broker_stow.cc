@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "daemon/broker.h"
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -79,9 +80,10 @@ bool Broker::AnswerStow(Client& client, const kvmwire::ClientMessage& message) {
   }
   std::vector<PublishRecord> records(stow.records().size() / sizeof(PublishRecord));
   if (!records.empty()) std::memcpy(records.data(), stow.records().data(), stow.records().size());
-  const HostTier::Offerer offerer{client.id, client.credentials.uid};
+  const HostTier::Offerer offerer{client.id, client.credentials.uid, client.credentials.pid, client.instance};
   const HostTier::Decision decision = tier_->Offer(offerer, *client.domain, *source, records, stow.asked());
   if (decision.decided == 0 && !records.empty()) return false;
+  if (!decision.grants.empty()) KVM_FAULT_POINT(kvmd_stow_granted);
   kvmwire::ServerMessage answer;
   answer.set_request_id(message.request_id());
   kvmwire::StowReply& reply = *answer.mutable_stow_reply();
@@ -134,6 +136,8 @@ void Broker::LeaveHostCache(const Client& client) {
 // ---- chunks -------------------------------------------------------------------------------------
 
 void Broker::ChunkOpened(TierChunk& chunk) {
+  KVM_FAULT_POINT(kvmd_chunk_opened);
+  if (!chunk.writer) Keep(chunk.group.domain, *chunk.region);
   for (const auto& [id, client] : clients_) {
     if (client->domain == &chunk.group.domain && client->domain->models().HasDeclared(id, chunk.group.kind.model))
       Announce(*client, *chunk.region);
@@ -143,6 +147,9 @@ void Broker::ChunkOpened(TierChunk& chunk) {
 void Broker::ChunkGranted(TierChunk& chunk) {
   const auto client = clients_.find(chunk.writer->client);
   if (client == clients_.end()) return;
+  // First, so that no later kvmd can take the chunk for somebody else's to write.
+  Keep(chunk.group.domain, *chunk.region);
+  KVM_FAULT_POINT(kvmd_chunk_kept);
   kvmwire::ServerMessage message;
   kvmwire::ChunkGrant& grant = *message.mutable_chunk_grant();
   grant.set_region(chunk.region->row);

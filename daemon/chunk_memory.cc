@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "daemon/machine_memory.h"
+#include "proto/fault_point.h"
 #include "proto/sealed_memory.h"
 
 #ifndef MADV_COLLAPSE
@@ -48,6 +49,15 @@ Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t b
   return memory;
 }
 
+ChunkMemory ChunkMemory::Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept {
+  ChunkMemory memory;
+  memory.fd_ = std::move(fd);
+  memory.bytes_ = memory.allocated_ = bytes;
+  memory.transparent_ = transparent;
+  memory.reserved_ = reserved;
+  return memory;
+}
+
 Result<bool> ChunkMemory::AllocateSome() {
   const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
   if (bytes == 0) return false;
@@ -58,6 +68,7 @@ Result<bool> ChunkMemory::AllocateSome() {
   }
   if (!reserved_) MakeHuge(allocated_, bytes);
   allocated_ += bytes;
+  KVM_FAULT_POINT(kvmd_chunk_allocating);
   return allocated_ < bytes_;
 }
 

@@ -20,6 +20,9 @@ class ChunkMemory {
   // At least `bytes`, rounded up to pages. kResourceExhausted: the machine has not that much left. kSystem.
   [[nodiscard]] static Result<ChunkMemory> Create(const std::string& name, std::uint64_t bytes);
 
+  // Memory that an earlier kvmd has allocated whole. The rest is what that one knew of it.
+  static ChunkMemory Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept;
+
   // Allocates the next few MiB; true if there is more to do. kResourceExhausted, kSystem.
   [[nodiscard]] Result<bool> AllocateSome();
 

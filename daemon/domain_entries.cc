@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "proto/fault_point.h"
+
 #include "daemon/domain.h"
 
 namespace kvm::daemon {
@@ -33,6 +35,7 @@ void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter)
   --region.entries;
   --region.account->entries;
   index_.Erase(slot);
+  KVM_FAULT_POINT(kvmd_entry_erased);
   Add(counter);
   if (region.keeper != nullptr) region.keeper->EntryErased(entry.block);
 }
@@ -81,6 +84,7 @@ kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& pub
   Add(counters.refused_replicas, ack.refused_replicas());
   Add(counters.refused_stale, ack.refused_stale());
   WriteEntryCount();
+  KVM_FAULT_POINT(kvmd_batch_published);
   return ack;
 }
 
@@ -116,6 +120,7 @@ Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, 
   if (index_.full() && !MakeRoom(region)) return Outcome::kFull;
   const std::uint64_t slot = index_.Insert(entry);
   if (slot == kNoSlot) return Outcome::kFull;
+  KVM_FAULT_POINT(kvmd_entry_inserted);
   region.slots.Set(record.block, slot);
   ++region.entries;
   ++region.account->entries;

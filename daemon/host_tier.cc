@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -23,9 +24,12 @@ HostTier::~HostTier() {
 std::shared_ptr<TierWriter> HostTier::WriterOf(const Offerer& offerer, Domain& domain) {
   std::shared_ptr<TierWriter>& writer = writers_[offerer.client];
   if (writer) return writer;
+  if ((writer = Resume(offerer, domain))) return writer;
   writer = std::make_shared<TierWriter>();
   writer->client = offerer.client;
   writer->uid = offerer.uid;
+  writer->pid = offerer.pid;
+  writer->instance = offerer.instance;
   writer->domain = &domain;
   return writer;
 }
@@ -42,6 +46,8 @@ HostTier::Decision HostTier::Offer(const Offerer& offerer, Domain& domain, Regio
   const std::shared_ptr<TierWriter> writer = WriterOf(offerer, domain);
   ExpireGrants(*writer, now_);
   TierGroup& group = GroupOf(domain, source);
+  // Its slots are not known yet.
+  if (std::any_of(restoring_.begin(), restoring_.end(), [&](const TierChunk* chunk) { return &chunk->group == &group; })) return decision;
   std::vector<policy::Slot> present;
   NoPlace otherwise = NoPlace::kFull;
   for (; decision.decided < records.size(); ++decision.decided) {
@@ -124,6 +130,7 @@ void HostTier::Done(ClientId client, Domain& domain, const kvmwire::StowDone& do
     if (granted) --writer->second->granted;
     // What comes too late is as good, but somebody else may have been granted the same block meanwhile.
     if (granted && outcome.stored() && chunk->Publish(outcome.slot(), slot.write, slot.record, slot.checksum)) {
+      KVM_FAULT_POINT(kvmd_stow_published);
       blocks.Hold(at);
       stored[&chunk->group].push_back(at);
       ++counters_[&domain].stowed;
@@ -169,6 +176,7 @@ void HostTier::Used(Domain& domain, const kvmwire::HostCacheUse& use) {
 // ---- what ends ----------------------------------------------------------------------------------
 
 void HostTier::Evict(TierChunk& chunk, policy::Slot slot) {
+  KVM_FAULT_POINT(kvmd_evict_begun);
   TierBlocks& blocks = chunk.group.blocks;
   blocks.Free(slot);
   chunk.Unpublish(blocks.InChunk(slot));
@@ -264,12 +272,6 @@ HostTier::Usage HostTier::UsageOf(const Domain* domain) const {
 std::uint64_t HostTier::BytesOf(ClientId client) const {
   const auto found = writers_.find(client);
   return found == writers_.end() ? 0 : found->second->bytes;
-}
-
-std::vector<const TierChunk*> HostTier::Chunks() const {
-  std::vector<const TierChunk*> out;
-  for (const auto& chunk : chunks_) out.push_back(chunk.get());
-  return out;
 }
 
 }  // namespace kvm::daemon

@@ -2,7 +2,7 @@
 //
 // It is cut into chunks (tier_chunk.h); a worker offers blocks, is granted slots of chunks that are its own to
 // write, copies, and says that it has. kvmd copies nothing. host_tier.cc: offers, stores and uses; host_tier_memory.cc: where
-// chunks come from and who gives one up.
+// chunks come from and who gives one up; host_tier_restore.cc: a cache that an earlier kvmd filled.
 //
 // Invariants:
 //   - A slot is granted to one writer at a time, and again only after that writer has answered for it or its process
@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,8 @@ class HostTier final : public TierObserver {
  public:
   struct Offerer {
     ClientId client = 0;
-    std::uint32_t uid = 0;
+    std::uint32_t uid = 0, pid = 0;
+    std::uint64_t instance = 0;  // Hello::instance; 0: it has none
   };
   struct Grant {
     std::uint32_t record = 0;
@@ -95,13 +97,26 @@ class HostTier final : public TierObserver {
   // The domain is about to go, with all its regions.
   void Forget(Domain& domain);
 
+  // ---- what an earlier kvmd has left (host_tier_restore.cc)
+
+  // A chunk whose region is a live one of the domain, and nobody's. `process`: of its last writer, which may still run.
+  // kResourceExhausted, kInvalidArgument: this kvmd's options have no place for it. What TierChunk::Reopen says.
+  [[nodiscard]] Status Restore(Domain& domain, Region& region, const kvmwire::StoredChunk& stored,
+                               const std::shared_ptr<WatchedProcess>& process);
+  // An entry of the old registry, in any order. True: the block is held, and in the index.
+  bool RestoreEntry(Region& region, const IndexEntry& entry);
+  // After a slice of entries: tells the policy.
+  void UseRestored();
+  // No entry of this chunk's is left: its other slots can be used.
+  void FinishRestore(Region& region);
+  // What a next kvmd has to know of a chunk. Its writer; null: there has been none.
+  const TierWriter* Describe(const Region& region, kvmwire::StoredChunk& stored) const;
+
   Counters CountersOf(const Domain& domain) const;
   Usage UsageOf(const Domain* domain) const;  // null: of all
   std::uint64_t BytesOf(ClientId client) const;
   std::uint64_t max_bytes() const noexcept { return config_.host_cache_bytes; }
   std::uint64_t chunk_bytes() const noexcept { return chunk_bytes_; }
-  // Live chunks, with memory and region: what has to be handed over for the cache to outlive this kvmd.
-  std::vector<const TierChunk*> Chunks() const;
 
   void OnEntryErased(TierChunk& chunk, std::uint32_t slot) noexcept override;
 
@@ -126,6 +141,7 @@ class HostTier final : public TierObserver {
 
   // host_tier.cc
   std::shared_ptr<TierWriter> WriterOf(const Offerer& offerer, Domain& domain);
+  std::shared_ptr<TierWriter> Resume(const Offerer& offerer, Domain& domain);
   TierGroup& GroupOf(Domain& domain, const Region& source);
   bool Admitted(const Domain& domain, const BlockKey& key, bool asked);
   TierChunk* ChunkAt(Domain& domain, std::uint32_t row, std::uint32_t region_epoch);
@@ -133,6 +149,9 @@ class HostTier final : public TierObserver {
   void Evict(TierChunk& chunk, policy::Slot slot);
   void ExpireGrants(TierWriter& writer, SteadyTime now);
   void Departed(TierWriter& writer);
+
+  // host_tier_restore.cc
+  Status CheckRoomFor(const TierGroup& group, std::uint64_t bytes) const;
 
   // host_tier_memory.cc
   std::optional<Place> FindPlace(TierGroup& group, const std::shared_ptr<TierWriter>& writer, const PublishRecord& record,
@@ -165,6 +184,8 @@ class HostTier final : public TierObserver {
   std::vector<std::shared_ptr<TierWriter>> departed_;  // whose processes may still write
   std::map<const Domain*, SeenKeys> seen_;
   std::map<const Domain*, Counters> counters_;
+  std::set<const TierChunk*> restoring_;                      // entries of theirs are still to come
+  std::map<TierGroup*, std::vector<policy::Slot>> restored_;  // since the last UseRestored
   std::uint64_t next_name_ = 0;
   SteadyTime now_ = std::chrono::steady_clock::now();  // of the last Tick
   SteadyTime no_memory_until_{};

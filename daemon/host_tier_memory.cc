@@ -291,6 +291,7 @@ void HostTier::Close(TierChunk& chunk) {
   Region& region = *chunk.region;
   closing_.push_back({&group.domain, region.row, region.info.region_epoch, chunk.bytes()});
   group.blocks.RemoveChunk(chunk.position);
+  restoring_.erase(&chunk);
   chunk.Close();
   host_.ChunkClosing(group.domain, region);
   --group.chunks;
@@ -319,7 +320,9 @@ void HostTier::DropMismatched(Domain& domain, const Region& region) {
 void HostTier::Forget(Domain& domain) {
   const auto in_domain = [&](const auto& chunk) { return &chunk->group.domain == &domain; };
   for (const auto& chunk : chunks_) {
-    if (in_domain(chunk)) chunk->Close();
+    if (!in_domain(chunk)) continue;
+    restoring_.erase(chunk.get());
+    chunk->Close();
   }
   std::erase_if(chunks_, in_domain);
   std::erase_if(allocating_, in_domain);

@@ -62,8 +62,9 @@ struct Region {
   GenerationReader generations;
   layout::RegionInfo info{};  // what the row says
   std::uint32_t row = 0;
-  ClientId owner = 0;            // of an orphan: its last one
-  std::optional<Orphan> orphan;  // set: nobody owns it now
+  ClientId owner = 0;                // of an orphan: its last one
+  std::optional<Orphan> orphan;      // set: nobody owns it now
+  std::uint64_t owner_instance = 0;  // Hello::instance of the owner, or of the last one
 
   RegionKeeper* keeper = nullptr;  // of a live chunk of the host cache
   // Of an orphan: blocks that leases hold, and how many leases each.

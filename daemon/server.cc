@@ -274,9 +274,10 @@ Status Server::Run() {
   asio::co_spawn(server.context, server.TickLoop(), asio::detached);
   asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
   asio::co_spawn(server.context, server.SignalLoop(), asio::detached);
-  Log(LogLevel::kInfo, "listening",
-      {{"version", KVM_VERSION}, {"socket", server.config.socket_path}, {"pid", static_cast<int>(::getpid())}});
-  server.manager.Notify("READY=1\nSTATUS=Listening on " + server.config.socket_path + "\n");
+  // A socket that the service manager passed may have another path than the configuration says.
+  const std::string path = server.acceptor.local_endpoint(error).path();
+  Log(LogLevel::kInfo, "listening", {{"version", KVM_VERSION}, {"socket", path}, {"pid", static_cast<int>(::getpid())}});
+  server.manager.Notify("READY=1\nSTATUS=Listening on " + path + "\n");
   server.context.run();
   server.listener.RemoveFile();
   Log(LogLevel::kInfo, "stopped");

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <utility>
 
+#include "proto/fault_point.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -40,6 +42,12 @@ bool SameFile(int a, int b) {
   return ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
 }
 
+// The same of one open file; of another one as well where files of a kind share one (pidfds of old kernels).
+std::uint64_t InodeOf(int fd) {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 ? info.st_ino : 0;
+}
+
 bool ReadManifest(int fd, kvmwire::StoredRegion& out) {
   const Result<MappedMemory> memory = MappedMemory::Attach(fd);
   return memory && out.ParseFromArray(memory->data(), static_cast<int>(memory->size()));
@@ -60,14 +68,16 @@ bool StateKeeper::Store(const std::string& name, int fd) {
 }
 
 std::string StateKeeper::KeepFile(int fd) {
+  const std::uint64_t inode = InodeOf(fd);
   for (auto& [name, file] : files_) {
-    if (!SameFile(file.fd.get(), fd)) continue;
+    if (file.inode != inode || !SameFile(file.fd.get(), fd)) continue;
     ++file.uses;
     return name;
   }
   std::string name = kFiles + NewId();
   Store(name, fd);
-  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), 1};
+  KVM_FAULT_POINT(kvmd_file_stored);
+  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), inode, 1};
   return name;
 }
 
@@ -89,7 +99,7 @@ void StateKeeper::KeepRegistry(const RegistrySegment& segment) {
 void StateKeeper::ForgetRegistry(std::uint64_t epoch) { manager_.Remove(RegistryName(epoch)); }
 
 // The manifest goes last, and what it replaces after it: a region is known by its newest manifest.
-void StateKeeper::KeepRegion(const Domain& domain, Region& region, const WatchedProcess* process) {
+void StateKeeper::KeepRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredChunk* chunk) {
   if (!manager_.has_store()) return;
   if (region.kept_id.empty()) region.kept_id = NewId();
   kvmwire::StoredRegion manifest;
@@ -103,10 +113,13 @@ void StateKeeper::KeepRegion(const Domain& domain, Region& region, const Watched
   manifest.set_model_spec(domain.SpecOf(region).Canonical());
   manifest.set_owner_pid(region.info.owner_pid);
   manifest.set_owner_uid(region.info.owner_uid);
+  manifest.set_owner_instance(region.owner_instance);
+  if (chunk != nullptr) *manifest.mutable_chunk() = *chunk;
   const std::string bytes = manifest.SerializeAsString();
   const Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:manifest", bytes.size());
   if (memory) std::memcpy(memory->data(), bytes.data(), bytes.size());
   if (!memory || !Store(ManifestName(region.kept_id, region.kept_serial + 1), memory->fd())) return DropFiles(FilesOf(manifest));
+  KVM_FAULT_POINT(kvmd_manifest_stored);
   if (region.kept_serial > 0) manager_.Remove(ManifestName(region.kept_id, region.kept_serial));
   ++region.kept_serial;
   DropFiles(std::exchange(region.kept_files, FilesOf(manifest)));
@@ -128,7 +141,8 @@ KeptState StateKeeper::Sort(std::vector<PassedFd> passed) {
     } else if (one.name.starts_with(kManifests) && one.name.size() == kManifests.size() + kIdDigits + 1 + kSerialDigits) {
       manifests[one.name] = std::move(one.fd);
     } else if (one.name.starts_with(kFiles)) {
-      files_[one.name] = File{std::move(one.fd), 0};
+      const std::uint64_t inode = InodeOf(one.fd.get());
+      files_[one.name] = File{std::move(one.fd), inode, 0};
     } else {
       manager_.Remove(one.name);
     }

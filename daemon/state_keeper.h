@@ -38,8 +38,8 @@ class StateKeeper {
   void KeepRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // A region that is new, or that has another owner, row or registry than it was kept with. `process`: its owner's, or
-  // null.
-  void KeepRegion(const Domain& domain, Region& region, const WatchedProcess* process);
+  // null. `chunk`: of the host cache's; else null.
+  void KeepRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredChunk* chunk = nullptr);
   void ForgetRegion(Region& region);
 
   // Makes sense of what came back. What is incomplete is removed from the store.
@@ -48,6 +48,7 @@ class StateKeeper {
  private:
   struct File {
     UniqueFd fd;
+    std::uint64_t inode = 0;
     unsigned uses = 0;
   };
 

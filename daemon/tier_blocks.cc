@@ -33,6 +33,13 @@ std::uint32_t TierBlocks::AddChunk() {
   return position;
 }
 
+std::uint32_t TierBlocks::AddUnknownChunk() {
+  const std::uint32_t position = AddChunk();
+  chunks_[position].free.clear();
+  for (std::uint32_t i = 0; i < slots_per_chunk_; ++i) slots_[SlotAt(position, i)].state = TierSlot::State::kUnknown;
+  return position;
+}
+
 // A policy's capacity is fixed. Nothing has been evicted while there was room to grow, so that all a new one has to be
 // told is what is held, in the order of its use.
 void TierBlocks::Grow() {
@@ -114,10 +121,20 @@ void TierBlocks::Hold(Slot slot) {
   ++held_;
 }
 
+bool TierBlocks::Restore(Slot slot, const PublishRecord& record) {
+  if (!by_key_.emplace(record.key.lo, slot).second) return false;
+  TierSlot& at = slots_[slot];
+  at.record = record;
+  at.state = TierSlot::State::kHeld;
+  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) ++slots_[parent->second].coming;
+  ++held_;
+  return true;
+}
+
 void TierBlocks::Free(Slot slot) {
   TierSlot& at = slots_[slot];
   if (at.state == TierSlot::State::kFree) return;
-  if (!at.listed && at.state != TierSlot::State::kExpired) HasCome(slot);
+  if (!at.listed && (at.state == TierSlot::State::kGranted || at.state == TierSlot::State::kHeld)) HasCome(slot);
   if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
   if (at.listed) policy_->OnErase(slot);
   if (at.state == TierSlot::State::kHeld) --held_;

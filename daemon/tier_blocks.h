@@ -4,7 +4,8 @@
 // them; who may write a chunk, and where its memory is, is the caller's business.
 //
 // A slot goes free → granted → held → free, or granted → expired → free: the time to store the block has passed, but
-// its writer may still be copying, so the slot is nobody's until that writer has said so or is gone.
+// its writer may still be copying, so the slot is nobody's until that writer has said so or is gone. Of a chunk that an
+// earlier kvmd filled, slots are unknown → held, free or expired.
 #pragma once
 
 #include <chrono>
@@ -21,7 +22,7 @@
 namespace kvm::daemon {
 
 struct TierSlot {
-  enum class State : std::uint8_t { kFree, kGranted, kExpired, kHeld };
+  enum class State : std::uint8_t { kFree, kGranted, kExpired, kHeld, kUnknown };
 
   State state = State::kFree;
   bool listed = false;         // the policy knows of it
@@ -42,6 +43,7 @@ class TierBlocks {
 
   std::uint32_t slots_per_chunk() const noexcept { return slots_per_chunk_; }
   std::uint32_t AddChunk();  // its position
+  std::uint32_t AddUnknownChunk();
   // Forgets what is in it.
   void RemoveChunk(std::uint32_t position);
 
@@ -64,6 +66,10 @@ class TierBlocks {
   std::uint32_t pinned_in(std::uint32_t position) const noexcept { return chunks_[position].pinned; }
   // Granted → held. Use tells the policy; until then the block is not evicted.
   void Hold(Slot slot);
+  // Unknown → held; false: another slot has the block.
+  bool Restore(Slot slot, const PublishRecord& record);
+  // Unknown → expired.
+  void GiveUp(Slot slot) noexcept { slots_[slot].state = TierSlot::State::kExpired; }
   // To free, from any state.
   void Free(Slot slot);
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "proto/fault_point.h"
 #include "proto/region_descriptor.h"
 
 namespace kvm::daemon {
@@ -17,7 +18,11 @@ Result<std::unique_ptr<TierChunk>> TierChunk::Create(TierObserver& observer, std
 
 Status TierChunk::Open(std::uint32_t its_position) {
   const std::uint32_t slots = group.blocks.slots_per_chunk();
-  Result<OwnedMemory> table = OwnedMemory::Create("kvm:" + name_ + ":generations", GenerationTableBytes(slots, group.kind.checksums));
+  // Granted memory, though nobody is ever given it to write: a sealed table could not be written by the next kvmd.
+  const std::size_t table_bytes = GenerationTableBytes(slots, group.kind.checksums);
+  Result<UniqueFd> table_fd = CreateGrantable("kvm:" + name_ + ":generations", table_bytes);
+  if (!table_fd) return table_fd.error();
+  Result<OwnedMemory> table = OwnedMemory::Take(std::move(*table_fd), table_bytes);
   if (!table) return table.error();
   generation_memory_ = std::move(*table);
   generations_ = GenerationWriter::Format({generation_memory_.data(), generation_memory_.size()}, slots, group.kind.checksums);
@@ -45,6 +50,30 @@ Status TierChunk::Open(std::uint32_t its_position) {
   return {};
 }
 
+Result<std::unique_ptr<TierChunk>> TierChunk::Reopen(TierObserver& observer, TierGroup& group, Region& region,
+                                                     const kvmwire::StoredChunk& stored) {
+  std::unique_ptr<TierChunk> chunk(new TierChunk(observer, region.descriptor.name(), group));
+  UniqueFd fds[2];
+  for (int i = 0; i < 2; ++i) {
+    fds[i].Reset(::fcntl(region.fds[static_cast<std::size_t>(i)].get(), F_DUPFD_CLOEXEC, 0));
+    if (!fds[i]) return SystemError("duplicate a chunk's descriptor");
+  }
+  const std::uint32_t slots = region.info.block_count;
+  Result<OwnedMemory> table = OwnedMemory::Take(std::move(fds[0]), GenerationTableBytes(slots, group.kind.checksums));
+  if (!table) return table.error();
+  chunk->generation_memory_ = std::move(*table);
+  const OwnedMemory& owned = chunk->generation_memory_;
+  Result<GenerationWriter> generations = GenerationWriter::Open({owned.data(), owned.size()}, slots);
+  if (!generations) return generations.error();
+  chunk->generations_ = *generations;
+  chunk->memory = ChunkMemory::Reopen(std::move(fds[1]), stored.size_bytes(), stored.reserved_huge(), stored.transparent_bytes());
+  chunk->region = &region;
+  chunk->position = group.blocks.AddUnknownChunk();
+  chunk->uid = stored.writer_uid();
+  region.keeper = chunk.get();
+  return chunk;
+}
+
 void TierChunk::Close() noexcept {
   if (region != nullptr) region->keeper = nullptr;
   region = nullptr;
@@ -53,6 +82,7 @@ void TierChunk::Close() noexcept {
 bool TierChunk::Publish(std::uint32_t slot, Generation write, PublishRecord record, std::uint64_t checksum) {
   if (group.kind.checksums) generations_.SetChecksum(slot, checksum);
   if (!generations_.FinishWrite(slot, write)) return false;
+  KVM_FAULT_POINT(kvmd_stow_readable);
   record.block = slot;
   record.generation = write + 1;
   if (group.domain.PublishKept(*region, record)) return true;
@@ -62,6 +92,7 @@ bool TierChunk::Publish(std::uint32_t slot, Generation write, PublishRecord reco
 
 void TierChunk::Unpublish(std::uint32_t slot) {
   BeginWrite(slot);
+  KVM_FAULT_POINT(kvmd_evict_withdrawn);
   group.domain.EraseKept(*region, slot);
 }
 

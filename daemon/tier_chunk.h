@@ -32,7 +32,8 @@ struct OpenGrant {
 // A client that may write chunks. Lives on after the client has left, for as long as its process might write.
 struct TierWriter {
   ClientId client = 0;  // 0: it has left
-  std::uint32_t uid = 0;
+  std::uint32_t uid = 0, pid = 0;
+  std::uint64_t instance = 0;  // Hello::instance
   Domain* domain = nullptr;
   std::shared_ptr<WatchedProcess> process;  // once it has left
   bool gone = false;                        // the process has ended
@@ -82,6 +83,10 @@ class TierChunk final : public RegionKeeper {
 
   // Once the memory is allocated: makes it a region of the domain. What Domain::PrepareRegion and AddRegion say.
   [[nodiscard]] Status Open(std::uint32_t position);
+  // A chunk of an earlier kvmd's, whose region is a live one of the domain already; what its slots hold is told by
+  // TierBlocks::Restore. What OwnedMemory::Take and GenerationWriter::Open say.
+  [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Reopen(TierObserver& observer, TierGroup& group, Region& region,
+                                                                 const kvmwire::StoredChunk& stored);
   // Leaves the region to the domain.
   void Close() noexcept;
 
@@ -95,6 +100,9 @@ class TierChunk final : public RegionKeeper {
   // Makes a slot readable and publishes `record`, which has the source's block; false: the index has no room.
   [[nodiscard]] bool Publish(std::uint32_t slot, Generation write, PublishRecord record, std::uint64_t checksum);
   void Unpublish(std::uint32_t slot);
+  // Puts a block that is readable already into the index; false: that has no room.
+  [[nodiscard]] bool PublishAgain(const PublishRecord& record) { return group.domain.PublishKept(*region, record); }
+  bool readable(std::uint32_t slot) const noexcept { return IsReadable(generations_.Current(slot)); }
 
   std::uint64_t bytes() const noexcept { return memory.size(); }
   bool WritableBy(const TierWriter& other) const noexcept { return writer.get() == &other; }

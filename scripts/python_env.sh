@@ -4,11 +4,24 @@
 # index: on a machine without a GPU one with CPU wheels of PyTorch saves gigabytes. PyTorch and
 # vLLM are installed by uv where that index has it, else by pip.
 #
-#   scripts/python_env.sh [--vllm]
+#   scripts/python_env.sh [--vllm] [--no-package]
 #
 # --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints that one.
+# --no-package: what is downloaded alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+with_vllm=no
+package=yes
+for argument in "$@"; do
+  case "$argument" in
+    --vllm) with_vllm=yes ;;
+    --no-package) package=no ;;
+    *)
+      echo "python_env.sh: unknown option $argument" >&2
+      exit 1
+      ;;
+  esac
+done
 environment=build/python-env
 vllm=build/vllm-env
 requirements=tests/python/requirements.txt
@@ -76,10 +89,10 @@ if ! up_to_date "$environment" "$wanted"; then
     fail "the packages of $requirements could not be installed (is the package index reachable? scripts/test.sh --cpp needs none)"
   printf '%s\n' "$wanted" >"$environment/installed"
 fi
-install "$environment" --no-build-isolation --no-deps --no-index ./client/python ||
+[ "$package" = no ] || install "$environment" --no-build-isolation --no-deps --no-index ./client/python ||
   fail "the package in client/python did not build (see above)"
 
-if [ "${1:-}" = --vllm ]; then
+if [ "$with_vllm" = yes ]; then
   wanted=$(printf '%s\n' "$wanted" && cat "${vllm_requirements[@]}")
   if ! up_to_date "$vllm" "$wanted"; then
     echo "making $vllm (once)" >&2

@@ -29,12 +29,13 @@ def start(kvmd, listener, notify_path):
     os.execve(kvmd, [kvmd, "--log-level", "warn"], environment)
 
 
-def expect(notify, state):
-    """The next message but those that store descriptors."""
+def expect(notify, *states):
+    """The next message but those that store descriptors has these lines."""
     message = notify.recv(4096).decode()
     while message.startswith("FDSTORE"):
         message = notify.recv(4096).decode()
-    assert state in message.splitlines(), f"expected {state}, the service manager heard {message!r}"
+    for state in states:
+        assert state in message.splitlines(), f"expected {state}, the service manager heard {message!r}"
 
 
 def main():
@@ -50,7 +51,7 @@ def main():
         pid = start(kvmd, listener, f"{folder}/notify.sock")
         listener.close()
         try:
-            expect(notify, "READY=1")
+            expect(notify, "READY=1", f"STATUS=Listening on {path}")
             subprocess.run([kvctl, "status", "--socket", str(path)], check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
             os.kill(pid, signal.SIGTERM)
             expect(notify, "STOPPING=1")

@@ -3,6 +3,7 @@ set(KVM_DAEMON_TEST_SOURCES
   support/wire_client.cc
   unit/test_block_index.cc
   unit/test_host_cache.cc
+  unit/test_host_cache_writers.cc
   unit/test_kvmd_config.cc
   unit/test_kvmd_connections.cc
   unit/test_kvmd_orphans.cc

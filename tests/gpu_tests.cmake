@@ -22,7 +22,8 @@ if(TARGET kvm_cuda)
     kvm_test(NAME gpu_market_tests LABEL gpu TIMEOUT 600 LIBS kvm_gpu_market
       SOURCES
         gpu/test_exportable_memory.cc
-        gpu/test_gpu_orphans.cc
+        gpu/test_gpu_host_cache.cc
+      gpu/test_gpu_orphans.cc
         gpu/test_market.cc
         gpu/test_market_faults.cc
       PROPERTIES RESOURCE_LOCK gpu)

@@ -2,14 +2,13 @@
 // memcpy of the same number of bytes between two regions; on GPUs: bench_import_gpu.h.
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
 #include "client/kvctl/bench.h"
+#include "client/kvctl/bench_host_cache.h"
 #include "client/kvctl/bench_import_gpu.h"
 #include "client/kvctl/bench_setup.h"
 #include "client/kvctl/block_content.h"
 #include "client/kvctl/exit_codes.h"
-#include "client/kvctl/observer.h"
 #include "client/kvctl/random.h"
 
 namespace kvm::ctl {
@@ -84,7 +83,6 @@ class ImportBench {
 
   // The same import once the publisher has gone, from a kvmd that keeps its blocks.
   Result<Samples> FromHostCache(const CommonOptions& common) {
-    const std::uint64_t room = blocks_ * options_.block_bytes;
     destination_.reset();
     source_.reset();
     client_.reset();
@@ -92,26 +90,9 @@ class ImportBench {
     setup_ = BenchSetup();
     keys_.clear();
     targets_.clear();
-    // A chunk holds whole blocks, so there is a little more of them than the bytes say.
-    const std::vector<std::string> arguments{"--host-cache", std::to_string(room + room / 4 + 64 * options_.block_bytes), "--orphan-ttl-s",
-                                             "0"};
-    if (Status set_up = SetUp(common, arguments); !set_up) return set_up.error();
-    CommonOptions own = common;
-    own.socket = setup_.socket();
-    Result<Observer> observer = Observer::Connect(own.socket, kImportTimeout);
-    if (!observer) return observer.error();
-    for (const Deadline deadline = After(kImportTimeout);;) {
-      const Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
-      if (!status) return status.error();
-      std::uint64_t held = 0;
-      for (const auto& domain : status->domains()) held += domain.host_cache().blocks();
-      if (held >= blocks_) break;
-      if (Status go_on = GoOn(); !go_on) return go_on.error();
-      if (steady_clock::now() >= deadline)
-        return MakeError(Errc::kDeadlineExceeded,
-                         "host cache: " + std::to_string(held) + " of " + std::to_string(blocks_) + " blocks came");
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    if (Status set_up = SetUp(common, HostCacheArguments(blocks_ * options_.block_bytes, options_.block_bytes)); !set_up)
+      return set_up.error();
+    if (Status cached = WaitUntilCached(setup_.socket(), blocks_); !cached) return cached.error();
     publisher_ = Peer();
     Samples seconds;
     // Until the publisher's region has left, some may come from there.

@@ -1,7 +1,10 @@
 #include "client/kvctl/bench_import_gpu.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
+#include "client/kvctl/bench_host_cache.h"
 #include "client/kvctl/bench_rows.h"
 #include "client/kvctl/import_run.h"
 #include "client/kvctl/text.h"
@@ -26,6 +29,7 @@ class GpuImportBench {
                             &GpuImportBench::LatencyRows, &GpuImportBench::SameGpuRow, &GpuImportBench::CheckAll}) {
       if (Status done = (this->*step)(); !done) return done.error();
     }
+    if (Status done = HostCache(common); !done) return done.error();
     Unmeasured("validation_share", "validation's share of an import", Unit::kPercent, 3, true, kElsewhere);
     Unmeasured("gemm_slowdown", "slowdown of a GEMM loop by imports with 16 SMs", Unit::kPercent, std::nullopt, true, kElsewhere);
     BenchReport report("import");
@@ -250,6 +254,16 @@ class GpuImportBench {
   Status SameGpuRow() {
     return Compare({"same_gpu_64k", "same GPU, other process: " + HumanBytes(options_.bytes) + " in scattered 64 KiB chunks", chunks_64k_,
                     same_gpu_, owner(), options_.bytes, 0, Goal(0.9)});
+  }
+
+  // From a kvmd of its own, which keeps the blocks of a process that has ended.
+  Status HostCache(const CommonOptions& common) {
+    std::vector<DeviceUuid> devices{owner()};
+    if (two()) devices.push_back(importer());
+    Result<std::vector<BenchRow>> rows = HostCacheRows(common, options_, devices);
+    if (!rows) return rows.error();
+    std::move(rows->begin(), rows->end(), std::back_inserter(rows_));
+    return {};
   }
 
   // What is timed has to be right, too.

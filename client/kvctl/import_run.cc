@@ -16,9 +16,9 @@ double Seconds(steady_clock::time_point from, steady_clock::time_point to) { ret
 }  // namespace
 
 Result<std::unique_ptr<ImportRun>> ImportRun::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
-                                                    std::vector<DeviceUuid> devices) {
+                                                    std::vector<DeviceUuid> devices, std::vector<std::string> kvmd_arguments) {
   auto run = std::make_unique<ImportRun>();
-  Result<BenchSetup> setup = BenchSetup::Start(common, options, max_entries);
+  Result<BenchSetup> setup = BenchSetup::Start(common, options, max_entries, std::move(kvmd_arguments));
   if (!setup) return setup.error();
   run->setup_ = std::move(*setup);
   run->devices_ = std::move(devices);
@@ -109,6 +109,17 @@ Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Ta
     if (!imported) return imported.error();
   }
   return timing;
+}
+
+Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target& target) {
+  for (const Deadline deadline = After(kImportTimeout); steady_clock::now() < deadline;) {
+    if (Status go_on = GoOn(); !go_on) return go_on;
+    const std::uint64_t before = client_->Stats().blocks_from_host_cache;
+    // A block of the peer's region may be found and be gone by the time it is copied.
+    const Status imported = ImportOnce(source.keys, target, target.blocks, 0, nullptr);
+    if (imported && client_->Stats().blocks_from_host_cache - before == source.blocks) return {};
+  }
+  return MakeError(Errc::kDeadlineExceeded, "host cache: not all blocks were imported from it");
 }
 
 Status ImportRun::Check(const SourceBlocks& source, const Target& target) {

@@ -21,9 +21,11 @@ struct SourceBlocks {
 
 class ImportRun {
  public:
-  // `devices`: GPUs that will be imported to; none for host memory.
+  // `devices`: GPUs that will be imported to; none for host memory. `kvmd_arguments`: further ones of a private kvmd.
   [[nodiscard]] static Result<std::unique_ptr<ImportRun>> Start(const CommonOptions& common, const BenchOptions& options,
-                                                                std::uint64_t max_entries, std::vector<DeviceUuid> devices);
+                                                                std::uint64_t max_entries, std::vector<DeviceUuid> devices,
+                                                                std::vector<std::string> kvmd_arguments = {});
+  const std::string& socket() const noexcept { return setup_.socket(); }
 
   // Starts a peer that holds `bytes` on `owner`; before Connect.
   [[nodiscard]] Result<SourceBlocks> Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
@@ -37,6 +39,9 @@ class ImportRun {
     std::vector<std::uint32_t> blocks;
   };
   [[nodiscard]] Result<Target> Allocate(const DeviceUuid& device, const SourceBlocks& source);
+
+  // Once the peer has ended: imports until every block comes from the host cache. kDeadlineExceeded.
+  [[nodiscard]] Status WaitForHostCacheOnly(const SourceBlocks& source, const Target& target);
 
   struct Timing {
     Samples find_s, import_s, whole_s;

@@ -62,6 +62,12 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
       ->check(CLI::Range(0.0, 1e6));
   command->add_flag("--private", options->private_kvmd, "Run on a kvmd of its own, stopped at the end");
   command->add_option("--kvmd", options->kvmd_program, "The kvmd that --private starts; default: next to kvctl, else from PATH");
+  command->add_option("--host-cache", options->host_cache_bytes, "Host memory in which that one keeps blocks (64G); 0: none")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("0")
+      ->type_name("SIZE");
+  AddChoice(*command, "--host-cache-policy", options->host_cache_policy, Policies(), "Which block of a full host cache leaves",
+            "hit-density");
   command->add_option("--model-id", options->model_id, "Share blocks with other runs of this model id; default: with none");
   command->callback([&common, &action, options] { action = [&common, options] { return RunReplay(common, *options); }; });
 }

@@ -15,7 +15,21 @@ namespace {
 // Regions are preallocated; better to say so here than to have a worker fail.
 Status CheckSizes(const ReplayOptions& options) {
   if (options.block_bytes % 8 != 0) return MakeError(Errc::kInvalidArgument, "--block-bytes has to be a multiple of 8");
+  if (options.host_cache_bytes > 0 && !options.private_kvmd)
+    return MakeError(Errc::kInvalidArgument, "--host-cache is the private kvmd's: add --private");
   return {};
+}
+
+PrivateKvmdOptions KvmdFor(const ReplayOptions& options) {
+  PrivateKvmdOptions kvmd;
+  kvmd.program = options.kvmd_program;
+  const std::uint64_t blocks = std::uint64_t{options.workers} * options.pool_blocks + options.host_cache_bytes / options.block_bytes;
+  kvmd.max_entries = std::max<std::uint64_t>(blocks, 1024);
+  if (options.host_cache_bytes > 0) {
+    kvmd.arguments = {"--host-cache", std::to_string(options.host_cache_bytes), "--host-cache-policy",
+                      std::string(policy::PolicyName(options.host_cache_policy))};
+  }
+  return kvmd;
 }
 
 }  // namespace
@@ -30,10 +44,7 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
   PrivateKvmd kvmd;
   std::string socket = common.socket;
   if (options.private_kvmd) {
-    PrivateKvmdOptions kvmd_options;
-    kvmd_options.program = options.kvmd_program;
-    kvmd_options.max_entries = std::max<std::uint64_t>(std::uint64_t{options.workers} * options.pool_blocks, 1024);
-    Result<PrivateKvmd> started = PrivateKvmd::Start(kvmd_options);
+    Result<PrivateKvmd> started = PrivateKvmd::Start(KvmdFor(options));
     if (!started) return Fail(started.error());
     kvmd = std::move(*started);
     socket = kvmd.socket();

@@ -35,14 +35,17 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
   double prefill_us_per_token = 33;
   bool private_kvmd = false;
   std::string kvmd_program;
-  std::string model_id;  // empty: a model of this run alone
+  std::uint64_t host_cache_bytes = 0;                                      // of the private kvmd
+  policy::PolicyKind host_cache_policy = policy::PolicyKind::kHitDensity;  // by which that is recycled
+  std::string model_id;                                                    // empty: a model of this run alone
 };
 
 struct ReplayReport {
   std::uint64_t requests = 0;
   std::uint64_t blocks_total = 0;
-  std::uint64_t blocks_local = 0;     // of the hit blocks, in the worker's own pool
-  std::uint64_t blocks_imported = 0;  // of the hit blocks, copied from a peer and validated
+  std::uint64_t blocks_local = 0;            // of the hit blocks, in the worker's own pool
+  std::uint64_t blocks_imported = 0;         // of the hit blocks, copied from a peer or the host cache and validated
+  std::uint64_t blocks_from_host_cache = 0;  // of the imported ones
   std::uint64_t tokens_total = 0, tokens_saved = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0
@@ -50,7 +53,9 @@ struct ReplayReport {
   std::uint64_t failed_import_blocks = 0;  // computed instead
   std::uint64_t flush_failures = 0;
   std::uint64_t evictions = 0, publishes_refused = 0, publishes_deferred = 0;
-  std::uint64_t blocks_hit_alone = 0;  // by a pool of the same size that shares nothing
+  std::uint64_t blocks_stowed = 0;                     // copied to the host cache
+  std::uint64_t stows_dropped = 0, stows_refused = 0;  // reused before they were; no room for them
+  std::uint64_t blocks_hit_alone = 0;                  // by a pool of the same size that shares nothing
   Samples keys_us, find_us, import_us, publish_us, flush_us;
   Samples ttft_ms, ttft_alone_ms;  // modelled
   double wall_s = 0;

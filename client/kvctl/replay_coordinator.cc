@@ -252,6 +252,10 @@ class Coordinator {
       report_.evictions += summary->evictions;
       report_.publishes_refused += summary->publishes_refused;
       report_.publishes_deferred += summary->publishes_deferred;
+      report_.blocks_from_host_cache += summary->blocks_from_host_cache;
+      report_.blocks_stowed += summary->blocks_stowed;
+      report_.stows_dropped += summary->stows_dropped;
+      report_.stows_refused += summary->stows_refused;
     }
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       if (!workers_[i]->process.WaitFor(kExitGrace)) return WorkerError(i, MakeError(Errc::kSystem, "does not end"));

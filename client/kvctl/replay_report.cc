@@ -21,6 +21,8 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"workers", options.workers},
           {"pool_blocks", options.pool_blocks},
           {"policy", policy::PolicyName(options.policy)},
+          {"host_cache_bytes", options.host_cache_bytes},
+          {"host_cache_policy", policy::PolicyName(options.host_cache_policy)},
           {"block_bytes", options.block_bytes},
           {"block_tokens", options.block_tokens},
           {"routing", RoutingName(options.routing)},
@@ -31,6 +33,7 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"blocks_hit", report.blocks_hit()},
           {"blocks_local", report.blocks_local},
           {"blocks_imported", report.blocks_imported},
+          {"blocks_from_host_cache", report.blocks_from_host_cache},
           {"blocks_computed", report.blocks_total - report.blocks_hit()},
           {"hit_ratio", Ratio(report.blocks_hit(), report.blocks_total)},
           {"blocks_hit_without_sharing", report.blocks_hit_alone},
@@ -46,6 +49,9 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"evictions", report.evictions},
           {"publishes_refused", report.publishes_refused},
           {"publishes_deferred", report.publishes_deferred},
+          {"blocks_stowed", report.blocks_stowed},
+          {"stows_dropped", report.stows_dropped},
+          {"stows_refused", report.stows_refused},
           {"keys_us", Percentiles(report.keys_us)},
           {"find_us", Percentiles(report.find_us)},
           {"import_us", Percentiles(report.import_us)},
@@ -70,6 +76,10 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
                            FormatFixed(report.wall_s, 2) + " s");
   head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each, " +
                         std::string(policy::PolicyName(options.policy)) + "; " + HumanCount(report.evictions) + " evictions");
+  if (options.host_cache_bytes > 0) {
+    head.Add("host cache", HumanBytes(options.host_cache_bytes) + ", " + std::string(policy::PolicyName(options.host_cache_policy)) + "; " +
+                               HumanCount(report.blocks_stowed) + " blocks stowed");
+  }
   head.Add("backend", memory.Describe() + (memory.devices.size() > 1 ? "; workers in turn" : ""));
   head.Print(std::cout);
   std::cout << '\n';
@@ -78,6 +88,8 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   blocks.Add({"hit", HumanCount(report.blocks_hit()), share(report.blocks_hit())});
   blocks.Add({"  local", HumanCount(report.blocks_local), share(report.blocks_local)});
   blocks.Add({"  imported", HumanCount(report.blocks_imported), share(report.blocks_imported)});
+  if (options.host_cache_bytes > 0)
+    blocks.Add({"    from the host cache", HumanCount(report.blocks_from_host_cache), share(report.blocks_from_host_cache)});
   blocks.Add({"computed", HumanCount(report.blocks_total - report.blocks_hit()), share(report.blocks_total - report.blocks_hit())});
   blocks.Add({"total", HumanCount(report.blocks_total), share(report.blocks_total)});
   blocks.Add({"hit without sharing", HumanCount(report.blocks_hit_alone), share(report.blocks_hit_alone)});
@@ -110,6 +122,8 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   tail.Add("mismatched blocks", HumanCount(report.mismatched_blocks));
   if (report.flush_failures > 0) tail.Add("publishes not confirmed", HumanCount(report.flush_failures));
   if (report.publishes_refused > 0) tail.Add("publishes refused", HumanCount(report.publishes_refused));
+  if (report.stows_dropped + report.stows_refused > 0)
+    tail.Add("not stowed", HumanCount(report.stows_dropped) + " reused before, " + HumanCount(report.stows_refused) + " without room");
   for (const std::string& reason : report.unmapped) tail.Add("can't import from all", Printable(reason));
   tail.Print(std::cout);
 }

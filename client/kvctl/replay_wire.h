@@ -78,6 +78,7 @@ struct WorkerSummary {
   FixedText<512> failure;
   std::uint64_t evictions = 0;
   std::uint64_t publishes_refused = 0, publishes_deferred = 0;
+  std::uint64_t blocks_from_host_cache = 0, blocks_stowed = 0, stows_dropped = 0, stows_refused = 0;
 };
 
 }  // namespace kvm::ctl

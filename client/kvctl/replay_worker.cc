@@ -103,6 +103,10 @@ class Worker {
     summary.evictions = pool_.evictions();
     summary.publishes_refused = stats.publishes_refused;
     summary.publishes_deferred = stats.publishes_deferred;
+    summary.blocks_from_host_cache = stats.blocks_from_host_cache;
+    summary.blocks_stowed = stats.blocks_stowed;
+    summary.stows_dropped = stats.stows_dropped;
+    summary.stows_refused = stats.stows_refused;
     return summary;
   }
 

@@ -39,7 +39,7 @@ HitDensityPolicy::HitDensityPolicy(std::uint32_t capacity)
       nodes_(std::max(kRememberedPerSlot * capacity, kMinRemembered) + capacity + kDropped),
       node_of_(capacity, kNil),
       table_(nodes_.size()),
-      leaves_(kLists) {
+      leaves_(kLists, capacity) {
   const std::uint64_t every = std::bit_floor(std::max<std::uint64_t>(1, nodes_.size() / kSampledNodes));
   sample_mask_ = static_cast<std::uint32_t>(every - 1);
   for (std::uint32_t node = 0; node < nodes_.size(); ++node) PushBack(free_, node, LinksOf());
@@ -49,22 +49,28 @@ HitDensityPolicy::HitDensityPolicy(std::uint32_t capacity)
 
 void HitDensityPolicy::OnRequest(std::span<const Block> path) {
   path_.clear();
-  path_keys_.clear();
   path_at_ = 0;
   last_used_ = kNil;
   for (const Block& block : path) table_.Prefetch(block.key);
   for (const Block& block : path) {
-    const std::uint32_t node = table_.Candidate(block.key);
-    if (node != kNil) __builtin_prefetch(&nodes_[node], 1);
+    Fetch(table_.Candidate(block.key));
   }
   std::uint64_t unknown = 0, leading = 0, leading_lru = 0;
   for (const Block& block : path) {
     const std::uint32_t node = table_.Find(block.key, KeyOf());
-    if (node == kNil) ++unknown;
+    if (node == kNil) {
+      ++unknown;
+    } else {
+      const Node& known = nodes_[node];
+      if (known.slot != kNoSlot) __builtin_prefetch(&node_of_[known.slot]);
+      Fetch(known.use.newer);
+      Fetch(known.use.older);
+      Fetch(known.links.newer);
+      Fetch(known.links.older);
+    }
     if (leading == path_.size() && Resident(node)) ++leading;
     if (leading_lru == path_.size() && node != kNil && nodes_[node].in_lru) ++leading_lru;
-    path_.push_back({node, kNil, false});
-    path_keys_.push_back(block.key);
+    path_.push_back({block.key, node});
   }
   growth_ = static_cast<std::uint8_t>(ReuseModel::GrowthLevel(unknown));
   UpdateGuard(leading, leading_lru, path.size());
@@ -88,9 +94,10 @@ double HitDensityPolicy::BlocksOfRequest() const {
   return requests_ == 0 ? kFewBlocks : static_cast<double>(asked_) / static_cast<double>(requests_);
 }
 
-HitDensityPolicy::Use HitDensityPolicy::FindUse(Key key, Key parent) {
-  Use use;
-  if (path_at_ < path_.size() && path_keys_[path_at_] == key) {
+// Into `use` field by field: returned as a whole, it would be loaded wider than it was stored, which waits for every store
+// before it.
+void HitDensityPolicy::FindUse(Key key, Key parent, Use& use) {
+  if (path_at_ < path_.size() && path_[path_at_].key == key) {
     use.node = path_[path_at_].node;
     use.parent = path_at_ > 0 ? last_used_ : kNil;
     use.end = ++path_at_ == path_.size();
@@ -100,15 +107,16 @@ HitDensityPolicy::Use HitDensityPolicy::FindUse(Key key, Key parent) {
   }
   // Dropped, or made, since OnRequest.
   if (use.node == kNil || nodes_[use.node].key != key) use.node = table_.Find(key, KeyOf());
-  return use;
 }
 
 void HitDensityPolicy::OnInsert(Slot slot, const Block& block) {
-  Use use = FindUse(block.key, block.parent);
+  Use use;
+  FindUse(block.key, block.parent, use);
   const bool known = use.node != kNil;
   if (!known) {
     use.node = MakeNode(block.key, use.parent);
   } else {
+    if (fetched_ == use.node) fetched_ = nodes_[use.node].links.newer;
     Unlink(remembered_, use.node, LinksOf());
     if (nodes_[use.node].in_lru) {
       --absent_;
@@ -127,7 +135,8 @@ void HitDensityPolicy::OnInsert(Slot slot, const Block& block) {
 
 void HitDensityPolicy::OnHit(Slot slot) {
   const std::uint32_t at = node_of_[slot];
-  Use use = FindUse(nodes_[at].key, kNoKey);
+  Use use;
+  FindUse(nodes_[at].key, kNoKey, use);
   use.node = at;
   if (nodes_[at].parent != kNil) use.parent = nodes_[at].parent;
   Count(use, true);
@@ -142,16 +151,17 @@ void HitDensityPolicy::OnHit(Slot slot) {
 }
 
 void HitDensityPolicy::OnErase(Slot slot) {
-  const std::uint32_t at = node_of_[slot];
+  const bool chosen = chosen_ != kNil && nodes_[chosen_].slot == slot;
+  const std::uint32_t at = chosen ? chosen_ : node_of_[slot];
   Node& node = nodes_[at];
-  if (slot == chosen_) {
+  if (chosen) {
     if (node.in_lru) ++absent_;
   } else {
     // It went by itself: an LRU tier would have lost it, too.
     RemoveFromUse(at);
     PushBack(by_use_, at, UseLinksOf());
   }
-  chosen_ = kNoSlot;
+  chosen_ = kNil;
   if (node.children == 0) Delist(at);
   node_of_[slot] = kNoSlot;
   node.slot = kNoSlot;
@@ -160,74 +170,8 @@ void HitDensityPolicy::OnErase(Slot slot) {
   PushFront(remembered_, at, LinksOf());
 }
 
-Slot HitDensityPolicy::ChooseVictim() {
-  if (aged_at_ != now_) MoveAgedLeaves();
-  chosen_ = follow_lru_ ? OldestResident() : WorstLeaf();
-  if (chosen_ != kNoSlot && !IsLeaf(chosen_)) chosen_ = WorstLeaf();
-  // Keys that name each other as parents have no leaf.
-  if (chosen_ == kNoSlot) chosen_ = OldestResident();
-  return chosen_;
-}
-
-Slot HitDensityPolicy::WorstLeaf() {
-  for (;;) {
-    const std::uint32_t list = leaves_.First();
-    if (list == kNil) return kNoSlot;
-    const std::uint32_t at = leaves_[list].back;
-    if (list != kOrphans || !Resident(nodes_[at].parent)) return nodes_[at].slot;
-    // Its parent came back.
-    Delist(at);
-    Enlist(at, true);
-  }
-}
-
-Slot HitDensityPolicy::OldestResident() {
-  if (resident_back_ == kNil) resident_back_ = by_use_.back;
-  while (resident_back_ != kNil && !Resident(resident_back_)) resident_back_ = nodes_[resident_back_].use.newer;
-  return resident_back_ == kNil ? kNoSlot : nodes_[resident_back_].slot;
-}
-
-Slot HitDensityPolicy::ChooseVictimAmong(const Evictable& evictable) {
-  const Slot first = ChooseVictim();
-  if (first == kNoSlot || evictable(first)) return first;
-  chosen_ = follow_lru_ ? OldestAmong(evictable, true) : WorstLeafAmong(evictable);
-  if (chosen_ == kNoSlot) chosen_ = OldestAmong(evictable, false);
-  return chosen_;
-}
-
-Slot HitDensityPolicy::WorstLeafAmong(const Evictable& evictable) {
-  Slot found = kNoSlot;
-  std::uint32_t looked = 0;
-  leaves_.ForEachFilled([&](std::uint32_t list) {
-    for (std::uint32_t at = leaves_[list].back; at != kNil && found == kNoSlot && looked < kMaxVictimsLookedAt;
-         at = nodes_[at].links.newer) {
-      ++looked;
-      // An orphan whose parent came back is none any more.
-      if (list == kOrphans && Resident(nodes_[at].parent)) continue;
-      if (evictable(nodes_[at].slot)) found = nodes_[at].slot;
-    }
-  });
-  return found;
-}
-
-Slot HitDensityPolicy::OldestAmong(const Evictable& evictable, bool leaves_only) {
-  std::uint32_t looked = 0;
-  static_cast<void>(OldestResident());
-  for (std::uint32_t at = resident_back_; at != kNil && looked < kMaxVictimsLookedAt; at = nodes_[at].use.newer, ++looked) {
-    if (!Resident(at) || (leaves_only && nodes_[at].list == kNoList)) continue;
-    if (evictable(nodes_[at].slot)) return nodes_[at].slot;
-  }
-  return kNoSlot;
-}
-
-double HitDensityPolicy::Worth(Slot slot) const { return WorthOfList(nodes_[node_of_[slot]].list); }
-
-double HitDensityPolicy::WorthOfList(std::uint32_t list) const {
-  return list == kOrphans ? -1 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
-}
-
 std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
-  if (free_.empty()) DropOldestRemembered();
+  free_.empty() ? DropOldestRemembered() : FetchNextDropped();
   const std::uint32_t at = free_.front;
   Unlink(free_, at, LinksOf());
   Node& node = nodes_[at];
@@ -254,10 +198,6 @@ void HitDensityPolicy::DropOldestRemembered() {
       at = remembered_.back;
     }
     Unlink(remembered_, at, LinksOf());
-    const Node& node = nodes_[at];
-    table_.Prefetch(node.key);
-    if (node.use.newer != kNil) __builtin_prefetch(&nodes_[node.use.newer], 1);
-    if (node.use.older != kNil) __builtin_prefetch(&nodes_[node.use.older], 1);
   }
   for (const std::uint32_t at : dropped) {
     Node& node = nodes_[at];
@@ -267,6 +207,18 @@ void HitDensityPolicy::DropOldestRemembered() {
     node.key = kNoKey;
     PushFront(free_, at, LinksOf());
   }
+  fetched_ = remembered_.back;
+}
+
+// One step for each block that is made, so that those of the next drop have come by then.
+void HitDensityPolicy::FetchNextDropped() {
+  if (fetched_ == kNil) return;
+  const Node& node = nodes_[fetched_];
+  table_.Prefetch(node.key);
+  Fetch(node.use.newer);
+  Fetch(node.use.older);
+  fetched_ = node.links.newer;
+  Fetch(fetched_);
 }
 
 // A block was used: ends its wait and begins the next one.
@@ -286,7 +238,7 @@ void HitDensityPolicy::Count(const Use& use, bool known) {
   node.end = use.end;
   if (use.parent != kNil && nodes_[use.parent].end) {
     nodes_[use.parent].end = false;
-    if (nodes_[use.parent].list != kNoList) {
+    if (nodes_[use.parent].run != kNil) {
       Delist(use.parent);
       Enlist(use.parent, true);
     }
@@ -317,6 +269,7 @@ void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
   Node& out = nodes_[lru_back_];
   out.in_lru = false;
   lru_back_ = out.use.newer;
+  if (lru_back_ != kNil) Fetch(nodes_[lru_back_].use.newer);  // leaves after the next one
   --lru_size_;
   ++lru_left_;
   // The one that is used now has its slot, though nobody could see it yet.
@@ -334,42 +287,11 @@ void HitDensityPolicy::RemoveFromUse(std::uint32_t at) {
   Unlink(by_use_, at, UseLinksOf());
 }
 
-void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
-  Node& node = nodes_[at];
-  const bool orphan = !node.first && !Resident(node.parent);
-  // A prefix is cut block by block: what the next cut looks at.
-  if (node.parent != kNil && nodes_[node.parent].parent != kNil) __builtin_prefetch(&nodes_[nodes_[node.parent].parent], 1);
-  node.list = orphan ? kOrphans : static_cast<std::uint16_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
-  leaves_.Add(node.list, at, front, LinksOf());
-}
-
-void HitDensityPolicy::Delist(std::uint32_t at) {
-  leaves_.Remove(nodes_[at].list, at, LinksOf());
-  nodes_[at].list = kNoList;
-}
-
-// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list. Those that have
-// grown too old for their list are at its back, then.
-void HitDensityPolicy::MoveAgedLeaves() {
-  aged_at_ = now_;
-  leaves_.ForEachFilled([this](std::uint32_t list) {
-    if (list == kOrphans) return;
-    const std::uint32_t age = (list - 1) % ReuseModel::kAges;
-    while (!leaves_[list].empty()) {
-      const std::uint32_t at = leaves_[list].back;
-      Node& node = nodes_[at];
-      if (AgeOf(node) <= age) break;
-      leaves_.Remove(list, at, LinksOf());
-      // Not Enlist: whether its parent is there costs another line of memory and has not changed for most.
-      node.list = static_cast<std::uint16_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
-      leaves_.Add(node.list, at, true, LinksOf());
-    }
-  });
-}
-
 void HitDensityPolicy::UpdateModel() {
   model_.Begin();
-  for (std::uint64_t at = 0; at < nodes_.size(); at += sample_mask_ + 1) {
+  const std::uint64_t step = std::uint64_t{sample_mask_} + 1;
+  for (std::uint64_t at = 0; at < nodes_.size(); at += step) {
+    __builtin_prefetch(&nodes_[std::min(at + 8 * step, nodes_.size() - 1)]);
     const Node& node = nodes_[at];
     if (node.key != kNoKey) model_.Waiting(ClassOf(node), AgeOf(node));
   }

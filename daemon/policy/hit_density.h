@@ -2,7 +2,7 @@
 //
 // Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks whose
 // parent is not there go first of all. The policy remembers four times the capacity of blocks that left (at
-// least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 420
+// least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 400
 // bytes a slot in all, more for tiers below 4,096 blocks.
 //
 // Guard, which makes a loss against LRU small, not impossible: all blocks known, resident or remembered, are kept in
@@ -45,29 +45,34 @@ class HitDensityPolicy final : public EvictionPolicy {
   std::uint64_t hits() const noexcept { return hits_; }
   std::uint64_t lru_hits() const noexcept { return lru_hits_; }  // of an LRU tier of this capacity
   bool follows_lru() const noexcept { return follow_lru_; }
-  bool IsLeaf(Slot slot) const { return nodes_[node_of_[slot]].list != kNoList; }
+  bool IsLeaf(Slot slot) const { return nodes_[node_of_[slot]].run != kNil; }
   double Worth(Slot slot) const;  // of a leaf: the least one leaves, unless LRU is followed
 
  private:
-  static constexpr std::uint16_t kNoList = 0xFFFF;
-  static constexpr std::uint16_t kOrphans = 0;  // leaves whose parent is not resident
+  static constexpr std::uint32_t kOrphans = 0;  // leaves whose parent is not resident
   static constexpr std::uint32_t kLists = 1 + ReuseModel::kClasses * ReuseModel::kAges;
 
-  struct Node {
+  struct alignas(64) Node {       // a line of memory
     Key key = kNoKey;             // kNoKey: not in use
     std::uint32_t parent = kNil;  // of a resident block; kNil: none, or not known
     std::uint32_t children = 0;   // resident ones
     Slot slot = kNoSlot;          // kNoSlot: remembered only
     std::uint32_t used_at = 0;    // in units
-    Links links;                  // in a leaf list, remembered_ or free_
+    std::uint32_t run = kNil;     // of leaves_; kNil: it is none
+    Links links;                  // in that run, remembered_ or free_
     Links use;                    // in by_use_
-    std::uint16_t list = kNoList;
-    std::uint8_t turns = 0;   // saturating
-    std::uint8_t forks = 0;   // different children seen, saturating
-    std::uint8_t growth = 0;  // level
-    bool first = false;       // of its prefix
+    std::uint8_t turns = 0;       // saturating
+    std::uint8_t forks = 0;       // different children seen, saturating
+    std::uint8_t growth = 0;      // level
+    bool first = false;           // of its prefix
     bool end = false;
     bool in_lru = false;
+  };
+
+  // A block of the request that is being reported.
+  struct Asked {
+    Key key = kNoKey;
+    std::uint32_t node = kNil;
   };
 
   // One use of a block.
@@ -86,14 +91,18 @@ class HitDensityPolicy final : public EvictionPolicy {
   auto KeyOf() const {
     return [this](std::uint32_t node) { return nodes_[node].key; };
   }
+  void Fetch(std::uint32_t node) const {
+    if (node != kNil) __builtin_prefetch(&nodes_[node], 1);
+  }
   bool Resident(std::uint32_t node) const { return node != kNil && nodes_[node].slot != kNoSlot; }
   std::uint32_t ClassOf(const Node& node) const { return ReuseModel::Class(ReuseModel::TurnLevel(node.turns), node.growth, node.end); }
   std::uint32_t AgeOf(const Node& node) const { return ReuseModel::Age(now_ - node.used_at); }
   bool Sampled(std::uint32_t node) const noexcept { return (node & sample_mask_) == 0; }
 
-  Use FindUse(Key key, Key parent);
+  void FindUse(Key key, Key parent, Use& use);
   std::uint32_t MakeNode(Key key, std::uint32_t parent);
   void DropOldestRemembered();
+  void FetchNextDropped();
   void Count(const Use& use, bool known);
   void MoveToFrontOfUse(const Use& use, bool known);
   void RemoveFromUse(std::uint32_t node);
@@ -104,10 +113,10 @@ class HitDensityPolicy final : public EvictionPolicy {
   void UpdateGuard(std::uint64_t leading, std::uint64_t leading_lru, std::uint64_t blocks);
   double WorthOfList(std::uint32_t list) const;
   double BlocksOfRequest() const;
-  Slot OldestResident();
-  Slot WorstLeaf();
-  Slot WorstLeafAmong(const Evictable& evictable);
-  Slot OldestAmong(const Evictable& evictable, bool leaves_only);
+  std::uint32_t OldestResident();
+  std::uint32_t WorstLeaf();
+  std::uint32_t WorstLeafAmong(const Evictable& evictable);
+  std::uint32_t OldestAmong(const Evictable& evictable, bool leaves_only);
 
   const std::uint32_t capacity_;
   const std::uint32_t unit_;  // uses in a unit of age
@@ -120,14 +129,14 @@ class HitDensityPolicy final : public EvictionPolicy {
   HugeVector<std::uint32_t> node_of_;  // [capacity]
   KeyTable table_;
   ListEnds free_, remembered_, by_use_;
+  std::uint32_t fetched_ = kNil;  // how far FetchNextDropped has come in remembered_
   std::uint32_t resident_back_ = kNil;
   std::uint32_t lru_back_ = kNil, lru_size_ = 0;
   RankedLists leaves_;
   ReuseModel model_;
 
   // The request that is being reported.
-  std::vector<Use> path_;
-  std::vector<Key> path_keys_;
+  std::vector<Asked> path_;
   std::size_t path_at_ = 0;
   std::uint8_t growth_ = 0;
   std::uint32_t last_used_ = kNil;
@@ -138,7 +147,7 @@ class HitDensityPolicy final : public EvictionPolicy {
   double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU tier had, blocks that left it
   double missed_ = 0, spared_ = 0;      // what became of those: used while LRU had them, or left LRU as well
   bool follow_lru_ = false;
-  Slot chosen_ = kNoSlot;  // by ChooseVictim
+  std::uint32_t chosen_ = kNil;  // node, by ChooseVictim
 };
 
 }  // namespace kvm::policy

@@ -1,4 +1,4 @@
-// Key → index of a node that holds the key. Open addressing with linear probing, at most half full, deletion by
+// Key → index of a node that holds the key. Open addressing with linear probing, at most two thirds full, deletion by
 // shifting back. The table keeps 32 bits of each key beside the index, so that nodes are rarely looked at in vain.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace kvm::policy {
 
 class KeyTable {
  public:
-  explicit KeyTable(std::uint64_t max_keys) : entries_(std::bit_ceil(2 * max_keys + 2)), mask_(entries_.size() - 1) {}
+  explicit KeyTable(std::uint64_t max_keys) : entries_(std::bit_ceil(max_keys + max_keys / 2 + 2)), mask_(entries_.size() - 1) {}
 
   // `key_of(index)` gives a node's key. kNil: not there.
   template <class KeyOf>

@@ -42,9 +42,10 @@ void InsertBehind(ListEnds& list, std::uint32_t newer, std::uint32_t node, Links
 
 template <class LinksOf>
 void Unlink(ListEnds& list, std::uint32_t node, LinksOf&& links) {
-  const Links at = links(node);
-  (at.newer == kNil ? list.front : links(at.newer).older) = at.older;
-  (at.older == kNil ? list.back : links(at.older).newer) = at.newer;
+  // Each by itself: one load of both would wait until stores to either have reached the cache.
+  const std::uint32_t newer = links(node).newer, older = links(node).older;
+  (newer == kNil ? list.front : links(newer).older) = older;
+  (older == kNil ? list.back : links(older).newer) = newer;
 }
 
 }  // namespace kvm::policy

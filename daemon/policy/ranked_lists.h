@@ -1,10 +1,14 @@
 // A fixed number of lists in an order of rank; finds the first one that holds something.
+//
+// A list is made of runs: neighbours that were added with the same stamp (when they were used, say). A run knows which
+// list it is in, so that it moves from one list to another without a look at what it holds.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "daemon/policy/linked_list.h"
@@ -13,12 +17,18 @@ namespace kvm::policy {
 
 class RankedLists {
  public:
-  explicit RankedLists(std::uint32_t count) : lists_(count), rank_of_(count), at_rank_(count), filled_((count + 63) / 64) {
+  // `max_nodes` that are in a list at a time.
+  RankedLists(std::uint32_t count, std::uint32_t max_nodes) : lists_(count), rank_of_(count), at_rank_(count), filled_((count + 63) / 64) {
     std::iota(rank_of_.begin(), rank_of_.end(), 0u);
     std::iota(at_rank_.begin(), at_rank_.end(), 0u);
+    runs_.reserve(max_nodes);  // few are ever made: most nodes share one
   }
 
-  const ListEnds& operator[](std::uint32_t list) const { return lists_[list]; }
+  bool empty(std::uint32_t list) const { return lists_[list].empty(); }
+  std::uint32_t Back(std::uint32_t list) const { return runs_[lists_[list].back].nodes.back; }
+  std::uint32_t ListOf(std::uint32_t run) const { return runs_[run].list; }
+  // Of the run at the back.
+  std::uint32_t BackStamp(std::uint32_t list) const { return runs_[lists_[list].back].stamp; }
 
   // kNil: all are empty.
   std::uint32_t First() const {
@@ -28,7 +38,7 @@ class RankedLists {
     return kNil;
   }
 
-  // Each list that holds something; `visit` may move nodes between lists.
+  // Each list that holds something; `visit` may move runs between lists.
   template <class Visit>
   void ForEachFilled(Visit&& visit) {
     for (std::size_t word = 0; word < filled_.size(); ++word) {
@@ -38,15 +48,41 @@ class RankedLists {
     }
   }
 
-  template <class LinksOf>
-  void Add(std::uint32_t list, std::uint32_t node, bool front, LinksOf&& links) {
-    front ? PushFront(lists_[list], node, links) : PushBack(lists_[list], node, links);
-    filled_[rank_of_[list] / 64] |= std::uint64_t{1} << rank_of_[list] % 64;
+  // From the back to the front, while `visit(node)` is true.
+  template <class Visit, class LinksOf>
+  void ForEachFromBack(std::uint32_t list, Visit&& visit, LinksOf&& links) const {
+    for (std::uint32_t run = lists_[list].back; run != kNil; run = runs_[run].links.newer) {
+      for (std::uint32_t node = runs_[run].nodes.back; node != kNil; node = links(node).newer) {
+        if (!visit(node)) return;
+      }
+    }
   }
+
+  // The run that the node is in from now on, until Remove.
   template <class LinksOf>
-  void Remove(std::uint32_t list, std::uint32_t node, LinksOf&& links) {
-    Unlink(lists_[list], node, links);
-    if (lists_[list].empty()) filled_[rank_of_[list] / 64] &= ~(std::uint64_t{1} << rank_of_[list] % 64);
+  [[nodiscard]] std::uint32_t Add(std::uint32_t list, std::uint32_t node, std::uint32_t stamp, bool front, LinksOf&& links) {
+    std::uint32_t run = front ? lists_[list].front : lists_[list].back;
+    if (run == kNil || runs_[run].stamp != stamp) {
+      run = MakeRun(stamp);
+      AddRun(list, run, front);
+    }
+    front ? PushFront(runs_[run].nodes, node, links) : PushBack(runs_[run].nodes, node, links);
+    return run;
+  }
+
+  template <class LinksOf>
+  void Remove(std::uint32_t run, std::uint32_t node, LinksOf&& links) {
+    Unlink(runs_[run].nodes, node, links);
+    if (!runs_[run].nodes.empty()) return;
+    RemoveRun(run);
+    runs_[run].links.older = std::exchange(free_, run);
+  }
+
+  // The run at the back of a list that holds something, to the front of another.
+  void MoveBackRun(std::uint32_t from, std::uint32_t to) {
+    const std::uint32_t run = lists_[from].back;
+    RemoveRun(run);
+    AddRun(to, run, true);
   }
 
   // Rank by rising worth(list); equal ones in the order of their numbers.
@@ -64,9 +100,47 @@ class RankedLists {
   }
 
  private:
-  std::vector<ListEnds> lists_;
+  struct Run {
+    ListEnds nodes;
+    Links links;  // in a list
+    std::uint32_t list = 0;
+    std::uint32_t stamp = 0;
+  };
+
+  auto LinksOfRun() {
+    return [this](std::uint32_t run) -> Links& { return runs_[run].links; };
+  }
+
+  std::uint32_t MakeRun(std::uint32_t stamp) {
+    std::uint32_t run = free_;
+    if (run == kNil) {
+      run = static_cast<std::uint32_t>(runs_.size());
+      runs_.emplace_back();
+    } else {
+      free_ = runs_[run].links.older;
+    }
+    runs_[run].nodes = {};
+    runs_[run].stamp = stamp;
+    return run;
+  }
+
+  void AddRun(std::uint32_t list, std::uint32_t run, bool front) {
+    runs_[run].list = list;
+    front ? PushFront(lists_[list], run, LinksOfRun()) : PushBack(lists_[list], run, LinksOfRun());
+    filled_[rank_of_[list] / 64] |= std::uint64_t{1} << rank_of_[list] % 64;
+  }
+
+  void RemoveRun(std::uint32_t run) {
+    const std::uint32_t list = runs_[run].list;
+    Unlink(lists_[list], run, LinksOfRun());
+    if (lists_[list].empty()) filled_[rank_of_[list] / 64] &= ~(std::uint64_t{1} << rank_of_[list] % 64);
+  }
+
+  std::vector<ListEnds> lists_;  // of runs
   std::vector<std::uint32_t> rank_of_, at_rank_;
   std::vector<std::uint64_t> filled_;  // bit `rank`: the list holds something
+  std::vector<Run> runs_;
+  std::uint32_t free_ = kNil;  // a chain of runs, by `older`
 };
 
 }  // namespace kvm::policy

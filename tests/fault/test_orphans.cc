@@ -114,7 +114,9 @@ TEST_CASE("Orphans: what can't be adopted is refused with the reason", "[fault]"
   const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
   const Deadline soon = After(std::chrono::seconds(10));
   KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("nobody"), soon), Errc::kNotFound, "nobody");
-  KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("worker"), soon), Errc::kAlreadyExists, "belongs to");
+  KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("worker"), soon), Errc::kAlreadyExists, "has it");
+  RemoteWorker other({.socket = kvmd.socket(), .name = "other"});
+  KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("other"), soon), Errc::kAlreadyExists, "belongs to");
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
   victim.Publish("a:4", 0);
   victim.Kill();

@@ -79,3 +79,30 @@ TEST_CASE("kvctl replay: workers that share and whose pools keep parts of a pref
   CHECK(sandbox.Run("replay --private --workload chat --policy clock").code == 1);
   CHECK(sandbox.NothingLeft());
 }
+
+TEST_CASE("kvctl replay: with a host cache small pools hit more, and every block is right", "[integration]") {
+  const Sandbox sandbox;
+  const std::string replay =
+      "replay --json --private --backend host --workload chat --requests 400 --seed 4 --workers 2 --in-order "
+      "--pool-blocks 300 --block-bytes 4096";
+  const Sandbox::Output without = sandbox.Run(replay);
+  REQUIRE(without.code == 0);
+  CHECK(Number(without.Json(), "blocks_from_host_cache") == 0);
+  CHECK(Number(without.Json(), "blocks_stowed") == 0);
+  for (const policy::PolicyKind kind : policy::kAllPolicies) {
+    const std::string name(policy::PolicyName(kind));
+    INFO(name);
+    const Sandbox::Output with = sandbox.Run(replay + " --host-cache 64M --host-cache-policy " + name);
+    INFO(with.err);
+    REQUIRE(with.code == 0);
+    const boost::json::value report = with.Json();
+    CHECK(Text(report, "host_cache_policy") == name);
+    CHECK(Number(report, "mismatched_blocks") == 0);
+    CHECK(Number(report, "blocks_stowed") > 0);
+    CHECK(Number(report, "blocks_from_host_cache") > 0);
+    CHECK(Number(report, "blocks_hit") > Number(without.Json(), "blocks_hit"));
+  }
+  const Sandbox::Output refused = sandbox.Run("replay --workload chat --host-cache 64M");
+  CHECK(refused.code == 1);
+  CHECK(refused.err.find("--private") != std::string::npos);
+}

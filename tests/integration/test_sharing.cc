@@ -304,6 +304,11 @@ TEST_CASE("Sharing: an import with wrong arguments is refused and touches nothin
   KVM_CHECK_ERROR(reader->client().Import(match, reader->region(), Blocks{0, 1}), Errc::kInvalidArgument, "3 blocks");
   KVM_CHECK_ERROR(reader->client().Import(match, reader->region(), Blocks{0, 1, 64}), Errc::kInvalidArgument, "64");
   KVM_CHECK_ERROR(reader->client().Import(match, reader->region(), Blocks{0, 1, 0}), Errc::kInvalidArgument, "twice");
+  const RegionOptions many_options{
+      .name = "many", .shard = {0, 1, 0, 1, 2}, .geometry = Geometry::Contiguous(8192, 64), .segment_bytes = {}};
+  const auto many = reader->client().AllocateRegion(reader->model(), many_options, After(std::chrono::seconds(10)));
+  KVM_REQUIRE_OK(many);
+  KVM_CHECK_ERROR(reader->client().Import(match, **many, Blocks{8191, 1, 8191}), Errc::kInvalidArgument, "twice");
   KVM_CHECK_ERROR(reader->client().Import(match, publisher->region(), Blocks{0, 1, 2}), Errc::kInvalidArgument, "another client");
   KVM_CHECK_ERROR(reader->client().Import(match, **larger, Blocks{0, 1, 2}), Errc::kInvalidArgument, "size");
   for (std::uint32_t block = 0; block < 3; ++block) {

@@ -88,13 +88,14 @@ class Node {
   explicit Node(const Config& config = {}) : config_(Small(config)), broker(config_) {}
 
   ClientId Join(FakePeer& peer, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER,
-                UniqueFd process = {}) {
+                UniqueFd process = {}, std::uint64_t instance = 0) {
     const ClientId id = broker.Join(peer, {pid, uid, uid}, std::move(process));
     kvmwire::ClientMessage hello;
     hello.mutable_hello()->set_protocol_version(kProtocolVersion);
     hello.mutable_hello()->set_client_name("client");
     hello.mutable_hello()->set_wants_payload(true);
     hello.mutable_hello()->set_role(role);
+    hello.mutable_hello()->set_instance(instance);
     Handle(id, hello);
     peer.Take(Body::kHelloReply);
     if (role == kvmwire::OBSERVER) return id;

@@ -69,7 +69,7 @@ struct PolicyTier {
       return policy.OnHit(at->second);
     }
     if (free.empty()) {
-      const policy::Slot victim = policy.ChooseVictim();
+      const policy::Slot victim = Choose();
       REQUIRE(key_in.contains(victim));
       if (on_victim) on_victim(victim);
       Erase(victim);
@@ -81,6 +81,13 @@ struct PolicyTier {
     policy.OnInsert(slot, block);
     if (on_insert) on_insert(block.key);
     REQUIRE(key_in.size() <= capacity);
+  }
+
+  policy::Slot Choose() {
+    if (!may_leave) return policy.ChooseVictim();
+    const policy::Slot victim = policy.ChooseVictimAmong([this](policy::Slot slot) { return may_leave(key_in.at(slot)); });
+    if (on_choice_among) on_choice_among(victim);
+    return victim == policy::kNoSlot ? policy.ChooseVictim() : victim;
   }
 
   void Erase(policy::Slot slot) {
@@ -102,6 +109,18 @@ struct PolicyTier {
   std::map<policy::Key, policy::Key> parent_of;
   std::function<void(policy::Key)> on_hit, on_insert;
   std::function<void(policy::Slot)> on_victim;
+  std::function<bool(policy::Key)> may_leave;  // set: victims are chosen among these, if there is one
+  std::function<void(policy::Slot)> on_choice_among;
 };
+
+// Now and then a block goes by itself, as when its owner reuses it.
+inline void EraseOne(PolicyTier& tier, Random& random, const std::function<void(policy::Key)>& erased = {}) {
+  if (tier.key_in.empty() || !random.OneIn(8)) return;
+  auto at = tier.key_in.begin();
+  std::advance(at, static_cast<std::ptrdiff_t>(random.Below(tier.key_in.size())));
+  const auto [slot, key] = *at;
+  tier.Erase(slot);
+  if (erased) erased(key);
+}
 
 }  // namespace kvm::test

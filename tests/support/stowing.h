@@ -28,6 +28,12 @@ struct Stowing {
     id = node.Join(peer, kDeadPid, uid);
     node.Register(id, peer, region);
   }
+  // Of a process that the test can end, and a client that kvmd knows again over a new connection.
+  Stowing(Node& its_node, const std::string& name, const Sleeper& process, std::uint64_t instance)
+      : node(its_node), region(name, LlamaSpec(), 64, kBlockBytes) {
+    id = node.Join(peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), instance);
+    node.Register(id, peer, region);
+  }
 
   // Makes blocks [from, to) readable under keys {first + i, salt}, each one's parent the one before.
   std::vector<PublishRecord> Write(std::uint32_t from, std::uint32_t to, std::uint64_t salt = 1) {

@@ -120,7 +120,19 @@ void Supervisor::Start() {
   REQUIRE(is_ready);
 }
 
+void Supervisor::HearAll() {
+  const std::string own = "HEARD";
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  (dir_ / "notify").copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const UniqueFd sender(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const std::size_t before = Heard(own);
+  REQUIRE(::sendto(sender.get(), own.data(), own.size(), 0, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) > 0);
+  REQUIRE(Eventually([&] { return Heard(own) > before; }));
+}
+
 void Supervisor::StartUnwatched() {
+  HearAll();
   std::vector<std::string> names{"kvmd.socket"};
   std::vector<UniqueFd> held;
   held.push_back(Duplicate(listening_.get(), kOutOfTheWay));
@@ -181,11 +193,6 @@ void Supervisor::Kill() {
   ::kill(pid_, SIGKILL);
   ::waitpid(pid_, nullptr, 0);
   pid_ = -1;
-  // What it had sent before is taken first, as systemd does.
-  Eventually([&] {
-    pollfd wait{notify_.get(), POLLIN, 0};
-    return ::poll(&wait, 1, 0) == 0;
-  });
 }
 
 void Supervisor::Signal(int signal) const { ::kill(pid_, signal); }

@@ -28,6 +28,8 @@ class Supervisor {
   bool running();
   std::string Log() const;
 
+  // For the next start.
+  void Reconfigure(std::vector<std::string> options) { options_ = std::move(options); }
   void Start();           // waits until kvmd is ready
   void StartUnwatched();  // does not wait
   void Kill();            // SIGKILL, as a crash would
@@ -42,11 +44,13 @@ class Supervisor {
 
  private:
   void Listen();
+  void HearAll();  // what has been said so far, as systemd does before it starts anything
   void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
   void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
 
   TempDir dir_;
-  const std::vector<std::string> options_, environment_;
+  std::vector<std::string> options_;
+  const std::vector<std::string> environment_;
   UniqueFd listening_, notify_, wake_;
   pid_t pid_ = -1;
 

@@ -210,46 +210,6 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
   CHECK(Status(node).evicted() == kSlots / 2);
 }
 
-TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
-  Node node(CacheOf(1));
-  Sleeper process;
-  FakePeer peer;
-  // Joined by hand, since it has a pidfd.
-  const ClientId id = node.broker.Join(peer, {process.pid(), 1000, 1000}, process.PidFd());
-  kvmwire::ClientMessage hello;
-  hello.mutable_hello()->set_protocol_version(kProtocolVersion);
-  node.Handle(id, hello);
-  kvmwire::ClientMessage model;
-  model.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
-  node.Handle(id, model);
-  Stowing heir(node, "heir");
-  WireRegion region("living", LlamaSpec(), 8, kBlockBytes);
-  node.Register(id, peer, region);
-  std::vector<PublishRecord> records;
-  for (std::uint32_t block = 0; block < 8; ++block) records.push_back(region.Write(block, {block + 1, 9}));
-  kvmwire::ClientMessage stow;
-  stow.mutable_stow()->set_region(region.row);
-  stow.mutable_stow()->set_region_epoch(region.region_epoch);
-  stow.mutable_stow()->set_records(records.data(), records.size() * sizeof(PublishRecord));
-  node.Handle(id, stow);
-  node.WorkAll();
-  CHECK(peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 8);
-  node.broker.Leave(id, /*died=*/false);  // its connection has ended, it has not
-  node.WorkAll();
-  heir.Send(heir.Write(0, 4));
-  node.WorkAll();
-  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
-  process.Kill();
-  node.broker.Tick(std::chrono::steady_clock::now());
-  node.WorkAll();
-  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));  // importers that do not answer are not waited for
-  node.WorkAll();
-  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
-  node.WorkAll();
-  CHECK(heir.peer.Has(Body::kChunkGrant));
-  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 4);
-}
-
 TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
   Node node(CacheOf(4));
   Stowing rich(node, "rich"), late(node, "late");

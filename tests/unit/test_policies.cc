@@ -1,91 +1,22 @@
 // Eviction policies against slow, obvious models of what they say they do, on random prefixes.
-#include <deque>
-#include <list>
-
 #include "daemon/policy/hit_density.h"
 #include "daemon/policy/lru.h"
 #include "daemon/policy/policies.h"
 #include "daemon/policy/s3_fifo.h"
 #include "tests/catch.h"
 #include "tests/support/policy_tier.h"
+#include "tests/support/slow_policies.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::policy;
+using kvm::test::EraseOne;
 using kvm::test::PolicyTier;
 using kvm::test::PrefixTraffic;
 using kvm::test::Random;
-
-// Newest first.
-struct SlowLru {
-  std::list<Key> keys;
-  void Use(Key key) {
-    keys.remove(key);
-    keys.push_front(key);
-  }
-  void Erase(Key key) { keys.remove(key); }
-  Key Victim() const { return keys.back(); }
-};
-
-struct SlowS3Fifo {
-  struct Entry {
-    Key key;
-    int uses;
-  };
-  std::size_t capacity;
-  std::deque<Entry> small, main;  // newest first
-  std::deque<Key> ghosts;
-
-  void Hit(Key key) {
-    for (std::deque<Entry>* queue : {&small, &main}) {
-      for (Entry& entry : *queue) {
-        if (entry.key == key) entry.uses = std::min(3, entry.uses + 1);
-      }
-    }
-  }
-  void Insert(Key key) {
-    const auto ghost = std::find(ghosts.begin(), ghosts.end(), key);
-    (ghost != ghosts.end() ? main : small).push_front({key, 0});
-    if (ghost != ghosts.end()) ghosts.erase(ghost);
-  }
-  void Erase(Key key) {
-    for (std::deque<Entry>* queue : {&small, &main}) {
-      queue->erase(std::remove_if(queue->begin(), queue->end(), [&](const Entry& entry) { return entry.key == key; }), queue->end());
-    }
-  }
-  Key Evict() {
-    if (small.size() >= std::max<std::size_t>(1, capacity / 10) || main.empty()) {
-      while (!small.empty()) {
-        const Entry oldest = small.back();
-        small.pop_back();
-        if (oldest.uses == 0) {
-          ghosts.erase(std::remove(ghosts.begin(), ghosts.end(), oldest.key), ghosts.end());
-          ghosts.push_front(oldest.key);
-          if (ghosts.size() > 4 * capacity) ghosts.pop_back();
-          return oldest.key;
-        }
-        main.push_front({oldest.key, 0});
-      }
-    }
-    for (;;) {
-      const Entry oldest = main.back();
-      main.pop_back();
-      if (oldest.uses == 0) return oldest.key;
-      main.push_front({oldest.key, oldest.uses - 1});
-    }
-  }
-};
-
-// Now and then a block goes by itself, as when its owner reuses it.
-void EraseOne(PolicyTier& tier, Random& random, const std::function<void(Key)>& erased = {}) {
-  if (tier.key_in.empty() || !random.OneIn(8)) return;
-  auto at = tier.key_in.begin();
-  std::advance(at, static_cast<std::ptrdiff_t>(random.Below(tier.key_in.size())));
-  const auto [slot, key] = *at;
-  tier.Erase(slot);
-  if (erased) erased(key);
-}
+using kvm::test::SlowLru;
+using kvm::test::SlowS3Fifo;
 
 }  // namespace
 
@@ -116,10 +47,13 @@ TEST_CASE("Policy: S3-FIFO evicts what its three queues say", "[unit]") {
     PolicyTier tier(policy, capacity);
     PrefixTraffic traffic(100 + capacity, 6);
     Random random(capacity);
-    SlowS3Fifo slow{capacity, {}, {}, {}};
+    SlowS3Fifo slow{capacity};
     tier.on_hit = [&](Key key) { slow.Hit(key); };
     tier.on_insert = [&](Key key) { slow.Insert(key); };
-    tier.on_victim = [&](Slot victim) { REQUIRE(tier.key_in.at(victim) == slow.Evict()); };
+    tier.on_victim = [&](Slot victim) {
+      REQUIRE(tier.key_in.at(victim) == slow.Victim());
+      slow.Evict(tier.key_in.at(victim));
+    };
     for (int request = 0; request < 1500; ++request) {
       tier.Request(traffic.Next());
       EraseOne(tier, random, [&](Key key) { slow.Erase(key); });

@@ -10,7 +10,7 @@
 namespace kvm {
 
 enum class BaselineCall : std::uint8_t {
-  kContiguous,  // one cudaMemcpyPeerAsync of all bytes
+  kContiguous,  // one cudaMemcpyPeerAsync of all bytes; from host memory, one cudaMemcpyAsync
   kEachChunk,   // one cudaMemcpyAsync for each chunk
   kBatch,       // one cudaMemcpyBatchAsync of all chunks; CUDA 13 and later
 };
@@ -18,14 +18,14 @@ enum class BaselineCall : std::uint8_t {
 struct CopyBaseline {
   BaselineCall call = BaselineCall::kContiguous;
   DeviceUuid importer{};  // reads
-  DeviceUuid owner{};     // is read; may be the same GPU
+  DeviceUuid owner{};     // is read; may be the same GPU; kHostMemory: pinned host memory
   std::uint64_t bytes = 0;
   std::uint64_t chunk_bytes = 64 << 10;  // divides `bytes`; chunks lie in a random order on both sides
   unsigned rounds = 15;
 };
 
 // Seconds of each round, from the call until the host knows that the copy is complete. Allocates `bytes`
-// on each GPU, copies once more to warm up, and frees them.
+// on both sides, copies once more to warm up, and frees them.
 // kInvalidArgument: sizes. kNotFound: no such GPU. kResourceExhausted: no memory. kUnsupported: built
 // without CUDA, no driver, no peer access between the two, or a toolkit without that call. kSystem.
 [[nodiscard]] Result<std::vector<double>> MeasureCopy(const CopyBaseline& baseline);

@@ -1,0 +1,405 @@
+// A process dies between any two steps that others can see (proto/fault_point.h): no wrong byte is served, nothing that
+// was acknowledged is lost, nothing is left behind, and the next one does all of it again.
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "proto/fault_point.h"
+#include "tests/catch.h"
+#include "tests/support/child_main.h"
+#include "tests/support/host_cache.h"
+#include "tests/support/open_fds.h"
+#include "tests/support/registry_probe.h"
+#include "tests/support/remote_worker.h"
+#include "tests/support/supervisor.h"
+#include "tests/support/worker.h"
+
+namespace {
+
+using namespace kvm;
+using test::ChildProcess;
+using test::Eventually;
+using test::ImportCheck;
+using test::RegistryProbe;
+using test::RemoteWorker;
+using test::Supervisor;
+using test::Worker;
+using test::WorkerOptions;
+using namespace std::chrono_literals;
+
+constexpr int kWrongBytes = 3, kTooLate = 4, kNotAdopted = 5;
+constexpr auto kLifetime = 40s;
+constexpr std::uint64_t kBlock = 4096, kSlots = 32;
+constexpr std::size_t kPeerBlocks = 16, kLeftBlocks = 24;
+
+// ---- a worker that does everything, once --------------------------------------------------------
+
+class Life {
+ public:
+  // `heir`: a dead worker has left "heritage".
+  Life(std::string socket, bool heir) : socket_(std::move(socket)), heir_(heir) {}
+
+  // Exit code. kvmd may die at any moment, and comes back.
+  int Run() {
+    if (!TakeOver() || !Until([&] { return (own_ = Started("life", false)) != nullptr; })) return code_;
+    if (!Until([&] { return own_->Find("p:16").size() == kPeerBlocks; })) return code_;
+    const ImportCheck import = own_->FindAndImport("p:16", 0);
+    if (import.wrong > 0) return kWrongBytes;
+    // More than one chunk of the host cache has room for, so that it evicts.
+    for (const char* prompt : {"v:20", "w:20", "x:20", "y:20", "a:20", "b:20"}) {
+      own_->Publish(prompt, 20);
+      if (!Until([&] { return own_->Flush(1s).has_value(); })) return code_;
+      Stowed();
+    }
+    heritage_->Publish("z:4", 40);
+    if (!Until([&] { return heritage_->Flush(1s).has_value(); })) return code_;
+    heritage_->DropRegion();
+    own_->DropRegion();
+    return 0;
+  }
+
+ private:
+  bool Until(const std::function<bool()>& step) {
+    while (!step()) {
+      if (std::chrono::steady_clock::now() >= deadline_) {
+        code_ = kTooLate;
+        return false;
+      }
+      std::this_thread::sleep_for(2ms);
+    }
+    return true;
+  }
+
+  std::unique_ptr<Worker> Started(const std::string& name, bool adopt) const {
+    WorkerOptions options;
+    options.socket = socket_;
+    options.name = name;
+    options.adopt = adopt;
+    Result<std::unique_ptr<Worker>> worker = Worker::Start(options);
+    return worker ? std::move(*worker) : nullptr;
+  }
+
+  // What was left holds what its keys say.
+  bool TakeOver() {
+    if (!Until([&] { return (heritage_ = Started("heritage", true)) != nullptr; })) return false;
+    if (heir_ && heritage_->adopted().size() < kLeftBlocks) {
+      code_ = kNotAdopted;
+      return false;
+    }
+    for (const AdoptedBlock& block : heritage_->adopted()) {
+      if (heritage_->Holds(block.block, block.key)) continue;
+      code_ = kWrongBytes;
+      return false;
+    }
+    return true;
+  }
+
+  // Gives the host cache time to take what was published; kvmd may be away.
+  void Stowed() const {
+    const auto decided = [&] {
+      const ClientStats stats = own_->client().Stats();
+      return stats.blocks_stowed + stats.stows_dropped + stats.stows_refused;
+    };
+    const std::uint64_t before = decided();
+    Eventually([&] { return decided() >= before + 20; }, 200ms);
+  }
+
+  const std::string socket_;
+  const bool heir_;
+  const std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::now() + kLifetime;
+  int code_ = 0;
+  std::unique_ptr<Worker> own_, heritage_;
+};
+
+const test::ChildMain life_main("fault_life", [](const std::vector<std::string>& arguments) {
+  ::setenv("KVM_FAULT_FILE", arguments.at(1).c_str(), 1);
+  return Life(arguments.at(0), arguments.at(2) == "heir").Run();
+});
+
+// ---- somebody who watches -----------------------------------------------------------------------
+
+// Imports all that is there, all the time, and compares it.
+class Watcher {
+ public:
+  explicit Watcher(const std::string& socket)
+      : worker_(test::StartWorker({.socket = socket, .name = "watcher"})), thread_([this] { Run(); }) {}
+  ~Watcher() { Stop(); }
+
+  void Stop() {
+    stop_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+  bool Finds(const std::string& prompt, std::size_t blocks) const {
+    return Eventually([&] { return worker_->Find(prompt).size() >= blocks; });
+  }
+  Client& client() { return worker_->client(); }
+  std::uint64_t wrong() const { return wrong_; }
+  std::uint64_t valid() const { return valid_; }
+
+ private:
+  void Run() {
+    while (!stop_) {
+      for (const char* prompt : {"p:16", "h:24", "v:20", "w:20", "x:20", "y:20", "a:20", "b:20", "z:4"}) {
+        const ImportCheck import = worker_->FindAndImport(prompt, 0);
+        wrong_ += import.wrong;
+        valid_ += import.valid;
+      }
+      std::this_thread::sleep_for(1ms);  // leaves the processors to those that are watched
+    }
+  }
+
+  const std::unique_ptr<Worker> worker_;
+  std::atomic<bool> stop_{false};
+  std::atomic<std::uint64_t> wrong_{0}, valid_{0};
+  std::thread thread_;
+};
+
+// ---- the points ---------------------------------------------------------------------------------
+
+enum class Victim { kWorker, kKvmd, kRestoringKvmd };
+
+struct Case {
+  const char* point;
+  Victim victim;
+  std::vector<unsigned> counts = {1};
+};
+
+// Each point once at least; several times where it is come to by different ways.
+const std::vector<Case> kCases = {
+    {"client_request_sent", Victim::kWorker, {1, 2, 3, 4, 5, 6}},
+    {"client_memory_made", Victim::kWorker},
+    {"client_registered", Victim::kWorker},
+    {"kvmd_region_added", Victim::kKvmd},
+    {"kvmd_region_kept", Victim::kKvmd},
+    {"kvmd_region_announced", Victim::kKvmd},
+    {"kvmd_file_stored", Victim::kKvmd, {1, 2, 3, 4}},
+    {"kvmd_manifest_stored", Victim::kKvmd, {1, 2, 3}},
+    {"client_write_begun", Victim::kWorker, {1, 30}},
+    {"client_block_readable", Victim::kWorker, {1, 30}},
+    {"client_batch_readable", Victim::kWorker, {1, 2}},
+    {"client_batch_sent", Victim::kWorker, {1, 2}},
+    {"kvmd_slot_being_written", Victim::kKvmd, {1, 30}},
+    {"kvmd_slot_written", Victim::kKvmd, {1, 30}},
+    {"kvmd_entry_inserted", Victim::kKvmd, {1, 30}},
+    {"kvmd_batch_published", Victim::kKvmd, {1, 2}},
+    {"kvmd_entry_erased", Victim::kKvmd, {1, 7}},
+    {"client_peer_mapped", Victim::kWorker},
+    {"client_import_begun", Victim::kWorker},
+    {"client_block_copied", Victim::kWorker, {1, 9}},
+    {"client_import_done", Victim::kWorker},
+    {"client_withdraw_unmapped", Victim::kWorker},
+    {"client_stow_granted", Victim::kWorker},
+    {"client_stow_copied", Victim::kWorker, {1, 2}},
+    {"client_stow_done", Victim::kWorker},
+    {"kvmd_chunk_allocating", Victim::kKvmd},
+    {"kvmd_chunk_opened", Victim::kKvmd},
+    {"kvmd_chunk_kept", Victim::kKvmd},
+    {"kvmd_stow_granted", Victim::kKvmd, {1, 2}},
+    {"kvmd_stow_readable", Victim::kKvmd, {1, 9}},
+    {"kvmd_stow_published", Victim::kKvmd, {1, 9}},
+    {"kvmd_evict_begun", Victim::kKvmd, {1, 5}},
+    {"kvmd_evict_withdrawn", Victim::kKvmd, {1, 5}},
+    {"kvmd_orphan_made", Victim::kKvmd},
+    {"client_adoption_granted", Victim::kWorker},
+    {"client_adopted", Victim::kWorker},
+    {"kvmd_adoption_taken", Victim::kKvmd},
+    {"kvmd_adoption_kept", Victim::kKvmd},
+    {"kvmd_adoption_answered", Victim::kKvmd},
+    {"client_unregistering", Victim::kWorker, {1, 2}},
+    {"kvmd_region_withdrawn", Victim::kKvmd, {1, 2}},
+    {"kvmd_file_stored", Victim::kRestoringKvmd},
+    {"kvmd_manifest_stored", Victim::kRestoringKvmd, {1, 3}},
+    {"kvmd_slot_written", Victim::kRestoringKvmd, {1, 30}},
+    {"kvmd_restore_registry", Victim::kRestoringKvmd},
+    {"kvmd_restore_region", Victim::kRestoringKvmd, {1, 2, 3}},
+    {"kvmd_rebuild_slice", Victim::kRestoringKvmd, {1, 2}},
+    {"kvmd_rebuild_region_kept", Victim::kRestoringKvmd, {1, 2, 3}},
+    {"kvmd_rebuild_done", Victim::kRestoringKvmd},
+};
+
+std::vector<std::string> Options() {
+  return {"--host-cache", std::to_string(4 * kSlots * kBlock), "--host-cache-chunk", std::to_string(kSlots * kBlock), "--stow-timeout-ms",
+          "2000"};
+}
+
+class Scenario {
+ public:
+  Scenario(const char* point, unsigned count)
+      : point_(point),
+        count_(count),
+        kvmd_(Options(), {"KVM_FAULT_FILE=" + (dir_ / "kvmd")}),
+        peer_(WorkerOptions{.socket = kvmd_.socket(), .name = "peer"}) {
+    peer_.Publish("p:16", 0);
+    RemoteWorker gone({.socket = kvmd_.socket(), .name = "heritage"});
+    gone.Publish("h:24", 0);
+    gone_ = gone.pid();
+    if (std::string(point) != "kvmd_orphan_made") {
+      gone.Kill();
+    } else {
+      Arm("kvmd");
+      gone.Kill();
+      AwaitDeath();
+    }
+    watcher_ = std::make_unique<Watcher>(kvmd_.socket());
+    REQUIRE(watcher_->Finds("p:16", kPeerBlocks));
+    REQUIRE(watcher_->Finds("h:24", kLeftBlocks));
+  }
+
+  void KillWorker() {
+    Arm("life");
+    ChildProcess life = StartLife(true);
+    // Importers of its region are asked to unmap it only once it goes; this one is a worker as any.
+    if (std::string(point_) == "client_withdraw_unmapped") {
+      RemoteWorker other({.socket = kvmd_.socket(), .name = "other"});
+      Eventually([&] { return watcher_->client().Stats().mapped_regions >= 4; });
+      other.Unregister();
+    }
+    const std::optional<test::ProcessEnd> end = life.Wait(kLifetime);
+    REQUIRE(end.has_value());
+    CHECK(end->code != kWrongBytes);
+    CHECK(end->signal == SIGKILL);  // it came to the point
+    Disarm("life");
+    // What others hold, and what was left, is served on.
+    CHECK(watcher_->Finds("p:16", kPeerBlocks));
+  }
+
+  void KillKvmd() {
+    if (std::string(point_) != "kvmd_orphan_made") Arm("kvmd");
+    ChildProcess life = StartLife(true);
+    if (std::string(point_) != "kvmd_orphan_made") AwaitDeath();
+    const std::optional<test::ProcessEnd> end = life.Wait(kLifetime);
+    REQUIRE(end.has_value());
+    CHECK(end->signal == 0);
+    CHECK(end->code == 0);
+    CHECK(watcher_->Finds("p:16", kPeerBlocks));
+  }
+
+  void KillRestoringKvmd() {
+    kvmd_.Kill();
+    Arm("kvmd");
+    kvmd_.StartUnwatched();
+    AwaitDeath();
+    CHECK(watcher_->Finds("p:16", kPeerBlocks));
+    CHECK(watcher_->Finds("h:24", kLeftBlocks));
+    ChildProcess life = StartLife(true);
+    const std::optional<test::ProcessEnd> end = life.Wait(kLifetime);
+    REQUIRE(end.has_value());
+    CHECK(end->signal == 0);
+    CHECK(end->code == 0);
+  }
+
+  // Everything can be done again, and then nothing is left but what kvmd caches.
+  void CheckAfterwards() {
+    ChildProcess life = StartLife(false);
+    const std::optional<test::ProcessEnd> end = life.Wait(kLifetime);
+    REQUIRE(end.has_value());
+    CHECK(end->signal == 0);
+    CHECK(end->code == 0);
+    watcher_->Stop();
+    CHECK(watcher_->wrong() == 0);
+    CHECK(watcher_->valid() > 0);
+    // What a worker that died in the middle of its life has left.
+    RegistryProbe probe(kvmd_.socket());
+    REQUIRE(Eventually([&] { return watcher_->client().ReclaimOrphans({}, After(5s)).has_value(); }));
+    watcher_.reset();
+    peer_.Kill();
+    CHECK(Eventually([&] { return probe.Status().clients() == 1; }));
+    const auto reclaimed = [&] {
+      const auto client = test::StartWorker({.socket = kvmd_.socket(), .name = "last", .blocks = 0});
+      return client->client().ReclaimOrphans({}, After(5s)).has_value() && probe.Status().domains(0).orphans() == 0;
+    };
+    CHECK(Eventually(reclaimed));
+    CHECK(Eventually([&] { return probe.Status().clients() == 1; }));
+    const std::uint32_t chunks = test::HostCacheOf(probe).chunks();
+    CHECK(Eventually([&] { return probe.live_regions() == chunks; }));
+    CHECK(Eventually([&] { return probe.live_entries() == test::HostCacheOf(probe).blocks(); }));
+    // A registry; of each chunk a manifest, two files, and the process of its writer if that runs.
+    CHECK(Eventually([&] { return kvmd_.Stored().size() >= 1 + 3 * chunks && kvmd_.Stored().size() <= 1 + 4 * chunks; }));
+    for (const std::string& name : kvmd_.Stored()) UNSCOPED_INFO(name);
+    // Two descriptors of a chunk, read-only ones of both, writable ones of both, and copies of what is stored.
+    int fds = 0;
+    CHECK(Eventually([&] { return (fds = test::OpenFds(kvmd_.pid())) <= kIdleFds + 10 * static_cast<int>(chunks); }));
+    INFO("descriptors " << fds << ", chunks " << chunks);
+  }
+
+ private:
+  static constexpr int kIdleFds = 24;
+
+  void Arm(const std::string& who) const {
+    const std::string path = dir_ / who, made = path + ".new";
+    std::ofstream(made) << point_ << ' ' << count_ << std::endl;
+    REQUIRE(std::rename(made.c_str(), path.c_str()) == 0);
+  }
+  void Disarm(const std::string& who) const { std::remove((dir_ / who).c_str()); }
+
+  void AwaitDeath() {
+    const bool died = Eventually([&] { return !kvmd_.running(); });
+    Disarm("kvmd");
+    REQUIRE(died);  // it came to the point
+    kvmd_.Start();
+  }
+
+  ChildProcess StartLife(bool heir) const {
+    return ChildProcess::Self("fault_life", {kvmd_.socket(), dir_ / "life", heir ? "heir" : "anybody"});
+  }
+
+  const test::TempDir dir_;
+  const char* const point_;
+  const unsigned count_;
+  Supervisor kvmd_;
+  RemoteWorker peer_;
+  pid_t gone_ = 0;
+  std::unique_ptr<Watcher> watcher_;
+};
+
+}  // namespace
+
+TEST_CASE("Fault points: all have a test", "[fault]") {
+  std::set<std::string> tested;
+  for (const Case& one : kCases) tested.insert(one.point);
+#define CHECK_THAT_IT_IS_TESTED(name) CHECK(tested.contains(#name));
+  KVM_FAULT_POINT_NAMES(CHECK_THAT_IT_IS_TESTED)
+#undef CHECK_THAT_IT_IS_TESTED
+}
+
+TEST_CASE("Fault points: a worker dies at each", "[fault]") {
+  for (const Case& one : kCases) {
+    if (one.victim != Victim::kWorker) continue;
+    for (const unsigned count : one.counts) {
+      INFO(one.point << ", time " << count);
+      Scenario scenario(one.point, count);
+      scenario.KillWorker();
+      scenario.CheckAfterwards();
+    }
+  }
+}
+
+TEST_CASE("Fault points: kvmd dies at each while it serves", "[fault]") {
+  for (const Case& one : kCases) {
+    if (one.victim != Victim::kKvmd) continue;
+    for (const unsigned count : one.counts) {
+      INFO(one.point << ", time " << count);
+      Scenario scenario(one.point, count);
+      scenario.KillKvmd();
+      scenario.CheckAfterwards();
+    }
+  }
+}
+
+TEST_CASE("Fault points: kvmd dies at each while it restores", "[fault]") {
+  for (const Case& one : kCases) {
+    if (one.victim != Victim::kRestoringKvmd) continue;
+    for (const unsigned count : one.counts) {
+      INFO(one.point << ", time " << count);
+      Scenario scenario(one.point, count);
+      scenario.KillRestoringKvmd();
+      scenario.CheckAfterwards();
+    }
+  }
+}

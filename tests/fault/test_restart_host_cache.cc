@@ -1,0 +1,198 @@
+// kvmd's restart with a host cache, under a service manager that keeps its descriptors: what it held is there again,
+// and is used on.
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "tests/catch.h"
+#include "tests/support/busy_worker.h"
+#include "tests/support/host_cache.h"
+#include "tests/support/random.h"
+#include "tests/support/registry_probe.h"
+#include "tests/support/remote_worker.h"
+#include "tests/support/supervisor.h"
+#include "tests/support/worker.h"
+
+namespace {
+
+using namespace kvm;
+using test::ChildProcess;
+using test::HeldEventually;
+using test::HostCacheOf;
+using test::RegistryProbe;
+using test::RemoteWorker;
+using test::Supervisor;
+
+constexpr std::chrono::seconds kSoon{10};
+constexpr std::uint64_t kBlock = 4096, kSlots = 64, kChunk = kSlots * kBlock;
+
+std::vector<std::string> Options(std::uint64_t chunks) {
+  return {"--orphan-ttl-s",    "0",   "--host-cache", std::to_string(chunks * kChunk), "--host-cache-chunk", std::to_string(kChunk),
+          "--stow-timeout-ms", "2000"};
+}
+
+test::ImportCheck Import(test::Worker& worker, const std::string& prompt, std::size_t blocks) {
+  test::Eventually([&] { return worker.Find(prompt).size() >= blocks; }, kSoon);
+  return worker.FindAndImport(prompt, 0);
+}
+
+std::size_t StoredRegions(const Supervisor& kvmd) {
+  const std::vector<std::string> stored = kvmd.Stored();
+  return static_cast<std::size_t>(
+      std::count_if(stored.begin(), stored.end(), [](const std::string& name) { return name.starts_with("kept.region."); }));
+}
+
+}  // namespace
+
+TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and its memory is used on", "[fault]") {
+  Supervisor kvmd(Options(4));
+  pid_t publisher_pid = 0;
+  {
+    RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
+    publisher_pid = publisher.pid();
+    publisher.Publish("a:30", 0);
+    RegistryProbe probe(kvmd.socket());
+    REQUIRE(HeldEventually(probe, 30) == 30);
+    SECTION("the worker dies first") {
+      publisher.Kill();
+      REQUIRE(test::Eventually([&] { return probe.RegionRows(publisher.pid()) == 0; }));
+      kvmd.Kill();
+    }
+    SECTION("kvmd dies first") {
+      kvmd.Kill();
+      publisher.Kill();
+    }
+    SECTION("kvmd is stopped") {
+      publisher.Kill();
+      CHECK(kvmd.Stop() == 0);
+    }
+  }
+  for (int restart = 0; restart < 2; ++restart) {
+    kvmd.Start();
+    RegistryProbe probe(kvmd.socket());
+    CHECK(HeldEventually(probe, 30) == 30);
+    CHECK(HostCacheOf(probe).bytes() == kChunk);
+    REQUIRE(test::Eventually([&] { return probe.RegionRows(publisher_pid) == 0; }));
+    const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
+    const test::ImportCheck import = Import(*reader, "a:30", 30);
+    CHECK(import.valid == 30);
+    CHECK(import.wrong == 0);
+    CHECK(reader->client().Stats().blocks_from_host_cache == 30);
+    if (restart == 0) kvmd.Kill();
+  }
+  // The next worker of this user goes on in it.
+  RegistryProbe probe(kvmd.socket());
+  RemoteWorker next({.socket = kvmd.socket(), .name = "next"});
+  next.Publish("b:20", 0);
+  CHECK(HeldEventually(probe, 50) == 50);
+  CHECK(HostCacheOf(probe).bytes() == kChunk);
+  next.Kill();
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
+  CHECK(Import(*reader, "b:20", 20).valid == 20);
+  CHECK(Import(*reader, "a:30", 30).valid == 30);
+  CHECK(StoredRegions(kvmd) >= 1);
+}
+
+TEST_CASE("Host cache restart: a worker that lives on goes on in its chunk", "[fault]") {
+  Supervisor kvmd(Options(4));
+  RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
+  publisher.Publish("a:20", 0);
+  {
+    RegistryProbe probe(kvmd.socket());
+    REQUIRE(HeldEventually(probe, 20) == 20);
+  }
+  for (int restart = 0; restart < 3; ++restart) {
+    kvmd.Kill();
+    kvmd.Start();
+    publisher.WaitConnected();
+    publisher.Publish(std::string(1, static_cast<char>('b' + restart)) + ":10", 20);
+    RegistryProbe probe(kvmd.socket());
+    const std::uint64_t expected = 30 + 10 * static_cast<std::uint64_t>(restart);
+    CHECK(HeldEventually(probe, expected) == expected);
+    CHECK(HostCacheOf(probe).bytes() == kChunk);
+  }
+  publisher.Kill();
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
+  for (const char* prompt : {"b:10", "c:10", "d:10"}) {
+    const test::ImportCheck import = Import(*reader, prompt, 10);
+    CHECK(import.valid == 10);
+    CHECK(import.wrong == 0);
+  }
+  CHECK(Import(*reader, "a:20", 20).valid == 20);
+}
+
+TEST_CASE("Host cache restart: what other options have no place for is given up", "[fault]") {
+  Supervisor kvmd(Options(4));
+  {
+    RemoteWorker one({.socket = kvmd.socket(), .name = "one"}), other({.socket = kvmd.socket(), .name = "other"});
+    one.Publish("a:30", 0);
+    other.Publish("b:30", 0);
+    RegistryProbe probe(kvmd.socket());
+    REQUIRE(HeldEventually(probe, 60) == 60);
+    REQUIRE(HostCacheOf(probe).chunks() == 2);
+    one.Kill();
+    other.Kill();
+    REQUIRE(test::Eventually([&] { return probe.live_regions() == 2; }));
+    REQUIRE(StoredRegions(kvmd) == 2);
+  }
+  kvmd.Kill();
+  std::size_t left = 0;
+  SECTION("a smaller cache") {
+    kvmd.Reconfigure(Options(1));
+    left = 1;
+  }
+  SECTION("chunks of another size") {
+    kvmd.Reconfigure({"--host-cache", std::to_string(4 * kChunk), "--host-cache-chunk", std::to_string(kChunk / 2)});
+  }
+  SECTION("no cache") { kvmd.Reconfigure({}); }
+  kvmd.Start();
+  RegistryProbe probe(kvmd.socket());
+  CHECK(test::Eventually([&] { return probe.live_regions() == left && StoredRegions(kvmd) == left; }));
+  CHECK(test::Eventually([&] { return probe.live_entries() == 30 * left; }));
+  // Files went with their chunks, and their writers' processes too: a chunk left has two and a manifest.
+  CHECK(test::Eventually([&] { return kvmd.Stored().size() == 1 + 3 * left; }));
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
+  CHECK(reader->FindAndImport("a:30", 0).valid + reader->FindAndImport("b:30", 0).valid == 30 * left);
+}
+
+TEST_CASE("Host cache restart: under load that evicts, with workers that die too, no wrong byte and no slot lost", "[fault]") {
+  constexpr std::uint64_t kChunks = 8;
+  Supervisor kvmd(Options(kChunks));
+  const std::uint64_t seed = 11;
+  INFO("seed " << seed);
+  test::Random random(seed);
+  std::uint64_t started = 0;
+  const auto start = [&] {
+    ++started;
+    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(started), seed + started);
+  };
+  std::vector<ChildProcess> workers;
+  for (int i = 0; i < 3; ++i) workers.push_back(start());
+  int wrong = 0;
+  for (int kill = 0; kill < 10; ++kill) {
+    test::SleepMs(static_cast<int>(random.Below(300)));
+    kvmd.Kill();
+    if (random.OneIn(2)) {
+      ChildProcess& victim = random.Pick(workers);
+      victim.Kill();
+      wrong += victim.Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
+      victim = start();
+    }
+    kvmd.Start();
+  }
+  for (ChildProcess& worker : workers) {
+    const std::optional<test::ProcessEnd> end = test::Finish(worker);
+    REQUIRE(end.has_value());
+    CHECK(end->clean());
+  }
+  CHECK(wrong == 0);
+  RegistryProbe probe(kvmd.socket());
+  CHECK(HostCacheOf(probe).bytes() <= kChunks * kChunk);
+  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).chunks(); }, kSoon));
+  CHECK(test::Eventually([&] { return probe.live_entries() == HostCacheOf(probe).blocks(); }, kSoon));
+  CHECK(test::Eventually([&] { return StoredRegions(kvmd) == HostCacheOf(probe).chunks(); }, kSoon));
+  // Every slot can be used again, whatever it was when kvmd died.
+  RemoteWorker last({.socket = kvmd.socket(), .name = "last", .blocks = 1024});
+  last.Publish("fill:1024", 0);
+  CHECK(HeldEventually(probe, kChunks * kSlots) == kChunks * kSlots);
+}

@@ -1,0 +1,79 @@
+// Writers of the host cache whose connections end: who may write their chunks then.
+#include "tests/support/stowing.h"
+
+namespace kvm::test {
+namespace {
+
+constexpr std::uint64_t kInstance = 77;
+
+kvmwire::HostCacheDomain Status(Node& node) { return node.Domain(1000).host_cache(); }
+
+void LetTimePass(Node& node) {
+  // Importers that do not answer are not waited for.
+  for (int i = 0; i < 2; ++i) {
+    node.broker.Tick(std::chrono::steady_clock::now() + seconds(2 * i));
+    node.WorkAll();
+  }
+  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
+  node.WorkAll();
+}
+
+TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
+  Node node(CacheOf(1));
+  Sleeper process;
+  Stowing living(node, "living", process, kInstance);
+  CHECK(living.Offer(living.Write(0, kSlots)).grants_size() == kSlots);
+  node.broker.Leave(living.id, /*died=*/false);  // its connection has ended, it has not
+  node.WorkAll();
+  Stowing heir(node, "heir");
+  heir.Send(heir.Write(0, 4, 2));
+  node.WorkAll();
+  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
+  process.Kill();
+  LetTimePass(node);
+  CHECK(heir.peer.Has(Body::kChunkGrant));
+  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 4);
+}
+
+TEST_CASE("Host cache: a client that comes back goes on in its chunks, and nobody else of its process does", "[unit]") {
+  Node node(CacheOf(2));
+  Sleeper process;
+  auto first = std::make_unique<Stowing>(node, "first", process, kInstance);
+  REQUIRE(first->Stow(first->Write(0, 4)) == 4);
+  const kvmwire::StowReply under_way = first->Offer(first->Write(4, 6, 2));
+  REQUIRE(under_way.grants_size() == 2);
+  node.broker.Leave(first->id, /*died=*/false);
+  node.WorkAll();
+  CHECK(Status(node).blocks() == 4);
+  std::uint64_t instance = kInstance;
+  bool same = true;
+  std::unique_ptr<Sleeper> another;
+  SECTION("the same client") {}
+  SECTION("another client of that process") {
+    instance = kInstance + 2;
+    same = false;
+  }
+  SECTION("another process that says it is that client") {
+    another = std::make_unique<Sleeper>();
+    same = false;
+  }
+  SECTION("a client that has no name") {
+    instance = 0;
+    same = false;
+  }
+  Stowing next(node, "next", another ? *another : process, instance);
+  // What it answers for, it was not granted on this connection.
+  next.Done(under_way);
+  CHECK(Status(node).blocks() == 4);
+  CHECK(next.Stow(next.Write(0, 2, 3)) == 2);
+  CHECK(Status(node).blocks() == 6);
+  // One that comes back goes on in its memory, any other has its own.
+  CHECK(Status(node).chunks() == (same ? 1 : 2));
+  // And uses the slots that it has let go of.
+  if (same) CHECK(next.Stow(next.Write(2, 4, 3)) == 2);
+  CHECK(next.peer.Has(Body::kChunkGrant));
+  CHECK(Status(node).evicted() == 0);
+}
+
+}  // namespace
+}  // namespace kvm::test
