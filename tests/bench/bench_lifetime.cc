@@ -65,9 +65,11 @@ int RunLoad(const std::vector<std::string>& arguments) {
   worker->Publish(name + ":200", 100);
   static_cast<void>(worker->Flush());
   std::cout << "ready" << std::endl;
+  std::string line;
+  std::getline(std::cin, line);
+  Eventually([&] { return worker->Find(kSteady, {}, {.destination = nullptr, .include_own = false}).size() == 40; });
   std::atomic<bool> end{false};
   std::thread input([&] {
-    std::string line;
     std::getline(std::cin, line);
     end = true;
   });
@@ -95,7 +97,6 @@ int RunLoad(const std::vector<std::string>& arguments) {
     missing += 200 - found();
   }
   std::cout << lookups << " " << lost << " " << imported << " " << wrong << " " << missing << std::endl;
-  std::string line;
   std::getline(std::cin, line);  // stays until all have looked
   return 0;
 }
@@ -144,21 +145,22 @@ void Restart(int rounds) {
   for (ChildProcess& worker : load) {
     if (worker.ReadLine(std::chrono::seconds(60)) != "ready") Die("a load worker did not get ready");
   }
+  for (ChildProcess& worker : load) worker.WriteLine("go");  // all have published what each of them looks for
   const auto probe = MustStart({.socket = kvmd.socket(), .name = "probe", .blocks = 64, .block_bytes = kBlockBytes});
   SleepMs(500);
   std::vector<double> times;
   for (int round = 0; round < rounds; ++round) {
     const auto killed = Clock::now();
     kvmd.Kill();
-    std::thread starter([&] {
-      std::this_thread::sleep_until(killed + milliseconds(200));
-      kvmd.StartUnwatched();
+    std::thread publisher([&] {
+      while (probe->client().state() == ConnectionState::kConnected) std::this_thread::sleep_for(milliseconds(1));
+      probe->Publish("probe" + std::to_string(round) + ":4", static_cast<std::uint32_t>(round % 16) * 4);
+      while (!probe->Flush(std::chrono::seconds(5))) std::this_thread::sleep_for(milliseconds(1));
+      times.push_back(Milliseconds(Clock::now() - killed));
     });
-    while (probe->client().state() == ConnectionState::kConnected) std::this_thread::sleep_for(milliseconds(1));
-    probe->Publish("probe" + std::to_string(round) + ":4", static_cast<std::uint32_t>(round % 16) * 4);
-    while (!probe->Flush(std::chrono::seconds(5))) std::this_thread::sleep_for(milliseconds(1));
-    times.push_back(Milliseconds(Clock::now() - killed));
-    starter.join();
+    std::this_thread::sleep_until(killed + milliseconds(200));
+    kvmd.StartUnwatched();
+    publisher.join();
     SleepMs(1000);
   }
   for (ChildProcess& worker : load) worker.WriteLine("end");

@@ -30,6 +30,7 @@ class Supervisor {
 
   // For the next start.
   void Reconfigure(std::vector<std::string> options) { options_ = std::move(options); }
+  // By the thread that lives longest: the kernel ends kvmd with the thread that started it.
   void Start();           // waits until kvmd is ready
   void StartUnwatched();  // does not wait
   void Kill();            // SIGKILL, as a crash would
