@@ -13,7 +13,6 @@
 namespace {
 
 using namespace kvm;
-using test::ChildProcess;
 using test::HeldEventually;
 using test::HostCacheOf;
 using test::KvmdProcess;
@@ -32,27 +31,14 @@ TEST_CASE("Host cache: workers killed while they stow cost no wrong byte, no slo
   const std::uint64_t seed = 7;
   INFO("seed " << seed);
   test::Random random(seed);
-  std::uint64_t started = 0;
-  const auto start = [&] {
-    ++started;
-    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(started), seed + started);
-  };
-  std::vector<ChildProcess> workers;
-  for (int i = 0; i < 3; ++i) workers.push_back(start());
-  int wrong = 0;
+  test::BusyCrew crew(kvmd.socket(), seed, 3);
   for (int kill = 0; kill < 40; ++kill) {
     test::SleepMs(static_cast<int>(random.Below(60)));
-    ChildProcess& victim = random.Pick(workers);
-    victim.Kill();
-    wrong += victim.Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
-    victim = start();
+    const auto victim = static_cast<std::size_t>(random.Below(crew.size()));
+    crew.Kill(victim);
+    crew.Replace(victim);
   }
-  for (ChildProcess& worker : workers) {
-    const std::optional<test::ProcessEnd> end = test::Finish(worker);
-    REQUIRE(end.has_value());
-    CHECK(end->clean());
-  }
-  CHECK(wrong == 0);
+  CHECK(crew.EndWell());
   REQUIRE(kvmd.running());
   const kvmwire::HostCacheDomain status = HostCacheOf(probe);
   CHECK(status.stowed() > 0);

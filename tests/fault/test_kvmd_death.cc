@@ -109,8 +109,7 @@ TEST_CASE("kvmd death: a restart under load costs no wrong byte, and all clients
   const auto steady = Start(kvmd, "steady");
   steady->Publish("steady:20", 0);
   KVM_REQUIRE_OK(steady->Flush());
-  std::vector<ChildProcess> workers;
-  for (std::uint64_t i = 0; i < 3; ++i) workers.push_back(test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(i), 100 + i));
+  test::BusyCrew crew(kvmd.socket(), 100, 3);
   test::Random random(5);
   for (int restart = 0; restart < 6; ++restart) {
     test::SleepMs(static_cast<int>(random.Between(50, 250)));
@@ -122,11 +121,7 @@ TEST_CASE("kvmd death: a restart under load costs no wrong byte, and all clients
   const auto late = Start(kvmd, "late");
   CHECK(test::Eventually([&] { return late->Find("steady:20").size() == 20; }));
   CHECK(late->FindAndImport("steady:20", 0).wrong == 0);
-  for (ChildProcess& worker : workers) {
-    const std::optional<test::ProcessEnd> end = test::Finish(worker);
-    REQUIRE(end.has_value());
-    CHECK(end->clean());
-  }
+  CHECK(crew.EndWell());
 }
 
 TEST_CASE("kvmd death: a second kvmd on a live socket refuses to start, on a dead one it takes over", "[fault]") {

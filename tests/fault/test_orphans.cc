@@ -16,7 +16,6 @@
 namespace {
 
 using namespace kvm;
-using test::ChildProcess;
 using test::KvmdProcess;
 using test::RemoteWorker;
 using test::Worker;
@@ -198,30 +197,17 @@ TEST_CASE("Orphans: heirs of workers killed at random moments cost no wrong byte
   const std::uint64_t seed = 77;
   INFO("seed " << seed);
   test::Random random(seed);
-  std::uint64_t started = 0;
-  constexpr int kWorkers = 4;
-  const auto start = [&](int i) {
-    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(i), seed + ++started, /*adopt=*/true);
-  };
-  std::vector<ChildProcess> workers;
-  for (int i = 0; i < kWorkers; ++i) workers.push_back(start(i));
-  int wrong = 0;
+  test::BusyCrew crew(kvmd.socket(), seed, 4, test::BusyCrew::Successor::kHeir);
   std::size_t adopted_blocks = 0;
   for (int kill = 0; kill < 60; ++kill) {
     test::SleepMs(static_cast<int>(random.Below(60)));
-    const auto i = static_cast<int>(random.Below(kWorkers));
-    ChildProcess& victim = workers[static_cast<std::size_t>(i)];
-    if (const std::optional<std::string> adopted = victim.ReadLine(std::chrono::milliseconds(1))) adopted_blocks += std::stoul(*adopted);
-    victim.Kill();
-    wrong += victim.Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
-    victim = start(i);
+    const auto victim = static_cast<std::size_t>(random.Below(crew.size()));
+    if (const std::optional<std::string> adopted = crew[victim].ReadLine(std::chrono::milliseconds(1)))
+      adopted_blocks += std::stoul(*adopted);
+    crew.Kill(victim);
+    crew.Replace(victim);
   }
-  for (ChildProcess& worker : workers) {
-    const std::optional<test::ProcessEnd> end = test::Finish(worker);
-    REQUIRE(end.has_value());
-    CHECK(end->clean());
-  }
-  CHECK(wrong == 0);
+  CHECK(crew.EndWell());
   CHECK(adopted_blocks > 0);
   REQUIRE(kvmd.running());
   CHECK(test::Eventually([&] { return probe.RegionRows() == 0 && probe.live_entries() == 0; }, kSoon));

@@ -20,7 +20,6 @@
 namespace {
 
 using namespace kvm;
-using test::ChildProcess;
 using test::RemoteWorker;
 using test::Supervisor;
 using test::Worker;
@@ -149,37 +148,25 @@ TEST_CASE("Restart: under load with workers that die too, no wrong byte, and not
   const auto steady = test::StartWorker({.socket = kvmd.socket(), .name = "steady"});
   steady->Publish("steady:20", 0);
   KVM_REQUIRE_OK(steady->Flush());
-  std::vector<ChildProcess> workers;
-  std::uint64_t seed = 500;
-  const auto start = [&](std::size_t i) {
-    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(i), ++seed, /*adopt=*/true);
-  };
-  for (std::size_t i = 0; i < 3; ++i) workers.push_back(start(i));
+  test::BusyCrew crew(kvmd.socket(), 500, 3, test::BusyCrew::Successor::kHeir);
   test::Random random(5);
-  int wrong = 0;
   for (int restart = 0; restart < 8; ++restart) {
     test::SleepMs(static_cast<int>(random.Between(50, 250)));
     const auto i = static_cast<std::size_t>(random.Below(3));
     const bool worker_first = random.OneIn(2);
     if (!worker_first) kvmd.Kill();
-    workers[i].Kill();
-    wrong += workers[i].Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
+    crew.Kill(i);
     if (worker_first) kvmd.Kill();
     test::SleepMs(static_cast<int>(random.Below(100)));
-    workers[i] = start(i);
+    crew.Replace(i);
     kvmd.Start();
     CHECK(steady->Find("steady:20").size() == 20);
   }
-  CHECK(wrong == 0);
   KVM_REQUIRE_OK(steady->client().WaitConnected(After(kSoon)));
   const auto late = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(test::Eventually([&] { return late->Find("steady:20").size() == 20; }));
   CHECK(late->FindAndImport("steady:20", 0).wrong == 0);
-  for (ChildProcess& worker : workers) {
-    const std::optional<test::ProcessEnd> end = test::Finish(worker);
-    REQUIRE(end.has_value());
-    CHECK(end->clean());
-  }
+  CHECK(crew.EndWell());
   steady->DropClient();
   late->DropClient();
   test::RegistryProbe probe(kvmd.socket());

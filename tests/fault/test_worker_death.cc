@@ -18,7 +18,6 @@
 namespace {
 
 using namespace kvm;
-using test::ChildProcess;
 using test::KvmdProcess;
 using test::RemoteWorker;
 
@@ -70,31 +69,17 @@ TEST_CASE("Worker death: workers killed at random moments cost no wrong byte and
   const std::uint64_t seed = 42;
   INFO("seed " << seed);
   test::Random random(seed);
-  std::uint64_t started = 0;
-  const auto start = [&] {
-    ++started;
-    return test::StartBusyWorker(kvmd.socket(), "busy-" + std::to_string(started), seed + started);
-  };
-  std::vector<ChildProcess> workers;
-  for (int i = 0; i < 4; ++i) workers.push_back(start());
-  int wrong = 0;
+  test::BusyCrew crew(kvmd.socket(), seed, 4);
   for (int kill = 0; kill < 60; ++kill) {
     test::SleepMs(static_cast<int>(random.Below(40)));
-    ChildProcess& victim = random.Pick(workers);
-    const pid_t pid = victim.pid();
-    victim.Kill();
-    wrong += victim.Wait(std::chrono::milliseconds(0))->code == test::kBusyWorkerFoundWrongBytes;
+    const auto victim = static_cast<std::size_t>(random.Below(crew.size()));
+    const pid_t pid = crew.Kill(victim);
     const bool gone = test::Eventually([&] { return probe.RegionRows(pid) == 0; }, kGone);
     INFO("kill " << kill);
     REQUIRE(gone);
-    victim = start();
+    crew.Replace(victim);
   }
-  for (ChildProcess& worker : workers) {
-    const std::optional<test::ProcessEnd> end = test::Finish(worker);
-    REQUIRE(end.has_value());
-    CHECK(end->clean());
-  }
-  CHECK(wrong == 0);
+  CHECK(crew.EndWell());
   REQUIRE(kvmd.running());
   ExpectEmpty(probe);
   CHECK(test::Eventually([&] { return kvmd.OpenFds() == fds; }, kGone));

@@ -151,6 +151,34 @@ ChildProcess StartStressImporter(const std::string& socket, const std::string& n
   return ChildProcess::Self("stress-importer", arguments);
 }
 
+BusyCrew::BusyCrew(std::string socket, std::uint64_t seed, std::size_t workers, Successor successor)
+    : socket_(std::move(socket)), seed_(seed), successor_(successor) {
+  for (std::size_t worker = 0; worker < workers; ++worker) workers_.push_back(Started(worker));
+}
+
+ChildProcess BusyCrew::Started(std::size_t worker) {
+  ++started_;
+  const bool heir = successor_ == Successor::kHeir;
+  return StartBusyWorker(socket_, "busy-" + std::to_string(heir ? worker : started_), seed_ + started_, heir);
+}
+
+pid_t BusyCrew::Kill(std::size_t worker) {
+  const pid_t pid = workers_[worker].pid();
+  workers_[worker].Kill();
+  well_ = well_ && workers_[worker].Wait(std::chrono::milliseconds(0))->code != kBusyWorkerFoundWrongBytes;
+  return pid;
+}
+
+void BusyCrew::Replace(std::size_t worker) { workers_[worker] = Started(worker); }
+
+bool BusyCrew::EndWell() {
+  for (ChildProcess& worker : workers_) {
+    const std::optional<ProcessEnd> end = Finish(worker);
+    well_ = well_ && end && end->clean();
+  }
+  return well_;
+}
+
 std::optional<ProcessEnd> Finish(ChildProcess& process) {
   process.CloseInput();
   return process.Wait(std::chrono::seconds(30));

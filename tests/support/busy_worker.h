@@ -17,6 +17,31 @@ namespace kvm::test {
 ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed, bool adopt = false);
 inline constexpr int kBusyWorkerFoundWrongBytes = 3;
 
+// Busy workers that are killed and replaced.
+class BusyCrew {
+ public:
+  // Who comes in place of a killed one: somebody with a name of its own, or one that adopts what it left.
+  enum class Successor { kStranger, kHeir };
+  BusyCrew(std::string socket, std::uint64_t seed, std::size_t workers, Successor successor = Successor::kStranger);
+
+  std::size_t size() const noexcept { return workers_.size(); }
+  ChildProcess& operator[](std::size_t worker) { return workers_[worker]; }
+  pid_t Kill(std::size_t worker);
+  void Replace(std::size_t worker);
+  // Ends those that run. True if each ended in good order, and none, of the killed ones neither, had found wrong bytes.
+  bool EndWell();
+
+ private:
+  ChildProcess Started(std::size_t worker);
+
+  const std::string socket_;
+  const std::uint64_t seed_;
+  const Successor successor_;
+  std::uint64_t started_ = 0;
+  std::vector<ChildProcess> workers_;
+  bool well_ = true;
+};
+
 // Rewrites and publishes the blocks of its region as fast as it can, keys from a set of its own.
 ChildProcess StartRecycler(const std::string& socket, const std::string& name);
 std::vector<BlockKey> RecyclerKeys(const std::string& name);
