@@ -104,7 +104,7 @@ def test_a_killed_workers_pool_serves_on_and_is_adopted(kvmd: PrivateDaemon, sta
     assert region.name == "pool"
     region.begin_write(2)
     assert reader.call("find", tokens)[0] == 2
-    with pytest.raises(kvclient.errors.AlreadyExistsError, match="belongs to"):
+    with pytest.raises(kvclient.errors.AlreadyExistsError, match="has it"):
         client.adopt_region(model, geometry, name="pool")
     assert client.reclaim_orphans().regions == 0
     client.close()
