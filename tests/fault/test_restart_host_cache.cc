@@ -132,7 +132,7 @@ TEST_CASE("Host cache restart: what other options have no place for is given up"
     one.Kill();
     other.Kill();
     REQUIRE(test::Eventually([&] { return probe.live_regions() == 2; }));
-    REQUIRE(StoredRegions(kvmd) == 2);
+    REQUIRE(test::Eventually([&] { return StoredRegions(kvmd) == 2; }));
   }
   kvmd.Kill();
   std::size_t left = 0;
