@@ -1,7 +1,6 @@
 #include "client/peer_mapper.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,13 +8,10 @@
 
 #include "client/segment_handles.h"
 #include "proto/fault_point.h"
+#include "proto/inode.h"
 #include "proto/region_descriptor.h"
 
 namespace kvm {
-std::uint64_t InodeOf(int fd) noexcept {
-  struct stat info {};
-  return ::fstat(fd, &info) == 0 ? static_cast<std::uint64_t>(info.st_ino) : 0;
-}
 
 void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce announce, Fds fds) {
   // std::function wants to be copied: hence shared.

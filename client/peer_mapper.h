@@ -52,7 +52,4 @@ class PeerMapper {
   TaskThread thread_;  // last: it uses everything above
 };
 
-// The inode of a memfd names the memory, whoever holds a descriptor of it.
-std::uint64_t InodeOf(int fd) noexcept;
-
 }  // namespace kvm

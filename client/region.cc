@@ -6,6 +6,7 @@
 #include "client/region_impl.h"
 #include "client/segment_handles.h"
 #include "proto/fault_point.h"
+#include "proto/inode.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 

@@ -3,18 +3,11 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "daemon/steady_ms.h"
 #include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
-namespace {
-
-std::uint64_t Ms(SteadyTime time) {
-  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(time.time_since_epoch()).count());
-}
-
-}  // namespace
-
 HostTier::~HostTier() {
   for (const auto& chunk : chunks_) chunk->Close();
 }
@@ -144,7 +137,7 @@ void HostTier::Done(ClientId client, Domain& domain, const kvmwire::StowDone& do
 
 void HostTier::Use(TierGroup& group, std::span<const policy::Slot> slots, bool imported) {
   if (slots.empty()) return;
-  group.blocks.Use(slots, Ms(now_), imported);
+  group.blocks.Use(slots, SteadyMs(now_), imported);
   std::vector<bool> used;
   for (const policy::Slot slot : slots) {
     const std::uint32_t position = group.blocks.PositionOf(slot);
@@ -152,7 +145,7 @@ void HostTier::Use(TierGroup& group, std::span<const policy::Slot> slots, bool i
     used[position] = true;
   }
   for (const auto& chunk : chunks_) {
-    if (&chunk->group == &group && chunk->position < used.size() && used[chunk->position]) chunk->used_ms = Ms(now_);
+    if (&chunk->group == &group && chunk->position < used.size() && used[chunk->position]) chunk->used_ms = SteadyMs(now_);
   }
 }
 

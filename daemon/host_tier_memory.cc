@@ -8,6 +8,7 @@
 #include "daemon/host_tier.h"
 #include "daemon/log.h"
 #include "daemon/machine_memory.h"
+#include "daemon/steady_ms.h"
 
 namespace kvm::daemon {
 namespace {
@@ -261,7 +262,7 @@ void HostTier::FinishChunk(std::unique_ptr<TierChunk> chunk) {
   }
   // It never had the descriptor.
   if (writer_left) chunk->writer = nullptr;
-  chunk->used_ms = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now_.time_since_epoch()).count());
+  chunk->used_ms = SteadyMs(now_);
   LogLimited(LogLevel::kInfo, "host_cache_grown",
              {{"domain", group.domain.name()},
               {"region", chunk->region->descriptor.name()},

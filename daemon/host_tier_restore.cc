@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "daemon/host_tier.h"
+#include "daemon/steady_ms.h"
 
 namespace kvm::daemon {
 namespace {
@@ -84,7 +85,7 @@ Status HostTier::Restore(Domain& domain, Region& region, const kvmwire::StoredCh
       departed_.push_back(chunk.writer);
     }
   }
-  chunk.used_ms = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now_.time_since_epoch()).count());
+  chunk.used_ms = SteadyMs(now_);
   next_name_ = std::max(next_name_, NumberIn(region.descriptor.name()) + 1);
   ++group.chunks;
   restoring_.insert(&chunk);

@@ -1,10 +1,9 @@
 #include "daemon/region.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "proto/inode.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -134,10 +133,7 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   return region;
 }
 
-std::uint64_t Region::identity() const noexcept {
-  struct stat info_of_table {};
-  return ::fstat(fds[0].get(), &info_of_table) == 0 ? info_of_table.st_ino : 0;
-}
+std::uint64_t Region::identity() const noexcept { return InodeOf(fds[0].get()); }
 
 bool Region::outlives_owner() const noexcept {
   return descriptor.outlives_owner() && info.handle_kind != static_cast<std::uint32_t>(HandleKind::kCudaIpc);

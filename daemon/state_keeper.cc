@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "proto/fault_point.h"
+#include "proto/inode.h"
 
 namespace kvm::daemon {
 namespace {
@@ -40,12 +40,6 @@ std::string ManifestName(const std::string& id, std::uint32_t serial) { return k
 bool SameFile(int a, int b) {
   const auto own = static_cast<pid_t>(::getpid());
   return ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
-}
-
-// The same of one open file; of another one as well where files of a kind share one (pidfds of old kernels).
-std::uint64_t InodeOf(int fd) {
-  struct stat info {};
-  return ::fstat(fd, &info) == 0 ? info.st_ino : 0;
 }
 
 bool ReadManifest(int fd, kvmwire::StoredRegion& out) {

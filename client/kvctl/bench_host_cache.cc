@@ -7,7 +7,6 @@
 #include "client/kvctl/import_run.h"
 #include "client/kvctl/observer.h"
 #include "client/kvctl/text.h"
-#include "kvm/copy_baselines.h"
 
 namespace kvm::ctl {
 namespace {
@@ -18,18 +17,6 @@ constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
 constexpr std::uint32_t kRounds = 15;
 constexpr std::chrono::milliseconds kTimeout{60'000};
 constexpr double kGoal = 0.9;
-
-Status TimePinned(const DeviceUuid& importer, std::uint64_t bytes, Samples& times) {
-  CopyBaseline baseline;
-  baseline.importer = importer;
-  baseline.owner = kHostMemory;
-  baseline.bytes = bytes;
-  baseline.rounds = kRounds / 2 + 1;
-  const Result<std::vector<double>> seconds = MeasureCopy(baseline);
-  if (!seconds) return seconds.error();
-  for (const double second : *seconds) times.Add(second);
-  return {};
-}
 
 Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& options, const std::vector<DeviceUuid>& devices,
                             std::uint64_t block_bytes) {
@@ -47,18 +34,9 @@ Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& opt
   Result<ImportRun::Target> target = run.Allocate(importer, *source);
   if (!target) return target.error();
   if (Status only = run.WaitForHostCacheOnly(*source, *target); !only) return only.error();
-  // The baseline is measured before and after, so that a drift of the machine meets both.
-  Samples pinned;
-  if (Status before = TimePinned(importer, options.bytes, pinned); !before) return before.error();
-  Result<ImportRun::Timing> timing = run.Import(*source, *target, options.bytes, 0, kRounds);
-  if (!timing) return timing.error();
-  if (Status after = TimePinned(importer, options.bytes, pinned); !after) return after.error();
+  Result<BenchRow> row = run.Compare(*source, *target, importer, kHostMemory, options.bytes, 0, kRounds);
+  if (!row) return row;
   if (Status right = run.Check(*source, *target); !right) return right.error();
-  BenchRow row;
-  row.value = pinned.p50() / timing->import_s.p50();
-  row.bytes_per_s = static_cast<double>(options.bytes) / timing->import_s.p50();
-  row.baseline_bytes_per_s = static_cast<double>(options.bytes) / pinned.p50();
-  row.note = "of a contiguous copy from pinned memory; find before it " + HumanNanoseconds(1e9 * timing->find_s.p50());
   return row;
 }
 

@@ -96,19 +96,6 @@ class GpuImportBench {
     rows_.push_back(std::move(row));
   }
 
-  // Adds the seconds of a contiguous copy of `bytes` to `times`.
-  Status Contiguous(const DeviceUuid& importer, std::uint64_t bytes, std::uint32_t rounds, Samples& times) {
-    CopyBaseline baseline;
-    baseline.importer = importer;
-    baseline.owner = owner();
-    baseline.bytes = bytes;
-    baseline.rounds = rounds;
-    const Result<std::vector<double>> seconds = MeasureCopy(baseline);
-    if (!seconds) return seconds.error();
-    for (const double second : *seconds) times.Add(second);
-    return {};
-  }
-
   struct ImportRow {
     std::string name, title;
     const SourceBlocks& source;
@@ -119,24 +106,14 @@ class GpuImportBench {
     std::optional<double> goal;
   };
 
-  // The baseline is measured before and after, so that a drift of the machine meets both.
   Status Compare(const ImportRow& what) {
     const std::uint32_t rounds = what.bytes == options_.bytes ? kLargeRounds : kMediumRounds;
-    Samples contiguous;
-    if (Status before = Contiguous(what.importer, what.bytes, rounds / 2 + 1, contiguous); !before) return before;
-    Result<Timing> timing = run_->Import(what.source, what.target, what.bytes, what.max_sms, rounds);
-    if (!timing) return timing.error();
-    if (Status after = Contiguous(what.importer, what.bytes, rounds / 2 + 1, contiguous); !after) return after;
-    const auto bytes = static_cast<double>(what.bytes);
-    BenchRow row;
-    row.name = what.name;
-    row.title = what.title;
-    row.value = contiguous.p50() / timing->import_s.p50();
-    row.bytes_per_s = bytes / timing->import_s.p50();
-    row.baseline_bytes_per_s = bytes / contiguous.p50();
-    row.goal = what.goal;
-    row.note = "of contiguous; find before it " + HumanNanoseconds(1e9 * timing->find_s.p50());
-    rows_.push_back(std::move(row));
+    Result<BenchRow> row = run_->Compare(what.source, what.target, what.importer, owner(), what.bytes, what.max_sms, rounds);
+    if (!row) return row.error();
+    row->name = what.name;
+    row->title = what.title;
+    row->goal = what.goal;
+    rows_.push_back(std::move(*row));
     return {};
   }
 

@@ -2,6 +2,8 @@
 
 #include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/random.h"
+#include "client/kvctl/text.h"
+#include "kvm/copy_baselines.h"
 
 namespace kvm::ctl {
 namespace {
@@ -10,6 +12,19 @@ using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kImportTimeout{60};
 constexpr std::uint32_t kWarmUpRounds = 2;
+
+// Adds the seconds of a contiguous copy of `bytes` to `times`.
+Status TimeContiguous(const DeviceUuid& importer, const DeviceUuid& owner, std::uint64_t bytes, std::uint32_t rounds, Samples& times) {
+  CopyBaseline baseline;
+  baseline.importer = importer;
+  baseline.owner = owner;
+  baseline.bytes = bytes;
+  baseline.rounds = rounds;
+  const Result<std::vector<double>> seconds = MeasureCopy(baseline);
+  if (!seconds) return seconds.error();
+  for (const double second : *seconds) times.Add(second);
+  return {};
+}
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
@@ -109,6 +124,22 @@ Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Ta
     if (!imported) return imported.error();
   }
   return timing;
+}
+
+Result<BenchRow> ImportRun::Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer, const DeviceUuid& owner,
+                                    std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds) {
+  Samples contiguous;
+  if (Status before = TimeContiguous(importer, owner, bytes, rounds / 2 + 1, contiguous); !before) return before.error();
+  Result<Timing> timing = Import(source, target, bytes, max_sms, rounds);
+  if (!timing) return timing.error();
+  if (Status after = TimeContiguous(importer, owner, bytes, rounds / 2 + 1, contiguous); !after) return after.error();
+  BenchRow row;
+  row.value = contiguous.p50() / timing->import_s.p50();
+  row.bytes_per_s = static_cast<double>(bytes) / timing->import_s.p50();
+  row.baseline_bytes_per_s = static_cast<double>(bytes) / contiguous.p50();
+  row.note = (owner == kHostMemory ? "of a contiguous copy from pinned memory" : "of contiguous") + std::string("; find before it ") +
+             HumanNanoseconds(1e9 * timing->find_s.p50());
+  return row;
 }
 
 Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target& target) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "client/kvctl/bench_rows.h"
 #include "client/kvctl/bench_setup.h"
 
 namespace kvm::ctl {
@@ -50,6 +51,10 @@ class ImportRun {
   // with `wander` others each time. Import is timed from the call to validated. An error if not all are.
   [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                       std::uint32_t rounds, bool wander = false);
+  // The same as a row: its value is the rate of a contiguous copy from `owner` to `importer` (kHostMemory: from pinned memory)
+  // that the import reaches. That copy is measured before and after, so that a drift of the machine meets both.
+  [[nodiscard]] Result<BenchRow> Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer,
+                                         const DeviceUuid& owner, std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds);
   // That every byte of the blocks imported is what its key says. kSystem.
   [[nodiscard]] Status Check(const SourceBlocks& source, const Target& target);
 

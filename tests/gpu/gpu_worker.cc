@@ -24,6 +24,14 @@ void FillOnHost(const PatternBlock& block, std::span<std::byte> bytes) {
 
 }  // namespace
 
+GpuWorkerOptions PoolOptions(const std::string& socket, const std::string& name, std::uint32_t blocks, std::uint64_t block_bytes) {
+  GpuWorkerOptions options;
+  options.socket = socket;
+  options.name = name;
+  options.layout = {"pool", Geometry::Contiguous(blocks, block_bytes), {blocks * block_bytes}};
+  return options;
+}
+
 BlockKey KeyOf(const Content& content) {
   Random random(std::uint64_t{content.tag} << 32 ^ content.version);
   const std::uint64_t lo = random.Next();

@@ -32,6 +32,9 @@ struct GpuWorkerOptions {
   bool one_allocation = false;  // registered memory: all segments are ranges of one allocation
 };
 
+// On the first GPU, a contiguous pool.
+GpuWorkerOptions PoolOptions(const std::string& socket, const std::string& name, std::uint32_t blocks, std::uint64_t block_bytes);
+
 struct GpuImportCheck {
   std::size_t matched = 0, valid = 0;
   std::size_t wrong = 0;  // of the valid ones: must be 0

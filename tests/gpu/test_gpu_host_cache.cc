@@ -18,11 +18,7 @@ using namespace std::chrono_literals;
 constexpr std::uint64_t kBlockBytes = 64 << 10;
 
 GpuWorkerOptions Options(const std::string& socket, const std::string& name, std::uint32_t blocks) {
-  GpuWorkerOptions options;
-  options.socket = socket;
-  options.name = name;
-  options.layout = {"pool", Geometry::Contiguous(blocks, kBlockBytes), {blocks * kBlockBytes}};
-  return options;
+  return PoolOptions(socket, name, blocks, kBlockBytes);
 }
 
 // Imports blocks that exporter 1 has overwritten since, by the keys that they had: only the host cache can have them. Each is

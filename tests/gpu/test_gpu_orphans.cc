@@ -26,11 +26,7 @@ std::size_t FreeBytes() {
 }
 
 GpuWorkerOptions Options(const std::string& socket, const std::string& name, std::uint32_t blocks) {
-  GpuWorkerOptions options;
-  options.socket = socket;
-  options.name = name;
-  options.layout = {"pool", Geometry::Contiguous(blocks, kBlockBytes), {blocks * kBlockBytes}};
-  return options;
+  return PoolOptions(socket, name, blocks, kBlockBytes);
 }
 
 std::vector<Content> ExporterContents(std::uint32_t count) {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,20 +11,13 @@ import kvclient
 from kvclient import KeyChain, StowMode, errors
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import BLOCK_BYTES, content, prompt, spec
+from support.waiting import eventually
 
 
 @pytest.fixture
 def caching_kvmd() -> Iterator[PrivateDaemon]:
     with PrivateDaemon(["--host-cache", "8M", "--orphan-ttl-s", "0"]) as daemon:
         yield daemon
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    assert condition()
 
 
 def pool(client: kvclient.Client, name: str, stow: StowMode) -> kvclient.Region:

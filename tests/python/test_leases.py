@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +11,7 @@ import kvclient
 from kvclient import Geometry, KeyChain, errors
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import spec
+from support.waiting import eventually
 
 BLOCKS, BLOCK_BYTES = 8, 4096
 TOKENS = list(range(BLOCKS * 4))
@@ -21,14 +22,6 @@ def caching_kvmd() -> Iterator[PrivateDaemon]:
     """One with a host cache, in which workers' blocks are copied by themselves."""
     with PrivateDaemon(("--host-cache", "1M", "--orphan-ttl-s", "0", "--max-lease-ttl-s", "60")) as daemon:
         yield daemon
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def hold_all(client: kvclient.Client, keys: kvclient.BlockKeys) -> kvclient.Lease:
@@ -69,7 +62,7 @@ def test_blocks_are_held_and_let_go(caching_kvmd: PrivateDaemon) -> None:
                 lease.extend(61)
             # The cache's copies are what is left of them.
             region.begin_writes(list(range(BLOCKS)))
-            assert eventually(lambda: len(client.find(keys)) == BLOCKS)
+            eventually(lambda: len(client.find(keys)) == BLOCKS, tries=1000)
         assert not lease.valid
         assert lease.blocks == 0
         with pytest.raises(errors.CancelledError):
@@ -87,7 +80,7 @@ def test_what_a_living_worker_alone_has_is_not_held(kvmd: PrivateDaemon) -> None
             chain = KeyChain(model)
             root, keys = chain.parent, chain.extend(TOKENS)
             region.publish_run(keys, root, 0, region.begin_writes(list(range(BLOCKS))))
-            assert eventually(lambda: len(client.find(keys)) == BLOCKS)
+            eventually(lambda: len(client.find(keys)) == BLOCKS, tries=1000)
             with pytest.raises(errors.UnsupportedError, match="pool"):
                 client.hold(client.find(keys), 10)
 
@@ -101,5 +94,5 @@ def test_a_lease_ends_with_kvmd(caching_kvmd: PrivateDaemon) -> None:
             region.publish_run(keys, root, 0, region.begin_writes(list(range(BLOCKS))))
             lease = hold_all(client, keys)
             caching_kvmd.kill()
-            assert eventually(lambda: not lease.valid)
+            eventually(lambda: not lease.valid, tries=1000)
             assert isinstance(lease.reason, errors.UnavailableError)

@@ -10,18 +10,11 @@ import pytest
 import kvclient
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import BLOCK_BYTES, BLOCK_TOKENS, prompt, spec
+from support.waiting import eventually
 from support.worker import Worker
 
 MODULE = "support.block_worker"
 Start = Callable[..., Worker]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    assert condition()
 
 
 def adopt_error(client: kvclient.Client, model: kvclient.Model, blocks: int) -> type[Exception]:
