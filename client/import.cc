@@ -104,6 +104,18 @@ struct ImportTicket::Impl {
   }
 };
 
+std::string_view ImportFailureName(ImportFailure failure) noexcept {
+  switch (failure) {
+    case ImportFailure::kStale: return "stale";
+    case ImportFailure::kBehindFailed: return "behind_failed";
+    case ImportFailure::kDeadline: return "deadline";
+    case ImportFailure::kUnmapped: return "unmapped";
+    case ImportFailure::kError: return "error";
+    case ImportFailure::kCorrupt: return "corrupt";
+  }
+  return "unknown";
+}
+
 ImportTicket::ImportTicket() = default;
 ImportTicket::ImportTicket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ImportTicket::~ImportTicket() = default;

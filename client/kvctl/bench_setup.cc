@@ -70,6 +70,25 @@ Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string
   return client.AllocateRegion(model_, options, After(kTimeout));
 }
 
+Status AllFound(const Client& client, const Match& match, std::size_t wanted) {
+  if (match.size() == wanted) return {};
+  std::string why(MatchEndName(match.end()));
+  const std::vector<UnmappedRegion> unmapped = client.UnmappedRegions();
+  if (match.end() == MatchEnd::kUnmapped && !unmapped.empty()) why += ": " + unmapped.front().reason.ToString();
+  const bool gone = match.end() == MatchEnd::kStale || match.end() == MatchEnd::kUnmapped;
+  return MakeError(gone ? Errc::kStale : Errc::kSystem,
+                   "import: found " + std::to_string(match.size()) + " of " + std::to_string(wanted) + " blocks, then " + why);
+}
+
+Status AllImported(const ImportResult& result) {
+  if (result.failed.empty()) return {};
+  const ImportFailure reason = result.failed.front().reason;
+  const bool gone = reason == ImportFailure::kStale || reason == ImportFailure::kUnmapped;
+  return MakeError(gone ? Errc::kStale : Errc::kSystem, "import: " + std::to_string(result.failed.size()) + " of " +
+                                                            std::to_string(result.valid + result.failed.size()) +
+                                                            " blocks failed, the first: " + std::string(ImportFailureName(reason)));
+}
+
 Status GoOn() {
   if (Interrupted()) return MakeError(Errc::kCancelled, "interrupted");
   return {};

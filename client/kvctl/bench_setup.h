@@ -37,6 +37,11 @@ class BenchSetup {
   Model model_;
 };
 
+// Whether all blocks were found, or imported. kStale: the first one that was not was rewritten, or its region
+// has left or is not mapped yet, as happens while owners come and go. kSystem: anything else.
+[[nodiscard]] Status AllFound(const Client& client, const Match& match, std::size_t wanted);
+[[nodiscard]] Status AllImported(const ImportResult& result);
+
 // kCancelled once the user pressed Ctrl-C: to be asked in loops.
 [[nodiscard]] Status GoOn();
 

@@ -80,14 +80,6 @@ Result<ImportRun::Target> ImportRun::Allocate(const DeviceUuid& device, const So
   return target;
 }
 
-Error ImportRun::NotFound(const Match& match, std::size_t wanted) const {
-  std::string why(MatchEndName(match.end()));
-  const std::vector<UnmappedRegion> unmapped = client_->UnmappedRegions();
-  if (match.end() == MatchEnd::kUnmapped && !unmapped.empty()) why += ": " + unmapped.front().reason.ToString();
-  return MakeError(Errc::kSystem,
-                   "import: found " + std::to_string(match.size()) + " of " + std::to_string(wanted) + " blocks, then " + why);
-}
-
 Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
                              Timing* timing) {
   FindOptions find;
@@ -97,13 +89,13 @@ Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& targe
   const auto start = steady_clock::now();
   const Match match = client_->Find(keys, find);
   const auto found = steady_clock::now();
-  if (match.size() != keys.size()) return NotFound(match, keys.size());
+  if (Status all = AllFound(*client_, match, keys.size()); !all) return all;
   const auto called = steady_clock::now();
   Result<ImportTicket> ticket = client_->Import(match, *target.region, blocks, options);
   if (!ticket) return ticket.error();
   if (Status done = ticket->Wait(After(kImportTimeout)); !done) return done;
   const auto end = steady_clock::now();
-  if (ticket->result().valid != keys.size()) return MakeError(Errc::kSystem, "import: blocks failed though nobody rewrites them");
+  if (Status all = AllImported(ticket->result()); !all) return all;
   if (timing == nullptr) return {};
   timing->find_s.Add(Seconds(start, found));
   timing->import_s.Add(Seconds(called, end));
@@ -143,14 +135,18 @@ Result<BenchRow> ImportRun::Compare(const SourceBlocks& source, const Target& ta
 }
 
 Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target& target) {
+  std::string last;
   for (const Deadline deadline = After(kImportTimeout); steady_clock::now() < deadline;) {
     if (Status go_on = GoOn(); !go_on) return go_on;
     const std::uint64_t before = client_->Stats().blocks_from_host_cache;
-    // A block of the peer's region may be found and be gone by the time it is copied.
     const Status imported = ImportOnce(source.keys, target, target.blocks, 0, nullptr);
     if (imported && client_->Stats().blocks_from_host_cache - before == source.blocks) return {};
+    if (imported) continue;
+    // A block of the peer's region may be found and be gone by the time it is copied.
+    if (imported.error().code != Errc::kStale) return imported;
+    last = ": " + imported.error().message;
   }
-  return MakeError(Errc::kDeadlineExceeded, "host cache: not all blocks were imported from it");
+  return MakeError(Errc::kDeadlineExceeded, "host cache: not all blocks were imported from it" + last);
 }
 
 Status ImportRun::Check(const SourceBlocks& source, const Target& target) {

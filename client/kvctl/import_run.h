@@ -61,7 +61,6 @@ class ImportRun {
  private:
   Status ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
                     Timing* timing);
-  Error NotFound(const Match& match, std::size_t wanted) const;
 
   BenchSetup setup_;
   std::vector<DeviceUuid> devices_;

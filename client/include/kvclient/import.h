@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kvclient/match.h"
@@ -25,6 +26,8 @@ enum class ImportFailure : std::uint8_t {
   kError = 5,         // the copy could not be made
   kCorrupt = 6,       // ImportOptions::verify: the bytes are not those that were published
 };
+
+std::string_view ImportFailureName(ImportFailure failure) noexcept;  // "stale", "behind_failed", …
 
 struct FailedBlock {
   std::size_t index = 0;    // into the match
