@@ -117,7 +117,10 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
     if (best->sources.size() < keys.size() && snapshots.previous) {
       auto other = std::make_shared<Match::Impl>();
       FindIn(*snapshots.previous, keys, target, *other);
-      if (other->sources.size() > best->sources.size()) best = std::move(other);
+      if (other->sources.size() > best->sources.size()) {
+        other->in_current = std::move(best);
+        best = std::move(other);
+      }
     }
   } catch (const std::bad_alloc&) {
     return Match();

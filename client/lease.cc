@@ -24,19 +24,35 @@ Result<std::uint32_t> TtlMs(std::chrono::milliseconds ttl) {
   return static_cast<std::uint32_t>(std::min<std::int64_t>(ttl.count(), UINT32_MAX));
 }
 
-// Sources of `match` that the registry of `snapshot` speaks of: those of the registry before may have rows that are others'
-// by now. The leading ones, into `hold`.
+// Row in `snapshot` of the region that `match`'s source `i` lies in; null: none.
+const PeerRegion* RegionOf(const PeerSnapshot& snapshot, const Match::Impl& match, std::size_t i) {
+  const BlockSource& source = match.sources[i];
+  const std::shared_ptr<const PeerMapping>& mapping = match.mappings[match.mapping_of[i]];
+  if (source.region < snapshot.by_row.size()) {
+    const PeerRegion& region = snapshot.by_row[source.region];
+    if (region.region_epoch == source.region_epoch && region.mapping == mapping) return &region;
+  }
+  // kvmd has restarted since: the same memory has a row of its own in each registry.
+  const auto found =
+      std::find_if(snapshot.by_row.begin(), snapshot.by_row.end(), [&](const PeerRegion& region) { return region.mapping == mapping; });
+  return found != snapshot.by_row.end() ? &*found : nullptr;
+}
+
+// The leading sources of `match` from `first` on, as the registry of `snapshot` knows them, into `hold`.
 void AddSources(const PeerSnapshot& snapshot, const Match& match, std::size_t first, kvmwire::Hold& hold) {
   const std::size_t end = std::min(match.size(), first + kMaxHoldBatch);
-  for (std::size_t i = first; i < end; ++i) {
-    const BlockSource& source = match[i];
-    const std::uint16_t mapping = match.impl()->mapping_of[match.first() + i];
-    if (source.region >= snapshot.by_row.size()) return;
-    const PeerRegion& region = snapshot.by_row[source.region];
-    if (region.region_epoch != source.region_epoch || region.mapping != match.impl()->mappings[mapping]) return;
+  for (std::size_t i = match.first() + first; i < match.first() + end; ++i) {
+    const Match::Impl* impl = match.impl();
+    const PeerRegion* region = RegionOf(snapshot, *impl, i);
+    if (region == nullptr && impl->in_current && i < impl->in_current->sources.size()) {
+      impl = impl->in_current.get();
+      region = RegionOf(snapshot, *impl, i);
+    }
+    if (region == nullptr) return;
+    const BlockSource& source = impl->sources[i];
     kvmwire::HoldSource& out = *hold.add_sources();
-    out.set_region(source.region);
-    out.set_region_epoch(source.region_epoch);
+    out.set_region(static_cast<std::uint32_t>(region - snapshot.by_row.data()));
+    out.set_region_epoch(region->region_epoch);
     out.set_block(source.block);
     out.set_generation(source.generation);
   }
@@ -148,7 +164,7 @@ Result<Lease> Client::Impl::Hold(const Match& match, std::chrono::milliseconds t
     hold.set_after(static_cast<std::uint32_t>(first));
     AddSources(*snapshot, match, first, hold);
     const std::size_t asked = static_cast<std::size_t>(hold.sources_size());
-    Status held = asked == 0 ? Status(MakeError(Errc::kStale, "hold: the match is of another registry, or its region has gone"))
+    Status held = asked == 0 ? Status(MakeError(Errc::kStale, "hold: the region of the block has gone, or is not registered yet since kvmd's restart"))
                              : HoldSome(lease, std::move(message), expires, deadline);
     if (!held && first == 0) return held.error();
     std::lock_guard lock(lease->mutex);

@@ -15,6 +15,7 @@ struct Match::Impl {
   std::vector<std::uint16_t> mapping_of;  // [sources]: index into `mappings`
   std::vector<std::shared_ptr<const PeerMapping>> mappings;
   MatchEnd end = MatchEnd::kUnavailable;
+  std::shared_ptr<const Impl> in_current;  // if the sources are of the registry before: what the present one had of the same keys
 };
 
 }  // namespace kvm

@@ -170,10 +170,10 @@ class Client {
   // Asks kvmd not to give up the leading blocks of `match` that it keeps itself (lease.h), for `ttl` from now: at most
   // kvmd's --max-lease-ttl-s, and it can be extended. Waits for kvmd's answer, once for each 8192 blocks.
   // The lease may hold fewer blocks than the match has; its reason() says why. An error if it would hold none:
-  // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten, or kvmd was restarted
-  // since the match was made: find again. kResourceExhausted: a limit (--max-leases-per-client, --max-held-percent-per-client
-  // …), the option named. kInvalidArgument: an empty match, or no such time. kUnavailable: not connected. kDeadlineExceeded:
-  // nothing is held, or what a late answer brings is released.
+  // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten or given up, or kvmd
+  // was restarted since and its owner has not come back yet: find again. kResourceExhausted: a limit
+  // (--max-leases-per-client, --max-held-percent-per-client …), the option named. kInvalidArgument: an empty match, or no
+  // such time. kUnavailable: not connected. kDeadlineExceeded: nothing is held, or what a late answer brings is released.
   [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
   ClientStats Stats() const noexcept;
