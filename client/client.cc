@@ -40,7 +40,7 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
   for (;;) {
     const Deadline step = std::min(deadline, After(std::chrono::milliseconds(10)));
     if (client->WaitConnected(step)) return client;
-    const Error last = client->last_error();
+    Error last = client->last_error();
     if (!last.message.empty() && IsFinal(last.code)) return last;
     if (std::chrono::steady_clock::now() < deadline) continue;
     if (last.message.empty()) return MakeError(Errc::kDeadlineExceeded, "kvmd at " + path + " did not answer in time");

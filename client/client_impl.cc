@@ -171,7 +171,7 @@ void Client::Impl::OnTick() {
     report.set_unmapped_reason(unmapped.front().name + ": " + unmapped.front().reason.ToString());
   }
   kvmwire::ClientMessage message;
-  *message.mutable_stats_report() = report;
+  *message.mutable_stats_report() = std::move(report);
   link.Post(message);
 }
 

@@ -164,8 +164,10 @@ Result<Lease> Client::Impl::Hold(const Match& match, std::chrono::milliseconds t
     hold.set_after(static_cast<std::uint32_t>(first));
     AddSources(*snapshot, match, first, hold);
     const std::size_t asked = static_cast<std::size_t>(hold.sources_size());
-    Status held = asked == 0 ? Status(MakeError(Errc::kStale, "hold: the region of the block has gone, or is not registered yet since kvmd's restart"))
-                             : HoldSome(lease, std::move(message), expires, deadline);
+    Status held =
+        asked == 0
+            ? Status(MakeError(Errc::kStale, "hold: the region of the block has gone, or is not registered yet since kvmd's restart"))
+            : HoldSome(lease, std::move(message), expires, deadline);
     if (!held && first == 0) return held.error();
     std::lock_guard lock(lease->mutex);
     if (!held && lease->reason.message.empty()) lease->reason = held.error();

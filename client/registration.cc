@@ -40,7 +40,7 @@ void Client::Impl::Redeclare() {
 
 Result<Model> Client::Impl::DeclareModel(const ModelSpec& spec, Deadline deadline) {
   if (Status valid = spec.Validate(); !valid) return valid.error();
-  const Model model{spec, spec.ComputeFingerprint()};
+  Model model{spec, spec.ComputeFingerprint()};
   const auto same = [&](const Model& other) { return other.fingerprint == model.fingerprint; };
   {
     std::lock_guard lock(mutex_);

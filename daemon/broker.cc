@@ -106,7 +106,7 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kPing: ReplyEmpty(client, message.request_id()); return {};
     case Message::BODY_NOT_SET: break;
   }
-  const Error error = MakeError(Errc::kProtocol, "unknown message");
+  Error error = MakeError(Errc::kProtocol, "unknown message");
   ReplyError(client, message.request_id(), error);
   return error;
 }
@@ -136,8 +136,8 @@ void Broker::ReplyError(Client& client, std::uint64_t request_id, const Error& e
 Status Broker::HandleHello(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::Hello& hello = message.hello();
   if (hello.protocol_version() != kProtocolVersion) {
-    const Error error = MakeError(Errc::kVersionMismatch, "protocol version " + std::to_string(hello.protocol_version()) +
-                                                              ", this kvmd speaks " + std::to_string(kProtocolVersion));
+    Error error = MakeError(Errc::kVersionMismatch, "protocol version " + std::to_string(hello.protocol_version()) + ", this kvmd speaks " +
+                                                        std::to_string(kProtocolVersion));
     ReplyError(client, message.request_id(), error);
     return error;
   }

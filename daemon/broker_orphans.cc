@@ -127,6 +127,7 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   *reply.mutable_descriptor_() = region->descriptor;
   reply.set_records(records);
   std::vector<int> fds;
+  fds.reserve(region->fds.size() + 1);
   for (const UniqueFd& fd : region->fds) fds.push_back(fd.get());
   fds.push_back(list->fd());
   client.peer->Send(message_out, fds);

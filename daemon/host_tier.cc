@@ -17,7 +17,8 @@ HostTier::~HostTier() {
 std::shared_ptr<TierWriter> HostTier::WriterOf(const Offerer& offerer, Domain& domain) {
   std::shared_ptr<TierWriter>& writer = writers_[offerer.client];
   if (writer) return writer;
-  if ((writer = Resume(offerer, domain))) return writer;
+  writer = Resume(offerer, domain);
+  if (writer) return writer;
   writer = std::make_shared<TierWriter>();
   writer->client = offerer.client;
   writer->uid = offerer.uid;

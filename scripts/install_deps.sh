@@ -28,13 +28,17 @@ if ! command -v apt-get >/dev/null; then
 fi
 
 boost=libboost-dev
-# Debian 12's default Boost is 1.74; 1.81 stands beside it.
+tidy=clang-tidy
+# Debian 12's defaults are Boost 1.74 and clang-tidy 14, which takes three times as long as 22; newer ones stand beside them.
 # shellcheck source=/dev/null
-if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then boost=libboost1.81-dev; fi
+if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
+  boost=libboost1.81-dev
+  tidy=clang-tidy-22
+fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
   libcli11-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
-[ "$lint" = yes ] && packages+=(clang-format clang-tidy shellcheck systemd)
+[ "$lint" = yes ] && packages+=(clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
