@@ -13,7 +13,11 @@ constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for o
 }  // namespace
 
 Broker::Broker(const Config& config, std::function<void()> work_to_do, StateKeeper* keeper)
-    : config_(config), work_to_do_(std::move(work_to_do)), leases_(config), keeper_(keeper) {
+    : config_(config),
+      work_to_do_(std::move(work_to_do)),
+      descriptors_(config, keeper != nullptr && keeper->stores()),
+      leases_(config),
+      keeper_(keeper) {
   if (config.host_cache_bytes != 0) tier_ = std::make_unique<HostTier>(config, static_cast<TierHost&>(*this));
 }
 Broker::~Broker() = default;
@@ -191,7 +195,7 @@ Result<Domain*> Broker::DomainNamed(const std::string& name) {
     return MakeError(Errc::kResourceExhausted,
                      "no room for domain " + name + ": the limit is " + std::to_string(config_.max_domains) + " (--max-domains)");
   }
-  Result<std::unique_ptr<Domain>> domain = Domain::Create(name, config_);
+  Result<std::unique_ptr<Domain>> domain = Domain::Create(name, config_, descriptors_);
   if (!domain) {
     LogLimited(LogLevel::kError, "domain_failed", {{"domain", name}, {"reason", domain.error().ToString()}});
     return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + domain.error().ToString());

@@ -195,6 +195,7 @@ class Broker : private TierHost {
   const std::uint64_t started_ms_ = RealtimeMs();
   ClientId next_client_ = 1;
   std::map<ClientId, std::unique_ptr<Client>> clients_;
+  DescriptorQuota descriptors_;  // of all domains
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   std::vector<PendingUnregister> unregisters_;
   std::unique_ptr<HostTier> tier_;  // null: no host cache

@@ -33,6 +33,8 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
       clients_.begin(), clients_.end(), [&](const auto& entry) { return entry.second->credentials.uid == asking.credentials.uid; })));
   reply.set_rejected_connections(rejected_connections);
   reply.set_protocol_errors(protocol_errors);
+  reply.set_kept_fds(descriptors_.kept());
+  reply.set_max_kept_fds(descriptors_.max());
   if (tier_) DescribeHostCache(*reply.mutable_host_cache());
   for (const auto& [name, domain] : domains_) {
     if (!sees_all && domain.get() != asking.domain) continue;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "daemon/descriptor_quota.h"
-
 namespace kvm::daemon {
 namespace {
 
@@ -17,21 +15,23 @@ bool SameShard(const Region& a, const Region& b) {
 
 }  // namespace
 
-Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Config& config) {
+Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Config& config, DescriptorQuota& descriptors) {
   Result<RegistrySegment> segment = RegistrySegment::Create(name, {config.max_entries, config.max_regions, config.max_models});
   if (!segment) return segment.error();
-  return std::unique_ptr<Domain>(new Domain(name, config, std::move(*segment)));
+  return std::unique_ptr<Domain>(new Domain(name, config, descriptors, std::move(*segment)));
 }
 
-Domain::Domain(std::string name, const Config& config, RegistrySegment segment)
+Domain::Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment)
     : name_(std::move(name)),
       config_(config),
-      max_fds_(MaxFdsPerDomain(config)),
+      descriptors_(descriptors),
       segment_(std::move(segment)),
       index_(segment_.slots(), segment_.tags(), segment_.header().index_slots, config.max_entries, &segment_.header().index_moves,
              [this](const IndexEntry& entry, std::uint64_t slot) { regions_[entry.region]->slots.Set(entry.block, slot); }),
       models_(segment_, config.max_models),
       regions_(config.max_regions) {}
+
+Domain::~Domain() { descriptors_.Remove(fds()); }
 
 Account Domain::AccountOf(ClientId client) const {
   const auto found = accounts_.find(client);
@@ -47,12 +47,6 @@ Status Domain::CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fd
     return Exhausted("too many descriptors of one client", config_.max_fds_per_client, "--max-fds-per-client");
   if (account.blocks + blocks > config_.max_blocks_per_client)
     return Exhausted("too many blocks of one client", config_.max_blocks_per_client, "--max-blocks-per-client");
-  return {};
-}
-
-// Of all its clients, and the host cache's chunks.
-Status Domain::CheckDescriptors(std::size_t fds) const {
-  if (this->fds() + fds > max_fds_) return Exhausted("too many descriptors of one domain", max_fds_, "--max-fds-per-domain");
   return {};
 }
 
@@ -84,7 +78,7 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
   if (!checked) return checked.error();
   // Granted memory takes two descriptors each.
   if (Status allowed = CheckQuotas(owner, (*checked)->info.block_count, (*checked)->descriptors()); !allowed) return allowed.error();
-  if (Status allowed = CheckDescriptors((*checked)->descriptors()); !allowed) return allowed.error();
+  if (Status allowed = descriptors_.Check(this->fds(), (*checked)->descriptors()); !allowed) return allowed.error();
   (*checked)->info.model = *model;
   return checked;
 }
@@ -121,6 +115,7 @@ Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> ad
   region.account->regions += 1;
   region.account->blocks += region.info.block_count;
   region.account->fds += region.descriptors();
+  descriptors_.Add(region.descriptors());
   models_.AddRegion(region.info.model);
   regions_[row] = std::move(added);
   next_row_ = row + 1 == regions_.size() ? 0 : row + 1;

@@ -18,6 +18,7 @@
 
 #include "daemon/block_index_writer.h"
 #include "daemon/config.h"
+#include "daemon/descriptor_quota.h"
 #include "daemon/eviction.h"
 #include "daemon/model_table.h"
 #include "daemon/region.h"
@@ -33,8 +34,9 @@ struct Owner {
 
 class Domain {
  public:
-  // kSystem: no memory for the segment. `config` must outlive the domain.
-  [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config);
+  // kSystem: no memory for the segment. `config` and `descriptors` must outlive the domain.
+  [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors);
+  ~Domain();
 
   const std::string& name() const noexcept { return name_; }
   RegistrySegment& segment() noexcept { return segment_; }
@@ -113,15 +115,14 @@ class Domain {
   void Unhold(Region& region, std::uint32_t block) noexcept;
   std::uint32_t held_orphans() const noexcept;
   std::uint64_t fds() const noexcept;  // that kvmd keeps for regions and chunks
-  std::uint64_t max_fds() const noexcept { return max_fds_; }
+  std::uint64_t max_fds() const noexcept { return descriptors_.max_of_domain(); }
 
   std::uint32_t clients = 0;  // connected; kept by the broker
 
  private:
-  Domain(std::string name, const Config& config, RegistrySegment segment);
+  Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment);
 
   Status CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const;
-  Status CheckDescriptors(std::size_t fds) const;
   Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
   void FreeRegion(std::uint32_t row) noexcept;
   void LeaveAccount(Region& region) noexcept;
@@ -139,7 +140,7 @@ class Domain {
 
   const std::string name_;
   const Config& config_;
-  const std::uint64_t max_fds_;
+  DescriptorQuota& descriptors_;
   RegistrySegment segment_;
   BlockIndexWriter index_;
   ModelTable models_;

@@ -41,6 +41,7 @@ Status Domain::TakeOver(Region& region, const Owner& owner) {
   to.regions += 1;
   to.blocks += region.info.block_count;
   to.fds += region.descriptors();
+  descriptors_.Add(region.descriptors());
   to.entries += region.entries;
   LeaveAccount(region);
   region.account = &to;
@@ -60,6 +61,7 @@ void Domain::LeaveAccount(Region& region) noexcept {
   Account& account = *region.account;
   account.blocks -= region.info.block_count;
   account.fds -= region.descriptors();
+  descriptors_.Remove(region.descriptors());
   account.entries -= region.entries;
   if (--account.regions == 0) accounts_.erase(region.owner);
   region.account = nullptr;

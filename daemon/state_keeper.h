@@ -35,6 +35,9 @@ class StateKeeper {
  public:
   explicit StateKeeper(const ServiceManager& manager) : manager_(manager) {}
 
+  // Whether there is a store, so that each file that is kept is open twice.
+  bool stores() const noexcept { return manager_.has_store(); }
+
   void KeepRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // A region that is new, or that has another owner, row or registry than it was kept with. `process`: its owner's, or

@@ -5,7 +5,9 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc
   unit/test_kvmd_config.cc
+  fuzz/mutator.cc
   unit/test_kvmd_connections.cc
+  unit/test_kvmd_noise.cc
   unit/test_kvmd_orphans.cc
   unit/test_kvmd_regions.cc
   unit/test_kvmd_sessions.cc

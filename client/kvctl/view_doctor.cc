@@ -103,22 +103,24 @@ class Doctor {
         Printable(observer_->hello().domain()) + (same_domain ? "" : ", but the segment is of another one"));
   }
 
-  void CheckLevel(const std::string& name, std::uint64_t used, std::uint64_t limit, const std::string& option) {
+  void CheckLevel(const std::string& name, std::uint64_t used, std::uint64_t limit, const std::string& setting) {
     const double level = limit == 0 ? 1 : static_cast<double>(used) / static_cast<double>(limit);
     const Verdict verdict = level >= 0.9 ? Verdict::kWarn : Verdict::kOk;
-    Add(name, verdict, HumanCount(used) + " of " + HumanCount(limit) + (verdict == Verdict::kOk ? "" : "; raise kvmd's --" + option));
+    Add(name, verdict, HumanCount(used) + " of " + HumanCount(limit) + (verdict == Verdict::kOk ? "" : "; raise kvmd's " + setting));
   }
 
   void CheckTables() {
     for (const auto& domain : status_.domains()) {
       const std::string prefix = status_.domains_size() > 1 ? Printable(domain.name()) + ": " : "";
-      CheckLevel(prefix + "blocks", domain.entries(), domain.max_entries(), "max-entries");
-      CheckLevel(prefix + "regions", domain.regions(), domain.max_regions(), "max-regions");
-      CheckLevel(prefix + "models", domain.models(), domain.max_models(), "max-models");
-      CheckLevel(prefix + "descriptors", domain.fds(), domain.max_fds(), "max-fds-per-domain");
+      CheckLevel(prefix + "blocks", domain.entries(), domain.max_entries(), "--max-entries");
+      CheckLevel(prefix + "regions", domain.regions(), domain.max_regions(), "--max-regions");
+      CheckLevel(prefix + "models", domain.models(), domain.max_models(), "--max-models");
+      CheckLevel(prefix + "descriptors", domain.fds(), domain.max_fds(), "--max-fds-per-domain");
     }
-    CheckLevel("connections", status_.clients(), status_.max_clients(), "max-clients");
-    CheckLevel("connections of this user", status_.user_clients(), status_.max_clients_per_user(), "max-clients-per-user");
+    // One of an earlier version does not tell.
+    if (status_.max_kept_fds() > 0) CheckLevel("descriptors of all domains", status_.kept_fds(), status_.max_kept_fds(), "LimitNOFILE");
+    CheckLevel("connections", status_.clients(), status_.max_clients(), "--max-clients");
+    CheckLevel("connections of this user", status_.user_clients(), status_.max_clients_per_user(), "--max-clients-per-user");
     const layout::Counters& counters = observer_->registry().header().counters;
     const std::uint64_t full = counters.refused_full.load(std::memory_order_relaxed),
                         evicted = counters.evicted.load(std::memory_order_relaxed);

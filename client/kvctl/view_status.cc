@@ -100,6 +100,8 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"uptime_s", SecondsSince(status.started_ms())},
           {"resident_bytes", status.resident_bytes()},
           {"open_fds", status.open_fds()},
+          {"kept_fds", status.kept_fds()},
+          {"max_kept_fds", status.max_kept_fds()},
           {"clients", status.clients()},
           {"max_clients", status.max_clients()},
           {"user_clients", status.user_clients()},
@@ -121,7 +123,8 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
              status.server_version() + ", pid " + std::to_string(status.pid()) + ", up " + HumanSeconds(SecondsSince(status.started_ms())));
   fields.Add("heartbeat", std::to_string(observer.HeartbeatAge().count()) + " ms ago, registry " +
                               std::string(SegmentStateName(observer.registry().state())));
-  fields.Add("memory", HumanBytes(status.resident_bytes()) + " resident, " + std::to_string(status.open_fds()) + " descriptors");
+  fields.Add("memory", HumanBytes(status.resident_bytes()) + " resident, " + std::to_string(status.open_fds()) + " descriptors, " +
+                           std::to_string(status.kept_fds()) + " of " + std::to_string(status.max_kept_fds()) + " for regions");
   fields.Add("clients", std::to_string(status.clients()) + " of " + std::to_string(status.max_clients()) + "; this user's " +
                             std::to_string(status.user_clients()) + " of " + std::to_string(status.max_clients_per_user()) + "; " +
                             HumanCount(status.rejected_connections()) + " rejected, " + HumanCount(status.protocol_errors()) +

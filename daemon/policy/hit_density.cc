@@ -107,12 +107,14 @@ void HitDensityPolicy::FindUse(Key key, Key parent, Use& use) {
   }
   // Dropped, or made, since OnRequest.
   if (use.node == kNil || nodes_[use.node].key != key) use.node = table_.Find(key, KeyOf());
+  if (use.parent == use.node) use.parent = kNil;  // it says that it is its own parent
 }
 
 void HitDensityPolicy::OnInsert(Slot slot, const Block& block) {
   Use use;
   FindUse(block.key, block.parent, use);
-  const bool known = use.node != kNil;
+  // Another block with this key is here: they have a node each, and the table finds the older one.
+  const bool known = use.node != kNil && !Resident(use.node);
   if (!known) {
     use.node = MakeNode(block.key, use.parent);
   } else {
@@ -139,6 +141,7 @@ void HitDensityPolicy::OnHit(Slot slot) {
   FindUse(nodes_[at].key, kNoKey, use);
   use.node = at;
   if (nodes_[at].parent != kNil) use.parent = nodes_[at].parent;
+  if (use.parent == at) use.parent = kNil;
   Count(use, true);
   Node& node = nodes_[at];
   if (node.parent == kNil && use.parent != kNil) {
@@ -171,7 +174,7 @@ void HitDensityPolicy::OnErase(Slot slot) {
 }
 
 std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
-  free_.empty() ? DropOldestRemembered() : FetchNextDropped();
+  free_.empty() ? DropOldestRemembered(parent) : FetchNextDropped();
   const std::uint32_t at = free_.front;
   Unlink(free_, at, LinksOf());
   Node& node = nodes_[at];
@@ -187,12 +190,12 @@ std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
 }
 
 // Several at a time, so that they are fetched together. There are more nodes than slots, and each node that
-// stays for its children has one in a slot.
-void HitDensityPolicy::DropOldestRemembered() {
+// stays for its children has one in a slot. `parent` stays: it is about to have one.
+void HitDensityPolicy::DropOldestRemembered(std::uint32_t parent) {
   std::array<std::uint32_t, kDropped> dropped;
   for (std::uint32_t& at : dropped) {
     at = remembered_.back;
-    while (nodes_[at].children > 0 || at == last_used_) {
+    while (nodes_[at].children > 0 || at == last_used_ || at == parent) {
       Unlink(remembered_, at, LinksOf());
       PushFront(remembered_, at, LinksOf());
       at = remembered_.back;

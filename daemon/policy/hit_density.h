@@ -101,7 +101,7 @@ class HitDensityPolicy final : public EvictionPolicy {
 
   void FindUse(Key key, Key parent, Use& use);
   std::uint32_t MakeNode(Key key, std::uint32_t parent);
-  void DropOldestRemembered();
+  void DropOldestRemembered(std::uint32_t parent);
   void FetchNextDropped();
   void Count(const Use& use, bool known);
   void MoveToFrontOfUse(const Use& use, bool known);

@@ -78,6 +78,8 @@ TEST_CASE("kvctl leases: shows who holds what, and reclaim takes it by force onl
   CHECK(Number(status.at("domains").at(0), "max_fds") == 100);
   CHECK(Number(status, "max_clients_per_user") == 30);
   CHECK(Number(status, "user_clients") == 2);
+  CHECK(Number(status, "kept_fds") == 8);
+  CHECK(Number(status, "max_kept_fds") > 100);
   CHECK(sandbox.Run("status" + socket).out.find("this user's 2 of 30") != std::string::npos);
   const Sandbox::Output doctor = sandbox.Run("doctor" + socket);
   CHECK(doctor.out.find("connections of this user") != std::string::npos);

@@ -245,7 +245,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
     void ChunkClosing(daemon::Domain&, daemon::Region&) override {}
     void WorkToDo() override {}
   } host;
-  Result<std::unique_ptr<daemon::Domain>> domain = daemon::Domain::Create("test", config);
+  daemon::DescriptorQuota descriptors(config, false);
+  Result<std::unique_ptr<daemon::Domain>> domain = daemon::Domain::Create("test", config, descriptors);
   KVM_REQUIRE_OK(domain);
   KVM_REQUIRE_OK((*domain)->models().Declare(1, LlamaSpec()));
   WireRegion region("pool", LlamaSpec(), 64, kBlockBytes);

@@ -156,15 +156,18 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
   }
 }
 
-TEST_CASE("kvmd options: what a domain's descriptors may be follows from the process's limit, connections first", "[unit]") {
+TEST_CASE("kvmd options: how many descriptors are for regions follows from the process's limit, connections first", "[unit]") {
   Config config;
   config.max_clients = 1000;
-  CHECK(MaxFdsPerDomain(config, 262'144) == (262'144 - 2'064) / 2);
+  const DescriptorQuota quota(config, false, 262'144);
+  CHECK(quota.max() == 262'144 - 2'064);
+  CHECK(quota.max_of_domain() == quota.max() / 2);
+  CHECK(DescriptorQuota(config, true, 262'144).max() == quota.max() / 2);  // the store's copies
   // However many connections there may be, half of the limit is for regions.
-  CHECK(MaxFdsPerDomain(config, 1024) == 256);
-  CHECK(MaxFdsPerDomain(config, 100) == 64);
+  CHECK(DescriptorQuota(config, false, 1024).max_of_domain() == 256);
+  CHECK(DescriptorQuota(config, false, 100).max_of_domain() == 64);
   config.max_fds_per_domain = 7;
-  CHECK(MaxFdsPerDomain(config, 262'144) == 7);
+  CHECK(DescriptorQuota(config, false, 262'144).max_of_domain() == 7);
 }
 
 TEST_CASE("kvmd options: the log level can be read again, from a good file only", "[unit]") {

@@ -186,6 +186,43 @@ TEST_CASE("Policy: each one survives requests larger than the tier, and blocks r
   }
 }
 
+TEST_CASE("Policy: keys that several blocks have, and blocks that say they are their own parent, break nothing", "[unit]") {
+  constexpr std::uint32_t kCapacity = 32;
+  for (const PolicyKind kind : kAllPolicies) {
+    INFO(PolicyName(kind));
+    const auto policy = MakePolicy(kind, kCapacity);
+    Random random(7);
+    std::vector<Slot> free(kCapacity), used;
+    std::iota(free.begin(), free.end(), 0);
+    // More keys than are remembered, so that what a new block names as its parent may be what is forgotten for it.
+    for (int i = 0; i < 100'000; ++i) {
+      const Key key = 1 + random.Below(random.OneIn(3) ? 40 : 40'000);
+      if (!used.empty() && random.OneIn(6)) policy->OnHit(random.Pick(used));
+      if (random.OneIn(4)) {
+        const std::vector<Block> path{{key, kNoKey, 0}, {key, key, 1}};
+        policy->OnRequest(path);
+      }
+      if (free.empty()) {
+        const Slot victim = policy->ChooseVictim();
+        const auto found = std::find(used.begin(), used.end(), victim);
+        REQUIRE(found != used.end());
+        policy->OnErase(victim);
+        used.erase(found);
+        free.push_back(victim);
+      }
+      policy->OnInsert(free.back(), {key, random.OneIn(4) ? key : 1 + random.Below(40'000), 1});
+      used.push_back(free.back());
+      free.pop_back();
+    }
+    while (!used.empty()) {
+      const Slot victim = policy->ChooseVictim();
+      REQUIRE(std::erase(used, victim) == 1);
+      policy->OnErase(victim);
+    }
+    CHECK(policy->ChooseVictim() == kNoSlot);
+  }
+}
+
 TEST_CASE("Reuse model: before anything is known, older is worth less; then what was seen decides", "[unit]") {
   ReuseModel model;
   model.Begin();

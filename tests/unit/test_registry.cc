@@ -22,8 +22,9 @@ BlockKey Key(std::uint64_t n) {
 }
 
 struct Registry {
-  explicit Registry(Config config_ = {}) : config(std::move(config_)) {
-    Result<std::unique_ptr<Domain>> made = Domain::Create("test", config);
+  explicit Registry(Config config_ = {}, DescriptorQuota* shared = nullptr)
+      : config(std::move(config_)), own_descriptors(config, false), descriptors(shared != nullptr ? *shared : own_descriptors) {
+    Result<std::unique_ptr<Domain>> made = Domain::Create("test", config, descriptors);
     KVM_REQUIRE_OK(made);
     domain = std::move(*made);
     KVM_REQUIRE_OK(domain->models().Declare(1, LlamaSpec()));
@@ -62,6 +63,8 @@ struct Registry {
   const layout::Counters& counters() const { return view.header().counters; }
 
   Config config;
+  DescriptorQuota own_descriptors;
+  DescriptorQuota& descriptors;
   std::unique_ptr<Domain> domain;
   RegistryView view;
 };
@@ -312,6 +315,33 @@ TEST_CASE("Registry: a domain's descriptors have a limit, which its clients shar
   while (registry.domain->Reap(64)) continue;
   CHECK(registry.domain->fds() == 2);
   KVM_REQUIRE_OK(registry.Register(3, third));
+}
+
+TEST_CASE("Registry: all domains together keep no more descriptors than the process has, and a domain that goes gives them back",
+          "[unit]") {
+  Config config = Small(128);
+  config.max_fds_per_domain = 100;
+  DescriptorQuota descriptors(config, false, 100);
+  REQUIRE(descriptors.max() == 64);
+  std::vector<std::unique_ptr<WireRegion>> regions;
+  const auto add = [&](Registry& to) {
+    regions.push_back(std::make_unique<WireRegion>("pool-" + std::to_string(regions.size()), LlamaSpec(), 8, 64));
+    return to.Register(1, *regions.back());
+  };
+  Registry first(config, &descriptors);
+  {
+    Registry second(config, &descriptors);
+    for (int i = 0; i < 16; ++i) {
+      KVM_REQUIRE_OK(add(first));
+      KVM_REQUIRE_OK(add(second));
+    }
+    CHECK(descriptors.kept() == 64);
+    KVM_CHECK_ERROR(add(first), Errc::kResourceExhausted, "LimitNOFILE");
+    KVM_CHECK_ERROR(add(second), Errc::kResourceExhausted, "all domains");
+  }
+  CHECK(descriptors.kept() == 32);
+  KVM_REQUIRE_OK(add(first));
+  CHECK(descriptors.kept() == 34);
 }
 
 TEST_CASE("Registry: regions are refused with the reason named", "[unit]") {
