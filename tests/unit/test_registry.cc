@@ -321,6 +321,7 @@ TEST_CASE("Registry: all domains together keep no more descriptors than the proc
           "[unit]") {
   Config config = Small(128);
   config.max_fds_per_domain = 100;
+  config.max_regions = 32;
   DescriptorQuota descriptors(config, false, 100);
   REQUIRE(descriptors.max() == 64);
   std::vector<std::unique_ptr<WireRegion>> regions;
