@@ -88,9 +88,7 @@ void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
   node.run = leaves_.Add(list, at, node.used_at, front, LinksOf());
 }
 
-// What is in none of them may be a block of a ring of parents.
 void HitDensityPolicy::Delist(std::uint32_t at) {
-  if (nodes_[at].run == kNil) return;
   leaves_.Remove(nodes_[at].run, at, LinksOf());
   nodes_[at].run = kNil;
 }

@@ -1,6 +1,5 @@
 // The fuzz targets over a bounded number of seeded mutations: the same inputs on every machine, so that
 // the normal suite notices at once when a parser loses a check. The search proper is libFuzzer's.
-#include <cstdlib>
 #include <string>
 
 #include "tests/catch.h"
@@ -15,14 +14,8 @@ using namespace kvm;
 
 fuzz::Bytes AsBytes(const std::string& input) { return {reinterpret_cast<const std::uint8_t*>(input.data()), input.size()}; }
 
-// KVM_FUZZ_ROUNDS in the environment searches longer.
-int Rounds(int usual) {
-  const char* text = std::getenv("KVM_FUZZ_ROUNDS");
-  return text != nullptr ? std::atoi(text) : usual;
-}
-
 // A crash names the round: KVM_FUZZ_ROUNDS and a debugger get there again.
-void Smoke(const std::string& name, int rounds, std::uint64_t seed) {
+void Smoke(const std::string& name, std::uint64_t rounds, std::uint64_t seed) {
   const fuzz::Target* target = fuzz::FindTarget(name);
   REQUIRE(target != nullptr);
   const std::vector<std::string> seeds = target->seeds();
@@ -31,7 +24,7 @@ void Smoke(const std::string& name, int rounds, std::uint64_t seed) {
   target->run({});
   const int fds = test::OpenFds();
   test::Random random(seed);
-  for (int round = 0; round < Rounds(rounds); ++round) {
+  for (std::uint64_t round = 0; round < fuzz::Rounds(rounds); ++round) {
     INFO("target " << name << ", seed " << seed << ", round " << round);
     target->run(AsBytes(fuzz::Mutate(seeds, random)));
   }

@@ -1,5 +1,6 @@
 #include "tests/fuzz/mutator.h"
 
+#include <cstdlib>
 #include <cstring>
 
 namespace kvm::fuzz {
@@ -73,6 +74,11 @@ std::string Mutate(const std::vector<std::string>& seeds, test::Random& random) 
   std::string input = seeds[random.Below(seeds.size())];
   for (std::uint64_t changes = random.Below(9); changes > 0; --changes) Change(input, seeds, random);
   return input;
+}
+
+std::uint64_t Rounds(std::uint64_t usual) {
+  const char* text = std::getenv("KVM_FUZZ_ROUNDS");
+  return text != nullptr ? std::strtoull(text, nullptr, 10) : usual;
 }
 
 }  // namespace kvm::fuzz

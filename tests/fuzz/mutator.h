@@ -12,4 +12,7 @@ namespace kvm::fuzz {
 // A copy of one of `seeds` with one to eight random changes; now and then the seed itself or noise.
 std::string Mutate(const std::vector<std::string>& seeds, test::Random& random);
 
+// How many rounds to search: KVM_FUZZ_ROUNDS of the environment, else `usual`.
+std::uint64_t Rounds(std::uint64_t usual);
+
 }  // namespace kvm::fuzz

@@ -2,22 +2,20 @@
 // blocks that exist or have existed, so that it gets past the first check. Whatever they do, kvmd goes on, keeps within its
 // limits, leaves others' blocks alone, and has nothing left of them when they have gone.
 #include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "proto/registry_view.h"
 #include "tests/fuzz/mutator.h"
-#include "tests/support/broker_node.h"
 #include "tests/support/open_fds.h"
 #include "tests/support/random.h"
+#include "tests/support/stowing.h"
 
 namespace kvm::test {
 namespace {
 
 constexpr std::uint32_t kBlocks = 16;
-constexpr std::uint64_t kBlockBytes = 64;
 constexpr std::uint32_t kHeld = 4;  // by the honest client
 constexpr std::uint32_t kUid = 1000, kOtherUid = 1001;
 
@@ -51,15 +49,11 @@ Config Tight() {
 
 class Noise {
  public:
-  explicit Noise(std::uint64_t seed) : random_(seed), node_(Tight()), talkers_(6) {
-    const ClientId id = node_.Join(honest_);
-    region_ = std::make_unique<WireRegion>("honest", LlamaSpec(), kBlocks, kBlockBytes);
-    node_.Register(id, honest_, *region_);
-    for (std::uint32_t block = 0; block < kBlocks; ++block) records_.push_back(region_->Write(block, {block + 1, 0x686f6e657374}));
-    node_.Handle(id, region_->PublishMessage(records_));
-    REQUIRE(honest_.Take(Body::kPublishAck).message.publish_ack().inserted() == kBlocks);
-    Learn({region_->row, region_->region_epoch}, records_);
-    honest_id_ = id;
+  explicit Noise(std::uint64_t seed) : random_(seed), node_(Tight()), honest_(node_, "honest", kUid, kBlocks), talkers_(6) {
+    for (std::uint32_t block = 0; block < kBlocks; ++block) records_.push_back(honest_.region.Write(block, {block + 1, 0x686f6e657374}));
+    node_.Handle(honest_.id, honest_.region.PublishMessage(records_));
+    REQUIRE(honest_.peer.Take(Body::kPublishAck).message.publish_ack().inserted() == kBlocks);
+    Learn({honest_.region.row, honest_.region.region_epoch}, records_);
     honest_sources_ = sources_;
     FakePeer looker;
     kvmwire::ClientMessage hello;
@@ -80,28 +74,13 @@ class Noise {
 
   // The honest client's blocks in the host cache, too, and some of them held.
   void StowAndHold() {
-    kvmwire::ClientMessage stow;
-    SetPlace(*stow.mutable_stow(), {region_->row, region_->region_epoch});
-    stow.mutable_stow()->set_records(records_.data(), records_.size() * sizeof(PublishRecord));
-    node_.Handle(honest_id_, stow);
-    node_.WorkAll();
-    kvmwire::ClientMessage done;
-    const Received reply = honest_.Take(Body::kStowReply);
-    for (const kvmwire::StowGrant& grant : reply.message.stow_reply().grants()) {
-      kvmwire::StowOutcome& outcome = *done.mutable_stow_done()->add_outcomes();
-      SetPlace(outcome, {grant.region(), grant.region_epoch()});
-      outcome.set_slot(grant.slot());
-      outcome.set_generation(grant.generation());
-      outcome.set_stored(true);
-    }
-    REQUIRE(done.stow_done().outcomes_size() == kBlocks);
-    node_.Handle(honest_id_, done);
+    REQUIRE(honest_.Stow(records_) == kBlocks);
     kvmwire::ClientMessage hold;
     hold.mutable_hold()->set_registry_epoch(epoch_);
     hold.mutable_hold()->set_ttl_ms(20'000);
     for (std::uint32_t i = 0; i < kHeld; ++i) *hold.mutable_hold()->add_sources() = sources_[i];
-    node_.Handle(honest_id_, hold);
-    const kvmwire::HoldReply held = honest_.Take(Body::kHoldReply).message.hold_reply();
+    node_.Handle(honest_.id, hold);
+    const kvmwire::HoldReply held = honest_.peer.Take(Body::kHoldReply).message.hold_reply();
     REQUIRE(held.blocks() == kHeld);
     lease_ = held.lease();
   }
@@ -120,7 +99,7 @@ class Noise {
     Listen(talker);
     if (!handled) Leave(talker);
     for (Talker& other : talkers_) Listen(other);
-    honest_.sent.clear();
+    honest_.peer.sent.clear();
   }
 
   void LetTimePass() {
@@ -135,8 +114,8 @@ class Noise {
     kvmwire::ClientMessage extend;
     extend.mutable_extend_hold()->set_lease(lease_);
     extend.mutable_extend_hold()->set_ttl_ms(20'000);
-    node_.Handle(honest_id_, extend);
-    REQUIRE(honest_.Take(Body::kHoldReply).message.hold_reply().blocks() == kHeld);
+    node_.Handle(honest_.id, extend);
+    REQUIRE(honest_.peer.Take(Body::kHoldReply).message.hold_reply().blocks() == kHeld);
   }
 
   // Others' blocks are where they were, and what kvmd says of itself is within its limits.
@@ -146,8 +125,8 @@ class Noise {
       const std::size_t count = view_.index().Find(record.key, found);
       bool here = false;
       for (std::size_t i = 0; i < count; ++i) {
-        here |= found[i].region == region_->row && found[i].region_epoch == region_->region_epoch && found[i].block == record.block &&
-                found[i].generation == record.generation;
+        here |= found[i].region == honest_.region.row && found[i].region_epoch == honest_.region.region_epoch &&
+                found[i].block == record.block && found[i].generation == record.generation;
       }
       REQUIRE(here);
     }
@@ -443,10 +422,8 @@ class Noise {
   Random random_;
   Node node_;
   SteadyTime now_ = std::chrono::steady_clock::now();
-  FakePeer honest_;
-  ClientId honest_id_ = 0;
+  Stowing honest_;
   std::uint64_t lease_ = 0;
-  std::unique_ptr<WireRegion> region_;
   std::vector<PublishRecord> records_;
   RegistryView view_;
   std::uint64_t epoch_ = 0;
@@ -462,9 +439,7 @@ class Noise {
 TEST_CASE("kvmd: whatever clients say in whatever order, it goes on, and nothing of them is left when they have gone", "[unit]") {
   const int before = OpenFds();
   int with_orphans = 0, with_leases = 0, with_cache = 0;
-  const char* rounds = std::getenv("KVM_FUZZ_ROUNDS");  // searches longer
-  const std::uint64_t seeds = rounds != nullptr ? std::strtoull(rounds, nullptr, 10) : 8;
-  for (std::uint64_t seed = 1; seed <= seeds; ++seed) {
+  for (std::uint64_t seed = 1; seed <= fuzz::Rounds(8); ++seed) {
     INFO("seed " << seed);
     Noise noise(seed);
     for (int i = 0; i < 4000; ++i) {
