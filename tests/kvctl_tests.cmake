@@ -8,6 +8,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_kvctl_text.cc
   unit/test_pool_memory.cc
   unit/test_simulate.cc
+  unit/test_simulate_bound.cc
   unit/test_trace.cc
   unit/test_workload.cc)
 

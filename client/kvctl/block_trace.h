@@ -1,4 +1,8 @@
 // A request trace as an eviction policy sees it: blocks numbered from 0, in the order of their first use.
+//
+// Two blocks are one if their ids and the ids of all blocks before them in their requests are the same, as in
+// keys (kvm/block_key.h): a trace's ids may name content alone. So a block stands at one depth, behind one
+// parent, at most once in a request, and its number is above its parent's.
 #pragma once
 
 #include <cstddef>

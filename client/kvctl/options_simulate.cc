@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kHelp =
     "Prints how much of a request trace a tier of KV cache blocks would hit, by eviction policy and capacity, next to "
-    "Belady's MIN, which knows the future. Needs no kvmd.";
+    "the most that any policy could. Needs no kvmd. Requests come one after the other; timestamps are not used.";
 
 constexpr const char* kFooter =
     "Policies:\n"
@@ -19,7 +19,9 @@ constexpr const char* kFooter =
     "  s3-fifo      a small queue for what is new, a main queue for what is used again\n"
     "  hit-density  the end of a prefix that promises least hits for its place and time, learnt from the\n"
     "               trace; falls back to LRU's order where LRU does better\n"
-    "  min          the block whose next use is farthest\n"
+    "  min          an upper bound that no policy exceeds, and the least one: Belady's MIN, which knows all requests\n"
+    "               to come, evicts the block whose next use is farthest, tails before heads, and need not take\n"
+    "               a block in\n"
     "A hit is a leading block of a request that is there, up to the first one that is not. Gap closed: the part of\n"
     "the distance from lru to min that hit-density covers.";
 

@@ -41,7 +41,7 @@ std::uint64_t HitsOf(const BlockTrace& trace, const std::string& policy, std::ui
   // What is larger than the trace never evicts, and need not be allocated.
   const auto capacity = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity_blocks, trace.distinct()));
   const std::optional<policy::PolicyKind> kind = policy::PolicyFromName(policy);
-  if (!kind) return SimulateMin(trace, capacity, policy::Order::kLastToFirst);
+  if (!kind) return SimulateMin(trace, capacity);
   return SimulateTier(trace, *policy::MakePolicy(*kind, capacity), capacity);
 }
 

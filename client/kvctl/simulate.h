@@ -1,5 +1,5 @@
-// kvctl simulate: hit ratios of the eviction policies over a trace or a workload, next to Belady's MIN, for choosing
-// and sizing a tier. Needs no kvmd.
+// kvctl simulate: hit ratios of the eviction policies over a trace or a workload, next to the most that any could hit,
+// for choosing and sizing a tier. Needs no kvmd.
 #pragma once
 
 #include <cstdint>

@@ -67,31 +67,28 @@ std::uint64_t SimulateTier(const BlockTrace& trace, policy::EvictionPolicy& poli
   return hits;
 }
 
-std::uint64_t SimulateMin(const BlockTrace& trace, std::uint32_t capacity, Order order) {
+std::uint64_t SimulateMin(const BlockTrace& trace, std::uint32_t capacity) {
   constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
-  const bool first_to_last = order == Order::kFirstToLast;
-  // Uses are numbered in `order`; next_use of each, by its place in the trace.
+  // Next use of each use, both by their place in the trace.
   std::vector<std::uint64_t> next_use(trace.blocks()), coming(trace.distinct(), kNever);
   std::size_t begin = trace.blocks();
   for (std::size_t request = trace.requests(); request-- > 0;) {
     const auto blocks = trace[request];
     begin -= blocks.size();
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const std::size_t at = first_to_last ? blocks.size() - 1 - i : i;
-      next_use[begin + at] = std::exchange(coming[blocks[at]], begin + (first_to_last ? at : blocks.size() - 1 - at));
-    }
+    for (std::size_t at = blocks.size(); at-- > 0;) next_use[begin + at] = std::exchange(coming[blocks[at]], begin + at);
   }
   std::vector<std::uint64_t> due(trace.distinct());  // next use of a resident block
   std::vector<bool> resident(trace.distinct());
-  std::priority_queue<std::pair<std::uint64_t, std::uint32_t>> farthest;  // outdated ones are skipped
-  std::uint64_t hits = 0, filled = 0;
+  // Outdated ones are skipped. Of blocks that are never used again, the one with the greater number is first: the tail.
+  std::priority_queue<std::pair<std::uint64_t, std::uint32_t>> farthest;
+  std::uint64_t hits = 0;
+  std::uint32_t filled = 0;
   for (std::size_t request = 0; request < trace.requests(); ++request) {
     const auto blocks = trace[request];
     std::size_t leading = 0;
     while (leading < blocks.size() && resident[blocks[leading]]) ++leading;
     hits += leading;
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const std::size_t at = first_to_last ? i : blocks.size() - 1 - i;
+    for (std::size_t at = 0; at < blocks.size(); ++at) {
       const std::uint32_t block = blocks[at];
       if (!resident[block]) ++filled;
       resident[block] = true;

@@ -12,12 +12,17 @@ namespace kvm::ctl {
 // `policy` is new and made for `capacity`, in [1, 2^32 - 1).
 std::uint64_t SimulateTier(const BlockTrace& trace, policy::EvictionPolicy& policy, std::uint32_t capacity);
 
-// Belady's MIN: of the blocks that are there and the one that comes, the one whose next use is farthest leaves.
-// `order` is in which a request uses its blocks. kLastToFirst is the order of the policies that it is compared
-// with (policy::Order); kFirstToLast lets tails leave before heads and is what no policy can exceed.
+// The most blocks that any tier of this capacity can hit, with all of the trace known beforehand and free to take in a
+// block or not. It is Belady's MIN with a request's blocks used from the first to the last: of the blocks that are there
+// and the one that comes, the one whose next use is farthest leaves.
+//
+// Why that is the optimum for prefix hits, and not only for single blocks: whoever uses a block uses its parent
+// just before, so a parent's next use is always the nearer one and it never leaves before its children. What is there when a
+// request comes is therefore whole prefixes, every block of the request that is there is a prefix hit, and MIN has the
+// most of those, by Belady's theorem. (From the last to the first, the tail of a prompt stays and its head leaves.)
 //
 // Source: L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5
 // (1966).
-std::uint64_t SimulateMin(const BlockTrace& trace, std::uint32_t capacity, policy::Order order);
+std::uint64_t SimulateMin(const BlockTrace& trace, std::uint32_t capacity);
 
 }  // namespace kvm::ctl

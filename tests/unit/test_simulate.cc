@@ -16,7 +16,6 @@ namespace {
 
 using namespace kvm;
 using namespace kvm::ctl;
-using policy::Order;
 using policy::PolicyKind;
 
 std::vector<Request> Requests(const std::vector<std::vector<std::uint64_t>>& ids) {
@@ -72,12 +71,12 @@ std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
 
 }  // namespace
 
-TEST_CASE("Simulate: MIN that evicts tails first hits as much as any choice can", "[unit]") {
+TEST_CASE("Simulate: MIN hits as much as any choice can", "[unit]") {
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     const BlockTrace trace(RandomPrefixes(seed, 9, 9));
     for (const int capacity : {1, 2, 3, 5}) {
       INFO("seed " << seed << ", capacity " << capacity);
-      CHECK(SimulateMin(trace, static_cast<std::uint32_t>(capacity), Order::kFirstToLast) == BestHits(trace, capacity));
+      CHECK(SimulateMin(trace, static_cast<std::uint32_t>(capacity)) == BestHits(trace, capacity));
     }
   }
 }
@@ -87,8 +86,7 @@ TEST_CASE("Simulate: no policy hits more than MIN, and all hit all reuse where e
     const BlockTrace trace(RandomPrefixes(seed, 2000, 1500));
     for (const std::uint32_t capacity : {1u, 10u, 75u, 300u, trace.distinct()}) {
       INFO("seed " << seed << ", capacity " << capacity << " of " << trace.distinct());
-      const std::uint64_t most = SimulateMin(trace, capacity, Order::kFirstToLast);
-      CHECK(SimulateMin(trace, capacity, Order::kLastToFirst) <= most);
+      const std::uint64_t most = SimulateMin(trace, capacity);
       for (const PolicyKind kind : policy::kAllPolicies) {
         INFO(policy::PolicyName(kind));
         const std::uint64_t hits = HitsOf(trace, kind, capacity);
@@ -96,7 +94,7 @@ TEST_CASE("Simulate: no policy hits more than MIN, and all hit all reuse where e
         if (capacity == trace.distinct()) CHECK(hits == trace.ReusedBlocks());
       }
     }
-    CHECK(SimulateMin(trace, trace.distinct(), Order::kLastToFirst) == trace.ReusedBlocks());
+    CHECK(SimulateMin(trace, trace.distinct()) == trace.ReusedBlocks());
   }
 }
 
@@ -163,7 +161,7 @@ TEST_CASE("Simulate: the conversation trace gives the known figures, and hit den
     std::uint64_t capacity;
     double lru, s3_fifo, min, least_gap;
   };
-  for (const Expected& expected : {Expected{1827, 0.0525, 0.1049, 0.2430, 0.30}, Expected{3655, 0.0793, 0.1415, 0.3114, 0.30},
+  for (const Expected& expected : {Expected{1827, 0.0525, 0.1049, 0.2464, 0.30}, Expected{3655, 0.0793, 0.1415, 0.3142, 0.30},
                                    Expected{9139, 0.1958, 0.2088, 0.3664, 0.15}, Expected{18'279, 0.2789, 0.2518, 0.3664, 0.15},
                                    Expected{36'558, 0.3453, 0.3080, 0.3664, 0.0}}) {
     INFO("capacity " << expected.capacity);

@@ -1,0 +1,150 @@
+// kvctl simulate: what `min` says is a bound, for any trace and any way to choose; and what an id is.
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <set>
+
+#include "client/kvctl/block_trace.h"
+#include "client/kvctl/simulate.h"
+#include "client/kvctl/simulated_tier.h"
+#include "daemon/policy/policies.h"
+#include "tests/catch.h"
+#include "tests/support/random.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::ctl;
+
+std::vector<Request> Requests(const std::vector<std::vector<std::uint64_t>>& ids) {
+  std::vector<Request> requests(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) requests[i].hash_ids = ids[i];
+  return requests;
+}
+
+// Requests over a few ids in any order and as often as it comes, as a trace that hashes each block by itself has them.
+std::vector<Request> RandomIds(test::Random& random, std::size_t requests, std::uint64_t ids, std::uint64_t longest) {
+  std::vector<std::vector<std::uint64_t>> all(requests);
+  for (auto& request : all) {
+    for (std::uint64_t n = random.Below(longest + 1); n > 0; --n) request.push_back(random.Below(ids));
+  }
+  return Requests(all);
+}
+
+// The most hits that any choice of what stays can have, by trying all of them, blocks that are not taken in among them.
+std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
+  std::map<std::uint32_t, std::uint64_t> best{{0, 0}};  // resident blocks as bits → hits so far
+  for (std::size_t request = 0; request < trace.requests(); ++request) {
+    std::uint32_t asked = 0;
+    for (const std::uint32_t block : trace[request]) asked |= 1u << block;
+    std::map<std::uint32_t, std::uint64_t> next;
+    for (const auto& [resident, before] : best) {
+      std::uint64_t hits = before;
+      for (const std::uint32_t block : trace[request]) {
+        if ((resident & 1u << block) == 0) break;
+        ++hits;
+      }
+      const std::uint32_t possible = resident | asked;
+      for (std::uint32_t kept = possible;; kept = (kept - 1) & possible) {
+        if (std::popcount(kept) <= capacity) next[kept] = std::max(next[kept], hits);
+        if (kept == 0) break;
+      }
+    }
+    best = std::move(next);
+  }
+  std::uint64_t hits = 0;
+  for (const auto& [resident, each] : best) hits = std::max(hits, each);
+  return hits;
+}
+
+// A tier that keeps any part of what it has and what comes: evicts at random, and lets blocks go by.
+std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, test::Random& random) {
+  std::set<std::uint32_t> resident;
+  std::uint64_t hits = 0;
+  for (std::size_t request = 0; request < trace.requests(); ++request) {
+    bool leading = true;
+    for (const std::uint32_t block : trace[request]) {
+      leading = leading && resident.contains(block);
+      hits += leading ? 1 : 0;
+    }
+    for (const std::uint32_t block : trace[request]) {
+      if (random.Below(4) == 0) continue;
+      resident.insert(block);
+      while (resident.size() > capacity) resident.erase(std::next(resident.begin(), static_cast<long>(random.Below(resident.size()))));
+    }
+  }
+  return hits;
+}
+
+std::uint64_t HitsOf(const BlockTrace& trace, policy::PolicyKind kind, std::uint32_t capacity) {
+  return SimulateTier(trace, *policy::MakePolicy(kind, capacity), capacity);
+}
+
+}  // namespace
+
+TEST_CASE("Simulate: min is no less than what any policy hits, where LRU does well and a loop does not fit", "[unit]") {
+  std::vector<std::uint64_t> prompt(100);
+  for (std::uint64_t i = 0; i < prompt.size(); ++i) prompt[i] = i;
+  SimulateOptions options;
+  options.capacities = {50, 99};
+  const Result<SimulateReport> report = Simulate(options, Requests(std::vector<std::vector<std::uint64_t>>(20, prompt)));
+  KVM_REQUIRE_OK(report);
+  for (const SimulatedRow& row : report->rows) {
+    INFO(row.policy << ", " << row.capacity_blocks);
+    CHECK(row.hits <= report->Find(kMinName, row.capacity_blocks)->hits);
+  }
+  CHECK(report->Find(kMinName, 50)->hits == 19 * 50);
+  CHECK(report->Find(kMinName, 99)->hits == 19 * 99);
+}
+
+TEST_CASE("Simulate: min is what the best choice hits, for ids in any order", "[unit]") {
+  std::uint64_t compared = 0;
+  for (std::uint64_t seed = 1; compared < 150; ++seed) {
+    test::Random random(seed);
+    const BlockTrace trace(RandomIds(random, 8, 3, 4));
+    if (trace.blocks() == 0 || trace.distinct() > 9) continue;
+    const int capacity = 1 + static_cast<int>(random.Below(trace.distinct()));
+    INFO("seed " << seed << ", capacity " << capacity);
+    const std::uint64_t best = BestHits(trace, capacity);
+    CHECK(SimulateMin(trace, static_cast<std::uint32_t>(capacity)) == best);
+    for (const policy::PolicyKind kind : policy::kAllPolicies) CHECK(HitsOf(trace, kind, static_cast<std::uint32_t>(capacity)) <= best);
+    ++compared;
+  }
+}
+
+TEST_CASE("Simulate: neither a policy nor any choice of what comes in and what leaves exceeds min", "[unit]") {
+  for (std::uint64_t seed = 1; seed <= 120; ++seed) {
+    test::Random random(seed);
+    const BlockTrace trace(RandomIds(random, 150, 2 + random.Below(4), 1 + random.Below(9)));
+    if (trace.blocks() == 0) continue;
+    for (int n = 0; n < 3; ++n) {
+      const auto capacity = static_cast<std::uint32_t>(1 + random.Below(trace.distinct()));
+      INFO("seed " << seed << ", capacity " << capacity << " of " << trace.distinct());
+      const std::uint64_t most = SimulateMin(trace, capacity);
+      CHECK(most <= trace.ReusedBlocks());
+      CHECK(RandomChoiceHits(trace, capacity, random) <= most);
+      for (const policy::PolicyKind kind : policy::kAllPolicies) {
+        INFO(policy::PolicyName(kind));
+        CHECK(HitsOf(trace, kind, capacity) <= most);
+      }
+    }
+    CHECK(SimulateMin(trace, trace.distinct()) == trace.ReusedBlocks());
+  }
+}
+
+TEST_CASE("Simulate: a block is told by its id and all ids before it", "[unit]") {
+  SimulateOptions options;
+  options.policies = {"lru", "min"};
+  options.capacities = {99};
+  const Result<SimulateReport> report = Simulate(options, Requests({{7, 7, 7, 7}, {7, 7, 7, 7}, {7, 7}, {7, 7, 7, 7, 7, 7}, {8, 7}}));
+  KVM_REQUIRE_OK(report);
+  CHECK(report->distinct_blocks == 8);
+  CHECK(report->reused_blocks == 10);
+  CHECK(report->Find("lru", 99)->hits == 10);
+  CHECK(report->Find("min", 99)->hits == 10);
+
+  const BlockTrace trace(Requests({{1, 2}, {2, 1}, {1, 2, 1}}));
+  CHECK(std::vector<std::uint32_t>(trace[0].begin(), trace[0].end()) == std::vector<std::uint32_t>{0, 1});
+  CHECK(std::vector<std::uint32_t>(trace[1].begin(), trace[1].end()) == std::vector<std::uint32_t>{2, 3});
+  CHECK(std::vector<std::uint32_t>(trace[2].begin(), trace[2].end()) == std::vector<std::uint32_t>{0, 1, 4});
+}
