@@ -19,6 +19,10 @@ void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks
   if (stats.publishes_deferred() > 0) {
     warn(" deferred " + HumanCount(stats.publishes_deferred()) + " publishes: kvmd was away or behind");
   }
+  if (stats.stows_dropped() > 0) {
+    warn(" dropped " + HumanCount(stats.stows_dropped()) + " blocks that the host cache was to have, and copied " +
+         HumanCount(stats.blocks_stowed()) + ": it publishes faster than it can copy, or reuses blocks before they are copied");
+  }
   if (stats.unmapped_regions() > 0) {
     warn(" can't import from " + HumanCount(stats.unmapped_regions()) + (stats.unmapped_regions() == 1 ? " region" : " regions") +
          " of its peers, so that their blocks are misses for it. " +
@@ -71,6 +75,16 @@ std::vector<Check> CheckClientList(const kvmwire::StatusReply& status) {
   std::vector<Check> checks;
   for (const auto& client : status.client_list()) CheckClient(client, checks);
   return checks;
+}
+
+std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status) {
+  if (!status.has_host_cache() || status.host_cache().admission() != "reuse") return {};
+  std::uint64_t stowed = 0;
+  for (const auto& domain : status.domains()) stowed += domain.host_cache().stowed();
+  if (stowed > 0) return {{"host cache", Verdict::kOk, "admission reuse: " + HumanCount(stowed) + " blocks came"}};
+  return {{"host cache", Verdict::kWarn,
+           "admission reuse takes only what engines offer before they overwrite it (StowBeforeReuse), and nothing has come. kvmd's "
+           "vLLM connector and Transformers cache never offer: --host-cache-admission publish or second-hit is for them"}};
 }
 
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology) {

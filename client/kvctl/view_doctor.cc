@@ -134,6 +134,7 @@ class Doctor {
     Add("protocol errors", status_.protocol_errors() > 0 ? Verdict::kWarn : Verdict::kOk,
         HumanCount(status_.protocol_errors()) + " since kvmd started");
     AddAll(CheckClientList(status_));
+    AddAll(CheckHostCache(status_));
   }
 
   // What a worker does at start, as far as it leaves no trace.

@@ -55,7 +55,16 @@ boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
           {"transparent_bytes", cache.transparent_bytes()}};
 }
 
-boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
+// Blocks that a domain's clients, as far as they are connected now, did not get to the host cache in time.
+std::uint64_t StowsDropped(const kvmwire::StatusReply& status, const std::string& domain) {
+  std::uint64_t dropped = 0;
+  for (const auto& client : status.client_list()) {
+    if (client.domain() == domain) dropped += client.stats().stows_dropped();
+  }
+  return dropped;
+}
+
+boost::json::object DomainJson(const kvmwire::StatusReply& status, const kvmwire::DomainStatus& domain) {
   boost::json::object object{{"name", Printable(domain.name())},
                              {"epoch", domain.epoch()},
                              {"entries", domain.entries()},
@@ -74,7 +83,11 @@ boost::json::object DomainJson(const kvmwire::DomainStatus& domain) {
                              {"held_blocks", domain.held_blocks()},
                              {"held_bytes", domain.held_bytes()},
                              {"held_orphans", domain.held_orphans()}};
-  if (domain.has_host_cache()) object["host_cache"] = HostCacheJson(domain.host_cache());
+  if (domain.has_host_cache()) {
+    boost::json::object cache = HostCacheJson(domain.host_cache());
+    cache["stows_dropped"] = StowsDropped(status, domain.name());
+    object["host_cache"] = std::move(cache);
+  }
   return object;
 }
 
@@ -92,7 +105,7 @@ boost::json::array RegionGroupsJson(const Observer& observer) {
 
 boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusReply& status, bool healthy) {
   boost::json::array domains;
-  for (const auto& domain : status.domains()) domains.push_back(DomainJson(domain));
+  for (const auto& domain : status.domains()) domains.push_back(DomainJson(status, domain));
   return {{"healthy", healthy},
           {"server_version", status.server_version()},
           {"pid", status.pid()},
@@ -151,13 +164,14 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
                                  cache.policy());
   }
   for (const auto& domain : status.domains()) {
-    if (!domain.has_host_cache() || domain.host_cache().bytes() == 0) continue;
+    const std::uint64_t dropped = StowsDropped(status, domain.name());
+    if (!domain.has_host_cache() || (domain.host_cache().bytes() == 0 && dropped == 0)) continue;
     const kvmwire::HostCacheDomain& cache = domain.host_cache();
-    fields.Add("  " + Printable(domain.name()), HumanCount(cache.blocks()) + " blocks in " + HumanCount(cache.chunks()) +
-                                                    (cache.chunks() == 1 ? " chunk, " : " chunks, ") + HumanBytes(cache.used_bytes()) +
-                                                    " of " + HumanBytes(cache.bytes()) + "; " + HumanCount(cache.hits()) + " hits, " +
-                                                    HumanCount(cache.stowed()) + " stowed, " + HumanCount(cache.evicted()) + " evicted, " +
-                                                    HumanCount(cache.refused()) + " refused, " + HumanCount(cache.expired()) + " expired");
+    fields.Add("  " + Printable(domain.name()),
+               HumanCount(cache.blocks()) + " blocks in " + HumanCount(cache.chunks()) + (cache.chunks() == 1 ? " chunk, " : " chunks, ") +
+                   HumanBytes(cache.used_bytes()) + " of " + HumanBytes(cache.bytes()) + "; " + HumanCount(cache.hits()) + " hits, " +
+                   HumanCount(cache.stowed()) + " stowed, " + HumanCount(cache.evicted()) + " evicted, " + HumanCount(cache.refused()) +
+                   " refused, " + HumanCount(cache.expired()) + " expired, " + HumanCount(dropped) + " dropped by clients");
   }
   fields.Print(std::cout);
   std::cout << '\n';
@@ -215,6 +229,11 @@ int RunStatus(const CommonOptions& common) {
   if (!observer) return Fail(observer.error());
   Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
   if (!status) return Fail(status.error());
+  if (status->has_host_cache()) {
+    // Clients say what they dropped. Without them the rest is true as well.
+    Result<kvmwire::StatusReply> with_clients = observer->QueryStatus(true);
+    if (with_clients) status = std::move(with_clients);
+  }
   const bool stale = observer->HeartbeatAge() > kHeartbeatLimit;
   const bool live = observer->registry().state() == layout::SegmentState::kLive;
   if (common.json) {
@@ -245,7 +264,7 @@ int RunClients(const CommonOptions& common) {
     return kHealthy;
   }
   Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",
-               ">failed", ">bytes in", ">published", ">stowed", ">from cache", ">unmapped"});
+               ">failed", ">bytes in", ">published", ">stowed", ">dropped", ">from cache", ">unmapped"});
   for (const auto& client : status->client_list()) {
     const kvmwire::StatsReport& stats = client.stats();
     table.Add({std::to_string(client.client_id()), Printable(client.name()), std::to_string(client.pid()), std::to_string(client.uid()),
@@ -254,8 +273,8 @@ int RunClients(const CommonOptions& common) {
                HumanCount(stats.finds()),
                HumanPercent(static_cast<double>(stats.keys_matched()), static_cast<double>(stats.keys_looked_up())),
                HumanCount(stats.blocks_imported()), HumanCount(stats.blocks_failed()), HumanBytes(stats.bytes_imported()),
-               HumanCount(stats.blocks_published()), HumanCount(stats.blocks_stowed()), HumanCount(stats.blocks_from_host_cache()),
-               HumanCount(stats.unmapped_regions())});
+               HumanCount(stats.blocks_published()), HumanCount(stats.blocks_stowed()), HumanCount(stats.stows_dropped()),
+               HumanCount(stats.blocks_from_host_cache()), HumanCount(stats.unmapped_regions())});
   }
   table.Print(std::cout);
   return kHealthy;

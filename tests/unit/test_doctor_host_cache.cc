@@ -1,0 +1,45 @@
+// kvctl doctor on what the host cache does not get.
+#include "client/kvctl/doctor_checks.h"
+#include "tests/catch.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::ctl;
+
+kvmwire::StatusReply CacheOf(const std::string& admission, std::uint64_t stowed) {
+  kvmwire::StatusReply status;
+  status.mutable_host_cache()->set_admission(admission);
+  status.add_domains()->mutable_host_cache()->set_stowed(stowed);
+  return status;
+}
+
+}  // namespace
+
+TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache is named, with how many", "[unit]") {
+  kvmwire::StatusReply status;
+  kvmwire::ClientStatus& client = *status.add_client_list();
+  client.set_name("worker-1");
+  client.set_pid(12);
+  client.mutable_stats()->set_blocks_stowed(1000);
+  CHECK(CheckClientList(status).empty());
+  client.mutable_stats()->set_stows_dropped(4000);
+  const std::vector<Check> checks = CheckClientList(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].verdict == Verdict::kWarn);
+  CHECK(checks[0].detail.find("worker-1 (pid 12) dropped 4,000 blocks") == 0);
+  CHECK(checks[0].detail.find("copied 1,000") != std::string::npos);
+}
+
+TEST_CASE("Doctor: admission reuse that has taken nothing is a warning that names who never offers", "[unit]") {
+  CHECK(CheckHostCache({}).empty());
+  CHECK(CheckHostCache(CacheOf("publish", 0)).empty());
+  const std::vector<Check> empty = CheckHostCache(CacheOf("reuse", 0));
+  REQUIRE(empty.size() == 1);
+  CHECK(empty[0].verdict == Verdict::kWarn);
+  CHECK(empty[0].detail.find("StowBeforeReuse") != std::string::npos);
+  CHECK(empty[0].detail.find("vLLM") != std::string::npos);
+  const std::vector<Check> some = CheckHostCache(CacheOf("reuse", 7));
+  REQUIRE(some.size() == 1);
+  CHECK(some[0].verdict == Verdict::kOk);
+}
