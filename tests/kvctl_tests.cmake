@@ -8,9 +8,11 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
   unit/test_pool_memory.cc
+  unit/test_replay_pace.cc
   unit/test_simulate.cc
   unit/test_simulate_bound.cc
   unit/test_trace.cc
+  unit/test_trace_formats.cc
   unit/test_workload.cc)
 
 # The command line, with kvmd and worker processes.
@@ -19,4 +21,6 @@ if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
   kvm_test(NAME kvctl_kept_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_kept.cc)
+  kvm_test(NAME kvctl_trace_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
+    SOURCES integration/test_kvctl_traces.cc)
 endif()

@@ -19,12 +19,20 @@ constexpr const char* kHelp =
 constexpr const char* kFooter =
     "Pools lie on the GPUs where this machine has any (--backend auto), else in host memory.\n"
     "Policies are those of kvctl simulate; one worker hits what it says for --policy and --capacity-blocks.\n"
+    "Without --paced timestamps are not used: requests are served as fast as the workers can, none far ahead of the\n"
+    "others, so that hits of requests that are close in time depend on the machine. Computing takes no time in a replay.\n"
+    "Without --private the blocks lie at the node's kvmd for the time of the run; one that has no room for them is refused.\n"
     "Routing: round-robin; sticky (by the first two full blocks, so that conversations stay); random.\n"
     "Time to first token is modelled: measured key derivation, find and import, plus --prefill-us-per-token\n"
     "for each token that was not found.";
 
 const std::map<std::string, Routing> kRoutings{
     {"round-robin", Routing::kRoundRobin}, {"sticky", Routing::kSticky}, {"random", Routing::kRandom}};
+
+const std::map<std::string, TimestampUnit> kTimestampUnits{{"auto", TimestampUnit::kAuto},
+                                                           {"s", TimestampUnit::kSeconds},
+                                                           {"ms", TimestampUnit::kMilliseconds},
+                                                           {"us", TimestampUnit::kMicroseconds}};
 
 // Names of the policies, made from daemon/policy's own list.
 const std::map<std::string, policy::PolicyKind>& Policies() {
@@ -55,6 +63,14 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
   AddBackendOptions(*command, options->backend, options->devices,
                     "GPUs that worker 0, 1, … take in turn: ordinals or UUIDs, separated by commas; default: all");
   command->add_flag("--in-order", options->in_order, "One request at a time, each sees all that was published before");
+  CLI::Option* paced = command->add_flag("--paced", options->paced,
+                                         "Send a request when its timestamp says, counted from the first one, and its worker is free");
+  command->add_option("--speed", options->speed, "With --paced: so many times as fast as the timestamps")
+      ->capture_default_str()
+      ->check(CLI::Range(1e-3, 1e6))
+      ->needs(paced);
+  AddChoice(*command, "--timestamp-unit", options->timestamp_unit, kTimestampUnits,
+            "With --paced: what the trace's timestamps count; auto: seconds if one of them has a fraction, else ms", "auto");
   command->add_flag("--publish-imported,!--no-publish-imported", options->publish_imported,
                     "Publish imported blocks too, as further replicas (default)");
   command->add_option("--prefill-us-per-token", options->prefill_us_per_token, "Of the modelled prefill")
@@ -69,7 +85,10 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
   AddChoice(*command, "--host-cache-policy", options->host_cache_policy, Policies(), "Which block of a full host cache leaves",
             "hit-density");
   command->add_option("--model-id", options->model_id, "Share blocks with other runs of this model id; default: with none");
-  command->callback([&common, &action, options] { action = [&common, options] { return RunReplay(common, *options); }; });
+  command->callback([&common, &action, options] {
+    if (options->paced) options->timestamps = options->timestamp_unit;
+    action = [&common, options] { return RunReplay(common, *options); };
+  });
 }
 
 }  // namespace kvm::ctl

@@ -5,6 +5,7 @@
 
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/interrupt.h"
+#include "client/kvctl/node_guard.h"
 #include "client/kvctl/observer.h"
 #include "client/kvctl/private_kvmd.h"
 #include "client/kvctl/text.h"
@@ -32,6 +33,9 @@ PrivateKvmdOptions KvmdFor(const ReplayOptions& options) {
   return kvmd;
 }
 
+// On the node's kvmd. Workers go on without it, so its end shows here, and not in the figures.
+Status NothingLeft(const CommonOptions& common) { return CheckNothingLeft(common.socket, common.timeout(), {ReplayRegionPrefix(), ""}); }
+
 }  // namespace
 
 int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
@@ -50,16 +54,17 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
     socket = kvmd.socket();
   } else if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) {
     return Fail(observer.error());
+  } else if (Status room = CheckRoom(*observer, std::uint64_t{options.workers} * options.pool_blocks); !room) {
+    return Fail(MakeError(room.error().code, room.error().message + "; take fewer --pool-blocks, or --private"));
   }
   Result<ReplayReport> report = Replay(options, *memory, socket, *requests);
-  const Status stopped = kvmd.Stop();
-  if (!report) return Fail(report.error());
+  const Status stopped = options.private_kvmd ? kvmd.Stop() : NothingLeft(common);
+  if (!report) {
+    if (!options.private_kvmd && !stopped && stopped.error().code == Errc::kSystem) Fail(stopped.error());
+    return Fail(report.error());
+  }
   PrintReplay(options, *memory, *report, common.json);
   if (!stopped) return Fail(stopped.error());
-  if (!options.private_kvmd) {
-    // Workers go on without it, so its end does not show in the figures.
-    if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) return Fail(observer.error());
-  }
   if (report->Healthy()) return kHealthy;
   std::cerr << "kvctl: " << report->mismatched_blocks << " blocks did not hold what their key says, " << report->flush_failures
             << " publishes were not confirmed\n";

@@ -2,8 +2,9 @@
 //
 // The coordinator (the kvctl that was called) hands requests to workers (kvctl processes that it
 // starts), one request in flight per worker, or one at all with in_order; no worker runs far ahead of the
-// others. Every worker recycles a pool of its own; see replay_worker.h for what it does with a request. One worker hits
-// what `kvctl simulate` says for the same policy and capacity.
+// others. A paced replay sends a request when its timestamp says and its worker is free, else as soon as it is. Every worker recycles a
+// pool of its own; see replay_worker.h for what it does with a request. One worker hits what `kvctl simulate` says for the same policy and
+// capacity.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,9 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
   BackendChoice backend = BackendChoice::kAuto;
   std::string devices;  // GPUs that workers take in turn; empty: all
   bool in_order = false;
+  bool paced = false;  // each request is sent when its timestamp says
+  TimestampUnit timestamp_unit = TimestampUnit::kAuto;
+  double speed = 1;  // of a paced replay: this many times as fast
   bool publish_imported = true;
   double prefill_us_per_token = 33;
   bool private_kvmd = false;
@@ -56,6 +60,7 @@ struct ReplayReport {
   std::uint64_t blocks_stowed = 0;                     // copied to the host cache
   std::uint64_t stows_dropped = 0, stows_refused = 0;  // reused before they were; no room for them
   std::uint64_t blocks_hit_alone = 0;                  // by a pool of the same size that shares nothing
+  Samples late_ms;                                     // of a paced replay: sent so long after it was due
   Samples keys_us, find_us, import_us, publish_us, flush_us;
   Samples ttft_ms, ttft_alone_ms;  // modelled
   double wall_s = 0;
@@ -73,6 +78,9 @@ struct ReplayReport {
 // Worker of each request. Sticky: by the first two full blocks, since the first one is often a system
 // prompt that all conversations share.
 std::vector<std::uint32_t> AssignWorkers(const std::vector<Request>& requests, Routing routing, std::uint32_t workers, std::uint64_t seed);
+
+// How the names of this process's workers and their regions begin.
+std::string ReplayRegionPrefix();
 
 std::string_view RoutingName(Routing routing) noexcept;
 void PrintReplay(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report, bool json);

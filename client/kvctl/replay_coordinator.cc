@@ -4,16 +4,20 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <deque>
+#include <optional>
 #include <random>
+#include <thread>
 
-#include "client/kvctl/block_pool.h"
 #include "client/kvctl/child_process.h"
 #include "client/kvctl/internal_roles.h"
 #include "client/kvctl/interrupt.h"
+#include "client/kvctl/lonely_pool.h"
 #include "client/kvctl/progress_bar.h"
 #include "client/kvctl/random.h"
 #include "client/kvctl/replay.h"
+#include "client/kvctl/replay_pace.h"
 #include "client/kvctl/replay_wire.h"
 #include "client/kvctl/text.h"
 
@@ -29,23 +33,8 @@ constexpr auto kAnswerTimeout = 60s;
 constexpr auto kStartTimeout = 60s;
 constexpr milliseconds kExitGrace{5000};
 constexpr std::size_t kWindowPerWorker = 2;
-
-// Leading blocks that a worker's own pool would have held if nobody shared anything.
-class LonelyPool {
- public:
-  LonelyPool(policy::PolicyKind kind, std::uint32_t blocks) : pool_(kind, blocks) {}
-
-  std::size_t Serve(const Request& request) {
-    keys_.clear();
-    BlockKey chain;
-    for (const std::uint64_t id : request.hash_ids) keys_.push_back(chain = {Mix(chain.lo, id), id});
-    return BlockPool::Hits(pool_.Serve(keys_));
-  }
-
- private:
-  BlockPool pool_;
-  std::vector<BlockKey> keys_;
-};
+// How long a wait may go on before an interrupt is seen.
+constexpr milliseconds kWaitSlice{100};
 
 struct WorkerHandle {
   ChildProcess process;
@@ -66,6 +55,7 @@ class Coordinator {
     if (Status met = IntroduceWorkers(); !met) return met.error();
     const std::vector<std::uint32_t> worker_of = AssignWorkers(requests_, options_.routing, options_.workers, options_.seed);
     const auto start = steady_clock::now();
+    if (options_.paced) pace_.emplace(requests_, options_.speed, start);
     Status served = options_.in_order ? ServeInOrder(worker_of) : ServeConcurrently(worker_of);
     report_.wall_s = std::chrono::duration<double>(steady_clock::now() - start).count();
     if (!served) return served.error();
@@ -101,6 +91,8 @@ class Coordinator {
     config.policy = options_.policy;
     config.in_order = options_.in_order;
     config.publish_imported = options_.publish_imported;
+    // On the node's kvmd, copies of a model that nobody else knows would push the node's own out of its host cache, and stay.
+    config.stow = options_.private_kvmd || !options_.model_id.empty();
     for (std::uint32_t i = 0; i < options_.workers; ++i) {
       Result<std::pair<Channel, Channel>> channels = Channel::Pair();
       if (!channels) return channels.error();
@@ -110,7 +102,7 @@ class Coordinator {
       workers_.push_back(std::make_unique<WorkerHandle>(WorkerHandle{
           std::move(*process), std::move(channels->first), LonelyPool(options_.policy, options_.pool_blocks), {}, std::nullopt, {}}));
       config.device = memory_.DeviceOfWorker(i);
-      config.name.Set("replay-" + std::to_string(::getpid()) + "-" + std::to_string(i));
+      config.name.Set(ReplayRegionPrefix() + std::to_string(i));
       if (Status sent = workers_.back()->channel.SendStruct(config); !sent) return WorkerError(i, sent.error());
     }
     const auto deadline = steady_clock::now() + kStartTimeout;
@@ -140,11 +132,13 @@ class Coordinator {
 
   Status Dispatch(std::size_t index, std::size_t request) {
     const std::vector<std::uint64_t>& ids = requests_[request].hash_ids;
-    const ServeRequest header{ids.size(), false};
-    std::vector<std::byte> message(sizeof(header) + ids.size() * sizeof(std::uint64_t));
-    std::memcpy(message.data(), &header, sizeof(header));
-    if (!ids.empty()) std::memcpy(message.data() + sizeof(header), ids.data(), ids.size() * sizeof(std::uint64_t));
-    if (Status sent = workers_[index]->channel.Send(message); !sent) return WorkerError(index, sent.error());
+    if (pace_) report_.late_ms.Add(std::chrono::duration<double, std::milli>(steady_clock::now() - pace_->Due(request)).count());
+    Channel& channel = workers_[index]->channel;
+    if (Status sent = channel.SendStruct(ServeRequest{ids.size(), false}); !sent) return WorkerError(index, sent.error());
+    for (std::size_t at = 0; at < ids.size(); at += kIdsPerMessage) {
+      const auto part = std::span(ids).subspan(at, std::min(kIdsPerMessage, ids.size() - at));
+      if (Status sent = channel.Send(std::as_bytes(part)); !sent) return WorkerError(index, sent.error());
+    }
     workers_[index]->in_flight = request;
     workers_[index]->answer_due = steady_clock::now() + kAnswerTimeout;
     return {};
@@ -162,8 +156,17 @@ class Coordinator {
 
   Status ServeInOrder(const std::vector<std::uint32_t>& worker_of) {
     for (std::size_t request = 0; request < requests_.size(); ++request) {
+      if (Status due = WaitUntilDue(request); !due) return due;
       if (Status sent = Dispatch(worker_of[request], request); !sent) return sent;
       if (Status answered = Collect(worker_of[request]); !answered) return answered;
+    }
+    return {};
+  }
+
+  Status WaitUntilDue(std::size_t request) {
+    while (pace_ && steady_clock::now() < pace_->Due(request)) {
+      if (Interrupted()) return MakeError(Errc::kCancelled, "interrupted");
+      std::this_thread::sleep_until(std::min(pace_->Due(request), steady_clock::now() + kWaitSlice));
     }
     return {};
   }
@@ -177,7 +180,7 @@ class Coordinator {
       if (Status fed = FeedIdle(); !fed) return fed;
       poll_fds.clear();
       for (const auto& worker : workers_) poll_fds.push_back({worker->in_flight ? worker->channel.fd() : -1, POLLIN, 0});
-      if (::poll(poll_fds.data(), poll_fds.size(), 100) < 0 && errno != EINTR) return SystemError("poll");
+      if (::poll(poll_fds.data(), poll_fds.size(), WaitMs()) < 0 && errno != EINTR) return SystemError("poll");
       for (std::size_t i = 0; i < workers_.size(); ++i) {
         if (!workers_[i]->in_flight) continue;
         if (poll_fds[i].revents == 0) {
@@ -193,14 +196,26 @@ class Coordinator {
     return {};
   }
 
+  // Until the next request that an idle worker waits for is due, a slice at most.
+  int WaitMs() const {
+    auto wait = kWaitSlice;
+    for (const auto& worker : workers_) {
+      if (!pace_ || worker->in_flight || worker->waiting.empty()) continue;
+      const auto left = std::chrono::ceil<milliseconds>(pace_->Due(worker->waiting.front()) - steady_clock::now());
+      wait = std::clamp(left, milliseconds(0), wait);
+    }
+    return static_cast<int>(wait.count());
+  }
+
   // A worker may run ahead of the others by a few requests only: in the trace's own time, a conversation's
-  // next turn comes after the answer to the one before it.
+  // next turn comes after the answer to the one before it. A paced replay has that time.
   Status FeedIdle() {
     const std::size_t end = oldest_unserved_ + kWindowPerWorker * workers_.size();
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       WorkerHandle& worker = *workers_[i];
-      if (worker.in_flight || worker.waiting.empty() || worker.waiting.front() >= end) continue;
+      if (worker.in_flight || worker.waiting.empty()) continue;
       const std::size_t request = worker.waiting.front();
+      if (pace_ ? steady_clock::now() < pace_->Due(request) : request >= end) continue;
       worker.waiting.pop_front();
       if (Status sent = Dispatch(i, request); !sent) return sent;
     }
@@ -269,6 +284,7 @@ class Coordinator {
   const std::string socket_;
   const std::vector<Request>& requests_;
   ProgressBar progress_;
+  std::optional<Pace> pace_;
   std::vector<std::unique_ptr<WorkerHandle>> workers_;
   std::vector<bool> served_;
   std::size_t oldest_unserved_ = 0;
@@ -276,6 +292,8 @@ class Coordinator {
 };
 
 }  // namespace
+
+std::string ReplayRegionPrefix() { return "replay-" + std::to_string(::getpid()) + "-"; }
 
 Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
                             const std::vector<Request>& requests) {

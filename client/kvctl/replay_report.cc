@@ -27,6 +27,8 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"block_tokens", options.block_tokens},
           {"routing", RoutingName(options.routing)},
           {"in_order", options.in_order},
+          {"paced", options.paced},
+          {"speed", options.speed},
           {"seed", options.seed},
           {"requests", report.requests},
           {"blocks_total", report.blocks_total},
@@ -52,6 +54,7 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"blocks_stowed", report.blocks_stowed},
           {"stows_dropped", report.stows_dropped},
           {"stows_refused", report.stows_refused},
+          {"late_ms", Percentiles(report.late_ms)},
           {"keys_us", Percentiles(report.keys_us)},
           {"find_us", Percentiles(report.find_us)},
           {"import_us", Percentiles(report.import_us)},
@@ -67,13 +70,18 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
 
 std::string Us(double microseconds) { return HumanNanoseconds(1e3 * microseconds); }
 
+std::string PaceText(const ReplayOptions& options) {
+  if (!options.paced) return "";
+  return ", paced" + (options.speed == 1 ? "" : " at " + FormatFixed(options.speed, 2) + " x");
+}
+
 void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayReport& report) {
   const auto total = static_cast<double>(report.blocks_total);
   const auto share = [&](std::uint64_t blocks) { return HumanPercent(static_cast<double>(blocks), total); };
   FieldList head;
   head.Add("replayed", HumanCount(report.requests) + " requests of " + options.name() + " over " + std::to_string(options.workers) +
-                           " workers, " + std::string(RoutingName(options.routing)) + (options.in_order ? ", in order" : "") + ", in " +
-                           FormatFixed(report.wall_s, 2) + " s");
+                           " workers, " + std::string(RoutingName(options.routing)) + (options.in_order ? ", in order" : "") +
+                           PaceText(options) + ", in " + FormatFixed(report.wall_s, 2) + " s");
   head.Add("pools", HumanCount(options.pool_blocks) + " blocks of " + HumanBytes(options.block_bytes) + " each, " +
                         std::string(policy::PolicyName(options.policy)) + "; " + HumanCount(report.evictions) + " evictions");
   if (options.host_cache_bytes > 0) {
@@ -100,6 +108,9 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   const auto add = [&](const char* name, Samples& samples) {
     if (!samples.empty()) times.Add({name, Us(samples.p50()), Us(samples.p99()), HumanCount(samples.count())});
   };
+  if (!report.late_ms.empty())
+    times.Add(
+        {"sent after it was due", Us(1e3 * report.late_ms.p50()), Us(1e3 * report.late_ms.p99()), HumanCount(report.late_ms.count())});
   add("derive keys", report.keys_us);
   add("find", report.find_us);
   add("import", report.import_us);

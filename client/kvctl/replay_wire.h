@@ -2,7 +2,8 @@
 //
 //   coordinator → worker   WorkerConfig                       worker → coordinator   WorkerReady
 //   coordinator → worker   MeetPeers, once all are ready      worker → coordinator   PeersMet
-//   coordinator → worker   ServeRequest + hash ids, repeated  worker → coordinator   ServeReply each
+//   coordinator → worker   ServeRequest, then its hash ids,   worker → coordinator   ServeReply each
+//                          kIdsPerMessage a message; repeated
 //   coordinator → worker   ServeRequest with finish set       worker → coordinator   WorkerSummary
 //
 // A worker that can't go on sends its next reply with `failure` set and ends.
@@ -16,7 +17,6 @@
 #include <string_view>
 
 #include "client/kvctl/channel.h"
-#include "client/kvctl/request.h"
 #include "daemon/policy/policies.h"
 #include "kvm/device.h"
 
@@ -46,6 +46,7 @@ struct WorkerConfig {
   policy::PolicyKind policy = policy::PolicyKind::kLru;  // of the pool
   bool in_order = false;                                 // publishes are visible before a request counts as served
   bool publish_imported = true;
+  bool stow = true;  // kvmd's host cache gets the blocks if it asks for them
 };
 
 struct WorkerReady {
@@ -62,7 +63,9 @@ struct ServeRequest {
   std::uint64_t hash_id_count = 0;
   bool finish = false;
 };
-static_assert(sizeof(ServeRequest) + kMaxRequestBlocks * sizeof(std::uint64_t) <= Channel::kMaxMessageBytes);
+// Hash ids follow in messages of this many, the last one of what is left: a request may have more than one message takes.
+inline constexpr std::size_t kIdsPerMessage = 16'384;
+static_assert(kIdsPerMessage * sizeof(std::uint64_t) <= Channel::kMaxMessageBytes);
 
 struct ServeReply {
   FixedText<512> failure;

@@ -1,12 +1,15 @@
 #include "client/kvctl/replay_worker.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 
 #include "client/kvctl/block_pool.h"
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/pool_bytes.h"
 #include "client/kvctl/replay_wire.h"
+#include "client/kvctl/request.h"
 #include "kvclient/kvclient.h"
 
 namespace kvm::ctl {
@@ -60,6 +63,9 @@ class Worker {
     region_options.name = config.name.Get();
     region_options.device = config.device;
     region_options.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
+    // Nobody will take a killed worker's place.
+    region_options.outlives_owner = false;
+    if (!config.stow) region_options.stow = StowMode::kNever;
     Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kSetUpTimeout));
     if (!region) return region.error();
     worker->region_ = std::move(*region);
@@ -257,16 +263,17 @@ class Worker {
   std::vector<PublishRequest> requests_;
 };
 
-// Hash ids of a ServeRequest message; an error if it is none.
-Result<std::vector<std::uint64_t>> HashIds(std::span<const std::byte> message, ServeRequest& header) {
-  if (message.size() < sizeof(header)) return MakeError(Errc::kProtocol, "short request from the coordinator");
-  Result<ServeRequest> parsed = Channel::As<ServeRequest>(message.first(sizeof(header)));
-  if (!parsed) return parsed.error();
-  header = *parsed;
-  const std::span<const std::byte> rest = message.subspan(sizeof(header));
-  if (rest.size() != header.hash_id_count * sizeof(std::uint64_t)) return MakeError(Errc::kProtocol, "cut request from the coordinator");
+// The hash ids that follow a ServeRequest; an error if it is none, or if others come.
+Result<std::vector<std::uint64_t>> ReceiveIds(Channel& channel, const ServeRequest& header) {
+  if (header.hash_id_count > kMaxRequestBlocks) return MakeError(Errc::kProtocol, "too long a request from the coordinator");
   std::vector<std::uint64_t> ids(header.hash_id_count);
-  if (!rest.empty()) std::memcpy(ids.data(), rest.data(), rest.size());
+  for (std::size_t at = 0; at < ids.size(); at += kIdsPerMessage) {
+    const std::span<std::uint64_t> part = std::span(ids).subspan(at, std::min(kIdsPerMessage, ids.size() - at));
+    const Result<std::vector<std::byte>> message = channel.Receive();
+    if (!message) return message.error();
+    if (message->size() != part.size_bytes()) return MakeError(Errc::kProtocol, "cut request from the coordinator");
+    std::memcpy(part.data(), message->data(), message->size());
+  }
   return ids;
 }
 
@@ -283,12 +290,11 @@ int RunReplayWorker(Channel channel) {
   const PeersMet met = (*worker)->Meet();
   if (!channel.SendStruct(met) || !met.failure.empty()) return kUnhealthy;
   for (;;) {
-    Result<std::vector<std::byte>> message = channel.Receive();
-    if (!message) return kUnhealthy;
-    ServeRequest header;
-    Result<std::vector<std::uint64_t>> ids = HashIds(*message, header);
+    const Result<ServeRequest> header = channel.ReceiveStruct<ServeRequest>();
+    if (!header) return kUnhealthy;
+    const Result<std::vector<std::uint64_t>> ids = ReceiveIds(channel, *header);
     if (!ids) return kUnhealthy;
-    if (header.finish) return channel.SendStruct((*worker)->Summary()) ? kHealthy : kUnhealthy;
+    if (header->finish) return channel.SendStruct((*worker)->Summary()) ? kHealthy : kUnhealthy;
     const ServeReply reply = (*worker)->Serve(*ids);
     if (!channel.SendStruct(reply) || !reply.failure.empty()) return kUnhealthy;
   }

@@ -3,10 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "client/kvctl/request.h"
+#include "client/kvctl/trace.h"
 #include "kvm/error.h"
 
 namespace CLI {
@@ -22,6 +24,7 @@ struct RequestSource {
   std::size_t requests = 1000;     // of a generated workload
   std::size_t limit_requests = 0;  // 0: all
   std::uint32_t block_tokens = 512;
+  std::optional<TimestampUnit> timestamps;  // of a trace; nothing: they are not used
 
   const std::string& name() const noexcept { return trace.empty() ? workload : trace; }
 };

@@ -1,117 +1,138 @@
 #include "client/kvctl/trace.h"
 
-#include <boost/json/parse.hpp>
-#include <boost/json/value.hpp>
-
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include <cmath>
 #include <string_view>
+#include <utility>
+
+#include "client/kvctl/trace_file.h"
+#include "client/kvctl/trace_format.h"
+#include "client/kvctl/trace_line.h"
 
 namespace kvm::ctl {
 namespace {
 
-// A line of kMaxRequestBlocks ids has well under 1 MiB.
-constexpr std::size_t kMaxLineBytes = std::size_t{4} << 20;
-constexpr std::uint64_t kMaxTimestampMs = 100ULL * 365 * 86'400 * 1000;
+// kMaxRequestBlocks ids of 20 digits each have 46 MB.
+constexpr std::size_t kMaxLineBytes = std::size_t{64} << 20;
+constexpr double kMaxTimestampUs = 100.0 * 365 * 86'400 * 1e6;
+constexpr std::uint32_t kMaxBlockTokens = 1u << 20;
+constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 Error Wrong(std::string what) { return MakeError(Errc::kInvalidArgument, std::move(what)); }
 
-// A whole, non-negative number up to `limit`; 12.0 counts as whole, since some tools write timestamps so.
-Result<std::uint64_t> Number(const boost::json::value& value, const std::string& what, std::uint64_t limit) {
-  std::uint64_t number = 0;
-  if (const std::uint64_t* unsigned_number = value.if_uint64()) {
-    number = *unsigned_number;
-  } else if (const std::int64_t* signed_number = value.if_int64()) {
-    if (*signed_number < 0) return Wrong(what + " is negative: " + std::to_string(*signed_number));
-    number = static_cast<std::uint64_t>(*signed_number);
-  } else if (const double* real = value.if_double()) {
-    if (*real < 0) return Wrong(what + " is negative");
-    if (!(*real <= 9007199254740992.0) || *real != static_cast<double>(static_cast<std::uint64_t>(*real))) {
-      return Wrong(what + " is not a whole number");
+// Some tools name the partly filled last block, some leave it out.
+bool Fits(std::uint64_t blocks, std::uint64_t input_tokens, std::uint32_t block_tokens) {
+  const std::uint64_t full = input_tokens / block_tokens;
+  return blocks == full || blocks == full + (input_tokens % block_tokens != 0);
+}
+
+Status CheckLengths(const TraceLine& line, std::uint32_t block_tokens) {
+  const std::size_t blocks = line.hash_ids.size();
+  if (Fits(blocks, line.input_tokens, block_tokens)) return {};
+  std::string what = "\"hash_ids\" has " + std::to_string(blocks) + " blocks, an input_length of " + std::to_string(line.input_tokens) +
+                     " needs " + std::to_string((line.input_tokens + block_tokens - 1) / block_tokens) + " of " +
+                     std::to_string(block_tokens) + " tokens: --block-tokens has to be the trace's block size";
+  // Block sizes are powers of two nearly everywhere; without a block there is nothing to say.
+  for (std::uint32_t tokens = 1; blocks > 0 && tokens <= kMaxBlockTokens; tokens *= 2) {
+    if (!Fits(blocks, line.input_tokens, tokens)) continue;
+    what += "; " + std::to_string(tokens) + " would fit this line";
+    break;
+  }
+  return Wrong(std::move(what));
+}
+
+// Timestamps as they are written, until the last one has said in which unit.
+class Timestamps {
+ public:
+  explicit Timestamps(TimestampUnit unit) : unit_(unit) {}
+
+  void Add(double written, std::size_t line) {
+    written_.push_back(written);
+    lines_.push_back(line);
+    if (unit_ == TimestampUnit::kAuto && written != std::floor(written)) fraction_ = true;
+  }
+
+  // An error says at which line.
+  Status PutInto(std::vector<Request>& requests, const std::string& name) const {
+    const double us = UnitUs();
+    for (std::size_t i = 0; i < written_.size(); ++i) {
+      const double at_us = written_[i] * us;
+      if (!(at_us <= kMaxTimestampUs)) {
+        return Wrong(name + ":" + std::to_string(lines_[i]) +
+                     ": \"timestamp\" is more than 100 years: --timestamp-unit says what it counts");
+      }
+      requests[i].timestamp_us = static_cast<std::uint64_t>(std::llround(at_us));
     }
-    number = static_cast<std::uint64_t>(*real);
-  } else {
-    return Wrong(what + " is not a number");
+    return {};
   }
-  if (number > limit) return Wrong(what + " is " + std::to_string(number) + ", the limit is " + std::to_string(limit));
-  return number;
+
+ private:
+  double UnitUs() const noexcept {
+    switch (unit_) {
+      case TimestampUnit::kAuto: return fraction_ ? 1e6 : 1e3;
+      case TimestampUnit::kSeconds: return 1e6;
+      case TimestampUnit::kMilliseconds: return 1e3;
+      case TimestampUnit::kMicroseconds: return 1;
+    }
+    return 1;
+  }
+
+  const TimestampUnit unit_;
+  std::vector<double> written_;
+  std::vector<std::size_t> lines_;
+  bool fraction_ = false;
+};
+
+Result<Request> ParseRequest(std::string_view text, const TraceOptions& options, std::optional<double>& timestamp) {
+  Result<TraceLine> line = ParseTraceLine(text, options.timestamps.has_value());
+  if (!line) return line.error();
+  if (Status lengths = CheckLengths(*line, options.block_tokens); !lengths) return lengths.error();
+  timestamp = line->timestamp;
+  if (options.timestamps && !timestamp) return Wrong("\"timestamp\" is missing, and --paced follows it");
+  return Request{0, line->input_tokens, line->output_tokens, std::move(line->hash_ids)};
 }
 
-Result<std::uint64_t> Member(const boost::json::object& object, std::string_view name, std::uint64_t limit) {
-  const boost::json::value* value = object.if_contains({name.data(), name.size()});
-  if (value == nullptr) return Wrong("\"" + std::string(name) + "\" is missing");
-  return Number(*value, "\"" + std::string(name) + "\"", limit);
-}
-
-Status CheckLengths(const Request& request, std::uint32_t block_tokens) {
-  // Some tools name the partly filled last block, some leave it out.
-  const std::uint64_t full = request.input_tokens / block_tokens, blocks = full + (request.input_tokens % block_tokens != 0);
-  if (request.hash_ids.size() == blocks || request.hash_ids.size() == full) return {};
-  return Wrong("\"hash_ids\" has " + std::to_string(request.hash_ids.size()) + " blocks, an input_length of " +
-               std::to_string(request.input_tokens) + " needs " + std::to_string(blocks) + " of " + std::to_string(block_tokens) +
-               " tokens");
-}
-
-Result<Request> ParseLine(const std::string& line, std::uint32_t block_tokens) {
-  boost::json::error_code error;
-  const boost::json::value value = boost::json::parse(line, error);
-  if (error) return Wrong("not valid JSON: " + error.message());
-  const boost::json::object* object = value.if_object();
-  if (object == nullptr) return Wrong("not a JSON object");
-  Request request;
-  for (const auto& [name, limit, into] : {std::tuple{"timestamp", kMaxTimestampMs, &request.timestamp_ms},
-                                          std::tuple{"input_length", kMaxRequestTokens, &request.input_tokens},
-                                          std::tuple{"output_length", kMaxRequestTokens, &request.output_tokens}}) {
-    const Result<std::uint64_t> number = Member(*object, name, limit);
-    if (!number) return number.error();
-    *into = *number;
-  }
-  if (request.input_tokens == 0) return Wrong("\"input_length\" is 0");
-  const boost::json::value* ids = object->if_contains("hash_ids");
-  if (ids == nullptr) return Wrong("\"hash_ids\" is missing");
-  const boost::json::array* array = ids->if_array();
-  if (array == nullptr) return Wrong("\"hash_ids\" is not an array");
-  if (array->size() > kMaxRequestBlocks) {
-    return Wrong("\"hash_ids\" has " + std::to_string(array->size()) + " blocks, the limit is " + std::to_string(kMaxRequestBlocks));
-  }
-  request.hash_ids.reserve(array->size());
-  for (std::size_t i = 0; i < array->size(); ++i) {
-    const Result<std::uint64_t> id = Number((*array)[i], "hash_ids[" + std::to_string(i) + "]", ~std::uint64_t{0});
-    if (!id) return id.error();
-    request.hash_ids.push_back(*id);
-  }
-  if (Status lengths = CheckLengths(request, block_tokens); !lengths) return lengths.error();
-  return request;
-}
+bool IsEmpty(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 }  // namespace
 
-Result<std::vector<Request>> ParseTrace(std::istream& in, const std::string& name, const TraceOptions& options) {
+Result<std::vector<Request>> ParseTrace(LineReader::Source source, const std::string& name, const TraceOptions& options) {
+  LineReader reader(std::move(source), kMaxLineBytes);
   std::vector<Request> requests;
+  Timestamps timestamps(options.timestamps.value_or(TimestampUnit::kAuto));
   std::string line;
-  for (std::size_t number = 1; std::getline(in, line); ++number) {
+  bool first = true;
+  for (std::size_t number = 1;; ++number) {
     const auto at_line = [&](const std::string& what) { return Wrong(name + ":" + std::to_string(number) + ": " + what); };
-    if (line.size() > kMaxLineBytes) return at_line("line of " + std::to_string(line.size()) + " bytes");
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    Result<Request> request = ParseLine(line, options.block_tokens);
+    const Result<bool> more = reader.Next(line);
+    if (!more && more.error().code != Errc::kInvalidArgument) {
+      Error error = more.error();
+      error.message = name + ": " + error.message;
+      return error;
+    }
+    std::string_view text = line;
+    if (number == 1 && text.substr(0, kByteOrderMark.size()) == kByteOrderMark) text.remove_prefix(kByteOrderMark.size());
+    if (!IsEmpty(text) && std::exchange(first, false)) {
+      if (const std::optional<std::string> other = OtherFormat(text)) return at_line(*other);
+    }
+    if (!more) return at_line(more.error().message);
+    if (!*more) break;
+    if (IsEmpty(text)) continue;
+    std::optional<double> timestamp;
+    Result<Request> request = ParseRequest(text, options, timestamp);
     if (!request) return at_line(request.error().message);
     requests.push_back(std::move(*request));
+    if (timestamp) timestamps.Add(*timestamp, number);
     if (options.limit_requests != 0 && requests.size() == options.limit_requests) break;
   }
-  if (in.bad()) return MakeError(Errc::kSystem, name + ": read error");
   if (requests.empty()) return Wrong(name + ": no requests in this file");
+  if (Status put = timestamps.PutInto(requests, name); !put) return put.error();
   return requests;
 }
 
 Result<std::vector<Request>> ReadTrace(const std::string& path, const TraceOptions& options) {
-  std::ifstream file(path);
-  if (!file) {
-    Error error = SystemError("open " + path);
-    error.code = Errc::kNotFound;
-    return error;
-  }
-  return ParseTrace(file, path, options);
+  Result<LineReader::Source> source = OpenTraceFile(path);
+  if (!source) return source.error();
+  return ParseTrace(std::move(*source), path == kStandardInput ? "standard input" : path, options);
 }
 
 }  // namespace kvm::ctl

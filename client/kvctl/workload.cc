@@ -96,7 +96,7 @@ class Generator {
         case Workload::kRag: request = Rag(); break;
         case Workload::kAgents: request = Agents(); break;
       }
-      request.timestamp_ms = now_us / 1000;
+      request.timestamp_us = now_us;
       now_us += random_.Skewed(kMeanGapUs);
       requests.push_back(std::move(request));
     }

@@ -37,7 +37,7 @@ double Reuse(const std::vector<Request>& requests) {
 bool Same(const std::vector<Request>& a, const std::vector<Request>& b) {
   if (a.size() != b.size()) return false;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    if (a[i].timestamp_ms != b[i].timestamp_ms || a[i].input_tokens != b[i].input_tokens || a[i].hash_ids != b[i].hash_ids) return false;
+    if (a[i].timestamp_us != b[i].timestamp_us || a[i].input_tokens != b[i].input_tokens || a[i].hash_ids != b[i].hash_ids) return false;
   }
   return true;
 }
@@ -59,14 +59,14 @@ TEST_CASE("Workload: every request has one id per block and lies within the limi
     INFO(WorkloadName(workload));
     const auto requests = GenerateWorkload(Options(workload));
     REQUIRE(requests.size() == 600);
-    std::uint64_t previous_ms = 0;
+    std::uint64_t previous_us = 0;
     for (const Request& request : requests) {
       REQUIRE(request.input_tokens > 0);
       REQUIRE(request.input_tokens <= kMaxRequestTokens);
       REQUIRE(request.hash_ids.size() == (request.input_tokens + 511) / 512);
       REQUIRE(request.hash_ids.size() <= kMaxRequestBlocks);
-      REQUIRE(request.timestamp_ms >= previous_ms);
-      previous_ms = request.timestamp_ms;
+      REQUIRE(request.timestamp_us >= previous_us);
+      previous_us = request.timestamp_us;
     }
   }
 }
