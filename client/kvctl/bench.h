@@ -1,5 +1,6 @@
 // kvctl bench: the figures of docs/BENCHMARKS.md, each measured through libkvclient against a real kvmd
-// with peers in processes of their own. Nothing here passes or fails by time.
+// with peers in processes of their own. Nothing here passes or fails by time; a figure is printed only if what it
+// is of has been seen to happen, and after what was made for it has gone.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -30,6 +31,7 @@ struct BenchOptions {
   BackendChoice backend = BackendChoice::kAuto;
   std::string devices;  // GPUs: the exporter's, then the importer's; empty: the first two
   std::string kvmd_program;
+  bool on_this_node = false;  // measure on the kvmd of --socket, else on one that is started for it
 };
 
 enum class Unit { kMicroseconds, kNanoseconds, kCount, kPerSecond, kRatio, kPercent, kBytes, kGigabytesPerSecond, kBytesEach };
@@ -50,6 +52,7 @@ class BenchReport {
   // p50 and p99 as "<prefix>p50_us" and "<prefix>p99_us".
   void AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds);
   void AddMemory(const PoolMemory& memory);
+  void AddKvmd(const CommonOptions& common, const BenchOptions& options);
   // Shown as a table behind all figures.
   void AddRows(std::vector<BenchRow> rows);
   void Print(bool json) const;
@@ -59,6 +62,10 @@ class BenchReport {
   std::vector<std::pair<std::string, std::string>> lines_;
   std::vector<BenchRow> rows_;
 };
+
+// The end of every benchmark: prints what it found, or why it found nothing, or what it left at the node's kvmd. The
+// exit code.
+int FinishBench(const CommonOptions& common, const BenchOptions& options, const Result<BenchReport>& report);
 
 int RunBenchFind(const CommonOptions& common, const BenchOptions& options);
 int RunBenchPublish(const CommonOptions& common, const BenchOptions& options);

@@ -4,7 +4,6 @@
 
 #include "client/kvctl/bench.h"
 #include "client/kvctl/bench_setup.h"
-#include "client/kvctl/exit_codes.h"
 #include "client/kvctl/random.h"
 #include "client/kvctl/redis_baseline.h"
 
@@ -39,25 +38,20 @@ class Lookups {
   std::vector<BlockKey> keys_;
 };
 
-struct FindTimes {
+// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find less is to be faster.
+Result<Samples> MeasureFind(const Client& client, Lookups& lookups, const BenchOptions& options) {
   Samples us;
-  std::uint64_t incomplete = 0;  // lookups that did not find all of their keys
-};
-
-Result<FindTimes> MeasureFind(const Client& client, Lookups& lookups, const BenchOptions& options) {
-  FindTimes times;
-  times.us.Reserve(options.rounds);
+  us.Reserve(options.rounds);
   for (std::uint32_t round = 0; round < kWarmUpRounds + options.rounds; ++round) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
     const std::span<const BlockKey> keys = lookups.Next();
     const auto start = steady_clock::now();
     const Match match = client.Find(keys);
     const auto end = steady_clock::now();
-    if (round < kWarmUpRounds) continue;
-    times.us.Add(std::chrono::duration<double, std::micro>(end - start).count());
-    times.incomplete += match.size() != keys.size();
+    if (Status all = AllFound(client, match, keys.size()); !all) return all.error();
+    if (round >= kWarmUpRounds) us.Add(std::chrono::duration<double, std::micro>(end - start).count());
   }
-  return times;
+  return us;
 }
 
 Result<Samples> MeasureRedis(const BenchOptions& options, std::uint64_t run) {
@@ -75,13 +69,14 @@ Result<Samples> MeasureRedis(const BenchOptions& options, std::uint64_t run) {
       times.Add(*us);
     }
   }
-  redis->Unload(run, options.entries);
+  const Status unloaded = redis->Unload(run, options.entries);
   if (!outcome) return outcome.error();
+  if (!unloaded) return unloaded.error();
   return times;
 }
 
 struct BusyTimes {
-  FindTimes find;
+  Samples find_us;
   double publish_rate = 0;
 };
 
@@ -91,7 +86,7 @@ Result<BusyTimes> MeasureBusy(const BenchSetup& setup, const Client& client, Loo
   config.entries = kChurnBlocks;
   Result<Peer> churn = StartPeer(config);
   if (!churn) return churn.error();
-  Result<FindTimes> times = MeasureFind(client, lookups, options);
+  Result<Samples> times = MeasureFind(client, lookups, options);
   if (!times) return times.error();
   if (Status sent = churn->channel.SendStruct(PeerStop{}); !sent) return sent.error();
   Result<PeerDone> done = churn->channel.ReceiveStruct<PeerDone>(After(std::chrono::seconds(60)));
@@ -112,28 +107,27 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
   if (!client) return client.error();
 
   Lookups lookups(setup->run(), options);
-  Result<FindTimes> idle = MeasureFind(**client, lookups, options);
+  Result<Samples> idle = MeasureFind(**client, lookups, options);
   if (!idle) return idle.error();
   BenchReport report("find");
+  report.AddKvmd(common, options);
   report.Add("entries", "entries", static_cast<double>(options.entries), Unit::kCount);
   report.Add("keys", options.shuffle ? "keys a lookup, shuffled" : "keys a lookup", options.keys, Unit::kCount);
   report.Add("rounds", "lookups", options.rounds, Unit::kCount);
-  report.AddPercentiles("", "find", idle->us);
-  report.Add("rate_per_s", "keys found", 1e6 * options.keys / idle->us.Mean(), Unit::kPerSecond);
-  report.Add("incomplete", "lookups that missed a key", static_cast<double>(idle->incomplete), Unit::kCount);
+  report.AddPercentiles("", "find", *idle);
+  report.Add("rate_per_s", "keys found", 1e6 * options.keys / idle->Mean(), Unit::kPerSecond);
   if (options.while_publishing) {
     Result<BusyTimes> busy = MeasureBusy(*setup, **client, lookups, options);
     if (!busy) return busy.error();
-    report.AddPercentiles("busy_", "find while publishing", busy->find.us);
-    report.Add("busy_p99_ratio", "p99 busy / idle", busy->find.us.p99() / idle->us.p99(), Unit::kRatio);
-    report.Add("busy_incomplete", "lookups that missed a key", static_cast<double>(busy->find.incomplete), Unit::kCount);
+    report.AddPercentiles("busy_", "find while publishing", busy->find_us);
+    report.Add("busy_p99_ratio", "p99 busy / idle", busy->find_us.p99() / idle->p99(), Unit::kRatio);
     report.Add("busy_publish_rate_per_s", "published meanwhile", busy->publish_rate, Unit::kPerSecond);
   }
   if (!options.against_redis.empty()) {
     Result<Samples> redis = MeasureRedis(options, setup->run());
     if (!redis) return redis.error();
     report.AddPercentiles("redis_mget_", "redis MGET", *redis);
-    report.Add("ratio_to_redis", "faster than redis", redis->p50() / idle->us.p50(), Unit::kRatio);
+    report.Add("ratio_to_redis", "faster than redis", redis->p50() / idle->p50(), Unit::kRatio);
   }
   return report;
 }
@@ -141,10 +135,7 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
 }  // namespace
 
 int RunBenchFind(const CommonOptions& common, const BenchOptions& options) {
-  Result<BenchReport> report = Measure(common, options);
-  if (!report) return Fail(report.error());
-  report->Print(common.json);
-  return kHealthy;
+  return FinishBench(common, options, Measure(common, options));
 }
 
 }  // namespace kvm::ctl

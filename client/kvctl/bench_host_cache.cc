@@ -73,7 +73,7 @@ Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const B
   for (const Kind& kind : {Kind{"host_cache_64k", "in scattered 64 KiB chunks", kMiB},
                            Kind{"host_cache_blocks_64k", "in scattered blocks of 64 KiB", 64 * kKiB}}) {
     BenchRow row;
-    if (common.socket_given) {
+    if (options.on_this_node) {
       row.note = "that kvmd's host cache is not ours to fill";
     } else {
       Result<BenchRow> measured = MeasureRow(common, options, devices, kind.block_bytes);

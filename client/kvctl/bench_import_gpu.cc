@@ -33,6 +33,7 @@ class GpuImportBench {
     Unmeasured("validation_share", "validation's share of an import", Unit::kPercent, 3, true, kElsewhere);
     Unmeasured("gemm_slowdown", "slowdown of a GEMM loop by imports with 16 SMs", Unit::kPercent, std::nullopt, true, kElsewhere);
     BenchReport report("import");
+    report.AddKvmd(common, options_);
     report.AddMemory(memory_);
     report.Add("bytes", "bytes", static_cast<double>(options_.bytes), Unit::kBytes);
     report.AddRows(std::move(rows_));

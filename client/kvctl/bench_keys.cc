@@ -1,9 +1,7 @@
 // bench keys: deriving the keys of a prompt. bench memory: what kvmd needs for an entry.
-#include <algorithm>
 
 #include "client/kvctl/bench.h"
 #include "client/kvctl/bench_setup.h"
-#include "client/kvctl/exit_codes.h"
 #include "client/kvctl/machine.h"
 #include "client/kvctl/observer.h"
 #include "client/kvctl/random.h"
@@ -43,13 +41,23 @@ Result<BenchReport> MeasureMemory(const CommonOptions& common, const BenchOption
   Result<std::uint64_t> after = read(entries_after);
   if (!after) return after.error();
 
+  // Others publish and retract at the node's kvmd meanwhile.
+  const bool all_there = options.on_this_node ? entries_after >= options.entries : entries_after == entries_before + options.entries;
+  if (!all_there) {
+    return MakeError(Errc::kSystem,
+                     "of " + std::to_string(options.entries) + " published entries kvmd has " + std::to_string(entries_after));
+  }
+
   const auto resident = static_cast<double>(*after);
   const auto entries = static_cast<double>(entries_after);
   BenchReport report("memory");
+  report.AddKvmd(common, options);
   report.Add("entries", "entries", entries, Unit::kCount);
   report.Add("resident_before_bytes", "kvmd resident before", static_cast<double>(*before), Unit::kBytes);
   report.Add("resident_after_bytes", "kvmd resident after", resident, Unit::kBytes);
-  report.Add("bytes_per_entry", "an entry, without 20 MB", std::max(0.0, resident - kFixedBytes) / entries, Unit::kBytesEach);
+  // Of fewer entries than fill them, the fixed bytes leave nothing to divide.
+  if (resident > kFixedBytes)
+    report.Add("bytes_per_entry", "an entry, without 20 MB", (resident - kFixedBytes) / entries, Unit::kBytesEach);
   report.Add("bytes_per_entry_with_fixed", "an entry, all of kvmd", resident / entries, Unit::kBytesEach);
   return report;
 }
@@ -81,15 +89,11 @@ BenchReport MeasureKeys(const BenchOptions& options) {
 
 int RunBenchKeys(const CommonOptions& common, const BenchOptions& options) {
   if (options.tokens < options.block_tokens) return Fail(MakeError(Errc::kInvalidArgument, "--tokens has to be at least --block-tokens"));
-  MeasureKeys(options).Print(common.json);
-  return kHealthy;
+  return FinishBench(common, options, MeasureKeys(options));
 }
 
 int RunBenchMemory(const CommonOptions& common, const BenchOptions& options) {
-  Result<BenchReport> report = MeasureMemory(common, options);
-  if (!report) return Fail(report.error());
-  report->Print(common.json);
-  return kHealthy;
+  return FinishBench(common, options, MeasureMemory(common, options));
 }
 
 }  // namespace kvm::ctl

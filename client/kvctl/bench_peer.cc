@@ -56,6 +56,8 @@ class PeerProcess {
     region_options.shard.kv_group = config_.kv_group;
     region_options.geometry =
         PlaneGeometry(config_.entries, config_.block_bytes, config_.chunk_bytes == 0 ? config_.block_bytes : config_.chunk_bytes);
+    region_options.outlives_owner = false;
+    if (!config_.stow) region_options.stow = StowMode::kNever;
     Result<std::shared_ptr<Region>> region = client_->AllocateRegion(*model, region_options, After(kTimeout));
     if (!region) return region.error();
     region_ = std::move(*region);
@@ -91,8 +93,10 @@ class PeerProcess {
     if (config_.fill) {
       if (Status filled = bytes_->Fill(keys_, blocks_); !filled) return filled;
     }
-    static_cast<void>(region_->Publish(batch_));
-    return {};
+    const PublishOutcome outcome = region_->Publish(batch_);
+    if (outcome.readable == count) return {};
+    return MakeError(Errc::kSystem,
+                     std::to_string(count - outcome.readable) + " of " + std::to_string(count) + " blocks could not be published");
   }
 
   Status PublishAll() {
@@ -101,7 +105,14 @@ class PeerProcess {
       if (n % kFlushEvery != 0) continue;
       if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
     }
-    return region_->Flush(After(kTimeout));
+    if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
+    return CheckNoneRefused();
+  }
+
+  Status CheckNoneRefused() const {
+    const std::uint64_t refused = client_->Stats().publishes_refused;
+    if (refused == 0) return {};
+    return MakeError(Errc::kResourceExhausted, "kvmd refused " + std::to_string(refused) + " of the published blocks");
   }
 
   // Each pass over the region withdraws what the pass before it published.
@@ -116,6 +127,7 @@ class PeerProcess {
     }
     if (!channel_.ReceiveStruct<PeerStop>()) return kUnhealthy;
     const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
+    if (!CheckNoneRefused()) return kUnhealthy;
     return channel_.SendStruct(PeerDone{n, seconds}) ? kHealthy : kUnhealthy;
   }
 

@@ -29,6 +29,7 @@ struct PeerConfig {
   std::uint64_t entries = 0;
   std::uint64_t block_bytes = 64;
   std::uint32_t chain = 512;      // keys of one chain
+  bool stow = true;               // kvmd's host cache gets the blocks if it asks for them
   bool fill = false;              // write the blocks' bytes
   bool scatter = false;           // neighbours of a chain lie far apart in memory
   bool shuffle = false;           // they lie anywhere; for hold only

@@ -1,10 +1,10 @@
 // bench publish: how fast one client publishes, how soon another process sees it, what a retract costs.
 #include <algorithm>
+#include <numeric>
 #include <thread>
 
 #include "client/kvctl/bench.h"
 #include "client/kvctl/bench_setup.h"
-#include "client/kvctl/exit_codes.h"
 #include "client/kvctl/random.h"
 
 namespace kvm::ctl {
@@ -41,7 +41,8 @@ Result<PublishTimes> PublishAll(Region& region, std::uint64_t run, std::uint64_t
       const auto depth = static_cast<std::uint32_t>(i - n);
       batch.push_back({keys[i], depth == 0 ? BlockKey{} : keys[i - 1], depth, region.BeginWrite(static_cast<std::uint32_t>(i))});
     }
-    static_cast<void>(region.Publish(batch));
+    const PublishOutcome outcome = region.Publish(batch);
+    if (outcome.readable != batch.size()) return MakeError(Errc::kSystem, "not all blocks of a batch could be published");
     times.batch_us.Add(1e6 * Seconds(batch_start));
   }
   if (Status flushed = region.Flush(After(kFlushTimeout)); !flushed) return flushed.error();
@@ -49,13 +50,24 @@ Result<PublishTimes> PublishAll(Region& region, std::uint64_t run, std::uint64_t
   return times;
 }
 
-// What has been flushed has to be found; a rate of lost blocks would be a fine rate.
+// What has been flushed has to be found, all of it; a rate of lost blocks would be a fine rate.
 Status CheckFound(const Client& client, std::uint64_t run, std::uint64_t first_key, std::uint64_t entries) {
-  constexpr int kSamples = 1000;
-  Random random(run);
-  for (int i = 0; i < kSamples; ++i) {
-    const BlockKey key = BenchKey(run, first_key + random.Below(entries));
-    if (client.Find({&key, 1}).empty()) return MakeError(Errc::kSystem, "a block that was published and flushed is not found");
+  if (const std::uint64_t refused = client.Stats().publishes_refused; refused > 0)
+    return MakeError(Errc::kResourceExhausted, "kvmd refused " + std::to_string(refused) + " of the published blocks");
+  std::vector<BlockKey> keys;
+  for (std::uint64_t n = 0; n < entries; n += kBatch) {
+    if (Status go_on = GoOn(); !go_on) return go_on;
+    keys.clear();
+    for (std::uint64_t i = n; i < std::min(n + kBatch, entries); ++i) keys.push_back(BenchKey(run, first_key + i));
+    if (Status all = AllFound(client, client.Find(keys), keys.size()); !all) return all;
+  }
+  return {};
+}
+
+Status CheckNoneFound(const Client& client, std::uint64_t run, std::uint64_t first_key, std::uint64_t entries) {
+  for (std::uint64_t n = 0; n < entries; ++n) {
+    const BlockKey key = BenchKey(run, first_key + n);
+    if (!client.Find({&key, 1}).empty()) return MakeError(Errc::kSystem, "a block that was retracted is still found");
   }
   return {};
 }
@@ -76,7 +88,7 @@ Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::
     std::this_thread::sleep_for(std::chrono::microseconds(random.Between(100, 400)));
     const PublishRequest request{key, BlockKey{}, 0, write};
     const std::int64_t published_ns = MonotonicNs();
-    static_cast<void>(region.Publish({&request, 1}));
+    if (region.Publish({&request, 1}).readable != 1) return MakeError(Errc::kSystem, "a block could not be published");
     Result<WatchSeen> seen = watcher->channel.ReceiveStruct<WatchSeen>(After(kFlushTimeout));
     if (!seen) return seen.error();
     if (seen->at_ns == 0) return MakeError(Errc::kSystem, "a published block was not visible to another process within a second");
@@ -85,25 +97,16 @@ Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::
   return us;
 }
 
-struct RetractTimes {
-  double in_order_ns = 0, random_ns = 0;  // a block
-};
-
-RetractTimes MeasureRetract(Region& region) {
-  const std::uint32_t blocks = region.block_count();
-  std::vector<std::uint32_t> order(blocks);
-  for (std::uint32_t i = 0; i < blocks; ++i) order[i] = i;
-  const auto nanoseconds_each = [&] {
-    const auto start = steady_clock::now();
-    region.Retract(order);
-    return 1e9 * Seconds(start) / blocks;
-  };
-  RetractTimes times;
-  times.in_order_ns = nanoseconds_each();
-  Random random(blocks);
-  for (std::uint32_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[random.Below(i + 1)]);
-  times.random_ns = nanoseconds_each();
-  return times;
+// Nanoseconds a block, of a region whose blocks are all published, with new keys from `first_key` on, and then retracted.
+Result<double> MeasureRetract(const Client& client, Region& region, std::uint64_t run, std::uint64_t first_key,
+                              std::span<const std::uint32_t> order) {
+  if (Result<PublishTimes> published = PublishAll(region, run, first_key); !published) return published.error();
+  if (Status found = CheckFound(client, run, first_key, order.size()); !found) return found.error();
+  const auto start = steady_clock::now();
+  region.Retract(order);
+  const double each_ns = 1e9 * Seconds(start) / static_cast<double>(order.size());
+  if (Status none = CheckNoneFound(client, run, first_key, order.size()); !none) return none.error();
+  return each_ns;
 }
 
 Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& options) {
@@ -120,30 +123,33 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
   Result<PublishTimes> reused = PublishAll(**region, setup->run(), options.entries);
   if (!reused) return reused.error();
   if (Status found = CheckFound(**client, setup->run(), options.entries, options.entries); !found) return found.error();
-  Result<Samples> visible = MeasureVisibility(*setup, **region, 2 * options.entries, options.rounds);
+  std::vector<std::uint32_t> order((*region)->block_count());
+  std::iota(order.begin(), order.end(), 0u);
+  const Result<double> retract_ns = MeasureRetract(**client, **region, setup->run(), 2 * options.entries, order);
+  if (!retract_ns) return retract_ns.error();
+  order = ShuffledBlocks(order.size(), setup->run());
+  const Result<double> retract_random_ns = MeasureRetract(**client, **region, setup->run(), 3 * options.entries, order);
+  if (!retract_random_ns) return retract_random_ns.error();
+  Result<Samples> visible = MeasureVisibility(*setup, **region, 4 * options.entries, options.rounds);
   if (!visible) return visible.error();
-  const RetractTimes retract = MeasureRetract(**region);
 
   BenchReport report("publish");
+  report.AddKvmd(common, options);
   report.Add("entries", "blocks", static_cast<double>(options.entries), Unit::kCount);
   report.Add("batch", "blocks a batch", static_cast<double>(kBatch), Unit::kCount);
   report.AddPercentiles("", "publish call, one batch", fresh->batch_us);
   report.Add("rate_per_s", "published, new blocks", fresh->blocks_per_s, Unit::kPerSecond);
   report.Add("reuse_rate_per_s", "published, reused blocks", reused->blocks_per_s, Unit::kPerSecond);
   report.AddPercentiles("publish_visible_", "publish to visible elsewhere", *visible);
-  report.Add("retract_ns", "retract a block, in order", retract.in_order_ns, Unit::kNanoseconds);
-  report.Add("retract_random_ns", "retract a block, random order", retract.random_ns, Unit::kNanoseconds);
-  report.Add("publishes_refused", "refused by kvmd", static_cast<double>((*client)->Stats().publishes_refused), Unit::kCount);
+  report.Add("retract_ns", "retract a block, in order", *retract_ns, Unit::kNanoseconds);
+  report.Add("retract_random_ns", "retract a block, random order", *retract_random_ns, Unit::kNanoseconds);
   return report;
 }
 
 }  // namespace
 
 int RunBenchPublish(const CommonOptions& common, const BenchOptions& options) {
-  Result<BenchReport> report = Measure(common, options);
-  if (!report) return Fail(report.error());
-  report->Print(common.json);
-  return kHealthy;
+  return FinishBench(common, options, Measure(common, options));
 }
 
 }  // namespace kvm::ctl

@@ -75,6 +75,11 @@ void BenchReport::AddMemory(const PoolMemory& memory) {
   lines_.emplace_back("backend", memory.Describe());
 }
 
+void BenchReport::AddKvmd(const CommonOptions& common, const BenchOptions& options) {
+  object_["kvmd"] = options.on_this_node ? Printable(common.socket) : "private";
+  lines_.emplace_back("kvmd", options.on_this_node ? "this node's, " + Printable(common.socket) : "started for this");
+}
+
 void BenchReport::AddRows(std::vector<BenchRow> rows) {
   rows_ = std::move(rows);
   object_["rows"] = RowsJson(rows_);

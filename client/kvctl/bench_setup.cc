@@ -4,7 +4,9 @@
 
 #include <random>
 
+#include "client/kvctl/exit_codes.h"
 #include "client/kvctl/interrupt.h"
+#include "client/kvctl/node_guard.h"
 #include "client/kvctl/observer.h"
 #include "client/kvctl/random.h"
 
@@ -13,17 +15,28 @@ namespace {
 
 constexpr std::chrono::milliseconds kTimeout{30'000};
 
+// One for all that this process measures. Below 2^32, so that it reads well as a revision.
+std::uint64_t RunNumber() {
+  static const std::uint64_t run = Mix(static_cast<std::uint64_t>(::getpid()), std::random_device{}()) >> 32;
+  return run;
+}
+
+std::string NameMark() { return "-run" + std::to_string(RunNumber()); }
+
 }  // namespace
 
 Result<BenchSetup> BenchSetup::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
                                      std::vector<std::string> arguments) {
   CatchInterrupts();
   BenchSetup setup;
-  // Below 2^32, so that it reads well as a revision.
-  setup.run_ = Mix(static_cast<std::uint64_t>(::getpid()), std::random_device{}()) >> 32;
-  setup.socket_ = common.socket;
-  if (common.socket_given) {
-    if (Result<Observer> observer = Observer::Connect(common.socket, common.timeout()); !observer) return observer.error();
+  setup.run_ = RunNumber();
+  if (options.on_this_node) {
+    setup.socket_ = common.socket;
+    setup.stow_ = false;
+    Result<Observer> observer = Observer::Connect(common.socket, common.timeout());
+    if (!observer) return observer.error();
+    if (Status room = CheckRoom(*observer, max_entries); !room)
+      return MakeError(room.error().code, room.error().message + "; measure less, or without --on-this-node");
     return setup;
   }
   PrivateKvmdOptions kvmd_options;
@@ -41,15 +54,16 @@ PeerConfig BenchSetup::Config(PeerRole role, std::string_view name) const {
   PeerConfig config;
   config.role = role;
   config.socket.Set(socket_);
-  config.name.Set(std::string(name) + "-" + std::to_string(run_));
+  config.name.Set(std::string(name) + NameMark());
   config.run = run_;
+  config.stow = stow_;
   return config;
 }
 
 Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::vector<DeviceUuid> devices) {
   ClientOptions options;
   options.socket_path = socket_;
-  options.name = std::string(name) + "-" + std::to_string(run_);
+  options.name = std::string(name) + NameMark();
   options.timeout = kTimeout;
   options.devices = std::move(devices);
   Result<std::shared_ptr<Client>> client = Client::Connect(options);
@@ -63,7 +77,9 @@ Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::
 Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, Geometry geometry, const DeviceUuid& device,
                                                      std::uint16_t kv_group) {
   RegionOptions options;
-  options.name = std::string(name) + "-" + std::to_string(run_);
+  options.name = std::string(name) + NameMark();
+  options.outlives_owner = false;
+  if (!stow_) options.stow = StowMode::kNever;
   options.geometry = std::move(geometry);
   options.device = device;
   options.shard.kv_group = kv_group;
@@ -87,6 +103,17 @@ Status AllImported(const ImportResult& result) {
   return MakeError(gone ? Errc::kStale : Errc::kSystem, "import: " + std::to_string(result.failed.size()) + " of " +
                                                             std::to_string(result.valid + result.failed.size()) +
                                                             " blocks failed, the first: " + std::string(ImportFailureName(reason)));
+}
+
+int FinishBench(const CommonOptions& common, const BenchOptions& options, const Result<BenchReport>& report) {
+  Status left;
+  if (options.on_this_node) left = CheckNothingLeft(common.socket, common.timeout(), {NameMark(), BenchModel(RunNumber()).revision});
+  // Where the benchmark failed since there is no kvmd, once is enough.
+  if (!left && (report || left.error().code == Errc::kSystem)) Fail(left.error());
+  if (!report) return Fail(report.error());
+  if (!left) return kUnhealthy;
+  report->Print(common.json);
+  return kHealthy;
 }
 
 Status GoOn() {

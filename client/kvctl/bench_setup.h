@@ -1,4 +1,7 @@
-// What every benchmark needs: a kvmd (a private one unless --socket says which) and this process's client.
+// What every benchmark needs: a kvmd (a private one, or with --on-this-node the node's) and this process's client.
+//
+// On the node's kvmd, all regions go with their processes, whatever these die of, nothing is copied to the host cache, and
+// there is room for all blocks before one is published.
 #pragma once
 
 #include <memory>
@@ -15,7 +18,8 @@ namespace kvm::ctl {
 
 class BenchSetup {
  public:
-  // `max_entries`: what a private kvmd is sized for; `arguments`: further ones of it. Catches interrupts.
+  // `max_entries`: what a private kvmd is sized for, and what the node's has to have room for; `arguments`: further ones of a
+  // private one. Catches interrupts. kResourceExhausted: the node's has no room.
   [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
                                                 std::vector<std::string> arguments = {});
 
@@ -34,6 +38,7 @@ class BenchSetup {
   PrivateKvmd kvmd_;
   std::string socket_;
   std::uint64_t run_ = 0;
+  bool stow_ = true;  // the host cache may have the blocks
   Model model_;
 };
 

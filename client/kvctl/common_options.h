@@ -17,7 +17,6 @@ namespace kvm::ctl {
 
 struct CommonOptions {
   std::string socket = kDefaultSocketPath;
-  bool socket_given = false;  // by option or environment
   bool json = false;
   std::uint32_t timeout_ms = 2000;
 

@@ -28,6 +28,13 @@ Status TimeContiguous(const DeviceUuid& importer, const DeviceUuid& owner, std::
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
+Status AllRight(const Result<std::size_t>& wrong, std::uint64_t blocks) {
+  if (!wrong) return wrong.error();
+  if (*wrong == 0) return {};
+  return MakeError(Errc::kSystem,
+                   "import: " + std::to_string(*wrong) + " of " + std::to_string(blocks) + " blocks do not hold what their keys say");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<ImportRun>> ImportRun::Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
@@ -115,7 +122,20 @@ Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Ta
                                  max_sms, round < kWarmUpRounds ? nullptr : &timing);
     if (!imported) return imported.error();
   }
+  if (Status right = ImportOverOther(source, target, count, max_sms); !right) return right.error();
   return timing;
+}
+
+Status ImportRun::ImportOverOther(const SourceBlocks& source, const Target& target, std::uint64_t count, unsigned max_sms) {
+  const auto keys = std::span(source.keys).first(count);
+  const auto blocks = std::span(target.blocks).first(count);
+  const std::uint64_t other_run = Mix(setup_.run(), 0x78);
+  std::vector<BlockKey> other;
+  for (std::uint64_t n = 0; n < count; ++n) other.push_back(BenchKey(other_run, n));
+  PoolBytes bytes(*target.region);
+  if (Status filled = bytes.Fill(other, blocks); !filled) return filled;
+  if (Status imported = ImportOnce(keys, target, blocks, max_sms, nullptr); !imported) return imported;
+  return AllRight(bytes.CountWrong(keys, blocks), count);
 }
 
 Result<BenchRow> ImportRun::Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer, const DeviceUuid& owner,
@@ -150,11 +170,7 @@ Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target&
 }
 
 Status ImportRun::Check(const SourceBlocks& source, const Target& target) {
-  const Result<std::size_t> wrong = PoolBytes(*target.region).CountWrong(source.keys, target.blocks);
-  if (!wrong) return wrong.error();
-  if (*wrong == 0) return {};
-  return MakeError(Errc::kSystem, "import: " + std::to_string(*wrong) + " of " + std::to_string(source.blocks) +
-                                      " blocks do not hold what their keys say");
+  return AllRight(PoolBytes(*target.region).CountWrong(source.keys, target.blocks), source.blocks);
 }
 
 }  // namespace kvm::ctl

@@ -48,7 +48,8 @@ class ImportRun {
     Samples find_s, import_s, whole_s;
   };
   // Imports `bytes` of the source, `rounds` times and a few more that warm up: always the same blocks, or
-  // with `wander` others each time. Import is timed from the call to validated. An error if not all are.
+  // with `wander` others each time. Import is timed from the call to validated. An error if not all are, or if one import more,
+  // untimed and over other bytes, does not bring what the keys say.
   [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                       std::uint32_t rounds, bool wander = false);
   // The same as a row: its value is the rate of a contiguous copy from `owner` to `importer` (kHostMemory: from pinned memory)
@@ -61,6 +62,8 @@ class ImportRun {
  private:
   Status ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
                     Timing* timing);
+  // The first `count` blocks, over bytes that are not theirs, and compared.
+  Status ImportOverOther(const SourceBlocks& source, const Target& target, std::uint64_t count, unsigned max_sms);
 
   BenchSetup setup_;
   std::vector<DeviceUuid> devices_;

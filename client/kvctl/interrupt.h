@@ -1,9 +1,9 @@
-// SIGINT and SIGTERM as a flag, so that whatever was started is stopped by its owner's destructor.
+// SIGINT, SIGTERM and SIGHUP as a flag, so that whatever was started is stopped by its owner's destructor.
 #pragma once
 
 namespace kvm::ctl {
 
-// From here on both signals set the flag (once; a second one ends the process as usual).
+// From here on these signals set the flag (once; a second one ends the process as usual).
 void CatchInterrupts();
 bool Interrupted() noexcept;
 

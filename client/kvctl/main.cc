@@ -33,7 +33,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.fallthrough();
   CommonOptions common;
-  const CLI::Option* socket = app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
+  app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
   app.add_flag("--json", common.json, "Print one JSON value instead of tables");
   app.add_option("--timeout-ms", common.timeout_ms, "How long to wait for kvmd")->capture_default_str()->check(CLI::Range(1u, 600'000u));
   Action action;
@@ -54,7 +54,6 @@ int Main(int argc, char** argv) {
     std::cerr << "kvctl: " << (wrong_command ? "unknown command or option " + unknown.front() : error.what()) << " (kvctl --help)\n";
     return kUsage;
   }
-  common.socket_given = socket->count() > 0;
   return action ? action() : static_cast<int>(kUsage);
 }
 

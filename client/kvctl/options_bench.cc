@@ -34,7 +34,13 @@ class BenchCommand {
     return *this;
   }
   BenchCommand& Kvmd() {
-    command_->add_option("--kvmd", options_->kvmd_program, "The kvmd to start; default: next to kvctl, else from PATH");
+    CLI::Option* program =
+        command_->add_option("--kvmd", options_->kvmd_program, "The kvmd to start; default: next to kvctl, else from PATH");
+    command_
+        ->add_flag(
+            "--on-this-node", options_->on_this_node,
+            "Measure on the kvmd of --socket instead, among its other clients, if it has room for the blocks; they are gone afterwards")
+        ->excludes(program);
     return *this;
   }
 
@@ -46,7 +52,7 @@ class BenchCommand {
 }  // namespace
 
 void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measures one part at a time, on a kvmd of its own unless --socket is given");
+  CLI::App* bench = app.add_subcommand("bench", "Measures one part at a time, on a kvmd that is started for it");
   bench->require_subcommand(1);
 
   BenchCommand find(*bench, "find", "Lookups of chains of present keys", common, action, RunBenchFind);

@@ -44,17 +44,23 @@ struct RedisBaseline::Connection {
     if (reply->type == REDIS_REPLY_ERROR) return MakeError(Errc::kSystem, std::string("redis: ") + reply->str);
     return reply;
   }
-  // Sends `command(n)` for all entries, a pipeline at a time.
-  template <class Command>
-  Status Pipelined(std::uint64_t entries, Command command) {
+  // Sends `command(n)` for all entries, a pipeline at a time, and counts the replies of which `good` says no. The first
+  // error is returned once the rest of its pipeline has been read, so that the connection can be used on.
+  template <class Command, class Good>
+  Result<std::uint64_t> Pipelined(std::uint64_t entries, Command command, Good good) {
+    std::uint64_t bad = 0;
     for (std::uint64_t n = 0; n < entries;) {
       const std::uint64_t end = std::min(n + kPipeline, entries), count = end - n;
       for (; n < end; ++n) command(n);
-      for (std::uint64_t i = 0; i < count; ++i) {
-        if (Result<ReplyPtr> reply = Next(); !reply) return reply.error();
+      Status outcome;
+      for (std::uint64_t i = 0; i < count && context->err == 0; ++i) {
+        const Result<ReplyPtr> reply = Next();
+        if (!reply && outcome) outcome = reply.error();
+        if (reply && !good(**reply)) ++bad;
       }
+      if (!outcome) return outcome.error();
     }
-    return {};
+    return bad;
   }
 };
 
@@ -70,17 +76,29 @@ Result<RedisBaseline> RedisBaseline::Connect(const std::string& socket) {
 
 Status RedisBaseline::Load(std::uint64_t run, std::uint64_t entries) {
   const std::array<char, kValueBytes> value{};
-  return connection_->Pipelined(entries, [&](std::uint64_t n) {
-    const BlockKey key = BenchKey(run, n);
-    redisAppendCommand(connection_->context.get(), "SET %b %b", Bytes(key), sizeof(key), value.data(), value.size());
-  });
+  const Result<std::uint64_t> bad = connection_->Pipelined(
+      entries,
+      [&](std::uint64_t n) {
+        const BlockKey key = BenchKey(run, n);
+        redisAppendCommand(connection_->context.get(), "SET %b %b", Bytes(key), sizeof(key), value.data(), value.size());
+      },
+      [](const redisReply& reply) { return reply.type == REDIS_REPLY_STATUS; });
+  if (!bad) return bad.error();
+  if (*bad > 0) return MakeError(Errc::kSystem, "redis: SET did not store " + std::to_string(*bad) + " of the keys");
+  return {};
 }
 
-void RedisBaseline::Unload(std::uint64_t run, std::uint64_t entries) noexcept {
-  static_cast<void>(connection_->Pipelined(entries, [&](std::uint64_t n) {
-    const BlockKey key = BenchKey(run, n);
-    redisAppendCommand(connection_->context.get(), "UNLINK %b", Bytes(key), sizeof(key));
-  }));
+Status RedisBaseline::Unload(std::uint64_t run, std::uint64_t entries) {
+  const Result<std::uint64_t> gone = connection_->Pipelined(
+      entries,
+      [&](std::uint64_t n) {
+        const BlockKey key = BenchKey(run, n);
+        redisAppendCommand(connection_->context.get(), "UNLINK %b", Bytes(key), sizeof(key));
+      },
+      [](const redisReply& reply) { return reply.type == REDIS_REPLY_INTEGER && reply.integer == 1; });
+  if (!gone) return gone.error();
+  if (*gone > 0) return MakeError(Errc::kSystem, "redis: " + std::to_string(*gone) + " of the stored keys had gone (maxmemory?)");
+  return {};
 }
 
 Result<double> RedisBaseline::MultiGet(std::span<const BlockKey> keys) {
@@ -100,6 +118,7 @@ Result<double> RedisBaseline::MultiGet(std::span<const BlockKey> keys) {
   for (std::size_t i = 0; i < reply->elements; ++i) {
     if (reply->element[i]->type != REDIS_REPLY_STRING)
       return MakeError(Errc::kSystem, "redis: a key that was stored is missing (maxmemory?)");
+    if (reply->element[i]->len != kValueBytes) return MakeError(Errc::kSystem, "redis: MGET gave another value than was stored");
   }
   return std::chrono::duration<double, std::micro>(end - start).count();
 }
@@ -112,7 +131,7 @@ Result<RedisBaseline> RedisBaseline::Connect(const std::string&) {
   return MakeError(Errc::kUnsupported, "--against-redis: this kvctl was built without hiredis");
 }
 Status RedisBaseline::Load(std::uint64_t, std::uint64_t) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
-void RedisBaseline::Unload(std::uint64_t, std::uint64_t) noexcept {}
+Status RedisBaseline::Unload(std::uint64_t, std::uint64_t) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
 Result<double> RedisBaseline::MultiGet(std::span<const BlockKey>) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
 
 #endif

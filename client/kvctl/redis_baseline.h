@@ -21,10 +21,10 @@ class RedisBaseline {
 
   // Stores entries [0, entries) of a run, pipelined: the key's 16 bytes, with a value of 40 (a location).
   [[nodiscard]] Status Load(std::uint64_t run, std::uint64_t entries);
-  // Removes them.
-  void Unload(std::uint64_t run, std::uint64_t entries) noexcept;
+  // Removes them. kSystem: some were not there any more, so that whoever took them out was at work while it was measured.
+  [[nodiscard]] Status Unload(std::uint64_t run, std::uint64_t entries);
 
-  // Microseconds of one MGET of these keys. kNotFound: a key was missing.
+  // Microseconds of one MGET of these keys. kSystem: a key was missing, or its value is not the one that was stored.
   [[nodiscard]] Result<double> MultiGet(std::span<const BlockKey> keys);
 
  private:
