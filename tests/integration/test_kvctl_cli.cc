@@ -177,7 +177,7 @@ TEST_CASE("kvctl: wrong options and files exit 1 and are named", "[integration]"
   refused("replay --private --workload chat --kvmd /nonexistent/kvmd", "/nonexistent/kvmd");
   const fs::path trace = sandbox.Write("broken.jsonl", R"({"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1]})"
                                                        "\n{\"timestamp\": 0}\n");
-  refused("replay --private --trace " + trace.string(), trace.string() + ":2: \"input_length\" is missing");
+  refused("replay --private --trace " + trace.string(), trace.string() + ":2: \"hash_ids\" is missing");
   refused("bench find --entries 10 --keys 512", "--entries");
   CHECK(sandbox.Run("--help").code == 0);
   CHECK(sandbox.Run("replay --help").code == 0);
