@@ -1,13 +1,10 @@
-/* One block of one region, all who write it or hand it on, and one reader: docs/PROTOCOL.md in Promela.
+/* docs/PROTOCOL.md in Promela: one block, its generations, and one importer. region.pml and host_cache.pml say who writes it.
  *
  * Property: a copy that the checks let pass holds the bytes of its entry's key, and so does a block that an heir is told it
  * has. Every write has a key of its own, numbered from 1; bytes come and go in two halves, so that torn copies exist, and a
  * half is known by the key that wrote it.
  *
- *   (default)      a worker's region: its owner, kvmd, kvmd's restart, an heir or a newcomer in its row
- *   -DHOST_CACHE   a slot of the host cache: kvmd owns it, two writers are granted it in turn
- *
- * -DNAME takes out the defence or the assumption (ASSUME_…) that stands under #ifndef NAME here, or adds what it prevents.
+ * -DNAME takes out the defence or the assumption (ASSUME_…) that stands under #ifndef NAME, or adds what it prevents.
  * check_model.py runs all of them and knows which must end in a counterexample. -DNEVER=… and -DNEVER_COPIED=… claim that
  * no copy is ever so. Readers change nothing for anybody, so one is enough, and when it has read all is `over`.
  */
@@ -34,22 +31,43 @@ bool adopted, found, over;
 #define LANDS(p) (!over)
 #endif
 
-inline begin_write(p, k) {           /* BeginWrite: one compare-exchange */
-#ifndef ODD_NOT_ADVANCED
-  odd[k] = (gen[table[p]] + 1) | 1;
-#else
-  odd[k] = gen[table[p]] | 1;
+#define ENDED 128                    /* the bit by which an owner has given the block up; bit 63 of the real counter */
+#define GEN gen[table[p]]
+
+inline begin_write(p, k) {           /* BeginWrite: one compare-exchange, unless the block has ended */
+  if
+#ifndef BEGIN_AFTER_END
+  :: GEN >= ENDED -> odd[k] = 0
 #endif
-  gen[table[p]] = odd[k]
+  :: else ->
+#ifndef ODD_NOT_ADVANCED
+     odd[k] = (GEN % ENDED + 1) | 1;
+#else
+     odd[k] = GEN | 1;
+#endif
+     GEN = odd[k]
+  fi
 }
 
 inline finish_write(p, k, readable) { /* FinishWrite: one compare-exchange */
 #ifndef FINISH_WITHOUT_CAS
-  readable = (gen[table[p]] == odd[k]);
+  readable = (odd[k] != 0 && GEN == odd[k]);
 #else
-  readable = true;
+  readable = (odd[k] != 0);
 #endif
-  if :: readable -> gen[table[p]] = odd[k] + 1 :: else fi
+  if :: readable -> GEN = odd[k] + 1 :: else fi
+}
+
+inline end(p) {                      /* End: one atomic or */
+#ifndef END_WITHOUT_BIT
+  GEN = GEN | 1 | ENDED
+#else
+  GEN = GEN | 1
+#endif
+}
+
+inline take_up(p) {                  /* TakeUp: what the last owner gave up can be written again, under higher values */
+  if :: GEN >= ENDED -> GEN = (GEN % ENDED + 1) | 1 :: else fi
 }
 
 #define SHOWS(t, k) (gen[t] == odd[k] + 1)
@@ -94,190 +112,4 @@ done:
 
 #ifdef FORK_KEEPS_MAPPING            /* no MADV_DONTFORK: a child outlives the process, and nobody waits for it */
 active proctype Child() { mem[0] = OTHER }
-#endif
-
-#ifndef HOST_CACHE
-/* ---- Owner, and whoever comes after it: a scheduler that begins writes, streams and workers that end them ------------- */
-
-byte landed[2];                      /* writes of this process whose bytes are complete, in the order of their beginning */
-
-inline publish(p, k) {               /* where the compare-exchange fails, another write has begun: nothing is published */
-  atomic { CPU(p) && odd[k] != 0; finish_write(p, k, readable) }
-  if :: atomic { readable && CPU(p) && !found; sent[k] = true } :: !readable fi
-}
-
-proctype Write(byte p; byte n; byte k) {
-  bool readable;
-#ifdef FINISH_BEFORE_LANDED
-  publish(p, k);
-#endif
-#ifndef ASSUME_WRITES_LAND_IN_ORDER
-  atomic { LANDS(p) && landed[p] == n - 1; mem[2 * memory[p]] = k }
-#else
-  atomic { LANDS(p); mem[2 * memory[p]] = k }
-#endif
-  atomic { LANDS(p); mem[2 * memory[p] + 1] = k; landed[p]++ }
-#ifndef FINISH_BEFORE_LANDED
-  publish(p, k)
-#endif
-}
-
-proctype Scheduler(byte p) {
-  byte n;
-  do
-  :: atomic {
-       CPU(p) && n < WRITES(p);      /* reuses the block, whatever has become of the write before */
-       n++;
-#ifndef OVERWRITE_BEFORE_BEGIN
-       begin_write(p, KEY(p, n));
-       run Write(p, n, KEY(p, n))
-     }
-#else
-       run Write(p, n, KEY(p, n))
-     }
-     atomic { CPU(p); begin_write(p, KEY(p, n)) }
-#endif
-  :: CPU(p) && p == 0 -> break
-  od;
-  /* Unregister, or any other end of ownership. kvmd need not be there; if it is, it may still take this region for one that
-     waits for its owner, or for an heir. */
-#ifndef NO_ODD_AT_UNREGISTER
-#ifndef UNREGISTER_SKIPS_ODD
-  atomic { CPU(p); begin_write(p, 0) }
-#else
-  atomic { CPU(p); if :: gen[table[p]] % 2 == 0 -> begin_write(p, 0) :: else fi }
-#endif
-#endif
-  atomic { CPU(p); mem[2 * memory[p]] = OTHER }
-  atomic { CPU(p); mem[2 * memory[p] + 1] = OTHER }
-}
-
-active proctype FirstOwner() {
-  atomic { alive[0] = true; run Scheduler(0) }
-  atomic { !over; alive[0] = false } /* killed between any two steps, or never */
-  atomic { !over; ended[0] = true }
-}
-
-active proctype Heir() {
-  byte k, half[2];
-  atomic {
-    if
-#ifndef ADOPT_BEFORE_DEATH
-    :: ended[0] && !over ->
-#else
-    :: !over ->                      /* its connection has ended, and that is all */
-#endif
-       adopted = true;               /* its memory and its table, and what the index knows of them */
-#ifdef NEW_TABLE_AT_ADOPTION
-       table[1] = 1; row = 1;
-#endif
-#ifdef GENERATIONS_START_OVER
-       gen[0] = 0;
-#endif
-       if
-       :: !found && entry[registry] != 0 && SHOWS(0, entry[registry]) -> k = entry[registry]
-       :: true
-       fi
-    :: !over ->                      /* a newcomer instead: the first region is withdrawn, and its row is free again */
-       table[1] = 1; memory[1] = 1; row = 1
-    fi;
-    alive[1] = true
-  }
-  if
-  :: k == 0 -> run Scheduler(1)
-  :: else ->                         /* it reads what it has been given */
-     half[0] = mem[0];
-     half[1] = mem[1];
-     assert(half[0] == k && half[1] == k); /* adopted */
-#ifdef NEVER_ADOPTED
-     assert(!(NEVER_ADOPTED));
-#endif
-     over = true
-  fi
-}
-
-/* ---- kvmd: records become entries of the registry that it fills ------------------------------------------------------- */
-
-active proctype Kvmd() {
-  byte k;
-  do
-  :: atomic {
-       if :: sent[1] -> k = 1 :: sent[2] -> k = 2 :: sent[3] -> k = 3 fi;
-       !found && !over && SHOWS(table[WRITER(k)], k);
-       entry[registry] = k;          /* stale from now on, or already: the same. A record that is sent again comes here, too */
-       k = 0
-     }
-  :: atomic { registry == 0 && !found && !over; registry = 1 } /* killed, and another one starts */
-  od
-}
-
-#else
-/* ---- a slot of the host cache: kvmd grants it, a writer copies a block to it and answers ------------------------------ */
-
-bool granted[2], answered[2];        /* [writer]; after its answer nothing of its copy comes any more */
-
-proctype Writer(byte p) {
-  granted[p];
-  atomic { LANDS(p); mem[0] = p + 1 }
-  atomic { LANDS(p); mem[1] = p + 1 }
-  atomic { CPU(p); answered[p] = true }
-}
-
-proctype WriterProcess(byte p) {
-  alive[p] = true;
-  run Writer(p);
-  alive[p] = false;
-  ended[p] = true
-}
-
-active proctype HostCache() {
-  byte p, k;
-  bool readable, held;
-  run WriterProcess(0); run WriterProcess(1);
-  do
-  :: p < 2 ->
-     k = p + 1; held = false;
-#ifndef EVICTED_STAYS_READABLE
-     atomic { true; begin_write(0, k) }
-#else
-     odd[k] = (gen[0] + 1) | 1;
-#endif
-     granted[p] = true;
-     if
-     :: answered[p] ->
-#ifdef EVICTED_STAYS_READABLE
-        gen[0] = odd[k];
-#endif
-        atomic { true; finish_write(0, k, readable) }
-        if
-        :: entry[registry] = k; held = true
-        :: registry == 0 -> registry = 1; begin_write(0, 0) /* kvmd's restart: readable, and in no index */
-        fi
-     :: registry == 0 -> registry = 1 /* kvmd's restart; the slot is odd: a writer may be at it */
-#ifdef RESTART_FREES_SLOTS
-        ; answered[p] = true
-#endif
-     :: true                         /* not answered in time, or the client has left: the grant is void */
-     fi;
-     if
-     :: held && registry == 0 ->     /* kvmd's restart: entries of the first registry are restored */
-        registry = 1;
-        entry[1] = k
-     :: true
-     fi;
-     if
-     :: held ->                      /* evicted, sooner or later */
-#ifndef EVICTED_STAYS_READABLE
-        atomic { true; begin_write(0, 0) }
-#endif
-        entry[registry] = 0
-#ifndef SLOT_REUSED_BEFORE_WRITER_GONE
-     :: !held -> answered[p] || ended[p]
-#else
-     :: !held
-#endif
-     fi;
-     p++
-  od
-}
 #endif
