@@ -30,7 +30,9 @@ struct CopyLimits {
   unsigned sm_count = 1;
   unsigned max_sms = 0;                 // 0: no bound
   std::uint32_t bulk_shared_bytes = 0;  // shared memory a block may have; 0: no bulk copies on this GPU
-  std::optional<KernelChoice> forced;   // for tests and measurements: this kernel, never the copy engine
+#if defined(KVM_TEST_HOOKS)
+  std::optional<KernelChoice> forced;  // this kernel, never the copy engine
+#endif
 };
 
 // The work of one launch.

@@ -134,9 +134,7 @@ class CudaImportJob final : public ImportJob {
   void Collect() noexcept {
     // The kernels' fences order what the GPU sees; another process sees host memory once the stream is done.
     if (to_host_ && !Synchronized()) return FailAll();
-    if (request_.validation == Validation::kNone) {
-      std::fill_n(statuses_.begin(), submitted_, BlockStatus::kValid);
-    } else if (!on_gpu_) {
+    if (!on_gpu_) {
       ValidateOnCpu();
     } else {
       const std::uint8_t* reported = slot_->statuses();
@@ -208,7 +206,7 @@ Status CudaImportJob::CheckRequest() {
   }
   destination_bases_ = destination->bases();
   to_host_ = destination->kind() == layout::HandleKind::kHostMemfd;
-  on_gpu_ = request_.validation == Validation::kBeforeAndAfter;
+  on_gpu_ = true;
   std::size_t covered = 0;
   std::vector<const ImportRun*> groups;  // one of each source and plan
   table_bound_ = request_.blocks.size() * sizeof(PairEntry);
@@ -240,19 +238,17 @@ Status CudaImportJob::CheckRequest() {
 // stale already, or to end.
 std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
   std::vector<TransferRun> runs;
-  const bool validate = request_.validation == Validation::kBeforeAndAfter;
   constexpr std::size_t kAhead = 16;
   for (const ImportRun& run : request_.runs) {
     const std::size_t run_end = std::min(run.first + run.count, end);
     if (run_end <= submitted_) continue;
     const GenerationReader& generations = run.generations->reader;
     const std::size_t first = submitted_;
-    for (; validate && submitted_ < run_end; ++submitted_) {
+    for (; submitted_ < run_end; ++submitted_) {
       if (submitted_ + kAhead < run_end) generations.Prefetch(request_.blocks[submitted_ + kAhead].source_block);
       const ImportBlock& block = request_.blocks[submitted_];
       if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) break;
     }
-    if (!validate) submitted_ = run_end;
     const auto& source = static_cast<const CudaPeerMemory&>(*run.source);
     const auto* registered = static_cast<const RegisteredMemory*>(run.generations->attachment.get());
     TransferRun transfer;

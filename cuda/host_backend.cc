@@ -107,10 +107,8 @@ void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) { 
 #endif
 
 BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const ImportBlock& block, bool stream) {
-  const bool validate = request.validation == Validation::kBeforeAndAfter;
   const GenerationReader& generations = run.generations->reader;
-  if (validate && (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation))
-    return BlockStatus::kStale;
+  if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) return BlockStatus::kStale;
   const auto& source = static_cast<const HostPeerMemory&>(*run.source);
   for (const CopyPiece& piece : *run.plan) {
     CopyBytes(request.destination->SegmentData(piece.destination_segment) + piece.destination_offset +
@@ -118,7 +116,7 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
               source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes, stream);
   }
   KVM_FAULT_POINT(client_block_copied);
-  return !validate || generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
+  return generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
 }
 
 class HostBackend final : public MemoryBackend {

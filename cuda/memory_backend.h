@@ -98,18 +98,12 @@ struct ImportBlock {
   Generation generation;  // what the source must have, before and after
 };
 
-enum class Validation {
-  kBeforeAndAfter,
-  kNone,  // for tests that must be able to fail; libkvclient never uses it
-};
-
 struct ImportRequest {
   const LocalMemory* destination = nullptr;
   std::vector<ImportRun> runs;       // cover `blocks` in order
   std::vector<ImportBlock> blocks;   // in prefix order
   std::shared_ptr<const void> keep;  // whatever must live until the job is done
   SteadyTime deadline = SteadyTime::max();
-  Validation validation = Validation::kBeforeAndAfter;
   // The rest means nothing to host memory.
   std::optional<StreamHandle> stream;        // copy in this stream's order; default: a stream of the backend
   unsigned max_sms = 0;                      // multiprocessors the copy may occupy; 0: as many as it takes

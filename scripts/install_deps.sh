@@ -37,7 +37,7 @@ if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
 fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
-  libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils)
+  libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)

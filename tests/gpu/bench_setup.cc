@@ -1,13 +1,17 @@
 #include "tests/gpu/bench_setup.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <numeric>
 #include <utility>
 
+#include "cuda/copy_kernels.h"
 #include "cuda/device_memory.h"
+#include "cuda/transfer_plan.h"
 #include "tests/gpu/pattern.h"
 
 namespace kvm::bench {
@@ -103,13 +107,12 @@ std::vector<ImportBlock> Importer::Adjacent(const Geometry& geometry, std::uint6
 }
 
 std::unique_ptr<ImportJob> Importer::Start(const CopyPlan& plan, const std::vector<ImportBlock>& blocks, unsigned max_sms,
-                                           Validation validation, std::optional<StreamHandle> stream) {
+                                           std::optional<StreamHandle> stream) {
   ImportRequest request;
   request.destination = memory.get();
   request.runs.push_back({peer.get(), &generations, &plan, 0, blocks.size()});
   request.blocks = blocks;
   request.max_sms = max_sms;
-  request.validation = validation;
   request.stream = stream;
   return backend->Import(std::move(request));
 }
@@ -119,7 +122,7 @@ std::vector<double> Importer::ImportTimes(const Geometry& geometry, const std::v
   std::vector<double> times;
   for (int round = -5; round < rounds; ++round) {
     const auto begin = Clock::now();
-    const auto job = Start(plan, blocks, max_sms, Validation::kBeforeAndAfter);
+    const auto job = Start(plan, blocks, max_sms);
     job->Wait(SteadyTime::max());
     if (round >= 0) times.push_back(Seconds(Clock::now() - begin));
     for (const BlockStatus status : job->statuses()) {
@@ -130,13 +133,12 @@ std::vector<double> Importer::ImportTimes(const Geometry& geometry, const std::v
   return times;
 }
 
-Importer::Time Importer::Import(const Geometry& geometry, const std::vector<ImportBlock>& blocks, unsigned max_sms, int rounds,
-                                Validation validation) {
+Importer::Time Importer::Import(const Geometry& geometry, const std::vector<ImportBlock>& blocks, unsigned max_sms, int rounds) {
   const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
   std::vector<double> host, gpu;
   for (int round = -2; round < rounds; ++round) {
     const auto begin = Clock::now();
-    const auto job = Start(plan, blocks, max_sms, validation);
+    const auto job = Start(plan, blocks, max_sms);
     job->Wait(SteadyTime::max());
     if (round >= 0) host.push_back(Seconds(Clock::now() - begin));
     for (const BlockStatus status : job->statuses()) {
@@ -145,7 +147,7 @@ Importer::Time Importer::Import(const Geometry& geometry, const std::vector<Impo
   }
   for (int round = -1; round < rounds; ++round) {
     MustSucceed(cudaEventRecord(begin_, stream_), "event");
-    const auto job = Start(plan, blocks, max_sms, validation, StreamHandle{reinterpret_cast<std::uintptr_t>(stream_)});
+    const auto job = Start(plan, blocks, max_sms, StreamHandle{reinterpret_cast<std::uintptr_t>(stream_)});
     MustSucceed(cudaEventRecord(end_, stream_), "event");
     MustSucceed(cudaEventSynchronize(end_), "event");
     float ms = 0;
@@ -155,12 +157,80 @@ Importer::Time Importer::Import(const Geometry& geometry, const std::vector<Impo
   return {Median(host), Median(gpu)};
 }
 
+Importer::Time Importer::CopyOnly(const Geometry& geometry, const std::vector<ImportBlock>& blocks, int rounds) {
+  const CopyPlan copy = Must(MakeCopyPlan(geometry, geometry));
+  const std::byte* const from = source();
+  std::byte* const to = destination();
+  const TransferRun run{&copy, {&from, 1}, 0, 0, peer->path(), &copy, 0, blocks.size()};
+  cudaDeviceProp properties{};
+  MustSucceed(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  CopyLimits limits;
+  limits.sm_count = static_cast<unsigned>(properties.multiProcessorCount);
+  MustSucceed(PrepareCopyKernels(limits.bulk_shared_bytes), "PrepareCopyKernels");
+  constexpr std::size_t kTableRoom = kMiB;
+  std::byte *table = nullptr, *staged = nullptr;
+  std::uint32_t *arrivals = nullptr, *done = nullptr;
+  MustSucceed(cudaMalloc(reinterpret_cast<void**>(&table), kTableRoom), "cudaMalloc");
+  MustSucceed(cudaMallocHost(reinterpret_cast<void**>(&staged), kTableRoom), "cudaMallocHost");
+  MustSucceed(cudaMalloc(reinterpret_cast<void**>(&arrivals), sizeof(*arrivals)), "cudaMalloc");
+  MustSucceed(cudaMemset(arrivals, 0, sizeof(*arrivals)), "cudaMemset");
+  MustSucceed(cudaMallocHost(reinterpret_cast<void**>(&done), sizeof(*done)), "cudaMallocHost");
+  TransferPlan plan;
+  std::uint32_t job = 0;
+  const auto queue = [&] {
+    if (const Status planned = PlanTransfer({&run, 1}, blocks, {&to, 1}, limits, plan); !planned) Fail(planned.error().ToString());
+    if (plan.table.size() > kTableRoom) Fail("a table larger than the room for it");
+    const bool upload = plan.table.size() > kMaxInlineTable;
+    if (upload) {
+      std::memcpy(staged, plan.table.data(), plan.table.size());
+      MustSucceed(cudaMemcpyAsync(table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream_), "table");
+    }
+    for (const EngineCopy& engine : plan.engine_copies) {
+      MustSucceed(cudaMemcpyAsync(reinterpret_cast<void*>(engine.destination), reinterpret_cast<const void*>(engine.source), engine.bytes,
+                                  cudaMemcpyDefault, stream_),
+                  "cudaMemcpyAsync");
+    }
+    CopyArgs args;
+    args.group_count = plan.group_count;
+    args.piece_count = plan.piece_count;
+    args.pair_count = plan.pair_count;
+    args.item_count = plan.item_count;
+    args.unit_bytes = plan.kernel.unit_bytes;
+    args.report = ReportBy::kDoneWord;
+    args.done_value = ++job;
+    args.done = done;
+    args.arrivals = arrivals;
+    MustSucceed(LaunchCopy(plan.kernel, args, plan.table, upload ? table : nullptr, stream_), "LaunchCopy");
+  };
+  std::vector<double> host, gpu;
+  for (int round = -2; round < rounds; ++round) {
+    const auto begin = Clock::now();
+    queue();
+    while (std::atomic_ref<std::uint32_t>(*done).load(std::memory_order_acquire) != job) continue;
+    if (round >= 0) host.push_back(Seconds(Clock::now() - begin));
+  }
+  for (int round = -1; round < rounds; ++round) {
+    MustSucceed(cudaEventRecord(begin_, stream_), "event");
+    queue();
+    MustSucceed(cudaEventRecord(end_, stream_), "event");
+    MustSucceed(cudaEventSynchronize(end_), "event");
+    float ms = 0;
+    MustSucceed(cudaEventElapsedTime(&ms, begin_, end_), "event");
+    if (round >= 0) gpu.push_back(ms / 1e3);
+  }
+  cudaFree(table);
+  cudaFreeHost(staged);
+  cudaFree(arrivals);
+  cudaFreeHost(done);
+  return {Median(host), Median(gpu)};
+}
+
 double Importer::CallTime(const Geometry& geometry, const std::vector<ImportBlock>& blocks) {
   const CopyPlan plan = Must(MakeCopyPlan(geometry, geometry));
   std::vector<double> times;
   for (int round = 0; round < 51; ++round) {
     const auto begin = Clock::now();
-    const auto job = Start(plan, blocks, 0, Validation::kBeforeAndAfter);
+    const auto job = Start(plan, blocks, 0);
     times.push_back(Seconds(Clock::now() - begin));
     job->Wait(SteadyTime::max());
   }

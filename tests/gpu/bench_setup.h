@@ -76,11 +76,12 @@ class Importer {
   struct Time {
     double host = 0.0, gpu = 0.0;
   };
-  Time Import(const Geometry& geometry, const std::vector<ImportBlock>& blocks, unsigned max_sms = 0, int rounds = 15,
-              Validation validation = Validation::kBeforeAndAfter);
+  Time Import(const Geometry& geometry, const std::vector<ImportBlock>& blocks, unsigned max_sms = 0, int rounds = 15);
+  // The same copy by the same steps, without a look at any generation.
+  Time CopyOnly(const Geometry& geometry, const std::vector<ImportBlock>& blocks, int rounds);
   // Sorted seconds of single imports.
   std::vector<double> ImportTimes(const Geometry& geometry, const std::vector<ImportBlock>& blocks, int rounds, unsigned max_sms = 0);
-  std::unique_ptr<ImportJob> Start(const CopyPlan& plan, const std::vector<ImportBlock>& blocks, unsigned max_sms, Validation validation,
+  std::unique_ptr<ImportJob> Start(const CopyPlan& plan, const std::vector<ImportBlock>& blocks, unsigned max_sms,
                                    std::optional<StreamHandle> stream = std::nullopt);
   // Median seconds of the call that starts an import.
   double CallTime(const Geometry& geometry, const std::vector<ImportBlock>& blocks);

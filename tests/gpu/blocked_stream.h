@@ -1,5 +1,5 @@
-// A stream that stands still until it is released, at most for five seconds: what waits for it fails then
-// instead of hanging.
+// A stream that stands still until it is released, at most for five seconds or as long as it is told: what waits for it fails
+// then instead of hanging.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,9 +16,9 @@ namespace kvm::test {
 // Of the GPU that is current when it is made.
 class BlockedStream {
  public:
-  BlockedStream() {
+  explicit BlockedStream(std::chrono::seconds longest = std::chrono::seconds(5)) : longest_(longest) {
     MustSucceed(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-    MustSucceed(cudaLaunchHostFunc(stream_, &Hold, &released_), "cudaLaunchHostFunc");
+    MustSucceed(cudaLaunchHostFunc(stream_, &Hold, this), "cudaLaunchHostFunc");
   }
   ~BlockedStream() {
     Release();
@@ -33,10 +33,12 @@ class BlockedStream {
   cudaStream_t stream() const { return stream_; }
 
  private:
-  static void CUDART_CB Hold(void* released) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
-    while (!*static_cast<std::atomic<bool>*>(released) && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  static void CUDART_CB Hold(void* stream) {
+    const auto& self = *static_cast<const BlockedStream*>(stream);
+    const auto end = std::chrono::steady_clock::now() + self.longest_;
+    while (!self.released_ && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   }
+  const std::chrono::seconds longest_;
   cudaStream_t stream_ = nullptr;
   std::atomic<bool> released_{false};
 };

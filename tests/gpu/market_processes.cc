@@ -10,7 +10,9 @@
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
+#include "tests/gpu/blocked_stream.h"
 #include "tests/support/child_main.h"
+#include "tests/support/standing_generations.h"
 
 namespace kvm::test {
 namespace {
@@ -89,7 +91,7 @@ int RunImporterChild(const std::vector<std::string>& arguments) {
   RandomImporter importer(**worker, std::stoull(arguments.at(1)));
   bool ready = false;
   while (!InputClosed()) {
-    if (!importer.Round(kImporterBlocks, Validation::kBeforeAndAfter)) std::this_thread::sleep_for(1ms);
+    if (!importer.Round(kImporterBlocks)) std::this_thread::sleep_for(1ms);
     if (importer.counts().wrong > 0) return kImporterFoundWrongBytes;
     if (!ready && importer.counts().validated > 0) std::cout << "ready" << std::endl;
     ready = ready || importer.counts().validated > 0;
@@ -100,30 +102,33 @@ int RunImporterChild(const std::vector<std::string>& arguments) {
 const ChildMain exporter_main("market_exporter", RunExporterChild);
 const ChildMain importer_main("market_importer", RunImporterChild);
 
-// The import that libkvclient would make, but without its checks.
+// The import that libkvclient would make, but checked against generations that stand still.
 std::unique_ptr<ImportJob> ImportUnchecked(GpuWorker& worker, const Match& match, std::span<const std::uint32_t> blocks,
-                                           const ImportOptions& options, std::vector<std::shared_ptr<const void>>& keep) {
+                                           StreamHandle stream) {
+  struct Keep {
+    std::shared_ptr<const PeerPayload> payload;
+    std::shared_ptr<const CopyPlan> plan;
+    std::optional<StandingGenerations> generations;
+  };
   Region::Impl& region = worker.region().impl();
   const Match::Impl& sources = *match.impl();
+  const PeerMapping& mapping = *sources.mappings[sources.mapping_of[match.first()]];
+  auto keep = std::make_shared<Keep>();
+  keep->payload = mapping.payload();
+  const auto plan = mapping.PlanTo(region.options.geometry);
+  if (!keep->payload || !plan) return nullptr;
+  keep->plan = *plan;
   ImportRequest request;
   request.destination = region.memory.get();
-  request.validation = Validation::kNone;
-  request.max_sms = options.max_sms;
+  request.stream = stream;
   for (std::size_t i = 0; i < match.size(); ++i) {
-    const std::size_t at = match.first() + i;
-    const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
-    if (request.runs.empty()) {
-      const std::shared_ptr<const PeerPayload> payload = mapping.payload();
-      const auto plan = mapping.PlanTo(region.options.geometry);
-      if (!payload || !plan) return nullptr;
-      request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), 0, 0});
-      keep.push_back(payload);
-      keep.push_back(*plan);
-    }
-    request.runs.back().count++;
     request.blocks.push_back({match[i].block, blocks[i], match[i].generation});
     static_cast<void>(worker.region().BeginWrite(blocks[i]));
   }
+  keep->generations.emplace(mapping.geometry.block_count, request.blocks);
+  request.runs.push_back(
+      {keep->payload->memories[region.device].get(), &keep->generations->Get(), keep->plan.get(), 0, request.blocks.size()});
+  request.keep = keep;
   return region.backend->Import(std::move(request));
 }
 
@@ -142,7 +147,7 @@ ChildProcess StartImporter(const std::string& socket, std::uint32_t number, int 
 }
 
 // What the exporter holds now is read from its generation table, as no user could: a test needs keys to ask for.
-bool RandomImporter::Round(std::uint32_t batch, Validation validation, const ImportOptions& options) {
+std::optional<RandomImporter::Wanted> RandomImporter::Choose(std::uint32_t batch) {
   const std::shared_ptr<const PeerSnapshot> snapshot = worker_.client().impl().peers.Get().current;
   std::vector<std::pair<std::uint32_t, std::shared_ptr<PeerMapping>>> exporters;
   for (std::uint32_t row = 0; snapshot && row < snapshot->by_row.size(); ++row) {
@@ -156,42 +161,19 @@ bool RandomImporter::Round(std::uint32_t batch, Validation validation, const Imp
       continue;
     exporters.emplace_back(number, mapping);
   }
-  if (exporters.empty()) return false;
+  if (exporters.empty()) return std::nullopt;
   const auto& [number, mapping] = random_.Pick(exporters);
-  std::vector<Content> contents;
+  Wanted wanted{mapping, {}};
   for (std::uint32_t i = 0; i < batch; ++i) {
     const auto block = static_cast<std::uint32_t>(random_.Below(mapping->geometry.block_count));
     const Generation generation = mapping->generations.reader.Current(block);
-    if (IsReadable(generation)) contents.push_back(ExporterContent(number, block, generation));
+    if (IsReadable(generation)) wanted.contents.push_back(ExporterContent(number, block, generation));
   }
-  // A match ends at the first block that has been rewritten: what is behind it is asked for again.
-  std::vector<ImportTicket> tickets;
-  std::vector<std::unique_ptr<ImportJob>> jobs;
-  std::vector<std::shared_ptr<const void>> keep;
-  std::vector<PatternBlock> expected;
-  std::vector<std::size_t> sizes;
-  const std::span<const Content> all(contents);
-  for (std::size_t at = 0; at < all.size(); ++at) {
-    const Match match = worker_.Find(all.subspan(at));
-    if (match.empty()) continue;
-    std::vector<std::uint32_t> blocks(match.size());
-    std::iota(blocks.begin(), blocks.end(), static_cast<std::uint32_t>(at));
-    if (validation == Validation::kBeforeAndAfter) {
-      Result<ImportTicket> ticket = worker_.client().Import(match, worker_.region(), blocks, options);
-      if (!ticket) continue;
-      tickets.push_back(std::move(*ticket));
-    } else {
-      std::unique_ptr<ImportJob> job = ImportUnchecked(worker_, match, blocks, options, keep);
-      if (!job) continue;
-      jobs.push_back(std::move(job));
-    }
-    for (std::size_t i = 0; i < match.size(); ++i) expected.push_back({blocks[i], all[at + i].tag, all[at + i].version});
-    sizes.push_back(match.size());
-    at += match.size();
-  }
-  std::vector<std::size_t> valid;
-  for (ImportTicket& ticket : tickets) valid.push_back(ticket.Wait(After(30s)) ? ticket.result().valid : 0);
-  for (std::size_t i = 0; i < jobs.size(); ++i) valid.push_back(jobs[i]->Wait(After(30s)) ? sizes[i] : 0);
+  return wanted;
+}
+
+void RandomImporter::Count(const std::vector<std::size_t>& valid, const std::vector<std::size_t>& sizes,
+                           const std::vector<PatternBlock>& expected) {
   const std::vector<bool> wrong = worker_.pattern().Wrong(expected);
   std::size_t at = 0;
   for (std::size_t t = 0; t < valid.size(); ++t) {
@@ -203,7 +185,79 @@ bool RandomImporter::Round(std::uint32_t batch, Validation validation, const Imp
       counts_.caught += !is_valid && wrong[at];
     }
   }
+}
+
+bool RandomImporter::Round(std::uint32_t batch, const ImportOptions& options) {
+  const std::optional<Wanted> wanted = Choose(batch);
+  if (!wanted) return false;
+  // A match ends at the first block that has been rewritten: what is behind it is asked for again.
+  std::vector<ImportTicket> tickets;
+  std::vector<PatternBlock> expected;
+  std::vector<std::size_t> sizes;
+  const std::span<const Content> all(wanted->contents);
+  for (std::size_t at = 0; at < all.size(); ++at) {
+    const Match match = worker_.Find(all.subspan(at));
+    if (match.empty()) continue;
+    std::vector<std::uint32_t> blocks(match.size());
+    std::iota(blocks.begin(), blocks.end(), static_cast<std::uint32_t>(at));
+    Result<ImportTicket> ticket = worker_.client().Import(match, worker_.region(), blocks, options);
+    if (!ticket) continue;
+    tickets.push_back(std::move(*ticket));
+    for (std::size_t i = 0; i < match.size(); ++i) expected.push_back({blocks[i], all[at + i].tag, all[at + i].version});
+    sizes.push_back(match.size());
+    at += match.size();
+  }
+  std::vector<std::size_t> valid;
+  for (ImportTicket& ticket : tickets) valid.push_back(ticket.Wait(After(30s)) ? ticket.result().valid : 0);
+  Count(valid, sizes, expected);
   return true;
+}
+
+// Nothing is allocated while the stream stands still: pinned memory may wait for the whole GPU.
+std::size_t RandomImporter::RoundAcrossRewrite(std::uint32_t batch, bool checked) {
+  const std::optional<Wanted> wanted = Choose(batch);
+  if (!wanted) return 0;
+  const std::span<const Content> all(wanted->contents);
+  BlockedStream stream(60s);
+  std::size_t first = 0;
+  Match match;
+  while (first < all.size() && match.empty()) match = worker_.Find(all.subspan(first++));
+  if (match.empty()) return 0;
+  std::vector<std::uint32_t> blocks(match.size());
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  ImportOptions options;
+  options.stream = stream.handle();
+  std::optional<ImportTicket> ticket;
+  std::unique_ptr<ImportJob> job;
+  if (checked) {
+    Result<ImportTicket> started = worker_.client().Import(match, worker_.region(), blocks, options);
+    if (!started) return 0;
+    ticket = std::move(*started);
+  } else {
+    job = ImportUnchecked(worker_, match, blocks, stream.handle());
+    if (!job) return 0;
+  }
+  // Even and another: complete under another key, whatever is written there from now on.
+  std::size_t rewritten = 0;
+  const Deadline deadline = After(30s);
+  do {
+    rewritten = 0;
+    for (std::size_t i = 0; i < match.size(); ++i) {
+      const Generation now = wanted->source->generations.reader.Current(match[i].block);
+      rewritten += IsReadable(now) && now != match[i].generation;
+    }
+  } while (rewritten == 0 && std::chrono::steady_clock::now() < deadline);
+  stream.Release();
+  std::size_t valid = 0;
+  if (ticket && ticket->Wait(After(30s))) valid = ticket->result().valid;
+  if (job && job->Wait(After(30s))) {
+    const std::span<const BlockStatus> statuses = job->statuses();
+    while (valid < statuses.size() && statuses[valid] == BlockStatus::kValid) ++valid;
+  }
+  std::vector<PatternBlock> expected;
+  for (std::size_t i = 0; i < match.size(); ++i) expected.push_back({blocks[i], all[first - 1 + i].tag, all[first - 1 + i].version});
+  Count({valid}, {match.size()}, expected);
+  return rewritten;
 }
 
 }  // namespace kvm::test

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,10 +45,22 @@ class RandomImporter {
  public:
   RandomImporter(GpuWorker& worker, std::uint64_t seed) : worker_(worker), random_(seed) {}
   // One round: up to `batch` blocks of one peer. False: no peer is mapped.
-  bool Round(std::uint32_t batch, Validation validation, const ImportOptions& options = {});
+  bool Round(std::uint32_t batch, const ImportOptions& options = {});
+  // A round with one import whose first check has passed when the owner, which rewrites, writes at least one of its blocks
+  // anew; only then it copies. How many blocks had been written anew: their copies are wrong for certain. `checked`: by
+  // libkvclient; else it is as if nobody looked at the generations.
+  std::size_t RoundAcrossRewrite(std::uint32_t batch, bool checked);
   const ImporterCounts& counts() const { return counts_; }
 
  private:
+  struct Wanted {
+    std::shared_ptr<PeerMapping> source;
+    std::vector<Content> contents;
+  };
+  // Blocks of one exporter as they are now; nothing: no peer is mapped.
+  std::optional<Wanted> Choose(std::uint32_t batch);
+  void Count(const std::vector<std::size_t>& valid, const std::vector<std::size_t>& sizes, const std::vector<PatternBlock>& expected);
+
   GpuWorker& worker_;
   Random random_;
   ImporterCounts counts_;

@@ -97,9 +97,9 @@ TEST_CASE("GPU orphans: killed while it rewrites at full speed, no wrong block i
   RandomImporter importer(**reader, 5);
   for (int round = 0; round < 5; ++round) {
     ChildProcess exporter = Exporter(kvmd.socket(), true);
-    for (int i = 0; i < 20; ++i) importer.Round(64, Validation::kBeforeAndAfter);
+    for (int i = 0; i < 20; ++i) importer.Round(64);
     exporter.Kill();
-    for (int i = 0; i < 20; ++i) importer.Round(64, Validation::kBeforeAndAfter);
+    for (int i = 0; i < 20; ++i) importer.Round(64);
     options = Options(kvmd.socket(), "exporter-1", kBlocks);
     options.adopt = true;
     auto heir = GpuWorker::Start(options);

@@ -1,7 +1,10 @@
 #include "tests/support/raw_importer.h"
 
+#include <thread>
 #include <utility>
 
+#include "tests/support/standing_generations.h"
+#include "tests/support/watched_memory.h"
 #include "tests/support/worker.h"
 
 namespace kvm::test {
@@ -15,8 +18,10 @@ Result<std::unique_ptr<RawImporter>> RawImporter::Start(const std::string& socke
   Result<RegistryView> registry = OpenRegistry(*hello);
   if (!registry) return registry.error();
   importer->registry_ = std::move(*registry);
-  importer->destination_geometry_ = Geometry::Contiguous(1, block_bytes);
-  const std::uint64_t sizes[] = {block_bytes};
+  // In two segments: a copy has two pieces.
+  const std::uint64_t half = block_bytes / 2;
+  importer->destination_geometry_ = Geometry{1, {{0, 0, half, half, 1, 0}, {1, 0, half, half, 1, 0}}};
+  const std::uint64_t sizes[] = {half, half};
   auto destination = importer->backend_->Allocate("raw-importer", sizes);
   if (!destination) return destination.error();
   importer->destination_ = std::move(*destination);
@@ -57,28 +62,55 @@ Status RawImporter::MapRegion(const kvmwire::RegionAnnounce& announce, std::vect
   return {};
 }
 
-RawOutcome RawImporter::Import(std::span<const BlockKey> keys, Validation validation) {
+RawOutcome RawImporter::ImportBy(std::span<const BlockKey> keys, const Copy& copy) {
   RawOutcome outcome;
   IndexEntry entries[layout::kMaxReplicas];
   for (const BlockKey& key : keys) {
     if (registry_.index().Find(key, std::span<IndexEntry>(entries)) == 0) continue;
     const auto found = regions_.find({entries[0].region, entries[0].region_epoch});
     if (found == regions_.end()) continue;
-    const Region& region = found->second;
-    ImportRequest request;
-    request.destination = destination_.get();
-    request.runs = {{region.memory.get(), &region.generations, &region.plan, 0, 1}};
-    request.blocks = {{entries[0].block, 0, entries[0].generation}};
-    request.validation = validation;
-    const std::unique_ptr<ImportJob> job = backend_->Import(std::move(request));
-    if (job->statuses().front() != BlockStatus::kValid) {
+    if (!copy(found->second, {entries[0].block, 0, entries[0].generation})) {
       ++outcome.stale;
       continue;
     }
     ++outcome.imported;
-    outcome.wrong += !HasContent(key, 0, destination_->SegmentData(0), destination_geometry_.BlockBytes());
+    for (std::size_t half = 0; half < 2; ++half) {
+      const std::uint64_t bytes = destination_geometry_.BlockBytes() / 2;
+      if (HasContent(key, half * bytes, destination_->SegmentData(half), bytes)) continue;
+      ++outcome.wrong;
+      break;
+    }
   }
   return outcome;
+}
+
+bool RawImporter::CopyTo(const LocalMemory& destination, const Region& region, const PeerGenerations& generations,
+                         const ImportBlock& block) {
+  ImportRequest request;
+  request.destination = &destination;
+  request.runs = {{region.memory.get(), &generations, &region.plan, 0, 1}};
+  request.blocks = {block};
+  return backend_->Import(std::move(request))->statuses().front() == BlockStatus::kValid;
+}
+
+RawOutcome RawImporter::Import(std::span<const BlockKey> keys) {
+  return ImportBy(
+      keys, [this](const Region& region, const ImportBlock& block) { return CopyTo(*destination_, region, region.generations, block); });
+}
+
+RawOutcome RawImporter::ImportUnchecked(std::span<const BlockKey> keys) {
+  return ImportBy(keys, [this](const Region& region, const ImportBlock& block) {
+    const StandingGenerations standing(region.geometry.block_count, {&block, 1});
+    const WatchedMemory watched(*destination_, [&](std::size_t piece) {
+      const Deadline deadline = After(std::chrono::seconds(1));
+      const auto rewritten = [&] {
+        const Generation now = region.generations.reader.Current(block.source_block);
+        return IsReadable(now) && now != block.generation;
+      };
+      while (piece == 1 && !rewritten() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    });
+    return CopyTo(watched, region, standing.Get(), block);
+  });
 }
 
 }  // namespace kvm::test

@@ -1,7 +1,8 @@
-// An importer without libkvclient: maps announced regions by hand, reads the index and copies through the
-// host backend, with validation or, for tests that must be able to fail, without it.
+// An importer without libkvclient: maps announced regions by hand, reads the index and copies through the host backend. It
+// can also import as if nobody looked at generations, for tests that must be able to fail.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -27,7 +28,10 @@ class RawImporter {
                                                                   std::uint64_t block_bytes);
 
   // Looks each key up and copies it by itself, if its entry names a mapped region.
-  RawOutcome Import(std::span<const BlockKey> keys, Validation validation);
+  RawOutcome Import(std::span<const BlockKey> keys);
+  // The same, unchecked: after the first half of each block this waits until the owner has rewritten the block, at most a
+  // second, so what it copies is wrong for certain.
+  RawOutcome ImportUnchecked(std::span<const BlockKey> keys);
   std::size_t regions() const noexcept { return regions_.size(); }
 
  private:
@@ -37,6 +41,10 @@ class RawImporter {
     PeerGenerations generations;
     CopyPlan plan;
   };
+  // Takes the entry's block; whether the bytes count as valid.
+  using Copy = std::function<bool(const Region& region, const ImportBlock& block)>;
+  RawOutcome ImportBy(std::span<const BlockKey> keys, const Copy& copy);
+  bool CopyTo(const LocalMemory& destination, const Region& region, const PeerGenerations& generations, const ImportBlock& block);
   Status MapRegion(const kvmwire::RegionAnnounce& announce, std::vector<UniqueFd> fds);
 
   explicit RawImporter(WireClient connection) : connection_(std::move(connection)) {}

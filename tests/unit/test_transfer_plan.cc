@@ -94,7 +94,12 @@ Result<TransferPlan> Plan(std::span<const TransferRun> runs, std::span<const Imp
   return plan;
 }
 
-CopyLimits Hopper() { return {132, 0, 223 << 10, std::nullopt}; }
+CopyLimits Hopper() {
+  CopyLimits limits;
+  limits.sm_count = 132;
+  limits.bulk_shared_bytes = 223 << 10;
+  return limits;
+}
 
 TEST_CASE("Transfer plan: the kernel's table moves exactly the wanted blocks, in every layout and kernel", "[unit]") {
   constexpr std::uint32_t kBlocks = 24;

@@ -1,0 +1,16 @@
+// What a release build lets nobody choose. Compiled with a release build's definitions by a test of its own, not linked.
+#include "cuda/copy_policy.h"
+#include "cuda/memory_backend.h"
+
+namespace {
+
+template <class Request>
+concept ChoosesValidation = requires(Request request) { request.validation; };
+template <class Limits>
+concept ChoosesKernel = requires(Limits limits) { limits.forced; };
+
+// Tests that must find wrong bytes check against a table of their own that stands still (tests/support/standing_generations.h).
+static_assert(!ChoosesValidation<kvm::ImportRequest>, "an import can leave its checks out");
+static_assert(!ChoosesKernel<kvm::CopyLimits>, "a caller can force a kernel");
+
+}  // namespace
