@@ -5,6 +5,9 @@
 // itself (jittered back-off) and then declares, registers and publishes everything again.
 //
 // Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
+// Signals: memory of peers can go while it is read, which is SIGBUS. The first mapping of shared memory installs a handler
+// that makes it a failed block; any other SIGBUS goes to the handler that was there before, as it came. A handler that is installed
+// later should pass on what is not its own. Threads that find or import must not block SIGBUS. The library can't be unloaded.
 // fork(): a child must not use its parent's Client; connect anew.
 #pragma once
 
