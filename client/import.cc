@@ -206,6 +206,10 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
       if (&mapping != last) {
         std::shared_ptr<const PeerPayload> payload = mapping.payload();
         if (!payload || !payload->memories[region.device]) break;  // withdrawn, or out of this device's reach
+        if (payload->memories[region.device]->lost()) {
+          sources.mappings[sources.mapping_of[at]]->GiveUpPaths();  // nor is it matched again
+          break;
+        }
         Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
         if (!plan) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
         request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, 0});

@@ -8,7 +8,6 @@
 
 #include "client/segment_handles.h"
 #include "proto/fault_point.h"
-#include "proto/inode.h"
 #include "proto/region_descriptor.h"
 
 namespace kvm {
@@ -58,8 +57,9 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   if (fds.empty()) return MakeError(Errc::kProtocol, "region announced without its generation table");
   const std::size_t devices = devices_.size();
   PeerMapping::Parts parts;
-  parts.identity = InodeOf(fds[0].get());
-  if (auto known = peers_.FindByIdentity(parts.identity);
+  parts.name = announce.descriptor_().name();
+  parts.identity = FileIdOf(fds[0].get());
+  if (auto known = peers_.FindAgain(announce.region(), announce.region_epoch(), parts.name, parts.identity);
       known && (known->own || !announce.has_payload() || (known->devices == devices && known->payload()))) {
     return known;
   }

@@ -33,6 +33,7 @@ PeerPayload::~PeerPayload() {
 PeerMapping::PeerMapping(Parts parts)
     : geometry(std::move(parts.geometry)),
       generations(std::move(parts.generations)),
+      name(std::move(parts.name)),
       identity(parts.identity),
       devices(parts.devices),
       own(parts.own),
@@ -49,8 +50,12 @@ std::shared_ptr<const PeerPayload> PeerMapping::payload() const {
   return payload_;
 }
 
-void PeerMapping::Retire(std::function<void()> released) {
+void PeerMapping::GiveUpPaths() const noexcept {
   for (std::atomic<std::uint8_t>& path : paths_) path.store(kNone, std::memory_order_relaxed);
+}
+
+void PeerMapping::Retire(std::function<void()> released) {
+  GiveUpPaths();
   std::shared_ptr<PeerPayload> payload;
   {
     std::lock_guard lock(mutex_);
@@ -129,9 +134,16 @@ void PeerTable::Remove(std::uint64_t connection, std::uint32_t row, std::uint32_
       mapping = current_->by_row[row].mapping;
     }
     if (mapping) {
-      const auto same = [&](const PeerMapping& other) { return other.identity == mapping->identity; };
-      current_ = Without(current_, same, dropped);
-      previous_ = Without(previous_, same, dropped);
+      auto next = std::make_shared<PeerSnapshot>(*current_);
+      next->by_row[row] = PeerRegion{};
+      current_ = std::move(next);
+      const bool elsewhere =
+          std::any_of(current_->by_row.begin(), current_->by_row.end(), [&](const PeerRegion& other) { return other.mapping == mapping; });
+      if (!mapping->own && !elsewhere) {
+        previous_ = Without(
+            previous_, [&](const PeerMapping& other) { return &other == mapping.get(); }, dropped);
+        dropped.push_back(std::move(mapping));
+      }
     }
   }
   // Runs `released` when the last of those payloads is gone.
@@ -141,7 +153,7 @@ void PeerTable::Remove(std::uint64_t connection, std::uint32_t row, std::uint32_
   for (const std::shared_ptr<PeerMapping>& other : dropped) other->Retire([token] {});
 }
 
-void PeerTable::RemoveByIdentity(std::uint64_t identity) {
+void PeerTable::RemoveByIdentity(const FileId& identity) {
   std::vector<std::shared_ptr<PeerMapping>> dropped;
   {
     std::lock_guard lock(mutex_);
@@ -152,15 +164,21 @@ void PeerTable::RemoveByIdentity(std::uint64_t identity) {
   for (const std::shared_ptr<PeerMapping>& mapping : dropped) mapping->Retire(nullptr);
 }
 
-std::shared_ptr<PeerMapping> PeerTable::FindByIdentity(std::uint64_t identity) const {
+std::shared_ptr<PeerMapping> PeerTable::FindAgain(std::uint32_t row, std::uint32_t region_epoch, const std::string& name,
+                                                  const FileId& identity) const {
+  const auto same = [&](const PeerRegion& region) {
+    return region.mapping && region.mapping->identity == identity && region.mapping->name == name;
+  };
   std::lock_guard lock(mutex_);
-  for (const auto& snapshot : {current_, previous_}) {
-    if (!snapshot) continue;
-    for (const PeerRegion& region : snapshot->by_row) {
-      if (region.mapping && region.mapping->identity == identity) return region.mapping;
-    }
+  if (current_) {
+    if (row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch && same(current_->by_row[row]))
+      return current_->by_row[row].mapping;
+    // Another row has it: two regions are two mappings, so that the end of one is not the other's.
+    if (std::any_of(current_->by_row.begin(), current_->by_row.end(), same)) return nullptr;
   }
-  return nullptr;
+  if (!previous_) return nullptr;
+  const auto found = std::find_if(previous_->by_row.begin(), previous_->by_row.end(), same);
+  return found == previous_->by_row.end() ? nullptr : found->mapping;
 }
 
 std::size_t PeerTable::mapped_regions() const {

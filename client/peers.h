@@ -12,11 +12,13 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "client/device_set.h"
 #include "cuda/memory_backend.h"
 #include "kvm/geometry.h"
+#include "proto/inode.h"
 #include "proto/registry_view.h"
 
 namespace kvm {
@@ -38,7 +40,8 @@ class PeerMapping {
     Geometry geometry;
     PeerGenerations generations;
     std::shared_ptr<PeerPayload> payload;  // null: only generations are mapped
-    std::uint64_t identity = 0;            // inode of the generation table: the same over kvmd's restarts
+    std::string name;                      // of the region
+    FileId identity;                       // of the generation table: the same over kvmd's restarts
     std::size_t devices = 0;               // how many of the client's devices were considered
     bool own = false;
     bool kept = false;  // a chunk of kvmd's host cache
@@ -49,7 +52,8 @@ class PeerMapping {
 
   const Geometry geometry;
   const PeerGenerations generations;
-  const std::uint64_t identity;
+  const std::string name;
+  const FileId identity;
   const std::size_t devices;
   const bool own;
   const bool kept;
@@ -60,6 +64,8 @@ class PeerMapping {
     if (path == kNone) return std::nullopt;
     return static_cast<MemoryPath>(path);
   }
+  // Nobody reaches it any more, until it is mapped anew; who uses it now goes on. Lock-free.
+  void GiveUpPaths() const noexcept;
   // The memory, kept mapped while the result lives; null once withdrawn. Thread-safe.
   std::shared_ptr<const PeerPayload> payload() const;
   // Lets go of the memory; `released` runs once nobody uses it any more (at once if nobody does).
@@ -72,7 +78,7 @@ class PeerMapping {
  private:
   static constexpr std::uint8_t kNone = 0xFF;
 
-  std::array<std::atomic<std::uint8_t>, DeviceSet::kMax> paths_;
+  mutable std::array<std::atomic<std::uint8_t>, DeviceSet::kMax> paths_;
   mutable std::mutex mutex_;
   std::shared_ptr<PeerPayload> payload_;
   mutable std::vector<std::pair<Geometry, std::shared_ptr<const CopyPlan>>> plans_;
@@ -104,12 +110,16 @@ class PeerTable {
   void DropPrevious();
 
   void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping);
-  // Forgets the region wherever it is known and retires its mapping.
+  // Forgets the region, here and in the previous registry, and retires its mapping if it is a peer's and no other
+  // region's. What somebody else registers says nothing of this client's own regions.
   void Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
-  void RemoveByIdentity(std::uint64_t identity);
+  // This client's own region goes: all mappings of its memory do.
+  void RemoveByIdentity(const FileId& identity);
 
-  // A mapping that exists already, so that a re-announced region is not mapped twice; may be null.
-  std::shared_ptr<PeerMapping> FindByIdentity(std::uint64_t identity) const;
+  // A mapping of the same region, made when it was announced before: in this row, or by the previous registry. Null: there
+  // is none. `name` and `identity` together, since anybody who has mapped a generation table can send it.
+  std::shared_ptr<PeerMapping> FindAgain(std::uint32_t row, std::uint32_t region_epoch, const std::string& name,
+                                         const FileId& identity) const;
   std::size_t mapped_regions() const;
 
  private:

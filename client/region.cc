@@ -6,7 +6,6 @@
 #include "client/region_impl.h"
 #include "client/segment_handles.h"
 #include "proto/fault_point.h"
-#include "proto/inode.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -84,6 +83,7 @@ Result<std::shared_ptr<PeerMapping>> Region::Impl::MapOwn(std::size_t devices) c
   // The view must not outlive the memory: both go with the payload.
   parts.payload->memories[device] = std::shared_ptr<PeerMemory>(view->release(), [keep = memory](PeerMemory* peer) { delete peer; });
   parts.geometry = options.geometry;
+  parts.name = options.name;
   parts.identity = Identity();
   parts.devices = devices;
   parts.own = true;
@@ -188,7 +188,7 @@ kvmwire::RegionDescriptor Region::Impl::Descriptor() const {
   return out;
 }
 
-std::uint64_t Region::Impl::Identity() const { return InodeOf(generation_memory.fd()); }
+FileId Region::Impl::Identity() const { return FileIdOf(generation_memory.fd()); }
 
 // ---- the public face ----------------------------------------------------------------------------
 

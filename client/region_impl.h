@@ -74,7 +74,7 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   // What a region of these options looks like, without kind and handles.
   static kvmwire::RegionDescriptor Expected(const Model& model, const RegionOptions& options);
   kvmwire::RegionDescriptor Descriptor() const;
-  std::uint64_t Identity() const;
+  FileId Identity() const;
   // Without checksums an empty list; an error: they could not be computed, or the region is closed, and nothing may be
   // published.
   Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests);

@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -37,9 +38,15 @@ class HostLocalMemory final : public LocalMemory {
   Status Take(SegmentHandle handle) {
     Result<OwnedMemory> memory = OwnedMemory::Take(std::move(handle.fd), handle.size_bytes, HugePages::kLater);
     if (!memory) return memory.error();
+    memory->Guard();  // others have written it before
     segments_.push_back(std::move(*memory));
     handles_.push_back(std::move(handle));
     return {};
+  }
+
+  // Whether what was written to granted memory may not have got there.
+  bool lost() const noexcept {
+    return std::any_of(segments_.begin(), segments_.end(), [](const OwnedMemory& memory) { return memory.lost(); });
   }
 
  private:
@@ -55,6 +62,10 @@ class HostPeerMemory final : public PeerMemory {
 
   std::vector<const std::byte*> bases;
   std::vector<MappedMemory> mappings;  // empty for a view of this process's own memory
+
+  bool lost() const noexcept override {
+    return std::any_of(mappings.begin(), mappings.end(), [](const MappedMemory& memory) { return memory.lost(); });
+  }
 
  private:
   std::string detail_;
@@ -106,6 +117,14 @@ void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool str
 void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) { std::memcpy(to, from, bytes); }
 #endif
 
+// Whether bytes copied before this call may not be the source's, or not be where they belong. Hardly ever is anything
+// lost in a process, so this mostly is one load.
+bool AnyLost(const HostPeerMemory& source, const LocalMemory& destination) {
+  if (MemoryGuard::losses() == 0) return false;
+  const auto* host = dynamic_cast<const HostLocalMemory*>(&destination);
+  return source.lost() || (host != nullptr && host->lost());
+}
+
 BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const ImportBlock& block, bool stream) {
   const GenerationReader& generations = run.generations->reader;
   if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) return BlockStatus::kStale;
@@ -116,6 +135,7 @@ BlockStatus CopyBlock(const ImportRequest& request, const ImportRun& run, const 
               source.bases[piece.source_segment] + piece.source_offset + block.source_block * piece.source_stride, piece.bytes, stream);
   }
   KVM_FAULT_POINT(client_block_copied);
+  if (AnyLost(source, *request.destination)) return BlockStatus::kError;
   return generations.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
 }
 

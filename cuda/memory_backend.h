@@ -55,6 +55,8 @@ class PeerMemory {
   // Whether the mapping itself refuses stores; if not, detail() says why.
   virtual bool read_only() const noexcept = 0;
   virtual const std::string& detail() const noexcept = 0;  // for operators; may be empty
+  // Whether the CPU has come upon memory that was gone (proto/memory_guard.h). No import from it is valid any more.
+  virtual bool lost() const noexcept { return false; }
 };
 
 // Where a peer's segments come from.

@@ -241,6 +241,9 @@ Status Broker::HandlePublish(Client& client, const kvmwire::Publish& publish) {
   if (publish.records().size() % sizeof(PublishRecord) != 0) return MakeError(Errc::kProtocol, "publish: records are cut off");
   if (publish.records().size() / sizeof(PublishRecord) > kMaxPublishBatch)
     return MakeError(Errc::kProtocol, "publish: too many records in one message");
+  // Reading a hole would make kvmd pay for the memory in it.
+  Region* region = client.domain->FindRegion(publish.region(), publish.region_epoch());
+  if (region != nullptr && region->owner == client.id && region->live() && !region->table_whole()) DropDamaged(*client.domain, *region);
   kvmwire::ServerMessage message;
   *message.mutable_publish_ack() = client.domain->Publish(client.id, publish);
   client.peer->Send(message);
@@ -258,6 +261,7 @@ Status Broker::HandleRetract(Client& client, const kvmwire::Retract& retract) {
 
 void Broker::Tick(SteadyTime now) {
   ExpireLeases(now);  // first: what only they kept goes now
+  DropDamagedRegions();
   ExpireOrphans(now);
   CheckUnregisters(now);
   CheckReclaims(now);

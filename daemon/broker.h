@@ -137,6 +137,9 @@ class Broker : private TierHost {
   void Announce(Client& to, Region& region);
   void Withdraw(Domain& domain, Region& region, bool owner_died);
   void DropRegionsOf(const Client& client);
+  // Regions whose memory is not what it was when they were registered go, and so do chunks of the host cache.
+  void DropDamagedRegions();
+  void DropDamaged(Domain& domain, Region& region);
   void CheckUnregisters(SteadyTime now);
   // Until when importers are waited for, by what a client asks (0: it leaves that to kvmd).
   SteadyTime AckDeadline(std::uint32_t ack_timeout_ms) const;
@@ -203,6 +206,7 @@ class Broker : private TierHost {
   std::vector<PendingReclaim> reclaims_;
   std::vector<Rebuild> rebuilds_;
   LeaseTable leases_;
+  std::uint64_t losses_seen_ = 0;  // MemoryGuard::losses()
   StateKeeper* const keeper_;
   bool closing_ = false;
 };

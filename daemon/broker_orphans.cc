@@ -1,11 +1,11 @@
 // Regions whose owner has gone: kept, given back to the process that was only away, given to the one that was
 // restarted, given up.
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "daemon/broker.h"
+#include "daemon/grants.h"
 #include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
@@ -14,11 +14,6 @@ namespace {
 
 // Memory that goes with its owner waits so long for an owner that kvmd's restart has cut off.
 constexpr std::chrono::seconds kMayBeAway{10};
-
-bool SameInode(std::uint64_t inode, int fd) {
-  struct stat info {};
-  return ::fstat(fd, &info) == 0 && info.st_ino == inode;
-}
 
 }  // namespace
 
@@ -32,7 +27,8 @@ void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& 
   std::vector<UniqueFd> made;
   std::vector<int> fds;
   for (const std::uint64_t bytes : request.size_bytes()) {
-    Result<UniqueFd> fd = CreateGrantable("kvm:" + client.name, bytes);
+    const GrantRole role = made.empty() ? GrantRole::kGenerationTable : GrantRole::kPayload;
+    Result<UniqueFd> fd = MakeGrant(role, client.credentials.uid, client.name, bytes);
     if (!fd) return ReplyError(client, message.request_id(), fd.error());
     fds.push_back(fd->get());
     made.push_back(std::move(*fd));
@@ -77,7 +73,7 @@ Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescri
   Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
     return nullptr;
-  if (fds.empty() || region->generations.all_ended() || !SameInode(region->identity(), fds[0].get()) ||
+  if (fds.empty() || region->generations.all_ended() || region->identity() != FileIdOf(fds[0].get()) || !region->whole() ||
       region->descriptor.SerializeAsString() != descriptor.SerializeAsString()) {
     ReclaimOrphan(*client.domain, *region, "its owner registers another one");
     return nullptr;
@@ -94,6 +90,10 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   const std::string what = "adopt region " + expected.name() + ": ";
   Region* region = client.domain->FindServingRegion(client.credentials.uid, expected.name());
   if (region == nullptr) return refuse(MakeError(Errc::kNotFound, what + "there is none without an owner"));
+  if (region->orphan && !region->whole()) {
+    DropDamaged(*client.domain, *region);
+    return refuse(MakeError(Errc::kNotFound, what + "there is a hole in its memory"));
+  }
   const std::string pid = std::to_string(region->info.owner_pid);
   if (region->orphan && region->generations.all_ended())
     return refuse(MakeError(Errc::kNotFound, what + "process " + pid + " has given it up"));

@@ -4,12 +4,16 @@
 #include "proto/fault_point.h"
 
 #include "daemon/broker.h"
+#include "daemon/grants.h"
+#include "proto/memory_guard.h"
 
 namespace kvm::daemon {
 namespace {
 
 // The longest that an owner may have importers waited for, whatever it asks.
 constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
+// Regions of a domain whose memory is looked at in a tick.
+constexpr std::uint32_t kLookedAtOnce = 16;
 
 }  // namespace
 
@@ -70,6 +74,7 @@ Result<Region*> Broker::RegisterNewRegion(Client& client, kvmwire::RegionDescrip
   Domain& domain = *client.domain;
   Result<std::unique_ptr<Region>> region = domain.PrepareRegion(client.id, std::move(descriptor), std::move(fds));
   if (!region) return region.error();
+  if (Status belongs = CheckBelongs(**region, client.credentials.uid); !belongs) return belongs.error();
   for (Region* orphan : domain.OrphansInTheWay(**region, client.credentials.uid)) ReclaimOrphan(domain, *orphan, "another takes its place");
   MakeRoomForRegions(domain);
   return domain.AddRegion(Owner{client.id, client.credentials.pid, client.credentials.uid}, std::move(*region));
@@ -93,6 +98,30 @@ void Broker::Withdraw(Domain& domain, Region& region, bool owner_died) {
   KVM_FAULT_POINT(kvmd_region_withdrawn);
   domain.StartLeaving(region, owner_died ? layout::RegionState::kFree : layout::RegionState::kWithdrawing);
   work_to_do_();
+}
+
+void Broker::DropDamaged(Domain& domain, Region& region) {
+  LogLimited(LogLevel::kWarn, "region_damaged",
+             {{"region", region.descriptor.name()},
+              {"row", region.row},
+              {"pid", region.info.owner_pid},
+              {"uid", region.info.owner_uid},
+              {"reason", "there is a hole in its memory"}});
+  if (region.keeper != nullptr) {
+    tier_->GiveUp(region);
+  } else if (region.orphan) {
+    ReclaimOrphan(domain, region, "there is a hole in its memory");
+  } else {
+    Withdraw(domain, region, /*owner_died=*/true);
+  }
+}
+
+void Broker::DropDamagedRegions() {
+  // kvmd itself has come upon one: it is found at once.
+  const bool lost = std::exchange(losses_seen_, MemoryGuard::losses()) != MemoryGuard::losses();
+  for (const auto& [name, domain] : domains_) {
+    while (Region* region = domain->FindDamaged(lost ? config_.max_regions : kLookedAtOnce)) DropDamaged(*domain, *region);
+  }
 }
 
 SteadyTime Broker::AckDeadline(std::uint32_t ack_timeout_ms) const {

@@ -66,6 +66,13 @@ Status Domain::CheckAgainstOthers(const Region& region, const Owner& owner) cons
                                                std::to_string(other->info.block_bytes));
     }
   }
+  // One region a file: else the end of one would be taken for the other's, and its owner could not answer for the bytes.
+  for (std::size_t i = 0; i < region.files.size(); ++i) {
+    const auto found = row_of_memory_.find(region.files[i]);
+    if (found == row_of_memory_.end()) continue;
+    return MakeError(Errc::kAlreadyExists, "region: " + (i == 0 ? std::string("generation table") : "segment " + std::to_string(i - 1)) +
+                                               ": region " + regions_[found->second]->descriptor.name() + " has this memory");
+  }
   return {};
 }
 
@@ -117,6 +124,7 @@ Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> ad
   region.account->fds += region.descriptors();
   descriptors_.Add(region.descriptors());
   models_.AddRegion(region.info.model);
+  for (const FileId& file : region.files) row_of_memory_.emplace(file, row);
   regions_[row] = std::move(added);
   next_row_ = row + 1 == regions_.size() ? 0 : row + 1;
   ++live_regions_;
@@ -173,8 +181,20 @@ void Domain::StartLeaving(Region& region, layout::RegionState shown) noexcept {
   orphans_ -= region.orphan.has_value();
   region.orphan.reset();
   region.info.state = static_cast<std::uint32_t>(shown);
+  for (const FileId& file : region.files) row_of_memory_.erase(file);
   WriteRow(region);
   leaving_.insert(region.row);
+}
+
+Region* Domain::FindDamaged(std::uint32_t most) noexcept {
+  for (std::size_t rows = regions_.size(); rows > 0 && most > 0; --rows) {
+    Region* region = regions_[look_hand_].get();
+    look_hand_ = look_hand_ + 1 == regions_.size() ? 0 : look_hand_ + 1;
+    if (region == nullptr || !region->serving()) continue;
+    --most;
+    if (!region->whole()) return region;
+  }
+  return nullptr;
 }
 
 void Domain::StopWaitingFor(ClientId importer) noexcept {

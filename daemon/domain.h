@@ -58,14 +58,16 @@ class Domain {
   // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of the same model and
   // shard with blocks of another size.
   std::vector<Region*> OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept;
-  // kAlreadyExists, kBadGeometry (against others), kResourceExhausted (table).
+  // kAlreadyExists (name; memory, of which a region has its own alone), kBadGeometry (against others), kResourceExhausted (table).
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
   Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept;  // live or leaving; null if none
   Region* FindServingRegion(std::uint32_t owner_uid, const std::string& name) noexcept;
   std::vector<Region*> RegionsOf(ClientId owner) noexcept;
   std::vector<Region*> ServingRegionsOfModel(std::uint32_t model) noexcept;
   std::vector<Region*> Orphans() noexcept;  // the oldest first
-  bool nearly_full() const noexcept;        // few rows are left
+  // A serving region whose memory is not whole any more, among the next `most` that it is their turn to be looked at; else null.
+  Region* FindDamaged(std::uint32_t most) noexcept;
+  bool nearly_full() const noexcept;  // few rows are left
 
   // A live region's owner has gone.
   void MakeOrphan(Region& region, Orphan orphan) noexcept;
@@ -144,9 +146,11 @@ class Domain {
   RegistrySegment segment_;
   BlockIndexWriter index_;
   ModelTable models_;
-  std::vector<std::unique_ptr<Region>> regions_;  // by row; null: free
-  std::map<ClientId, Account> accounts_;          // of clients that have regions, leaving ones included
-  std::set<std::uint32_t> leaving_;               // rows
+  std::vector<std::unique_ptr<Region>> regions_;   // by row; null: free
+  std::map<ClientId, Account> accounts_;           // of clients that have regions, leaving ones included
+  std::set<std::uint32_t> leaving_;                // rows
+  std::map<FileId, std::uint32_t> row_of_memory_;  // of serving regions
+  std::uint32_t look_hand_ = 0;                    // row whose memory is looked at next
   std::uint32_t live_regions_ = 0, orphans_ = 0;
   std::uint32_t next_row_ = 0;  // where the search for a free row begins: rows rest before they are reused
   std::uint32_t next_region_epoch_ = 1;

@@ -94,6 +94,8 @@ class HostTier final : public TierObserver {
   bool TakeProgress() noexcept { return std::exchange(progress_, false); }
   // A worker's region of another block size than what is kept of its model and shard: the latter goes.
   void DropMismatched(Domain& domain, const Region& region);
+  // A chunk whose memory has been damaged, with all that it holds.
+  void GiveUp(Region& region);
   // The domain is about to go, with all its regions.
   void Forget(Domain& domain);
 

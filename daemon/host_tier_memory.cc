@@ -318,6 +318,13 @@ void HostTier::DropMismatched(Domain& domain, const Region& region) {
   }
 }
 
+void HostTier::GiveUp(Region& region) {
+  auto& chunk = *static_cast<TierChunk*>(region.keeper);
+  TierGroup& group = chunk.group;
+  Close(chunk);
+  DropGroupIfEmpty(group);
+}
+
 void HostTier::Forget(Domain& domain) {
   const auto in_domain = [&](const auto& chunk) { return &chunk->group.domain == &domain; };
   for (const auto& chunk : chunks_) {

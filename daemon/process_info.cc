@@ -6,7 +6,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <utility>
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -32,12 +34,22 @@ std::uint32_t OpenFds() noexcept {
   return count > 0 ? count - 1 : 0;  // without the directory's own
 }
 
+// A number may have been given to another process meanwhile, but not while the one that had it holds its end of the
+// connection: so that is looked at after the pidfd is there.
+UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept {
+  if (pid == 0) return {};
+  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
+  pollfd peer{socket, POLLRDHUP, 0};
+  const bool there = ::poll(&peer, 1, 0) == 0 || (peer.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) == 0;
+  return there ? std::move(pidfd) : UniqueFd();
+}
+
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept {
   int fd = -1;
   socklen_t size = sizeof(fd);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size) == 0) return UniqueFd(fd);
-  if (pid == 0) return {};
-  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
+  if (errno != ENOPROTOOPT) return {};  // it knows the option, so what it says of this peer stands
+  return PidFdByNumber(socket, pid);
 }
 
 std::uint32_t PeerUid(int socket) noexcept {

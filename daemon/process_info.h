@@ -12,9 +12,12 @@ namespace kvm::daemon {
 std::uint64_t ResidentBytes() noexcept;  // 0 if unknown
 std::uint32_t OpenFds() noexcept;
 
-// A pidfd of the process at the other end of `socket`, which polls readable once that has ended; none
-// if the kernel can't say (another PID namespace, an old kernel): EOF then is the only sign.
+// A pidfd of the process at the other end of `socket`, which polls readable once that has ended; none if that can't be
+// had (another PID namespace, it has ended already, no descriptors left): EOF then is the only sign. Kernels before 6.5
+// are asked by `pid`, which is believed only while the other end is there to have it.
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
+// The old kernels' way.
+UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept;
 
 // User of the process that connected; nobody's (2^32 - 1) if the kernel does not say.
 std::uint32_t PeerUid(int socket) noexcept;

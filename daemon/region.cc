@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "proto/inode.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -110,6 +109,10 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
     }
     region->read_only.push_back(std::move(importers));
   }
+  // kvmd reads it all the time: a page of it that is gone must be one that the kernel can make again.
+  if (!OnOrdinaryPages(fds[0].get())) {
+    return MakeError(Errc::kPermissionDenied, "region: generation table: not on ordinary pages (tmpfs)");
+  }
   Result<MappedMemory> table = MappedMemory::Attach(fds[0].get(), GenerationTableBytes(geometry.block_count));
   if (!table) return MakeError(table.error().code, "region: generation table: " + table.error().ToString());
   region->generation_memory = std::move(*table);
@@ -129,11 +132,24 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   if (!slots) return slots.error();
   region->slots = std::move(*slots);
   region->descriptor = std::move(descriptor);
+  const std::size_t shared = *kind == HandleKind::kHostMemfd ? fds.size() : 1;
+  for (std::size_t i = 0; i < shared; ++i) {
+    const FileId file = FileIdOf(fds[i].get());
+    if (std::find(region->files.begin(), region->files.end(), file) != region->files.end()) return Invalid("the same memory came twice");
+    region->files.push_back(file);
+  }
   region->fds = std::move(fds);
   return region;
 }
 
-std::uint64_t Region::identity() const noexcept { return InodeOf(fds[0].get()); }
+bool Region::table_whole() const noexcept {
+  return !generation_memory.lost() && (keeper == nullptr || !keeper->TableLost()) && IsWhole(fds[0].get());
+}
+
+bool Region::whole() const noexcept {
+  return table_whole() && std::all_of(fds.begin() + 1, fds.begin() + static_cast<std::ptrdiff_t>(files.size()),
+                                      [](const UniqueFd& fd) { return IsWhole(fd.get()); });
+}
 
 bool Region::outlives_owner() const noexcept {
   return descriptor.outlives_owner() && info.handle_kind != static_cast<std::uint32_t>(HandleKind::kCudaIpc);

@@ -17,6 +17,7 @@
 #include "kvm/geometry.h"
 #include "kvm/model_spec.h"
 #include "proto/generation_table.h"
+#include "proto/inode.h"
 #include "proto/layout.h"
 #include "proto/sealed_memory.h"
 #include "proto/unique_fd.h"
@@ -46,6 +47,8 @@ class RegionKeeper {
   virtual bool Pin(std::uint32_t block) noexcept = 0;
   virtual void Unpin(std::uint32_t block) noexcept = 0;
   virtual bool Pinned(std::uint32_t block) const noexcept = 0;
+  // Whether the mapping by which it writes the generation table has lost memory.
+  virtual bool TableLost() const noexcept = 0;
 };
 
 // Of a region whose owner's connection has ended.
@@ -58,6 +61,7 @@ struct Region {
   kvmwire::RegionDescriptor descriptor;
   std::vector<UniqueFd> fds;        // generation table, then segments that have one; as the owner has them
   std::vector<UniqueFd> read_only;  // [fds]: of granted memory; none where the owner's can't be mapped writable
+  std::vector<FileId> files;        // of shared memory among `fds`: generation table, then host segments
   MappedMemory generation_memory;
   GenerationReader generations;
   layout::RegionInfo info{};  // what the row says
@@ -85,7 +89,11 @@ struct Region {
   // Live, or an orphan: its blocks can be imported.
   bool serving() const noexcept { return live() || orphan.has_value(); }
   // Names the generation table for as long as it exists, whoever owns the region.
-  std::uint64_t identity() const noexcept;
+  FileId identity() const noexcept { return files[0]; }
+  // False: somebody who may write its memory has punched a hole in it, or it can't be read any more. Its blocks are not
+  // to be believed then, and the region is to go. A system call for each of its files, or for the table's only.
+  bool whole() const noexcept;
+  bool table_whole() const noexcept;
   // Descriptors for importers, in the order of `fds`.
   int importer_fd(std::size_t i) const noexcept { return read_only[i] ? read_only[i].get() : fds[i].get(); }
   // Whether the memory can outlive its owner, and whether a next owner can go on in it.
@@ -99,8 +107,9 @@ struct Region {
 [[nodiscard]] Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected);
 
 // Checks everything a client says about a region, maps its generation table and takes its descriptors.
-// `spec`: of the model its fingerprint names. The message of an error names the field.
-// kInvalidArgument, kBadGeometry, kPermissionDenied (seals), kModelMismatch (shard sizes), kUnsupported,
+// `spec`: of the model its fingerprint names. The message of an error names the field. Not checked: whose memory it is
+// (daemon/grants.h), and whether another region has it.
+// kInvalidArgument, kBadGeometry, kPermissionDenied (seals, huge pages), kModelMismatch (shard sizes), kUnsupported,
 // kResourceExhausted.
 [[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds,
                                                           const ModelSpec& spec);

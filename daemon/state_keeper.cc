@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "proto/fault_point.h"
-#include "proto/inode.h"
 
 namespace kvm::daemon {
 namespace {
@@ -62,16 +61,16 @@ bool StateKeeper::Store(const std::string& name, int fd) {
 }
 
 std::string StateKeeper::KeepFile(int fd) {
-  const std::uint64_t inode = InodeOf(fd);
+  const FileId id = FileIdOf(fd);
   for (auto& [name, file] : files_) {
-    if (file.inode != inode || !SameFile(file.fd.get(), fd)) continue;
+    if (file.id != id || !SameFile(file.fd.get(), fd)) continue;
     ++file.uses;
     return name;
   }
   std::string name = kFiles + NewId();
   Store(name, fd);
   KVM_FAULT_POINT(kvmd_file_stored);
-  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), inode, 1};
+  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), id, 1};
   return name;
 }
 
@@ -135,8 +134,8 @@ KeptState StateKeeper::Sort(std::vector<PassedFd> passed) {
     } else if (one.name.starts_with(kManifests) && one.name.size() == kManifests.size() + kIdDigits + 1 + kSerialDigits) {
       manifests[one.name] = std::move(one.fd);
     } else if (one.name.starts_with(kFiles)) {
-      const std::uint64_t inode = InodeOf(one.fd.get());
-      files_[one.name] = File{std::move(one.fd), inode, 0};
+      const FileId id = FileIdOf(one.fd.get());
+      files_[one.name] = File{std::move(one.fd), id, 0};
     } else {
       manager_.Remove(one.name);
     }

@@ -12,6 +12,7 @@
 
 #include "daemon/domain.h"
 #include "daemon/service_manager.h"
+#include "proto/inode.h"
 
 namespace kvm::daemon {
 
@@ -51,7 +52,7 @@ class StateKeeper {
  private:
   struct File {
     UniqueFd fd;
-    std::uint64_t inode = 0;
+    FileId id;
     unsigned uses = 0;
   };
 

@@ -25,6 +25,7 @@ Status TierChunk::Open(std::uint32_t its_position) {
   Result<OwnedMemory> table = OwnedMemory::Take(std::move(*table_fd), table_bytes);
   if (!table) return table.error();
   generation_memory_ = std::move(*table);
+  generation_memory_.Guard();  // whoever runs as kvmd's user can write it
   generations_ = GenerationWriter::Format({generation_memory_.data(), generation_memory_.size()}, slots, group.kind.checksums);
 
   kvmwire::RegionDescriptor descriptor;
@@ -62,6 +63,7 @@ Result<std::unique_ptr<TierChunk>> TierChunk::Reopen(TierObserver& observer, Tie
   Result<OwnedMemory> table = OwnedMemory::Take(std::move(fds[0]), GenerationTableBytes(slots, group.kind.checksums));
   if (!table) return table.error();
   chunk->generation_memory_ = std::move(*table);
+  chunk->generation_memory_.Guard();
   const OwnedMemory& owned = chunk->generation_memory_;
   Result<GenerationWriter> generations = GenerationWriter::Open({owned.data(), owned.size()}, slots);
   if (!generations) return generations.error();

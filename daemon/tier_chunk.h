@@ -97,6 +97,8 @@ class TierChunk final : public RegionKeeper {
   void Unpin(std::uint32_t slot) noexcept override { group.blocks.Unpin(group.blocks.SlotAt(position, slot)); }
   bool Pinned(std::uint32_t slot) const noexcept override { return group.blocks[group.blocks.SlotAt(position, slot)].pins > 0; }
 
+  bool TableLost() const noexcept override { return generation_memory_.lost(); }
+
   // Withdraws a slot from readers; the odd generation that a writer of it owns.
   Generation BeginWrite(std::uint32_t slot) noexcept { return generations_.BeginWrite(slot); }
   // Makes a slot readable and publishes `record`, which has the source's block; false: the index has no room.

@@ -3,14 +3,23 @@
 
 #include <sys/stat.h>
 
+#include <compare>
 #include <cstdint>
 
 namespace kvm {
 
-// 0: no such descriptor. Files of a kind may share one (pidfds of old kernels).
-inline std::uint64_t InodeOf(int fd) noexcept {
+// One file among those of all file systems: memfds of ordinary and of huge pages are counted separately. Files of a kind may
+// share one (pidfds of old kernels).
+struct FileId {
+  std::uint64_t device = 0, inode = 0;
+  friend auto operator<=>(const FileId&, const FileId&) = default;  // NOLINT(modernize-use-nullptr): the comparison that the compiler makes
+};
+
+// Zeros: no such descriptor.
+inline FileId FileIdOf(int fd) noexcept {
   struct stat info {};
-  return ::fstat(fd, &info) == 0 ? static_cast<std::uint64_t>(info.st_ino) : 0;
+  if (::fstat(fd, &info) != 0) return {};
+  return {static_cast<std::uint64_t>(info.st_dev), static_cast<std::uint64_t>(info.st_ino)};
 }
 
 }  // namespace kvm

@@ -1,9 +1,11 @@
 #include "proto/sealed_memory.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -60,6 +62,12 @@ void* ReserveAligned(std::size_t size) {
   if (head > 0) ::munmap(begin, head);
   if (reserved > end) ::munmap(begin + end, reserved - end);
   return begin + head;
+}
+
+std::size_t PageBytesOf(int fd) {
+  struct statfs info {};
+  if (::fstatfs(fd, &info) == 0 && info.f_type == HUGETLBFS_MAGIC) return static_cast<std::size_t>(info.f_bsize);
+  return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
@@ -122,6 +130,19 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   return memory;
 }
 
+// The guard of what goes must not outlive its mapping.
+OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
+  guard_ = MemoryGuard();
+  fd_ = std::move(other.fd_);
+  mapping_ = std::move(other.mapping_);
+  guard_ = std::move(other.guard_);
+  return *this;
+}
+
+void OwnedMemory::Guard() {
+  guard_ = MemoryGuard(data(), size(), PageBytesOf(fd_.get()), MemoryGuard::Access::kWrite);
+}
+
 // Lookups in a large table are bound by address translation: this asks for huge pages now, whatever the
 // system-wide setting for shared memory is. Kernels before 6.1 and machines short of memory refuse.
 void OwnedMemory::MakeHuge(std::size_t offset, std::size_t bytes) noexcept {
@@ -153,7 +174,25 @@ Result<MappedMemory> MappedMemory::Attach(int fd, std::size_t min_size_bytes, Hu
   if (!mapping) return mapping.error();
   MappedMemory memory;
   memory.mapping_ = std::move(*mapping);
+  memory.guard_ = MemoryGuard(memory.data(), *size, PageBytesOf(fd), MemoryGuard::Access::kRead);
   return memory;
+}
+
+MappedMemory& MappedMemory::operator=(MappedMemory&& other) noexcept {
+  guard_ = MemoryGuard();
+  mapping_ = std::move(other.mapping_);
+  guard_ = std::move(other.guard_);
+  return *this;
+}
+
+bool IsWhole(int fd) noexcept {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 && static_cast<std::size_t>(info.st_blocks) * 512 >= static_cast<std::size_t>(info.st_size);
+}
+
+bool OnOrdinaryPages(int fd) noexcept {
+  struct statfs info {};
+  return ::fstatfs(fd, &info) == 0 && info.f_type == TMPFS_MAGIC;
 }
 
 Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool) {

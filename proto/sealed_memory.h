@@ -5,7 +5,8 @@
 //            whoever receives its descriptor can only map it read-only, for ever.
 //   granted  made by kvmd for a client, without F_SEAL_FUTURE_WRITE: whoever holds the read-write descriptor may
 //            write, so it can be given to a next owner. Everyone else gets a read-only descriptor, and can't make a
-//            writable one of it, since inode and mode are kvmd's.
+//            writable one of it, since inode and mode are kvmd's. Who may write it may also punch holes in it, so what
+//            reads it is prepared for that (proto/memory_guard.h).
 // A forked child has no writable mapping of its parent's (MADV_DONTFORK), so that a process which nobody watches can't
 // write; it has the descriptors until it executes another program. Readers' mappings are inherited.
 // Owner and reader are different types. Both are movable and unmap on destruction; neither moves the
@@ -20,6 +21,7 @@
 #include <boost/interprocess/mapped_region.hpp>
 
 #include "kvm/error.h"
+#include "proto/memory_guard.h"
 #include "proto/unique_fd.h"
 
 namespace kvm {
@@ -32,6 +34,8 @@ enum class HugePages { kNever, kTry, kLater };
 class OwnedMemory {
  public:
   OwnedMemory() = default;
+  OwnedMemory(OwnedMemory&&) = default;
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept;
 
   // `name` shows up in /proc/PID/maps. Contents start as zeros.
   // kInvalidArgument: size 0. kSystem: memfd_create, fallocate (ENOSPC, ENOMEM), mmap or fcntl failed.
@@ -49,15 +53,24 @@ class OwnedMemory {
   std::size_t size() const noexcept { return mapping_.get_size(); }
   int fd() const noexcept { return fd_.get(); }
 
+  // For memory that others may punch holes in, and whose bytes this process does not depend on: from here on a hole is
+  // no signal, but lost() after the access (proto/memory_guard.h).
+  void Guard();
+  bool lost() const noexcept { return guard_.lost(); }
+
  private:
   UniqueFd fd_;
   boost::interprocess::mapped_region mapping_;
+  MemoryGuard guard_;  // last: it ends before the mapping
 };
 
-// A reader's side: read-only; writing through it is SIGSEGV, mprotect to writable is EACCES.
+// A reader's side: read-only; writing through it is SIGSEGV, mprotect to writable is EACCES. Reading never is a signal,
+// whatever becomes of the memory: see lost().
 class MappedMemory {
  public:
   MappedMemory() = default;
+  MappedMemory(MappedMemory&&) = default;
+  MappedMemory& operator=(MappedMemory&& other) noexcept;
 
   // Maps all of `fd`, which may be closed afterwards.
   // kPermissionDenied: it can be resized, so the sender could cut the memory under the reader.
@@ -68,13 +81,22 @@ class MappedMemory {
   const std::byte* data() const noexcept { return static_cast<const std::byte*>(mapping_.get_address()); }
   std::size_t size() const noexcept { return mapping_.get_size(); }
   explicit operator bool() const noexcept { return mapping_.get_size() != 0; }
+  // Whether some of the memory was gone when it was read: all of it reads as zeros then. To be asked after the bytes
+  // have been read and before they are believed.
+  bool lost() const noexcept { return guard_.lost(); }
 
  private:
   boost::interprocess::mapped_region mapping_;
+  MemoryGuard guard_;  // last: it ends before the mapping
 };
 
 // Checks what Attach checks, without mapping; returns the size in bytes.
 [[nodiscard]] Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes);
+// Whether all of the memory is still allocated, as CheckSealed has seen it: false after a hole was punched in it, until
+// somebody touches that. A hole smaller than a huge page may go unnoticed.
+bool IsWhole(int fd) noexcept;
+// Whether the memory is on ordinary pages (tmpfs), which the kernel makes from any free memory.
+bool OnOrdinaryPages(int fd) noexcept;
 
 enum class PagePool {
   kOrdinary,

@@ -7,6 +7,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_config.cc
   fuzz/mutator.cc
   unit/test_kvmd_connections.cc
+  unit/test_kvmd_memory.cc
   unit/test_kvmd_noise.cc
   unit/test_kvmd_orphans.cc
   unit/test_kvmd_regions.cc

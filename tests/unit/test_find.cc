@@ -45,7 +45,7 @@ struct FakeRegion {
     parts.generations = std::move(*generations);
     parts.payload = std::make_shared<PeerPayload>();
     if (to_gpu) parts.payload->memories[kGpu] = std::make_shared<FakeMemory>(*to_gpu, alive);
-    parts.identity = identity;
+    parts.identity = {1, identity};
     parts.devices = 2;
     parts.own = own;
     mapping = std::make_shared<PeerMapping>(std::move(parts));
@@ -219,7 +219,7 @@ TEST_CASE("PeerTable: news of an older connection is ignored, and its withdrawal
   table.Add(first, 2, 9, region.mapping);  // late
   CHECK(table.mapped_regions() == 0);
   table.Add(second, 3, 9, region.mapping);
-  CHECK(table.FindByIdentity(1) == region.mapping);
+  CHECK(table.FindAgain(3, 9, "", {1, 1}) == region.mapping);
   table.Remove(first, 3, 9, [&] { ++told; });
   CHECK(table.mapped_regions() == 1);
   CHECK(told == 1);
@@ -227,9 +227,57 @@ TEST_CASE("PeerTable: news of an older connection is ignored, and its withdrawal
   CHECK(table.mapped_regions() == 1);
   table.Remove(second, 3, 9, [&] { ++told; });
   CHECK(table.mapped_regions() == 0);
-  CHECK(table.FindByIdentity(1) == nullptr);  // nor in the snapshot before
+  CHECK(table.FindAgain(3, 9, "", {1, 1}) == nullptr);  // nor in the snapshot before
   CHECK(alive == 0);
   CHECK(told == 3);
+}
+
+TEST_CASE("PeerTable: the end of one region says nothing of another one that names the same memory", "[unit]") {
+  PeerTable table;
+  test::SegmentBuilder segment(1, 4, 64);
+  const std::uint64_t connection = table.StartConnection(*segment.Open());
+  int alive = 0, told = 0;
+  const FakeRegion theirs(7, MemoryPath::kNvlink, false, &alive), own(8, MemoryPath::kSameDevice, true);
+  const FakeRegion evil(7, MemoryPath::kNvlink), evil_own(8, MemoryPath::kNvlink);
+  table.Add(connection, 0, 1, theirs.mapping);
+  table.Add(connection, 1, 2, own.mapping);
+  table.Add(connection, 2, 3, evil.mapping);
+  table.Add(connection, 3, 4, evil_own.mapping);
+  for (const auto& [row, epoch] : {std::pair(2u, 3u), std::pair(3u, 4u)}) table.Remove(connection, row, epoch, [&] { ++told; });
+  CHECK(told == 2);
+  CHECK(table.Get().current->by_row[0].mapping == theirs.mapping);
+  CHECK(table.Get().current->by_row[1].mapping == own.mapping);
+  CHECK(theirs.mapping->payload() != nullptr);
+  CHECK(own.mapping->payload() != nullptr);
+  CHECK(alive == 1);
+}
+
+TEST_CASE("PeerTable: a region that is announced anew keeps its mapping, another one's is not taken for it", "[unit]") {
+  PeerTable table;
+  test::SegmentBuilder segment(1, 4, 64);
+  const FakeRegion region(7, MemoryPath::kNvlink);  // of device 1, and of no name
+  const std::uint64_t first = table.StartConnection(*segment.Open());
+  table.Add(first, 2, 9, region.mapping);
+  CHECK(table.FindAgain(2, 9, "", {1, 7}) == region.mapping);
+  CHECK(table.FindAgain(3, 10, "", {1, 7}) == nullptr);  // a second region of this connection
+  table.StartConnection(*segment.Open());
+  CHECK(table.FindAgain(3, 10, "", {1, 7}) == region.mapping);
+  CHECK(table.FindAgain(3, 10, "", {2, 7}) == nullptr);  // another file system's inode
+  CHECK(table.FindAgain(3, 10, "evil", {1, 7}) == nullptr);
+}
+
+TEST_CASE("PeerTable: kvmd's withdrawal of a client's own region leaves its memory to the client", "[unit]") {
+  PeerTable table;
+  test::SegmentBuilder segment(1, 4, 64);
+  const FakeRegion own(7, MemoryPath::kSameDevice, true);
+  const std::uint64_t connection = table.StartConnection(*segment.Open());
+  table.Add(connection, 2, 9, own.mapping);
+  table.Remove(connection, 2, 9, nullptr);
+  CHECK(table.Get().current->by_row[2].mapping == nullptr);
+  CHECK(own.mapping->payload() != nullptr);
+  table.Add(connection, 3, 10, own.mapping);
+  table.RemoveByIdentity({1, 7});
+  CHECK(own.mapping->payload() == nullptr);
 }
 
 TEST_CASE("PeerTable: an owner that does not come back loses its mapping with the old registry", "[unit]") {

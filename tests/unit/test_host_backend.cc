@@ -11,6 +11,7 @@
 #include "tests/catch.h"
 #include "tests/support/geometries.h"
 #include "tests/support/host_region.h"
+#include "tests/support/lost_memory.h"
 #include "tests/support/random.h"
 #include "tests/support/standing_generations.h"
 #include "tests/support/watched_memory.h"
@@ -220,4 +221,32 @@ TEST_CASE("Host backend: a peer's segment smaller than announced, or unsealed, i
   std::vector<SegmentHandle> none(1);
   none[0].size_bytes = 4096;
   KVM_CHECK_ERROR(MakeHostBackend()->Map(std::move(none)), Errc::kPermissionDenied, "memfd");
+}
+
+TEST_CASE("Host backend: no block of a source whose memory is gone is valid, and nobody dies of it", "[unit]") {
+  const test::NamedGeometry layout = test::EngineLayouts(kBlocks)[1];
+  HostRegion source(layout), other(layout), destination(layout);
+  for (HostRegion* region : {&source, &other}) {
+    region->MapByDescriptor();
+    for (std::uint32_t block = 0; block < 2; ++block) region->Publish(block, 60 + block);
+  }
+  CHECK_FALSE(source.peer->lost());
+  REQUIRE(test::LoseMappings("kvm:test") > 0);
+  // The owner sees its own memory as before; only the mappings of who reads it are gone.
+  source.generations = std::move(*MapGenerations(source.generation_memory.fd(), kBlocks));
+  CHECK(Import(source, destination, {{0, 0, 2}, {1, 1, 2}}) == std::vector<BlockStatus>{BlockStatus::kError, BlockStatus::kBehindFailed});
+  CHECK(source.peer->lost());
+  source.MapByDescriptor();
+  CHECK(Import(source, destination, {{0, 0, 2}, {1, 1, 2}}) == std::vector<BlockStatus>(2, BlockStatus::kValid));
+  CHECK(destination.Holds(1, 61));
+}
+
+TEST_CASE("Host backend: blocks of a generation table that is gone are stale", "[unit]") {
+  const test::NamedGeometry layout = test::EngineLayouts(kBlocks)[0];
+  HostRegion source(layout), destination(layout);
+  source.Publish(3, 5);
+  REQUIRE(test::LoseMappings("kvm:test:generations") > 0);
+  CHECK(Import(source, destination, {{3, 3, 2}}) == std::vector<BlockStatus>{BlockStatus::kStale});
+  CHECK(source.generations.memory.lost());
+  CHECK(source.generations.reader.Current(3) == 0);
 }

@@ -5,6 +5,9 @@
 // itself (jittered back-off) and then declares, registers and publishes everything again.
 //
 // Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
+// Signals: memory of peers can go while it is read, which is SIGBUS. The first mapping of shared memory installs a handler
+// that makes it a failed block; any other SIGBUS goes to the handler that was there before, as it came. A handler that is installed
+// later should pass on what is not its own. Threads that find or import must not block SIGBUS. The library can't be unloaded.
 // fork(): a child has no part in its parent's Client and connects anew. Calls of the parent's fail there (kUnsupported, or an
 // empty answer) without touching its connection, memory or blocks; destroying it, or its regions, leases and tickets, does
 // nothing. A child made by a thread while others are in the library is no exception.
