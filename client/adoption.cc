@@ -35,6 +35,25 @@ GrantMemory Client::Impl::GrantUntil(const RegionOptions& region, Deadline deadl
   };
 }
 
+GrantMemory Client::Impl::GrantInPlaceOfTheDead(const Model& model, const RegionOptions& region, Deadline deadline, bool& gave_way) {
+  return [this, &model, &region, deadline, &gave_way](std::span<const std::uint64_t> sizes) -> Fds {
+    if (!link.connected()) return {};
+    kvmwire::ClientMessage message;
+    kvmwire::AllocateMemory& request = *message.mutable_allocate_memory();
+    *request.mutable_for_region() = Region::Impl::Expected(model, region);
+    // The other half is for the memory itself.
+    request.set_ack_timeout_ms(std::max(1u, AckTimeoutMs(deadline) / 2));
+    if (region.outlives_owner) {
+      for (const std::uint64_t bytes : sizes) request.add_size_bytes(bytes);
+    }
+    Result<Answer> reply = link.Call(std::move(message), {}, deadline);
+    if (!reply) return {};
+    gave_way = gave_way || reply->message.reclaim_reply().regions() > 0;
+    if (reply->fds.size() != sizes.size()) return {};
+    return std::move(reply->fds);
+  };
+}
+
 Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOptions region, Deadline deadline) {
   const Result<std::size_t> device = OpenDevice(region.device, deadline);
   if (!device) return device.error();

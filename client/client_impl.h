@@ -103,6 +103,9 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered);
   // Asks kvmd for memory that can outlive this process; nothing if the region need not, or kvmd is away.
   GrantMemory GrantUntil(const RegionOptions& region, Deadline deadline);
+  // The same for a region that is to be registered: what dead processes have left that it takes the place of goes first,
+  // and `gave_way` says that there was such. `model`, `region` and `gave_way` outlive what is returned.
+  GrantMemory GrantInPlaceOfTheDead(const Model& model, const RegionOptions& region, Deadline deadline, bool& gave_way);
   void AddAdopted(const std::shared_ptr<Region::Impl>& region, std::uint64_t connection);
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;

@@ -6,6 +6,7 @@
 #include "client/region_impl.h"
 #include "client/segment_handles.h"
 #include "proto/fault_point.h"
+#include "proto/memory_room.h"
 #include "proto/protocol_limits.h"
 #include "proto/region_descriptor.h"
 
@@ -51,8 +52,10 @@ Result<OwnedMemory> MakeGenerations(const RegionOptions& options, UniqueFd grant
 
 Result<std::shared_ptr<Region::Impl>> Region::Impl::Make(const Model& model, RegionOptions options, const DeviceSet& devices,
                                                          std::size_t device, std::shared_ptr<LocalMemory> memory, OwnedMemory generations) {
-  auto region = std::make_shared<Impl>();
   const std::uint32_t blocks = options.geometry.block_count;
+  const std::uint64_t record_bytes = std::uint64_t{blocks} * sizeof(PublishRecord);
+  if (Status fits = CheckMemoryRoom(record_bytes, "the records of region " + options.name); !fits) return fits.error();
+  auto region = std::make_shared<Impl>();
   Result<GenerationWriter> writer = GenerationWriter::Open({generations.data(), generations.size()}, blocks);
   if (!writer) return writer.error();
   region->memory = std::move(memory);

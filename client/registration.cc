@@ -1,6 +1,7 @@
 // What a client wants to be known of it: models and regions, declared and registered on every connection.
 #include <algorithm>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "client/client_impl.h"
@@ -9,6 +10,8 @@
 
 namespace kvm {
 namespace {
+
+constexpr std::chrono::milliseconds kFirstPause{10}, kLastPause{160};
 
 // `announce_again`: also what this connection has been told of already.
 kvmwire::ClientMessage Declaration(const ModelSpec& spec, bool announce_again) {
@@ -75,12 +78,23 @@ Result<std::size_t> Client::Impl::OpenDevice(const DeviceUuid& device, Deadline 
 Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model, RegionOptions region, Deadline deadline) {
   const Result<std::size_t> device = OpenDevice(region.device, deadline);
   if (!device) return device.error();
-  const auto allocate = [&] { return Region::Impl::Allocate(model, region, devices, *device, GrantUntil(region, deadline)); };
+  if (Status sound = Region::Impl::Complete(region); !sound) return sound.error();
+  bool gave_way = false;  // memory of dead workers has been given up for this
+  const auto allocate = [&] {
+    return Region::Impl::Allocate(model, region, devices, *device, GrantInPlaceOfTheDead(model, region, deadline, gave_way));
+  };
   Result<std::shared_ptr<Region::Impl>> made = allocate();
-  if (!made && made.error().code == Errc::kResourceExhausted && link.connected()) {
+  const auto exhausted = [&] { return !made && made.error().code == Errc::kResourceExhausted && link.connected(); };
+  if (exhausted()) {
     // What dead workers have left on this device goes first.
     const Result<ReclaimedMemory> reclaimed = ReclaimOrphans({.device = region.device, .name = {}, .min_age = {}}, deadline);
-    if (reclaimed && reclaimed->regions > 0) made = allocate();
+    gave_way = gave_way || (reclaimed && reclaimed->regions > 0);
+    if (gave_way) made = allocate();
+  }
+  // The last descriptor may be a service manager's, which lets go of it in its own time.
+  for (auto pause = kFirstPause; exhausted() && gave_way && pause <= kLastPause && After(pause) < deadline; pause *= 2) {
+    std::this_thread::sleep_for(pause);
+    made = allocate();
   }
   if (!made) return made.error();
   KVM_FAULT_POINT(client_memory_made);

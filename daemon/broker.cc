@@ -206,6 +206,14 @@ Result<Domain*> Broker::DomainNamed(const std::string& name) {
   return domains_.emplace(name, std::move(*domain)).first->second.get();
 }
 
+std::uint64_t Broker::RegistryBytesToCome() const {
+  const std::uint64_t registry = RegistrySegment::BytesFor({config_.max_entries, config_.max_regions, config_.max_models});
+  const std::uint64_t most = MostDomains(config_), made = domains_.size();
+  // The next kvmd makes its own beside those that it is given.
+  const std::uint64_t again = keeper_ != nullptr && keeper_->stores() ? made : 0;
+  return registry * ((most > made ? most - made : 0) + again);
+}
+
 // A domain is kept when its last client leaves, since the next one is likely to come soon, but not at
 // the price of another domain.
 bool Broker::DropIdleDomain() {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -107,6 +108,7 @@ class Broker : private TierHost {
     std::uint64_t request_id = 0;
     SteadyTime deadline;
     kvmwire::ReclaimReply reply;
+    std::optional<kvmwire::AllocateMemory> then;  // what the memory is asked back for
   };
 
   // Entries of an old registry on their way into the new one.
@@ -158,9 +160,14 @@ class Broker : private TierHost {
   void ChunkGranted(TierChunk& chunk) override;
   void ChunkClosing(Domain& domain, Region& region) override;
   void WorkToDo() override { work_to_do_(); }
+  std::uint64_t RegistryBytesToCome() const override;
 
   // broker_orphans.cc
   void HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message);
+  void ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
+                   const kvmwire::ReclaimReply* reclaimed);
+  // Starts to give `region` up; `pending` waits for its importers.
+  void ReclaimFor(PendingReclaim& pending, Domain& domain, Region& region, const char* why);
   void HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& message);
   void HandleReclaim(Client& client, const kvmwire::ClientMessage& message);
   // True if `region` is kept without its owner.
@@ -182,6 +189,7 @@ class Broker : private TierHost {
   // Before a region goes, or gets a next owner: leases lose what they hold of it. How many did.
   std::uint32_t CutLeases(const Domain& domain, const Region& region, const char* why);
   void DescribeLease(const Lease& lease, kvmwire::LeaseStatus& out) const;
+  void DescribeOrphan(const Domain& domain, const Region& region, kvmwire::OrphanStatus& out) const;
 
   // broker_restore.cc
   Result<Region*> RestoreRegion(KeptRegion& kept, ClientId owner);

@@ -3,10 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "daemon/broker.h"
 #include "daemon/grants.h"
 #include "proto/fault_point.h"
+#include "proto/memory_room.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
@@ -19,23 +21,50 @@ constexpr std::chrono::seconds kMayBeAway{10};
 
 void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::AllocateMemory& request = message.allocate_memory();
-  if (request.size_bytes_size() == 0 || request.size_bytes_size() > static_cast<int>(kMaxFrameFds)) {
+  const bool none = request.size_bytes_size() == 0 && !request.has_for_region();
+  if (none || request.size_bytes_size() > static_cast<int>(kMaxFrameFds)) {
     return ReplyError(client, message.request_id(),
                       MakeError(Errc::kInvalidArgument, "memory: " + std::to_string(request.size_bytes_size()) + " pieces asked for, 1.." +
                                                             std::to_string(kMaxFrameFds) + " allowed"));
   }
+  PendingReclaim pending;
+  if (request.has_for_region()) {
+    for (Region* orphan : client.domain->OrphansInTheWay(request.for_region(), client.credentials.uid))
+      ReclaimFor(pending, *client.domain, *orphan, "another takes its place");
+  }
+  if (pending.regions.empty()) return ReplyMemory(client, message.request_id(), request, nullptr);
+  pending.client = client.id;
+  pending.request_id = message.request_id();
+  pending.deadline = AckDeadline(request.ack_timeout_ms());
+  pending.then = request;
+  reclaims_.push_back(std::move(pending));
+  CheckReclaims(std::chrono::steady_clock::now());
+}
+
+void Broker::ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
+                         const kvmwire::ReclaimReply* reclaimed) {
   std::vector<UniqueFd> made;
   std::vector<int> fds;
+  std::uint64_t sum = 0;
+  for (const std::uint64_t bytes : request.size_bytes()) {
+    // None of it is allocated yet, so each piece alone might still fit.
+    if (__builtin_add_overflow(sum, bytes, &sum)) sum = std::numeric_limits<std::uint64_t>::max();
+  }
+  if (Status fits = CheckMachineRoom(sum, "memory for " + client.name); !fits) return ReplyError(client, request_id, fits.error());
   for (const std::uint64_t bytes : request.size_bytes()) {
     const GrantRole role = made.empty() ? GrantRole::kGenerationTable : GrantRole::kPayload;
     Result<UniqueFd> fd = MakeGrant(role, client.credentials.uid, client.name, bytes);
-    if (!fd) return ReplyError(client, message.request_id(), fd.error());
+    if (!fd) return ReplyError(client, request_id, fd.error());
     fds.push_back(fd->get());
     made.push_back(std::move(*fd));
   }
   kvmwire::ServerMessage reply;
-  reply.set_request_id(message.request_id());
-  reply.mutable_empty();
+  reply.set_request_id(request_id);
+  if (reclaimed != nullptr) {
+    *reply.mutable_reclaim_reply() = *reclaimed;
+  } else {
+    reply.mutable_empty();
+  }
   client.peer->Send(reply, fds);
 }
 
@@ -153,6 +182,14 @@ void Broker::ReclaimOrphan(Domain& domain, Region& region, const char* why, bool
   Withdraw(domain, region, /*owner_died=*/!wait_for_importers);
 }
 
+void Broker::ReclaimFor(PendingReclaim& pending, Domain& domain, Region& region, const char* why) {
+  pending.reply.set_regions(pending.reply.regions() + 1);
+  pending.reply.set_blocks(pending.reply.blocks() + region.entries);
+  pending.reply.set_bytes(pending.reply.bytes() + region.segment_bytes());
+  pending.regions.push_back({domain.name(), region.row, region.info.region_epoch});
+  ReclaimOrphan(domain, region, why, /*wait_for_importers=*/true);
+}
+
 void Broker::MakeRoomForRegions(Domain& domain) {
   if (domain.orphans() == 0 || !domain.nearly_full()) return;
   if (Region* oldest = OldestOfTheDead(domain)) ReclaimOrphan(domain, *oldest, "few regions are left (--max-regions)");
@@ -206,11 +243,7 @@ void Broker::HandleReclaim(Client& client, const kvmwire::ClientMessage& message
         }
         pending.reply.set_leases_cut(pending.reply.leases_cut() + CutLeases(*domain, *region, "reclaimed by force"));
       }
-      pending.reply.set_regions(pending.reply.regions() + 1);
-      pending.reply.set_blocks(pending.reply.blocks() + region->entries);
-      pending.reply.set_bytes(pending.reply.bytes() + region->segment_bytes());
-      pending.regions.push_back({name, region->row, info.region_epoch});
-      ReclaimOrphan(*domain, *region, "asked for", /*wait_for_importers=*/true);
+      ReclaimFor(pending, *domain, *region, "asked for");
     }
   }
   reclaims_.push_back(std::move(pending));
@@ -233,6 +266,10 @@ void Broker::CheckReclaims(SteadyTime now) {
     const auto client = clients_.find(pending.client);
     if (client == clients_.end()) return true;
     pending.reply.set_still_mapped(left);
+    if (pending.then) {
+      ReplyMemory(*client->second, pending.request_id, *pending.then, &pending.reply);
+      return true;
+    }
     kvmwire::ServerMessage message;
     message.set_request_id(pending.request_id);
     *message.mutable_reclaim_reply() = pending.reply;

@@ -6,6 +6,7 @@
 #include "daemon/broker.h"
 #include "daemon/grants.h"
 #include "proto/memory_guard.h"
+#include "proto/memory_room.h"
 
 namespace kvm::daemon {
 namespace {
@@ -72,6 +73,11 @@ void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message
 
 Result<Region*> Broker::RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
   Domain& domain = *client.domain;
+  // The way back from blocks to entries is allocated as blocks are published: all that may be is counted.
+  std::uint64_t index_bytes = std::uint64_t{descriptor.block_count()} * sizeof(std::uint32_t);
+  for (const auto& [name, other] : domains_) index_bytes += other->blocks() * sizeof(std::uint32_t);
+  if (Status fits = CheckMemoryRoom(index_bytes, "the index of region " + descriptor.name() + " and all others"); !fits)
+    return fits.error();
   Result<std::unique_ptr<Region>> region = domain.PrepareRegion(client.id, std::move(descriptor), std::move(fds));
   if (!region) return region.error();
   if (Status belongs = CheckBelongs(**region, client.credentials.uid); !belongs) return belongs.error();

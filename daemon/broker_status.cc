@@ -11,10 +11,24 @@
 namespace kvm::daemon {
 namespace {
 
-// The lists of clients and of leases end where the reply would leave its frame.
+// The lists end where the reply would leave its frame.
 constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
 
 }  // namespace
+
+void Broker::DescribeOrphan(const Domain& domain, const Region& region, kvmwire::OrphanStatus& out) const {
+  out.set_region(region.descriptor.name());
+  out.set_domain(domain.name());
+  out.set_owner_pid(region.info.owner_pid);
+  out.set_owner_uid(region.info.owner_uid);
+  out.set_bytes(region.segment_bytes());
+  out.set_host_memory(region.info.handle_kind == static_cast<std::uint32_t>(layout::HandleKind::kHostMemfd));
+  const auto ends = region.orphan->since + std::chrono::seconds(config_.orphan_ttl_s);
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(ends - std::chrono::steady_clock::now()).count();
+  out.set_left_ms(static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0)));
+  out.set_held(!region.held.empty());
+  out.set_owner_runs(!region.orphan->process->Ended());
+}
 
 void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& message) {
   kvmwire::ServerMessage message_out;
@@ -89,6 +103,14 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     if (!sees_all && lease->domain != asking.domain) continue;
     DescribeLease(*lease, *reply.add_lease_list());
     bytes += reply.lease_list().rbegin()->ByteSizeLong() + 8;
+  }
+  for (const auto& [name, domain] : domains_) {
+    if (!message.status_query().orphans() || (!sees_all && domain.get() != asking.domain)) continue;
+    for (const Region* region : domain->Orphans()) {
+      if (bytes > kMaxListBytes) break;
+      DescribeOrphan(*domain, *region, *reply.add_orphan_list());
+      bytes += reply.orphan_list().rbegin()->ByteSizeLong() + 8;
+    }
   }
   asking.peer->Send(message_out);
 }

@@ -6,8 +6,9 @@
 
 #include <algorithm>
 
-#include "daemon/machine_memory.h"
+#include "daemon/huge_pages.h"
 #include "proto/fault_point.h"
+#include "proto/memory_room.h"
 #include "proto/sealed_memory.h"
 
 #ifndef MADV_COLLAPSE
@@ -18,14 +19,13 @@ namespace kvm::daemon {
 namespace {
 
 constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
-// What is left to everybody else of the memory that the machine has available.
-constexpr std::uint64_t kLeftToOthers = std::uint64_t{128} << 20;
+constexpr const char* kWhat = "a chunk of the host cache, beside the registries that may come";
 
 std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
 
 }  // namespace
 
-Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t bytes) {
+Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised) {
   ChunkMemory memory;
   memory.bytes_ = RoundUp(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
   const std::uint64_t on_huge_pages = RoundUp(bytes, kHugePageBytes);
@@ -38,11 +38,7 @@ Result<ChunkMemory> ChunkMemory::Create(const std::string& name, std::uint64_t b
       return memory;
     }
   }
-  if (const std::uint64_t available = AvailableMemoryBytes(); available < kLeftToOthers || available - kLeftToOthers < memory.bytes_) {
-    return MakeError(Errc::kResourceExhausted, "the machine has " + std::to_string(available >> 20) + " MiB of memory left, " +
-                                                   std::to_string(memory.bytes_ >> 20) + " MiB and " + std::to_string(kLeftToOthers >> 20) +
-                                                   " MiB for everybody else are needed");
-  }
+  if (Status fits = CheckMemoryRoom(memory.bytes_ + promised, kWhat); !fits) return fits.error();
   Result<UniqueFd> fd = CreateGrantable("kvm:" + name, memory.bytes_);
   if (!fd) return fd.error();
   memory.fd_ = std::move(*fd);
@@ -58,9 +54,12 @@ ChunkMemory ChunkMemory::Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved,
   return memory;
 }
 
-Result<bool> ChunkMemory::AllocateSome() {
+Result<bool> ChunkMemory::AllocateSome(std::uint64_t promised) {
   const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
   if (bytes == 0) return false;
+  if (!reserved_) {
+    if (Status fits = CheckMemoryRoom(bytes_ - allocated_ + promised, kWhat); !fits) return fits.error();
+  }
   if (::fallocate(fd_.get(), 0, static_cast<off_t>(allocated_), static_cast<off_t>(bytes)) != 0) {
     Error error = SystemError("allocate " + std::to_string(bytes_) + " bytes");
     if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;

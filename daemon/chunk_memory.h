@@ -17,16 +17,18 @@ namespace kvm::daemon {
 class ChunkMemory {
  public:
   ChunkMemory() = default;
-  // At least `bytes`, rounded up to pages. kResourceExhausted: the machine has not that much left. kSystem.
-  [[nodiscard]] static Result<ChunkMemory> Create(const std::string& name, std::uint64_t bytes);
+  // At least `bytes`, rounded up to pages. kResourceExhausted: this process may not have so much beside `promised` bytes
+  // (proto/memory_room.h). kSystem, kUnsupported.
+  [[nodiscard]] static Result<ChunkMemory> Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised = 0);
 
   // Memory that an earlier kvmd has allocated whole. The rest is what that one knew of it.
   static ChunkMemory Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept;
 
-  // Allocates the next few MiB; true if there is more to do. kResourceExhausted, kSystem.
-  [[nodiscard]] Result<bool> AllocateSome();
+  // Allocates the next few MiB, if the rest fits beside `promised` bytes; true if there is more to do. Errors as Create.
+  [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
 
   std::uint64_t size() const noexcept { return bytes_; }
+  std::uint64_t missing_bytes() const noexcept { return reserved_ ? 0 : bytes_ - allocated_; }  // of ordinary memory
   int writable_fd() const noexcept { return fd_.get(); }
   // How much of it is on huge pages.
   std::uint64_t reserved_huge_bytes() const noexcept { return reserved_ ? allocated_ : 0; }

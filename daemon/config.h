@@ -59,6 +59,9 @@ struct Config {
   bool check_config = false;  // parse, report, exit
 };
 
+// Domains that there can be at a time.
+inline std::uint32_t MostDomains(const Config& config) noexcept { return config.domain_mode == DomainMode::kNode ? 1 : config.max_domains; }
+
 // What main should do after parsing.
 struct ParsedArguments {
   Config config;

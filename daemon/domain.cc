@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "proto/region_descriptor.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -97,6 +99,22 @@ std::vector<Region*> Domain::OrphansInTheWay(const Region& region, std::uint32_t
     const bool same_name = other->info.owner_uid == owner_uid && other->descriptor.name() == region.descriptor.name();
     const bool same_blocks = other->info.model == region.info.model && SameShard(*other, region);
     if (same_name || (same_blocks && other->info.block_bytes != region.info.block_bytes)) out.push_back(other.get());
+  }
+  return out;
+}
+
+std::vector<Region*> Domain::OrphansInTheWay(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid) {
+  std::vector<std::uint64_t> segment_bytes;
+  for (const kvmwire::Segment& segment : announced.segments()) segment_bytes.push_back(segment.size_bytes());
+  const Geometry geometry = GeometryOf(announced);
+  const bool sound = geometry.Validate(segment_bytes).has_value();
+  std::vector<Region*> out;
+  for (Region* orphan : Orphans()) {
+    if (orphan->info.owner_uid != owner_uid || !orphan->orphan->process->Ended()) continue;
+    const kvmwire::RegionDescriptor& other = orphan->descriptor;
+    const bool same_blocks = sound && other.fingerprint() == announced.fingerprint() &&
+                             std::equal(other.shard().begin(), other.shard().end(), announced.shard().begin(), announced.shard().end());
+    if (other.name() == announced.name() || (same_blocks && orphan->info.block_bytes != geometry.BlockBytes())) out.push_back(orphan);
   }
   return out;
 }

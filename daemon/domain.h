@@ -47,6 +47,7 @@ class Domain {
   std::uint32_t live_regions() const noexcept { return live_regions_; }
   std::uint32_t orphans() const noexcept { return orphans_; }
   std::uint64_t orphan_bytes() const noexcept;
+  std::uint64_t blocks() const noexcept;  // of all regions, published or not
   Account AccountOf(ClientId client) const;
 
   // ---- regions (domain.cc)
@@ -58,6 +59,8 @@ class Domain {
   // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of the same model and
   // shard with blocks of another size.
   std::vector<Region*> OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept;
+  // The same of a region that is only announced, and of this user's orphans only: nothing of it has been proved yet.
+  std::vector<Region*> OrphansInTheWay(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid);
   // kAlreadyExists (name; memory, of which a region has its own alone), kBadGeometry (against others), kResourceExhausted (table).
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
   Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept;  // live or leaving; null if none

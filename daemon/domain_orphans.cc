@@ -14,6 +14,12 @@ std::uint64_t Domain::orphan_bytes() const noexcept {
   return bytes;
 }
 
+std::uint64_t Domain::blocks() const noexcept {
+  std::uint64_t blocks = 0;
+  for (const auto& [client, account] : accounts_) blocks += account.blocks;
+  return blocks;
+}
+
 std::vector<Region*> Domain::Orphans() noexcept {
   std::vector<Region*> out;
   for (const auto& region : regions_) {

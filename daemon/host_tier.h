@@ -36,12 +36,16 @@ class TierHost {
   // The chunk's region, which then leaves the domain. Importers are told.
   virtual void ChunkClosing(Domain& domain, Region& region) = 0;
   virtual void WorkToDo() = 0;
+  // Memory of registries that kvmd may still have to make: none of the host cache's.
+  virtual std::uint64_t RegistryBytesToCome() const { return 0; }
 };
 
 // Bytes of a chunk: as configured, else a 64th of the cache, 64 MiB to 1 GiB, but never more than a 16th.
 std::uint64_t HostCacheChunkBytes(const Config& config) noexcept;
-// Whether the machine and the quotas are large enough for it. kInvalidArgument, the option named.
-[[nodiscard]] Status CheckHostCache(const Config& config);
+// Whether the quotas, and machine and control groups beside the registries, are large enough for it. kInvalidArgument, the
+// option named. kSystem, kUnsupported: how much memory there is can't be told. `restored`: a kvmd that takes this one's
+// place is given what it holds, registries too, and makes its own beside them.
+[[nodiscard]] Status CheckHostCache(const Config& config, bool restored = false);
 
 class HostTier final : public TierObserver {
  public:
@@ -168,6 +172,7 @@ class HostTier final : public TierObserver {
   Limit LimitFor(const TierGroup& group, const TierWriter& writer) const;
   std::string Reason(Limit limit) const;
   bool Allocating(const TierGroup& group, const TierWriter& writer) const;
+  std::uint64_t PromisedBytes() const;
   bool StartChunk(TierGroup& group, const std::shared_ptr<TierWriter>& writer);
   void AllocateAhead(TierGroup& group, const std::shared_ptr<TierWriter>& writer);
   void FinishChunk(std::unique_ptr<TierChunk> chunk);

@@ -7,8 +7,9 @@
 
 #include "daemon/host_tier.h"
 #include "daemon/log.h"
-#include "daemon/machine_memory.h"
+#include "daemon/registry_segment.h"
 #include "daemon/steady_ms.h"
+#include "proto/memory_room.h"
 
 namespace kvm::daemon {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 // By how much the content of a chunk must be older than what a writer would evict of its own: taking a chunk costs its
 // content and the zeroing of as much memory.
 constexpr std::uint64_t kMuchOlderMs = 10'000;
-constexpr std::uint64_t kOthersPart = 16;         // of the machine's memory is never the cache's
+constexpr std::uint64_t kOthersPart = 16;         // of what this process may have is neither the cache's nor the registries'
 constexpr std::chrono::seconds kMemoryPause{10};  // after the machine had none left
 
 std::string Mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
@@ -29,12 +30,21 @@ std::uint64_t HostCacheChunkBytes(const Config& config) noexcept {
   return std::min(std::clamp(config.host_cache_bytes / kChunks, kLeast, kMost), config.host_cache_bytes / kFewestChunks);
 }
 
-Status CheckHostCache(const Config& config) {
+Status CheckHostCache(const Config& config, bool restored) {
   if (config.host_cache_bytes == 0) return {};
-  const std::uint64_t usable = UsableMemoryBytes(), most = usable - usable / kOthersPart;
-  if (config.host_cache_bytes > most) {
-    return MakeError(Errc::kInvalidArgument, "--host-cache: " + Mib(config.host_cache_bytes) + " are asked for, " + Mib(most) +
-                                                 " of this machine's (or control group's) " + Mib(usable) + " are the most");
+  const Result<MemoryRoom> room = MemoryRoom::Read();
+  if (!room) return MakeError(room.error().code, "--host-cache: " + room.error().message);
+  // What is in use now may be this cache: a kvmd that is started anew goes on with the memory of the one before.
+  const MemoryLevel& level = room->smallest();
+  const std::uint64_t domains = MostDomains(config), registries = restored ? 2 * domains : domains;
+  const std::uint64_t registry = RegistrySegment::BytesFor({config.max_entries, config.max_regions, config.max_models});
+  const std::uint64_t most = level.limit_bytes - level.limit_bytes / kOthersPart;
+  if (config.host_cache_bytes > most || registry > (most - config.host_cache_bytes) / registries) {
+    return MakeError(Errc::kInvalidArgument, "--host-cache: " + Mib(config.host_cache_bytes) + " are asked for, beside " +
+                                                 std::to_string(registries) + " registries of " + Mib(registry) +
+                                                 " (--max-domains, --max-entries" +
+                                                 (restored ? "; each twice while kvmd is started anew); " : "); ") + level.name +
+                                                 " allows " + Mib(level.limit_bytes) + ", of which " + Mib(most) + " are for both");
   }
   const std::uint64_t chunk = HostCacheChunkBytes(config);
   for (const auto& [bytes, option] : {std::pair(config.max_host_cache_per_domain, "--max-host-cache-per-domain"),
@@ -189,7 +199,7 @@ std::string HostTier::Reason(Limit limit) const {
       if (config_.max_host_cache_per_domain == 0) return "the host cache has half of the region table (--max-regions)";
       return "this domain's limit of host cache is " + Mib(config_.max_host_cache_per_domain) + " (--max-host-cache-per-domain)";
     case Limit::kFull: return "all of the host cache is others' to write: " + Mib(config_.host_cache_bytes) + " (--host-cache)";
-    case Limit::kMachine: return "the machine has no memory left for the host cache";
+    case Limit::kMachine: return "no memory is left for the host cache (log: host_cache_not_grown)";
   }
   return "";
 }
@@ -201,9 +211,16 @@ bool HostTier::Allocating(const TierGroup& group, const TierWriter& writer) cons
                      [&](const auto& chunk) { return &chunk->group == &group && chunk->WritableBy(writer); });
 }
 
+// What has been begun and is not allocated yet, and what others will need.
+std::uint64_t HostTier::PromisedBytes() const {
+  std::uint64_t bytes = host_.RegistryBytesToCome();
+  for (const auto& chunk : allocating_) bytes += chunk->memory.missing_bytes();
+  return bytes;
+}
+
 bool HostTier::StartChunk(TierGroup& group, const std::shared_ptr<TierWriter>& writer) {
   if (now_ < no_memory_until_) return false;
-  Result<std::unique_ptr<TierChunk>> chunk = TierChunk::Create(*this, "host-cache-" + std::to_string(next_name_), group);
+  Result<std::unique_ptr<TierChunk>> chunk = TierChunk::Create(*this, "host-cache-" + std::to_string(next_name_), group, PromisedBytes());
   if (!chunk) {
     no_memory_until_ = now_ + kMemoryPause;
     LogLimited(LogLevel::kWarn, "host_cache_not_grown", {{"reason", chunk.error().ToString()}});
@@ -231,7 +248,7 @@ void HostTier::AllocateAhead(TierGroup& group, const std::shared_ptr<TierWriter>
 
 bool HostTier::Work() {
   if (allocating_.empty()) return false;
-  const Result<bool> more = allocating_.front()->memory.AllocateSome();
+  const Result<bool> more = allocating_.front()->memory.AllocateSome(host_.RegistryBytesToCome());
   if (more && *more) return true;
   std::unique_ptr<TierChunk> chunk = std::move(allocating_.front());
   allocating_.pop_front();

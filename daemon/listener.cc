@@ -1,7 +1,6 @@
 #include "daemon/listener.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -10,6 +9,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+
+#include "daemon/start_lock.h"
 
 namespace kvm::daemon {
 namespace {
@@ -51,11 +52,8 @@ Result<Listener> Listener::Open(const std::string& path, const std::string& mode
     return Refused(Errc::kInvalidArgument, "the path must have 1.." + std::to_string(sizeof(address.sun_path) - 1) + " bytes: " + path);
   }
   std::memcpy(address.sun_path, path.data(), path.size());
-  const std::size_t slash = path.rfind('/');
-  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const UniqueFd lock(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!lock) return SystemError("--socket: open directory " + directory);
-  if (::flock(lock.get(), LOCK_EX) != 0) return SystemError("--socket: lock directory " + directory);
+  const Result<StartLock> lock = StartLock::Take(path + ".lock");
+  if (!lock) return Error{lock.error().code, "--socket: " + lock.error().message, lock.error().sys_errno};
   if (Status clear = ClearPath(path, address); !clear) return clear.error();
 
   Listener listener;

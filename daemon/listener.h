@@ -16,7 +16,7 @@ namespace kvm::daemon {
 class Listener {
  public:
   // Binds and listens, non-blocking. A file that nobody answers on is replaced; two kvmds that start at
-  // once are kept apart by a lock on the directory. `mode`: octal.
+  // once are kept apart by a lock (daemon/start_lock.h) beside the socket. `mode`: octal.
   // kInvalidArgument: the path is too long. kAlreadyExists: somebody answers on it, or it is no socket.
   // kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<Listener> Open(const std::string& path, const std::string& mode);

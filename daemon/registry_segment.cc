@@ -17,6 +17,22 @@ std::uint64_t Clock(clockid_t clock) noexcept {
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+// Offsets of a segment's parts, and its size.
+struct Places {
+  std::uint64_t models, regions, tags, index, end;
+};
+
+Places PlacesFor(const RegistrySegment::Sizes& sizes) {
+  const std::uint64_t slots = RegistrySegment::SlotsFor(sizes.max_entries);
+  Places at{};
+  at.models = layout::kHeaderBytes;
+  at.regions = at.models + sizes.max_models * sizeof(layout::ModelRow);
+  at.tags = RoundUp(at.regions + sizes.max_regions * sizeof(layout::RegionRow), 4096);
+  at.index = RoundUp(at.tags + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
+  at.end = at.index + slots * sizeof(layout::IndexSlot);
+  return at;
+}
+
 }  // namespace
 
 std::uint64_t MonotonicNs() noexcept { return Clock(CLOCK_MONOTONIC); }
@@ -24,13 +40,12 @@ std::uint64_t RealtimeMs() noexcept { return Clock(CLOCK_REALTIME) / 1'000'000; 
 
 std::uint64_t RegistrySegment::SlotsFor(std::uint64_t max_entries) { return RoundUp(max_entries + max_entries / 3 + 1, 64); }
 
+std::uint64_t RegistrySegment::BytesFor(const Sizes& sizes) { return PlacesFor(sizes).end; }
+
 Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const Sizes& sizes) {
-  const std::uint64_t models_at = layout::kHeaderBytes;
-  const std::uint64_t regions_at = models_at + sizes.max_models * sizeof(layout::ModelRow);
+  const Places at = PlacesFor(sizes);
   const std::uint64_t slots = SlotsFor(sizes.max_entries);
-  const std::uint64_t tags_at = RoundUp(regions_at + sizes.max_regions * sizeof(layout::RegionRow), 4096);
-  const std::uint64_t index_at = RoundUp(tags_at + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
-  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, index_at + slots * sizeof(layout::IndexSlot), HugePages::kLater);
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, at.end, HugePages::kLater);
   if (!memory) return memory.error();
 
   RegistrySegment segment;
@@ -43,10 +58,10 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
     if (::getrandom(&header.epoch, sizeof(header.epoch), 0) < 0) return SystemError("getrandom");
   }
   std::memcpy(header.domain, domain.data(), std::min(domain.size(), sizeof(header.domain) - 1));
-  header.model_rows_offset = models_at;
-  header.region_rows_offset = regions_at;
-  header.index_offset = index_at;
-  header.tags_offset = tags_at;
+  header.model_rows_offset = at.models;
+  header.region_rows_offset = at.regions;
+  header.index_offset = at.index;
+  header.tags_offset = at.tags;
   header.model_rows = sizes.max_models;
   header.region_rows = sizes.max_regions;
   header.index_slots = slots;

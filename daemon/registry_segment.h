@@ -20,7 +20,10 @@ class RegistrySegment {
   // Index slots for so many entries: at most three quarters are ever in use.
   static std::uint64_t SlotsFor(std::uint64_t max_entries);
 
-  // kSystem: not enough memory. The epoch is random.
+  // Of a segment of these sizes.
+  static std::uint64_t BytesFor(const Sizes& sizes);
+
+  // What OwnedMemory::Create says of memory; kSystem. The epoch is random.
   [[nodiscard]] static Result<RegistrySegment> Create(const std::string& domain, const Sizes& sizes);
 
   int fd() const noexcept { return memory_.fd(); }

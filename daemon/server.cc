@@ -95,8 +95,8 @@ Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
   RouteWireLog();
-  if (Status fits = CheckHostCache(config); !fits) return fits.error();
   auto impl = std::make_unique<Impl>(config);
+  if (Status fits = CheckHostCache(config, impl->keeper.stores()); !fits) return fits.error();
   if (Status listening = impl->Listen(); !listening) return listening.error();
   impl->broker.Restore(impl->keeper.Sort(impl->manager.TakeStored()));
   return std::unique_ptr<Server>(new Server(std::move(impl)));

@@ -8,9 +8,9 @@
 
 namespace kvm::daemon {
 
-Result<std::unique_ptr<TierChunk>> TierChunk::Create(TierObserver& observer, std::string name, TierGroup& group) {
+Result<std::unique_ptr<TierChunk>> TierChunk::Create(TierObserver& observer, std::string name, TierGroup& group, std::uint64_t promised) {
   std::unique_ptr<TierChunk> chunk(new TierChunk(observer, std::move(name), group));
-  Result<ChunkMemory> memory = ChunkMemory::Create(chunk->name_, group.kind.block_bytes * group.blocks.slots_per_chunk());
+  Result<ChunkMemory> memory = ChunkMemory::Create(chunk->name_, group.kind.block_bytes * group.blocks.slots_per_chunk(), promised);
   if (!memory) return memory.error();
   chunk->memory = std::move(*memory);
   return chunk;

@@ -79,7 +79,8 @@ class TierObserver {
 class TierChunk final : public RegionKeeper {
  public:
   // Memory that is not allocated yet, for `slots` blocks.
-  [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Create(TierObserver& observer, std::string name, TierGroup& group);
+  [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Create(TierObserver& observer, std::string name, TierGroup& group,
+                                                                 std::uint64_t promised);
 
   // Once the memory is allocated: makes it a region of the domain. What Domain::PrepareRegion and AddRegion say.
   [[nodiscard]] Status Open(std::uint32_t position);

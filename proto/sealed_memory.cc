@@ -4,15 +4,15 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/sysinfo.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <limits>
 #include <utility>
+
+#include "proto/memory_room.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -40,13 +40,6 @@ class MemoryMappable {
  private:
   int fd_;
 };
-
-// fallocate on a memfd would go on until the out-of-memory killer comes.
-std::size_t InstalledBytes() {
-  struct sysinfo info {};
-  if (::sysinfo(&info) != 0) return std::numeric_limits<std::size_t>::max();
-  return (std::size_t{info.totalram} + info.totalswap) * info.mem_unit;
-}
 
 constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
@@ -91,7 +84,7 @@ Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugeP
 
 Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
-  if (size_bytes > InstalledBytes()) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
+  if (Status fits = CheckMemoryRoom(size_bytes, name); !fits) return fits.error();
   OwnedMemory memory;
   memory.fd_.Reset(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return SystemError("memfd_create " + name);
@@ -99,7 +92,7 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   const auto size = static_cast<off_t>(size_bytes);
   if (::fchmod(fd, 0400) != 0) return SystemError("fchmod " + name);
   if (::ftruncate(fd, size) != 0) return SystemError("ftruncate " + name);
-  if (::fallocate(fd, 0, 0, size) != 0) return SystemError("allocate " + std::to_string(size_bytes) + " bytes for " + name);
+  if (Status allocated = AllocateFile(fd, 0, size_bytes, name); !allocated) return allocated.error();
   Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
@@ -116,11 +109,12 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   if (::fstat(fd.get(), &info) != 0) return SystemError("fstat " + what);
   if (static_cast<std::size_t>(info.st_size) != size_bytes)
     return MakeError(Errc::kInvalidArgument, what + ": it has " + std::to_string(info.st_size));
-  if (size_bytes > InstalledBytes()) return SystemError("allocate " + what, ENOMEM);
   if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDWR) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
   // Going over memory that is there already takes as long as making it.
   const bool allocated = static_cast<std::size_t>(info.st_blocks) * 512 >= size_bytes;
-  if (!allocated && ::fallocate(fd.get(), 0, 0, info.st_size) != 0) return SystemError("allocate " + what);
+  if (!allocated) {
+    if (Status made = AllocateFile(fd.get(), 0, size_bytes, what); !made) return made.error();
+  }
   Result<ipc::mapped_region> mapping = Map(fd.get(), ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   OwnedMemory memory;
@@ -197,7 +191,10 @@ bool OnOrdinaryPages(int fd) noexcept {
 
 Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
-  if (size_bytes > InstalledBytes()) return SystemError("make " + std::to_string(size_bytes) + " bytes for " + name, ENOMEM);
+  // Its owner allocates it, and is charged for it.
+  if (pool == PagePool::kOrdinary) {
+    if (Status fits = CheckFileSize(size_bytes, name); !fits) return fits.error();
+  }
   const unsigned pages = pool == PagePool::kReservedHuge ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
   UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | pages));
   if (!fd) return SystemError("memfd_create " + name);

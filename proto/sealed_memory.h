@@ -38,12 +38,13 @@ class OwnedMemory {
   OwnedMemory& operator=(OwnedMemory&& other) noexcept;
 
   // `name` shows up in /proc/PID/maps. Contents start as zeros.
-  // kInvalidArgument: size 0. kSystem: memfd_create, fallocate (ENOSPC, ENOMEM), mmap or fcntl failed.
+  // kInvalidArgument: size 0. kResourceExhausted: this process may not have so much (proto/memory_room.h).
+  // kSystem, kUnsupported: that can't be told, or memfd_create, mmap or fcntl failed.
   [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
 
   // Maps granted memory of exactly `size_bytes` and allocates what of it is not yet.
   // kPermissionDenied: a seal is missing, or the descriptor can't be written. kInvalidArgument: another size.
-  // kSystem: fallocate or mmap failed.
+  // kResourceExhausted, kUnsupported as for Create. kSystem: fallocate or mmap failed.
   [[nodiscard]] static Result<OwnedMemory> Take(UniqueFd fd, std::size_t size_bytes, HugePages huge = HugePages::kNever);
 
   // Asks for huge pages in [offset, offset + bytes), both multiples of 2 MiB. A refusal only costs speed.
@@ -104,7 +105,8 @@ enum class PagePool {
 };
 
 // kvmd's side of granted memory: a read-write descriptor of zeroes, not allocated yet (its owner does that, in its
-// own time). kInvalidArgument: size 0. kSystem: memfd_create, ftruncate or fcntl failed.
+// own time, and in its own control group). kInvalidArgument: size 0. kResourceExhausted: the machine has not that much.
+// kSystem: memfd_create, ftruncate or fcntl failed.
 [[nodiscard]] Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool = PagePool::kOrdinary);
 // A descriptor of the same memory that can only be mapped read-only. kSystem: this process may not open it.
 [[nodiscard]] Result<UniqueFd> ReopenReadOnly(int fd);

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Installs what building (and with --lint checking, with --bench measuring, with --python the Python package)
-# needs, from the distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
+# Installs what building (and with --lint checking, with --bench measuring, with --python the Python package, with
+# --systemd the test of the unit under a real systemd) needs, from the distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
 set -euo pipefail
 
 lint=no
 bench=no
 python=no
+systemd=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
     --bench) bench=yes ;;
     --python) python=yes ;;
+    --systemd) systemd=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd]"
       exit 0
       ;;
     *)
@@ -40,6 +42,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
   libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
+[ "$systemd" = yes ] && packages+=(systemd-container debootstrap util-linux)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -14,4 +14,6 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_sessions.cc
   unit/test_leases.cc
   unit/test_registry.cc
+  support/temp_dir.cc
+  unit/test_start_lock.cc
   unit/test_tier_blocks.cc)

@@ -87,6 +87,26 @@ std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status) {
            "vLLM connector and Transformers cache never offer: --host-cache-admission publish or second-hit is for them"}};
 }
 
+std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status) {
+  constexpr std::size_t kNamed = 4;
+  std::uint64_t bytes = 0;
+  std::size_t count = 0;
+  std::string named;
+  for (const kvmwire::OrphanStatus& orphan : status.orphan_list()) {
+    if (!orphan.host_memory() || orphan.owner_runs()) continue;
+    bytes += orphan.bytes();
+    if (++count > kNamed) continue;
+    named += (count > 1 ? ", " : "") + Printable(orphan.region()) + " (" + HumanBytes(orphan.bytes()) + ", of process " +
+             std::to_string(orphan.owner_pid()) + " of user " + std::to_string(orphan.owner_uid()) + ", ";
+    named += orphan.held() ? "kept while leases hold it)" : HumanSeconds((orphan.left_ms() + 999) / 1000) + " left)";
+  }
+  if (count == 0) return {};
+  if (count > kNamed) named += " and " + std::to_string(count - kNamed) + " more";
+  return {{"memory of dead workers", Verdict::kWarn,
+           HumanBytes(bytes) + " of host memory are kept for the next owner and still count against the dead one's pod or unit: " + named +
+               ". kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept"}};
+}
+
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology) {
   std::vector<Check> checks;
   if (toolkit.empty()) {

@@ -26,6 +26,10 @@ std::vector<Check> CheckClientList(const kvmwire::StatusReply& status);
 // What the host cache does not get. Nothing without a host cache.
 std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
 
+// Host memory of dead workers, which counts against the pods and units in which it was used: how much, whose, until when.
+// None is the healthy state.
+std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status);
+
 // Whether this kvctl can see GPUs, and whether they reach each other. That there is no CUDA or no GPU is no
 // finding. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology);

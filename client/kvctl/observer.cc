@@ -64,9 +64,10 @@ Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds 
   return observer;
 }
 
-Result<kvmwire::StatusReply> Observer::QueryStatus(bool with_clients) {
+Result<kvmwire::StatusReply> Observer::QueryStatus(bool with_clients, bool with_orphans) {
   kvmwire::StatusQuery query;
   query.set_clients(with_clients);
+  query.set_orphans(with_orphans);
   return Query(query);
 }
 

@@ -25,7 +25,7 @@ class Observer {
   const kvmwire::HelloReply& hello() const noexcept { return hello_; }
   const RegistryView& registry() const noexcept { return registry_; }
 
-  [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients);
+  [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients, bool with_orphans = false);
   [[nodiscard]] Result<kvmwire::StatusReply> QueryLeases();
   // Waits for importers as long as the request says.
   [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);

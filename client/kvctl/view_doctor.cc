@@ -73,7 +73,7 @@ class Doctor {
     }
     observer_ = std::move(*observer);
     Result<std::chrono::nanoseconds> ping = observer_->Ping();
-    Result<kvmwire::StatusReply> status = observer_->QueryStatus(true);
+    Result<kvmwire::StatusReply> status = observer_->QueryStatus(true, true);
     if (!ping || !status) {
       const Error& error = !ping ? ping.error() : status.error();
       Add("answer", Verdict::kFail, error.ToString());
@@ -135,6 +135,7 @@ class Doctor {
         HumanCount(status_.protocol_errors()) + " since kvmd started");
     AddAll(CheckClientList(status_));
     AddAll(CheckHostCache(status_));
+    AddAll(CheckOrphans(status_));
   }
 
   // What a worker does at start, as far as it leaves no trace.

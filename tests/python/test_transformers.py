@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, MambaConfig, Qwen2Config
 
+from kvclient import KeyChain
 from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.transformers import Marketplace, rope_of, spec_of
 from kvclient.transformers.spec import attention_layers
 from support.models import make_model, prompt
+from support.waiting import eventually
 from support.worker import Worker
 
 BLOCK = 16
@@ -334,3 +336,18 @@ def test_processes_that_start_early_and_late_share_both_ways(
     assert late.call("generate", second[0].tolist(), 8) == expected[1]
     assert early.call("generate", second[0].tolist(), 8) == expected[1]
     assert early.call("stats")["blocks_imported"] == 7
+
+
+def test_a_marketplace_that_is_killed_leaves_no_memory_behind(
+    market: Callable[..., Marketplace], kvmd: PrivateDaemon, start_worker: Callable[..., Worker]
+) -> None:
+    owner = start_worker("support.model_worker", kvmd.socket, "llama", "owner")
+    peer = market()
+    ids = prompt(64)
+    chain = KeyChain(peer.client.declare_model(peer.spec))
+    keys = chain.extend(ids[0].tolist())
+    owner.call("generate", ids[0].tolist(), 4)
+    eventually(lambda: len(peer.client.find(keys)) > 0)
+    owner.kill()
+    eventually(lambda: len(peer.client.find(keys)) == 0)
+    assert peer.client.reclaim_orphans().regions == 0

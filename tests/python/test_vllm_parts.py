@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,11 @@ from kvclient.vllm.keys import RequestKeys, digest_files
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stats import Counters
+from support.cpu_store_worker import SPEC as SPEC_OF_CPU_STORE
 from support.paged_engine import Cached as CachedRequests
 from support.paged_engine import NewRequest, Output, Pool, Request
+from support.waiting import eventually
+from support.worker import Worker
 
 SPEC = kvclient.ModelSpec(
     model_id="m",
@@ -429,6 +433,17 @@ def test_loads_that_fail_one_after_the_other_are_given_up_for_a_while(
     monkeypatch.setattr("kvclient.vllm.scheduler.time.perf_counter", lambda: now + 61)
     assert failing(offered, "later") == 28  # one is tried
     assert failing(offered, "and later") == 0
+
+
+def test_an_engine_on_a_cpu_leaves_no_memory_behind(kvmd: PrivateDaemon, start_worker: Callable[..., Worker]) -> None:
+    owner = start_worker("support.cpu_store_worker", kvmd.socket, "owner")
+    client = kvclient.Client(kvmd.socket, name="peer")
+    keys = kvclient.KeyChain(client.declare_model(SPEC_OF_CPU_STORE)).extend(list(range(16)))
+    owner.call("publish", list(range(16)))
+    eventually(lambda: len(client.find(keys)) == 4)
+    owner.kill()
+    eventually(lambda: len(client.find(keys)) == 0)
+    assert client.reclaim_orphans().regions == 0
 
 
 def test_counters_are_taken_once() -> None:

@@ -35,14 +35,18 @@ bool SleepMs(int ms) {
   return true;
 }
 
-KvmdProcess::KvmdProcess(std::vector<std::string> options) : options_(std::move(options)) { Start(); }
+KvmdProcess::KvmdProcess(std::vector<std::string> options, std::vector<std::string> prefix)
+    : options_(std::move(options)), prefix_(std::move(prefix)) {
+  Start();
+}
 
 KvmdProcess::~KvmdProcess() {
   if (std::uncaught_exceptions() > 0) std::cerr << "kvmd's log:\n" << Log() << std::endl;
 }
 
 void KvmdProcess::Start() {
-  std::vector<std::string> arguments{KvmdBinary(), "--socket", socket()};
+  std::vector<std::string> arguments = prefix_;
+  arguments.insert(arguments.end(), {KvmdBinary(), "--socket", socket()});
   // Small tables, so that a test starts a kvmd in milliseconds.
   if (std::find(options_.begin(), options_.end(), "--max-entries") == options_.end())
     arguments.insert(arguments.end(), {"--max-entries", "100000"});

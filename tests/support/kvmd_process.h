@@ -16,8 +16,9 @@ std::string KvmdBinary();
 
 class KvmdProcess {
  public:
-  // Starts kvmd with `options` and waits until it accepts connections.
-  explicit KvmdProcess(std::vector<std::string> options = {});
+  // Starts kvmd with `options` and waits until it accepts connections. `prefix`: a command that becomes kvmd, whose command
+  // line follows.
+  explicit KvmdProcess(std::vector<std::string> options = {}, std::vector<std::string> prefix = {});
   ~KvmdProcess();
 
   const TempDir& dir() const noexcept { return dir_; }
@@ -35,7 +36,7 @@ class KvmdProcess {
 
  private:
   TempDir dir_;
-  std::vector<std::string> options_;
+  std::vector<std::string> options_, prefix_;
   ChildProcess process_;
 };
 

@@ -2,8 +2,8 @@
 // say. The copies are the test's own.
 #include <sys/mman.h>
 
-#include "daemon/machine_memory.h"
 #include "daemon/seen_keys.h"
+#include "proto/memory_room.h"
 #include "tests/support/broker_node.h"
 #include "tests/support/random.h"
 #include "tests/support/stowing.h"
@@ -149,8 +149,24 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
   }
   SECTION("more than the machine has") {
     Config config;
-    config.host_cache_bytes = daemon::UsableMemoryBytes() + 1;
+    const Result<MemoryRoom> room = MemoryRoom::Read();
+    KVM_REQUIRE_OK(room);
+    config.host_cache_bytes = room->smallest().limit_bytes + 1;
     KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--host-cache");
+  }
+  SECTION("more than the machine has beside the registries") {
+    Config config;
+    const Result<MemoryRoom> room = MemoryRoom::Read();
+    KVM_REQUIRE_OK(room);
+    config.host_cache_bytes = room->smallest().limit_bytes / 2;
+    config.max_entries = room->smallest().limit_bytes / 1000;  // a registry is about a twelfth of the machine
+    config.max_domains = 4;
+    KVM_REQUIRE_OK(CheckHostCache(config));
+    KVM_CHECK_ERROR(CheckHostCache(config, /*restored=*/true), Errc::kInvalidArgument, "beside 8 registries");
+    config.max_domains = 8;
+    KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--max-domains");
+    config.domain_mode = daemon::DomainMode::kNode;
+    KVM_REQUIRE_OK(CheckHostCache(config));
   }
   SECTION("a quota that is less than a chunk") {
     Config config = CacheOf(4);

@@ -139,6 +139,33 @@ TEST_CASE("Doctor: a client's reason is shown without what would harm a terminal
   CHECK(Lines(CheckClientList(status)).find("It gave no reason") != std::string::npos);
 }
 
+TEST_CASE("Doctor: host memory of dead workers is a finding: how much, whose, until when, and how to get it back", "[unit]") {
+  kvmwire::StatusReply status;
+  CHECK(CheckOrphans(status).empty());
+  const auto add = [&](const std::string& name, bool host_memory) -> kvmwire::OrphanStatus& {
+    kvmwire::OrphanStatus& orphan = *status.add_orphan_list();
+    orphan.set_region(name);
+    orphan.set_owner_pid(77);
+    orphan.set_owner_uid(1000);
+    orphan.set_bytes(std::uint64_t{1} << 30);
+    orphan.set_host_memory(host_memory);
+    orphan.set_left_ms(120'000);
+    return orphan;
+  };
+  add("gpu-pool", false);
+  add("away", true).set_owner_runs(true);
+  CHECK(CheckOrphans(status).empty());
+  add("pool\x1b", true);
+  add("held", true).set_held(true);
+  CHECK(
+      Lines(CheckOrphans(status)) ==
+      "warn memory of dead workers: 2.0 GiB of host memory are kept for the next owner and still count against the dead one's pod or unit: "
+      "pool? (1.0 GiB, of process 77 of user 1000, 2 min left), held (1.0 GiB, of process 77 of user 1000, kept while leases hold it). "
+      "kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept\n");
+  for (int i = 0; i < 5; ++i) add("more", true);
+  CHECK(Lines(CheckOrphans(status)).find("and 3 more") != std::string::npos);
+}
+
 TEST_CASE("Regions: they are summed up by memory", "[unit]") {
   const std::vector<RegionGroup> groups = GroupByMemory({RegionOn(kHostMemory), RegionOn(Gpu(0).uuid), RegionOn(kHostMemory)});
   REQUIRE(groups.size() == 2);

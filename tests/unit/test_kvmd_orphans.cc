@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "proto/memory_room.h"
 #include "tests/support/broker_node.h"
 #include "tests/support/fork.h"
 #include "tests/support/open_fds.h"
@@ -435,6 +436,127 @@ TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
   node.Handle(root, request);
   node.WorkAll();
   CHECK(root_peer.Take(Body::kReclaimReply).message.reclaim_reply().regions() == 1);
+}
+
+TEST_CASE("kvmd orphans: who asks for memory for a region gets it when what its dead owner left is given back", "[unit]") {
+  Node node;
+  FakePeer first_peer, importer_peer, other_peer, second_peer;
+  const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1), other = node.Join(other_peer, kDeadPid + 2, 1001);
+  WireRegion pool = node.Granted(first, first_peer, "pool", 4), kept = node.Granted(first, first_peer, "kept", 4);
+  node.Register(first, first_peer, pool);
+  node.Register(first, first_peer, kept);
+  WireRegion others = node.Granted(other, other_peer, "pool", 4);
+  node.Register(other, other_peer, others);
+  node.broker.Leave(first, true);
+  node.broker.Leave(other, true);
+  const ClientId second = node.Join(second_peer, kDeadPid + 1);
+  kvmwire::ClientMessage message;
+  message.set_request_id(5);
+  kvmwire::AllocateMemory& request = *message.mutable_allocate_memory();
+  request.add_size_bytes(4096);
+  *request.mutable_for_region() = pool.descriptor;
+  SECTION("of the same name") {}
+  SECTION("of other blocks of the same model and shard") {
+    request.mutable_for_region()->set_name("new");
+    for (kvmwire::GeometryPart& part : *request.mutable_for_region()->mutable_parts()) {
+      part.set_chunk_bytes(32);
+      part.set_block_stride(32);
+    }
+  }
+  const bool all = request.for_region().name() == "new";
+  importer_peer.sent.clear();
+  second_peer.sent.clear();
+  node.Handle(second, message);
+  node.WorkAll();
+  CHECK_FALSE(second_peer.Has(Body::kReclaimReply));  // an importer has it mapped
+  for (int left = all ? 2 : 1; left > 0; --left) {
+    const kvmwire::RegionWithdraw withdraw = importer_peer.Take(Body::kRegionWithdraw).message.region_withdraw();
+    kvmwire::ClientMessage ack;
+    ack.mutable_withdraw_ack()->set_region(withdraw.region());
+    ack.mutable_withdraw_ack()->set_region_epoch(withdraw.region_epoch());
+    node.Handle(importer, ack);
+  }
+  CHECK_FALSE(importer_peer.Has(Body::kRegionWithdraw));
+  // The second one's own acknowledgements: it had been told of them, too.
+  while (second_peer.Has(Body::kRegionWithdraw)) {
+    const kvmwire::RegionWithdraw withdraw = second_peer.Take(Body::kRegionWithdraw).message.region_withdraw();
+    kvmwire::ClientMessage ack;
+    ack.mutable_withdraw_ack()->set_region(withdraw.region());
+    ack.mutable_withdraw_ack()->set_region_epoch(withdraw.region_epoch());
+    node.Handle(second, ack);
+  }
+  node.WorkAll();
+  const Received answer = second_peer.Take(Body::kReclaimReply);
+  CHECK(answer.message.request_id() == 5);
+  CHECK(answer.message.reclaim_reply().regions() == (all ? 2 : 1));
+  CHECK(answer.message.reclaim_reply().still_mapped() == 0);
+  CHECK(answer.fds.size() == 1);
+  CHECK(node.Domain().orphans() == (all ? 0 : 1));
+  CHECK(node.Domain(1001).orphans() == 1);
+}
+
+TEST_CASE("kvmd orphans: memory for a region waits for importers until the deadline, and a living owner's region stays", "[unit]") {
+  Node node;
+  FakePeer first_peer, importer_peer, second_peer;
+  Sleeper process;
+  const ClientId first = node.Join(first_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
+  node.Join(importer_peer, 1);
+  WireRegion pool = node.Granted(first, first_peer, "pool", 4);
+  node.Register(first, first_peer, pool);
+  node.broker.Leave(first, false);
+  const ClientId second = node.Join(second_peer, kDeadPid + 1);
+  second_peer.sent.clear();
+  kvmwire::ClientMessage message;
+  *message.mutable_allocate_memory()->mutable_for_region() = pool.descriptor;
+  message.mutable_allocate_memory()->set_ack_timeout_ms(1000);
+  node.Handle(second, message);
+  CHECK(second_peer.Take(Body::kEmpty).fds.empty());  // its process runs: nothing of it is given up
+  CHECK(node.Domain().orphans() == 1);
+  process.Kill();
+  node.Handle(second, message);
+  node.WorkAll();
+  CHECK_FALSE(second_peer.Has(Body::kReclaimReply));
+  node.broker.Tick(std::chrono::steady_clock::now() + seconds(2));
+  CHECK(second_peer.Take(Body::kReclaimReply).message.reclaim_reply().still_mapped() == 1);
+}
+
+TEST_CASE("kvmd orphans: pieces of memory that are too much together are refused, though each would fit", "[unit]") {
+  const Result<InstalledMemory> installed = ReadInstalledMemory();
+  KVM_REQUIRE_OK(installed);
+  Node node;
+  FakePeer peer;
+  const ClientId worker = node.Join(peer);
+  kvmwire::ClientMessage message;
+  for (int i = 0; i < 100; ++i) message.mutable_allocate_memory()->add_size_bytes(installed->bytes / 50);
+  node.Handle(worker, message);
+  CheckSays(peer.TakeError(), "are left");
+}
+
+TEST_CASE("kvmd orphans: the status lists them for who asks, with the time that they have left", "[unit]") {
+  Node node;
+  FakePeer first_peer, observer_peer;
+  const ClientId first = node.Join(first_peer);
+  WireRegion pool = node.Granted(first, first_peer, "pool", 4);
+  node.Register(first, first_peer, pool);
+  node.broker.Leave(first, true);
+  const ClientId observer = node.Join(observer_peer, 1, 1000, kvmwire::OBSERVER);
+  kvmwire::ClientMessage query;
+  query.mutable_status_query();
+  node.Handle(observer, query);
+  CHECK(observer_peer.Take(Body::kStatusReply).message.status_reply().orphan_list_size() == 0);
+  query.mutable_status_query()->set_orphans(true);
+  node.Handle(observer, query);
+  const kvmwire::StatusReply status = observer_peer.Take(Body::kStatusReply).message.status_reply();
+  REQUIRE(status.orphan_list_size() == 1);
+  const kvmwire::OrphanStatus& orphan = status.orphan_list(0);
+  CHECK(orphan.region() == "pool");
+  CHECK(orphan.owner_uid() == 1000);
+  CHECK(orphan.owner_pid() == kDeadPid);
+  CHECK(orphan.bytes() == 4 * 64);
+  CHECK(orphan.host_memory());
+  CHECK_FALSE(orphan.owner_runs());
+  CHECK(orphan.left_ms() > 0);
+  CHECK(orphan.left_ms() <= 300'000);
 }
 
 TEST_CASE("kvmd orphans: granted memory is of the sizes asked for, and too much or none is refused", "[unit]") {

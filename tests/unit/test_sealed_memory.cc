@@ -170,7 +170,7 @@ TEST_CASE("Sealed memory: a size of 0 and a size beyond the machine are errors, 
       const int fds = test::OpenFds();
       const Result<OwnedMemory> memory = OwnedMemory::Create("kvm:test", size, huge);
       REQUIRE_FALSE(memory);
-      CHECK(memory.error().code == Errc::kSystem);
+      CHECK(memory.error().code == Errc::kResourceExhausted);
       CHECK(memory.error().sys_errno != 0);
       CHECK(test::OpenFds() == fds);
     }
@@ -304,7 +304,7 @@ TEST_CASE("Granted memory: can't be resized or sealed against its next holder", 
   const UniqueFd unsealed = RawMemfd(kBytes, true, 0);
   KVM_CHECK_ERROR(OwnedMemory::Take(UniqueFd(::fcntl(unsealed.get(), F_DUPFD_CLOEXEC, 0)), kBytes), Errc::kPermissionDenied, "sealed");
   KVM_CHECK_ERROR(CreateGrantable("kvm:granted", 0), Errc::kInvalidArgument, "size is 0");
-  KVM_CHECK_ERROR(CreateGrantable("kvm:granted", std::size_t{1} << 50), Errc::kSystem, "");
+  KVM_CHECK_ERROR(CreateGrantable("kvm:granted", std::size_t{1} << 50), Errc::kResourceExhausted, "this machine has");
 }
 
 TEST_CASE("Shared memory: who can write it is told from seals, owner and descriptor", "[unit]") {

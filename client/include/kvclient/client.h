@@ -129,9 +129,13 @@ class Client {
   // Declared models with the same model_id that differ from `model`: the fields are named.
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
-  // Allocates memory that peers can map, and registers it. The memory is zeroed.
-  // kBadGeometry, the part named; kInvalidArgument: a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region table
-  // or memory full; kDeadlineExceeded. While offline it succeeds and is registered on connecting.
+  // Allocates memory that peers can map, and registers it. The memory is zeroed. What a dead process of this user has left
+  // under the same name is given back first (half of the time until `deadline` is for importers to unmap it), and what others
+  // have left on the device, if memory is short.
+  // kBadGeometry, the part named; kInvalidArgument: a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region
+  // table full, or no memory: more than the machine or a control group of this process has left, the figures named;
+  // kUnsupported, kSystem: what it has left can't be told; kDeadlineExceeded. While offline it succeeds and is registered on
+  // connecting.
   //
   // With options.device, memory of that GPU; kUnsupported, kNotFound: there is no such GPU, or no CUDA.
   // The first call for a GPU creates its context (some 100 ms) and maps for it what is known already.

@@ -59,7 +59,8 @@ struct RegionOptions {
   StowMode stow = StowMode::kAuto;
   // Should this process die, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be imported,
   // and Client::AdoptRegion gives it to a process that takes this one's place. False: it is freed at once, which is
-  // right for GPU memory that a restarted process would rather allocate anew. cuda_ipc memory always goes.
+  // right for memory that a restarted process would rather allocate anew: host memory goes on counting against the pod or
+  // unit that it was used in, GPU memory is missing on its GPU. cuda_ipc memory always goes.
   // An end in good order (destructors, Unregister) leaves nothing, whatever this says.
   bool outlives_owner = true;
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.

@@ -128,9 +128,9 @@ class Marketplace:
         self._declared = self.client.declare_model(self.spec)
         shape = [pool_blocks, self.spec.num_layers, 2, self.spec.num_kv_heads, block_tokens, self.spec.head_size]
         block_bytes = model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
-        # Host memory: a model on a GPU copies to and from it.
+        # Host memory: a model on a GPU copies to and from it. Nobody adopts it, so it goes with this process.
         self.region = self.client.allocate_region(
-            self._declared, Geometry.contiguous(pool_blocks, block_bytes), name=name
+            self._declared, Geometry.contiguous(pool_blocks, block_bytes), name=name, outlives_owner=False
         )
         self._store = HostStore(self.client, self.region, publish=publish, import_timeout_s=import_timeout_s)
         self._memory = view(self.region, shape, model.dtype)

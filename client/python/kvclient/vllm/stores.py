@@ -231,7 +231,10 @@ def share(
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
     geometry = Geometry.contiguous(count, layout.block_bytes)
-    region = client.allocate_region(model, geometry, name=name, shard=shard, checksums=options.verify)
+    # An engine that is started anew allocates anew: what a dead one leaves would be missing then.
+    region = client.allocate_region(
+        model, geometry, name=name, shard=shard, checksums=options.verify, outlives_owner=False
+    )
     return HostMemory(client, region, layout, options, counters)
 
 

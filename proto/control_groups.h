@@ -1,0 +1,31 @@
+// The memory limits of the control groups that this process is in: cgroup v1 and v2, from its own group up to the
+// outermost one that it can see.
+//
+// /proc/self/cgroup names the group, /proc/self/mountinfo says where groups can be looked at and which of them the mount
+// begins at (a container often sees its own group as the root). A limit that is there and can't be read is an error:
+// nobody may take it for plenty.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kvm/error.h"
+
+namespace kvm {
+
+inline constexpr std::uint64_t kNoMemoryLimit = std::numeric_limits<std::uint64_t>::max();
+
+// Something that allows a process so much memory and not more.
+struct MemoryLevel {
+  std::string name;                            // for people: "this machine", "control group /sys/fs/cgroup/x"
+  std::uint64_t limit_bytes = kNoMemoryLimit;  // what it allows
+  std::uint64_t available_bytes = 0;           // of it, not in use, or in use by what the kernel gives up for others
+};
+
+// Those that have a limit, innermost first; none: no group limits this process. `root`: "", or a directory that stands
+// for / (tests). kSystem, kUnsupported: what limit there is can't be told; the message says why.
+[[nodiscard]] Result<std::vector<MemoryLevel>> ReadControlGroups(const std::string& root = {});
+
+}  // namespace kvm

@@ -1,0 +1,127 @@
+"""A small machine with systemd of its own: a root directory that systemd-nspawn boots, and commands in it."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+PATIENCE_S = 60
+POWER_OFF = signal.SIGRTMIN + 4  # to systemd as process 1
+MEMORY_V1 = pathlib.Path("/sys/fs/cgroup/memory")
+
+
+def eventually(what, done, patience_s=PATIENCE_S):
+    """Wait until `done` returns something true, and return that."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        answer = done()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what} did not come about in {patience_s} s"
+        time.sleep(0.05)
+
+
+class Machine:
+    """Boots a copy of `root` in `folder`. `install(root)` puts into it what it needs before."""
+
+    def __init__(self, root, folder, install):
+        """Nothing runs yet."""
+        self.folder = pathlib.Path(folder)
+        self.root = self.folder / "root"
+        self.log = self.folder / "console.log"
+        self.nspawn = None
+        self.leader = 0
+        self.group = None
+        subprocess.run(["cp", "-a", "--reflink=auto", str(root), str(self.root)], check=True)
+        install(self.root)
+
+    def __enter__(self):
+        """Boot, and wait until everything has started."""
+        enter = []
+        if (MEMORY_V1 / "cgroup.procs").exists():
+            # So that nothing of it is left in the group that the test runs in.
+            self.group = MEMORY_V1 / f"kvmd-test-systemd-{os.getpid()}"
+            self.group.mkdir()
+            enter = ["/bin/sh", "-c", f'echo $$ > {self.group}/cgroup.procs && exec "$0" "$@"']
+        command = ["systemd-nspawn", "-bD", str(self.root), "--register=no", "--keep-unit", "--console=pipe", "--quiet"]
+        with open(self.log, "wb") as log:
+            self.nspawn = subprocess.Popen(enter + command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            self.leader = eventually("the machine's first process", self._find_leader)
+            eventually(
+                "the machine's start",
+                lambda: self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"),
+            )
+            if self.group is not None:
+                # systemd-nspawn leaves cgroup v1 read-only, so that limits of units would not be set.
+                self.run("mount", "-o", "remount,bind,rw", str(MEMORY_V1))
+                self.run("systemctl", "daemon-reexec")
+                eventually("systemd's second start", lambda: self.run("systemctl", "is-system-running").returncode == 0)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Switch off, in good order if it takes its time."""
+        if self.leader:
+            os.kill(self.leader, POWER_OFF)
+        try:
+            self.nspawn.wait(20 if self.leader else 0)
+        except subprocess.TimeoutExpired:
+            self.nspawn.kill()
+            self.nspawn.wait()
+        if self.group is not None:
+            for folder, _, _ in os.walk(self.group, topdown=False):
+                eventually("an empty group", lambda folder=folder: self._remove(folder), 10)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    @staticmethod
+    def _remove(group):
+        try:
+            os.rmdir(group)
+        except OSError:
+            return not os.path.exists(group)
+        return True
+
+    def _find_leader(self):
+        assert self.nspawn.poll() is None, "systemd-nspawn ended: " + self.log.read_text(errors="replace")
+        children = pathlib.Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children").read_text().split()
+        # It becomes systemd after it has made its namespaces.
+        return next(
+            (
+                int(pid)
+                for pid in children
+                if "systemd" in os.readlink(f"/proc/{pid}/exe") and "nspawn" not in os.readlink(f"/proc/{pid}/exe")
+            ),
+            0,
+        )
+
+    def command(self, *arguments):
+        """The command line that runs `arguments` in the machine."""
+        return [
+            "nsenter",
+            "--target",
+            str(self.leader),
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+            "--",
+            *arguments,
+        ]
+
+    def run(self, *arguments, check=False):
+        """Run to the end; its output as text."""
+        return subprocess.run(
+            self.command(*arguments),
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            stdin=subprocess.DEVNULL,
+        )

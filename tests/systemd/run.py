@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""kvmd's unit under a real systemd: hardening, limits, restarts.
+
+    run.py --root ROOT --build BUILD_DIR --worker BINARY
+
+ROOT is what make_root.sh makes, and is made if it isn't there; BINARY has the child "pod-worker"
+(tests/integration/test_memory_limits.cc). Exit code 77: it can't run here; the reason is said.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from machine import Machine, eventually
+
+HERE = pathlib.Path(__file__).resolve().parent
+SOURCE = HERE.parent.parent
+SOCKET = "/run/kvmd/kvmd.sock"
+
+
+def skip(why):
+    print(f"SKIPPED: {why}")
+    sys.exit(77)
+
+
+def packages_of(binaries):
+    """Of the shared libraries that `binaries` need."""
+    found = set()
+    for binary in binaries:
+        listed = subprocess.run(["ldd", str(binary)], check=True, capture_output=True, text=True).stdout
+        for path in re.findall(r"=> (/\S+)", listed):
+            for name in (path, os.path.realpath(path), path.removeprefix("/usr")):
+                owner = subprocess.run(["dpkg-query", "--search", name], capture_output=True, text=True)
+                if owner.returncode == 0:
+                    found.add(owner.stdout.split(":")[0])
+                    break
+    return sorted(found)
+
+
+class Install:
+    """Puts the programs, the unit and its files to where `cmake --install` does."""
+
+    def __init__(self, build, worker):
+        self.build = build
+        self.worker = worker
+        unit = (build / "systemd/kvmd.service").read_text()
+        start = re.search(r"^ExecStart=(\S+) --config (\S+)", unit, re.M)
+        self.kvmd, self.config = start[1], start[2]
+        self.kvctl = os.path.join(os.path.dirname(self.kvmd), "kvctl")
+
+    def __call__(self, root):
+        files = [
+            (self.build / "bin/kvmd", self.kvmd, 0o755),
+            (self.build / "bin/kvctl", self.kvctl, 0o755),
+            (self.worker, "/usr/local/bin/worker", 0o755),
+            (self.build / "systemd/kvmd.service", "/usr/lib/systemd/system/kvmd.service", 0o644),
+            (SOURCE / "systemd/kvmd.socket", "/usr/lib/systemd/system/kvmd.socket", 0o644),
+            (SOURCE / "systemd/kvmd.sysusers.conf", "/usr/lib/sysusers.d/kvmd.conf", 0o644),
+            (SOURCE / "systemd/kvmd.tmpfiles.conf", "/usr/lib/tmpfiles.d/kvmd.conf", 0o644),
+            (SOURCE / "systemd/kvmd.toml", self.config, 0o644),
+        ]
+        for source, target, mode in files:
+            path = root / target.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path)
+            path.chmod(mode)
+
+
+class Node:
+    """The machine's kvmd."""
+
+    def __init__(self, machine, install):
+        self.machine = machine
+        self.install = install
+        self.shipped = (machine.root / install.config.lstrip("/")).read_text()
+
+    def configure(self, **values):
+        text = self.shipped
+        for key, value in values.items():
+            key = key.replace("_", "-")
+            text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.M)
+            assert count == 1, f"{key} is not in the configuration"
+        (self.machine.root / self.install.config.lstrip("/")).write_text(text)
+
+    def limit(self, memory):
+        """MemoryMax= of the unit; None: none."""
+        drop_in = self.machine.root / "etc/systemd/system/kvmd.service.d/limit.conf"
+        drop_in.parent.mkdir(parents=True, exist_ok=True)
+        drop_in.write_text(f"[Service]\nMemoryMax={memory or 'infinity'}\n")
+        self.systemctl("daemon-reload")
+
+    def systemctl(self, *arguments, check=True):
+        return self.machine.run("systemctl", *arguments, check=check).stdout.strip()
+
+    def shows(self, name):
+        return self.systemctl("show", "--property", name, "--value", "kvmd.service")
+
+    def log(self):
+        return self.machine.run("journalctl", "--unit", "kvmd", "--output", "cat", "--no-pager", check=True).stdout
+
+    def restart(self):
+        """Starts kvmd anew; True: it is ready."""
+        self.systemctl("reset-failed", "kvmd.service", check=False)
+        return self.machine.run("systemctl", "restart", "kvmd.service").returncode == 0
+
+    def refuses_to_start(self, *reasons):
+        before = len(self.log())
+        assert not self.restart(), "kvmd started"
+        said = eventually("the reason", lambda: "start_failed" in self.log()[before:] and self.log()[before:])
+        for reason in reasons:
+            assert reason in said, f"{reason!r} is not among the reasons:\n{said}"
+        self.systemctl("stop", "kvmd.service", "kvmd.socket", check=False)
+        self.systemctl("reset-failed", "kvmd.service", check=False)
+        self.systemctl("start", "kvmd.socket")
+
+    def kvctl(self, *arguments, user=None, check=True):
+        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+        return self.machine.run(*become, self.install.kvctl, *arguments, check=check)
+
+    def regions(self):
+        """{name: state} of root's domain."""
+        regions = json.loads(self.kvctl("regions", "--json").stdout)
+        listed = regions["regions"] if isinstance(regions, dict) else regions
+        return {region["name"]: region["state"] for region in listed}
+
+    def worker(self, name, mib):
+        """A worker with a pool of so many MiB, two blocks of it published."""
+        process = subprocess.Popen(
+            self.machine.command("/usr/local/bin/worker", "--child", "pod-worker", SOCKET, name, str(mib)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        answer = process.stdout.readline().strip()
+        assert answer == "ok", f"worker {name}: {answer}"
+        return process
+
+
+def check_start(node):
+    print("it is ready as systemd starts it, and a user's client works")
+    node.systemctl("enable", "--now", "kvmd.socket", "kvmd.service")
+    assert node.systemctl("is-active", "kvmd.service") == "active"
+    assert "event=listening" in node.log()
+    assert node.kvctl("status").returncode == 0
+    assert node.kvctl("status", user=2001).returncode == 0
+    assert json.loads(node.kvctl("doctor", "--json").stdout)["healthy"]
+
+
+def check_restart(node):
+    print("a restart keeps what systemd stores: a worker's region, and an orphan's")
+    worker = node.worker("pool", 4)
+    assert node.regions() == {"pool": "live"}
+    assert int(node.shows("NFileDescriptorStore")) > 0
+    assert node.restart()
+    assert "event=registry_restored" in node.log()
+    eventually("the worker's return", lambda: node.regions() == {"pool": "live"})
+    assert int(node.shows("NFileDescriptorStore")) > 0
+    inside = [pid for pid in node.machine.run("pidof", "worker").stdout.split()]
+    node.machine.run("kill", "-9", *inside, check=True)
+    worker.kill()
+    worker.wait()
+    eventually("the orphan", lambda: node.regions() == {"pool": "orphan"})
+    assert node.restart()
+    eventually("the orphan after a restart", lambda: node.regions() == {"pool": "orphan"})
+    doctor = node.kvctl("doctor", check=False).stdout
+    assert "memory of dead workers" in doctor, doctor
+    # The next one of its name gets its place, and the memory is given back, by systemd as well.
+    worker = node.worker("pool", 4)
+    assert node.regions() == {"pool": "live"}
+    worker.stdin.close()
+    worker.wait()
+
+
+def check_machine_limit(node):
+    print("a host cache that the machine can't hold is refused, with the reason")
+    node.configure(host_cache='"900T"')
+    node.refuses_to_start("--host-cache: 943718400 MiB are asked for", "allows")
+    node.configure()
+    assert node.restart()
+
+
+def check_unit_limit(node):
+    """False: the machine's systemd sets no limits."""
+    print("MemoryMax= is what kvmd goes by")
+    node.limit("400M")
+    if not applies_limits(node):
+        return False
+    node.configure(host_cache='"300M"', max_domains=1)
+    node.refuses_to_start("--host-cache: 300 MiB are asked for", "allows 400 MiB")
+    node.configure(host_cache='"64M"', max_domains=1)
+    assert node.restart()
+    assert node.kvctl("status").returncode == 0
+    node.limit("60M")
+    node.configure()
+    assert node.restart()
+    before = node.shows("MainPID")
+    refused = node.kvctl("status", check=False)
+    assert refused.returncode != 0, refused.stdout
+    assert "60 MiB of control group" in node.log()
+    assert node.shows("MainPID") == before, "kvmd was killed"
+    node.limit(None)
+    node.configure()
+    assert node.restart()
+    return True
+
+
+def applies_limits(node):
+    """Whether systemd has written the unit's MemoryMax= anywhere."""
+    unit = "system.slice/kvmd.service"
+    for path in (f"/sys/fs/cgroup/{unit}/memory.max", f"/sys/fs/cgroup/memory/{unit}/memory.limit_in_bytes"):
+        text = node.machine.run("cat", path)
+        if text.returncode == 0 and text.stdout.strip() == str(400 << 20):
+            return True
+    return False
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("root", "build", "worker"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
+    for program in ("systemd-nspawn", "debootstrap", "nsenter", "ldd", "dpkg-query"):
+        if shutil.which(program) is None:
+            skip(f"no {program} here (scripts/install_deps.sh --systemd)")
+    build = arguments.build
+    packages = packages_of([build / "bin/kvmd", build / "bin/kvctl", arguments.worker])
+    made = subprocess.run([str(HERE / "make_root.sh"), str(arguments.root), *packages])
+    if made.returncode != 0:
+        sys.exit(made.returncode)
+    install = Install(build, arguments.worker)
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.root.parent) as folder,
+        Machine(arguments.root, folder, install) as machine,
+    ):
+        for command in ("systemd-sysusers", "systemd-tmpfiles --create /usr/lib/tmpfiles.d/kvmd.conf"):
+            machine.run(*command.split(), check=True)
+        node = Node(machine, install)
+        try:
+            check_start(node)
+            check_restart(node)
+            check_machine_limit(node)
+            limited = check_unit_limit(node)
+        except BaseException:
+            print(
+                "kvmd's log:", node.log(), "its state:", node.systemctl("status", "kvmd.service", check=False), sep="\n"
+            )
+            raise
+    if not limited:
+        skip("systemd can't set MemoryMax= in a container here; all else held")
+
+
+if __name__ == "__main__":
+    main()

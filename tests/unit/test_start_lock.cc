@@ -1,0 +1,98 @@
+// Two kvmds that start at once, and others who would like to hold one up.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "daemon/listener.h"
+#include "daemon/start_lock.h"
+#include "tests/catch.h"
+#include "tests/support/temp_dir.h"
+
+namespace kvm::test {
+namespace {
+
+using daemon::Listener;
+using daemon::StartLock;
+
+TEST_CASE("Start lock: who may read the socket's directory can't hold kvmd up", "[unit]") {
+  const TempDir dir;
+  const UniqueFd directory(::open(dir.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  REQUIRE(::flock(directory.get(), LOCK_EX) == 0);  // as any user can who may look at it
+  KVM_REQUIRE_OK(Listener::Open(dir / "kvmd.sock", "0666"));
+}
+
+TEST_CASE("Start lock: nobody else can open it, and it is gone when kvmd listens", "[unit]") {
+  const TempDir dir;
+  const std::string path = dir / "kvmd.sock.lock";
+  {
+    const mode_t before = ::umask(0);
+    const Result<StartLock> lock = StartLock::Take(path);
+    ::umask(before);
+    KVM_REQUIRE_OK(lock);
+    struct stat info {};
+    REQUIRE(::stat(path.c_str(), &info) == 0);
+    CHECK((info.st_mode & 0777) == 0600);
+  }
+  CHECK_FALSE(std::filesystem::exists(path));
+  const Result<Listener> listener = Listener::Open(dir / "kvmd.sock", "0666");
+  KVM_REQUIRE_OK(listener);
+  CHECK_FALSE(std::filesystem::exists(path));
+}
+
+TEST_CASE("Start lock: one that stays held is an error that names the process", "[unit]") {
+  const TempDir dir;
+  const Result<StartLock> held = StartLock::Take(dir / "kvmd.sock.lock");
+  KVM_REQUIRE_OK(held);
+  KVM_CHECK_ERROR(Listener::Open(dir / "kvmd.sock", "0666"), Errc::kAlreadyExists,
+                  "process " + std::to_string(::getpid()) + " has held the lock");
+}
+
+TEST_CASE("Start lock: a file that a crash has left is taken over", "[unit]") {
+  const TempDir dir;
+  const UniqueFd left(::open((dir / "kvmd.sock.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  REQUIRE(left);
+  KVM_REQUIRE_OK(Listener::Open(dir / "kvmd.sock", "0666"));
+}
+
+TEST_CASE("Start lock: what others have put in its place is refused, not waited for", "[unit]") {
+  const TempDir dir;
+  const std::string path = dir / "kvmd.sock.lock";
+  const auto refused = [&](const std::string& reason) {
+    const Result<Listener> listener = Listener::Open(dir / "kvmd.sock", "0666");
+    REQUIRE_FALSE(listener);
+    INFO(listener.error().ToString());
+    CHECK(listener.error().message.find(reason) != std::string::npos);
+    CHECK(listener.error().message.find(path) != std::string::npos);
+  };
+  SECTION("a file that others can open") {
+    std::ofstream file(path);
+    REQUIRE(::chmod(path.c_str(), 0666) == 0);
+    refused("remove it");
+  }
+  SECTION("another user's file") {
+    if (::geteuid() != 0) KVM_SKIP("needs root, to make another user's file");
+    std::ofstream file(path);
+    REQUIRE(::chmod(path.c_str(), 0600) == 0);
+    REQUIRE(::chown(path.c_str(), 2001, 2001) == 0);
+    refused("of user 2001");
+  }
+  SECTION("a pipe") {
+    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+    refused("remove it");
+  }
+  SECTION("a link") {
+    REQUIRE(::symlink("/dev/zero", path.c_str()) == 0);
+    refused("open the lock");
+  }
+  SECTION("a directory") {
+    REQUIRE(::mkdir(path.c_str(), 0700) == 0);
+    refused("open the lock");
+  }
+}
+
+}  // namespace
+}  // namespace kvm::test
