@@ -103,6 +103,8 @@ class PeerTable {
   std::uint64_t StartConnection(RegistryView registry);
   void DropPrevious();
 
+  // Whether a region is mapped in this row, of this connection.
+  bool Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch) const;
   void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping);
   // Forgets the region wherever it is known and retires its mapping.
   void Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
