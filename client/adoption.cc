@@ -95,6 +95,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
   const kvmwire::AdoptRegionReply& reply = (*adoption->reply)->message.adopt_region_reply();
   const std::size_t needed = 2 + static_cast<std::size_t>(reply.descriptor_().segments_size());
   Result<std::shared_ptr<Region::Impl>> made = MakeError(Errc::kProtocol, "kvmd gave a region without its descriptors");
+  if ((*adoption->reply)->lost_fds) made = *(*adoption->reply)->lost_fds;
   if ((*adoption->reply)->fds.size() == needed)
     made = Region::Impl::Adopt(model, std::move(region), devices, *device, reply, std::move((*adoption->reply)->fds));
   if (!made) {

@@ -17,10 +17,10 @@ constexpr std::chrono::seconds kPreviousEpochGrace{10};
 
 Client::Impl::Impl(ClientOptions options_)
     : options(std::move(options_)),
-      mapper(devices, peers, options.max_mapped_regions),
+      mapper(devices, peers, options.max_mapped_regions, [this] { link.mailbox()->Wake(); }),
       link(options, Link::Events{[this](const kvmwire::HelloReply& hello, Fds fds) { return OnConnected(hello, std::move(fds)); },
-                                 [this](const kvmwire::ServerMessage& message, Fds fds) { OnAnnounced(message, std::move(fds)); },
-                                 [this] { OnDisconnected(); }, [this] { OnTick(); }}) {}
+                                 [this](const kvmwire::ServerMessage& message, Result<Fds> fds) { OnAnnounced(message, std::move(fds)); },
+                                 [this] { return mapper.TakesMore(); }, [this] { OnDisconnected(); }, [this] { OnTick(); }}) {}
 
 Client::Impl::~Impl() { Stop(); }
 
@@ -107,7 +107,7 @@ void Client::Impl::OnDisconnected() {
   publish_answered_.notify_all();
 }
 
-void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Fds fds) {
+void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds> fds) {
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce: mapper.Announce(connection_, message.region_announce(), std::move(fds)); return;
@@ -149,6 +149,7 @@ void Client::Impl::OnTick() {
   }
   if (drop_previous) peers.DropPrevious();
   if (mapper.TakeRetry()) Redeclare();
+  RegisterRefused();
   Pump();
   if (const kvmwire::ClientMessage uses = host_cache_uses.Take(); uses.host_cache_use().runs_size() > 0) link.Post(uses);
   const ClientStats now = Stats();

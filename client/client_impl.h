@@ -85,7 +85,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
 
  private:
   Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
-  void OnAnnounced(const kvmwire::ServerMessage& message, Fds fds);
+  void OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds> fds);
   void OnDisconnected();
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
@@ -100,6 +100,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
   // Ends a region's blocks and all that this client does with it. The message that tells kvmd, if that has it registered.
   std::optional<kvmwire::ClientMessage> LetGo(Region::Impl& region, Deadline deadline);
+  void RegisterRefused();  // what kvmd had no room for, after a pause that doubles
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered);
   // Asks kvmd for memory that can outlive this process; nothing if the region need not, or kvmd is away.
   GrantMemory GrantUntil(const RegionOptions& region, Deadline deadline);
@@ -110,7 +111,10 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void Pump();  // sends deferred records of all regions, as far as the window allows
   std::vector<std::shared_ptr<Region::Impl>> Regions() const;
 
-  std::uint64_t connection_ = 0;  // PeerTable's number; the link's thread only
+  // The link's thread only.
+  std::uint64_t connection_ = 0;  // PeerTable's number
+  std::chrono::milliseconds refused_pause_{0};
+  Deadline refused_until_ = Deadline::min();
 
   mutable std::mutex mutex_;  // desired state
   std::condition_variable connected_changed_;

@@ -21,6 +21,8 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kHelloTimeout{5000};
+// Nothing tells when the kernel takes descriptors again.
+constexpr milliseconds kHeldBackPause{20};
 
 int PollTimeout(Deadline deadline) {
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()).count();
@@ -99,7 +101,8 @@ void Link::Run() {
     Status ended = ConnectOnce();
     if (ended) {
       ended = Serve();
-      if (greeted_) pause = options_.reconnect_min;
+      // One that fails just behind the hello is no better than one that fails before.
+      if (useful_since_ && steady_clock::now() - *useful_since_ >= options_.reconnect_max) pause = options_.reconnect_min;
     }
     Disconnect(ended ? MakeError(Errc::kUnavailable, "kvmd closed the connection") : ended.error());
     if (stop_.load()) return;
@@ -135,6 +138,7 @@ Status Link::ConnectOnce() {
   hello.set_instance(instance_);
   reader_ = FrameReader();
   greeted_ = false;
+  useful_since_.reset();
   std::lock_guard lock(mutex_);
   socket_ = std::move(socket);
   writer_ = FrameWriter();
@@ -146,14 +150,17 @@ Status Link::Serve() {
   const Deadline hello_deadline = After(kHelloTimeout);
   Deadline next_tick = After(kTick);
   while (!stop_.load()) {
-    pollfd poll_fds[2] = {{socket_.get(), POLLIN, 0}, {mailbox_->fd(), POLLIN, 0}};
+    pollfd poll_fds[2] = {{socket_.get(), 0, 0}, {mailbox_->fd(), POLLIN, 0}};
+    if (events_.takes_more()) poll_fds[0].events |= POLLIN;
+    bool held_back = false;
     {
       std::lock_guard lock(mutex_);
-      if (writer_blocked_) poll_fds[0].events |= POLLOUT;
+      held_back = writer_blocked_ && writer_.held_back() != FrameWriter::HeldBack::kNo;
+      if (writer_blocked_ && !held_back) poll_fds[0].events |= POLLOUT;
     }
-    ::poll(poll_fds, 2, PollTimeout(next_tick));
+    ::poll(poll_fds, 2, PollTimeout(held_back ? std::min(next_tick, After(kHeldBackPause)) : next_tick));
     if (poll_fds[1].revents != 0) mailbox_->RunAll();
-    if (poll_fds[0].revents & POLLOUT) {
+    if (held_back || (poll_fds[0].revents & POLLOUT)) {
       std::lock_guard lock(mutex_);
       Result<bool> drained = writer_.Drain(socket_.get());
       if (!drained) return drained.error();
@@ -189,12 +196,19 @@ Status Link::HandleFrame(Frame frame) {
     if (message.has_error()) return MakeError(static_cast<Errc>(message.error().code()), "kvmd refused: " + message.error().message());
     if (message.body_case() != kvmwire::ServerMessage::kHelloReply) return MakeError(Errc::kProtocol, "kvmd did not begin with a hello");
     greeted_ = true;
+    if (frame.lost_fds) {
+      Error error = *frame.lost_fds;
+      error.message = "can't take kvmd's registry: this process is " + error.message;
+      return error;
+    }
     client_id_.store(message.hello_reply().client_id(), std::memory_order_relaxed);
     connected_.store(true, std::memory_order_release);
-    return events_.connected(message.hello_reply(), std::move(frame.fds));
+    if (Status connected = events_.connected(message.hello_reply(), std::move(frame.fds)); !connected) return connected;
+    useful_since_ = steady_clock::now();
+    return {};
   }
   if (message.request_id() == 0) {
-    events_.announced(message, std::move(frame.fds));
+    events_.announced(message, frame.lost_fds ? Result<Fds>(*frame.lost_fds) : Result<Fds>(std::move(frame.fds)));
     return {};
   }
   Reply reply;
@@ -208,7 +222,7 @@ Status Link::HandleFrame(Frame frame) {
   if (message.has_error()) {
     reply(MakeError(static_cast<Errc>(message.error().code()), message.error().message()));
   } else {
-    reply(Answer{std::move(message), std::move(frame.fds)});
+    reply(Answer{std::move(message), std::move(frame.fds), std::move(frame.lost_fds)});
   }
   return {};
 }
@@ -236,9 +250,10 @@ void Link::FailRequests(const Error& why) {
 
 Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) {
   if (!socket_) return MakeError(Errc::kUnavailable, "not connected to kvmd");
-  if (Status appended = writer_.Append(message.SerializeAsString(), fds); !appended) return appended;
-  if (writer_blocked_) return {};
-  Result<bool> drained = writer_.Drain(socket_.get());
+  const std::string payload = message.SerializeAsString();
+  if (writer_blocked_) return writer_.Append(payload, fds);
+  const Result<bool> drained = writer_.Send(socket_.get(), payload, fds);
+  if (!drained && drained.error().code != Errc::kSystem) return drained.error();
   // A broken socket is the reading side's to report; it reconnects.
   writer_blocked_ = !drained || !*drained;
   if (writer_blocked_) mailbox_->Wake();

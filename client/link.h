@@ -1,8 +1,8 @@
 // Link: the socket to kvmd and the thread that serves it.
 //
 // The thread connects, says hello, reads, sends what the socket would not take at once, and reconnects
-// with jittered back-off. Requests are asynchronous: a continuation runs on the link's thread with the
-// reply, or with kUnavailable when the connection ends first. Call() waits for one, up to a deadline.
+// with jittered back-off, which begins anew only once a connection has been of use for a while. Requests are asynchronous: a continuation
+// runs on the link's thread with the reply, or with kUnavailable when the connection ends first. Call() waits for one, up to a deadline.
 // Sending tries the socket at once in the caller's thread and never blocks.
 //
 // Thread-safe. Events run on the link's thread, never with a lock of the link held; they must not wait.
@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -32,6 +33,7 @@ using Fds = std::vector<UniqueFd>;
 struct Answer {
   kvmwire::ServerMessage message;
   Fds fds;
+  std::optional<Error> lost_fds;  // this process was out of descriptors when they came
 };
 using Reply = std::function<void(Result<Answer>)>;
 
@@ -59,7 +61,10 @@ class Link {
   struct Events {
     // kvmd accepted the hello. An error closes the connection again.
     std::function<Status(const kvmwire::HelloReply&, Fds)> connected;
-    std::function<void(const kvmwire::ServerMessage&, Fds)> announced;  // messages that answer no request
+    // Messages that answer no request; an error in place of descriptors that this process could not take.
+    std::function<void(const kvmwire::ServerMessage&, Result<Fds>)> announced;
+    // False: what has been announced should be dealt with first. Nothing is read until the mailbox is woken.
+    std::function<bool()> takes_more;
     std::function<void()> disconnected;
     std::function<void()> tick;  // about each kTick while connected
   };
@@ -107,6 +112,7 @@ class Link {
   // The link's thread only.
   FrameReader reader_;
   bool greeted_ = false;
+  std::optional<std::chrono::steady_clock::time_point> useful_since_;  // of this connection
 
   mutable std::mutex mutex_;  // everything below
   UniqueFd socket_;

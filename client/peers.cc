@@ -110,6 +110,12 @@ void PeerTable::DropPrevious() {
   for (const std::shared_ptr<PeerMapping>& mapping : gone) mapping->Retire(nullptr);
 }
 
+bool PeerTable::Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch) const {
+  std::lock_guard lock(mutex_);
+  return connection == connection_ && current_ && row < current_->by_row.size() && current_->by_row[row].mapping &&
+         current_->by_row[row].region_epoch == region_epoch;
+}
+
 void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping) {
   std::shared_ptr<PeerMapping> replaced;  // mapped anew, for more devices
   {

@@ -109,6 +109,8 @@ class PeerTable {
   std::uint64_t StartConnection(RegistryView registry);
   void DropPrevious();
 
+  // Whether a region is mapped in this row, of this connection.
+  bool Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch) const;
   void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping);
   // Forgets the region, here and in the previous registry, and retires its mapping if it is a peer's and no other
   // region's. What somebody else registers says nothing of this client's own regions.

@@ -187,6 +187,24 @@ void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& regi
   });
 }
 
+// A region that kvmd refused on a reconnection for want of something is asked for again: of tables that were full, or of
+// descriptors, there may be some again.
+void Client::Impl::RegisterRefused() {
+  constexpr std::chrono::milliseconds kFirst{1000}, kLongest{60'000};
+  if (std::chrono::steady_clock::now() < refused_until_) return;
+  bool refused = false;
+  for (const std::shared_ptr<Region::Impl>& region : Regions()) {
+    {
+      std::lock_guard lock(region->mutex);
+      if (region->registered || region->registering || region->closed || region->refusal.code != Errc::kResourceExhausted) continue;
+    }
+    refused = true;
+    RequestRegistration(region, nullptr);
+  }
+  refused_pause_ = refused ? std::clamp(2 * refused_pause_, kFirst, kLongest) : std::chrono::milliseconds(0);
+  refused_until_ = After(refused_pause_);
+}
+
 void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered) {
   KVM_FAULT_POINT(client_registered);
   peers.Add(connection_, registered.region(), registered.region_epoch(), region->own_mapping);

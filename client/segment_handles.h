@@ -12,6 +12,9 @@ namespace kvm {
 // segments'. kProtocol: one is missing. kSystem.
 [[nodiscard]] Result<std::vector<SegmentHandle>> HandlesOf(const kvmwire::RegionDescriptor& wire, const Fds& fds);
 
+// The same, and takes the segments' descriptors out of `fds` instead of duplicating them.
+[[nodiscard]] Result<std::vector<SegmentHandle>> TakeHandles(const kvmwire::RegionDescriptor& wire, Fds& fds);
+
 PeerOrigin OriginOf(const kvmwire::RegionDescriptor& wire);
 
 }  // namespace kvm

@@ -44,7 +44,7 @@ void Stower::Connected(const kvmwire::HelloReply& hello) {
 
 void Stower::Disconnected() {
   std::lock_guard lock(mutex_);
-  connected_ = wants_published_ = false;
+  connected_ = wants_published_ = grants_lost_ = false;
   for (const Item& item : queue_) DropLocked(item);
   queue_.clear();
   for (auto& [key, chunk] : chunks_) {
@@ -54,15 +54,21 @@ void Stower::Disconnected() {
   changed_.notify_all();
 }
 
-void Stower::Granted(const kvmwire::ChunkGrant& grant, Fds fds) {
-  if (fds.size() != 1 || grant.slots() == 0 || grant.slot_bytes() == 0 || grant.slot_bytes() > grant.size_bytes() / grant.slots()) return;
+void Stower::Granted(const kvmwire::ChunkGrant& grant, Result<Fds> fds) {
+  if (!fds) {
+    std::lock_guard lock(mutex_);
+    grants_lost_ = connected_;
+    return;
+  }
+  if (fds->size() != 1 || grant.slots() == 0 || grant.slot_bytes() == 0 || grant.slot_bytes() > grant.size_bytes() / grant.slots()) return;
   auto chunk = std::make_shared<Chunk>();
-  chunk->fd = std::move(fds[0]);
+  chunk->fd = std::move(fds->front());
   chunk->size_bytes = grant.size_bytes();
   chunk->slot_bytes = grant.slot_bytes();
   chunk->slots = grant.slots();
   std::lock_guard lock(mutex_);
-  if (connected_) chunks_[{grant.region(), grant.region_epoch()}] = std::move(chunk);
+  // One that is known is the same chunk, and may be mapped.
+  if (connected_) chunks_.try_emplace({grant.region(), grant.region_epoch()}, std::move(chunk));
 }
 
 void Stower::Withdraw(std::uint32_t row, std::uint32_t region_epoch, std::function<void()> then) {

@@ -53,7 +53,7 @@ class Stower {
 
   void Connected(const kvmwire::HelloReply& hello);
   void Disconnected();
-  void Granted(const kvmwire::ChunkGrant& grant, Fds fds);
+  void Granted(const kvmwire::ChunkGrant& grant, Result<Fds> fds);
   // Lets go of a chunk, then runs `then`: at once if this client has none with that row and epoch.
   void Withdraw(std::uint32_t row, std::uint32_t region_epoch, std::function<void()> then);
   void Stop();
@@ -110,6 +110,7 @@ class Stower {
   bool wants_published_ = false;
   std::deque<Item> queue_;
   std::map<ChunkKey, std::shared_ptr<Chunk>> chunks_;
+  bool grants_lost_ = false;                     // there was no descriptor left for a chunk's: kvmd is to send it again
   std::vector<std::shared_ptr<Chunk>> retired_;  // for the thread to let go of
   const Region::Impl* offering_ = nullptr;       // whose blocks the thread is at work on
   const Region::Impl* copying_ = nullptr;

@@ -62,6 +62,10 @@ void Stower::Process(const std::shared_ptr<Region::Impl>& region, Batch batch) {
     std::string& records = *stow.mutable_records();
     records.clear();
     for (const Item& item : left) records.append(reinterpret_cast<const char*>(&item.record), sizeof(item.record));
+    {
+      std::lock_guard lock(mutex_);
+      stow.set_grants_lost(std::exchange(grants_lost_, false));
+    }
     const Result<Answer> reply = link_.Call(message, {}, After(kPatience));
     const std::size_t decided = reply ? std::min<std::size_t>(reply->message.stow_reply().decided(), left.size()) : 0;
     if (decided == 0) return Drop(left);

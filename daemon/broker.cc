@@ -9,6 +9,8 @@ namespace kvm::daemon {
 namespace {
 
 constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for operators
+constexpr std::size_t kMaxErrorBytes = 1024;  // of an error that is sent: it may quote what the client has sent
+constexpr std::size_t kMaxWaitingReplies = 16;
 
 }  // namespace
 
@@ -37,6 +39,11 @@ ClientId Broker::Join(Peer& peer, const Credentials& credentials, UniqueFd proce
 int Broker::ProcessOf(ClientId client) const {
   const auto found = clients_.find(client);
   return found == clients_.end() ? -1 : found->second->process->pidfd();
+}
+
+bool Broker::Behind(ClientId client) const {
+  const auto found = clients_.find(client);
+  return found != clients_.end() && found->second->announcements.replies() >= kMaxWaitingReplies;
 }
 
 bool Broker::Greeted(ClientId client) const {
@@ -100,8 +107,8 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
     case Message::kReleaseHold: HandleReleaseHold(client, message.release_hold()); return {};
     case Message::kWithdrawAck: HandleWithdrawAck(client, message.withdraw_ack()); return {};
     case Message::kStatsReport:
+      message.mutable_stats_report()->set_unmapped_reason(message.stats_report().unmapped_reason().substr(0, kMaxReasonBytes));
       client.stats = message.stats_report();
-      if (client.stats.unmapped_reason().size() > kMaxReasonBytes) client.stats.mutable_unmapped_reason()->resize(kMaxReasonBytes);
       return {};
     case Message::kStatusQuery: HandleStatusQuery(client, message); return {};
     case Message::kAllocateMemory: HandleAllocateMemory(client, message); return {};
@@ -115,6 +122,18 @@ Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<U
   return error;
 }
 
+Status Broker::HandleWithoutDescriptors(ClientId id, const kvmwire::ClientMessage& message, const Error& why) {
+  const auto found = clients_.find(id);
+  if (found == clients_.end()) return MakeError(Errc::kCancelled, "client has left");
+  Client& client = *found->second;
+  if (!client.greeted || message.body_case() != kvmwire::ClientMessage::kRegisterRegion)
+    return MakeError(Errc::kProtocol, "descriptors with a message that takes none");
+  LogLimited(LogLevel::kError, "out_of_descriptors",
+             {{"what", "those of a request"}, {"client", client.id}, {"reason", why.ToString()}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+  ReplyError(client, message.request_id(), MakeError(Errc::kResourceExhausted, "register region: kvmd is " + why.ToString()));
+  return {};
+}
+
 void Broker::ReplyEmpty(Client& client, std::uint64_t request_id) {
   kvmwire::ServerMessage reply;
   reply.set_request_id(request_id);
@@ -126,7 +145,7 @@ void Broker::ReplyError(Client& client, std::uint64_t request_id, const Error& e
   kvmwire::ServerMessage reply;
   reply.set_request_id(request_id);
   reply.mutable_error()->set_code(static_cast<std::uint32_t>(error.code));
-  reply.mutable_error()->set_message(error.ToString());
+  reply.mutable_error()->set_message(error.ToString().substr(0, kMaxErrorBytes));
   client.peer->Send(reply);
   // Unavailable: not yet; it is asked for again.
   LogLimited(error.code == Errc::kUnavailable ? LogLevel::kDebug : LogLevel::kWarn, "request_refused",
@@ -242,7 +261,8 @@ void Broker::HandleDeclareModel(Client& client, const kvmwire::ClientMessage& me
   kvmwire::ServerMessage reply;
   reply.set_request_id(message.request_id());
   reply.mutable_declare_model_reply()->set_model(declared->row);
-  client.peer->Send(reply);
+  client.announcements.AddReply(std::move(reply));
+  SendAnnouncements(client);
 }
 
 Status Broker::HandlePublish(Client& client, const kvmwire::Publish& publish) {
@@ -277,6 +297,7 @@ void Broker::Tick(SteadyTime now) {
     domain->segment().Heartbeat();
     domain->WriteRows();
   }
+  for (const auto& [id, client] : clients_) SendAnnouncements(*client);
   if (tier_) tier_->Tick(now);
   AnswerWaitingStows();
 }

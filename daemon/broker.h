@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/announcements.h"
 #include "daemon/config.h"
 #include "daemon/domain.h"
 #include "daemon/host_tier.h"
@@ -35,8 +36,16 @@ struct Credentials {
 class Peer {
  public:
   virtual ~Peer() = default;
-  // Never calls back into the broker.
+  // Never calls back into the broker. What can't be sent for a reason that is kvmd's own does not end the connection: a
+  // request is answered with the error instead, an announcement is left out.
   virtual void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) = 0;
+  // False: kvmd has no descriptors left to let the message wait with, and nothing has been sent.
+  virtual bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
+    Send(message, fds);
+    return true;
+  }
+  // Whether it has taken the descriptors that it was sent before.
+  virtual bool TakesAnnouncements() const { return true; }
   virtual std::size_t queued_bytes() const = 0;
   // Whether the other end has closed, though what it sent before may not have been read yet.
   virtual bool HungUp() const = 0;
@@ -62,7 +71,13 @@ class Broker : private TierHost {
   void Leave(ClientId client, bool died);
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  // The same for a message whose descriptors kvmd could not take: it is refused, the client is kept.
+  [[nodiscard]] Status HandleWithoutDescriptors(ClientId client, const kvmwire::ClientMessage& message, const Error& why);
   bool Greeted(ClientId client) const;
+  // Sends what the client has still to be told, as far as it takes it.
+  void GoOnAnnouncing(ClientId client);
+  // Whether so many answers wait behind announcements that the client should not be read from.
+  bool Behind(ClientId client) const;
 
   void Tick(SteadyTime now);                  // often: deadlines, heartbeats
   SteadyTime next_deadline() const noexcept;  // when Tick is needed at the latest
@@ -87,6 +102,7 @@ class Broker : private TierHost {
     Domain* domain = nullptr;
     std::uint64_t connected_ms = 0;
     kvmwire::StatsReport stats;
+    Announcements announcements;
   };
   // An owner that waits for its region to be gone.
   struct PendingUnregister {
@@ -136,7 +152,9 @@ class Broker : private TierHost {
   void HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message);
   void HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack);
   Result<Region*> RegisterNewRegion(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
-  void Announce(Client& to, Region& region);
+  void Announce(Client& to, const Region& region);  // when its turn comes
+  void SendAnnouncements(Client& to);
+  bool SendAnnouncement(Client& to, Region& region);  // false: kvmd lacks the descriptors
   void Withdraw(Domain& domain, Region& region, bool owner_died);
   void DropRegionsOf(const Client& client);
   // Regions whose memory is not what it was when they were registered go, and so do chunks of the host cache.
@@ -152,6 +170,7 @@ class Broker : private TierHost {
   Status HandleHostCacheUse(Client& client, const kvmwire::HostCacheUse& use);
   bool AnswerStow(Client& client, const kvmwire::ClientMessage& message);
   void AnswerWaitingStows();
+  void SendGrant(Client& client, TierChunk& chunk);
   void LeaveHostCache(const Client& client);
   void DescribeHostCache(kvmwire::HelloReply& reply) const;
   void DescribeHostCache(kvmwire::HostCacheStatus& status) const;

@@ -163,7 +163,11 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   fds.reserve(region->fds.size() + 1);
   for (const UniqueFd& fd : region->fds) fds.push_back(fd.get());
   fds.push_back(list->fd());
-  client.peer->Send(message_out, fds);
+  if (!client.peer->TrySend(message_out, fds)) {
+    // It does not know that the region is its own: it may ask again, as one that has not heard.
+    KeepAsOrphan(*client.domain, *region, client.process);
+    return refuse(MakeError(Errc::kResourceExhausted, what + "kvmd is out of descriptors"));
+  }
   KVM_FAULT_POINT(kvmd_adoption_answered);
   LogLimited(LogLevel::kInfo, "region_adopted",
              {{"client", client.id},

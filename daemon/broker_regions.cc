@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "proto/fault_point.h"
+#include "proto/protocol_limits.h"
 
 #include "daemon/broker.h"
 #include "daemon/grants.h"
@@ -18,7 +19,32 @@ constexpr std::uint32_t kLookedAtOnce = 16;
 
 }  // namespace
 
-void Broker::Announce(Client& to, Region& region) {
+void Broker::Announce(Client& to, const Region& region) {
+  to.announcements.Add(region.row, region.info.region_epoch);
+  SendAnnouncements(to);
+}
+
+void Broker::GoOnAnnouncing(ClientId client) {
+  if (const auto found = clients_.find(client); found != clients_.end()) SendAnnouncements(*found->second);
+}
+
+void Broker::SendAnnouncements(Client& to) {
+  for (; !to.announcements.empty() && to.peer->TakesAnnouncements(); to.announcements.PopFront()) {
+    const Announcements::Item& next = to.announcements.front();
+    if (next.is_reply) {
+      to.peer->Send(next.reply);
+      continue;
+    }
+    Region* region = to.domain->FindRegion(next.row, next.region_epoch);
+    if (region == nullptr || !region->serving() || region->owner == to.id) continue;  // gone, or its own, meanwhile
+    if (SendAnnouncement(to, *region)) continue;
+    LogLimited(LogLevel::kError, "out_of_descriptors",
+               {{"what", "to announce a region, tried again"}, {"client", to.id}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+    return;
+  }
+}
+
+bool Broker::SendAnnouncement(Client& to, Region& region) {
   kvmwire::ServerMessage message;
   kvmwire::RegionAnnounce& announce = *message.mutable_region_announce();
   announce.set_region(region.row);
@@ -29,12 +55,19 @@ void Broker::Announce(Client& to, Region& region) {
   announce.set_host_cache(region.keeper != nullptr);
   std::vector<int> fds{region.importer_fd(0)};
   for (std::size_t i = 1; to.wants_payload && i < region.fds.size(); ++i) fds.push_back(region.importer_fd(i));
-  to.peer->Send(message, fds);
+  if (!to.peer->TrySend(message, fds)) return false;
   region.announced_to.insert(to.id);
+  return true;
 }
 
 void Broker::HandleRegisterRegion(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
   kvmwire::RegionDescriptor& descriptor = *message.mutable_register_region()->mutable_region();
+  // It goes out again in every announcement, with more around it.
+  if (const std::size_t bytes = descriptor.ByteSizeLong(); bytes > kMaxDescriptorBytes) {
+    return ReplyError(client, message.request_id(),
+                      MakeError(Errc::kInvalidArgument, "register region: its descriptor has " + std::to_string(bytes) +
+                                                            " bytes, the limit is " + std::to_string(kMaxDescriptorBytes)));
+  }
   // A client that reconnects may be faster than the news of its old connection's end.
   const Region* holder = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (holder != nullptr && holder->owner != client.id) {

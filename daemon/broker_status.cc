@@ -11,7 +11,7 @@
 namespace kvm::daemon {
 namespace {
 
-// The lists end where the reply would leave its frame.
+// The lists of domains, clients, leases and orphans end where the reply would leave its frame.
 constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
 
 }  // namespace
@@ -50,8 +50,14 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
   reply.set_kept_fds(descriptors_.kept());
   reply.set_max_kept_fds(descriptors_.max());
   if (tier_) DescribeHostCache(*reply.mutable_host_cache());
+  std::size_t bytes = reply.ByteSizeLong();
+  const auto full = [&] {
+    if (bytes > kMaxListBytes) reply.set_lists_cut(true);
+    return bytes > kMaxListBytes;
+  };
   for (const auto& [name, domain] : domains_) {
     if (!sees_all && domain.get() != asking.domain) continue;
+    if (full()) break;
     kvmwire::DomainStatus& out = *reply.add_domains();
     out.set_name(name);
     out.set_epoch(domain->segment().header().epoch);
@@ -73,11 +79,12 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     out.set_held_blocks(held.blocks);
     out.set_held_bytes(held.bytes);
     out.set_held_orphans(domain->held_orphans());
+    bytes += out.ByteSizeLong() + 8;
   }
-  std::size_t bytes = reply.ByteSizeLong();
   for (const auto& [id, client] : clients_) {
-    if (!message.status_query().clients() || bytes > kMaxListBytes) break;
+    if (!message.status_query().clients()) break;
     if (client->domain == nullptr || (!sees_all && client->domain != asking.domain)) continue;
+    if (full()) break;
     kvmwire::ClientStatus& out = *reply.add_client_list();
     out.set_client_id(id);
     out.set_name(client->name);
@@ -99,15 +106,16 @@ void Broker::HandleStatusQuery(Client& asking, const kvmwire::ClientMessage& mes
     bytes += out.ByteSizeLong() + 8;
   }
   for (const auto& [id, lease] : leases_.all()) {
-    if (!message.status_query().leases() || bytes > kMaxListBytes) break;
+    if (!message.status_query().leases()) break;
     if (!sees_all && lease->domain != asking.domain) continue;
+    if (full()) break;
     DescribeLease(*lease, *reply.add_lease_list());
     bytes += reply.lease_list().rbegin()->ByteSizeLong() + 8;
   }
   for (const auto& [name, domain] : domains_) {
     if (!message.status_query().orphans() || (!sees_all && domain.get() != asking.domain)) continue;
     for (const Region* region : domain->Orphans()) {
-      if (bytes > kMaxListBytes) break;
+      if (full()) break;
       DescribeOrphan(*domain, *region, *reply.add_orphan_list());
       bytes += reply.orphan_list().rbegin()->ByteSizeLong() + 8;
     }

@@ -64,7 +64,12 @@ Status Broker::HandleStow(Client& client, kvmwire::ClientMessage message) {
   if (waiting_stows_.contains(client.id)) return MakeError(Errc::kProtocol, "stow: the offer before has not been answered");
   if (!tier_) {
     ReplyError(client, message.request_id(), MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)"));
-  } else if (!AnswerStow(client, message)) {
+    return {};
+  }
+  if (message.stow().grants_lost()) {
+    for (TierChunk* chunk : tier_->ChunksOf(client.id)) SendGrant(client, *chunk);
+  }
+  if (!AnswerStow(client, message)) {
     waiting_stows_.emplace(client.id, std::move(message));
   }
   return {};
@@ -150,6 +155,10 @@ void Broker::ChunkGranted(TierChunk& chunk) {
   // First, so that no later kvmd can take the chunk for somebody else's to write.
   Keep(chunk.group.domain, *chunk.region);
   KVM_FAULT_POINT(kvmd_chunk_kept);
+  SendGrant(*client->second, chunk);
+}
+
+void Broker::SendGrant(Client& client, TierChunk& chunk) {
   kvmwire::ServerMessage message;
   kvmwire::ChunkGrant& grant = *message.mutable_chunk_grant();
   grant.set_region(chunk.region->row);
@@ -157,7 +166,7 @@ void Broker::ChunkGranted(TierChunk& chunk) {
   grant.set_size_bytes(chunk.bytes());
   grant.set_slots(chunk.group.blocks.slots_per_chunk());
   grant.set_slot_bytes(chunk.group.kind.block_bytes);
-  client->second->peer->Send(message, {chunk.memory.writable_fd()});
+  client.peer->Send(message, {chunk.memory.writable_fd()});
 }
 
 void Broker::ChunkClosing(Domain& domain, Region& region) {

@@ -263,6 +263,15 @@ HostTier::Usage HostTier::UsageOf(const Domain* domain) const {
   return usage;
 }
 
+std::vector<TierChunk*> HostTier::ChunksOf(ClientId client) const {
+  std::vector<TierChunk*> chunks;
+  const auto found = writers_.find(client);
+  for (const auto& chunk : chunks_) {
+    if (found != writers_.end() && chunk->WritableBy(*found->second)) chunks.push_back(chunk.get());
+  }
+  return chunks;
+}
+
 std::uint64_t HostTier::BytesOf(ClientId client) const {
   const auto found = writers_.find(client);
   return found == writers_.end() ? 0 : found->second->bytes;

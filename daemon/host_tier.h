@@ -121,6 +121,7 @@ class HostTier final : public TierObserver {
   Counters CountersOf(const Domain& domain) const;
   Usage UsageOf(const Domain* domain) const;  // null: of all
   std::uint64_t BytesOf(ClientId client) const;
+  std::vector<TierChunk*> ChunksOf(ClientId client) const;  // that it may write
   std::uint64_t max_bytes() const noexcept { return config_.host_cache_bytes; }
   std::uint64_t chunk_bytes() const noexcept { return chunk_bytes_; }
 

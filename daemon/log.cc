@@ -1,11 +1,14 @@
 #include "daemon/log.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <map>
+
+#include "daemon/log_sink.h"
 
 namespace kvm::daemon {
 namespace {
@@ -47,12 +50,25 @@ void AppendValue(std::string& line, std::string_view value) {
   if (cut) line.append("...");
 }
 
-void WriteLine(LogLevel level, std::string line) {
+std::string WithPriority(LogLevel level, std::string line) {
   static const bool journal = std::getenv("JOURNAL_STREAM") != nullptr;
   if (journal) line.insert(0, "<" + std::to_string(static_cast<int>(level)) + ">");
   line.push_back('\n');
-  // One write a line; a log that nobody can take any more is not worth stopping for.
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  return line;
+}
+
+// Never destroyed, since its thread may be in the middle of a line when the process ends.
+LogSink& Sink() {
+  static const auto new_sink = [] {
+    return new LogSink(STDERR_FILENO, [](std::uint64_t count) {
+      return WithPriority(LogLevel::kWarn, FormatLogLine("log_lines_dropped", {{"count", count}, {"reason", "nobody read them in time"}}));
+    });
+  };
+  static LogSink* sink = new_sink();
+  // A forked child has no such thread, and perhaps its lock.
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { sink = new_sink(); });
+  static_cast<void>(registered);
+  return *sink;
 }
 
 }  // namespace
@@ -81,8 +97,10 @@ std::string FormatLogLine(std::string_view event, std::initializer_list<LogField
 }
 
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
-  if (LogEnabled(level)) WriteLine(level, FormatLogLine(event, fields));
+  if (LogEnabled(level)) Sink().Write(WithPriority(level, FormatLogLine(event, fields)));
 }
+
+bool DrainLog(std::chrono::milliseconds timeout) { return Sink().Drain(timeout); }
 
 void LogLimited(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
   struct Window {

@@ -1,8 +1,10 @@
 // One line per event on stderr: `event=NAME key=value …`, values quoted where needed, so that nothing a
 // client chose (a name, an error text) can forge or break a line. Under systemd each line begins with
-// its syslog priority. Called from kvmd's one thread; the level may be set from any.
+// its syslog priority. Called from kvmd's one thread; the level may be set from any. No line waits for whoever reads the log
+// (daemon/log_sink.h).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -32,6 +34,9 @@ void Log(LogLevel level, std::string_view event, std::initializer_list<LogField>
 // For events that a client can bring about as often as it likes: at most `kBurst` lines a second for
 // each event, then a count of those left out.
 void LogLimited(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
+
+// Waits until all lines are written, before the process ends. False: nobody has read them within `timeout`.
+bool DrainLog(std::chrono::milliseconds timeout);
 
 // The line without priority and newline; for tests.
 std::string FormatLogLine(std::string_view event, std::initializer_list<LogField> fields);

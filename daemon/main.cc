@@ -1,11 +1,20 @@
 // kvmd: parse, build, run.
+#include <chrono>
+#include <csignal>
 #include <memory>
 
 #include "daemon/config.h"
 #include "daemon/server.h"
+#include "proto/standard_fds.h"
 
-int main(int argc, char** argv) {
-  using namespace kvm::daemon;
+namespace {
+
+using namespace kvm::daemon;
+
+// For a log that somebody reads; one that nobody reads ends with the process.
+constexpr std::chrono::seconds kLastLines{1};
+
+int Main(int argc, char** argv) {
   const ParsedArguments arguments = ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
   kvm::Result<std::unique_ptr<Server>> server = Server::Create(arguments.config);
@@ -14,4 +23,15 @@ int main(int argc, char** argv) {
     return 1;
   }
   return (*server)->Run() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  kvm::OpenStandardFds();
+  // Whoever read the log, or help through a pager, may be gone.
+  std::signal(SIGPIPE, SIG_IGN);
+  const int code = Main(argc, argv);
+  static_cast<void>(DrainLog(kLastLines));
+  return code;
 }

@@ -1,5 +1,6 @@
 #include "daemon/session.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -11,7 +12,9 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "daemon/known_fields.h"
 #include "daemon/process_info.h"
+#include "proto/protocol_limits.h"
 
 namespace kvm::daemon {
 
@@ -27,6 +30,11 @@ constexpr int kFramesPerTurn = 128;
 constexpr std::size_t kPauseBytes = 256 * 1024;
 // Descriptors that may wait for a client; each is one of kvmd's own until it is taken.
 constexpr std::size_t kMaxQueuedFds = 4096;
+// Descriptors in flight to one client, sent and not read by it: they count against what kvmd's user may have in flight.
+constexpr std::size_t kMaxFdsInFlight = 256;
+constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
+// Nothing tells when a client has read, or others have what holds everybody back.
+constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
 }  // namespace
 
@@ -36,6 +44,8 @@ Session::Session(Socket socket, const Config& config, Broker& broker, Ended ende
       config_(config),
       broker_(broker),
       ended_(std::move(ended)),
+      writer_(kMaxFdsInFlight),
+      again_(socket_.get_executor()),
       connected_at_(steady_clock::now()) {}
 
 Session::~Session() { LetGoOfProcess(); }
@@ -57,6 +67,13 @@ void Session::Start() {
   credentials_ = {static_cast<std::uint32_t>(peer.pid), peer.uid, peer.gid};
   id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
   const int process = broker_.ProcessOf(id_);
+  if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {
+    // Unwatched, it could not be told from one that runs on when its connection ends. It comes back after a while.
+    const std::string reason = "kvmd is " + OutOfDescriptors(errno).ToString();
+    LogLimited(LogLevel::kError, "out_of_descriptors",
+               {{"what", "to watch a client's process"}, {"pid", credentials_.pid}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+    return CloseLater(reason);
+  }
   if (process < 0) {
     static bool said = false;
     if (!std::exchange(said, true)) {
@@ -81,11 +98,17 @@ void Session::ReadLoop() {
 // Waits for bytes and handles them; false at the end of the connection.
 asio::awaitable<bool> Session::ReadTurn() {
   boost::system::error_code error;
-  while (!closed_ && writer_.queued_bytes() > kPauseBytes) {
+  while (!closed_ && Paused()) {
     paused_ = true;
-    co_await socket_.async_wait(Socket::wait_write, asio::redirect_error(asio::use_awaitable, error));
+    if (writer_.queued_bytes() > 0 && writer_.held_back() == FrameWriter::HeldBack::kNo) {
+      co_await socket_.async_wait(Socket::wait_write, asio::redirect_error(asio::use_awaitable, error));
+    } else {
+      asio::steady_timer pause(socket_.get_executor(), kKernelPause);
+      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    }
     if (error) co_return false;
     Flush();
+    broker_.GoOnAnnouncing(id_);
   }
   if (closed_) co_return false;
   if (std::exchange(paused_, false)) NoteFrameProgress(true);
@@ -111,21 +134,21 @@ asio::awaitable<bool> Session::ReadTurn() {
   co_return !closed_;
 }
 
+bool Session::Paused() const { return writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_); }
+
 // Errors: kCancelled for a client that has closed, else what it did wrong.
 Status Session::ReadAvailable() {
   int frames = 0;
   for (int reads = 0;; ++reads) {
     const int frames_before = frames;
     for (;;) {
-      backlog_ = frames == kFramesPerTurn || writer_.queued_bytes() > kPauseBytes;
+      backlog_ = frames == kFramesPerTurn || Paused();
       if (backlog_) return {};
       Result<std::optional<Frame>> frame = reader_.Next();
       if (!frame) return frame.error();
       if (!*frame) break;
       ++frames;
-      kvmwire::ClientMessage message;
-      if (!message.ParseFromString((*frame)->payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
-      if (Status handled = broker_.Handle(id_, std::move(message), std::move((*frame)->fds)); !handled) return handled;
+      if (Status handled = HandleFrame(std::move(**frame)); !handled) return handled;
       if (closed_ || closing_) return {};
     }
     NoteFrameProgress(frames > frames_before);
@@ -138,6 +161,14 @@ Status Session::ReadAvailable() {
     if (*outcome == ReadOutcome::kWouldBlock) return {};
     if (*outcome == ReadOutcome::kEnd) return MakeError(Errc::kCancelled, "closed");
   }
+}
+
+Status Session::HandleFrame(Frame frame) {
+  kvmwire::ClientMessage message;
+  if (!message.ParseFromString(frame.payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
+  DiscardUnknownFields(message);
+  if (frame.lost_fds) return broker_.HandleWithoutDescriptors(id_, message, *frame.lost_fds);
+  return broker_.Handle(id_, std::move(message), std::move(frame.fds));
 }
 
 // The clock of a frame starts with its first byte and is not wound up again by each further one.
@@ -174,10 +205,33 @@ void Session::WaitForProcess(int pidfd) {
 }
 
 void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
-  if (closed_ || closing_) return;
-  if (Status appended = writer_.Append(message.SerializeAsString(), fds); !appended) {
-    Log(LogLevel::kError, "reply_failed", {{"client", id_}, {"reason", appended.error().ToString()}});
-    return CloseLater("kvmd could not answer");
+  if (TrySend(message, fds)) return;
+  const Error lack = OutOfDescriptors(EMFILE);
+  LogLimited(LogLevel::kError, "out_of_descriptors",
+             {{"what", "for an answer"}, {"client", id_}, {"reason", lack.ToString()}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+  AnswerInstead(message, MakeError(Errc::kResourceExhausted, "kvmd is " + lack.ToString()));
+  // Without the registry it can't go on; it comes back after a while.
+  if (message.has_hello_reply()) CloseLater("kvmd is " + lack.ToString());
+}
+
+bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
+  if (closed_ || closing_) return true;
+  const std::string payload = message.SerializeAsString();
+  Status sent;
+  if (fds.empty()) {
+    sent = writer_.Append(payload);
+  } else if (const Result<bool> done = writer_.Send(socket_.native_handle(), payload, fds); !done) {
+    sent = done.error();
+  }
+  if (!sent && sent.error().code == Errc::kResourceExhausted) return false;
+  if (!sent && sent.error().code == Errc::kInvalidArgument) {
+    LogLimited(LogLevel::kError, "answer_too_large", {{"client", id_}, {"reason", sent.error().ToString()}});
+    AnswerInstead(message, MakeError(Errc::kResourceExhausted, "kvmd's answer does not fit: " + sent.error().ToString()));
+    return true;
+  }
+  if (!sent) {  // the connection has ended
+    CloseLater("");
+    return true;
   }
   if (QueueOverLimit()) Flush();
   if (QueueOverLimit()) {
@@ -186,9 +240,25 @@ void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>
                 {"pid", credentials_.pid},
                 {"queued_bytes", std::uint64_t{writer_.queued_bytes()}},
                 {"queued_fds", std::uint64_t{writer_.queued_fds()}}});
-    return CloseLater("too slow: it does not read what it is sent (--max-queue-bytes)");
+    CloseLater("too slow: it does not read what it is sent (--max-queue-bytes)");
+    return true;
   }
-  if (!reading_) Flush();
+  if (!reading_ || writer_.queued_fds() > 0) Flush();
+  return true;
+}
+
+// A request is answered, if only with why not; an announcement that can't be made is left out.
+void Session::AnswerInstead(const kvmwire::ServerMessage& message, const Error& error) {
+  if (message.request_id() == 0 || message.has_error()) return;
+  kvmwire::ServerMessage instead;
+  instead.set_request_id(message.request_id());
+  instead.mutable_error()->set_code(static_cast<std::uint32_t>(error.code));
+  instead.mutable_error()->set_message(error.ToString());
+  static_cast<void>(TrySend(instead, {}));
+}
+
+bool Session::TakesAnnouncements() const {
+  return !closed_ && !closing_ && writer_.queued_fds() == 0 && writer_.queued_bytes() <= kPauseBytes;
 }
 
 bool Session::QueueOverLimit() const { return writer_.queued_bytes() > config_.max_queue_bytes || writer_.queued_fds() > kMaxQueuedFds; }
@@ -197,12 +267,29 @@ void Session::Flush() {
   if (closed_ || wait_writable_) return;
   Result<bool> drained = writer_.Drain(socket_.native_handle());
   if (!drained) return CloseLater("");
-  if (*drained) return;
+  if (*drained) {
+    said_held_back_ = false;
+    return;
+  }
+  FlushLater();
+}
+
+void Session::FlushLater() {
+  using HeldBack = FrameWriter::HeldBack;
   wait_writable_ = true;
-  socket_.async_wait(Socket::wait_write, [self = shared_from_this()](const boost::system::error_code& error) {
+  const auto flush = [self = shared_from_this()](const boost::system::error_code& error) {
     self->wait_writable_ = false;
-    if (!error) self->Flush();
-  });
+    if (error || self->closed_) return;
+    self->Flush();
+    self->broker_.GoOnAnnouncing(self->id_);
+  };
+  if (writer_.held_back() == HeldBack::kNo) return socket_.async_wait(Socket::wait_write, flush);
+  if (writer_.held_back() == HeldBack::kKernel && !std::exchange(said_held_back_, true)) {
+    LogLimited(LogLevel::kWarn, "descriptors_in_flight",
+               {{"client", id_}, {"reason", "kvmd's user has as many in flight as its RLIMIT_NOFILE allows; waiting until they are read"}});
+  }
+  again_.expires_after(writer_.held_back() == HeldBack::kReader ? kReaderPause : kKernelPause);
+  again_.async_wait(flush);
 }
 
 // The broker may be in the middle of something that this client is part of.
@@ -217,11 +304,12 @@ void Session::Close(const std::string& reason, bool died) {
   closed_ = true;
   if (!reason.empty() && !died) {
     kvmwire::ServerMessage message;
-    message.mutable_goodbye()->set_reason(reason);
+    message.mutable_goodbye()->set_reason(reason.substr(0, kMaxReasonBytes));
     if (writer_.Append(message.SerializeAsString())) static_cast<void>(writer_.Drain(socket_.native_handle()));
   }
   boost::system::error_code ignored;
   LetGoOfProcess();
+  again_.cancel();
   socket_.shutdown(Socket::shutdown_both, ignored);
   socket_.close(ignored);
   broker_.Leave(id_, died);

@@ -5,6 +5,9 @@
 //
 // A client that does not take its replies is not read from either, so what it can make kvmd hold is
 // bounded; announcements of others come on top, up to --max-queue-bytes.
+//
+// What kvmd itself lacks (descriptors, the kernel's permission to have more in flight) or can't say in one message ends no
+// connection: it waits, or the request is answered with the error.
 #pragma once
 
 #include <chrono>
@@ -16,6 +19,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
 
 #include "daemon/broker.h"
 #include "proto/frame.h"
@@ -34,6 +38,8 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
   ClientId id() const noexcept { return id_; }
 
   void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
+  bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
+  bool TakesAnnouncements() const override;
   std::size_t queued_bytes() const override { return writer_.queued_bytes(); }
   bool HungUp() const override;
   void Disconnect() override { Close("", /*died=*/false); }
@@ -53,6 +59,10 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
   Status ReadAvailable();
   void NoteFrameProgress(bool frame_ended);
   void Drop(const Error& error);
+  Status HandleFrame(Frame frame);
+  void AnswerInstead(const kvmwire::ServerMessage& message, const Error& error);
+  bool Paused() const;
+  void FlushLater();
   bool QueueOverLimit() const;
   bool HelloOverdue(SteadyTime now) const;
   bool FrameOverdue(SteadyTime now) const;
@@ -70,10 +80,12 @@ class Session final : public Peer, public std::enable_shared_from_this<Session> 
   FrameWriter writer_;
   bool closed_ = false;
   bool closing_ = false;
-  bool backlog_ = false;  // frames have been read and not been handled yet
-  bool paused_ = false;   // not read from until it takes its replies
-  bool reading_ = false;  // inside ReadAvailable: replies are flushed once at its end
-  bool wait_writable_ = false;
+  bool backlog_ = false;        // frames have been read and not been handled yet
+  bool paused_ = false;         // not read from until it takes its replies
+  bool reading_ = false;        // inside ReadAvailable: replies are flushed once at its end
+  bool wait_writable_ = false;  // or until the time has come to try again
+  bool said_held_back_ = false;
+  boost::asio::steady_timer again_;
   SteadyTime connected_at_;
   SteadyTime frame_began_ = SteadyTime::max();  // of the frame that has arrived in part; max: none
 };

@@ -10,6 +10,7 @@ inline constexpr std::uint32_t kProtocolVersion = 3;
 
 inline constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 20;  // payload of one frame
 inline constexpr std::size_t kMaxFrameFds = 129;                     // descriptors with one frame; SCM_MAX_FD is 253
+inline constexpr std::size_t kMaxDescriptorBytes = 384 * 1024;       // of a RegionDescriptor: the other limits leave 341 KiB
 inline constexpr std::size_t kMaxPublishBatch = 8192;                // records of one Publish
 inline constexpr std::size_t kMaxStowBatch = 1024;                   // records of one Stow, outcomes of one StowDone
 inline constexpr std::size_t kMaxHostCacheRuns = 256;                // of one HostCacheUse

@@ -12,7 +12,9 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_orphans.cc
   unit/test_kvmd_regions.cc
   unit/test_kvmd_sessions.cc
+  unit/test_known_fields.cc
   unit/test_leases.cc
+  unit/test_log_sink.cc
   unit/test_registry.cc
   support/temp_dir.cc
   unit/test_start_lock.cc

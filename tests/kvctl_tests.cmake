@@ -5,6 +5,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_doctor_host_cache.cc
   unit/test_key_query.cc
   unit/test_kvctl_gpus.cc
+  unit/test_kvctl_output.cc
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
   unit/test_pool_memory.cc
@@ -17,7 +18,8 @@ set(KVM_KVCTL_TEST_SOURCES
 
 # The command line, with kvmd and worker processes.
 if(TARGET kvctl AND TARGET kvmd)
-  kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd SOURCES integration/test_kvctl_cli.cc)
+  kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
+    SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
   kvm_test(NAME kvctl_kept_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_kept.cc)

@@ -8,7 +8,7 @@ namespace kvm::ctl {
 enum ExitCode : int {
   kHealthy = 0,
   kUsage = 1,        // bad options, files or keys
-  kUnreachable = 2,  // no kvmd answers on the socket
+  kUnreachable = 2,  // no kvmd answers on the socket in time, or this user may not use it
   kUnhealthy = 3,    // kvmd answers, but something is wrong
   kInterrupted = 130,
 };
@@ -17,6 +17,7 @@ enum ExitCode : int {
 constexpr ExitCode ExitFor(Errc code) noexcept {
   switch (code) {
     case Errc::kUnavailable:
+    case Errc::kPermissionDenied:  // of the socket or its directory
     case Errc::kDeadlineExceeded: return kUnreachable;
     case Errc::kInvalidArgument:
     case Errc::kNotFound:
@@ -24,7 +25,6 @@ constexpr ExitCode ExitFor(Errc code) noexcept {
     case Errc::kCancelled: return kInterrupted;
     case Errc::kProtocol:
     case Errc::kVersionMismatch:
-    case Errc::kPermissionDenied:
     case Errc::kAlreadyExists:
     case Errc::kResourceExhausted:
     case Errc::kModelMismatch:

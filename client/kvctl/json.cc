@@ -5,9 +5,12 @@
 #include <charconv>
 #include <iostream>
 
+#include "client/kvctl/text.h"
+
 namespace kvm::ctl {
 
-void PrintJson(const boost::json::value& value) { std::cout << boost::json::serialize(value) << std::endl; }
+// Whatever clients or files say.
+void PrintJson(const boost::json::value& value) { std::cout << HarmlessJson(boost::json::serialize(value)) << std::endl; }
 
 boost::json::object ToJson(const ModelSpec& spec) {
   // A field is a number iff it is one in a spec without contents.

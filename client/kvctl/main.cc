@@ -1,15 +1,22 @@
 // kvctl: the operator's tool. Parses the command line, runs one command, returns its exit code.
-#include <CLI/CLI.hpp>
+#include <poll.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <csignal>
 #include <iostream>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include <CLI/CLI.hpp>
+
 #include "client/kvctl/common_options.h"
 #include "client/kvctl/exit_codes.h"
 #include "client/kvctl/internal_roles.h"
 #include "kvm/device.h"
+#include "kvm/error.h"
+#include "proto/standard_fds.h"
 
 namespace {
 
@@ -57,11 +64,24 @@ int Main(int argc, char** argv) {
   return action ? action() : static_cast<int>(kUsage);
 }
 
+// Nobody reads on (`kvctl ls | head`): no error of kvctl's. Anything else that keeps output from being written is one.
+int AfterOutput(int code) {
+  std::cout.flush();
+  if (std::cout.good()) return code;
+  const int reason = errno;
+  pollfd poll_fd{STDOUT_FILENO, POLLOUT, 0};
+  if (::poll(&poll_fd, 1, 0) > 0 && (poll_fd.revents & POLLERR) != 0) return code;
+  std::cerr << "kvctl: " << kvm::SystemError("write the output", reason).ToString() << '\n';
+  return kvm::ctl::kUsage;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  kvm::OpenStandardFds();
+  std::signal(SIGPIPE, SIG_IGN);
   try {
-    return Main(argc, argv);
+    return AfterOutput(Main(argc, argv));
   } catch (const std::exception& error) {
     std::cerr << "kvctl: " << error.what() << '\n';
     return kvm::ctl::kUnhealthy;

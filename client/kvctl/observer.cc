@@ -16,16 +16,19 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
+// What this process lacks says nothing of kvmd.
+Error Unreachable(Error error) {
+  error.code = Errc::kUnavailable;
+  return error;
+}
+
 Result<UniqueFd> OpenSocket(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(address.sun_path)) {
-    return MakeError(Errc::kInvalidArgument, "socket path has " + std::to_string(path.size()) + " bytes, 1 to " +
-                                                 std::to_string(sizeof(address.sun_path) - 1) + " are possible");
-  }
+  if (Status possible = CheckSocketPath(path); !possible) return possible.error();
   std::memcpy(address.sun_path, path.c_str(), path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket) return SystemError("socket");
+  if (!socket) return Unreachable(SystemError("socket"));
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     Error error = SystemError("can't reach kvmd on " + path);
     error.code = error.sys_errno == EACCES || error.sys_errno == EPERM ? Errc::kPermissionDenied : Errc::kUnavailable;
@@ -35,6 +38,13 @@ Result<UniqueFd> OpenSocket(const std::string& path) {
 }
 
 }  // namespace
+
+Status CheckSocketPath(const std::string& path) {
+  constexpr std::size_t kMax = sizeof(sockaddr_un::sun_path) - 1;
+  if (!path.empty() && path.size() <= kMax) return {};
+  return MakeError(Errc::kInvalidArgument,
+                   "socket path has " + std::to_string(path.size()) + " bytes, 1 to " + std::to_string(kMax) + " are possible");
+}
 
 Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds timeout) {
   Result<UniqueFd> socket = OpenSocket(socket_path);
@@ -148,6 +158,7 @@ Result<kvmwire::ServerMessage> Observer::Await(std::uint64_t request_id, Deadlin
       // A refused hello has no request of ours to refer to.
       if (message.request_id() != request_id && !(message.has_error() && message.request_id() == 0)) continue;
       if (message.has_error()) return MakeError(static_cast<Errc>(message.error().code()), "kvmd refused: " + message.error().message());
+      if ((*frame)->lost_fds) return Unreachable(*(*frame)->lost_fds);
       if (fds != nullptr) *fds = std::move((*frame)->fds);
       return message;
     }

@@ -15,6 +15,9 @@
 
 namespace kvm::ctl {
 
+// kInvalidArgument: no socket can have this path.
+[[nodiscard]] Status CheckSocketPath(const std::string& path);
+
 class Observer {
  public:
   // kUnavailable: nothing listens on the socket, or kvmd ended the connection (the reason is given).

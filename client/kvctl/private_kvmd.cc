@@ -48,7 +48,11 @@ Result<std::string> FindProgram(const std::string& given) {
 Result<std::string> MakeDirectory() {
   const char* base = std::getenv("TMPDIR");
   std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/kvctl-XXXXXX";
-  if (::mkdtemp(pattern.data()) == nullptr) return SystemError("mkdtemp " + pattern);
+  if (::mkdtemp(pattern.data()) == nullptr) {
+    Error error = SystemError("make a directory for the private kvmd under TMPDIR, " + pattern);
+    error.code = Errc::kInvalidArgument;
+    return error;
+  }
   return pattern;
 }
 
@@ -62,6 +66,8 @@ Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
   PrivateKvmd kvmd;
   kvmd.directory_ = *directory;
   kvmd.socket_ = *directory + "/kvmd.sock";
+  if (Status possible = CheckSocketPath(kvmd.socket_); !possible)
+    return MakeError(possible.error().code, "TMPDIR is too long for a private kvmd: " + possible.error().message);
   std::vector<std::string> arguments{"--socket", kvmd.socket_, "--max-entries", std::to_string(options.max_entries),
                                      // All of its clients are one user's.
                                      "--max-clients-per-user", "1024"};

@@ -118,6 +118,25 @@ std::string Printable(std::string_view text) {
   return safe;
 }
 
+std::string HarmlessJson(std::string_view json) {
+  std::string safe;
+  safe.reserve(json.size());
+  while (!json.empty()) {
+    const CodePoint first = FirstCodePoint(json);
+    if (first.bytes == 0) {
+      safe += "\\ufffd";
+    } else if (IsHarmless(first.value)) {
+      safe += json.substr(0, first.bytes);
+    } else {  // all of them are in the plane of four digits
+      std::array<char, 8> escape;
+      std::snprintf(escape.data(), escape.size(), "\\u%04x", static_cast<unsigned>(first.value & 0xFFFF));
+      safe += escape.data();
+    }
+    json.remove_prefix(std::max<std::size_t>(first.bytes, 1));
+  }
+  return safe;
+}
+
 Table::Table(std::vector<std::string> titles) {
   for (std::string& title : titles) {
     const bool right = title.starts_with('>');

@@ -21,6 +21,10 @@ std::string JoinWithCommas(const std::vector<std::string>& parts);
 // direction of writing, and every byte that is not part of valid UTF-8 become '?'.
 std::string Printable(std::string_view text);
 
+// JSON in which every string is valid UTF-8 and harmless on a terminal, too: what is left of other bytes is U+FFFD, and control
+// characters and those that change the direction of writing are escaped. `json`: serialized, of whatever bytes.
+std::string HarmlessJson(std::string_view json);
+
 // Columns whose title starts with '>' are aligned to the right (numbers); the mark is not printed.
 class Table {
  public:

@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <functional>
 #include <iostream>
 
@@ -47,10 +48,18 @@ class Doctor {
   }
 
   bool CheckSocket() {
+    if (const Status possible = CheckSocketPath(common_.socket); !possible) {
+      Add("socket", Verdict::kFail, possible.error().ToString());
+      exit_ = ExitFor(possible.error().code);
+      return false;
+    }
     struct stat info {};
     if (::stat(common_.socket.c_str(), &info) != 0) {
       const Error error = SystemError(common_.socket);
-      Add("socket", Verdict::kFail, error.ToString() + "; is kvmd running?");
+      const bool hidden = error.sys_errno == EACCES;
+      Add("socket", Verdict::kFail,
+          error.ToString() +
+              (hidden ? "; this user may not enter its directory" : "; is kvmd running? A container needs its directory mounted"));
       exit_ = kUnreachable;
       return false;
     }

@@ -75,7 +75,8 @@ struct ClientStats {
 };
 
 // A peer's region that this process can't copy from, and why. Find passes over such a region when it is
-// asked for blocks to import.
+// asked for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had none left
+// for it; it is tried again by itself, after pauses that double up to a minute.
 struct UnmappedRegion {
   std::string name;
   DeviceUuid for_device{};  // the importing GPU; zeros: host memory
@@ -123,7 +124,8 @@ class Client {
 
   // Declares a model and maps the regions of peers that serve it: on return everything published
   // before is found. While offline it succeeds at once and takes effect on connecting.
-  // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full.
+  // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full. kDeadlineExceeded: kvmd
+  // has not answered, or not all is mapped; the model stays declared, and asking again waits for the rest.
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
 
   // Declared models with the same model_id that differ from `model`: the fields are named.

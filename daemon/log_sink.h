@@ -1,0 +1,44 @@
+// Where log lines go: a descriptor that may take them slowly, not at all, or be gone.
+//
+// A file is written to at once. Whatever somebody has to read (a pipe, a terminal, journald's socket) is written to by a
+// thread of its own, since such a write waits for the reader, and kvmd's one thread must not. O_NONBLOCK would be no way
+// out: the descriptor is shared with whoever started kvmd. Lines wait in a bounded queue; what has no room is dropped and
+// counted, and the count is written once there is room again.
+//
+// Thread-safe. SIGPIPE is ignored by the process.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace kvm::daemon {
+
+class LogSink {
+ public:
+  static constexpr std::size_t kMaxQueuedBytes = 256 * 1024;
+
+  // `fd` is the caller's and outlives everything that was written. `notice`: the line that says how many were dropped.
+  LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes = kMaxQueuedBytes);
+  // Does not wait for what has not been written.
+  ~LogSink();
+  LogSink(const LogSink&) = delete;
+  LogSink& operator=(const LogSink&) = delete;
+
+  // `line` ends with a newline. Never waits for a reader.
+  void Write(std::string line);
+  // Whether everything was written within `timeout`.
+  bool Drain(std::chrono::milliseconds timeout);
+
+ private:
+  struct State;
+  static void Run(const std::shared_ptr<State>& state);
+
+  const bool at_once_;
+  const std::shared_ptr<State> state_;  // the thread's, too: it may be inside a write for ever
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,251 @@
+// Descriptors: who lacks them is named, and nobody else pays.
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "proto/protocol_limits.h"
+#include "tests/catch.h"
+#include "tests/support/few_descriptors.h"
+#include "tests/support/kvmd_process.h"
+#include "tests/support/remote_worker.h"
+#include "tests/support/socket_pair.h"
+#include "tests/support/wire_client.h"
+#include "tests/support/worker.h"
+
+namespace {
+
+using namespace kvm;
+using namespace std::chrono_literals;
+using test::Eventually;
+using test::FewDescriptors;
+using test::KvmdProcess;
+using test::WireClient;
+using test::WireRegion;
+
+WireClient Join(const KvmdProcess& kvmd, const std::string& name) {
+  Result<WireClient> client = WireClient::Connect(kvmd.socket());
+  KVM_REQUIRE_OK(client);
+  KVM_REQUIRE_OK(client->Hello(name));
+  return std::move(*client);
+}
+
+// Leaves kvmd so many descriptors; as many as ever with -1.
+void LeaveTo(const KvmdProcess& kvmd, int left) {
+  rlimit limit{};
+  REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, nullptr, &limit) == 0);
+  limit.rlim_cur = left < 0 ? limit.rlim_max : static_cast<rlim_t>(kvmd.SettledFds() + left);
+  REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, &limit, nullptr) == 0);
+}
+
+// A region of many segments, all in one file.
+struct WideRegion : WireRegion {
+  WideRegion(const std::string& name, int segments) : WireRegion(name, test::SmallSpec(), 8) {
+    for (int i = 1; i < segments; ++i) *descriptor.add_segments() = descriptor.segments(0);
+  }
+  Status RegisterWide(WireClient& client) const {
+    std::vector<int> fds(static_cast<std::size_t>(descriptor.segments_size()) + 1, payload.fd());
+    fds[0] = generation_memory.fd();
+    const Result<test::Received> reply = client.Call(RegisterMessage(), fds);
+    return reply ? Status() : Status(reply.error());
+  }
+};
+
+std::size_t Count(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++count;
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says whose lack it is, and keeps the client", "[integration]") {
+  KvmdProcess kvmd;
+  WireClient client = Join(kvmd, "innocent");
+  KVM_REQUIRE_OK(client.DeclareModel(test::SmallSpec()));
+  const WideRegion region("pool", 20);
+  LeaveTo(kvmd, 10);
+  const Status refused = region.RegisterWide(client);
+  KVM_CHECK_ERROR(refused, Errc::kResourceExhausted, "kvmd is out of descriptors (limit ");
+  CHECK(client.QueryStatus().has_value());
+  CHECK(kvmd.Log().find("event=out_of_descriptors") != std::string::npos);
+  LeaveTo(kvmd, -1);
+  KVM_REQUIRE_OK(region.RegisterWide(client));
+  CHECK(kvmd.Log().find("client_dropped") == std::string::npos);
+}
+
+TEST_CASE("Descriptors: who comes while kvmd has none left waits or is told, and those who are there are served", "[integration]") {
+  KvmdProcess kvmd;
+  WireClient early = Join(kvmd, "early");
+  LeaveTo(kvmd, 0);
+  Result<WireClient> late = WireClient::Connect(kvmd.socket());
+  KVM_REQUIRE_OK(late);
+  REQUIRE(Eventually([&] { return kvmd.Log().find("event=accept_failed") != std::string::npos; }));
+  CHECK(early.QueryStatus().has_value());
+  LeaveTo(kvmd, -1);
+  KVM_REQUIRE_OK(late->Hello("late"));
+}
+
+TEST_CASE("Descriptors: a client that does not read its announcements keeps few of kvmd's, and gets all of them", "[integration]") {
+  KvmdProcess kvmd({"--max-regions-per-client", "200", "--max-fds-per-client", "20000"});
+  WireClient owner = Join(kvmd, "owner");
+  KVM_REQUIRE_OK(owner.DeclareModel(test::SmallSpec()));
+  constexpr int kRegions = 60, kSegments = 120;
+  for (int i = 0; i < kRegions; ++i) KVM_REQUIRE_OK(WideRegion("pool" + std::to_string(i), kSegments).RegisterWide(owner));
+  WireClient importer = Join(kvmd, "importer");
+  const int before = kvmd.SettledFds();
+  kvmwire::ClientMessage declare;
+  declare.set_request_id(99);
+  declare.mutable_declare_model()->set_spec(test::SmallSpec().Canonical());
+  KVM_REQUIRE_OK(importer.Send(declare));
+  CHECK(owner.QueryStatus().has_value());
+  // One frame may wait in kvmd.
+  CHECK(kvmd.SettledFds() <= before + static_cast<int>(kMaxFrameFds));
+  int announced = 0;
+  for (bool answered = false; !answered;) {
+    Result<test::Received> received = importer.Receive();
+    KVM_REQUIRE_OK(received);
+    answered = received->message.has_declare_model_reply();
+    announced += received->message.has_region_announce();
+    if (received->message.has_region_announce()) CHECK(received->fds.size() == kSegments + 1);
+  }
+  CHECK(announced == kRegions);
+}
+
+TEST_CASE("Descriptors: a region that is withdrawn before a client could take its announcement is not announced", "[integration]") {
+  KvmdProcess kvmd({"--max-fds-per-client", "20000"});
+  WireClient owner = Join(kvmd, "owner");
+  KVM_REQUIRE_OK(owner.DeclareModel(test::SmallSpec()));
+  for (int i = 0; i < 10; ++i) KVM_REQUIRE_OK(WideRegion("pool" + std::to_string(i), 120).RegisterWide(owner));
+  WireClient importer = Join(kvmd, "importer");
+  kvmwire::ClientMessage declare;
+  declare.set_request_id(99);
+  declare.mutable_declare_model()->set_spec(test::SmallSpec().Canonical());
+  KVM_REQUIRE_OK(importer.Send(declare));
+  REQUIRE(Eventually([&] {
+    const Result<kvmwire::StatusReply> status = owner.QueryStatus();
+    return status && status->client_list_size() == 2 && status->client_list(1).queued_bytes() > 0;
+  }));
+  owner.Close();
+  REQUIRE(Eventually([&] { return kvmd.Log().find("event=client_left") != std::string::npos; }));
+  int announced = 0, withdrawn = 0;
+  for (;;) {
+    const Result<test::Received> received = importer.Receive();
+    KVM_REQUIRE_OK(received);
+    announced += received->message.has_region_announce();
+    withdrawn += received->message.has_region_withdraw();
+    if (received->message.has_declare_model_reply()) break;
+  }
+  CHECK(announced == withdrawn);
+  CHECK(announced < 10);
+}
+
+TEST_CASE("Descriptors: a worker that is out of them keeps its connection, says so, and maps the region later", "[integration]") {
+  KvmdProcess kvmd;
+  const std::unique_ptr<test::Worker> importer = test::StartWorker({.socket = kvmd.socket(), .name = "importer"});
+  test::RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
+  owner.Publish("early", 0);
+  REQUIRE(Eventually([&] { return importer->client().Stats().mapped_regions == 1; }));
+  {
+    const FewDescriptors few(0);
+    owner.Allocate("second");
+    REQUIRE(Eventually([&] { return !importer->client().UnmappedRegions().empty(); }));
+    const UnmappedRegion unmapped = importer->client().UnmappedRegions().front();
+    CHECK(unmapped.name == "second");
+    CHECK(unmapped.reason.code == Errc::kResourceExhausted);
+    CHECK(unmapped.reason.message == few.Says());
+    // What was mapped before stays so.
+    CHECK(importer->FindAndImport("early", 0).wrong == 0);
+    CHECK(importer->FindAndImport("early", 0).valid > 0);
+    CHECK(importer->client().Stats().reconnects == 0);
+  }
+  CHECK(Eventually([&] { return importer->client().UnmappedRegions().empty() && importer->client().Stats().mapped_regions == 2; }));
+  CHECK(importer->client().Stats().reconnects == 0);
+}
+
+TEST_CASE("Descriptors: a worker that can't take kvmd's registry names its own limit", "[integration]") {
+  KvmdProcess kvmd;
+  ClientOptions options;
+  options.socket_path = kvmd.socket();
+  options.start_offline = true;
+  const FewDescriptors few(2);  // a mailbox and a socket
+  const Result<std::shared_ptr<Client>> client = Client::Connect(options);
+  KVM_REQUIRE_OK(client);
+  CHECK(Eventually([&] { return (*client)->last_error().message.find(few.Says()) != std::string::npos; }));
+  CHECK((*client)->last_error().code == Errc::kResourceExhausted);
+}
+
+TEST_CASE("Reconnecting: a connection that fails just behind the hello is tried again after pauses that double", "[integration]") {
+  const test::TempDir dir;
+  const std::string path = dir / "kvmd.sock";
+  const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  REQUIRE(::listen(listener.get(), 64) == 0);
+  std::atomic<int> accepted{0};
+  std::atomic<bool> stop{false};
+  // A kvmd whose registry nobody can use.
+  std::thread server([&] {
+    while (!stop) {
+      const UniqueFd socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (!socket || stop) return;
+      ++accepted;
+      kvmwire::ServerMessage hello;
+      hello.mutable_hello_reply()->set_protocol_version(kProtocolVersion);
+      const std::string payload = hello.SerializeAsString();
+      test::SendRaw(socket.get(), test::RawFrame(payload, static_cast<std::uint32_t>(payload.size()), 1), {0});
+      char buffer[256];
+      while (::recv(socket.get(), buffer, sizeof(buffer), 0) > 0) continue;
+    }
+  });
+  {
+    ClientOptions options;
+    options.socket_path = path;
+    options.start_offline = true;
+    options.reconnect_min = 10ms;
+    options.reconnect_max = 60s;
+    const Result<std::shared_ptr<Client>> client = Client::Connect(options);
+    KVM_REQUIRE_OK(client);
+    test::SleepMs(2000);
+  }
+  stop = true;
+  ::shutdown(listener.get(), SHUT_RDWR);
+  server.join();
+  // 10 ms doubled, half of it at least: nine tries fill two seconds. Without pauses it would be a hundred.
+  CHECK(accepted >= 2);
+  CHECK(accepted <= 12);
+}
+
+TEST_CASE("Announcements: a region that says more than a descriptor may is refused, and nobody else hears of it", "[integration]") {
+  KvmdProcess kvmd;
+  WireClient owner = Join(kvmd, "owner"), other = Join(kvmd, "other");
+  KVM_REQUIRE_OK(owner.DeclareModel(test::SmallSpec()));
+  KVM_REQUIRE_OK(other.DeclareModel(test::SmallSpec()));
+  WireRegion region("pool", test::SmallSpec(), 8);
+  SECTION("in a field that is known") {
+    region.descriptor.set_fingerprint(std::string(kMaxDescriptorBytes, 'x'));
+    KVM_CHECK_ERROR(region.Register(owner), Errc::kInvalidArgument, "the limit is 393216");
+  }
+  SECTION("in fields that are not: they are left out") {
+    // Field 500, as a later protocol might have it.
+    std::string unknown = region.descriptor.SerializeAsString();
+    std::string padding("\xa2\x1f\x80\x80\x3c", 5);
+    padding.append(std::size_t{60} << 14, 'x');
+    kvmwire::ClientMessage message;
+    message.set_request_id(1);
+    REQUIRE(message.mutable_register_region()->mutable_region()->ParseFromString(unknown + padding));
+    REQUIRE(message.ByteSizeLong() > 900'000);
+    KVM_REQUIRE_OK(owner.Send(message, region.fds()));
+    const Result<test::Received> announced = other.Announcement();
+    KVM_REQUIRE_OK(announced);
+    CHECK(announced->message.region_announce().descriptor_().SerializeAsString() == region.descriptor.SerializeAsString());
+  }
+  CHECK(other.QueryStatus().has_value());
+  CHECK(owner.QueryStatus().has_value());
+  CHECK(Count(kvmd.Log(), "client_dropped") == 0);
+}

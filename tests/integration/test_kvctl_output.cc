@@ -1,0 +1,106 @@
+// kvctl where something is in its way: a socket it may not use, a path that is too long, an output that nobody reads.
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <string>
+
+#include "client/kvctl/private_kvmd.h"
+#include "kvclient/client.h"
+#include "tests/catch.h"
+#include "tests/support/kvctl_sandbox.h"
+
+namespace {
+
+using namespace kvm;
+using namespace kvm::ctl;
+using kvm::test::Kvctl;
+using kvm::test::Sandbox;
+
+constexpr const char* kViews[] = {"status", "clients", "regions", "models", "ls", "leases", "reclaim", "doctor"};
+
+}  // namespace
+
+TEST_CASE("kvctl: a socket that this user may not use is unreachable, for every view", "[integration]") {
+  if (::geteuid() != 0) KVM_SKIP("only root can run kvctl as another user");
+  const Sandbox sandbox;
+  PrivateKvmdOptions options;
+  options.max_entries = 4096;
+  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
+  KVM_REQUIRE_OK(kvmd);
+  for (const char* view : kViews) {
+    INFO(view);
+    const std::string command = "setpriv --reuid=1235 --regid=1235 --clear-groups " + Kvctl() + " --socket " + kvmd->socket() + " " + view +
+                                " >" + (sandbox.path() / "out").string() + " 2>&1";
+    const int status = ::system(command.c_str());
+    INFO(test::ReadFile(sandbox.path() / "out"));
+    CHECK(WEXITSTATUS(status) == 2);
+    CHECK(test::ReadFile(sandbox.path() / "out").find("Permission denied") != std::string::npos);
+  }
+}
+
+TEST_CASE("kvctl: a socket path that is too long is refused alike by every view", "[integration]") {
+  const Sandbox sandbox;
+  const std::string path = "/tmp/" + std::string(103, 'x');
+  for (const char* view : {"status", "clients", "models", "doctor"}) {
+    INFO(view);
+    const Sandbox::Output output = sandbox.Run("--socket " + path + " " + view);
+    CHECK(output.code == 1);
+    CHECK((output.out + output.err).find("socket path has 108 bytes, 1 to 107 are possible") != std::string::npos);
+  }
+}
+
+TEST_CASE("kvctl replay: a TMPDIR that is too long for a private kvmd, or is not there, is named", "[integration]") {
+  const Sandbox sandbox;
+  const std::filesystem::path deep = sandbox.Tmp() / std::string(100, 'd');
+  std::filesystem::create_directory(deep);
+  const std::string replay = "replay --private --workload chat --requests 10 --workers 2";
+  const Sandbox::Output too_long = sandbox.Run(replay, "TMPDIR=" + deep.string());
+  INFO(too_long.err);
+  CHECK(too_long.code == 1);
+  CHECK(too_long.err.find("TMPDIR is too long for a private kvmd: socket path has ") != std::string::npos);
+  CHECK(std::filesystem::is_empty(deep));
+  const Sandbox::Output missing = sandbox.Run(replay, "TMPDIR=/nonexistent");
+  CHECK(missing.code == 1);
+  CHECK(missing.err.find("TMPDIR, /nonexistent/") != std::string::npos);
+}
+
+TEST_CASE("kvctl: an output that nobody reads is no error, one that can't be written is", "[integration]") {
+  const Sandbox sandbox;
+  PrivateKvmdOptions options;
+  options.max_entries = 4096;
+  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
+  KVM_REQUIRE_OK(kvmd);
+  const std::string status = Kvctl() + " --socket " + kvmd->socket() + " --json status";
+  const std::string errors = (sandbox.path() / "err").string();
+  // Whoever reads is gone before kvctl writes.
+  const std::string closed = "bash -c '(sleep 0.3; exec " + status + " 2>" + errors + ") | true; exit ${PIPESTATUS[0]}'";
+  CHECK(WEXITSTATUS(::system(closed.c_str())) == 0);
+  CHECK(test::ReadFile(errors).empty());
+  CHECK(WEXITSTATUS(::system((status + " >&- 2>" + errors).c_str())) == 0);
+  CHECK(WEXITSTATUS(::system((status + " >/dev/full 2>" + errors).c_str())) == 1);
+  CHECK(test::ReadFile(errors).find("write the output (No space left on device)") != std::string::npos);
+}
+
+TEST_CASE("kvctl: JSON stays JSON when a client calls its model anything", "[integration]") {
+  const Sandbox sandbox;
+  PrivateKvmdOptions options;
+  options.max_entries = 4096;
+  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
+  KVM_REQUIRE_OK(kvmd);
+  ClientOptions client_options;
+  client_options.socket_path = kvmd->socket();
+  const Result<std::shared_ptr<Client>> client = Client::Connect(client_options);
+  KVM_REQUIRE_OK(client);
+  ModelSpec spec;
+  spec.model_id =
+      "\xff\xfe\xC2\x9B"
+      "31m";
+  spec.kv_dtype = "bfloat16";
+  spec.layout = "NHD";
+  spec.num_layers = spec.num_kv_heads = spec.head_size = spec.block_tokens = 4;
+  KVM_REQUIRE_OK((*client)->DeclareModel(spec, After(std::chrono::seconds(5))));
+  const Sandbox::Output output = sandbox.Run("--socket " + kvmd->socket() + " --json models");
+  CHECK(output.code == 0);
+  CHECK(output.out.find("\\ufffd\\ufffd\\u009b31m") != std::string::npos);
+  static_cast<void>(output.Json());
+}

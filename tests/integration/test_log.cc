@@ -1,0 +1,94 @@
+// A log that nobody takes: kvmd goes on.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+#include "tests/catch.h"
+#include "tests/support/child_process.h"
+#include "tests/support/kvmd_process.h"
+#include "tests/support/socket_pair.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/wire_client.h"
+
+namespace {
+
+using namespace kvm;
+using test::ChildProcess;
+using test::Eventually;
+using test::WireClient;
+
+// kvmd with a pipe as its standard error, whose other end is the test's.
+struct PipedKvmd {
+  PipedKvmd() {
+    REQUIRE(::mkfifo(fifo().c_str(), 0600) == 0);
+    reader.Reset(::open(fifo().c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    REQUIRE(reader);
+    process = ChildProcess({test::KvmdBinary(), "--socket", socket(), "--max-entries", "10000"}, fifo());
+    REQUIRE(Eventually([&] { return WireClient::Connect(socket()).has_value(); }));
+  }
+  std::string fifo() const { return dir / "log"; }
+  std::string socket() const { return dir / "kvmd.sock"; }
+  WireClient Join() const {
+    Result<WireClient> client = WireClient::Connect(socket());
+    KVM_REQUIRE_OK(client);
+    KVM_REQUIRE_OK(client->Hello("a-client"));
+    return std::move(*client);
+  }
+
+  test::TempDir dir;
+  UniqueFd reader;
+  ChildProcess process;
+};
+
+}  // namespace
+
+TEST_CASE("Log: a full pipe stops nobody, and when it is read again the lines that were lost are counted", "[integration]") {
+  PipedKvmd kvmd;
+  WireClient bystander = kvmd.Join();
+  // One page of pipe, so that few lines fill it.
+  REQUIRE(::fcntl(kvmd.reader.get(), F_SETPIPE_SZ, 4096) >= 0);
+  // Each costs a line that no limit leaves out: a StatusQuery doesn't, a refused request does, 50 times a second.
+  std::string log;
+  const bool said = Eventually(
+      [&] {
+        for (int i = 0; i < 100; ++i) {
+          kvmwire::ClientMessage message;
+          message.mutable_adopt_region()->mutable_expected()->set_name(std::string(250, 'x'));
+          CHECK_FALSE(bystander.Call(message).has_value());
+          KVM_REQUIRE_OK(WireClient::Connect(kvmd.socket()).value().Hello(std::string(60, '\x01')));
+        }
+        char byte[8192];
+        // Something is read only once more has been logged than pipe and queue take.
+        static int rounds = 0;
+        if (++rounds < 16) return test::SleepMs(300) && false;
+        for (ssize_t got; (got = ::read(kvmd.reader.get(), byte, sizeof(byte))) > 0;) log.append(byte, static_cast<std::size_t>(got));
+        return log.find("event=log_lines_dropped count=") != std::string::npos;
+      },
+      std::chrono::seconds(40));
+  INFO(log.substr(log.size() - std::min<std::size_t>(log.size(), 500)));
+  CHECK(said);
+}
+
+TEST_CASE("Log: a pipe whose reader has gone does not end kvmd", "[integration]") {
+  PipedKvmd kvmd;
+  kvmd.reader.Reset();
+  for (int i = 0; i < 3; ++i) CHECK(kvmd.Join().QueryStatus().has_value());
+  CHECK(kvmd.process.running());
+}
+
+TEST_CASE("Log: a kvmd that is started without standard descriptors writes its log into none of its files", "[integration]") {
+  const test::TempDir dir;
+  const std::string socket = dir / "kvmd.sock";
+  ChildProcess process({"/bin/sh", "-c", "exec " + test::KvmdBinary() + " --socket " + socket + " --max-entries 10000 0<&- 1>&- 2>&-"});
+  REQUIRE(Eventually([&] { return WireClient::Connect(socket).has_value(); }));
+  for (int fd = 0; fd <= 2; ++fd) {
+    const std::string link = "/proc/" + std::to_string(process.pid()) + "/fd/" + std::to_string(fd);
+    CHECK(std::filesystem::read_symlink(link) == "/dev/null");
+  }
+  Result<WireClient> client = WireClient::Connect(socket);
+  KVM_REQUIRE_OK(client);
+  KVM_REQUIRE_OK(client->Hello("client"));
+}

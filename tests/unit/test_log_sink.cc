@@ -1,0 +1,82 @@
+// Log lines and those who should read them: a file, a pipe that nobody reads, one that is closed.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <string>
+
+#include "daemon/log_sink.h"
+#include "proto/unique_fd.h"
+#include "tests/catch.h"
+
+namespace {
+
+using kvm::UniqueFd;
+using kvm::daemon::LogSink;
+using namespace std::chrono_literals;
+
+struct Pipe {
+  Pipe() {
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    read.Reset(ends[0]);
+    write.Reset(ends[1]);
+  }
+  // Until `end` has come.
+  std::string ReadUntil(const std::string& end) {
+    std::string text;
+    char buffer[4096];
+    while (text.find(end) == std::string::npos) {
+      const ssize_t got = ::read(read.get(), buffer, sizeof(buffer));
+      if (got <= 0) return text;
+      text.append(buffer, static_cast<std::size_t>(got));
+    }
+    return text;
+  }
+  UniqueFd read, write;
+};
+
+std::string Notice(std::uint64_t count) { return "dropped " + std::to_string(count) + "\n"; }
+
+}  // namespace
+
+TEST_CASE("Log sink: a pipe that nobody reads stops no writer, and what it lacked room for is counted", "[unit]") {
+  Pipe pipe;
+  LogSink sink(pipe.write.get(), Notice, 10'000);
+  const std::string line(999, 'x');
+  // A pipe of 64 KiB and a queue of 10,000 bytes take some 75 of them.
+  for (int i = 0; i < 500; ++i) sink.Write(line + "\n");
+  CHECK_FALSE(sink.Drain(0ms));
+  const std::string text = pipe.ReadUntil("dropped ");
+  CHECK(text.find(line + "\n" + line + "\n") == 0);
+  std::size_t lines = 0;
+  for (std::size_t at = 0; (at = text.find(line + "\n", at)) != std::string::npos; at += line.size()) ++lines;
+  const std::string rest = text.substr(text.find("dropped ")) + (text.back() == '\n' ? "" : pipe.ReadUntil("\n"));
+  CHECK(rest == Notice(500 - lines));
+  sink.Write("goes on\n");
+  CHECK(pipe.ReadUntil("\n") == "goes on\n");
+  CHECK(sink.Drain(5s));
+}
+
+TEST_CASE("Log sink: a pipe whose reader has gone costs the lines and nothing else", "[unit]") {
+  const auto before = std::signal(SIGPIPE, SIG_IGN);
+  Pipe pipe;
+  LogSink sink(pipe.write.get(), Notice);
+  pipe.read.Reset();
+  for (int i = 0; i < 100; ++i) sink.Write("nobody reads this\n");
+  CHECK(sink.Drain(5s));
+  std::signal(SIGPIPE, before);
+}
+
+TEST_CASE("Log sink: what is written to a file is there at once", "[unit]") {
+  char path[] = "/tmp/kvm-log-XXXXXX";
+  const UniqueFd file(::mkstemp(path));
+  REQUIRE(file);
+  ::unlink(path);
+  LogSink sink(file.get(), Notice);
+  sink.Write("a line\n");
+  char buffer[16] = {};
+  CHECK(::pread(file.get(), buffer, sizeof(buffer), 0) == 7);
+  CHECK(std::string(buffer) == "a line\n");
+}
