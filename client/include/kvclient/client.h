@@ -119,7 +119,8 @@ class Client {
   // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full.
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
 
-  // Declared models with the same model_id that differ from `model`: the fields are named.
+  // Declared models with the same model_id that differ from `model`, and those that differ in the model_id alone: the fields
+  // are named.
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
   // Allocates memory that peers can map, and registers it. The memory is zeroed.
