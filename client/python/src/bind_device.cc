@@ -66,8 +66,8 @@ void BindDevice(nb::module_& module) {
       "checksum_memory",
       [](std::uintptr_t address, std::uint64_t size_bytes, std::uint64_t piece_bytes, const std::optional<DeviceId>& device) {
         const DeviceUuid uuid = UuidOf(device);
-        const auto sums = Unwrap(
-            WithoutGil([&] { return ChecksumMemory(reinterpret_cast<const void*>(address), size_bytes, piece_bytes, uuid); }));
+        const auto sums =
+            Unwrap(WithoutGil([&] { return ChecksumMemory(reinterpret_cast<const void*>(address), size_bytes, piece_bytes, uuid); }));
         return nb::bytes(reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(std::uint64_t));
       },
       "address"_a, "size_bytes"_a, "piece_bytes"_a, "device"_a = nb::none(),

@@ -30,7 +30,7 @@ from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.retried import Retried
-from kvclient.vllm.runner import uses_v2_runner
+from kvclient.vllm.runner import is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.spec import lengths_of, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
@@ -323,9 +323,14 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 lengths=lengths_of(self._vllm_config),
                 spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
             )
-            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=True)
+            here = self._engine_id in _workers  # a worker in this process imports with the same client
+            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
             whole = self._model.settle()
             assert whole is not None  # an engine does not begin asleep
+            if self._options.load == "sync" and is_v2_runner(self._model.runner):
+                raise UnsupportedError(
+                    "load=sync on a V2 model runner, though the configuration does not say it is one"
+                )
             shards = [
                 Shard(tp_rank=w.tp_rank, tp_size=spec.tp_size, pp_rank=w.pp_rank, pp_size=spec.pp_size) for w in workers
             ]

@@ -96,7 +96,8 @@ OWN_FIELDS: dict[str, frozenset[str]] = {
 _HF_NOT_COUNTED = _names(
     "_name_or_path name_or_path transformers_version use_cache return_dict output_attentions "
     "output_hidden_states bos_token_id eos_token_id pad_token_id sep_token_id id2label label2id "
-    "problem_type _commit_hash"
+    "problem_type _commit_hash tokenizer_class task_specific_params initializer_range _output_attentions "
+    "_post_init_done"
 )
 # They propose tokens without a model: no layer, no state.
 _NO_DRAFT = ("ngram", "ngram_gpu", "suffix")

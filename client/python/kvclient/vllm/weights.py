@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Measured:
 
     pp_rank: int
     tp_rank: int
-    #: Of every tensor that could be read; 64 hex digits.
+    #: Of every tensor that could be read, and of code that came with the model; 64 hex digits.
     digest: str
     #: Modules whose weights can't be read, and what stands for each: another object, other weights.
     unreadable: tuple[tuple[str, int], ...] = ()
@@ -172,15 +173,21 @@ def measure(worker: Any, pp_rank: int, tp_rank: int, kv_caches: Mapping[str, tor
     tensors: dict[str, torch.Tensor] = {}
     unreadable: list[tuple[str, int]] = []
     readers: set[str] = set()
+    code: dict[str, str] = {}
+    offload = getattr(getattr(worker, "vllm_config", None), "offload_config", None)
+    if getattr(getattr(offload, "prefetch", None), "offload_group_size", 0):
+        raise UnsupportedError("layers that are offloaded in groups move while the engine runs")
     for prefix, model in models_of(worker).items():
         found, hidden = tensors_of(model)
         unreadable += [(f"{prefix}.{name}", what) for name, what in hidden]
         tensors.update({f"{prefix}.{name}": tensor for name, tensor in found.items() if not _inside(tensor, states)})
         readers |= _length_readers(model)
+        code.update(_foreign_code(model))
+    text = digest_of(tensors) + "".join(f";{name}={code[name]}" for name in sorted(code))
     return Measured(
         pp_rank=pp_rank,
         tp_rank=tp_rank,
-        digest=digest_of(tensors),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
         unreadable=tuple(unreadable),
         reads_length=tuple(sorted(readers)),
         runner=type(worker.model_runner).__module__,
@@ -198,18 +205,27 @@ def _length_readers(model: torch.nn.Module) -> set[str]:
     itself says where it may matter. A mention that changes nothing costs sharing between lengths, never correctness.
     """
     modules = {type(each).__module__ for each in model.modules()}
-    parts = (".models.", ".rotary_embedding", ".transformers_utils.", "transformers_modules.")
-    return {name for name in modules if any(part in f"{name}." for part in parts) and _mentions(name)}
+    layers = {name for name in modules if name.startswith(("torch.", "vllm.")) and not _is_model(name)}
+    return {name for name in modules - layers if b"max_model_len" in _source(name, b"max_model_len")}
 
 
-def _mentions(module: str) -> bool:
-    import sys
+def _is_model(module: str) -> bool:
+    return any(part in f"{module}." for part in (".models.", ".rotary_embedding"))
 
+
+def _foreign_code(model: torch.nn.Module) -> dict[str, str]:
+    """Digests of the source of modules that belong to no release: code that came with a model, plug-ins."""
+    modules = {type(each).__module__ for each in model.modules()}
+    foreign = sorted(name for name in modules if name.split(".")[0] not in ("torch", "vllm", "transformers"))
+    return {name: hashlib.sha256(_source(name, b"")).hexdigest() for name in foreign}
+
+
+def _source(module: str, unknown: bytes) -> bytes:
     path = getattr(sys.modules.get(module), "__file__", None)
     try:
-        return path is None or "max_model_len" in Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return True
+        return unknown if path is None else Path(path).read_bytes()
+    except OSError:
+        return unknown
 
 
 def gathered(ranks: list[Measured]) -> str:
