@@ -119,6 +119,26 @@ def test_an_adapter_that_is_loaded_in_place_or_under_another_number_is_another(t
     assert again.identity not in (before, replaced.identity)
 
 
+def test_an_adapter_is_what_it_was_when_the_engine_loaded_it_not_when_it_is_first_used(tmp_path: Path) -> None:
+    adapters = Adapters()
+    path = folder(tmp_path, "a", b"1")
+    adapters.loading(lora("x", path))()
+    assert adapters.of(lora("x", path)) is not None
+    folder(tmp_path, "a", b"2")
+    assert adapters.of(lora("x", path)) is None
+
+
+def test_an_adapter_whose_files_change_while_the_engine_loads_it_is_not_shared(tmp_path: Path) -> None:
+    for load_inplace in (False, True):
+        adapters = Adapters()
+        path = folder(tmp_path, "a", b"1")
+        done = adapters.loading(lora("x", path, load_inplace=load_inplace))
+        folder(tmp_path, "a", b"2")
+        done()
+        folder(tmp_path, "a", b"1")
+        assert adapters.of(lora("x", path)) is None
+
+
 def test_an_adapter_without_readable_files_is_not_shared(tmp_path: Path) -> None:
     assert Adapters().of(lora("x", "organisation/adapter")) is None
     assert Adapters().of(lora("x", tmp_path)) is None

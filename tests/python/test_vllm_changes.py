@@ -99,12 +99,15 @@ def engine(kvmd: PrivateDaemon) -> Iterator[Engine]:
 def peers(kvmd: PrivateDaemon, engine: Engine) -> Iterator[None]:
     """Peers with the old weights and with the new ones, that have published TOKENS."""
     client = kvclient.Client(kvmd.socket, name="peers")
+    regions = []
     for name, spec in (("old", OLD), ("new", NEW)):
         region = client.allocate_region(client.declare_model(spec), kvclient.Geometry.contiguous(8, 256), name=name)
         region.publish_run(keys(spec, TOKENS), kvclient.KeyChain(spec).parent, 0, region.begin_writes(list(range(8))))
         region.flush()
+        regions.append(region)
     engine.declare()
     yield
+    regions.clear()
     client.close()
 
 

@@ -25,14 +25,27 @@ def daemon() -> Iterator[PrivateDaemon]:
         yield started
 
 
+class Engines(dict[str, Worker]):
+    """Each is started when a test first asks for it."""
+
+    def __init__(self, arguments: dict[str, tuple[object, ...]]) -> None:
+        super().__init__()
+        self._arguments = arguments
+
+    def __missing__(self, name: str) -> Worker:
+        self[name] = Worker(ENGINE, *self._arguments[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
-    workers = {
-        "plain": Worker(ENGINE, None, 200),
-        "first": Worker(ENGINE, daemon.socket, 200),
-        "second": Worker(ENGINE, daemon.socket, 60, {"load": "sync"}),
+    arguments = {
+        "plain": (None, 200),
+        "first": (daemon.socket, 200),
+        "second": (daemon.socket, 60, {"load": "sync"}),
     }
+    workers = Engines(arguments)
     yield workers
     for worker in workers.values():
         worker.stop()

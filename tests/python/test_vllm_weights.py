@@ -232,6 +232,19 @@ def test_weights_are_measured_at_the_start_and_after_every_call_that_may_change_
     assert settled(model) == first
 
 
+def test_the_connector_is_told_of_adapters_before_and_after_the_workers_load_them() -> None:
+    executor = Executor()
+    said: list[str] = []
+    call = executor.collective_rpc
+    executor.collective_rpc = lambda *a, **k: said.append("load") or call(*a, **k)  # type: ignore[method-assign,func-returns-value]
+    model = engine(executor)
+    executor.collective_rpc("add_lora", args=("early",))
+    model.adapter_loading = lambda lora: said.append(f"before {lora}") or (lambda: said.append("after"))  # type: ignore[func-returns-value]
+    executor.collective_rpc("add_lora", args=("x",))
+    executor.collective_rpc("add_lora", None, ("y",))
+    assert said == ["load", "before x", "load", "after", "before y", "load", "after"]
+
+
 def test_a_sleeping_engine_is_not_measured() -> None:
     executor = Executor()
     model = engine(executor)

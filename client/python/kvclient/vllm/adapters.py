@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,18 @@ class Adapters:
         if loaded.unknown or not identity:
             return None
         return Adapter(f"{name}:{identity}", name in self._replaced)
+
+    def loading(self, lora: Any) -> Callable[[], None]:
+        """The engine is about to load the adapter, before any request with it; call the result once it has."""
+        self.of(lora)
+        loaded = self._loaded[(lora.lora_name, lora.lora_int_id)]
+        identity = loaded.identity
+
+        def done() -> None:
+            if self._read(lora) != identity:  # what was read in between nobody knows
+                loaded.unknown = True
+
+        return done
 
     def forget_cached(self) -> None:
         """The engine's prefix cache is empty: no block of an adapter that was replaced is left."""

@@ -325,6 +325,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             )
             here = self._engine_id in _workers  # a worker in this process imports with the same client
             self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
+            self._model.adapter_loading = self._scheduler.adapters.loading
             whole = self._model.settle()
             assert whole is not None  # an engine does not begin asleep
             if self._options.load == "sync" and is_v2_runner(self._model.runner):

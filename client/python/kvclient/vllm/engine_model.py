@@ -77,12 +77,21 @@ class EngineModel:
         self._known: ModelSpec | None = None
         self.suspect = True
         self.runner = ""
+        #: Called before workers load a LoRA adapter, with vLLM's request; what it returns, after.
+        self.adapter_loading: Callable[[Any], Callable[[], None]] | None = None
         self._watch()
 
     def _watch(self) -> None:
         call = self._executor.collective_rpc
 
         def collective_rpc(method: Any, *arguments: Any, **keywords: Any) -> Any:
+            if method == "add_lora" and self.adapter_loading is not None:
+                given = keywords.get("args") or arguments[1]  # behind the timeout
+                done = self.adapter_loading(given[0])
+                try:
+                    return call(method, *arguments, **keywords)
+                finally:
+                    done()
             if not isinstance(method, str) or method not in _HARMLESS:
                 self.suspect = True
             return call(method, *arguments, **keywords)

@@ -13,6 +13,8 @@ _log = logging.getLogger("vllm.kvclient")
 # A look reads the whole model table.
 _PERIOD_S = 10.0
 _MOST_LINES = 16
+# Beyond, it is another model altogether: of one architecture there may be many on a node.
+_MOST_FIELDS = 4
 
 
 class NearMissLog:
@@ -35,7 +37,7 @@ class NearMissLog:
             return
         for miss in misses:
             key = (model.fingerprint.hex, miss.theirs.fingerprint().hex)
-            if key in self._said or len(self._said) >= _MOST_LINES:
+            if key in self._said or len(self._said) >= _MOST_LINES or len(miss.differences) > _MOST_FIELDS:
                 continue
             self._said.add(key)
             fields = ", ".join(f"{each.field} (here {each.ours!r}, there {each.theirs!r})" for each in miss.differences)

@@ -83,7 +83,7 @@ class SchedulerSide:
         self._withdraw = False
         self._failures_in_a_row = 0
         self._paused_until = 0.0
-        self._adapters = Adapters()
+        self.adapters = Adapters()
         self._fingerprint = ""
         self._model: Callable[[bool], ModelSpec | None] | None = None
         self._known = True  # what the weights are, as of the last look
@@ -277,7 +277,7 @@ class SchedulerSide:
             self._cache_map = self._pool.cached_block_hash_to_block
             self._withdraw = True
             self._mixed = False
-            self._adapters.forget_cached()
+            self.adapters.forget_cached()
         if self._model is None:
             return
         spec = self._model(reset)
@@ -316,7 +316,7 @@ class SchedulerSide:
         lora = tracked.request.lora_request
         if lora is None:
             return tracked.shared
-        adapter = self._adapters.of(lora)
+        adapter = self.adapters.of(lora)
         if adapter is None or (adapter.replaced and computed):
             tracked.shared = False
         elif tracked.adapter is None or tracked.adapter.identity != adapter.identity:
@@ -330,7 +330,7 @@ class SchedulerSide:
     def _track(self, request: Any) -> _Tracked:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            adapter = self._adapters.of(request.lora_request) if request.lora_request is not None else None
+            adapter = self.adapters.of(request.lora_request) if request.lora_request is not None else None
             tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
             self._tracked[request.request_id] = tracked
         return tracked
