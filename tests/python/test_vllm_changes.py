@@ -47,10 +47,11 @@ class Engine:
 
     def __init__(self, socket: str) -> None:
         self.model: kvclient.ModelSpec | None = OLD
+        self.registered = True
         self.pool = Pool(64)
         self.client = kvclient.Client(socket, name="engine")
         self.side = SchedulerSide(ConnectorOptions(socket=socket, min_prefix_tokens=4))
-        self.side.attach(self.client, OLD, [kvclient.Shard()], model=lambda reset: self.model)
+        self.side.attach(self.client, OLD, [kvclient.Shard()], model=lambda reset: (self.model, self.registered))
         self.side.bind_pool(self.pool)
         self.declare()
 
@@ -193,6 +194,18 @@ def test_while_the_weights_are_not_known_nothing_is_shared_but_reused_blocks_are
     again = Output(scheduled_new_reqs=[NewRequest("d", ([ids_of(request)[0]],))])
     assert engine.side.plan(again).begin == [ids_of(request)[0]]
     engine.model = OLD
+    assert engine.ask(Request("e", TOKENS, 1)) == 28
+
+
+def test_weights_that_come_and_go_while_no_memory_is_registered_are_not_forgotten(engine: Engine, peers: None) -> None:
+    """Its blocks would pass for the first weights' otherwise, which the engine has again in the end."""
+    engine.run(Request("a", list(range(8)), 1))
+    engine.model, engine.registered = NEW, False
+    assert engine.run(Request("b", list(range(8, 16)), 1)) == []
+    engine.model, engine.registered = OLD, True
+    assert engine.ask(Request("c", TOKENS, 1)) == 0
+    assert engine.run(Request("d", list(range(16, 24)), 1)) == []
+    engine.pool.reset()
     assert engine.ask(Request("e", TOKENS, 1)) == 28
 
 

@@ -349,21 +349,21 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 raise UnsupportedError(f"a worker's weights: {each}")
         return measured
 
-    def _model_now(self, reset: bool) -> ModelSpec | None:
-        """The spec of what the engine runs, with which all workers' memory is registered; None: not at the moment."""
+    def _model_now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
+        """For SchedulerSide: the spec of what the engine runs, and whether all memory is registered under it."""
         assert self._model is not None
         self._model.suspect = self._model.suspect or reset
         spec = self._model.settle()
         if spec is None:
-            return None
+            return None, False
         if self._declared is None or (spec is not self._declared and spec != self._declared):
             self._declare(spec)
         if self._unregistered or self._declaring is None:
-            return None
+            return spec, False
         model = self._declaring.result()
         if model is not None and self._client is not None:
             self._near_misses.look(self._client, model)
-        return spec if model is not None else None
+        return spec, model is not None
 
     def _declare(self, spec: ModelSpec) -> None:
         assert self._client is not None

@@ -85,8 +85,8 @@ class SchedulerSide:
         self._paused_until = 0.0
         self.adapters = Adapters()
         self._fingerprint = ""
-        self._model: Callable[[bool], ModelSpec | None] | None = None
-        self._known = True  # what the weights are, as of the last look
+        self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
+        self._known = True  # what the weights are, with memory registered, as of the last look
         self._mixed = False  # the pool holds blocks of other weights than those of now
 
     def attach(
@@ -96,13 +96,13 @@ class SchedulerSide:
         shards: Sequence[Shard],
         *,
         include_own: bool = False,
-        model: Callable[[bool], ModelSpec | None] | None = None,
+        model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None,
     ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
 
         ``include_own``: what ``client`` has published is not the engine's blocks but copies, worth importing.
-        ``model(reset)``: the spec of what the engine runs now, the workers' memory registered under it; None: not known
-        at the moment. ``reset``: the prefix cache has been emptied. Left out: ``spec``, for ever.
+        ``model(reset)``: the spec of what the engine runs now (None: not known at the moment), and whether the workers'
+        memory is registered under it. ``reset``: the prefix cache has been emptied. Left out: ``spec``, for ever.
         """
         self._client, self._spec, self._shards = client, spec, list(shards)
         self._fingerprint = spec.fingerprint().hex
@@ -280,8 +280,8 @@ class SchedulerSide:
             self.adapters.forget_cached()
         if self._model is None:
             return
-        spec = self._model(reset)
-        self._known = spec is not None
+        spec, registered = self._model(reset)
+        self._known = spec is not None and registered
         if spec is not None and spec is not self._spec and spec != self._spec:
             self._renew(spec, empty=reset or self._pool_is_empty())
 
