@@ -86,8 +86,10 @@ std::vector<NearMiss> Client::NearMisses(const Model& model) const {
     layout::ModelInfo info;
     if (!registry.ReadModel(row, info) || info.fingerprint == model.fingerprint) continue;
     Result<ModelSpec> theirs = ModelSpec::FromCanonical({info.spec, info.spec_bytes});
-    if (!theirs || theirs->model_id != model.spec.model_id) continue;
-    out.push_back({*theirs, Difference(model.spec, *theirs)});
+    if (!theirs) continue;
+    std::vector<ModelFieldDifference> differences = Difference(model.spec, *theirs);
+    // The same name and another content, or the same content under another name.
+    if (theirs->model_id == model.spec.model_id || differences.size() == 1) out.push_back({*theirs, std::move(differences)});
   }
   return out;
 }

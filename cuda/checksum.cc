@@ -13,6 +13,11 @@ std::uint64_t ChecksumBlock(const Geometry& geometry, std::span<const std::byte*
       const std::byte* at = bases[part.segment] + part.offset + r * part.repeat_stride + block * part.block_stride;
       std::uint64_t left = part.chunk_bytes;
       bytes += left;
+      for (; filled == 0 && left >= 8; at += 8, left -= 8) {  // whole words, as nearly all are
+        std::memcpy(&word, at, 8);
+        sum += ChecksumWord(index++, word);
+      }
+      word = filled == 0 ? 0 : word;
       while (left > 0) {
         const std::size_t take = std::min<std::uint64_t>(left, 8 - filled);
         std::memcpy(reinterpret_cast<std::byte*>(&word) + filled, at, take);

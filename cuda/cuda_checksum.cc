@@ -1,7 +1,9 @@
 // Puts a geometry's chunks and the wanted blocks on the GPU and fetches their checksums.
 #include <algorithm>
+#include <numeric>
 
 #include "cuda/checksum_kernel.h"
+#include "cuda/devices.h"
 
 namespace kvm {
 namespace {
@@ -84,6 +86,15 @@ Result<std::vector<std::uint64_t>> ChecksumBlocks(const CudaDevice& device, std:
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream.handle);
   if (error != cudaSuccess) return CudaError(error, "checksum");
   return sums;
+}
+
+Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid& uuid, const std::byte* base, const Geometry& geometry) {
+  const Result<std::shared_ptr<const CudaDevice>> device = CudaDevice::Open(uuid);
+  if (!device) return device.error();
+  std::vector<std::uint32_t> blocks(geometry.block_count);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  auto* readable = const_cast<std::byte*>(base);  // bases are given as importers have them; nothing is written
+  return ChecksumBlocks(**device, {&readable, 1}, geometry, blocks);
 }
 
 }  // namespace kvm

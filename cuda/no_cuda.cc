@@ -16,6 +16,7 @@ Result<std::vector<DeviceInfo>> ListDevices() { return NotBuilt(); }
 Result<DeviceUuid> DeviceAt(int) { return NotBuilt(); }
 Result<DeviceUuid> DeviceOf(const void*) { return NotBuilt(); }
 Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { return NotBuilt(); }
+Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid&, const std::byte*, const Geometry&) { return NotBuilt(); }
 Result<Topology> ReadTopology() { return NotBuilt(); }
 Status MeasureTopology(Topology&) { return NotBuilt(); }
 Result<std::vector<double>> MeasureCopy(const CopyBaseline&) { return NotBuilt(); }

@@ -6,6 +6,7 @@
 
 #include "cuda/checksum.h"
 #include "cuda/topology.h"
+#include "kvm/memory_checksum.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/exporter.h"
 #include "tests/gpu/local_region.h"
@@ -468,6 +469,19 @@ TEST_CASE("Topology: every GPU reaches itself, and pairs say how", "[gpu]") {
     }
   }
   CHECK(uuids.size() == topology->devices.size());
+}
+
+TEST_CASE("CUDA backend: memory that no region has is summed in pieces, as its bytes are in host memory", "[gpu]") {
+  const auto backend = BackendOf(0);
+  Random random(22);
+  const std::uint64_t size = 3 * 4096 + 21;
+  LocalRegion region(backend, Geometry::Contiguous(1, size), {size});
+  std::vector<std::byte> bytes(size);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.Next());
+  KVM_REQUIRE_OK(backend->WriteBytes(*region.memory, 0, 0, bytes));
+  const auto sums = ChecksumMemory(region.memory->SegmentData(0), size, 4096, backend->device_uuid());
+  KVM_REQUIRE_OK(sums);
+  CHECK(*sums == *ChecksumMemory(bytes.data(), size, 4096, kHostMemory));
 }
 
 }  // namespace

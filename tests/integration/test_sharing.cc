@@ -170,12 +170,27 @@ TEST_CASE("Sharing: another revision shares nothing, and NearMisses names the fi
   CHECK(misses.front().differences.front().theirs == test::SmallSpec().revision);
 }
 
-TEST_CASE("Sharing: a model with another id is no near miss, the own model neither", "[integration]") {
+TEST_CASE("Sharing: a model that differs in its name alone is a near miss", "[integration]") {
+  KvmdProcess kvmd;
+  const auto one = Start(kvmd, "one");
+  WorkerOptions options;
+  options.spec = test::SmallSpec();
+  options.spec.model_id = "/another/mount";
+  const auto other = Start(kvmd, "other", options);
+  const std::vector<NearMiss> misses = other->client().NearMisses(other->model());
+  REQUIRE(misses.size() == 1);
+  REQUIRE(misses.front().differences.size() == 1);
+  CHECK(misses.front().differences.front().field == "model_id");
+  CHECK(misses.front().differences.front().theirs == test::SmallSpec().model_id);
+}
+
+TEST_CASE("Sharing: another model under another id is no near miss, the own model neither", "[integration]") {
   KvmdProcess kvmd;
   const auto one = Start(kvmd, "one");
   WorkerOptions options;
   options.spec = test::SmallSpec();
   options.spec.model_id = "someone/else";
+  options.spec.revision = "another";
   const auto other = Start(kvmd, "other", options);
   CHECK(other->client().NearMisses(other->model()).empty());
   CHECK(one->client().NearMisses(one->model()).empty());

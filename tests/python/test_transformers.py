@@ -181,6 +181,31 @@ def test_the_spec_says_what_the_configuration_says() -> None:
     assert spec_of(make_model("gpt2"), revision="abc").num_kv_heads == 4
 
 
+def test_two_mounts_of_one_model_have_one_spec_where_the_weights_content_is_known() -> None:
+    def at(path: str, **what: str) -> Any:
+        model = make_model("llama")
+        model.config.name_or_path = path
+        return spec_of(model, **what)
+
+    assert at("/a") == at("/b")
+    assert at("/a", weights_digest="w") == at("/b", weights_digest="w")
+    assert at("/a", revision="r") != at("/b", revision="r")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "a new one"])
+def test_position_embeddings_that_depend_on_a_requests_length_are_refused(kind: str) -> None:
+    model = make_model("llama")
+    model.config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(UnsupportedError, match="length of the request"):
+        spec_of(model, revision="r")
+    model.config.rope_parameters = {
+        "full_attention": {"rope_type": kind},
+        "sliding_attention": {"rope_type": "default"},
+    }
+    with pytest.raises(UnsupportedError, match="length of the request"):
+        spec_of(model, revision="r")
+
+
 def test_a_model_that_keeps_something_else_is_refused() -> None:
     assert len(attention_layers(LlamaConfig(num_hidden_layers=2))) == 2
     with pytest.raises(UnsupportedError, match="mamba"):

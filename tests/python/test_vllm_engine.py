@@ -25,14 +25,27 @@ def daemon() -> Iterator[PrivateDaemon]:
         yield started
 
 
+class Engines(dict[str, Worker]):
+    """Each is started when a test first asks for it."""
+
+    def __init__(self, arguments: dict[str, tuple[object, ...]]) -> None:
+        super().__init__()
+        self._arguments = arguments
+
+    def __missing__(self, name: str) -> Worker:
+        self[name] = Worker(ENGINE, *self._arguments[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
-    workers = {
-        "plain": Worker(ENGINE, None, 200),
-        "first": Worker(ENGINE, daemon.socket, 200),
-        "second": Worker(ENGINE, daemon.socket, 60, {"load": "sync"}),
+    arguments = {
+        "plain": (None, 200),
+        "first": (daemon.socket, 200),
+        "second": (daemon.socket, 60, {"load": "sync"}),
     }
+    workers = Engines(arguments)
     yield workers
     for worker in workers.values():
         worker.stop()
@@ -140,6 +153,80 @@ def test_the_connector_insists_on_recomputing_failed_loads(daemon: PrivateDaemon
     transfer = SimpleNamespace(kv_load_failure_policy="fail", kv_connector_extra_config={}, engine_id="e")
     with pytest.raises(ValueError, match="kv_load_failure_policy=recompute"):
         KvMarketConnector(SimpleNamespace(kv_transfer_config=transfer), KVConnectorRole.SCHEDULER, None)
+
+
+@pytest.mark.parametrize("role", ["SCHEDULER", "WORKER"])
+def test_loads_that_a_step_waits_for_are_refused_on_the_v2_runner(role: str) -> None:
+    from types import SimpleNamespace
+
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    from kvclient.vllm import KvMarketConnector
+
+    transfer = SimpleNamespace(
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={"socket": "/s", "load": "sync"},
+        engine_id="e",
+        kv_connector="",
+        is_kv_producer=True,
+    )
+    config = SimpleNamespace(kv_transfer_config=transfer, use_v2_model_runner=True)
+    with pytest.raises(ValueError, match="load=sync gives wrong tokens with vLLM's V2 model runner"):
+        KvMarketConnector(config, KVConnectorRole[role], None)
+    for runner, load in ((False, "sync"), (True, "async")):
+        config.use_v2_model_runner = runner
+        transfer.kv_connector_extra_config["load"] = load
+        KvMarketConnector(config, KVConnectorRole[role], None)
+
+
+def test_weights_that_are_changed_in_place_make_another_model(engines: dict[str, Worker]) -> None:
+    first, second = engines["first"], engines["second"]
+    ids, fresh = prompt(100, seed=30), prompt(100, seed=31)
+    before = first.call("model")
+    first.call("generate", [ids], 4)
+    first.call("idle_step")
+    second.call("change_weights", 6)
+    assert (
+        second.call("generate", [ids], 4)[0][1] == 0
+    )  # its cache holds blocks of the old weights, peers have no others
+    second.call("reset_prefix_cache")
+    assert second.call("generate", [prompt(100, seed=32)], 1)[0][1] == 0
+    assert second.call("generate", [ids], 4)[0][1] == 0
+    assert first.call("model") == before != second.call("model")
+    first.call("change_weights", 6)
+    first.call("reset_prefix_cache")
+    first.call("generate", [fresh], 4)
+    first.call("idle_step")
+    assert first.call("model") == second.call("model")
+    assert second.call("generate", [fresh], 4)[0][1] == 6 * BLOCK
+    for worker in (first, second):
+        worker.call("change_weights", 5)
+        worker.call("reset_prefix_cache")
+    first.call("generate", [ids], 4)
+    first.call("idle_step")
+    assert first.call("model") == before
+    assert second.call("generate", [ids], 4)[0][1] == 6 * BLOCK
+
+
+def test_the_longest_prompt_counts_where_it_chooses_the_position_embedding(daemon: PrivateDaemon) -> None:
+    """LongRoPE: two engines of one model, that differ in max_model_len, have other bytes for the same tokens."""
+    factors = [1.0 + i / 4 for i in range(16)]
+    model = {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "num_hidden_layers": 1,
+        "original_max_position_embeddings": 256,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": factors},
+        "pad_token_id": 0,
+    }
+    specs = []
+    for length in (256, 512):
+        worker = Worker(ENGINE, daemon.socket, 60, {}, model, {"max_model_len": length})
+        assert not worker.call("stats")["off"]
+        specs.append(worker.call("model"))
+        worker.stop()
+    assert "max_model_len=256" in specs[0]
+    assert "max_model_len=512" in specs[1]
 
 
 def test_another_models_blocks_are_not_found(engines: dict[str, Worker], daemon: PrivateDaemon) -> None:

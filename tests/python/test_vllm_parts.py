@@ -16,7 +16,7 @@ from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.torch import geometry_of
 from kvclient.vllm import ConnectorOptions
-from kvclient.vllm.keys import RequestKeys, digest_files
+from kvclient.vllm.keys import RequestKeys
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stats import Counters
@@ -74,13 +74,10 @@ def request(tokens: list[int], **fields: Any) -> Any:
     return made
 
 
-def keys_of(tokens: list[int], shards: int = 1, **fields: Any) -> list[list[kvclient.BlockKey]]:
+def keys_of(tokens: list[int], shards: int = 1, adapter: str = "", **fields: Any) -> list[list[kvclient.BlockKey]]:
     parts = [kvclient.Shard(tp_rank=i, tp_size=shards) for i in range(shards)]
-    return [list(keys) for keys in RequestKeys(SPEC, parts, request(tokens, **fields)).upto(len(tokens) // 4)]
-
-
-def lora(name: str, path: str = "", number: int = 1) -> Any:
-    return SimpleNamespace(lora_name=name, lora_path=path, lora_int_id=number)
+    made = request(tokens, **fields)
+    return [list(keys) for keys in RequestKeys(SPEC, parts, made, adapter).upto(len(tokens) // 4)]
 
 
 def image(identifier: str, offset: int, length: int) -> Any:
@@ -104,16 +101,14 @@ def test_shards_have_keys_of_their_own() -> None:
     assert not set(first) & set(second)
 
 
-def test_what_changes_the_content_changes_the_keys(tmp_path: Any) -> None:
+def test_what_changes_the_content_changes_the_keys() -> None:
     tokens = list(range(16))
-    (tmp_path / "adapter.safetensors").write_bytes(b"1")
     variants = {
         "plain": keys_of(tokens),
         "salt": keys_of(tokens, cache_salt="a"),
         "other salt": keys_of(tokens, cache_salt="b"),
-        "lora": keys_of(tokens, lora_request=lora("a")),
-        "other lora": keys_of(tokens, lora_request=lora("b")),
-        "same name, other files": keys_of(tokens, lora_request=lora("a", str(tmp_path))),
+        "lora": keys_of(tokens, adapter="a:1", lora_request=object()),
+        "other lora": keys_of(tokens, adapter="a:2", lora_request=object()),
         "embeddings": keys_of(tokens, prompt_embeds=torch.ones(16, 3)),
         "other embeddings": keys_of(tokens, prompt_embeds=torch.zeros(16, 3)),
         "embeddings of another type": keys_of(tokens, prompt_embeds=torch.ones(16, 3, dtype=torch.bfloat16)),
@@ -123,13 +118,30 @@ def test_what_changes_the_content_changes_the_keys(tmp_path: Any) -> None:
     assert keys_of(tokens, cache_salt="a") == variants["salt"]
 
 
-def test_an_adapter_that_is_loaded_again_is_another(tmp_path: Any) -> None:
-    tokens = list(range(16))
-    (tmp_path / "adapter.safetensors").write_bytes(b"1")
-    before = keys_of(tokens, lora_request=lora("again", str(tmp_path), 1))
-    (tmp_path / "adapter.safetensors").write_bytes(b"22")
-    assert keys_of(tokens, lora_request=lora("again", str(tmp_path), 1)) == before  # vLLM still has the first one
-    assert keys_of(tokens, lora_request=lora("again", str(tmp_path), 2)) != before
+def test_a_request_whose_adapter_is_not_known_has_no_keys() -> None:
+    with pytest.raises(InvalidArgumentError, match="adapter"):
+        keys_of(list(range(16)), lora_request=object())
+
+
+def test_an_image_that_a_streaming_session_adds_changes_the_blocks_that_it_reaches() -> None:
+    """Keys of the blocks before were derived when the request still was plain text."""
+    session = request(list(range(6)), mm_features=[])
+    keys = RequestKeys(SPEC, [kvclient.Shard()], session)
+    before = list(keys.upto(1)[0])
+    session.mm_features.append(image("cat", 6, 4))
+    session.prompt_token_ids = list(range(16))
+    session.all_token_ids += list(range(6, 16))
+    assert list(keys.upto(4)[0]) == keys_of(list(range(16)), mm_features=[image("cat", 6, 4)])[0]
+    assert list(keys.upto(4)[0])[:1] == before
+
+
+def test_tokens_that_a_streaming_session_drops_are_in_no_key() -> None:
+    session = request(list(range(8)))
+    keys = RequestKeys(SPEC, [kvclient.Shard()], session)
+    keys.upto(2)
+    session.prompt_token_ids = [*range(7), 99, 100, 101, 102, 103]  # the last token sampled is not kept
+    session.all_token_ids[:] = session.prompt_token_ids
+    assert list(keys.upto(3)[0]) == keys_of(list(session.prompt_token_ids))[0]
 
 
 def test_an_image_changes_the_blocks_from_where_it_begins() -> None:
@@ -142,15 +154,6 @@ def test_an_image_changes_the_blocks_from_where_it_begins() -> None:
     assert plain[0] == cat[0] == dog[0] == moved[0]
     for index in (1, 2, 3):
         assert len({plain[index], cat[index], dog[index], moved[index]}) == 4
-
-
-def test_files_are_told_apart_by_size_and_time(tmp_path: Any) -> None:
-    assert digest_files(str(tmp_path), ("*.bin",)) == ""
-    (tmp_path / "a.bin").write_bytes(b"12")
-    first = digest_files(str(tmp_path), ("*.bin",))
-    assert first == digest_files(str(tmp_path), ("*.bin", "a.*"))
-    (tmp_path / "a.bin").write_bytes(b"123")
-    assert digest_files(str(tmp_path), ("*.bin",)) != first
 
 
 # ---- layouts ----

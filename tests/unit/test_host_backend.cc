@@ -7,7 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/checksum.h"
 #include "cuda/memory_backend.h"
+#include "kvm/memory_checksum.h"
 #include "tests/catch.h"
 #include "tests/support/geometries.h"
 #include "tests/support/host_region.h"
@@ -53,6 +55,25 @@ void Rewrite(HostRegion& source, const std::atomic<bool>& stop) {
     const SteadyTime resume = std::chrono::steady_clock::now() + std::chrono::microseconds(random.Below(40));
     while (std::chrono::steady_clock::now() < resume) continue;
   }
+}
+
+TEST_CASE("Checksum: memory is summed in pieces, each as a block of those bytes, the last one of what is left", "[unit]") {
+  std::vector<std::byte> bytes(2 * 64 + 13);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + 1);
+  const auto sums = ChecksumMemory(bytes.data(), bytes.size(), 64, kHostMemory);
+  KVM_REQUIRE_OK(sums);
+  const std::byte* base = bytes.data();
+  const std::byte* rest = base + 128;
+  CHECK(*sums == std::vector<std::uint64_t>{ChecksumBlock(Geometry::Contiguous(2, 64), {&base, 1}, 0),
+                                            ChecksumBlock(Geometry::Contiguous(2, 64), {&base, 1}, 1),
+                                            ChecksumBlock(Geometry::Contiguous(1, 13), {&rest, 1}, 0)});
+  bytes.back() ^= std::byte{1};
+  const auto changed = ChecksumMemory(bytes.data(), bytes.size(), 64, kHostMemory);
+  KVM_REQUIRE_OK(changed);
+  CHECK(changed->at(0) == sums->at(0));
+  CHECK(changed->at(2) != sums->at(2));
+  CHECK(ChecksumMemory(bytes.data(), 0, 64, kHostMemory)->empty());
+  KVM_CHECK_ERROR(ChecksumMemory(bytes.data(), 1, 0, kHostMemory), Errc::kInvalidArgument, "pieces of 0 bytes");
 }
 
 }  // namespace

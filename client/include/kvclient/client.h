@@ -128,7 +128,8 @@ class Client {
   // has not answered, or not all is mapped; the model stays declared, and asking again waits for the rest.
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
 
-  // Declared models with the same model_id that differ from `model`: the fields are named.
+  // Declared models with the same model_id that differ from `model`, and those that differ in the model_id alone: the fields
+  // are named.
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
   // Allocates memory that peers can map, and registers it. The memory is zeroed. What a dead process of this user has left

@@ -283,7 +283,9 @@ void BindClient(nb::module_& module) {
             const std::shared_ptr<Client> client = self.client.Get();
             return WithoutGil([&] { return client->NearMisses(model); });
           },
-          "model"_a, "Models that others have declared under the same model_id and that differ from `model`: the fields are named.")
+          "model"_a,
+          "Models that others have declared under the same model_id, or that differ in the model_id alone: why nothing is shared with\n"
+          "them, the fields named.")
       .def(
           "unmapped_regions",
           [](const PyClient& self) {

@@ -6,6 +6,7 @@
 #include "client/python/src/bindings.h"
 #include "client/python/src/device_id.h"
 #include "kvm/exportable_memory.h"
+#include "kvm/memory_checksum.h"
 
 namespace kvm::python {
 
@@ -61,6 +62,19 @@ void BindDevice(nb::module_& module) {
       },
       nb::sig("def exportable_in_use() -> tuple[int, int]"),
       "Allocations of kvclient.torch.mem_pool that torch has not freed, and their bytes.");
+  module.def(
+      "checksum_memory",
+      [](std::uintptr_t address, std::uint64_t size_bytes, std::uint64_t piece_bytes, const std::optional<DeviceId>& device) {
+        const DeviceUuid uuid = UuidOf(device);
+        const auto sums =
+            Unwrap(WithoutGil([&] { return ChecksumMemory(reinterpret_cast<const void*>(address), size_bytes, piece_bytes, uuid); }));
+        return nb::bytes(reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(std::uint64_t));
+      },
+      "address"_a, "size_bytes"_a, "piece_bytes"_a, "device"_a = nb::none(),
+      nb::sig("def checksum_memory(address: int, size_bytes: int, piece_bytes: int, device: DeviceId | None = None) -> bytes"),
+      "Checksums of this process's memory, 8 bytes for each piece: position-mixed 64-bit sums, the same on a GPU (`device`) and in host\n"
+      "memory (None). What writes GPU memory must have completed. Against faults and mistakes, not against an adversary.\n"
+      "InvalidArgumentError: no such piece size. NotFoundError, UnsupportedError: no such GPU, or no CUDA.");
   module.def("cuda_toolkit_version", &CudaToolkitVersion, "Toolkit that libkvclient was built with, '13.0'; '': without CUDA.");
 }
 

@@ -39,9 +39,13 @@ class Pool:
 
     def __init__(self, count: int) -> None:
         self.enable_caching = True
+        self.num_gpu_blocks = count
         self.blocks = [Block(i) for i in range(count)]
         self.cached_block_hash_to_block: dict[bytes, dict[int, Block]] = {}
         self._free: OrderedDict[int, Block] = OrderedDict((i, self.blocks[i]) for i in range(1, count))
+
+    def get_num_free_blocks(self) -> int:
+        return len(self._free)
 
     def free_count(self) -> int:
         return len(self._free)
@@ -199,7 +203,7 @@ class Engine:
         self.region = region
         self._spec = spec
         dawdling: Any = DawdlingClient(self.client, self.random)
-        self.worker.memory = InPlaceMemory(dawdling, region, options, self.worker.counters)
+        self.worker.serve(InPlaceMemory(dawdling, region, options, self.worker.counters), spec)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._launched: deque[Output] = deque()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,20 @@ MODEL = {
 }
 
 
-def spread(model: Any) -> None:
+def spread(model: Any, seed: int = 5) -> None:
     """Weights with which logits depend on the whole prompt; vLLM's dummy ones are within 0.001 of zero."""
     import torch
 
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     for _, weight in sorted(model.named_parameters()):
         if weight.dim() > 1:
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.15)
 
 
 class VllmWorker:
-    def __init__(self, socket: str | None, blocks: int, options: dict[str, Any], model: dict[str, Any]) -> None:
+    def __init__(
+        self, socket: str | None, blocks: int, options: dict[str, Any], model: dict[str, Any], engine: dict[str, Any]
+    ) -> None:
         from vllm import LLM
 
         folder = Path(tempfile.mkdtemp(prefix="kvclient-model-"))
@@ -59,13 +62,11 @@ class VllmWorker:
                 "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": 16, **options},
             }
         # Every engine's folder is another one: what the model is called must not depend on it.
-        os.chdir(folder)
         self.llm = LLM(
-            model=".",
+            model=str(folder),
             load_format="dummy",
             skip_tokenizer_init=True,
             enforce_eager=True,
-            max_model_len=512,
             dtype="float32",
             enable_prefix_caching=True,
             max_num_seqs=4,
@@ -73,6 +74,7 @@ class VllmWorker:
             block_size=16,
             num_gpu_blocks_override=blocks,
             disable_log_stats=True,
+            **{"max_model_len": 512, **engine},
             **arguments,
         )
         self.llm.apply_model(spread)
@@ -95,6 +97,14 @@ class VllmWorker:
 
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
+
+    def change_weights(self, seed: int) -> None:
+        """In place, as a trainer does; ``seed`` 5 is what the engine began with."""
+        self.llm.apply_model(partial(spread, seed=seed))
+
+    def model(self) -> str:
+        """The canonical spec that the engine's keys are of."""
+        return str(self._core.scheduler.connector._declared.canonical())
 
     def kv_digests(self, prompt: list[int]) -> list[str]:
         """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has."""
@@ -162,6 +172,10 @@ class VllmWorker:
 
 
 def make(
-    socket: str | None, blocks: int, options: dict[str, Any] | None = None, model: dict[str, Any] | None = None
+    socket: str | None,
+    blocks: int,
+    options: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
 ) -> VllmWorker:
-    return VllmWorker(socket, blocks, options or {}, model or {})
+    return VllmWorker(socket, blocks, options or {}, model or {}, engine or {})

@@ -65,14 +65,17 @@ def spec_of(
 ) -> ModelSpec:
     """Describe ``model``, a causal language model of Transformers, exactly.
 
-    ``model_id``: default the name it was loaded by, else its type. ``revision``: commit of its weights;
+    ``model_id``: default the name it was loaded by where a revision says what the weights are, else its class.
+    ``revision``: commit of its weights;
     default the one it was loaded from the hub with. Without a revision the weights themselves are hashed,
     which reads all of them once, unless ``weights_digest`` says what they are.
     ``tokenizer``: included by the digest of its vocabulary and settings.
 
-    UnsupportedError: a cache with other layers than full and sliding-window attention.
+    UnsupportedError: a cache with other layers than full and sliding-window attention, position embeddings that depend
+    on the length of a request.
     """
     config = model.config.get_text_config(decoder=True)
+    _check_rope(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     layers = attention_layers(model.config)
     windows = {layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
@@ -84,8 +87,11 @@ def spec_of(
     elif not revision:
         computation += ";weights=" + digest_weights(model)
     heads = config.num_attention_heads
+    # Where the weights' content is known, it doesn't matter what they were loaded by: two mounts of one model share.
+    loaded_by = "" if "weights=" in computation else getattr(model.config, "name_or_path", "")
+    name = loaded_by or type(model).__name__
     spec = ModelSpec(
-        model_id=model_id or getattr(model.config, "name_or_path", "") or config.model_type,
+        model_id=model_id or name,
         revision=revision,
         weights_digest=computation,
         tokenizer_digest=digest_tokenizer(tokenizer) if tokenizer is not None else "",
@@ -135,6 +141,22 @@ def rope_of(config: Any) -> str:
     return text if len(text) <= 400 else "sha256=" + hashlib.sha256(text.encode()).hexdigest()
 
 
+# Their factors follow from the model alone. Those of others (dynamic, longrope) follow from the length of each request,
+# so that the same tokens have other KV bytes in a longer one.
+_FIXED_ROPE = ("default", "linear", "llama3", "yarn", "mrope", "proportional")
+
+
+def _check_rope(settings: Any) -> None:
+    """UnsupportedError: position embeddings that are not the same in every request."""
+    if not isinstance(settings, dict):
+        return
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind not in _FIXED_ROPE:
+        raise UnsupportedError(f"position embeddings of type {kind} depend on the length of the request")
+    for inner in settings.values():
+        _check_rope(inner)
+
+
 def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
     nested = any(isinstance(value, dict) for value in settings.values())
     if not nested and "rope_type" not in settings:
@@ -156,11 +178,12 @@ def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
 def config_digest(config: Any) -> str:
     """Digest of what a configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
 
-    With the attention implementation: its kernels add in another order, which changes the last bits of
-    every layer's KV but the first one's.
+    With the implementations of attention and experts: their kernels add in another order, which changes the last bits
+    of every layer's KV but the first one's.
     """
     settings = {name: value for name, value in config.to_dict().items() if name not in _IRRELEVANT}
     settings["attn_implementation"] = getattr(config, "_attn_implementation", None)
+    settings["experts_implementation"] = getattr(config, "_experts_implementation", None)
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

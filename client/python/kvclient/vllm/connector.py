@@ -6,7 +6,8 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -22,12 +23,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError, UnsupportedError
-from kvclient.vllm.layout import read_layout
+from kvclient.vllm.engine_model import EngineModel, executor_of
+from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
+from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
+from kvclient.vllm.retried import Retried
+from kvclient.vllm.runner import is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
-from kvclient.vllm.spec import spec_of
+from kvclient.vllm.spec import lengths_of, source_of, spec_of
+from kvclient.vllm.weights import Measured, measure
 from kvclient.vllm.worker import WorkerSide
 
 _log = logging.getLogger("vllm.kvclient")
@@ -41,7 +47,7 @@ class _Plan(KVConnectorMetadata):
 
 @dataclass
 class _Handshake(KVConnectorHandshakeMetadata):
-    """What a worker has registered: the canonical model spec, its shard."""
+    """What a worker will register: the canonical model spec without the weights, its shard."""
 
     spec: str
     pp_rank: int
@@ -109,6 +115,30 @@ class _SharedClient:
                 shared.client.close()
 
 
+# Of this process, so that calls to workers find theirs: an engine's number -> its connector.
+_workers: weakref.WeakValueDictionary[str, KvMarketConnector] = weakref.WeakValueDictionary()
+
+
+def _of_worker(worker: Any, engine_id: str) -> KvMarketConnector:
+    connector = _workers.get(engine_id)
+    if connector is None:
+        raise UnsupportedError(f"a worker of {engine_id} has no connector")
+    return connector
+
+
+def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
+    """Runs in each worker: what its weights are, or why that can't be said."""
+    try:
+        return _of_worker(worker, engine_id).measure(worker)
+    except KvError as error:
+        return str(error)
+
+
+def _register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
+    """Runs in each worker: its ranks, whether its memory is registered under the model, and why it can't be."""
+    return _of_worker(worker, engine_id).register_under(ModelSpec.from_canonical(canonical))
+
+
 class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     """Shares an engine's KV blocks with the other engines of the node. Switch it on with
 
@@ -119,7 +149,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
-        """InvalidArgumentError: an option. ValueError: kv_load_failure_policy is not recompute."""
+        """InvalidArgumentError: an option. ValueError: what this vLLM can't do right, with the reason."""
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         policy = getattr(transfer, "kv_load_failure_policy", "fail")
@@ -129,12 +159,28 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 "a block whose source was reused during the copy is computed, which is no failure of the request"
             )
         self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config)
-        self._name = f"vllm-{os.getpid()}-{str(getattr(transfer, 'engine_id', '') or id(self))[:8]}"
+        if self._options.load == "sync" and uses_v2_runner(vllm_config):
+            raise ValueError(
+                "KvMarketConnector: load=sync gives wrong tokens with vLLM's V2 model runner, which goes on from stale "
+                "positions when a block fails (vLLM issue 49250); use load=async, or VLLM_USE_V2_MODEL_RUNNER=0"
+            )
+        self._engine_id = str(getattr(transfer, "engine_id", "") or "")
+        self._name = f"vllm-{os.getpid()}-{(self._engine_id or str(id(self)))[:8]}"
         self._off = ""
         self._client: Client | None = None
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
         self._handshake: _Handshake | None = None
+        self._layout: KvLayout | None = None
+        self._kv_caches: dict[str, torch.Tensor] = {}
+        self._model: EngineModel | None = None
+        self._declared: ModelSpec | None = None
+        self._declaring: Retried[Any] | None = None
+        self._times_registered = 0
+        self._unregistered: set[tuple[int, int]] = set()  # workers whose memory is not registered under it yet
+        self._near_misses = NearMissLog()
+        if role == KVConnectorRole.WORKER:
+            _workers[self._engine_id] = self
         reason = _unsupported(vllm_config, kv_cache_config)
         if reason:
             self._turn_off(reason)
@@ -151,7 +197,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded(lambda: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Register the engine's KV memory with the marketplace."""
+        """Note where the engine's KV memory is. It is registered once all ranks' weights are known."""
         if self._off or self._worker is None:
             return
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
@@ -164,21 +210,12 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
             layout = read_layout(kv_caches, self._kv_cache_config.num_blocks, block_dim)
             names = sorted({backend.get_name() for backend in backends.values()})
-            spec = spec_of(
-                config,
-                kv_spec,
-                layout=layout.text,
-                backend="+".join(names),
-                weights_digest=self._options.weights_digest,
-            )
-            pp_rank, tp_rank = _ranks()
-            shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
-            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=False)
-            self._worker.attach(self._client, spec, shard, layout, f"{self._name}-{pp_rank}.{tp_rank}")
+            spec = spec_of(config, kv_spec, layout=layout.text, backend="+".join(names), options=self._options)
         except KvError as error:
             self._turn_off(str(error))
             return
-        self._handshake = _Handshake(spec.canonical(), pp_rank, tp_rank, self._worker.in_place)
+        self._layout, self._kv_caches = layout, dict(kv_caches)
+        self._handshake = _Handshake(spec.canonical(), *_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -186,8 +223,33 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             layout.text,
         )
 
+    def measure(self, worker: Any) -> Measured:
+        """What this worker has loaded. UnsupportedError: that can't be said."""
+        if self._off or self._handshake is None:
+            raise UnsupportedError(self._off or "the worker has registered no KV memory")
+        return measure(worker, self._handshake.pp_rank, self._handshake.tp_rank, self._kv_caches)
+
+    def register_under(self, spec: ModelSpec) -> tuple[int, int, bool, str]:
+        """Share this worker's memory as ``spec``'s: its ranks, whether that is done, and why it can't be."""
+        handshake = self._handshake
+        if self._off or self._worker is None or handshake is None or self._layout is None:
+            return 0, 0, False, self._off or "the worker has registered no KV memory"
+        pp_rank, tp_rank = handshake.pp_rank, handshake.tp_rank
+        shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
+        again = f".{self._times_registered}" if self._times_registered else ""
+        self._times_registered += 1
+        try:
+            if self._client is None:
+                self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=False)
+            name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
+            done = self._worker.attach(self._client, spec, shard, self._layout, name)
+        except KvError as error:
+            self._turn_off(str(error))
+            return pp_rank, tp_rank, False, str(error)
+        return pp_rank, tp_rank, done, ""
+
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        """What this worker has registered."""
+        """What this worker will register."""
         return self._handshake
 
     @_guarded(lambda: None)
@@ -226,7 +288,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker.take_failed_blocks() if self._worker is not None else set()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """Loads that the step waited for."""
+        """Loads that the step waited for, memory that has been registered."""
         report = self._worker.take_report() if self._worker is not None else None
         return _Report([report]) if report is not None else None
 
@@ -250,15 +312,75 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
             if len(specs) > 1:
                 raise UnsupportedError("workers with different layouts")
+            executor = executor_of(self._vllm_config)
             spec = ModelSpec.from_canonical(workers[0].spec)
-            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=True)
-            self._client.declare_model(spec)
+            self._model = EngineModel(
+                executor,
+                self._measure_all,
+                spec,
+                given=self._options.weights_digest,
+                source=lambda: source_of(self._vllm_config),
+                lengths=lengths_of(self._vllm_config),
+                spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
+            )
+            here = self._engine_id in _workers  # a worker in this process imports with the same client
+            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
+            self._model.adapter_loading = self._scheduler.adapters.loading
+            whole = self._model.settle()
+            assert whole is not None  # an engine does not begin asleep
+            if self._options.load == "sync" and is_v2_runner(self._model.runner):
+                raise UnsupportedError(
+                    "load=sync on a V2 model runner, though the configuration does not say it is one"
+                )
             shards = [
                 Shard(tp_rank=w.tp_rank, tp_size=spec.tp_size, pp_rank=w.pp_rank, pp_size=spec.pp_size) for w in workers
             ]
-            self._scheduler.attach(self._client, spec, shards, include_own=not workers[0].in_place)
+            self._scheduler.attach(
+                self._client, whole, shards, include_own=not workers[0].in_place, model=self._model_now
+            )
+            self._model_now(False)
         except KvError as error:
             self._turn_off(str(error))
+
+    def _measure_all(self, call: Callable[..., list[Any]]) -> Sequence[Measured]:
+        measured = call(_measure_worker, args=(self._engine_id,))
+        for each in measured:
+            if not isinstance(each, Measured):
+                raise UnsupportedError(f"a worker's weights: {each}")
+        return measured
+
+    def _model_now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
+        """For SchedulerSide: the spec of what the engine runs, and whether all memory is registered under it."""
+        assert self._model is not None
+        self._model.suspect = self._model.suspect or reset
+        spec = self._model.settle()
+        if spec is None:
+            return None, False
+        if self._declared is None or (spec is not self._declared and spec != self._declared):
+            self._declare(spec)
+        if self._unregistered or self._declaring is None:
+            return spec, False
+        model = self._declaring.result()
+        if model is not None and self._client is not None:
+            self._near_misses.look(self._client, model)
+        return spec, model is not None
+
+    def _declare(self, spec: ModelSpec) -> None:
+        assert self._client is not None
+        assert self._model is not None
+        client = self._client
+        if self._declaring is not None:
+            self._declaring.cancel()
+        self._declared, self._declaring = spec, None
+        self._unregistered = set()
+        for pp_rank, tp_rank, done, reason in self._model.call(
+            _register_worker, args=(self._engine_id, spec.canonical())
+        ):
+            if reason:
+                raise UnsupportedError(f"worker {pp_rank}.{tp_rank}: {reason}")
+            if not done:
+                self._unregistered.add((pp_rank, tp_rank))
+        self._declaring = Retried("declaring the model", lambda: client.declare_model(spec))
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
         """As the other one, without a pipeline."""
@@ -301,7 +423,12 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Imports that are done."""
         assert self._scheduler is not None
         report = connector_output.kv_connector_worker_meta
-        waited = set().union(*(each.waited for each in report.workers)) if isinstance(report, _Report) else set()
+        workers = report.workers if isinstance(report, _Report) else []
+        waited = set().union(*(each.waited for each in workers))
+        if self._unregistered and self._declared is not None:
+            ours = self._declared.fingerprint().hex
+            done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
+            self._unregistered -= done
         if connector_output.invalid_block_ids:
             self._scheduler.failed(connector_output.invalid_block_ids)
         self._scheduler.loaded(connector_output.finished_recving or (), waited)
@@ -358,6 +485,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Withdraw everything and leave."""
         if self._worker is not None:
             self._worker.close()
+        if self._declaring is not None:
+            self._declaring.cancel()
         if self._client is not None:
             self._client = None
             _SharedClient.give_back(self._options.socket, self._name)

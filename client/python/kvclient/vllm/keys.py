@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kvclient._native import BlockKey, BlockKeys, ExtraKey, KeyChain, ModelSpec, Shard
+from kvclient.errors import InvalidArgumentError
 
 
 class RequestKeys:
     """Keys of one request for each shard, derived as far as asked. Not thread-safe."""
 
-    def __init__(self, spec: ModelSpec, shards: Sequence[Shard], request: Any) -> None:
-        """``request``: vLLM's Request, of which tokens, LoRA, salt, multimodal items and embeddings are read."""
+    def __init__(self, spec: ModelSpec, shards: Sequence[Shard], request: Any, adapter: str = "") -> None:
+        """``request``: vLLM's Request, of which tokens, salt, multimodal items and embeddings are read.
+
+        ``adapter``: what its LoRA adapter is, see adapters.py; a request with one must not be without.
+        """
         self._request = request
         self._block_tokens = spec.block_tokens
-        extras = _request_extras(request)
-        self._chains = [KeyChain(spec, shard, extras) for shard in shards]
+        self._extras = _request_extras(request, adapter)
+        self._spec, self._shards = spec, list(shards)
+        self._start()
+
+    def _start(self) -> None:
+        self._chains = [KeyChain(self._spec, shard, self._extras) for shard in self._shards]
         self.roots: list[BlockKey] = [chain.parent for chain in self._chains]
-        self._keys = [BlockKeys() for _ in shards]
-        self._plain = request.prompt_embeds is None and not request.mm_features
+        self._keys = [BlockKeys() for _ in self._shards]
+        self._input = self._input_now()
+
+    def _input_now(self) -> tuple[int, int, int | None]:
+        request = self._request
+        embeddings = request.prompt_embeds
+        return (
+            len(request.prompt_token_ids or ()),
+            len(request.mm_features or ()),
+            None if embeddings is None else int(embeddings.shape[0]),
+        )
+
+    @property
+    def _plain(self) -> bool:
+        return self._request.prompt_embeds is None and not self._request.mm_features
 
     def upto(self, blocks: int) -> list[BlockKeys]:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
+        if self._input_now() != self._input:  # a streaming session goes on: other tokens, items that reach into blocks
+            self._start()
         known = len(self._keys[0])
         if blocks > known:
             size = self._block_tokens
@@ -50,35 +70,15 @@ class RequestKeys:
 
     def parents(self, first: int) -> list[BlockKey]:
         """The key before block ``first``, for each shard; the chain's root before block 0."""
-        return self.roots if first == 0 else [keys[first - 1] for keys in self._keys]
+        return self.roots if first == 0 else [keys[first - 1] for keys in self.upto(first)]
 
 
-def digest_files(folder: str, patterns: Sequence[str]) -> str:
-    """Digest of the names, sizes and modification times of files in ``folder``; 16 hex digits, "" if there are none.
-
-    Stands for their content without reading it: engines that load the same files agree, and a file that was
-    replaced is another. Copies of a folder are taken for different, which costs sharing, never correctness.
-    """
-    found = sorted({path for pattern in patterns for path in Path(folder).glob(pattern)})
-    digest = hashlib.sha256()
-    for path in found:
-        status = path.stat()
-        digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns};".encode())
-    return digest.hexdigest()[:16] if found else ""
-
-
-@lru_cache(maxsize=1024)
-def _adapter(name: str, path: str, number: int) -> str:
-    """``number``: vLLM's of this loading. Its files are looked at once, when first seen: later they may be others."""
-    files = digest_files(path, ("*.safetensors", "*.bin", "*.pt", "*.json")) if os.path.isdir(path) else path
-    return f"{name}:{files}"
-
-
-def _request_extras(request: Any) -> list[ExtraKey]:
+def _request_extras(request: Any, adapter: str) -> list[ExtraKey]:
     extras = []
     if request.lora_request is not None:
-        lora = request.lora_request
-        extras.append(ExtraKey(ExtraKey.Kind.LORA, _adapter(lora.lora_name, lora.lora_path or "", lora.lora_int_id)))
+        if not adapter:
+            raise InvalidArgumentError("keys of a request whose adapter is not known")
+        extras.append(ExtraKey(ExtraKey.Kind.LORA, adapter))
     if request.cache_salt:
         extras.append(ExtraKey(ExtraKey.Kind.CACHE_SALT, request.cache_salt))
     return extras
@@ -100,4 +100,4 @@ def _block_extras(request: Any, start: int, end: int) -> list[ExtraKey]:
     return extras
 
 
-__all__ = ["RequestKeys", "digest_files"]
+__all__ = ["RequestKeys"]

@@ -28,8 +28,12 @@ class ConnectorOptions:
     verify: bool = False
     #: Blocks not copied by then are computed.
     import_timeout_s: float = 5.0
-    #: What the weights are, where neither a revision nor the files of a local folder say it.
+    #: What the weights are when the engine starts, as text: taken as said, instead of their checksum.
     weights_digest: str = ""
+    #: What the model is called where it is shown; the same in every engine. Default: its architecture.
+    model_id: str = ""
+    #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round otherwise.
+    share_across_versions: bool = False
     #: For engines on a CPU, whose KV memory can't be shared in place: host memory for what is shared.
     host_cache_bytes: int = 1 << 30
 

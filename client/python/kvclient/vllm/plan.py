@@ -38,13 +38,18 @@ class StepPlan:
     begin: list[int] = field(default_factory=list)
     withdraw_all: bool = False
     loads: list[Load] = field(default_factory=list)
+    #: Fingerprint (hex) of the model that the keys are of; "": whatever the worker's memory is registered under.
+    model: str = ""
 
 
 @dataclass
 class WorkerReport:
-    """What a worker tells the scheduler's side: requests whose waiting loads are done."""
+    """What a worker tells the scheduler's side."""
 
+    #: Requests whose waiting loads are done.
     waited: set[str] = field(default_factory=set)
+    #: (pipeline rank, tensor rank, fingerprint) of memory that has been registered.
+    registered: set[tuple[int, int, str]] = field(default_factory=set)
 
 
 __all__ = ["Load", "PublishRun", "StepPlan", "WorkerReport"]

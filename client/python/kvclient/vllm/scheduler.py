@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
+from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.keys import RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
@@ -37,6 +38,8 @@ class _Tracked:
 
     request: Any
     keys: RequestKeys
+    adapter: Adapter | None = None
+    shared: bool = True  # False: what its blocks hold is not certain
     blocks: list[int] = field(default_factory=list)
     next_block: int = 0  # the first one that has not been considered for publishing
     since: int = 0  # step of its last (re)start: what it holds is computed in the steps after
@@ -80,14 +83,31 @@ class SchedulerSide:
         self._withdraw = False
         self._failures_in_a_row = 0
         self._paused_until = 0.0
+        self.adapters = Adapters()
+        self._fingerprint = ""
+        self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
+        self._known = True  # what the weights are, with memory registered, as of the last look
+        self._mixed = False  # the pool holds blocks of other weights than those of now
 
-    def attach(self, client: Client, spec: ModelSpec, shards: Sequence[Shard], *, include_own: bool = False) -> None:
+    def attach(
+        self,
+        client: Client,
+        spec: ModelSpec,
+        shards: Sequence[Shard],
+        *,
+        include_own: bool = False,
+        model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None,
+    ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
 
         ``include_own``: what ``client`` has published is not the engine's blocks but copies, worth importing.
+        ``model(reset)``: the spec of what the engine runs now (None: not known at the moment), and whether the workers'
+        memory is registered under it. ``reset``: the prefix cache has been emptied. Left out: ``spec``, for ever.
         """
         self._client, self._spec, self._shards = client, spec, list(shards)
+        self._fingerprint = spec.fingerprint().hex
         self._include_own = include_own
+        self._model = model
         self._block_tokens = spec.block_tokens
         self._sliding = spec.sliding_window > 0
 
@@ -106,12 +126,15 @@ class SchedulerSide:
         if not self.active:
             return 0, False
         began = time.perf_counter()
+        self._settle()
         tracked = self._track(request)
+        if not self._sharing(tracked, computed):
+            return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self._paused_until:
             return 0, False
-        if self._include_own and self._reset_pending():  # what this engine has published is not worth having any more
+        if self._include_own and self._withdraw:  # what this engine has published is not worth having any more
             return 0, False
         first = computed // self._block_tokens
         tracked.local_blocks = first
@@ -165,15 +188,16 @@ class SchedulerSide:
         return plan
 
     def _plan(self, output: Any) -> StepPlan:
-        plan = StepPlan()
-        if self._reset_pending():
+        self._settle()
+        plan = StepPlan(model=self._fingerprint)
+        if self._withdraw:
             plan.withdraw_all = True
             self._withdraw = False
             self._published.clear()
             self._ended.clear()
         plan.begin = self._fresh(self._attached(output))
         # A load that the step waits for can fail after others have built on it: nothing is certain until it is known.
-        if self._options.publish and not self._waited:
+        if self._options.publish and not self._waited and self._known and not self._mixed:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
             self._ended.clear()
@@ -231,6 +255,8 @@ class SchedulerSide:
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
+        if not tracked.shared or not self._known or self._mixed:
+            return
         for run, hashes in self._runs(tracked, set()):
             self._ended.append(_Ended(hashes, run))
 
@@ -244,18 +270,68 @@ class SchedulerSide:
         loads, self._loads = self._loads, []
         return StepPlan(withdraw_all=True, loads=loads)
 
-    def _reset_pending(self) -> bool:
-        """Whether the engine has reset its prefix cache, or asked for that, since the last plan."""
-        if self._pool.cached_block_hash_to_block is not self._cache_map:  # a reset makes a new map
+    def _settle(self) -> None:
+        """Learn what the engine has done since the last step: emptied its prefix cache, changed its weights."""
+        reset = self._pool.cached_block_hash_to_block is not self._cache_map  # a reset makes a new map
+        if reset:
             self._cache_map = self._pool.cached_block_hash_to_block
             self._withdraw = True
-        return self._withdraw
+            self._mixed = False
+            self.adapters.forget_cached()
+        if self._model is None:
+            return
+        spec, registered = self._model(reset)
+        self._known = spec is not None and registered
+        if spec is not None and spec is not self._spec and spec != self._spec:
+            self._renew(spec, empty=reset or self._pool_is_empty())
+
+    def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
+        """The weights are others now: so are all keys, and what is cached belongs to none of them."""
+        self._spec, self._fingerprint = spec, spec.fingerprint().hex
+        self._mixed = not empty
+        if self._mixed:
+            _log.warning(
+                "kvclient: the weights have been changed under a prefix cache that holds blocks of the old ones; "
+                "nothing is shared until it is reset (reset_prefix_cache)"
+            )
+        self._published.clear()
+        self._ended.clear()
+        for tracked in self._tracked.values():
+            tracked.shared = tracked.shared and empty
+            tracked.keys = self._keys_of(tracked.request, tracked.adapter)
+
+    def _pool_is_empty(self) -> bool:
+        """Whether no block of the pool is in use or cached."""
+        pool = self._pool
+        return not len(pool.cached_block_hash_to_block) and pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
+
+    def _keys_of(self, request: Any, adapter: Adapter | None) -> RequestKeys:
+        assert self._spec is not None
+        unknown = "unknown"  # of a request that is not shared: its keys are never used
+        return RequestKeys(self._spec, self._shards, request, adapter.identity if adapter else unknown)
+
+    def _sharing(self, tracked: _Tracked, computed: int) -> bool:
+        """Whether what the request is about to hold is certain; ``computed``: its tokens in the engine's own cache."""
+        tracked.shared = self._known and not self._mixed
+        lora = tracked.request.lora_request
+        if lora is None:
+            return tracked.shared
+        adapter = self.adapters.of(lora)
+        if adapter is None or (adapter.replaced and computed):
+            tracked.shared = False
+        elif tracked.adapter is None or tracked.adapter.identity != adapter.identity:
+            tracked.adapter, tracked.keys = adapter, self._keys_of(tracked.request, adapter)
+        for other in self._tracked.values():  # began with what the adapter was
+            theirs = other.request.lora_request
+            if adapter is not None and theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
+                other.shared = other.shared and other.adapter.identity == adapter.identity
+        return tracked.shared
 
     def _track(self, request: Any) -> _Tracked:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            assert self._spec is not None
-            tracked = _Tracked(request, RequestKeys(self._spec, self._shards, request), since=self._step)
+            adapter = self.adapters.of(request.lora_request) if request.lora_request is not None else None
+            tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
             self._tracked[request.request_id] = tracked
         return tracked
 
@@ -322,7 +398,7 @@ class SchedulerSide:
 
     def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
         for tracked in self._tracked.values():
-            if tracked.since < self._step and not tracked.loading:
+            if tracked.since < self._step and not tracked.loading and tracked.shared:
                 for run, hashes in self._runs(tracked, fresh):
                     self._published.update(zip(run.blocks, hashes, strict=True))
                     yield run

@@ -1,4 +1,8 @@
-"""ModelSpec of an engine: every part of vLLM's configuration that changes the bytes of a KV block."""
+"""ModelSpec of an engine: every part of vLLM's configuration that changes the bytes of a KV block, and the weights.
+
+A worker describes the engine without its weights (``spec_of``): they are measured on all ranks, and the scheduler's
+side puts the two together (``with_weights``).
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,34 @@ import json
 import os
 from typing import Any
 
+import torch
+
 from kvclient._native import ModelSpec
 from kvclient.errors import UnsupportedError
-from kvclient.vllm.keys import digest_files
+from kvclient.vllm.contents import Contents
+from kvclient.vllm.fields import counted
+from kvclient.vllm.options import ConnectorOptions
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf", "model.safetensors.index.json")
-
-# Of the Hugging Face configuration: does not change the computation, or has a field of its own.
-_IRRELEVANT = ("_name_or_path", "transformers_version", "use_cache", "bos_token_id", "eos_token_id")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "model.safetensors.index.json")
 
 
-def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, weights_digest: str = "") -> ModelSpec:
-    """Describe the engine's model exactly.
+def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, options: ConnectorOptions) -> ModelSpec:
+    """Describe the engine exactly, but for its weights.
 
     ``kv_spec``: vLLM's KVCacheSpec of the only KV-cache group. ``layout``: KvLayout.text. ``backend``: name of the
     attention backend, whose kernels decide the last bits of every layer's KV but the first one's.
-    ``weights_digest``: what the weights are, if the caller knows.
 
-    UnsupportedError: nothing says what the weights are, or scales that change while the engine runs.
+    UnsupportedError: scales that change while the engine runs.
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     if getattr(cache, "calculate_kv_scales", False):
         raise UnsupportedError("calculate_kv_scales: the scale of a block depends on what ran before it")
-    revision, weights = _weights(vllm_config, weights_digest)
-    settings = {
-        "config": {key: value for key, value in model.hf_config.to_dict().items() if key not in _IRRELEVANT},
-        "model_dtype": str(model.dtype),
-        "enforced": str(getattr(model, "hf_overrides", None) or ""),
-        "backend": backend,
-        "weights": weights,
-    }
+    settings = {"config": counted(vllm_config), "backend": backend, "device": _device()}
     text = json.dumps(settings, sort_keys=True, default=str)
     spec = ModelSpec(
-        model_id=_short(model.model),
-        revision=revision,
-        weights_digest=hashlib.sha256(text.encode()).hexdigest()[:32],
+        model_id=_short(options.model_id or _architecture(model)),
+        revision="" if options.share_across_versions else _versions(),
+        weights_digest="config=" + hashlib.sha256(text.encode()).hexdigest()[:32],
         tokenizer_digest="",  # keys are made of token ids; what they mean follows from the model
         rope=_short(_rope(model)),
         kv_dtype=str(getattr(kv_spec, "dtype", cache.cache_dtype)).removeprefix("torch."),
@@ -62,23 +59,71 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, weight
     return spec
 
 
-def _weights(vllm_config: Any, given: str) -> tuple[str, str]:
+def with_weights(spec: ModelSpec, weights: str, length: str = "") -> ModelSpec:
+    """The whole spec: ``spec_of``'s with what the weights are, and the longest prompt where that decides positions."""
+    whole = ModelSpec.from_canonical(spec.canonical())
+    whole.weights_digest = f"{spec.weights_digest};weights={weights}"
+    if length:
+        whole.rope = _short(f"{spec.rope};max_model_len={length}")
+    whole.validate()
+    return whole
+
+
+def lengths_of(vllm_config: Any) -> str:
+    """``max_model_len`` of the model, and of a draft."""
+    draft = getattr(getattr(vllm_config, "speculative_config", None), "draft_model_config", None)
+    lengths = [vllm_config.model_config.max_model_len]
+    if draft is not None:
+        lengths.append(draft.max_model_len)
+    return ",".join(map(str, lengths))
+
+
+def source_of(vllm_config: Any) -> str:
+    """What the weights are by where they were loaded from, for an engine whose memory does not show them.
+
+    UnsupportedError: nothing says it.
+    """
     model, load = vllm_config.model_config, vllm_config.load_config
     commit = getattr(model.hf_config, "_commit_hash", None) or ""
-    if given:
-        return commit, given
-    if load.load_format == "dummy":  # drawn with the engine's seed, the same in every process
-        return commit, f"dummy:{model.seed}"
-    if os.path.isdir(model.model):
-        files = digest_files(model.model, _WEIGHTS)
-        if files:
-            return commit, f"files:{files}:{load.load_format}"
-    elif commit:
-        return commit, f"commit:{load.load_format}"
-    raise UnsupportedError(
-        f"nothing says what the weights of {model.model} are: set weights_digest in kv_connector_extra_config, "
-        "to the same text in every engine that has the same weights"
+    draft = getattr(getattr(vllm_config, "speculative_config", None), "draft_model_config", None)
+    hidden = (
+        "set weights_digest in kv_connector_extra_config, to the same text in every engine that has the weights of "
+        f"{model.model}"
     )
+    if draft is not None and draft.model != model.model:
+        raise UnsupportedError(f"the weights can't be read in memory, and there is a draft model: {hidden}")
+    if load.load_format == "dummy":  # drawn with the engine's seed, the same in every process
+        return f"dummy:{model.seed}"
+    if os.path.isdir(model.model):
+        try:
+            files = Contents().digest(model.model, _WEIGHTS)
+        except OSError as error:
+            raise UnsupportedError(f"{error}; {hidden}") from error
+        if files:
+            return f"files:{files}:{load.load_format}"
+    elif commit:
+        return f"commit:{commit}:{load.load_format}"
+    raise UnsupportedError(f"nothing says what the weights are: {hidden}")
+
+
+def _architecture(model: Any) -> str:
+    names = getattr(model, "architectures", None) or getattr(model.hf_config, "architectures", None) or ()
+    return "+".join(names) or str(getattr(model.hf_config, "model_type", "") or "model")
+
+
+def _versions() -> str:
+    try:
+        from vllm import __version__ as version
+    except ImportError:  # a test without vLLM
+        version = "unknown"
+    return f"vllm-{version};torch-{torch.__version__}"
+
+
+def _device() -> str:
+    precision = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}:{torch.cuda.get_device_capability()}:{precision}"
+    return f"cpu:{torch.backends.cpu.get_cpu_capability()}:{precision}"
 
 
 def _rope(model: Any) -> str:
@@ -92,4 +137,4 @@ def _short(text: str) -> str:
     return text if len(text.encode()) <= 400 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-__all__ = ["spec_of"]
+__all__ = ["lengths_of", "source_of", "spec_of", "with_weights"]

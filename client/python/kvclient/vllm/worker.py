@@ -10,8 +10,9 @@ from kvclient.errors import KvError
 from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, StepPlan, WorkerReport
+from kvclient.vllm.retried import Retried
 from kvclient.vllm.stats import Counters
-from kvclient.vllm.stores import BlockMemory, InPlaceMemory, PendingLoad, Run, TimedLoad, share
+from kvclient.vllm.stores import BlockMemory, PendingLoad, Run, TimedLoad, share
 
 _log = logging.getLogger(__name__)
 
@@ -23,48 +24,80 @@ class WorkerSide:
         """Inactive until ``attach``: plans are ignored, loads fail."""
         self._options = options
         self.counters = Counters()
-        self.memory: BlockMemory | None = None
+        self._memory: BlockMemory | None = None
+        self._coming: Retried[BlockMemory] | None = None
+        self._shard = Shard()
         self._shard_index = 0
+        self._fingerprint = ""
         self._loads: list[TimedLoad] = []
         self._failed_blocks: set[int] = set()
         self._report = WorkerReport()
         self._applied: StepPlan | None = None
 
-    def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> None:
-        """Register the engine's memory. KvError: it can't be shared, with the reason; nothing has changed then."""
-        model = client.declare_model(spec)
-        self._shard_index = shard.pp_rank * spec.tp_size + shard.tp_rank
-        self.memory = share(client, model, shard, layout, self._options, name, self.counters)
+    def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> bool:
+        """Register the engine's memory under ``spec``, in place of any other; whether that is done.
+
+        If not, kvmd did not answer in time: it is tried again in the background, and ``take_report`` tells when it has
+        been done. Any other KvError: the memory can't be shared, with the reason; none is then.
+        """
+        self.close()
+        self._shard, self._shard_index = shard, shard.pp_rank * spec.tp_size + shard.tp_rank
+        self._fingerprint = spec.fingerprint().hex
+
+        def register() -> BlockMemory:
+            model = client.declare_model(spec)
+            return share(client, model, shard, layout, self._options, name, self.counters)
+
+        self._coming = Retried(f"registering {name}", register, _leave)
+        return self.memory is not None
+
+    def serve(self, memory: BlockMemory, spec: ModelSpec) -> None:
+        """Use memory that has been registered under ``spec``."""
+        self._memory, self._fingerprint = memory, spec.fingerprint().hex
 
     @property
-    def in_place(self) -> bool:
-        """Whether the engine's own blocks are what is published."""
-        return isinstance(self.memory, InPlaceMemory)
+    def memory(self) -> BlockMemory | None:
+        """What is registered; None: nothing, or not yet. KvError: it can't be, any more."""
+        if self._memory is None and self._coming is not None:
+            try:
+                self._memory = self._coming.result()
+            except KvError:
+                self._coming = None
+                raise
+            if self._memory is not None:
+                self._coming = None
+                self._report.registered.add((self._shard.pp_rank, self._shard.tp_rank, self._fingerprint))
+        return self._memory
 
     def before_step(self, plan: StepPlan) -> None:
         """Before anything of the step writes to KV memory. Once for each plan, however often it is called."""
         if plan is self._applied:
             return
         self._applied = plan
-        if self.memory is None:
+        memory = self.memory
+        if memory is None:
             return
         index = self._shard_index
         try:
-            if plan.publish:
+            if plan.publish and self._is_of(plan):
                 runs = [Run(each.blocks, each.keys[index], each.parents[index], each.depth) for each in plan.publish]
-                self.memory.publish(runs)
+                memory.publish(runs)
         except KvError as error:
             self._note("publish", error)
         if plan.withdraw_all:
-            self.memory.withdraw_all()
+            memory.withdraw_all()
         if plan.begin:
-            self.memory.begin(plan.begin)
+            memory.begin(plan.begin)
+
+    def _is_of(self, plan: StepPlan) -> bool:
+        """Whether the plan's keys are of the model that the memory is registered under."""
+        return plan.model in ("", self._fingerprint)
 
     def start_loads(self, plan: StepPlan) -> None:
         """Begin the imports of a plan."""
         for load in plan.loads:
             timed = TimedLoad(load.request_id, load.blocks, load.wait)
-            if self.memory is not None:
+            if self.memory is not None and self._is_of(plan):
                 try:
                     timed.load = self._start(load)
                 except Exception as error:  # a request whose load is never reported as done would hang
@@ -102,25 +135,36 @@ class WorkerSide:
     def take_report(self) -> WorkerReport | None:
         """For the scheduler's side; None if there is nothing to tell."""
         report, self._report = self._report, WorkerReport()
-        return report if report.waited else None
+        return report if report.waited or report.registered else None
 
     def close(self) -> None:
         """Take the memory out of the marketplace; waits up to two seconds for importers."""
-        memory, self.memory = self.memory, None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.cancel()
+            try:
+                self._memory = self._memory or coming.result()
+            except KvError as error:
+                _log.warning("kvclient: registering memory: %s", error)
+        memory, self._memory = self._memory, None
         if memory is None:
             return
         for load in self._loads:
             load.valid()
-        try:
-            memory.withdraw_all()
-            memory.region.unregister(2.0)
-        except KvError as error:
-            _log.warning("kvclient: leaving the marketplace: %s", error)
-        memory.region.close()
+        _leave(memory)
 
     def _note(self, what: str, error: Exception) -> None:
         self.counters.add("errors", 1)
         _log.warning("kvclient: %s: %s", what, error)
+
+
+def _leave(memory: BlockMemory) -> None:
+    try:
+        memory.withdraw_all()
+        memory.region.unregister(2.0)
+    except KvError as error:
+        _log.warning("kvclient: leaving the marketplace: %s", error)
+    memory.region.close()
 
 
 __all__ = ["WorkerSide"]
