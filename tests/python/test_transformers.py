@@ -134,7 +134,7 @@ def with_other_weights(model: Any) -> Any:
         (lambda model: {"revision": "r2"}, ["revision"]),
         (lambda model: {"block_tokens": 32}, ["block_tokens"]),
         (lambda model: {"weights_digest": "other"}, ["weights_digest"]),
-        (lambda model: {"model": make_model("llama", "bfloat16")}, ["kv_dtype"]),
+        (lambda model: {"model": make_model("llama", "bfloat16")}, ["weights_digest", "kv_dtype"]),
         (lambda model: {"model": make_model("llama", attention="eager")}, ["weights_digest"]),
         (lambda model: {"model": changed(model, rms_norm_eps=1e-5)}, ["weights_digest"]),
         (

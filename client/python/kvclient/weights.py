@@ -9,8 +9,9 @@ adversary: whoever may publish in a domain can publish anything.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +32,7 @@ def parameters_digest(named_tensors: NamedTensors) -> str:
     matter. A swap of two tensors' contents, another name, one bit: each gives another digest. Reads all of it, and
     waits for the GPU. Nobody may write to the tensors meanwhile.
 
-    UnsupportedError: a tensor without readable bytes (on the meta device, sparse), named.
+    UnsupportedError: a tensor whose bytes are not all here (on the meta device, sparse, spread over processes), named.
     """
     pairs = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
     plain = [part for name, tensor in sorted(pairs, key=lambda pair: pair[0]) for part in _plain(name, tensor)]
@@ -53,7 +54,7 @@ def parameters_digest(named_tensors: NamedTensors) -> str:
 
 
 def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors that a module computes with: parameters, buffers (those that are not saved, too), saved extra state."""
+    """All tensors that a module computes with: parameters, buffers (unsaved ones, too), what else it would save."""
     found: dict[str, torch.Tensor] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if isinstance(value, torch.Tensor):
@@ -72,9 +73,10 @@ class WeightsWatch:
     that changes few elements can escape it: say ``refresh`` after one, or compare ``parameters_digest``.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        """Take what the tensors are now for unchanged."""
+    def __init__(self, module: torch.nn.Module, *, skip: Collection[str] = ()) -> None:
+        """Take what the tensors are now for unchanged. ``skip``: names of those that may change."""
         self._module = module
+        self._skip = frozenset(skip)
         self._seen = self._look()
 
     def changed(self) -> bool:
@@ -86,13 +88,14 @@ class WeightsWatch:
         self._seen = self._look()
 
     def _look(self) -> tuple[Any, ...]:
-        tensors = [*self._module.named_parameters(), *self._module.named_buffers()]
-        probes: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        named = itertools.chain(self._module.named_parameters(), self._module.named_buffers())
+        tensors = [(name, tensor) for name, tensor in named if name not in self._skip]
+        probes: dict[tuple[torch.device, int], list[torch.Tensor]] = {}
         signs = []
         for name, tensor in tensors:
             signs.append((name, _place(tensor), _version(tensor)))
-            if _readable(tensor) and tensor.numel():
-                probes.setdefault((tensor.device, tensor.dtype), []).append(_sample(tensor))
+            if _readable(tensor) and tensor.numel() and not hasattr(tensor, "__tensor_flatten__"):
+                probes.setdefault((tensor.device, tensor.element_size()), []).append(_sample(tensor))
         with torch.no_grad():
             seen = [torch.cat(parts).view(torch.uint8).cpu().numpy().tobytes() for parts in probes.values()]
         return tuple(signs), tuple(seen)
@@ -100,6 +103,8 @@ class WeightsWatch:
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """A tensor as those that hold its bytes: itself, or the parts of a tensor subclass (quantized weights)."""
+    if hasattr(tensor, "ds_id") or hasattr(tensor, "placements"):  # DeepSpeed's ZeRO 3, DTensor
+        raise UnsupportedError(f"{name} is spread over processes")
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None:
         parts, context = flatten()
@@ -126,8 +131,10 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """At most _PROBES elements, spread over the tensor."""
-    tensor = tensor.detach()
+    """Some _PROBES elements, spread over the tensor, as integers of their size."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    tensor = tensor.view(integers.get(tensor.element_size(), tensor.dtype))
     if tensor.is_contiguous():
         return tensor.view(-1)[:: (-(-tensor.numel() // _PROBES)) | 1]  # odd, so that the columns differ
     steps = tuple(slice(None, None, max(1, size // 8)) for size in tensor.shape)
@@ -146,7 +153,8 @@ def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         for row in tensor:
             yield from _pieces(row)
         return
-    yield from tensor.split(rows)
+    for first in range(0, tensor.shape[0], rows):
+        yield tensor[first : first + rows]
 
 
 def _submit(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Any]:

@@ -2,7 +2,8 @@
 
 What ModelSpec has a field for goes there, so that a difference is named. Everything else in the
 configuration that changes the computation (activation, norm epsilon, biases, attention kernels, …) goes into
-``weights_digest`` as a digest, together with that of the weights where no revision stands for them.
+``weights_digest`` as a digest, together with that of the weights as they are in memory: a name, a path or a commit
+says what was loaded, not what has become of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvclient._native import ModelSpec
 from kvclient.errors import UnsupportedError
+from kvclient.weights import parameters_digest, tensors_of
+
+# Rotations that follow from the position alone. "dynamic" and "longrope" follow from the sequence's length as well.
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 
 #: Order of a block's bytes: for each layer K then V, each [kv_heads, block_tokens, head_size].
 LAYOUT = "HND"
@@ -65,28 +70,24 @@ def spec_of(
 ) -> ModelSpec:
     """Describe ``model``, a causal language model of Transformers, exactly.
 
-    ``model_id``: default the name it was loaded by, else its type. ``revision``: commit of its weights;
-    default the one it was loaded from the hub with. Without a revision the weights themselves are hashed,
-    which reads all of them once, unless ``weights_digest`` says what they are.
+    ``weights_digest``: what the weights are, if the caller knows; default the digest of all that the model computes
+    with (``kvclient.weights.parameters_digest``), which reads all of it once. ``model_id``: default the model's type:
+    the same weights at two paths share. ``revision``: said with ``near_misses``; default none.
     ``tokenizer``: included by the digest of its vocabulary and settings.
 
-    UnsupportedError: a cache with other layers than full and sliding-window attention.
+    UnsupportedError: a cache with other layers than full and sliding-window attention, or weights that can't be read
+    here (offloaded, spread over processes) without a ``weights_digest``.
     """
     config = model.config.get_text_config(decoder=True)
     layers = attention_layers(model.config)
     windows = {layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         raise UnsupportedError(f"layers with different sliding windows {sorted(windows)}")
-    revision = revision if revision is not None else getattr(model.config, "_commit_hash", None) or ""
-    computation = "config=" + config_digest(config)
-    if weights_digest is not None:
-        computation += ";weights=" + weights_digest
-    elif not revision:
-        computation += ";weights=" + digest_weights(model)
+    computation = f"config={computation_digest(model)};weights={weights_digest or digest_weights(model)}"
     heads = config.num_attention_heads
     spec = ModelSpec(
-        model_id=model_id or getattr(model.config, "name_or_path", "") or config.model_type,
-        revision=revision,
+        model_id=model_id or config.model_type,
+        revision=revision or "",
         weights_digest=computation,
         tokenizer_digest=digest_tokenizer(tokenizer) if tokenizer is not None else "",
         rope=rope_of(config),
@@ -153,26 +154,53 @@ def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
     return items
 
 
-def config_digest(config: Any) -> str:
-    """Digest of what a configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
+def computation_digest(model: Any) -> str:
+    """Digest of what the configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
 
     With the attention implementation: its kernels add in another order, which changes the last bits of
-    every layer's KV but the first one's.
+    every layer's KV but the first one's. So do those of another kind of device.
     """
+    config = model.config.get_text_config(decoder=True)
     settings = {name: value for name, value in config.to_dict().items() if name not in _IRRELEVANT}
-    settings["attn_implementation"] = getattr(config, "_attn_implementation", None)
+    for name in ("_attn_implementation", "_experts_implementation"):
+        settings[name.removeprefix("_")] = getattr(config, name, None)
+    settings["device"] = model.device.type
+    settings["matmul_precision"] = torch.get_float32_matmul_precision()
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights: names, dtypes, shapes, bytes. Reads them all, on the CPU; 64 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Digest of all that a model computes with: names, dtypes, shapes, bytes; 64 hex digits. Reads it all."""
+    moving = rope_buffers(model)
+    return parameters_digest({name: tensor for name, tensor in tensors_of(model).items() if name not in moving})
+
+
+def rope_buffers(model: torch.nn.Module) -> set[str]:
+    """Names of the buffers that rope settings rewrite with the length of what is computed; mostly none."""
+    if static_positions(model.config) is None:
+        return set()
+    return {name for name, _ in model.named_buffers() if name.endswith("inv_freq")}
+
+
+def static_positions(config: Any) -> int | None:
+    """From how many tokens on the rotation of *all* tokens depends on the length; None: it never does."""
+    text_config = config.get_text_config(decoder=True)
+    settings = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    nested = [each for each in settings.values() if isinstance(each, dict)] or [settings]
+    limits = []
+    for each in nested:
+        kind = each.get("rope_type", each.get("type")) or "default"
+        if kind in _STATIC_ROPE:
+            continue
+        lengths = (
+            each.get("original_max_position_embeddings"),
+            getattr(text_config, "original_max_position_embeddings", None),
+            text_config.max_position_embeddings,
+        )
+        # Of a kind that is not known, nothing is.
+        limits.append(min(filter(None, lengths)) if kind in ("dynamic", "longrope") else 0)
+    return min(limits) if limits else None
 
 
 def digest_tokenizer(tokenizer: Any) -> str:
@@ -190,4 +218,14 @@ def _quantization(config: Any) -> str:
     return str(getattr(method, "value", method) or "unknown")
 
 
-__all__ = ["LAYOUT", "attention_layers", "config_digest", "digest_tokenizer", "digest_weights", "rope_of", "spec_of"]
+__all__ = [
+    "LAYOUT",
+    "attention_layers",
+    "computation_digest",
+    "digest_tokenizer",
+    "digest_weights",
+    "rope_buffers",
+    "rope_of",
+    "spec_of",
+    "static_positions",
+]
