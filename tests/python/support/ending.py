@@ -78,6 +78,21 @@ class Process:
     def near_misses(self) -> None:
         self.client.near_misses(self.model)
 
+    # Python code that runs inside of a bound call.
+
+    def raise_errors(self) -> None:
+        self.region.begin_write(1 << 20)
+
+    def iterate(self) -> None:
+        kvclient.BlockKeys(key for key in self.keys)
+
+    def read_tokens(self) -> None:
+        class Token:
+            def __index__(self) -> int:
+                return 7
+
+        kvclient.KeyChain(self.model).extend([Token()] * 4 * BLOCK_TOKENS)  # type: ignore[list-item]
+
 
 IN_A_THREAD = (
     "find",
@@ -91,6 +106,9 @@ IN_A_THREAD = (
     "connect_and_close",
     "hold",
     "near_misses",
+    "raise_errors",
+    "iterate",
+    "read_tokens",
 )
 
 
@@ -113,6 +131,7 @@ def main() -> None:
     process = Process(sys.argv[1])
     case = sys.argv[2]
     print("ready", flush=True)
+    sys.setswitchinterval(1e-5)  # a thread may be asked for the GIL between any two steps of its Python code
     if case in IN_A_THREAD:
         in_daemon_threads(getattr(process, case))
     elif case == "objects_alive":

@@ -49,6 +49,7 @@ OTHER_ARGUMENTS: Mapping[str, str] = {
     "negative_prompt_attention_mask": "a second prompt",
     "custom_generate": "another loop",
     "trust_remote_code": "another loop",
+    "use_model_defaults": "which of two configurations counts (until 4.57)",
     "synced_gpus": "the model is spread over processes",
     "logits_to_keep": "logits of the prompt",
     "labels": "a loss over the prompt",
@@ -125,6 +126,7 @@ OTHER_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "use_cache": (True,),
     "cache_implementation": (),
     "cache_config": (),
+    "return_legacy_cache": (False,),
     "max_cache_len": (),
     "prefill_chunk_size": (),
     "compile_config": (),
@@ -210,14 +212,20 @@ def _of_settings(model: Any, arguments: Mapping[str, Any]) -> str | None:
             return "generation_config"
     names = dict.fromkeys(name for config in configs if config is not None for name in vars(config))
     names.update(dict.fromkeys(name for name in arguments if name in OTHER_SETTINGS))
+    defaults = vars(GenerationConfig())
     for name in names:
         if name.startswith("_") or name in SAME_SETTINGS:
             continue
-        neutral = OTHER_SETTINGS.get(name, ())
+        # Of a field that nobody has looked at, what it is by default will do.
+        neutral = OTHER_SETTINGS.get(name, (defaults.get(name),))
         for value in _values(name, configs, arguments):
-            if not any(value == other and isinstance(value, (bool, int, float)) for other in neutral):
+            if not any(_equal(value, other) for other in neutral):
                 return _REASONS.get(name, name)
     return None
+
+
+def _equal(value: Any, other: Any) -> bool:
+    return type(value) in (bool, int, float, type(other)) and bool(value == other)
 
 
 def _values(name: str, configs: Sequence[Any], arguments: Mapping[str, Any]) -> list[Any]:
