@@ -1,10 +1,10 @@
 // Memory that outlives its owner: asked of kvmd beforehand, adopted and given up afterwards.
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/fault_point.h"
 
 namespace kvm {
@@ -79,7 +79,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
       adoption->changed.notify_all();
     });
     std::unique_lock lock(adoption->mutex);
-    if (!adoption->changed.wait_until(lock, deadline, [&] { return adoption->reply.has_value(); })) {
+    if (!WaitUntil(adoption->changed, lock, deadline, [&] { return adoption->reply.has_value(); })) {
       adoption->abandoned = true;
       return MakeError(Errc::kDeadlineExceeded, "kvmd did not give region " + region.name + " in time");
     }
@@ -88,7 +88,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
     // The process that had it is ending, or kvmd is coming back.
     if (error.code != Errc::kUnavailable || After(pause) >= deadline) return error;
     lock.unlock();
-    std::this_thread::sleep_for(pause);
+    if (!Sleep(pause)) return error;
     pause = std::min(2 * pause, kAskAgainLast);
   }
   KVM_FAULT_POINT(client_adoption_granted);

@@ -5,6 +5,7 @@
 
 #include "client/find.h"
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -42,7 +43,7 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
     if (client->WaitConnected(step)) return client;
     Error last = client->last_error();
     if (!last.message.empty() && IsFinal(last.code)) return last;
-    if (std::chrono::steady_clock::now() < deadline) continue;
+    if (std::chrono::steady_clock::now() < deadline && !Interrupted()) continue;
     if (last.message.empty()) return MakeError(Errc::kDeadlineExceeded, "kvmd at " + path + " did not answer in time");
     return last;
   }

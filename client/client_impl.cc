@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/fault_point.h"
 
 namespace kvm {
@@ -37,7 +38,7 @@ void Client::Impl::Start() { link.Start(); }
 
 Status Client::Impl::WaitConnected(Deadline deadline) {
   std::unique_lock lock(mutex_);
-  if (connected_changed_.wait_until(lock, deadline, [this] { return ready_; })) return {};
+  if (WaitUntil(connected_changed_, lock, deadline, [this] { return ready_; })) return {};
   return MakeError(Errc::kDeadlineExceeded, "not connected to kvmd in time");
 }
 

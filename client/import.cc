@@ -8,6 +8,7 @@
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/fault_point.h"
 
 namespace kvm {
@@ -156,7 +157,10 @@ void* ImportTicket::event() const noexcept { return impl_ && impl_->job && impl_
 Status ImportTicket::Wait(Deadline deadline) noexcept {
   if (!impl_) return {};
   if (!impl_->process.Here()) return BelongsToParent("import ticket");
-  if (impl_->job && !impl_->job->Wait(deadline)) return MakeError(Errc::kDeadlineExceeded, "import still under way");
+  const InterruptScope* const scope = InterruptScope::Current();
+  while (impl_->job && !impl_->job->Wait(scope == nullptr ? deadline : std::min(deadline, scope->next_question()))) {
+    if (std::chrono::steady_clock::now() >= deadline || Interrupted()) return MakeError(Errc::kDeadlineExceeded, "import still under way");
+  }
   impl_->Finish();
   return {};
 }

@@ -6,6 +6,7 @@
 #include "client/client_impl.h"
 #include "client/lease_impl.h"
 #include "client/match_impl.h"
+#include "client/wait.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -141,7 +142,7 @@ Status Client::Impl::HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire
     if (self && release != 0) self->link.Post(ReleaseOf(release));
   });
   std::unique_lock lock(lease->mutex);
-  if (lease->answered.wait_until(lock, deadline, [&] { return !lease->waiting; })) return *outcome;
+  if (WaitUntil(lease->answered, lock, deadline, [&] { return !lease->waiting; })) return *outcome;
   lease->released = lease->id == 0;
   return MakeError(Errc::kDeadlineExceeded, "kvmd did not answer in time");
 }

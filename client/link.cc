@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "client/wait.h"
 #include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
@@ -294,7 +295,7 @@ Result<Answer> Link::Call(kvmwire::ClientMessage message, const std::vector<int>
     waiting->done.notify_all();
   });
   std::unique_lock lock(waiting->mutex);
-  if (!waiting->done.wait_until(lock, deadline, [&] { return waiting->reply.has_value(); })) {
+  if (!WaitUntil(waiting->done, lock, deadline, [&] { return waiting->reply.has_value(); })) {
     return MakeError(Errc::kDeadlineExceeded, "kvmd did not answer in time");
   }
   return std::move(*waiting->reply);

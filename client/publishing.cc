@@ -1,10 +1,10 @@
 // Publishing: generations made even, records sent in a window, and again after every reconnect.
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/fault_point.h"
 #include "proto/protocol_limits.h"
 
@@ -44,7 +44,7 @@ void StreamPublishes::End(std::uint64_t number) {
 bool StreamPublishes::WaitForAll(Deadline deadline) {
   std::unique_lock lock(mutex_);
   const std::uint64_t last = last_;
-  return ended_.wait_until(lock, deadline, [&] { return under_way_.empty() || *under_way_.begin() > last; });
+  return WaitUntil(ended_, lock, deadline, [&] { return under_way_.empty() || *under_way_.begin() > last; });
 }
 
 Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) {
@@ -215,7 +215,7 @@ void Client::Impl::Pump() {
 Status Client::Impl::Flush(Region::Impl& region, Deadline deadline) {
   if (!region.stream_publishes->WaitForAll(deadline))
     return MakeError(Errc::kDeadlineExceeded, "a stream has not reached its publishes in time");
-  while (std::chrono::steady_clock::now() < deadline) {
+  while (std::chrono::steady_clock::now() < deadline && !Interrupted()) {
     bool all_sent = false, registering = false;
     {
       std::lock_guard lock(region.mutex);
@@ -229,13 +229,13 @@ Status Client::Impl::Flush(Region::Impl& region, Deadline deadline) {
       if (!registering) all_sent = region.PumpLocked(*this);
     }
     if (registering) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      static_cast<void>(Sleep(std::chrono::milliseconds(1)));
       continue;
     }
     std::unique_lock lock(publish_mutex_);
     const std::uint64_t target = last_sequence_;
     const auto answered = [&] { return answered_sequence_ >= target; };
-    if (!publish_answered_.wait_until(lock, deadline, answered)) break;
+    if (!WaitUntil(publish_answered_, lock, deadline, answered)) break;
     if (all_sent && link.connected()) return {};
   }
   return MakeError(Errc::kDeadlineExceeded, "kvmd has not answered all publishes in time");

@@ -6,6 +6,7 @@
 
 #include "client/client_impl.h"
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/fault_point.h"
 
 namespace kvm {
@@ -137,7 +138,7 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
     });
     std::unique_lock lock(waiting->mutex);
     Status status = MakeError(Errc::kDeadlineExceeded, "kvmd did not register region " + region->options.name + " in time");
-    if (waiting->done.wait_until(lock, deadline, [&] { return waiting->status.has_value(); })) status = *waiting->status;
+    if (WaitUntil(waiting->done, lock, deadline, [&] { return waiting->status.has_value(); })) status = *waiting->status;
     lock.unlock();
     // A lost connection is not an error: the region is registered on reconnecting.
     if (!status && status.error().code != Errc::kUnavailable) {

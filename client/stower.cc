@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "client/region_impl.h"
+#include "client/wait.h"
 #include "proto/protocol_limits.h"
 
 namespace kvm {
@@ -23,7 +24,7 @@ void StowWait::End(bool held) {
 
 Result<std::size_t> StowWait::Wait(Deadline deadline) {
   std::unique_lock lock(mutex_);
-  if (!ended_.wait_until(lock, deadline, [&] { return open_ == 0; })) {
+  if (!WaitUntil(ended_, lock, deadline, [&] { return open_ == 0; })) {
     return MakeError(Errc::kDeadlineExceeded, std::to_string(open_) + " blocks are not copied to the host cache yet");
   }
   return held_;

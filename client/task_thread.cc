@@ -3,6 +3,8 @@
 #include <system_error>
 #include <utility>
 
+#include "client/wait.h"
+
 namespace kvm {
 
 void TaskThread::Post(std::function<void()> task) {
@@ -23,7 +25,7 @@ void TaskThread::Post(std::function<void()> task) {
 Status TaskThread::Drain(Deadline deadline) {
   std::unique_lock lock(mutex_);
   const std::uint64_t target = posted_;
-  if (!changed_.wait_until(lock, deadline, [&] { return stopped_ || finished_ >= target; }))
+  if (!WaitUntil(changed_, lock, deadline, [&] { return stopped_ || finished_ >= target; }))
     return MakeError(Errc::kDeadlineExceeded, "peers' regions are still being mapped");
   if (finished_ < target) return MakeError(Errc::kCancelled, "client closed");
   return {};

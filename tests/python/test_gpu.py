@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvclient import weights
 from kvclient.daemon import PrivateDaemon, find_binary
 from kvclient.errors import UnsupportedError
+from kvclient.weights import parameters_digest
 from support.block_worker import prompt
 from support.gpu_worker import BLOCK_BYTES, LAYOUTS
 from support.worker import Worker
@@ -232,6 +234,28 @@ def test_memory_that_libkvclient_allocates_is_a_tensor_too(
     assert seen["by_bytes"], seen
     assert len(seen["refused"]) == 2, seen
     assert all("kvclient.torch" in message for message in seen["refused"]), seen
+
+
+def test_ctrl_c_ends_the_wait_for_an_import_and_not_the_import(
+    pair: Callable[[int], tuple[Worker, Worker]],
+) -> None:
+    owner, reader = pair()
+    tokens = prompt(BLOCKS)
+    for worker in (owner, reader):
+        worker.call("open", "MLA", True)
+    owner.call("publish", tokens, SOURCES)
+    assert found(reader, tokens, BLOCKS) == (BLOCKS, "COMPLETE"), reader.call("describe")
+    seen = reader.call("interrupted_wait", tokens, TARGETS, 10 * SLEEP_CYCLES)
+    assert seen == {"outcome": "interrupted", "stream_busy": True, "valid": BLOCKS}
+
+
+def test_weights_on_a_gpu_are_read_there_to_the_last_bit() -> None:
+    tensor = torch.randn(4097, 333, device="cuda").bfloat16()
+    before = parameters_digest({"weight": tensor})
+    assert before == parameters_digest({"weight": tensor.t().contiguous().t()})
+    assert torch.equal(weights._mixed_sums(tensor).cpu(), weights._mixed_sums(tensor.cpu()))
+    tensor.view(torch.int16)[4096, 332] ^= 1
+    assert before != parameters_digest({"weight": tensor})
 
 
 def test_the_example_imports_every_byte() -> None:

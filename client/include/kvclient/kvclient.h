@@ -11,11 +11,13 @@
 // client.h   connection, models, lookup, import         region.h   publishing memory
 // match.h    result of a lookup                         import.h   progress and result of a copy
 // lease.h    blocks that kvmd promises to keep          types.h    deadlines, block writes
+// interrupt.h  ends a thread's waits before their deadlines
 // kvm/       keys, model spec, geometry, errors, GPUs and their memory
 #pragma once
 
 #include "kvclient/client.h"
 #include "kvclient/import.h"
+#include "kvclient/interrupt.h"
 #include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"

@@ -51,6 +51,12 @@ class BlockPool:
             if key in self._by_key:
                 self._by_key.move_to_end(key)
 
+    def discard(self, blocks: Iterable[int]) -> None:
+        """Give back blocks that ``allocate`` gave, whether they hold a key by now or not."""
+        taken = set(blocks)
+        self._by_key = OrderedDict((key, block) for key, block in self._by_key.items() if block not in taken)
+        self._free = [block for block in self._free if block not in taken] + sorted(taken, reverse=True)
+
     def release(self, blocks: Iterable[int]) -> None:
         """Give back blocks that ``allocate`` gave and that hold nothing."""
         self._free.extend(blocks)

@@ -5,7 +5,8 @@ For engines whose own KV memory can't be shared in place: tensors of a framework
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvclient._native import BlockKey, BlockKeys, Client, Match, PublishRequest, Region
@@ -87,19 +88,19 @@ class HostStore:
         block ``blocks[i]`` of the region; it may be given fewer than ``missing``. Returns how many are readable now.
         """
         here = {block for block in (self._pool.get(key) for key in keys) if block is not None}
-        blocks = self._pool.allocate(len(missing), here)
-        indices = list(missing[: len(blocks)])
-        if not indices:
-            return 0
-        writes = self.region.begin_writes(blocks)
-        fill(indices, blocks)
-        requests = [
-            PublishRequest(key=keys[i], parent=keys[i - 1] if i else parent, depth=depth + i, write=write)
-            for i, write in zip(indices, writes, strict=True)
-        ]
-        readable = self.region.publish(requests).readable
-        for i, block in zip(indices, blocks, strict=True):
-            self._put(keys[i], block)
+        with self._taken(len(missing), here) as blocks:
+            indices = list(missing[: len(blocks)])
+            if not indices:
+                return 0
+            writes = self.region.begin_writes(blocks)
+            fill(indices, blocks)
+            requests = [
+                PublishRequest(key=keys[i], parent=keys[i - 1] if i else parent, depth=depth + i, write=write)
+                for i, write in zip(indices, writes, strict=True)
+            ]
+            readable = self.region.publish(requests).readable
+            for i, block in zip(indices, blocks, strict=True):
+                self._put(keys[i], block)
         self._pool.used(keys)
         self.stats.blocks_published += readable
         return readable
@@ -114,23 +115,34 @@ class HostStore:
     ) -> list[int]:
         # What the rest of the match needs must not make room for this part of it.
         pinned = {match[i].block for i in range(len(match)) if match[i].own} | set(keep)
-        blocks = self._pool.allocate(last - first, pinned)
-        if not blocks:
-            return []
-        ticket = self.client.import_blocks(
-            match.slice(first, len(blocks)), self.region, blocks, timeout_s=self._import_timeout_s
-        )
-        result = ticket.wait()
+        with self._taken(last - first, pinned) as blocks:
+            if not blocks:
+                return []
+            ticket = self.client.import_blocks(
+                match.slice(first, len(blocks)), self.region, blocks, timeout_s=self._import_timeout_s
+            )
+            result = ticket.wait()
+            valid = blocks[: result.valid]
+            for index, block in enumerate(valid):
+                self._put(keys[first + index], block)
+            if self._publish and valid:
+                run = BlockKeys(keys[first : first + len(valid)])
+                self.region.publish_run(run, parent, depth, result.writes[: len(valid)])
+        self._pool.release(blocks[result.valid :])
         self.stats.blocks_imported += result.valid
         self.stats.blocks_failed += len(result.failed)
-        self._pool.release(blocks[result.valid :])
-        valid = blocks[: result.valid]
-        for index, block in enumerate(valid):
-            self._put(keys[first + index], block)
-        if self._publish and valid:
-            run = BlockKeys(keys[first : first + len(valid)])
-            self.region.publish_run(run, parent, depth, result.writes[: len(valid)])
         return valid
+
+    @contextlib.contextmanager
+    def _taken(self, count: int, keep: Collection[int]) -> Iterator[list[int]]:
+        """Blocks to write to. Whatever ends the writing early (Ctrl-C, too) leaves them unreadable and free."""
+        blocks = self._pool.allocate(count, keep)
+        try:
+            yield blocks
+        except BaseException:
+            self.region.retract(blocks)
+            self._pool.discard(blocks)
+            raise
 
     def _put(self, key: BlockKey, block: int) -> None:
         before = self._pool.put(key, block)

@@ -38,7 +38,7 @@ void Connect(PyClient* self, const std::optional<std::string>& socket_path, std:
   options.reconnect_min = ToMilliseconds(reconnect_min_s, "reconnect_min_s");
   options.reconnect_max = ToMilliseconds(reconnect_max_s, "reconnect_max_s");
   options.max_queued_publishes = max_queued_publishes;
-  new (self) PyClient{{Unwrap(WithoutGil([&] { return Client::Connect(options); })), "client"}};
+  new (self) PyClient{{Unwrap(WaitWithoutGil([&] { return Client::Connect(options); })), "client"}};
 }
 
 RegionOptions OptionsOf(const Geometry& geometry, std::string name, const std::optional<DeviceId>& device, const Shard& shard,
@@ -61,7 +61,7 @@ PyRegion AllocateRegion(const PyClient& self, const Model& model, const Geometry
   const Deadline deadline = ToDeadline(timeout_s);
   RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, stow);
   options.segment_bytes = std::move(segment_bytes);
-  return {{Unwrap(WithoutGil([&] { return client->AllocateRegion(model, options, deadline); })), "region"}};
+  return {{Unwrap(WaitWithoutGil([&] { return client->AllocateRegion(model, options, deadline); })), "region"}};
 }
 
 std::pair<PyRegion, std::vector<AdoptedBlock>> AdoptRegion(const PyClient& self, const Model& model, const Geometry& geometry,
@@ -72,7 +72,7 @@ std::pair<PyRegion, std::vector<AdoptedBlock>> AdoptRegion(const PyClient& self,
   const Deadline deadline = ToDeadline(timeout_s);
   RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, true, stow);
   options.segment_bytes = std::move(segment_bytes);
-  AdoptedRegion adopted = Unwrap(WithoutGil([&] { return client->AdoptRegion(model, options, deadline); }));
+  AdoptedRegion adopted = Unwrap(WaitWithoutGil([&] { return client->AdoptRegion(model, options, deadline); }));
   return {PyRegion{{std::move(adopted.region), "region"}}, std::move(adopted.blocks)};
 }
 
@@ -84,7 +84,7 @@ ReclaimedMemory ReclaimOrphans(const PyClient& self, const std::optional<DeviceI
   if (device) what.device = UuidOf(device);
   what.name = std::move(name);
   what.min_age = std::chrono::ceil<std::chrono::seconds>(ToMilliseconds(min_age_s, "min_age_s"));
-  return Unwrap(WithoutGil([&] { return client->ReclaimOrphans(what, deadline); }));
+  return Unwrap(WaitWithoutGil([&] { return client->ReclaimOrphans(what, deadline); }));
 }
 
 PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry& geometry,
@@ -96,7 +96,7 @@ PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry
   const RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, stow);
   std::vector<DeviceRange> ranges;
   for (const auto& [address, size_bytes] : segments) ranges.push_back({reinterpret_cast<void*>(address), size_bytes});
-  std::shared_ptr<Region> region = Unwrap(WithoutGil([&] { return client->RegisterRegion(model, options, ranges, deadline); }));
+  std::shared_ptr<Region> region = Unwrap(WaitWithoutGil([&] { return client->RegisterRegion(model, options, ranges, deadline); }));
   return {{KeepAlive(std::move(region), std::move(keep_alive)), "region"}};
 }
 
@@ -263,7 +263,7 @@ void BindClient(nb::module_& module) {
           [](const PyClient& self, double timeout_s) {
             const std::shared_ptr<Client> client = self.client.Get();
             const Deadline deadline = ToDeadline(timeout_s);
-            Check(WithoutGil([&] { return client->WaitConnected(deadline); }));
+            Check(WaitWithoutGil([&] { return client->WaitConnected(deadline); }));
           },
           "timeout_s"_a = 2.0, "DeadlineExceededError.")
       .def(
@@ -272,7 +272,7 @@ void BindClient(nb::module_& module) {
             const std::shared_ptr<Client> client = self.client.Get();
             const Deadline deadline = ToDeadline(timeout_s);
             const ModelSpec copy = spec;
-            return Unwrap(WithoutGil([&] { return client->DeclareModel(copy, deadline); }));
+            return Unwrap(WaitWithoutGil([&] { return client->DeclareModel(copy, deadline); }));
           },
           "spec"_a, "timeout_s"_a = 2.0,
           "Declares a model and maps the regions of peers that serve it: on return everything published before is found. While offline\n"
@@ -295,12 +295,12 @@ void BindClient(nb::module_& module) {
           "Regions of peers that could not be mapped, with the reasons; none is the healthy state.")
       .def("stats", [](const PyClient& self) { return self.client.Get()->Stats(); })
       .def(
-          "close", [](PyClient& self) { self.client.Release(); }, "Ends the connection; every later call raises CancelledError.")
+          "close", [](PyClient& self) { self.client.Close(); }, "Ends the connection; every later call raises CancelledError.")
       .def_prop_ro("closed", [](const PyClient& self) { return self.client.closed(); })
       .def(
           "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Client"))
       .def(
-          "__exit__", [](PyClient& self, const nb::args&) { self.client.Release(); }, "exception"_a,
+          "__exit__", [](PyClient& self, const nb::args&) { self.client.Close(); }, "exception"_a,
           nb::sig("def __exit__(self, *exception: object) -> None"));
   BindRegions(client);
   BindSharing(client);

@@ -149,7 +149,7 @@ std::size_t StowBeforeReuse(const PyRegion& self, const BlockIds& blocks, double
   const std::shared_ptr<Region> region = self.region.Get();
   const Deadline deadline = ToDeadline(timeout_s);
   for (const std::uint32_t block : blocks.values) CheckedBlock(*region, block);
-  return Unwrap(WithoutGil([&] { return region->StowBeforeReuse(blocks.values, deadline); }));
+  return Unwrap(WaitWithoutGil([&] { return region->StowBeforeReuse(blocks.values, deadline); }));
 }
 
 PublishOutcome PublishRun(const PyRegion& self, const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth,
@@ -253,8 +253,7 @@ std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object mem
   Region* raw = region.get();
   return {raw, [region = std::move(region), held = memory.release().ptr()](Region*) mutable {
             region.reset();  // unregisters; runs without the GIL
-            const nb::gil_scoped_acquire acquire;
-            Py_DECREF(held);
+            DropReference(held);
           }};
 }
 
@@ -281,7 +280,7 @@ void BindRegion(nb::module_& module) {
           [](const PyRegion& self, double timeout_s) {
             const std::shared_ptr<Region> region = self.region.Get();
             const Deadline deadline = ToDeadline(timeout_s);
-            Check(WithoutGil([&] { return region->Flush(deadline); }));
+            Check(WaitWithoutGil([&] { return region->Flush(deadline); }));
           },
           "timeout_s"_a = 2.0,
           "Waits until kvmd has answered every publish made before. DeadlineExceededError; UnavailableError: not connected, the\n"
@@ -291,20 +290,20 @@ void BindRegion(nb::module_& module) {
           [](const PyRegion& self, double timeout_s) {
             const std::shared_ptr<Region> region = self.region.Get();
             const Deadline deadline = ToDeadline(timeout_s);
-            Check(WithoutGil([&] { return region->Unregister(deadline); }));
+            Check(WaitWithoutGil([&] { return region->Unregister(deadline); }));
           },
           "timeout_s"_a = 2.0,
           "Withdraws all blocks for good, takes the region out of the registry and waits until no importer maps it.\n"
           "DeadlineExceededError: one still does. UnavailableError: kvmd is away, nobody could be asked. The blocks are withdrawn\n"
           "either way, and the region can only be closed.")
       .def(
-          "close", [](PyRegion& self) { self.region.Release(); },
+          "close", [](PyRegion& self) { self.region.Close(); },
           "Lets go of the region; unregisters it once no array made by segment() or block() is left. Waits at most the client's timeout.")
       .def_prop_ro("closed", [](const PyRegion& self) { return self.region.closed(); })
       .def(
           "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Region"))
       .def(
-          "__exit__", [](PyRegion& self, const nb::args&) { self.region.Release(); }, "exception"_a,
+          "__exit__", [](PyRegion& self, const nb::args&) { self.region.Close(); }, "exception"_a,
           nb::sig("def __exit__(self, *exception: object) -> None"));
 }
 

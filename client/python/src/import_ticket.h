@@ -1,6 +1,7 @@
 // ImportTicket with a lock around it (kvm's own is for one thread), waiting without the GIL.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -31,12 +32,18 @@ class PyImportTicket {
   ImportResult Wait(std::optional<double> timeout_s) const {
     const Deadline deadline = ToDeadline(timeout_s);
     const std::shared_ptr<State> state = state_.Get();
-    return Unwrap(WithoutGil([&]() -> Result<ImportResult> {
-      const std::lock_guard lock(state->mutex);
-      if (Status status = state->ticket.Wait(deadline); !status) return status.error();
-      state->destination.reset();
-      return state->ticket.result();
-    }));
+    for (;;) {
+      // A step at a time: a signal handler may use this ticket, too.
+      const Deadline step = std::min(deadline, After(std::chrono::milliseconds(50)));
+      Result<ImportResult> result = WithoutGil([&]() -> Result<ImportResult> {
+        const std::lock_guard lock(state->mutex);
+        if (Status status = state->ticket.Wait(step); !status) return status.error();
+        state->destination.reset();
+        return state->ticket.result();
+      });
+      if (result || step == deadline) return Unwrap(std::move(result));
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
   }
 
  private:

@@ -4,6 +4,7 @@
 NB_MODULE(_native, module) {
   nanobind::set_leak_warnings(false);  // engines end without taking their objects apart
   module.doc() = "libkvclient's interface; import it from kvclient.";
+  kvm::python::WatchPythonsEnd(module);
   kvm::python::BindModel(module);
   kvm::python::BindKeys(module);
   kvm::python::BindGeometry(module);

@@ -12,14 +12,9 @@
 #include <nanobind/nanobind.h>
 
 #include "client/python/src/errors.h"
+#include "client/python/src/gil.h"
 
 namespace kvm::python {
-
-template <class F>
-auto WithoutGil(F&& function) {
-  const nb::gil_scoped_release release;
-  return function();
-}
 
 template <class T>
 class Owned {
@@ -49,8 +44,22 @@ class Owned {
       static_cast<void>(new std::shared_ptr<T>(std::move(value)));
       return;
     }
-    const nb::gil_scoped_release release;
+    const WithoutGilScope scope;
     value.reset();
+  }
+
+  // The same, asked for: Ctrl-C ends the wait, and is raised.
+  void Close() {
+    std::shared_ptr<T> value = std::move(value_);
+    value_.reset();
+    if (!value || process_ != ::getpid()) {
+      value_ = std::move(value);
+      return Release();
+    }
+    static_cast<void>(WaitWithoutGil([&] {
+      value.reset();
+      return true;
+    }));
   }
 
  private:

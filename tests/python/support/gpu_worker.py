@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
+import signal
+import threading
 import time
 from typing import Any
 
@@ -187,6 +190,24 @@ class GpuWorker:
             "failed": [(each.index, each.reason.name) for each in result.failed],
             "unmapped": [repr(each) for each in self.client.unmapped_regions()],
         }
+
+    def interrupted_wait(self, tokens: list[int], blocks: list[int], sleep_cycles: int) -> dict[str, Any]:
+        """An import behind a busy stream, a SIGINT while it is waited for, and a second wait."""
+        match = self.client.find(self.chain(tokens)[1], include_own=False, destination=self.region)
+        with torch.cuda.stream(self.stream):
+            torch.cuda._sleep(sleep_cycles)
+        stream = self.stream.cuda_stream
+        ticket = self.client.import_blocks(match, self.region, blocks[: len(match)], stream=stream)
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            ticket.wait(3600.0)
+            outcome = "returned"
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+        timer.join()
+        busy = not self.stream.query()
+        return {"outcome": outcome, "stream_busy": busy, "valid": ticket.wait(60.0).valid}
 
     # ---- the region's memory --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,12 @@ class RecordingSlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
             keys, values = zip(*self._record, strict=True)
             self._record = [(torch.cat(keys, dim=-2), torch.cat(values, dim=-2))]
         return self._record[0]
+
+
+def cache_argument(model: Any) -> str:
+    """The name by which a model takes its cache: ``past_key_values``, since Transformers 5.24 ``cache``."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values"
 
 
 def empty_cache(config: Any, first_token: int = 0) -> DynamicCache:
@@ -105,6 +112,7 @@ def blocks_from_cache(cache: DynamicCache, first_block: int, pool: torch.Tensor,
 __all__ = [
     "RecordingSlidingLayer",
     "blocks_from_cache",
+    "cache_argument",
     "cache_from_blocks",
     "empty_cache",
     "first_token_held",

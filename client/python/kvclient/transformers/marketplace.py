@@ -7,6 +7,7 @@ without the marketplace. Nothing of that raises from ``generate()``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -22,24 +23,18 @@ from kvclient._native import Client, ExtraKey, Geometry, KeyChain, NearMiss
 from kvclient.errors import DeadlineExceededError, InvalidArgumentError, KvError, UnsupportedError
 from kvclient.host_store import HostStore
 from kvclient.torch import view
-from kvclient.transformers.cache import blocks_from_cache, cache_from_blocks, empty_cache, first_token_held
-from kvclient.transformers.spec import spec_of
+from kvclient.transformers.cache import (
+    blocks_from_cache,
+    cache_argument,
+    cache_from_blocks,
+    empty_cache,
+    first_token_held,
+)
+from kvclient.transformers.request import CACHE_ARGUMENTS, bypass_reason, named_arguments, prompt_of
+from kvclient.transformers.spec import computation_digest, rope_buffers, spec_of, static_positions
+from kvclient.weights import WeightsWatch
 
 _log = logging.getLogger(__name__)
-
-# Arguments of generate() with which a prefix of one sequence is not what the model starts from.
-_INCOMPATIBLE = (
-    "past_key_values",
-    "inputs_embeds",
-    "assistant_model",
-    "cache_implementation",
-    "position_ids",
-    "token_type_ids",
-    "encoder_outputs",
-    "pixel_values",
-    "negative_prompt_ids",
-    "prompt_lookup_num_tokens",
-)
 
 
 @dataclass
@@ -69,6 +64,12 @@ class Marketplace:
     """Shares the KV cache of one model's prompts with the other processes of the node.
 
     Thread-safe as far as the model is: fetching and publishing hold a lock, generating does not.
+
+    The model's weights and configuration are part of every key, as they were when the marketplace was made or last
+    refreshed. Each request looks whether they still are (see ``WeightsWatch`` for what it can't see); if not, nothing
+    is fetched or published until ``refresh``, and requests are counted as bypassed by "weights_changed" or
+    "config_changed". Say ``refresh`` yourself after writing weights by other means than torch's operations on the
+    parameters.
     """
 
     def __init__(
@@ -104,17 +105,20 @@ class Marketplace:
         ``Client.declare_model`` and ``Client.allocate_region``.
         """
         self.model = model
-        self.spec = spec_of(
-            model,
-            block_tokens=block_tokens,
-            model_id=model_id,
-            revision=revision,
-            weights_digest=weights_digest,
-            tokenizer=tokenizer,
+        self._describe = functools.partial(
+            spec_of, block_tokens=block_tokens, model_id=model_id, revision=revision, tokenizer=tokenizer
         )
-        name = name or f"transformers-{os.getpid()}-{id(self):x}"
+        self._watch = WeightsWatch(model, skip=rope_buffers(model))
+        self._computation = computation_digest(model)
+        self.spec = self._describe(model, weights_digest=weights_digest)
+        self._length_limit = static_positions(model.config)
+        self._cache_argument = cache_argument(model)
+        self._name = name or f"transformers-{os.getpid()}-{id(self):x}"
+        self._pool_blocks = pool_blocks
+        self._import_timeout_s = import_timeout_s
+        self._refreshes = 0
         self._owns_client = client is None
-        self.client = client or Client(socket_path, name=name, start_offline=True)
+        self.client = client or Client(socket_path, name=self._name, start_offline=True)
         self._min_prefix_tokens = min_prefix_tokens
         self._publish_enabled = publish
         self._publish_generated = publish_generated
@@ -125,15 +129,22 @@ class Marketplace:
                 self.client.wait_connected(connect_timeout_s)
             except DeadlineExceededError:
                 _log.warning("no kvmd yet (%s); going on without it", self.client.last_error)
-        self._declared = self.client.declare_model(self.spec)
-        shape = [pool_blocks, self.spec.num_layers, 2, self.spec.num_kv_heads, block_tokens, self.spec.head_size]
-        block_bytes = model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
+        self._open_pool()
+
+    def _open_pool(self) -> None:
+        spec = self.spec
+        self._declared = self.client.declare_model(spec)
+        shape = [self._pool_blocks, spec.num_layers, 2, spec.num_kv_heads, spec.block_tokens, spec.head_size]
+        block_bytes = self.model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
+        name = f"{self._name}.{self._refreshes}" if self._refreshes else self._name
         # Host memory: a model on a GPU copies to and from it. Nobody adopts it, so it goes with this process.
         self.region = self.client.allocate_region(
-            self._declared, Geometry.contiguous(pool_blocks, block_bytes), name=name, outlives_owner=False
+            self._declared, Geometry.contiguous(self._pool_blocks, block_bytes), name=name, outlives_owner=False
         )
-        self._store = HostStore(self.client, self.region, publish=publish, import_timeout_s=import_timeout_s)
-        self._memory = view(self.region, shape, model.dtype)
+        self._store = HostStore(
+            self.client, self.region, publish=self._publish_enabled, import_timeout_s=self._import_timeout_s
+        )
+        self._memory = view(self.region, shape, self.model.dtype)
 
     @property
     def stats(self) -> MarketplaceStats:
@@ -161,11 +172,12 @@ class Marketplace:
         ids = _flat(token_ids)
         with self._lock:
             self._stats.prompt_tokens += len(ids)
+            blocks: list[int] = []
             try:
-                blocks = self._import(ids, _extras(lora, cache_salt))
+                if self._stale(len(ids)) is None:
+                    blocks = self._import(ids, _extras(lora, cache_salt))
             except KvError as error:
                 self._note(error)
-                blocks = []
             tokens = len(blocks) * self.spec.block_tokens
             self._stats.reused_tokens += tokens
             return Prefix(cache_from_blocks(self.model.config, self._memory, blocks, self.model.device), tokens)
@@ -177,41 +189,80 @@ class Marketplace:
 
         ``token_ids``: [tokens] or [1, tokens]; the cache may hold fewer. ``cache``: batch of 1, any DynamicCache
         of the model; from one that has let early tokens slide out (not made by ``new_cache`` or ``fetch``)
-        nothing is published, since the prefix would have a hole. Returns the number of blocks.
+        nothing is published, since the prefix would have a hole. Nor is what other weights have computed, or a model
+        whose rotation depends on the sequence's length beyond that length. Returns the number of blocks.
         InvalidArgumentError: a cache of another model.
         """
         ids = _flat(token_ids)
         self._check_shape(cache)
         with self._lock:
+            if self._stale(len(ids)) is not None:
+                return 0
             try:
                 return self._publish(ids[: cache.get_seq_length()], cache, _extras(lora, cache_salt))
             except KvError as error:
                 self._note(error)
                 return 0
 
-    def generate(
-        self, input_ids: torch.Tensor, *, lora: str | None = None, cache_salt: str | None = None, **kwargs: Any
-    ) -> Any:
-        """``model.generate(input_ids, **kwargs)`` that starts from the longest published prefix and publishes.
+    def generate(self, *args: Any, lora: str | None = None, cache_salt: str | None = None, **kwargs: Any) -> Any:
+        """``model.generate(*args, **kwargs)`` that starts from the longest published prefix and publishes.
 
-        Same arguments, same result. Requests that can't start from a prefix (more than one sequence, beams,
-        padding, a cache of their own, …) go to the model as they are and are counted in ``stats.bypassed``.
+        Same arguments, same result. Requests of which it is not known that they can start from a prefix (more than one
+        sequence, beams, padding, a cache of their own, arguments that nobody has looked at, …:
+        ``kvclient.transformers.request``) go to the model as they are and are counted in ``stats.bypassed``.
+        ``lora``, ``cache_salt``: see ``fetch``.
         """
-        reason = self._bypass(input_ids, lora, kwargs)
+        arguments = named_arguments(args, kwargs)
+        reason = bypass_reason(self.model, arguments)
+        ids = prompt_of(arguments)
+        if lora is None and getattr(self.model, "peft_config", None):
+            reason = reason or "unnamed_adapter"
         with self._lock:
+            if reason is None and ids is not None:
+                reason = self._stale(ids.shape[1])
             self._stats.requests += 1
             if reason:
                 self._stats.bypassed[reason] += 1
-        if reason:
-            return self.model.generate(input_ids, **kwargs)
-        prefix = self.fetch(input_ids, lora=lora, cache_salt=cache_salt)
-        kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
-        output = self.model.generate(input_ids, past_key_values=prefix.cache, **kwargs)
+        if reason or ids is None:
+            return self.model.generate(*args, **kwargs)
+        prefix = self.fetch(ids, lora=lora, cache_salt=cache_salt)
+        if arguments.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(ids)
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}  # None, all of them
+        output = self.model.generate(*args, **{**kwargs, self._cache_argument: prefix.cache})
         if self._publish_enabled:
             sequence = output if isinstance(output, torch.Tensor) else output.sequences
-            known = sequence[0] if self._publish_generated else input_ids[0]
-            self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
+            known = sequence[0] if self._publish_generated else ids[0]
+            try:
+                self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
+            except KvError as error:  # a cache of another shape: the answer is the model's all the same
+                self._note(error)
         return output
+
+    def refresh(self, *, weights_digest: str | None = None) -> bool:
+        """Take the model's weights and configuration as they are now; False: they are what they were.
+
+        To be said after they were changed in place (training, merging an adapter, loading others). If they differ, what
+        was published is withdrawn and the pool is made anew, empty, under the new identity. ``weights_digest``: as in
+        the constructor, of the weights there are now; default their digest, which reads all of them.
+        Errors as the constructor's; nothing is shared after one until the next ``refresh``.
+        """
+        with self._lock:
+            self._computation = ""  # whatever fails from here on, what there was counts as changed
+            watch, computation = WeightsWatch(self.model, skip=rope_buffers(self.model)), computation_digest(self.model)
+            spec = self._describe(self.model, weights_digest=weights_digest)
+            if spec == self.spec and not self.region.closed:
+                self._watch, self._computation = watch, computation
+                return False
+            self._withdraw()
+            self.spec = spec
+            self._length_limit = static_positions(self.model.config)
+            self._refreshes += 1
+            before = self._store.stats
+            self._open_pool()
+            self._store.stats = before  # cumulative
+            self._watch, self._computation = watch, computation
+            return True
 
     def close(self) -> None:
         """Take the pool out of the marketplace; waits up to two seconds for importers. Safe to call twice.
@@ -219,11 +270,7 @@ class Marketplace:
         ``generate()`` goes on without the marketplace afterwards.
         """
         with self._lock:
-            if self.region.closed:
-                return
-            with contextlib.suppress(KvError):  # kvmd is gone, or an importer slow: validation covers both
-                self.region.unregister(2.0)
-            self.region.close()
+            self._withdraw()
             if self._owns_client:
                 self.client.close()
 
@@ -260,33 +307,22 @@ class Marketplace:
 
         return self._store.store(keys, root, 0, missing, fill)
 
-    def _bypass(self, input_ids: torch.Tensor, lora: str | None, kwargs: dict[str, Any]) -> str | None:
-        """Why a request goes to the model as it is; None if it doesn't."""
-        if input_ids.dim() != 2 or input_ids.shape[0] != 1:
-            return "batch"
-        if self.model.training:
-            return "training"
-        if lora is None and getattr(self.model, "peft_config", None):
-            return "unnamed_adapter"
-        for argument in _INCOMPATIBLE:
-            if kwargs.get(argument) is not None:
-                return argument
-        mask = kwargs.get("attention_mask")
-        if mask is not None and (mask.shape != input_ids.shape or not bool(mask.all())):
-            return "attention_mask"
-        config = kwargs.get("generation_config") or self.model.generation_config
-
-        def setting(name: str, default: Any) -> Any:
-            value = kwargs.get(name, getattr(config, name, None))
-            return default if value is None else value
-
-        if setting("use_cache", True) is False:
-            return "use_cache"
-        if setting("num_beams", 1) > 1 or setting("num_return_sequences", 1) > 1:
-            return "beams"
-        if setting("cache_implementation", None) is not None:
-            return "cache_implementation"
+    def _stale(self, tokens: int) -> str | None:
+        """Why a sequence of so many tokens is not fetched and not published now; None: it is."""
+        if self._computation != computation_digest(self.model):
+            return "config_changed"
+        if self._watch.changed():
+            return "weights_changed"
+        if self._length_limit is not None and tokens >= self._length_limit:
+            return "rope_scaling"
         return None
+
+    def _withdraw(self) -> None:
+        if self.region.closed:
+            return
+        with contextlib.suppress(KvError):  # kvmd is gone, or an importer slow: validation covers both
+            self.region.unregister(2.0)
+        self.region.close()
 
     def _check_shape(self, cache: DynamicCache) -> None:
         if len(cache.layers) != self.spec.num_layers:

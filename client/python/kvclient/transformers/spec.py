@@ -2,7 +2,8 @@
 
 What ModelSpec has a field for goes there, so that a difference is named. Everything else in the
 configuration that changes the computation (activation, norm epsilon, biases, attention kernels, …) goes into
-``weights_digest`` as a digest, together with that of the weights where no revision stands for them.
+``weights_digest`` as a digest, together with that of the weights as they are in memory: a name, a path or a commit
+says what was loaded, not what has become of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvclient._native import ModelSpec
 from kvclient.errors import UnsupportedError
+from kvclient.weights import parameters_digest, tensors_of
+
+# Rotations that follow from the position alone. "dynamic" and "longrope" follow from the sequence's length as well.
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 
 #: Order of a block's bytes: for each layer K then V, each [kv_heads, block_tokens, head_size].
 LAYOUT = "HND"
@@ -65,34 +70,24 @@ def spec_of(
 ) -> ModelSpec:
     """Describe ``model``, a causal language model of Transformers, exactly.
 
-    ``model_id``: default the name it was loaded by where a revision says what the weights are, else its class.
-    ``revision``: commit of its weights;
-    default the one it was loaded from the hub with. Without a revision the weights themselves are hashed,
-    which reads all of them once, unless ``weights_digest`` says what they are.
+    ``weights_digest``: what the weights are, if the caller knows; default the digest of all that the model computes
+    with (``kvclient.weights.parameters_digest``), which reads all of it once. ``model_id``: default the model's type:
+    the same weights at two paths share. ``revision``: said with ``near_misses``; default none.
     ``tokenizer``: included by the digest of its vocabulary and settings.
 
-    UnsupportedError: a cache with other layers than full and sliding-window attention, position embeddings that depend
-    on the length of a request.
+    UnsupportedError: a cache with other layers than full and sliding-window attention, or weights that can't be read
+    here (offloaded, spread over processes) without a ``weights_digest``.
     """
     config = model.config.get_text_config(decoder=True)
-    _check_rope(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     layers = attention_layers(model.config)
     windows = {layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         raise UnsupportedError(f"layers with different sliding windows {sorted(windows)}")
-    revision = revision if revision is not None else getattr(model.config, "_commit_hash", None) or ""
-    computation = "config=" + config_digest(config)
-    if weights_digest is not None:
-        computation += ";weights=" + weights_digest
-    elif not revision:
-        computation += ";weights=" + digest_weights(model)
+    computation = f"config={computation_digest(model)};weights={weights_digest or digest_weights(model)}"
     heads = config.num_attention_heads
-    # Where the weights' content is known, it doesn't matter what they were loaded by: two mounts of one model share.
-    loaded_by = "" if "weights=" in computation else getattr(model.config, "name_or_path", "")
-    name = loaded_by or type(model).__name__
     spec = ModelSpec(
-        model_id=model_id or name,
-        revision=revision,
+        model_id=model_id or config.model_type,
+        revision=revision or "",
         weights_digest=computation,
         tokenizer_digest=digest_tokenizer(tokenizer) if tokenizer is not None else "",
         rope=rope_of(config),
@@ -141,22 +136,6 @@ def rope_of(config: Any) -> str:
     return text if len(text) <= 400 else "sha256=" + hashlib.sha256(text.encode()).hexdigest()
 
 
-# Their factors follow from the model alone. Those of others (dynamic, longrope) follow from the length of each request,
-# so that the same tokens have other KV bytes in a longer one.
-_FIXED_ROPE = ("default", "linear", "llama3", "yarn", "mrope", "proportional")
-
-
-def _check_rope(settings: Any) -> None:
-    """UnsupportedError: position embeddings that are not the same in every request."""
-    if not isinstance(settings, dict):
-        return
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in _FIXED_ROPE:
-        raise UnsupportedError(f"position embeddings of type {kind} depend on the length of the request")
-    for inner in settings.values():
-        _check_rope(inner)
-
-
 def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
     nested = any(isinstance(value, dict) for value in settings.values())
     if not nested and "rope_type" not in settings:
@@ -175,27 +154,53 @@ def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
     return items
 
 
-def config_digest(config: Any) -> str:
-    """Digest of what a configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
+def computation_digest(model: Any) -> str:
+    """Digest of what the configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
 
-    With the implementations of attention and experts: their kernels add in another order, which changes the last bits
-    of every layer's KV but the first one's.
+    With the attention implementation: its kernels add in another order, which changes the last bits of
+    every layer's KV but the first one's. So do those of another kind of device.
     """
+    config = model.config.get_text_config(decoder=True)
     settings = {name: value for name, value in config.to_dict().items() if name not in _IRRELEVANT}
-    settings["attn_implementation"] = getattr(config, "_attn_implementation", None)
-    settings["experts_implementation"] = getattr(config, "_experts_implementation", None)
+    for name in ("_attn_implementation", "_experts_implementation"):
+        settings[name.removeprefix("_")] = getattr(config, name, None)
+    settings["device"] = model.device.type
+    settings["matmul_precision"] = torch.get_float32_matmul_precision()
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights: names, dtypes, shapes, bytes. Reads them all, on the CPU; 64 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Digest of all that a model computes with: names, dtypes, shapes, bytes; 64 hex digits. Reads it all."""
+    moving = rope_buffers(model)
+    return parameters_digest({name: tensor for name, tensor in tensors_of(model).items() if name not in moving})
+
+
+def rope_buffers(model: torch.nn.Module) -> set[str]:
+    """Names of the buffers that rope settings rewrite with the length of what is computed; mostly none."""
+    if static_positions(model.config) is None:
+        return set()
+    return {name for name, _ in model.named_buffers() if name.endswith("inv_freq")}
+
+
+def static_positions(config: Any) -> int | None:
+    """From how many tokens on the rotation of *all* tokens depends on the length; None: it never does."""
+    text_config = config.get_text_config(decoder=True)
+    settings = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    nested = [each for each in settings.values() if isinstance(each, dict)] or [settings]
+    limits = []
+    for each in nested:
+        kind = each.get("rope_type", each.get("type")) or "default"
+        if kind in _STATIC_ROPE:
+            continue
+        lengths = (
+            each.get("original_max_position_embeddings"),
+            getattr(text_config, "original_max_position_embeddings", None),
+            text_config.max_position_embeddings,
+        )
+        # Of a kind that is not known, nothing is.
+        limits.append(min(filter(None, lengths)) if kind in ("dynamic", "longrope") else 0)
+    return min(limits) if limits else None
 
 
 def digest_tokenizer(tokenizer: Any) -> str:
@@ -213,4 +218,14 @@ def _quantization(config: Any) -> str:
     return str(getattr(method, "value", method) or "unknown")
 
 
-__all__ = ["LAYOUT", "attention_layers", "config_digest", "digest_tokenizer", "digest_weights", "rope_of", "spec_of"]
+__all__ = [
+    "LAYOUT",
+    "attention_layers",
+    "computation_digest",
+    "digest_tokenizer",
+    "digest_weights",
+    "rope_buffers",
+    "rope_of",
+    "spec_of",
+    "static_positions",
+]
