@@ -10,7 +10,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <utility>
 
 #include "kvm/error.h"
@@ -32,7 +31,12 @@ Error BelongsToParent(const char* what);
 // Ends no object: whoever shares it goes on, and its destructor never runs in this process.
 template <class T>
 void LeaveToParent(std::shared_ptr<T> object) noexcept {
-  static_cast<void>(new (std::nothrow) std::shared_ptr<T>(std::move(object)));
+  union Left {  // has no destructor for what it holds
+    explicit Left(std::shared_ptr<T> its_object) noexcept : object(std::move(its_object)) {}
+    ~Left() {}
+    std::shared_ptr<T> object;
+  };
+  [[maybe_unused]] const Left left(std::move(object));
 }
 
 }  // namespace kvm

@@ -58,10 +58,11 @@ Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const Publi
     if (closed) return MakeError(Errc::kCancelled, "region " + options.name + " is closed");
     ++reading;
   }
-  Result<std::vector<std::uint64_t>> sums = backend->Checksum(*memory, options.geometry, blocks);
-  std::lock_guard lock(mutex);
-  if (--reading == 0) read.notify_all();
-  return sums;
+  const std::shared_ptr<void> at_end(nullptr, [this](void*) {
+    std::lock_guard lock(mutex);
+    if (--reading == 0) read.notify_all();
+  });
+  return backend->Checksum(*memory, options.geometry, blocks);
 }
 
 void Region::Impl::Close(Deadline deadline) {

@@ -252,7 +252,10 @@ Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
   const Result<Answer> reply = link.Call(std::move(*message), {}, deadline);
   std::lock_guard lock(region.mutex);
   region.known_to_kvmd = false;
-  return reply ? Status() : Status(reply.error());
+  if (reply) return {};
+  if (reply.error().code != Errc::kNotFound) return reply.error();
+  return MakeError(Errc::kUnavailable,
+                   "unregister: kvmd has restarted meanwhile, importers of region " + region.options.name + " could not be told");
 }
 
 void Client::Impl::UnregisterAll() {

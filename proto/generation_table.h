@@ -110,11 +110,10 @@ class GenerationWriter : public GenerationReader {
     for (;;) {
       if (IsEnded(seen)) return 0;
       const Generation next = (seen + 1) | 1;
-      const bool last = next >= kLastWrite;
-      if (counter.compare_exchange_weak(seen, last ? next | kGenerationEnded : next, std::memory_order_acq_rel,
-                                        std::memory_order_relaxed)) {
+      const bool spent = next >= kLastWrite;
+      if (counter.compare_exchange_weak(seen, spent ? kSpent : next, std::memory_order_acq_rel, std::memory_order_relaxed)) {
         std::atomic_thread_fence(std::memory_order_release);
-        return last ? 0 : next;
+        return spent ? 0 : next;
       }
     }
   }
@@ -155,8 +154,8 @@ class GenerationWriter : public GenerationReader {
   }
 
  private:
-  // The odd value whose even one would be the flag itself.
-  static constexpr Generation kLastWrite = kGenerationEnded - 1;
+  // The odd value whose even one would be the flag itself, and what a counter that comes there ends with.
+  static constexpr Generation kLastWrite = kGenerationEnded - 1, kSpent = ~Generation{0};
 
   std::atomic<Generation>& Counter(std::uint32_t block) noexcept { return const_cast<std::atomic<Generation>&>(counters_[block]); }
 };

@@ -128,6 +128,9 @@ TEST_CASE("Fork: a child can't write its parent's blocks, whatever pointer it ha
 }
 
 TEST_CASE("Fork: a child that connects anew has a client like any other, beside its parent's", "[integration]") {
+#if defined(__SANITIZE_THREAD__)
+  KVM_SKIP("ThreadSanitizer allows no threads in a child of a process that has threads");
+#endif
   KvmdProcess kvmd;
   const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
   worker->Publish("a:4", 0);
