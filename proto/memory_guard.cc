@@ -51,7 +51,7 @@ struct MemoryGuard::Table {
   std::array<Previous, 8> previous;
   std::atomic<std::size_t> previous_count{0};
   std::atomic<std::size_t> last_resort{0};  // of `previous`: never comes back to this handler
-  std::atomic<pid_t> passing_on{0};  // thread that is in an action of somebody else's
+  std::atomic<pid_t> passing_on{0};         // thread that is in an action of somebody else's
 };
 
 namespace {

@@ -133,9 +133,7 @@ OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
   return *this;
 }
 
-void OwnedMemory::Guard() {
-  guard_ = MemoryGuard(data(), size(), PageBytesOf(fd_.get()), MemoryGuard::Access::kWrite);
-}
+void OwnedMemory::Guard() { guard_ = MemoryGuard(data(), size(), PageBytesOf(fd_.get()), MemoryGuard::Access::kWrite); }
 
 // Lookups in a large table are bound by address translation: this asks for huge pages now, whatever the
 // system-wide setting for shared memory is. Kernels before 6.1 and machines short of memory refuse.

@@ -187,8 +187,8 @@ TEST_CASE("kvmd memory: a hole in a segment or in an idle region's table is noti
   Node node;
   FakePeer peer;
   const ClientId client = node.Join(peer);
-  WireRegion good = node.Granted(client, peer, "good", 8), payload = node.Granted(client, peer, "payload", 8, 4096),
-             table = node.Granted(client, peer, "table", kBlocks);
+  WireRegion good = node.Granted(client, peer, "good", 8, 4096), payload = node.Granted(client, peer, "payload", 8, 4096),
+             table = node.Granted(client, peer, "table", kBlocks, 4096);
   for (WireRegion* region : {&good, &payload, &table}) node.Register(client, peer, *region);
   node.Publish(client, peer, good);
   PunchHole(payload.payload.fd(), 4096);
@@ -226,7 +226,7 @@ TEST_CASE("kvmd memory: a dead worker's region with a hole is not given to the n
   const ClientId owner = node.Join(owner_peer);
   WireRegion region = node.Granted(owner, owner_peer, "pool", kBlocks);
   node.Register(owner, owner_peer, region);
-  node.Publish(owner, owner_peer, region);
+  CHECK(PublishOne(node, owner, owner_peer, region, 0).inserted() == 1);
   node.broker.Leave(owner, /*died=*/true);
   PunchHole(region.generation_memory.fd(), 4096);
   const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
