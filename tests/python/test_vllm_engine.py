@@ -182,13 +182,12 @@ def test_loads_that_a_step_waits_for_are_refused_on_the_v2_runner(role: str) -> 
 def test_weights_that_are_changed_in_place_make_another_model(engines: dict[str, Worker]) -> None:
     first, second = engines["first"], engines["second"]
     ids, fresh = prompt(100, seed=30), prompt(100, seed=31)
-    before = first.call("model")
     first.call("generate", [ids], 4)
     first.call("idle_step")
+    before = first.call("model")
     second.call("change_weights", 6)
-    assert (
-        second.call("generate", [ids], 4)[0][1] == 0
-    )  # its cache holds blocks of the old weights, peers have no others
+    # Its cache may hold blocks of the old weights, and peers have no others.
+    assert second.call("generate", [ids], 4)[0][1] == 0
     second.call("reset_prefix_cache")
     assert second.call("generate", [prompt(100, seed=32)], 1)[0][1] == 0
     assert second.call("generate", [ids], 4)[0][1] == 0
