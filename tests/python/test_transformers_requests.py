@@ -95,7 +95,8 @@ def both(market: Marketplace, ids: torch.Tensor, make: Callable[[], dict[str, An
 
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = {f"w{number}x": number for number in range(VOCABULARY)}
+    words = {f"w{number}x": number for number in range(VOCABULARY - 1)}
+    words["abcdef"] = VOCABULARY - 1  # StopStringCriteria puts that before each token
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0x")))
 
 
