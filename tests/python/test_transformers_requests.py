@@ -7,6 +7,7 @@ was made for, as it is now.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -14,11 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from kvclient.daemon import PrivateDaemon
 from kvclient.transformers import Marketplace, request
-from support.models import config_of, make_model, prompt
+from support.models import VOCABULARY, config_of, make_model, prompt
 
 PAD = 0
 LENGTH = 100
@@ -84,6 +93,13 @@ def both(market: Marketplace, ids: torch.Tensor, make: Callable[[], dict[str, An
     assert outcomes[1] == outcomes[3]
 
 
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {f"w{number}x": number for number in range(VOCABULARY - 1)}
+    words["abcdef"] = VOCABULARY - 1  # StopStringCriteria puts that before each token
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0x")))
+
+
 # Arguments that go with a prefix; of each combination some are chosen.
 SAME: list[Callable[[], dict[str, Any]]] = [
     lambda: {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9},
@@ -104,13 +120,15 @@ SAME: list[Callable[[], dict[str, Any]]] = [
     lambda: {"logits_processor": [lambda ids, scores: scores - (ids.sum() % 7) * (scores.argsort() % 5)]},
     lambda: {"stopping_criteria": [lambda ids, scores, **_: torch.tensor([bool(ids[0].sum() % 5 == 0)])]},
     lambda: {"prefix_allowed_tokens_fn": lambda batch, ids: list(range(int(ids.sum()) % 3, 499, 3))},
+    lambda: {"stop_strings": [f"w{number}x" for number in range(0, 499, 4)], "tokenizer": tokenizer()},
+    lambda: {"max_new_tokens": None, "max_length": LENGTH + 5, "min_length": LENGTH + 3},
     lambda: {"generation_config": GenerationConfig(max_new_tokens=5, repetition_penalty=1.1)},
     lambda: {"generation_config": GenerationConfig(num_beams=1, use_cache=True, pad_token_id=498)},
     lambda: {"past_key_values": None, "num_beams": 1, "num_return_sequences": 1, "use_cache": True},
 ]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(len(SAME) + 3))
 def test_random_combinations_of_what_goes_with_a_prefix_give_the_same(
     market: Callable[..., Marketplace], model: Any, seed: int
 ) -> None:

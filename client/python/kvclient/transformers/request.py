@@ -220,7 +220,7 @@ def _of_settings(model: Any, arguments: Mapping[str, Any]) -> str | None:
         neutral = OTHER_SETTINGS.get(name, (defaults.get(name),))
         for value in _values(name, configs, arguments):
             if not any(_equal(value, other) for other in neutral):
-                return _REASONS.get(name, name)
+                return _REASONS.get(name) or str(name)
     return None
 
 
