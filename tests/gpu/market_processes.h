@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "client/peers.h"
 #include "cuda/memory_backend.h"
 #include "tests/gpu/gpu_worker.h"
 #include "tests/support/child_process.h"
