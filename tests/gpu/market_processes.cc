@@ -214,15 +214,15 @@ bool RandomImporter::Round(std::uint32_t batch, const ImportOptions& options) {
 }
 
 // Nothing is allocated while the stream stands still: pinned memory may wait for the whole GPU.
-std::size_t RandomImporter::RoundAcrossRewrite(std::uint32_t batch, bool checked) {
+bool RandomImporter::RoundAcrossRewrite(std::uint32_t batch, bool checked) {
   const std::optional<Wanted> wanted = Choose(batch);
-  if (!wanted) return 0;
+  if (!wanted) return false;
   const std::span<const Content> all(wanted->contents);
   BlockedStream stream(60s);
   std::size_t first = 0;
   Match match;
   while (first < all.size() && match.empty()) match = worker_.Find(all.subspan(first++));
-  if (match.empty()) return 0;
+  if (match.empty()) return false;
   std::vector<std::uint32_t> blocks(match.size());
   std::iota(blocks.begin(), blocks.end(), 0u);
   ImportOptions options;
@@ -231,22 +231,20 @@ std::size_t RandomImporter::RoundAcrossRewrite(std::uint32_t batch, bool checked
   std::unique_ptr<ImportJob> job;
   if (checked) {
     Result<ImportTicket> started = worker_.client().Import(match, worker_.region(), blocks, options);
-    if (!started) return 0;
+    if (!started || started->Done()) return false;
     ticket = std::move(*started);
   } else {
     job = ImportUnchecked(worker_, match, blocks, stream.handle());
-    if (!job) return 0;
+    if (!job || job->Done()) return false;
   }
   // Even and another: complete under another key, whatever is written there from now on.
-  std::size_t rewritten = 0;
+  const auto rewritten = [&] {
+    const Generation now = wanted->source->generations.reader.Current(match[0].block);
+    return IsReadable(now) && now != match[0].generation;
+  };
   const Deadline deadline = After(30s);
-  do {
-    rewritten = 0;
-    for (std::size_t i = 0; i < match.size(); ++i) {
-      const Generation now = wanted->source->generations.reader.Current(match[i].block);
-      rewritten += IsReadable(now) && now != match[i].generation;
-    }
-  } while (rewritten == 0 && std::chrono::steady_clock::now() < deadline);
+  while (!rewritten() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  const bool in_time = rewritten();
   stream.Release();
   std::size_t valid = 0;
   if (ticket && ticket->Wait(After(30s))) valid = ticket->result().valid;
@@ -257,7 +255,7 @@ std::size_t RandomImporter::RoundAcrossRewrite(std::uint32_t batch, bool checked
   std::vector<PatternBlock> expected;
   for (std::size_t i = 0; i < match.size(); ++i) expected.push_back({blocks[i], all[first - 1 + i].tag, all[first - 1 + i].version});
   Count({valid}, {match.size()}, expected);
-  return rewritten;
+  return in_time;
 }
 
 }  // namespace kvm::test

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "client/peers.h"
 #include "cuda/memory_backend.h"
 #include "tests/gpu/gpu_worker.h"
 #include "tests/support/child_process.h"
@@ -46,10 +47,10 @@ class RandomImporter {
   RandomImporter(GpuWorker& worker, std::uint64_t seed) : worker_(worker), random_(seed) {}
   // One round: up to `batch` blocks of one peer. False: no peer is mapped.
   bool Round(std::uint32_t batch, const ImportOptions& options = {});
-  // A round with one import whose first check has passed when the owner, which rewrites, writes at least one of its blocks
-  // anew; only then it copies. How many blocks had been written anew: their copies are wrong for certain. `checked`: by
-  // libkvclient; else it is as if nobody looked at the generations.
-  std::size_t RoundAcrossRewrite(std::uint32_t batch, bool checked);
+  // A round with one import that stands still between its first check and its copy until the owner, which rewrites, has
+  // written its first block anew: that copy is wrong for certain. `checked`: by libkvclient; else it is as if nobody looked at
+  // the generations. False: nothing was copied, since no block was found or the first one was stale before.
+  bool RoundAcrossRewrite(std::uint32_t batch, bool checked);
   const ImporterCounts& counts() const { return counts_; }
 
  private:

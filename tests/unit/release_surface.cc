@@ -5,9 +5,13 @@
 namespace {
 
 template <class Request>
-concept ChoosesValidation = requires(Request request) { request.validation; };
+concept ChoosesValidation = requires(Request request) {
+  request.validation;
+};
 template <class Limits>
-concept ChoosesKernel = requires(Limits limits) { limits.forced; };
+concept ChoosesKernel = requires(Limits limits) {
+  limits.forced;
+};
 
 // Tests that must find wrong bytes check against a table of their own that stands still (tests/support/standing_generations.h).
 static_assert(!ChoosesValidation<kvm::ImportRequest>, "an import can leave its checks out");
