@@ -158,7 +158,7 @@ def check_restart(node):
     assert node.regions() == {"pool": "live"}
     assert int(node.shows("NFileDescriptorStore")) > 0
     assert node.restart()
-    assert "event=registry_restored" in node.log()
+    eventually("what systemd had stored", lambda: "event=registry_restored" in node.log())
     eventually("the worker's return", lambda: node.regions() == {"pool": "live"})
     assert int(node.shows("NFileDescriptorStore")) > 0
     inside = [pid for pid in node.machine.run("pidof", "worker").stdout.split()]
