@@ -50,7 +50,8 @@ void Broker::ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire
     // None of it is allocated yet, so each piece alone might still fit.
     if (__builtin_add_overflow(sum, bytes, &sum)) sum = std::numeric_limits<std::uint64_t>::max();
   }
-  if (Status fits = CheckMachineRoom(sum, "memory for " + client.name); !fits) return ReplyError(client, request_id, fits.error());
+  if (Status fits = CheckMachineRoom(sum, "the bytes that " + client.name + " asks for"); !fits)
+    return ReplyError(client, request_id, fits.error());
   for (const std::uint64_t bytes : request.size_bytes()) {
     const GrantRole role = made.empty() ? GrantRole::kGenerationTable : GrantRole::kPayload;
     Result<UniqueFd> fd = MakeGrant(role, client.credentials.uid, client.name, bytes);

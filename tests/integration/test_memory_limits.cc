@@ -2,6 +2,7 @@
 #include <grp.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
@@ -88,8 +89,9 @@ std::vector<std::string> Into(Sight sight) {
               "--mount",
               "/bin/sh",
               "-c",
-              "if [ -e /sys/fs/cgroup/memory/cgroup.procs ]; then mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory; "
-              "else mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi && exec \"$0\" \"$@\""};
+              "if [ -e /sys/fs/cgroup/memory/cgroup.procs ]; "
+              "then umount /sys/fs/cgroup/memory && mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory; "
+              "else umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi && exec \"$0\" \"$@\""};
   }
   return {};
 }
@@ -129,6 +131,7 @@ TEST_CASE("Memory limits: another user's domain is refused, the first user's goe
   const std::optional<MemoryGroup> group = MemoryGroup::Make(130 * kMib, why);
   if (!group) KVM_SKIP(why);
   KvmdProcess kvmd({"--max-entries", "1000000"}, group->Enter());
+  std::filesystem::permissions(kvmd.dir().path(), std::filesystem::perms::all);
   test::RemoteWorker first({.socket = kvmd.socket(), .name = "first"});
   first.Publish("a:4", 0);
   ChildProcess second = ChildProcess::Self("pod-worker", {kvmd.socket(), "second", "1", "1234"});

@@ -80,6 +80,8 @@ class Machine:
 
     @staticmethod
     def _remove(group):
+        for pid in pathlib.Path(group, "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
         try:
             os.rmdir(group)
         except OSError:
@@ -89,31 +91,21 @@ class Machine:
     def _find_leader(self):
         assert self.nspawn.poll() is None, "systemd-nspawn ended: " + self.log.read_text(errors="replace")
         children = pathlib.Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children").read_text().split()
-        # It becomes systemd after it has made its namespaces.
-        return next(
-            (
-                int(pid)
-                for pid in children
-                if "systemd" in os.readlink(f"/proc/{pid}/exe") and "nspawn" not in os.readlink(f"/proc/{pid}/exe")
-            ),
-            0,
-        )
+        for pid in children:
+            try:
+                program = os.readlink(f"/proc/{pid}/exe")
+            except OSError:
+                continue
+            # It becomes systemd after it has made its namespaces.
+            if "systemd" in program and "nspawn" not in program:
+                return int(pid)
+        return 0
 
     def command(self, *arguments):
-        """The command line that runs `arguments` in the machine."""
-        return [
-            "nsenter",
-            "--target",
-            str(self.leader),
-            "--mount",
-            "--uts",
-            "--ipc",
-            "--net",
-            "--pid",
-            "--cgroup",
-            "--",
-            *arguments,
-        ]
+        """The command line that runs `arguments` in the machine: its namespaces, and a group of its own."""
+        enter = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+        join = "for g in /sys/fs/cgroup/memory /sys/fs/cgroup; do echo $$ >$g/init.scope/cgroup.procs; done 2>/dev/null"
+        return ["nsenter", "--target", str(self.leader), *enter, "--", "sh", "-c", join + '; exec "$0" "$@"', *arguments]
 
     def run(self, *arguments, check=False):
         """Run to the end; its output as text."""

@@ -4,6 +4,7 @@
 #
 #   make_root.sh ROOT [PACKAGE…]       77: it can't be made here; the reason is said
 set -euo pipefail
+export LC_ALL=C
 root=${1:?"make_root.sh: which directory?"}
 shift
 skip() {

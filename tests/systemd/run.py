@@ -158,11 +158,11 @@ def check_restart(node):
     assert node.regions() == {"pool": "live"}
     assert int(node.shows("NFileDescriptorStore")) > 0
     assert node.restart()
-    assert "event=registry_restored" in node.log()
+    eventually("what systemd had stored", lambda: "event=registry_restored" in node.log())
     eventually("the worker's return", lambda: node.regions() == {"pool": "live"})
     assert int(node.shows("NFileDescriptorStore")) > 0
     inside = [pid for pid in node.machine.run("pidof", "worker").stdout.split()]
-    node.machine.run("kill", "-9", *inside, check=True)
+    node.machine.run("sh", "-c", "kill -9 " + " ".join(inside), check=True)
     worker.kill()
     worker.wait()
     eventually("the orphan", lambda: node.regions() == {"pool": "orphan"})

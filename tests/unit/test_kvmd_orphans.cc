@@ -529,7 +529,7 @@ TEST_CASE("kvmd orphans: pieces of memory that are too much together are refused
   kvmwire::ClientMessage message;
   for (int i = 0; i < 100; ++i) message.mutable_allocate_memory()->add_size_bytes(installed->bytes / 50);
   node.Handle(worker, message);
-  CheckSays(peer.TakeError(), "are left");
+  CheckSays(peer.TakeError(), "no memory for the bytes that client asks for");
 }
 
 TEST_CASE("kvmd orphans: the status lists them for who asks, with the time that they have left", "[unit]") {

@@ -137,8 +137,8 @@ TEST_CASE("Memory room: a memfd is allocated whole, or the error names the figur
   struct stat info {};
   REQUIRE(::fstat(fd.get(), &info) == 0);
   CHECK(static_cast<std::uint64_t>(info.st_blocks) * 512 == 5 * kMib);
-  KVM_CHECK_ERROR(AllocateFile(fd.get(), 5 * kMib, std::uint64_t{1} << 50, "a test"), Errc::kResourceExhausted, "are left");
-  KVM_CHECK_ERROR(CheckMachineRoom(std::uint64_t{1} << 50, "a test"), Errc::kResourceExhausted, "are left");
+  KVM_CHECK_ERROR(AllocateFile(fd.get(), 5 * kMib, std::uint64_t{1} << 50, "a test"), Errc::kResourceExhausted, "a test");
+  KVM_CHECK_ERROR(CheckMachineRoom(std::uint64_t{1} << 50, "a test"), Errc::kResourceExhausted, "this machine has");
 }
 
 TEST_CASE("Memory room: a limit of file sizes is an error, not a signal", "[unit]") {
