@@ -1,7 +1,7 @@
 // Generations of a region's blocks: the truth about which bytes are readable (I2, I3).
 //
 //   even > 0  readable: the bytes are those of the publish that carried this value
-//   odd       being written
+//   odd       being written, or ended: bit 63 says that its owner has given the block up
 //   0         never written
 //
 // Only the region's owner process(es) write it; everyone else maps it read-only. Layout: a 64-byte
@@ -10,7 +10,10 @@
 //
 // Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
 // Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
-// Order:  the release fence in BeginWrite keeps the overwriting stores behind the odd value, as in any
+// End of ownership: End(b), before anything else may write the bytes. It sets bit 63 in the counter itself, so that one
+// atomic operation decides against every write: those that have begun find another value than theirs and can't finish,
+// and none can begin any more. Nobody but an heir of the whole table (TakeUp) can make the block readable again.
+// Order:  the release fence in BeginWrite and End keeps the overwriting stores behind the odd value, as in any
 // seqlock's writer; FinishWrite releases them. A crash between the two leaves the
 // block odd: unreadable for ever, which is right.
 #pragma once
@@ -27,6 +30,10 @@ namespace kvm {
 using Generation = std::uint64_t;
 
 constexpr bool IsReadable(Generation generation) noexcept { return generation != 0 && (generation & 1) == 0; }
+
+// Set in an odd value: the block's owner has given it up, and no write begins there.
+inline constexpr Generation kGenerationEnded = Generation{1} << 63;
+constexpr bool IsEnded(Generation generation) noexcept { return (generation & kGenerationEnded) != 0; }
 
 struct GenerationHeader {
   std::uint64_t magic;
@@ -71,6 +78,8 @@ class GenerationReader {
     std::atomic_thread_fence(std::memory_order_acquire);
     return block < block_count_ && counters_[block].load(std::memory_order_relaxed) == generation;
   }
+  // Whether the owner has given the whole table up: End goes from the last block to the first.
+  bool all_ended() const noexcept { return IsEnded(Current(0)); }
   // Always inlined: GCC takes a function that only prefetches for one without effect and drops the call.
   [[gnu::always_inline]] void Prefetch(std::uint32_t block) const noexcept {
     if (block < block_count_) __builtin_prefetch(&counters_[block]);
@@ -93,16 +102,44 @@ class GenerationWriter : public GenerationReader {
   [[nodiscard]] static Result<GenerationWriter> Open(std::span<std::byte> memory, std::uint32_t block_count);
 
   // Withdraws the block from readers and returns the odd value that this write owns. Also when it is
-  // odd already: the earlier write then can't finish. Precondition: block < block_count().
+  // odd already: the earlier write then can't finish. 0, which no FinishWrite takes: the block has ended, or ends here
+  // since its counter has no further value. Precondition: block < block_count().
   Generation BeginWrite(std::uint32_t block) noexcept {
     std::atomic<Generation>& counter = Counter(block);
     Generation seen = counter.load(std::memory_order_relaxed);
-    Generation next = (seen + 1) | 1;
-    while (!counter.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_relaxed)) {
-      next = (seen + 1) | 1;
+    for (;;) {
+      if (IsEnded(seen)) return 0;
+      const Generation next = (seen + 1) | 1;
+      const bool spent = next >= kLastWrite;
+      if (counter.compare_exchange_weak(seen, spent ? kSpent : next, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+        std::atomic_thread_fence(std::memory_order_release);
+        return spent ? 0 : next;
+      }
     }
+  }
+
+  // Gives the block up: unreadable from here on, whatever writes are under way. Precondition: block < block_count().
+  void End(std::uint32_t block) noexcept {
+    Counter(block).fetch_or(kGenerationEnded | 1, std::memory_order_acq_rel);
     std::atomic_thread_fence(std::memory_order_release);
-    return next;
+  }
+  // The same for all of them, the first block last.
+  void EndAll() noexcept {
+    for (std::uint32_t block = block_count(); block-- > 0;) End(block);
+  }
+
+  // For the next owner of a table whose last one can't write any more: a block that has ended can be written again,
+  // under values above all that it had. One whose counter is at its end stays as it is. Precondition: block < block_count().
+  void TakeUp(std::uint32_t block) noexcept {
+    Generation seen = Counter(block).load(std::memory_order_relaxed);
+    while (IsEnded(seen)) {
+      const Generation next = ((seen & ~kGenerationEnded) + 1) | 1;
+      if (next >= kLastWrite) return;
+      if (Counter(block).compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_relaxed)) return;
+    }
+  }
+  void TakeUpAll() noexcept {
+    for (std::uint32_t block = 0; block < block_count(); ++block) TakeUp(block);
   }
 
   // Between BeginWrite and FinishWrite. Preconditions: has_checksums(), block < block_count().
@@ -110,13 +147,16 @@ class GenerationWriter : public GenerationReader {
     const_cast<std::atomic<std::uint64_t>&>(checksums_[block]).store(checksum, std::memory_order_relaxed);
   }
 
-  // Makes the block readable as generation `write + 1`; false if another write began meanwhile.
+  // Makes the block readable as generation `write + 1`; false if another write began meanwhile, or the block has ended.
   bool FinishWrite(std::uint32_t block, Generation write) noexcept {
-    return (write & 1) != 0 &&
+    return (write & 1) != 0 && !IsEnded(write) &&
            Counter(block).compare_exchange_strong(write, write + 1, std::memory_order_release, std::memory_order_relaxed);
   }
 
  private:
+  // The odd value whose even one would be the flag itself, and what a counter that comes there ends with.
+  static constexpr Generation kLastWrite = kGenerationEnded - 1, kSpent = ~Generation{0};
+
   std::atomic<Generation>& Counter(std::uint32_t block) noexcept { return const_cast<std::atomic<Generation>&>(counters_[block]); }
 };
 

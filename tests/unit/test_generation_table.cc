@@ -112,6 +112,102 @@ TEST_CASE("Generations: a reader's check fails from BeginWrite on and for ever",
   CHECK(reader->StillValid(3, next + 1));
 }
 
+TEST_CASE("Generations: an ended block is unreadable, and no write of it can begin or finish", "[unit]") {
+  Table table;
+  const Generation readable = table.writer.BeginWrite(0);
+  REQUIRE(table.writer.FinishWrite(0, readable));
+  const Generation under_way = table.writer.BeginWrite(1);
+  table.writer.EndAll();
+  for (std::uint32_t block = 0; block < kBlocks; ++block) {
+    const Generation ended = table.writer.Current(block);
+    CHECK(IsEnded(ended));
+    CHECK_FALSE(IsReadable(ended));
+    CHECK(table.writer.BeginWrite(block) == 0);
+    CHECK_FALSE(table.writer.FinishWrite(block, 0));
+    CHECK_FALSE(table.writer.FinishWrite(block, ended));
+  }
+  CHECK(table.writer.all_ended());
+  CHECK_FALSE(table.writer.StillValid(0, readable + 1));
+  CHECK_FALSE(table.writer.FinishWrite(1, under_way));
+  const Generation before = table.writer.Current(0);
+  table.writer.EndAll();
+  CHECK(table.writer.Current(0) == before);
+}
+
+TEST_CASE("Generations: whoever next owns an ended table writes above all values that it had", "[unit]") {
+  Table table;
+  const Generation first = table.writer.BeginWrite(0);
+  REQUIRE(table.writer.FinishWrite(0, first));
+  const Generation under_way = table.writer.BeginWrite(1);
+  table.writer.End(0);
+  table.writer.End(1);
+  CHECK(table.writer.BeginWrite(2) == 1);  // not ended, and not touched by who takes the table up
+  table.writer.TakeUpAll();
+  CHECK(table.writer.Current(2) == 1);
+  CHECK_FALSE(table.writer.FinishWrite(1, under_way));
+  for (const std::uint32_t block : {0u, 1u}) {
+    CHECK_FALSE(IsReadable(table.writer.Current(block)));
+    const Generation write = table.writer.BeginWrite(block);
+    CHECK(write > (block == 0 ? first + 1 : under_way));
+    CHECK(table.writer.FinishWrite(block, write));
+  }
+}
+
+TEST_CASE("Generations: a counter that comes to its end ends the block and never begins anew", "[unit]") {
+  Table table;
+  // As a former owner may have left it.
+  for (const Generation left : {kGenerationEnded - 4, kGenerationEnded - 3, kGenerationEnded - 2, kGenerationEnded - 1}) {
+    INFO(left);
+    table.words[sizeof(GenerationHeader) / 8] = left;
+    Generation last = left;
+    for (int writes = 0; writes < 4; ++writes) {
+      const Generation write = table.writer.BeginWrite(0);
+      if (write == 0) break;
+      CHECK(write > last);
+      CHECK(table.writer.FinishWrite(0, write));
+      last = write + 1;
+    }
+    CHECK(IsEnded(table.writer.Current(0)));
+    CHECK(table.writer.BeginWrite(0) == 0);
+    table.writer.TakeUp(0);
+    CHECK(table.writer.BeginWrite(0) == 0);
+    CHECK_FALSE(IsReadable(table.writer.Current(0)));
+  }
+  for (const Generation left : {~Generation{0}, ~Generation{1}, kGenerationEnded}) {
+    table.words[sizeof(GenerationHeader) / 8] = left;
+    CHECK(table.writer.BeginWrite(0) == 0);
+  }
+}
+
+TEST_CASE("Generations: nothing that races with the end of a table is readable after it", "[unit]") {
+  for (int round = 0; round < 200; ++round) {
+    Table table;
+    std::atomic<bool> stop{false};
+    std::atomic<int> running{0};
+    std::vector<std::thread> writers;
+    for (int i = 0; i < 2; ++i) {
+      writers.emplace_back([&] {
+        ++running;
+        while (!stop) {
+          for (std::uint32_t block = 0; block < kBlocks; ++block) {
+            static_cast<void>(table.writer.FinishWrite(block, table.writer.BeginWrite(block)));
+          }
+        }
+      });
+    }
+    while (running < 2) std::this_thread::yield();
+    GenerationWriter owner = table.writer;
+    owner.EndAll();
+    std::size_t readable = 0;
+    for (int look = 0; look < 100; ++look) {
+      for (std::uint32_t block = 0; block < kBlocks; ++block) readable += IsReadable(owner.Current(block));
+    }
+    stop = true;
+    for (std::thread& writer : writers) writer.join();
+    CHECK(readable == 0);
+  }
+}
+
 TEST_CASE("Generations: a block out of range is never readable", "[unit]") {
   Table table;
   for (const std::uint32_t block : {kBlocks, kBlocks + 1, ~0u}) {
