@@ -23,9 +23,9 @@ using layout::HandleKind;
 class StreamFollower {
  public:
   explicit StreamFollower(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
+  // What still waits for a caller's stream runs when that gets there: CUDA lets go of streams and events by itself then.
   ~StreamFollower() {
     const DeviceGuard guard(*device_);
-    if (stream_ != nullptr) static_cast<void>(cudaStreamSynchronize(stream_));
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
     if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
     static_cast<void>(cudaGetLastError());

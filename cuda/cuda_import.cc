@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "cuda/copy_kernels.h"
 #include "cuda/device_memory.h"
+#include "cuda/job_reaper.h"
 #include "cuda/registered_memory.h"
 #include "cuda/transfer_plan.h"
 
@@ -41,6 +43,7 @@ class CudaImportJob final : public ImportJob {
 
   bool Done() noexcept override {
     if (finished_) return true;
+    if (abandoned_) return QueuedHasEnded();
     if (on_gpu_ ? AllReported() : std::atomic_ref<std::uint32_t>(*slot_->done()).load(std::memory_order_acquire) == job_) {
       Collect();
       return true;
@@ -52,8 +55,14 @@ class CudaImportJob final : public ImportJob {
 
   bool Wait(SteadyTime deadline) noexcept override {
     for (unsigned spins = 0; !Done(); ++spins) {
-      if (deadline != SteadyTime::max() && spins % 16 == 15 && Clock::now() >= deadline) return false;
-      if (spins >= kSpinsBeforeYield) ::sched_yield();
+      const bool sleeps = spins >= kSpinsBeforeSleep;
+      if (deadline != SteadyTime::max() && (spins % 16 == 15 || sleeps) && Clock::now() >= deadline) return false;
+      if (sleeps) {
+        std::this_thread::sleep_for(kSleep);
+        polls_ |= kPollsPerQuery - 1;  // the next look asks after the GPU as well
+      } else if (spins >= kSpinsBeforeYield) {
+        ::sched_yield();
+      }
     }
     return true;
   }
@@ -62,7 +71,8 @@ class CudaImportJob final : public ImportJob {
   void* event() const noexcept override { return request_.wants_event && slot_ ? slot_->event() : nullptr; }
 
  private:
-  static constexpr unsigned kPollsPerQuery = 4096, kSpinsBeforeYield = 20000;
+  static constexpr unsigned kPollsPerQuery = 4096, kSpinsBeforeYield = 20'000, kSpinsBeforeSleep = 40'000;
+  static constexpr std::chrono::microseconds kSleep{50};
 
   // From so many blocks on the GPU starts with the first part of them.
   static constexpr std::size_t kOneWaveBlocks = 2048, kFirstWaveBlocks = 1024, kMostWaves = 2;
@@ -74,18 +84,33 @@ class CudaImportJob final : public ImportJob {
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
   void ValidateOnCpu();
 
-  // Something was queued and something failed: waits for the former, fails everything.
+  // Something was queued and something failed: everything has, once the former has ended. A stream of the caller's may
+  // take its time for that.
   void Abandon() noexcept {
     const DeviceGuard guard(*device_);
-    usable_ = cudaStreamSynchronize(stream_) == cudaSuccess;
     // A launch that did not happen leaves no arrivals behind; one that did has reset them.
     static_cast<void>(cudaGetLastError());
+    abandoned_ = cudaEventRecord(slot_->event(), stream_) == cudaSuccess;
+    if (abandoned_) return;
+    static_cast<void>(cudaGetLastError());
+    usable_ = false;
     FailAll();
   }
 
+  bool QueuedHasEnded() noexcept {
+    const DeviceGuard guard(*device_);
+    const cudaError_t error = cudaEventQuery(slot_->event());
+    if (error == cudaErrorNotReady) return false;
+    usable_ = error == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+    FailAll();
+    return true;
+  }
+
+  // By the slot's own stream: a failed GPU fails all of them, and the caller may have destroyed the one that it gave.
   bool GpuFailed() noexcept {
     const DeviceGuard guard(*device_);
-    const cudaError_t error = cudaStreamQuery(stream_);
+    const cudaError_t error = cudaStreamQuery(slot_->stream());
     if (error == cudaSuccess || error == cudaErrorNotReady) return false;
     static_cast<void>(cudaGetLastError());
     usable_ = false;
@@ -171,6 +196,7 @@ class CudaImportJob final : public ImportJob {
   bool on_gpu_ = true;        // who validates
   bool stale_found_ = false;  // by the first check
   bool started_ = false;      // something is queued
+  bool abandoned_ = false;    // it is only waited for
   bool finished_ = false;
 };
 
@@ -353,9 +379,12 @@ void CudaImportJob::ValidateOnCpu() {
 
 std::unique_ptr<ImportJob> StartCudaImport(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportSlots> slots,
                                            ImportRequest request) {
+  const bool callers_stream = request.stream.has_value();
+  const std::chrono::milliseconds patience = request.patience;
   auto job = std::make_unique<CudaImportJob>(std::move(device), std::move(slots), std::move(request));
   job->Start();
-  return job;
+  if (!callers_stream) return job;
+  return EndedByReaper(std::move(job), patience);
 }
 
 }  // namespace kvm

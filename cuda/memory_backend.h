@@ -111,13 +111,15 @@ struct ImportRequest {
   SteadyTime deadline = SteadyTime::max();
   Validation validation = Validation::kBeforeAndAfter;
   // The rest means nothing to host memory.
-  std::optional<StreamHandle> stream;  // copy in this stream's order; default: a stream of the backend
-  unsigned max_sms = 0;                // multiprocessors the copy may occupy; 0: as many as it takes
-  bool wants_event = false;            // ImportJob::event()
-  bool background = false;             // other work of the GPU comes first; not with `stream`
+  std::optional<StreamHandle> stream;        // copy in this stream's order; default: a stream of the backend
+  unsigned max_sms = 0;                      // multiprocessors the copy may occupy; 0: as many as it takes
+  bool wants_event = false;                  // ImportJob::event()
+  bool background = false;                   // other work of the GPU comes first; not with `stream`
+  std::chrono::milliseconds patience{2000};  // with `stream`: how long the job's destructor waits
 };
 
-// A copy under way. Not thread-safe. Destruction waits for copies that were started.
+// A copy under way. Not thread-safe. Destruction waits for copies that were started; one on a stream of the caller's
+// that is not done within ImportRequest::patience goes on without it, and what it needs is kept until it ends.
 class ImportJob {
  public:
   virtual ~ImportJob() = default;

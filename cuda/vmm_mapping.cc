@@ -1,5 +1,7 @@
 #include "cuda/vmm_mapping.h"
 
+#include <fcntl.h>
+
 #include <utility>
 
 namespace kvm {
@@ -93,6 +95,8 @@ Result<UniqueFd> VmmMapping::Export() const {
   int fd = -1;
   const CUresult error = device_->driver().MemExportToShareableHandle(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
   if (error != CUDA_SUCCESS) return CudaError(error, "cuMemExportToShareableHandle");
+  // Not for programs that this process starts.
+  static_cast<void>(::fcntl(fd, F_SETFD, FD_CLOEXEC));
   return UniqueFd(fd);
 }
 

@@ -207,6 +207,45 @@ TEST_CASE("CUDA backend: waiting ends with the deadline, not with the copy", "[g
   CHECK(expired->statuses()[0] == BlockStatus::kDeadline);
 }
 
+TEST_CASE("CUDA backend: a job on a stream that stands still is let go of, and what its copy needs stays until that has ended", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  Pair pair(4);
+  const std::vector<std::byte> before = Download(*pair.backend, *pair.destination.memory, 0);
+  BlockedStream stream;
+  auto kept = std::make_shared<int>();
+  const std::weak_ptr<int> watched = kept;
+  ImportRequest request = pair.Request(Reversed(4));
+  request.stream = stream.handle();
+  request.patience = std::chrono::milliseconds(20);
+  request.keep = std::move(kept);
+  pair.backend->Import(std::move(request)).reset();  // would wait for the stream's release, five seconds from now
+  CHECK_FALSE(watched.expired());
+  CHECK(Download(*pair.backend, *pair.destination.memory, 0) == before);
+  stream.Release();
+  const auto end = Clock::now() + std::chrono::seconds(20);
+  while (!watched.expired() && Clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  CHECK(watched.expired());
+  // It has taken place.
+  const std::vector<std::byte> source = Download(*pair.backend, *pair.source.memory, 0);
+  const std::vector<std::byte> copied = Download(*pair.backend, *pair.destination.memory, 0);
+  const std::size_t block = source.size() / 4;
+  for (std::size_t i = 0; i < 4; ++i) CHECK(std::memcmp(&copied[i * block], &source[(3 - i) * block], block) == 0);
+}
+
+TEST_CASE("CUDA backend: its end does not wait for streams that its actions follow, and these run all the same", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  std::shared_ptr<MemoryBackend> backend = BackendOf(0);
+  BlockedStream stream;
+  const auto ran = std::make_shared<std::atomic<bool>>(false);
+  KVM_REQUIRE_OK(backend->RunAfter(stream.handle(), [ran] { *ran = true; }));
+  backend.reset();
+  CHECK_FALSE(*ran);
+  stream.Release();
+  const auto end = Clock::now() + std::chrono::seconds(20);
+  while (!*ran && Clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  CHECK(*ran);
+}
+
 TEST_CASE("CUDA backend: requests that make no sense are refused block by block", "[gpu]") {
   KVM_NEED_GPUS(1);
   Pair pair(4);
