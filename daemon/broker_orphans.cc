@@ -45,6 +45,8 @@ void Broker::HandleAllocateMemory(Client& client, const kvmwire::ClientMessage& 
 
 bool Broker::KeepAsOrphan(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
   if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
+  // It has ended in good order, and its word for that was lost or comes later: the generations say so as well.
+  if (region.generations.all_ended()) return false;
   if (domain.orphans() >= config_.max_orphans) {
     // The limit stands: where leases hold the others, this one is not kept.
     Region* oldest = OldestOfTheDead(domain);
@@ -75,7 +77,7 @@ Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescri
   Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
     return nullptr;
-  if (fds.empty() || !SameInode(region->identity(), fds[0].get()) ||
+  if (fds.empty() || region->generations.all_ended() || !SameInode(region->identity(), fds[0].get()) ||
       region->descriptor.SerializeAsString() != descriptor.SerializeAsString()) {
     ReclaimOrphan(*client.domain, *region, "its owner registers another one");
     return nullptr;
@@ -93,6 +95,8 @@ void Broker::HandleAdoptRegion(Client& client, const kvmwire::ClientMessage& mes
   Region* region = client.domain->FindServingRegion(client.credentials.uid, expected.name());
   if (region == nullptr) return refuse(MakeError(Errc::kNotFound, what + "there is none without an owner"));
   const std::string pid = std::to_string(region->info.owner_pid);
+  if (region->orphan && region->generations.all_ended())
+    return refuse(MakeError(Errc::kNotFound, what + "process " + pid + " has given it up"));
   if (!region->orphan) return refuse(MakeError(Errc::kAlreadyExists, what + "it belongs to process " + pid));
   // A client that asks again has not heard that it was given the region: it is not writing it.
   const bool asks_again =
@@ -158,6 +162,10 @@ void Broker::ExpireOrphans(SteadyTime now) {
   for (const auto& [name, domain] : domains_) {
     if (domain->orphans() == 0) continue;
     for (Region* region : domain->Orphans()) {
+      if (region->generations.all_ended()) {
+        ReclaimOrphan(*domain, *region, "its owner has given it up");
+        continue;
+      }
       if (!region->held.empty()) continue;
       const bool kept = config_.orphan_ttl_s > 0 && region->outlives_owner();
       const auto age = now - region->orphan->since;

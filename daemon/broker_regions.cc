@@ -103,13 +103,17 @@ SteadyTime Broker::AckDeadline(std::uint32_t ack_timeout_ms) const {
 void Broker::HandleUnregisterRegion(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::UnregisterRegion& request = message.unregister_region();
   Region* region = client.domain->FindRegion(request.region(), request.region_epoch());
+  const bool waits = message.request_id() != 0;
   if (region == nullptr || region->owner != client.id || !region->live()) {
+    if (!waits) return;
     return ReplyError(client, message.request_id(), MakeError(Errc::kNotFound, "unregister: no such region of this client"));
   }
   LogLimited(LogLevel::kInfo, "region_unregistered", {{"client", client.id}, {"region", region->descriptor.name()}, {"row", region->row}});
-  unregisters_.push_back(
-      {client.domain, request.region(), request.region_epoch(), client.id, message.request_id(), AckDeadline(request.ack_timeout_ms())});
-  Withdraw(*client.domain, *region, /*owner_died=*/false);
+  if (waits) {
+    unregisters_.push_back(
+        {client.domain, request.region(), request.region_epoch(), client.id, message.request_id(), AckDeadline(request.ack_timeout_ms())});
+  }
+  Withdraw(*client.domain, *region, /*owner_died=*/!waits);
 }
 
 void Broker::HandleWithdrawAck(Client& client, const kvmwire::WithdrawAck& ack) {

@@ -86,7 +86,7 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
 std::vector<Region*> Domain::OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept {
   std::vector<Region*> out;
   for (const auto& other : regions_) {
-    if (!other || !other->orphan || !other->orphan->process->Ended()) continue;
+    if (!other || !other->orphan || (!other->orphan->process->Ended() && !other->generations.all_ended())) continue;
     const bool same_name = other->info.owner_uid == owner_uid && other->descriptor.name() == region.descriptor.name();
     const bool same_blocks = other->info.model == region.info.model && SameShard(*other, region);
     if (same_name || (same_blocks && other->info.block_bytes != region.info.block_bytes)) out.push_back(other.get());

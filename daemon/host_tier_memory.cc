@@ -293,7 +293,7 @@ void HostTier::Close(TierChunk& chunk) {
   closing_.push_back({&group.domain, region.row, region.info.region_epoch, chunk.bytes()});
   group.blocks.RemoveChunk(chunk.position);
   restoring_.erase(&chunk);
-  chunk.Close();
+  chunk.GiveUp();
   host_.ChunkClosing(group.domain, region);
   --group.chunks;
   std::erase_if(chunks_, [&](const auto& other) { return other.get() == &chunk; });
@@ -323,7 +323,7 @@ void HostTier::Forget(Domain& domain) {
   for (const auto& chunk : chunks_) {
     if (!in_domain(chunk)) continue;
     restoring_.erase(chunk.get());
-    chunk->Close();
+    chunk->GiveUp();
   }
   std::erase_if(chunks_, in_domain);
   std::erase_if(allocating_, in_domain);

@@ -66,12 +66,18 @@ Result<std::unique_ptr<TierChunk>> TierChunk::Reopen(TierObserver& observer, Tie
   Result<GenerationWriter> generations = GenerationWriter::Open({owned.data(), owned.size()}, slots);
   if (!generations) return generations.error();
   chunk->generations_ = *generations;
+  chunk->generations_.TakeUpAll();  // the kvmd before may have been ended while it gave the chunk up
   chunk->memory = ChunkMemory::Reopen(std::move(fds[1]), stored.size_bytes(), stored.reserved_huge(), stored.transparent_bytes());
   chunk->region = &region;
   chunk->position = group.blocks.AddUnknownChunk();
   chunk->uid = stored.writer_uid();
   region.keeper = chunk.get();
   return chunk;
+}
+
+void TierChunk::GiveUp() noexcept {
+  generations_.EndAll();
+  Close();
 }
 
 void TierChunk::Close() noexcept {

@@ -87,8 +87,10 @@ class TierChunk final : public RegionKeeper {
   // TierBlocks::Restore. What OwnedMemory::Take and GenerationWriter::Open say.
   [[nodiscard]] static Result<std::unique_ptr<TierChunk>> Reopen(TierObserver& observer, TierGroup& group, Region& region,
                                                                  const kvmwire::StoredChunk& stored);
-  // Leaves the region to the domain.
+  // Leaves the region to the domain, or to the next kvmd, as it is.
   void Close() noexcept;
+  // The same of a chunk whose memory goes: what it held is unreadable before anything else happens to it.
+  void GiveUp() noexcept;
 
   void EntryErased(std::uint32_t block) noexcept override { observer_.OnEntryErased(*this, block); }
   bool Pin(std::uint32_t slot) noexcept override { return group.blocks.Pin(group.blocks.SlotAt(position, slot)); }

@@ -329,6 +329,29 @@ TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept
   CHECK(after.Stow(after.Write(0, 2)) == 2);
 }
 
+TEST_CASE("Host cache: what a chunk held is unreadable before its memory goes", "[unit]") {
+  Node node(CacheOf(1));
+  FakePeer importer_peer;
+  node.Join(importer_peer, 1);
+  Stowing old(node, "old");
+  REQUIRE(old.Stow(old.Write(0, 5)) == 5);
+  Received announced = importer_peer.Take(Body::kRegionAnnounce);
+  while (!announced.message.region_announce().host_cache()) announced = importer_peer.Take(Body::kRegionAnnounce);
+  const Result<MappedMemory> table = MappedMemory::Attach(announced.fds.at(0).get(), GenerationTableBytes(kSlots));
+  KVM_REQUIRE_OK(table);
+  const Result<GenerationReader> generations = GenerationReader::Open({table->data(), table->size()}, kSlots);
+  KVM_REQUIRE_OK(generations);
+  std::size_t readable = 0;
+  for (std::uint32_t slot = 0; slot < kSlots; ++slot) readable += IsReadable(generations->Current(slot));
+  CHECK(readable == 5);
+  node.broker.Leave(old.id, /*died=*/true);
+  node.WorkAll();
+  // Blocks of another size take their place.
+  const Stowing other(node, "new", 1000, 8, 2 * kBlockBytes);
+  CHECK(node.Domain(1000).host_cache().chunks() == 0);
+  for (std::uint32_t slot = 0; slot < kSlots; ++slot) CHECK(IsEnded(generations->Current(slot)));
+}
+
 TEST_CASE("Host cache: keys that were seen are remembered, as many as there is room for", "[unit]") {
   daemon::SeenKeys seen(4096);
   Random random(1);

@@ -295,6 +295,69 @@ TEST_CASE("kvmd orphans: adopting counts against the new owner's quotas", "[unit
   CheckSays(second_peer.TakeError(), "--max-blocks-per-client");
 }
 
+TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, whatever kvmd was told", "[unit]") {
+  Node node;
+  FakePeer owner_peer, importer_peer;
+  const ClientId owner = node.Join(owner_peer);
+  node.Join(importer_peer, 1);
+  WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
+  node.Register(owner, owner_peer, region);
+  node.Publish(owner, owner_peer, region);
+  region.generations.EndAll();
+  SECTION("its process ends, and its message comes too late") {
+    node.broker.Leave(owner, /*died=*/true);
+    node.WorkAll();
+    CHECK(node.Domain().orphans() == 0);
+    CHECK(node.Domain().entries() == 0);
+    CHECK(importer_peer.Has(Body::kRegionWithdraw));
+  }
+  SECTION("it was killed before it had ended all of them") {
+    region.generations.TakeUp(0);
+    node.broker.Leave(owner, /*died=*/true);
+    node.WorkAll();
+    CHECK(node.Domain().orphans() == 1);
+    FakePeer heir_peer;
+    const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
+    node.Handle(heir, Node::Adopt(region));
+    CHECK(heir_peer.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 0);
+  }
+}
+
+TEST_CASE("kvmd orphans: one that its owner ends while it is not connected is nobody's to adopt, and goes", "[unit]") {
+  Node node;
+  FakePeer owner_peer, importer_peer, heir_peer;
+  Sleeper process;
+  const ClientId owner = node.Join(owner_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
+  node.Join(importer_peer, 1);
+  WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
+  node.Register(owner, owner_peer, region);
+  node.Publish(owner, owner_peer, region);
+  node.broker.Leave(owner, /*died=*/false);
+  REQUIRE(node.Domain().orphans() == 1);
+  region.generations.EndAll();
+  SECTION("not by the client that had it") {
+    const ClientId again = node.Join(heir_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
+    node.Handle(again, Node::Adopt(region));
+    CheckSays(heir_peer.TakeError(), "has given it up");
+    // Nor does it go on in it.
+    node.Handle(again, region.RegisterMessage(), region.fds());
+    CHECK(heir_peer.Take(Body::kRegisterRegionReply).message.register_region_reply().region_epoch() != region.region_epoch);
+  }
+  SECTION("another region takes its name, though that process runs") {
+    const ClientId heir = node.Join(heir_peer, 1);
+    WireRegion other = node.Granted(heir, heir_peer, "pool", 8);
+    node.Register(heir, heir_peer, other);
+    CHECK(node.Domain().orphans() == 0);
+  }
+  SECTION("by itself") {
+    node.broker.Tick(std::chrono::steady_clock::now());
+    node.WorkAll();
+    CHECK(node.Domain().orphans() == 0);
+    CHECK(node.Domain().entries() == 0);
+    CHECK(importer_peer.Has(Body::kRegionWithdraw));
+  }
+}
+
 TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have let go", "[unit]") {
   Node node;
   FakePeer importer_peer, operator_peer;

@@ -164,6 +164,26 @@ TEST_CASE("kvmd regions: an importer that does not acknowledge costs the deadlin
   KVM_REQUIRE_OK(importer.QueryStatus());
 }
 
+TEST_CASE("kvmd regions: unregistering without a request id waits for nobody and is not answered", "[unit]") {
+  const ServerRunner server;
+  const RegistryView registry = Registry(server);
+  WireClient owner = Worker(server, "owner"), importer = Worker(server, "importer");
+  WireRegion region("pool", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(region.Register(owner));
+  KVM_REQUIRE_OK(region.Publish(owner, {region.Write(0, {1, 1})}));
+  CHECK(importer.Announcement()->message.has_region_announce());
+  KVM_REQUIRE_OK(owner.Send(region.UnregisterMessage(10'000)));
+  Result<Received> withdraw = importer.Announcement();
+  KVM_REQUIRE_OK(withdraw);
+  CHECK(withdraw->message.region_withdraw().region() == region.row);
+  CHECK_FALSE(withdraw->message.region_withdraw().wants_ack());
+  layout::RegionInfo info;
+  CHECK(Eventually([&] { return Find(registry, {1, 1}) == 0 && !registry.ReadRegion(region.row, info); }));
+  KVM_REQUIRE_OK(owner.Send(region.UnregisterMessage()));  // of a region that is gone: nothing to say
+  KVM_CHECK_ERROR(owner.Receive(milliseconds(100)), Errc::kDeadlineExceeded, "");
+  KVM_REQUIRE_OK(region.Register(owner));
+}
+
 TEST_CASE("kvmd regions: only the owner unregisters, with the right epoch", "[unit]") {
   const ServerRunner server;
   WireClient owner = Worker(server, "owner"), other = Worker(server, "other");

@@ -295,7 +295,9 @@ TEST_CASE("kvmd: a server that stops with clients and regions leaks no descripto
     KVM_REQUIRE_OK(importer.DeclareModel(LlamaSpec()));
     WireRegion region("pool", LlamaSpec(), 4);
     KVM_REQUIRE_OK(region.Register(worker));
-    KVM_REQUIRE_OK(worker.Send(region.UnregisterMessage(10'000)));  // waits for the importer
+    kvmwire::ClientMessage unregister = region.UnregisterMessage(10'000);
+    unregister.set_request_id(1);
+    KVM_REQUIRE_OK(worker.Send(unregister));  // waits for the importer
     server.Destroy();
   }
   CHECK(OpenFds() == before);
