@@ -10,7 +10,6 @@
 namespace kvm {
 namespace {
 
-constexpr std::uint32_t kAtOnceMs = 1;  // nobody waits for the importers of a region that is let go of
 constexpr std::chrono::milliseconds kAskAgainFirst{2}, kAskAgainLast{50};
 
 // An adoption under way, between the caller and the link's thread.
@@ -54,7 +53,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
       std::lock_guard lock(adoption->mutex);
       if (adoption->abandoned && reply) {
         const kvmwire::AdoptRegionReply& adopted = reply->message.adopt_region_reply();
-        link.Post(Unregistration(adopted.region(), adopted.region_epoch(), kAtOnceMs));
+        link.Post(Unregistration(adopted.region(), adopted.region_epoch()));
       }
       if (reply) adoption->connection = connection_;
       adoption->reply = std::move(reply);
@@ -80,7 +79,7 @@ Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOption
   if ((*adoption->reply)->fds.size() == needed)
     made = Region::Impl::Adopt(model, std::move(region), devices, *device, reply, std::move((*adoption->reply)->fds));
   if (!made) {
-    link.Post(Unregistration(reply.region(), reply.region_epoch(), kAtOnceMs));
+    link.Post(Unregistration(reply.region(), reply.region_epoch()));
     return made.error();
   }
   AdoptedRegion out;
@@ -133,15 +132,6 @@ Result<ReclaimedMemory> Client::Impl::ReclaimOrphans(const ReclaimOptions& what,
   if (!reply) return reply.error();
   const kvmwire::ReclaimReply& reclaimed = reply->message.reclaim_reply();
   return ReclaimedMemory{reclaimed.regions(), reclaimed.blocks(), reclaimed.bytes(), reclaimed.still_mapped()};
-}
-
-// A client that ends in good order leaves nothing behind.
-void Client::Impl::UnregisterAll() {
-  for (const std::shared_ptr<Region::Impl>& region : Regions()) {
-    std::lock_guard lock(region->mutex);
-    region->closed = true;
-    if (std::exchange(region->registered, false)) link.Post(Unregistration(region->row, region->region_epoch, kAtOnceMs));
-  }
 }
 
 }  // namespace kvm

@@ -50,21 +50,35 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
 
 Client::Client(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-Client::~Client() { impl_->Stop(); }
+Client::~Client() {
+  if (!impl_->process.Here()) {
+    LeaveToParent(std::move(impl_));
+    return;
+  }
+  impl_->Stop();
+}
 
 ConnectionState Client::state() const noexcept {
+  if (!impl_->process.Here()) return ConnectionState::kClosed;
   return impl_->link.connected() ? ConnectionState::kConnected : ConnectionState::kConnecting;
 }
 
-Status Client::WaitConnected(Deadline deadline) { return impl_->WaitConnected(deadline); }
-std::uint64_t Client::client_id() const noexcept { return impl_->link.client_id(); }
-std::string Client::domain() const { return impl_->Domain(); }
-Error Client::last_error() const { return impl_->link.last_error(); }
+Status Client::WaitConnected(Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
+  return impl_->WaitConnected(deadline);
+}
+std::uint64_t Client::client_id() const noexcept { return impl_->process.Here() ? impl_->link.client_id() : 0; }
+std::string Client::domain() const { return impl_->process.Here() ? impl_->Domain() : ""; }
+Error Client::last_error() const { return impl_->process.Here() ? impl_->link.last_error() : BelongsToParent("client"); }
 
-Result<Model> Client::DeclareModel(const ModelSpec& spec, Deadline deadline) { return impl_->DeclareModel(spec, deadline); }
+Result<Model> Client::DeclareModel(const ModelSpec& spec, Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
+  return impl_->DeclareModel(spec, deadline);
+}
 
 std::vector<NearMiss> Client::NearMisses(const Model& model) const {
   std::vector<NearMiss> out;
+  if (!impl_->process.Here()) return out;
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
   if (!snapshots.current) return out;
   const RegistryView& registry = snapshots.current->registry;
@@ -79,29 +93,37 @@ std::vector<NearMiss> Client::NearMisses(const Model& model) const {
 }
 
 Result<std::shared_ptr<Region>> Client::AllocateRegion(const Model& model, RegionOptions options, Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   return impl_->AllocateRegion(model, std::move(options), deadline);
 }
 
 Result<AdoptedRegion> Client::AdoptRegion(const Model& model, RegionOptions options, Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   return impl_->AdoptRegion(model, std::move(options), deadline);
 }
 
 Result<ReclaimedMemory> Client::ReclaimOrphans(const ReclaimOptions& what, Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   return impl_->ReclaimOrphans(what, deadline);
 }
 
 Result<Lease> Client::Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   return impl_->Hold(match, ttl, deadline);
 }
 
 Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,
                                                        Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   return impl_->RegisterRegion(model, std::move(options), segments, deadline);
 }
 
-std::vector<UnmappedRegion> Client::UnmappedRegions() const { return impl_->mapper.Unmapped(); }
+std::vector<UnmappedRegion> Client::UnmappedRegions() const {
+  return impl_->process.Here() ? impl_->mapper.Unmapped() : std::vector<UnmappedRegion>();
+}
 
 Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
+  if (!impl_->process.Here()) return Match();
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
   std::shared_ptr<Match::Impl> best;
   try {
@@ -144,7 +166,7 @@ std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>>
   return matches;
 }
 
-ClientStats Client::Stats() const noexcept { return impl_->Stats(); }
+ClientStats Client::Stats() const noexcept { return impl_->process.Here() ? impl_->Stats() : ClientStats(); }
 
 // ---- Match ----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "client/host_cache_uses.h"
 #include "client/lease_impl.h"
 #include "client/link.h"
+#include "client/owner_process.h"
 #include "client/peer_mapper.h"
 #include "client/peers.h"
 #include "client/stower.h"
@@ -29,8 +31,9 @@ namespace kvm {
 // Makes memory of these sizes; none: there is none to be had.
 using GrantMemory = std::function<Fds(std::span<const std::uint64_t> size_bytes)>;
 
-// A request to take a region out. `ack_timeout_ms`: how long kvmd waits for importers.
-kvmwire::ClientMessage Unregistration(std::uint32_t row, std::uint32_t region_epoch, std::uint32_t ack_timeout_ms);
+// Takes a region out. As a request: kvmd answers once importers have let go of it, or after `ack_timeout_ms`. As a message
+// without an answer: nobody waits for them.
+kvmwire::ClientMessage Unregistration(std::uint32_t row, std::uint32_t region_epoch, std::uint32_t ack_timeout_ms = 0);
 // A little less than a caller with this deadline waits, so that kvmd is the one to say what is missing.
 std::uint32_t AckTimeoutMs(Deadline deadline);
 
@@ -56,7 +59,9 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
   [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
-  void UnregisterAll();  // without waiting
+  // What a client's end does with its regions. Waits, up to the client's timeout, for importers of memory that CUDA must
+  // not free under them (cuda_ipc), and for no others: other memory lives as long as anybody has it mapped.
+  void UnregisterAll();
 
   // Sends records of a registered region; the region's mutex is held. Returns how many were sent; fewer
   // when too many are unanswered (for `deferred` ones the window is smaller).
@@ -65,6 +70,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
 
   ClientStats Stats() const;
 
+  const OwnerProcess process;
   const ClientOptions options;
   DeviceSet devices;
   PeerTable peers;
@@ -92,6 +98,8 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::vector<Model> Models() const;
   void Redeclare();  // without waiting: kvmd announces the models' regions again
   void RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done);
+  // Ends a region's blocks and all that this client does with it. The message that tells kvmd, if that has it registered.
+  std::optional<kvmwire::ClientMessage> LetGo(Region::Impl& region, Deadline deadline);
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered);
   // Asks kvmd for memory that can outlive this process; nothing if the region need not, or kvmd is away.
   GrantMemory GrantUntil(const RegionOptions& region, Deadline deadline);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "client/match_impl.h"
 #include "client/region_impl.h"
@@ -53,6 +54,7 @@ struct Keep {
 }  // namespace
 
 struct ImportTicket::Impl {
+  const OwnerProcess process;
   std::shared_ptr<Client::Impl> client;
   std::shared_ptr<Keep> keep;
   std::unique_ptr<ImportJob> job;  // null: nothing could be copied
@@ -78,6 +80,14 @@ struct ImportTicket::Impl {
       return ImportFailure::kCorrupt;
     }
     return std::nullopt;
+  }
+
+  // Nothing of it is this process's.
+  void FailInChild() {
+    if (std::exchange(finished, true)) return;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      result.failed.push_back({i, blocks[i], i == 0 ? ImportFailure::kError : ImportFailure::kBehindFailed});
+    }
   }
 
   void Finish() {
@@ -118,21 +128,34 @@ std::string_view ImportFailureName(ImportFailure failure) noexcept {
 
 ImportTicket::ImportTicket() = default;
 ImportTicket::ImportTicket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-ImportTicket::~ImportTicket() = default;
+ImportTicket::~ImportTicket() {
+  // In a forked child: what is being copied, and who is told when it is done, are the parent's.
+  if (impl_ && !impl_->process.Here()) static_cast<void>(impl_.release());
+}
 ImportTicket::ImportTicket(ImportTicket&&) noexcept = default;
-ImportTicket& ImportTicket::operator=(ImportTicket&&) noexcept = default;
+ImportTicket& ImportTicket::operator=(ImportTicket&& other) noexcept {
+  if (this == &other) return *this;
+  const ImportTicket before(std::move(*this));  // ends as a destroyed one does
+  impl_ = std::move(other.impl_);
+  return *this;
+}
 
 bool ImportTicket::Done() noexcept {
   if (!impl_) return true;
+  if (!impl_->process.Here()) {
+    impl_->FailInChild();
+    return true;
+  }
   if (impl_->job && !impl_->job->Done()) return false;
   impl_->Finish();
   return true;
 }
 
-void* ImportTicket::event() const noexcept { return impl_ && impl_->job ? impl_->job->event() : nullptr; }
+void* ImportTicket::event() const noexcept { return impl_ && impl_->job && impl_->process.Here() ? impl_->job->event() : nullptr; }
 
 Status ImportTicket::Wait(Deadline deadline) noexcept {
   if (!impl_) return {};
+  if (!impl_->process.Here()) return BelongsToParent("import ticket");
   if (impl_->job && !impl_->job->Wait(deadline)) return MakeError(Errc::kDeadlineExceeded, "import still under way");
   impl_->Finish();
   return {};
@@ -145,6 +168,7 @@ const ImportResult& ImportTicket::result() const noexcept {
 
 Result<ImportTicket> Client::Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                     const ImportOptions& options) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
   Region::Impl& region = destination.impl();
   if (region.client.lock() != impl_)
     return MakeError(Errc::kInvalidArgument, "import: region " + region.options.name + " belongs to another client");
@@ -159,6 +183,11 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   if (!AllDifferent(blocks, destination.block_count()))
     return MakeError(Errc::kInvalidArgument, "import: a destination block is named twice");
 
+  {
+    std::lock_guard lock(region.mutex);
+    if (region.closed) return MakeError(Errc::kCancelled, "import: region " + region.options.name + " is closed");
+  }
+
   auto keep = std::make_shared<Keep>(Keep{match, region.shared_from_this(), {}, {}});
   ImportRequest request;
   request.destination = region.memory.get();
@@ -167,6 +196,7 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
   request.stream = options.stream;
   request.max_sms = options.max_sms;
   request.wants_event = options.wants_event;
+  request.patience = impl_->options.timeout;
   if (!match.empty()) {
     const Match::Impl& sources = *match.impl();
     const PeerMapping* last = nullptr;

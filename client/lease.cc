@@ -191,20 +191,21 @@ Lease& Lease::operator=(Lease&& other) noexcept {
 }
 
 std::size_t Lease::blocks() const noexcept {
-  if (!impl_) return 0;
+  if (!impl_ || !impl_->process.Here()) return 0;
   std::lock_guard lock(impl_->mutex);
   return impl_->BlocksAt(std::chrono::steady_clock::now());
 }
 
 Error Lease::reason() const {
   if (!impl_) return MakeError(Errc::kCancelled, "nothing is held");
+  if (!impl_->process.Here()) return BelongsToParent("lease");
   std::lock_guard lock(impl_->mutex);
   if (impl_->blocks > 0 && impl_->BlocksAt(std::chrono::steady_clock::now()) == 0) return Over("its time has passed");
   return impl_->reason;
 }
 
 std::chrono::milliseconds Lease::left() const noexcept {
-  if (!impl_) return std::chrono::milliseconds(0);
+  if (!impl_ || !impl_->process.Here()) return std::chrono::milliseconds(0);
   const Deadline now = std::chrono::steady_clock::now();
   std::lock_guard lock(impl_->mutex);
   if (impl_->BlocksAt(now) == 0) return std::chrono::milliseconds(0);
@@ -236,8 +237,9 @@ Status Lease::Extend(std::chrono::milliseconds ttl, Deadline deadline) {
 }
 
 void Lease::Release() noexcept {
-  const std::shared_ptr<Impl> impl = std::exchange(impl_, nullptr);
+  std::shared_ptr<Impl> impl = std::exchange(impl_, nullptr);
   if (!impl) return;
+  if (!impl->process.Here()) return LeaveToParent(std::move(impl));
   const std::shared_ptr<Client::Impl> client = impl->client.lock();
   std::uint64_t id = 0;
   {

@@ -11,11 +11,13 @@
 #include <unordered_map>
 
 #include "client/link.h"
+#include "client/owner_process.h"
 #include "kvclient/lease.h"
 
 namespace kvm {
 
 struct Lease::Impl {
+  const OwnerProcess process;
   std::weak_ptr<Client::Impl> client;
 
   std::mutex mutex;

@@ -47,12 +47,28 @@ bool StreamPublishes::WaitForAll(Deadline deadline) {
   return ended_.wait_until(lock, deadline, [&] { return under_way_.empty() || *under_way_.begin() > last; });
 }
 
-Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) const {
+Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) {
   if (!options.checksums) return std::vector<std::uint64_t>();
   std::vector<std::uint32_t> blocks;
   // A block out of range is refused later; any other one stands in for it here.
   for (const PublishRequest& request : requests) blocks.push_back(request.write.block < records.size() ? request.write.block : 0);
+  {
+    // Registered memory may be freed once the region is closed.
+    std::lock_guard lock(mutex);
+    if (closed) return MakeError(Errc::kCancelled, "region " + options.name + " is closed");
+    ++reading;
+  }
+  const std::shared_ptr<void> at_end(nullptr, [this](void*) {
+    std::lock_guard lock(mutex);
+    if (--reading == 0) read.notify_all();
+  });
   return backend->Checksum(*memory, options.geometry, blocks);
+}
+
+void Region::Impl::Close(Deadline deadline) {
+  std::unique_lock lock(mutex);
+  closed = true;
+  read.wait_until(lock, deadline, [this] { return reading == 0; });
 }
 
 PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
@@ -108,6 +124,10 @@ Status Region::Impl::PublishOnStream(std::span<const PublishRequest> requests, S
   };
   const std::shared_ptr<Client::Impl> owner = client.lock();
   if (!owner) return MakeError(Errc::kCancelled, "the client of this region is gone");
+  {
+    std::lock_guard lock(mutex);
+    if (closed) return MakeError(Errc::kCancelled, "region " + options.name + " is closed");
+  }
   if (device == DeviceSet::kHost) {
     static_cast<void>(Publish(requests));
     return {};
@@ -200,6 +220,7 @@ Status Client::Impl::Flush(Region::Impl& region, Deadline deadline) {
     bool all_sent = false, registering = false;
     {
       std::lock_guard lock(region.mutex);
+      if (region.closed) return MakeError(Errc::kCancelled, "region " + region.options.name + " is closed");
       if (!region.registered && link.connected() && (region.refusal.message.empty() || region.refusal.code == Errc::kUnavailable)) {
         registering = true;  // after a reconnection it is, in a moment
       } else if (!region.registered) {

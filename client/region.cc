@@ -146,9 +146,11 @@ Result<std::shared_ptr<Region::Impl>> Region::Impl::Adopt(const Model& model, Re
     std::memcpy(&record, list->data() + i * sizeof(record), sizeof(record));
     if (record.block < region.records.size()) region.records[record.block] = record;
   }
+  // Of blocks that its last owner gave up before it died.
+  region.generations.TakeUpAll();
   region.row = reply.region();
   region.region_epoch = reply.region_epoch();
-  region.registered = true;
+  region.registered = region.known_to_kvmd = true;
   return made;
 }
 
@@ -193,6 +195,11 @@ std::uint64_t Region::Impl::Identity() const { return InodeOf(generation_memory.
 Region::Region(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Region::~Region() {
+  if (!impl_->process.Here()) {
+    LeaveToParent(std::move(impl_));
+    return;
+  }
+  impl_->End();
   if (const std::shared_ptr<Client::Impl> owner = impl_->client.lock()) {
     static_cast<void>(owner->Unregister(*impl_, After(owner->options.timeout)));
   }
@@ -223,23 +230,24 @@ std::string_view MemoryKindName(MemoryKind kind) noexcept {
 }
 
 std::byte* Region::SegmentData(std::size_t segment) const noexcept {
-  return segment < impl_->options.segment_bytes.size() ? impl_->memory->SegmentData(segment) : nullptr;
+  return impl_->process.Here() && segment < impl_->options.segment_bytes.size() ? impl_->memory->SegmentData(segment) : nullptr;
 }
 
 std::byte* Region::BlockData(std::uint32_t block) const noexcept {
-  if (block >= block_count()) return nullptr;
+  if (block >= block_count() || !impl_->process.Here()) return nullptr;
   const GeometryPart& part = impl_->options.geometry.parts.front();
   return impl_->memory->SegmentData(part.segment) + part.offset + std::uint64_t{block} * part.block_stride;
 }
 
 BlockWrite Region::BeginWrite(std::uint32_t block) noexcept {
-  if (block >= block_count()) return {block, 0};
+  if (block >= block_count() || !impl_->process.Here()) return {block, 0};
   const BlockWrite write{block, impl_->generations.BeginWrite(block)};
   KVM_FAULT_POINT(client_write_begun);
   return write;
 }
 
 PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcept {
+  if (!impl_->process.Here()) return PublishOutcome{0, requests.size(), 0};
   try {
     return impl_->Publish(requests);
   } catch (const std::bad_alloc&) {
@@ -250,6 +258,7 @@ PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcep
 
 Status Region::PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept {
   try {
+    if (!impl_->process.Here()) return BelongsToParent("region");
     return impl_->PublishOnStream(requests, stream);
   } catch (const std::bad_alloc&) {
     return MakeError(Errc::kResourceExhausted, "out of memory");
@@ -257,6 +266,7 @@ Status Region::PublishOnStream(std::span<const PublishRequest> requests, StreamH
 }
 
 std::size_t Region::Stow(std::span<const std::uint32_t> blocks) noexcept {
+  if (!impl_->process.Here()) return 0;
   try {
     return impl_->Stow(blocks, nullptr);
   } catch (const std::bad_alloc&) {
@@ -266,6 +276,7 @@ std::size_t Region::Stow(std::span<const std::uint32_t> blocks) noexcept {
 
 Result<std::size_t> Region::StowBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept {
   try {
+    if (!impl_->process.Here()) return BelongsToParent("region");
     auto wait = std::make_shared<StowWait>();
     static_cast<void>(impl_->Stow(blocks, wait));
     return wait->Wait(deadline);
@@ -275,22 +286,29 @@ Result<std::size_t> Region::StowBeforeReuse(std::span<const std::uint32_t> block
 }
 
 Status Region::WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes) {
+  if (!impl_->process.Here()) return BelongsToParent("region");
   return impl_->backend->WriteBytes(*impl_->memory, segment, offset, bytes);
 }
 
 Status Region::ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const {
+  if (!impl_->process.Here()) return BelongsToParent("region");
   return impl_->backend->ReadBytes(*impl_->memory, segment, offset, bytes);
 }
 
-std::uint64_t Region::CurrentGeneration(std::uint32_t block) const noexcept { return impl_->generations.Current(block); }
+std::uint64_t Region::CurrentGeneration(std::uint32_t block) const noexcept {
+  return impl_->process.Here() ? impl_->generations.Current(block) : 0;
+}
 
 Status Region::Flush(Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("region");
   const std::shared_ptr<Client::Impl> owner = impl_->client.lock();
   if (!owner) return MakeError(Errc::kCancelled, "the client of this region is gone");
   return owner->Flush(*impl_, deadline);
 }
 
 Status Region::Unregister(Deadline deadline) {
+  if (!impl_->process.Here()) return BelongsToParent("region");
+  impl_->End();
   const std::shared_ptr<Client::Impl> owner = impl_->client.lock();
   if (!owner) return {};
   return owner->Unregister(*impl_, deadline);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "client/client_impl.h"
+#include "client/owner_process.h"
 #include "client/peers.h"
 #include "cuda/memory_backend.h"
 #include "proto/publish_record.h"
@@ -30,6 +31,7 @@ class StreamPublishes {
 };
 
 struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
+  const OwnerProcess process;
   RegionOptions options;
   Model model;
   std::uint64_t block_bytes = 0;
@@ -49,7 +51,10 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   bool registering = false;            // a request is under way; whoever else wants one waits for it
   std::vector<Reply> registration_waiters;
   bool registered = false;
-  bool closed = false;
+  bool known_to_kvmd = false;  // has been registered at some time, so importers may have it mapped
+  bool closed = false;         // its blocks have ended, and the memory may be its engine's again
+  unsigned reading = 0;        // publishes that read the memory, for checksums
+  std::condition_variable read;
   std::uint32_t row = 0, region_epoch = 0;
   Error refusal;  // kvmd's, of the last registration
 
@@ -70,9 +75,14 @@ struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   static kvmwire::RegionDescriptor Expected(const Model& model, const RegionOptions& options);
   kvmwire::RegionDescriptor Descriptor() const;
   std::uint64_t Identity() const;
-  // Without checksums an empty list; an error: they could not be computed, and nothing may be published.
-  Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) const;
+  // Without checksums an empty list; an error: they could not be computed, or the region is closed, and nothing may be
+  // published.
+  Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests);
   PublishOutcome Publish(std::span<const PublishRequest> requests);
+  // The end of ownership (I10): no block is readable or can become so, whatever is under way. One atomic operation each.
+  void End() noexcept { generations.EndAll(); }
+  // Marks it as closed and waits until no publish reads its memory, or until `deadline`.
+  void Close(Deadline deadline);
   Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream);
   // To the host cache, if this region offers what it publishes.
   void OfferPublished(Client::Impl& owner, std::span<const PublishRecord> batch);

@@ -127,7 +127,7 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
     lock.unlock();
     // A lost connection is not an error: the region is registered on reconnecting.
     if (!status && status.error().code != Errc::kUnavailable) {
-      static_cast<void>(Unregister(*region, After(std::chrono::milliseconds(0))));
+      if (const auto unregistration = LetGo(*region, After(std::chrono::milliseconds(0)))) link.Post(*unregistration);
       return status.error();
     }
   }
@@ -136,17 +136,18 @@ Result<std::shared_ptr<Region>> Client::Impl::AddRegion(std::shared_ptr<Region::
 
 // Asked for by AllocateRegion and by every new connection; when both come together, one request serves both.
 void Client::Impl::RequestRegistration(const std::shared_ptr<Region::Impl>& region, const Reply& done) {
-  bool registered = false;
+  bool registered = false, closed = false;
   {
     std::lock_guard lock(region->mutex);
     registered = region->registered;
-    if (!registered) {
+    closed = region->closed;
+    if (!registered && !closed) {
       if (done) region->registration_waiters.push_back(done);
       if (std::exchange(region->registering, true)) return;
     }
   }
-  if (registered) {
-    if (done) done(Answer());
+  if (registered || closed) {
+    if (done) done(closed ? Result<Answer>(MakeError(Errc::kCancelled, "region " + region->options.name + " is closed")) : Answer());
     return;
   }
   kvmwire::ClientMessage message;
@@ -180,38 +181,83 @@ void Client::Impl::OnRegistered(const std::shared_ptr<Region::Impl>& region, con
     std::lock_guard lock(region->mutex);
     region->row = registered.region();
     region->region_epoch = registered.region_epoch();
-    region->registered = true;
+    region->registered = region->known_to_kvmd = true;
     region->republish_from = 0;  // what was published while it was not
     region->refusal = Error{};
     closed = region->closed;
     if (!closed) region->PumpLocked(*this);
   }
-  if (closed) static_cast<void>(Unregister(*region, After(std::chrono::milliseconds(0))));
+  if (!closed) return;
+  if (const auto unregistration = LetGo(*region, After(std::chrono::milliseconds(0)))) link.Post(*unregistration);
 }
 
-Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
-  kvmwire::ClientMessage message;
+std::optional<kvmwire::ClientMessage> Client::Impl::LetGo(Region::Impl& region, Deadline deadline) {
+  region.End();
+  KVM_FAULT_POINT(client_blocks_ended);
   peers.RemoveByIdentity(region.Identity());
   {
     std::lock_guard lock(mutex_);
     std::erase_if(regions_, [&](const std::weak_ptr<Region::Impl>& other) { return other.lock().get() == &region; });
   }
-  {
-    std::lock_guard lock(region.mutex);
-    region.closed = true;
-  }
   // Its owner may free the memory afterwards.
+  region.Close(deadline);
   stower.Forget(region, deadline);
-  {
+  std::lock_guard lock(region.mutex);
+  if (!std::exchange(region.registered, false)) return std::nullopt;
+  return Unregistration(region.row, region.region_epoch);
+}
+
+Status Client::Impl::Unregister(Region::Impl& region, Deadline deadline) {
+  std::optional<kvmwire::ClientMessage> message = LetGo(region, deadline);
+  if (!message) {
     std::lock_guard lock(region.mutex);
-    if (!region.registered) return {};
-    region.registered = false;
-    message = Unregistration(region.row, region.region_epoch, AckTimeoutMs(deadline));
+    if (!std::exchange(region.known_to_kvmd, false)) return {};
+    return MakeError(Errc::kUnavailable, "unregister: kvmd is away, so importers of region " + region.options.name + " could not be told");
   }
   KVM_FAULT_POINT(client_unregistering);
-  const Result<Answer> reply = link.Call(std::move(message), {}, deadline);
-  if (!reply && reply.error().code != Errc::kUnavailable) return reply.error();
-  return {};
+  message->mutable_unregister_region()->set_ack_timeout_ms(AckTimeoutMs(deadline));
+  const Result<Answer> reply = link.Call(std::move(*message), {}, deadline);
+  std::lock_guard lock(region.mutex);
+  region.known_to_kvmd = false;
+  if (reply) return {};
+  if (reply.error().code != Errc::kNotFound) return reply.error();
+  return MakeError(Errc::kUnavailable,
+                   "unregister: kvmd has restarted meanwhile, importers of region " + region.options.name + " could not be told");
+}
+
+void Client::Impl::UnregisterAll() {
+  const Deadline deadline = After(options.timeout);
+  struct Waiting {
+    std::mutex mutex;
+    std::condition_variable answered;
+    std::size_t left = 0;
+  };
+  auto waiting = std::make_shared<Waiting>();
+  for (const std::shared_ptr<Region::Impl>& region : Regions()) {
+    region->End();
+    region->Close(deadline);
+    kvmwire::ClientMessage message;
+    {
+      std::lock_guard lock(region->mutex);
+      if (!std::exchange(region->registered, false)) continue;
+      message = Unregistration(region->row, region->region_epoch, AckTimeoutMs(deadline));
+    }
+    if (region->memory->kind() != layout::HandleKind::kCudaIpc) {
+      link.Post(message);
+      continue;
+    }
+    {
+      std::lock_guard lock(waiting->mutex);
+      ++waiting->left;
+    }
+    link.Request(std::move(message), {}, [waiting](const Result<Answer>&) {
+      std::lock_guard lock(waiting->mutex);
+      --waiting->left;
+      waiting->answered.notify_all();
+    });
+  }
+  std::unique_lock lock(waiting->mutex);
+  waiting->answered.wait_until(lock, deadline, [&] { return waiting->left == 0; });
 }
 
 }  // namespace kvm

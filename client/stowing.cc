@@ -1,4 +1,6 @@
 // What the Stower's thread does with a batch: offer, copy, report.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -119,7 +121,7 @@ std::shared_ptr<LocalMemory> Stower::MemoryFor(Chunk& chunk, const Region::Impl&
   if (memory) return memory;
   SegmentHandle handle;
   handle.size_bytes = chunk.size_bytes;
-  handle.fd.Reset(::dup(chunk.fd.get()));
+  handle.fd.Reset(::fcntl(chunk.fd.get(), F_DUPFD_CLOEXEC, 0));
   Result<std::unique_ptr<LocalMemory>> mapped = region.backend->MapGranted(std::move(handle));
   if (mapped) memory = std::move(*mapped);
   return memory;

@@ -27,12 +27,17 @@ void ReachFaultPoint(FaultPoint point) noexcept {
   if (path == nullptr) return;
   std::FILE* const file = std::fopen(path, "re");
   if (file == nullptr) return;
-  char name[64] = {};
+  char name[64] = {}, action[8] = {};
   unsigned count = 0;
-  const int read = std::fscanf(file, "%63s %u", name, &count);
+  const int read = std::fscanf(file, "%63s %u %7s", name, &count, action);
   std::fclose(file);
-  if (read != 2 || std::string_view(name) != kNames[static_cast<std::size_t>(point)] || ++reached < count) return;
-  ::kill(::getpid(), SIGKILL);
+  if (read < 2 || std::string_view(name) != kNames[static_cast<std::size_t>(point)]) return;
+  const unsigned now = ++reached;
+  if (std::string_view(action) == "stop") {
+    if (now == count) ::kill(::getpid(), SIGSTOP);
+  } else if (now >= count) {
+    ::kill(::getpid(), SIGKILL);
+  }
 }
 
 }  // namespace kvm

@@ -1,8 +1,9 @@
-// Places where a test can end a process as a crash would: between any two steps that others can see.
+// Places where a test can end a process as a crash would, or stop it: between any two steps that others can see.
 //
 // KVM_FAULT_POINT(name) costs nothing where KVM_FAULT_POINTS is not defined, which is in every build but that of the test
 // suite. There, the file that the environment variable KVM_FAULT_FILE names, once it exists, says "NAME COUNT": the
-// COUNT-th time from then on that the process comes to NAME, it kills itself.
+// COUNT-th time from then on that the process comes to NAME, it kills itself. "NAME COUNT stop": it stops, until it is
+// sent SIGCONT.
 #pragma once
 
 // client_: in a worker's process; kvmd_: in kvmd.
@@ -51,6 +52,7 @@
   X(kvmd_adoption_taken) /* not kept or answered yet */                 \
   X(kvmd_adoption_kept)                                                 \
   X(kvmd_adoption_answered)                                             \
+  X(client_blocks_ended) /* of a region that is let go of */            \
   X(client_unregistering)                                               \
   X(kvmd_region_withdrawn) /* importers know, its entries are there */  \
   /* kvmd's start with what another has left */                         \

@@ -70,6 +70,8 @@ Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugeP
                                address != nullptr ? ipc::map_options_t(MAP_FIXED) : ipc::default_map_options);
     // A refusal only costs speed.
     if (address != nullptr) ::madvise(address, size, MADV_HUGEPAGE);
+    if (mode == ipc::read_write && ::madvise(mapping.get_address(), mapping.get_size(), MADV_DONTFORK) != 0)
+      return SystemError("keep a mapping from forked processes");
     return mapping;
   } catch (const ipc::interprocess_exception& e) {
     if (address != nullptr) ::munmap(address, size);

@@ -6,6 +6,8 @@
 //   granted  made by kvmd for a client, without F_SEAL_FUTURE_WRITE: whoever holds the read-write descriptor may
 //            write, so it can be given to a next owner. Everyone else gets a read-only descriptor, and can't make a
 //            writable one of it, since inode and mode are kvmd's.
+// A forked child has no writable mapping of its parent's (MADV_DONTFORK), so that a process which nobody watches can't
+// write; it has the descriptors until it executes another program. Readers' mappings are inherited.
 // Owner and reader are different types. Both are movable and unmap on destruction; neither moves the
 // memory, so pointers stay good across a move. After a crash of the owner the memory lives on as long
 // as any descriptor or mapping does.

@@ -211,6 +211,7 @@ const std::vector<Case> kCases = {
     {"kvmd_adoption_taken", Victim::kKvmd},
     {"kvmd_adoption_kept", Victim::kKvmd},
     {"kvmd_adoption_answered", Victim::kKvmd},
+    {"client_blocks_ended", Victim::kWorker, {1, 2}},
     {"client_unregistering", Victim::kWorker, {1, 2}},
     {"kvmd_region_withdrawn", Victim::kKvmd, {1, 2}},
     {"kvmd_file_stored", Victim::kRestoringKvmd},

@@ -181,16 +181,30 @@ TEST_CASE("Sealed memory: a name that memfd_create refuses is an error", "[unit]
   KVM_CHECK_ERROR(OwnedMemory::Create(std::string(300, 'n'), 4096), Errc::kSystem, "memfd_create");
 }
 
-TEST_CASE("Sealed memory: a child's writes through the maker's mapping are visible to a reader", "[unit]") {
+TEST_CASE("Sealed memory: the owner's writes are visible to a forked reader", "[unit]") {
   const OwnedMemory memory = Make();
   const Result<MappedMemory> reader = MappedMemory::Attach(memory.fd());
   KVM_REQUIRE_OK(reader);
-  const test::ChildEnd end = test::RunInChild([&] {
-    std::memcpy(memory.data(), "from the child", 15);
-    return 0;
-  });
-  REQUIRE(end.exit_code == 0);
-  CHECK(std::memcmp(reader->data(), "from the child", 15) == 0);
+  std::memcpy(memory.data(), "from the owner", 15);
+  const test::ChildEnd end = test::RunInChild([&] { return std::memcmp(reader->data(), "from the owner", 15) == 0 ? 0 : 1; });
+  CHECK(end.exit_code == 0);
+}
+
+TEST_CASE("Shared memory: a forked child has none of its parent's writable mappings", "[unit]") {
+  const Result<UniqueFd> granted = CreateGrantable("kvm:granted", kBytes);
+  KVM_REQUIRE_OK(granted);
+  const Result<OwnedMemory> taken = OwnedMemory::Take(UniqueFd(::fcntl(granted->get(), F_DUPFD_CLOEXEC, 0)), kBytes);
+  KVM_REQUIRE_OK(taken);
+  const OwnedMemory made = Make(), huge = *OwnedMemory::Create("kvm:huge", std::size_t{4} << 20, HugePages::kTry);
+  for (const OwnedMemory* memory : {&made, &huge, &*taken}) {
+    memory->data()[0] = std::byte{1};
+    const test::ChildEnd end = test::RunInChild([&] {
+      *const_cast<volatile std::byte*>(memory->data()) = std::byte{2};
+      return 0;
+    });
+    CHECK(end.signal == SIGSEGV);
+    CHECK(memory->data()[0] == std::byte{1});
+  }
 }
 
 TEST_CASE("Sealed memory: a descriptor that travelled over a socket maps, and the maker may be gone", "[unit]") {

@@ -5,7 +5,9 @@
 // itself (jittered back-off) and then declares, registers and publishes everything again.
 //
 // Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
-// fork(): a child must not use its parent's Client; connect anew.
+// fork(): a child has no part in its parent's Client and connects anew. Calls of the parent's fail there (kUnsupported, or an
+// empty answer) without touching its connection, memory or blocks; destroying it, or its regions, leases and tickets, does
+// nothing. A child made by a thread while others are in the library is no exception.
 #pragma once
 
 #include <chrono>
@@ -102,6 +104,8 @@ class Client {
   // kUnavailable: nothing listens (unless start_offline). kDeadlineExceeded: `timeout` passed.
   // kPermissionDenied, kVersionMismatch, kResourceExhausted: kvmd refused; the message says why.
   [[nodiscard]] static Result<std::shared_ptr<Client>> Connect(ClientOptions options);
+  // Ends its regions (region.h) and the connection. Waits up to `timeout`, for importers of registered memory of cudaMalloc
+  // only: CUDA must not free that under them, other memory lives as long as anybody has it mapped.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -163,7 +167,7 @@ class Client {
 
   // Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of
   // this client. See import.h. kInvalidArgument: lengths differ, a block out of range or named twice,
-  // sizes of blocks differ; nothing has been touched then.
+  // sizes of blocks differ. kCancelled: the region has been unregistered. Nothing has been touched then.
   [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                             const ImportOptions& options = {});
 

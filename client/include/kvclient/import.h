@@ -58,8 +58,13 @@ struct ImportOptions {
   bool wants_event = false;  // ImportTicket::event()
 };
 
-// An import under way. Not thread-safe. Destroying it waits for copies already started. A default-made or
-// moved-from ticket is done and has an empty result.
+// An import under way. Not thread-safe. A default-made or moved-from ticket is done and has an empty result.
+// Destroying it waits for copies already started, without end for those on libkvclient's streams, since what the caller
+// does next with the destination blocks knows nothing of them. Copies on a stream of the caller's (ImportOptions::stream)
+// are waited for up to ClientOptions::timeout. They then take place when the stream gets there, and source and destination
+// stay mapped until they have: work of that stream that comes later is ordered behind them, any other use of the
+// destination blocks must wait for the stream.
+// In a forked child a ticket of the parent's is done, and all of its blocks have failed.
 class ImportTicket {
  public:
   struct Impl;

@@ -10,6 +10,17 @@
 // Thread-safe: every method, from any thread; two writers of one block are sorted out by generation (the
 // later BeginWrite wins, the earlier Publish publishes nothing).
 // Destruction unregisters with the client's default deadline; see Unregister for what that waits for.
+//
+// End of ownership (I10): before this process gives a block's memory up, or may write it by other rules than the above, the
+// block is withdrawn for good: by Unregister, by the destructors of Region and Client, and where a registration fails;
+// with or without kvmd, one atomic operation each. Importers that find it later, or are copying it, get a failed block. From
+// then on BeginWrite gives writes that publish nothing, and no write that began before can be published. The owner's crash
+// needs no such step: nobody writes its memory any more, so that what it holds stays true (outlives_owner).
+//
+// fork(): the child has no region. Its parent's memory and generations are not mapped there (pointers of SegmentData are
+// dangling), every call fails (kUnsupported, or an empty answer) and touches neither, and destruction withdraws nothing.
+// Two things a child must leave alone by itself: descriptors that it inherited, which could be mapped again (they are gone
+// once it executes another program), and GPU memory of its parent's.
 #pragma once
 
 #include <cstddef>
@@ -49,6 +60,7 @@ struct RegionOptions {
   // Should this process die, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be imported,
   // and Client::AdoptRegion gives it to a process that takes this one's place. False: it is freed at once, which is
   // right for GPU memory that a restarted process would rather allocate anew. cuda_ipc memory always goes.
+  // An end in good order (destructors, Unregister) leaves nothing, whatever this says.
   bool outlives_owner = true;
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
   std::vector<std::uint64_t> segment_bytes{};
@@ -107,13 +119,14 @@ class Region {
   std::uint64_t block_bytes() const noexcept;
   std::span<const std::uint64_t> segment_bytes() const noexcept;  // size of each segment
 
-  // Base address of a segment (host or device). Valid while the region lives.
+  // Base address of a segment (host or device). Valid while the region lives; null in a forked child.
   std::byte* SegmentData(std::size_t segment = 0) const noexcept;
   // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region.
   std::byte* BlockData(std::uint32_t block) const noexcept;
 
   // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message;
-  // kvmd's entry goes lazily. A block out of range gives a write that publishes nothing.
+  // kvmd's entry goes lazily. A block out of range, or of a region that has been unregistered or whose client is gone, gives
+  // a write that publishes nothing (generation 0).
   BlockWrite BeginWrite(std::uint32_t block) noexcept;
   // Withdraws `block` without meaning to write it now. The same operation.
   void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
@@ -129,7 +142,8 @@ class Region {
   // Publish once everything queued on `stream` (of this region's GPU) so far has completed; returns at
   // once and delays neither stream nor caller. For host memory the same as Publish. Publishes still
   // waiting for their stream when the region goes are dropped, as are those of a GPU that fails.
-  // kUnsupported, kSystem: the stream can't be followed; nothing will be published then.
+  // kUnsupported, kSystem: the stream can't be followed; nothing will be published then. kCancelled: the region has been
+  // unregistered, or its client is gone.
   [[nodiscard]] Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept;
 
   // Offers published blocks to kvmd's host cache, where they stay when this region's are reused. Copied by a thread of
@@ -152,12 +166,14 @@ class Region {
 
   // Waits until kvmd has answered every Publish and PublishOnStream made before this call.
   // kDeadlineExceeded. kUnavailable: not connected, the publishes are repeated after reconnecting.
-  // The error kvmd gave if it refuses the region itself.
+  // The error kvmd gave if it refuses the region itself. kCancelled: it has been unregistered, or its client is gone.
   [[nodiscard]] Status Flush(Deadline deadline);
 
-  // Takes the region out of the registry and waits until no importer maps it any more, or until the
-  // deadline (kDeadlineExceeded: memory is freed all the same when the Region goes, importers that
-  // still copy will fail their validation). Afterwards the region can only be destroyed.
+  // Withdraws all blocks for good, takes the region out of the registry and waits until no importer maps it any more.
+  // Afterwards the region can only be destroyed, and the caller may reuse memory that it registered; imports into and from
+  // the region that this client has under way must have ended.
+  // kDeadlineExceeded: an importer has it mapped still. kUnavailable: kvmd is away, so nobody could be asked. Either way
+  // the region is gone, and importers that still copy will fail their validation.
   [[nodiscard]] Status Unregister(Deadline deadline);
 
   struct Impl;  // libkvclient's own

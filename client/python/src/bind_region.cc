@@ -294,8 +294,9 @@ void BindRegion(nb::module_& module) {
             Check(WithoutGil([&] { return region->Unregister(deadline); }));
           },
           "timeout_s"_a = 2.0,
-          "Takes the region out of the registry and waits until no importer maps it. DeadlineExceededError. Afterwards it can only be "
-          "closed.")
+          "Withdraws all blocks for good, takes the region out of the registry and waits until no importer maps it.\n"
+          "DeadlineExceededError: one still does. UnavailableError: kvmd is away, nobody could be asked. The blocks are withdrawn\n"
+          "either way, and the region can only be closed.")
       .def(
           "close", [](PyRegion& self) { self.region.Release(); },
           "Lets go of the region; unregisters it once no array made by segment() or block() is left. Waits at most the client's timeout.")
