@@ -1,7 +1,6 @@
 // What a client wants to be known of it: models and regions, declared and registered on every connection.
 #include <algorithm>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "client/client_impl.h"
@@ -94,7 +93,7 @@ Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model,
   }
   // The last descriptor may be a service manager's, which lets go of it in its own time.
   for (auto pause = kFirstPause; exhausted() && gave_way && pause <= kLastPause && After(pause) < deadline; pause *= 2) {
-    std::this_thread::sleep_for(pause);
+    if (!Sleep(pause)) break;
     made = allocate();
   }
   if (!made) return made.error();
@@ -290,7 +289,7 @@ void Client::Impl::UnregisterAll() {
     });
   }
   std::unique_lock lock(waiting->mutex);
-  waiting->answered.wait_until(lock, deadline, [&] { return waiting->left == 0; });
+  WaitUntil(waiting->answered, lock, deadline, [&] { return waiting->left == 0; });
 }
 
 }  // namespace kvm
