@@ -49,7 +49,10 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
     case Message::kStatsReport: return Drop(*message.mutable_stats_report());
     case Message::kStatusQuery: return Drop(*message.mutable_status_query());
     case Message::kPing: return Drop(*message.mutable_ping());
-    case Message::kAllocateMemory: return Drop(*message.mutable_allocate_memory());
+    case Message::kAllocateMemory:
+      Drop(*message.mutable_allocate_memory());
+      if (message.allocate_memory().has_for_region()) DropDescriptor(*message.mutable_allocate_memory()->mutable_for_region());
+      return;
     case Message::kAdoptRegion:
       Drop(*message.mutable_adopt_region());
       if (message.adopt_region().has_expected()) DropDescriptor(*message.mutable_adopt_region()->mutable_expected());

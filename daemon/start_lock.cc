@@ -45,6 +45,7 @@ std::string HolderOf(const struct stat& file) {
 // Opens the file, and makes it if there is none.
 Result<UniqueFd> OpenOwn(const std::string& path, struct stat& info) {
   UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));
+  if (!file && errno == ENOENT) return SystemError("no directory for the lock " + path);
   if (!file) return SystemError("open the lock " + path);
   if (::fstat(file.get(), &info) != 0) return SystemError("look at the lock " + path);
   if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 077) != 0) {

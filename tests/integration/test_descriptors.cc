@@ -41,17 +41,24 @@ void LeaveTo(const KvmdProcess& kvmd, int left) {
   REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, &limit, nullptr) == 0);
 }
 
-// A region of many segments, all in one file.
+// A region of many segments, each in a file of its own; blocks lie in the first.
 struct WideRegion : WireRegion {
   WideRegion(const std::string& name, int segments) : WireRegion(name, test::SmallSpec(), 8) {
-    for (int i = 1; i < segments; ++i) *descriptor.add_segments() = descriptor.segments(0);
+    for (int i = 1; i < segments; ++i) {
+      *descriptor.add_segments() = descriptor.segments(0);
+      Result<OwnedMemory> memory = OwnedMemory::Create(name, descriptor.segments(0).size_bytes());
+      KVM_REQUIRE_OK(memory);
+      more.push_back(std::move(*memory));
+    }
   }
   Status RegisterWide(WireClient& client) const {
-    std::vector<int> fds(static_cast<std::size_t>(descriptor.segments_size()) + 1, payload.fd());
-    fds[0] = generation_memory.fd();
-    const Result<test::Received> reply = client.Call(RegisterMessage(), fds);
+    std::vector<int> descriptors = fds();
+    for (const OwnedMemory& memory : more) descriptors.push_back(memory.fd());
+    const Result<test::Received> reply = client.Call(RegisterMessage(), descriptors);
     return reply ? Status() : Status(reply.error());
   }
+
+  std::vector<OwnedMemory> more;
 };
 
 std::size_t Count(const std::string& text, const std::string& part) {

@@ -16,7 +16,7 @@ using namespace kvm::ctl;
 using kvm::test::Kvctl;
 using kvm::test::Sandbox;
 
-constexpr const char* kViews[] = {"status", "clients", "regions", "models", "ls", "leases", "reclaim", "doctor"};
+constexpr const char* kViews[] = {"status", "clients", "regions", "models", "ls", "leases", "reclaim --all", "doctor"};
 
 }  // namespace
 

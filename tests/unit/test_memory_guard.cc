@@ -63,7 +63,7 @@ void LeaveWithAddress(int signal, siginfo_t* info, void* context) {
 // As Python's faulthandler does: says something, puts back what was there before, and raises the signal again.
 struct sigaction before_tracer;
 void Trace(int signal) {
-  static_cast<void>(::write(STDERR_FILENO, "a trace\n", 8));
+  if (::write(STDERR_FILENO, "a trace\n", 8) < 0) ::_exit(2);
   ::sigaction(signal, &before_tracer, nullptr);
   ::raise(signal);
 }
