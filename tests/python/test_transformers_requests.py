@@ -369,6 +369,7 @@ def test_another_attention_at_run_time_is_another_model(market: Callable[..., Ma
     assert ours.stats.bypassed == {"config_changed": 1}
     assert ours.refresh()
     ours.generate(ids, max_new_tokens=2, do_sample=False)
+    ours.region.flush(10.0)
     assert ours.fetch(ids).tokens == 96
 
 

@@ -26,7 +26,7 @@ class CpuStore:
     def __init__(self, socket: str, name: str) -> None:
         self.client = kvclient.Client(socket, name=name)
         self.model = self.client.declare_model(SPEC)
-        layout = read_layout({"layer.0": torch.ones(8, 2, 4, 1, 8)}, 8)
+        layout = read_layout({"layer.0": torch.ones(10, 2, 4, 1, 8)}, 10)
         options = ConnectorOptions(host_cache_bytes=1 << 20)
         self.memory = share(self.client, self.model, kvclient.Shard(), layout, options, name, Counters())
 
