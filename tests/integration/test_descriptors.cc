@@ -12,6 +12,7 @@
 #include "tests/support/few_descriptors.h"
 #include "tests/support/kvmd_process.h"
 #include "tests/support/remote_worker.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/socket_pair.h"
 #include "tests/support/wire_client.h"
 #include "tests/support/worker.h"
@@ -85,6 +86,7 @@ TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says whos
 }
 
 TEST_CASE("Descriptors: who comes while kvmd has none left waits or is told, and those who are there are served", "[integration]") {
+  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   WireClient early = Join(kvmd, "early");
   LeaveTo(kvmd, 0);
@@ -156,6 +158,7 @@ TEST_CASE("Descriptors: a region that is withdrawn before a client could take it
 }
 
 TEST_CASE("Descriptors: a worker that is out of them keeps its connection, says so, and maps the region later", "[integration]") {
+  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   const std::unique_ptr<test::Worker> importer = test::StartWorker({.socket = kvmd.socket(), .name = "importer"});
   test::RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
@@ -179,6 +182,7 @@ TEST_CASE("Descriptors: a worker that is out of them keeps its connection, says 
 }
 
 TEST_CASE("Descriptors: a worker that can't take kvmd's registry names its own limit", "[integration]") {
+  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   ClientOptions options;
   options.socket_path = kvmd.socket();

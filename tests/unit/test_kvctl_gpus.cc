@@ -157,11 +157,10 @@ TEST_CASE("Doctor: host memory of dead workers is a finding: how much, whose, un
   CHECK(CheckOrphans(status).empty());
   add("pool\x1b", true);
   add("held", true).set_held(true);
-  CHECK(
-      Lines(CheckOrphans(status)) ==
-      "warn memory of dead workers: 2 GiB of host memory are kept for the next owner and still count against the dead one's pod or unit: "
-      "pool? (1 GiB, of process 77 of user 1000, 2 min 0 s left), held (1 GiB, of process 77 of user 1000, kept while leases hold it). "
-      "kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept\n");
+  CHECK(Lines(CheckOrphans(status)) ==
+        "warn memory of dead workers: 2 GiB of host memory are kept for the next owner and still count against the dead one's pod or unit: "
+        "pool? (1 GiB, of process 77 of user 1000, 2 min 0 s left), held (1 GiB, of process 77 of user 1000, kept while leases hold it). "
+        "kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept\n");
   for (int i = 0; i < 5; ++i) add("more", true);
   CHECK(Lines(CheckOrphans(status)).find("and 3 more") != std::string::npos);
 }
