@@ -180,7 +180,7 @@ Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::
   Piece borrowing;
   borrowing.borrowed = fds;
   Push(payload, fds.size(), std::move(borrowing));
-  const Result<bool> drained = Drain(socket);
+  Result<bool> drained = Drain(socket);
   if (pieces_.empty() || pieces_.back().borrowed.empty()) return drained;
   // It waits, and nothing of it has been sent.
   Piece& waiting = pieces_.back();
