@@ -28,7 +28,7 @@ class OwnerProcess {
 // kUnsupported: `what` is the parent's.
 Error BelongsToParent(const char* what);
 
-// Ends no object: whoever shares it goes on, and its destructor never runs in this process.
+// Ends no object: other holders of it go on, and its destructor never runs in this process.
 template <class T>
 void LeaveToParent(std::shared_ptr<T> object) noexcept {
   union Left {  // has no destructor for what it holds

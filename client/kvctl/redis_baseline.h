@@ -21,7 +21,7 @@ class RedisBaseline {
 
   // Stores entries [0, entries) of a run, pipelined: the key's 16 bytes, with a value of 40 (a location).
   [[nodiscard]] Status Load(std::uint64_t run, std::uint64_t entries);
-  // Removes them. kSystem: some were not there any more, so that whoever took them out was at work while it was measured.
+  // Removes them. kSystem: some were not there any more, so another process removed them during the measurement.
   [[nodiscard]] Status Unload(std::uint64_t run, std::uint64_t entries);
 
   // Microseconds of one MGET of these keys. kSystem: a key was missing, or its value is not the one that was stored.

@@ -16,7 +16,7 @@ std::uint64_t SimulateTier(const BlockTrace& trace, policy::EvictionPolicy& poli
 // block or not. It is Belady's MIN with a request's blocks used from the first to the last: of the blocks that are there
 // and the one that comes, the one whose next use is farthest leaves.
 //
-// Why that is the optimum for prefix hits, and not only for single blocks: whoever uses a block uses its parent
+// Why that is the optimum for prefix hits, and not only for single blocks: a request that uses a block uses its parent
 // just before, so a parent's next use is always the nearer one and it never leaves before its children. What is there when a
 // request comes is therefore whole prefixes, every block of the request that is there is a prefix hit, and MIN has the
 // most of those, by Belady's theorem. (From the last to the first, the tail of a prompt stays and its head leaves.)
