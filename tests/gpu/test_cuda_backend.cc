@@ -472,6 +472,7 @@ TEST_CASE("Topology: every GPU reaches itself, and pairs say how", "[gpu]") {
 }
 
 TEST_CASE("CUDA backend: memory that no region has is summed in pieces, as its bytes are in host memory", "[gpu]") {
+  KVM_NEED_GPUS(1);
   const auto backend = BackendOf(0);
   Random random(22);
   const std::uint64_t size = 3 * 4096 + 21;

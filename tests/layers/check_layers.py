@@ -20,6 +20,7 @@ SUFFIXES = {".h", ".hpp", ".cc", ".cpp", ".cu", ".cuh"}
 CUDA_HEADER = re.compile(r"^(cuda(\.h|[A-Z_]\w*\.h|_runtime.*|/.*)|cudart.*|nvml\.h|nccl.*|cooperative_groups.*|driver_types\.h|cub/.*|thrust/.*)$")
 CUDA_LIBRARY = re.compile(r"libcuda|libcudart|libnvidia|libnvml")
 TEST_CASE = re.compile(r'TEST_CASE\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*"([^"]*)"', re.DOTALL)
+GPU_GATE = re.compile(r"\s*(KVM_NEED_GPUS\(|if \([^{}]*?\) KVM_SKIP\()")
 LABELS = ("unit", "integration", "fault", "gpu")
 
 # Folder (the longest that matches a file), and the folders its quoted includes may come from.
@@ -84,6 +85,16 @@ def check_tags(root):
                     yield f"{path.relative_to(root)}: test {sentence.strip()} is tagged {tags or 'nothing'}, its folder says [{label}]"
 
 
+def check_gpu_tests(root):
+    """Every test that uses a GPU says first how many it needs, or it fails on a machine without one."""
+    for path in sorted((root / "tests" / "gpu").glob("*.cc")):
+        for body in re.split(r"^TEST_CASE\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            sentence, _, statements = body.partition("{")
+            if not GPU_GATE.match(statements):
+                sentence = sentence.rpartition(",")[0].strip()
+                yield f"{path.relative_to(root)}: test {sentence} does not begin with KVM_NEED_GPUS"
+
+
 def check_binary(path):
     listing = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
@@ -110,11 +121,13 @@ SELF_TEST = {
     "client/m.cc": ('#include "link.h"', "m.cc: includes \"link.h\""),
     "client/n.cc": ("#include <cuda.h>", "n.cc: includes cuda.h"),
     "tests/unit/o.cc": ('TEST_CASE("a, b",\n "[fault]")', 'o.cc: test "a, b" is tagged [fault]'),
+    "tests/gpu/q.cc": ('TEST_CASE("d", "[gpu]") {\n  const auto backend = BackendOf(0);\n  KVM_NEED_GPUS(1);\n}', 'q.cc: test "d" does not begin'),
     "tests/unit/p.cc": ('TEST_CASE("c", "")', "p.cc: test \"c\" is tagged nothing"),
     "cuda/good.cc": ('#include <cuda_runtime.h>\n#include "cuda/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>', None),
     "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/b.h"', None),
     "daemon/good.cc": ('#include "daemon/a.h"\n#include "daemon/policy/a.h"\n#include "proto/b.h"\n#include <boost/asio.hpp>', None),
     "client/kvctl/good.cc": ('#include "client/kvctl/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
+    "tests/gpu/good.cc": ('TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}', None),
     "tests/unit/good.cc": ('#include "daemon/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
 
@@ -125,7 +138,7 @@ def self_test():
         for name, (text, _) in SELF_TEST.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
-        found = list(check_includes(root)) + list(check_tags(root))
+        found = list(check_includes(root)) + list(check_tags(root)) + list(check_gpu_tests(root))
     for name, (_, expected) in SELF_TEST.items():
         if expected is not None and not any(expected in line for line in found):
             yield f"self-test: {name} was not reported"
@@ -147,6 +160,7 @@ def main():
     if arguments.source is not None:
         violations += check_includes(arguments.source)
         violations += check_tags(arguments.source)
+        violations += check_gpu_tests(arguments.source)
     for binary in arguments.binary:
         violations += check_binary(binary)
     for line in violations:
