@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <thread>
 
-#include "client/find.h"
-#include "client/region_impl.h"
-#include "client/wait.h"
-#include "proto/protocol_limits.h"
+#include "client/connection/wait.h"
+#include "client/find/find.h"
+#include "client/region/region_impl.h"
+#include "proto/wire/protocol_limits.h"
 
 namespace kvm {
 namespace {
@@ -110,9 +110,9 @@ Result<ReclaimedMemory> Client::ReclaimOrphans(const ReclaimOptions& what, Deadl
   return impl_->ReclaimOrphans(what, deadline);
 }
 
-Result<Lease> Client::Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
+Result<Lease> Client::AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
   if (!impl_->process.Here()) return BelongsToParent("client");
-  return impl_->Hold(match, ttl, deadline);
+  return impl_->AcquireLease(match, ttl, deadline);
 }
 
 Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "client/region_impl.h"
-#include "client/wait.h"
-#include "proto/fault_point.h"
+#include "client/connection/wait.h"
+#include "client/region/region_impl.h"
+#include "proto/base/fault_point.h"
 
 namespace kvm {
 namespace {
@@ -29,7 +29,7 @@ void Client::Impl::Stop() {
   leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));  // the connection's end says so less well
   UnregisterAll();
   link.Stop();
-  stower.Stop();
+  offloader.Stop();
   mapper.Stop();
   publish_answered_.notify_all();
 }
@@ -77,7 +77,7 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
     epoch_ = hello.epoch();
     domain_ = hello.domain();
   }
-  stower.Connected(hello);
+  offloader.Connected(hello);
   Redeclare();
   for (const std::shared_ptr<Region::Impl>& region : Regions()) {
     RequestRegistration(region, nullptr);
@@ -89,7 +89,7 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
 }
 
 void Client::Impl::OnDisconnected() {
-  stower.Disconnected();
+  offloader.Disconnected();
   leases.EndAll(MakeError(Errc::kUnavailable, "the lease is over: the connection to kvmd has ended"));
   {
     std::lock_guard lock(mutex_);
@@ -112,8 +112,8 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds
   switch (message.body_case()) {
     case kvmwire::ServerMessage::kPublishAck: OnAck(message.publish_ack()); return;
     case kvmwire::ServerMessage::kRegionAnnounce: mapper.Announce(connection_, message.region_announce(), std::move(fds)); return;
-    case kvmwire::ServerMessage::kLeaseCut: leases.Cut(message.lease_cut()); return;
-    case kvmwire::ServerMessage::kChunkGrant: stower.Granted(message.chunk_grant(), std::move(fds)); return;
+    case kvmwire::ServerMessage::kLeaseShrunk: leases.Cut(message.lease_shrunk()); return;
+    case kvmwire::ServerMessage::kSlabGrant: offloader.Granted(message.slab_grant(), std::move(fds)); return;
     case kvmwire::ServerMessage::kRegionWithdraw: {
       const kvmwire::RegionWithdraw& withdraw = message.region_withdraw();
       std::function<void()> acknowledge;
@@ -128,10 +128,10 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds
           self->link.Post(ack);
         };
       }
-      // If it is a chunk that this client writes, that mapping goes first.
-      stower.Withdraw(withdraw.region(), withdraw.region_epoch(),
-                      [this, connection = connection_, row = withdraw.region(), region_epoch = withdraw.region_epoch(),
-                       acknowledge = std::move(acknowledge)] { mapper.Withdraw(connection, row, region_epoch, acknowledge); });
+      // If it is a slab that this client writes, that mapping goes first.
+      offloader.Withdraw(withdraw.region(), withdraw.region_epoch(),
+                         [this, connection = connection_, row = withdraw.region(), region_epoch = withdraw.region_epoch(),
+                          acknowledge = std::move(acknowledge)] { mapper.Withdraw(connection, row, region_epoch, acknowledge); });
       return;
     }
     default: return;  // a newer kvmd may announce what this library does not know
@@ -165,8 +165,8 @@ void Client::Impl::OnTick() {
   report.set_blocks_published(now.blocks_published);
   report.set_publishes_deferred(now.publishes_deferred);
   report.set_reconnects(now.reconnects);
-  report.set_blocks_stowed(now.blocks_stowed);
-  report.set_stows_dropped(now.stows_dropped);
+  report.set_blocks_offloaded(now.blocks_offloaded);
+  report.set_offloads_dropped(now.offloads_dropped);
   report.set_blocks_from_host_cache(now.blocks_from_host_cache);
   if (const std::vector<UnmappedRegion> unmapped = mapper.Unmapped(); !unmapped.empty()) {
     report.set_unmapped_regions(static_cast<std::uint32_t>(unmapped.size()));
@@ -192,9 +192,9 @@ ClientStats Client::Impl::Stats() const {
   out.blocks_published = load(stats.blocks_published);
   out.publishes_deferred = load(stats.publishes_deferred);
   out.publishes_refused = load(stats.publishes_refused);
-  out.blocks_stowed = load(stats.blocks_stowed);
-  out.stows_dropped = load(stats.stows_dropped);
-  out.stows_refused = load(stats.stows_refused);
+  out.blocks_offloaded = load(stats.blocks_offloaded);
+  out.offloads_dropped = load(stats.offloads_dropped);
+  out.offloads_refused = load(stats.offloads_refused);
   out.blocks_from_host_cache = load(stats.blocks_from_host_cache);
   const std::uint64_t connections = load(stats.connections);
   out.reconnects = connections > 0 ? connections - 1 : 0;

@@ -15,16 +15,16 @@
 #include <string>
 #include <vector>
 
-#include "client/device_set.h"
-#include "client/host_cache_uses.h"
+#include "client/connection/link.h"
+#include "client/connection/owner_process.h"
 #include "client/lease_impl.h"
-#include "client/link.h"
-#include "client/owner_process.h"
-#include "client/peer_mapper.h"
-#include "client/peers.h"
-#include "client/stower.h"
+#include "client/offload/host_cache_uses.h"
+#include "client/offload/offloader.h"
+#include "client/peers/device_set.h"
+#include "client/peers/peer_mapper.h"
+#include "client/peers/peers.h"
 #include "kvclient/client.h"
-#include "proto/publish_record.h"
+#include "proto/wire/publish_record.h"
 
 namespace kvm {
 
@@ -39,8 +39,8 @@ std::uint32_t AckTimeoutMs(Deadline deadline);
 
 struct AtomicStats {
   std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
-      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_stowed{0},
-      stows_dropped{0}, stows_refused{0}, blocks_from_host_cache{0};
+      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_offloaded{0},
+      offloads_dropped{0}, offloads_refused{0}, blocks_from_host_cache{0};
 };
 
 struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
@@ -57,7 +57,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
                                                                std::span<const DeviceRange> segments, Deadline deadline);
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions region, Deadline deadline);
   [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
-  [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
+  [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline);
   // What a client's end does with its regions. Waits, up to the client's timeout, for importers of memory that CUDA must
   // not free under them (cuda_ipc), and for no others: other memory lives as long as anybody has it mapped.
@@ -77,9 +77,9 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   mutable AtomicStats stats;
   PeerMapper mapper;
   HostCacheUses host_cache_uses;
-  HeldLeases leases;
+  LeaseList leases;
   Link link;
-  Stower stower{link, stats, options.max_queued_stows};
+  Offloader offloader{link, stats, options.max_queued_offloads};
 
   std::string Domain() const;
 
@@ -90,8 +90,8 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void OnTick();
   void OnAck(const kvmwire::PublishAck& ack);
 
-  [[nodiscard]] Status HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires,
-                                Deadline deadline);
+  [[nodiscard]] Status AcquireSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires,
+                                   Deadline deadline);
   // The device's index; peers' regions are mapped for it on return.
   [[nodiscard]] Result<std::size_t> OpenDevice(const DeviceUuid& device, Deadline deadline);
   [[nodiscard]] Result<std::shared_ptr<Region>> AddRegion(std::shared_ptr<Region::Impl> region, Deadline deadline);

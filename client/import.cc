@@ -6,10 +6,10 @@
 #include <optional>
 #include <utility>
 
-#include "client/match_impl.h"
-#include "client/region_impl.h"
-#include "client/wait.h"
-#include "proto/fault_point.h"
+#include "client/connection/wait.h"
+#include "client/find/match_impl.h"
+#include "client/region/region_impl.h"
+#include "proto/base/fault_point.h"
 
 namespace kvm {
 namespace {

@@ -4,10 +4,10 @@
 #include <utility>
 
 #include "client/client_impl.h"
+#include "client/connection/wait.h"
+#include "client/find/match_impl.h"
 #include "client/lease_impl.h"
-#include "client/match_impl.h"
-#include "client/wait.h"
-#include "proto/protocol_limits.h"
+#include "proto/wire/protocol_limits.h"
 
 namespace kvm {
 namespace {
@@ -16,12 +16,12 @@ Error Over(const char* how) { return MakeError(Errc::kNotFound, std::string("the
 
 kvmwire::ClientMessage ReleaseOf(std::uint64_t id) {
   kvmwire::ClientMessage message;
-  message.mutable_release_hold()->set_lease(id);
+  message.mutable_release_lease()->set_lease(id);
   return message;
 }
 
 Result<std::uint32_t> TtlMs(std::chrono::milliseconds ttl) {
-  if (ttl.count() <= 0) return MakeError(Errc::kInvalidArgument, "hold: a lease needs a time to live");
+  if (ttl.count() <= 0) return MakeError(Errc::kInvalidArgument, "lease: a lease needs a time to live");
   return static_cast<std::uint32_t>(std::min<std::int64_t>(ttl.count(), UINT32_MAX));
 }
 
@@ -40,8 +40,8 @@ const PeerRegion* RegionOf(const PeerSnapshot& snapshot, const Match::Impl& matc
 }
 
 // The leading sources of `match` from `first` on, as the registry of `snapshot` knows them, into `hold`.
-void AddSources(const PeerSnapshot& snapshot, const Match& match, std::size_t first, kvmwire::Hold& hold) {
-  const std::size_t end = std::min(match.size(), first + kMaxHoldBatch);
+void AddSources(const PeerSnapshot& snapshot, const Match& match, std::size_t first, kvmwire::AcquireLease& hold) {
+  const std::size_t end = std::min(match.size(), first + kMaxLeaseBatch);
   for (std::size_t i = match.first() + first; i < match.first() + end; ++i) {
     const Match::Impl* impl = match.impl();
     const PeerRegion* region = RegionOf(snapshot, *impl, i);
@@ -51,7 +51,7 @@ void AddSources(const PeerSnapshot& snapshot, const Match& match, std::size_t fi
     }
     if (region == nullptr) return;
     const BlockSource& source = impl->sources[i];
-    kvmwire::HoldSource& out = *hold.add_sources();
+    kvmwire::LeaseSource& out = *hold.add_sources();
     out.set_region(static_cast<std::uint32_t>(region - snapshot.by_row.data()));
     out.set_region_epoch(region->region_epoch);
     out.set_block(source.block);
@@ -70,17 +70,17 @@ void Lease::Impl::End(const Error& why) {
   reason = why;
 }
 
-void HeldLeases::Add(std::uint64_t id, const std::shared_ptr<Lease::Impl>& lease) {
+void LeaseList::Add(std::uint64_t id, const std::shared_ptr<Lease::Impl>& lease) {
   std::lock_guard lock(mutex_);
   leases_[id] = lease;
 }
 
-void HeldLeases::Remove(std::uint64_t id) {
+void LeaseList::Remove(std::uint64_t id) {
   std::lock_guard lock(mutex_);
   leases_.erase(id);
 }
 
-void HeldLeases::Cut(const kvmwire::LeaseCut& cut) {
+void LeaseList::Cut(const kvmwire::LeaseShrunk& cut) {
   std::shared_ptr<Lease::Impl> lease;
   {
     std::lock_guard lock(mutex_);
@@ -96,7 +96,7 @@ void HeldLeases::Cut(const kvmwire::LeaseCut& cut) {
   lease->reason = MakeError(Errc::kNotFound, "blocks were taken from the lease: " + cut.reason());
 }
 
-void HeldLeases::EndAll(const Error& why) {
+void LeaseList::EndAll(const Error& why) {
   std::unordered_map<std::uint64_t, std::weak_ptr<Lease::Impl>> leases;
   {
     std::lock_guard lock(mutex_);
@@ -110,8 +110,8 @@ void HeldLeases::EndAll(const Error& why) {
 // ---- asking for one -----------------------------------------------------------------------------
 
 // One message of it and its answer, which the link's thread takes: a cut that comes right behind it must find the lease.
-Status Client::Impl::HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires,
-                              Deadline deadline) {
+Status Client::Impl::AcquireSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires,
+                                 Deadline deadline) {
   {
     std::lock_guard lock(lease->mutex);
     lease->waiting = true;
@@ -125,14 +125,14 @@ Status Client::Impl::HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire
       if (!reply) {
         *outcome = reply.error();
       } else {
-        const kvmwire::HoldReply& held = reply->message.hold_reply();
+        const kvmwire::AcquireLeaseReply& held = reply->message.acquire_lease_reply();
         if (lease->released) {
           release = held.lease();
         } else {
           lease->id = held.lease();
           lease->blocks = held.blocks();
           lease->expires = expires;
-          if (held.has_not_held()) lease->reason = MakeError(static_cast<Errc>(held.not_held().code()), held.not_held().message());
+          if (held.has_not_leased()) lease->reason = MakeError(static_cast<Errc>(held.not_leased().code()), held.not_leased().message());
           if (self) self->leases.Add(held.lease(), lease);
         }
       }
@@ -147,10 +147,10 @@ Status Client::Impl::HoldSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire
   return MakeError(Errc::kDeadlineExceeded, "kvmd did not answer in time");
 }
 
-Result<Lease> Client::Impl::Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
+Result<Lease> Client::Impl::AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
   const Result<std::uint32_t> ttl_ms = TtlMs(ttl);
   if (!ttl_ms) return ttl_ms.error();
-  if (match.empty()) return MakeError(Errc::kInvalidArgument, "hold: the match is empty");
+  if (match.empty()) return MakeError(Errc::kInvalidArgument, "lease: the match is empty");
   auto lease = std::make_shared<Lease::Impl>();
   lease->client = weak_from_this();
   const std::shared_ptr<const PeerSnapshot> snapshot = peers.Get().current;
@@ -158,7 +158,7 @@ Result<Lease> Client::Impl::Hold(const Match& match, std::chrono::milliseconds t
   const Deadline expires = After(ttl);  // kvmd counts from later on
   for (std::size_t first = 0; first < match.size();) {
     kvmwire::ClientMessage message;
-    kvmwire::Hold& hold = *message.mutable_hold();
+    kvmwire::AcquireLease& hold = *message.mutable_acquire_lease();
     hold.set_registry_epoch(snapshot->registry.header().epoch);
     hold.set_ttl_ms(*ttl_ms);
     hold.set_lease(lease->id);
@@ -167,8 +167,8 @@ Result<Lease> Client::Impl::Hold(const Match& match, std::chrono::milliseconds t
     const std::size_t asked = static_cast<std::size_t>(hold.sources_size());
     Status held =
         asked == 0
-            ? Status(MakeError(Errc::kStale, "hold: the region of the block has gone, or is not registered yet since kvmd's restart"))
-            : HoldSome(lease, std::move(message), expires, deadline);
+            ? Status(MakeError(Errc::kStale, "lease: the region of the block has gone, or is not registered yet since kvmd's restart"))
+            : AcquireSome(lease, std::move(message), expires, deadline);
     if (!held && first == 0) return held.error();
     std::lock_guard lock(lease->mutex);
     if (!held && lease->reason.message.empty()) lease->reason = held.error();
@@ -213,7 +213,7 @@ std::chrono::milliseconds Lease::left() const noexcept {
   return std::chrono::duration_cast<std::chrono::milliseconds>(impl_->expires - now);
 }
 
-Status Lease::Extend(std::chrono::milliseconds ttl, Deadline deadline) {
+Status Lease::Renew(std::chrono::milliseconds ttl, Deadline deadline) {
   const Result<std::uint32_t> ttl_ms = TtlMs(ttl);
   if (!ttl_ms) return ttl_ms.error();
   if (blocks() == 0) return reason().message.empty() ? Over("it holds nothing") : reason();
@@ -222,9 +222,9 @@ Status Lease::Extend(std::chrono::milliseconds ttl, Deadline deadline) {
   kvmwire::ClientMessage message;
   {
     std::lock_guard lock(impl_->mutex);
-    message.mutable_extend_hold()->set_lease(impl_->id);
+    message.mutable_renew_lease()->set_lease(impl_->id);
   }
-  message.mutable_extend_hold()->set_ttl_ms(*ttl_ms);
+  message.mutable_renew_lease()->set_ttl_ms(*ttl_ms);
   const Deadline expires = After(ttl);
   const Result<Answer> reply = client->link.Call(std::move(message), {}, deadline);
   std::lock_guard lock(impl_->mutex);

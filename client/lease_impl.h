@@ -1,7 +1,7 @@
 // What a Lease knows, and the leases of a client.
 //
 // The link's thread changes a lease when kvmd has answered, when it takes blocks away, and when the connection ends; the
-// engine's threads ask, extend and release. Order of locks: Lease::Impl::mutex → HeldLeases' own.
+// engine's threads ask, extend and release. Order of locks: Lease::Impl::mutex → LeaseList' own.
 #pragma once
 
 #include <condition_variable>
@@ -10,8 +10,8 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "client/link.h"
-#include "client/owner_process.h"
+#include "client/connection/link.h"
+#include "client/connection/owner_process.h"
 #include "kvclient/lease.h"
 
 namespace kvm {
@@ -35,11 +35,11 @@ struct Lease::Impl {
 };
 
 // Leases of the connection there is, by kvmd's number. Thread-safe.
-class HeldLeases {
+class LeaseList {
  public:
   void Add(std::uint64_t id, const std::shared_ptr<Lease::Impl>& lease);
   void Remove(std::uint64_t id);
-  void Cut(const kvmwire::LeaseCut& cut);
+  void Cut(const kvmwire::LeaseShrunk& cut);
   void EndAll(const Error& why);
 
  private:

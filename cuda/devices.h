@@ -15,7 +15,7 @@ namespace kvm {
 // kUnsupported, kNotFound (no visible GPU has that UUID), kSystem.
 [[nodiscard]] Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid& uuid);
 
-// Checksums (cuda/checksum.h) of all blocks of a geometry over one segment of that GPU's memory. Waits for the result, not
+// Checksums (cuda/host/checksum.h) of all blocks of a geometry over one segment of that GPU's memory. Waits for the result, not
 // for other work of the GPU. As MakeCudaBackend.
 [[nodiscard]] Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid& uuid, const std::byte* base, const Geometry& geometry);
 

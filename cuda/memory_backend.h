@@ -19,10 +19,10 @@
 #include "kvm/device.h"
 #include "kvm/error.h"
 #include "kvm/geometry.h"
-#include "proto/generation_table.h"
-#include "proto/layout.h"
-#include "proto/sealed_memory.h"
-#include "proto/unique_fd.h"
+#include "proto/base/unique_fd.h"
+#include "proto/shm/generation_table.h"
+#include "proto/shm/layout.h"
+#include "proto/shm/sealed_memory.h"
 
 namespace kvm {
 
@@ -55,7 +55,7 @@ class PeerMemory {
   // Whether the mapping itself refuses stores; if not, detail() says why.
   virtual bool read_only() const noexcept = 0;
   virtual const std::string& detail() const noexcept = 0;  // for operators; may be empty
-  // Whether the CPU has come upon memory that was gone (proto/memory_guard.h). No import from it is valid any more.
+  // Whether the CPU has come upon memory that was gone (proto/shm/memory_guard.h). No import from it is valid any more.
   virtual bool lost() const noexcept { return false; }
 };
 
@@ -167,7 +167,7 @@ class MemoryBackend {
   [[nodiscard]] virtual Status RunAfter(StreamHandle stream, std::function<void()> action) = 0;
 
   // Content checksum of each block: a function of its bytes in geometry order, however they are cut, the
-  // same for every kind of memory (cuda/checksum.h). Waits for the result.
+  // same for every kind of memory (cuda/host/checksum.h). Waits for the result.
   [[nodiscard]] virtual Result<std::vector<std::uint64_t>> Checksum(const LocalMemory& memory, const Geometry& geometry,
                                                                     std::span<const std::uint32_t> blocks) = 0;
   // Bytes into and out of this process's own region; waits for the copy. kInvalidArgument: out of range.

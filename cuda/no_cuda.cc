@@ -1,6 +1,6 @@
 // Devices and topology in a build without the CUDA toolkit.
 #include "cuda/devices.h"
-#include "cuda/topology.h"
+#include "cuda/topology/topology.h"
 #include "kvm/copy_baselines.h"
 #include "kvm/exportable_memory.h"
 

@@ -3,9 +3,9 @@
 #include <csignal>
 #include <memory>
 
-#include "daemon/config.h"
-#include "daemon/server.h"
-#include "proto/standard_fds.h"
+#include "daemon/server/server.h"
+#include "daemon/system/config.h"
+#include "proto/base/standard_fds.h"
 
 namespace {
 

@@ -22,7 +22,7 @@ if(TARGET kvctl AND TARGET kvmd)
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
-  kvm_test(NAME kvctl_kept_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_kept.cc)
+  kvm_test(NAME kvctl_retained_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_retained.cc)
   kvm_test(NAME kvctl_bench_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_bench.cc)
   kvm_test(NAME kvctl_trace_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd

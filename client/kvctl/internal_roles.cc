@@ -4,10 +4,11 @@
 #include <cstring>
 #include <string_view>
 
-#include "client/kvctl/bench_peer.h"
-#include "client/kvctl/channel.h"
-#include "client/kvctl/exit_codes.h"
-#include "client/kvctl/replay_worker.h"
+#include "client/kvctl/bench/bench_peer.h"
+#include "client/kvctl/cli/exit_codes.h"
+#include "client/kvctl/process/channel.h"
+#include "client/kvctl/process/roles.h"
+#include "client/kvctl/replay/replay_worker.h"
 
 namespace kvm::ctl {
 

@@ -6,9 +6,6 @@
 
 namespace kvm::ctl {
 
-inline constexpr const char* kReplayWorkerRole = "replay-worker";
-inline constexpr const char* kBenchPeerRole = "bench-peer";
-
 // The exit code, if this process was started for such a role.
 std::optional<int> RunInternalRole(int argc, char** argv);
 

@@ -11,12 +11,12 @@
 
 #include <CLI/CLI.hpp>
 
-#include "client/kvctl/common_options.h"
-#include "client/kvctl/exit_codes.h"
+#include "client/kvctl/cli/common_options.h"
+#include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/internal_roles.h"
 #include "kvm/device.h"
 #include "kvm/error.h"
-#include "proto/standard_fds.h"
+#include "proto/base/standard_fds.h"
 
 namespace {
 
@@ -24,7 +24,7 @@ constexpr const char* kFooter =
     "Exit codes: 0 healthy, 1 usage, 2 kvmd unreachable, 3 unhealthy, 130 interrupted.\n"
     "--socket, --json and --timeout-ms may stand before or behind the command.";
 
-// "0.1.0 (CUDA 13.0)": whether this binary can use GPUs.
+// "0.2.0 (CUDA 13.0)": whether this binary can use GPUs.
 std::string VersionText() {
   const std::string toolkit = kvm::CudaToolkitVersion();
   return std::string(KVM_VERSION) + (toolkit.empty() ? " (without CUDA)" : " (CUDA " + toolkit + ")");

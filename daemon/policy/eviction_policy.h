@@ -1,16 +1,16 @@
-// Which block leaves a full tier. A policy only chooses: whoever owns the tier (kvmd's host tier, the
+// Which block leaves a full cache. A policy only chooses: whoever owns the cache (kvmd's host cache, the
 // registry, kvctl's simulator) moves the bytes and reports what happened.
 //
-// A tier is `capacity` slots. For each request, or each batch of blocks of one prefix:
+// A cache is `capacity` slots. For each request, or each batch of blocks of one prefix:
 //
 //   OnRequest(path)                   all blocks from the first on, whether resident or not
 //   for each block, in order():
 //     resident:  OnHit(slot)
-//     else:      if the tier is full: ChooseVictim() → OnErase(victim)
+//     else:      if the cache is full: ChooseVictim() → OnErase(victim)
 //                OnInsert(slot, block)
 //
 // OnErase may come at any time for any resident slot: a generation moved on, an owner died. A request may be
-// longer than the tier. Single-threaded. What a policy needs is allocated when it is made, by capacity.
+// longer than the cache. Single-threaded. What a policy needs is allocated when it is made, by capacity.
 #pragma once
 
 #include <cstdint>

@@ -10,13 +10,13 @@ namespace kvm::policy {
 namespace {
 
 // As many as S3-FIFO's ghosts here; at least as many as fit 1 MiB, since a conversation's pause does not shrink
-// with the tier. What LRU would hold is among them: at most twice the capacity of blocks left since the oldest of
+// with the cache. What LRU would hold is among them: at most twice the capacity of blocks left since the oldest of
 // those was used.
 constexpr std::uint64_t kRememberedPerSlot = 4, kMinRemembered = 1 << 14;
 constexpr std::uint32_t kUnitsPerCapacity = 64;
 // The model looks at this many nodes or more; of more nodes it takes every 2nd, 4th, …
 constexpr std::uint64_t kSampledNodes = 1 << 16;
-// The model is updated four times while the tier turns over once, but not so often that it costs more than the rest.
+// The model is updated four times while the cache turns over once, but not so often that it costs more than the rest.
 constexpr std::uint64_t kUpdatesPerCapacity = 4, kMinUpdate = 4096;
 constexpr std::uint64_t kFirstUpdate = 512;  // and then after an eighth more
 // Counts are worth half after what is remembered has gone by about twice.
@@ -24,7 +24,7 @@ constexpr std::uint64_t kHalfLifeCapacities = 8, kMinHalfLife = 1 << 15;
 // A parent with one child beside a new one is a conversation that went on: its old end was partly filled. With
 // more it is a prompt that many share, and says nothing about the one that begins.
 constexpr std::uint8_t kForksOfOneThread = 2;
-// How far behind LRU the tier may come, of the blocks asked for: half of 0.003, the goal, since what is expected of the
+// How far behind LRU the cache may come, of the blocks asked for: half of 0.003, the goal, since what is expected of the
 // blocks that are not here is an estimate. Less, and it turns to LRU before it has learnt anything.
 constexpr double kTolerated = 0.0015;
 constexpr double kFewBlocks = 20;  // of a request, while none was announced
@@ -81,7 +81,7 @@ void HitDensityPolicy::UpdateGuard(std::uint64_t leading, std::uint64_t leading_
   asked_ += blocks;
   hits_ += leading;
   lru_hits_ += leading_lru;
-  // Old gains pay for one tier's content at most.
+  // Old gains pay for one cache's content at most.
   lead_ = std::min(lead_ + static_cast<double>(leading) - static_cast<double>(leading_lru), static_cast<double>(capacity_));
   // While too little is known of what is absent, it is taken for what LRU holds on the whole.
   const double of_lru = (lru_used_ + 1) / (lru_used_ + lru_left_ + 2);
@@ -160,7 +160,7 @@ void HitDensityPolicy::OnErase(Slot slot) {
   if (chosen) {
     if (node.in_lru) ++absent_;
   } else {
-    // It went by itself: an LRU tier would have lost it, too.
+    // It went by itself: an LRU cache would have lost it, too.
     RemoveFromUse(at);
     PushBack(by_use_, at, UseLinksOf());
   }

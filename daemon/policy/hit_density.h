@@ -3,11 +3,11 @@
 // Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks whose
 // parent is not there go first of all. The policy remembers four times the capacity of blocks that left (at
 // least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 400
-// bytes a slot in all, more for tiers below 4,096 blocks.
+// bytes a slot in all, more for caches below 4,096 blocks.
 //
 // Guard, which makes a loss against LRU small, not impossible: all blocks known, resident or remembered, are kept in
-// the order of their last use; the first `capacity` of them are what an LRU tier would hold. Hits of both are counted
-// for each request. What LRU holds and this tier does not may be asked for next; how much of it is, is counted as
+// the order of their last use; the first `capacity` of them are what an LRU cache would hold. Hits of both are counted
+// for each request. What LRU holds and this cache does not may be asked for next; how much of it is, is counted as
 // well. When LRU's lead and what is to be expected of those blocks come to more than 0.0015 of the blocks asked for,
 // blocks leave in LRU's order until it is less again. This and growth need OnRequest; without it the rest works.
 //
@@ -43,13 +43,13 @@ class HitDensityPolicy final : public EvictionPolicy {
 
   // For tests and for those who look.
   std::uint64_t hits() const noexcept { return hits_; }
-  std::uint64_t lru_hits() const noexcept { return lru_hits_; }  // of an LRU tier of this capacity
+  std::uint64_t lru_hits() const noexcept { return lru_hits_; }  // of an LRU cache of this capacity
   bool follows_lru() const noexcept { return follow_lru_; }
   bool IsLeaf(Slot slot) const { return nodes_[node_of_[slot]].run != kNil; }
   double Worth(Slot slot) const;  // of a leaf: the least one leaves, unless LRU is followed
 
  private:
-  static constexpr std::uint32_t kOrphans = 0;  // leaves whose parent is not resident
+  static constexpr std::uint32_t kRootless = 0;  // leaves whose parent is not resident
   static constexpr std::uint32_t kLists = 1 + ReuseModel::kClasses * ReuseModel::kAges;
 
   struct alignas(64) Node {       // a line of memory
@@ -143,8 +143,8 @@ class HitDensityPolicy final : public EvictionPolicy {
 
   std::uint64_t requests_ = 0, asked_ = 0, hits_ = 0, lru_hits_ = 0;
   double lead_ = 0;                     // hits more than LRU, at most capacity
-  std::uint64_t absent_ = 0;            // blocks in the LRU tier that are not here
-  double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU tier had, blocks that left it
+  std::uint64_t absent_ = 0;            // blocks in the LRU cache that are not here
+  double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU cache had, blocks that left it
   double missed_ = 0, spared_ = 0;      // what became of those: used while LRU had them, or left LRU as well
   bool follow_lru_ = false;
   std::uint32_t chosen_ = kNil;  // node, by ChooseVictim

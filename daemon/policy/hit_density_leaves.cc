@@ -23,7 +23,7 @@ std::uint32_t HitDensityPolicy::WorstLeaf() {
     const std::uint32_t list = leaves_.First();
     if (list == kNil) return kNil;
     const std::uint32_t at = leaves_.Back(list);
-    if (list != kOrphans || !Resident(nodes_[at].parent)) return at;
+    if (list != kRootless || !Resident(nodes_[at].parent)) return at;
     // Its parent came back.
     Delist(at);
     Enlist(at, true);
@@ -54,7 +54,7 @@ std::uint32_t HitDensityPolicy::WorstLeafAmong(const Evictable& evictable) {
     if (found != kNil || looked >= kMaxVictimsLookedAt) return;
     const auto look = [&](std::uint32_t at) {
       // An orphan whose parent came back is none any more: where it belongs is not known, so it leaves last.
-      const bool came_back = list == kOrphans && Resident(nodes_[at].parent);
+      const bool came_back = list == kRootless && Resident(nodes_[at].parent);
       std::uint32_t& leaf = came_back ? no_orphan : found;
       if (leaf == kNil && evictable(nodes_[at].slot)) leaf = at;
       return ++looked < kMaxVictimsLookedAt && found == kNil;
@@ -76,7 +76,7 @@ std::uint32_t HitDensityPolicy::OldestAmong(const Evictable& evictable, bool lea
 double HitDensityPolicy::Worth(Slot slot) const { return WorthOfList(leaves_.ListOf(nodes_[node_of_[slot]].run)); }
 
 double HitDensityPolicy::WorthOfList(std::uint32_t list) const {
-  return list == kOrphans ? -1 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
+  return list == kRootless ? -1 : model_.Density((list - 1) / ReuseModel::kAges, (list - 1) % ReuseModel::kAges);
 }
 
 void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
@@ -84,7 +84,7 @@ void HitDensityPolicy::Enlist(std::uint32_t at, bool front) {
   const bool orphan = !node.first && !Resident(node.parent);
   // A prefix is cut block by block: what the next cut looks at.
   if (node.parent != kNil) Fetch(nodes_[node.parent].parent);
-  const auto list = orphan ? kOrphans : static_cast<std::uint32_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
+  const auto list = orphan ? kRootless : static_cast<std::uint32_t>(1 + ReuseModel::Cell(ClassOf(node), AgeOf(node)));
   node.run = leaves_.Add(list, at, node.used_at, front, LinksOf());
 }
 
@@ -99,7 +99,7 @@ void HitDensityPolicy::Delist(std::uint32_t at) {
 void HitDensityPolicy::MoveAgedLeaves() {
   aged_at_ = now_;
   leaves_.ForEachFilled([this](std::uint32_t list) {
-    if (list == kOrphans) return;
+    if (list == kRootless) return;
     const std::uint32_t age = (list - 1) % ReuseModel::kAges;
     while (!leaves_.empty(list)) {
       const std::uint32_t age_now = ReuseModel::Age(now_ - leaves_.BackStamp(list));

@@ -3,7 +3,7 @@
 //
 // Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction", SOSP 2023. Small queue of
 // 10 %, two bits of frequency as there; one use is enough for the main queue; the ghost queue has four times the
-// capacity, since a conversation comes back after many times more blocks than a tier holds.
+// capacity, since a conversation comes back after many times more blocks than a cache holds.
 #pragma once
 
 #include "daemon/policy/eviction_policy.h"

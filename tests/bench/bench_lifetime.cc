@@ -14,12 +14,12 @@
 #include <thread>
 
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/random.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/supervisor.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/supervisor.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "tests/support/random.h"
-#include "tests/support/segment_builder.h"
+#include "tests/support/data/random.h"
+#include "tests/support/data/segment_builder.h"
 
 namespace {
 

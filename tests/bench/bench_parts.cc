@@ -9,9 +9,9 @@
 #include "cuda/memory_backend.h"
 #include "kvm/block_key.h"
 #include "kvm/model_spec.h"
-#include "proto/generation_table.h"
-#include "tests/support/geometries.h"
-#include "tests/support/model_specs.h"
+#include "proto/shm/generation_table.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/model_specs.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "daemon/policy/policies.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

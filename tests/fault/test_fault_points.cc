@@ -1,4 +1,4 @@
-// A process dies between any two steps that others can see (proto/fault_point.h): no wrong byte is served, nothing that
+// A process dies between any two steps that others can see (proto/base/fault_point.h): no wrong byte is served, nothing that
 // was acknowledged is lost, nothing is left behind, and the next one does all of it again.
 #include <atomic>
 #include <chrono>
@@ -10,15 +10,15 @@
 #include <thread>
 #include <vector>
 
-#include "proto/fault_point.h"
+#include "proto/base/fault_point.h"
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/supervisor.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/kvmd/supervisor.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -51,11 +51,11 @@ class Life {
     if (!Until([&] { return own_->Find("p:16").size() == kPeerBlocks; })) return code_;
     const ImportCheck import = own_->FindAndImport("p:16", 0);
     if (import.wrong > 0) return kWrongBytes;
-    // More than one chunk of the host cache has room for, so that it evicts.
+    // More than one slab of the host cache has room for, so that it evicts.
     for (const char* prompt : {"v:20", "w:20", "x:20", "y:20", "a:20", "b:20"}) {
       own_->Publish(prompt, 20);
       if (!Until([&] { return own_->Flush(1s).has_value(); })) return code_;
-      Stowed();
+      Offloaded();
     }
     heritage_->Publish("z:4", 40);
     if (!Until([&] { return heritage_->Flush(1s).has_value(); })) return code_;
@@ -101,10 +101,10 @@ class Life {
   }
 
   // Gives the host cache time to take what was published; kvmd may be away.
-  void Stowed() const {
+  void Offloaded() const {
     const auto decided = [&] {
       const ClientStats stats = own_->client().Stats();
-      return stats.blocks_stowed + stats.stows_dropped + stats.stows_refused;
+      return stats.blocks_offloaded + stats.offloads_dropped + stats.offloads_refused;
     };
     const std::uint64_t before = decided();
     Eventually([&] { return decided() >= before + 20; }, 200ms);
@@ -176,7 +176,7 @@ const std::vector<Case> kCases = {
     {"client_memory_made", Victim::kWorker},
     {"client_registered", Victim::kWorker},
     {"kvmd_region_added", Victim::kKvmd},
-    {"kvmd_region_kept", Victim::kKvmd},
+    {"kvmd_region_persisted", Victim::kKvmd},
     {"kvmd_region_announced", Victim::kKvmd},
     {"kvmd_file_stored", Victim::kKvmd, {1, 2, 3, 4}},
     {"kvmd_manifest_stored", Victim::kKvmd, {1, 2, 3}},
@@ -194,22 +194,22 @@ const std::vector<Case> kCases = {
     {"client_block_copied", Victim::kWorker, {1, 9}},
     {"client_import_done", Victim::kWorker},
     {"client_withdraw_unmapped", Victim::kWorker},
-    {"client_stow_granted", Victim::kWorker},
-    {"client_stow_copied", Victim::kWorker, {1, 2}},
-    {"client_stow_done", Victim::kWorker},
-    {"kvmd_chunk_allocating", Victim::kKvmd},
-    {"kvmd_chunk_opened", Victim::kKvmd},
-    {"kvmd_chunk_kept", Victim::kKvmd},
-    {"kvmd_stow_granted", Victim::kKvmd, {1, 2}},
-    {"kvmd_stow_readable", Victim::kKvmd, {1, 9}},
-    {"kvmd_stow_published", Victim::kKvmd, {1, 9}},
+    {"client_store_granted", Victim::kWorker},
+    {"client_store_copied", Victim::kWorker, {1, 2}},
+    {"client_store_done", Victim::kWorker},
+    {"kvmd_slab_allocating", Victim::kKvmd},
+    {"kvmd_slab_opened", Victim::kKvmd},
+    {"kvmd_slab_persisted", Victim::kKvmd},
+    {"kvmd_store_granted", Victim::kKvmd, {1, 2}},
+    {"kvmd_store_readable", Victim::kKvmd, {1, 9}},
+    {"kvmd_store_published", Victim::kKvmd, {1, 9}},
     {"kvmd_evict_begun", Victim::kKvmd, {1, 5}},
     {"kvmd_evict_withdrawn", Victim::kKvmd, {1, 5}},
     {"kvmd_orphan_made", Victim::kKvmd},
     {"client_adoption_granted", Victim::kWorker},
     {"client_adopted", Victim::kWorker},
     {"kvmd_adoption_taken", Victim::kKvmd},
-    {"kvmd_adoption_kept", Victim::kKvmd},
+    {"kvmd_adoption_persisted", Victim::kKvmd},
     {"kvmd_adoption_answered", Victim::kKvmd},
     {"client_blocks_ended", Victim::kWorker, {1, 2}},
     {"client_unregistering", Victim::kWorker, {1, 2}},
@@ -220,12 +220,12 @@ const std::vector<Case> kCases = {
     {"kvmd_restore_registry", Victim::kRestoringKvmd},
     {"kvmd_restore_region", Victim::kRestoringKvmd, {1, 2, 3}},
     {"kvmd_rebuild_slice", Victim::kRestoringKvmd, {1, 2}},
-    {"kvmd_rebuild_region_kept", Victim::kRestoringKvmd, {1, 2, 3}},
+    {"kvmd_rebuild_region_persisted", Victim::kRestoringKvmd, {1, 2, 3}},
     {"kvmd_rebuild_done", Victim::kRestoringKvmd},
 };
 
 std::vector<std::string> Options() {
-  return {"--host-cache", std::to_string(4 * kSlots * kBlock), "--host-cache-chunk", std::to_string(kSlots * kBlock), "--stow-timeout-ms",
+  return {"--host-cache", std::to_string(4 * kSlots * kBlock), "--host-cache-slab", std::to_string(kSlots * kBlock), "--offload-timeout-ms",
           "2000"};
 }
 
@@ -317,16 +317,16 @@ class Scenario {
     };
     CHECK(Eventually(reclaimed));
     CHECK(Eventually([&] { return probe.Status().clients() == 1; }));
-    const std::uint32_t chunks = test::HostCacheOf(probe).chunks();
-    CHECK(Eventually([&] { return probe.live_regions() == chunks; }));
+    const std::uint32_t slabs = test::HostCacheOf(probe).slabs();
+    CHECK(Eventually([&] { return probe.live_regions() == slabs; }));
     CHECK(Eventually([&] { return probe.live_entries() == test::HostCacheOf(probe).blocks(); }));
-    // A registry; of each chunk a manifest, two files, and the process of its writer if that runs.
-    CHECK(Eventually([&] { return kvmd_.Stored().size() >= 1 + 3 * chunks && kvmd_.Stored().size() <= 1 + 4 * chunks; }));
+    // A registry; of each slab a manifest, two files, and the process of its writer if that runs.
+    CHECK(Eventually([&] { return kvmd_.Stored().size() >= 1 + 3 * slabs && kvmd_.Stored().size() <= 1 + 4 * slabs; }));
     for (const std::string& name : kvmd_.Stored()) UNSCOPED_INFO(name);
-    // Two descriptors of a chunk, read-only ones of both, writable ones of both, and copies of what is stored.
+    // Two descriptors of a slab, read-only ones of both, writable ones of both, and copies of what is stored.
     int fds = 0;
-    CHECK(Eventually([&] { return (fds = test::OpenFds(kvmd_.pid())) <= kIdleFds + 10 * static_cast<int>(chunks); }));
-    INFO("descriptors " << fds << ", chunks " << chunks);
+    CHECK(Eventually([&] { return (fds = test::OpenFds(kvmd_.pid())) <= kIdleFds + 10 * static_cast<int>(slabs); }));
+    INFO("descriptors " << fds << ", slabs " << slabs);
   }
 
  private:

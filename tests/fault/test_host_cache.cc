@@ -3,29 +3,29 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/busy_worker.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/random.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/busy_worker.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
 using namespace kvm;
-using test::HeldEventually;
 using test::HostCacheOf;
 using test::KvmdProcess;
 using test::RegistryProbe;
 using test::RemoteWorker;
+using test::StoredEventually;
 
 constexpr std::chrono::seconds kGone{5};
 
 }  // namespace
 
-TEST_CASE("Host cache: workers killed while they stow cost no wrong byte, no slot and no descriptor", "[fault]") {
-  constexpr std::uint64_t kChunks = 8, kSlots = 32, kBlock = 4096;
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kChunks * kSlots * kBlock), "--host-cache-chunk",
+TEST_CASE("Host cache: workers killed while they offload cost no wrong byte, no slot and no descriptor", "[fault]") {
+  constexpr std::uint64_t kSlabs = 8, kSlots = 32, kBlock = 4096;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlabs * kSlots * kBlock), "--host-cache-slab",
                     std::to_string(kSlots * kBlock)});
   RegistryProbe probe(kvmd.socket());
   const std::uint64_t seed = 7;
@@ -41,21 +41,21 @@ TEST_CASE("Host cache: workers killed while they stow cost no wrong byte, no slo
   CHECK(crew.EndWell());
   REQUIRE(kvmd.running());
   const kvmwire::HostCacheDomain status = HostCacheOf(probe);
-  CHECK(status.stowed() > 0);
-  CHECK(status.bytes() <= kChunks * kSlots * kBlock);
+  CHECK(status.stored() > 0);
+  CHECK(status.bytes() <= kSlabs * kSlots * kBlock);
   // Only the cache is left; each of its blocks has one entry.
-  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).chunks(); }, kGone));
+  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).slabs(); }, kGone));
   CHECK(test::Eventually([&] { return probe.live_entries() == HostCacheOf(probe).blocks(); }, kGone));
-  // Two descriptors and one more for writing of each chunk, and this test's connection.
+  // Two descriptors and one more for writing of each slab, and this test's connection.
   CHECK(test::Eventually([&] { return probe.Status().clients() == 1; }, kGone));
   const int left = kvmd.SettledFds();
   // All slots are good for use again: a worker fills the cache to its last slot.
   RemoteWorker last({.socket = kvmd.socket(), .name = "last", .blocks = 512});
   last.Publish("fill:512", 0);
-  CHECK(HeldEventually(probe, kChunks * kSlots) == kChunks * kSlots);
+  CHECK(StoredEventually(probe, kSlabs * kSlots) == kSlabs * kSlots);
   last.Kill();
   CHECK(test::Eventually([&] { return probe.Status().clients() == 1; }, kGone));
-  CHECK(kvmd.SettledFds() <= left + 4 * static_cast<int>(kChunks));
+  CHECK(kvmd.SettledFds() <= left + 4 * static_cast<int>(kSlabs));
 }
 
 TEST_CASE("Host cache: after a restart of kvmd it fills again with what workers still hold", "[fault]") {
@@ -64,13 +64,13 @@ TEST_CASE("Host cache: after a restart of kvmd it fills again with what workers 
   publisher.Publish("a:16", 0);
   {
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 16) == 16);
+    REQUIRE(StoredEventually(probe, 16) == 16);
   }
   kvmd.Kill();
   kvmd.Start();
   publisher.WaitConnected();
   RegistryProbe probe(kvmd.socket());
-  REQUIRE(HeldEventually(probe, 16) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
   publisher.Kill();
   const auto reader = test::Worker::Start({.socket = kvmd.socket(), .name = "reader"});
   KVM_REQUIRE_OK(reader);

@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -15,11 +15,11 @@ using namespace kvm;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using test::Eventually;
-using test::HeldEventually;
 using test::HostCacheOf;
 using test::KvmdProcess;
 using test::RegistryProbe;
 using test::RemoteWorker;
+using test::StoredEventually;
 
 constexpr std::uint64_t kBlock = 4096, kSlots = 64;
 constexpr milliseconds kLong{120'000};
@@ -35,17 +35,17 @@ TEST_CASE("Leases: a killed holder's blocks may leave again, long before its tim
   RemoteWorker holder({.socket = kvmd.socket(), .name = "holder"});
   publisher->Publish("a:16", 0);
   KVM_REQUIRE_OK(publisher->Flush());
-  REQUIRE(HeldEventually(probe, 16) == 16);
-  REQUIRE(holder.Hold("a:16", kLong) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
+  REQUIRE(holder.AcquireLease("a:16", kLong) == 16);
   CHECK(DomainOf(probe).leases() == 1);
   holder.Kill();
   REQUIRE(Eventually([&] { return DomainOf(probe).leases() == 0; }));
-  CHECK(DomainOf(probe).held_blocks() == 0);
-  CHECK(DomainOf(probe).held_bytes() == 0);
+  CHECK(DomainOf(probe).leased_blocks() == 0);
+  CHECK(DomainOf(probe).leased_bytes() == 0);
   for (std::uint32_t prompt = 0; prompt < 8; ++prompt) {
     publisher->Publish("p" + std::to_string(prompt) + ":16", 32 + (prompt % 4) * 16);
     KVM_REQUIRE_OK(publisher->Flush());
-    REQUIRE(Eventually([&] { return HostCacheOf(probe).stowed() == 16 * (prompt + 2); }));
+    REQUIRE(Eventually([&] { return HostCacheOf(probe).stored() == 16 * (prompt + 2); }));
   }
   for (std::uint32_t block = 0; block < 16; ++block) publisher->region().Retract(block);
   CHECK(publisher->Find("a:16").empty());
@@ -59,18 +59,18 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   KVM_REQUIRE_OK(publisher->Flush());
   {
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 16) == 16);
+    REQUIRE(StoredEventually(probe, 16) == 16);
   }
   const std::vector<BlockKey> keys = reader->Keys("a:16");
   const Match match = reader->Find("a:16");
-  Result<Lease> lease = reader->client().Hold(match, kLong, After(seconds(10)));
+  Result<Lease> lease = reader->client().AcquireLease(match, kLong, After(seconds(10)));
   KVM_REQUIRE_OK(lease);
   CHECK(lease->blocks() == 16);
   kvmd.Kill();
   REQUIRE(Eventually([&] { return !lease->valid(); }));
   CHECK(lease->reason().code == Errc::kUnavailable);
   CHECK(lease->left() == milliseconds(0));
-  KVM_CHECK_ERROR(lease->Extend(kLong, After(seconds(1))), Errc::kUnavailable, "connection");
+  KVM_CHECK_ERROR(lease->Renew(kLong, After(seconds(1))), Errc::kUnavailable, "connection");
   // Half of the match is rewritten now that nobody keeps anything; the import says so.
   for (std::uint32_t block = 8; block < 16; ++block) publisher->region().BeginWrite(block);
   const test::ImportCheck import = reader->Import(match, keys, 0);
@@ -80,7 +80,7 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   KVM_REQUIRE_OK(reader->client().WaitConnected(After(seconds(10))));
   KVM_REQUIRE_OK(publisher->client().WaitConnected(After(seconds(10))));
   // A match of the old registry names rows that may be somebody else's now.
-  const Result<Lease> late = reader->client().Hold(match, kLong, After(seconds(10)));
+  const Result<Lease> late = reader->client().AcquireLease(match, kLong, After(seconds(10)));
   if (late) {
     CHECK(late->blocks() <= 8);
   } else {
@@ -88,12 +88,12 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   }
   lease->Release();
   RegistryProbe probe(kvmd.socket());
-  REQUIRE(HeldEventually(probe, 8) == 8);
+  REQUIRE(StoredEventually(probe, 8) == 8);
   Result<Lease> again = MakeError(Errc::kUnavailable, "not tried");
   // The registry before is searched for 10 s more, and its match is longer: what the present one has of it is held.
   REQUIRE(Eventually(
       [&] {
-        again = reader->client().Hold(reader->Find("a:16"), kLong, After(seconds(10)));
+        again = reader->client().AcquireLease(reader->Find("a:16"), kLong, After(seconds(10)));
         return again.has_value();
       },
       seconds(5)));
@@ -108,7 +108,7 @@ TEST_CASE("Leases: a match found before kvmd's restart can be held after it, tho
   KVM_REQUIRE_OK(publisher->Flush());
   {
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 16) == 16);
+    REQUIRE(StoredEventually(probe, 16) == 16);
   }
   const Match match = publisher->Find("a:16");
   REQUIRE(match.size() == 16);
@@ -118,11 +118,11 @@ TEST_CASE("Leases: a match found before kvmd's restart can be held after it, tho
   kvmd.Start();
   KVM_REQUIRE_OK(publisher->client().WaitConnected(After(seconds(10))));
   RegistryProbe probe(kvmd.socket());
-  REQUIRE(HeldEventually(probe, 16) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
   Result<Lease> lease = MakeError(Errc::kUnavailable, "not tried");
   REQUIRE(Eventually(
       [&] {
-        lease = publisher->client().Hold(match, kLong, After(seconds(10)));
+        lease = publisher->client().AcquireLease(match, kLong, After(seconds(10)));
         return lease.has_value();
       },
       seconds(5)));
@@ -135,18 +135,18 @@ TEST_CASE("Leases: holders killed at any moment leave nothing held", "[fault]") 
   RegistryProbe probe(kvmd.socket());
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   publisher.Publish("a:32", 0);
-  REQUIRE(HeldEventually(probe, 32) == 32);
+  REQUIRE(StoredEventually(probe, 32) == 32);
   const int before = kvmd.SettledFds();
   for (int kill = 0; kill < 12; ++kill) {
     RemoteWorker holder({.socket = kvmd.socket(), .name = "holder-" + std::to_string(kill)});
     for (int i = 0; i <= kill % 4; ++i) {
-      if (holder.Find("a:32") == 32) CHECK(holder.Hold("a:32", kLong) == 32);
+      if (holder.Find("a:32") == 32) CHECK(holder.AcquireLease("a:32", kLong) == 32);
     }
     if (kill % 3 == 0) holder.process().WriteLine("hold a:32 120000");  // its answer is not waited for
     holder.Kill();
   }
   CHECK(Eventually([&] { return DomainOf(probe).leases() == 0; }));
-  CHECK(DomainOf(probe).held_blocks() == 0);
-  CHECK(DomainOf(probe).held_bytes() == 0);
+  CHECK(DomainOf(probe).leased_blocks() == 0);
+  CHECK(DomainOf(probe).leased_bytes() == 0);
   CHECK(Eventually([&] { return kvmd.SettledFds() <= before; }));
 }

@@ -4,12 +4,12 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/lost_memory.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/wire_client.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/lost_memory.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/supervisor.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/kvmd/supervisor.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -26,7 +26,7 @@ struct Held {
   int kvmd_fds = 0, own_fds = 0;
   std::size_t kvmd_mappings = 0, own_mappings = 0;  // of memfds
   std::size_t stored = 0, slots = 0, rows = 0;
-  std::uint64_t leases = 0, held_bytes = 0, quota_fds = 0;
+  std::uint64_t leases = 0, leased_bytes = 0, quota_fds = 0;
   bool operator==(const Held&) const = default;
 };
 
@@ -48,15 +48,15 @@ Held Look(const Supervisor& kvmd, test::RegistryProbe& probe) {
           probe.CountSlots(),
           probe.RegionRows(),
           domain.leases(),
-          domain.held_bytes(),
+          domain.leased_bytes(),
           domain.fds()};
 }
 
 // A lease on what is found of `prompt`, once its owner's end is known.
-Lease HoldEventually(Worker& reader, const std::string& prompt) {
+Lease LeaseEventually(Worker& reader, const std::string& prompt) {
   Lease out;
   REQUIRE(test::Eventually([&] {
-    Result<Lease> lease = reader.client().Hold(reader.Find(prompt), std::chrono::seconds(120), After(kSoon));
+    Result<Lease> lease = reader.client().AcquireLease(reader.Find(prompt), std::chrono::seconds(120), After(kSoon));
     if (lease) out = std::move(*lease);
     return out.valid();
   }));
@@ -71,7 +71,7 @@ void Round(Supervisor& kvmd, Worker& reader) {
     REQUIRE(test::Eventually([&] { return reader.Find("a:30").size() == 30; }));
     CHECK(reader.FindAndImport("a:30", 0).valid == 30);
   }
-  const Lease adopted = HoldEventually(reader, "a:30");
+  const Lease adopted = LeaseEventually(reader, "a:30");
   const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   CHECK(heir->adopted().size() == 30);
   CHECK(test::Eventually([&] { return !adopted.valid(); }));
@@ -86,13 +86,13 @@ void Round(Supervisor& kvmd, Worker& reader) {
   RemoteWorker({.socket = kvmd.socket(), .name = "lost"}).Publish("c:20", 0);
   REQUIRE(test::Eventually([&] { return reader.Find("c:20").size() == 20; }));
   {
-    const Lease held = HoldEventually(reader, "c:20");
+    const Lease held = LeaseEventually(reader, "c:20");
     const Result<ReclaimedMemory> none = reader.client().ReclaimOrphans({}, After(kSoon));
     KVM_REQUIRE_OK(none);
     CHECK(none->regions == 0);
     // Holders that die leave nothing.
     RemoteWorker holder({.socket = kvmd.socket(), .name = "holder"});
-    CHECK(holder.Hold("c:20", std::chrono::seconds(120)) == 20);
+    CHECK(holder.AcquireLease("c:20", std::chrono::seconds(120)) == 20);
   }
   // The worker's that was lost, and the holder's own.
   std::size_t regions = 0;
@@ -119,7 +119,7 @@ TEST_CASE("Memory honesty: every round ends with what the first one ended with",
       CHECK(first.slots == 0);
       CHECK(first.rows == 1);  // the reader's
       CHECK(first.leases == 0);
-      CHECK(first.held_bytes == 0);
+      CHECK(first.leased_bytes == 0);
       continue;
     }
     const bool same = test::Eventually([&] { return Look(kvmd, probe) == first; }, std::chrono::seconds(20));
@@ -127,15 +127,15 @@ TEST_CASE("Memory honesty: every round ends with what the first one ended with",
     INFO("round " << round << ": kvmd's descriptors " << now.kvmd_fds << " of " << first.kvmd_fds << ", its mappings " << now.kvmd_mappings
                   << " of " << first.kvmd_mappings << "; own descriptors " << now.own_fds << " of " << first.own_fds << ", mappings "
                   << now.own_mappings << " of " << first.own_mappings << "; stored " << now.stored << " of " << first.stored << ", slots "
-                  << now.slots << ", rows " << now.rows << ", leases " << now.leases << ", held bytes " << now.held_bytes
+                  << now.slots << ", rows " << now.rows << ", leases " << now.leases << ", held bytes " << now.leased_bytes
                   << ", descriptors in the quota " << now.quota_fds << " of " << first.quota_fds);
     CHECK(same);
   }
 }
 
 TEST_CASE("Memory honesty: a host cache that is held, turned over and left ends each round with the same memory", "[fault]") {
-  constexpr std::uint64_t kChunks = 4, kSlots = 16, kBlock = 4096;
-  Supervisor kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kChunks * kSlots * kBlock), "--host-cache-chunk",
+  constexpr std::uint64_t kSlabs = 4, kSlots = 16, kBlock = 4096;
+  Supervisor kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlabs * kSlots * kBlock), "--host-cache-slab",
                    std::to_string(kSlots * kBlock)});
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   test::RegistryProbe probe(kvmd.socket());
@@ -148,14 +148,14 @@ TEST_CASE("Memory honesty: a host cache that is held, turned over and left ends 
       RemoteWorker holder({.socket = kvmd.socket(), .name = "holder"});
       RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher", .blocks = 256});
       publisher.Publish(stream + "held:8", 0);
-      REQUIRE(test::Eventually([&] { return cache().stowed() == static_cast<std::uint64_t>(round) * 136 + 8; }));
-      CHECK(holder.Hold(stream + "held:8", std::chrono::seconds(120)) == 8);
+      REQUIRE(test::Eventually([&] { return cache().stored() == static_cast<std::uint64_t>(round) * 136 + 8; }));
+      CHECK(holder.AcquireLease(stream + "held:8", std::chrono::seconds(120)) == 8);
       for (std::uint32_t prompt = 0; prompt < 8; ++prompt) {
         publisher.Publish(stream + std::to_string(prompt) + ":16", 16 * (1 + prompt));
-        REQUIRE(test::Eventually([&] { return cache().stowed() == static_cast<std::uint64_t>(round) * 136 + 8 + 16 * (prompt + 1); }));
+        REQUIRE(test::Eventually([&] { return cache().stored() == static_cast<std::uint64_t>(round) * 136 + 8 + 16 * (prompt + 1); }));
       }
       publisher.Kill();
-      const Result<Lease> own = reader->client().Hold(reader->Find(stream + "held:8"), std::chrono::seconds(120), After(kSoon));
+      const Result<Lease> own = reader->client().AcquireLease(reader->Find(stream + "held:8"), std::chrono::seconds(120), After(kSoon));
       KVM_REQUIRE_OK(own);
       CHECK(reader->FindAndImport(stream + "held:8", 0).valid == 8);
     }
@@ -164,16 +164,16 @@ TEST_CASE("Memory honesty: a host cache that is held, turned over and left ends 
       held.stored = 0;  // kvmd stores what it likes of it
       return held;
     };
-    const auto settled = [&] { return cache().blocks() == kChunks * kSlots && now().leases == 0 && probe.Status().clients() == 2; };
+    const auto settled = [&] { return cache().blocks() == kSlabs * kSlots && now().leases == 0 && probe.Status().clients() == 2; };
     REQUIRE(test::Eventually(settled));
-    CHECK(cache().chunks() == kChunks);
-    CHECK(cache().bytes() == kChunks * kSlots * kBlock);
+    CHECK(cache().slabs() == kSlabs);
+    CHECK(cache().bytes() == kSlabs * kSlots * kBlock);
     // The first rounds' regions are unmapped by the reader's threads in their own time.
     if (round == 0) {
       test::SleepMs(500);
       first = now();
-      CHECK(first.slots == kChunks * kSlots);
-      CHECK(first.held_bytes == 0);
+      CHECK(first.slots == kSlabs * kSlots);
+      CHECK(first.leased_bytes == 0);
       continue;
     }
     const bool same = test::Eventually([&] { return now() == first; }, std::chrono::seconds(20));

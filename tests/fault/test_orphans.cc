@@ -5,13 +5,13 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/busy_worker.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/random.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/worker/busy_worker.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

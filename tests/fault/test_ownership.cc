@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -136,7 +136,7 @@ TEST_CASE("Ownership: a client's end is the end of its regions' blocks, though t
   CHECK(test::Eventually([&] { return probe.live_entries() == 0 && probe.RegionRows() == 0; }));
 }
 
-TEST_CASE("Ownership: after a region is unregistered nothing is published, imported, stowed or waited for", "[fault]") {
+TEST_CASE("Ownership: after a region is unregistered nothing is published, imported, offloaded or waited for", "[fault]") {
   KvmdProcess kvmd({"--host-cache", "16M"});
   const auto owner = test::StartWorker({.socket = kvmd.socket(), .name = "owner"}),
              other = test::StartWorker({.socket = kvmd.socket(), .name = "other"});
@@ -158,10 +158,10 @@ TEST_CASE("Ownership: after a region is unregistered nothing is published, impor
   KVM_CHECK_ERROR(region.PublishOnStream(requests, StreamHandle{}), Errc::kCancelled, "closed");
   KVM_CHECK_ERROR(region.Flush(Soon()), Errc::kCancelled, "closed");
   const std::vector<std::uint32_t> blocks{0, 1, 2, 3};
-  CHECK(region.Stow(blocks) == 0);
-  const Result<std::size_t> stowed = region.StowBeforeReuse(blocks, Soon());
-  KVM_REQUIRE_OK(stowed);
-  CHECK(*stowed == 0);
+  CHECK(region.Offload(blocks) == 0);
+  const Result<std::size_t> offloaded = region.OffloadBeforeReuse(blocks, Soon());
+  KVM_REQUIRE_OK(offloaded);
+  CHECK(*offloaded == 0);
   KVM_CHECK_ERROR(owner->client().Import(match, region, blocks), Errc::kCancelled, "closed");
   CHECK(Readable(region) == 0);
 }

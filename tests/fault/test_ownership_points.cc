@@ -7,12 +7,12 @@
 #include <string>
 
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/temp_dir.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/process/temp_dir.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

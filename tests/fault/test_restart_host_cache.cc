@@ -5,29 +5,29 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/busy_worker.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/random.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/supervisor.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/kvmd/supervisor.h"
+#include "tests/support/worker/busy_worker.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
 using namespace kvm;
-using test::HeldEventually;
 using test::HostCacheOf;
 using test::RegistryProbe;
 using test::RemoteWorker;
+using test::StoredEventually;
 using test::Supervisor;
 
 constexpr std::chrono::seconds kSoon{10};
-constexpr std::uint64_t kBlock = 4096, kSlots = 64, kChunk = kSlots * kBlock;
+constexpr std::uint64_t kBlock = 4096, kSlots = 64, kSlab = kSlots * kBlock;
 
-std::vector<std::string> Options(std::uint64_t chunks) {
-  return {"--orphan-ttl-s",    "0",   "--host-cache", std::to_string(chunks * kChunk), "--host-cache-chunk", std::to_string(kChunk),
-          "--stow-timeout-ms", "2000"};
+std::vector<std::string> Options(std::uint64_t slabs) {
+  return {"--orphan-ttl-s",       "0",   "--host-cache", std::to_string(slabs * kSlab), "--host-cache-slab", std::to_string(kSlab),
+          "--offload-timeout-ms", "2000"};
 }
 
 test::ImportCheck Import(test::Worker& worker, const std::string& prompt, std::size_t blocks) {
@@ -51,7 +51,7 @@ TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and
     publisher_pid = publisher.pid();
     publisher.Publish("a:30", 0);
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 30) == 30);
+    REQUIRE(StoredEventually(probe, 30) == 30);
     SECTION("the worker dies first") {
       publisher.Kill();
       REQUIRE(test::Eventually([&] { return probe.RegionRows(publisher.pid()) == 0; }));
@@ -69,8 +69,8 @@ TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and
   for (int restart = 0; restart < 2; ++restart) {
     kvmd.Start();
     RegistryProbe probe(kvmd.socket());
-    CHECK(HeldEventually(probe, 30) == 30);
-    CHECK(HostCacheOf(probe).bytes() == kChunk);
+    CHECK(StoredEventually(probe, 30) == 30);
+    CHECK(HostCacheOf(probe).bytes() == kSlab);
     REQUIRE(test::Eventually([&] { return probe.RegionRows(publisher_pid) == 0; }));
     const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
     const test::ImportCheck import = Import(*reader, "a:30", 30);
@@ -83,8 +83,8 @@ TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and
   RegistryProbe probe(kvmd.socket());
   RemoteWorker next({.socket = kvmd.socket(), .name = "next"});
   next.Publish("b:20", 0);
-  CHECK(HeldEventually(probe, 50) == 50);
-  CHECK(HostCacheOf(probe).bytes() == kChunk);
+  CHECK(StoredEventually(probe, 50) == 50);
+  CHECK(HostCacheOf(probe).bytes() == kSlab);
   next.Kill();
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(Import(*reader, "b:20", 20).valid == 20);
@@ -92,13 +92,13 @@ TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and
   CHECK(StoredRegions(kvmd) >= 1);
 }
 
-TEST_CASE("Host cache restart: a worker that lives on goes on in its chunk", "[fault]") {
+TEST_CASE("Host cache restart: a worker that lives on goes on in its slab", "[fault]") {
   Supervisor kvmd(Options(4));
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   publisher.Publish("a:20", 0);
   {
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 20) == 20);
+    REQUIRE(StoredEventually(probe, 20) == 20);
   }
   for (int restart = 0; restart < 3; ++restart) {
     kvmd.Kill();
@@ -107,8 +107,8 @@ TEST_CASE("Host cache restart: a worker that lives on goes on in its chunk", "[f
     publisher.Publish(std::string(1, static_cast<char>('b' + restart)) + ":10", 20);
     RegistryProbe probe(kvmd.socket());
     const std::uint64_t expected = 30 + 10 * static_cast<std::uint64_t>(restart);
-    CHECK(HeldEventually(probe, expected) == expected);
-    CHECK(HostCacheOf(probe).bytes() == kChunk);
+    CHECK(StoredEventually(probe, expected) == expected);
+    CHECK(HostCacheOf(probe).bytes() == kSlab);
   }
   publisher.Kill();
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
@@ -127,8 +127,8 @@ TEST_CASE("Host cache restart: what other options have no place for is given up"
     one.Publish("a:30", 0);
     other.Publish("b:30", 0);
     RegistryProbe probe(kvmd.socket());
-    REQUIRE(HeldEventually(probe, 60) == 60);
-    REQUIRE(HostCacheOf(probe).chunks() == 2);
+    REQUIRE(StoredEventually(probe, 60) == 60);
+    REQUIRE(HostCacheOf(probe).slabs() == 2);
     one.Kill();
     other.Kill();
     REQUIRE(test::Eventually([&] { return probe.live_regions() == 2; }));
@@ -140,23 +140,23 @@ TEST_CASE("Host cache restart: what other options have no place for is given up"
     kvmd.Reconfigure(Options(1));
     left = 1;
   }
-  SECTION("chunks of another size") {
-    kvmd.Reconfigure({"--host-cache", std::to_string(4 * kChunk), "--host-cache-chunk", std::to_string(kChunk / 2)});
+  SECTION("slabs of another size") {
+    kvmd.Reconfigure({"--host-cache", std::to_string(4 * kSlab), "--host-cache-slab", std::to_string(kSlab / 2)});
   }
   SECTION("no cache") { kvmd.Reconfigure({}); }
   kvmd.Start();
   RegistryProbe probe(kvmd.socket());
   CHECK(test::Eventually([&] { return probe.live_regions() == left && StoredRegions(kvmd) == left; }));
   CHECK(test::Eventually([&] { return probe.live_entries() == 30 * left; }));
-  // Files went with their chunks, and their writers' processes too: a chunk left has two and a manifest.
+  // Files went with their slabs, and their writers' processes too: a slab left has two and a manifest.
   CHECK(test::Eventually([&] { return kvmd.Stored().size() == 1 + 3 * left; }));
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   CHECK(reader->FindAndImport("a:30", 0).valid + reader->FindAndImport("b:30", 0).valid == 30 * left);
 }
 
 TEST_CASE("Host cache restart: under load that evicts, with workers that die too, no wrong byte and no slot lost", "[fault]") {
-  constexpr std::uint64_t kChunks = 8;
-  Supervisor kvmd(Options(kChunks));
+  constexpr std::uint64_t kSlabs = 8;
+  Supervisor kvmd(Options(kSlabs));
   const std::uint64_t seed = 11;
   INFO("seed " << seed);
   test::Random random(seed);
@@ -173,12 +173,12 @@ TEST_CASE("Host cache restart: under load that evicts, with workers that die too
   }
   CHECK(crew.EndWell());
   RegistryProbe probe(kvmd.socket());
-  CHECK(HostCacheOf(probe).bytes() <= kChunks * kChunk);
-  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).chunks(); }, kSoon));
+  CHECK(HostCacheOf(probe).bytes() <= kSlabs * kSlab);
+  CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).slabs(); }, kSoon));
   CHECK(test::Eventually([&] { return probe.live_entries() == HostCacheOf(probe).blocks(); }, kSoon));
-  CHECK(test::Eventually([&] { return StoredRegions(kvmd) == HostCacheOf(probe).chunks(); }, kSoon));
+  CHECK(test::Eventually([&] { return StoredRegions(kvmd) == HostCacheOf(probe).slabs(); }, kSoon));
   // Every slot can be used again, whatever it was when kvmd died.
   RemoteWorker last({.socket = kvmd.socket(), .name = "last", .blocks = 1024});
   last.Publish("fill:1024", 0);
-  CHECK(HeldEventually(probe, kChunks * kSlots) == kChunks * kSlots);
+  CHECK(StoredEventually(probe, kSlabs * kSlots) == kSlabs * kSlots);
 }

@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/busy_worker.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/random.h"
-#include "tests/support/raw_importer.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/raw_importer.h"
+#include "tests/support/worker/busy_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "proto/frame.h"
-#include "proto/protocol_limits.h"
+#include "proto/wire/frame.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/fuzz/targets.h"
 
 namespace kvm::fuzz {

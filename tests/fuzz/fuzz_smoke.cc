@@ -5,8 +5,8 @@
 #include "tests/catch.h"
 #include "tests/fuzz/mutator.h"
 #include "tests/fuzz/targets.h"
-#include "tests/support/fork.h"
-#include "tests/support/open_fds.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/open_fds.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Generation tables from arbitrary bytes: refused, or every read stays inside.
 //
 // Input: u32 block_count that the region claims, then the table's bytes.
-#include "proto/generation_table.h"
+#include "proto/shm/generation_table.h"
 
 #include <cstring>
 

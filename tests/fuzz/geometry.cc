@@ -10,7 +10,7 @@
 
 #include "cuda/copy_plan.h"
 #include "tests/fuzz/targets.h"
-#include "tests/support/geometries.h"
+#include "tests/support/data/geometries.h"
 
 namespace kvm::fuzz {
 namespace {

@@ -2,7 +2,7 @@
 #include "kvm/model_spec.h"
 
 #include "tests/fuzz/targets.h"
-#include "tests/support/model_specs.h"
+#include "tests/support/data/model_specs.h"
 
 namespace kvm::fuzz {
 

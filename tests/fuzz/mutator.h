@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::fuzz {
 

@@ -1,13 +1,13 @@
 // A registry segment full of arbitrary bytes: opening refuses it, or every read of every row, slot and key
 // stays inside and ends.
-#include "proto/registry_view.h"
+#include "proto/shm/registry_view.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "tests/fuzz/targets.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/segment_builder.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/data/segment_builder.h"
 
 namespace kvm::fuzz {
 namespace {

@@ -2,7 +2,7 @@
 // it is written and read again.
 #include <google/protobuf/stubs/logging.h>
 
-#include "proto/wire.pb.h"
+#include "proto/wire/wire.pb.h"
 #include "tests/fuzz/targets.h"
 
 namespace kvm::fuzz {

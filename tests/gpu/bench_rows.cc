@@ -4,7 +4,7 @@
 #include <iostream>
 #include <thread>
 
-#include "cuda/topology.h"
+#include "cuda/topology/topology.h"
 #include "tests/gpu/bench_setup.h"
 #include "tests/gpu/gemm.h"
 #include "tests/gpu/pattern.h"

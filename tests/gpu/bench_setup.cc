@@ -9,9 +9,9 @@
 #include <numeric>
 #include <utility>
 
-#include "cuda/copy_kernels.h"
-#include "cuda/device_memory.h"
-#include "cuda/transfer_plan.h"
+#include "cuda/kernels/copy_kernels.h"
+#include "cuda/memory/device_memory.h"
+#include "cuda/plan/transfer_plan.h"
 #include "tests/gpu/pattern.h"
 
 namespace kvm::bench {

@@ -11,7 +11,7 @@
 
 #include "cuda/devices.h"
 #include "tests/gpu/exporter.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::bench {
 

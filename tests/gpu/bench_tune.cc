@@ -1,8 +1,8 @@
-// Rates of every kernel variant and of the copy engine, for choosing the constants in cuda/copy_policy.cc.
+// Rates of every kernel variant and of the copy engine, for choosing the constants in cuda/plan/copy_policy.cc.
 #include <cstdio>
 
-#include "cuda/copy_kernels.h"
-#include "cuda/transfer_plan.h"
+#include "cuda/kernels/copy_kernels.h"
+#include "cuda/plan/transfer_plan.h"
 #include "tests/gpu/bench_setup.h"
 #include "tests/gpu/pattern.h"
 

@@ -13,7 +13,7 @@
 #include "tests/gpu/exporter_wire.h"
 #include "tests/gpu/gemm.h"
 #include "tests/gpu/pattern.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::test {
 namespace {

@@ -13,7 +13,7 @@
 
 #include "cuda/memory_backend.h"
 #include "kvm/geometry.h"
-#include "proto/unique_fd.h"
+#include "proto/base/unique_fd.h"
 
 namespace kvm::test {
 

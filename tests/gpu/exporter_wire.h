@@ -1,4 +1,4 @@
-// How an importer and its exporter process talk: plain data in frames (proto/frame.h), waiting for each.
+// How an importer and its exporter process talk: plain data in frames (proto/wire/frame.h), waiting for each.
 #pragma once
 
 #include <poll.h>
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "proto/frame.h"
+#include "proto/wire/frame.h"
 
 namespace kvm::test {
 

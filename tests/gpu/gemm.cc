@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "tests/gpu/pattern.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::test {
 namespace {

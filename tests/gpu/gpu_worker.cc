@@ -6,8 +6,8 @@
 #include <stdexcept>
 
 #include "kvm/exportable_memory.h"
-#include "tests/support/random.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/worker/worker.h"
 
 namespace kvm::test {
 namespace {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "kvclient/kvclient.h"
-#include "proto/layout.h"
+#include "proto/shm/layout.h"
 #include "tests/gpu/pattern.h"
-#include "tests/support/geometries.h"
+#include "tests/support/data/geometries.h"
 
 namespace kvm::test {
 

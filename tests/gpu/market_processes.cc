@@ -8,11 +8,11 @@
 #include <numeric>
 #include <thread>
 
-#include "client/match_impl.h"
-#include "client/region_impl.h"
+#include "client/find/match_impl.h"
+#include "client/region/region_impl.h"
 #include "tests/gpu/blocked_stream.h"
-#include "tests/support/child_main.h"
-#include "tests/support/standing_generations.h"
+#include "tests/support/data/standing_generations.h"
+#include "tests/support/process/child_main.h"
 
 namespace kvm::test {
 namespace {

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "client/peers.h"
+#include "client/peers/peers.h"
 #include "cuda/memory_backend.h"
 #include "tests/gpu/gpu_worker.h"
-#include "tests/support/child_process.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
+#include "tests/support/process/child_process.h"
 
 namespace kvm::test {
 

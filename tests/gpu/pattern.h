@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "cuda/checksum.h"
+#include "cuda/host/checksum.h"
 #include "kvm/geometry.h"
 
 namespace kvm::test {

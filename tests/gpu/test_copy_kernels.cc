@@ -3,12 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/copy_kernels.h"
-#include "cuda/transfer_plan.h"
+#include "cuda/kernels/copy_kernels.h"
+#include "cuda/plan/transfer_plan.h"
 #include "tests/gpu/exporter.h"
 #include "tests/gpu/local_region.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

@@ -4,14 +4,14 @@
 #include <set>
 #include <thread>
 
-#include "cuda/checksum.h"
-#include "cuda/topology.h"
+#include "cuda/host/checksum.h"
+#include "cuda/topology/topology.h"
 #include "kvm/memory_checksum.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/exporter.h"
 #include "tests/gpu/local_region.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

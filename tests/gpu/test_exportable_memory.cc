@@ -2,12 +2,12 @@
 #include <algorithm>
 #include <thread>
 
-#include "cuda/device_memory.h"
+#include "cuda/memory/device_memory.h"
 #include "kvm/exportable_memory.h"
 #include "tests/gpu/gpu_worker.h"
 #include "tests/gpu/local_region.h"
-#include "tests/support/geometries.h"
-#include "tests/support/kvmd_process.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/kvmd/kvmd_process.h"
 
 namespace {
 

@@ -1,13 +1,13 @@
-// Blocks of GPU memory in kvmd's host cache: stowed by a worker's low-priority stream, imported by GPUs and by the host.
+// Blocks of GPU memory in kvmd's host cache: offloaded by a worker's low-priority stream, imported by GPUs and by the host.
 #include <algorithm>
 #include <iostream>
 #include <numeric>
 
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/registry_probe.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
 
 namespace {
 
@@ -69,9 +69,9 @@ class PastImporter {
 
 }  // namespace
 
-TEST_CASE("GPU host cache: blocks of every layout are stowed, and imported once their worker is gone", "[gpu]") {
+TEST_CASE("GPU host cache: blocks of every layout are offloaded, and imported once their worker is gone", "[gpu]") {
   KVM_NEED_GPUS(1);
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "256M", "--host-cache-chunk", "4M"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "256M", "--host-cache-slab", "4M"});
   RegistryProbe probe(kvmd.socket());
   std::uint64_t held = 0;
   std::uint32_t tag = 1;
@@ -89,8 +89,8 @@ TEST_CASE("GPU host cache: blocks of every layout are stowed, and imported once 
         KVM_REQUIRE_OK(publisher);
         KVM_REQUIRE_OK((*publisher)->Publish(contents, 8));
         held += contents.size();
-        REQUIRE(HeldEventually(probe, held) == held);
-        CHECK((*publisher)->client().Stats().blocks_stowed == contents.size());
+        REQUIRE(StoredEventually(probe, held) == held);
+        CHECK((*publisher)->client().Stats().blocks_offloaded == contents.size());
       }
       options.name = "reader";
       options.layout = EngineLayouts(64).front();
@@ -118,9 +118,9 @@ TEST_CASE("GPU host cache: blocks go there before they are overwritten, and come
   KVM_REQUIRE_OK((*worker)->Publish(first, 0));
   std::vector<std::uint32_t> blocks(64);
   std::iota(blocks.begin(), blocks.end(), 0u);
-  const Result<std::size_t> stowed = (*worker)->region().StowBeforeReuse(blocks, After(30s));
-  KVM_REQUIRE_OK(stowed);
-  CHECK(*stowed == 64);
+  const Result<std::size_t> offloaded = (*worker)->region().OffloadBeforeReuse(blocks, After(30s));
+  KVM_REQUIRE_OK(offloaded);
+  CHECK(*offloaded == 64);
   KVM_REQUIRE_OK((*worker)->Publish(second, 0));
   REQUIRE(Eventually([&] { return (*worker)->Find(first).size() == 64; }));
   const GpuImportCheck import = (*worker)->Import((*worker)->Find(first), first, 64);
@@ -129,7 +129,7 @@ TEST_CASE("GPU host cache: blocks go there before they are overwritten, and come
   CHECK((*worker)->CountWrong(second, 0) == 0);
 }
 
-TEST_CASE("GPU host cache: host memory takes what a GPU has stowed", "[gpu]") {
+TEST_CASE("GPU host cache: host memory takes what a GPU has offloaded", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M"});
   RegistryProbe probe(kvmd.socket());
@@ -138,7 +138,7 @@ TEST_CASE("GPU host cache: host memory takes what a GPU has stowed", "[gpu]") {
     auto publisher = GpuWorker::Start(Options(kvmd.socket(), "publisher", 128));
     KVM_REQUIRE_OK(publisher);
     KVM_REQUIRE_OK((*publisher)->Publish(contents, 0));
-    REQUIRE(HeldEventually(probe, 100) == 100);
+    REQUIRE(StoredEventually(probe, 100) == 100);
   }
   GpuWorkerOptions options = Options(kvmd.socket(), "reader", 128);
   options.kind = layout::HandleKind::kHostMemfd;
@@ -170,7 +170,7 @@ TEST_CASE("GPU host cache: host memory takes what a GPU has stowed", "[gpu]") {
 TEST_CASE("GPU host cache: rewritten at full speed, evicted, its writers killed, and never a wrong block", "[gpu]") {
   KVM_NEED_GPUS(1);
   // Room for a quarter of what one exporter holds, so that it evicts all the time.
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-chunk", "4M", "--host-cache-policy", "lru"});
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-slab", "4M", "--host-cache-policy", "lru"});
   RegistryProbe probe(kvmd.socket());
   auto reader = GpuWorker::Start(Options(kvmd.socket(), "soak", 64));
   KVM_REQUIRE_OK(reader);
@@ -190,9 +190,9 @@ TEST_CASE("GPU host cache: rewritten at full speed, evicted, its writers killed,
   }
   const kvmwire::HostCacheDomain cache = HostCacheOf(probe);
   std::cout << "host cache on a GPU: " << past.validated() << " blocks validated, " << past.wrong() << " wrong, " << past.rejected()
-            << " rejected; " << cache.stowed() << " stowed, " << cache.evicted() << " evicted" << std::endl;
+            << " rejected; " << cache.stored() << " offloaded, " << cache.evicted() << " evicted" << std::endl;
   CHECK(past.wrong() == 0);
   CHECK(past.validated() > 0);
   CHECK(cache.evicted() > 0);
-  CHECK(cache.stowed() > 4096);
+  CHECK(cache.stored() > 4096);
 }

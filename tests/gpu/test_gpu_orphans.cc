@@ -5,8 +5,8 @@
 
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/supervisor.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/supervisor.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // kvctl on GPUs: replay's counts and bytes, the benchmark's rows, topo.
 #include "kvm/copy_baselines.h"
 #include "kvm/topology.h"
-#include "tests/support/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
 
 namespace {
 

@@ -4,13 +4,13 @@
 #include <iostream>
 #include <thread>
 
-#include "client/region_impl.h"
+#include "client/region/region_impl.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

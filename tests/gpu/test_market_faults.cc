@@ -8,7 +8,7 @@
 
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
-#include "tests/support/kvmd_process.h"
+#include "tests/support/kvmd/kvmd_process.h"
 
 namespace {
 

@@ -8,14 +8,14 @@
 #include <iostream>
 #include <thread>
 
-#include "cuda/device_memory.h"
+#include "cuda/memory/device_memory.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/exporter.h"
 #include "tests/gpu/local_region.h"
-#include "tests/support/child_main.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
-#include "tests/support/standing_generations.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
+#include "tests/support/data/standing_generations.h"
+#include "tests/support/process/child_main.h"
 
 extern char** environ;
 

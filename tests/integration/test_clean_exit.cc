@@ -4,11 +4,11 @@
 #include <string>
 
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/wire_client.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

@@ -8,11 +8,11 @@
 #include <thread>
 #include <vector>
 
-#include "proto/protocol_limits.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/socket_pair.h"
-#include "tests/support/wire_client.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/socket_pair.h"
 
 namespace {
 

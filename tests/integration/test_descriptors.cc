@@ -7,15 +7,15 @@
 #include <cstring>
 #include <thread>
 
-#include "proto/protocol_limits.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
-#include "tests/support/few_descriptors.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/sanitized.h"
-#include "tests/support/socket_pair.h"
-#include "tests/support/wire_client.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/few_descriptors.h"
+#include "tests/support/process/sanitized.h"
+#include "tests/support/process/socket_pair.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/fork.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/registry_probe.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -46,7 +46,7 @@ int CallsOfAChild(Worker& worker, const Match& match, Lease& lease, ImportTicket
   if (!IsParents(client.AdoptRegion(worker.model(), options, Soon()))) return 6;
   if (!IsParents(client.RegisterRegion(worker.model(), options, {}, Soon()))) return 7;
   if (!IsParents(client.ReclaimOrphans({}, Soon()))) return 8;
-  if (!IsParents(client.Hold(match, std::chrono::seconds(1), Soon()))) return 9;
+  if (!IsParents(client.AcquireLease(match, std::chrono::seconds(1), Soon()))) return 9;
   if (!IsParents(client.Import(match, region, blocks))) return 10;
   if (!client.Find(worker.Keys("a:4")).empty() || !client.NearMisses(worker.model()).empty()) return 11;
   if (!client.UnmappedRegions().empty() || client.Stats().finds != 0) return 12;
@@ -55,12 +55,12 @@ int CallsOfAChild(Worker& worker, const Match& match, Lease& lease, ImportTicket
   region.Retract(blocks);
   if (region.Publish(requests).lost_race != 1) return 15;
   if (!IsParents(region.PublishOnStream(requests, StreamHandle{}))) return 16;
-  if (region.Stow(blocks) != 0 || !IsParents(region.StowBeforeReuse(blocks, Soon()))) return 17;
+  if (region.Offload(blocks) != 0 || !IsParents(region.OffloadBeforeReuse(blocks, Soon()))) return 17;
   std::byte bytes[4] = {};
   if (!IsParents(region.WriteBytes(0, 0, bytes)) || !IsParents(region.ReadBytes(0, 0, bytes))) return 18;
   if (!IsParents(region.Flush(Soon())) || !IsParents(region.Unregister(Soon()))) return 19;
   if (lease.blocks() != 0 || lease.left().count() != 0 || lease.reason().code != Errc::kUnsupported) return 20;
-  if (!IsParents(lease.Extend(std::chrono::seconds(9), Soon()))) return 21;
+  if (!IsParents(lease.Renew(std::chrono::seconds(9), Soon()))) return 21;
   lease.Release();
   if (!IsParents(ticket.Wait(Soon())) || !ticket.Done() || ticket.event() != nullptr) return 22;
   if (ticket.result().valid != 0 || ticket.result().failed.size() != 4) return 23;
@@ -77,10 +77,10 @@ TEST_CASE("Fork: a child's calls say whose client it is, and its end changes not
   other.Publish("b:4", 0);
   KVM_REQUIRE_OK(worker->Flush());
   test::RegistryProbe probe(kvmd.socket());
-  REQUIRE(test::HeldEventually(probe, 8) == 8);
+  REQUIRE(test::StoredEventually(probe, 8) == 8);
   REQUIRE(test::Eventually([&] { return worker->Find("b:4").size() == 4; }));
   const Match match = worker->Find("b:4");
-  Result<Lease> lease = worker->client().Hold(match, std::chrono::seconds(60), Soon());
+  Result<Lease> lease = worker->client().AcquireLease(match, std::chrono::seconds(60), Soon());
   KVM_REQUIRE_OK(lease);
   const std::vector<std::uint32_t> blocks{30, 31, 32, 33};
   Result<ImportTicket> ticket = worker->client().Import(match, worker->region(), blocks);
@@ -157,7 +157,7 @@ TEST_CASE("Fork: no descriptor of shared memory goes to a program that a worker 
   worker->Publish("a:8", 0);
   KVM_REQUIRE_OK(worker->Flush());
   test::RegistryProbe probe(kvmd.socket());
-  REQUIRE(test::HeldEventually(probe, 8) == 8);  // so a chunk is mapped
+  REQUIRE(test::StoredEventually(probe, 8) == 8);  // so a slab is mapped
   std::size_t seen = 0;
   DIR* const directory = ::opendir("/proc/self/fd");
   REQUIRE(directory != nullptr);
@@ -170,5 +170,5 @@ TEST_CASE("Fork: no descriptor of shared memory goes to a program that a worker 
     CHECK((::fcntl(std::atoi(entry->d_name), F_GETFD) & FD_CLOEXEC) != 0);
   }
   ::closedir(directory);
-  CHECK(seen >= 5);  // two tables, two pools, a chunk
+  CHECK(seen >= 5);  // two tables, two pools, a slab
 }

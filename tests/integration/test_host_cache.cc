@@ -7,21 +7,21 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
 using namespace kvm;
-using test::HeldEventually;
 using test::HostCacheOf;
 using test::ImportCheck;
 using test::KvmdProcess;
 using test::RegistryProbe;
 using test::RemoteWorker;
+using test::StoredEventually;
 using test::Worker;
 using test::WorkerOptions;
 
@@ -57,7 +57,7 @@ TEST_CASE("Host cache: blocks of a killed worker are imported from it, byte for 
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   const auto reader = Start(kvmd, "reader");
   publisher.Publish("a:30", 0);
-  REQUIRE(HeldEventually(probe, 30) == 30);
+  REQUIRE(StoredEventually(probe, 30) == 30);
   publisher.Kill();
   REQUIRE(test::Eventually([&] { return probe.RegionRows(publisher.pid()) == 0; }));
   const ImportCheck import = ImportEventually(*reader, "a:30", 30, 0);
@@ -75,7 +75,7 @@ TEST_CASE("Host cache: a block that its owner overwrites stays there", "[integra
   RegistryProbe probe(kvmd.socket());
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   PublishAndFlush(*publisher, "a:20", 0);
-  REQUIRE(HeldEventually(probe, 20) == 20);
+  REQUIRE(StoredEventually(probe, 20) == 20);
   for (std::uint32_t block = 0; block < 20; ++block) publisher->region().Retract(block);
   PublishAndFlush(*publisher, "b:20", 0);
   const ImportCheck import = ImportEventually(*reader, "a:20", 20, 0);
@@ -85,8 +85,8 @@ TEST_CASE("Host cache: a block that its owner overwrites stays there", "[integra
   CHECK(publisher->FindAndImport("a:20", 30).valid == 20);
 }
 
-TEST_CASE("Host cache: regions of any geometry are stowed, and imported into any other", "[integration]") {
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-chunk", "1M"});
+TEST_CASE("Host cache: regions of any geometry are offloaded, and imported into any other", "[integration]") {
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-slab", "1M"});
   RegistryProbe probe(kvmd.socket());
   std::uint64_t held = 0;
   for (const test::NamedGeometry& layout : test::EngineLayouts(16)) {
@@ -99,7 +99,7 @@ TEST_CASE("Host cache: regions of any geometry are stowed, and imported into any
       const auto publisher = Start(kvmd, "publisher-" + std::to_string(held), options);
       PublishAndFlush(*publisher, prompt, 0);
       held += 4;
-      REQUIRE(HeldEventually(probe, held) == held);
+      REQUIRE(StoredEventually(probe, held) == held);
     }
     WorkerOptions other;
     other.geometry = test::EngineLayouts(16).front().geometry;
@@ -124,11 +124,12 @@ TEST_CASE("Host cache: a full one evicts, whatever the policy, and serves what i
   const auto publisher = Start(kvmd, "publisher", options);
   for (std::uint32_t prompt = 0; prompt < 16; ++prompt) {
     PublishAndFlush(*publisher, "p" + std::to_string(prompt) + ":16", prompt * 16);
-    CHECK(test::Eventually([&] { return HostCacheOf(probe).stowed() == (prompt + 1) * 16; }));
+    CHECK(test::Eventually([&] { return HostCacheOf(probe).stored() == (prompt + 1) * 16; }));
   }
   const kvmwire::HostCacheDomain status = HostCacheOf(probe);
-  INFO("refused " << status.refused() << " expired " << status.expired() << " dropped " << publisher->client().Stats().stows_dropped
-                  << ", refused " << publisher->client().Stats().stows_refused << ", stowed " << publisher->client().Stats().blocks_stowed);
+  INFO("refused " << status.refused() << " expired " << status.expired() << " dropped " << publisher->client().Stats().offloads_dropped
+                  << ", refused " << publisher->client().Stats().offloads_refused << ", offloaded "
+                  << publisher->client().Stats().blocks_offloaded);
   CHECK(status.blocks() == kSlots);
   CHECK(status.evicted() == 16 * 16 - kSlots);
   CHECK(status.refused() == 0);
@@ -152,7 +153,7 @@ TEST_CASE("Host cache: admission by second hit takes a block when it is publishe
   const auto first = Start(kvmd, "first"), second = Start(kvmd, "second");
   PublishAndFlush(*first, "a:8,b:8", 0);
   PublishAndFlush(*second, "a:8,c:8", 0);
-  REQUIRE(HeldEventually(probe, 8) == 8);
+  REQUIRE(StoredEventually(probe, 8) == 8);
   PublishAndFlush(*first, "d:4", 20);
   first->DropClient();
   second->DropClient();
@@ -162,63 +163,63 @@ TEST_CASE("Host cache: admission by second hit takes a block when it is publishe
   CHECK(reader->Find("d:4").empty());
 }
 
-TEST_CASE("Host cache: before reuse, a worker stows what it is about to overwrite", "[integration]") {
+TEST_CASE("Host cache: before reuse, a worker offloads what it is about to overwrite", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M", "--host-cache-admission", "reuse"});
   RegistryProbe probe(kvmd.socket());
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   PublishAndFlush(*publisher, "a:8,b:8", 0);
-  const Result<std::size_t> stowed = publisher->region().StowBeforeReuse(Range(0, 8), After(std::chrono::seconds(10)));
-  KVM_REQUIRE_OK(stowed);
-  CHECK(*stowed == 8);
+  const Result<std::size_t> offloaded = publisher->region().OffloadBeforeReuse(Range(0, 8), After(std::chrono::seconds(10)));
+  KVM_REQUIRE_OK(offloaded);
+  CHECK(*offloaded == 8);
   for (std::uint32_t block = 0; block < 16; ++block) publisher->region().Retract(block);
   const ImportCheck import = ImportEventually(*reader, "a:8", 8, 0);
   CHECK(import.valid == 8);
   CHECK(import.wrong == 0);
   CHECK(reader->Find("a:8,b:8").size() == 8);
-  // Once more is no more work, and what is not published can't be stowed.
-  CHECK(publisher->region().StowBeforeReuse(Range(0, 8), After(std::chrono::seconds(10))).value() == 0);
-  CHECK(HostCacheOf(probe).stowed() == 8);
+  // Once more is no more work, and what is not published can't be offloaded.
+  CHECK(publisher->region().OffloadBeforeReuse(Range(0, 8), After(std::chrono::seconds(10))).value() == 0);
+  CHECK(HostCacheOf(probe).stored() == 8);
 }
 
-TEST_CASE("Host cache: a region is stowed as its options say", "[integration]") {
+TEST_CASE("Host cache: a region is offloaded as its options say", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   WorkerOptions options;
-  options.stow = StowMode::kNever;
+  options.offload = OffloadMode::kNever;
   const auto never = Start(kvmd, "never", options);
   PublishAndFlush(*never, "a:4", 0);
-  CHECK(never->region().Stow(Range(0, 4)) == 0);
-  options.stow = StowMode::kAsked;
+  CHECK(never->region().Offload(Range(0, 4)) == 0);
+  options.offload = OffloadMode::kAsked;
   const auto asked = Start(kvmd, "asked", options);
   PublishAndFlush(*asked, "b:8", 0);
-  CHECK(asked->region().Stow(Range(2, 3)) == 3);
-  REQUIRE(HeldEventually(probe, 3) == 3);
+  CHECK(asked->region().Offload(Range(2, 3)) == 3);
+  REQUIRE(StoredEventually(probe, 3) == 3);
   const auto by_kvmd = Start(kvmd, "auto");
   PublishAndFlush(*by_kvmd, "c:5", 0);
-  CHECK(HeldEventually(probe, 8) == 8);
+  CHECK(StoredEventually(probe, 8) == 8);
 }
 
-TEST_CASE("Host cache: without one, nothing is stowed and nobody waits", "[integration]") {
+TEST_CASE("Host cache: without one, nothing is offloaded and nobody waits", "[integration]") {
   KvmdProcess kvmd;
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:4", 0);
-  CHECK(worker->region().Stow(Range(0, 4)) == 0);
-  CHECK(worker->region().StowBeforeReuse(Range(0, 4), After(std::chrono::seconds(10))).value() == 0);
-  CHECK(worker->client().Stats().stows_dropped == 0);
+  CHECK(worker->region().Offload(Range(0, 4)) == 0);
+  CHECK(worker->region().OffloadBeforeReuse(Range(0, 4), After(std::chrono::seconds(10))).value() == 0);
+  CHECK(worker->client().Stats().offloads_dropped == 0);
 }
 
 TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody else's", "[integration]") {
   constexpr std::uint64_t kSlots = 16;
-  const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk,
-                    "--max-host-cache-per-client", chunk});
+  const std::string slab = std::to_string(kSlots * kBlock);
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-slab", slab,
+                    "--max-host-cache-per-client", slab});
   RegistryProbe probe(kvmd.socket());
   const auto small = Start(kvmd, "small"), large = Start(kvmd, "large");
   PublishAndFlush(*small, "a:16", 0);
-  REQUIRE(HeldEventually(probe, 16) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
   for (std::uint32_t prompt = 0; prompt < 4; ++prompt) {
     PublishAndFlush(*large, "p" + std::to_string(prompt) + ":16", (prompt % 4) * 16);
-    REQUIRE(test::Eventually([&] { return HostCacheOf(probe).stowed() == 16 + (prompt + 1) * 16; }));
+    REQUIRE(test::Eventually([&] { return HostCacheOf(probe).stored() == 16 + (prompt + 1) * 16; }));
   }
   CHECK(HostCacheOf(probe).blocks() == 2 * kSlots);
   const kvmwire::StatusReply clients = probe.Status(true);
@@ -234,13 +235,13 @@ TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody el
 TEST_CASE("Host cache: a domain at its quota takes nothing of another domain's", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to run a worker as another user");
   constexpr std::uint64_t kSlots = 16;
-  const std::string chunk = std::to_string(kSlots * kBlock);
-  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-chunk", chunk,
-                    "--max-host-cache-per-domain", chunk});
+  const std::string slab = std::to_string(kSlots * kBlock);
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-slab", slab,
+                    "--max-host-cache-per-domain", slab});
   RegistryProbe probe(kvmd.socket());
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:16", 0);
-  REQUIRE(HeldEventually(probe, 16) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
   REQUIRE(::chmod(kvmd.dir().path().c_str(), 0755) == 0);
   RemoteWorker other({.socket = kvmd.socket(), .name = "other"}, 12345);
   other.Publish("a:16", 0);
@@ -252,7 +253,7 @@ TEST_CASE("Host cache: a domain at its quota takes nothing of another domain's",
     }
     return kvmwire::HostCacheDomain();
   };
-  CHECK(test::Eventually([&] { return others().stowed() == 32; }));
+  CHECK(test::Eventually([&] { return others().stored() == 32; }));
   CHECK(others().bytes() == kSlots * kBlock);
   CHECK(others().blocks() == kSlots);
   worker->DropClient();

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -72,7 +72,7 @@ TEST_CASE("Interrupt: every call that waits for a silent kvmd ends as at its dea
       {"allocate", [&] { return CodeOf(worker->client().AllocateRegion(worker->model(), SmallRegion("second"), kNever)); }},
       {"adopt", [&] { return CodeOf(worker->client().AdoptRegion(worker->model(), SmallRegion("third"), kNever)); }},
       {"reclaim", [&] { return CodeOf(worker->client().ReclaimOrphans({}, kNever)); }},
-      {"hold", [&] { return CodeOf(worker->client().Hold(match, std::chrono::seconds(10), kNever)); }},
+      {"hold", [&] { return CodeOf(worker->client().AcquireLease(match, std::chrono::seconds(10), kNever)); }},
       {"flush",
        [&] {
          worker->Publish("b:4", 8);

@@ -6,10 +6,10 @@
 #include <functional>
 
 #include "tests/catch.h"
-#include "tests/support/kvctl_children.h"
-#include "tests/support/kvctl_sandbox.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
+#include "tests/support/kvmd/kvctl_children.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/remote_worker.h"
 
 namespace {
 
@@ -31,7 +31,7 @@ constexpr const char* kPeer = "bench-peer";
 struct BusyNode {
   explicit BusyNode(const std::string& max_entries)
       : kvmd({"--max-entries", max_entries, "--host-cache", "64M", "--host-cache-admission", "publish"}),
-        worker({.socket = kvmd.socket(), .name = "pool", .stow = StowMode::kNever}) {
+        worker({.socket = kvmd.socket(), .name = "pool", .offload = OffloadMode::kNever}) {
     worker.Publish("a:5", 0);
   }
 
@@ -44,18 +44,18 @@ struct BusyNode {
     return std::any_of(clients.begin(), clients.end(), [&](const auto& client) { return Text(client, "name").find(name) == 0; });
   }
   // As it was before anything was measured.
-  void CheckUntouched(std::int64_t stowed) {
+  void CheckUntouched(std::int64_t offloaded) {
     CHECK(Eventually([&] { return Regions() == regions; }));
     const boost::json::value status = Status();
     const boost::json::value& domain = status.at("domains").at(0);
     CHECK(Number(domain, "orphans") == 0);
     CHECK(Number(domain, "models") == 1);
     CHECK(Number(domain, "entries") == entries);
-    CHECK(Number(domain.at("host_cache"), "stowed") == stowed);
+    CHECK(Number(domain.at("host_cache"), "stored") == offloaded);
     CHECK(Number(status.at("counters"), "evicted") == 0);
     CHECK(worker.Find("a:5") == 5);
   }
-  std::int64_t Stowed() const { return Number(Status().at("domains").at(0).at("host_cache"), "stowed"); }
+  std::int64_t Offloaded() const { return Number(Status().at("domains").at(0).at("host_cache"), "stored"); }
 
   Sandbox sandbox;
   KvmdProcess kvmd;
@@ -67,7 +67,7 @@ struct BusyNode {
   void Settle() {
     std::int64_t before = -1;
     REQUIRE(Eventually([&] {
-      const std::int64_t seen = Stowed();
+      const std::int64_t seen = Offloaded();
       test::SleepMs(100);
       return std::exchange(before, seen) == seen;
     }));
@@ -89,7 +89,7 @@ ctl::ChildProcess StartLongFind(const Sandbox& sandbox, const BusyNode& node) {
 TEST_CASE("kvctl bench: a socket that is named does not make it measure on the node's kvmd", "[integration]") {
   BusyNode node("1000");
   node.Settle();
-  const std::int64_t stowed = node.Stowed(), published = node.Counter("published");
+  const std::int64_t offloaded = node.Offloaded(), published = node.Counter("published");
   for (const std::string command : {"find --entries 5000 --keys 100 --rounds 20", "publish --entries 5000 --rounds 5",
                                     "memory --entries 5000", "import --backend host --bytes 1048576 --block-bytes 4096 --rounds 3"}) {
     INFO(command);
@@ -102,14 +102,14 @@ TEST_CASE("kvctl bench: a socket that is named does not make it measure on the n
     }
   }
   CHECK(node.Counter("published") == published);
-  node.CheckUntouched(stowed);
+  node.CheckUntouched(offloaded);
   CHECK(node.sandbox.NothingLeft());
 }
 
 TEST_CASE("kvctl bench: with --on-this-node the node's kvmd is as before once it is done", "[integration]") {
   BusyNode node("100000");
   node.Settle();
-  const std::int64_t stowed = node.Stowed();
+  const std::int64_t offloaded = node.Offloaded();
   for (const std::string command : {"find --entries 5000 --keys 100 --rounds 20", "publish --entries 5000 --rounds 5",
                                     "memory --entries 5000", "import --backend host --bytes 1048576 --block-bytes 4096 --rounds 3"}) {
     INFO(command);
@@ -118,14 +118,14 @@ TEST_CASE("kvctl bench: with --on-this-node the node's kvmd is as before once it
     REQUIRE(output.code == 0);
     CHECK(Text(output.Json(), "kvmd") == node.kvmd.socket());
     CHECK(node.Regions() == node.regions);  // also without waiting
-    node.CheckUntouched(stowed);
+    node.CheckUntouched(offloaded);
   }
 }
 
 TEST_CASE("kvctl bench: a node's kvmd without room for the blocks is refused, and keeps its own", "[integration]") {
   BusyNode node("1024");
   node.Settle();
-  const std::int64_t stowed = node.Stowed(), published = node.Counter("published");
+  const std::int64_t offloaded = node.Offloaded(), published = node.Counter("published");
   for (const std::string command : {"find --entries 1020 --keys 100", "publish --entries 1000", "memory --entries 5000",
                                     "import --backend host --bytes 8388608 --block-bytes 4096"}) {
     INFO(command);
@@ -135,13 +135,13 @@ TEST_CASE("kvctl bench: a node's kvmd without room for the blocks is refused, an
     CHECK(output.err.find("it would evict the node's own") != std::string::npos);
   }
   CHECK(node.Counter("published") == published);
-  node.CheckUntouched(stowed);
+  node.CheckUntouched(offloaded);
 }
 
 TEST_CASE("kvctl bench find: a lookup that misses a key is an error, and there is no figure", "[integration]") {
   BusyNode node("10000");
   node.Settle();
-  const std::int64_t stowed = node.Stowed();
+  const std::int64_t offloaded = node.Offloaded();
   ctl::ChildProcess bench = StartLongFind(node.sandbox, node);
   const std::vector<pid_t> peers = ChildrenOf(bench.pid(), kPeer);
   REQUIRE(peers.size() == 1);
@@ -151,13 +151,13 @@ TEST_CASE("kvctl bench find: a lookup that misses a key is an error, and there i
   const std::string log = ReadFile(node.sandbox.path() / "log");
   CHECK(log.find("kvctl: ") == 0);
   CHECK(log.find("p50") == std::string::npos);
-  node.CheckUntouched(stowed);
+  node.CheckUntouched(offloaded);
 }
 
 TEST_CASE("kvctl bench: interrupted or killed, it leaves nothing at the node's kvmd", "[integration]") {
   BusyNode node("10000");
   node.Settle();
-  const std::int64_t stowed = node.Stowed();
+  const std::int64_t offloaded = node.Offloaded();
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGKILL}) {
     INFO("signal " << signal);
     ctl::ChildProcess bench = StartLongFind(node.sandbox, node);
@@ -166,7 +166,7 @@ TEST_CASE("kvctl bench: interrupted or killed, it leaves nothing at the node's k
     REQUIRE(bench.WaitFor(40s));
     CHECK(bench.Ending() == (signal == SIGKILL ? "killed by signal 9 (Killed)" : "exited with 130"));
     CHECK(Eventually([&] { return std::all_of(children.begin(), children.end(), [](pid_t child) { return ::kill(child, 0) != 0; }); }));
-    node.CheckUntouched(stowed);
+    node.CheckUntouched(offloaded);
     CHECK(node.sandbox.NothingLeft());
   }
 }
@@ -189,7 +189,7 @@ TEST_CASE("kvctl bench: interrupted, a kvmd of its own goes with it", "[integrat
 TEST_CASE("kvctl replay: interrupted or killed, it leaves nothing at the node's kvmd, nor in its host cache", "[integration]") {
   BusyNode node("10000");
   node.Settle();
-  const std::int64_t stowed = node.Stowed();
+  const std::int64_t offloaded = node.Offloaded();
   for (const int signal : {0, SIGINT, SIGTERM, SIGKILL}) {
     INFO("signal " << signal);
     ctl::ChildProcess replay =
@@ -202,19 +202,19 @@ TEST_CASE("kvctl replay: interrupted or killed, it leaves nothing at the node's 
     }
     REQUIRE(replay.WaitFor(60s));
     CHECK(replay.Ending() == (signal == 0 ? "exited with 0" : signal == SIGKILL ? "killed by signal 9 (Killed)" : "exited with 130"));
-    node.CheckUntouched(stowed);
+    node.CheckUntouched(offloaded);
   }
 }
 
 TEST_CASE("kvctl replay: a node's kvmd without room for the pools is refused, and keeps its own", "[integration]") {
   BusyNode node("1024");
   node.Settle();
-  const std::int64_t stowed = node.Stowed();
+  const std::int64_t offloaded = node.Offloaded();
   const Sandbox::Output output = node.sandbox.Run("replay --workload chat --workers 3 --pool-blocks 400 --socket " + node.kvmd.socket());
   CHECK(output.code == 3);
   CHECK(output.out.empty());
   CHECK(output.err.find("it would evict the node's own; take fewer --pool-blocks, or --private") != std::string::npos);
-  node.CheckUntouched(stowed);
+  node.CheckUntouched(offloaded);
 }
 
 TEST_CASE("kvctl bench find: a redis-server that has lost a key gives no figure, and one that has not is left empty", "[integration]") {

@@ -9,17 +9,17 @@
 #include <thread>
 #include <unordered_set>
 
-#include "client/kvctl/child_process.h"
-#include "client/kvctl/import_run.h"
-#include "client/kvctl/internal_roles.h"
-#include "client/kvctl/pool_bytes.h"
-#include "client/kvctl/private_kvmd.h"
-#include "client/kvctl/workload.h"
+#include "client/kvctl/bench/import_run.h"
+#include "client/kvctl/process/child_process.h"
+#include "client/kvctl/process/private_kvmd.h"
+#include "client/kvctl/process/roles.h"
+#include "client/kvctl/workload/pool_bytes.h"
+#include "client/kvctl/workload/workload.h"
 #include "kvclient/kvclient.h"
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvctl_children.h"
-#include "tests/support/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvctl_children.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
+#include "tests/support/process/child_main.h"
 
 namespace {
 

@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <string>
 
-#include "client/kvctl/private_kvmd.h"
+#include "client/kvctl/process/private_kvmd.h"
 #include "kvclient/client.h"
 #include "tests/catch.h"
-#include "tests/support/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
 
 namespace {
 

@@ -6,8 +6,8 @@
 
 #include "daemon/policy/policies.h"
 #include "tests/catch.h"
-#include "tests/support/conversation_trace.h"
-#include "tests/support/kvctl_sandbox.h"
+#include "tests/support/data/conversation_trace.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
 
 namespace {
 
@@ -88,7 +88,7 @@ TEST_CASE("kvctl replay: with a host cache small pools hit more, and every block
   const Sandbox::Output without = sandbox.Run(replay);
   REQUIRE(without.code == 0);
   CHECK(Number(without.Json(), "blocks_from_host_cache") == 0);
-  CHECK(Number(without.Json(), "blocks_stowed") == 0);
+  CHECK(Number(without.Json(), "blocks_offloaded") == 0);
   for (const policy::PolicyKind kind : policy::kAllPolicies) {
     const std::string name(policy::PolicyName(kind));
     INFO(name);
@@ -98,7 +98,7 @@ TEST_CASE("kvctl replay: with a host cache small pools hit more, and every block
     const boost::json::value report = with.Json();
     CHECK(Text(report, "host_cache_policy") == name);
     CHECK(Number(report, "mismatched_blocks") == 0);
-    CHECK(Number(report, "blocks_stowed") > 0);
+    CHECK(Number(report, "blocks_offloaded") > 0);
     CHECK(Number(report, "blocks_from_host_cache") > 0);
     CHECK(Number(report, "blocks_hit") > Number(without.Json(), "blocks_hit"));
   }

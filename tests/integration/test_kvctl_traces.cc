@@ -5,10 +5,10 @@
 #include <algorithm>
 
 #include "tests/catch.h"
-#include "tests/support/kvctl_children.h"
-#include "tests/support/kvctl_sandbox.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/kvctl_children.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvmd_process.h"
 
 namespace {
 

@@ -3,10 +3,10 @@
 #include <string>
 
 #include "tests/catch.h"
-#include "tests/support/host_cache.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -14,11 +14,11 @@ using namespace kvm;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using test::Eventually;
-using test::HeldEventually;
 using test::HostCacheOf;
 using test::KvmdProcess;
 using test::RegistryProbe;
 using test::RemoteWorker;
+using test::StoredEventually;
 using test::Worker;
 using test::WorkerOptions;
 
@@ -40,13 +40,13 @@ std::vector<std::string> SmallCache() {
   return {"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlots * kBlock), "--host-cache-policy", "lru"};
 }
 
-// Publishes as many other blocks as the cache has slots, twice, and waits until they have been stowed.
+// Publishes as many other blocks as the cache has slots, twice, and waits until they have been offloaded.
 void Press(Worker& publisher, RegistryProbe& probe, const std::string& stream) {
   for (std::uint32_t prompt = 0; prompt < 8; ++prompt) {
-    const std::uint64_t before = HostCacheOf(probe).stowed();
+    const std::uint64_t before = HostCacheOf(probe).stored();
     publisher.Publish(stream + std::to_string(prompt) + ":16", 32 + (prompt % 4) * 16);
     KVM_REQUIRE_OK(publisher.Flush());
-    REQUIRE(Eventually([&] { return HostCacheOf(probe).stowed() == before + 16; }));
+    REQUIRE(Eventually([&] { return HostCacheOf(probe).stored() == before + 16; }));
   }
 }
 
@@ -63,10 +63,10 @@ TEST_CASE("Leases: another process's hold keeps blocks in a cache that pressure 
   RemoteWorker holder({.socket = kvmd.socket(), .name = "holder"});
   publisher->Publish("a:16", 0);
   KVM_REQUIRE_OK(publisher->Flush());
-  REQUIRE(HeldEventually(probe, 16) == 16);
+  REQUIRE(StoredEventually(probe, 16) == 16);
   if (held) {
-    CHECK(holder.Hold("a:16", kLong) == 16);
-    CHECK(DomainOf(probe).held_bytes() == 16 * kBlock);
+    CHECK(holder.AcquireLease("a:16", kLong) == 16);
+    CHECK(DomainOf(probe).leased_bytes() == 16 * kBlock);
   }
   Press(*publisher, probe, "p");
   // Only the cache's copies are left.
@@ -91,11 +91,11 @@ TEST_CASE("Leases: a dead worker's blocks that are held outlive their time; thos
   other.Publish("b:20", 0);
   REQUIRE(Eventually([&] { return holder->Find("a:20").size() == 20; }));
   // Not while its owner lives and may overwrite them.
-  KVM_CHECK_ERROR(holder->client().Hold(holder->Find("a:20"), kLong, Soon()), Errc::kUnsupported, "held");
+  KVM_CHECK_ERROR(holder->client().AcquireLease(holder->Find("a:20"), kLong, Soon()), Errc::kUnsupported, "held");
   held.Kill();
   Result<Lease> lease = MakeError(Errc::kUnavailable, "not tried");
   REQUIRE(Eventually([&] {
-    lease = holder->client().Hold(holder->Find("a:20"), kLong, Soon());
+    lease = holder->client().AcquireLease(holder->Find("a:20"), kLong, Soon());
     return lease.has_value();
   }));
   CHECK(lease->valid());
@@ -123,7 +123,7 @@ TEST_CASE("Leases: an adoption takes the blocks from the lease, and the holder s
   victim.Kill();
   Result<Lease> lease = MakeError(Errc::kUnavailable, "not tried");
   REQUIRE(Eventually([&] {
-    lease = holder->client().Hold(holder->Find("a:20"), kLong, Soon());
+    lease = holder->client().AcquireLease(holder->Find("a:20"), kLong, Soon());
     return lease.has_value();
   }));
   const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
@@ -131,7 +131,7 @@ TEST_CASE("Leases: an adoption takes the blocks from the lease, and the holder s
   REQUIRE(Eventually([&] { return !lease->valid(); }));
   CHECK(lease->reason().code == Errc::kNotFound);
   CHECK(lease->reason().message.find("adopted") != std::string::npos);
-  KVM_CHECK_ERROR(lease->Extend(kLong, Soon()), Errc::kNotFound, "adopted");
+  KVM_CHECK_ERROR(lease->Renew(kLong, Soon()), Errc::kNotFound, "adopted");
   CHECK(DomainOf(probe).leases() == 0);
   // What the heir has not overwritten is as good as before.
   CHECK(holder->FindAndImport("a:20", 0).valid == 20);
@@ -153,14 +153,14 @@ TEST_CASE("Leases: one of more blocks than a message names", "[integration]") {
   victim.Kill();
   std::size_t blocks = 0;
   REQUIRE(Eventually([&] {
-    const Result<Lease> lease = holder->client().Hold(holder->Find("a:20000"), kLong, Soon());
+    const Result<Lease> lease = holder->client().AcquireLease(holder->Find("a:20000"), kLong, Soon());
     if (!lease) return false;
     blocks = lease->blocks();
-    return DomainOf(probe).held_blocks() == kBlocks;
+    return DomainOf(probe).leased_blocks() == kBlocks;
   }));
   CHECK(blocks == kBlocks);
   // The lease went with its object.
-  CHECK(Eventually([&] { return DomainOf(probe).held_blocks() == 0; }));
+  CHECK(Eventually([&] { return DomainOf(probe).leased_blocks() == 0; }));
   CHECK(DomainOf(probe).leases() == 0);
 }
 
@@ -170,20 +170,20 @@ TEST_CASE("Leases: errors say what is wrong, and a lease that moves holds what i
   const auto worker = Start(kvmd, "worker");
   worker->Publish("a:8", 0);
   KVM_REQUIRE_OK(worker->Flush());
-  REQUIRE(HeldEventually(probe, 8) == 8);
+  REQUIRE(StoredEventually(probe, 8) == 8);
   const Match match = worker->Find("a:8");
   Client& client = worker->client();
-  KVM_CHECK_ERROR(client.Hold(worker->Find("b:8"), seconds(10), Soon()), Errc::kInvalidArgument, "empty");
-  KVM_CHECK_ERROR(client.Hold(match, seconds(0), Soon()), Errc::kInvalidArgument, "time to live");
-  KVM_CHECK_ERROR(client.Hold(match, seconds(61), Soon()), Errc::kInvalidArgument, "--max-lease-ttl-s");
-  Result<Lease> first = client.Hold(match.Slice(0, 5), seconds(10), Soon());
+  KVM_CHECK_ERROR(client.AcquireLease(worker->Find("b:8"), seconds(10), Soon()), Errc::kInvalidArgument, "empty");
+  KVM_CHECK_ERROR(client.AcquireLease(match, seconds(0), Soon()), Errc::kInvalidArgument, "time to live");
+  KVM_CHECK_ERROR(client.AcquireLease(match, seconds(61), Soon()), Errc::kInvalidArgument, "--max-lease-ttl-s");
+  Result<Lease> first = client.AcquireLease(match.Slice(0, 5), seconds(10), Soon());
   KVM_REQUIRE_OK(first);
   CHECK(first->blocks() == 5);
-  Result<Lease> second = client.Hold(match, seconds(10), Soon());
+  Result<Lease> second = client.AcquireLease(match, seconds(10), Soon());
   KVM_REQUIRE_OK(second);
-  KVM_CHECK_ERROR(client.Hold(match, seconds(10), Soon()), Errc::kResourceExhausted, "--max-leases-per-client");
-  KVM_CHECK_ERROR(first->Extend(seconds(61), Soon()), Errc::kInvalidArgument, "--max-lease-ttl-s");
-  KVM_REQUIRE_OK(first->Extend(seconds(60), Soon()));
+  KVM_CHECK_ERROR(client.AcquireLease(match, seconds(10), Soon()), Errc::kResourceExhausted, "--max-leases-per-client");
+  KVM_CHECK_ERROR(first->Renew(seconds(61), Soon()), Errc::kInvalidArgument, "--max-lease-ttl-s");
+  KVM_REQUIRE_OK(first->Renew(seconds(60), Soon()));
   CHECK(first->left() > seconds(10));
   Lease moved = std::move(*first);
   CHECK(moved.blocks() == 5);
@@ -191,15 +191,15 @@ TEST_CASE("Leases: errors say what is wrong, and a lease that moves holds what i
   CHECK(first->reason().code == Errc::kCancelled);
   moved = std::move(*second);  // releases the five
   CHECK(moved.blocks() == 8);
-  CHECK(Eventually([&] { return DomainOf(probe).held_blocks() == 8; }));
+  CHECK(Eventually([&] { return DomainOf(probe).leased_blocks() == 8; }));
   // It outlives its client, and holds nothing then.
   worker->DropClient();
   CHECK_FALSE(moved.valid());
   CHECK(moved.reason().code == Errc::kCancelled);
-  CHECK(Eventually([&] { return DomainOf(probe).held_blocks() == 0; }));
+  CHECK(Eventually([&] { return DomainOf(probe).leased_blocks() == 0; }));
   Result<std::shared_ptr<Client>> offline = Client::Connect({.socket_path = "/nowhere", .start_offline = true});
   KVM_REQUIRE_OK(offline);
-  KVM_CHECK_ERROR((*offline)->Hold(match, seconds(10), Soon()), Errc::kUnavailable, "not connected");
+  KVM_CHECK_ERROR((*offline)->AcquireLease(match, seconds(10), Soon()), Errc::kUnavailable, "not connected");
 }
 
 TEST_CASE("Quotas: a domain at its limit of descriptors refuses regions by name, and serves those it has", "[integration]") {

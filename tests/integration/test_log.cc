@@ -7,11 +7,11 @@
 #include <string>
 
 #include "tests/catch.h"
-#include "tests/support/child_process.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/socket_pair.h"
-#include "tests/support/temp_dir.h"
-#include "tests/support/wire_client.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/child_process.h"
+#include "tests/support/process/socket_pair.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace {
 

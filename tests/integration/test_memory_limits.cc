@@ -6,16 +6,16 @@
 #include <fstream>
 #include <iostream>
 
-#include "proto/memory_room.h"
+#include "proto/base/memory_room.h"
 #include "tests/catch.h"
-#include "tests/support/child_main.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/memory_group.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/sanitized.h"
-#include "tests/support/wire_client.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/child_main.h"
+#include "tests/support/process/memory_group.h"
+#include "tests/support/process/sanitized.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 
@@ -173,7 +173,7 @@ TEST_CASE("Memory limits: a host cache stops growing where its group is full", "
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(160 * kMib, why);
   if (!group) KVM_SKIP(why);
-  KvmdProcess kvmd({"--max-entries", "10000", "--domain-mode", "node", "--host-cache", "96M", "--host-cache-chunk", "16M"}, group->Enter());
+  KvmdProcess kvmd({"--max-entries", "10000", "--domain-mode", "node", "--host-cache", "96M", "--host-cache-slab", "16M"}, group->Enter());
   ChildProcess user(group->Enter() + std::vector<std::string>{SelfPath(), "--child", "memory-user", "90"});
   REQUIRE(Started(user) == "ok");
   test::RemoteWorker worker({.socket = kvmd.socket(), .name = "worker", .blocks = 96, .block_bytes = kMib});

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/kvmd_process.h"
-#include "tests/support/remote_worker.h"
-#include "tests/support/worker.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/worker/remote_worker.h"
+#include "tests/support/worker/worker.h"
 
 namespace {
 

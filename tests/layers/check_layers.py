@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl over public headers
-and over the eviction policies, which it simulates.
+and over the eviction policies, which it simulates; and inside a layer, when a folder includes what lies above it.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
     check_layers.py --binary FILE           a binary that must not need CUDA at run time
@@ -23,30 +23,71 @@ TEST_CASE = re.compile(r'TEST_CASE\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*"([^"]*)"'
 GPU_GATE = re.compile(r"\s*(KVM_NEED_GPUS\(|if \([^{}]*?\) KVM_SKIP\()")
 LABELS = ("unit", "integration", "fault", "gpu")
 
-# Folder (the longest that matches a file), and the folders its quoted includes may come from.
-# kvm/ is proto/include/kvm, kvclient/ is client/include/kvclient.
-RULES = [
-    ("proto/include", {"kvm"}),
-    ("proto", {"proto", "kvm"}),
-    ("cuda", {"cuda", "proto", "kvm"}),
-    ("daemon/policy", {"daemon/policy", "proto", "kvm"}),
-    ("daemon", {"daemon", "daemon/policy", "proto", "kvm"}),
-    ("client/include", {"kvclient", "kvm"}),
-    ("client/kvctl", {"client/kvctl", "daemon/policy", "kvclient", "proto", "kvm"}),
-    ("client/python", {"client/python", "kvclient", "kvm"}),
-    ("client", {"client", "kvclient", "cuda", "proto", "kvm"}),
-]
+# Folder (the longest that matches a file), and the folders its quoted includes may come from besides itself.
+# kvm/ is proto/include/kvm and cuda/include/kvm, kvclient/ is client/include/kvclient. What a folder may include, it may
+# include from the folder itself and from those below it that have no rule of their own.
+PROTO = {"proto/base", "proto/model", "proto/shm", "proto/wire", "kvm"}
+CLIENT = PROTO | {"cuda", "kvclient"}
+KVCTL = {"proto/base", "proto/shm", "proto/wire", "kvclient", "kvm"}
+RULES = {
+    "proto/include": {"kvm"},
+    "proto/base": {"kvm"},
+    "proto/model": {"proto/base", "kvm"},
+    "proto/shm": {"proto/base", "kvm"},
+    "proto/wire": {"proto/base", "proto/shm", "proto/model", "kvm"},
+    # The interface, then what needs no CUDA, then what is built on CUDA.
+    "cuda": PROTO | {"cuda/include"},
+    "cuda/no_cuda.cc": {"cuda", "cuda/topology", "kvm"},
+    "cuda/include": {"kvm"},
+    "cuda/host": PROTO | {"cuda"},
+    "cuda/plan": PROTO | {"cuda"},
+    "cuda/kernels": PROTO | {"cuda", "cuda/plan", "cuda/host"},
+    "cuda/device": PROTO | {"cuda", "cuda/plan", "cuda/kernels"},
+    "cuda/topology": PROTO | {"cuda", "cuda/device"},
+    "cuda/memory": PROTO | {"cuda", "cuda/host", "cuda/device"},
+    "cuda/import": PROTO | {"cuda", "cuda/host", "cuda/plan", "cuda/kernels", "cuda/device", "cuda/memory", "cuda/topology"},
+    # server → broker → host_cache → registry → policy, system.
+    "daemon/policy": PROTO,
+    "daemon/system": PROTO | {"daemon/policy"},
+    "daemon/registry": PROTO | {"daemon/policy", "daemon/system"},
+    "daemon/host_cache": PROTO | {"daemon/registry", "daemon/policy", "daemon/system"},
+    "daemon/broker": PROTO | {"daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
+    "daemon/server": PROTO | {"daemon/broker", "daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
+    "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
+    "client/include": {"kvclient", "kvm"},
+    "client/python": {"client/python", "kvclient", "kvm"},
+    "client/connection": CLIENT,
+    "client/peers": CLIENT | {"client/connection"},
+    "client/find": CLIENT | {"client/peers", "client/connection"},
+    "client/region": CLIENT | {"client", "client/peers", "client/connection", "client/find", "client/offload"},
+    "client/offload": CLIENT | {"client", "client/region", "client/peers", "client/connection", "client/find"},
+    "client": CLIENT | {"client/region", "client/offload", "client/peers", "client/connection", "client/find"},
+    # views, replay, simulate, bench → workload, process → cli.
+    "client/kvctl/cli": KVCTL,
+    "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/workload": KVCTL | {"client/kvctl/cli", "daemon/policy"},
+    "client/kvctl/views": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
+    "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
+    "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
+    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
+}
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/")
 
 
+def rule_of(path):
+    """The longest key of RULES that is the path or a folder above it; None if there is none."""
+    return max((key for key in RULES if path == key or path.startswith(key + "/")), key=len, default=None)
+
+
 def folder_of(include):
     """Which of our folders an include comes from; None if it is not ours."""
-    for longest in ("client/kvctl", "client/python", "daemon/policy"):
-        if include.startswith(longest + "/"):
-            return longest
     top = include.split("/", 1)[0]
-    return top if "/" in include and top in OURS else None
+    if "/" not in include or top not in OURS:
+        return None
+    # A layer as a whole is named by its own folder: client/b.h is of "client".
+    return rule_of(include) or top
 
 
 def source_files(root):
@@ -59,12 +100,15 @@ def check_includes(root):
     for path in source_files(root):
         name = path.relative_to(root).as_posix()
         text = path.read_text(encoding="utf-8", errors="replace")
-        allowed = next((folders for folder, folders in RULES if name.startswith(folder + "/")), None)
+        rule = rule_of(name)
+        allowed = None if rule is None else RULES[rule] | {rule}
         for quote, include in INCLUDE.findall(text):
             cuda_toolkit = CUDA_HEADER.match(include) and (quote == "<" or folder_of(include) is None)
             if cuda_toolkit and not name.startswith(CUDA_FOLDERS):
                 yield f"{name}: includes {include}; only cuda/ includes CUDA headers"
             if allowed is None:
+                if not name.startswith("tests/"):
+                    yield f"{name}: lies in a folder that has no rule"
                 continue
             if ".." in include.split("/"):
                 yield f"{name}: includes {include}; write the path from the root of the tree"
@@ -102,49 +146,53 @@ def check_binary(path):
             yield f"{path}: needs {line.split('[')[-1].rstrip(']')} at run time"
 
 
+def broken_rules():
+    """For each folder, an include from each of our folders that it may not include."""
+    folders = sorted({"proto/base", "proto/wire", "kvclient", *RULES} - {"cuda/no_cuda.cc"})
+    for rule, allowed in RULES.items():
+        if rule.endswith(".cc"):
+            continue
+        for folder in folders:
+            # kvm/ and kvclient/ are the include folders' names.
+            if folder not in allowed | {rule} and not folder.endswith("/include"):
+                yield f"{rule}/broken_{folder.replace('/', '_')}.cc", f'#include "{folder}/a.h"'
+
+
 SELF_TEST = {
-    "proto/a.h": ('#include "cuda/b.h"', "proto/a.h: includes cuda/b.h"),
-    "proto/c.h": ("#include <client/b.h>", "proto/c.h: includes client/b.h"),
-    "proto/include/kvm/d.h": ('#include "proto/frame.h"', "d.h: includes proto/frame.h"),
-    "cuda/e.cc": ('#include "daemon/b.h"', "cuda/e.cc: includes daemon/b.h"),
-    "daemon/f.cc": ('#include "cuda/b.h"', "daemon/f.cc: includes cuda/b.h"),
-    "daemon/g.cc": ('#  include "kvclient/client.h"', "daemon/g.cc: includes kvclient/client.h"),
-    "daemon/h.cc": ("#include <cuda_runtime_api.h>", "daemon/h.cc: includes cuda_runtime_api.h"),
-    "daemon/policy/h2.cc": ('#include "daemon/domain.h"', "daemon/policy/h2.cc: includes daemon/domain.h"),
-    "client/i.cc": ('#include "daemon/b.h"', "client/i.cc: includes daemon/b.h"),
-    "client/i2.cc": ('#include "client/kvctl/b.h"', "client/i2.cc: includes client/kvctl/b.h"),
-    "client/i3.cc": ('#include "daemon/policy/lru.h"', "client/i3.cc: includes daemon/policy/lru.h"),
-    "client/include/kvclient/j.h": ('#include "cuda/b.h"', "j.h: includes cuda/b.h"),
-    "client/kvctl/k.cc": ('#include "client/link.h"', "k.cc: includes client/link.h"),
-    "client/kvctl/l.cc": ('#include "../link.h"', "l.cc: includes ../link.h"),
-    "client/kvctl/l2.cc": ('#include "daemon/eviction.h"', "l2.cc: includes daemon/eviction.h"),
-    "client/m.cc": ('#include "link.h"', "m.cc: includes \"link.h\""),
-    "client/n.cc": ("#include <cuda.h>", "n.cc: includes cuda.h"),
+    "proto/wire/c.h": ("#include <client/b.h>", "proto/wire/c.h: includes client/b.h"),
+    "daemon/registry/g.cc": ('#  include "kvclient/client.h"', "daemon/registry/g.cc: includes kvclient/client.h"),
+    "daemon/system/h.cc": ("#include <cuda_runtime_api.h>", "daemon/system/h.cc: includes cuda_runtime_api.h"),
+    "client/kvctl/cli/k.cc": ('#include "client/connection/link.h"', "k.cc: includes client/connection/link.h"),
+    "client/kvctl/views/l.cc": ('#include "../link.h"', "l.cc: includes ../link.h"),
+    "client/kvctl/bench/l3.cc": ('#include "daemon/policy/lru.h"', "l3.cc: includes daemon/policy/lru.h"),
+    "client/find/m.cc": ('#include "link.h"', "m.cc: includes \"link.h\""),
+    "client/peers/n.cc": ("#include <cuda.h>", "n.cc: includes cuda.h"),
     "tests/unit/o.cc": ('TEST_CASE("a, b",\n "[fault]")', 'o.cc: test "a, b" is tagged [fault]'),
     "tests/gpu/q.cc": ('TEST_CASE("d", "[gpu]") {\n  const auto backend = BackendOf(0);\n  KVM_NEED_GPUS(1);\n}', 'q.cc: test "d" does not begin'),
     "tests/unit/p.cc": ('TEST_CASE("c", "")', "p.cc: test \"c\" is tagged nothing"),
-    "cuda/good.cc": ('#include <cuda_runtime.h>\n#include "cuda/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>', None),
-    "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/b.h"', None),
-    "daemon/good.cc": ('#include "daemon/a.h"\n#include "daemon/policy/a.h"\n#include "proto/b.h"\n#include <boost/asio.hpp>', None),
-    "client/kvctl/good.cc": ('#include "client/kvctl/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
+    "cuda/import/good.cc": ('#include <cuda_runtime.h>\n#include "cuda/plan/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>', None),
+    "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/wire/b.h"', None),
+    "daemon/broker/good.cc": ('#include "daemon/broker/a.h"\n#include "daemon/host_cache/a.h"\n#include "proto/shm/b.h"\n#include <boost/asio.hpp>', None),
+    "client/kvctl/replay/good.cc": ('#include "client/kvctl/cli/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
     "tests/gpu/good.cc": ('TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}', None),
-    "tests/unit/good.cc": ('#include "daemon/a.h"\nTEST_CASE("a", "[unit]")', None),
+    "tests/unit/good.cc": ('#include "daemon/server/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
 
 
 def self_test():
+    broken = {**SELF_TEST, **{name: (text, f"{name}: includes") for name, text in broken_rules()}}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        for name, (text, _) in SELF_TEST.items():
+        for name, (text, _) in broken.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
         found = list(check_includes(root)) + list(check_tags(root)) + list(check_gpu_tests(root))
-    for name, (_, expected) in SELF_TEST.items():
+    for name, (_, expected) in broken.items():
         if expected is not None and not any(expected in line for line in found):
             yield f"self-test: {name} was not reported"
         if expected is None and any(line.startswith(name) for line in found):
             yield f"self-test: {name} was reported"
-    if len(found) != sum(expected is not None for _, expected in SELF_TEST.values()):
+    if len(found) != sum(expected is not None for _, expected in broken.values()):
         yield "self-test: reported " + "; ".join(found)
 
 

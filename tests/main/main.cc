@@ -9,7 +9,7 @@
 #include <iostream>
 #include <map>
 
-#include "tests/support/child_main.h"
+#include "tests/support/process/child_main.h"
 
 namespace kvm::test {
 namespace {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvclient
-from kvclient import KeyChain, StowMode, errors
+from kvclient import KeyChain, OffloadMode, errors
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import BLOCK_BYTES, content, prompt, spec
 from support.waiting import eventually
@@ -20,9 +20,9 @@ def caching_kvmd() -> Iterator[PrivateDaemon]:
         yield daemon
 
 
-def pool(client: kvclient.Client, name: str, stow: StowMode) -> kvclient.Region:
+def pool(client: kvclient.Client, name: str, offload: OffloadMode) -> kvclient.Region:
     return client.allocate_region(
-        client.declare_model(spec()), kvclient.Geometry.contiguous(16, BLOCK_BYTES), name=name, stow=stow
+        client.declare_model(spec()), kvclient.Geometry.contiguous(16, BLOCK_BYTES), name=name, offload=offload
     )
 
 
@@ -46,37 +46,37 @@ def right_blocks(client: kvclient.Client, region: kvclient.Region, keys: kvclien
 
 def test_what_its_owner_overwrites_is_imported_from_the_host_cache(caching_kvmd: PrivateDaemon) -> None:
     with kvclient.Client(caching_kvmd.socket, name="owner") as owner:
-        region = pool(owner, "owner", StowMode.AUTO)
+        region = pool(owner, "owner", OffloadMode.AUTO)
         first = publish(owner, region, seed=1)
-        eventually(lambda: owner.stats().blocks_stowed == 10)
+        eventually(lambda: owner.stats().blocks_offloaded == 10)
         publish(owner, region, seed=2)
         with kvclient.Client(caching_kvmd.socket, name="reader") as reader:
-            destination = pool(reader, "reader", StowMode.NEVER)
+            destination = pool(reader, "reader", OffloadMode.NEVER)
             eventually(lambda: len(reader.find(first)) == 10)
             assert right_blocks(reader, destination, first) == 10
             assert reader.stats().blocks_from_host_cache == 10
 
 
-def test_only_what_is_asked_for_is_stowed(caching_kvmd: PrivateDaemon) -> None:
+def test_only_what_is_asked_for_is_offloaded(caching_kvmd: PrivateDaemon) -> None:
     with kvclient.Client(caching_kvmd.socket, name="owner") as client:
-        asked, never = pool(client, "asked", StowMode.ASKED), pool(client, "never", StowMode.NEVER)
+        asked, never = pool(client, "asked", OffloadMode.ASKED), pool(client, "never", OffloadMode.NEVER)
         keys = publish(client, asked, seed=1)
         publish(client, never, seed=2)
-        assert asked.stow_before_reuse([0, 1, 2], timeout_s=10) == 3
-        assert asked.stow([3]) == 1
-        assert never.stow(range(10)) == 0
-        assert never.stow_before_reuse(range(10), timeout_s=10) == 0
-        eventually(lambda: client.stats().blocks_stowed == 4)
+        assert asked.offload_before_reuse([0, 1, 2], timeout_s=10) == 3
+        assert asked.offload([3]) == 1
+        assert never.offload(range(10)) == 0
+        assert never.offload_before_reuse(range(10), timeout_s=10) == 0
+        eventually(lambda: client.stats().blocks_offloaded == 4)
         asked.retract(range(10))
         assert len(client.find(keys)) == 4
-        for call in (asked.stow, asked.stow_before_reuse):
+        for call in (asked.offload, asked.offload_before_reuse):
             with pytest.raises(errors.InvalidArgumentError, match="block 16"):
                 call([16])
 
 
 def test_without_a_host_cache_nothing_is_offered(kvmd: PrivateDaemon) -> None:
     with kvclient.Client(kvmd.socket, name="owner") as client:
-        region = pool(client, "owner", StowMode.AUTO)
+        region = pool(client, "owner", OffloadMode.AUTO)
         publish(client, region, seed=1)
-        assert region.stow(range(10)) == 0
-        assert region.stow_before_reuse(range(10), timeout_s=10) == 0
+        assert region.offload(range(10)) == 0
+        assert region.offload_before_reuse(range(10), timeout_s=10) == 0

@@ -24,12 +24,12 @@ def caching_kvmd() -> Iterator[PrivateDaemon]:
         yield daemon
 
 
-def hold_all(client: kvclient.Client, keys: kvclient.BlockKeys) -> kvclient.Lease:
+def lease_all(client: kvclient.Client, keys: kvclient.BlockKeys) -> kvclient.Lease:
     """Hold all of them, once they have come to the host cache."""
     for _ in range(1000):
         match = client.find(keys)
         try:
-            lease = client.hold(match, 30) if match else None
+            lease = client.acquire_lease(match, 30) if match else None
         except errors.UnsupportedError:
             lease = None
         if lease is None:
@@ -49,26 +49,26 @@ def test_blocks_are_held_and_let_go(caching_kvmd: PrivateDaemon) -> None:
         chain = KeyChain(model)
         root, keys = chain.parent, chain.extend(TOKENS)
         with pytest.raises(errors.InvalidArgumentError, match="empty"):
-            client.hold(client.find(keys), 10)
+            client.acquire_lease(client.find(keys), 10)
         region.publish_run(keys, root, 0, region.begin_writes(list(range(BLOCKS))))
-        with hold_all(client, keys) as lease:
+        with lease_all(client, keys) as lease:
             assert lease.valid
             assert lease.blocks == BLOCKS
             assert lease.reason is None
             assert 0 < lease.left_s <= 30
-            lease.extend(60)
+            lease.renew(60)
             assert lease.left_s > 30
             with pytest.raises(errors.InvalidArgumentError, match="--max-lease-ttl-s"):
-                lease.extend(61)
+                lease.renew(61)
             # The cache's copies are what is left of them.
             region.begin_writes(list(range(BLOCKS)))
             eventually(lambda: len(client.find(keys)) == BLOCKS, tries=1000)
         assert not lease.valid
         assert lease.blocks == 0
         with pytest.raises(errors.CancelledError):
-            lease.extend(10)
+            lease.renew(10)
         with pytest.raises(errors.InvalidArgumentError, match="--max-lease-ttl-s"):
-            client.hold(client.find(keys), 61)
+            client.acquire_lease(client.find(keys), 61)
         lease.release()
         region.unregister()
 
@@ -82,7 +82,7 @@ def test_what_a_living_worker_alone_has_is_not_held(kvmd: PrivateDaemon) -> None
             region.publish_run(keys, root, 0, region.begin_writes(list(range(BLOCKS))))
             eventually(lambda: len(client.find(keys)) == BLOCKS, tries=1000)
             with pytest.raises(errors.UnsupportedError, match="pool"):
-                client.hold(client.find(keys), 10)
+                client.acquire_lease(client.find(keys), 10)
 
 
 def test_a_lease_ends_with_kvmd(caching_kvmd: PrivateDaemon) -> None:
@@ -92,7 +92,7 @@ def test_a_lease_ends_with_kvmd(caching_kvmd: PrivateDaemon) -> None:
             chain = KeyChain(model)
             root, keys = chain.parent, chain.extend(TOKENS)
             region.publish_run(keys, root, 0, region.begin_writes(list(range(BLOCKS))))
-            lease = hold_all(client, keys)
+            lease = lease_all(client, keys)
             caching_kvmd.kill()
             eventually(lambda: not lease.valid, tries=1000)
             assert isinstance(lease.reason, errors.UnavailableError)

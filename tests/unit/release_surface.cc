@@ -1,6 +1,6 @@
 // What a release build lets nobody choose. Compiled with a release build's definitions by a test of its own, not linked.
-#include "cuda/copy_policy.h"
 #include "cuda/memory_backend.h"
+#include "cuda/plan/copy_policy.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ concept ChoosesKernel = requires(Limits limits) {
   limits.forced;
 };
 
-// Tests that must find wrong bytes check against a table of their own that stands still (tests/support/standing_generations.h).
+// Tests that must find wrong bytes check against a table of their own that stands still (tests/support/data/standing_generations.h).
 static_assert(!ChoosesValidation<kvm::ImportRequest>, "an import can leave its checks out");
 static_assert(!ChoosesKernel<kvm::CopyLimits>, "a caller can force a kernel");
 

@@ -4,7 +4,7 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/allocation_table.h"
+#include "cuda/memory/allocation_table.h"
 #include "kvm/exportable_memory.h"
 #include "tests/catch.h"
 

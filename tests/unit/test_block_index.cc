@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "daemon/block_index_writer.h"
+#include "daemon/registry/block_index_writer.h"
 #include "tests/catch.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::daemon {
 namespace {

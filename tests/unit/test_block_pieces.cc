@@ -1,7 +1,7 @@
 // Copies between blocks and a buffer: every byte once, in as few copies as there are stretches.
 #include <set>
 
-#include "client/kvctl/block_pieces.h"
+#include "client/kvctl/workload/block_pieces.h"
 #include "tests/catch.h"
 
 namespace {

@@ -5,15 +5,15 @@
 #include <set>
 #include <vector>
 
-#include "client/kvctl/block_content.h"
-#include "client/kvctl/block_pool.h"
-#include "client/kvctl/block_trace.h"
-#include "client/kvctl/random.h"
-#include "client/kvctl/request_source.h"
-#include "client/kvctl/simulated_tier.h"
-#include "client/kvctl/workload.h"
+#include "client/kvctl/cli/random.h"
+#include "client/kvctl/simulate/simulated_cache.h"
+#include "client/kvctl/workload/block_content.h"
+#include "client/kvctl/workload/block_pool.h"
+#include "client/kvctl/workload/block_trace.h"
+#include "client/kvctl/workload/request_source.h"
+#include "client/kvctl/workload/workload.h"
 #include "tests/catch.h"
-#include "tests/support/conversation_trace.h"
+#include "tests/support/data/conversation_trace.h"
 
 namespace {
 
@@ -40,7 +40,7 @@ std::uint64_t PoolHits(const std::vector<Request>& requests, PolicyKind kind, st
 }
 
 std::uint64_t SimulatedHits(const BlockTrace& trace, PolicyKind kind, std::uint32_t capacity) {
-  return SimulateTier(trace, *policy::MakePolicy(kind, capacity), capacity);
+  return SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
 }
 
 }  // namespace

@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <fstream>
 
-#include "proto/control_groups.h"
+#include "proto/base/control_groups.h"
 #include "tests/catch.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace kvm::test {
 namespace {

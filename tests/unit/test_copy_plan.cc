@@ -8,8 +8,8 @@
 
 #include "cuda/copy_plan.h"
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

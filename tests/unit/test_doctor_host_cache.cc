@@ -1,5 +1,5 @@
 // kvctl doctor on what the host cache does not get.
-#include "client/kvctl/doctor_checks.h"
+#include "client/kvctl/views/doctor_checks.h"
 #include "tests/catch.h"
 
 namespace {
@@ -7,10 +7,10 @@ namespace {
 using namespace kvm;
 using namespace kvm::ctl;
 
-kvmwire::StatusReply CacheOf(const std::string& admission, std::uint64_t stowed) {
+kvmwire::StatusReply CacheOf(const std::string& admission, std::uint64_t offloaded) {
   kvmwire::StatusReply status;
   status.mutable_host_cache()->set_admission(admission);
-  status.add_domains()->mutable_host_cache()->set_stowed(stowed);
+  status.add_domains()->mutable_host_cache()->set_stored(offloaded);
   return status;
 }
 
@@ -21,9 +21,9 @@ TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache i
   kvmwire::ClientStatus& client = *status.add_client_list();
   client.set_name("worker-1");
   client.set_pid(12);
-  client.mutable_stats()->set_blocks_stowed(1000);
+  client.mutable_stats()->set_blocks_offloaded(1000);
   CHECK(CheckClientList(status).empty());
-  client.mutable_stats()->set_stows_dropped(4000);
+  client.mutable_stats()->set_offloads_dropped(4000);
   const std::vector<Check> checks = CheckClientList(status);
   REQUIRE(checks.size() == 1);
   CHECK(checks[0].verdict == Verdict::kWarn);
@@ -37,7 +37,7 @@ TEST_CASE("Doctor: admission reuse that has taken nothing is a warning that name
   const std::vector<Check> empty = CheckHostCache(CacheOf("reuse", 0));
   REQUIRE(empty.size() == 1);
   CHECK(empty[0].verdict == Verdict::kWarn);
-  CHECK(empty[0].detail.find("StowBeforeReuse") != std::string::npos);
+  CHECK(empty[0].detail.find("OffloadBeforeReuse") != std::string::npos);
   CHECK(empty[0].detail.find("vLLM") != std::string::npos);
   const std::vector<Check> some = CheckHostCache(CacheOf("reuse", 7));
   REQUIRE(some.size() == 1);

@@ -1,9 +1,9 @@
 // Which source a lookup picks, over a registry and mappings made by hand; and what becomes of a mapping
 // when its region goes.
-#include "client/find.h"
-#include "client/peers.h"
+#include "client/find/find.h"
+#include "client/peers/peers.h"
 #include "tests/catch.h"
-#include "tests/support/segment_builder.h"
+#include "tests/support/data/segment_builder.h"
 
 namespace {
 

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "proto/frame.h"
-#include "proto/protocol_limits.h"
+#include "proto/wire/frame.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/random.h"
-#include "tests/support/socket_pair.h"
+#include "tests/support/data/random.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/process/socket_pair.h"
 
 namespace {
 

@@ -6,14 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "proto/frame.h"
-#include "proto/protocol_limits.h"
+#include "proto/wire/frame.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
-#include "tests/support/few_descriptors.h"
-#include "tests/support/fork.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/sanitized.h"
-#include "tests/support/socket_pair.h"
+#include "tests/support/process/few_descriptors.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/process/sanitized.h"
+#include "tests/support/process/socket_pair.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "proto/generation_table.h"
+#include "proto/shm/generation_table.h"
 #include "tests/catch.h"
 
 namespace {

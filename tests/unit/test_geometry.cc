@@ -7,8 +7,8 @@
 
 #include "kvm/geometry.h"
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

@@ -7,16 +7,16 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/checksum.h"
+#include "cuda/host/checksum.h"
 #include "cuda/memory_backend.h"
 #include "kvm/memory_checksum.h"
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/host_region.h"
-#include "tests/support/lost_memory.h"
-#include "tests/support/random.h"
-#include "tests/support/standing_generations.h"
-#include "tests/support/watched_memory.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/host_region.h"
+#include "tests/support/data/random.h"
+#include "tests/support/data/standing_generations.h"
+#include "tests/support/process/lost_memory.h"
+#include "tests/support/process/watched_memory.h"
 
 namespace {
 

@@ -2,11 +2,11 @@
 // say. The copies are the test's own.
 #include <sys/mman.h>
 
-#include "daemon/seen_keys.h"
-#include "proto/memory_room.h"
-#include "tests/support/broker_node.h"
-#include "tests/support/random.h"
-#include "tests/support/stowing.h"
+#include "daemon/host_cache/seen_keys.h"
+#include "proto/base/memory_room.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/broker/offloading_worker.h"
+#include "tests/support/data/random.h"
 
 namespace kvm::test {
 namespace {
@@ -17,40 +17,40 @@ using std::chrono::milliseconds;
 kvmwire::HostCacheDomain Status(Node& node, std::uint32_t uid = 1000) { return node.Domain(uid).host_cache(); }
 
 bool WritableBy(const UniqueFd& fd) {
-  void* const memory = ::mmap(nullptr, kChunk, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (memory != MAP_FAILED) ::munmap(memory, kChunk);
+  void* const memory = ::mmap(nullptr, kSlab, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (memory != MAP_FAILED) ::munmap(memory, kSlab);
   return memory != MAP_FAILED;
 }
 
-TEST_CASE("Host cache: its writer alone gets a chunk writable, everybody else read-only", "[unit]") {
+TEST_CASE("Host cache: its writer alone gets a slab writable, everybody else read-only", "[unit]") {
   Node node(CacheOf(4));
-  Stowing writer(node, "writer"), reader(node, "reader");
-  CHECK(writer.Stow(writer.Write(0, 4)) == 4);
-  const Received granted = writer.peer.Take(Body::kChunkGrant);
-  CHECK(granted.message.chunk_grant().slots() == kSlots);
-  CHECK(granted.message.chunk_grant().slot_bytes() == kBlockBytes);
+  OffloadingWorker writer(node, "writer"), reader(node, "reader");
+  CHECK(writer.PrepareStore(writer.Write(0, 4)) == 4);
+  const Received granted = writer.connection.Take(Body::kSlabGrant);
+  CHECK(granted.message.slab_grant().slots() == kSlots);
+  CHECK(granted.message.slab_grant().slot_bytes() == kBlockBytes);
   REQUIRE(granted.fds.size() == 1);
   CHECK(WritableBy(granted.fds[0]));
-  CHECK_FALSE(reader.peer.Has(Body::kChunkGrant));
-  for (Stowing* each : {&writer, &reader}) {
+  CHECK_FALSE(reader.connection.Has(Body::kSlabGrant));
+  for (OffloadingWorker* each : {&writer, &reader}) {
     const Received announced = each->Announced();
     REQUIRE(announced.fds.size() == 2);
     CHECK_FALSE(WritableBy(announced.fds[0]));
     CHECK_FALSE(WritableBy(announced.fds[1]));
   }
   CHECK(Status(node).blocks() == 4);
-  CHECK(Status(node).bytes() == kChunk);
+  CHECK(Status(node).bytes() == kSlab);
 }
 
 TEST_CASE("Host cache: a grant that is not answered in time is void, and its slot waits for its writer", "[unit]") {
   Config config = CacheOf(1);
-  config.stow_timeout_ms = 1000;
+  config.offload_timeout_ms = 1000;
   Node node(config);
-  Stowing writer(node, "writer");
+  OffloadingWorker writer(node, "writer");
   const SteadyTime start = std::chrono::steady_clock::now() + seconds(1);
   node.broker.Tick(start);
   const std::vector<PublishRecord> records = writer.Write(0, kSlots);
-  const kvmwire::StowReply late = writer.Offer(records);
+  const kvmwire::PrepareStoreReply late = writer.Offer(records);
   REQUIRE(late.grants_size() == kSlots);
   // On their way: nobody else has to bring them.
   CHECK(writer.Offer(records).present_size() == kSlots);
@@ -59,23 +59,23 @@ TEST_CASE("Host cache: a grant that is not answered in time is void, and its slo
   node.broker.Tick(start + milliseconds(1001));
   CHECK(Status(node).expired() == kSlots);
   // A late copy could still land in any of the slots.
-  const kvmwire::StowReply refused = writer.Offer(writer.Write(20, 24, 2));
+  const kvmwire::PrepareStoreReply refused = writer.Offer(writer.Write(20, 24, 2));
   CHECK(refused.grants_size() == 0);
   CHECK(refused.refused_full() == 4);
   CheckSays(refused.reason(), "--host-cache");
   writer.Done(late);
-  CHECK(Status(node).stowed() == 0);
+  CHECK(Status(node).stored() == 0);
   CHECK(Status(node).blocks() == 0);
-  CHECK(writer.Stow(records) == kSlots);
+  CHECK(writer.PrepareStore(records) == kSlots);
   CHECK(Status(node).blocks() == kSlots);
 }
 
-TEST_CASE("Host cache: a block that was reused before its copy was done is not stowed", "[unit]") {
+TEST_CASE("Host cache: a block that was reused before its copy was done is not offloaded", "[unit]") {
   Node node(CacheOf(2));
-  Stowing writer(node, "writer");
+  OffloadingWorker writer(node, "writer");
   const std::vector<PublishRecord> records = writer.Write(0, 4);
   writer.region.generations.BeginWrite(1);
-  const kvmwire::StowReply reply = writer.Offer(records);
+  const kvmwire::PrepareStoreReply reply = writer.Offer(records);
   CHECK(reply.grants_size() == 3);
   CHECK(reply.refused_stale() == 1);
   writer.Done(reply, /*stored=*/false);
@@ -85,17 +85,17 @@ TEST_CASE("Host cache: a block that was reused before its copy was done is not s
 
 TEST_CASE("Host cache: what others say of a grant, or of another one, changes nothing", "[unit]") {
   Node node(CacheOf(4));
-  Stowing writer(node, "writer"), other(node, "other");
-  REQUIRE(other.Stow(other.Write(0, 1, 7)) == 1);
-  const kvmwire::StowReply reply = writer.Offer(writer.Write(0, 2));
+  OffloadingWorker writer(node, "writer"), other(node, "other");
+  REQUIRE(other.PrepareStore(other.Write(0, 1, 7)) == 1);
+  const kvmwire::PrepareStoreReply reply = writer.Offer(writer.Write(0, 2));
   other.Done(reply);
-  CHECK(Status(node).stowed() == 1);
-  kvmwire::StowReply wrong = reply;
-  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_generation(grant.generation() + 2);
+  CHECK(Status(node).stored() == 1);
+  kvmwire::PrepareStoreReply wrong = reply;
+  for (kvmwire::StoreGrant& grant : *wrong.mutable_grants()) grant.set_generation(grant.generation() + 2);
   writer.Done(wrong);
-  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_slot(1'000'000);
+  for (kvmwire::StoreGrant& grant : *wrong.mutable_grants()) grant.set_slot(1'000'000);
   writer.Done(wrong);
-  for (kvmwire::StowGrant& grant : *wrong.mutable_grants()) grant.set_region(writer.region.row);
+  for (kvmwire::StoreGrant& grant : *wrong.mutable_grants()) grant.set_region(writer.region.row);
   writer.Done(wrong);
   kvmwire::ClientMessage use;
   for (std::uint32_t i = 0; i < 200; ++i) {
@@ -106,29 +106,31 @@ TEST_CASE("Host cache: what others say of a grant, or of another one, changes no
     run.set_blocks(0xFFFFFFFF);
   }
   node.Handle(other.id, use);
-  CHECK(Status(node).stowed() == 1);
+  CHECK(Status(node).stored() == 1);
   CHECK(Status(node).hits() == 0);
   writer.Done(reply);
   writer.Done(reply);  // twice is once
-  CHECK(Status(node).stowed() == 3);
+  CHECK(Status(node).stored() == 3);
   CHECK(Status(node).blocks() == 3);
 }
 
 TEST_CASE("Host cache: what breaks its protocol ends the connection", "[unit]") {
   Node node(CacheOf(4));
-  Stowing writer(node, "writer");
+  OffloadingWorker writer(node, "writer");
   kvmwire::ClientMessage message;
-  SECTION("records that are cut off") { message.mutable_stow()->set_records("123"); }
-  SECTION("too many records") { message.mutable_stow()->set_records(std::string((kMaxStowBatch + 1) * sizeof(PublishRecord), '\0')); }
+  SECTION("records that are cut off") { message.mutable_prepare_store()->set_records("123"); }
+  SECTION("too many records") {
+    message.mutable_prepare_store()->set_records(std::string((kMaxStoreBatch + 1) * sizeof(PublishRecord), '\0'));
+  }
   SECTION("too many outcomes") {
-    for (std::size_t i = 0; i <= kMaxStowBatch; ++i) message.mutable_stow_done()->add_outcomes();
+    for (std::size_t i = 0; i <= kMaxStoreBatch; ++i) message.mutable_complete_store()->add_outcomes();
   }
   SECTION("too many runs") {
     for (std::size_t i = 0; i <= kMaxHostCacheRuns; ++i) message.mutable_host_cache_use()->add_runs();
   }
   SECTION("an offer before the answer to the last") {
     writer.Send(writer.Write(0, 4));  // waits for memory
-    message.mutable_stow()->set_region(writer.region.row);
+    message.mutable_prepare_store()->set_region(writer.region.row);
   }
   KVM_CHECK_ERROR(node.broker.Handle(writer.id, message, {}), Errc::kProtocol, "");
 }
@@ -136,16 +138,16 @@ TEST_CASE("Host cache: what breaks its protocol ends the connection", "[unit]") 
 TEST_CASE("Host cache: errors name what is missing", "[unit]") {
   SECTION("no host cache") {
     Node node;
-    Stowing writer(node, "writer");
+    OffloadingWorker writer(node, "writer");
     writer.Send(writer.Write(0, 1));
-    CheckSays(writer.peer.TakeError(), "--host-cache");
+    CheckSays(writer.connection.TakeError(), "--host-cache");
   }
   SECTION("no such region") {
     Node node(CacheOf(4));
-    Stowing writer(node, "writer"), other(node, "other");
+    OffloadingWorker writer(node, "writer"), other(node, "other");
     writer.region.row = other.region.row;
     writer.Send(writer.Write(0, 1));
-    CheckSays(writer.peer.TakeError(), "no such region");
+    CheckSays(writer.connection.TakeError(), "no such region");
   }
   SECTION("more than the machine has") {
     Config config;
@@ -168,16 +170,16 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
     config.domain_mode = daemon::DomainMode::kNode;
     KVM_REQUIRE_OK(CheckHostCache(config));
   }
-  SECTION("a quota that is less than a chunk") {
+  SECTION("a quota that is less than a slab") {
     Config config = CacheOf(4);
-    config.max_host_cache_per_client = kChunk - 1;
+    config.max_host_cache_per_client = kSlab - 1;
     KVM_CHECK_ERROR(CheckHostCache(config), Errc::kInvalidArgument, "--max-host-cache-per-client");
-    config.max_host_cache_per_client = kChunk;
+    config.max_host_cache_per_client = kSlab;
     CHECK(CheckHostCache(config).has_value());
   }
 }
 
-TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its user, with what it holds", "[unit]") {
+TEST_CASE("Host cache: a dead writer's slab goes on to another process of its user, with what it holds", "[unit]") {
   Config config = CacheOf(2);
   config.domain_mode = daemon::DomainMode::kNode;
   Node node(config);
@@ -185,12 +187,12 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
   int granted = 0;
   SECTION("of the same user") { granted = kSlots / 2; }
   SECTION("not to another user's") { uid = 1001; }
-  Stowing heir(node, "heir", uid);
-  Stowing filler(node, "filler", uid);  // has the other chunk
+  OffloadingWorker heir(node, "heir", uid);
+  OffloadingWorker filler(node, "filler", uid);  // has the other slab
   {
-    Stowing writer(node, "writer");
-    REQUIRE(writer.Stow(writer.Write(0, kSlots / 2)) == kSlots / 2);
-    REQUIRE(filler.Stow(filler.Write(0, kSlots, 3)) == kSlots);
+    OffloadingWorker writer(node, "writer");
+    REQUIRE(writer.PrepareStore(writer.Write(0, kSlots / 2)) == kSlots / 2);
+    REQUIRE(filler.PrepareStore(filler.Write(0, kSlots, 3)) == kSlots);
     // Under way when it dies: the slots are free again.
     REQUIRE(writer.Offer(writer.Write(8, 8 + kSlots / 2, 2)).grants_size() == kSlots / 2);
     node.broker.Leave(writer.id, /*died=*/true);
@@ -200,18 +202,18 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
   heir.Send(heir.Write(0, kSlots / 2, 5));
   node.WorkAll();
   if (granted > 0) {
-    const kvmwire::StowReply reply = heir.peer.Take(Body::kStowReply).message.stow_reply();
+    const kvmwire::PrepareStoreReply reply = heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply();
     CHECK(reply.grants_size() == granted);
     heir.Done(reply);
-    CHECK(heir.peer.Has(Body::kChunkGrant));
+    CHECK(heir.connection.Has(Body::kSlabGrant));
     CHECK(Status(node).blocks() == 2 * kSlots);
     CHECK(Status(node).evicted() == 0);
     return;
   }
-  // Another user's process gets none of that memory: the chunk goes, and new memory comes in its place.
-  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
-  for (const Stowing* importer : {&heir, &filler}) {
-    for (const Received& received : importer->peer.sent) {
+  // Another user's process gets none of that memory: the slab goes, and new memory comes in its place.
+  CHECK_FALSE(heir.connection.Has(Body::kSlabGrant));
+  for (const OffloadingWorker* importer : {&heir, &filler}) {
+    for (const Received& received : importer->connection.sent) {
       if (received.message.body_case() != Body::kRegionWithdraw || !received.message.region_withdraw().wants_ack()) continue;
       kvmwire::ClientMessage ack;
       ack.mutable_withdraw_ack()->set_region(received.message.region_withdraw().region());
@@ -222,19 +224,19 @@ TEST_CASE("Host cache: a dead writer's chunk goes on to another process of its u
   node.WorkAll();
   node.broker.Tick(std::chrono::steady_clock::now());
   node.WorkAll();
-  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == kSlots / 2);
+  CHECK(heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == kSlots / 2);
   CHECK(Status(node).evicted() == kSlots / 2);
 }
 
 TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
   Node node(CacheOf(4));
-  Stowing rich(node, "rich"), late(node, "late");
-  REQUIRE(rich.Stow(rich.Write(0, 4 * kSlots)) == kSlots);  // as many as there is memory for at once
-  for (int chunk = 1; chunk < 4; ++chunk) REQUIRE(rich.Stow(rich.Write(chunk * kSlots, (chunk + 1) * kSlots)) == kSlots);
-  CHECK(Status(node).chunks() == 4);
+  OffloadingWorker rich(node, "rich"), late(node, "late");
+  REQUIRE(rich.PrepareStore(rich.Write(0, 4 * kSlots)) == kSlots);  // as many as there is memory for at once
+  for (int slab = 1; slab < 4; ++slab) REQUIRE(rich.PrepareStore(rich.Write(slab * kSlots, (slab + 1) * kSlots)) == kSlots);
+  CHECK(Status(node).slabs() == 4);
   const std::vector<PublishRecord> records = late.Write(0, kSlots, 2);
   late.Send(records);
-  // Importers let go of the chunk that is given up.
+  // Importers let go of the slab that is given up.
   const auto settle = [&] {
     for (int i = 0; i < 3; ++i) {
       node.WorkAll();
@@ -243,7 +245,7 @@ TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has m
     node.WorkAll();
   };
   settle();
-  const kvmwire::StowReply reply = late.peer.Take(Body::kStowReply).message.stow_reply();
+  const kvmwire::PrepareStoreReply reply = late.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply();
   CHECK(reply.grants_size() == kSlots);
   late.Done(reply);
   CHECK(Status(node).blocks() == 4 * kSlots);
@@ -255,10 +257,10 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   Config config = CacheOf(1);
   config.host_cache_policy = policy;
   config.max_entries = 10'000;
-  struct Nobody final : daemon::TierHost {
-    void ChunkOpened(daemon::TierChunk&) override {}
-    void ChunkGranted(daemon::TierChunk&) override {}
-    void ChunkClosing(daemon::Domain&, daemon::Region&) override {}
+  struct Nobody final : daemon::HostCacheEvents {
+    void SlabOpened(daemon::Slab&) override {}
+    void SlabGranted(daemon::Slab&) override {}
+    void SlabClosing(daemon::Domain&, daemon::Region&) override {}
     void WorkToDo() override {}
   } host;
   daemon::DescriptorQuota descriptors(config, false);
@@ -272,56 +274,56 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   KVM_REQUIRE_OK(prepared);
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
   KVM_REQUIRE_OK(source);
-  daemon::HostTier tier(config, host);
-  std::map<std::uint32_t, std::pair<daemon::TierChunk*, std::uint32_t>> at;  // of each block that was stowed: chunk and slot
-  const auto stow = [&](std::uint32_t block) {
+  daemon::HostCache cache(config, host);
+  std::map<std::uint32_t, std::pair<daemon::Slab*, std::uint32_t>> at;  // of each block that was offloaded: slab and slot
+  const auto offload = [&](std::uint32_t block) {
     PublishRecord record = region.Write(block, {block + 1, 1});
     for (int tries = 0; tries < 2; ++tries) {
-      const auto decision = tier.Offer({1, 1000}, **domain, **source, std::span(&record, 1), false);
-      while (tier.Work()) continue;
-      kvmwire::StowDone done;
+      const auto decision = cache.Offer({1, 1000}, **domain, **source, std::span(&record, 1), false);
+      while (cache.Work()) continue;
+      kvmwire::CompleteStore done;
       for (const auto& grant : decision.grants) {
-        kvmwire::StowOutcome& outcome = *done.add_outcomes();
-        outcome.set_region(grant.chunk->region->row);
-        outcome.set_region_epoch(grant.chunk->region->info.region_epoch);
+        kvmwire::StoreOutcome& outcome = *done.add_outcomes();
+        outcome.set_region(grant.slab->region->row);
+        outcome.set_region_epoch(grant.slab->region->info.region_epoch);
         outcome.set_slot(grant.slot);
         outcome.set_generation(grant.write);
         outcome.set_stored(true);
-        at[block] = {grant.chunk, grant.slot};
+        at[block] = {grant.slab, grant.slot};
       }
-      tier.Done(1, **domain, done);
+      cache.Done(1, **domain, done);
       if (decision.decided == 1) return decision.grants.size();
     }
     return std::size_t{0};
   };
   const auto pin = [&](std::uint32_t block) { return at[block].first->Pin(at[block].second); };
-  for (std::uint32_t block = 0; block < kSlots; ++block) REQUIRE(stow(block) == 1);
+  for (std::uint32_t block = 0; block < kSlots; ++block) REQUIRE(offload(block) == 1);
   for (std::uint32_t block = 0; block < kSlots - 1; ++block) REQUIRE(pin(block));
   // One slot is left to take turns in.
   for (std::uint32_t block = kSlots; block < 2 * kSlots; ++block) {
-    CHECK(stow(block) == 1);
+    CHECK(offload(block) == 1);
     CHECK(at[block] == at[kSlots - 1]);
   }
   for (std::uint32_t block = 0; block < kSlots - 1; ++block) CHECK(pin(block));
   CHECK(pin(2 * kSlots - 1));
-  CHECK(stow(30) == 0);  // all are pinned
+  CHECK(offload(30) == 0);  // all are pinned
   at[2 * kSlots - 1].first->Unpin(at[2 * kSlots - 1].second);
-  CHECK(stow(31) == 1);
+  CHECK(offload(31) == 1);
   CHECK_FALSE(at[0].first->Pinned(at[31].second));
   CHECK(at[0].first->Pinned(at[0].second));
 }
 
 TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[unit]") {
   Node node(CacheOf(2));
-  std::vector<std::unique_ptr<Stowing>> workers;
+  std::vector<std::unique_ptr<OffloadingWorker>> workers;
   std::vector<PublishRecord> records;
   for (int i = 0; i < 8; ++i) {
-    workers.push_back(std::make_unique<Stowing>(node, "worker-" + std::to_string(i)));
+    workers.push_back(std::make_unique<OffloadingWorker>(node, "worker-" + std::to_string(i)));
     records = workers.back()->Write(0, 1);
     node.Handle(workers.back()->id, workers.back()->region.PublishMessage(records));
   }
   CHECK(node.Domain().entries() == 8);
-  CHECK(workers.back()->Stow(records) == 1);
+  CHECK(workers.back()->PrepareStore(records) == 1);
   CHECK(node.Domain().entries() == 8);
   for (const auto& worker : workers) node.broker.Leave(worker->id, true);
   node.WorkAll();
@@ -332,25 +334,25 @@ TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[u
 TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept of the old one", "[unit]") {
   Node node(CacheOf(4));
   {
-    Stowing before(node, "before");
-    REQUIRE(before.Stow(before.Write(0, 4)) == 4);
+    OffloadingWorker before(node, "before");
+    REQUIRE(before.PrepareStore(before.Write(0, 4)) == 4);
     node.broker.Leave(before.id, true);
     node.WorkAll();
   }
   CHECK(node.Domain().entries() == 4);
-  Stowing after(node, "after", 1000, 64, 2 * kBlockBytes);
+  OffloadingWorker after(node, "after", 1000, 64, 2 * kBlockBytes);
   node.WorkAll();
   CHECK(node.Domain().entries() == 0);
   CHECK(Status(node).blocks() == 0);
-  CHECK(after.Stow(after.Write(0, 2)) == 2);
+  CHECK(after.PrepareStore(after.Write(0, 2)) == 2);
 }
 
-TEST_CASE("Host cache: what a chunk held is unreadable before its memory goes", "[unit]") {
+TEST_CASE("Host cache: what a slab held is unreadable before its memory goes", "[unit]") {
   Node node(CacheOf(1));
-  FakePeer importer_peer;
+  FakeConnection importer_peer;
   node.Join(importer_peer, 1);
-  Stowing old(node, "old");
-  REQUIRE(old.Stow(old.Write(0, 5)) == 5);
+  OffloadingWorker old(node, "old");
+  REQUIRE(old.PrepareStore(old.Write(0, 5)) == 5);
   Received announced = importer_peer.Take(Body::kRegionAnnounce);
   while (!announced.message.region_announce().host_cache()) announced = importer_peer.Take(Body::kRegionAnnounce);
   const Result<MappedMemory> table = MappedMemory::Attach(announced.fds.at(0).get(), GenerationTableBytes(kSlots));
@@ -363,8 +365,8 @@ TEST_CASE("Host cache: what a chunk held is unreadable before its memory goes", 
   node.broker.Leave(old.id, /*died=*/true);
   node.WorkAll();
   // Blocks of another size take their place.
-  const Stowing other(node, "new", 1000, 8, 2 * kBlockBytes);
-  CHECK(node.Domain(1000).host_cache().chunks() == 0);
+  const OffloadingWorker other(node, "new", 1000, 8, 2 * kBlockBytes);
+  CHECK(node.Domain(1000).host_cache().slabs() == 0);
   for (std::uint32_t slot = 0; slot < kSlots; ++slot) CHECK(IsEnded(generations->Current(slot)));
 }
 

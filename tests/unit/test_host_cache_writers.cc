@@ -1,5 +1,5 @@
-// Writers of the host cache whose connections end: who may write their chunks then.
-#include "tests/support/stowing.h"
+// Writers of the host cache whose connections end: who may write their slabs then.
+#include "tests/support/broker/offloading_worker.h"
 
 namespace kvm::test {
 namespace {
@@ -18,29 +18,29 @@ void LetTimePass(Node& node) {
   node.WorkAll();
 }
 
-TEST_CASE("Host cache: a chunk is nobody else's while the process that wrote it lives", "[unit]") {
+TEST_CASE("Host cache: a slab is nobody else's while the process that wrote it lives", "[unit]") {
   Node node(CacheOf(1));
   Sleeper process;
-  Stowing living(node, "living", process, kInstance);
+  OffloadingWorker living(node, "living", process, kInstance);
   CHECK(living.Offer(living.Write(0, kSlots)).grants_size() == kSlots);
   node.broker.Leave(living.id, /*died=*/false);  // its connection has ended, it has not
   node.WorkAll();
-  Stowing heir(node, "heir");
+  OffloadingWorker heir(node, "heir");
   heir.Send(heir.Write(0, 4, 2));
   node.WorkAll();
-  CHECK_FALSE(heir.peer.Has(Body::kChunkGrant));
+  CHECK_FALSE(heir.connection.Has(Body::kSlabGrant));
   process.Kill();
   LetTimePass(node);
-  CHECK(heir.peer.Has(Body::kChunkGrant));
-  CHECK(heir.peer.Take(Body::kStowReply).message.stow_reply().grants_size() == 4);
+  CHECK(heir.connection.Has(Body::kSlabGrant));
+  CHECK(heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == 4);
 }
 
-TEST_CASE("Host cache: a client that comes back goes on in its chunks, and nobody else of its process does", "[unit]") {
+TEST_CASE("Host cache: a client that comes back goes on in its slabs, and nobody else of its process does", "[unit]") {
   Node node(CacheOf(2));
   Sleeper process;
-  auto first = std::make_unique<Stowing>(node, "first", process, kInstance);
-  REQUIRE(first->Stow(first->Write(0, 4)) == 4);
-  const kvmwire::StowReply under_way = first->Offer(first->Write(4, 6, 2));
+  auto first = std::make_unique<OffloadingWorker>(node, "first", process, kInstance);
+  REQUIRE(first->PrepareStore(first->Write(0, 4)) == 4);
+  const kvmwire::PrepareStoreReply under_way = first->Offer(first->Write(4, 6, 2));
   REQUIRE(under_way.grants_size() == 2);
   node.broker.Leave(first->id, /*died=*/false);
   node.WorkAll();
@@ -61,17 +61,17 @@ TEST_CASE("Host cache: a client that comes back goes on in its chunks, and nobod
     instance = 0;
     same = false;
   }
-  Stowing next(node, "next", another ? *another : process, instance);
+  OffloadingWorker next(node, "next", another ? *another : process, instance);
   // What it answers for, it was not granted on this connection.
   next.Done(under_way);
   CHECK(Status(node).blocks() == 4);
-  CHECK(next.Stow(next.Write(0, 2, 3)) == 2);
+  CHECK(next.PrepareStore(next.Write(0, 2, 3)) == 2);
   CHECK(Status(node).blocks() == 6);
   // One that comes back goes on in its memory, any other has its own.
-  CHECK(Status(node).chunks() == (same ? 1 : 2));
+  CHECK(Status(node).slabs() == (same ? 1 : 2));
   // And uses the slots that it has let go of.
-  if (same) CHECK(next.Stow(next.Write(2, 4, 3)) == 2);
-  CHECK(next.peer.Has(Body::kChunkGrant));
+  if (same) CHECK(next.PrepareStore(next.Write(2, 4, 3)) == 2);
+  CHECK(next.connection.Has(Body::kSlabGrant));
   CHECK(Status(node).evicted() == 0);
 }
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <thread>
 
-#include "cuda/job_reaper.h"
+#include "cuda/import/job_reaper.h"
 #include "tests/catch.h"
 
 namespace {

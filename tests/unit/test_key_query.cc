@@ -1,7 +1,7 @@
 // What operators type: tokens, model specs, shards, keys; and what is refused with which words.
 #include <fstream>
 
-#include "client/kvctl/key_query.h"
+#include "client/kvctl/views/key_query.h"
 #include "tests/catch.h"
 
 namespace {

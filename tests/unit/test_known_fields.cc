@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "daemon/known_fields.h"
+#include "daemon/broker/known_fields.h"
 #include "tests/catch.h"
 
 namespace {

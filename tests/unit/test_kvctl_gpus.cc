@@ -4,9 +4,9 @@
 #include <cstring>
 #include <sstream>
 
-#include "client/kvctl/bench_rows.h"
-#include "client/kvctl/doctor_checks.h"
-#include "client/kvctl/topo_text.h"
+#include "client/kvctl/bench/bench_rows.h"
+#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/views/topo_text.h"
 #include "tests/catch.h"
 
 namespace {
@@ -156,7 +156,7 @@ TEST_CASE("Doctor: host memory of dead workers is a finding: how much, whose, un
   add("away", true).set_owner_runs(true);
   CHECK(CheckOrphans(status).empty());
   add("pool\x1b", true);
-  add("held", true).set_held(true);
+  add("held", true).set_leased(true);
   CHECK(Lines(CheckOrphans(status)) ==
         "warn memory of dead workers: 2 GiB of host memory are kept for the next owner and still count against the dead one's pod or unit: "
         "pool? (1 GiB, of process 77 of user 1000, 2 min 0 s left), held (1 GiB, of process 77 of user 1000, kept while leases hold it). "

@@ -5,8 +5,8 @@
 #include <string>
 #include <utility>
 
-#include "client/kvctl/exit_codes.h"
-#include "client/kvctl/text.h"
+#include "client/kvctl/cli/exit_codes.h"
+#include "client/kvctl/cli/text.h"
 #include "tests/catch.h"
 
 namespace {

@@ -1,9 +1,9 @@
 // Channels and child processes: a peer that ends is seen, never waited for.
 #include <unistd.h>
 
-#include "client/kvctl/channel.h"
-#include "client/kvctl/child_process.h"
-#include "client/kvctl/replay.h"
+#include "client/kvctl/process/channel.h"
+#include "client/kvctl/process/child_process.h"
+#include "client/kvctl/replay/replay.h"
 #include "tests/catch.h"
 
 namespace {

@@ -1,8 +1,8 @@
 // What kvctl prints: units, alignment, and text from clients that must not reach a terminal as it is.
 #include <sstream>
 
-#include "client/kvctl/samples.h"
-#include "client/kvctl/text.h"
+#include "client/kvctl/cli/samples.h"
+#include "client/kvctl/cli/text.h"
 #include "tests/catch.h"
 
 using namespace kvm::ctl;

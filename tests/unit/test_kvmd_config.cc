@@ -11,10 +11,10 @@
 #include <iostream>
 #include <sstream>
 
-#include "daemon/config.h"
-#include "daemon/descriptor_quota.h"
-#include "daemon/listener.h"
-#include "daemon/log.h"
+#include "daemon/registry/descriptor_quota.h"
+#include "daemon/server/listener.h"
+#include "daemon/system/config.h"
+#include "daemon/system/log.h"
 #include "tests/catch.h"
 
 namespace kvm::daemon {
@@ -135,10 +135,10 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--max-fds-per-domain",
                              "--max-lease-ttl-s",
                              "--max-leases-per-client",
-                             "--max-held-percent",
-                             "--max-held-percent-per-domain",
-                             "--max-held-percent-per-client",
-                             "--max-held-orphans",
+                             "--max-leased-percent",
+                             "--max-leased-percent-per-domain",
+                             "--max-leased-percent-per-client",
+                             "--max-leased-orphans",
                              "--max-replicas",
                              "--withdraw-timeout-ms",
                              "--hello-timeout-ms",
@@ -217,7 +217,7 @@ TEST_CASE("kvmd socket: a stale file is replaced, a living kvmd and other files 
   KVM_CHECK_ERROR(Listener::Open(directory.path + "/none/kvmd.sock", "0666"), Errc::kSystem, "directory");
   KVM_CHECK_ERROR(Listener::Open(directory.path + "/" + std::string(200, 'x'), "0666"), Errc::kInvalidArgument, "bytes");
   KVM_CHECK_ERROR(Listener::Open("", "0666"), Errc::kInvalidArgument, "bytes");
-  KVM_CHECK_ERROR(Listener::Adopt(UniqueFd(::open("/dev/null", O_RDONLY))), Errc::kInvalidArgument, "service manager");
+  KVM_CHECK_ERROR(Listener::FromFd(UniqueFd(::open("/dev/null", O_RDONLY))), Errc::kInvalidArgument, "service manager");
 }
 
 TEST_CASE("kvmd socket: somebody else's socket file is left alone on the way out", "[unit]") {

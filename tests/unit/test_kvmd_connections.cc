@@ -1,7 +1,7 @@
 // How many connections kvmd takes, of all and of one user.
-#include "daemon/connection_quota.h"
+#include "daemon/server/connection_quota.h"
 #include "tests/catch.h"
-#include "tests/support/server_runner.h"
+#include "tests/support/kvmd/server_runner.h"
 
 namespace kvm::daemon {
 namespace {

@@ -4,13 +4,13 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
-#include "daemon/grants.h"
-#include "daemon/process_info.h"
+#include "daemon/broker/grants.h"
+#include "daemon/system/process_info.h"
 #include "tests/catch.h"
-#include "tests/support/broker_node.h"
-#include "tests/support/fork.h"
-#include "tests/support/lost_memory.h"
-#include "tests/support/stowing.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/broker/offloading_worker.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/lost_memory.h"
 
 namespace kvm::test {
 namespace {
@@ -32,47 +32,47 @@ void PunchHole(int fd, std::size_t bytes) {
   REQUIRE(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) == 0);
 }
 
-kvmwire::PublishAck PublishOne(Node& node, ClientId client, FakePeer& peer, WireRegion& region, std::uint32_t block) {
+kvmwire::PublishAck PublishOne(Node& node, ClientId client, FakeConnection& connection, WireRegion& region, std::uint32_t block) {
   node.Handle(client, region.PublishMessage({region.Write(block, {block, 1})}));
-  return peer.Take(Body::kPublishAck).message.publish_ack();
+  return connection.Take(Body::kPublishAck).message.publish_ack();
 }
 
-std::string Refusal(Node& node, ClientId client, FakePeer& peer, const WireRegion& region, const std::vector<int>& fds) {
+std::string Refusal(Node& node, ClientId client, FakeConnection& connection, const WireRegion& region, const std::vector<int>& fds) {
   node.Handle(client, region.RegisterMessage(), fds);
-  return peer.TakeError();
+  return connection.TakeError();
 }
 
-TEST_CASE("kvmd memory: a chunk of the host cache is neither a generation table nor a segment of anybody's region", "[unit]") {
+TEST_CASE("kvmd memory: a slab of the host cache is neither a generation table nor a segment of anybody's region", "[unit]") {
   Node node(CacheOf(2));
-  Stowing writer(node, "writer");
-  writer.Stow(writer.Write(0, 4));
-  const Received grant = writer.peer.Take(Body::kChunkGrant);
-  const int chunk = grant.fds.at(0).get();
+  OffloadingWorker writer(node, "writer");
+  writer.PrepareStore(writer.Write(0, 4));
+  const Received grant = writer.connection.Take(Body::kSlabGrant);
+  const int slab = grant.fds.at(0).get();
   WireRegion region("evil", LlamaSpec(), kSlots, kBlockBytes);
-  CheckSays(Refusal(node, writer.id, writer.peer, region, {region.generation_memory.fd(), chunk}), "segment 0: kvmd did not grant");
-  Format(chunk, kSlots);
-  CheckSays(Refusal(node, writer.id, writer.peer, region, {chunk, region.payload.fd()}), "generation table: kvmd did not grant");
-  node.Register(writer.id, writer.peer, region);
+  CheckSays(Refusal(node, writer.id, writer.connection, region, {region.generation_memory.fd(), slab}), "segment 0: kvmd did not grant");
+  Format(slab, kSlots);
+  CheckSays(Refusal(node, writer.id, writer.connection, region, {slab, region.payload.fd()}), "generation table: kvmd did not grant");
+  node.Register(writer.id, writer.connection, region);
 }
 
 TEST_CASE("kvmd memory: what was granted is what it was granted for, and its first piece is a generation table", "[unit]") {
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
   const std::uint32_t blocks = 8;
-  WireRegion region = node.Granted(client, peer, "pool", blocks, 4096);
+  WireRegion region = node.Granted(client, connection, "pool", blocks, 4096);
   WireRegion sealed("sealed", LlamaSpec(), blocks, 4096);
   Format(region.payload.fd(), blocks);
-  CheckSays(Refusal(node, client, peer, sealed, {region.payload.fd(), sealed.payload.fd()}), "generation table: kvmd did not grant");
+  CheckSays(Refusal(node, client, connection, sealed, {region.payload.fd(), sealed.payload.fd()}), "generation table: kvmd did not grant");
   WireRegion small("small", LlamaSpec(), 1, 16);
-  CheckSays(Refusal(node, client, peer, small, {small.generation_memory.fd(), region.generation_memory.fd()}),
+  CheckSays(Refusal(node, client, connection, small, {small.generation_memory.fd(), region.generation_memory.fd()}),
             "segment 0: kvmd did not grant");
-  node.Register(client, peer, region);
+  node.Register(client, connection, region);
 }
 
 TEST_CASE("kvmd memory: what was granted to one user is not another's to register", "[unit]") {
   Node node(With(&Config::domain_mode, DomainMode::kNode));
-  FakePeer owner_peer, other_peer, again_peer;
+  FakeConnection owner_peer, other_peer, again_peer;
   const ClientId owner = node.Join(owner_peer, kDeadPid, 1000), other = node.Join(other_peer, 1, 2000);
   const WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
   CheckSays(Refusal(node, other, other_peer, region, region.fds()), "did not grant this memory to user 2000");
@@ -86,7 +86,7 @@ TEST_CASE("kvmd memory: what was granted to one user is not another's to registe
 TEST_CASE("kvmd memory: sealed memory of a third user is refused", "[unit]") {
   if (::geteuid() != 0) KVM_SKIP("only root can give memory to another user");
   Node node(With(&Config::domain_mode, DomainMode::kNode));
-  FakePeer owner_peer, other_peer;
+  FakeConnection owner_peer, other_peer;
   const ClientId owner = node.Join(owner_peer, kDeadPid, 1000), other = node.Join(other_peer, 1, 2000);
   WireRegion region("pool", LlamaSpec(), 8);
   for (const int fd : region.fds()) REQUIRE(::fchown(fd, 1000, 1000) == 0);
@@ -95,30 +95,30 @@ TEST_CASE("kvmd memory: sealed memory of a third user is refused", "[unit]") {
 }
 
 TEST_CASE("kvmd memory: what a kvmd has granted is registered at the next one", "[unit]") {
-  FakePeer before_peer, peer;
+  FakeConnection before_peer, connection;
   Node before;
   WireRegion region = before.Granted(before.Join(before_peer), before_peer, "pool", 8);
   Node node;
-  const ClientId client = node.Join(peer);
-  node.Register(client, peer, region);
-  node.Publish(client, peer, region);
+  const ClientId client = node.Join(connection);
+  node.Register(client, connection, region);
+  node.Publish(client, connection, region);
 }
 
 TEST_CASE("kvmd memory: a generation table on huge pages is refused", "[unit]") {
   HugeMemory huge(1);
   if (!huge) KVM_SKIP("no huge pages can be reserved here");
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
   Format(huge.fd(), 8);
   REQUIRE(::fcntl(huge.fd(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
   WireRegion region("pool", LlamaSpec(), 8, 4096);
-  CheckSays(Refusal(node, client, peer, region, {huge.fd(), region.payload.fd()}), "generation table: not on ordinary pages");
+  CheckSays(Refusal(node, client, connection, region, {huge.fd(), region.payload.fd()}), "generation table: not on ordinary pages");
 }
 
 TEST_CASE("kvmd memory: one region's table or segment is no other region's, for as long as it serves", "[unit]") {
   Node node(With(&Config::domain_mode, DomainMode::kNode));
-  FakePeer owner_peer, other_peer;
+  FakeConnection owner_peer, other_peer;
   const ClientId owner = node.Join(owner_peer, kDeadPid), other = node.Join(other_peer, 1);
   WireRegion region("pool", LlamaSpec(), 8), evil("evil", LlamaSpec(), 8);
   node.Register(owner, owner_peer, region);
@@ -137,7 +137,7 @@ TEST_CASE("kvmd memory: one region's table or segment is no other region's, for 
 
 TEST_CASE("kvmd memory: an orphan's memory is nobody else's, its owner's to come back to", "[unit]") {
   Node node;
-  FakePeer owner_peer, other_peer, back_peer;
+  FakeConnection owner_peer, other_peer, back_peer;
   const Sleeper process;
   const ClientId owner = node.Join(owner_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
@@ -155,42 +155,42 @@ TEST_CASE("kvmd memory: an orphan's memory is nobody else's, its owner's to come
 
 TEST_CASE("kvmd memory: a region has each of its memories once", "[unit]") {
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
   WireRegion region("pool", LlamaSpec(), 8, 16);
-  CheckSays(Refusal(node, client, peer, region, {region.generation_memory.fd(), region.generation_memory.fd()}),
+  CheckSays(Refusal(node, client, connection, region, {region.generation_memory.fd(), region.generation_memory.fd()}),
             "the same memory came twice");
 }
 
 TEST_CASE("kvmd memory: a region with a hole in its generation table is dropped before the next publish reads it", "[unit]") {
   Node node;
-  FakePeer peer, importer_peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection, importer_peer;
+  const ClientId client = node.Join(connection);
   node.Join(importer_peer, 1);
-  WireRegion region = node.Granted(client, peer, "pool", kBlocks);
-  node.Register(client, peer, region);
-  CHECK(PublishOne(node, client, peer, region, kBlocks - 1).inserted() == 1);
+  WireRegion region = node.Granted(client, connection, "pool", kBlocks);
+  node.Register(client, connection, region);
+  CHECK(PublishOne(node, client, connection, region, kBlocks - 1).inserted() == 1);
   importer_peer.Take(Body::kRegionAnnounce);
   PunchHole(region.generation_memory.fd(), 4096);
-  CHECK(PublishOne(node, client, peer, region, kBlocks - 2).refused_invalid() == 1);
+  CHECK(PublishOne(node, client, connection, region, kBlocks - 2).refused_invalid() == 1);
   CHECK(importer_peer.Take(Body::kRegionWithdraw).message.region_withdraw().region() == region.row);
   node.WorkAll();
   CHECK(node.Domain().regions() == 0);
   CHECK(node.Domain().entries() == 0);
   // Nor is it registered again as it is, and a new one is.
-  CHECK(Refusal(node, client, peer, region, region.fds()) != "no error");
-  WireRegion next = node.Granted(client, peer, "pool", kBlocks);
-  node.Register(client, peer, next);
+  CHECK(Refusal(node, client, connection, region, region.fds()) != "no error");
+  WireRegion next = node.Granted(client, connection, "pool", kBlocks);
+  node.Register(client, connection, next);
 }
 
 TEST_CASE("kvmd memory: a hole in a segment or in an idle region's table is noticed without anybody asking", "[unit]") {
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
-  WireRegion good = node.Granted(client, peer, "good", 8, 4096), payload = node.Granted(client, peer, "payload", 8, 4096),
-             table = node.Granted(client, peer, "table", kBlocks, 4096);
-  for (WireRegion* region : {&good, &payload, &table}) node.Register(client, peer, *region);
-  node.Publish(client, peer, good);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  WireRegion good = node.Granted(client, connection, "good", 8, 4096), payload = node.Granted(client, connection, "payload", 8, 4096),
+             table = node.Granted(client, connection, "table", kBlocks, 4096);
+  for (WireRegion* region : {&good, &payload, &table}) node.Register(client, connection, *region);
+  node.Publish(client, connection, good);
   PunchHole(payload.payload.fd(), 4096);
   PunchHole(table.generation_memory.fd(), 4096);
   node.broker.Tick(std::chrono::steady_clock::now());
@@ -201,16 +201,16 @@ TEST_CASE("kvmd memory: a hole in a segment or in an idle region's table is noti
 
 TEST_CASE("kvmd memory: a generation table that is gone drops its region and not kvmd", "[unit]") {
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
   WireRegion good("good", LlamaSpec(), 8);
-  node.Register(client, peer, good);
-  WireRegion region = node.Granted(client, peer, "pool", 8);
-  node.Register(client, peer, region);
-  node.Publish(client, peer, region);
-  node.Publish(client, peer, good, 2);
+  node.Register(client, connection, good);
+  WireRegion region = node.Granted(client, connection, "pool", 8);
+  node.Register(client, connection, region);
+  node.Publish(client, connection, region);
+  node.Publish(client, connection, good, 2);
   REQUIRE(LoseMappings("kvm-granted:generations:1000:") == 1);
-  SECTION("at a publish") { CHECK(PublishOne(node, client, peer, region, 3).inserted() == 0); }
+  SECTION("at a publish") { CHECK(PublishOne(node, client, connection, region, 3).inserted() == 0); }
   SECTION("at a sweep") {
     for (int i = 0; i < 100; ++i) node.broker.Sweep();
   }
@@ -222,7 +222,7 @@ TEST_CASE("kvmd memory: a generation table that is gone drops its region and not
 
 TEST_CASE("kvmd memory: a dead worker's region with a hole is not given to the next one", "[unit]") {
   Node node;
-  FakePeer owner_peer, heir_peer;
+  FakeConnection owner_peer, heir_peer;
   const ClientId owner = node.Join(owner_peer);
   WireRegion region = node.Granted(owner, owner_peer, "pool", kBlocks);
   node.Register(owner, owner_peer, region);
@@ -236,30 +236,30 @@ TEST_CASE("kvmd memory: a dead worker's region with a hole is not given to the n
   CHECK(node.Domain().regions() == 0);
 }
 
-TEST_CASE("kvmd memory: a chunk that its writer has punched a hole in is given up", "[unit]") {
+TEST_CASE("kvmd memory: a slab that its writer has punched a hole in is given up", "[unit]") {
   Node node(CacheOf(2));
-  Stowing writer(node, "writer");
-  REQUIRE(writer.Stow(writer.Write(0, 4)) == 4);
-  const Received grant = writer.peer.Take(Body::kChunkGrant);
+  OffloadingWorker writer(node, "writer");
+  REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
+  const Received grant = writer.connection.Take(Body::kSlabGrant);
   const Received announced = writer.Announced();
   PunchHole(grant.fds.at(0).get(), kBlockBytes);
   node.broker.Tick(std::chrono::steady_clock::now());
   node.WorkAll();
-  const Received withdrawn = writer.peer.Take(Body::kRegionWithdraw);
+  const Received withdrawn = writer.connection.Take(Body::kRegionWithdraw);
   CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
-  REQUIRE(writer.Stow(writer.Write(8, 12)) == 4);  // in another one
+  REQUIRE(writer.PrepareStore(writer.Write(8, 12)) == 4);  // in another one
 }
 
-TEST_CASE("kvmd memory: a chunk whose generation table is gone is given up", "[unit]") {
+TEST_CASE("kvmd memory: a slab whose generation table is gone is given up", "[unit]") {
   Node node(CacheOf(2));
-  Stowing writer(node, "writer");
-  REQUIRE(writer.Stow(writer.Write(0, 4)) == 4);
+  OffloadingWorker writer(node, "writer");
+  REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
   const Received announced = writer.Announced();
   REQUIRE(LoseMappings("host-cache-0:generations") == 1);
   for (int i = 0; i < 100; ++i) node.broker.Sweep();
   node.broker.Tick(std::chrono::steady_clock::now());
   node.WorkAll();
-  const Received withdrawn = writer.peer.Take(Body::kRegionWithdraw);
+  const Received withdrawn = writer.connection.Take(Body::kRegionWithdraw);
   CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
 }
 
@@ -278,12 +278,12 @@ TEST_CASE("kvmd memory: a process that has ended is never taken for another one 
     return ::connect(socket.get(), reinterpret_cast<sockaddr*>(&name), bytes);
   });
   REQUIRE(end.exit_code == 0);
-  const UniqueFd peer(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  REQUIRE(peer);
+  const UniqueFd connection(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  REQUIRE(connection);
   // As if its number were another process's by now: this one's.
   const auto number = static_cast<std::uint32_t>(::getpid());
-  CHECK_FALSE(daemon::PidFdByNumber(peer.get(), number));
-  daemon::WatchedProcess process(daemon::PeerPidFd(peer.get(), number), false);
+  CHECK_FALSE(daemon::PidFdByNumber(connection.get(), number));
+  daemon::WatchedProcess process(daemon::PeerPidFd(connection.get(), number), false);
   CHECK((!process.known() || process.Ended()));
 }
 

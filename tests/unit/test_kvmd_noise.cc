@@ -6,17 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "proto/registry_view.h"
+#include "proto/shm/registry_view.h"
 #include "tests/fuzz/mutator.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/random.h"
-#include "tests/support/stowing.h"
+#include "tests/support/broker/offloading_worker.h"
+#include "tests/support/data/random.h"
+#include "tests/support/process/open_fds.h"
 
 namespace kvm::test {
 namespace {
 
 constexpr std::uint32_t kBlocks = 16;
-constexpr std::uint32_t kHeld = 4;  // by the honest client
+constexpr std::uint32_t kStored = 4;  // by the honest client
 constexpr std::uint32_t kUid = 1000, kOtherUid = 1001;
 
 struct Place {
@@ -24,11 +24,11 @@ struct Place {
 };
 
 struct Talker {
-  FakePeer peer;
+  FakeConnection connection;
   std::unique_ptr<Sleeper> process;
   ClientId id = 0;
   std::vector<std::unique_ptr<WireRegion>> regions;
-  std::vector<kvmwire::StowGrant> grants;
+  std::vector<kvmwire::StoreGrant> grants;
 };
 
 Config Tight() {
@@ -40,10 +40,10 @@ Config Tight() {
   config.max_leases_per_client = 4;
   config.max_lease_ttl_s = 20;
   config.orphan_ttl_s = 30;
-  config.stow_timeout_ms = 200;
+  config.offload_timeout_ms = 200;
   config.withdraw_timeout_ms = 20;
   config.host_cache_bytes = 4 * kBlocks * kBlockBytes;
-  config.host_cache_chunk_bytes = kBlocks * kBlockBytes;
+  config.host_cache_slab_bytes = kBlocks * kBlockBytes;
   return config;
 }
 
@@ -52,10 +52,10 @@ class Noise {
   explicit Noise(std::uint64_t seed) : random_(seed), node_(Tight()), honest_(node_, "honest", kUid, kBlocks), talkers_(6) {
     for (std::uint32_t block = 0; block < kBlocks; ++block) records_.push_back(honest_.region.Write(block, {block + 1, 0x686f6e657374}));
     node_.Handle(honest_.id, honest_.region.PublishMessage(records_));
-    REQUIRE(honest_.peer.Take(Body::kPublishAck).message.publish_ack().inserted() == kBlocks);
+    REQUIRE(honest_.connection.Take(Body::kPublishAck).message.publish_ack().inserted() == kBlocks);
     Learn({honest_.region.row, honest_.region.region_epoch}, records_);
     honest_sources_ = sources_;
-    FakePeer looker;
+    FakeConnection looker;
     kvmwire::ClientMessage hello;
     hello.mutable_hello()->set_protocol_version(kProtocolVersion);
     hello.mutable_hello()->set_role(kvmwire::OBSERVER);
@@ -69,19 +69,19 @@ class Noise {
     KVM_REQUIRE_OK(view);
     view_ = *view;
     node_.broker.Leave(looking, false);
-    StowAndHold();
+    OffloadAndLease();
   }
 
   // The honest client's blocks in the host cache, too, and some of them held.
-  void StowAndHold() {
-    REQUIRE(honest_.Stow(records_) == kBlocks);
+  void OffloadAndLease() {
+    REQUIRE(honest_.PrepareStore(records_) == kBlocks);
     kvmwire::ClientMessage hold;
-    hold.mutable_hold()->set_registry_epoch(epoch_);
-    hold.mutable_hold()->set_ttl_ms(20'000);
-    for (std::uint32_t i = 0; i < kHeld; ++i) *hold.mutable_hold()->add_sources() = sources_[i];
+    hold.mutable_acquire_lease()->set_registry_epoch(epoch_);
+    hold.mutable_acquire_lease()->set_ttl_ms(20'000);
+    for (std::uint32_t i = 0; i < kStored; ++i) *hold.mutable_acquire_lease()->add_sources() = sources_[i];
     node_.Handle(honest_.id, hold);
-    const kvmwire::HoldReply held = honest_.peer.Take(Body::kHoldReply).message.hold_reply();
-    REQUIRE(held.blocks() == kHeld);
+    const kvmwire::AcquireLeaseReply held = honest_.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
+    REQUIRE(held.blocks() == kStored);
     lease_ = held.lease();
   }
 
@@ -99,7 +99,7 @@ class Noise {
     Listen(talker);
     if (!handled) Leave(talker);
     for (Talker& other : talkers_) Listen(other);
-    honest_.peer.sent.clear();
+    honest_.connection.sent.clear();
   }
 
   void LetTimePass() {
@@ -112,10 +112,10 @@ class Noise {
   // What is held is held, however much others want the room.
   void CheckHeld() {
     kvmwire::ClientMessage extend;
-    extend.mutable_extend_hold()->set_lease(lease_);
-    extend.mutable_extend_hold()->set_ttl_ms(20'000);
+    extend.mutable_renew_lease()->set_lease(lease_);
+    extend.mutable_renew_lease()->set_ttl_ms(20'000);
     node_.Handle(honest_.id, extend);
-    REQUIRE(honest_.peer.Take(Body::kHoldReply).message.hold_reply().blocks() == kHeld);
+    REQUIRE(honest_.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply().blocks() == kStored);
   }
 
   // Others' blocks are where they were, and what kvmd says of itself is within its limits.
@@ -160,8 +160,8 @@ class Noise {
     const kvmwire::DomainStatus domain = node_.Domain(kUid);
     CHECK(domain.orphans() == 0);
     CHECK(domain.leases() == 0);
-    CHECK(domain.held_blocks() == 0);
-    CHECK(domain.regions() == 1 + domain.host_cache().chunks());
+    CHECK(domain.leased_blocks() == 0);
+    CHECK(domain.regions() == 1 + domain.host_cache().slabs());
     CHECK(domain.entries() == kBlocks + domain.host_cache().blocks());
     CHECK(domain.clients() == 2);  // the honest one, and who asks
   }
@@ -178,7 +178,7 @@ class Noise {
     if (random_.OneIn(3)) talker.process = std::make_unique<Sleeper>();
     UniqueFd process = talker.process ? talker.process->PidFd() : UniqueFd();
     const std::uint32_t uid = &talker == talkers_.data() ? kOtherUid : kUid;
-    talker.id = node_.Join(talker.peer, talker.process ? talker.process->pid() : kDeadPid, uid,
+    talker.id = node_.Join(talker.connection, talker.process ? talker.process->pid() : kDeadPid, uid,
                            observer ? kvmwire::OBSERVER : kvmwire::WORKER, std::move(process), random_.Below(3));
     Listen(talker);
   }
@@ -188,7 +188,7 @@ class Noise {
     if (died) talker.process.reset();
     node_.broker.Leave(talker.id, died);
     talker.process.reset();
-    talker.peer.sent.clear();
+    talker.connection.sent.clear();
     talker.id = 0;
     talker.regions.clear();
     talker.grants.clear();
@@ -196,7 +196,7 @@ class Noise {
 
   // What others can know, too: rows, leases, grants.
   void Listen(Talker& talker) {
-    for (const Received& received : talker.peer.sent) {
+    for (const Received& received : talker.connection.sent) {
       const kvmwire::ServerMessage& message = received.message;
       if (message.has_register_region_reply()) {
         const kvmwire::RegisterRegionReply& reply = message.register_region_reply();
@@ -207,13 +207,13 @@ class Noise {
         places_.push_back({reply.region(), reply.region_epoch()});
       }
       if (message.has_region_announce()) places_.push_back({message.region_announce().region(), message.region_announce().region_epoch()});
-      if (message.has_hold_reply()) leases_.push_back(message.hold_reply().lease());
-      for (const kvmwire::StowGrant& grant : message.stow_reply().grants()) {
+      if (message.has_acquire_lease_reply()) leases_.push_back(message.acquire_lease_reply().lease());
+      for (const kvmwire::StoreGrant& grant : message.prepare_store_reply().grants()) {
         grants_.push_back(grant);
         talker.grants.push_back(grant);
       }
     }
-    talker.peer.sent.clear();
+    talker.connection.sent.clear();
     const auto forget = [](auto& known) {
       if (known.size() > 200) known.erase(known.begin(), known.begin() + 100);
     };
@@ -227,7 +227,7 @@ class Noise {
 
   void Learn(Place place, const std::vector<PublishRecord>& records) {
     for (const PublishRecord& record : records) {
-      kvmwire::HoldSource source;
+      kvmwire::LeaseSource source;
       source.set_region(place.row);
       source.set_region_epoch(place.region_epoch);
       source.set_block(record.block);
@@ -278,10 +278,10 @@ class Noise {
       ask.mutable_allocate_memory()->add_size_bytes(GenerationTableBytes(kBlocks));
       ask.mutable_allocate_memory()->add_size_bytes(kBlocks * bytes);
       if (!node_.broker.Handle(talker.id, std::move(ask), {})) return;
-      for (Received& received : talker.peer.sent) {
+      for (Received& received : talker.connection.sent) {
         if (received.fds.size() == 2 && received.message.has_empty()) memory = std::move(received.fds);
       }
-      talker.peer.sent.clear();
+      talker.connection.sent.clear();
     }
     const bool granted = !memory.empty();
     talker.regions.push_back(std::make_unique<WireRegion>(name, LlamaSpec(), kBlocks, bytes, std::move(memory)));
@@ -310,29 +310,29 @@ class Noise {
         return;
       case 5:
       case 6:
-        SetPlace(*message.mutable_stow(), place);
-        message.mutable_stow()->set_records(Records(talker, place));
-        message.mutable_stow()->set_asked(random_.OneIn(2));
+        SetPlace(*message.mutable_prepare_store(), place);
+        message.mutable_prepare_store()->set_records(Records(talker, place));
+        message.mutable_prepare_store()->set_asked(random_.OneIn(2));
         return;
       case 7:
       case 8: {
-        kvmwire::StowDone& done = *message.mutable_stow_done();
+        kvmwire::CompleteStore& done = *message.mutable_complete_store();
         for (std::uint64_t i = random_.Below(20); i > 0; --i) {
-          kvmwire::StowOutcome& outcome = *done.add_outcomes();
+          kvmwire::StoreOutcome& outcome = *done.add_outcomes();
           if (!talker.grants.empty() && !random_.OneIn(6)) {
             SetPlace(outcome, {talker.grants.back().region(), talker.grants.back().region_epoch()});
             outcome.set_slot(talker.grants.back().slot());
             outcome.set_generation(talker.grants.back().generation());
             talker.grants.pop_back();
           } else if (!grants_.empty()) {
-            const kvmwire::StowGrant& grant = grants_[grants_.size() - 1 - random_.Below(std::min<std::size_t>(grants_.size(), 20))];
+            const kvmwire::StoreGrant& grant = grants_[grants_.size() - 1 - random_.Below(std::min<std::size_t>(grants_.size(), 20))];
             SetPlace(outcome, {grant.region(), grant.region_epoch()});
             outcome.set_slot(grant.slot());
             outcome.set_generation(grant.generation() + (random_.OneIn(10) ? 1 : 0));
           }
           outcome.set_stored(!random_.OneIn(4));
           if (!outcome.stored()) continue;
-          kvmwire::HoldSource source;
+          kvmwire::LeaseSource source;
           SetPlace(source, {outcome.region(), outcome.region_epoch()});
           source.set_block(outcome.slot());
           source.set_generation(outcome.generation() + 1);
@@ -351,23 +351,23 @@ class Noise {
       case 10:
       case 11:
       case 12: {
-        kvmwire::Hold& hold = *message.mutable_hold();
+        kvmwire::AcquireLease& hold = *message.mutable_acquire_lease();
         hold.set_registry_epoch(random_.OneIn(10) ? epoch_ + 1 : epoch_);
         hold.set_ttl_ms(AnyMs());
         if (random_.OneIn(4)) hold.set_lease(AnyLease());
         hold.set_after(hold.lease() != 0 ? AnyBlock() : 0);
-        const std::vector<kvmwire::HoldSource>& known = stored_.empty() || random_.OneIn(3) ? sources_
-                                                        : random_.OneIn(2)                  ? stored_
-                                                                                            : honest_sources_;
+        const std::vector<kvmwire::LeaseSource>& known = stored_.empty() || random_.OneIn(3) ? sources_
+                                                         : random_.OneIn(2)                  ? stored_
+                                                                                             : honest_sources_;
         const std::size_t recent = std::min<std::size_t>(known.size(), 24), from = known.size() - 1 - random_.Below(recent);
         for (std::size_t i = from; i < std::min(known.size(), from + random_.Below(kBlocks)); ++i) *hold.add_sources() = known[i];
         return;
       }
       case 13:
-        message.mutable_extend_hold()->set_lease(AnyLease());
-        message.mutable_extend_hold()->set_ttl_ms(AnyMs());
+        message.mutable_renew_lease()->set_lease(AnyLease());
+        message.mutable_renew_lease()->set_ttl_ms(AnyMs());
         return;
-      case 14: message.mutable_release_hold()->set_lease(AnyLease()); return;
+      case 14: message.mutable_release_lease()->set_lease(AnyLease()); return;
       case 15: SetPlace(*message.mutable_withdraw_ack(), place); return;
       case 16:
         SetPlace(*message.mutable_retract(), place);
@@ -422,7 +422,7 @@ class Noise {
   Random random_;
   Node node_;
   SteadyTime now_ = std::chrono::steady_clock::now();
-  Stowing honest_;
+  OffloadingWorker honest_;
   std::uint64_t lease_ = 0;
   std::vector<PublishRecord> records_;
   RegistryView view_;
@@ -430,8 +430,8 @@ class Noise {
   std::vector<Talker> talkers_;
   std::vector<Place> places_;
   std::vector<std::uint64_t> leases_;
-  std::vector<kvmwire::StowGrant> grants_;
-  std::vector<kvmwire::HoldSource> sources_, stored_, honest_sources_;
+  std::vector<kvmwire::StoreGrant> grants_;
+  std::vector<kvmwire::LeaseSource> sources_, stored_, honest_sources_;
   std::vector<kvmwire::RegionDescriptor> descriptors_;
   Deepest deepest_;
 };

@@ -3,10 +3,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "proto/memory_room.h"
-#include "tests/support/broker_node.h"
-#include "tests/support/fork.h"
-#include "tests/support/open_fds.h"
+#include "proto/base/memory_room.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/open_fds.h"
 
 namespace kvm::test {
 namespace {
@@ -14,7 +14,7 @@ namespace {
 TEST_CASE("kvmd orphans: a dead worker's blocks stay found, are announced to newcomers, and age out", "[unit]") {
   Node node(With(&Config::orphan_ttl_s, 100u));
   const int fds = OpenFds();
-  FakePeer owner_peer, importer_peer;
+  FakeConnection owner_peer, importer_peer;
   const ClientId owner = node.Join(owner_peer);
   {
     WireRegion region = node.Granted(owner, owner_peer, "pool", 50);
@@ -55,17 +55,17 @@ TEST_CASE("kvmd orphans: nothing is kept where the owner or the configuration sa
     if (why == std::string("ttl")) config.orphan_ttl_s = 0;
     if (why == std::string("max")) config.max_orphans = 0;
     Node node(config);
-    FakePeer peer;
-    const ClientId owner = node.Join(peer);
-    WireRegion region = node.Granted(owner, peer, "pool", 8);
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection);
+    WireRegion region = node.Granted(owner, connection, "pool", 8);
     if (why == std::string("owner")) region.descriptor.set_outlives_owner(false);
     if (why == std::string("cuda_ipc")) {
       region.descriptor.set_handle_kind(2);
       region.descriptor.mutable_segments(0)->set_handle(std::string(64, 'h'));
       node.Handle(owner, region.RegisterMessage(), {region.generation_memory.fd()});
-      region.row = peer.Take(Body::kRegisterRegionReply).message.register_region_reply().region();
+      region.row = connection.Take(Body::kRegisterRegionReply).message.register_region_reply().region();
     } else {
-      node.Register(owner, peer, region);
+      node.Register(owner, connection, region);
     }
     node.broker.Leave(owner, true);
     node.WorkAll();
@@ -76,7 +76,7 @@ TEST_CASE("kvmd orphans: nothing is kept where the owner or the configuration sa
 
 TEST_CASE("kvmd orphans: adopted with the list of blocks that are still good, in the same row", "[unit]") {
   Node node;
-  FakePeer first_peer, second_peer, importer_peer;
+  FakeConnection first_peer, second_peer, importer_peer;
   const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1);
   WireRegion region = node.Granted(first, first_peer, "pool", 20);
   node.Register(first, first_peer, region);
@@ -121,7 +121,7 @@ TEST_CASE("kvmd orphans: adopted with the list of blocks that are still good, in
 
 TEST_CASE("kvmd orphans: never adopted while the process that writes it may run", "[unit]") {
   Node node;
-  FakePeer first_peer, second_peer;
+  FakeConnection first_peer, second_peer;
   Sleeper process;
   const ClientId first = node.Join(first_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   WireRegion region = node.Granted(first, first_peer, "pool", 4);
@@ -143,7 +143,7 @@ TEST_CASE("kvmd orphans: never adopted while the process that writes it may run"
 
 TEST_CASE("kvmd orphans: one whose process can't be watched serves, and is not adopted", "[unit]") {
   Node node;
-  FakePeer first_peer, second_peer;
+  FakeConnection first_peer, second_peer;
   const ClientId first = node.Join(first_peer);
   WireRegion region = node.Granted(first, first_peer, "pool", 4);
   node.Register(first, first_peer, region);
@@ -157,7 +157,7 @@ TEST_CASE("kvmd orphans: one whose process can't be watched serves, and is not a
 
 TEST_CASE("kvmd orphans: what is not as expected is refused and stays, the field named", "[unit]") {
   Node node;
-  FakePeer first_peer, second_peer, stranger_peer;
+  FakeConnection first_peer, second_peer, stranger_peer;
   const ClientId first = node.Join(first_peer);
   WireRegion region = node.Granted(first, first_peer, "pool", 4);
   WireRegion sealed("sealed", LlamaSpec(), 4);
@@ -201,7 +201,7 @@ TEST_CASE("kvmd orphans: what is not as expected is refused and stays, the field
 
 TEST_CASE("kvmd orphans: the process that was only away gets its region back, in its row, with its entries", "[unit]") {
   Node node;
-  FakePeer before_peer, after_peer, importer_peer;
+  FakeConnection before_peer, after_peer, importer_peer;
   Sleeper process;
   const ClientId before = node.Join(before_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   WireRegion region = node.Granted(before, before_peer, "pool", 10);
@@ -221,7 +221,7 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
   CHECK(importer_peer.sent.empty());
   // With other memory under the name, the old one goes.
   node.broker.Leave(after, false);
-  FakePeer last_peer;
+  FakeConnection last_peer;
   const ClientId last = node.Join(last_peer, process.pid());
   WireRegion other = node.Granted(last, last_peer, "pool", 10);
   node.Register(last, last_peer, other);
@@ -234,7 +234,7 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
 TEST_CASE("kvmd orphans: a newcomer with the name, or with another block size, takes a dead one's place", "[unit]") {
   for (const bool same_name : {true, false}) {
     Node node;
-    FakePeer first_peer, second_peer;
+    FakeConnection first_peer, second_peer;
     const ClientId first = node.Join(first_peer);
     WireRegion region = node.Granted(first, first_peer, "pool", 4, 64);
     node.Register(first, first_peer, region);
@@ -256,28 +256,28 @@ TEST_CASE("kvmd orphans: the oldest goes where there are too many, or few rows a
   SECTION("--max-regions") { config.max_regions = 6; }  // of which two are left free, one for the newcomer
   Node node(config);
   for (std::uint32_t i = 0; i < 6; ++i) {
-    FakePeer peer;
-    const ClientId owner = node.Join(peer, kDeadPid + i);
-    WireRegion region = node.Granted(owner, peer, "pool-" + std::to_string(i), 4);
-    node.Register(owner, peer, region);
-    node.Publish(owner, peer, region, i + 1);
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection, kDeadPid + i);
+    WireRegion region = node.Granted(owner, connection, "pool-" + std::to_string(i), 4);
+    node.Register(owner, connection, region);
+    node.Publish(owner, connection, region, i + 1);
     node.broker.Leave(owner, true);
     node.WorkAll();
   }
-  FakePeer peer;
-  const ClientId adopter = node.Join(peer, 1);
+  FakeConnection connection;
+  const ClientId adopter = node.Join(connection, 1);
   WireRegion newest("pool-5", LlamaSpec(), 4), oldest("pool-0", LlamaSpec(), 4);
   CHECK(node.Domain().orphans() >= 3);
   CHECK(node.Domain().orphans() <= 4);
   node.Handle(adopter, Node::Adopt(oldest));
-  CheckSays(peer.TakeError(), "none without an owner");
+  CheckSays(connection.TakeError(), "none without an owner");
   node.Handle(adopter, Node::Adopt(newest));
-  peer.Take(Body::kAdoptRegionReply);
+  connection.Take(Body::kAdoptRegionReply);
 }
 
 TEST_CASE("kvmd orphans: adopting counts against the new owner's quotas", "[unit]") {
   Node node(With(&Config::max_blocks_per_client, std::uint64_t{10}));
-  FakePeer first_peer, second_peer;
+  FakeConnection first_peer, second_peer;
   const ClientId first = node.Join(first_peer);
   WireRegion region = node.Granted(first, first_peer, "pool", 8);
   node.Register(first, first_peer, region);
@@ -298,7 +298,7 @@ TEST_CASE("kvmd orphans: adopting counts against the new owner's quotas", "[unit
 
 TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, whatever kvmd was told", "[unit]") {
   Node node;
-  FakePeer owner_peer, importer_peer;
+  FakeConnection owner_peer, importer_peer;
   const ClientId owner = node.Join(owner_peer);
   node.Join(importer_peer, 1);
   WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
@@ -317,7 +317,7 @@ TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, wha
     node.broker.Leave(owner, /*died=*/true);
     node.WorkAll();
     CHECK(node.Domain().orphans() == 1);
-    FakePeer heir_peer;
+    FakeConnection heir_peer;
     const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
     node.Handle(heir, Node::Adopt(region));
     CHECK(heir_peer.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 0);
@@ -326,7 +326,7 @@ TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, wha
 
 TEST_CASE("kvmd orphans: one that its owner ends while it is not connected is nobody's to adopt, and goes", "[unit]") {
   Node node;
-  FakePeer owner_peer, importer_peer, heir_peer;
+  FakeConnection owner_peer, importer_peer, heir_peer;
   Sleeper process;
   const ClientId owner = node.Join(owner_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
   node.Join(importer_peer, 1);
@@ -361,16 +361,16 @@ TEST_CASE("kvmd orphans: one that its owner ends while it is not connected is no
 
 TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have let go", "[unit]") {
   Node node;
-  FakePeer importer_peer, operator_peer;
+  FakeConnection importer_peer, operator_peer;
   const ClientId importer = node.Join(importer_peer, 1);
   std::vector<WireRegion> regions;
   for (const char* name : {"a", "b"}) {
-    FakePeer peer;
-    const ClientId owner = node.Join(peer);
-    regions.push_back(node.Granted(owner, peer, name, 4));
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection);
+    regions.push_back(node.Granted(owner, connection, name, 4));
     if (regions.size() == 2) regions.back().descriptor.set_device_uuid(std::string(16, 'g'));
-    node.Register(owner, peer, regions.back());
-    node.Publish(owner, peer, regions.back(), regions.size());
+    node.Register(owner, connection, regions.back());
+    node.Publish(owner, connection, regions.back(), regions.size());
     node.broker.Leave(owner, true);
   }
   const ClientId asking = node.Join(operator_peer, 2, 1000, kvmwire::OBSERVER);
@@ -422,7 +422,7 @@ TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have 
 
 TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
   Node node;
-  FakePeer owner_peer, stranger_peer, root_peer;
+  FakeConnection owner_peer, stranger_peer, root_peer;
   const ClientId owner = node.Join(owner_peer);
   WireRegion region = node.Granted(owner, owner_peer, "pool", 4);
   node.Register(owner, owner_peer, region);
@@ -440,7 +440,7 @@ TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
 
 TEST_CASE("kvmd orphans: who asks for memory for a region gets it when what its dead owner left is given back", "[unit]") {
   Node node;
-  FakePeer first_peer, importer_peer, other_peer, second_peer;
+  FakeConnection first_peer, importer_peer, other_peer, second_peer;
   const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1), other = node.Join(other_peer, kDeadPid + 2, 1001);
   WireRegion pool = node.Granted(first, first_peer, "pool", 4), kept = node.Granted(first, first_peer, "kept", 4);
   node.Register(first, first_peer, pool);
@@ -497,7 +497,7 @@ TEST_CASE("kvmd orphans: who asks for memory for a region gets it when what its 
 
 TEST_CASE("kvmd orphans: memory for a region waits for importers until the deadline, and a living owner's region stays", "[unit]") {
   Node node;
-  FakePeer first_peer, importer_peer, second_peer;
+  FakeConnection first_peer, importer_peer, second_peer;
   Sleeper process;
   const ClientId first = node.Join(first_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
   node.Join(importer_peer, 1);
@@ -524,17 +524,17 @@ TEST_CASE("kvmd orphans: pieces of memory that are too much together are refused
   const Result<InstalledMemory> installed = ReadInstalledMemory();
   KVM_REQUIRE_OK(installed);
   Node node;
-  FakePeer peer;
-  const ClientId worker = node.Join(peer);
+  FakeConnection connection;
+  const ClientId worker = node.Join(connection);
   kvmwire::ClientMessage message;
   for (int i = 0; i < 100; ++i) message.mutable_allocate_memory()->add_size_bytes(installed->bytes / 50);
   node.Handle(worker, message);
-  CheckSays(peer.TakeError(), "no memory for the bytes that client asks for");
+  CheckSays(connection.TakeError(), "no memory for the bytes that client asks for");
 }
 
 TEST_CASE("kvmd orphans: the status lists them for who asks, with the time that they have left", "[unit]") {
   Node node;
-  FakePeer first_peer, observer_peer;
+  FakeConnection first_peer, observer_peer;
   const ClientId first = node.Join(first_peer);
   WireRegion pool = node.Granted(first, first_peer, "pool", 4);
   node.Register(first, first_peer, pool);
@@ -561,19 +561,19 @@ TEST_CASE("kvmd orphans: the status lists them for who asks, with the time that 
 
 TEST_CASE("kvmd orphans: granted memory is of the sizes asked for, and too much or none is refused", "[unit]") {
   Node node;
-  FakePeer peer;
-  const ClientId client = node.Join(peer);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
   kvmwire::ClientMessage message;
   message.mutable_allocate_memory();
   node.Handle(client, message);
-  CheckSays(peer.TakeError(), "0 pieces");
+  CheckSays(connection.TakeError(), "0 pieces");
   message.mutable_allocate_memory()->add_size_bytes(std::uint64_t{1} << 50);
   node.Handle(client, message);
-  CheckSays(peer.TakeError(), "bytes");
+  CheckSays(connection.TakeError(), "bytes");
   message.mutable_allocate_memory()->clear_size_bytes();
   for (std::size_t i = 0; i <= kMaxFrameFds; ++i) message.mutable_allocate_memory()->add_size_bytes(4096);
   node.Handle(client, message);
-  CheckSays(peer.TakeError(), "pieces asked for");
+  CheckSays(connection.TakeError(), "pieces asked for");
 }
 
 }  // namespace

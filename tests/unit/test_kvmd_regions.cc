@@ -4,10 +4,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "proto/registry_view.h"
+#include "proto/shm/registry_view.h"
 #include "tests/catch.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/server_runner.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/kvmd/server_runner.h"
 
 namespace kvm::test {
 namespace {

@@ -8,13 +8,13 @@
 #include <cstring>
 #include <thread>
 
-#include "proto/protocol_limits.h"
-#include "proto/registry_view.h"
+#include "proto/shm/registry_view.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/open_fds.h"
-#include "tests/support/server_runner.h"
-#include "tests/support/socket_pair.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/kvmd/server_runner.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/process/socket_pair.h"
 
 namespace kvm::test {
 namespace {

@@ -5,10 +5,10 @@
 #include <string_view>
 #include <vector>
 
-#include "proto/generation_table.h"
-#include "proto/layout.h"
-#include "proto/protocol_limits.h"
-#include "proto/publish_record.h"
+#include "proto/shm/generation_table.h"
+#include "proto/shm/layout.h"
+#include "proto/wire/protocol_limits.h"
+#include "proto/wire/publish_record.h"
 #include "tests/catch.h"
 
 // offsetof of structs with atomics is conditionally supported; GCC and Clang define it.

@@ -1,14 +1,14 @@
 // Leases at a broker that is driven by hand: what they keep, how they end, what they may not take. The clock is the test's.
-#include "tests/support/broker_node.h"
-#include "tests/support/stowing.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/broker/offloading_worker.h"
 
 namespace kvm::test {
 namespace {
 
 using std::chrono::milliseconds;
 
-kvmwire::HoldSource SourceOf(const WireRegion& region, const PublishRecord& record) {
-  kvmwire::HoldSource source;
+kvmwire::LeaseSource SourceOf(const WireRegion& region, const PublishRecord& record) {
+  kvmwire::LeaseSource source;
   source.set_region(region.row);
   source.set_region_epoch(region.region_epoch);
   source.set_block(record.block);
@@ -16,10 +16,10 @@ kvmwire::HoldSource SourceOf(const WireRegion& region, const PublishRecord& reco
   return source;
 }
 
-kvmwire::ClientMessage HoldMessage(Node& node, const WireRegion& region, const std::vector<PublishRecord>& records,
-                                   std::uint32_t ttl_ms = 10'000) {
+kvmwire::ClientMessage AcquireMessage(Node& node, const WireRegion& region, const std::vector<PublishRecord>& records,
+                                      std::uint32_t ttl_ms = 10'000) {
   kvmwire::ClientMessage message;
-  kvmwire::Hold& hold = *message.mutable_hold();
+  kvmwire::AcquireLease& hold = *message.mutable_acquire_lease();
   hold.set_registry_epoch(node.Domain().epoch());
   hold.set_ttl_ms(ttl_ms);
   for (const PublishRecord& record : records) *hold.add_sources() = SourceOf(region, record);
@@ -28,37 +28,38 @@ kvmwire::ClientMessage HoldMessage(Node& node, const WireRegion& region, const s
 
 // A client that holds, and what it is told.
 struct Holder {
-  explicit Holder(Node& its_node, std::uint32_t uid = 1000) : node(its_node), id(its_node.Join(peer, kDeadPid + 7, uid)) {}
+  explicit Holder(Node& its_node, std::uint32_t uid = 1000) : node(its_node), id(its_node.Join(connection, kDeadPid + 7, uid)) {}
 
-  kvmwire::HoldReply Hold(const WireRegion& region, const std::vector<PublishRecord>& records, std::uint32_t ttl_ms = 10'000) {
-    node.Handle(id, HoldMessage(node, region, records, ttl_ms));
-    return peer.Take(Body::kHoldReply).message.hold_reply();
+  kvmwire::AcquireLeaseReply AcquireLease(const WireRegion& region, const std::vector<PublishRecord>& records,
+                                          std::uint32_t ttl_ms = 10'000) {
+    node.Handle(id, AcquireMessage(node, region, records, ttl_ms));
+    return connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
   }
   std::string Refused(const kvmwire::ClientMessage& message) {
     node.Handle(id, message);
-    return peer.TakeError();
+    return connection.TakeError();
   }
   void Release(std::uint64_t lease) {
     kvmwire::ClientMessage message;
-    message.mutable_release_hold()->set_lease(lease);
+    message.mutable_release_lease()->set_lease(lease);
     node.Handle(id, message);
   }
   kvmwire::ClientMessage ExtendMessage(std::uint64_t lease, std::uint32_t ttl_ms) const {
     kvmwire::ClientMessage message;
-    message.mutable_extend_hold()->set_lease(lease);
-    message.mutable_extend_hold()->set_ttl_ms(ttl_ms);
+    message.mutable_renew_lease()->set_lease(lease);
+    message.mutable_renew_lease()->set_ttl_ms(ttl_ms);
     return message;
   }
 
   Node& node;
-  FakePeer peer;
+  FakeConnection connection;
   ClientId id;
 };
 
 // All of the host cache may be held, by one client.
-Config AllMayBeHeld(std::uint32_t chunks) {
-  Config config = CacheOf(chunks);
-  config.max_held_percent = config.max_held_percent_per_domain = config.max_held_percent_per_client = 100;
+Config AllMayBeLeased(std::uint32_t slabs) {
+  Config config = CacheOf(slabs);
+  config.max_leased_percent = config.max_leased_percent_per_domain = config.max_leased_percent_per_client = 100;
   return config;
 }
 
@@ -67,27 +68,27 @@ struct Cached {
   explicit Cached(Node& node, std::uint32_t blocks = kSlots) : writer(node, "writer") {
     records = writer.Write(0, blocks);
     node.Handle(writer.id, writer.region.PublishMessage(records));
-    REQUIRE(writer.Stow(records) == static_cast<int>(blocks));
+    REQUIRE(writer.PrepareStore(records) == static_cast<int>(blocks));
   }
   // Which of them are in the host cache.
   std::size_t Left() { return static_cast<std::size_t>(writer.Offer(records).present_size()); }
 
-  Stowing writer;
+  OffloadingWorker writer;
   std::vector<PublishRecord> records;
 };
 
 // A region whose owner has died, of 4 blocks.
 struct Dead {
   explicit Dead(Node& node, const std::string& name = "pool", std::uint64_t salt = 1)
-      : owner(node.Join(peer, kDeadPid)), region(node.Granted(owner, peer, name, 4)) {
-    node.Register(owner, peer, region);
+      : owner(node.Join(connection, kDeadPid)), region(node.Granted(owner, connection, name, 4)) {
+    node.Register(owner, connection, region);
     for (std::uint32_t block = 0; block < 4; ++block) records.push_back(region.Write(block, {block + 1, salt}));
     node.Handle(owner, region.PublishMessage(records));
-    peer.Take(Body::kPublishAck);
+    connection.Take(Body::kPublishAck);
     node.broker.Leave(owner, /*died=*/true);
     node.WorkAll();
   }
-  FakePeer peer;
+  FakeConnection connection;
   ClientId owner;
   WireRegion region;
   std::vector<PublishRecord> records;
@@ -99,154 +100,154 @@ std::vector<PublishRecord> First(const std::vector<PublishRecord>& records, std:
 
 TEST_CASE("Leases: blocks of the host cache that are held stay when others have to leave, until it is released", "[unit]") {
   const auto policy = GENERATE(policy::PolicyKind::kLru, policy::PolicyKind::kS3Fifo, policy::PolicyKind::kHitDensity);
-  Config config = AllMayBeHeld(1);
+  Config config = AllMayBeLeased(1);
   config.host_cache_policy = policy;
   Node node(config);
   Cached cached(node);
   Holder holder(node);
   // The match names the worker's own blocks; kvmd holds its copies.
-  const kvmwire::HoldReply reply = holder.Hold(cached.writer.region, First(cached.records, 5));
+  const kvmwire::AcquireLeaseReply reply = holder.AcquireLease(cached.writer.region, First(cached.records, 5));
   CHECK(reply.blocks() == 5);
-  CHECK_FALSE(reply.has_not_held());
-  CHECK(node.Domain().held_blocks() == 5);
-  CHECK(node.Domain().held_bytes() == 5 * kBlockBytes);
+  CHECK_FALSE(reply.has_not_leased());
+  CHECK(node.Domain().leased_blocks() == 5);
+  CHECK(node.Domain().leased_bytes() == 5 * kBlockBytes);
   for (std::uint64_t salt = 2; salt < 10; ++salt) {
-    CHECK(cached.writer.Stow(cached.writer.Write(16, 19, salt)) == 3);
+    CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 19, salt)) == 3);
   }
   CHECK(cached.writer.Offer(First(cached.records, 5)).present_size() == 5);
   holder.Release(reply.lease());
   CHECK(node.Domain().leases() == 0);
-  CHECK(node.Domain().held_blocks() == 0);
-  for (std::uint64_t salt = 10; salt < 20; ++salt) cached.writer.Stow(cached.writer.Write(16, 24, salt));
-  const kvmwire::StowReply left = cached.writer.Offer(First(cached.records, 5));
+  CHECK(node.Domain().leased_blocks() == 0);
+  for (std::uint64_t salt = 10; salt < 20; ++salt) cached.writer.PrepareStore(cached.writer.Write(16, 24, salt));
+  const kvmwire::PrepareStoreReply left = cached.writer.Offer(First(cached.records, 5));
   CHECK(left.present_size() < 5);
   cached.writer.Done(left);
 }
 
 TEST_CASE("Leases: with all of the host cache held, offers are refused with the reason and nothing waits", "[unit]") {
-  Node node(AllMayBeHeld(2));
+  Node node(AllMayBeLeased(2));
   Cached cached(node);
   const std::vector<PublishRecord> second = cached.writer.Write(8, 16);
   node.Handle(cached.writer.id, cached.writer.region.PublishMessage(second));
-  REQUIRE(cached.writer.Stow(second) == kSlots);
+  REQUIRE(cached.writer.PrepareStore(second) == kSlots);
   Holder holder(node);
-  const kvmwire::HoldReply lease = holder.Hold(cached.writer.region, cached.records);
+  const kvmwire::AcquireLeaseReply lease = holder.AcquireLease(cached.writer.region, cached.records);
   CHECK(lease.blocks() == kSlots);
-  CHECK(holder.Hold(cached.writer.region, second).blocks() == kSlots);
-  const kvmwire::StowReply refused = cached.writer.Offer(cached.writer.Write(16, 22, 2));
+  CHECK(holder.AcquireLease(cached.writer.region, second).blocks() == kSlots);
+  const kvmwire::PrepareStoreReply refused = cached.writer.Offer(cached.writer.Write(16, 22, 2));
   CHECK(refused.decided() == 6);
   CHECK(refused.refused_full() == 6);
-  CheckSays(refused.reason(), "held");
+  CheckSays(refused.reason(), "leased");
   // Nor does another worker get its share of the memory.
-  Stowing other(node, "other");
-  const kvmwire::StowReply others = other.Offer(other.Write(0, 3, 3));
+  OffloadingWorker other(node, "other");
+  const kvmwire::PrepareStoreReply others = other.Offer(other.Write(0, 3, 3));
   CHECK(others.refused_full() == 3);
-  CheckSays(others.reason(), "held");
+  CheckSays(others.reason(), "leased");
   CHECK(cached.Left() == kSlots);
   holder.Release(lease.lease());
-  CHECK(cached.writer.Stow(cached.writer.Write(16, 22, 2)) == 6);
+  CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 22, 2)) == 6);
 }
 
 TEST_CASE("Leases: one ends when its time is over, and not before it when it was extended", "[unit]") {
-  Node node(AllMayBeHeld(1));
+  Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node);
   const auto start = std::chrono::steady_clock::now();
-  const std::uint64_t first = holder.Hold(cached.writer.region, First(cached.records, 2), 10'000).lease();
-  const std::uint64_t second = holder.Hold(cached.writer.region, First(cached.records, 3), 10'000).lease();
+  const std::uint64_t first = holder.AcquireLease(cached.writer.region, First(cached.records, 2), 10'000).lease();
+  const std::uint64_t second = holder.AcquireLease(cached.writer.region, First(cached.records, 3), 10'000).lease();
   CHECK(first != second);
   CHECK(node.Domain().leases() == 2);
-  CHECK(node.Domain().held_blocks() == 5);
+  CHECK(node.Domain().leased_blocks() == 5);
   node.broker.Tick(start + seconds(9));
   CHECK(node.Domain().leases() == 2);
   node.Handle(holder.id, holder.ExtendMessage(first, 60'000));
-  CHECK(holder.peer.Take(Body::kHoldReply).message.hold_reply().blocks() == 2);
+  CHECK(holder.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply().blocks() == 2);
   node.broker.Tick(start + seconds(20));
   CHECK(node.Domain().leases() == 1);
-  CHECK(node.Domain().held_blocks() == 2);
+  CHECK(node.Domain().leased_blocks() == 2);
   CheckSays(holder.Refused(holder.ExtendMessage(second, 10'000)), "no such lease");
   node.broker.Tick(start + seconds(59));
   CHECK(node.Domain().leases() == 1);
   node.broker.Tick(start + seconds(70));
   CHECK(node.Domain().leases() == 0);
-  CHECK(node.Domain().held_bytes() == 0);
+  CHECK(node.Domain().leased_bytes() == 0);
   // It costs nothing any more: as many as ever can be had.
-  for (std::uint64_t salt = 2; salt < 6; ++salt) CHECK(cached.writer.Stow(cached.writer.Write(16, 24, salt)) == kSlots);
+  for (std::uint64_t salt = 2; salt < 6; ++salt) CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 24, salt)) == kSlots);
 }
 
 TEST_CASE("Leases: a client's leases end with its connection, and are nobody else's to end", "[unit]") {
-  Node node(AllMayBeHeld(1));
+  Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node), other(node);
-  const std::uint64_t lease = holder.Hold(cached.writer.region, cached.records).lease();
+  const std::uint64_t lease = holder.AcquireLease(cached.writer.region, cached.records).lease();
   other.Release(lease);
   CheckSays(other.Refused(other.ExtendMessage(lease, 1000)), "no such lease");
-  CHECK(node.Domain().held_blocks() == kSlots);
+  CHECK(node.Domain().leased_blocks() == kSlots);
   node.broker.Leave(holder.id, /*died=*/GENERATE(true, false));
   CHECK(node.Domain().leases() == 0);
-  CHECK(node.Domain().held_blocks() == 0);
-  CHECK(cached.writer.Stow(cached.writer.Write(16, 20, 2)) == 4);
+  CHECK(node.Domain().leased_blocks() == 0);
+  CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 20, 2)) == 4);
 }
 
 TEST_CASE("Leases: one covers the leading blocks that kvmd keeps, and says why the next one is not held", "[unit]") {
-  Node node(AllMayBeHeld(2));
+  Node node(AllMayBeLeased(2));
   Cached cached(node, 6);
   Holder holder(node);
   std::vector<PublishRecord> records = cached.records;
   const std::vector<PublishRecord> own = cached.writer.Write(20, 22, 4);  // in the worker's memory only
   node.Handle(cached.writer.id, cached.writer.region.PublishMessage(own));
   records.insert(records.end(), own.begin(), own.end());
-  const kvmwire::HoldReply part = holder.Hold(cached.writer.region, records);
+  const kvmwire::AcquireLeaseReply part = holder.AcquireLease(cached.writer.region, records);
   CHECK(part.blocks() == 6);
-  CHECK(part.not_held().code() == static_cast<std::uint32_t>(Errc::kUnsupported));
-  CheckSays(part.not_held().message(), "writer");
-  CheckSays(holder.Refused(HoldMessage(node, cached.writer.region, own)), "overwrite it at any time");
+  CHECK(part.not_leased().code() == static_cast<std::uint32_t>(Errc::kUnsupported));
+  CheckSays(part.not_leased().message(), "writer");
+  CheckSays(holder.Refused(AcquireMessage(node, cached.writer.region, own)), "overwrite it at any time");
   // What was rewritten since the match ends it as well.
   cached.writer.region.generations.BeginWrite(2);
-  const kvmwire::HoldReply stale = holder.Hold(cached.writer.region, cached.records);
+  const kvmwire::AcquireLeaseReply stale = holder.AcquireLease(cached.writer.region, cached.records);
   CHECK(stale.blocks() == 2);
-  CheckSays(stale.not_held().message(), "rewritten");
+  CheckSays(stale.not_leased().message(), "rewritten");
   CHECK(node.Domain().leases() == 2);
 }
 
 TEST_CASE("Leases: more blocks follow those that a lease has, in order and not behind a hole", "[unit]") {
-  Node node(AllMayBeHeld(1));
+  Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node);
-  kvmwire::HoldReply reply = holder.Hold(cached.writer.region, First(cached.records, 3));
-  kvmwire::ClientMessage more = HoldMessage(node, cached.writer.region, {cached.records.begin() + 3, cached.records.end()});
-  more.mutable_hold()->set_lease(reply.lease());
-  more.mutable_hold()->set_after(4);
+  kvmwire::AcquireLeaseReply reply = holder.AcquireLease(cached.writer.region, First(cached.records, 3));
+  kvmwire::ClientMessage more = AcquireMessage(node, cached.writer.region, {cached.records.begin() + 3, cached.records.end()});
+  more.mutable_acquire_lease()->set_lease(reply.lease());
+  more.mutable_acquire_lease()->set_after(4);
   CheckSays(holder.Refused(more), "lost blocks");
-  more.mutable_hold()->set_after(3);
+  more.mutable_acquire_lease()->set_after(3);
   node.Handle(holder.id, more);
-  reply = holder.peer.Take(Body::kHoldReply).message.hold_reply();
+  reply = holder.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
   CHECK(reply.blocks() == kSlots);
   CHECK(node.Domain().leases() == 1);
-  more.mutable_hold()->set_lease(99);
+  more.mutable_acquire_lease()->set_lease(99);
   CheckSays(holder.Refused(more), "no such lease");
 }
 
 TEST_CASE("Leases: an index that is full drops none of what is held", "[unit]") {
-  Config config = AllMayBeHeld(1);
+  Config config = AllMayBeLeased(1);
   config.max_entries = 64;
   Node node(config);
-  Stowing writer(node, "writer", 1000, 256);
+  OffloadingWorker writer(node, "writer", 1000, 256);
   const std::vector<PublishRecord> records = writer.Write(0, kSlots);
-  REQUIRE(writer.Stow(records) == kSlots);
+  REQUIRE(writer.PrepareStore(records) == kSlots);
   const Received announced = writer.Announced();
-  std::vector<PublishRecord> sources;  // as the index has them, in the chunk
+  std::vector<PublishRecord> sources;  // as the index has them, in the slab
   for (std::uint32_t slot = 0; slot < kSlots; ++slot) sources.push_back({{}, 0, 2, slot, 0});
-  WireRegion chunk("chunk", LlamaSpec(), kSlots, kBlockBytes);
-  chunk.row = announced.message.region_announce().region();
-  chunk.region_epoch = announced.message.region_announce().region_epoch();
+  WireRegion slab("slab", LlamaSpec(), kSlots, kBlockBytes);
+  slab.row = announced.message.region_announce().region();
+  slab.region_epoch = announced.message.region_announce().region_epoch();
   Holder holder(node);
   const bool held = GENERATE(true, false);
-  if (held) CHECK(holder.Hold(chunk, sources).blocks() == kSlots);
+  if (held) CHECK(holder.AcquireLease(slab, sources).blocks() == kSlots);
   // kvmd's own entries are more than a share of a table that so many publish to.
-  std::vector<std::unique_ptr<Stowing>> crowd;
+  std::vector<std::unique_ptr<OffloadingWorker>> crowd;
   for (int i = 0; i < 12; ++i) {
-    crowd.push_back(std::make_unique<Stowing>(node, "crowd-" + std::to_string(i)));
+    crowd.push_back(std::make_unique<OffloadingWorker>(node, "crowd-" + std::to_string(i)));
     node.Handle(crowd.back()->id, crowd.back()->region.PublishMessage(crowd.back()->Write(0, 40, 100 + static_cast<std::uint64_t>(i))));
   }
   CHECK(node.Domain().entries() == 64);
@@ -263,9 +264,9 @@ TEST_CASE("Leases: a dead worker's region stays while blocks of it are held, bey
   Dead dead(node), unheld(node, "other", 2);
   Holder holder(node);
   const auto start = std::chrono::steady_clock::now();
-  const kvmwire::HoldReply reply = holder.Hold(dead.region, dead.records, 60'000);
+  const kvmwire::AcquireLeaseReply reply = holder.AcquireLease(dead.region, dead.records, 60'000);
   CHECK(reply.blocks() == 4);
-  CHECK(node.Domain().held_orphans() == 1);
+  CHECK(node.Domain().leased_orphans() == 1);
   node.broker.Tick(start + seconds(30));
   node.WorkAll();
   CHECK(node.Domain().orphans() == 1);
@@ -283,8 +284,8 @@ TEST_CASE("Leases: reclaiming passes over what is held, and takes it by force, w
   Node node;
   Dead dead(node), other(node, "other", 2);
   Holder holder(node);
-  const kvmwire::HoldReply lease = holder.Hold(dead.region, dead.records);
-  FakePeer asking_peer;
+  const kvmwire::AcquireLeaseReply lease = holder.AcquireLease(dead.region, dead.records);
+  FakeConnection asking_peer;
   const ClientId asking = node.Join(asking_peer, 1, 1000, kvmwire::OBSERVER);
   kvmwire::ClientMessage message;
   message.set_request_id(1);
@@ -297,15 +298,15 @@ TEST_CASE("Leases: reclaiming passes over what is held, and takes it by force, w
   };
   const kvmwire::ReclaimReply without = reclaim();
   CHECK(without.regions() == 1);
-  CHECK(without.held() == 1);
+  CHECK(without.leased() == 1);
   CHECK(node.Domain().orphans() == 1);
-  CHECK_FALSE(holder.peer.Has(Body::kLeaseCut));
+  CHECK_FALSE(holder.connection.Has(Body::kLeaseShrunk));
   message.mutable_reclaim()->set_force(true);
   const kvmwire::ReclaimReply forced = reclaim();
   CHECK(forced.regions() == 1);
-  CHECK(forced.held() == 0);
-  CHECK(forced.leases_cut() == 1);
-  const kvmwire::LeaseCut cut = holder.peer.Take(Body::kLeaseCut).message.lease_cut();
+  CHECK(forced.leased() == 0);
+  CHECK(forced.leases_shrunk() == 1);
+  const kvmwire::LeaseShrunk cut = holder.connection.Take(Body::kLeaseShrunk).message.lease_shrunk();
   CHECK(cut.lease() == lease.lease());
   CHECK(cut.blocks() == 0);
   CheckSays(cut.reason(), "pool");
@@ -319,56 +320,56 @@ TEST_CASE("Leases: force is for the region's own user", "[unit]") {
   Node node(config);
   Dead dead(node);
   Holder holder(node);
-  REQUIRE(holder.Hold(dead.region, dead.records).blocks() == 4);
+  REQUIRE(holder.AcquireLease(dead.region, dead.records).blocks() == 4);
   Holder stranger(node, 2000);
   kvmwire::ClientMessage message;
   message.mutable_reclaim()->set_force(true);
   message.mutable_reclaim()->set_device_uuid(std::string(16, '\0'));  // memory that it needs itself
   node.Handle(stranger.id, message);
-  CHECK(stranger.peer.Take(Body::kReclaimReply).message.reclaim_reply().held() == 1);
+  CHECK(stranger.connection.Take(Body::kReclaimReply).message.reclaim_reply().leased() == 1);
   CHECK(node.Domain(2000).leases() == 1);
 }
 
 TEST_CASE("Leases: who adopts a region gets all of it, and the holder keeps what is before", "[unit]") {
-  Config config = AllMayBeHeld(1);
+  Config config = AllMayBeLeased(1);
   config.orphan_ttl_s = 300;
   Node node(config);
-  Stowing writer(node, "writer");
-  const std::vector<PublishRecord> stowed = writer.Write(0, 3);
-  node.Handle(writer.id, writer.region.PublishMessage(stowed));
-  REQUIRE(writer.Stow(stowed) == 3);
-  WireRegion dead = node.Granted(writer.id, writer.peer, "dead", 4, kBlockBytes);
-  node.Register(writer.id, writer.peer, dead);
+  OffloadingWorker writer(node, "writer");
+  const std::vector<PublishRecord> offloaded = writer.Write(0, 3);
+  node.Handle(writer.id, writer.region.PublishMessage(offloaded));
+  REQUIRE(writer.PrepareStore(offloaded) == 3);
+  WireRegion dead = node.Granted(writer.id, writer.connection, "dead", 4, kBlockBytes);
+  node.Register(writer.id, writer.connection, dead);
   std::vector<PublishRecord> records;
   for (std::uint32_t block = 0; block < 4; ++block) records.push_back(dead.Write(block, {block + 500, 5}));
   node.Handle(writer.id, dead.PublishMessage(records));
   Holder holder(node);
-  kvmwire::ClientMessage message = HoldMessage(node, writer.region, stowed);
+  kvmwire::ClientMessage message = AcquireMessage(node, writer.region, offloaded);
   node.broker.Leave(writer.id, /*died=*/true);
   node.WorkAll();
   // Kept blocks of two kinds: three in the cache, three of the dead worker's.
   const Received announced = writer.Announced();
-  message.mutable_hold()->clear_sources();
+  message.mutable_acquire_lease()->clear_sources();
   for (std::uint32_t slot = 0; slot < 3; ++slot) {
-    kvmwire::HoldSource& source = *message.mutable_hold()->add_sources();
+    kvmwire::LeaseSource& source = *message.mutable_acquire_lease()->add_sources();
     source.set_region(announced.message.region_announce().region());
     source.set_region_epoch(announced.message.region_announce().region_epoch());
     source.set_block(slot);
     source.set_generation(2);
   }
-  for (std::size_t i = 0; i < 3; ++i) *message.mutable_hold()->add_sources() = SourceOf(dead, records[i]);
+  for (std::size_t i = 0; i < 3; ++i) *message.mutable_acquire_lease()->add_sources() = SourceOf(dead, records[i]);
   node.Handle(holder.id, message);
-  const kvmwire::HoldReply lease = holder.peer.Take(Body::kHoldReply).message.hold_reply();
+  const kvmwire::AcquireLeaseReply lease = holder.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
   CHECK(lease.blocks() == 6);
-  FakePeer heir_peer;
+  FakeConnection heir_peer;
   const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
   node.Handle(heir, Node::Adopt(dead));
   heir_peer.Take(Body::kAdoptRegionReply);
-  const kvmwire::LeaseCut cut = holder.peer.Take(Body::kLeaseCut).message.lease_cut();
+  const kvmwire::LeaseShrunk cut = holder.connection.Take(Body::kLeaseShrunk).message.lease_shrunk();
   CHECK(cut.blocks() == 3);
   CheckSays(cut.reason(), "adopted");
-  CHECK(node.Domain().held_blocks() == 3);
-  CHECK(node.Domain().held_orphans() == 0);
+  CHECK(node.Domain().leased_blocks() == 3);
+  CHECK(node.Domain().leased_orphans() == 0);
   // The heir's region ends as any: nothing of the lease has stayed with it.
   node.broker.Leave(heir, /*died=*/true);
   CHECK(node.Domain().orphans() == 1);
@@ -381,31 +382,31 @@ TEST_CASE("Leases: a newcomer of a dead worker's name takes its place, held or n
   Node node;
   Dead dead(node);
   Holder holder(node);
-  REQUIRE(holder.Hold(dead.region, dead.records).blocks() == 4);
-  FakePeer peer;
-  const ClientId newcomer = node.Join(peer, kDeadPid + 1);
-  WireRegion region = node.Granted(newcomer, peer, "pool", 4);
-  node.Register(newcomer, peer, region);
+  REQUIRE(holder.AcquireLease(dead.region, dead.records).blocks() == 4);
+  FakeConnection connection;
+  const ClientId newcomer = node.Join(connection, kDeadPid + 1);
+  WireRegion region = node.Granted(newcomer, connection, "pool", 4);
+  node.Register(newcomer, connection, region);
   node.WorkAll();
-  CHECK(holder.peer.Take(Body::kLeaseCut).message.lease_cut().blocks() == 0);
+  CHECK(holder.connection.Take(Body::kLeaseShrunk).message.lease_shrunk().blocks() == 0);
   CHECK(node.Domain().leases() == 0);
   CHECK(node.Domain().orphans() == 0);
 }
 
-TEST_CASE("Leases: chunks whose blocks are of a size that nobody has any more go, and the lease with them", "[unit]") {
-  Node node(AllMayBeHeld(2));
+TEST_CASE("Leases: slabs whose blocks are of a size that nobody has any more go, and the lease with them", "[unit]") {
+  Node node(AllMayBeLeased(2));
   Holder holder(node);
   {
     Cached cached(node, 4);
-    REQUIRE(holder.Hold(cached.writer.region, cached.records).blocks() == 4);
+    REQUIRE(holder.AcquireLease(cached.writer.region, cached.records).blocks() == 4);
     node.broker.Leave(cached.writer.id, true);
     node.WorkAll();
   }
-  Stowing after(node, "after", 1000, 64, 2 * kBlockBytes);
+  OffloadingWorker after(node, "after", 1000, 64, 2 * kBlockBytes);
   node.WorkAll();
-  CHECK(holder.peer.Take(Body::kLeaseCut).message.lease_cut().blocks() == 0);
+  CHECK(holder.connection.Take(Body::kLeaseShrunk).message.lease_shrunk().blocks() == 0);
   CHECK(node.Domain().leases() == 0);
-  CHECK(node.Domain().held_bytes() == 0);
+  CHECK(node.Domain().leased_bytes() == 0);
 }
 
 TEST_CASE("Leases: the limit on dead workers' regions holds where all of them are held", "[unit]") {
@@ -413,11 +414,11 @@ TEST_CASE("Leases: the limit on dead workers' regions holds where all of them ar
   Node node(config);
   Dead dead(node);
   Holder holder(node);
-  REQUIRE(holder.Hold(dead.region, dead.records).blocks() == 4);
+  REQUIRE(holder.AcquireLease(dead.region, dead.records).blocks() == 4);
   Dead next(node, "next", 2);
   CHECK(node.Domain().orphans() == 1);
   CHECK(node.Domain().entries() == 4);
-  CHECK_FALSE(holder.peer.Has(Body::kLeaseCut));
+  CHECK_FALSE(holder.connection.Has(Body::kLeaseShrunk));
 }
 
 TEST_CASE("Leases: limits are errors that name the option, and cost only who reaches them", "[unit]") {
@@ -425,9 +426,9 @@ TEST_CASE("Leases: limits are errors that name the option, and cost only who rea
     Node node(With(&Config::max_lease_ttl_s, 10u));
     Dead dead(node);
     Holder holder(node);
-    CheckSays(holder.Refused(HoldMessage(node, dead.region, dead.records, 10'001)), "--max-lease-ttl-s");
-    CheckSays(holder.Refused(HoldMessage(node, dead.region, dead.records, 0)), "time to live");
-    const std::uint64_t lease = holder.Hold(dead.region, dead.records, 10'000).lease();
+    CheckSays(holder.Refused(AcquireMessage(node, dead.region, dead.records, 10'001)), "--max-lease-ttl-s");
+    CheckSays(holder.Refused(AcquireMessage(node, dead.region, dead.records, 0)), "time to live");
+    const std::uint64_t lease = holder.AcquireLease(dead.region, dead.records, 10'000).lease();
     CheckSays(holder.Refused(holder.ExtendMessage(lease, 10'001)), "--max-lease-ttl-s");
     CHECK(node.Domain().leases() == 1);
   }
@@ -435,53 +436,53 @@ TEST_CASE("Leases: limits are errors that name the option, and cost only who rea
     Node node(With(&Config::max_leases_per_client, 2u));
     Dead dead(node);
     Holder holder(node), other(node);
-    for (int i = 0; i < 2; ++i) holder.Hold(dead.region, dead.records);
-    CheckSays(holder.Refused(HoldMessage(node, dead.region, dead.records)), "--max-leases-per-client");
-    CHECK(other.Hold(dead.region, dead.records).blocks() == 4);
+    for (int i = 0; i < 2; ++i) holder.AcquireLease(dead.region, dead.records);
+    CheckSays(holder.Refused(AcquireMessage(node, dead.region, dead.records)), "--max-leases-per-client");
+    CHECK(other.AcquireLease(dead.region, dead.records).blocks() == 4);
   }
   SECTION("dead workers' regions") {
-    Node node(With(&Config::max_held_orphans, 1u));
+    Node node(With(&Config::max_leased_orphans, 1u));
     Dead dead(node), second(node, "second", 2);
     Holder holder(node);
-    holder.Hold(dead.region, dead.records);
-    CheckSays(holder.Refused(HoldMessage(node, second.region, second.records)), "--max-held-orphans");
-    CHECK(holder.Hold(dead.region, dead.records).blocks() == 4);
+    holder.AcquireLease(dead.region, dead.records);
+    CheckSays(holder.Refused(AcquireMessage(node, second.region, second.records)), "--max-leased-orphans");
+    CHECK(holder.AcquireLease(dead.region, dead.records).blocks() == 4);
   }
   SECTION("shares of the host cache") {
     Config config = CacheOf(1);
-    config.max_held_percent_per_client = 25;
-    config.max_held_percent_per_domain = 50;
+    config.max_leased_percent_per_client = 25;
+    config.max_leased_percent_per_domain = 50;
     Node node(config);
     Cached cached(node);
     Holder first(node), second(node), third(node);
-    const kvmwire::HoldReply reply = first.Hold(cached.writer.region, cached.records);
+    const kvmwire::AcquireLeaseReply reply = first.AcquireLease(cached.writer.region, cached.records);
     CHECK(reply.blocks() == kSlots / 4);
-    CheckSays(reply.not_held().message(), "--max-held-percent-per-client");
-    CheckSays(first.Refused(HoldMessage(node, cached.writer.region, cached.records)), "--max-held-percent-per-client");
-    CHECK(second.Hold(cached.writer.region, cached.records).blocks() == kSlots / 4);
-    CheckSays(third.Refused(HoldMessage(node, cached.writer.region, cached.records)), "--max-held-percent-per-domain");
+    CheckSays(reply.not_leased().message(), "--max-leased-percent-per-client");
+    CheckSays(first.Refused(AcquireMessage(node, cached.writer.region, cached.records)), "--max-leased-percent-per-client");
+    CHECK(second.AcquireLease(cached.writer.region, cached.records).blocks() == kSlots / 4);
+    CheckSays(third.Refused(AcquireMessage(node, cached.writer.region, cached.records)), "--max-leased-percent-per-domain");
     first.Release(reply.lease());
-    CHECK(third.Hold(cached.writer.region, cached.records).blocks() == kSlots / 4);
+    CHECK(third.AcquireLease(cached.writer.region, cached.records).blocks() == kSlots / 4);
   }
   SECTION("all of the host cache") {
     Config config = CacheOf(1);
-    config.max_held_percent = 25;
+    config.max_leased_percent = 25;
     Node node(config);
     Cached cached(node);
     Holder first(node), second(node);
-    CHECK(first.Hold(cached.writer.region, cached.records).blocks() == kSlots / 4);
-    CheckSays(second.Refused(HoldMessage(node, cached.writer.region, cached.records)), "--max-held-percent)");
+    CHECK(first.AcquireLease(cached.writer.region, cached.records).blocks() == kSlots / 4);
+    CheckSays(second.Refused(AcquireMessage(node, cached.writer.region, cached.records)), "--max-leased-percent)");
   }
   SECTION("entries") {
     Config config;
     config.max_entries = 64;
-    config.max_held_percent_per_client = 5;
+    config.max_leased_percent_per_client = 5;
     Node node(config);
     Dead dead(node);
     Holder holder(node);
-    const kvmwire::HoldReply reply = holder.Hold(dead.region, dead.records);
+    const kvmwire::AcquireLeaseReply reply = holder.AcquireLease(dead.region, dead.records);
     CHECK(reply.blocks() == 3);
-    CheckSays(reply.not_held().message(), "--max-held-percent-per-client");
+    CheckSays(reply.not_leased().message(), "--max-leased-percent-per-client");
   }
 }
 
@@ -489,38 +490,38 @@ TEST_CASE("Leases: what hostile clients say is refused or ends their connection"
   Node node;
   Dead dead(node);
   Holder holder(node), stranger(node, 2000);
-  kvmwire::ClientMessage message = HoldMessage(node, dead.region, dead.records);
+  kvmwire::ClientMessage message = AcquireMessage(node, dead.region, dead.records);
   const auto refused = [&](const std::string& why) { CheckSays(holder.Refused(message), why); };
-  message.mutable_hold()->mutable_sources(0)->set_block(4'000'000'000);
+  message.mutable_acquire_lease()->mutable_sources(0)->set_block(4'000'000'000);
   refused("out of range");
-  message.mutable_hold()->mutable_sources(0)->set_region(4'000'000'000);
+  message.mutable_acquire_lease()->mutable_sources(0)->set_region(4'000'000'000);
   refused("has gone");
-  message = HoldMessage(node, dead.region, dead.records);
-  message.mutable_hold()->mutable_sources(0)->set_generation(dead.records[0].generation + 2);
+  message = AcquireMessage(node, dead.region, dead.records);
+  message.mutable_acquire_lease()->mutable_sources(0)->set_generation(dead.records[0].generation + 2);
   refused("rewritten");
-  message.mutable_hold()->set_registry_epoch(1);
+  message.mutable_acquire_lease()->set_registry_epoch(1);
   refused("another registry");
-  message = HoldMessage(node, dead.region, {});
+  message = AcquireMessage(node, dead.region, {});
   refused("no blocks");
   // Another domain's blocks can't be named: its registry is another one.
-  CheckSays(stranger.Refused(HoldMessage(node, dead.region, dead.records)), "another registry");
-  for (std::size_t i = 0; i <= kMaxHoldBatch; ++i) message.mutable_hold()->add_sources();
+  CheckSays(stranger.Refused(AcquireMessage(node, dead.region, dead.records)), "another registry");
+  for (std::size_t i = 0; i <= kMaxLeaseBatch; ++i) message.mutable_acquire_lease()->add_sources();
   KVM_CHECK_ERROR(node.broker.Handle(holder.id, message, {}), Errc::kProtocol, "too many blocks");
   CHECK(node.Domain().leases() == 0);
 }
 
 TEST_CASE("Leases: operators see whose they are, how much they hold, and for how long", "[unit]") {
-  Node node(AllMayBeHeld(1));
+  Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node);
-  const kvmwire::HoldReply lease = holder.Hold(cached.writer.region, First(cached.records, 3), 10'000);
-  FakePeer peer;
-  const ClientId asking = node.Join(peer, 1, 1000, kvmwire::OBSERVER);
+  const kvmwire::AcquireLeaseReply lease = holder.AcquireLease(cached.writer.region, First(cached.records, 3), 10'000);
+  FakeConnection connection;
+  const ClientId asking = node.Join(connection, 1, 1000, kvmwire::OBSERVER);
   kvmwire::ClientMessage query;
   query.mutable_status_query()->set_leases(true);
   query.mutable_status_query()->set_clients(true);
   node.Handle(asking, query);
-  const kvmwire::StatusReply status = peer.Take(Body::kStatusReply).message.status_reply();
+  const kvmwire::StatusReply status = connection.Take(Body::kStatusReply).message.status_reply();
   REQUIRE(status.lease_list_size() == 1);
   const kvmwire::LeaseStatus& seen = status.lease_list(0);
   CHECK(seen.lease() == lease.lease());
@@ -534,7 +535,7 @@ TEST_CASE("Leases: operators see whose they are, how much they hold, and for how
   CHECK(seen.left_ms() <= 10'000);
   for (const kvmwire::ClientStatus& client : status.client_list()) CHECK(client.leases() == (client.client_id() == holder.id ? 1 : 0));
   // A user sees its own domain's.
-  FakePeer other_peer;
+  FakeConnection other_peer;
   const ClientId other = node.Join(other_peer, 1, 2000, kvmwire::OBSERVER);
   node.Handle(other, query);
   CHECK(other_peer.Take(Body::kStatusReply).message.status_reply().lease_list_size() == 0);

@@ -6,8 +6,8 @@
 #include <csignal>
 #include <string>
 
-#include "daemon/log_sink.h"
-#include "proto/unique_fd.h"
+#include "daemon/system/log_sink.h"
+#include "proto/base/unique_fd.h"
 #include "tests/catch.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // Memory that is gone when it is read: a state of the mapping and no signal, while every other SIGBUS goes where it would
 // have gone.
-#include "proto/memory_guard.h"
+#include "proto/shm/memory_guard.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -13,10 +13,10 @@
 #include <thread>
 #include <vector>
 
-#include "proto/sealed_memory.h"
+#include "proto/shm/sealed_memory.h"
 #include "tests/catch.h"
-#include "tests/support/fork.h"
-#include "tests/support/lost_memory.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/lost_memory.h"
 
 namespace {
 

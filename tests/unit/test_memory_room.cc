@@ -8,11 +8,11 @@
 #include <filesystem>
 #include <fstream>
 
-#include "proto/memory_room.h"
-#include "proto/sealed_memory.h"
+#include "proto/base/memory_room.h"
+#include "proto/shm/sealed_memory.h"
 #include "tests/catch.h"
-#include "tests/support/fork.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace kvm::test {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "kvm/model_spec.h"
 #include "tests/catch.h"
-#include "tests/support/model_specs.h"
+#include "tests/support/data/model_specs.h"
 
 namespace {
 

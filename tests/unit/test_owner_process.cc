@@ -4,9 +4,9 @@
 
 #include <csignal>
 
-#include "client/owner_process.h"
+#include "client/connection/owner_process.h"
 #include "tests/catch.h"
-#include "tests/support/fork.h"
+#include "tests/support/process/fork.h"
 
 namespace {
 

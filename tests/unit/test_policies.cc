@@ -4,15 +4,15 @@
 #include "daemon/policy/policies.h"
 #include "daemon/policy/s3_fifo.h"
 #include "tests/catch.h"
-#include "tests/support/policy_tier.h"
-#include "tests/support/slow_policies.h"
+#include "tests/support/data/policy_cache.h"
+#include "tests/support/data/slow_policies.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::policy;
 using kvm::test::EraseOne;
-using kvm::test::PolicyTier;
+using kvm::test::PolicyCache;
 using kvm::test::PrefixTraffic;
 using kvm::test::Random;
 using kvm::test::SlowLru;
@@ -24,18 +24,18 @@ TEST_CASE("Policy: LRU evicts what a list in order of use says", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u}) {
     INFO("capacity " << capacity);
     LruPolicy policy(capacity);
-    PolicyTier tier(policy, capacity);
+    PolicyCache cache(policy, capacity);
     PrefixTraffic traffic(capacity, 6);
     Random random(capacity);
     SlowLru slow;
-    tier.on_hit = tier.on_insert = [&](Key key) { slow.Use(key); };
-    tier.on_victim = [&](Slot victim) {
-      REQUIRE(tier.key_in.at(victim) == slow.Victim());
+    cache.on_hit = cache.on_insert = [&](Key key) { slow.Use(key); };
+    cache.on_victim = [&](Slot victim) {
+      REQUIRE(cache.key_in.at(victim) == slow.Victim());
       slow.Erase(slow.Victim());
     };
     for (int request = 0; request < 1500; ++request) {
-      tier.Request(traffic.Next());
-      EraseOne(tier, random, [&](Key key) { slow.Erase(key); });
+      cache.Request(traffic.Next());
+      EraseOne(cache, random, [&](Key key) { slow.Erase(key); });
     }
   }
 }
@@ -44,19 +44,19 @@ TEST_CASE("Policy: S3-FIFO evicts what its three queues say", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u, 200u}) {
     INFO("capacity " << capacity);
     S3FifoPolicy policy(capacity);
-    PolicyTier tier(policy, capacity);
+    PolicyCache cache(policy, capacity);
     PrefixTraffic traffic(100 + capacity, 6);
     Random random(capacity);
     SlowS3Fifo slow{capacity};
-    tier.on_hit = [&](Key key) { slow.Hit(key); };
-    tier.on_insert = [&](Key key) { slow.Insert(key); };
-    tier.on_victim = [&](Slot victim) {
-      REQUIRE(tier.key_in.at(victim) == slow.Victim());
-      slow.Evict(tier.key_in.at(victim));
+    cache.on_hit = [&](Key key) { slow.Hit(key); };
+    cache.on_insert = [&](Key key) { slow.Insert(key); };
+    cache.on_victim = [&](Slot victim) {
+      REQUIRE(cache.key_in.at(victim) == slow.Victim());
+      slow.Evict(cache.key_in.at(victim));
     };
     for (int request = 0; request < 1500; ++request) {
-      tier.Request(traffic.Next());
-      EraseOne(tier, random, [&](Key key) { slow.Erase(key); });
+      cache.Request(traffic.Next());
+      EraseOne(cache, random, [&](Key key) { slow.Erase(key); });
     }
   }
 }
@@ -66,25 +66,25 @@ TEST_CASE("Policy: hit density knows the leaves, and evicts the one that is wort
   for (const auto& [capacity, announce] : cases) {
     INFO("capacity " << capacity << ", requests announced " << announce);
     HitDensityPolicy policy(capacity);
-    PolicyTier tier(policy, capacity);
+    PolicyCache cache(policy, capacity);
     PrefixTraffic traffic(200 + capacity, 8);
     Random random(capacity);
     int by_worth = 0;
-    tier.on_victim = [&](Slot victim) {
+    cache.on_victim = [&](Slot victim) {
       REQUIRE(policy.IsLeaf(victim));
-      REQUIRE_FALSE(tier.HasResidentChild(tier.key_in.at(victim)));
+      REQUIRE_FALSE(cache.HasResidentChild(cache.key_in.at(victim)));
       if (policy.follows_lru()) return;
       ++by_worth;
-      for (const auto& [slot, key] : tier.key_in) {
+      for (const auto& [slot, key] : cache.key_in) {
         if (policy.IsLeaf(slot)) REQUIRE(policy.Worth(victim) <= policy.Worth(slot));
       }
     };
     for (int request = 0; request < 800; ++request) {
-      tier.Request(traffic.Next(), announce);
-      EraseOne(tier, random);
-      for (const auto& [slot, key] : tier.key_in) {
+      cache.Request(traffic.Next(), announce);
+      EraseOne(cache, random);
+      for (const auto& [slot, key] : cache.key_in) {
         INFO("request " << request << " key " << key);
-        REQUIRE(policy.IsLeaf(slot) == !tier.HasResidentChild(key));
+        REQUIRE(policy.IsLeaf(slot) == !cache.HasResidentChild(key));
       }
     }
     if (!announce) CHECK(by_worth > 100);  // without requests there is no guard
@@ -95,17 +95,17 @@ TEST_CASE("Policy: hit density counts what LRU would hit, exactly", "[unit]") {
   for (const std::uint32_t capacity : {1u, 5u, 30u, 200u}) {
     INFO("capacity " << capacity);
     HitDensityPolicy policy(capacity);
-    PolicyTier tier(policy, capacity);
+    PolicyCache cache(policy, capacity);
     LruPolicy lru(capacity);
-    PolicyTier lru_tier(lru, capacity);
+    PolicyCache lru_cache(lru, capacity);
     PrefixTraffic traffic(300 + capacity, 9);
     std::uint64_t hits = 0, lru_hits = 0;
     for (int request = 0; request < 2000; ++request) {
       const std::vector<Key> path = traffic.Next();
-      hits += tier.LeadingHits(path);
-      lru_hits += lru_tier.LeadingHits(path);
-      tier.Request(path);
-      lru_tier.Request(path);
+      hits += cache.LeadingHits(path);
+      lru_hits += lru_cache.LeadingHits(path);
+      cache.Request(path);
+      lru_cache.Request(path);
       REQUIRE(policy.hits() == hits);
       REQUIRE(policy.lru_hits() == lru_hits);
     }
@@ -115,21 +115,21 @@ TEST_CASE("Policy: hit density counts what LRU would hit, exactly", "[unit]") {
 TEST_CASE("Policy: hit density evicts in LRU's order while LRU is ahead", "[unit]") {
   constexpr std::uint32_t kCapacity = 64;
   HitDensityPolicy policy(kCapacity);
-  PolicyTier tier(policy, kCapacity);
+  PolicyCache cache(policy, kCapacity);
   PrefixTraffic traffic(1, 8);
   std::map<Key, int> used_at;  // request
   int followed = 0;
-  tier.on_victim = [&](Slot victim) {
+  cache.on_victim = [&](Slot victim) {
     if (!policy.follows_lru()) return;
     ++followed;
-    for (const auto& [slot, key] : tier.key_in) REQUIRE(used_at.at(key) >= used_at.at(tier.key_in.at(victim)));
+    for (const auto& [slot, key] : cache.key_in) REQUIRE(used_at.at(key) >= used_at.at(cache.key_in.at(victim)));
   };
   std::uint64_t blocks = 0;
   for (int i = 0; i < 3000; ++i) {
     const std::vector<Key> path = traffic.Next();
     blocks += path.size();
     for (const Key key : path) used_at[key] = i;
-    tier.Request(path);
+    cache.Request(path);
   }
   CHECK(followed > 100);
   CHECK(static_cast<double>(policy.hits()) >= static_cast<double>(policy.lru_hits()) - 0.003 * static_cast<double>(blocks));
@@ -137,49 +137,49 @@ TEST_CASE("Policy: hit density evicts in LRU's order while LRU is ahead", "[unit
 
 TEST_CASE("Policy: blocks without their parent leave first", "[unit]") {
   HitDensityPolicy policy(8);
-  PolicyTier tier(policy, 8);
-  tier.Request({1, 2, 3});
-  tier.Request({10, 11, 12});
-  tier.Request({20, 21});
-  tier.Erase(tier.slot_of.at(11));
-  tier.Request({20, 21});  // 12 was used before and is no use any more
-  tier.Use({11, 10, 1});
-  tier.Erase(tier.slot_of.at(11));
-  tier.parent_of[31] = 30;
-  tier.Use({31, 30, 1});  // its parent was never seen
-  CHECK(tier.slot_of.contains(31));
-  tier.Request({40});
-  CHECK_FALSE(tier.slot_of.contains(31));
+  PolicyCache cache(policy, 8);
+  cache.Request({1, 2, 3});
+  cache.Request({10, 11, 12});
+  cache.Request({20, 21});
+  cache.Erase(cache.slot_of.at(11));
+  cache.Request({20, 21});  // 12 was used before and is no use any more
+  cache.Use({11, 10, 1});
+  cache.Erase(cache.slot_of.at(11));
+  cache.parent_of[31] = 30;
+  cache.Use({31, 30, 1});  // its parent was never seen
+  CHECK(cache.slot_of.contains(31));
+  cache.Request({40});
+  CHECK_FALSE(cache.slot_of.contains(31));
 }
 
-TEST_CASE("Policy: each one survives requests larger than the tier, and blocks reported in any order", "[unit]") {
+TEST_CASE("Policy: each one survives requests larger than the cache, and blocks reported in any order", "[unit]") {
   for (const PolicyKind kind : kAllPolicies) {
     for (const std::uint32_t capacity : {1u, 2u, 13u, 300u}) {
       INFO(PolicyName(kind) << " capacity " << capacity);
       const auto policy = MakePolicy(kind, capacity);
-      PolicyTier tier(*policy, capacity);
+      PolicyCache cache(*policy, capacity);
       PrefixTraffic traffic(capacity, 40);
       Random random(capacity);
       for (int request = 0; request < 2000; ++request) {
         std::vector<Key> path = traffic.Next();
         switch (random.Below(4)) {
-          case 0: tier.Request(path, false); break;  // not announced
-          case 1:                                    // one block, its parent perhaps not known
-            tier.parent_of[path.back()] = path.size() > 1 ? path[path.size() - 2] : kNoKey;
-            tier.Use({path.back(), random.OneIn(2) ? kNoKey : tier.parent_of[path.back()], static_cast<std::uint32_t>(path.size() - 1)});
+          case 0: cache.Request(path, false); break;  // not announced
+          case 1:                                     // one block, its parent perhaps not known
+            cache.parent_of[path.back()] = path.size() > 1 ? path[path.size() - 2] : kNoKey;
+            cache.Use({path.back(), random.OneIn(2) ? kNoKey : cache.parent_of[path.back()], static_cast<std::uint32_t>(path.size() - 1)});
             break;
           case 2:  // keys that name each other as parents
-            tier.parent_of[path.front()] = path.back();
-            tier.Use({path.front(), path.back(), 3});
+            cache.parent_of[path.front()] = path.back();
+            cache.Use({path.front(), path.back(), 3});
             break;
-          default: tier.Request(path); break;
+          default: cache.Request(path); break;
         }
-        EraseOne(tier, random);
+        EraseOne(cache, random);
       }
-      while (!tier.key_in.empty()) {
+      while (!cache.key_in.empty()) {
         const Slot victim = policy->ChooseVictim();
-        REQUIRE(tier.key_in.contains(victim));
-        tier.Erase(victim);
+        REQUIRE(cache.key_in.contains(victim));
+        cache.Erase(victim);
       }
       CHECK(policy->ChooseVictim() == kNoSlot);
     }

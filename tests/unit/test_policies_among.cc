@@ -1,4 +1,4 @@
-// A victim among those that may leave, as kvmd's host tier asks for it, against slow models; and the lists that hit density
+// A victim among those that may leave, as kvmd's host cache asks for it, against slow models; and the lists that hit density
 // keeps leaves in.
 #include <deque>
 #include <set>
@@ -8,15 +8,15 @@
 #include "daemon/policy/policies.h"
 #include "daemon/policy/s3_fifo.h"
 #include "tests/catch.h"
-#include "tests/support/policy_tier.h"
-#include "tests/support/slow_policies.h"
+#include "tests/support/data/policy_cache.h"
+#include "tests/support/data/slow_policies.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::policy;
 using kvm::test::EraseOne;
-using kvm::test::PolicyTier;
+using kvm::test::PolicyCache;
 using kvm::test::PrefixTraffic;
 using kvm::test::Random;
 using kvm::test::SlowLru;
@@ -32,29 +32,31 @@ struct Pins {
   bool MayLeave(Key key) const { return ((key + salt) * 0x9E3779B97F4A7C15ULL >> 61) >= kept_of_8; }
 };
 
-std::optional<Key> KeyIn(const PolicyTier& tier, Slot slot) { return slot == kNoSlot ? std::nullopt : std::optional(tier.key_in.at(slot)); }
+std::optional<Key> KeyIn(const PolicyCache& cache, Slot slot) {
+  return slot == kNoSlot ? std::nullopt : std::optional(cache.key_in.at(slot));
+}
 
 // Drives `policy` with `slow` beside it. Slow: Hit, Insert, Erase, Victim, VictimAmong, Evict.
 template <class Policy, class Slow>
 void Compare(Policy& policy, Slow& slow, std::uint32_t capacity) {
-  PolicyTier tier(policy, capacity);
+  PolicyCache cache(policy, capacity);
   PrefixTraffic traffic(400 + capacity, 6);
   Random random(capacity);
   Pins pins;
   int none = 0, among = 0;
-  tier.on_hit = [&](Key key) { slow.Hit(key); };
-  tier.on_insert = [&](Key key) { slow.Insert(key); };
-  tier.may_leave = [&](Key key) { return pins.MayLeave(key); };
-  tier.on_choice_among = [&](Slot victim) {
-    REQUIRE(KeyIn(tier, victim) == slow.VictimAmong(tier.may_leave));
+  cache.on_hit = [&](Key key) { slow.Hit(key); };
+  cache.on_insert = [&](Key key) { slow.Insert(key); };
+  cache.may_leave = [&](Key key) { return pins.MayLeave(key); };
+  cache.on_choice_among = [&](Slot victim) {
+    REQUIRE(KeyIn(cache, victim) == slow.VictimAmong(cache.may_leave));
     ++(victim == kNoSlot ? none : among);
-    if (victim == kNoSlot) static_cast<void>(slow.Victim());  // as the tier asks for any then
+    if (victim == kNoSlot) static_cast<void>(slow.Victim());  // as the cache asks for any then
   };
-  tier.on_victim = [&](Slot victim) { slow.Evict(tier.key_in.at(victim)); };
+  cache.on_victim = [&](Slot victim) { slow.Evict(cache.key_in.at(victim)); };
   for (int request = 0; request < 1500; ++request) {
     pins.Change(random);
-    tier.Request(traffic.Next());
-    EraseOne(tier, random, [&](Key key) { slow.Erase(key); });
+    cache.Request(traffic.Next());
+    EraseOne(cache, random, [&](Key key) { slow.Erase(key); });
   }
   CHECK(none > 20);
   CHECK(among > 100);
@@ -92,24 +94,24 @@ TEST_CASE("Policy: among those that may leave, hit density evicts the leaf worth
   for (const auto& [capacity, announce] : cases) {
     INFO("capacity " << capacity << ", requests announced " << announce);
     HitDensityPolicy policy(capacity);
-    PolicyTier tier(policy, capacity);
+    PolicyCache cache(policy, capacity);
     PrefixTraffic traffic(500 + capacity, 8);
     Random random(capacity);
     Pins pins;
     SlowLru uses;
     Key last = kNoKey;  // used by this request
     // As if a request used its blocks from the last to the first: behind the one before it.
-    tier.on_hit = tier.on_insert = [&](Key key) {
+    cache.on_hit = cache.on_insert = [&](Key key) {
       uses.Erase(key);
-      const auto before = tier.parent_of.at(key) == last ? std::find(uses.keys.begin(), uses.keys.end(), last) : uses.keys.end();
+      const auto before = cache.parent_of.at(key) == last ? std::find(uses.keys.begin(), uses.keys.end(), last) : uses.keys.end();
       uses.keys.insert(before == uses.keys.end() ? uses.keys.begin() : std::next(before), key);
       last = key;
     };
-    tier.may_leave = [&](Key key) { return pins.MayLeave(key); };
-    tier.on_choice_among = [&](Slot victim) {
+    cache.may_leave = [&](Key key) { return pins.MayLeave(key); };
+    cache.on_choice_among = [&](Slot victim) {
       std::vector<Slot> leaves;
       bool any = false;
-      for (const auto& [slot, key] : tier.key_in) {
+      for (const auto& [slot, key] : cache.key_in) {
         if (!pins.MayLeave(key)) continue;
         any = true;
         if (policy.IsLeaf(slot)) leaves.push_back(slot);
@@ -117,25 +119,25 @@ TEST_CASE("Policy: among those that may leave, hit density evicts the leaf worth
       REQUIRE((victim != kNoSlot) == any);
       none += any ? 0 : 1;
       if (!any) return;
-      REQUIRE(pins.MayLeave(tier.key_in.at(victim)));
+      REQUIRE(pins.MayLeave(cache.key_in.at(victim)));
       REQUIRE(policy.IsLeaf(victim) == !leaves.empty());
       const auto oldest_of = [&](bool leaves_only) {
         return *uses.VictimAmong([&](Key key) {
-          const auto at = tier.slot_of.find(key);
-          return at != tier.slot_of.end() && pins.MayLeave(key) && (!leaves_only || policy.IsLeaf(at->second));
+          const auto at = cache.slot_of.find(key);
+          return at != cache.slot_of.end() && pins.MayLeave(key) && (!leaves_only || policy.IsLeaf(at->second));
         });
       };
       if (leaves.empty()) {
         ++inner;
-        if (announce) REQUIRE(tier.key_in.at(victim) == oldest_of(false));
+        if (announce) REQUIRE(cache.key_in.at(victim) == oldest_of(false));
       } else if (policy.follows_lru()) {
         ++by_use;
-        REQUIRE(tier.key_in.at(victim) == oldest_of(true));
+        REQUIRE(cache.key_in.at(victim) == oldest_of(true));
       } else {
         ++by_worth;
         // One that was an orphan when it was listed, and is none, leaves last.
         const auto was_orphan = [&](Slot slot) {
-          return policy.Worth(slot) < 0 && tier.slot_of.contains(tier.parent_of.at(tier.key_in.at(slot)));
+          return policy.Worth(slot) < 0 && cache.slot_of.contains(cache.parent_of.at(cache.key_in.at(slot)));
         };
         for (const Slot slot : leaves) {
           if (!was_orphan(slot)) REQUIRE((!was_orphan(victim) && policy.Worth(victim) <= policy.Worth(slot)));
@@ -145,8 +147,8 @@ TEST_CASE("Policy: among those that may leave, hit density evicts the leaf worth
     for (int request = 0; request < 1500; ++request) {
       pins.Change(random);
       last = kNoKey;
-      tier.Request(traffic.Next(), announce);
-      EraseOne(tier, random);
+      cache.Request(traffic.Next(), announce);
+      EraseOne(cache, random);
     }
   }
   CHECK(by_worth > 500);

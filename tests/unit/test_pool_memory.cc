@@ -2,7 +2,7 @@
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 
-#include "client/kvctl/pool_memory.h"
+#include "client/kvctl/workload/pool_memory.h"
 #include "tests/catch.h"
 
 namespace {

@@ -4,11 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "daemon/domain.h"
+#include "daemon/registry/domain.h"
 #include "tests/catch.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/random.h"
-#include "tests/support/wire_client.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/wire_client.h"
 
 namespace kvm::daemon {
 namespace {

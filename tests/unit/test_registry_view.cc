@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "proto/registry_view.h"
+#include "proto/shm/registry_view.h"
 #include "tests/catch.h"
-#include "tests/support/model_specs.h"
-#include "tests/support/segment_builder.h"
+#include "tests/support/data/model_specs.h"
+#include "tests/support/data/segment_builder.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // When the requests of a paced replay are due.
-#include "client/kvctl/replay_pace.h"
+#include "client/kvctl/replay/replay_pace.h"
 #include "tests/catch.h"
 
 namespace {

@@ -13,11 +13,11 @@
 #include <optional>
 #include <string>
 
-#include "proto/frame.h"
-#include "proto/sealed_memory.h"
+#include "proto/shm/sealed_memory.h"
+#include "proto/wire/frame.h"
 #include "tests/catch.h"
-#include "tests/support/fork.h"
-#include "tests/support/open_fds.h"
+#include "tests/support/process/fork.h"
+#include "tests/support/process/open_fds.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010

@@ -3,14 +3,14 @@
 #include <bit>
 #include <map>
 
-#include "client/kvctl/block_trace.h"
-#include "client/kvctl/simulate.h"
-#include "client/kvctl/simulated_tier.h"
-#include "client/kvctl/workload.h"
+#include "client/kvctl/simulate/simulate.h"
+#include "client/kvctl/simulate/simulated_cache.h"
+#include "client/kvctl/workload/block_trace.h"
+#include "client/kvctl/workload/workload.h"
 #include "daemon/policy/policies.h"
 #include "tests/catch.h"
-#include "tests/support/conversation_trace.h"
-#include "tests/support/random.h"
+#include "tests/support/data/conversation_trace.h"
+#include "tests/support/data/random.h"
 
 namespace {
 
@@ -40,7 +40,7 @@ std::vector<Request> RandomPrefixes(std::uint64_t seed, std::size_t requests, st
 }
 
 std::uint64_t HitsOf(const BlockTrace& trace, PolicyKind kind, std::uint32_t capacity) {
-  return SimulateTier(trace, *policy::MakePolicy(kind, capacity), capacity);
+  return SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
 }
 
 // The most hits that any choice of what stays can have, by trying all.

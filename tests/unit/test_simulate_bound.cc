@@ -4,12 +4,12 @@
 #include <map>
 #include <set>
 
-#include "client/kvctl/block_trace.h"
-#include "client/kvctl/simulate.h"
-#include "client/kvctl/simulated_tier.h"
+#include "client/kvctl/simulate/simulate.h"
+#include "client/kvctl/simulate/simulated_cache.h"
+#include "client/kvctl/workload/block_trace.h"
 #include "daemon/policy/policies.h"
 #include "tests/catch.h"
-#include "tests/support/random.h"
+#include "tests/support/data/random.h"
 
 namespace {
 
@@ -57,7 +57,7 @@ std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
   return hits;
 }
 
-// A tier that keeps any part of what it has and what comes: evicts at random, and lets blocks go by.
+// A cache that keeps any part of what it has and what comes: evicts at random, and lets blocks go by.
 std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, test::Random& random) {
   std::set<std::uint32_t> resident;
   std::uint64_t hits = 0;
@@ -77,7 +77,7 @@ std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, 
 }
 
 std::uint64_t HitsOf(const BlockTrace& trace, policy::PolicyKind kind, std::uint32_t capacity) {
-  return SimulateTier(trace, *policy::MakePolicy(kind, capacity), capacity);
+  return SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
 }
 
 }  // namespace

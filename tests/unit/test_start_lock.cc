@@ -7,10 +7,10 @@
 #include <filesystem>
 #include <fstream>
 
-#include "daemon/listener.h"
-#include "daemon/start_lock.h"
+#include "daemon/server/listener.h"
+#include "daemon/system/start_lock.h"
 #include "tests/catch.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace kvm::test {
 namespace {

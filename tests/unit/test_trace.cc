@@ -1,7 +1,7 @@
 // Trace files: what a good line means, and that a bad one is named with file and line.
-#include "client/kvctl/trace.h"
+#include "client/kvctl/workload/trace.h"
 #include "tests/catch.h"
-#include "tests/support/trace_source.h"
+#include "tests/support/data/trace_source.h"
 
 namespace {
 

@@ -6,10 +6,10 @@
 #include <filesystem>
 #include <fstream>
 
-#include "client/kvctl/trace.h"
+#include "client/kvctl/workload/trace.h"
 #include "tests/catch.h"
-#include "tests/support/kvctl_sandbox.h"
-#include "tests/support/trace_source.h"
+#include "tests/support/data/trace_source.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
 
 namespace {
 

@@ -4,12 +4,12 @@
 #include <cstring>
 #include <numeric>
 
-#include "cuda/checksum.h"
 #include "cuda/devices.h"
-#include "cuda/transfer_plan.h"
+#include "cuda/host/checksum.h"
+#include "cuda/plan/transfer_plan.h"
 #include "tests/catch.h"
-#include "tests/support/geometries.h"
-#include "tests/support/random.h"
+#include "tests/support/data/geometries.h"
+#include "tests/support/data/random.h"
 
 namespace {
 

@@ -3,7 +3,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "client/kvctl/workload.h"
+#include "client/kvctl/workload/workload.h"
 #include "tests/catch.h"
 
 namespace {

@@ -49,7 +49,7 @@ struct ClientOptions {
   // Published blocks that may wait for kvmd's answer; beyond, they are deferred (and counted).
   std::size_t max_queued_publishes = std::size_t{1} << 20;
   // Blocks that may wait to be copied to kvmd's host cache; beyond, they are not (and counted).
-  std::size_t max_queued_stows = std::size_t{1} << 16;
+  std::size_t max_queued_offloads = std::size_t{1} << 16;
 };
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
@@ -67,9 +67,9 @@ struct ClientStats {
   std::uint64_t publishes_deferred = 0;
   std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
   std::uint64_t reconnects = 0;
-  std::uint64_t blocks_stowed = 0;           // copied to kvmd's host cache
-  std::uint64_t stows_dropped = 0;           // not copied: the queue was full, or the block was reused before
-  std::uint64_t stows_refused = 0;           // by kvmd: no room for them
+  std::uint64_t blocks_offloaded = 0;        // copied to kvmd's host cache
+  std::uint64_t offloads_dropped = 0;        // not copied: the queue was full, or the block was reused before
+  std::uint64_t offloads_refused = 0;        // by kvmd: no room for them
   std::uint64_t blocks_from_host_cache = 0;  // of blocks_imported
   std::uint64_t mapped_regions = 0;          // peers mapped now
 };
@@ -186,9 +186,9 @@ class Client {
   // The lease may hold fewer blocks than the match has; its reason() says why. An error if it would hold none:
   // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten or given up, or kvmd
   // was restarted since and its owner has not come back yet: find again. kResourceExhausted: a limit
-  // (--max-leases-per-client, --max-held-percent-per-client …), the option named. kInvalidArgument: an empty match, or no
+  // (--max-leases-per-client, --max-leased-percent-per-client …), the option named. kInvalidArgument: an empty match, or no
   // such time. kUnavailable: not connected. kDeadlineExceeded: nothing is held, or what a late answer brings is released.
-  [[nodiscard]] Result<Lease> Hold(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
+  [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
   ClientStats Stats() const noexcept;
   // Regions of peers that could not be mapped, with the reasons; none is the healthy state.

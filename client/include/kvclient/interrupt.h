@@ -26,7 +26,7 @@ class InterruptScope {
   // Whether it has returned true. Any calls made meanwhile may nevertheless have succeeded.
   bool interrupted() const noexcept { return stopped_; }
 
-  // libkvclient's own (client/wait.h): the innermost scope of this thread, null: none.
+  // libkvclient's own (client/connection/wait.h): the innermost scope of this thread, null: none.
   static InterruptScope* Current() noexcept;
   // Asks, if it is time to; then whether waits shall end.
   bool Ask();

@@ -22,8 +22,8 @@
 
 namespace kvm {
 
-// Made by Client::Hold. Movable. blocks(), valid(), left() and reason() may be called from any thread at any time and never
-// wait; Extend and Release from one thread at a time, and not while it is moved from or destroyed. May outlive its Client,
+// Made by Client::AcquireLease. Movable. blocks(), valid(), left() and reason() may be called from any thread at any time and never
+// wait; Renew and Release from one thread at a time, and not while it is moved from or destroyed. May outlive its Client,
 // and holds nothing then.
 class Lease {
  public:
@@ -50,7 +50,7 @@ class Lease {
   // Ends `ttl` from now instead, which may be sooner or later than before. Waits for kvmd. kNotFound: it was over.
   // kInvalidArgument: no time, or more than kvmd's --max-lease-ttl-s. kUnavailable: not connected. kDeadlineExceeded: no answer
   // in time; it then ends at the earlier of both times, as far as this process knows.
-  [[nodiscard]] Status Extend(std::chrono::milliseconds ttl, Deadline deadline);
+  [[nodiscard]] Status Renew(std::chrono::milliseconds ttl, Deadline deadline);
   // Ends it. Does not wait; kvmd hears of it next.
   void Release() noexcept;
 

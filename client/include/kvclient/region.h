@@ -37,9 +37,9 @@ namespace kvm {
 
 // Which blocks of a region are offered to kvmd's host cache (kvmd --host-cache), which keeps copies in host memory that
 // outlive the region. Without a host cache nothing is offered.
-enum class StowMode : std::uint8_t {
+enum class OffloadMode : std::uint8_t {
   kAuto = 0,   // those that kvmd asks for (--host-cache-admission): each published block, or none but the asked ones
-  kAsked = 1,  // only those that Stow and StowBeforeReuse name
+  kAsked = 1,  // only those that Offload and OffloadBeforeReuse name
   kNever = 2,
 };
 
@@ -56,7 +56,7 @@ struct RegionOptions {
   // Publish records a checksum of each block's content, for importers that ask for ImportOptions::verify. It
   // costs the publisher one reading of the bytes, and Publish then waits for the GPU to have read them.
   bool checksums = false;
-  StowMode stow = StowMode::kAuto;
+  OffloadMode offload = OffloadMode::kAuto;
   // Should this process die, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be imported,
   // and Client::AdoptRegion gives it to a process that takes this one's place. False: it is freed at once, which is
   // right for memory that a restarted process would rather allocate anew: host memory goes on counting against the pod or
@@ -149,13 +149,13 @@ class Region {
 
   // Offers published blocks to kvmd's host cache, where they stay when this region's are reused. Copied by a thread of
   // the client's, which on a GPU uses a stream of low priority; this call returns at once. A block that is reused before
-  // its copy is done is not stowed. Returns how many were offered: published ones, as far as the queue
-  // (ClientOptions::max_queued_stows) has room; none without a host cache, while kvmd is away, or with StowMode::kNever.
-  std::size_t Stow(std::span<const std::uint32_t> blocks) noexcept;
+  // its copy is done is not offloaded. Returns how many were offered: published ones, as far as the queue
+  // (ClientOptions::max_queued_offloads) has room; none without a host cache, while kvmd is away, or with OffloadMode::kNever.
+  std::size_t Offload(std::span<const std::uint32_t> blocks) noexcept;
   // The same, ahead of what is queued, and waits until each block has been copied or refused: for blocks that are to be
   // overwritten next. Returns how many of them the host cache has taken or had; the rest are lost to it when they are
   // overwritten. kDeadlineExceeded: some are not decided on yet. Either way BeginWrite may follow at once.
-  [[nodiscard]] Result<std::size_t> StowBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept;
+  [[nodiscard]] Result<std::size_t> OffloadBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept;
 
   // Copies bytes of a segment from or to host memory, waiting for the copy; for whoever has no CUDA at
   // hand. Says nothing to readers: BeginWrite and Publish do. kInvalidArgument: outside the segment.

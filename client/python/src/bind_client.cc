@@ -42,7 +42,7 @@ void Connect(PyClient* self, const std::optional<std::string>& socket_path, std:
 }
 
 RegionOptions OptionsOf(const Geometry& geometry, std::string name, const std::optional<DeviceId>& device, const Shard& shard,
-                        bool checksums, bool outlives_owner, StowMode stow) {
+                        bool checksums, bool outlives_owner, OffloadMode offload) {
   RegionOptions options;
   options.name = std::move(name);
   options.shard = shard;
@@ -50,27 +50,27 @@ RegionOptions OptionsOf(const Geometry& geometry, std::string name, const std::o
   options.device = UuidOf(device);
   options.checksums = checksums;
   options.outlives_owner = outlives_owner;
-  options.stow = stow;
+  options.offload = offload;
   return options;
 }
 
 PyRegion AllocateRegion(const PyClient& self, const Model& model, const Geometry& geometry, std::string name,
                         const std::optional<DeviceId>& device, const Shard& shard, bool checksums, std::vector<std::uint64_t> segment_bytes,
-                        bool outlives_owner, StowMode stow, double timeout_s) {
+                        bool outlives_owner, OffloadMode offload, double timeout_s) {
   const std::shared_ptr<Client> client = self.client.Get();
   const Deadline deadline = ToDeadline(timeout_s);
-  RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, stow);
+  RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, offload);
   options.segment_bytes = std::move(segment_bytes);
   return {{Unwrap(WaitWithoutGil([&] { return client->AllocateRegion(model, options, deadline); })), "region"}};
 }
 
 std::pair<PyRegion, std::vector<AdoptedBlock>> AdoptRegion(const PyClient& self, const Model& model, const Geometry& geometry,
                                                            std::string name, const std::optional<DeviceId>& device, const Shard& shard,
-                                                           bool checksums, std::vector<std::uint64_t> segment_bytes, StowMode stow,
+                                                           bool checksums, std::vector<std::uint64_t> segment_bytes, OffloadMode offload,
                                                            double timeout_s) {
   const std::shared_ptr<Client> client = self.client.Get();
   const Deadline deadline = ToDeadline(timeout_s);
-  RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, true, stow);
+  RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, true, offload);
   options.segment_bytes = std::move(segment_bytes);
   AdoptedRegion adopted = Unwrap(WaitWithoutGil([&] { return client->AdoptRegion(model, options, deadline); }));
   return {PyRegion{{std::move(adopted.region), "region"}}, std::move(adopted.blocks)};
@@ -90,10 +90,10 @@ ReclaimedMemory ReclaimOrphans(const PyClient& self, const std::optional<DeviceI
 PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry& geometry,
                         const std::vector<std::pair<std::uintptr_t, std::uint64_t>>& segments, std::string name,
                         const std::optional<DeviceId>& device, const Shard& shard, bool checksums, nb::object keep_alive,
-                        bool outlives_owner, StowMode stow, double timeout_s) {
+                        bool outlives_owner, OffloadMode offload, double timeout_s) {
   const std::shared_ptr<Client> client = self.client.Get();
   const Deadline deadline = ToDeadline(timeout_s);
-  const RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, stow);
+  const RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, offload);
   std::vector<DeviceRange> ranges;
   for (const auto& [address, size_bytes] : segments) ranges.push_back({reinterpret_cast<void*>(address), size_bytes});
   std::shared_ptr<Region> region = Unwrap(WaitWithoutGil([&] { return client->RegisterRegion(model, options, ranges, deadline); }));
@@ -150,23 +150,23 @@ void BindRegions(ClientClass& client) {
   client
       .def("allocate_region", &AllocateRegion, "model"_a, "geometry"_a, nb::kw_only(), "name"_a, "device"_a = nb::none(),
            "shard"_a = Shard{}, "checksums"_a = false, "segment_bytes"_a = nb::tuple(), "outlives_owner"_a = true,
-           "stow"_a = StowMode::kAuto, "timeout_s"_a = 2.0,
+           "offload"_a = OffloadMode::kAuto, "timeout_s"_a = 2.0,
            nb::sig("def allocate_region(self, model: Model, geometry: Geometry, *, name: str, device: DeviceId | None = None, shard: Shard "
                    "= ..., checksums: bool = False, segment_bytes: collections.abc.Sequence[int] = (), outlives_owner: bool = True, "
-                   "stow: StowMode = ..., timeout_s: float = 2.0) -> Region"),
+                   "offload: OffloadMode = ..., timeout_s: float = 2.0) -> Region"),
            "Allocates memory that peers can map, zeroed, and registers it. device: the GPU; None: host memory. name: unique among this\n"
            "user's live regions; at most 63 bytes. checksums: publish records one of each block, for importers that ask for verify.\n"
            "segment_bytes: size of each segment that the geometry refers to; empty: as large as it needs. The first call for a GPU makes\n"
            "its context (some 100 ms) and maps for it what is known already. outlives_owner: should this process die, kvmd keeps the\n"
-           "memory for a while, for importers and for adopt_region. stow: which blocks are offered to kvmd's host cache.\n"
+           "memory for a while, for importers and for adopt_region. offload: which blocks are offered to kvmd's host cache.\n"
            "BadGeometryError, the part named; AlreadyExistsError; ResourceExhaustedError; DeadlineExceededError. UnsupportedError,\n"
            "NotFoundError: no such GPU, or no CUDA. While offline it succeeds and is registered on connecting.")
       .def("register_region", &RegisterRegion, "model"_a, "geometry"_a, "segments"_a, nb::kw_only(), "name"_a, "device"_a = nb::none(),
            "shard"_a = Shard{}, "checksums"_a = false, "keep_alive"_a.none() = nb::none(), "outlives_owner"_a = false,
-           "stow"_a = StowMode::kAuto, "timeout_s"_a = 2.0,
+           "offload"_a = OffloadMode::kAuto, "timeout_s"_a = 2.0,
            nb::sig("def register_region(self, model: Model, geometry: Geometry, segments: collections.abc.Sequence[tuple[int, int]], *, "
                    "name: str, device: DeviceId | None = None, shard: Shard = ..., checksums: bool = False, keep_alive: object = None, "
-                   "outlives_owner: bool = False, stow: StowMode = ..., timeout_s: float = 2.0) -> Region"),
+                   "outlives_owner: bool = False, offload: OffloadMode = ..., timeout_s: float = 2.0) -> Region"),
            "Registers GPU memory that this process has already, as it is: `segments`, (address, size in bytes) of each that the geometry\n"
            "refers to, all of one GPU; device: which, where it shall be checked. The memory must stay allocated until the region has been\n"
            "unregistered: `keep_alive`, whatever owns it, is held until then. kvclient.torch.register_tensors does all of that for "
@@ -177,11 +177,11 @@ void BindRegions(ClientClass& client) {
            "InvalidArgumentError: not device memory, or a segment leaves its allocation. UnsupportedError: this memory can't be exported\n"
            "(cudaMallocAsync, expandable segments, …); the message says what can. Otherwise as allocate_region.")
       .def("adopt_region", &AdoptRegion, "model"_a, "geometry"_a, nb::kw_only(), "name"_a, "device"_a = nb::none(), "shard"_a = Shard{},
-           "checksums"_a = false, "segment_bytes"_a = nb::tuple(), "stow"_a = StowMode::kAuto, "timeout_s"_a = 2.0,
-           nb::sig(
-               "def adopt_region(self, model: Model, geometry: Geometry, *, name: str, device: DeviceId | None = None, shard: Shard "
-               "= ..., checksums: bool = False, segment_bytes: collections.abc.Sequence[int] = (), stow: StowMode = ..., timeout_s: float "
-               "= 2.0) -> tuple[Region, list[AdoptedBlock]]"),
+           "checksums"_a = false, "segment_bytes"_a = nb::tuple(), "offload"_a = OffloadMode::kAuto, "timeout_s"_a = 2.0,
+           nb::sig("def adopt_region(self, model: Model, geometry: Geometry, *, name: str, device: DeviceId | None = None, shard: Shard "
+                   "= ..., checksums: bool = False, segment_bytes: collections.abc.Sequence[int] = (), offload: OffloadMode = ..., "
+                   "timeout_s: float "
+                   "= 2.0) -> tuple[Region, list[AdoptedBlock]]"),
            "Gives this process the region that a dead process of the same user has left, its memory as it is, and the list of its blocks\n"
            "that are still good. The arguments say what is expected, as allocate_region had them.\n"
            "NotFoundError: there is none (any more). AlreadyExistsError: it has an owner. UnavailableError: the process that had it has\n"
@@ -215,7 +215,7 @@ void BindSharing(ClientClass& client) {
           "what is queued on it; None: a stream of libkvclient's, so that the destination blocks must be free of work already. max_sms:\n"
           "multiprocessors that the copy may occupy, 0: as many as it takes. wants_event: see ImportTicket.event.\n"
           "InvalidArgumentError: lengths differ, a block out of range or named twice, block sizes differ; nothing was touched then.")
-      .def("hold", &HoldBlocks, "match"_a, "ttl_s"_a, "timeout_s"_a = 2.0,
+      .def("acquire_lease", &AcquireLease, "match"_a, "ttl_s"_a, "timeout_s"_a = 2.0,
            "Asks kvmd not to give up the leading blocks of `match` that it keeps itself, for `ttl_s` seconds from now: see Lease, whose\n"
            "reason says why not all of them are held. UnsupportedError: the first one is in memory of living workers only. StaleError: it\n"
            "has been rewritten, or kvmd was restarted since; find again. ResourceExhaustedError: a limit of kvmd's, the option named.\n"

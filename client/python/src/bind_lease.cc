@@ -9,11 +9,11 @@ namespace kvm::python {
 
 using namespace nb::literals;
 
-PyLease HoldBlocks(const PyClient& self, const Match& match, double ttl_s, double timeout_s) {
+PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, double timeout_s) {
   const std::shared_ptr<Client> client = self.client.Get();
   const std::chrono::milliseconds ttl = ToMilliseconds(ttl_s, "ttl_s");
   const Deadline deadline = ToDeadline(timeout_s);
-  Lease lease = Unwrap(WaitWithoutGil([&] { return client->Hold(match, ttl, deadline); }));
+  Lease lease = Unwrap(WaitWithoutGil([&] { return client->AcquireLease(match, ttl, deadline); }));
   return {{std::make_shared<Lease>(std::move(lease)), "lease"}};
 }
 
@@ -48,7 +48,7 @@ void BindLease(nb::module_& module) {
             const std::shared_ptr<Lease> lease = self.lease.Get();
             const std::chrono::milliseconds ttl = ToMilliseconds(ttl_s, "ttl_s");
             const Deadline deadline = ToDeadline(timeout_s);
-            Check(WaitWithoutGil([&] { return lease->Extend(ttl, deadline); }));
+            Check(WaitWithoutGil([&] { return lease->Renew(ttl, deadline); }));
           },
           "ttl_s"_a, "timeout_s"_a = 2.0,
           "Lets it end `ttl_s` from now instead. NotFoundError: it was over. InvalidArgumentError: no such time. UnavailableError,\n"

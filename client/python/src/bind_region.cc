@@ -139,17 +139,17 @@ void Retract(const PyRegion& self, const BlockIds& blocks) {
   region->Retract(blocks.values);
 }
 
-std::size_t Stow(const PyRegion& self, const BlockIds& blocks) {
+std::size_t OffloadBlocks(const PyRegion& self, const BlockIds& blocks) {
   const std::shared_ptr<Region> region = self.region.Get();
   for (const std::uint32_t block : blocks.values) CheckedBlock(*region, block);
-  return WithoutGil([&] { return region->Stow(blocks.values); });
+  return WithoutGil([&] { return region->Offload(blocks.values); });
 }
 
-std::size_t StowBeforeReuse(const PyRegion& self, const BlockIds& blocks, double timeout_s) {
+std::size_t OffloadBeforeReuse(const PyRegion& self, const BlockIds& blocks, double timeout_s) {
   const std::shared_ptr<Region> region = self.region.Get();
   const Deadline deadline = ToDeadline(timeout_s);
   for (const std::uint32_t block : blocks.values) CheckedBlock(*region, block);
-  return Unwrap(WaitWithoutGil([&] { return region->StowBeforeReuse(blocks.values, deadline); }));
+  return Unwrap(WaitWithoutGil([&] { return region->OffloadBeforeReuse(blocks.values, deadline); }));
 }
 
 PublishOutcome PublishRun(const PyRegion& self, const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth,
@@ -231,10 +231,10 @@ void BindPublishing(RegionClass& region) {
           "cudaStream_t of the region's GPU as an integer (torch.cuda.Stream.cuda_stream; 0: the default stream). Host memory: publish.\n"
           "What still waits when the region is closed is dropped. UnsupportedError, SystemCallError: the stream can't be followed, and\n"
           "nothing will be published.")
-      .def("stow", &Stow, "blocks"_a,
+      .def("offload", &OffloadBlocks, "blocks"_a,
            "Offers published `blocks` [n] to kvmd's host cache, where they stay when they are overwritten here. A thread copies; this\n"
            "call returns at once, with how many were offered: none without a host cache. InvalidArgumentError: out of range.")
-      .def("stow_before_reuse", &StowBeforeReuse, "blocks"_a, "timeout_s"_a = 2.0,
+      .def("offload_before_reuse", &OffloadBeforeReuse, "blocks"_a, "timeout_s"_a = 2.0,
            "The same for blocks that are overwritten next: waits until each has been copied or refused. How many the host cache has.\n"
            "DeadlineExceededError: some are not decided on yet. Either way begin_write may follow at once.")
       .def(
@@ -262,10 +262,10 @@ void BindRegion(nb::module_& module) {
       .value("HOST_MEMFD", MemoryKind::kHostMemfd, "Host memory.")
       .value("CUDA_IPC", MemoryKind::kCudaIpc, "GPU memory of cudaMalloc, registered; ends with its owner.")
       .value("CUDA_VMM_FD", MemoryKind::kCudaVmmFd, "GPU memory of libkvclient: allocate_region, or kvclient.torch.mem_pool.");
-  nb::enum_<StowMode>(module, "StowMode", "Which blocks of a region are offered to kvmd's host cache, if it has one.")
-      .value("AUTO", StowMode::kAuto, "Those that kvmd asks for (--host-cache-admission).")
-      .value("ASKED", StowMode::kAsked, "Only those that stow and stow_before_reuse name.")
-      .value("NEVER", StowMode::kNever);
+  nb::enum_<OffloadMode>(module, "OffloadMode", "Which blocks of a region are offered to kvmd's host cache, if it has one.")
+      .value("AUTO", OffloadMode::kAuto, "Those that kvmd asks for (--host-cache-admission).")
+      .value("ASKED", OffloadMode::kAsked, "Only those that offload and offload_before_reuse name.")
+      .value("NEVER", OffloadMode::kNever);
   BindDeviceSegment(module);
   RegionClass region(module, "Region",
                      "Memory whose blocks this process publishes. Thread-safe. Made by Client.allocate_region and register_region.\n\n"

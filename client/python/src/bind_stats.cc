@@ -34,9 +34,9 @@ void BindStats(nb::module_& module) {
       .def_ro("publishes_deferred", &ClientStats::publishes_deferred)
       .def_ro("publishes_refused", &ClientStats::publishes_refused, "By kvmd: full, enough replicas, stale.")
       .def_ro("reconnects", &ClientStats::reconnects)
-      .def_ro("blocks_stowed", &ClientStats::blocks_stowed, "Copied to kvmd's host cache.")
-      .def_ro("stows_dropped", &ClientStats::stows_dropped, "Not copied: the queue was full, or the block was reused before.")
-      .def_ro("stows_refused", &ClientStats::stows_refused, "By kvmd: no room for them.")
+      .def_ro("blocks_offloaded", &ClientStats::blocks_offloaded, "Copied to kvmd's host cache.")
+      .def_ro("offloads_dropped", &ClientStats::offloads_dropped, "Not copied: the queue was full, or the block was reused before.")
+      .def_ro("offloads_refused", &ClientStats::offloads_refused, "By kvmd: no room for them.")
       .def_ro("blocks_from_host_cache", &ClientStats::blocks_from_host_cache, "Of blocks_imported.")
       .def_ro("mapped_regions", &ClientStats::mapped_regions, "Peers mapped now.");
 

@@ -39,7 +39,7 @@ std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object mem
 PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth, const BlockWrites& writes);
 
 // Client.hold.
-PyLease HoldBlocks(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
+PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
 
 // In the order in which they must run: each uses types that those before it have bound.
 void BindModel(nb::module_& module);     // kvm/model_spec.h

@@ -73,7 +73,7 @@ class Process:
 
     def hold(self) -> None:
         with contextlib.suppress(kvclient.KvError):
-            self.client.hold(self.other.find(self.keys), 10.0, timeout_s=30.0)
+            self.client.acquire_lease(self.other.find(self.keys), 10.0, timeout_s=30.0)
 
     def near_misses(self) -> None:
         self.client.near_misses(self.model)

@@ -55,7 +55,7 @@ class Interrupted:
         self.client.reclaim_orphans(timeout_s=HOUR)
 
     def hold(self) -> None:
-        self.client.hold(self.client.find(self.keys), 10.0, timeout_s=HOUR)
+        self.client.acquire_lease(self.client.find(self.keys), 10.0, timeout_s=HOUR)
 
     def flush(self) -> None:
         self.region.publish_run(self.keys, self.root, 0, self.region.begin_writes(list(range(8, 16))))

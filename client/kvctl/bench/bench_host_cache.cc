@@ -1,0 +1,91 @@
+#include "client/kvctl/bench/bench_host_cache.h"
+
+#include <chrono>
+#include <thread>
+
+#include "client/kvctl/bench/bench_import_gpu.h"
+#include "client/kvctl/bench/import_run.h"
+#include "client/kvctl/cli/observer.h"
+#include "client/kvctl/cli/text.h"
+
+namespace kvm::ctl {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
+constexpr std::uint32_t kRounds = 15;
+constexpr std::chrono::milliseconds kTimeout{60'000};
+constexpr double kGoal = 0.9;
+
+Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& options, const std::vector<DeviceUuid>& devices,
+                            std::uint64_t block_bytes) {
+  const DeviceUuid& importer = devices.back();
+  const std::uint64_t blocks = options.bytes / block_bytes;
+  Result<std::unique_ptr<ImportRun>> started =
+      ImportRun::Start(common, options, 3 * blocks + 1024, {importer}, HostCacheArguments(options.bytes, block_bytes));
+  if (!started) return started.error();
+  ImportRun& run = **started;
+  Result<SourceBlocks> source = run.Hold(devices.front(), options.bytes, block_bytes, 64 * kKiB);
+  if (!source) return source.error();
+  if (Status cached = WaitUntilCached(run.socket(), blocks); !cached) return cached.error();
+  source->peer = Peer();
+  if (Status connected = run.Connect(); !connected) return connected.error();
+  Result<ImportRun::Target> target = run.Allocate(importer, *source);
+  if (!target) return target.error();
+  if (Status only = run.WaitForHostCacheOnly(*source, *target); !only) return only.error();
+  Result<BenchRow> row = run.Compare(*source, *target, importer, kHostMemory, options.bytes, 0, kRounds);
+  if (!row) return row;
+  if (Status right = run.Check(*source, *target); !right) return right.error();
+  return row;
+}
+
+}  // namespace
+
+std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t block_bytes) {
+  // A chunk holds whole blocks, so there is a little more of them than the bytes say.
+  return {"--host-cache", std::to_string(bytes + bytes / 4 + 64 * block_bytes), "--orphan-ttl-s", "0"};
+}
+
+Status WaitUntilCached(const std::string& socket, std::uint64_t blocks) {
+  Result<Observer> observer = Observer::Connect(socket, kTimeout);
+  if (!observer) return observer.error();
+  for (const Deadline deadline = After(kTimeout);;) {
+    const Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
+    if (!status) return status.error();
+    std::uint64_t held = 0;
+    for (const auto& domain : status->domains()) held += domain.host_cache().blocks();
+    if (held >= blocks) return {};
+    if (Status go_on = GoOn(); !go_on) return go_on;
+    if (steady_clock::now() >= deadline)
+      return MakeError(Errc::kDeadlineExceeded, "host cache: " + std::to_string(held) + " of " + std::to_string(blocks) + " blocks came");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const BenchOptions& options,
+                                            const std::vector<DeviceUuid>& devices) {
+  struct Kind {
+    const char *name, *title;
+    std::uint64_t block_bytes;
+  };
+  std::vector<BenchRow> rows;
+  for (const Kind& kind : {Kind{"host_cache_64k", "in scattered 64 KiB chunks", kMiB},
+                           Kind{"host_cache_blocks_64k", "in scattered blocks of 64 KiB", 64 * kKiB}}) {
+    BenchRow row;
+    if (options.on_this_node) {
+      row.note = "that kvmd's host cache is not ours to fill";
+    } else {
+      Result<BenchRow> measured = MeasureRow(common, options, devices, kind.block_bytes);
+      if (!measured) return measured.error();
+      row = std::move(*measured);
+    }
+    row.name = kind.name;
+    row.title = "host cache: " + HumanBytes(options.bytes) + " " + kind.title;
+    if (options.bytes == kGoalBytes) row.goal = kGoal;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+}  // namespace kvm::ctl

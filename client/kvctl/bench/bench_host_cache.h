@@ -1,0 +1,22 @@
+// Benchmarks of imports from kvmd's host cache, on a kvmd of their own.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "client/kvctl/bench/bench.h"
+#include "client/kvctl/bench/bench_rows.h"
+
+namespace kvm::ctl {
+
+// Of a kvmd whose host cache has room for `bytes` in blocks of `block_bytes`, and that keeps nothing else of the dead.
+std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t block_bytes);
+// kDeadlineExceeded: so many blocks did not come to it in time.
+[[nodiscard]] Status WaitUntilCached(const std::string& socket, std::uint64_t blocks);
+
+// `options.bytes` in scattered 64 KiB chunks from the host cache to the last of `devices`, against a contiguous copy of as
+// many bytes from pinned host memory. The blocks are offloaded by a process on the first of `devices`.
+[[nodiscard]] Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const BenchOptions& options,
+                                                          const std::vector<DeviceUuid>& devices);
+
+}  // namespace kvm::ctl

@@ -1,0 +1,53 @@
+// What every benchmark needs: a kvmd (a private one, or with --on-this-node the node's) and this process's client.
+//
+// On the node's kvmd, all regions go with their processes, whatever these die of, nothing is copied to the host cache, and
+// there is room for all blocks before one is published.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/kvctl/bench/bench.h"
+#include "client/kvctl/bench/bench_peer.h"
+#include "client/kvctl/process/private_kvmd.h"
+#include "kvclient/kvclient.h"
+
+namespace kvm::ctl {
+
+class BenchSetup {
+ public:
+  // `max_entries`: what a private kvmd is sized for, and what the node's has to have room for; `arguments`: further ones of a
+  // private one. Catches interrupts. kResourceExhausted: the node's has no room.
+  [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
+                                                std::vector<std::string> arguments = {});
+
+  const std::string& socket() const noexcept { return socket_; }
+  std::uint64_t run() const noexcept { return run_; }
+  PeerConfig Config(PeerRole role, std::string_view name) const;
+
+  // A client of this process that has declared the run's model.
+  // `devices`: GPUs that it imports to.
+  [[nodiscard]] Result<std::shared_ptr<Client>> Connect(std::string_view name, std::vector<DeviceUuid> devices = {});
+  const Model& model() const noexcept { return model_; }
+  [[nodiscard]] Result<std::shared_ptr<Region>> Allocate(Client& client, std::string_view name, Geometry geometry,
+                                                         const DeviceUuid& device = kHostMemory, std::uint16_t kv_group = 0);
+
+ private:
+  PrivateKvmd kvmd_;
+  std::string socket_;
+  std::uint64_t run_ = 0;
+  bool offloader_ = true;  // the host cache may have the blocks
+  Model model_;
+};
+
+// Whether all blocks were found, or imported. kStale: the first one that was not was rewritten, or its region
+// has left or is not mapped yet, as happens while owners come and go. kSystem: anything else.
+[[nodiscard]] Status AllFound(const Client& client, const Match& match, std::size_t wanted);
+[[nodiscard]] Status AllImported(const ImportResult& result);
+
+// kCancelled once the user pressed Ctrl-C: to be asked in loops.
+[[nodiscard]] Status GoOn();
+
+}  // namespace kvm::ctl

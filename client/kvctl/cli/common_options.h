@@ -1,0 +1,38 @@
+// Options that every command of kvctl has, and how commands are attached to the command line.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "kvm/error.h"
+#include "proto/wire/protocol_limits.h"
+
+namespace CLI {
+class App;
+}
+
+namespace kvm::ctl {
+
+struct CommonOptions {
+  std::string socket = kDefaultSocketPath;
+  bool json = false;
+  std::uint32_t timeout_ms = 2000;
+
+  std::chrono::milliseconds timeout() const noexcept { return std::chrono::milliseconds(timeout_ms); }
+};
+
+// What to run once the command line is parsed; returns the exit code.
+using Action = std::function<int()>;
+
+void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action);
+void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action);
+void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action);
+
+// One line on stderr, "kvctl: what went wrong"; returns the exit code that belongs to it.
+int Fail(const Error& error);
+
+}  // namespace kvm::ctl

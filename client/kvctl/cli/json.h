@@ -1,0 +1,18 @@
+// JSON output of kvctl: one value on stdout; the names of members carry their units.
+#pragma once
+
+#include <boost/json/value.hpp>
+
+#include "client/kvctl/cli/samples.h"
+#include "kvm/model_spec.h"
+
+namespace kvm::ctl {
+
+void PrintJson(const boost::json::value& value);
+
+boost::json::object ToJson(const ModelSpec& spec);  // numbers as numbers
+boost::json::object ToJson(const Shard& shard);
+// {"p50": …, "p99": …, "mean": …, "count": …} of values in the unit that the key's name says.
+boost::json::object Percentiles(Samples& samples);
+
+}  // namespace kvm::ctl

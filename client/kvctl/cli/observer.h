@@ -1,0 +1,62 @@
+// kvctl's own connection to kvmd: role OBSERVER, blocking calls with a deadline, the registry mapped.
+//
+// Reading the registry needs no further round trips; kvmd may write it at any time, RegistryView gives
+// consistent copies of rows and slots. Movable; one thread at a time. Closing needs no ceremony.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "kvm/error.h"
+#include "proto/base/unique_fd.h"
+#include "proto/shm/registry_view.h"
+#include "proto/wire/frame.h"
+#include "proto/wire/wire.pb.h"
+
+namespace kvm::ctl {
+
+// kInvalidArgument: no socket can have this path.
+[[nodiscard]] Status CheckSocketPath(const std::string& path);
+
+class Observer {
+ public:
+  // kUnavailable: nothing listens on the socket, or kvmd ended the connection (the reason is given).
+  // kDeadlineExceeded: no answer within `timeout`. kPermissionDenied: the socket's mode.
+  // kVersionMismatch, kProtocol: another version, or not a kvmd. Else: what kvmd answered.
+  [[nodiscard]] static Result<Observer> Connect(const std::string& socket_path, std::chrono::milliseconds timeout);
+
+  const kvmwire::HelloReply& hello() const noexcept { return hello_; }
+  const RegistryView& registry() const noexcept { return registry_; }
+
+  [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients, bool with_orphans = false);
+  [[nodiscard]] Result<kvmwire::StatusReply> QueryLeases();
+  // Waits for importers as long as the request says.
+  [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);
+  // Round trip of an empty request.
+  [[nodiscard]] Result<std::chrono::nanoseconds> Ping();
+
+  // Since kvmd last said that it is alive, in shared memory.
+  std::chrono::milliseconds HeartbeatAge() const noexcept;
+
+ private:
+  using Deadline = std::chrono::steady_clock::time_point;
+
+  [[nodiscard]] Result<kvmwire::StatusReply> Query(const kvmwire::StatusQuery& query);
+  [[nodiscard]] Status Say(const kvmwire::ClientMessage& message, Deadline deadline);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds);
+  [[nodiscard]] Status WaitFor(short events, Deadline deadline);
+
+  UniqueFd socket_;
+  FrameReader reader_;
+  FrameWriter writer_;
+  std::chrono::milliseconds timeout_{0};
+  std::uint64_t next_request_ = 1;
+  kvmwire::HelloReply hello_;
+  RegistryView registry_;
+};
+
+// A kvmd whose heartbeat is older than this is not healthy (it beats four times a second).
+inline constexpr std::chrono::milliseconds kHeartbeatLimit{2000};
+
+}  // namespace kvm::ctl

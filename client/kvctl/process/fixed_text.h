@@ -1,0 +1,26 @@
+// Text in a message of fixed size between kvctl's processes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+namespace kvm::ctl {
+
+// Text of bounded length in a message; cut where it does not fit.
+template <std::size_t kBytes>
+struct FixedText {
+  std::array<char, kBytes> bytes{};
+
+  void Set(std::string_view text) noexcept {
+    bytes.fill('\0');
+    std::memcpy(bytes.data(), text.data(), std::min(text.size(), kBytes - 1));
+  }
+  std::string Get() const { return std::string(bytes.data(), ::strnlen(bytes.data(), kBytes)); }
+  bool empty() const noexcept { return bytes[0] == '\0'; }
+};
+
+}  // namespace kvm::ctl

@@ -1,0 +1,152 @@
+#include "client/kvctl/views/doctor_checks.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "client/kvctl/cli/text.h"
+
+namespace kvm::ctl {
+namespace {
+
+void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks) {
+  const std::string who = Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ")";
+  const kvmwire::StatsReport& stats = client.stats();
+  const auto warn = [&](const std::string& what) { checks.push_back({"client", Verdict::kWarn, who + what}); };
+  if (client.pid() == 0) warn(" is in another PID namespace: its death shows only by its socket");
+  constexpr std::uint64_t kSlowBytes = 8 << 20;
+  if (client.queued_bytes() > kSlowBytes) warn(" does not read: " + HumanBytes(client.queued_bytes()) + " wait for it");
+  if (stats.publishes_deferred() > 0) {
+    warn(" deferred " + HumanCount(stats.publishes_deferred()) + " publishes: kvmd was away or behind");
+  }
+  if (stats.offloads_dropped() > 0) {
+    warn(" dropped " + HumanCount(stats.offloads_dropped()) + " blocks that the host cache was to have, and copied " +
+         HumanCount(stats.blocks_offloaded()) + ": it publishes faster than it can copy, or reuses blocks before they are copied");
+  }
+  if (stats.unmapped_regions() > 0) {
+    warn(" can't import from " + HumanCount(stats.unmapped_regions()) + (stats.unmapped_regions() == 1 ? " region" : " regions") +
+         " of its peers, so that their blocks are misses for it. " +
+         (stats.unmapped_reason().empty() ? "It gave no reason" : "One of them, " + Printable(stats.unmapped_reason())) +
+         ". Compare kvctl regions with the GPUs that the process sees, and kvctl topo with what they reach");
+  }
+}
+
+std::string PairName(const Topology& topology, std::size_t importer, std::size_t owner) {
+  return "GPU " + std::to_string(topology.devices[importer].ordinal) + " from GPU " + std::to_string(topology.devices[owner].ordinal);
+}
+
+// One line for all pairs that have the same note.
+void CheckPairs(const Topology& topology, std::vector<Check>& checks) {
+  std::map<std::string, std::vector<std::string>> apart;
+  std::size_t reached = 0;
+  for (std::size_t importer = 0; importer < topology.devices.size(); ++importer) {
+    for (std::size_t owner = 0; owner < topology.devices.size(); ++owner) {
+      const LinkInfo& link = topology.Link(importer, owner);
+      if (importer == owner) continue;
+      if (link.reachable) {
+        ++reached;
+      } else {
+        apart[link.note].push_back(PairName(topology, importer, owner));
+      }
+    }
+  }
+  for (const auto& [note, pairs] : apart) {
+    checks.push_back({"peer access", Verdict::kWarn,
+                      JoinWithCommas(pairs) + ": " + (note.empty() ? "not reachable" : Printable(note)) +
+                          "; blocks there are misses for each other's workers"});
+  }
+  if (reached > 0) checks.push_back({"peer access", Verdict::kOk, std::to_string(reached) + " pairs of GPUs, see kvctl topo"});
+}
+
+bool OnGpu(const RegionEntry& region) { return region.device() != kHostMemory; }
+
+}  // namespace
+
+std::string_view VerdictName(Verdict verdict) noexcept {
+  switch (verdict) {
+    case Verdict::kOk: return "ok";
+    case Verdict::kWarn: return "warn";
+    case Verdict::kFail: return "fail";
+  }
+  return "fail";
+}
+
+std::vector<Check> CheckClientList(const kvmwire::StatusReply& status) {
+  std::vector<Check> checks;
+  for (const auto& client : status.client_list()) CheckClient(client, checks);
+  return checks;
+}
+
+std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status) {
+  if (!status.has_host_cache() || status.host_cache().admission() != "reuse") return {};
+  std::uint64_t stored = 0;
+  for (const auto& domain : status.domains()) stored += domain.host_cache().stored();
+  if (stored > 0) return {{"host cache", Verdict::kOk, "admission reuse: " + HumanCount(stored) + " blocks came"}};
+  return {{"host cache", Verdict::kWarn,
+           "admission reuse takes only what engines offer before they overwrite it (OffloadBeforeReuse), and nothing has come. kvmd's "
+           "vLLM connector and Transformers cache never offer: --host-cache-admission publish or second-hit is for them"}};
+}
+
+std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status) {
+  constexpr std::size_t kNamed = 4;
+  std::uint64_t bytes = 0;
+  std::size_t count = 0;
+  std::string named;
+  for (const kvmwire::OrphanStatus& orphan : status.orphan_list()) {
+    if (!orphan.host_memory() || orphan.owner_runs()) continue;
+    bytes += orphan.bytes();
+    if (++count > kNamed) continue;
+    named += (count > 1 ? ", " : "") + Printable(orphan.region()) + " (" + HumanBytes(orphan.bytes()) + ", of process " +
+             std::to_string(orphan.owner_pid()) + " of user " + std::to_string(orphan.owner_uid()) + ", ";
+    named += orphan.leased() ? "kept while leases hold it)" : HumanSeconds((orphan.left_ms() + 999) / 1000) + " left)";
+  }
+  if (count == 0) return {};
+  if (count > kNamed) named += " and " + std::to_string(count - kNamed) + " more";
+  return {{"memory of dead workers", Verdict::kWarn,
+           HumanBytes(bytes) + " of host memory are kept for the next owner and still count against the dead one's pod or unit: " + named +
+               ". kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept"}};
+}
+
+std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology) {
+  std::vector<Check> checks;
+  if (toolkit.empty()) {
+    checks.push_back({"cuda", Verdict::kOk, "this kvctl is built without CUDA: workers of this build use host memory only"});
+    return checks;
+  }
+  const std::string built = "built with CUDA " + toolkit + "; ";
+  if (!topology) {
+    const bool none = topology.error().code == Errc::kUnsupported;
+    checks.push_back({"cuda", none ? Verdict::kOk : Verdict::kWarn, built + Printable(topology.error().message)});
+    return checks;
+  }
+  checks.push_back({"cuda", Verdict::kOk,
+                    built + std::to_string(topology->devices.size()) + (topology->devices.size() == 1 ? " GPU" : " GPUs") + " visible"});
+  for (const DeviceInfo& device : topology->devices) {
+    if (device.unusable.empty()) continue;
+    checks.push_back({"cuda", Verdict::kWarn, "GPU " + std::to_string(device.ordinal) + " is not used: " + Printable(device.unusable)});
+  }
+  CheckPairs(*topology, checks);
+  return checks;
+}
+
+std::vector<Check> CheckGpuRegions(const std::vector<RegionEntry>& regions, const Result<Topology>& topology) {
+  std::set<DeviceUuid> unseen, used;
+  for (const RegionEntry& region : regions) {
+    if (OnGpu(region)) used.insert(region.device());
+  }
+  if (used.empty()) return {};
+  for (const DeviceUuid& device : used) {
+    const auto same = [&](const DeviceInfo& seen) { return seen.uuid == device; };
+    if (!topology || std::none_of(topology->devices.begin(), topology->devices.end(), same)) unseen.insert(device);
+  }
+  const auto count = std::count_if(regions.begin(), regions.end(), OnGpu);
+  std::string detail = std::to_string(count) + " on " + std::to_string(used.size()) + (used.size() == 1 ? " GPU" : " GPUs");
+  if (!unseen.empty()) {
+    std::vector<std::string> names;
+    for (const DeviceUuid& device : unseen) names.push_back(FormatUuid(device));
+    detail += "; this kvctl does not see " + JoinWithCommas(names) + ", its workers' processes may";
+  }
+  return {{"gpu regions", Verdict::kOk, std::move(detail)}};
+}
+
+}  // namespace kvm::ctl

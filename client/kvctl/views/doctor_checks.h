@@ -1,0 +1,41 @@
+// Checks of kvctl doctor that are made from what others have said: kvmd's status, the registry, the GPUs.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/kvctl/cli/registry_tables.h"
+#include "kvm/topology.h"
+#include "proto/wire/wire.pb.h"
+
+namespace kvm::ctl {
+
+enum class Verdict { kOk, kWarn, kFail };
+std::string_view VerdictName(Verdict verdict) noexcept;  // "ok", "warn", "fail"
+
+struct Check {
+  std::string name;
+  Verdict verdict = Verdict::kOk;
+  std::string detail;
+};
+
+// One finding for each thing wrong with a client: none is the healthy state.
+std::vector<Check> CheckClientList(const kvmwire::StatusReply& status);
+
+// What the host cache does not get. Nothing without a host cache.
+std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
+
+// Host memory of dead workers, which counts against the pods and units in which it was used: how much, whose, until when.
+// None is the healthy state.
+std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status);
+
+// Whether this kvctl can see GPUs, and whether they reach each other. That there is no CUDA or no GPU is no
+// finding. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
+std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology);
+
+// GPU regions in the registry, against the GPUs that this kvctl sees; for information. Nothing where there are
+// neither.
+std::vector<Check> CheckGpuRegions(const std::vector<RegionEntry>& regions, const Result<Topology>& topology);
+
+}  // namespace kvm::ctl

@@ -1,0 +1,46 @@
+// From what an operator types to block keys: keys in hex, or token ids with the model, shard and extra
+// keys that they belong to.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/kvctl/cli/registry_tables.h"
+
+namespace kvm::ctl {
+
+struct KeyQueryOptions {
+  std::string keys;             // HEX,HEX…
+  std::string tokens;           // 1,2,3…
+  std::string tokens_file;      // the same, or a JSON array, from a file; "-" for stdin
+  std::string model_spec_file;  // JSON object or name=value lines, names as in ModelSpec
+  std::string fingerprint;      // of a declared model, at least six digits
+  std::string model;            // of a declared model: row, model_id or fingerprint
+  std::string shard;            // tp_rank/tp_size[/pp_rank/pp_size[/kv_group]]
+  std::string lora;
+  std::string salt;
+};
+
+struct KeyQuery {
+  std::vector<BlockKey> keys;
+  // The rest only if tokens were given.
+  std::optional<ModelSpec> spec;
+  Shard shard;
+  std::vector<ExtraKey> extras;
+  std::vector<std::uint32_t> tokens;
+
+  // Keys of the same tokens under another model, shard or set of extra keys.
+  std::vector<BlockKey> KeysFor(const ModelSpec& other_spec, const Shard& other_shard, const std::vector<ExtraKey>& other_extras) const;
+};
+
+// kInvalidArgument: options that contradict each other, or text that can't be read; the option or the
+// file and line is named. kNotFound: no such file or declared model.
+[[nodiscard]] Result<KeyQuery> ResolveKeys(const KeyQueryOptions& options, const std::vector<ModelEntry>& declared);
+
+// Parts of it, for tests.
+[[nodiscard]] Result<std::vector<std::uint32_t>> ParseTokens(const std::string& text, const std::string& source);
+[[nodiscard]] Result<ModelSpec> ParseModelSpec(const std::string& text, const std::string& source);
+[[nodiscard]] Result<Shard> ParseShard(const std::string& text);
+
+}  // namespace kvm::ctl

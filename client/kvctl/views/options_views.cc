@@ -1,0 +1,81 @@
+// Command line of the views: status, clients, regions, models, leases, doctor, topo, ls, find, explain; and of reclaim.
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <memory>
+
+#include "client/kvctl/cli/exit_codes.h"
+#include "client/kvctl/cli/text.h"
+#include "client/kvctl/views/views.h"
+
+namespace kvm::ctl {
+namespace {
+
+void AddSimple(CLI::App& app, const std::string& name, const std::string& help, const CommonOptions& common, Action& action,
+               int (*run)(const CommonOptions&)) {
+  app.add_subcommand(name, help)->callback([&common, &action, run] { action = [&common, run] { return run(common); }; });
+}
+
+void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
+  command.add_option("--keys", query.keys, "Block keys of one chain, in order: HEX,HEX,… (32 digits each)");
+  command.add_option("--tokens", query.tokens, "Token ids of a prompt: 1,2,3,…");
+  command.add_option("--tokens-file", query.tokens_file, "File with token ids, separated by commas or space, or a JSON array; - for stdin");
+  command.add_option("--model-spec", query.model_spec_file, "File with the model's spec: a JSON object, or name=value lines");
+  command.add_option("--model", query.model, "A declared model: model_id, row or fingerprint");
+  command.add_option("--fingerprint", query.fingerprint, "A declared model by its fingerprint, at least 6 digits");
+  command.add_option("--shard", query.shard, "tp_rank/tp_size[/pp_rank/pp_size[/kv_group]]; default: rank 0 of the model's sizes");
+  command.add_option("--lora", query.lora, "LoRA adapter of the request (an extra key)");
+  command.add_option("--salt", query.salt, "Cache salt of the request (an extra key)");
+}
+
+}  // namespace
+
+void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action) {
+  AddSimple(app, "status", "What kvmd says about itself; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
+  AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
+  AddSimple(app, "regions", "Memory that blocks are published from", common, action, RunRegions);
+  AddSimple(app, "models", "Declared models", common, action, RunModels);
+  AddSimple(app, "leases", "Blocks that clients have kvmd hold: whose, how many, and for how long", common, action, RunLeases);
+  AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
+
+  auto topo = std::make_shared<TopoOptions>();
+  CLI::App* topo_command = app.add_subcommand("topo", "This machine's GPUs and the paths between them; needs no kvmd");
+  topo_command->add_flag("--measure", topo->measure,
+                         "Copy between all pairs and show GB/s: about 0.1 s a pair, some hundred MiB on each GPU");
+  topo_command->footer("Without GPUs it says why there are none, and exits 0.");
+  topo_command->callback([&common, &action, topo] { action = [&common, topo] { return RunTopo(common, *topo); }; });
+
+  auto reclaim = std::make_shared<ReclaimCommandOptions>();
+  CLI::App* reclaim_command =
+      app.add_subcommand("reclaim", "Gives up memory that dead workers have left, and waits for importers to unmap it");
+  reclaim_command->add_option("--region", reclaim->region, "Only the region of this name");
+  reclaim_command->add_option("--device", reclaim->device, "Only memory of this GPU (its UUID, as `kvctl regions` shows it), or host");
+  reclaim_command->add_option("--older-than-s", reclaim->older_than_s, "Only of workers dead for so many seconds")->capture_default_str();
+  reclaim_command->add_flag("--all", reclaim->all, "All of them");
+  reclaim_command->add_flag("--force", reclaim->force, "Also what leases hold (kvctl leases): they lose it");
+  reclaim_command->footer("Users reclaim what their own workers left; root and kvmd's user what anybody's did.");
+  reclaim_command->callback([&common, &action, reclaim] { action = [&common, reclaim] { return RunReclaim(common, *reclaim); }; });
+
+  auto options = std::make_shared<LsOptions>();
+  CLI::App* command = app.add_subcommand("ls", "Published blocks, by region and block, or along a prefix");
+  command->add_option("--model", options->model, "Only of this model: model_id, row or fingerprint");
+  command->add_option("--region", options->region, "Only of this region: name or row");
+  command->add_option("--prefix", options->prefix, "Only this block and what continues it: KEYHEX");
+  command->add_option("--limit", options->limit, "Rows to show, 0 for all")->capture_default_str();
+  command->callback([&common, &action, options] { action = [&common, options] { return RunLs(common, *options); }; });
+}
+
+void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action) {
+  auto find = std::make_shared<FindCommandOptions>();
+  CLI::App* find_command = app.add_subcommand("find", "Where the blocks of a prompt are: region, process, block, generation");
+  AddKeyOptions(*find_command, find->query);
+  find_command->add_option("--limit", find->limit, "Keys to show, 0 for all")->capture_default_str();
+  find_command->callback([&common, &action, find] { action = [&common, find] { return RunFind(common, *find); }; });
+
+  auto query = std::make_shared<KeyQueryOptions>();
+  CLI::App* explain_command = app.add_subcommand("explain", "Why a prompt is a miss: model field, depth, region or shard");
+  AddKeyOptions(*explain_command, *query);
+  explain_command->callback([&common, &action, query] { action = [&common, query] { return RunExplain(common, *query); }; });
+}
+
+}  // namespace kvm::ctl

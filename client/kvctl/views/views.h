@@ -1,0 +1,49 @@
+// The commands that show what a kvmd holds. Each prints to stdout and returns kvctl's exit code.
+// They read the registry while kvmd writes it: what they show is consistent row by row, not as a whole.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "client/kvctl/cli/common_options.h"
+#include "client/kvctl/views/key_query.h"
+
+namespace kvm::ctl {
+
+int RunStatus(const CommonOptions& common);
+int RunClients(const CommonOptions& common);
+int RunRegions(const CommonOptions& common);
+int RunModels(const CommonOptions& common);
+int RunLeases(const CommonOptions& common);
+int RunDoctor(const CommonOptions& common);
+
+struct TopoOptions {
+  bool measure = false;
+};
+int RunTopo(const CommonOptions& common, const TopoOptions& options);
+
+struct LsOptions {
+  std::string model;         // row, model_id or fingerprint; empty for all
+  std::string region;        // row or name; empty for all
+  std::string prefix;        // key in hex: only it and what descends from it; empty for all
+  std::uint64_t limit = 50;  // 0 for all
+};
+int RunLs(const CommonOptions& common, const LsOptions& options);
+
+struct ReclaimCommandOptions {
+  std::string region;  // name; empty for any
+  std::string device;  // "host" or a GPU's UUID; empty for any
+  std::uint32_t older_than_s = 0;
+  bool all = false;    // none of the others is needed then
+  bool force = false;  // those that leases hold, too
+};
+int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options);
+
+struct FindCommandOptions {
+  KeyQueryOptions query;
+  std::uint64_t limit = 50;  // rows of the table; 0 for all
+};
+int RunFind(const CommonOptions& common, const FindCommandOptions& options);
+int RunExplain(const CommonOptions& common, const KeyQueryOptions& query);
+
+}  // namespace kvm::ctl

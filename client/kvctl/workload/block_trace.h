@@ -1,0 +1,41 @@
+// A request trace as an eviction policy sees it: blocks numbered from 0, in the order of their first use.
+//
+// Two blocks are one if their ids and the ids of all blocks before them in their requests are the same, as in
+// keys (kvm/block_key.h): a trace's ids may name content alone. So a block stands at one depth, behind one
+// parent, at most once in a request, and its number is above its parent's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "client/kvctl/workload/request.h"
+#include "daemon/policy/eviction_policy.h"
+
+namespace kvm::ctl {
+
+class BlockTrace {
+ public:
+  explicit BlockTrace(const std::vector<Request>& requests);
+
+  std::size_t requests() const noexcept { return ends_.size(); }
+  std::size_t blocks() const noexcept { return blocks_.size(); }
+  std::uint32_t distinct() const noexcept { return static_cast<std::uint32_t>(keys_.size()); }
+
+  std::span<const std::uint32_t> operator[](std::size_t request) const {
+    const std::size_t begin = request == 0 ? 0 : ends_[request - 1];
+    return {blocks_.data() + begin, ends_[request] - begin};
+  }
+  policy::Key key(std::uint32_t block) const { return keys_[block]; }
+
+  // Hits of a cache that never evicts.
+  std::uint64_t ReusedBlocks() const;
+
+ private:
+  std::vector<std::uint32_t> blocks_;  // of all requests, one after the other
+  std::vector<std::size_t> ends_;      // [requests]
+  std::vector<policy::Key> keys_;      // [distinct]
+};
+
+}  // namespace kvm::ctl

@@ -1,0 +1,48 @@
+#include "client/offload/host_cache_uses.h"
+
+#include "client/find/match_impl.h"
+#include "proto/wire/protocol_limits.h"
+
+namespace kvm {
+
+std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
+  if (match.impl() == nullptr) return 0;
+  const Match::Impl& sources = *match.impl();
+  std::vector<kvmwire::HostCacheRun> runs;
+  std::size_t kept = 0;
+  bool in_run = false;
+  for (std::size_t i = 0; i < valid; ++i) {
+    const std::size_t at = match.first() + i;
+    if (!sources.mappings[sources.mapping_of[at]]->kept) {
+      in_run = false;
+      continue;
+    }
+    ++kept;
+    if (!in_run) runs.emplace_back();
+    in_run = true;
+    // kvmd follows the prefix up from the last one.
+    const BlockSource& source = sources.sources[at];
+    kvmwire::HostCacheRun& run = runs.back();
+    run.set_region(source.region);
+    run.set_region_epoch(source.region_epoch);
+    run.set_slot(source.block);
+    run.set_blocks(run.blocks() + 1);
+  }
+  if (runs.empty()) return kept;
+  std::lock_guard lock(mutex_);
+  for (kvmwire::HostCacheRun& run : runs) {
+    if (runs_.size() < kMaxHostCacheRuns) runs_.push_back(std::move(run));
+  }
+  return kept;
+}
+
+kvmwire::ClientMessage HostCacheUses::Take() {
+  kvmwire::ClientMessage message;
+  kvmwire::HostCacheUse& use = *message.mutable_host_cache_use();
+  std::lock_guard lock(mutex_);
+  for (kvmwire::HostCacheRun& run : runs_) *use.add_runs() = std::move(run);
+  runs_.clear();
+  return message;
+}
+
+}  // namespace kvm

@@ -1,0 +1,73 @@
+// Maps the regions that kvmd announces, ahead of their use, and unmaps what it withdraws.
+//
+// Opening a GPU's memory takes milliseconds and registering host memory with a GPU can take seconds, so
+// this has a thread of its own, and the link's thread goes on serving publishes meanwhile.
+//
+// Announcements bring descriptors, up to kMaxFrameFds each, which wait here until their region is mapped: no more are to be
+// read while many wait. A region whose descriptors this process could not take, or that needs more than it has left, stays
+// unmapped with that reason and is asked for again after a pause that doubles.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#include "client/connection/link.h"
+#include "client/connection/task_thread.h"
+#include "client/peers/device_set.h"
+#include "client/peers/peers.h"
+
+namespace kvm {
+
+// Thread-safe. Announcements and withdrawals take effect in the order of the calls.
+class PeerMapper {
+ public:
+  // `takes_more_again`: called, on any thread, when TakesMore may have become true.
+  PeerMapper(DeviceSet& devices, PeerTable& peers, std::size_t max_regions, std::function<void()> takes_more_again);
+  ~PeerMapper() { Stop(); }
+
+  // `connection`: PeerTable's number of the connection that it came over. `fds`: an error if they were lost.
+  void Announce(std::uint64_t connection, kvmwire::RegionAnnounce announce, Result<Fds> fds);
+  // False: so many descriptors wait to be mapped that no more should be read.
+  bool TakesMore() const noexcept { return waiting_fds_.load(std::memory_order_acquire) < max_waiting_fds_; }
+  void Withdraw(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
+
+  // Waits until everything announced before is mapped. kDeadlineExceeded, kCancelled.
+  [[nodiscard]] Status Drain(Deadline deadline) { return thread_.Drain(deadline); }
+  void Stop() { thread_.Stop(); }
+
+  // Whether something could not be mapped only because its predecessor still was, since the last call, or it is time
+  // to try what there were no descriptors for: kvmd should be asked to announce it again.
+  bool TakeRetry();
+  std::vector<UnmappedRegion> Unmapped() const;
+
+ private:
+  using RowKey = std::pair<std::uint32_t, std::uint32_t>;  // row, region epoch
+
+  // The mapping; an error if none can be made at all. `problems`: devices that can't reach it.
+  // Takes the descriptors.
+  Result<std::shared_ptr<PeerMapping>> Map(const kvmwire::RegionAnnounce& announce, Fds& fds, std::vector<UnmappedRegion>& problems);
+  Result<std::shared_ptr<PeerPayload>> MapPayload(const kvmwire::RegionDescriptor& wire, Fds& fds, std::size_t devices,
+                                                  std::vector<UnmappedRegion>& problems);
+  void Note(const RowKey& key, std::vector<UnmappedRegion> problems);
+
+  DeviceSet& devices_;
+  PeerTable& peers_;
+  const std::size_t max_regions_;
+  const std::size_t max_waiting_fds_;
+  const std::function<void()> takes_more_again_;
+  std::atomic<std::size_t> waiting_fds_{0};
+  std::atomic<bool> retry_{false};
+  mutable std::mutex mutex_;
+  std::map<RowKey, std::vector<UnmappedRegion>> unmapped_;
+  std::chrono::milliseconds lack_pause_{0};      // before the last try for want of descriptors; 0: there is no want
+  SteadyTime lack_over_at_ = SteadyTime::max();  // when to try again
+  std::minstd_rand random_{std::random_device{}()};
+  TaskThread thread_;  // last: it uses everything above
+};
+
+}  // namespace kvm

@@ -1,0 +1,386 @@
+#include "cuda/import/cuda_import.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "cuda/import/job_reaper.h"
+#include "cuda/kernels/copy_kernels.h"
+#include "cuda/memory/device_memory.h"
+#include "cuda/memory/registered_memory.h"
+#include "cuda/plan/transfer_plan.h"
+
+namespace kvm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class CudaImportJob final : public ImportJob {
+ public:
+  CudaImportJob(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots, ImportRequest request)
+      : device_(std::move(device)), slots_(std::move(slots)), request_(std::move(request)), statuses_(request_.blocks.size()) {}
+
+  // What was started writes to the destination: nobody may reuse that before it has ended.
+  ~CudaImportJob() override {
+    Wait(SteadyTime::max());
+    if (slot_) slots_->Return(std::move(slot_), usable_);
+  }
+
+  void Start() {
+    if (request_.blocks.empty()) return Finish();
+    if (request_.deadline != SteadyTime::max() && Clock::now() >= request_.deadline) return FailFrom(0, BlockStatus::kDeadline);
+    if (const Status submitted = Submit(); submitted) return;
+    if (started_) {
+      Abandon();
+    } else {
+      FailAll();
+    }
+  }
+
+  bool Done() noexcept override {
+    if (finished_) return true;
+    if (abandoned_) return QueuedHasEnded();
+    if (on_gpu_ ? AllReported() : std::atomic_ref<std::uint32_t>(*slot_->done()).load(std::memory_order_acquire) == job_) {
+      Collect();
+      return true;
+    }
+    // The report never comes if the GPU fails.
+    if (++polls_ % kPollsPerQuery == 0 && GpuFailed()) FailAll();
+    return finished_;
+  }
+
+  bool Wait(SteadyTime deadline) noexcept override {
+    for (unsigned spins = 0; !Done(); ++spins) {
+      const bool sleeps = spins >= kSpinsBeforeSleep;
+      if (deadline != SteadyTime::max() && (spins % 16 == 15 || sleeps) && Clock::now() >= deadline) return false;
+      if (sleeps) {
+        std::this_thread::sleep_for(kSleep);
+        polls_ |= kPollsPerQuery - 1;  // the next look asks after the GPU as well
+      } else if (spins >= kSpinsBeforeYield) {
+        ::sched_yield();
+      }
+    }
+    return true;
+  }
+
+  std::span<const BlockStatus> statuses() const noexcept override { return statuses_; }
+  void* event() const noexcept override { return request_.wants_event && slot_ ? slot_->event() : nullptr; }
+
+ private:
+  static constexpr unsigned kPollsPerQuery = 4096, kSpinsBeforeYield = 20'000, kSpinsBeforeSleep = 40'000;
+  static constexpr std::chrono::microseconds kSleep{50};
+
+  // From so many blocks on the GPU starts with the first part of them.
+  static constexpr std::size_t kOneWaveBlocks = 2048, kFirstWaveBlocks = 1024, kMostWaves = 2;
+
+  Status CheckRequest();
+  std::vector<TransferRun> TakeRuns(std::size_t end);
+  Status Submit();
+  Status SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave);
+  Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
+  void ValidateOnCpu();
+
+  // Something was queued and something failed: everything has, once the former has ended. A stream of the caller's may
+  // take its time for that.
+  void Abandon() noexcept {
+    const DeviceGuard guard(*device_);
+    // A launch that did not happen leaves no arrivals behind; one that did has reset them.
+    static_cast<void>(cudaGetLastError());
+    abandoned_ = cudaEventRecord(slot_->event(), stream_) == cudaSuccess;
+    if (abandoned_) return;
+    static_cast<void>(cudaGetLastError());
+    usable_ = false;
+    FailAll();
+  }
+
+  bool QueuedHasEnded() noexcept {
+    const DeviceGuard guard(*device_);
+    const cudaError_t error = cudaEventQuery(slot_->event());
+    if (error == cudaErrorNotReady) return false;
+    usable_ = error == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+    FailAll();
+    return true;
+  }
+
+  // By the slot's own stream: a failed GPU fails all of them, and the caller may have destroyed the one that it gave.
+  bool GpuFailed() noexcept {
+    const DeviceGuard guard(*device_);
+    const cudaError_t error = cudaStreamQuery(slot_->stream());
+    if (error == cudaSuccess || error == cudaErrorNotReady) return false;
+    static_cast<void>(cudaGetLastError());
+    usable_ = false;
+    return true;
+  }
+
+  // Statuses arrive in any order; those before reported_ are known to be there. Eight at a time.
+  bool AllReported() noexcept {
+    static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free);
+    constexpr std::uint64_t kOnes = 0x0101010101010101ULL, kHigh = 0x8080808080808080ULL;
+    std::uint8_t* statuses = slot_->statuses();
+    while (reported_ + 8 <= submitted_) {
+      const std::uint64_t eight = std::atomic_ref(*reinterpret_cast<std::uint64_t*>(statuses + reported_)).load(std::memory_order_acquire);
+      if (((eight - kOnes) & ~eight & kHigh) != 0) return false;  // one of them is 0
+      reported_ += 8;
+    }
+    while (reported_ < submitted_ && std::atomic_ref(statuses[reported_]).load(std::memory_order_acquire) != 0) ++reported_;
+    return reported_ == submitted_;
+  }
+
+  void Collect() noexcept {
+    // The kernels' fences order what the GPU sees; another process sees host memory once the stream is done.
+    if (to_host_ && !Synchronized()) return FailAll();
+    if (!on_gpu_) {
+      ValidateOnCpu();
+    } else {
+      const std::uint8_t* reported = slot_->statuses();
+      for (const BlockRange& range : order_) {
+        for (std::uint32_t i = 0; i < range.count; ++i) statuses_[range.first + i] = static_cast<BlockStatus>(*reported++);
+      }
+    }
+    for (std::size_t i = 0; i < submitted_; ++i) {
+      if (statuses_[i] != BlockStatus::kValid && statuses_[i] != BlockStatus::kStale) statuses_[i] = BlockStatus::kError;
+    }
+    Finish();
+  }
+
+  bool Synchronized() noexcept {
+    const DeviceGuard guard(*device_);
+    usable_ = cudaStreamSynchronize(stream_) == cudaSuccess;
+    static_cast<void>(cudaGetLastError());
+    return usable_;
+  }
+
+  void FailAll() noexcept {
+    std::fill(statuses_.begin(), statuses_.end(), BlockStatus::kError);
+    Finish();
+  }
+  void FailFrom(std::size_t first, BlockStatus status) noexcept {
+    submitted_ = std::min(submitted_, first);
+    statuses_[first] = status;
+    Finish();
+  }
+
+  // Everything behind the first failure failed (I8).
+  void Finish() noexcept {
+    auto bad = std::find_if(statuses_.begin(), statuses_.end(), [](BlockStatus status) { return status != BlockStatus::kValid; });
+    if (bad != statuses_.end()) std::fill(bad + 1, statuses_.end(), BlockStatus::kBehindFailed);
+    finished_ = true;
+    request_.runs.clear();
+    request_.keep.reset();
+    if (slot_ && !request_.wants_event) slots_->Return(std::move(slot_), usable_);
+  }
+
+  const std::shared_ptr<const CudaDevice> device_;
+  const std::shared_ptr<ImportContexts> slots_;
+  ImportRequest request_;
+  std::vector<BlockStatus> statuses_;
+  std::unique_ptr<ImportContext> slot_;
+  cudaStream_t stream_ = nullptr;
+  std::vector<BlockRange> order_;  // the blocks of the statuses that the GPU reports
+  std::size_t submitted_ = 0;      // leading blocks that the GPU was given
+  std::uint32_t job_ = 0;
+  unsigned polls_ = 0;
+  bool usable_ = true;           // of the slot, afterwards
+  std::size_t reported_ = 0;     // leading statuses that are there
+  std::size_t table_bound_ = 0;  // most bytes that the tables of all waves can have
+  std::size_t table_used_ = 0;
+  std::span<std::byte* const> destination_bases_;
+  bool to_host_ = false;
+  bool on_gpu_ = true;        // who validates
+  bool stale_found_ = false;  // by the first check
+  bool started_ = false;      // something is queued
+  bool abandoned_ = false;    // it is only waited for
+  bool finished_ = false;
+};
+
+// Whether the request holds together, and whether the GPU can read all generations that it needs.
+Status CudaImportJob::CheckRequest() {
+  const auto* destination = dynamic_cast<const CudaLocalMemory*>(request_.destination);
+  if (destination == nullptr || destination->device().ordinal() != device_->ordinal()) {
+    return MakeError(Errc::kInvalidArgument, "import: the destination is not memory of this GPU");
+  }
+  destination_bases_ = destination->bases();
+  to_host_ = destination->kind() == layout::HandleKind::kHostMemfd;
+  on_gpu_ = true;
+  std::size_t covered = 0;
+  std::vector<const ImportRun*> groups;  // one of each source and plan
+  table_bound_ = request_.blocks.size() * sizeof(PairEntry);
+  for (const ImportRun& run : request_.runs) {
+    if (dynamic_cast<const CudaPeerMemory*>(run.source) == nullptr || run.plan == nullptr || run.generations == nullptr ||
+        run.first != covered || run.count > request_.blocks.size() - covered) {
+      return MakeError(Errc::kInvalidArgument, "import: a run that is not of this backend, or out of order");
+    }
+    covered += run.count;
+    const bool known = std::any_of(groups.begin(), groups.end(),
+                                   [&](const ImportRun* other) { return other->source == run.source && other->plan == run.plan; });
+    if (!known) {
+      groups.push_back(&run);
+      table_bound_ += kMostWaves * (sizeof(GroupEntry) + run.plan->size() * sizeof(PieceEntry));
+    }
+    on_gpu_ = on_gpu_ && run.generations->attachment != nullptr;
+  }
+  if (covered != request_.blocks.size()) return MakeError(Errc::kInvalidArgument, "import: runs that don't cover the blocks");
+  if (!request_.stream) return {};
+  const DeviceGuard guard(*device_);
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(reinterpret_cast<cudaStream_t>(request_.stream->value), &capture);
+  if (error != cudaSuccess) return CudaError(error, "import: the caller's stream");
+  if (capture != cudaStreamCaptureStatusNone) return MakeError(Errc::kInvalidArgument, "import: the caller's stream is being captured");
+  return {};
+}
+
+// The first check of the generations of blocks [submitted_, end): moves submitted_ on to the first that is
+// stale already, or to end.
+std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
+  std::vector<TransferRun> runs;
+  constexpr std::size_t kAhead = 16;
+  for (const ImportRun& run : request_.runs) {
+    const std::size_t run_end = std::min(run.first + run.count, end);
+    if (run_end <= submitted_) continue;
+    const GenerationReader& generations = run.generations->reader;
+    const std::size_t first = submitted_;
+    for (; submitted_ < run_end; ++submitted_) {
+      if (submitted_ + kAhead < run_end) generations.Prefetch(request_.blocks[submitted_ + kAhead].source_block);
+      const ImportBlock& block = request_.blocks[submitted_];
+      if (!IsReadable(block.generation) || generations.Current(block.source_block) != block.generation) break;
+    }
+    const auto& source = static_cast<const CudaPeerMemory&>(*run.source);
+    const auto* registered = static_cast<const RegisteredMemory*>(run.generations->attachment.get());
+    TransferRun transfer;
+    transfer.plan = run.plan;
+    transfer.source_bases = source.bases();
+    transfer.generations = registered == nullptr ? 0 : registered->device_address() + sizeof(GenerationHeader);
+    transfer.generation_count = registered == nullptr ? 0 : generations.block_count();
+    // To host memory everything crosses PCIe.
+    transfer.path = to_host_ ? MemoryPath::kHost : source.path();
+    transfer.source = run.source;
+    transfer.first = first;
+    transfer.count = submitted_ - first;
+    if (transfer.count > 0) runs.push_back(transfer);
+    if (submitted_ < run_end) {
+      stale_found_ = true;
+      statuses_[submitted_] = BlockStatus::kStale;
+      break;
+    }
+  }
+  return runs;
+}
+
+// A long list goes in two waves: while the GPU copies the first, the CPU checks and plans the second.
+Status CudaImportJob::Submit() {
+  if (Status sound = CheckRequest(); !sound) return sound;
+  const std::size_t count = request_.blocks.size();
+  bool more = true;
+  while (more) {
+    const std::size_t first = submitted_;
+    const std::size_t end = first == 0 && count > kOneWaveBlocks && on_gpu_ ? kFirstWaveBlocks : count;
+    const std::vector<TransferRun> runs = TakeRuns(end);
+    more = !stale_found_ && submitted_ < count;
+    if (submitted_ == first) break;
+    if (Status enqueued = SubmitWave(runs, first, first == 0 && !more); !enqueued) return enqueued;
+  }
+  if (submitted_ == 0) Finish();
+  return {};
+}
+
+Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave) {
+  if (!slot_) {
+    Result<std::unique_ptr<ImportContext>> slot = slots_->Take();
+    if (!slot) return slot.error();
+    slot_ = std::move(*slot);
+    job_ = slot_->NextJob();
+    stream_ = request_.stream ? reinterpret_cast<cudaStream_t>(request_.stream->value) : slot_->stream();
+    if (request_.background && !request_.stream) {
+      const Result<cudaStream_t> background = slots_->BackgroundStream();
+      if (!background) return background.error();
+      stream_ = *background;
+    }
+  }
+  CopyLimits limits = device_->limits();
+  limits.max_sms = request_.max_sms;
+  TransferPlan& plan = slot_->plan();
+  if (Status planned = PlanTransfer(runs, request_.blocks, destination_bases_, limits, plan); !planned) return planned;
+  const bool fused = only_wave && plan.item_count > 0 && plan.pair_count <= kFusedPairs;
+  // Room for all waves at once: what the GPU is using must not move.
+  const bool in_launch = fused && plan.table.size() <= kMaxInlineTable;
+  if (Status room = slot_->Reserve(request_.blocks.size(), in_launch ? 0 : table_bound_); !room) return room;
+  std::memset(slot_->statuses() + first, 0, plan.pair_count);
+  order_.insert(order_.end(), plan.order.begin(), plan.order.end());
+  return Enqueue(plan, first, fused);
+}
+
+Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool fused) {
+  const DeviceGuard guard(*device_);
+  started_ = true;
+  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
+  const void* device_table = nullptr;
+  if (plan.table.size() > kMaxInlineTable) {
+    std::byte* const staged = slot_->staged_table() + table_used_;
+    std::memcpy(staged, plan.table.data(), plan.table.size());
+    const cudaError_t error = cudaMemcpyAsync(own_table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream_);
+    if (error != cudaSuccess) return CudaError(error, "import: uploading the table");
+    device_table = own_table;
+  }
+  table_used_ += plan.table.size();
+  for (const EngineCopy& copy : plan.engine_copies) {
+    const cudaError_t error = cudaMemcpyAsync(reinterpret_cast<void*>(copy.destination), reinterpret_cast<const void*>(copy.source),
+                                              copy.bytes, cudaMemcpyDefault, stream_);
+    if (error != cudaSuccess) return CudaError(error, "import: cudaMemcpyAsync");
+  }
+  CopyArgs args;
+  args.group_count = plan.group_count;
+  args.piece_count = plan.piece_count;
+  args.pair_count = plan.pair_count;
+  args.item_count = plan.item_count;
+  args.unit_bytes = plan.kernel.unit_bytes;
+  args.done_value = job_;
+  args.statuses = slot_->statuses() + first;
+  args.done = slot_->done();
+  args.arrivals = slot_->arrivals();
+  if (!on_gpu_) {
+    args.report = ReportBy::kDoneWord;
+  } else if (fused) {
+    args.report = ReportBy::kLastBlock;
+  } else if (plan.item_count > 0 && device_table == nullptr) {
+    args.kept_table = own_table;  // for the validation
+  }
+  cudaError_t error = cudaSuccess;
+  if (plan.item_count > 0 || !on_gpu_) error = LaunchCopy(plan.kernel, args, plan.table, device_table, stream_);
+  if (error == cudaSuccess && on_gpu_ && !fused) {
+    CopyLimits limits = device_->limits();
+    limits.max_sms = request_.max_sms;
+    if (args.kept_table != nullptr) device_table = args.kept_table;
+    error = LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream_);
+  }
+  if (error == cudaSuccess && request_.wants_event) error = cudaEventRecord(slot_->event(), stream_);
+  return CudaStatus(error, "import: launching the copy");
+}
+
+// Where the GPU can't read the generations: correct as well, since the copy has completed.
+void CudaImportJob::ValidateOnCpu() {
+  for (const ImportRun& run : request_.runs) {
+    for (std::size_t i = run.first; i < std::min(run.first + run.count, submitted_); ++i) {
+      const ImportBlock& block = request_.blocks[i];
+      statuses_[i] = run.generations->reader.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<ImportJob> StartCudaImport(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots,
+                                           ImportRequest request) {
+  const bool callers_stream = request.stream.has_value();
+  const std::chrono::milliseconds patience = request.patience;
+  auto job = std::make_unique<CudaImportJob>(std::move(device), std::move(slots), std::move(request));
+  job->Start();
+  if (!callers_stream) return job;
+  return EndedByReaper(std::move(job), patience);
+}
+
+}  // namespace kvm

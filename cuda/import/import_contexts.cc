@@ -1,0 +1,127 @@
+#include "cuda/import/import_contexts.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+namespace kvm {
+namespace {
+
+constexpr std::size_t kSlotsAhead = 4, kMinBlocks = std::size_t{64} << 10, kMinTableBytes = std::size_t{512} << 10;
+
+}  // namespace
+
+ImportContext::~ImportContext() {
+  const DeviceGuard guard(*device_);
+  if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
+  if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
+  if (pinned_ != nullptr) static_cast<void>(cudaFreeHost(pinned_));
+  if (staged_ != nullptr) static_cast<void>(cudaFreeHost(staged_));
+  if (table_ != nullptr) static_cast<void>(cudaFree(table_));
+  if (arrivals_ != nullptr) static_cast<void>(cudaFree(arrivals_));
+  for (void* memory : retired_host_) static_cast<void>(cudaFreeHost(memory));
+  for (void* memory : retired_device_) static_cast<void>(cudaFree(memory));
+  static_cast<void>(cudaGetLastError());
+}
+
+Status ImportContext::Make() {
+  int lowest = 0, highest = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest);
+  if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+  if (error == cudaSuccess) error = cudaMalloc(reinterpret_cast<void**>(&arrivals_), 256);
+  if (error == cudaSuccess) error = cudaMemsetAsync(arrivals_, 0, 256, stream_);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);
+  return CudaStatus(error, "making an import slot");
+}
+
+Status ImportContext::Reserve(std::size_t blocks, std::size_t table_bytes) {
+  if (arrivals_ != nullptr && blocks <= blocks_ && table_bytes <= table_bytes_) return {};
+  const DeviceGuard guard(*device_);
+  if (arrivals_ == nullptr) {
+    if (Status made = Make(); !made) return made;
+  }
+  if (blocks > blocks_) {
+    if (pinned_ != nullptr) retired_host_.push_back(std::exchange(pinned_, nullptr));
+    blocks_ = 0;
+    const std::size_t room = std::bit_ceil(std::max(blocks, kMinBlocks));
+    const unsigned flags = cudaHostAllocPortable | cudaHostAllocMapped;
+    if (const cudaError_t error = cudaHostAlloc(reinterpret_cast<void**>(&pinned_), kLine + room, flags); error != cudaSuccess) {
+      pinned_ = nullptr;
+      return CudaError(error, "host memory of an import slot");
+    }
+    blocks_ = room;
+    *done() = 0;
+  }
+  if (table_bytes > table_bytes_) {
+    if (table_ != nullptr) retired_device_.push_back(std::exchange(table_, nullptr));
+    if (staged_ != nullptr) retired_host_.push_back(std::exchange(staged_, nullptr));
+    table_bytes_ = 0;
+    const std::size_t room = std::bit_ceil(std::max(table_bytes, kMinTableBytes));
+    cudaError_t error = cudaMalloc(&table_, room);
+    if (error == cudaSuccess) error = cudaHostAlloc(reinterpret_cast<void**>(&staged_), room, cudaHostAllocPortable);
+    if (error != cudaSuccess) return CudaError(error, "table of an import slot");
+    table_bytes_ = room;
+  }
+  return {};
+}
+
+ImportContexts::ImportContexts(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {
+  for (std::size_t i = 0; i < kSlotsAhead; ++i) {
+    auto slot = std::make_unique<ImportContext>(device_);
+    if (!slot->Reserve(kMinBlocks, kMinTableBytes)) break;
+    free_.push_back(std::move(slot));
+  }
+}
+
+ImportContexts::~ImportContexts() {
+  if (background_ == nullptr) return;
+  const DeviceGuard guard(*device_);
+  static_cast<void>(cudaStreamSynchronize(background_));
+  static_cast<void>(cudaStreamDestroy(background_));
+  static_cast<void>(cudaGetLastError());
+}
+
+Result<cudaStream_t> ImportContexts::BackgroundStream() {
+  std::lock_guard lock(mutex_);
+  if (background_ != nullptr) return background_;
+  const DeviceGuard guard(*device_);
+  int least = 0, greatest = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&background_, cudaStreamNonBlocking, least);
+  if (error != cudaSuccess) return CudaError(error, "making a stream of low priority");
+  return background_;
+}
+
+Result<std::unique_ptr<ImportContext>> ImportContexts::Take() {
+  std::unique_ptr<ImportContext> slot;
+  {
+    std::lock_guard lock(mutex_);
+    if (taken_ >= kMaxSlots) return MakeError(Errc::kResourceExhausted, "too many imports under way at once");
+    ++taken_;
+    if (!free_.empty()) {
+      slot = std::move(free_.back());
+      free_.pop_back();
+      return slot;
+    }
+  }
+  slot = std::make_unique<ImportContext>(device_);
+  if (Status made = slot->Reserve(kMinBlocks, 0); !made) {
+    Return(std::move(slot), false);
+    return made.error();
+  }
+  return slot;
+}
+
+void ImportContexts::Return(std::unique_ptr<ImportContext> slot, bool usable) {
+  std::unique_ptr<ImportContext> dropped;
+  std::lock_guard lock(mutex_);
+  --taken_;
+  if (usable) {
+    free_.push_back(std::move(slot));
+  } else {
+    dropped = std::move(slot);
+  }
+}
+
+}  // namespace kvm

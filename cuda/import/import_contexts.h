@@ -1,0 +1,90 @@
+// What one import under way needs on the GPU, pooled: host memory that the GPU reports to, device memory
+// for large tables, a stream, an event. Making these costs milliseconds, an import microseconds.
+//
+// Streams have the highest priority: a request waits for its import, and a copy that finds no free
+// multiprocessor among a model's kernels would wait for all of them.
+// The pool is thread-safe; a slot belongs to one import at a time. A slot whose GPU has failed is not
+// given back but destroyed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "cuda/device/cuda_device.h"
+#include "cuda/plan/transfer_plan.h"
+
+namespace kvm {
+
+class ImportContext {
+ public:
+  explicit ImportContext(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
+  ~ImportContext();
+  ImportContext(const ImportContext&) = delete;
+  ImportContext& operator=(const ImportContext&) = delete;
+
+  // Room for so many blocks, and for a table in device memory of that size (0: none is needed).
+  [[nodiscard]] Status Reserve(std::size_t blocks, std::size_t table_bytes);
+
+  // Host memory that the GPU sees at the same address.
+  std::uint32_t* done() const noexcept { return reinterpret_cast<std::uint32_t*>(pinned_); }
+  std::uint8_t* statuses() const noexcept { return reinterpret_cast<std::uint8_t*>(pinned_ + kLine); }
+  std::byte* staged_table() const noexcept { return staged_; }
+  // Device memory.
+  void* table() const noexcept { return table_; }
+  std::uint32_t* arrivals() const noexcept { return arrivals_; }
+
+  // Kept for its allocations.
+  TransferPlan& plan() noexcept { return plan_; }
+
+  cudaStream_t stream() const noexcept { return stream_; }
+  cudaEvent_t event() const noexcept { return event_; }
+  std::uint32_t NextJob() noexcept { return ++job_ == 0 ? ++job_ : job_; }  // never 0
+
+ private:
+  static constexpr std::size_t kLine = 128;
+  Status Make();
+
+  const std::shared_ptr<const CudaDevice> device_;
+  std::byte* pinned_ = nullptr;  // [done][statuses: blocks_]
+  std::size_t blocks_ = 0;
+  std::byte* staged_ = nullptr;
+  void* table_ = nullptr;
+  std::size_t table_bytes_ = 0;
+  // What became too small. Freeing waits for everything on the GPU, an import must not; sizes double, so
+  // this is never more than what is in use.
+  std::vector<void*> retired_host_, retired_device_;
+  std::uint32_t* arrivals_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t event_ = nullptr;
+  std::uint32_t job_ = 0;
+  TransferPlan plan_;
+};
+
+class ImportContexts {
+ public:
+  // Makes a few slots ahead, so that the first imports find them.
+  explicit ImportContexts(std::shared_ptr<const CudaDevice> device);
+  ~ImportContexts();
+  ImportContexts(const ImportContexts&) = delete;
+  ImportContexts& operator=(const ImportContexts&) = delete;
+
+  // kResourceExhausted: kMaxSlots imports are under way. kSystem, …: a new one could not be made.
+  [[nodiscard]] Result<std::unique_ptr<ImportContext>> Take();
+  void Return(std::unique_ptr<ImportContext> slot, bool usable);
+  // One of the lowest priority, for what nobody waits for; made with the first call.
+  [[nodiscard]] Result<cudaStream_t> BackgroundStream();
+
+  static constexpr std::size_t kMaxSlots = 256;
+
+ private:
+  const std::shared_ptr<const CudaDevice> device_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<ImportContext>> free_;
+  std::size_t taken_ = 0;
+  cudaStream_t background_ = nullptr;
+};
+
+}  // namespace kvm

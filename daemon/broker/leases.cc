@@ -1,0 +1,162 @@
+#include "daemon/broker/leases.h"
+
+#include <algorithm>
+#include <string>
+
+namespace kvm::daemon {
+namespace {
+
+Error Exhausted(const std::string& what, std::uint64_t limit, const char* option) {
+  return MakeError(Errc::kResourceExhausted, "lease: " + what + ": the limit is " + std::to_string(limit) + " (" + option + ")");
+}
+
+// Orphans of a domain that leases may keep from being given up: so many that others still have room.
+std::uint32_t MaxLeasedOrphans(const Config& config) {
+  if (config.max_leased_orphans != 0) return config.max_leased_orphans;
+  return std::max(1u, std::min(config.max_orphans / 2, config.max_regions / 4));
+}
+
+template <class Map, class Key>
+LeaseTable::Usage UsageIn(const Map& usages, const Key& key) {
+  const auto found = usages.find(key);
+  return found == usages.end() ? LeaseTable::Usage{} : found->second;
+}
+
+void Change(LeaseTable::Usage& usage, const LeasedBlock& block, bool held) {
+  const std::uint64_t cached = block.cached ? block.bytes : 0;
+  if (held) {
+    ++usage.blocks;
+    usage.bytes += block.bytes;
+    usage.cache_bytes += cached;
+  } else {
+    --usage.blocks;
+    usage.bytes -= block.bytes;
+    usage.cache_bytes -= cached;
+  }
+}
+
+}  // namespace
+
+Status LeaseTable::CheckTtl(std::uint32_t ttl_ms) const {
+  if (ttl_ms == 0) return MakeError(Errc::kInvalidArgument, "lease: a lease needs a time to live");
+  if (ttl_ms > std::uint64_t{config_.max_lease_ttl_s} * 1000) {
+    return MakeError(Errc::kInvalidArgument, "lease: " + std::to_string(ttl_ms) + " ms are asked for, " +
+                                                 std::to_string(config_.max_lease_ttl_s) + " s are the most (--max-lease-ttl-s)");
+  }
+  return {};
+}
+
+Result<Lease*> LeaseTable::Open(ClientId client, Domain& domain, SteadyTime deadline) {
+  if (UsageOf(client).leases >= config_.max_leases_per_client)
+    return Exhausted("too many leases of one client", config_.max_leases_per_client, "--max-leases-per-client");
+  auto lease = std::make_unique<Lease>();
+  lease->id = next_++;
+  lease->client = client;
+  lease->domain = &domain;
+  lease->deadline = deadline;
+  ++of_client_[client].leases;
+  ++of_domain_[&domain].leases;
+  by_deadline_.emplace(deadline, lease->id);
+  return leases_.emplace(lease->id, std::move(lease)).first->second.get();
+}
+
+Lease* LeaseTable::Find(ClientId client, LeaseId id) {
+  const auto found = leases_.find(id);
+  return found == leases_.end() || found->second->client != client ? nullptr : found->second.get();
+}
+
+Status LeaseTable::CheckLimits(const Lease& lease, const Region& region) const {
+  const Usage client = UsageOf(lease.client), domain = UsageOf(*lease.domain);
+  const std::uint64_t bytes = region.info.block_bytes;
+  struct Share {
+    const char* of;
+    const Usage& usage;
+    std::uint32_t percent;
+    const char* option;
+  };
+  const Share shares[] = {{"this client", client, config_.max_leased_percent_per_client, "--max-leased-percent-per-client"},
+                          {"this domain", domain, config_.max_leased_percent_per_domain, "--max-leased-percent-per-domain"},
+                          {"all", total_, config_.max_leased_percent, "--max-leased-percent"}};
+  for (const Share& share : shares) {
+    const std::uint64_t cache = config_.host_cache_bytes * share.percent / 100, entries = config_.max_entries * share.percent / 100;
+    if (region.filler != nullptr && share.usage.cache_bytes + bytes > cache)
+      return Exhausted("bytes of the host cache held by leases of " + std::string(share.of), cache, share.option);
+    if (&share.usage != &total_ && share.usage.blocks + 1 > entries)
+      return Exhausted("blocks held by leases of " + std::string(share.of), entries, share.option);
+  }
+  if (region.orphan && region.pinned.empty() && lease.domain->leased_orphans() >= MaxLeasedOrphans(config_))
+    return Exhausted("too many dead workers' regions held", MaxLeasedOrphans(config_), "--max-leased-orphans");
+  return {};
+}
+
+Status LeaseTable::Add(Lease& lease, const kvmwire::LeaseSource& source) {
+  const Result<Domain::RetainedBlock> kept = lease.domain->FindRetained(source);
+  if (!kept) return kept.error();
+  Region& region = *kept->region;
+  if (Status allowed = CheckLimits(lease, region); !allowed) return allowed;
+  if (!lease.domain->Pin(region, kept->block)) return MakeError(Errc::kStale, "lease: the block has just been given up");
+  if (lease.blocks.empty()) lease.model = region.info.model;
+  lease.blocks.push_back({region.row, region.info.region_epoch, kept->block, region.filler != nullptr, region.info.block_bytes});
+  Count(lease, lease.blocks.back(), true);
+  return {};
+}
+
+void LeaseTable::Count(const Lease& lease, const LeasedBlock& block, bool held) {
+  Change(of_client_[lease.client], block, held);
+  Change(of_domain_[lease.domain], block, held);
+  Change(total_, block, held);
+}
+
+void LeaseTable::Renew(Lease& lease, SteadyTime deadline) {
+  by_deadline_.erase({lease.deadline, lease.id});
+  lease.deadline = deadline;
+  by_deadline_.emplace(deadline, lease.id);
+}
+
+void LeaseTable::Cut(Lease& lease, std::size_t blocks) {
+  while (lease.blocks.size() > blocks) {
+    const LeasedBlock& last = lease.blocks.back();
+    if (Region* region = lease.domain->FindRegion(last.row, last.region_epoch)) lease.domain->Unpin(*region, last.block);
+    Count(lease, last, false);
+    lease.blocks.pop_back();
+  }
+  if (!lease.blocks.empty()) return;
+  if (--of_client_[lease.client].leases == 0) of_client_.erase(lease.client);
+  if (--of_domain_[lease.domain].leases == 0) of_domain_.erase(lease.domain);
+  by_deadline_.erase({lease.deadline, lease.id});
+  leases_.erase(lease.id);
+}
+
+std::vector<Lease*> LeaseTable::Expired(SteadyTime now) {
+  std::vector<Lease*> out;
+  for (auto next = by_deadline_.begin(); next != by_deadline_.end() && next->first <= now; ++next)
+    out.push_back(leases_.at(next->second).get());
+  return out;
+}
+
+std::vector<Lease*> LeaseTable::Of(ClientId client) {
+  std::vector<Lease*> out;
+  if (!of_client_.contains(client)) return out;
+  for (const auto& [id, lease] : leases_) {
+    if (lease->client == client) out.push_back(lease.get());
+  }
+  return out;
+}
+
+std::vector<std::pair<Lease*, std::size_t>> LeaseTable::On(const Domain& domain, const Region& region) {
+  std::vector<std::pair<Lease*, std::size_t>> out;
+  if (!of_domain_.contains(&domain)) return out;
+  for (const auto& [id, lease] : leases_) {
+    if (lease->domain != &domain) continue;
+    const auto first = std::find_if(lease->blocks.begin(), lease->blocks.end(), [&](const LeasedBlock& block) {
+      return block.row == region.row && block.region_epoch == region.info.region_epoch;
+    });
+    if (first != lease->blocks.end()) out.emplace_back(lease.get(), static_cast<std::size_t>(first - lease->blocks.begin()));
+  }
+  return out;
+}
+
+LeaseTable::Usage LeaseTable::UsageOf(ClientId client) const { return UsageIn(of_client_, client); }
+LeaseTable::Usage LeaseTable::UsageOf(const Domain& domain) const { return UsageIn(of_domain_, &domain); }
+
+}  // namespace kvm::daemon

@@ -1,0 +1,68 @@
+// What kvmd leaves with the service manager for the kvmd after it: registries, and of each region its descriptors, its
+// owner's pidfd and a manifest that says what they are. None of it is touched when kvmd dies, so whatever moment that
+// is, the last complete manifest of a region tells where its entries stand (docs/ARCHITECTURE.md, "A restart").
+//
+// systemd stores a file once, whatever it is called: a second name for a pidfd of several regions, or for segments of
+// one allocation, is dropped without a word. So files are stored under names of their own, counted, and named by manifests.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "daemon/registry/domain.h"
+#include "daemon/system/service_manager.h"
+#include "proto/base/inode.h"
+
+namespace kvm::daemon {
+
+struct PersistedRegion {
+  std::string id;
+  kvmwire::StoredRegion manifest;
+  std::vector<UniqueFd> fds;                // as the owner sent them
+  std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
+};
+
+// Names of all that is stored for a region, but its manifest.
+std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest);
+
+struct PersistedState {
+  std::vector<UniqueFd> registries;
+  std::vector<PersistedRegion> regions;
+};
+
+// Single-threaded. Does nothing where there is no store.
+class StateStore {
+ public:
+  explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
+
+  // Whether there is a store, so that each file that is kept is open twice.
+  bool stores() const noexcept { return manager_.has_store(); }
+
+  void PersistRegistry(const RegistrySegment& segment);
+  void ForgetRegistry(std::uint64_t epoch);
+  // A region that is new, or that has another owner, row or registry than it was kept with. `process`: its owner's, or
+  // null. `slab`: of the host cache's; else null.
+  void PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab = nullptr);
+  void ForgetRegion(Region& region);
+
+  // Makes sense of what came back. What is incomplete is removed from the store.
+  PersistedState Sort(std::vector<PassedFd> passed);
+
+ private:
+  struct File {
+    UniqueFd fd;
+    FileId id;
+    unsigned uses = 0;
+  };
+
+  bool Store(const std::string& name, int fd);
+  std::string PersistFile(int fd);  // its name
+  void DropFile(const std::string& name);
+  void DropFiles(const std::vector<std::string>& names);
+
+  const ServiceManager& manager_;
+  std::map<std::string, File> files_;  // by name
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,89 @@
+#include "daemon/host_cache/slab_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "daemon/host_cache/huge_pages.h"
+#include "proto/base/fault_point.h"
+#include "proto/base/memory_room.h"
+#include "proto/shm/sealed_memory.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+namespace kvm::daemon {
+namespace {
+
+constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
+constexpr const char* kWhat = "a slab of the host cache, beside the registries that may come";
+
+std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
+
+}  // namespace
+
+Result<SlabMemory> SlabMemory::Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised) {
+  SlabMemory memory;
+  memory.bytes_ = RoundUp(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
+  const std::uint64_t on_huge_pages = RoundUp(bytes, kHugePageBytes);
+  if (bytes >= kHugePageBytes && FreeReservedHugeBytes() >= on_huge_pages) {
+    // Somebody else may take the pages meanwhile; then allocating fails, and the next slab is on small ones.
+    if (Result<UniqueFd> fd = CreateGrantable("kvm:" + name, on_huge_pages, PagePool::kReservedHuge); fd) {
+      memory.fd_ = std::move(*fd);
+      memory.bytes_ = on_huge_pages;
+      memory.reserved_ = true;
+      return memory;
+    }
+  }
+  if (Status fits = CheckMemoryRoom(memory.bytes_ + promised, kWhat); !fits) return fits.error();
+  Result<UniqueFd> fd = CreateGrantable("kvm:" + name, memory.bytes_);
+  if (!fd) return fd.error();
+  memory.fd_ = std::move(*fd);
+  return memory;
+}
+
+SlabMemory SlabMemory::Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept {
+  SlabMemory memory;
+  memory.fd_ = std::move(fd);
+  memory.bytes_ = memory.allocated_ = bytes;
+  memory.transparent_ = transparent;
+  memory.reserved_ = reserved;
+  return memory;
+}
+
+Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
+  const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
+  if (bytes == 0) return false;
+  if (!reserved_) {
+    if (Status fits = CheckMemoryRoom(bytes_ - allocated_ + promised, kWhat); !fits) return fits.error();
+  }
+  if (::fallocate(fd_.get(), 0, static_cast<off_t>(allocated_), static_cast<off_t>(bytes)) != 0) {
+    Error error = SystemError("allocate " + std::to_string(bytes_) + " bytes");
+    if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;
+    return error;
+  }
+  if (!reserved_) MakeHuge(allocated_, bytes);
+  allocated_ += bytes;
+  KVM_FAULT_POINT(kvmd_slab_allocating);
+  return allocated_ < bytes_;
+}
+
+// A refusal only costs speed.
+void SlabMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {
+  const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
+  if (whole == 0) return;
+  // A page table of huge pages needs addresses aligned alike in memory and file.
+  const std::uint64_t reserved = whole + kHugePageBytes;
+  void* const base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return;
+  const std::uint64_t head = (kHugePageBytes - reinterpret_cast<std::uintptr_t>(base) % kHugePageBytes) % kHugePageBytes;
+  void* const at = ::mmap(static_cast<std::byte*>(base) + head, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_.get(),
+                          static_cast<off_t>(offset));
+  if (at != MAP_FAILED && ::madvise(at, whole, MADV_COLLAPSE) == 0) transparent_ += whole;
+  ::munmap(base, reserved);
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,220 @@
+// Entries of a domain: publishing, retracting, dropping what is stale, making room.
+#include <algorithm>
+#include <cstring>
+
+#include "proto/base/fault_point.h"
+
+#include "daemon/registry/domain.h"
+
+namespace kvm::daemon {
+namespace {
+
+// Records ahead of the one at work whose memory is fetched, far enough to hide a miss to DRAM.
+constexpr std::size_t kFetchFirst = 24;   // counters and slots by block, slots by key
+constexpr std::size_t kFetchSecond = 12;  // the slot of the block's old entry, known once the first has come
+constexpr std::uint64_t kSweepAhead = 16;
+constexpr unsigned kSlowestSweep = 4;  // 1/16 of the rate
+
+PublishRecord RecordAt(const std::string& records, std::size_t index) {
+  PublishRecord record;
+  std::memcpy(&record, records.data() + index * sizeof(record), sizeof(record));
+  return record;
+}
+
+}  // namespace
+
+bool Domain::IsStale(const IndexEntry& entry) const noexcept {
+  const Region& region = *regions_[entry.region];
+  return !region.serving() || region.generations.Current(entry.block) != entry.generation;
+}
+
+void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept {
+  const IndexEntry entry = index_.At(slot);
+  Region& region = *regions_[entry.region];
+  region.slots.Set(entry.block, SlotMap::kNone);
+  --region.entries;
+  --region.account->entries;
+  index_.Erase(slot);
+  KVM_FAULT_POINT(kvmd_entry_erased);
+  Add(counter);
+  if (region.filler != nullptr) region.filler->EntryErased(entry.block);
+}
+
+void Domain::WriteEntryCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
+
+kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& publish) {
+  kvmwire::PublishAck ack;
+  ack.set_sequence(publish.sequence());
+  const std::string& records = publish.records();
+  const std::size_t count = records.size() / sizeof(PublishRecord);
+  Region* region = FindRegion(publish.region(), publish.region_epoch());
+  if (region == nullptr || region->owner != client || !region->live()) {
+    ack.set_refused_invalid(static_cast<std::uint32_t>(count));
+    return ack;
+  }
+  const std::uint32_t blocks = region->info.block_count;
+  const auto fetch_first = [&](std::size_t i) {
+    const PublishRecord record = RecordAt(records, i);
+    index_.Prefetch(record.key);
+    if (record.block >= blocks) return;
+    region->generations.Prefetch(record.block);
+    region->slots.Prefetch(record.block);
+  };
+  const auto fetch_second = [&](std::size_t i) {
+    const PublishRecord record = RecordAt(records, i);
+    if (record.block < blocks) index_.PrefetchSlot(region->slots.Get(record.block));
+  };
+  for (std::size_t i = 0; i < std::min(kFetchFirst, count); ++i) fetch_first(i);
+  for (std::size_t i = 0; i < std::min(kFetchSecond, count); ++i) fetch_second(i);
+  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  std::uint32_t outcomes[5] = {};
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + kFetchFirst < count) fetch_first(i + kFetchFirst);
+    if (i + kFetchSecond < count) fetch_second(i + kFetchSecond);
+    ++outcomes[static_cast<int>(PublishOne(*region, RecordAt(records, i), now_s))];
+  }
+  ack.set_inserted(outcomes[static_cast<int>(Outcome::kInserted)]);
+  ack.set_refused_full(outcomes[static_cast<int>(Outcome::kFull)]);
+  ack.set_refused_replicas(outcomes[static_cast<int>(Outcome::kReplicas)]);
+  ack.set_refused_stale(outcomes[static_cast<int>(Outcome::kStale)]);
+  ack.set_refused_invalid(outcomes[static_cast<int>(Outcome::kInvalid)]);
+  layout::Counters& counters = segment_.counters();
+  Add(counters.published, ack.inserted());
+  Add(counters.refused_full, ack.refused_full());
+  Add(counters.refused_replicas, ack.refused_replicas());
+  Add(counters.refused_stale, ack.refused_stale());
+  WriteEntryCount();
+  KVM_FAULT_POINT(kvmd_batch_published);
+  return ack;
+}
+
+bool Domain::Restore(Region& region, const IndexEntry& entry) {
+  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const bool in = PublishOne(region, {entry.key, entry.parent_lo, entry.generation, entry.block, entry.depth}, now_s) == Outcome::kInserted;
+  Add(segment_.counters().published, in);
+  WriteEntryCount();
+  return in;
+}
+
+Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
+  if (record.block >= region.info.block_count || !IsReadable(record.generation)) return Outcome::kInvalid;
+  if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;
+  IndexEntry entry;
+  entry.key = record.key;
+  entry.generation = record.generation;
+  entry.parent_lo = record.parent_lo;
+  entry.region = region.row;
+  entry.region_epoch = region.info.region_epoch;
+  entry.block = record.block;
+  entry.depth = record.depth;
+  entry.published_s = now_s;
+  if (const std::uint32_t old = region.slots.Get(record.block); old != SlotMap::kNone) {
+    if (index_.At(old).key == record.key) {
+      index_.Update(old, entry);
+      return Outcome::kInserted;
+    }
+    EraseEntry(old, segment_.counters().replaced);
+  }
+  std::uint64_t slots[layout::kMaxReplicas];
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) return Outcome::kReplicas;
+  if (index_.full() && !MakeRoom(region)) return Outcome::kFull;
+  const std::uint64_t slot = index_.Insert(entry);
+  if (slot == kNoSlot) return Outcome::kFull;
+  KVM_FAULT_POINT(kvmd_entry_inserted);
+  region.slots.Set(record.block, slot);
+  ++region.entries;
+  ++region.account->entries;
+  return Outcome::kInserted;
+}
+
+bool Domain::DropStaleReplica(const BlockKey& key) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  for (std::size_t i = 0; i < replicas; ++i) {
+    if (!IsStale(index_.At(slots[i]))) continue;
+    EraseEntry(slots[i], segment_.counters().swept);
+    return true;
+  }
+  return false;
+}
+
+// Of a live worker's, the one published longest ago.
+void Domain::DropReplica(const BlockKey& key) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  for (std::size_t i = 0; i < replicas; ++i) {
+    const IndexEntry entry = index_.At(slots[i]);
+    if (regions_[entry.region]->filler != nullptr || IsPinned(entry)) continue;
+    return EraseEntry(slots[i], segment_.counters().replaced);
+  }
+}
+
+bool Domain::PublishCached(Region& region, const PublishRecord& record) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) DropReplica(record.key);
+  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const bool inserted = PublishOne(region, record, now_s) == Outcome::kInserted;
+  Add(inserted ? segment_.counters().published : segment_.counters().refused_full);
+  WriteEntryCount();
+  return inserted;
+}
+
+void Domain::EraseCached(Region& region, std::uint32_t block) {
+  const std::uint32_t slot = region.slots.Get(block);
+  if (slot != SlotMap::kNone) EraseEntry(slot, segment_.counters().evicted);
+  WriteEntryCount();
+}
+
+bool Domain::MakeRoom(const Region& publisher) {
+  const std::uint64_t share = config_.max_entries / accounts_.size();
+  const bool publisher_is_rich = publisher.account->entries >= share;
+  const std::uint64_t victim = eviction_.ChooseVictim(index_, [&](const IndexEntry& entry) {
+    if (IsStale(entry)) return Standing::kStale;
+    if (IsPinned(entry)) return Standing::kProtected;
+    const Account* account = regions_[entry.region]->account;
+    if (account == publisher.account) return publisher_is_rich ? Standing::kPreferred : Standing::kLastResort;
+    if (account->entries <= share) return Standing::kProtected;
+    return publisher_is_rich ? Standing::kAcceptable : Standing::kPreferred;
+  });
+  if (victim == kNoSlot) return false;
+  layout::Counters& counters = segment_.counters();
+  EraseEntry(victim, IsStale(index_.At(victim)) ? counters.swept : counters.evicted);
+  return true;
+}
+
+void Domain::Retract(ClientId client, const kvmwire::Retract& retract) {
+  Region* region = FindRegion(retract.region(), retract.region_epoch());
+  if (region == nullptr || region->owner != client) return;
+  for (const std::uint32_t block : retract.blocks()) {
+    if (block >= region->info.block_count) continue;
+    const std::uint32_t slot = region->slots.Get(block);
+    if (slot != SlotMap::kNone && IsStale(index_.At(slot))) EraseEntry(slot, segment_.counters().retracted);
+  }
+  WriteEntryCount();
+}
+
+void Domain::Sweep(std::uint32_t slots) {
+  if (index_.entries() == 0) return;
+  const std::uint64_t count = index_.slots();
+  const std::uint64_t budget = std::min<std::uint64_t>(std::max(slots >> sweep_idle_, 1u), count);
+  for (std::uint64_t looked = 0; looked < budget; ++looked) {
+    const std::uint64_t ahead = sweep_hand_ + kSweepAhead < count ? sweep_hand_ + kSweepAhead : 0;
+    if (const IndexEntry next = index_.At(ahead); next.region_epoch != 0) regions_[next.region]->generations.Prefetch(next.block);
+    const IndexEntry entry = index_.At(sweep_hand_);
+    if (entry.region_epoch != 0 && IsStale(entry)) {
+      // A later entry may have moved into the slot: look at it again.
+      EraseEntry(sweep_hand_, segment_.counters().swept);
+      ++swept_in_round_;
+      sweep_idle_ = 0;
+      continue;
+    }
+    if (++sweep_hand_ < count) continue;
+    sweep_hand_ = 0;
+    // Entries are hints, so a stale one costs a reader a glance: an index without any is not searched hard.
+    if (swept_in_round_ * 64 < index_.entries()) sweep_idle_ = std::min(sweep_idle_ + 1, kSlowestSweep);
+    swept_in_round_ = 0;
+  }
+  WriteEntryCount();
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,35 @@
+// Which entry goes when the index is full. The policy chooses, the domain evicts.
+//
+// A hand goes round the slots and looks at a bounded number of them for each choice; among those it
+// prefers the best standing, then the oldest publication, then the deepest block (the tail of a prefix
+// is of no use without its head, the head is without its tail).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "daemon/registry/block_index_writer.h"
+
+namespace kvm::daemon {
+
+// Best victims first.
+enum class Standing : std::uint8_t {
+  kStale,       // not usable any more
+  kPreferred,   // of an owner who has more than its share; the publisher's own if it is one
+  kAcceptable,  // of another owner who has more than its share
+  kLastResort,  // the publisher's own, though it has less than its share
+  kProtected,   // of an owner who has less than its share, or held by a lease
+};
+
+class ClockEviction {
+ public:
+  using Judge = std::function<Standing(const IndexEntry&)>;
+
+  // kNoSlot: nothing near the hand may go.
+  std::uint64_t ChooseVictim(const BlockIndexWriter& index, const Judge& judge);
+
+ private:
+  std::uint64_t hand_ = 0;
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,56 @@
+// kvmd's side of a registry segment: creates and seals it, writes header, rows and counters.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kvm/error.h"
+#include "proto/shm/layout.h"
+#include "proto/shm/sealed_memory.h"
+
+namespace kvm::daemon {
+
+class RegistrySegment {
+ public:
+  struct Sizes {
+    std::uint64_t max_entries;
+    std::uint32_t max_regions;
+    std::uint32_t max_models;
+  };
+  // Index slots for so many entries: at most three quarters are ever in use.
+  static std::uint64_t SlotsFor(std::uint64_t max_entries);
+
+  // Of a segment of these sizes.
+  static std::uint64_t BytesFor(const Sizes& sizes);
+
+  // What OwnedMemory::Create says of memory; kSystem. The epoch is random.
+  [[nodiscard]] static Result<RegistrySegment> Create(const std::string& domain, const Sizes& sizes);
+
+  int fd() const noexcept { return memory_.fd(); }
+  std::size_t size() const noexcept { return memory_.size(); }
+  layout::RegistryHeader& header() const noexcept { return *reinterpret_cast<layout::RegistryHeader*>(memory_.data()); }
+  layout::ModelRow* models() const noexcept { return reinterpret_cast<layout::ModelRow*>(memory_.data() + header().model_rows_offset); }
+  layout::RegionRow* regions() const noexcept { return reinterpret_cast<layout::RegionRow*>(memory_.data() + header().region_rows_offset); }
+  layout::IndexSlot* slots() const noexcept { return reinterpret_cast<layout::IndexSlot*>(memory_.data() + header().index_offset); }
+  layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
+  layout::Counters& counters() const noexcept { return header().counters; }
+
+  // A slice of moving the segment to huge pages, which copies it; true if there is more.
+  bool MakeSomeHuge() noexcept;
+  void Heartbeat() noexcept;
+  void SetState(layout::SegmentState state) noexcept { header().state.store(static_cast<std::uint64_t>(state), std::memory_order_release); }
+
+ private:
+  OwnedMemory memory_;
+  std::size_t huge_until_ = 0;
+};
+
+// One writer: a plain load and store will do, and readers need no lock prefix.
+inline void Add(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) noexcept {
+  counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
+std::uint64_t MonotonicNs() noexcept;
+std::uint64_t RealtimeMs() noexcept;
+
+}  // namespace kvm::daemon

@@ -1,0 +1,33 @@
+// How many connections there may be: of all users together, and of each.
+//
+// Who counts is the user that the kernel names, so nobody gets more by saying something else. Not thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+
+#include "daemon/system/config.h"
+#include "kvm/error.h"
+
+namespace kvm::daemon {
+
+class ConnectionQuota {
+ public:
+  explicit ConnectionQuota(const Config& config);
+
+  // Counts a connection of `uid`. kResourceExhausted, the option named: there are as many as may be, of this user or of all.
+  [[nodiscard]] Status Add(std::uint32_t uid);
+  // One that was added has ended.
+  void Remove(std::uint32_t uid);
+
+  std::size_t total() const noexcept { return total_; }
+  std::uint32_t per_user() const noexcept { return per_user_; }
+
+ private:
+  const std::uint32_t max_, per_user_;
+  std::size_t total_ = 0;
+  std::unordered_map<std::uint32_t, std::uint32_t> of_user_;
+};
+
+}  // namespace kvm::daemon

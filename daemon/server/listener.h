@@ -1,0 +1,41 @@
+// The socket that kvmd listens on: made here, or passed by the service manager.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <utility>
+
+#include "kvm/error.h"
+#include "proto/base/unique_fd.h"
+
+namespace kvm::daemon {
+
+// Owns the descriptor until it is taken, and the socket's file, which it removes on destruction if that is
+// still the one it made.
+class Listener {
+ public:
+  // Binds and listens, non-blocking. A file that nobody answers on is replaced; two kvmds that start at
+  // once are kept apart by a lock (daemon/system/start_lock.h) beside the socket. `mode`: octal.
+  // kInvalidArgument: the path is too long. kAlreadyExists: somebody answers on it, or it is no socket.
+  // kSystem: the directory is missing, no permission, …
+  [[nodiscard]] static Result<Listener> Open(const std::string& path, const std::string& mode);
+  // Takes over a socket that listens already; its file is somebody else's.
+  [[nodiscard]] static Result<Listener> FromFd(UniqueFd socket);
+
+  Listener() = default;
+  Listener(Listener&& other) noexcept { *this = std::move(other); }
+  Listener& operator=(Listener&& other) noexcept;
+  ~Listener() { RemoveFile(); }
+
+  UniqueFd TakeSocket() noexcept { return std::move(socket_); }
+  void RemoveFile() noexcept;
+
+ private:
+  UniqueFd socket_;
+  std::string path_;  // empty: not ours to remove
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
+};
+
+}  // namespace kvm::daemon

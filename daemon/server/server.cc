@@ -1,0 +1,291 @@
+#include "daemon/server/server.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <map>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "daemon/broker/broker.h"
+#include "daemon/server/connection_quota.h"
+#include "daemon/server/listener.h"
+#include "daemon/server/session.h"
+#include "daemon/system/process_info.h"
+#include "daemon/system/service_manager.h"
+#include "daemon/system/wire_log.h"
+
+namespace kvm::daemon {
+
+namespace asio = boost::asio;
+using asio::local::stream_protocol;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+constexpr milliseconds kTick{50};
+constexpr milliseconds kAcceptPause{100};
+
+// Descriptors are what kvmd brokers; the soft limit is for programs that use select().
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+struct Server::Impl {
+  explicit Impl(const Config& config_)
+      : config(config_),
+        manager(ServiceManager::FromEnvironment()),
+        state_store(manager),
+        acceptor(context),
+        tick(context),
+        sweep(context),
+        signals(context),
+        broker(
+            config, [this] { WorkSoon(); }, &state_store),
+        quota(config) {}
+
+  Status Listen();
+  asio::awaitable<void> AcceptLoop();
+  void Refuse(int socket, std::uint32_t uid, const std::string& reason);
+  asio::awaitable<void> TickLoop();
+  asio::awaitable<void> SweepLoop();
+  asio::awaitable<void> SignalLoop();
+  void WorkSoon();
+  void Reload();
+  void ReloadLogLevel();
+  void FeedWatchdog(SteadyTime now);
+  void BeginStop(const char* why);
+
+  const Config config;
+  ServiceManager manager;
+  StateStore state_store;
+  asio::io_context context{1};
+  stream_protocol::acceptor acceptor;
+  asio::steady_timer tick, sweep;
+  asio::signal_set signals;
+  Broker broker;
+  ConnectionQuota quota;
+  std::map<ClientId, std::shared_ptr<Session>> sessions;
+  Listener listener;
+  SteadyTime watchdog_fed{};
+  bool stopping = false;
+  bool working = false;
+};
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Server::~Server() = default;
+
+Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
+  RaiseDescriptorLimit();
+  SetLogLevel(config.log_level);
+  RouteWireLog();
+  auto impl = std::make_unique<Impl>(config);
+  if (Status fits = CheckHostCache(config, impl->state_store.stores()); !fits) return fits.error();
+  if (Status listening = impl->Listen(); !listening) return listening.error();
+  impl->broker.Restore(impl->state_store.Sort(impl->manager.TakeStored()));
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+Status Server::Impl::Listen() {
+  UniqueFd passed = manager.TakeListeningSocket();
+  Result<Listener> opened = passed ? Listener::FromFd(std::move(passed)) : Listener::Open(config.socket_path, config.socket_mode);
+  if (!opened) return opened.error();
+  listener = std::move(*opened);
+  UniqueFd socket = listener.TakeSocket();
+  boost::system::error_code error;
+  acceptor.assign(stream_protocol(), socket.get(), error);
+  if (error) return SystemError("use the listening socket", error.value());
+  static_cast<void>(socket.Release());
+  return {};
+}
+
+asio::awaitable<void> Server::Impl::AcceptLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    stream_protocol::socket socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
+    if (stopping) co_return;
+    if (error) {
+      LogLimited(LogLevel::kError, "accept_failed", {{"reason", error.message()}});
+      asio::steady_timer pause(context, kAcceptPause);
+      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+      continue;
+    }
+    const std::uint32_t uid = PeerUid(socket.native_handle());
+    if (const Status counted = quota.Add(uid); !counted) {
+      Refuse(socket.native_handle(), uid, counted.error().message);
+      continue;
+    }
+    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this, uid](ClientId id) {
+      quota.Remove(uid);
+      sessions.erase(id);
+    });
+    session->Start();
+    if (session->id() != 0) {
+      sessions.emplace(session->id(), std::move(session));
+    } else {
+      quota.Remove(uid);
+    }
+  }
+}
+
+// Says why, if the socket takes it at once.
+void Server::Impl::Refuse(int socket, std::uint32_t uid, const std::string& reason) {
+  ++broker.rejected_connections;
+  LogLimited(LogLevel::kWarn, "connection_refused", {{"uid", uid}, {"reason", reason}});
+  kvmwire::ServerMessage message;
+  message.mutable_goodbye()->set_reason(reason);
+  FrameWriter writer;
+  if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket));
+}
+
+// Cleaning up after the gone goes on in slices between other events.
+void Server::Impl::WorkSoon() {
+  if (working) return;
+  working = true;
+  asio::post(context, [this] {
+    working = false;
+    if (broker.Work()) WorkSoon();
+    if (broker.next_deadline() < tick.expiry()) tick.cancel();  // the loop takes it into account
+  });
+}
+
+asio::awaitable<void> Server::Impl::TickLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    tick.expires_at(std::min(steady_clock::now() + kTick, broker.next_deadline()));
+    co_await tick.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (stopping) co_return;
+    const SteadyTime now = steady_clock::now();
+    broker.Tick(now);
+    FeedWatchdog(now);
+    std::vector<std::shared_ptr<Session>> overdue;  // dropping one takes it out of the map
+    for (const auto& [id, session] : sessions) {
+      if (session->Overdue(now)) overdue.push_back(session);
+    }
+    for (const auto& session : overdue) session->DropOverdue(now);
+  }
+}
+
+asio::awaitable<void> Server::Impl::SweepLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    sweep.expires_after(milliseconds(config.sweep_interval_ms));
+    co_await sweep.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (!stopping) broker.Sweep();
+  }
+}
+
+asio::awaitable<void> Server::Impl::SignalLoop() {
+  while (!stopping) {
+    boost::system::error_code error;
+    const int signal = co_await signals.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return;
+    if (signal != SIGHUP) co_return BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
+    Reload();
+  }
+}
+
+// By the loop that everything else runs on: a kvmd that does not get on is started anew.
+void Server::Impl::FeedWatchdog(SteadyTime now) {
+  if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
+  watchdog_fed = now;
+  manager.Notify("WATCHDOG=1\n");
+}
+
+void Server::Impl::Reload() {
+  manager.Notify("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(MonotonicNs() / 1000) + "\n");
+  ReloadLogLevel();
+  manager.Notify("READY=1\n");
+}
+
+// SIGHUP: the one setting that can change while segments and quotas are in use.
+void Server::Impl::ReloadLogLevel() {
+  if (config.config_file.empty()) {
+    Log(LogLevel::kWarn, "reload_skipped", {{"reason", "no configuration file was given (--config)"}});
+    return;
+  }
+  const Result<LogLevel> level = ReadLogLevel(config.config_file);
+  if (!level) {
+    Log(LogLevel::kError, "reload_failed", {{"file", config.config_file}, {"reason", level.error().ToString()}});
+    return;
+  }
+  SetLogLevel(*level);
+  Log(LogLevel::kInfo, "reloaded", {{"file", config.config_file}, {"log_level", LogLevelName(*level)}});
+}
+
+void Server::Impl::BeginStop(const char* why) {
+  if (stopping) return;
+  stopping = true;
+  Log(LogLevel::kInfo, "stopping", {{"reason", why}, {"clients", sessions.size()}});
+  manager.Notify("STOPPING=1\n");
+  boost::system::error_code ignored;
+  acceptor.close(ignored);
+  tick.cancel();
+  sweep.cancel();
+  signals.cancel(ignored);
+  broker.Close();
+  // Replies under way get a moment to be taken, then everybody hears goodbye.
+  asio::co_spawn(
+      context,
+      [this]() -> asio::awaitable<void> {
+        asio::steady_timer timer(context);
+        const auto drained = [this] {
+          for (const auto& [id, session] : sessions) {
+            if (!session->drained()) return false;
+          }
+          return true;
+        };
+        const SteadyTime deadline = steady_clock::now() + milliseconds(config.drain_timeout_ms);
+        while (!drained() && steady_clock::now() < deadline) {
+          timer.expires_after(milliseconds(5));
+          boost::system::error_code error;
+          co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, error));
+        }
+        const auto current = sessions;
+        for (const auto& [id, session] : current) session->Close("kvmd is shutting down");
+        context.stop();
+      },
+      asio::detached);
+}
+
+Status Server::Run() {
+  Impl& server = *impl_;
+  boost::system::error_code error;
+  server.signals.add(SIGTERM, error);
+  server.signals.add(SIGINT, error);
+  server.signals.add(SIGHUP, error);
+  asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
+  asio::co_spawn(server.context, server.TickLoop(), asio::detached);
+  asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
+  asio::co_spawn(server.context, server.SignalLoop(), asio::detached);
+  // A socket that the service manager passed may have another path than the configuration says.
+  const std::string path = server.acceptor.local_endpoint(error).path();
+  Log(LogLevel::kInfo, "listening", {{"version", KVM_VERSION}, {"socket", path}, {"pid", static_cast<int>(::getpid())}});
+  server.manager.Notify("READY=1\nSTATUS=Listening on " + path + "\n");
+  server.context.run();
+  server.listener.RemoveFile();
+  Log(LogLevel::kInfo, "stopped");
+  return {};
+}
+
+void Server::Stop() {
+  asio::post(impl_->context, [impl = impl_.get()] { impl->BeginStop("stop requested"); });
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,333 @@
+#include "daemon/server/session.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <optional>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "daemon/broker/known_fields.h"
+#include "daemon/system/process_info.h"
+#include "proto/wire/protocol_limits.h"
+
+namespace kvm::daemon {
+
+namespace asio = boost::asio;
+using std::chrono::steady_clock;
+
+namespace {
+
+// How much one client may ask before others get their turn.
+constexpr int kReadsPerTurn = 4;
+constexpr int kFramesPerTurn = 128;
+// Unread replies from which on a client is not read from.
+constexpr std::size_t kPauseBytes = 256 * 1024;
+// Descriptors that may wait for a client; each is one of kvmd's own until it is taken.
+constexpr std::size_t kMaxQueuedFds = 4096;
+// Descriptors in flight to one client, sent and not read by it: they count against what kvmd's user may have in flight.
+constexpr std::size_t kMaxFdsInFlight = 256;
+constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
+// Nothing tells when a client has read, or others have what holds everybody back.
+constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
+
+}  // namespace
+
+Session::Session(Socket socket, const Config& config, Broker& broker, Ended ended)
+    : socket_(std::move(socket)),
+      process_(socket_.get_executor()),
+      config_(config),
+      broker_(broker),
+      ended_(std::move(ended)),
+      writer_(kMaxFdsInFlight),
+      again_(socket_.get_executor()),
+      connected_at_(steady_clock::now()) {}
+
+Session::~Session() { LetGoOfProcess(); }
+
+// The descriptor is the broker's.
+void Session::LetGoOfProcess() {
+  if (process_.is_open()) static_cast<void>(process_.release());
+}
+
+void Session::Start() {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+    Log(LogLevel::kWarn, "no_peer_credentials", {{"reason", SystemError("getsockopt").ToString()}});
+    boost::system::error_code ignored;
+    socket_.close(ignored);
+    return;
+  }
+  credentials_ = {static_cast<std::uint32_t>(peer.pid), peer.uid, peer.gid};
+  id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
+  const int process = broker_.ProcessOf(id_);
+  if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {
+    // Unwatched, it could not be told from one that runs on when its connection ends. It comes back after a while.
+    const std::string reason = "kvmd is " + OutOfDescriptors(errno).ToString();
+    LogLimited(LogLevel::kError, "out_of_descriptors",
+               {{"what", "to watch a client's process"}, {"pid", credentials_.pid}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+    return CloseLater(reason);
+  }
+  if (process < 0) {
+    static bool said = false;
+    if (!std::exchange(said, true)) {
+      Log(LogLevel::kWarn, "process_not_watched",
+          {{"pid", credentials_.pid}, {"reason", "other PID namespace or old kernel: only the end of the connection will tell"}});
+    }
+  }
+  WaitForProcess(process);
+  ReadLoop();
+}
+
+void Session::ReadLoop() {
+  asio::co_spawn(
+      socket_.get_executor(),
+      [self = shared_from_this()]() -> asio::awaitable<void> {
+        while (co_await self->ReadTurn()) {
+        }
+      },
+      asio::detached);
+}
+
+// Waits for bytes and handles them; false at the end of the connection.
+asio::awaitable<bool> Session::ReadTurn() {
+  boost::system::error_code error;
+  while (!closed_ && Paused()) {
+    paused_ = true;
+    if (writer_.queued_bytes() > 0 && writer_.held_back() == FrameWriter::HeldBack::kNo) {
+      co_await socket_.async_wait(Socket::wait_write, asio::redirect_error(asio::use_awaitable, error));
+    } else {
+      asio::steady_timer pause(socket_.get_executor(), kKernelPause);
+      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    }
+    if (error) co_return false;
+    Flush();
+    broker_.GoOnAnnouncing(id_);
+  }
+  if (closed_) co_return false;
+  if (std::exchange(paused_, false)) NoteFrameProgress(true);
+  if (backlog_) {
+    co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+  } else {
+    co_await socket_.async_wait(Socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
+  }
+  if (error || closed_) co_return false;
+  reading_ = true;
+  const Status status = ReadAvailable();
+  reading_ = false;
+  if (closed_) co_return false;
+  if (!status) {
+    if (status.error().code == Errc::kCancelled) {
+      Close("");
+    } else {
+      Drop(status.error());
+    }
+    co_return false;
+  }
+  Flush();
+  co_return !closed_;
+}
+
+bool Session::Paused() const { return writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_); }
+
+// Errors: kCancelled for a client that has closed, else what it did wrong.
+Status Session::ReadAvailable() {
+  int frames = 0;
+  for (int reads = 0;; ++reads) {
+    const int frames_before = frames;
+    for (;;) {
+      backlog_ = frames == kFramesPerTurn || Paused();
+      if (backlog_) return {};
+      Result<std::optional<Frame>> frame = reader_.Next();
+      if (!frame) return frame.error();
+      if (!*frame) break;
+      ++frames;
+      if (Status handled = HandleFrame(std::move(**frame)); !handled) return handled;
+      if (closed_ || closing_) return {};
+    }
+    NoteFrameProgress(frames > frames_before);
+    if (reads == kReadsPerTurn) return {};
+    Result<ReadOutcome> outcome = reader_.Fill(socket_.native_handle());
+    if (!outcome) {
+      if (outcome.error().sys_errno == ECONNRESET) return MakeError(Errc::kCancelled, "connection reset");
+      return outcome.error();
+    }
+    if (*outcome == ReadOutcome::kWouldBlock) return {};
+    if (*outcome == ReadOutcome::kEnd) return MakeError(Errc::kCancelled, "closed");
+  }
+}
+
+Status Session::HandleFrame(Frame frame) {
+  kvmwire::ClientMessage message;
+  if (!message.ParseFromString(frame.payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
+  DiscardUnknownFields(message);
+  if (frame.lost_fds) return broker_.HandleWithoutDescriptors(id_, message, *frame.lost_fds);
+  return broker_.Handle(id_, std::move(message), std::move(frame.fds));
+}
+
+// The clock of a frame starts with its first byte and is not wound up again by each further one.
+void Session::NoteFrameProgress(bool frame_ended) {
+  if (!reader_.InsideFrame()) {
+    frame_began_ = SteadyTime::max();
+  } else if (frame_ended || frame_began_ == SteadyTime::max()) {
+    frame_began_ = steady_clock::now();
+  }
+}
+
+void Session::Drop(const Error& error) {
+  ++broker_.protocol_errors;
+  LogLimited(LogLevel::kWarn, "client_dropped",
+             {{"client", id_}, {"pid", credentials_.pid}, {"uid", credentials_.uid}, {"reason", error.ToString()}});
+  Close(error.ToString());
+}
+
+bool Session::HungUp() const {
+  if (closed_) return true;
+  pollfd poll_fd{const_cast<Socket&>(socket_).native_handle(), POLLRDHUP, 0};
+  return ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+void Session::WaitForProcess(int pidfd) {
+  if (pidfd < 0) return;
+  boost::system::error_code error;
+  process_.assign(pidfd, error);
+  if (error) return;
+  process_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](const boost::system::error_code& failed) {
+    const std::shared_ptr<Session> self = weak.lock();
+    if (self && !failed) self->Close("", /*died=*/true);
+  });
+}
+
+void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
+  if (TrySend(message, fds)) return;
+  const Error lack = OutOfDescriptors(EMFILE);
+  LogLimited(LogLevel::kError, "out_of_descriptors",
+             {{"what", "for an answer"}, {"client", id_}, {"reason", lack.ToString()}, {"raise", "LimitNOFILE= of kvmd's unit"}});
+  AnswerInstead(message, MakeError(Errc::kResourceExhausted, "kvmd is " + lack.ToString()));
+  // Without the registry it can't go on; it comes back after a while.
+  if (message.has_hello_reply()) CloseLater("kvmd is " + lack.ToString());
+}
+
+bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
+  if (closed_ || closing_) return true;
+  const std::string payload = message.SerializeAsString();
+  Status sent;
+  if (fds.empty()) {
+    sent = writer_.Append(payload);
+  } else if (const Result<bool> done = writer_.Send(socket_.native_handle(), payload, fds); !done) {
+    sent = done.error();
+  }
+  if (!sent && sent.error().code == Errc::kResourceExhausted) return false;
+  if (!sent && sent.error().code == Errc::kInvalidArgument) {
+    LogLimited(LogLevel::kError, "answer_too_large", {{"client", id_}, {"reason", sent.error().ToString()}});
+    AnswerInstead(message, MakeError(Errc::kResourceExhausted, "kvmd's answer does not fit: " + sent.error().ToString()));
+    return true;
+  }
+  if (!sent) {  // the connection has ended
+    CloseLater("");
+    return true;
+  }
+  if (QueueOverLimit()) Flush();
+  if (QueueOverLimit()) {
+    LogLimited(LogLevel::kWarn, "client_too_slow",
+               {{"client", id_},
+                {"pid", credentials_.pid},
+                {"queued_bytes", std::uint64_t{writer_.queued_bytes()}},
+                {"queued_fds", std::uint64_t{writer_.queued_fds()}}});
+    CloseLater("too slow: it does not read what it is sent (--max-queue-bytes)");
+    return true;
+  }
+  if (!reading_ || writer_.queued_fds() > 0) Flush();
+  return true;
+}
+
+// A request is answered, if only with why not; an announcement that can't be made is left out.
+void Session::AnswerInstead(const kvmwire::ServerMessage& message, const Error& error) {
+  if (message.request_id() == 0 || message.has_error()) return;
+  kvmwire::ServerMessage instead;
+  instead.set_request_id(message.request_id());
+  instead.mutable_error()->set_code(static_cast<std::uint32_t>(error.code));
+  instead.mutable_error()->set_message(error.ToString());
+  static_cast<void>(TrySend(instead, {}));
+}
+
+bool Session::TakesAnnouncements() const {
+  return !closed_ && !closing_ && writer_.queued_fds() == 0 && writer_.queued_bytes() <= kPauseBytes;
+}
+
+bool Session::QueueOverLimit() const { return writer_.queued_bytes() > config_.max_queue_bytes || writer_.queued_fds() > kMaxQueuedFds; }
+
+void Session::Flush() {
+  if (closed_ || wait_writable_) return;
+  Result<bool> drained = writer_.Drain(socket_.native_handle());
+  if (!drained) return CloseLater("");
+  if (*drained) {
+    said_held_back_ = false;
+    return;
+  }
+  FlushLater();
+}
+
+void Session::FlushLater() {
+  using HeldBack = FrameWriter::HeldBack;
+  wait_writable_ = true;
+  const auto flush = [self = shared_from_this()](const boost::system::error_code& error) {
+    self->wait_writable_ = false;
+    if (error || self->closed_) return;
+    self->Flush();
+    self->broker_.GoOnAnnouncing(self->id_);
+  };
+  if (writer_.held_back() == HeldBack::kNo) return socket_.async_wait(Socket::wait_write, flush);
+  if (writer_.held_back() == HeldBack::kKernel && !std::exchange(said_held_back_, true)) {
+    LogLimited(LogLevel::kWarn, "descriptors_in_flight",
+               {{"client", id_}, {"reason", "kvmd's user has as many in flight as its RLIMIT_NOFILE allows; waiting until they are read"}});
+  }
+  again_.expires_after(writer_.held_back() == HeldBack::kReader ? kReaderPause : kKernelPause);
+  again_.async_wait(flush);
+}
+
+// The broker may be in the middle of something that this client is part of.
+void Session::CloseLater(std::string reason) {
+  if (closed_ || closing_) return;
+  closing_ = true;
+  asio::post(socket_.get_executor(), [self = shared_from_this(), reason = std::move(reason)] { self->Close(reason); });
+}
+
+void Session::Close(const std::string& reason, bool died) {
+  if (closed_) return;
+  closed_ = true;
+  if (!reason.empty() && !died) {
+    kvmwire::ServerMessage message;
+    message.mutable_goodbye()->set_reason(reason.substr(0, kMaxReasonBytes));
+    if (writer_.Append(message.SerializeAsString())) static_cast<void>(writer_.Drain(socket_.native_handle()));
+  }
+  boost::system::error_code ignored;
+  LetGoOfProcess();
+  again_.cancel();
+  socket_.shutdown(Socket::shutdown_both, ignored);
+  socket_.close(ignored);
+  broker_.Leave(id_, died);
+  ended_(id_);
+}
+
+bool Session::HelloOverdue(SteadyTime now) const {
+  return now - connected_at_ > std::chrono::milliseconds(config_.hello_timeout_ms) && !broker_.Greeted(id_);
+}
+
+bool Session::FrameOverdue(SteadyTime now) const {
+  return !paused_ && !backlog_ && frame_began_ < now && now - frame_began_ > std::chrono::milliseconds(config_.frame_timeout_ms);
+}
+
+void Session::DropOverdue(SteadyTime now) {
+  if (closed_) return;
+  if (HelloOverdue(now)) return Drop(MakeError(Errc::kDeadlineExceeded, "no hello in time (--hello-timeout-ms)"));
+  Drop(MakeError(Errc::kDeadlineExceeded, "the rest of a message did not come in time (--frame-timeout-ms)"));
+}
+
+}  // namespace kvm::daemon

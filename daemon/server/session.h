@@ -1,0 +1,93 @@
+// Session: one client's socket. Reads frames and hands them to the broker, writes what the broker sends.
+//
+// Ends by EOF, by its process's death (pidfd), by breaking the protocol, by not reading what it is sent,
+// or by the server. The broker is told once. Lives as long as one of its coroutines does.
+//
+// A client that does not take its replies is not read from either, so what it can make kvmd hold is
+// bounded; announcements of others come on top, up to --max-queue-bytes.
+//
+// What kvmd itself lacks (descriptors, the kernel's permission to have more in flight) or can't say in one message ends no
+// connection: it waits, or the request is answered with the error.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include "daemon/broker/broker.h"
+#include "proto/wire/frame.h"
+
+namespace kvm::daemon {
+
+class Session final : public Connection, public std::enable_shared_from_this<Session> {
+ public:
+  using Socket = boost::asio::local::stream_protocol::socket;
+  using Ended = std::function<void(ClientId)>;
+
+  Session(Socket socket, const Config& config, Broker& broker, Ended ended);
+  ~Session() override;
+
+  void Start();
+  ClientId id() const noexcept { return id_; }
+
+  void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
+  bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override;
+  bool TakesAnnouncements() const override;
+  std::size_t queued_bytes() const override { return writer_.queued_bytes(); }
+  bool HungUp() const override;
+  void Disconnect() override { Close("", /*died=*/false); }
+
+  // Says goodbye if the socket takes it, then closes. `died`: the process has ended.
+  void Close(const std::string& reason, bool died = false);
+  // Whether its hello or the rest of a frame should have come by now.
+  bool Overdue(SteadyTime now) const { return !closed_ && (HelloOverdue(now) || FrameOverdue(now)); }
+  void DropOverdue(SteadyTime now);
+  bool drained() const noexcept { return writer_.queued_bytes() == 0; }
+
+ private:
+  void ReadLoop();
+  boost::asio::awaitable<bool> ReadTurn();
+  void WaitForProcess(int pidfd);
+  void LetGoOfProcess();
+  Status ReadAvailable();
+  void NoteFrameProgress(bool frame_ended);
+  void Drop(const Error& error);
+  Status HandleFrame(Frame frame);
+  void AnswerInstead(const kvmwire::ServerMessage& message, const Error& error);
+  bool Paused() const;
+  void FlushLater();
+  bool QueueOverLimit() const;
+  bool HelloOverdue(SteadyTime now) const;
+  bool FrameOverdue(SteadyTime now) const;
+  void Flush();
+  void CloseLater(std::string reason);
+
+  Socket socket_;
+  boost::asio::posix::stream_descriptor process_;
+  const Config& config_;
+  Broker& broker_;
+  const Ended ended_;
+  Credentials credentials_;
+  ClientId id_ = 0;
+  FrameReader reader_;
+  FrameWriter writer_;
+  bool closed_ = false;
+  bool closing_ = false;
+  bool backlog_ = false;        // frames have been read and not been handled yet
+  bool paused_ = false;         // not read from until it takes its replies
+  bool reading_ = false;        // inside ReadAvailable: replies are flushed once at its end
+  bool wait_writable_ = false;  // or until the time has come to try again
+  bool said_held_back_ = false;
+  boost::asio::steady_timer again_;
+  SteadyTime connected_at_;
+  SteadyTime frame_began_ = SteadyTime::max();  // of the frame that has arrived in part; max: none
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,160 @@
+#include "daemon/system/config.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <vector>
+
+namespace kvm::daemon {
+namespace {
+
+const std::map<std::string, DomainMode> kDomainModes{{"uid", DomainMode::kUid}, {"gid", DomainMode::kGid}, {"node", DomainMode::kNode}};
+const std::map<std::string, LogLevel> kLogLevels{
+    {"error", LogLevel::kError}, {"warn", LogLevel::kWarn}, {"info", LogLevel::kInfo}, {"debug", LogLevel::kDebug}};
+
+const std::map<std::string, HostCacheAdmission> kAdmissions{
+    {"publish", HostCacheAdmission::kPublish}, {"second-hit", HostCacheAdmission::kSecondHit}, {"reuse", HostCacheAdmission::kReuse}};
+const std::map<std::string, policy::PolicyKind> kPolicies{
+    {"lru", policy::PolicyKind::kLru}, {"s3-fifo", policy::PolicyKind::kS3Fifo}, {"hit-density", policy::PolicyKind::kHitDensity}};
+
+const CLI::Validator kOctalMode(
+    [](std::string& text) -> std::string {
+      const bool octal = !text.empty() && text.size() <= 4 && text.find_first_not_of("01234567") == std::string::npos;
+      return octal ? "" : "is not an octal file mode such as 0660: " + text;
+    },
+    "OCTAL");
+
+template <class T>
+CLI::Option* Number(CLI::App& app, const std::string& name, T& field, const std::string& help, T low, T high) {
+  return app.add_option(name, field, help)->check(CLI::Range(low, high))->capture_default_str();
+}
+
+// Bytes, with K, M, G or T for powers of 1024.
+void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
+  app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str("0")->type_name("SIZE");
+}
+
+void AddHostCacheOptions(CLI::App& app, Config& c) {
+  Size(app, "--host-cache", c.host_cache_bytes, "Host memory in which kvmd keeps blocks (64G); 0: none");
+  app.add_option("--host-cache-policy", c.host_cache_policy, "Which block leaves a full host cache: hit-density, lru or s3-fifo")
+      ->transform(CLI::CheckedTransformer(kPolicies, CLI::ignore_case))
+      ->default_str("hit-density");
+  app.add_option("--host-cache-admission", c.host_cache_admission,
+                 "Which blocks it takes: all that are published (publish), those published a second time (second-hit), or those about to "
+                 "be overwritten (reuse)")
+      ->transform(CLI::CheckedTransformer(kAdmissions, CLI::ignore_case))
+      ->default_str("publish");
+  Size(app, "--host-cache-slab", c.host_cache_slab_bytes, "Memory that one worker at a time is given to write; 0: by the size");
+  Size(app, "--max-host-cache-per-domain", c.max_host_cache_per_domain, "Host cache a domain may have; 0: all");
+  Size(app, "--max-host-cache-per-client", c.max_host_cache_per_client, "Host cache a client may write; 0: all");
+  Number<std::uint32_t>(app, "--offload-timeout-ms", c.offload_timeout_ms,
+                        "How long a worker may take to store a block it was given room for", 1, 600'000);
+}
+
+void AddLeaseOptions(CLI::App& app, Config& c) {
+  Number<std::uint32_t>(app, "--max-lease-ttl-s", c.max_lease_ttl_s, "The longest time for which blocks can be held; it can be extended", 1,
+                        86'400);
+  Number<std::uint32_t>(app, "--max-leases-per-client", c.max_leases_per_client, "Leases a client may have; 0: there are none", 0, 65'535);
+  Number<std::uint32_t>(app, "--max-leased-percent", c.max_leased_percent, "How much of the host cache leases may hold", 0, 100);
+  Number<std::uint32_t>(app, "--max-leased-percent-per-domain", c.max_leased_percent_per_domain,
+                        "How much of the host cache, and of the domain's entries, leases of a domain may hold", 0, 100);
+  Number<std::uint32_t>(app, "--max-leased-percent-per-client", c.max_leased_percent_per_client,
+                        "How much of the host cache, and of the domain's entries, leases of a client may hold", 0, 100);
+  Number<std::uint32_t>(
+      app, "--max-leased-orphans", c.max_leased_orphans,
+      "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions", 0, 65'535);
+}
+
+void AddOptions(CLI::App& app, Config& c) {
+  app.add_option("--socket", c.socket_path, "Unix socket to listen on (ignored when systemd passes one)")->capture_default_str();
+  app.add_option("--socket-mode", c.socket_mode, "File mode of the socket, octal")->check(kOctalMode)->capture_default_str();
+  app.add_option("--domain-mode", c.domain_mode, "Who shares with whom: clients of one user (uid), of one group (gid), or all (node)")
+      ->transform(CLI::CheckedTransformer(kDomainModes, CLI::ignore_case))
+      ->default_str("uid");
+  Number<std::uint64_t>(app, "--max-entries", c.max_entries, "Published blocks a domain may have; 90 bytes of memory each", 64,
+                        std::uint64_t{1} << 30);
+  Number<std::uint32_t>(app, "--max-regions", c.max_regions, "Regions a domain may have", 1, 65'535);
+  Number<std::uint32_t>(app, "--max-models", c.max_models, "Models a domain may have; 2 KiB each", 1, 65'535);
+  Number<std::uint32_t>(app, "--max-domains", c.max_domains, "Domains; each has a registry of its own", 1, 4096);
+  Number<std::uint32_t>(app, "--max-clients", c.max_clients, "Connections", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-clients-per-user", c.max_clients_per_user,
+                        "Connections of one user; 0: a quarter of --max-clients, at least 64", 0, 1'000'000);
+  Number<std::uint32_t>(app, "--max-regions-per-client", c.max_regions_per_client, "Regions a client may have", 1, 65'535);
+  Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
+                        std::uint64_t{1} << 36);
+  Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-fds-per-domain", c.max_fds_per_domain,
+                        "Descriptors kvmd keeps for a domain; 0: half of what its own limit leaves beside the connections", 0, 100'000'000);
+  Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
+  Number<std::uint32_t>(app, "--orphan-ttl-s", c.orphan_ttl_s,
+                        "How long the memory of a dead worker is kept, for importers and for whoever adopts it; 0: not at all", 0,
+                        31'536'000);
+  Number<std::uint32_t>(app, "--max-orphans", c.max_orphans, "Regions of dead workers that a domain keeps; beyond, the oldest goes", 0,
+                        65'535);
+  Number<std::uint32_t>(app, "--withdraw-timeout-ms", c.withdraw_timeout_ms,
+                        "How long an unregistering client waits for importers to unmap", 1, 600'000);
+  Number<std::uint32_t>(app, "--hello-timeout-ms", c.hello_timeout_ms, "How long a connection may take to say hello", 1, 600'000);
+  Number<std::uint32_t>(app, "--frame-timeout-ms", c.frame_timeout_ms, "How long a half-sent message may take to arrive", 1, 600'000);
+  Number<std::uint64_t>(app, "--max-queue-bytes", c.max_queue_bytes, "Bytes waiting for a client that does not read, before it is dropped",
+                        65'536, std::uint64_t{1} << 40);
+  Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two looks for rewritten blocks", 1, 600'000);
+  Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots looked at each time", 1, 1u << 30);
+  Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
+  AddHostCacheOptions(app, c);
+  AddLeaseOptions(app, c);
+  app.add_option("--log-level", c.log_level, "error, warn, info or debug")
+      ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
+      ->default_str("info");
+}
+
+void AddConfigFile(CLI::App& app) {
+  app.set_config("--config", "", "TOML file with the options below, without the dashes in front (max-entries = 1000000)");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+}
+
+}  // namespace
+
+ParsedArguments ParseArguments(int argc, char** argv) {
+  ParsedArguments out;
+  CLI::App app{"kvmd: registry and descriptor broker for KV cache blocks shared between the processes of a node", "kvmd"};
+  app.set_version_flag("--version", std::string("kvmd ") + KVM_VERSION);
+  AddConfigFile(app);
+  AddOptions(app, out.config);
+  app.add_flag("--check-config", out.config.check_config, "Check options and file, then exit")->configurable(false);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    out.exit = true;
+    out.exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
+    return out;
+  }
+  if (const CLI::Option* file = app.get_config_ptr(); file != nullptr && file->count() > 0)
+    out.config.config_file = file->as<std::string>();
+  if (out.config.check_config) {
+    std::cout << "kvmd: configuration is good\n";
+    out.exit = true;
+  }
+  return out;
+}
+
+Result<LogLevel> ReadLogLevel(const std::string& file) {
+  CLI::App app;
+  Config config;
+  AddConfigFile(app);
+  AddOptions(app, config);
+  try {
+    app.parse(std::vector<std::string>{file, "--config"});  // CLI11 takes them from the back
+  } catch (const CLI::ParseError& error) {
+    return MakeError(Errc::kInvalidArgument, error.what());
+  }
+  return config.log_level;
+}
+
+std::uint32_t ConnectionsPerUser(const Config& config) noexcept {
+  // Enough for the workers of a node and for looking at them, where --max-clients is small.
+  constexpr std::uint32_t kLeast = 64;
+  return config.max_clients_per_user != 0 ? config.max_clients_per_user : std::max(config.max_clients / 4, kLeast);
+}
+
+}  // namespace kvm::daemon

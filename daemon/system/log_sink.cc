@@ -1,0 +1,118 @@
+#include "daemon/system/log_sink.h"
+
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <mutex>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+namespace kvm::daemon {
+namespace {
+
+bool IsFile(int fd) {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
+}
+
+// What can't be written is lost: there is nobody to tell.
+void WriteAll(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return;
+    bytes.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+}  // namespace
+
+struct LogSink::State {
+  int fd = -1;
+  std::size_t max_bytes = 0;
+  std::function<std::string(std::uint64_t)> notice;
+
+  std::mutex mutex;  // everything below
+  std::condition_variable changed;
+  std::deque<std::string> lines;
+  std::size_t bytes = 0;  // of lines, and of the one that is being written
+  std::uint64_t dropped = 0;
+  bool running = false;  // the thread
+  bool stopped = false;
+};
+
+LogSink::LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes)
+    : at_once_(IsFile(fd)), state_(std::make_shared<State>()) {
+  state_->fd = fd;
+  state_->max_bytes = max_queued_bytes;
+  state_->notice = std::move(notice);
+}
+
+LogSink::~LogSink() {
+  std::lock_guard lock(state_->mutex);
+  state_->stopped = true;
+  state_->changed.notify_all();
+}
+
+void LogSink::Write(std::string line) {
+  if (at_once_) return WriteAll(state_->fd, line);
+  std::lock_guard lock(state_->mutex);
+  if (!state_->running) {
+    try {
+      // Signals are for kvmd's own thread.
+      sigset_t all, before;
+      ::sigfillset(&all);
+      ::pthread_sigmask(SIG_SETMASK, &all, &before);
+      std::thread([state = state_] { Run(state); }).detach();
+      ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      state_->running = true;
+    } catch (const std::system_error&) {
+      ++state_->dropped;  // the next line tries again
+      return;
+    }
+  }
+  if (state_->bytes + line.size() > state_->max_bytes) {
+    ++state_->dropped;
+    return;
+  }
+  state_->bytes += line.size();
+  state_->lines.push_back(std::move(line));
+  state_->changed.notify_all();
+}
+
+bool LogSink::Drain(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(state_->mutex);
+  return state_->changed.wait_for(lock, timeout, [this] { return state_->bytes == 0 && state_->dropped == 0; });
+}
+
+void LogSink::Run(const std::shared_ptr<State>& state) {
+  std::unique_lock lock(state->mutex);
+  for (;;) {
+    state->changed.wait(lock, [&] { return state->stopped || !state->lines.empty() || state->dropped > 0; });
+    if (state->stopped && state->lines.empty()) return;
+    std::string line;
+    // What was dropped came after what waits, and before what comes now.
+    const std::uint64_t dropped = state->lines.empty() ? std::exchange(state->dropped, 0) : 0;
+    if (dropped > 0) {
+      line = state->notice(dropped);
+      state->bytes += line.size();
+    } else {
+      line = std::move(state->lines.front());
+      state->lines.pop_front();
+    }
+    lock.unlock();
+    WriteAll(state->fd, line);
+    lock.lock();
+    state->bytes -= line.size();
+    state->changed.notify_all();
+  }
+}
+
+}  // namespace kvm::daemon

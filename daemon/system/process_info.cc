@@ -1,0 +1,69 @@
+#include "daemon/system/process_info.h"
+
+#include <dirent.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+namespace kvm::daemon {
+
+std::uint64_t ResidentBytes() noexcept {
+  std::FILE* file = std::fopen("/proc/self/statm", "re");
+  if (file == nullptr) return 0;
+  unsigned long long total = 0, resident = 0;
+  const int got = std::fscanf(file, "%llu %llu", &total, &resident);
+  std::fclose(file);
+  return got == 2 ? resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) : 0;
+}
+
+std::uint32_t OpenFds() noexcept {
+  DIR* directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return 0;
+  std::uint32_t count = 0;
+  while (const dirent* entry = ::readdir(directory)) count += entry->d_name[0] != '.';
+  ::closedir(directory);
+  return count > 0 ? count - 1 : 0;  // without the directory's own
+}
+
+// A number may have been given to another process meanwhile, but not while the one that had it holds its end of the
+// connection: so that is looked at after the pidfd is there.
+UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept {
+  if (pid == 0) return {};
+  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
+  pollfd peer{socket, POLLRDHUP, 0};
+  const bool there = ::poll(&peer, 1, 0) == 0 || (peer.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) == 0;
+  return there ? std::move(pidfd) : UniqueFd();
+}
+
+UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept {
+  int fd = -1;
+  socklen_t size = sizeof(fd);
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size) == 0) return UniqueFd(fd);
+  if (errno != ENOPROTOOPT) return {};  // it knows the option, so what it says of this peer stands
+  return PidFdByNumber(socket, pid);
+}
+
+std::uint32_t PeerUid(int socket) noexcept {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return static_cast<uid_t>(-1);
+  return peer.uid;
+}
+
+bool WatchedProcess::Ended() noexcept {
+  if (ended_ || !pidfd_) return ended_;
+  pollfd poll_fd{pidfd_.get(), POLLIN, 0};
+  ended_ = ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & POLLIN) != 0;
+  return ended_;
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,145 @@
+// Read side of a registry segment: what workers and kvctl see. No system call, no lock, no waiting.
+//
+// Everything in the segment is treated as input: the header is checked once against the mapping's
+// size, indices are bounds-checked, retries are bounded. An entry is a hint only (I2): callers check the
+// block's generation before and after they use the bytes.
+// Thread-safe; the view must not outlive the mapping, which it shares.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kvm/block_key.h"
+#include "kvm/error.h"
+#include "proto/shm/generation_table.h"
+#include "proto/shm/layout.h"
+#include "proto/shm/sealed_memory.h"
+
+namespace kvm {
+
+// One consistent copy of an index slot.
+struct IndexEntry {
+  BlockKey key;
+  Generation generation = 0;
+  std::uint64_t parent_lo = 0;
+  std::uint32_t region = 0;
+  std::uint32_t region_epoch = 0;
+  std::uint32_t block = 0;
+  std::uint32_t depth = 0;
+  std::uint32_t published_s = 0;
+  bool more = false;  // further replicas of the key follow
+};
+
+// What a lookup needs of a slot.
+struct IndexHit {
+  Generation generation = 0;
+  std::uint32_t region = 0;
+  std::uint32_t region_epoch = 0;
+  std::uint32_t block = 0;
+  std::uint32_t more = 0;  // not 0: further replicas of the key follow
+};
+
+// Lookup over raw slots; kvmd's tests and writer use it as well.
+class IndexReader {
+ public:
+  static constexpr std::uint64_t kNoHint = ~std::uint64_t{0};
+
+  IndexReader() = default;
+  IndexReader(const layout::IndexSlot* slots, std::uint64_t count, const std::atomic<std::uint64_t>* moves,
+              const layout::TagWord* tags) noexcept
+      : slots_(slots), count_(count), moves_(moves), tags_(tags) {}
+
+  // For pipelines over many keys: Prefetch(k), some keys later hint = Probe(k), some keys later
+  // Find(k, out, hint), so that hardly a load has to wait. Both are optional. Always inlined: GCC takes
+  // a function that only prefetches for one without effect and drops the call.
+  [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&tags_[layout::Home(key, count_) / 8]); }
+  // Where on its chain the key seems to be, by the tags; fetches that slot.
+  [[gnu::always_inline]] std::uint64_t Probe(const BlockKey& key) const noexcept {
+    const std::uint64_t home = layout::Home(key, count_);
+    const std::uint64_t slot = home + TagDistance(home, layout::Tag(key));
+    if (slot >= count_) return kNoHint;
+    __builtin_prefetch(&slots_[slot]);
+    return slot;
+  }
+
+  // The common case of Find, inlined: `slot` (a hint) holds the key's only replica. False says nothing.
+  bool FindOnly(const BlockKey& key, std::uint64_t slot, IndexHit& out) const noexcept {
+    if (slot >= count_) return false;
+    const layout::IndexSlot& at = slots_[slot];
+    const std::uint32_t version = at.version.load(std::memory_order_acquire);
+    out.region_epoch = at.region_epoch.load(std::memory_order_relaxed);
+    const std::uint64_t lo = at.key_lo.load(std::memory_order_relaxed), hi = at.key_hi.load(std::memory_order_relaxed);
+    out.generation = at.generation.load(std::memory_order_relaxed);
+    out.region = at.region.load(std::memory_order_relaxed);
+    out.block = at.block.load(std::memory_order_relaxed);
+    out.more = at.flags.load(std::memory_order_relaxed) & layout::IndexSlot::kMore;
+    std::atomic_thread_fence(std::memory_order_acquire);
+    const bool stable = (version & 1) == 0 && at.version.load(std::memory_order_relaxed) == version;
+    return stable && out.region_epoch != 0 && out.more == 0 && lo == key.lo && hi == key.hi;
+  }
+
+  // Replicas of `key`, in order of publication, into `out`; returns how many, at most
+  // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
+  std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t hint = kNoHint) const noexcept;
+  std::size_t Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
+
+  // Slot `slot` as it is; false if it is empty, out of range or its writer is in the middle.
+  bool ReadSlot(std::uint64_t slot, IndexEntry& out) const noexcept;
+
+  std::uint64_t slots() const noexcept { return count_; }
+
+ private:
+  template <class Copy>
+  std::size_t FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept;
+  template <class Copy>
+  std::size_t FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept;
+  // Slots from `home` to the first one that is tagged `tag` or empty; 8 if none of the first 8 is.
+  std::uint64_t TagDistance(std::uint64_t home, std::uint64_t tag) const noexcept {
+    constexpr std::uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
+    const layout::TagWord* word = &tags_[home / 8];
+    const unsigned shift = static_cast<unsigned>(home % 8) * 8;
+    const std::uint64_t low = word[0].load(std::memory_order_relaxed) >> shift;
+    const std::uint64_t high = shift == 0 ? 0 : word[1].load(std::memory_order_relaxed) << (64 - shift);
+    const std::uint64_t tags = low | high;
+    // The lowest bit that is set marks the first zero byte; what lies above it may be wrong.
+    const std::uint64_t differences = tags ^ (tag * kOnes);
+    const std::uint64_t found = (((differences - kOnes) & ~differences) | ((tags - kOnes) & ~tags)) & kHighs;
+    return found == 0 ? 8 : static_cast<std::uint64_t>(std::countr_zero(found)) / 8;
+  }
+
+  const layout::IndexSlot* slots_ = nullptr;
+  std::uint64_t count_ = 0;
+  const std::atomic<std::uint64_t>* moves_ = nullptr;
+  const layout::TagWord* tags_ = nullptr;
+};
+
+class RegistryView {
+ public:
+  RegistryView() = default;
+  // kProtocol: not a registry segment, or offsets that leave it. kVersionMismatch: another layout.
+  [[nodiscard]] static Result<RegistryView> Open(MappedMemory memory);
+
+  explicit operator bool() const noexcept { return memory_ != nullptr; }
+  const layout::RegistryHeader& header() const noexcept { return *reinterpret_cast<const layout::RegistryHeader*>(memory_->data()); }
+  const IndexReader& index() const noexcept { return index_; }
+  std::uint32_t model_rows() const noexcept { return model_rows_; }
+  std::uint32_t region_rows() const noexcept { return region_rows_; }
+
+  // False: the row is free, out of range, or its writer is in the middle.
+  bool ReadModel(std::uint32_t row, layout::ModelInfo& out) const noexcept;
+  bool ReadRegion(std::uint32_t row, layout::RegionInfo& out) const noexcept;
+
+  layout::SegmentState state() const noexcept { return static_cast<layout::SegmentState>(header().state.load(std::memory_order_acquire)); }
+
+ private:
+  std::shared_ptr<const MappedMemory> memory_;
+  const layout::ModelRow* models_ = nullptr;
+  const layout::RegionRow* regions_ = nullptr;
+  std::uint32_t model_rows_ = 0, region_rows_ = 0;
+  IndexReader index_;
+};
+
+}  // namespace kvm

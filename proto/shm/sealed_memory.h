@@ -1,0 +1,122 @@
+// Shared memory that cannot change size and that nobody but its owner can write.
+//
+// Memfds, preallocated (a machine without memory is an error here, not a SIGBUS later), mode 0400, of two kinds:
+//   sealed   mapped writable once by its maker and then sealed with F_SEAL_FUTURE_WRITE | SHRINK | GROW | SEAL:
+//            whoever receives its descriptor can only map it read-only, for ever.
+//   granted  made by kvmd for a client, without F_SEAL_FUTURE_WRITE: whoever holds the read-write descriptor may
+//            write, so it can be given to a next owner. Everyone else gets a read-only descriptor, and can't make a
+//            writable one of it, since inode and mode are kvmd's. Who may write it may also punch holes in it, so what
+//            reads it is prepared for that (proto/shm/memory_guard.h).
+// A forked child has no writable mapping of its parent's (MADV_DONTFORK), so that a process which nobody watches can't
+// write; it has the descriptors until it executes another program. Readers' mappings are inherited.
+// Owner and reader are different types. Both are movable and unmap on destruction; neither moves the
+// memory, so pointers stay good across a move. After a crash of the owner the memory lives on as long
+// as any descriptor or mapping does.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include <boost/interprocess/mapped_region.hpp>
+
+#include "kvm/error.h"
+#include "proto/base/unique_fd.h"
+#include "proto/shm/memory_guard.h"
+
+namespace kvm {
+
+// kTry: transparent huge pages, where the kernel grants them. kLater: the same, but the maker asks for
+// them bit by bit (OwnedMemory::MakeHuge), since making them takes a copy.
+enum class HugePages { kNever, kTry, kLater };
+
+// The maker's side: writable.
+class OwnedMemory {
+ public:
+  OwnedMemory() = default;
+  OwnedMemory(OwnedMemory&&) = default;
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept;
+
+  // `name` shows up in /proc/PID/maps. Contents start as zeros.
+  // kInvalidArgument: size 0. kResourceExhausted: this process may not have so much (proto/base/memory_room.h).
+  // kSystem, kUnsupported: that can't be told, or memfd_create, mmap or fcntl failed.
+  [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+
+  // Maps granted memory of exactly `size_bytes` and allocates what of it is not yet.
+  // kPermissionDenied: a seal is missing, or the descriptor can't be written. kInvalidArgument: another size.
+  // kResourceExhausted, kUnsupported as for Create. kSystem: fallocate or mmap failed.
+  [[nodiscard]] static Result<OwnedMemory> Take(UniqueFd fd, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+
+  // Asks for huge pages in [offset, offset + bytes), both multiples of 2 MiB. A refusal only costs speed.
+  void MakeHuge(std::size_t offset, std::size_t bytes) noexcept;
+
+  std::byte* data() const noexcept { return static_cast<std::byte*>(mapping_.get_address()); }
+  std::size_t size() const noexcept { return mapping_.get_size(); }
+  int fd() const noexcept { return fd_.get(); }
+
+  // For memory that others may punch holes in, and whose bytes this process does not depend on: from here on a hole is
+  // no signal, but lost() after the access (proto/shm/memory_guard.h).
+  void Guard();
+  bool lost() const noexcept { return guard_.lost(); }
+
+ private:
+  UniqueFd fd_;
+  boost::interprocess::mapped_region mapping_;
+  MemoryGuard guard_;  // last: it ends before the mapping
+};
+
+// A reader's side: read-only; writing through it is SIGSEGV, mprotect to writable is EACCES. Reading never is a signal,
+// whatever becomes of the memory: see lost().
+class MappedMemory {
+ public:
+  MappedMemory() = default;
+  MappedMemory(MappedMemory&&) = default;
+  MappedMemory& operator=(MappedMemory&& other) noexcept;
+
+  // Maps all of `fd`, which may be closed afterwards.
+  // kPermissionDenied: it can be resized, so the sender could cut the memory under the reader.
+  // kInvalidArgument: the memory is empty, smaller than `min_size_bytes`, or not fully allocated.
+  // kSystem: fstat, fcntl or mmap failed.
+  [[nodiscard]] static Result<MappedMemory> Attach(int fd, std::size_t min_size_bytes = 1, HugePages huge = HugePages::kNever);
+
+  const std::byte* data() const noexcept { return static_cast<const std::byte*>(mapping_.get_address()); }
+  std::size_t size() const noexcept { return mapping_.get_size(); }
+  explicit operator bool() const noexcept { return mapping_.get_size() != 0; }
+  // Whether some of the memory was gone when it was read: all of it reads as zeros then. To be asked after the bytes
+  // have been read and before they are believed.
+  bool lost() const noexcept { return guard_.lost(); }
+
+ private:
+  boost::interprocess::mapped_region mapping_;
+  MemoryGuard guard_;  // last: it ends before the mapping
+};
+
+// Checks what Attach checks, without mapping; returns the size in bytes.
+[[nodiscard]] Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes);
+// Whether all of the memory is still allocated, as CheckSealed has seen it: false after a hole was punched in it, until
+// somebody touches that. A hole smaller than a huge page may go unnoticed.
+bool IsWhole(int fd) noexcept;
+// Whether the memory is on ordinary pages (tmpfs), which the kernel makes from any free memory.
+bool OnOrdinaryPages(int fd) noexcept;
+
+enum class PagePool {
+  kOrdinary,
+  kReservedHuge,  // 2 MiB pages that the administrator reserved; the size must be a multiple
+};
+
+// kvmd's side of granted memory: a read-write descriptor of zeroes, not allocated yet (its owner does that, in its
+// own time, and in its own control group). kInvalidArgument: size 0. kResourceExhausted: the machine has not that much.
+// kSystem: memfd_create, ftruncate or fcntl failed.
+[[nodiscard]] Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool = PagePool::kOrdinary);
+// A descriptor of the same memory that can only be mapped read-only. kSystem: this process may not open it.
+[[nodiscard]] Result<UniqueFd> ReopenReadOnly(int fd);
+
+// Who can write memory that came with `fd`, beyond mappings that exist.
+enum class Writers {
+  kNobody,   // sealed
+  kHolders,  // granted by this process's user, and `fd` is a read-write descriptor
+  kAnybody,  // neither
+};
+Writers WritersOf(int fd) noexcept;
+
+}  // namespace kvm

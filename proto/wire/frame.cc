@@ -1,0 +1,267 @@
+#include "proto/wire/frame.h"
+
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "proto/wire/protocol_limits.h"
+
+namespace kvm {
+namespace {
+
+constexpr std::size_t kMaxReadBytes = 256 * 1024;
+constexpr std::size_t kCoalesceBytes = 64 * 1024;
+constexpr std::size_t kMaxPiecesPerSend = 16;
+
+struct FrameHeader {
+  std::uint32_t payload_bytes;
+  std::uint16_t fd_count;
+  std::uint16_t mark;
+};
+static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
+
+// As many as the kernel passes at once (SCM_MAX_FD), so that truncation never means that the peer sent too many.
+constexpr std::size_t kKernelMaxFds = 253;
+using ControlBuffer = std::array<char, CMSG_SPACE(sizeof(int) * kKernelMaxFds)>;
+
+// Why the kernel could not give this process the descriptors that came: what making one more fails with, while those that
+// did get a place still have it.
+Error WhyLost(int socket) {
+  const UniqueFd probe(::fcntl(socket, F_DUPFD_CLOEXEC, 0));
+  if (!probe && (errno == EMFILE || errno == ENFILE)) return OutOfDescriptors(errno);
+  // Another thread has closed some meanwhile, or a security module keeps them from us.
+  Error error = OutOfDescriptors(EMFILE);
+  error.message += ", or not allowed to have one that came";
+  return error;
+}
+
+Status Duplicate(const std::vector<int>& fds, std::vector<UniqueFd>& out) {
+  for (const int fd : fds) {
+    out.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (out.back()) continue;
+    if (errno == EMFILE || errno == ENFILE) return OutOfDescriptors(errno);
+    return SystemError("duplicate a descriptor");
+  }
+  return {};
+}
+
+}  // namespace
+
+Error OutOfDescriptors(int sys_errno) {
+  rlimit limit{};
+  std::string text = "out of descriptors on the whole machine (fs.file-max)";
+  if (sys_errno != ENFILE && ::getrlimit(RLIMIT_NOFILE, &limit) == 0)
+    text = "out of descriptors (limit " + std::to_string(limit.rlim_cur) + ")";
+  return Error{Errc::kResourceExhausted, std::move(text), sys_errno};
+}
+
+bool IsOutOfDescriptors(const Error& error) noexcept { return error.sys_errno == EMFILE || error.sys_errno == ENFILE; }
+
+Result<ReadOutcome> FrameReader::Fill(int socket) {
+  if (begin_ == end_) begin_ = end_ = 0;
+  if (begin_ > 0 && buffer_.size() - end_ < read_bytes_) {
+    std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+    end_ -= begin_;
+    begin_ = 0;
+  }
+  if (buffer_.size() - end_ < read_bytes_) buffer_.resize(end_ + read_bytes_);
+  iovec vector{buffer_.data() + end_, buffer_.size() - end_};
+  alignas(cmsghdr) ControlBuffer control;
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  if (got < 0) {
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return ReadOutcome::kWouldBlock;
+    return SystemError("recvmsg");
+  }
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < count; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+      fds_.emplace_back(fd);
+    }
+  }
+  if (message.msg_flags & MSG_CTRUNC) {
+    lost_ = WhyLost(socket);
+    fds_.emplace_back();
+  }
+  if (fds_.size() > 2 * kMaxFrameFds) return MakeError(Errc::kProtocol, "descriptors that belong to no frame");
+  if (got == 0) {
+    if (InsideFrame()) return MakeError(Errc::kProtocol, "connection ended inside a frame");
+    return ReadOutcome::kEnd;
+  }
+  if (static_cast<std::size_t>(got) == vector.iov_len) read_bytes_ = std::min(2 * read_bytes_, kMaxReadBytes);
+  end_ += static_cast<std::size_t>(got);
+  return ReadOutcome::kProgress;
+}
+
+Result<std::optional<Frame>> FrameReader::Next() {
+  if (end_ - begin_ < kFrameHeaderBytes) return std::optional<Frame>();
+  FrameHeader header;
+  std::memcpy(&header, buffer_.data() + begin_, sizeof(header));
+  if (header.mark != kFrameMark) return MakeError(Errc::kProtocol, "not a kvmd frame");
+  if (header.payload_bytes > kMaxFrameBytes) {
+    return MakeError(Errc::kProtocol,
+                     "frame of " + std::to_string(header.payload_bytes) + " bytes, the limit is " + std::to_string(kMaxFrameBytes));
+  }
+  if (header.fd_count > kMaxFrameFds)
+    return MakeError(Errc::kProtocol, "frame announces " + std::to_string(header.fd_count) + " descriptors");
+  if (end_ - begin_ < kFrameHeaderBytes + header.payload_bytes) return std::optional<Frame>();
+  // The kernel delivers descriptors with the frame's first byte, so all of them are here by now, or lost.
+  Frame frame;
+  while (frame.fds.size() < header.fd_count && !fds_.empty() && !frame.lost_fds) {
+    if (fds_.front()) {
+      frame.fds.push_back(std::move(fds_.front()));
+    } else {
+      frame.lost_fds = lost_;
+    }
+    fds_.pop_front();
+  }
+  if (frame.lost_fds) {
+    frame.fds.clear();
+  } else if (frame.fds.size() < header.fd_count) {
+    return MakeError(Errc::kProtocol,
+                     "frame announces " + std::to_string(header.fd_count) + " descriptors, " + std::to_string(frame.fds.size()) + " came");
+  }
+  frame.payload.assign(buffer_.data() + begin_ + kFrameHeaderBytes, header.payload_bytes);
+  begin_ += kFrameHeaderBytes + header.payload_bytes;
+  if (begin_ == end_ && !fds_.empty()) return MakeError(Errc::kProtocol, "descriptors that no frame announced");
+  return std::optional<Frame>(std::move(frame));
+}
+
+Status FrameWriter::Check(std::string_view payload, const std::vector<int>& fds) const {
+  if (payload.size() > kMaxFrameBytes) {
+    return MakeError(Errc::kInvalidArgument,
+                     "message of " + std::to_string(payload.size()) + " bytes, the limit is " + std::to_string(kMaxFrameBytes));
+  }
+  if (fds.size() > kMaxFrameFds) {
+    return MakeError(Errc::kInvalidArgument,
+                     std::to_string(fds.size()) + " descriptors in one message, the limit is " + std::to_string(kMaxFrameFds));
+  }
+  return {};
+}
+
+void FrameWriter::Push(std::string_view payload, std::size_t fd_count, Piece piece) {
+  const FrameHeader header{static_cast<std::uint32_t>(payload.size()), static_cast<std::uint16_t>(fd_count), kFrameMark};
+  // Small frames without descriptors are sent together.
+  const bool coalesce = fd_count == 0 && !pieces_.empty() && pieces_.back().bytes.size() + payload.size() < kCoalesceBytes;
+  if (!coalesce) pieces_.push_back(std::move(piece));
+  std::string& bytes = pieces_.back().bytes;
+  bytes.reserve(bytes.size() + sizeof(header) + payload.size());
+  bytes.append(reinterpret_cast<const char*>(&header), sizeof(header));
+  bytes.append(payload);
+  queued_bytes_ += sizeof(header) + payload.size();
+  queued_fds_ += fd_count;
+}
+
+Status FrameWriter::Append(std::string_view payload, const std::vector<int>& fds) {
+  if (Status fits = Check(payload, fds); !fits) return fits;
+  Piece piece;
+  if (Status duplicated = Duplicate(fds, piece.fds); !duplicated) return duplicated;
+  Push(payload, fds.size(), std::move(piece));
+  return {};
+}
+
+Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::vector<int>& fds) {
+  if (Status fits = Check(payload, fds); !fits) return fits.error();
+  Piece borrowing;
+  borrowing.borrowed = fds;
+  Push(payload, fds.size(), std::move(borrowing));
+  Result<bool> drained = Drain(socket);
+  if (pieces_.empty() || pieces_.back().borrowed.empty()) return drained;
+  // It waits, and nothing of it has been sent.
+  Piece& waiting = pieces_.back();
+  if (Status duplicated = Duplicate(fds, waiting.fds); !duplicated) {
+    queued_bytes_ -= waiting.bytes.size();
+    queued_fds_ -= fds.size();
+    pieces_.pop_back();
+    return duplicated.error();
+  }
+  waiting.borrowed.clear();
+  return drained;
+}
+
+// Descriptors that were sent are in flight until the peer has read them, which shows when it has read everything.
+bool FrameWriter::MayFly(int socket, std::size_t fds) {
+  if (fds == 0 || fds_in_flight_ == 0 || fds_in_flight_ + fds <= max_fds_in_flight_) return true;
+  int unread = 0;
+  if (::ioctl(socket, SIOCOUTQ, &unread) == 0 && unread > 0) return false;
+  fds_in_flight_ = 0;
+  return true;
+}
+
+Result<bool> FrameWriter::Drain(int socket) {
+  held_back_ = HeldBack::kNo;
+  while (!pieces_.empty()) {
+    const std::size_t fd_count = pieces_.front().fd_count();
+    if (!MayFly(socket, fd_count)) {
+      held_back_ = HeldBack::kReader;
+      return false;
+    }
+    // Pieces with descriptors start a sendmsg of their own, so that those go with its first byte.
+    iovec vectors[kMaxPiecesPerSend];
+    std::size_t used = 0;
+    for (Piece& piece : pieces_) {
+      if (used == kMaxPiecesPerSend || (used > 0 && piece.fd_count() > 0)) break;
+      vectors[used++] = {piece.bytes.data() + piece.sent, piece.bytes.size() - piece.sent};
+    }
+    msghdr message{};
+    message.msg_iov = vectors;
+    message.msg_iovlen = used;
+    alignas(cmsghdr) ControlBuffer control;
+    if (fd_count > 0) {
+      message.msg_control = control.data();
+      message.msg_controllen = CMSG_SPACE(sizeof(int) * fd_count);
+      std::memset(control.data(), 0, message.msg_controllen);
+      cmsghdr* header = CMSG_FIRSTHDR(&message);
+      header->cmsg_level = SOL_SOCKET;
+      header->cmsg_type = SCM_RIGHTS;
+      header->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
+      const Piece& first = pieces_.front();
+      for (std::size_t i = 0; i < fd_count; ++i) {
+        const int fd = first.borrowed.empty() ? first.fds[i].get() : first.borrowed[i];
+        std::memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(int));
+      }
+    }
+    const ssize_t sent = ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0) {
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return false;
+      if (errno == EINTR) continue;
+      // Not the peer's doing: it may be others who don't read what this user has sent them.
+      if (errno == ETOOMANYREFS) {
+        held_back_ = HeldBack::kKernel;
+        return false;
+      }
+      return SystemError("sendmsg");
+    }
+    queued_fds_ -= fd_count;
+    fds_in_flight_ += fd_count;
+    pieces_.front().fds.clear();
+    pieces_.front().borrowed.clear();
+    std::size_t left = static_cast<std::size_t>(sent);
+    queued_bytes_ -= left;
+    while (left > 0) {
+      Piece& piece = pieces_.front();
+      const std::size_t step = std::min(left, piece.bytes.size() - piece.sent);
+      piece.sent += step;
+      left -= step;
+      if (piece.sent == piece.bytes.size()) pieces_.pop_front();
+    }
+  }
+  return true;
+}
+
+}  // namespace kvm

@@ -1,0 +1,19 @@
+// What owner, kvmd and importer have to read alike in a RegionDescriptor.
+#pragma once
+
+#include <string>
+
+#include "kvm/error.h"
+#include "kvm/geometry.h"
+#include "proto/wire/wire.pb.h"
+
+namespace kvm {
+
+// 1 to kMaxNameBytes bytes of printable ASCII without spaces. kInvalidArgument.
+[[nodiscard]] Status CheckRegionName(const std::string& name);
+
+// Not validated: Geometry::Validate.
+Geometry GeometryOf(const kvmwire::RegionDescriptor& descriptor);
+void SetGeometry(const Geometry& geometry, kvmwire::RegionDescriptor& descriptor);
+
+}  // namespace kvm

@@ -1,0 +1,64 @@
+// A service manager in small: starts kvmd as its unit does, with the listening socket passed and NOTIFY_SOCKET set,
+// keeps what kvmd stores (FDSTORE=1) over its death, and passes it on. Real datagrams on a real Unix socket, read by a
+// thread. Kills kvmd at its end; kvmd's log is shown if the test fails.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "proto/base/unique_fd.h"
+#include "tests/support/process/child_process.h"
+#include "tests/support/process/temp_dir.h"
+
+namespace kvm::test {
+
+class Supervisor {
+ public:
+  // `options`: kvmd's. `environment`: "NAME=value", beside what a service manager sets.
+  explicit Supervisor(std::vector<std::string> options = {}, std::vector<std::string> environment = {});
+  ~Supervisor();
+
+  const TempDir& dir() const noexcept { return dir_; }
+  std::string socket() const { return dir_ / "kvmd.sock"; }
+  pid_t pid() const noexcept { return pid_; }
+  bool running();
+  std::string Log() const;
+
+  // For the next start.
+  void Reconfigure(std::vector<std::string> options) { options_ = std::move(options); }
+  // By the thread that lives longest: the kernel ends kvmd with the thread that started it.
+  void Start();           // waits until kvmd is ready
+  void StartUnwatched();  // does not wait
+  void Kill();            // SIGKILL, as a crash would
+  void Signal(int signal) const;
+  int Stop();  // SIGTERM; its exit code, -1 if it did not end in good order
+
+  // Names of what is stored now, sorted.
+  std::vector<std::string> Stored() const;
+  void Put(const std::string& name, int fd);  // as if kvmd had stored it
+  // How often a line such as "READY=1" was heard so far.
+  std::size_t Heard(const std::string& line) const;
+
+ private:
+  void Listen();
+  void HearAll();  // what has been said so far, as systemd does before it starts anything
+  void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
+  void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
+
+  TempDir dir_;
+  std::vector<std::string> options_;
+  const std::vector<std::string> environment_;
+  UniqueFd listening_, notify_, wake_;
+  pid_t pid_ = -1;
+
+  mutable std::mutex mutex_;
+  std::map<std::string, UniqueFd> stored_;
+  std::map<std::string, std::size_t> heard_;
+  std::thread thread_;
+};
+
+}  // namespace kvm::test

@@ -1,0 +1,57 @@
+// A child process with pipes on its standard input and output. Killed and reaped with the object, and by
+// the kernel if the test dies first, so that nothing a test started outlives it. Every wait is bounded.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "proto/base/unique_fd.h"
+
+namespace kvm::test {
+
+// How a process ended: by `signal`, or with `code`.
+struct ProcessEnd {
+  int signal = 0;
+  int code = -1;
+  bool clean() const noexcept { return signal == 0 && code == 0; }
+};
+
+class ChildProcess {
+ public:
+  ChildProcess() = default;
+  // Starts `arguments` (the first one names the binary). Its standard error goes to the file
+  // `error_path`, appended; empty: to the test's own.
+  explicit ChildProcess(const std::vector<std::string>& arguments, const std::string& error_path = {});
+  // The child `name` of this binary (support/child_main.h).
+  static ChildProcess Self(const std::string& name, std::vector<std::string> arguments = {}, const std::string& error_path = {});
+  ~ChildProcess();
+  ChildProcess(ChildProcess&& other) noexcept;
+  ChildProcess& operator=(ChildProcess&& other) noexcept;
+
+  pid_t pid() const noexcept { return pid_; }
+  bool running();
+  void Signal(int signal) const;
+  // Empty: still running after `timeout`.
+  std::optional<ProcessEnd> Wait(std::chrono::milliseconds timeout);
+  // SIGKILL, and waits until it is gone.
+  void Kill();
+
+  void CloseInput() { input_.Reset(); }
+  // False: it does not read any more.
+  bool WriteLine(std::string_view line);
+  // Empty: no whole line came within `timeout`, or it closed its output.
+  std::optional<std::string> ReadLine(std::chrono::milliseconds timeout);
+
+ private:
+  pid_t pid_ = -1;
+  std::optional<ProcessEnd> end_;
+  UniqueFd input_, output_;
+  std::string unread_;
+};
+
+}  // namespace kvm::test
