@@ -2,6 +2,7 @@
 """Fails when a document names what is not there: a relative link, an anchor, a file, or a function or class.
 
     check_docs.py --source DIR     README.md, the documents of the root and of docs/
+    check_docs.py --options KVMD   docs/OPERATIONS.md has a row with each option of this kvmd, and with no other
     check_docs.py --self-test      that each rule can fail
 
 A text in backticks counts as a path if it begins with one of the tree's folders or include folders, and as a name of
@@ -12,6 +13,7 @@ and exits 1 if there are any.
 import argparse
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -116,8 +118,21 @@ def check(root):
                 for word in WORD.findall(code.split("(", 1)[0]):
                     if word not in known:
                         yield f"{name}: names {code}, but no source has {word}"
-        for word in UNWANTED.findall(prose):
+        for word in UNWANTED.findall(CODE.sub("", prose)):
             yield f"{name}: says \"{word}\"; a plain verb or the field's word does better"
+
+
+def check_options(text, usage):
+    """One line for each option that kvmd's usage or the tables of OPERATIONS.md lack."""
+    actual = set(re.findall(r"^\s+(?:-\w,)?(--[\w-]+)", usage, re.MULTILINE))
+    rows = re.findall(r"^\| (`--.*?) \|", text, re.MULTILINE)
+    listed = [option for row in rows for option in re.findall(r"`(--[\w-]+)", row)]
+    for option in sorted(actual - set(listed)):
+        yield f"docs/OPERATIONS.md: lacks {option}"
+    for option in sorted(set(listed) - actual - {"--domain-mode"}):
+        yield f"docs/OPERATIONS.md: has {option}, which kvmd has not"
+    for option in sorted({each for each in listed if listed.count(each) > 1} - {"--domain-mode"}):
+        yield f"docs/OPERATIONS.md: has {option} twice"
 
 
 SELF_TEST = {
@@ -152,15 +167,22 @@ def self_test():
             yield f"self-test: {name} was not reported"
     if len(found) != sum(expected is not None for _, expected in SELF_TEST.values()):
         yield "self-test: reported " + "; ".join(found)
+    options = list(check_options("| `--a N` | 1 |\n| `--a` | |\n| `--c` | |", "Usage\n  -a,--a UINT  x\n  --b  --no option\n"))
+    if [line.rsplit(": ", 1)[1] for line in options] != ["lacks --b", "has --c, which kvmd has not", "has --a twice"]:
+        yield "self-test: of options, reported " + "; ".join(options)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Fails when a document names what is not there.")
     parser.add_argument("--source", type=pathlib.Path, help="root of the tree")
     parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--options", type=pathlib.Path, metavar="KVMD", help="with --source: kvmd's binary")
     arguments = parser.parse_args()
     findings = list(self_test()) if arguments.self_test else []
-    if arguments.source is not None:
+    if arguments.options is not None:
+        usage = subprocess.run([arguments.options, "--help"], capture_output=True, text=True, check=True).stdout
+        findings += check_options((arguments.source / "docs/OPERATIONS.md").read_text(encoding="utf-8"), usage)
+    elif arguments.source is not None:
         findings += check(arguments.source.resolve())
     for line in findings:
         print(line, file=sys.stderr)
