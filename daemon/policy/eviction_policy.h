@@ -1,5 +1,5 @@
-// Which block leaves a full cache. A policy only chooses: whoever owns the cache (kvmd's host cache, the
-// registry, kvctl's simulator) moves the bytes and reports what happened.
+// Which block leaves a full cache. A policy only chooses: the owner of the cache (kvmd's host cache,
+// kvctl's simulator and replays) moves the bytes and reports what happened.
 //
 // A cache is `capacity` slots. For each request, or each batch of blocks of one prefix:
 //
@@ -35,7 +35,7 @@ struct Block {
 
 // Whether a slot may be evicted now.
 using Evictable = std::function<bool(Slot)>;
-// So many slots ChooseVictimAmong looks at, at most.
+// How many slots ChooseVictimAmong looks at, at most.
 inline constexpr std::uint32_t kMaxVictimsLookedAt = 4096;
 
 // How a request's blocks are reported. A policy that orders by time alone has to hear of the tail first, so that

@@ -88,7 +88,7 @@ void AddOptions(CLI::App& app, Config& c) {
                         "Descriptors kvmd keeps for a domain; 0: half of what its own limit leaves beside the connections", 0, 100'000'000);
   Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
   Number<std::uint32_t>(app, "--orphan-ttl-s", c.orphan_ttl_s,
-                        "How long the memory of a dead worker is kept, for importers and for whoever adopts it; 0: not at all", 0,
+                        "How long the memory of a dead worker is kept, for importers and for the worker that adopts it; 0: not at all", 0,
                         31'536'000);
   Number<std::uint32_t>(app, "--max-orphans", c.max_orphans, "Regions of dead workers that a domain keeps; beyond, the oldest goes", 0,
                         65'535);

@@ -1,7 +1,7 @@
 // One line per event on stderr: `event=NAME key=value …`, values quoted where needed, so that nothing a
 // client chose (a name, an error text) can forge or break a line. Under systemd each line begins with
-// its syslog priority. Called from kvmd's one thread; the level may be set from any. No line waits for whoever reads the log
-// (daemon/system/log_sink.h).
+// its syslog priority. Called from kvmd's one thread; the level may be set from any thread. No call waits
+// for the reader of the log (daemon/system/log_sink.h).
 #pragma once
 
 #include <chrono>

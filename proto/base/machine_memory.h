@@ -12,7 +12,7 @@ namespace kvm {
 
 struct InstalledMemory {
   std::uint64_t bytes = 0;       // installed
-  std::uint64_t free_bytes = 0;  // nobody's
+  std::uint64_t free_bytes = 0;  // in use by nothing
 };
 
 // sysinfo(2). kSystem.
