@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building (and with --lint checking, with --bench measuring, with --python the Python package, with
-# --systemd the test of the unit under a real systemd) needs, from the distribution's packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
+# --systemd the test of the unit under a real systemd) needs, from the distribution's packages. Debian 12 and Ubuntu
+# 24.04; asks the network for nothing that is there already.
 set -euo pipefail
 
 lint=no
@@ -42,7 +43,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
   libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
-[ "$systemd" = yes ] && packages+=(systemd-container debootstrap util-linux)
+[ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -27,7 +27,7 @@ shellcheck -x "${shell[@]}"
 # what it finds in Asio's coroutines is in Asio.
 tidy=clang-tidy
 command -v clang-tidy-22 >/dev/null && tidy=clang-tidy-22
-coroutines='^daemon/(session|server|listener)\.cc$'
+coroutines='^daemon/server/(session|server|listener)\.cc$'
 mapfile -t tidied < <(git ls-files 'proto/*.cc' 'cuda/*.cc' 'client/*.cc' 'daemon/*.cc' | grep -v '^client/kvctl/' |
   while read -r file; do ! grep -qF "$PWD/$file\"" "$build/compile_commands.json" || echo "$file"; done)
 echo "$tidy: ${#tidied[@]} files"

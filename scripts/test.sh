@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Builds the project and runs its test suites, on a machine that may have nothing installed.
 #
-#   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu|python] [--jobs N]
+#   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu|python] [--nightly] [--jobs N]
 #
 # --cpp: the C++ suite alone, which needs no Python packages. --python: the Python suite alone, in a virtual
 # environment under build/ that is made once. Neither: both; with a sanitizer or a label, the C++ suite,
-# unless the label says python. Ends with ctest's own closing lines and its status.
+# unless the label says python. --nightly: repetitions and soaks, too, which take much longer. Ends with ctest's own
+# closing lines and its status.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=dev
 suite=""
 label=()
+nightly=(-LE nightly)
 jobs=$(nproc)
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -21,9 +23,10 @@ while [ $# -gt 0 ]; do
     --asan) preset=asan ;;
     --tsan) preset=tsan ;;
     --label) label=(-L "${2:?"--label needs a name"}") && shift ;;
+    --nightly) nightly=() ;;
     --jobs) jobs=${2:?"--jobs needs a number"} && shift ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "$0"
+      sed -n '2,9s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -64,4 +67,4 @@ fi
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 cmake --preset "$preset" "${launcher[@]}" "${python[@]}" "-DKVM_TEST_LABELS=${label[1]:-.*}" >/dev/null
 cmake --build --preset "$preset" --parallel "$jobs" "${targets[@]}"
-ctest --preset "$preset" --parallel "$jobs" "${label[@]}"
+ctest --preset "$preset" --parallel "$jobs" "${label[@]}" "${nightly[@]}"

@@ -8,6 +8,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_host_cache_writers.cc
   unit/test_known_fields.cc
   unit/test_kvmd_config.cc
+  unit/test_kvmd_answers.cc
   unit/test_kvmd_connections.cc
   unit/test_kvmd_memory.cc
   unit/test_kvmd_noise.cc

@@ -5,7 +5,7 @@ kvm_test(NAME transfer_tests LABEL unit LIBS kvm_memory
 
 if(TARGET kvm_cuda)
   kvm_cuda_object(gpu/pattern)
-  add_library(kvm_gpu_testing STATIC gpu/exporter.cc gpu/exporter_process.cc gpu/gemm.cc ${gpu/pattern_object})
+  add_library(kvm_gpu_testing STATIC gpu/exporter.cc gpu/exporter_process.cc gpu/gemm.cc ${pattern_object})
   target_include_directories(kvm_gpu_testing SYSTEM PUBLIC ${KVM_CUDA_INCLUDE_DIRS})
   target_link_libraries(kvm_gpu_testing PUBLIC kvm_memory kvm_proto PRIVATE kvm_build_flags)
 

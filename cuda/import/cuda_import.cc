@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cuda/import/job_reaper.h"
+#include "cuda/import/queued_plan.h"
 #include "cuda/kernels/copy_kernels.h"
 #include "cuda/memory/device_memory.h"
 #include "cuda/memory/registered_memory.h"
@@ -318,26 +319,11 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool 
   const DeviceGuard guard(*device_);
   started_ = true;
   std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
-  const void* device_table = nullptr;
-  if (plan.table.size() > kMaxInlineTable) {
-    std::byte* const staged = slot_->staged_table() + table_used_;
-    std::memcpy(staged, plan.table.data(), plan.table.size());
-    const cudaError_t error = cudaMemcpyAsync(own_table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream_);
-    if (error != cudaSuccess) return CudaError(error, "import: uploading the table");
-    device_table = own_table;
-  }
+  Result<const void*> queued = QueueTableAndCopies(plan, slot_->staged_table() + table_used_, own_table, stream_);
+  if (!queued) return queued.error();
+  const void* device_table = *queued;
   table_used_ += plan.table.size();
-  for (const EngineCopy& copy : plan.engine_copies) {
-    const cudaError_t error = cudaMemcpyAsync(reinterpret_cast<void*>(copy.destination), reinterpret_cast<const void*>(copy.source),
-                                              copy.bytes, cudaMemcpyDefault, stream_);
-    if (error != cudaSuccess) return CudaError(error, "import: cudaMemcpyAsync");
-  }
-  CopyArgs args;
-  args.group_count = plan.group_count;
-  args.piece_count = plan.piece_count;
-  args.pair_count = plan.pair_count;
-  args.item_count = plan.item_count;
-  args.unit_bytes = plan.kernel.unit_bytes;
+  CopyArgs args = ArgsOf(plan);
   args.done_value = job_;
   args.statuses = slot_->statuses() + first;
   args.done = slot_->done();

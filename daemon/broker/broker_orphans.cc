@@ -103,7 +103,8 @@ Result<Region*> Broker::ResumeRegion(Client& client, const kvmwire::RegionDescri
   Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
     return nullptr;
-  if (fds.empty() || region->generations.all_ended() || region->identity() != FileIdOf(fds[0].get()) || !region->whole() ||
+  // First whether it is whole: reading a hole fills it.
+  if (fds.empty() || !region->whole() || region->generations.all_ended() || region->identity() != FileIdOf(fds[0].get()) ||
       region->descriptor.SerializeAsString() != descriptor.SerializeAsString()) {
     ReclaimOrphan(*client.domain, *region, "its owner registers another one");
     return nullptr;

@@ -162,67 +162,99 @@ class Watcher {
 
 // ---- the points ---------------------------------------------------------------------------------
 
-enum class Victim { kWorker, kKvmd, kRestoringKvmd };
+// Each point once: X(point, whose process dies there, the how manyth time that it comes there).
+// clang-format off
+#define KVM_FIRST_DEATHS(X) \
+  X(client_request_sent, Worker, 1)                  \
+  X(client_memory_made, Worker, 1)                   \
+  X(client_registered, Worker, 1)                    \
+  X(kvmd_region_added, Kvmd, 1)                      \
+  X(kvmd_region_persisted, Kvmd, 1)                  \
+  X(kvmd_region_announced, Kvmd, 1)                  \
+  X(kvmd_file_stored, Kvmd, 1)                       \
+  X(kvmd_manifest_stored, Kvmd, 1)                   \
+  X(client_write_begun, Worker, 1)                   \
+  X(client_block_readable, Worker, 1)                \
+  X(client_batch_readable, Worker, 1)                \
+  X(client_batch_sent, Worker, 1)                    \
+  X(kvmd_slot_being_written, Kvmd, 1)                \
+  X(kvmd_slot_written, Kvmd, 1)                      \
+  X(kvmd_entry_inserted, Kvmd, 1)                    \
+  X(kvmd_batch_published, Kvmd, 1)                   \
+  X(kvmd_entry_erased, Kvmd, 1)                      \
+  X(client_peer_mapped, Worker, 1)                   \
+  X(client_import_begun, Worker, 1)                  \
+  X(client_block_copied, Worker, 1)                  \
+  X(client_import_done, Worker, 1)                   \
+  X(client_withdraw_unmapped, Worker, 1)             \
+  X(client_store_granted, Worker, 1)                 \
+  X(client_store_copied, Worker, 1)                  \
+  X(client_store_done, Worker, 1)                    \
+  X(kvmd_slab_allocating, Kvmd, 1)                   \
+  X(kvmd_slab_opened, Kvmd, 1)                       \
+  X(kvmd_slab_persisted, Kvmd, 1)                    \
+  X(kvmd_store_granted, Kvmd, 1)                     \
+  X(kvmd_store_readable, Kvmd, 1)                    \
+  X(kvmd_store_published, Kvmd, 1)                   \
+  X(kvmd_evict_begun, Kvmd, 1)                       \
+  X(kvmd_evict_withdrawn, Kvmd, 1)                   \
+  X(kvmd_orphan_made, Kvmd, 1)                       \
+  X(client_adoption_granted, Worker, 1)              \
+  X(client_adopted, Worker, 1)                       \
+  X(kvmd_adoption_taken, Kvmd, 1)                    \
+  X(kvmd_adoption_persisted, Kvmd, 1)                \
+  X(kvmd_adoption_answered, Kvmd, 1)                 \
+  X(client_blocks_ended, Worker, 1)                  \
+  X(client_unregistering, Worker, 1)                 \
+  X(kvmd_region_withdrawn, Kvmd, 1)                  \
+  X(kvmd_file_stored, RestoringKvmd, 1)              \
+  X(kvmd_manifest_stored, RestoringKvmd, 1)          \
+  X(kvmd_slot_written, RestoringKvmd, 1)             \
+  X(kvmd_restore_registry, RestoringKvmd, 1)         \
+  X(kvmd_restore_region, RestoringKvmd, 1)           \
+  X(kvmd_rebuild_slice, RestoringKvmd, 1)            \
+  X(kvmd_rebuild_region_persisted, RestoringKvmd, 1) \
+  X(kvmd_rebuild_done, RestoringKvmd, 1)
 
-struct Case {
-  const char* point;
-  Victim victim;
-  std::vector<unsigned> counts = {1};
-};
-
-// Each point once at least; several times where it is come to by different ways.
-const std::vector<Case> kCases = {
-    {"client_request_sent", Victim::kWorker, {1, 2, 3, 4, 5, 6}},
-    {"client_memory_made", Victim::kWorker},
-    {"client_registered", Victim::kWorker},
-    {"kvmd_region_added", Victim::kKvmd},
-    {"kvmd_region_persisted", Victim::kKvmd},
-    {"kvmd_region_announced", Victim::kKvmd},
-    {"kvmd_file_stored", Victim::kKvmd, {1, 2, 3, 4}},
-    {"kvmd_manifest_stored", Victim::kKvmd, {1, 2, 3}},
-    {"client_write_begun", Victim::kWorker, {1, 30}},
-    {"client_block_readable", Victim::kWorker, {1, 30}},
-    {"client_batch_readable", Victim::kWorker, {1, 2}},
-    {"client_batch_sent", Victim::kWorker, {1, 2}},
-    {"kvmd_slot_being_written", Victim::kKvmd, {1, 30}},
-    {"kvmd_slot_written", Victim::kKvmd, {1, 30}},
-    {"kvmd_entry_inserted", Victim::kKvmd, {1, 30}},
-    {"kvmd_batch_published", Victim::kKvmd, {1, 2}},
-    {"kvmd_entry_erased", Victim::kKvmd, {1, 7}},
-    {"client_peer_mapped", Victim::kWorker},
-    {"client_import_begun", Victim::kWorker},
-    {"client_block_copied", Victim::kWorker, {1, 9}},
-    {"client_import_done", Victim::kWorker},
-    {"client_withdraw_unmapped", Victim::kWorker},
-    {"client_store_granted", Victim::kWorker},
-    {"client_store_copied", Victim::kWorker, {1, 2}},
-    {"client_store_done", Victim::kWorker},
-    {"kvmd_slab_allocating", Victim::kKvmd},
-    {"kvmd_slab_opened", Victim::kKvmd},
-    {"kvmd_slab_persisted", Victim::kKvmd},
-    {"kvmd_store_granted", Victim::kKvmd, {1, 2}},
-    {"kvmd_store_readable", Victim::kKvmd, {1, 9}},
-    {"kvmd_store_published", Victim::kKvmd, {1, 9}},
-    {"kvmd_evict_begun", Victim::kKvmd, {1, 5}},
-    {"kvmd_evict_withdrawn", Victim::kKvmd, {1, 5}},
-    {"kvmd_orphan_made", Victim::kKvmd},
-    {"client_adoption_granted", Victim::kWorker},
-    {"client_adopted", Victim::kWorker},
-    {"kvmd_adoption_taken", Victim::kKvmd},
-    {"kvmd_adoption_persisted", Victim::kKvmd},
-    {"kvmd_adoption_answered", Victim::kKvmd},
-    {"client_blocks_ended", Victim::kWorker, {1, 2}},
-    {"client_unregistering", Victim::kWorker, {1, 2}},
-    {"kvmd_region_withdrawn", Victim::kKvmd, {1, 2}},
-    {"kvmd_file_stored", Victim::kRestoringKvmd},
-    {"kvmd_manifest_stored", Victim::kRestoringKvmd, {1, 3}},
-    {"kvmd_slot_written", Victim::kRestoringKvmd, {1, 30}},
-    {"kvmd_restore_registry", Victim::kRestoringKvmd},
-    {"kvmd_restore_region", Victim::kRestoringKvmd, {1, 2, 3}},
-    {"kvmd_rebuild_slice", Victim::kRestoringKvmd, {1, 2}},
-    {"kvmd_rebuild_region_persisted", Victim::kRestoringKvmd, {1, 2, 3}},
-    {"kvmd_rebuild_done", Victim::kRestoringKvmd},
-};
+// Points that are come to by different ways, or in the middle of something.
+#define KVM_LATER_DEATHS(X) \
+  X(client_request_sent, Worker, 2)                  \
+  X(client_request_sent, Worker, 3)                  \
+  X(client_request_sent, Worker, 4)                  \
+  X(client_request_sent, Worker, 5)                  \
+  X(client_request_sent, Worker, 6)                  \
+  X(kvmd_file_stored, Kvmd, 2)                       \
+  X(kvmd_file_stored, Kvmd, 3)                       \
+  X(kvmd_file_stored, Kvmd, 4)                       \
+  X(kvmd_manifest_stored, Kvmd, 2)                   \
+  X(kvmd_manifest_stored, Kvmd, 3)                   \
+  X(client_write_begun, Worker, 30)                  \
+  X(client_block_readable, Worker, 30)               \
+  X(client_batch_readable, Worker, 2)                \
+  X(client_batch_sent, Worker, 2)                    \
+  X(kvmd_slot_being_written, Kvmd, 30)               \
+  X(kvmd_slot_written, Kvmd, 30)                     \
+  X(kvmd_entry_inserted, Kvmd, 30)                   \
+  X(kvmd_batch_published, Kvmd, 2)                   \
+  X(kvmd_entry_erased, Kvmd, 7)                      \
+  X(client_block_copied, Worker, 9)                  \
+  X(client_store_copied, Worker, 2)                  \
+  X(kvmd_store_granted, Kvmd, 2)                     \
+  X(kvmd_store_readable, Kvmd, 9)                    \
+  X(kvmd_store_published, Kvmd, 9)                   \
+  X(kvmd_evict_begun, Kvmd, 5)                       \
+  X(kvmd_evict_withdrawn, Kvmd, 5)                   \
+  X(client_blocks_ended, Worker, 2)                  \
+  X(client_unregistering, Worker, 2)                 \
+  X(kvmd_region_withdrawn, Kvmd, 2)                  \
+  X(kvmd_manifest_stored, RestoringKvmd, 3)          \
+  X(kvmd_slot_written, RestoringKvmd, 30)            \
+  X(kvmd_restore_region, RestoringKvmd, 2)           \
+  X(kvmd_restore_region, RestoringKvmd, 3)           \
+  X(kvmd_rebuild_slice, RestoringKvmd, 2)            \
+  X(kvmd_rebuild_region_persisted, RestoringKvmd, 2) \
+  X(kvmd_rebuild_region_persisted, RestoringKvmd, 3)
+// clang-format on
 
 std::vector<std::string> Options() {
   return {"--host-cache", std::to_string(4 * kSlots * kBlock), "--host-cache-slab", std::to_string(kSlots * kBlock), "--offload-timeout-ms",
@@ -363,44 +395,22 @@ class Scenario {
 
 TEST_CASE("Fault points: all have a test", "[fault]") {
   std::set<std::string> tested;
-  for (const Case& one : kCases) tested.insert(one.point);
-#define CHECK_THAT_IT_IS_TESTED(name) CHECK(tested.contains(#name));
-  KVM_FAULT_POINT_NAMES(CHECK_THAT_IT_IS_TESTED)
-#undef CHECK_THAT_IT_IS_TESTED
+#define KVM_IS_TESTED(point, victim, count) tested.insert(#point);
+  KVM_FIRST_DEATHS(KVM_IS_TESTED)
+#undef KVM_IS_TESTED
+#define KVM_CHECK_THAT_IT_IS_TESTED(name) CHECK(tested.contains(#name));
+  KVM_FAULT_POINT_NAMES(KVM_CHECK_THAT_IT_IS_TESTED)
+#undef KVM_CHECK_THAT_IT_IS_TESTED
 }
 
-TEST_CASE("Fault points: a worker dies at each", "[fault]") {
-  for (const Case& one : kCases) {
-    if (one.victim != Victim::kWorker) continue;
-    for (const unsigned count : one.counts) {
-      INFO(one.point << ", time " << count);
-      Scenario scenario(one.point, count);
-      scenario.KillWorker();
-      scenario.CheckAfterwards();
-    }
+#define KVM_DEATH(point, victim, count, tags)                                     \
+  TEST_CASE("Fault points: " #victim " dies at " #point ", time " #count, tags) { \
+    Scenario scenario(#point, count);                                             \
+    scenario.Kill##victim();                                                      \
+    scenario.CheckAfterwards();                                                   \
   }
-}
+#define KVM_DEATH_ALWAYS(point, victim, count) KVM_DEATH(point, victim, count, "[fault]")
+#define KVM_DEATH_NIGHTLY(point, victim, count) KVM_DEATH(point, victim, count, "[fault][nightly]")
 
-TEST_CASE("Fault points: kvmd dies at each while it serves", "[fault]") {
-  for (const Case& one : kCases) {
-    if (one.victim != Victim::kKvmd) continue;
-    for (const unsigned count : one.counts) {
-      INFO(one.point << ", time " << count);
-      Scenario scenario(one.point, count);
-      scenario.KillKvmd();
-      scenario.CheckAfterwards();
-    }
-  }
-}
-
-TEST_CASE("Fault points: kvmd dies at each while it restores", "[fault]") {
-  for (const Case& one : kCases) {
-    if (one.victim != Victim::kRestoringKvmd) continue;
-    for (const unsigned count : one.counts) {
-      INFO(one.point << ", time " << count);
-      Scenario scenario(one.point, count);
-      scenario.KillRestoringKvmd();
-      scenario.CheckAfterwards();
-    }
-  }
-}
+KVM_FIRST_DEATHS(KVM_DEATH_ALWAYS)
+KVM_LATER_DEATHS(KVM_DEATH_NIGHTLY)

@@ -72,6 +72,7 @@ TEST_CASE("Host cache: after a restart of kvmd it fills again with what workers 
   RegistryProbe probe(kvmd.socket());
   REQUIRE(StoredEventually(probe, 16) == 16);
   publisher.Kill();
+  REQUIRE(test::Eventually([&] { return probe.CountSlots() == 16; }));  // the cache's alone
   const auto reader = test::Worker::Start({.socket = kvmd.socket(), .name = "reader"});
   KVM_REQUIRE_OK(reader);
   const test::ImportCheck import = (*reader)->FindAndImport("a:16", 0);

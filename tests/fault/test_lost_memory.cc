@@ -1,6 +1,7 @@
 // Memory of others that goes while it is used: importers and kvmd live, and no byte of it is taken for a block's.
 #include <fcntl.h>
 
+#include <chrono>
 #include <vector>
 
 #include "tests/catch.h"
@@ -44,6 +45,9 @@ TEST_CASE("Lost memory: an importer whose peer's memory goes gets a miss, and do
   CHECK(again.valid == 0);
   REQUIRE_FALSE(again.failed.empty());
   CHECK(again.failed[0].reason == ImportFailure::kUnmapped);
+  FindOptions options;
+  options.destination = &node.importer->region();
+  CHECK(node.importer->Find("a:20", {}, options).end() == MatchEnd::kUnmapped);
   // Another owner is imported from as ever.
   RemoteWorker other({.socket = node.kvmd.socket(), .name = "other"});
   other.Publish("b:20", 0);
@@ -51,6 +55,22 @@ TEST_CASE("Lost memory: an importer whose peer's memory goes gets a miss, and do
   const test::ImportCheck whole = node.importer->FindAndImport("b:20", 20);
   CHECK(whole.valid == 20);
   CHECK(whole.wrong == 0);
+}
+
+TEST_CASE("Lost memory: a worker whose part of the host cache goes stores nothing in it, and lives", "[fault]") {
+  KvmdProcess kvmd({"--host-cache", "4M"});
+  const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker", .offload = OffloadMode::kAsked});
+  worker->Publish("a:8", 0);
+  KVM_REQUIRE_OK(worker->Flush());
+  const std::vector<std::uint32_t> first{0, 1, 2, 3}, second{4, 5, 6, 7};
+  const auto offloaded = [&](const std::vector<std::uint32_t>& blocks) {
+    const Result<std::size_t> count = worker->region().OffloadBeforeReuse(blocks, After(std::chrono::seconds(10)));
+    KVM_REQUIRE_OK(count);
+    return *count;
+  };
+  REQUIRE(offloaded(first) == 4);
+  REQUIRE(test::LoseMappings("kvm:host-cache-", /*written=*/true) == 1);
+  CHECK(offloaded(second) == 0);
 }
 
 TEST_CASE("Lost memory: nothing is found in a region whose generation table goes", "[fault]") {

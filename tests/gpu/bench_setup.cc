@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "cuda/import/queued_plan.h"
 #include "cuda/kernels/copy_kernels.h"
 #include "cuda/memory/device_memory.h"
 #include "cuda/plan/transfer_plan.h"
@@ -180,27 +181,13 @@ Importer::Time Importer::CopyOnly(const Geometry& geometry, const std::vector<Im
   const auto queue = [&] {
     if (const Status planned = PlanTransfer({&run, 1}, blocks, {&to, 1}, limits, plan); !planned) Fail(planned.error().ToString());
     if (plan.table.size() > kTableRoom) Fail("a table larger than the room for it");
-    const bool upload = plan.table.size() > kMaxInlineTable;
-    if (upload) {
-      std::memcpy(staged, plan.table.data(), plan.table.size());
-      MustSucceed(cudaMemcpyAsync(table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream_), "table");
-    }
-    for (const EngineCopy& engine : plan.engine_copies) {
-      MustSucceed(cudaMemcpyAsync(reinterpret_cast<void*>(engine.destination), reinterpret_cast<const void*>(engine.source), engine.bytes,
-                                  cudaMemcpyDefault, stream_),
-                  "cudaMemcpyAsync");
-    }
-    CopyArgs args;
-    args.group_count = plan.group_count;
-    args.piece_count = plan.piece_count;
-    args.pair_count = plan.pair_count;
-    args.item_count = plan.item_count;
-    args.unit_bytes = plan.kernel.unit_bytes;
+    const void* device_table = Must(QueueTableAndCopies(plan, staged, table, stream_));
+    CopyArgs args = ArgsOf(plan);
     args.report = ReportBy::kDoneWord;
     args.done_value = ++job;
     args.done = done;
     args.arrivals = arrivals;
-    MustSucceed(LaunchCopy(plan.kernel, args, plan.table, upload ? table : nullptr, stream_), "LaunchCopy");
+    MustSucceed(LaunchCopy(plan.kernel, args, plan.table, device_table, stream_), "LaunchCopy");
   };
   std::vector<double> host, gpu;
   for (int round = -2; round < rounds; ++round) {

@@ -1,10 +1,15 @@
 // kvctl bench and the kvmd that a node runs: it is left alone unless one says otherwise, and then it is left as it was; what did
 // not happen is no figure.
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <functional>
+#include <sstream>
 
+#include "proto/base/unique_fd.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_children.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
@@ -75,6 +80,27 @@ struct BusyNode {
     entries = Number(Status().at("domains").at(0), "entries");
   }
 };
+
+// Changes a byte of each block of that process's pool, behind the back of everybody: its generations stay as they are.
+bool SpoilBlocks(pid_t process, std::uint64_t blocks, std::uint64_t block_bytes) {
+  std::istringstream maps(ReadFile("/proc/" + std::to_string(process) + "/maps"));
+  const UniqueFd memory(::open(("/proc/" + std::to_string(process) + "/mem").c_str(), O_RDWR | O_CLOEXEC));
+  if (!memory) return false;
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long long begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%llx-%llx rw-s", &begin, &end) != 2 || end - begin != blocks * block_bytes) continue;
+    if (line.find(" rw-s ") == std::string::npos || line.find("memfd:") == std::string::npos) continue;
+    for (std::uint64_t block = 0; block < blocks; ++block) {
+      const auto at = static_cast<off_t>(begin + block * block_bytes + 8);
+      unsigned char byte = 0;
+      if (::pread(memory.get(), &byte, 1, at) != 1) return false;
+      byte ^= 1;
+      if (::pwrite(memory.get(), &byte, 1, at) != 1) return false;
+    }
+    return true;
+  }
+  return false;
+}
 
 // Waits until a lookup benchmark on the node measures.
 ctl::ChildProcess StartLongFind(const Sandbox& sandbox, const BusyNode& node) {
@@ -150,6 +176,27 @@ TEST_CASE("kvctl bench find: a lookup that misses a key is an error, and there i
   CHECK(bench.Ending() == "exited with 3");
   const std::string log = ReadFile(node.sandbox.path() / "log");
   CHECK(log.find("kvctl: ") == 0);
+  CHECK(log.find("p50") == std::string::npos);
+  node.CheckUntouched(offloaded);
+}
+
+TEST_CASE("kvctl bench import: blocks that do not hold what their keys say are an error, and there is no figure", "[integration]") {
+  constexpr std::uint64_t kBlocks = 512, kBytes = 65536;
+  BusyNode node("100000");
+  node.Settle();
+  const std::int64_t offloaded = node.Offloaded();
+  ctl::ChildProcess bench =
+      StartKvctl(node.sandbox, {"bench", "import", "--on-this-node", "--socket", node.kvmd.socket(), "--backend", "host", "--bytes",
+                                std::to_string(kBlocks * kBytes), "--block-bytes", std::to_string(kBytes), "--rounds", "3000"});
+  REQUIRE(Eventually([&] { return Number(node.Status().at("domains").at(0), "entries") >= node.entries + std::int64_t{kBlocks}; }, 40s));
+  const std::vector<pid_t> peers = ChildrenOf(bench.pid(), kPeer);
+  REQUIRE(peers.size() == 1);
+  REQUIRE(SpoilBlocks(peers[0], kBlocks, kBytes));
+  REQUIRE(bench.WaitFor(60s));
+  CHECK(bench.Ending() == "exited with 3");
+  const std::string log = ReadFile(node.sandbox.path() / "log");
+  INFO(log);
+  CHECK(log.find("does not hold what its key says") != std::string::npos);
   CHECK(log.find("p50") == std::string::npos);
   node.CheckUntouched(offloaded);
 }

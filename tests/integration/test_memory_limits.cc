@@ -29,7 +29,8 @@ using test::WireRegion;
 constexpr std::uint64_t kMib = std::uint64_t{1} << 20;
 constexpr std::chrono::seconds kPatience{30};
 
-// A worker in a group: SOCKET NAME MIB [UID]. Answers what became of its start, and lives until its input ends.
+// A worker in a group: SOCKET NAME BLOCKS [UID [BLOCK-BYTES]], of 1 MiB each. Answers what became of its start, and lives until its input
+// ends.
 const test::ChildMain kPodWorker("pod-worker", [](const std::vector<std::string>& arguments) {
   const auto uid = arguments.size() > 3 ? static_cast<uid_t>(std::stoul(arguments.at(3))) : 0;
   if (uid != 0 && (::setgroups(0, nullptr) != 0 || ::setgid(uid) != 0 || ::setuid(uid) != 0)) return 1;
@@ -37,7 +38,7 @@ const test::ChildMain kPodWorker("pod-worker", [](const std::vector<std::string>
   options.socket = arguments.at(0);
   options.name = arguments.at(1);
   options.blocks = static_cast<std::uint32_t>(std::stoul(arguments.at(2)));
-  options.block_bytes = kMib;
+  options.block_bytes = arguments.size() > 4 ? std::stoull(arguments.at(4)) : kMib;
   Result<std::unique_ptr<test::Worker>> worker = test::Worker::Start(options);
   std::cout << (worker ? "ok" : "error " + worker.error().ToString()) << std::endl;
   if (worker) static_cast<void>((*worker)->Publish("a:2", 0));
@@ -173,7 +174,9 @@ TEST_CASE("Memory limits: a host cache stops growing where its group is full", "
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(160 * kMib, why);
   if (!group) KVM_SKIP(why);
-  KvmdProcess kvmd({"--max-entries", "10000", "--domain-mode", "node", "--host-cache", "96M", "--host-cache-slab", "16M"}, group->Enter());
+  // In small steps, and in one that is larger than what is left.
+  const char* const slab = GENERATE("16M", "96M");
+  KvmdProcess kvmd({"--max-entries", "10000", "--domain-mode", "node", "--host-cache", "96M", "--host-cache-slab", slab}, group->Enter());
   ChildProcess user(group->Enter() + std::vector<std::string>{SelfPath(), "--child", "memory-user", "90"});
   REQUIRE(Started(user) == "ok");
   test::RemoteWorker worker({.socket = kvmd.socket(), .name = "worker", .blocks = 96, .block_bytes = kMib});
@@ -183,6 +186,25 @@ TEST_CASE("Memory limits: a host cache stops growing where its group is full", "
   CHECK(worker.Find("a:96") == 96);
   CHECK(kvmd.running());
   CHECK(user.running());
+  CHECK(group->Killed() == 0);
+}
+
+TEST_CASE("Memory limits: a host cache leaves room for the registries that may come", "[integration]") {
+  if (::geteuid() != 0) KVM_SKIP("needs root, to connect as another user");
+  if (test::kSanitized) KVM_SKIP("AddressSanitizer's own memory does not fit into this limit");
+  std::string why;
+  const std::optional<MemoryGroup> group = MemoryGroup::Make(250 * kMib, why);
+  if (!group) KVM_SKIP(why);
+  // A registry has 82 MiB: with both of them, what is in use and the spare part, the cache's one slab does not fit.
+  KvmdProcess kvmd({"--max-entries", "1000000", "--max-domains", "2", "--host-cache", "64M", "--host-cache-slab", "64M"}, group->Enter());
+  std::filesystem::permissions(kvmd.dir().path(), std::filesystem::perms::all);
+  ChildProcess user(group->Enter() + std::vector<std::string>{SelfPath(), "--child", "memory-user", "30"});
+  REQUIRE(Started(user) == "ok");
+  test::RemoteWorker first({.socket = kvmd.socket(), .name = "first", .blocks = 64, .block_bytes = kMib});
+  first.Publish("a:8", 0);
+  CHECK(test::Eventually([&] { return kvmd.Log().find("host_cache_not_grown") != std::string::npos; }));
+  ChildProcess second = ChildProcess::Self("pod-worker", {kvmd.socket(), "second", "1", "1234"});
+  CHECK(Started(second) == "ok");
   CHECK(group->Killed() == 0);
 }
 
@@ -213,6 +235,21 @@ TEST_CASE("Memory limits: a worker is refused a region that its group can't hold
   const std::string answer = Started(worker);
   CheckHas(answer, "256 MiB are needed");
   CheckHas(answer, "100 MiB of control group");
+  CHECK(worker.running());
+  CHECK(group->Killed() == 0);
+}
+
+TEST_CASE("Memory limits: what a worker notes of its blocks counts as well", "[integration]") {
+  std::string why;
+  const std::optional<MemoryGroup> group = MemoryGroup::Make(300 * kMib, why);
+  if (!group) KVM_SKIP(why);
+  KvmdProcess kvmd;
+  // Small blocks: notes are larger than what is noted.
+  ChildProcess worker(group->Enter() +
+                      std::vector<std::string>{SelfPath(), "--child", "pod-worker", kvmd.socket(), "small", "8000000", "0", "16"});
+  const std::string answer = Started(worker);
+  CheckHas(answer, "the records of region small");
+  CheckHas(answer, "300 MiB of control group");
   CHECK(worker.running());
   CHECK(group->Killed() == 0);
 }
@@ -252,6 +289,23 @@ TEST_CASE("Memory limits: a worker that is started in a dead one's place gets it
   CHECK(Started(second) == "ok");
   CHECK(group->Killed() == 0);
   CheckHas(kvmd.Log(), "region_reclaimed");
+}
+
+TEST_CASE("Memory limits: what a dead worker has left goes before the next one of its name makes its own", "[integration]") {
+  std::string why;
+  const std::optional<MemoryGroup> group = MemoryGroup::Make(400 * kMib, why);
+  if (!group) KVM_SKIP(why);
+  KvmdProcess kvmd;
+  ChildProcess first = PodWorker(*group, kvmd, "pool", 100);
+  REQUIRE(Started(first) == "ok");
+  first.Kill();
+  REQUIRE(test::Eventually([&] { return kvmd.Log().find("region_orphaned") != std::string::npos; }));
+  ChildProcess second = PodWorker(*group, kvmd, "pool", 100);
+  CHECK(Started(second) == "ok");
+  if (group->MostUsedBytes() == 0) KVM_SKIP("this kernel does not say how much a group has used at most");
+  // There was room for both.
+  CHECK(group->MostUsedBytes() > 100 * kMib);
+  CHECK(group->MostUsedBytes() < 180 * kMib);
 }
 
 TEST_CASE("Memory limits: without /proc/meminfo kvmd still knows what the machine has", "[integration]") {

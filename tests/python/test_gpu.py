@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvclient import weights
 from kvclient.daemon import PrivateDaemon, find_binary
 from kvclient.errors import UnsupportedError
 from kvclient.weights import parameters_digest
@@ -252,8 +251,7 @@ def test_ctrl_c_ends_the_wait_for_an_import_and_not_the_import(
 def test_weights_on_a_gpu_are_read_there_to_the_last_bit() -> None:
     tensor = torch.randn(4097, 333, device="cuda").bfloat16()
     before = parameters_digest({"weight": tensor})
-    assert before == parameters_digest({"weight": tensor.t().contiguous().t()})
-    assert torch.equal(weights._mixed_sums(tensor).cpu(), weights._mixed_sums(tensor.cpu()))
+    assert before == parameters_digest({"weight": tensor.cpu()})
     tensor.view(torch.int16)[4096, 332] ^= 1
     assert before != parameters_digest({"weight": tensor})
 

@@ -11,6 +11,7 @@ import kvclient
 from kvclient.daemon import PrivateDaemon
 from kvclient.errors import BadGeometryError, InvalidArgumentError
 from kvclient.torch import TensorGeometry, geometry_of, physical_order, segment_tensor, view
+from support.specs import small_spec
 
 BLOCKS, TOKENS, HEADS, SIZE, LAYERS = 6, 4, 3, 8, 2
 
@@ -129,15 +130,7 @@ def test_what_has_no_geometry_is_refused() -> None:
 
 
 def test_blocks_travel_between_regions_that_are_cut_differently(kvmd: PrivateDaemon) -> None:
-    spec = kvclient.ModelSpec(
-        model_id="t",
-        kv_dtype="float32",
-        layout="NHD",
-        num_layers=1,
-        num_kv_heads=HEADS,
-        head_size=SIZE,
-        block_tokens=TOKENS,
-    )
+    spec = small_spec(num_kv_heads=HEADS, head_size=SIZE, block_tokens=TOKENS)
     plain = {"split": ([2, BLOCKS, TOKENS, HEADS, SIZE], 1), "together": ([BLOCKS, 2, TOKENS, HEADS, SIZE], 0)}
     clients = {name: kvclient.Client(kvmd.socket, name=name) for name in plain}
     tensors, regions = {}, {}
@@ -164,9 +157,7 @@ def test_blocks_travel_between_regions_that_are_cut_differently(kvmd: PrivateDae
 
 def test_a_view_keeps_the_memory_when_region_and_client_are_closed(kvmd: PrivateDaemon) -> None:
     client = kvclient.Client(kvmd.socket, name="view")
-    spec = kvclient.ModelSpec(
-        model_id="t", kv_dtype="float32", layout="NHD", num_layers=1, num_kv_heads=1, head_size=16, block_tokens=4
-    )
+    spec = small_spec(head_size=16)
     region = client.allocate_region(client.declare_model(spec), kvclient.Geometry.contiguous(4, 512), name="view")
     tensor = view(region, [4, 128], torch.float32)
     tensor.fill_(1.5)

@@ -25,19 +25,10 @@ from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.spec import with_weights
 from kvclient.vllm.worker import WorkerSide
 from support.paged_engine import NewRequest, Output, Pool, Request
+from support.specs import small_spec
 from support.waiting import eventually
 
-SPEC = kvclient.ModelSpec(
-    model_id="m",
-    revision="r",
-    weights_digest="config=1",
-    kv_dtype="float32",
-    layout="x",
-    num_layers=1,
-    num_kv_heads=1,
-    head_size=8,
-    block_tokens=4,
-)
+SPEC = small_spec(weights_digest="config=1")
 OLD, NEW = with_weights(SPEC, "old"), with_weights(SPEC, "new")
 TOKENS = list(range(100, 132))
 

@@ -23,19 +23,11 @@ from kvclient.vllm.stats import Counters
 from support.cpu_store_worker import SPEC as SPEC_OF_CPU_STORE
 from support.paged_engine import Cached as CachedRequests
 from support.paged_engine import NewRequest, Output, Pool, Request
+from support.specs import small_spec
 from support.waiting import eventually
 from support.worker import Worker
 
-SPEC = kvclient.ModelSpec(
-    model_id="m",
-    revision="r",
-    kv_dtype="float32",
-    layout="x",
-    num_layers=1,
-    num_kv_heads=1,
-    head_size=8,
-    block_tokens=4,
-)
+SPEC = small_spec()
 
 
 # ---- options ----

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,84 +16,10 @@ import torch
 import kvclient
 from kvclient.errors import UnsupportedError
 from kvclient.vllm.engine_model import EngineModel, executor_of
-from kvclient.vllm.weights import Measured, digest_of, gathered, measure, tensors_of
+from kvclient.vllm.weights import Measured, gathered, measure, tensors_of
+from support.specs import small_spec
 
-SPEC = kvclient.ModelSpec(
-    model_id="m",
-    revision="r",
-    weights_digest="config=1",
-    kv_dtype="float32",
-    layout="x",
-    rope="theta=1",
-    num_layers=1,
-    num_kv_heads=1,
-    head_size=8,
-    block_tokens=4,
-)
-
-
-def weights() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "a": torch.randn(33, 7, generator=generator),
-        "b": torch.randn(33, 7, generator=generator),
-        "c": torch.randn(1_300_001, generator=generator),  # several pieces, the last one no whole word
-        "half": torch.randn(5, generator=generator).to(torch.bfloat16),
-    }
-
-
-# ---- digests ----
-
-
-def test_equal_weights_have_one_digest() -> None:
-    assert digest_of(weights()) == digest_of(weights())
-    assert digest_of(dict(reversed(list(weights().items())))) == digest_of(weights())
-
-
-@pytest.mark.parametrize("name", ["a", "c", "half"])
-def test_one_flipped_bit_anywhere_changes_the_digest(name: str) -> None:
-    before = digest_of(weights())
-    count = weights()[name].numel() * weights()[name].element_size()
-    for position in {0, 1, 7, 8, count // 2, count - 1}:
-        changed = weights()
-        changed[name].view(torch.uint8).view(-1)[position] ^= 1 << (position % 8)
-        assert digest_of(changed) != before, position
-
-
-def test_swapped_and_renamed_tensors_change_the_digest() -> None:
-    made = weights()
-    before = digest_of(made)
-    assert digest_of({**made, "a": made["b"], "b": made["a"]}) != before
-    assert digest_of({("z" if name == "b" else name): each for name, each in made.items()}) != before
-    assert digest_of({**made, "a": made["a"].view(7, 33)}) != before
-    assert digest_of({**made, "half": made["half"].view(torch.float16)}) != before
-    assert digest_of({**made, "d": torch.empty(0)}) != before
-    rows = made["a"].clone()
-    rows[[0, 1]] = rows[[1, 0]]
-    assert digest_of({**made, "a": rows}) != before
-
-
-def test_what_a_strided_tensor_does_not_hold_does_not_count() -> None:
-    wide = torch.zeros(4, 10)
-    wide[:, :3] = torch.arange(12.0).view(4, 3)
-    before = digest_of({"a": wide[:, :3]})
-    wide[:, 3:] = 9
-    assert digest_of({"a": wide[:, :3]}) == before
-    wide[3, 2] += 1
-    assert digest_of({"a": wide[:, :3]}) != before
-
-
-def test_a_transposed_tensor_is_another() -> None:
-    square = torch.arange(16.0).view(4, 4)
-    assert digest_of({"a": square}) != digest_of({"a": square.t()})
-    assert digest_of({"a": square.t()}) == digest_of({"a": square.t()})
-
-
-def test_a_tensor_without_memory_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="no bytes to read"):
-        digest_of({"a": torch.empty(3, device="meta")})
-    with pytest.raises(UnsupportedError, match="no bytes to read"):
-        digest_of({"a": torch.eye(3).to_sparse()})
+SPEC = small_spec(weights_digest="config=1", rope="theta=1")
 
 
 def test_ranks_count_by_their_place() -> None:
@@ -97,6 +27,7 @@ def test_ranks_count_by_their_place() -> None:
     assert gathered([one, two]) == gathered([two, one])
     assert gathered([one, two]) != gathered([Measured(0, 0, "2" * 64), Measured(0, 1, "1" * 64)])
     assert gathered([one]) != gathered([one, Measured(1, 0, "1" * 64)])
+    assert gathered([one, two]) != gathered([one, Measured(1, 0, "2" * 64)])
 
 
 # ---- models ----
@@ -161,6 +92,108 @@ def test_weights_that_nobody_can_read_are_named() -> None:
     assert tensors_of(model)[1] == ((name, what),)
     model.packed.apply_packed = Packed(object()).apply_packed
     assert tensors_of(model)[1] != ((name, what),)
+
+
+def test_weights_that_are_gone_without_a_trace_are_named() -> None:
+    model = Small(object())
+    del model.packed.apply_packed
+    assert tensors_of(model)[1] == (("packed", 0),)
+
+
+def test_neither_modules_nor_unset_variables_in_a_function_are_packed_weights() -> None:
+    model = Small(object())
+
+    def holding(layer: torch.nn.Module) -> Callable[[Any], Any]:
+        return lambda x: layer(x)
+
+    def with_unset() -> Callable[[], Any]:
+        unset = 1
+        function = lambda: unset  # noqa: E731, F821 - unset on purpose
+        del unset
+        return function
+
+    model.packed.apply_packed = holding(model.linear)
+    model.packed.later = with_unset()
+    assert tensors_of(model)[1] == (("packed", 0),)
+
+
+def test_the_id_of_packed_weights_is_never_given_to_others() -> None:
+    class Handle:
+        pass
+
+    model = Small(Handle())
+    held = weakref.ref(model.packed.apply_packed.__closure__[0].cell_contents)
+    tensors_of(model)
+    model.packed.apply_packed = Packed(Handle()).apply_packed
+    assert held() is not None
+
+
+def test_a_module_in_two_places_counts_as_two_equal_ones() -> None:
+    shared, copied = Small(), Small()
+    shared.again = shared.linear
+    copied.again = copy.deepcopy(copied.linear)
+    assert digest(shared) == digest(copied)
+
+
+def test_a_draft_counts_once_and_through_its_wrapper() -> None:
+    served, draft = Small(), Small()
+    draft.linear.weight.data += 1
+    plain = digest(served)
+    assert digest(served, drafter=SimpleNamespace(target=served)) == plain
+    wrapped = SimpleNamespace(unwrap=lambda: draft)
+    assert digest(served, drafter=SimpleNamespace(model=wrapped)) == digest(
+        served, drafter=SimpleNamespace(model=draft)
+    )
+
+
+def test_layers_that_move_while_the_engine_runs_are_refused() -> None:
+    worker = worker_of(Small())
+    prefetch = SimpleNamespace(offload_group_size=4)
+    worker.vllm_config = SimpleNamespace(offload_config=SimpleNamespace(prefetch=prefetch))
+    with pytest.raises(UnsupportedError, match="offloaded"):
+        measure(worker, 0, 0, {})
+    prefetch.offload_group_size = 0
+    measure(worker, 0, 0, {})
+
+
+def module_of(name: str, path: Path | None, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A model of a class that the module ``name`` defines, whose source is at ``path``."""
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(__file__=path and str(path)))
+    return type("Model", (Small,), {"__module__": name})()
+
+
+def test_code_that_comes_with_a_model_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "modeling.py"
+    source.write_text("scale = 1")
+    before = digest(module_of("of_a_folder.modeling", source, monkeypatch))
+    assert digest(module_of("of_a_folder.modeling", source, monkeypatch)) == before
+    source.write_text("scale = 2")
+    assert digest(module_of("of_a_folder.modeling", source, monkeypatch)) != before
+    assert digest(module_of("vllm.model_executor.models.x", source, monkeypatch)) == digest(
+        module_of("transformers.models.x", source, monkeypatch)
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm.model_executor.models.x", "vllm.model_executor.layers.rotary_embedding.x", "of_a_folder.modeling"]
+)
+def test_a_model_whose_source_mentions_the_longest_prompt_reads_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "modeling.py"
+    source.write_text("config.max_model_len")
+    assert measure(worker_of(module_of(name, source, monkeypatch)), 0, 0, {}).reads_length == (name,)
+    source.write_text("config.hidden_size")
+    assert name not in measure(worker_of(module_of(name, source, monkeypatch)), 0, 0, {}).reads_length
+    for unknown in (None, tmp_path / "none.py"):
+        assert name in measure(worker_of(module_of(name, unknown, monkeypatch)), 0, 0, {}).reads_length
+
+
+def test_the_engines_own_layers_may_mention_the_longest_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "attention.py"
+    source.write_text("config.max_model_len")
+    model = module_of("vllm.model_executor.layers.attention", source, monkeypatch)
+    assert measure(worker_of(model), 0, 0, {}).reads_length == ()
 
 
 def test_kv_blocks_are_no_weights() -> None:
@@ -245,6 +278,59 @@ def test_the_connector_is_told_of_adapters_before_and_after_the_workers_load_the
     assert said == ["load", "before x", "load", "after", "before y", "load", "after"]
 
 
+def test_the_connector_is_told_of_an_adapter_that_the_workers_could_not_load() -> None:
+    executor = Executor()
+
+    def fail(*_: Any, **__: Any) -> list[Any]:
+        raise RuntimeError("no such adapter")
+
+    executor.collective_rpc = fail  # type: ignore[method-assign]
+    model = engine(executor)
+    said: list[str] = []
+    model.adapter_loading = lambda lora: lambda: said.append("after")
+    with pytest.raises(RuntimeError, match="no such adapter"):
+        executor.collective_rpc("add_lora", args=("x",))
+    assert said == ["after"]
+
+
+def test_weights_that_change_while_they_are_measured_are_measured_again() -> None:
+    executor = Executor()
+    measure = executor.measure
+
+    def measure_slowly(call: Callable[..., Any]) -> list[Measured]:
+        ranks = measure(call)
+        if executor.measured == 1:
+            executor.weights = "b"
+            executor.collective_rpc("update_weights")
+        return ranks
+
+    executor.measure = measure_slowly  # type: ignore[method-assign]
+    model = engine(executor)
+    first = settled(model)
+    assert settled(model) != first
+    assert executor.measured == 2
+
+
+def test_ranks_may_answer_in_any_order() -> None:
+    executor = Executor()
+    ranks = [Measured(0, rank, str(rank) * 64, (("layer", rank),), runner=f"runner{rank}") for rank in range(2)]
+    answers = [ranks, ranks[::-1]]
+    executor.measure = lambda call: answers.pop(0)  # type: ignore[method-assign]
+    model = engine(executor)
+    first = settled(model)
+    executor.collective_rpc("update_weights")
+    assert settled(model) == first
+    assert model.runner == "runner0+runner1"
+
+
+def test_where_engines_hold_parts_of_a_model_its_source_counts() -> None:
+    executor, other = Executor(), Executor()
+    other.weights = "b"
+    one, two = engine(executor, spread=True), engine(other, spread=True)
+    assert settled(one) == settled(two)
+    assert settled(one) != settled(engine(executor, spread=True, source=lambda: "files:2"))
+
+
 def test_a_sleeping_engine_is_not_measured() -> None:
     executor = Executor()
     model = engine(executor)
@@ -276,6 +362,9 @@ def test_where_weights_cannot_be_read_their_source_counts_until_they_are_replace
     assert settled(model) != settled(engine(Executor()))
     assert settled(model) == settled(engine(executor))
     assert settled(model) != settled(engine(executor, source=lambda: "files:2"))
+    other = Executor()
+    other.hidden, other.weights = (("layer.0", 7),), "b"  # those that can be read
+    assert settled(model) != settled(engine(other))
     executor.hidden = (("layer.0", 8),)
     executor.collective_rpc("reload_weights")
     with pytest.raises(UnsupportedError, match="have been replaced"):
@@ -303,3 +392,13 @@ def test_the_executor_is_the_one_of_the_engine_that_is_being_built() -> None:
     assert made.found is made.model_executor
     with pytest.raises(UnsupportedError, match="does not show the connector its workers"):
         executor_of(None)
+
+
+def test_an_object_that_can_not_call_workers_is_no_executor() -> None:
+    class Half:
+        def __init__(self) -> None:
+            self.model_executor = object()
+            executor_of(None)
+
+    with pytest.raises(UnsupportedError, match="does not show the connector its workers"):
+        Half()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from kvclient import weights
 from kvclient.errors import UnsupportedError
@@ -19,6 +19,7 @@ def tensors() -> dict[str, torch.Tensor]:
         "wide": torch.randn(300, 70, generator=generator),
         "half": torch.randn(300, 70, generator=generator).bfloat16(),
         "other": torch.randn(300, 70, generator=generator),
+        "long": torch.randn(1_300_001, generator=generator),  # several sums, the last one of no whole word
         "scalar": torch.tensor(3),
         "flags": torch.tensor([True, False, True]),
         "empty": torch.zeros(0),
@@ -65,47 +66,111 @@ def test_each_difference_gives_another_digest(change: Callable[[dict[str, torch.
     assert parameters_digest(given) != parameters_digest(tensors())
 
 
-def test_strides_order_and_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tensors()
-    expected = parameters_digest(given)
-    assert parameters_digest(reversed(list(given.items()))) == expected
-    given["wide"] = given["wide"].t().contiguous().t()
-    assert not given["wide"].is_contiguous()
-    assert parameters_digest(given) == expected
-    # Small pieces, some less than a row: every byte is in one of them.
-    monkeypatch.setattr(weights, "_PIECE_BYTES", 128)
-    cut = parameters_digest(given)
-    assert cut == parameters_digest(tensors())
-    for row, column in ((0, 0), (150, 35), (299, 69)):
-        other = tensors()
-        other["half"].view(torch.int16)[row, column] ^= 1 << 14
-        assert parameters_digest(other) != cut
+@pytest.mark.parametrize("name", ["wide", "half", "long", "flags"])
+def test_one_flipped_bit_anywhere_changes_the_digest(name: str) -> None:
+    before = parameters_digest(tensors())
+    count = tensors()[name].nbytes
+    for position in {0, 1, 7 % count, count // 2, count - 1}:
+        changed = tensors()
+        changed[name].view(torch.uint8).view(-1)[position] ^= 1 << (position % 8)
+        assert parameters_digest(changed) != before, position
 
 
-def test_what_can_not_be_read_is_refused_by_name() -> None:
-    for unreadable in (torch.empty(3, device="meta"), torch.eye(3).to_sparse()):
-        with pytest.raises(UnsupportedError, match=r"layer\.weight"):
-            parameters_digest({"layer.weight": unreadable})
+def test_neither_the_order_of_tensors_nor_how_the_work_is_cut_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = parameters_digest(tensors())
+    assert parameters_digest(reversed(list(tensors().items()))) == expected
+    monkeypatch.setattr(weights, "_CPU_SHARE_BYTES", weights._SUM_BYTES)
+    assert parameters_digest(tensors()) == expected
+
+
+def test_what_a_strided_tensor_does_not_hold_does_not_count() -> None:
+    wide = torch.zeros(4, 10)
+    wide[:, :3] = torch.arange(12.0).view(4, 3)
+    before = parameters_digest({"a": wide[:, :3]})
+    wide[:, 3:] = 9
+    assert parameters_digest({"a": wide[:, :3]}) == before
+    wide[3, 2] += 1
+    assert parameters_digest({"a": wide[:, :3]}) != before
+
+
+def test_a_transposed_tensor_is_another_and_the_same_each_time() -> None:
+    square = torch.arange(16.0).view(4, 4)
+    assert parameters_digest({"a": square}) != parameters_digest({"a": square.t()})
+    assert parameters_digest({"a": square.t()}) == parameters_digest({"a": square.clone().t()})
+    # The same values at the same indices in another order of memory: kernels may add in another order.
+    assert parameters_digest({"a": square}) != parameters_digest({"a": square.t().contiguous().t()})
+
+
+def test_tied_weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    sums = weights._sums
+    monkeypatch.setattr(weights, "_sums", lambda row: reads.append(row.numel()) or sums(row))
+    tensor = torch.ones(16)
+    tied = parameters_digest({"a": tensor, "b": tensor})
+    assert reads == [64]
+    assert tied == parameters_digest({"a": tensor, "b": tensor.clone()})
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.arange(13, dtype=torch.uint8), torch.randn(7, 3).bfloat16()[1:], torch.randn(64)]
+    "views",
+    [
+        lambda row: (row[:4], row[:8]),
+        lambda row: (row[:4], row[:8:2]),
+        lambda row: (row.view(torch.uint8)[:7], row[:7]),
+    ],
 )
-def test_the_sums_that_a_gpu_computes_are_those_of_the_definition(tensor: torch.Tensor) -> None:
-    raw = tensor.contiguous().view(torch.uint8).reshape(-1).numpy().tobytes()
-    raw += b"\0" * (-len(raw) % 8)
-    words = struct.unpack(f"<{len(raw) // 8}Q", raw)
-    mask = (1 << 64) - 1
-    expected = []
-    for seed in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
-        total = 0
-        for index, word in enumerate(words):
-            z = (word + (index + 1) * seed) & mask
-            z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-            total = (total + (z ^ (z >> 31))) & mask
-        expected.append(total)
-    assert [each & mask for each in weights._mixed_sums(tensor).tolist()] == expected
+def test_views_at_one_address_are_each_read(views: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def digest(changed: int) -> str:
+        row = torch.arange(16.0)
+        row[changed] = 99
+        one, other = views(row)
+        return parameters_digest({"a": one, "b": other})
+
+    assert digest(6) != digest(15)  # which the second one alone sees
+    assert digest(14) != digest(6)
+    assert digest(14) == digest(15)
+
+
+def test_a_conjugate_counts_by_its_values() -> None:
+    values = torch.tensor([1 + 2j, 3 - 4j])
+    assert parameters_digest({"a": values.conj()}) != parameters_digest({"a": values})
+    assert parameters_digest({"a": values.conj()}) == parameters_digest({"a": values.conj().resolve_conj()})
+
+
+class Halves(torch.Tensor):
+    """A tensor subclass that holds its bytes in two others, as quantized weights do."""
+
+    @staticmethod
+    def of(one: torch.Tensor, other: torch.Tensor) -> Halves:
+        made = torch.zeros(2, *one.shape).as_subclass(Halves)
+        made.one, made.other = one, other  # type: ignore[attr-defined]
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["one", "other"], None
+
+
+def test_a_tensor_that_is_made_of_others_counts_by_their_bytes() -> None:
+    zeros, ones = torch.zeros(8), torch.ones(8)
+    before = parameters_digest({"a": Halves.of(zeros, ones)})
+    assert parameters_digest({"a": Halves.of(zeros.clone(), ones.clone())}) == before
+    assert parameters_digest({"a": Halves.of(ones, zeros)}) != before
+    assert parameters_digest({"a": Halves.of(zeros, zeros)}) != before
+    assert parameters_digest({"a": torch.stack([zeros, ones])}) != before
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_what_can_not_be_read_is_refused_by_name() -> None:
+    spread = torch.ones(3)
+    spread.placements = ()  # as DTensor's
+    zero3 = torch.empty(0)
+    zero3.ds_id = 3  # as DeepSpeed's ZeRO 3, which leaves the tensor empty
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    with FakeTensorMode():
+        fake = torch.ones(3)
+    for unreadable in (torch.empty(3, device="meta"), torch.eye(3).to_sparse(), spread, zero3, quantized, fake):
+        with pytest.raises(UnsupportedError, match=r"layer\.weight"):
+            parameters_digest({"layer.weight": unreadable})
 
 
 class Module(torch.nn.Module):
@@ -160,6 +225,15 @@ def test_changes_are_seen_until_they_are_accepted(change: Callable[[Module], Non
     assert watch.changed()
     watch.refresh()
     assert not watch.changed()
+
+
+def test_a_module_that_was_made_for_inference_can_be_watched() -> None:
+    with torch.inference_mode():
+        module = Module()
+        watch = WeightsWatch(module)
+        assert not watch.changed()
+        module.linear.weight.fill_(2)
+        assert watch.changed()
 
 
 def test_what_may_change_is_left_out() -> None:

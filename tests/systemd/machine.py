@@ -9,7 +9,10 @@ import time
 
 PATIENCE_S = 60
 POWER_OFF = signal.SIGRTMIN + 4  # to systemd as process 1
-MEMORY_V1 = pathlib.Path("/sys/fs/cgroup/memory")
+CONTROL_GROUPS = pathlib.Path("/sys/fs/cgroup")
+MEMORY_V1 = CONTROL_GROUPS / "memory"
+# Hierarchies beside cgroup v2's own, where systemd would use the groups of another machine, or of this one.
+HIERARCHIES = (MEMORY_V1, CONTROL_GROUPS / "systemd", CONTROL_GROUPS / "unified")
 
 
 def eventually(what, done, patience_s=PATIENCE_S):
@@ -23,6 +26,10 @@ def eventually(what, done, patience_s=PATIENCE_S):
         time.sleep(0.05)
 
 
+class CannotBootError(Exception):
+    """Booting a machine is not possible on this computer, or in the container that the test runs in."""
+
+
 class Machine:
     """Boots a copy of `root` in `folder`. `install(root)` puts into it what it needs before."""
 
@@ -33,28 +40,30 @@ class Machine:
         self.log = self.folder / "console.log"
         self.nspawn = None
         self.leader = 0
-        self.group = None
+        self.groups = []
         subprocess.run(["cp", "-a", "--reflink=auto", str(root), str(self.root)], check=True)
         install(self.root)
 
     def __enter__(self):
-        """Boot, and wait until everything has started."""
-        enter = []
-        if (MEMORY_V1 / "cgroup.procs").exists():
-            # So that nothing of it is left in the group that the test runs in.
-            self.group = MEMORY_V1 / f"kvmd-test-systemd-{os.getpid()}"
-            self.group.mkdir()
-            enter = ["/bin/sh", "-c", f'echo $$ > {self.group}/cgroup.procs && exec "$0" "$@"']
+        """Boot, and wait until everything has started. CannotBootError: it can't be booted, and why."""
+        for hierarchy in HIERARCHIES:
+            if (hierarchy / "cgroup.procs").exists():
+                group = hierarchy / f"kvmd-test-systemd-{os.getpid()}"
+                try:
+                    group.mkdir()
+                except OSError as error:
+                    self.__exit__()
+                    raise CannotBootError(f"no control group: {error}") from error
+                self.groups.append(group)
+        join = "".join(f"echo $$ > {group}/cgroup.procs && " for group in self.groups)
+        enter = ["/bin/sh", "-c", join + 'exec "$0" "$@"']
         command = ["systemd-nspawn", "-bD", str(self.root), "--register=no", "--keep-unit", "--console=pipe", "--quiet"]
         with open(self.log, "wb") as log:
             self.nspawn = subprocess.Popen(enter + command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self.leader = eventually("the machine's first process", self._find_leader)
-            eventually(
-                "the machine's start",
-                lambda: self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"),
-            )
-            if self.group is not None:
+            eventually("the machine's start", self._has_started)
+            if MEMORY_V1.exists():
                 # systemd-nspawn leaves cgroup v1 read-only, so that limits of units would not be set.
                 self.run("mount", "-o", "remount,bind,rw", str(MEMORY_V1))
                 self.run("systemctl", "daemon-reexec")
@@ -68,15 +77,19 @@ class Machine:
         """Switch off, in good order if it takes its time."""
         if self.leader:
             os.kill(self.leader, POWER_OFF)
+        if self.nspawn is not None:
+            self._wait_for_end()
+        for group in self.groups:
+            for folder, _, _ in os.walk(group, topdown=False):
+                eventually("an empty group", lambda folder=folder: self._remove(folder), 10)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _wait_for_end(self):
         try:
             self.nspawn.wait(20 if self.leader else 0)
         except subprocess.TimeoutExpired:
             self.nspawn.kill()
             self.nspawn.wait()
-        if self.group is not None:
-            for folder, _, _ in os.walk(self.group, topdown=False):
-                eventually("an empty group", lambda folder=folder: self._remove(folder), 10)
-        shutil.rmtree(self.root, ignore_errors=True)
 
     @staticmethod
     def _remove(group):
@@ -88,8 +101,19 @@ class Machine:
             return not os.path.exists(group)
         return True
 
+    def _still_boots(self):
+        said = self.log.read_text(errors="replace").strip()
+        if self.nspawn.poll() is not None:
+            raise CannotBootError(f"systemd-nspawn ended with {self.nspawn.returncode}: {said}")
+        if "Freezing execution" in said:  # as systemd does when it lacks what it needs to run at all
+            raise CannotBootError(f"systemd: {said}")
+
+    def _has_started(self):
+        self._still_boots()
+        return self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+
     def _find_leader(self):
-        assert self.nspawn.poll() is None, "systemd-nspawn ended: " + self.log.read_text(errors="replace")
+        self._still_boots()
         children = pathlib.Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children").read_text().split()
         for pid in children:
             try:
@@ -103,9 +127,9 @@ class Machine:
 
     def command(self, *arguments):
         """The command line that runs `arguments` in the machine: its namespaces, and a group of its own."""
-        enter = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
         join = "for g in /sys/fs/cgroup/memory /sys/fs/cgroup; do echo $$ >$g/init.scope/cgroup.procs; done 2>/dev/null"
-        return ["nsenter", "--target", str(self.leader), *enter, "--", "sh", "-c", join + '; exec "$0" "$@"', *arguments]
+        return [*enter, "sh", "-c", join + '; exec "$0" "$@"', *arguments]
 
     def run(self, *arguments, check=False):
         """Run to the end; its output as text."""

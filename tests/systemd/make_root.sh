@@ -2,23 +2,22 @@
 # Makes the root of a small machine of this distribution with systemd, for tests/systemd/run.py, unless it is there
 # already. Packages come from where this machine's own come from.
 #
-#   make_root.sh ROOT [PACKAGE…]       77: it can't be made here; the reason is said
+#   make_root.sh ROOT       77: it can't be made here; the reason is said
 set -euo pipefail
 export LC_ALL=C
 root=${1:?"make_root.sh: which directory?"}
-shift
 skip() {
   echo "SKIPPED: $*"
   exit 77
 }
 [ "$(id -u)" -eq 0 ] || skip "needs root, to make a root directory"
-command -v debootstrap >/dev/null || skip "no debootstrap here (scripts/install_deps.sh --systemd)"
-wanted=$(printf '%s\n' systemd systemd-sysv "$@" | sort -u)
+command -v mmdebstrap >/dev/null || skip "no mmdebstrap here (scripts/install_deps.sh --systemd)"
+wanted=systemd,systemd-sysv
 mkdir -p "$(dirname "$root")"
 exec 9>"$root.lock"
 flock 9
 if [ -f "$root.packages" ] && [ "$(cat "$root.packages")" = "$wanted" ]; then exit 0; fi
-rm -rf "$root" "$root.packages"
+rm -rf "$root" "$root.new" "$root.packages"
 
 # shellcheck source=/dev/null
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -32,11 +31,12 @@ proxy=""
 . "$root.proxy"
 rm -f "$root.proxy"
 [ -z "$proxy" ] || export http_proxy=$proxy
-if ! debootstrap --variant=minbase "--include=$(paste -sd, <<<"$wanted")" "$codename" "$root.new" "$mirror" >"$root.log" 2>&1; then
+if ! mmdebstrap --mode=root --variant=minbase "--include=$wanted" \
+  '--dpkgopt=path-exclude=/usr/share/doc/*' '--dpkgopt=path-exclude=/usr/share/locale/*' '--dpkgopt=path-exclude=/usr/share/man/*' \
+  "$codename" "$root.new" "$mirror" >"$root.log" 2>&1; then
   tail -5 "$root.log"
   rm -rf "$root.new"
   skip "no root could be made from $mirror"
 fi
-rm -rf "$root.new"/var/cache/apt/archives/*.deb "$root.new"/var/lib/apt/lists/*
 mv "$root.new" "$root"
 echo "$wanted" >"$root.packages"

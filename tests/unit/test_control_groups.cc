@@ -153,6 +153,15 @@ TEST_CASE("Control groups v2: a namespace without mounts of its own is found by 
   }
 }
 
+TEST_CASE("Control groups v2: a group outside of what is mounted is not looked for beside the mount", "[unit]") {
+  Machine machine;
+  machine.Groups("0::/../other\n");
+  machine.MountV2();
+  machine.GroupV2("/sys/fs/cgroup", "max\n", 1);
+  machine.GroupV2("/sys/fs/other", Mib(5000), 1);  // what the path would lead to
+  CheckHas(machine.Only(), "/../other can't be told");
+}
+
 TEST_CASE("Control groups v2: memory.high is a limit as well", "[unit]") {
   Machine machine;
   machine.Groups("0::/\n");
@@ -239,6 +248,8 @@ TEST_CASE("Control groups v1: memory with swap has a limit of its own", "[unit]"
   machine.Write("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", Mib(120));
   machine.Write("/sys/fs/cgroup/memory/memory.memsw.usage_in_bytes", Mib(110));
   CHECK(machine.Only() == "100/10");
+  machine.Write("/sys/fs/cgroup/memory/memory.limit_in_bytes", kNoLimitV1);  // the only one
+  CHECK(machine.Only() == "120/10");
 }
 
 TEST_CASE("Control groups v1: a limit of a group that can't be seen is refused, not passed over", "[unit]") {

@@ -42,6 +42,37 @@ TEST_CASE("Host cache: its writer alone gets a slab writable, everybody else rea
   CHECK(Status(node).bytes() == kSlab);
 }
 
+TEST_CASE("Host cache: a writer that lost its slab's descriptor is sent it again, before what it is granted in it", "[unit]") {
+  Node node(CacheOf(2));
+  OffloadingWorker writer(node, "writer"), other(node, "other");
+  REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
+  const Received first = writer.connection.Take(Body::kSlabGrant);
+  writer.Send(writer.Write(4, 6));
+  node.WorkAll();
+  CHECK(writer.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == 2);
+  CHECK_FALSE(writer.connection.Has(Body::kSlabGrant));  // once is enough for who has it
+  REQUIRE(other.PrepareStore(other.Write(0, 2, 2)) == 2);
+  other.connection.sent.clear();
+  writer.connection.sent.clear();
+
+  kvmwire::ClientMessage message;
+  const std::vector<PublishRecord> records = writer.Write(6, 7);
+  message.mutable_prepare_store()->set_region(writer.region.row);
+  message.mutable_prepare_store()->set_region_epoch(writer.region.region_epoch);
+  message.mutable_prepare_store()->set_records(records.data(), records.size() * sizeof(PublishRecord));
+  message.mutable_prepare_store()->set_grants_lost(true);
+  node.Handle(writer.id, message);
+  node.WorkAll();
+  REQUIRE(writer.connection.sent.size() == 2);
+  CHECK(writer.connection.sent.back().message.has_stow_reply());
+  const Received again = writer.connection.Take(Body::kSlabGrant);
+  CHECK(again.message.slab_grant().SerializeAsString() == first.message.slab_grant().SerializeAsString());
+  REQUIRE(again.fds.size() == 1);
+  CHECK(FileIdOf(again.fds[0].get()) == FileIdOf(first.fds.at(0).get()));
+  CHECK(WritableBy(again.fds[0]));
+  CHECK(other.connection.sent.empty());
+}
+
 TEST_CASE("Host cache: a grant that is not answered in time is void, and its slot waits for its writer", "[unit]") {
   Config config = CacheOf(1);
   config.offload_timeout_ms = 1000;

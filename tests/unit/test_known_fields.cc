@@ -18,7 +18,7 @@ struct Field {
 
 // The messages of wire.proto, by name.
 std::map<std::string, std::vector<Field>> ReadMessages() {
-  std::ifstream file(std::string(KVM_TEST_DATA_DIR) + "/../proto/wire.proto");
+  std::ifstream file(std::string(KVM_TEST_DATA_DIR) + "/../proto/wire/wire.proto");
   REQUIRE(file);
   std::map<std::string, std::vector<Field>> messages;
   const std::regex begins("^message (\\w+) \\{.*"), field("^.*?(\\w+) \\w+ = (\\d+);.*");

@@ -263,6 +263,63 @@ TEST_CASE("kvmd memory: a slab whose generation table is gone is given up", "[un
   CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
 }
 
+TEST_CASE("kvmd memory: a slab whose generation table goes while kvmd writes it is given up", "[unit]") {
+  Node node(CacheOf(2));
+  OffloadingWorker writer(node, "writer");
+  REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
+  const Received announced = writer.Announced();
+  REQUIRE(LoseMappings("host-cache-0:generations", /*written=*/true) == 1);
+  writer.Send(writer.Write(4, 6));
+  node.broker.Tick(std::chrono::steady_clock::now());
+  node.WorkAll();
+  const Received withdrawn = writer.connection.Take(Body::kRegionWithdraw);
+  CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
+}
+
+TEST_CASE("kvmd memory: what kvmd itself has come upon is found at once, among any number of regions", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  std::vector<WireRegion> sound;
+  for (int i = 0; i < 40; ++i) {
+    sound.emplace_back("sound" + std::to_string(i), LlamaSpec(), 8);
+    node.Register(client, connection, sound.back());
+  }
+  WireRegion region = node.Granted(client, connection, "pool", 8);
+  node.Register(client, connection, region);
+  REQUIRE(LoseMappings("kvm-granted:generations:1000:") == 1);
+  CHECK(PublishOne(node, client, connection, region, 3).inserted() == 0);
+  node.broker.Tick(std::chrono::steady_clock::now());
+  node.WorkAll();
+  CHECK(node.Domain().regions() == sound.size());
+}
+
+TEST_CASE("kvmd memory: who comes back to a region with a hole, or with other memory, has not got it back", "[unit]") {
+  Node node;
+  FakeConnection owner_peer, back_peer;
+  const Sleeper process;
+  const ClientId owner = node.Join(owner_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
+  WireRegion region = node.Granted(owner, owner_peer, "pool", kBlocks);
+  node.Register(owner, owner_peer, region);
+  CHECK(PublishOne(node, owner, owner_peer, region, 0).inserted() == 1);
+  node.broker.Leave(owner, /*died=*/false);
+  const ClientId back = node.Join(back_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd());
+  SECTION("a hole") {
+    PunchHole(region.generation_memory.fd(), 4096);
+    CHECK(Refusal(node, back, back_peer, region, region.fds()) != "no error");
+    node.WorkAll();
+    CHECK(node.Domain().regions() == 0);
+  }
+  SECTION("other memory") {
+    WireRegion other = node.Granted(back, back_peer, "pool", kBlocks);
+    node.Register(back, back_peer, other);
+    CHECK(other.region_epoch != region.region_epoch);
+    node.WorkAll();
+    CHECK(node.Domain().regions() == 1);
+  }
+  CHECK(node.Domain().entries() == 0);
+}
+
 TEST_CASE("kvmd memory: a process that has ended is never taken for another one of its number", "[unit]") {
   // A listener in this process, a child that connects and ends.
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));

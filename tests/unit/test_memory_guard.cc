@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
@@ -215,6 +216,39 @@ TEST_CASE("Memory guard: a SIGBUS that somebody sends is treated as if there wer
   CHECK(run(SIG_DFL).signal == SIGBUS);
   CHECK(run(SIG_IGN).exit_code == 7);
   CHECK(run([](int) { ::_exit(5); }).exit_code == 5);
+}
+
+TEST_CASE("Memory guard: a SIGBUS that somebody sends is no loss, whatever address it names", "[unit]") {
+  const Mapping guarded;
+  const test::ChildEnd end = test::RunInChild([&] {
+    std::signal(SIGBUS, [](int) { ::_exit(5); });
+    const MemoryGuard guard = guarded.Guard();
+    siginfo_t info{};
+    info.si_signo = SIGBUS;
+    info.si_code = SI_QUEUE;
+    info.si_addr = const_cast<std::byte*>(guarded.data);
+    ::syscall(SYS_rt_sigqueueinfo, ::getpid(), SIGBUS, &info);
+    return guard.lost() ? 1 : 7;
+  });
+  CHECK(end.exit_code == 5);
+}
+
+TEST_CASE("Memory guard: a handler that asked to be called once is called once", "[unit]") {
+  const Mapping guarded;
+  const auto run = [&](int times) {
+    return test::RunInChild([&, times] {
+      static volatile int calls = 0;
+      struct sigaction action {};
+      action.sa_handler = [](int) { calls = calls + 1; };
+      action.sa_flags = static_cast<int>(SA_RESETHAND);
+      ::sigaction(SIGBUS, &action, nullptr);
+      const MemoryGuard guard = guarded.Guard();
+      for (int i = 0; i < times; ++i) ::kill(::getpid(), SIGBUS);
+      return 40 + calls;
+    });
+  };
+  CHECK(run(1).exit_code == 41);
+  CHECK(run(2).signal == SIGBUS);
 }
 
 TEST_CASE("Memory guard: a hole in reserved huge pages is a loss for its reader", "[unit]") {

@@ -1,8 +1,5 @@
 // kvctl simulate: MIN is the optimum, the policies' figures on the conversation trace, and hit density against LRU on
 // what it has not seen.
-#include <bit>
-#include <map>
-
 #include "client/kvctl/simulate/simulate.h"
 #include "client/kvctl/simulate/simulated_cache.h"
 #include "client/kvctl/workload/block_trace.h"
@@ -10,64 +7,17 @@
 #include "daemon/policy/policies.h"
 #include "tests/catch.h"
 #include "tests/support/data/conversation_trace.h"
-#include "tests/support/data/random.h"
+#include "tests/support/data/small_traces.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::ctl;
 using policy::PolicyKind;
-
-std::vector<Request> Requests(const std::vector<std::vector<std::uint64_t>>& ids) {
-  std::vector<Request> requests(ids.size());
-  for (std::size_t i = 0; i < ids.size(); ++i) requests[i].hash_ids = ids[i];
-  return requests;
-}
-
-// Prefixes that fork, of at most `most` different blocks.
-std::vector<Request> RandomPrefixes(std::uint64_t seed, std::size_t requests, std::uint64_t most) {
-  test::Random random(seed);
-  std::vector<std::vector<std::uint64_t>> paths;
-  std::uint64_t blocks = 0;
-  while (paths.size() < requests) {
-    std::vector<std::uint64_t> path;
-    if (!paths.empty()) path = random.Pick(paths);
-    path.resize(static_cast<std::size_t>(random.Below(path.size() + 1)));
-    for (std::uint64_t added = random.Below(4); added > 0 && blocks < most; --added) path.push_back(100 + blocks++);
-    if (!path.empty()) paths.push_back(path);
-  }
-  return Requests(paths);
-}
-
-std::uint64_t HitsOf(const BlockTrace& trace, PolicyKind kind, std::uint32_t capacity) {
-  return SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
-}
-
-// The most hits that any choice of what stays can have, by trying all.
-std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
-  std::map<std::uint32_t, std::uint64_t> best{{0, 0}};  // resident blocks as bits → hits so far
-  for (std::size_t request = 0; request < trace.requests(); ++request) {
-    std::uint32_t asked = 0;
-    for (const std::uint32_t block : trace[request]) asked |= 1u << block;
-    std::map<std::uint32_t, std::uint64_t> next;
-    for (const auto& [resident, hits_before] : best) {
-      std::uint64_t hits = hits_before;
-      for (const std::uint32_t block : trace[request]) {
-        if ((resident & 1u << block) == 0) break;
-        ++hits;
-      }
-      const std::uint32_t possible = resident | asked;
-      for (std::uint32_t kept = possible;; kept = (kept - 1) & possible) {
-        if (std::popcount(kept) <= capacity) next[kept] = std::max(next[kept], hits);
-        if (kept == 0) break;
-      }
-    }
-    best = std::move(next);
-  }
-  std::uint64_t hits = 0;
-  for (const auto& [resident, each] : best) hits = std::max(hits, each);
-  return hits;
-}
+using test::BestHits;
+using test::HitsOf;
+using test::RandomPrefixes;
+using test::Requests;
 
 }  // namespace
 

@@ -1,61 +1,20 @@
 // kvctl simulate: what `min` says is a bound, for any trace and any way to choose; and what an id is.
-#include <algorithm>
-#include <bit>
-#include <map>
 #include <set>
 
 #include "client/kvctl/simulate/simulate.h"
 #include "client/kvctl/simulate/simulated_cache.h"
 #include "client/kvctl/workload/block_trace.h"
-#include "daemon/policy/policies.h"
 #include "tests/catch.h"
-#include "tests/support/data/random.h"
+#include "tests/support/data/small_traces.h"
 
 namespace {
 
 using namespace kvm;
 using namespace kvm::ctl;
-
-std::vector<Request> Requests(const std::vector<std::vector<std::uint64_t>>& ids) {
-  std::vector<Request> requests(ids.size());
-  for (std::size_t i = 0; i < ids.size(); ++i) requests[i].hash_ids = ids[i];
-  return requests;
-}
-
-// Requests over a few ids in any order and as often as it comes, as a trace that hashes each block by itself has them.
-std::vector<Request> RandomIds(test::Random& random, std::size_t requests, std::uint64_t ids, std::uint64_t longest) {
-  std::vector<std::vector<std::uint64_t>> all(requests);
-  for (auto& request : all) {
-    for (std::uint64_t n = random.Below(longest + 1); n > 0; --n) request.push_back(random.Below(ids));
-  }
-  return Requests(all);
-}
-
-// The most hits that any choice of what stays can have, by trying all of them, blocks that are not taken in among them.
-std::uint64_t BestHits(const BlockTrace& trace, int capacity) {
-  std::map<std::uint32_t, std::uint64_t> best{{0, 0}};  // resident blocks as bits → hits so far
-  for (std::size_t request = 0; request < trace.requests(); ++request) {
-    std::uint32_t asked = 0;
-    for (const std::uint32_t block : trace[request]) asked |= 1u << block;
-    std::map<std::uint32_t, std::uint64_t> next;
-    for (const auto& [resident, before] : best) {
-      std::uint64_t hits = before;
-      for (const std::uint32_t block : trace[request]) {
-        if ((resident & 1u << block) == 0) break;
-        ++hits;
-      }
-      const std::uint32_t possible = resident | asked;
-      for (std::uint32_t kept = possible;; kept = (kept - 1) & possible) {
-        if (std::popcount(kept) <= capacity) next[kept] = std::max(next[kept], hits);
-        if (kept == 0) break;
-      }
-    }
-    best = std::move(next);
-  }
-  std::uint64_t hits = 0;
-  for (const auto& [resident, each] : best) hits = std::max(hits, each);
-  return hits;
-}
+using test::BestHits;
+using test::HitsOf;
+using test::RandomIds;
+using test::Requests;
 
 // A cache that keeps any part of what it has and what comes: evicts at random, and lets blocks go by.
 std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, test::Random& random) {
@@ -74,10 +33,6 @@ std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, 
     }
   }
   return hits;
-}
-
-std::uint64_t HitsOf(const BlockTrace& trace, policy::PolicyKind kind, std::uint32_t capacity) {
-  return SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
 }
 
 }  // namespace

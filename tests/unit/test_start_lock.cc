@@ -4,8 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
+#include <vector>
 
 #include "daemon/server/listener.h"
 #include "daemon/system/start_lock.h"
@@ -41,6 +44,31 @@ TEST_CASE("Start lock: nobody else can open it, and it is gone when kvmd listens
   const Result<Listener> listener = Listener::Open(dir / "kvmd.sock", "0666");
   KVM_REQUIRE_OK(listener);
   CHECK_FALSE(std::filesystem::exists(path));
+}
+
+TEST_CASE("Start lock: one at a time has it, however many want it and however often", "[unit]") {
+  const TempDir dir;
+  const std::string path = dir / "kvmd.sock.lock";
+  std::atomic<int> holders{0}, most{0}, failed{0};
+  std::vector<std::thread> starts;
+  for (int i = 0; i < 4; ++i) {
+    starts.emplace_back([&] {
+      for (int round = 0; round < 3000; ++round) {
+        const Result<StartLock> lock = StartLock::Take(path);
+        if (!lock) {
+          ++failed;
+          continue;
+        }
+        const int now = ++holders;
+        for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) continue;
+        std::this_thread::yield();
+        --holders;
+      }
+    });
+  }
+  for (std::thread& start : starts) start.join();
+  CHECK(most == 1);
+  CHECK(failed == 0);
 }
 
 TEST_CASE("Start lock: one that stays held is an error that names the process", "[unit]") {

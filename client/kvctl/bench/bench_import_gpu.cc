@@ -16,7 +16,6 @@ namespace {
 constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
 constexpr std::uint32_t kLargeRounds = 15, kMediumRounds = 51, kChunkCallRounds = 3;
 constexpr const char* kNeedsTwo = "needs two GPUs";
-constexpr const char* kElsewhere = "not through the public interface: tests/gpu/bench_import measures it";
 
 class GpuImportBench {
  public:
@@ -30,8 +29,6 @@ class GpuImportBench {
       if (Status done = (this->*step)(); !done) return done.error();
     }
     if (Status done = HostCache(common); !done) return done.error();
-    Unmeasured("validation_share", "validation's share of an import", Unit::kPercent, 3, true, kElsewhere);
-    Unmeasured("gemm_slowdown", "slowdown of a GEMM loop by imports with 16 SMs", Unit::kPercent, std::nullopt, true, kElsewhere);
     BenchReport report("import");
     report.AddKvmd(common, options_);
     report.AddMemory(memory_);

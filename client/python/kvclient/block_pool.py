@@ -21,7 +21,7 @@ class BlockPool:
         return len(self._by_key)
 
     def get(self, key: BlockKey) -> int | None:
-        """Block that holds ``key``, None if there is none."""
+        """The block that holds ``key``; None: no block does."""
         return self._by_key.get(key)
 
     def allocate(self, count: int, keep: Collection[int] = ()) -> list[int]:
@@ -45,20 +45,20 @@ class BlockPool:
     def used(self, keys: BlockKeys) -> None:
         """Note that a request has used ``keys``, one prefix.
 
-        Its deepest block is to go first: without those before it, none is of use.
+        The prefix's last block is evicted first, since a block is of no use without those before it.
         """
         for key in reversed(list(keys)):
             if key in self._by_key:
                 self._by_key.move_to_end(key)
 
     def discard(self, blocks: Iterable[int]) -> None:
-        """Give back blocks that ``allocate`` gave, whether they hold a key by now or not."""
+        """Free blocks that ``allocate`` returned, whether a key has been assigned to them or not."""
         taken = set(blocks)
         self._by_key = OrderedDict((key, block) for key, block in self._by_key.items() if block not in taken)
         self._free = [block for block in self._free if block not in taken] + sorted(taken, reverse=True)
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Give back blocks that ``allocate`` gave and that hold nothing."""
+        """Free blocks that ``allocate`` returned and to which no key has been assigned."""
         self._free.extend(blocks)
 
 

@@ -1,4 +1,4 @@
-"""A kvmd of one's own, for tests and examples. Production runs one kvmd for the node, as a service."""
+"""A private kvmd for tests and examples. In production one kvmd serves the whole node."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def default_socket() -> str:
 
 
 def find_binary() -> str:
-    """Path of a kvmd: ``$KVMD_BINARY``, the one that was installed with this package, one in ``PATH``.
+    """Path of a kvmd: ``$KVMD_BINARY``, else the one that was installed with this package, else one in ``PATH``.
 
-    NotFoundError: none of them; the message says how to get one.
+    NotFoundError: none of them exists; the message says how to get one.
     """
     given = os.environ.get("KVMD_BINARY")
     if given:
@@ -58,7 +58,7 @@ def is_running(socket_path: str | None = None, timeout_s: float = 0.5) -> bool:
 
 
 class PrivateDaemon:
-    """A kvmd process on a socket in a folder of its own, both gone with ``stop()``.
+    """A kvmd process on a socket in a temporary folder; ``stop()`` ends the process and removes the folder.
 
     Not thread-safe. It can be killed and started again on the same socket, which is what tests of restarts do.
     """

@@ -1,6 +1,6 @@
-"""Blocks in a host region of one's own, by key: peers' blocks are copied to it, computed ones are published from it.
+"""Blocks by key in a private host region: peers' blocks are copied to it, computed ones are published from it.
 
-For engines whose own KV memory can't be shared in place: tensors of a framework on a CPU, caches that grow.
+Engines use it whose own KV memory can't be shared in place: tensors of a framework on a CPU, caches that grow.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ class HostStoreStats:
 
 
 class HostStore:
-    """Bookkeeping over ``region``, host memory of ``client`` that nobody else uses. Not thread-safe."""
+    """Manages the blocks of ``region``, host memory of ``client`` that nothing else uses. Not thread-safe."""
 
     def __init__(self, client: Client, region: Region, *, publish: bool = True, import_timeout_s: float = 5.0) -> None:
-        """``publish``: make imported blocks known as further replicas. ``import_timeout_s``: later ones are misses."""
+        """``publish``: publish imported blocks as further replicas.
+
+        ``import_timeout_s``: blocks that have not been copied by then count as misses.
+        """
         self.client = client
         self.region = region
         self.stats = HostStoreStats()
@@ -41,10 +44,10 @@ class HostStore:
         return self.region.block_count
 
     def fetch(self, keys: BlockKeys, parent: BlockKey, depth: int = 0, *, min_blocks: int = 1) -> list[int]:
-        """Blocks of the region that hold the longest prefix of ``keys`` there is, copied here where others have them.
+        """Blocks of the region with the longest prefix of ``keys`` that is published, copied from peers where needed.
 
         ``keys``: consecutive, at most ``block_count``; ``parent``, ``depth``: the key before the first one and how
-        many blocks there are before it. Matches of fewer than ``min_blocks`` are left alone. Waits for the copies.
+        many blocks precede it. Matches of fewer than ``min_blocks`` are not imported. Waits for the copies.
         Valid until the next call of ``fetch`` or ``store``. KvError: see ``Client.import_blocks``.
         """
         match = self.client.find(keys)
@@ -70,7 +73,7 @@ class HostStore:
         return blocks
 
     def missing(self, keys: BlockKeys) -> list[int]:
-        """Indices into ``keys`` of what the region does not hold; notes that the others were used."""
+        """Indices of the ``keys`` that no block of the region holds; marks the other keys' blocks as used."""
         self._pool.used(keys)
         return [index for index, key in enumerate(keys) if self._pool.get(key) is None]
 
@@ -85,7 +88,8 @@ class HostStore:
         """Publish blocks of one chain that the region lacks.
 
         ``missing``: from ``missing(keys)``. ``fill(indices, blocks)`` writes the content of ``keys[indices[i]]`` to
-        block ``blocks[i]`` of the region; it may be given fewer than ``missing``. Returns how many are readable now.
+        block ``blocks[i]`` of the region; there may be fewer of them than in ``missing``. Returns how many blocks have
+        become readable.
         """
         here = {block for block in (self._pool.get(key) for key in keys) if block is not None}
         with self._taken(len(missing), here) as blocks:
@@ -106,14 +110,14 @@ class HostStore:
         return readable
 
     def clear(self) -> None:
-        """Withdraw everything."""
+        """Withdraw all blocks."""
         self.region.retract(range(self.block_count))
         self._pool = BlockPool(self.block_count)
 
     def _copy(
         self, match: Match, first: int, last: int, keys: BlockKeys, parent: BlockKey, depth: int, keep: list[int]
     ) -> list[int]:
-        # What the rest of the match needs must not make room for this part of it.
+        # Blocks that the rest of the match needs must not be evicted for this part.
         pinned = {match[i].block for i in range(len(match)) if match[i].own} | set(keep)
         with self._taken(last - first, pinned) as blocks:
             if not blocks:
@@ -135,7 +139,7 @@ class HostStore:
 
     @contextlib.contextmanager
     def _taken(self, count: int, keep: Collection[int]) -> Iterator[list[int]]:
-        """Blocks to write to. Whatever ends the writing early (Ctrl-C, too) leaves them unreadable and free."""
+        """Blocks to write to; after an exception (Ctrl-C, too) they are unreadable and free again."""
         blocks = self._pool.allocate(count, keep)
         try:
             yield blocks

@@ -22,7 +22,7 @@ from kvclient.errors import BadGeometryError, InvalidArgumentError, NotFoundErro
 
 @dataclass(frozen=True)
 class Segment:
-    """Memory that tensors lie in: one torch storage. Not owned: whoever made the tensors keeps it alive."""
+    """The memory of tensors: one torch storage. Not owned: the owner of the tensors keeps it alive."""
 
     address: int
     size_bytes: int
@@ -122,7 +122,7 @@ def register_tensors(
     checksums: bool = False,
     timeout_s: float = 10.0,
 ) -> Region:
-    """Make an engine's own KV tensors a region, as they are: nothing is copied or moved.
+    """Register an engine's own KV tensors as a region, in place, without a copy.
 
     ``tensors``, ``block_dim``, ``order``: as in ``geometry_of``; all on one GPU. Segments are their storages, which
     the region keeps alive until it has been unregistered. Otherwise as ``Client.register_region``.
@@ -168,7 +168,7 @@ def mem_pool(device: torch.device | str | int | None = None) -> torch.cuda.MemPo
     reach it, and torch can't share it by ``torch.multiprocessing``.
 
     ``device``: where the pool is going to be used; None: the current device. Keep the pool as long as its tensors;
-    memory goes back to the GPU once pool, tensors and regions are gone.
+    the GPU gets the memory back once pool, tensors and regions have been destroyed.
 
     UnsupportedError, NotFoundError, ResourceExhaustedError: exportable memory can't be had on this GPU, and why.
     """
@@ -182,14 +182,15 @@ def mem_pool(device: torch.device | str | int | None = None) -> torch.cuda.MemPo
 
 @functools.cache
 def _allocator() -> Any:
-    # For the life of the process: torch's pools hold a bare pointer to what is in it.
+    # Kept for the life of the process: torch's pools hold a bare pointer into the allocator.
     return torch.cuda.memory.CUDAPluggableAllocator(_native.__file__, "kvm_torch_allocate", "kvm_torch_free")
 
 
 def segment_tensor(region: Region, index: int = 0) -> torch.Tensor:
     """A segment of a region as a tensor, uint8 ``[segment bytes]``, no copy; keeps the memory alive.
 
-    On the region's device. On a GPU nothing is synchronized: order your work behind what fills the memory.
+    On the region's device. On a GPU the call does not synchronize: order your work after the kernels and copies that
+    fill the memory.
     """
     if region.device is None:
         return torch.from_numpy(region.segment(index))

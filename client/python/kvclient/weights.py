@@ -1,9 +1,8 @@
 """What a model's weights are, by their content: names, sizes and times of files say nothing of the bytes in memory.
 
-A digest reads every byte once, where it lies. Host memory: SHA-256 of pieces, on several threads. A GPU: 128 bits of
-sums of mixed words for each piece, computed there, then SHA-256 of these. So the digest of the same weights differs
-between the two, and so do the bytes of the KV blocks that they compute. It guards against mistakes, not against an
-adversary: whoever may publish in a domain can publish anything.
+A digest reads every byte once, where it lies, at the speed of that memory: libkvclient's position-mixed 64-bit sums,
+one for each MiB, computed by the GPU or by threads, then SHA-256 over all sums. It guards against mistakes, not
+against an adversary: any process of a domain can publish any bytes.
 """
 
 from __future__ import annotations
@@ -17,44 +16,47 @@ from typing import Any
 
 import torch
 
+from kvclient._native import checksum_memory
 from kvclient.errors import UnsupportedError
+from kvclient.torch import device_uuid
 
-_PIECE_BYTES = 16 << 20  # what a GPU's temporaries are multiples of, and what a thread takes at a time
+_SUM_BYTES = 1 << 20  # of one sum
+# What one call sums; also what is copied at once from a device whose memory can't be summed in place.
+_GPU_SHARE_BYTES = 64 * _SUM_BYTES
+_CPU_SHARE_BYTES = 8 * _SUM_BYTES
 _PROBES = 64  # elements of a tensor that WeightsWatch looks at
 
 NamedTensors = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 
 
 def parameters_digest(named_tensors: NamedTensors) -> str:
-    """Digest of tensors: the name, dtype, shape and every byte of each; 64 hex digits.
+    """Digest of tensors: the name, dtype, shape, order of dimensions in memory and every byte of each; 64 hex digits.
 
-    ``named_tensors``: a mapping or pairs, in any order; see ``tensors_of`` for those of a module. Strides do not
-    matter. A swap of two tensors' contents, another name, one bit: each gives another digest. Reads all of it, and
-    waits for the GPU. Nobody may write to the tensors meanwhile.
+    ``named_tensors``: a mapping or pairs, in any order; see ``tensors_of`` for those of a module. Bytes between the
+    elements of a strided tensor do not count. A swap of two tensors' contents, another name, one bit: each gives
+    another digest; a move to another device does not. Reads all bytes, and waits for everything that has been queued
+    on the tensors' GPUs. Other threads must not write to the tensors meanwhile.
 
     UnsupportedError: a tensor whose bytes are not all here (on the meta device, sparse, spread over processes), named.
     """
     pairs = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
-    plain = [part for name, tensor in sorted(pairs, key=lambda pair: pair[0]) for part in _plain(name, tensor)]
+    plain = [part for name, tensor in sorted(pairs, key=lambda pair: pair[0]) for part in plain_tensors(name, tensor)]
+    for device in {tensor.device for _, tensor in plain if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
     total = hashlib.sha256()
+    known: dict[tuple[Any, ...], bytes] = {}  # tied weights are read once
     with ThreadPoolExecutor(_threads(), thread_name_prefix="kv-digest") as pool:
-        known: dict[tuple[Any, ...], list[Any]] = {}  # tied weights are read once
-        contents = []
-        for _, tensor in plain:
+        for name, tensor in plain:
             place = _place(tensor)
             if place not in known:
-                known[place] = _submit(pool, tensor)
-            contents.append(known[place])
-        for (name, tensor), pieces in zip(plain, contents, strict=True):
-            header = repr((name, str(tensor.dtype), tuple(tensor.shape), len(pieces))).encode()
-            total.update(len(header).to_bytes(8, "little") + header)
-            for piece in pieces:
-                total.update(_bytes_of(piece))
+                known[place] = b"".join(pool.map(_sums, _shares(_in_memory_order(name, tensor))))
+            header = repr((name, str(tensor.dtype), tuple(tensor.shape), _order(tensor))).encode()
+            total.update(len(header).to_bytes(8, "little") + header + known[place])
     return total.hexdigest()
 
 
 def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors that a module computes with: parameters, buffers (unsaved ones, too), what else it would save."""
+    """All tensors that a module computes with: parameters, all buffers, and the rest of its ``state_dict``."""
     found: dict[str, torch.Tensor] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if isinstance(value, torch.Tensor):
@@ -67,24 +69,25 @@ def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 class WeightsWatch:
     """Whether a module's tensors are still those that it was made for. Not thread-safe.
 
-    ``changed`` costs about a millisecond and sees: other tensors in their place (``load_state_dict(assign=True)``,
-    adapters, a move to another device), what autograd's version counters see (optimizers, ``copy_``), and whatever
-    else changes one of some elements of each tensor that it looks at. A write by ``.data`` or from outside of torch
-    that changes few elements can escape it: say ``refresh`` after one, or compare ``parameters_digest``.
+    ``changed`` takes about a millisecond. It detects tensors that have been replaced (``load_state_dict(assign=True)``,
+    adapters, a move to another device), writes that autograd's version counters count (optimizers, ``copy_``), and any
+    other write that changes one of the elements which it samples from each tensor. It can miss a write through
+    ``.data`` or from outside of torch that changes few elements: call ``refresh`` after such a write, or compare
+    ``parameters_digest``.
     """
 
     def __init__(self, module: torch.nn.Module, *, skip: Collection[str] = ()) -> None:
-        """Take what the tensors are now for unchanged. ``skip``: names of those that may change."""
+        """Record the tensors' present state as unchanged. ``skip``: names of tensors that may change."""
         self._module = module
         self._skip = frozenset(skip)
         self._seen = self._look()
 
     def changed(self) -> bool:
-        """Whether something is different since the last ``refresh``; stays so until then."""
+        """Whether a change has been seen since the last ``refresh``; stays true until the next one."""
         return self._look() != self._seen
 
     def refresh(self) -> None:
-        """Take what the tensors are now for unchanged."""
+        """Record the tensors' present state as unchanged."""
         self._seen = self._look()
 
     def _look(self) -> tuple[Any, ...]:
@@ -101,8 +104,11 @@ class WeightsWatch:
         return tuple(signs), tuple(seen)
 
 
-def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as those that hold its bytes: itself, or the parts of a tensor subclass (quantized weights)."""
+def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor as those that hold its bytes: itself, or the parts of a tensor subclass (quantized weights).
+
+    UnsupportedError: its bytes are not all here.
+    """
     if hasattr(tensor, "ds_id") or hasattr(tensor, "placements"):  # DeepSpeed's ZeRO 3, DTensor
         raise UnsupportedError(f"{name} is spread over processes")
     flatten = getattr(tensor, "__tensor_flatten__", None)
@@ -110,7 +116,7 @@ def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
         parts, context = flatten()
         name = f"{name}:{type(tensor).__name__}:{context!r}"
         for part in sorted(parts):
-            yield from _plain(f"{name}.{part}", getattr(tensor, part))
+            yield from plain_tensors(f"{name}.{part}", getattr(tensor, part))
         return
     if not _readable(tensor):
         raise UnsupportedError(f"{name} has no bytes to read: {tensor.layout} on {tensor.device}")
@@ -141,71 +147,39 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[steps].reshape(-1)[:_PROBES]
 
 
-def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """In order, each at most _PIECE_BYTES; the cuts follow from shape and dtype alone."""
-    if tensor.numel() == 0:
-        return
-    if tensor.nbytes <= _PIECE_BYTES or tensor.dim() == 0:
-        yield tensor
-        return
-    rows = _PIECE_BYTES // (tensor.nbytes // tensor.shape[0])
-    if rows == 0:
-        for row in tensor:
-            yield from _pieces(row)
-        return
-    for first in range(0, tensor.shape[0], rows):
-        yield tensor[first : first + rows]
+def _order(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Dimensions from the slowest to the fastest in memory."""
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim)))
 
 
-def _submit(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Any]:
-    if tensor.device.type == "cuda":
-        return [_mixed_sums(piece) for piece in _pieces(tensor)]
-    return [pool.submit(_sha256, piece) for piece in _pieces(tensor)]
+def _in_memory_order(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of ``tensor`` in the order of memory, as one row; a copy only where they are not dense."""
+    if not tensor.numel():
+        return torch.empty(0, dtype=torch.uint8)
+    row = tensor.permute(_order(tensor)).contiguous().reshape(-1)
+    if not row.data_ptr():
+        raise UnsupportedError(f"{name} has no memory of its own: a {type(tensor).__name__}")
+    return row.view(torch.uint8)
 
 
-def _sha256(piece: torch.Tensor) -> bytes:
-    return hashlib.sha256(_as_bytes(piece.cpu()).numpy().data).digest()
+def _shares(row: torch.Tensor) -> list[torch.Tensor]:
+    size = _CPU_SHARE_BYTES if row.device.type == "cpu" else _GPU_SHARE_BYTES
+    return [row[start : start + size] for start in range(0, row.numel(), size)]
 
 
-def _bytes_of(piece: Any) -> bytes:
-    if isinstance(piece, torch.Tensor):
-        return bytes(piece.cpu().numpy().tobytes())
-    return bytes(piece.result())
-
-
-def _as_bytes(piece: torch.Tensor) -> torch.Tensor:
-    return piece.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _mixed_sums(piece: torch.Tensor) -> torch.Tensor:
-    """128 bits of a piece's bytes, int64 [2], where they lie; queued, not waited for.
-
-    The bytes as 64-bit words, each mixed with its position by the finalizer of SplitMix64 and summed, under two
-    seeds. A change of one word changes both sums for certain. Source: Steele, Lea, Flood 2014.
-    """
-    raw = _as_bytes(piece)
-    if raw.numel() % 8 or raw.storage_offset() % 8:
-        raw = torch.nn.functional.pad(raw, (0, -raw.numel() % 8)).clone()
-    words = raw.view(torch.int64)
-    steps = torch.arange(1, words.numel() + 1, dtype=torch.int64, device=words.device)
-    sums = []
-    for seed in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
-        mixed = steps * _signed(seed)
-        mixed += words
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed ^= (mixed >> shift) & ((1 << (64 - shift)) - 1)  # >> copies the sign
-            mixed *= _signed(factor)
-        mixed ^= (mixed >> 31) & ((1 << 33) - 1)
-        sums.append(mixed.sum())
-    return torch.stack(sums)
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word
+def _sums(row: torch.Tensor) -> bytes:
+    if row.is_cuda:
+        try:
+            return checksum_memory(row.data_ptr(), row.numel(), _SUM_BYTES, device_uuid(row.device))
+        except UnsupportedError:  # built without CUDA
+            pass
+    row = row.cpu()
+    return checksum_memory(row.data_ptr(), row.numel(), _SUM_BYTES)
 
 
 def _threads() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-__all__ = ["NamedTensors", "WeightsWatch", "parameters_digest", "tensors_of"]
+__all__ = ["NamedTensors", "WeightsWatch", "parameters_digest", "plain_tensors", "tensors_of"]

@@ -6,6 +6,7 @@ import hashlib
 import random
 
 import kvclient
+from support.specs import small_spec
 
 BLOCK_TOKENS = 4
 BLOCK_BYTES = 1 << 14
@@ -19,10 +20,9 @@ def spec(**fields: object) -> kvclient.ModelSpec:
         "layout": "NHD",
         "num_layers": 2,
         "num_kv_heads": 2,
-        "head_size": 8,
         "block_tokens": BLOCK_TOKENS,
     }
-    return kvclient.ModelSpec(**{**base, **fields})
+    return small_spec(**{**base, **fields})
 
 
 def prompt(blocks: int, seed: int = 1) -> list[int]:

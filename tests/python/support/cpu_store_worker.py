@@ -9,17 +9,9 @@ from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.stores import Run, share
+from support.specs import small_spec
 
-SPEC = kvclient.ModelSpec(
-    model_id="cpu",
-    revision="r",
-    kv_dtype="float32",
-    layout="x",
-    num_layers=1,
-    num_kv_heads=1,
-    head_size=8,
-    block_tokens=4,
-)
+SPEC = small_spec(model_id="cpu")
 
 
 class CpuStore:

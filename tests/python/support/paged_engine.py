@@ -22,6 +22,7 @@ from kvclient.vllm.plan import Load
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stores import InPlaceMemory
 from kvclient.vllm.worker import WorkerSide
+from support.specs import small_spec
 
 BLOCK_TOKENS = 4
 BLOCK_BYTES = 256
@@ -186,10 +187,7 @@ class Engine:
         self.name = name
         self._ahead = ahead
         self._batch = batch
-        spec = kvclient.ModelSpec(
-            model_id="paged", revision="r", kv_dtype="uint8", layout="x", num_layers=1, num_kv_heads=1, head_size=64,
-            block_tokens=BLOCK_TOKENS,
-        )  # fmt: skip
+        spec = small_spec(model_id="paged", kv_dtype="uint8", head_size=64, block_tokens=BLOCK_TOKENS)
         options = ConnectorOptions(socket=socket, min_prefix_tokens=BLOCK_TOKENS, load=load)  # type: ignore[arg-type]
         self.client = kvclient.Client(socket, name=name)
         model = self.client.declare_model(spec)

@@ -36,6 +36,11 @@ class FakeConnection final : public daemon::Connection {
     for (const int fd : fds) received.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     sent.push_back(std::move(received));
   }
+  bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override {
+    if (kvmd_lacks_descriptors && !fds.empty()) return false;
+    Send(message, fds);
+    return true;
+  }
   std::size_t queued_bytes() const override { return 0; }
   bool HungUp() const override { return false; }
   void Disconnect() override {}
@@ -66,6 +71,7 @@ class FakeConnection final : public daemon::Connection {
   }
 
   std::deque<Received> sent;
+  bool kvmd_lacks_descriptors = false;  // for what would have to wait
 };
 
 using Body = kvmwire::ServerMessage;

@@ -1,8 +1,9 @@
-// Takes memory from under this process's own read-only mappings, as a hole in huge pages or a full machine would, on any
+// Takes memory from under this process's own mappings, as a hole in huge pages or a full machine would, on any
 // machine: an access is SIGBUS from then on.
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,13 +18,15 @@
 
 namespace kvm::test {
 
-// Of memfds with `part` in their name; how many mappings there were.
-inline std::size_t LoseMappings(std::string_view part) {
+// Of memfds with `part` in their name, those that are only read, or those that are written; how many mappings there were.
+inline std::size_t LoseMappings(std::string_view part, bool written = false) {
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> found;
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
     const std::size_t name = line.find("/memfd:");
-    if (name == std::string::npos || line.find(part, name) == std::string::npos || line.find(" r--s ") == std::string::npos) continue;
+    if (name == std::string::npos || line.find(part, name) == std::string::npos ||
+        line.find(written ? " rw-s " : " r--s ") == std::string::npos)
+      continue;
     std::size_t dash = 0;
     const std::uintptr_t begin = std::stoul(line, &dash, 16);
     found.emplace_back(begin, std::stoul(line.substr(dash + 1), nullptr, 16));
@@ -32,17 +35,19 @@ inline std::size_t LoseMappings(std::string_view part) {
   std::size_t lost = 0;
   for (const auto& [begin, end] : found) {
     void* const at = reinterpret_cast<void*>(begin);  // NOLINT(performance-no-int-to-ptr): where the kernel says it is
-    lost += ::mmap(at, end - begin, PROT_READ, MAP_SHARED | MAP_FIXED, nothing.get(), 0) == at;
+    lost += ::mmap(at, end - begin, written ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, nothing.get(), 0) == at;
   }
   return lost;
 }
 
-// A memfd on `pages` reserved huge pages, which this may reserve for as long as it lives; none: there are none to be had.
+// A memfd on `pages` huge pages, which it reserves for as long as it lives. False where none can be reserved. The pool is the
+// machine's, so a test of another process waits here until this one is gone.
 class HugeMemory {
  public:
   static constexpr std::size_t kPage = std::size_t{2} << 20;
 
-  explicit HugeMemory(std::size_t pages) {
+  explicit HugeMemory(std::size_t pages) : lock_(::open("/tmp/kvm-test-huge-pages.lock", O_CREAT | O_RDWR | O_CLOEXEC, 0666)) {
+    static_cast<void>(::flock(lock_.get(), LOCK_EX));
     before_ = Read();
     if (before_ < 0) return;
     Write(before_ + static_cast<long>(pages));
@@ -77,6 +82,7 @@ class HugeMemory {
   }
 
   long before_ = -1;
+  const UniqueFd lock_;
   UniqueFd fd_;
 };
 

@@ -87,4 +87,9 @@ std::uint64_t MemoryGroup::UsedBytes() const {
   return text ? ParseNumber(*text).value_or(0) : 0;
 }
 
+std::uint64_t MemoryGroup::MostUsedBytes() const {
+  const Result<std::string> text = ReadTextFile(path_ + (v2_ ? "/memory.peak" : "/memory.max_usage_in_bytes"));
+  return text ? ParseNumber(*text).value_or(0) : 0;
+}
+
 }  // namespace kvm::test

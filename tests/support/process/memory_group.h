@@ -25,6 +25,7 @@ class MemoryGroup {
   // Processes in it that the kernel has killed for want of memory.
   std::uint64_t Killed() const;
   std::uint64_t UsedBytes() const;
+  std::uint64_t MostUsedBytes() const;  // so far; 0 where the kernel does not say
 
  private:
   MemoryGroup(std::string path, bool v2) : path_(std::move(path)), v2_(v2) {}

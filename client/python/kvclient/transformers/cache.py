@@ -19,7 +19,7 @@ class RecordingSlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
     """
 
     def __init__(self, sliding_window: int, first_token: int = 0) -> None:
-        """``first_token``: tokens that the cache has already, whose states are not kept."""
+        """``first_token``: number of the first tokens, whose states the cache does not keep."""
         super().__init__(sliding_window=sliding_window)
         self.first_token = first_token
         self._record: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -1,7 +1,7 @@
 """Prefix sharing for ``generate()``: import what others have computed, publish what this process computes.
 
-A block that fails its validation, a kvmd that is gone, a region that is full: each is a miss, computed as
-without the marketplace. Nothing of that raises from ``generate()``.
+If a block fails its validation, kvmd has ended or the region is full, the blocks are computed as without the
+marketplace; ``generate()`` does not raise for any of these.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class MarketplaceStats:
-    """Cumulative. Tokens and blocks of prompts; ``bypassed`` counts requests by the reason they went without."""
+    """Cumulative counts of prompts' tokens and blocks; ``bypassed`` counts requests that were not shared, by reason."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -65,11 +65,11 @@ class Marketplace:
 
     Thread-safe as far as the model is: fetching and publishing hold a lock, generating does not.
 
-    The model's weights and configuration are part of every key, as they were when the marketplace was made or last
-    refreshed. Each request looks whether they still are (see ``WeightsWatch`` for what it can't see); if not, nothing
-    is fetched or published until ``refresh``, and requests are counted as bypassed by "weights_changed" or
-    "config_changed". Say ``refresh`` yourself after writing weights by other means than torch's operations on the
-    parameters.
+    Every key contains the model's weights and configuration as they were when the marketplace was made or last
+    refreshed. Each request checks that they have not changed since (``WeightsWatch`` says which changes the check
+    misses); if they have, no block is fetched or published until ``refresh``, and requests are counted as bypassed by
+    "weights_changed" or "config_changed". Call ``refresh`` yourself after writing weights by other means than torch's
+    operations on the parameters.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class Marketplace:
     ) -> None:
         """Describe the model, allocate a pool of ``pool_blocks`` blocks in host memory and register it.
 
-        ``client``: default one of its own on ``socket_path`` (``$KVMD_SOCKET``, /run/kvmd/kvmd.sock), which
-        needs no kvmd to be there: waits ``connect_timeout_s`` for it and goes on without.
-        ``name``: of client and region; unique among this user's processes; default one with the process id.
+        ``client``: by default the marketplace makes a client on ``socket_path`` (``$KVMD_SOCKET``,
+        /run/kvmd/kvmd.sock). It waits ``connect_timeout_s`` for kvmd; until kvmd starts, all prompts are computed.
+        ``name``: of client and region; unique among this user's processes; the default contains the process id.
         ``min_prefix_tokens``: shorter matches are computed. ``publish``: False to import only.
         ``publish_generated``: also publish blocks with generated tokens, for the next turn of a chat.
         ``model_id``, ``revision``, ``weights_digest``, ``tokenizer``: see ``spec_of``.
@@ -137,7 +137,7 @@ class Marketplace:
         shape = [self._pool_blocks, spec.num_layers, 2, spec.num_kv_heads, spec.block_tokens, spec.head_size]
         block_bytes = self.model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
         name = f"{self._name}.{self._refreshes}" if self._refreshes else self._name
-        # Host memory: a model on a GPU copies to and from it. Nobody adopts it, so it goes with this process.
+        # Host memory: a model on a GPU copies to and from it. It is freed when this process ends, since none adopts it.
         self.region = self.client.allocate_region(
             self._declared, Geometry.contiguous(self._pool_blocks, block_bytes), name=name, outlives_owner=False
         )
@@ -155,11 +155,11 @@ class Marketplace:
             )
 
     def near_misses(self) -> list[NearMiss]:
-        """Models of others that differ from this one in few fields: why nothing is shared."""
+        """Models of other processes that differ from this one in few fields: the reason why no block is shared."""
         return self.client.near_misses(self._declared)
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache for this model whose every token can be published, also beyond a sliding window."""
+        """An empty cache for this model that keeps all tokens for publishing, also those beyond a sliding window."""
         return empty_cache(self.model.config)
 
     def fetch(self, token_ids: Any, *, lora: str | None = None, cache_salt: str | None = None) -> Prefix:
@@ -167,7 +167,7 @@ class Marketplace:
 
         ``token_ids``: [tokens] or [1, tokens]. ``lora``: name or digest of the adapter that is active.
         ``cache_salt``: shares only with requests of the same salt. At least one token is left to compute.
-        Waits at most ``import_timeout_s``. Does not raise what kvmd does or doesn't.
+        Waits at most ``import_timeout_s``. An error of kvmd is not raised: it counts as a miss.
         """
         ids = _flat(token_ids)
         with self._lock:
@@ -188,9 +188,10 @@ class Marketplace:
         """Publish all full blocks that ``cache`` holds of ``token_ids`` and that this process has not published yet.
 
         ``token_ids``: [tokens] or [1, tokens]; the cache may hold fewer. ``cache``: batch of 1, any DynamicCache
-        of the model; from one that has let early tokens slide out (not made by ``new_cache`` or ``fetch``)
-        nothing is published, since the prefix would have a hole. Nor is what other weights have computed, or a model
-        whose rotation depends on the sequence's length beyond that length. Returns the number of blocks.
+        of the model. No block is published from a cache that has dropped early tokens of a sliding window (one that
+        neither ``new_cache`` nor ``fetch`` made), because the prefix would have a hole; after a change of the weights;
+        and beyond the length from which a model's rotary embedding depends on the sequence's length. Returns the number
+        of blocks.
         InvalidArgumentError: a cache of another model.
         """
         ids = _flat(token_ids)
@@ -207,9 +208,10 @@ class Marketplace:
     def generate(self, *args: Any, lora: str | None = None, cache_salt: str | None = None, **kwargs: Any) -> Any:
         """``model.generate(*args, **kwargs)`` that starts from the longest published prefix and publishes.
 
-        Same arguments, same result. Requests of which it is not known that they can start from a prefix (more than one
-        sequence, beams, padding, a cache of their own, arguments that nobody has looked at, …:
-        ``kvclient.transformers.request``) go to the model as they are and are counted in ``stats.bypassed``.
+        Arguments and result are the model's. Requests that are not known to give the same result from a cached prefix
+        (several sequences, beams, padding, a cache of the caller's, arguments that the tables of
+        ``kvclient.transformers.request`` do not list, …) go to the model unchanged and are counted in
+        ``stats.bypassed``.
         ``lora``, ``cache_salt``: see ``fetch``.
         """
         arguments = named_arguments(args, kwargs)
@@ -235,20 +237,20 @@ class Marketplace:
             known = sequence[0] if self._publish_generated else ids[0]
             try:
                 self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
-            except KvError as error:  # a cache of another shape: the answer is the model's all the same
+            except KvError as error:  # a cache of another shape; the output is the model's and stays valid
                 self._note(error)
         return output
 
     def refresh(self, *, weights_digest: str | None = None) -> bool:
-        """Take the model's weights and configuration as they are now; False: they are what they were.
+        """Describe the model's weights and configuration again. False: they have not changed.
 
-        To be said after they were changed in place (training, merging an adapter, loading others). If they differ, what
-        was published is withdrawn and the pool is made anew, empty, under the new identity. ``weights_digest``: as in
-        the constructor, of the weights there are now; default their digest, which reads all of them.
-        Errors as the constructor's; nothing is shared after one until the next ``refresh``.
+        Call it after a change in place (training, merging an adapter, loading other weights). If they differ, all
+        published blocks are withdrawn, and an empty pool is registered under the new identity. ``weights_digest``: as
+        in the constructor, for the present weights; by default all of them are read for their digest.
+        Raises the constructor's errors; after one, no block is shared until the next ``refresh``.
         """
         with self._lock:
-            self._computation = ""  # whatever fails from here on, what there was counts as changed
+            self._computation = ""  # if anything fails from here on, the model counts as changed
             watch, computation = WeightsWatch(self.model, skip=rope_buffers(self.model)), computation_digest(self.model)
             spec = self._describe(self.model, weights_digest=weights_digest)
             if spec == self.spec and not self.region.closed:
@@ -275,7 +277,7 @@ class Marketplace:
                 self.client.close()
 
     def __enter__(self) -> Marketplace:
-        """Nothing to do: it is open from the start."""
+        """Return the marketplace, which the constructor has opened."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -283,7 +285,7 @@ class Marketplace:
         self.close()
 
     def _import(self, ids: list[int], extras: list[ExtraKey]) -> list[int]:
-        """Blocks of the own pool that hold the longest prefix there is; what others have is copied there first."""
+        """Blocks of this pool with the longest published prefix; peers' blocks are copied to it first."""
         block_tokens = self.spec.block_tokens
         usable = min((len(ids) - 1) // block_tokens, self._store.block_count)
         if usable * block_tokens < self._min_prefix_tokens or usable < 1:
@@ -308,7 +310,7 @@ class Marketplace:
         return self._store.store(keys, root, 0, missing, fill)
 
     def _stale(self, tokens: int) -> str | None:
-        """Why a sequence of so many tokens is not fetched and not published now; None: it is."""
+        """Why a sequence of so many tokens must not be fetched or published now; None: it may be."""
         if self._computation != computation_digest(self.model):
             return "config_changed"
         if self._watch.changed():
@@ -320,7 +322,7 @@ class Marketplace:
     def _withdraw(self) -> None:
         if self.region.closed:
             return
-        with contextlib.suppress(KvError):  # kvmd is gone, or an importer slow: validation covers both
+        with contextlib.suppress(KvError):  # kvmd has ended, or an importer is slow: importers validate in both cases
             self.region.unregister(2.0)
         self.region.close()
 

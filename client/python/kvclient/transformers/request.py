@@ -1,7 +1,7 @@
-"""Which calls of ``generate()`` may start from a cached prefix: those of which it is known that nothing else changes.
+"""Which calls of ``generate()`` may start from a cached prefix: those whose result is known to stay the same.
 
-Everything that ``generate()`` takes is in one of the tables, with what it means for a call that starts from a prefix.
-What is in none of them (a newer Transformers, a model's own argument) keeps the call from it. A test compares the
+The tables list every argument and setting of ``generate()`` by its effect on a call that starts from a prefix. A call
+with one that no table lists (of a newer Transformers, of a model) does not start from a prefix. A test compares the
 tables with the installed release.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-#: Arguments that see the whole prompt and each new token, cached prefix or not.
+#: Arguments that get the whole prompt and each new token, with a cached prefix as without.
 SAME_ARGUMENTS = frozenset(
     {
         "inputs",
@@ -29,7 +29,7 @@ SAME_ARGUMENTS = frozenset(
     }
 )
 
-#: Arguments that keep a call from starting from a prefix, unless they are None, and why.
+#: Arguments with which a call can't start from a prefix unless they are None, and the reason.
 OTHER_ARGUMENTS: Mapping[str, str] = {
     "past_key_values": "a cache of the caller's",
     "cache": "a cache of the caller's, by its name since 5.24",
@@ -58,7 +58,7 @@ OTHER_ARGUMENTS: Mapping[str, str] = {
 #: Names of a caller's own cache.
 CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 
-#: Fields of GenerationConfig that choose among the same logits, end the loop, or say what is returned of new tokens.
+#: Fields of GenerationConfig that choose among the same logits, end the loop, or select the output for new tokens.
 SAME_SETTINGS = frozenset(
     {
         "max_length",
@@ -142,12 +142,12 @@ OTHER_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "speculation_type": (),
 }
 
-# How these were called in stats.bypassed before there was a table.
+# Names in stats.bypassed that predate the tables.
 _REASONS = {"num_beams": "beams", "num_return_sequences": "beams"}
 
 
 def named_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``generate(*args, **kwargs)`` is called with, by name. TypeError: as that call would raise."""
+    """The arguments of ``generate(*args, **kwargs)`` by name. TypeError: that call would raise it, too."""
     names = _generate_parameters()
     if len(args) > len(names):
         raise TypeError(f"generate() takes at most {len(names)} positional arguments, not {len(args)}")
@@ -158,7 +158,7 @@ def named_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
 
 
 def prompt_of(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    """Token ids [1, tokens] of a call; None: it is of another form."""
+    """Token ids [1, tokens] of a call; None: the call has no prompt of this form."""
     given = [arguments[name] for name in ("inputs", "input_ids") if arguments.get(name) is not None]
     if len(given) != 1 or not isinstance(given[0], torch.Tensor):
         return None
@@ -168,7 +168,7 @@ def prompt_of(arguments: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def bypass_reason(model: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call must go to the model as it is, in a word; None: it may start from a prefix."""
+    """Why a call must go to the model unchanged, in a word; None: it may start from a prefix."""
     return _of_model(model) or _of_arguments(arguments) or _of_settings(model, arguments) or _of_mask(model, arguments)
 
 
@@ -216,7 +216,7 @@ def _of_settings(model: Any, arguments: Mapping[str, Any]) -> str | None:
     for name in names:
         if name.startswith("_") or name in SAME_SETTINGS:
             continue
-        # Of a field that nobody has looked at, what it is by default will do.
+        # A field that no table lists may have its default value only.
         neutral = OTHER_SETTINGS.get(name, (defaults.get(name),))
         for value in _values(name, configs, arguments):
             if not any(_equal(value, other) for other in neutral):
@@ -229,7 +229,7 @@ def _equal(value: Any, other: Any) -> bool:
 
 
 def _values(name: str, configs: Sequence[Any], arguments: Mapping[str, Any]) -> list[Any]:
-    """What may count for a setting: the call's own, else whatever a configuration says. Without None."""
+    """Values that a setting may have in this call: its argument, else those of the configurations. Without None."""
     if arguments.get(name) is not None:
         return [arguments[name]]
     values = [getattr(config, name, None) for config in configs if config is not None]

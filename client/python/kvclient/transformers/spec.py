@@ -2,8 +2,8 @@
 
 What ModelSpec has a field for goes there, so that a difference is named. Everything else in the
 configuration that changes the computation (activation, norm epsilon, biases, attention kernels, …) goes into
-``weights_digest`` as a digest, together with that of the weights as they are in memory: a name, a path or a commit
-says what was loaded, not what has become of it.
+``weights_digest`` as a digest, together with that of the weights in memory: a name, a path or a commit identifies
+the files that were loaded, not later changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kvclient._native import ModelSpec
 from kvclient.errors import UnsupportedError
 from kvclient.weights import parameters_digest, tensors_of
 
-# Rotations that follow from the position alone. "dynamic" and "longrope" follow from the sequence's length as well.
+# Rotary embeddings that depend on the position alone; "dynamic" and "longrope" depend on the sequence's length, too.
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 
 #: Order of a block's bytes: for each layer K then V, each [kv_heads, block_tokens, head_size].
 LAYOUT = "HND"
 
-# Differ between processes without changing a byte of the KV cache, or have a field of their own.
+# These differ between processes without changing a byte of the KV cache, or ModelSpec has a field for them.
 _IRRELEVANT = {
     "_name_or_path",
     "name_or_path",
@@ -70,10 +70,10 @@ def spec_of(
 ) -> ModelSpec:
     """Describe ``model``, a causal language model of Transformers, exactly.
 
-    ``weights_digest``: what the weights are, if the caller knows; default the digest of all that the model computes
-    with (``kvclient.weights.parameters_digest``), which reads all of it once. ``model_id``: default the model's type:
-    the same weights at two paths share. ``revision``: said with ``near_misses``; default none.
-    ``tokenizer``: included by the digest of its vocabulary and settings.
+    ``weights_digest``: identity of the weights, if the caller knows it; by default the digest of all tensors that the
+    model computes with (``kvclient.weights.parameters_digest``), each read once. ``model_id``: by default the model's
+    type, so that the same weights at two paths share. ``revision``: shown by ``near_misses``; default none.
+    ``tokenizer``: included as the digest of its vocabulary and settings.
 
     UnsupportedError: a cache with other layers than full and sliding-window attention, or weights that can't be read
     here (offloaded, spread over processes) without a ``weights_digest``.
@@ -155,7 +155,7 @@ def _flat(prefix: str, settings: dict[str, Any]) -> list[str]:
 
 
 def computation_digest(model: Any) -> str:
-    """Digest of what the configuration says of the computation besides ModelSpec's own fields; 16 hex digits.
+    """Digest of the configuration's settings of the computation that ModelSpec has no field for; 16 hex digits.
 
     With the attention implementation: its kernels add in another order, which changes the last bits of
     every layer's KV but the first one's. So do those of another kind of device.
@@ -171,20 +171,20 @@ def computation_digest(model: Any) -> str:
 
 
 def digest_weights(model: torch.nn.Module) -> str:
-    """Digest of all that a model computes with: names, dtypes, shapes, bytes; 64 hex digits. Reads it all."""
+    """Digest of all tensors that a model computes with: names, dtypes, shapes, bytes; 64 hex digits."""
     moving = rope_buffers(model)
     return parameters_digest({name: tensor for name, tensor in tensors_of(model).items() if name not in moving})
 
 
 def rope_buffers(model: torch.nn.Module) -> set[str]:
-    """Names of the buffers that rope settings rewrite with the length of what is computed; mostly none."""
+    """Names of the buffers that the rotary embedding rewrites with the sequence's length; none for most models."""
     if static_positions(model.config) is None:
         return set()
     return {name for name, _ in model.named_buffers() if name.endswith("inv_freq")}
 
 
 def static_positions(config: Any) -> int | None:
-    """From how many tokens on the rotation of *all* tokens depends on the length; None: it never does."""
+    """The length from which on the rotary embedding of *all* tokens depends on the length; None: it never does."""
     text_config = config.get_text_config(decoder=True)
     settings = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     nested = [each for each in settings.values() if isinstance(each, dict)] or [settings]
@@ -198,7 +198,7 @@ def static_positions(config: Any) -> int | None:
             getattr(text_config, "original_max_position_embeddings", None),
             text_config.max_position_embeddings,
         )
-        # Of a kind that is not known, nothing is.
+        # No length of an unknown kind of rope is static.
         limits.append(min(filter(None, lengths)) if kind in ("dynamic", "longrope") else 0)
     return min(limits) if limits else None
 

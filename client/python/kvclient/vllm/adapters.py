@@ -1,9 +1,9 @@
-"""What a request's LoRA adapter is: by the content of its files, as far as that says what the engine has loaded.
+"""Identity of a request's LoRA adapter: the content of its files, as long as the engine has loaded that content.
 
-vLLM loads an adapter when it is first used, keeps it, drops it when others need the room and loads it again, without a
-word to connectors. So files that change under an adapter that is loaded make it unknown, unless the request asks for
-loading in place. vLLM's own prefix cache knows adapters by name alone: of one that has been replaced it may hold old
-blocks.
+vLLM loads an adapter when it is first used, keeps it, drops it when others need the room and loads it again, and does
+not tell connectors. So an adapter is unknown once its files have changed while it is loaded, unless the request asks
+for loading in place. vLLM's own prefix cache knows adapters by name alone: it may hold blocks that an adapter computed
+before it was replaced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _FILES = ("*.safetensors", "*.bin", "*.pt", "*.json")
 class Adapter:
     """An adapter as one request uses it."""
 
-    #: For keys.
+    #: The text that goes into keys.
     identity: str
-    #: The engine's prefix cache may hold blocks of this name that another adapter made.
+    #: The engine's prefix cache may hold blocks under this name that another adapter computed.
     replaced: bool
 
 
@@ -37,16 +37,16 @@ class _Loaded:
 
 
 class Adapters:
-    """Of one engine. Not thread-safe."""
+    """The adapters of one engine. Not thread-safe."""
 
     def __init__(self) -> None:
-        """None has been seen."""
+        """No adapter has been seen."""
         self._contents = Contents()
         self._loaded: dict[tuple[str, int], _Loaded] = {}
         self._replaced: set[str] = set()  # names with several contents since the prefix cache was empty
 
     def of(self, lora: Any) -> Adapter | None:
-        """``lora``: vLLM's LoRARequest. None: nothing says what the engine has loaded."""
+        """The adapter of ``lora``, vLLM's LoRARequest. None: it is not known what the engine has loaded."""
         identity = self._read(lora)
         name, key = lora.lora_name, (lora.lora_name, lora.lora_int_id)
         loaded = self._loaded.get(key)
@@ -70,19 +70,19 @@ class Adapters:
         return Adapter(f"{name}:{identity}", name in self._replaced)
 
     def loading(self, lora: Any) -> Callable[[], None]:
-        """The engine is about to load the adapter, before any request with it; call the result once it has."""
+        """The engine is about to load the adapter for the first time; call the result once it has been loaded."""
         self.of(lora)
         loaded = self._loaded[(lora.lora_name, lora.lora_int_id)]
         identity = loaded.identity
 
         def done() -> None:
-            if self._read(lora) != identity:  # what was read in between nobody knows
+            if self._read(lora) != identity:  # the engine may have read either content
                 loaded.unknown = True
 
         return done
 
     def forget_cached(self) -> None:
-        """The engine's prefix cache is empty: no block of an adapter that was replaced is left."""
+        """The engine's prefix cache is empty: it holds no block of a replaced adapter any more."""
         self._replaced.clear()
 
     def _read(self, lora: Any) -> str:

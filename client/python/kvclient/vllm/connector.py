@@ -47,7 +47,7 @@ class _Plan(KVConnectorMetadata):
 
 @dataclass
 class _Handshake(KVConnectorHandshakeMetadata):
-    """What a worker will register: the canonical model spec without the weights, its shard."""
+    """What a worker is going to register: the canonical model spec without the weights, and the worker's shard."""
 
     spec: str
     pp_rank: int
@@ -65,7 +65,7 @@ class _Report(KVConnectorWorkerMetadata):
 
 
 def _guarded(default: Callable[[], Any]) -> Callable[[_Hook], _Hook]:
-    """A hook that fails turns the connector off and lets the engine go on: sharing is never worth a request."""
+    """A hook that fails turns the connector off, and the engine continues: no request may fail because of sharing."""
 
     def decorate(hook: _Hook) -> _Hook:
         @functools.wraps(hook)
@@ -115,7 +115,7 @@ class _SharedClient:
                 shared.client.close()
 
 
-# Of this process, so that calls to workers find theirs: an engine's number -> its connector.
+# The workers' connectors in this process by engine id, through which calls to workers find theirs.
 _workers: weakref.WeakValueDictionary[str, KvMarketConnector] = weakref.WeakValueDictionary()
 
 
@@ -127,7 +127,7 @@ def _of_worker(worker: Any, engine_id: str) -> KvMarketConnector:
 
 
 def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
-    """Runs in each worker: what its weights are, or why that can't be said."""
+    """Runs in each worker: measures its weights, or returns why they can't be."""
     try:
         return _of_worker(worker, engine_id).measure(worker)
     except KvError as error:
@@ -135,7 +135,7 @@ def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
 
 
 def _register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
-    """Runs in each worker: its ranks, whether its memory is registered under the model, and why it can't be."""
+    """Runs in each worker: its ranks, whether its memory is registered under the model, and if not, why."""
     return _of_worker(worker, engine_id).register_under(ModelSpec.from_canonical(canonical))
 
 
@@ -145,11 +145,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     ``--kv-transfer-config '{"kv_connector": "KvMarketConnector", "kv_connector_module_path": "kvclient.vllm",
     "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}'``; options: ``ConnectorOptions``.
 
-    It turns itself off, with the reason in the log, where it can't be exact, and the engine runs as without it.
+    It turns itself off, with the reason in the log, where it can't be exact; the engine then runs as without it.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
-        """InvalidArgumentError: an option. ValueError: what this vLLM can't do right, with the reason."""
+        """InvalidArgumentError: a wrong option. ValueError: a setting that gives wrong results, with the reason."""
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         policy = getattr(transfer, "kv_load_failure_policy", "fail")
@@ -197,7 +197,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded(lambda: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Note where the engine's KV memory is. It is registered once all ranks' weights are known."""
+        """Record where the engine's KV memory lies. It is registered once all ranks' weights are known."""
         if self._off or self._worker is None:
             return
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
@@ -224,13 +224,13 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def measure(self, worker: Any) -> Measured:
-        """What this worker has loaded. UnsupportedError: that can't be said."""
+        """Measure the weights that this worker has loaded. UnsupportedError: they can't be identified."""
         if self._off or self._handshake is None:
             raise UnsupportedError(self._off or "the worker has registered no KV memory")
         return measure(worker, self._handshake.pp_rank, self._handshake.tp_rank, self._kv_caches)
 
     def register_under(self, spec: ModelSpec) -> tuple[int, int, bool, str]:
-        """Share this worker's memory as ``spec``'s: its ranks, whether that is done, and why it can't be."""
+        """Register this worker's memory under ``spec``: its ranks, whether it is registered, and an error."""
         handshake = self._handshake
         if self._off or self._worker is None or handshake is None or self._layout is None:
             return 0, 0, False, self._off or "the worker has registered no KV memory"
@@ -249,7 +249,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         return pp_rank, tp_rank, done, ""
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        """What this worker will register."""
+        """What this worker is going to register."""
         return self._handshake
 
     @_guarded(lambda: None)
@@ -268,27 +268,27 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.start_loads(metadata.plan)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: imports are ordered by stream."""
+        """Does nothing: imports are ordered by stream."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: publishing copies nothing."""
+        """Does nothing: blocks are published without a copy."""
 
     def wait_for_save(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """Requests whose imports are done."""
+        """Requests whose imports have ended."""
         if self._worker is None:
             return None, None
         finished = self._worker.finished_loads()
         return None, finished or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks to compute after all."""
+        """Blocks whose import failed; the engine computes them."""
         return self._worker.take_failed_blocks() if self._worker is not None else set()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """Loads that the step waited for, memory that has been registered."""
+        """Reports loads that the step waited for, and memory that has been registered."""
         report = self._worker.take_report() if self._worker is not None else None
         return _Report([report]) if report is not None else None
 
@@ -298,7 +298,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """All workers have registered: look up in the same model's blocks from here on."""
+        """All workers have described themselves: measure the weights, register, and look up blocks from now on."""
         if self._off or self._scheduler is None:
             return
         parallel = self._vllm_config.parallel_config
@@ -350,7 +350,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         return measured
 
     def _model_now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
-        """For SchedulerSide: the spec of what the engine runs, and whether all memory is registered under it."""
+        """For SchedulerSide: the spec of the model that runs, and whether all memory is registered under it."""
         assert self._model is not None
         self._model.suspect = self._model.suspect or reset
         spec = self._model.settle()
@@ -383,11 +383,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._declaring = Retried("declaring the model", lambda: client.declare_model(spec))
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        """As the other one, without a pipeline."""
+        """``set_xfer_handshake_metadata_pp_aware`` of an engine without a pipeline."""
         self.set_xfer_handshake_metadata_pp_aware({(0, rank): each for rank, each in metadata.items()})
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
-        """The pool whose hashes say which content a block has."""
+        """Take the pool whose hashes identify the content of each block."""
         if self._scheduler is not None:
             self._scheduler.bind_pool(gpu_block_pool)
             if not gpu_block_pool.enable_caching and not self._off:
@@ -395,19 +395,19 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded(lambda: (0, False))
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Tokens that peers have published beyond those that this engine has."""
+        """Number of tokens that peers have published beyond those in the engine's own cache."""
         if self._off or self._scheduler is None:
             return 0, False
         return self._scheduler.matched_tokens(request, num_computed_tokens)
 
     @_guarded(lambda: None)
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Blocks for the tokens to import."""
+        """Record the blocks for the tokens to import."""
         if num_external_tokens and self._scheduler is not None:
             self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        """The step's plan; after a failure here, one that withdraws everything and no more."""
+        """The step's plan; after a failure, one plan that withdraws all blocks, then empty ones."""
         assert self._scheduler is not None
         if not self._off:
             try:
@@ -420,7 +420,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded(lambda: None)
     def update_connector_output(self, connector_output: Any) -> None:
-        """Imports that are done."""
+        """Take the workers' reports of imports that have ended."""
         assert self._scheduler is not None
         report = connector_output.kv_connector_worker_meta
         workers = report.workers if isinstance(report, _Report) else []
@@ -434,14 +434,14 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler.loaded(connector_output.finished_recving or (), waited)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """Note what of the request is still to be published; its blocks may be freed."""
+        """Record the request's blocks that are still to be published; the engine may free them."""
         self._request_finished(request)
         return False, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """The same."""
+        """``request_finished`` of an engine with several KV-cache groups."""
         self._request_finished(request)
         return False, None
 
@@ -451,7 +451,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.finished(request)
 
     def reset_cache(self) -> bool | None:
-        """Withdraw everything that this engine has published, with the next step."""
+        """Withdraw all blocks that this engine has published, with the next step."""
         if self._scheduler is not None:
             self._scheduler.reset()
         return True
@@ -459,7 +459,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- both ----
 
     def get_kv_connector_stats(self) -> MarketStats | None:
-        """Counted since the last call."""
+        """The counts since the last call."""
         side = self._scheduler or self._worker
         taken = side.counters.take() if side is not None else {}
         return MarketStats(data=taken) if taken else None
@@ -482,7 +482,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         return MarketPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
-        """Withdraw everything and leave."""
+        """Withdraw all blocks and close the client."""
         if self._worker is not None:
             self._worker.close()
         if self._declaring is not None:

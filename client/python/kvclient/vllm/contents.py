@@ -1,4 +1,4 @@
-"""Digests of what files contain: images normalise times, and fine-tunes have equal names and sizes."""
+"""Digests of files' contents: container images normalise times, and fine-tunes have equal names and sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# A file that changed this recently may change again without its times showing it: file systems count in up to 2 s.
+# A file that changed this recently may change again under the same times: file systems count them in up to 2 s.
 _GRANULARITY_NS = 2_000_000_000
 _CHUNK = 1 << 24
 
@@ -16,14 +16,14 @@ _Signature = tuple[int, int, int, int, int]
 
 
 class Contents:
-    """Digests of files, each read once as long as nothing can have changed it. Not thread-safe."""
+    """Digests of files, each read again only if it may have changed. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Nothing is known."""
+        """No file has been read."""
         self._known: dict[str, tuple[_Signature, bytes]] = {}
 
     def digest(self, folder: str, patterns: Sequence[str]) -> str:
-        """SHA-256 over names and bytes of the files in ``folder`` that fit; 32 hex digits, "" if there are none.
+        """SHA-256 over names and bytes of the files in ``folder`` that match; 32 hex digits, "" if none does.
 
         OSError: a file can't be read, or changes while it is.
         """

@@ -1,9 +1,9 @@
-"""The model that an engine runs right now, as its scheduler's side knows it: what was declared, and what is loaded.
+"""The model that an engine runs now, as the scheduler's side knows it: its configuration and its loaded weights.
 
 The weights are measured on all workers through the engine's executor: at the start, and again before the first step
-after anything that may have changed them, which is every call to the workers that is not known to leave them alone
-(``update_weights``, ``reload_weights``, ``wake_up``, ``collective_rpc``, …). All steps go through the same executor in
-order, so no step runs with weights that were not measured.
+after a call to the workers that may have changed them. That is every call that is not known to leave the weights
+unchanged (``update_weights``, ``reload_weights``, ``wake_up``, ``collective_rpc``, …). All steps go through the same
+executor in order, so no step runs with weights that were not measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Calls to workers that leave weights as they are. Adapters have keys of their own.
+# Calls to workers that leave the weights unchanged. Adapters have keys of their own.
 _HARMLESS = _names(
     "execute_model sample_tokens execute_dummy_batch take_draft_token_ids profile check_health shutdown "
     "add_lora remove_lora pin_lora list_loras reset_mm_cache reset_encoder_cache save_sharded_state "
@@ -65,10 +65,10 @@ class EngineModel:
         lengths: str,
         spread: bool = False,
     ) -> None:
-        """``measure(call)`` asks all workers. ``spec``: without weights. ``given``: what the user says they are.
+        """``measure(call)`` asks all workers. ``spec``: without weights. ``given``: the user's ``weights_digest``.
 
-        ``source()``: what they are by where they came from, asked for where they can't be read. ``lengths``: longest
-        prompts, should the model read them. ``spread``: other engines hold parts of the same model's weights.
+        ``source()``: the weights' identity by their source, called if they can't be read. ``lengths``: longest prompts,
+        which count if the model reads them. ``spread``: other engines hold parts of the same model's weights.
         """
         self._executor, self._measure = executor, measure
         self._spec, self._given, self._source, self._lengths, self._spread = spec, given, source, lengths, spread
@@ -77,7 +77,7 @@ class EngineModel:
         self._known: ModelSpec | None = None
         self.suspect = True
         self.runner = ""
-        #: Called before workers load a LoRA adapter, with vLLM's request; what it returns, after.
+        #: Called with vLLM's request before workers load a LoRA adapter; the returned function is called afterwards.
         self.adapter_loading: Callable[[Any], Callable[[], None]] | None = None
         self._watch()
 
@@ -86,7 +86,7 @@ class EngineModel:
 
         def collective_rpc(method: Any, *arguments: Any, **keywords: Any) -> Any:
             if method == "add_lora" and self.adapter_loading is not None:
-                given = keywords.get("args") or arguments[1]  # behind the timeout
+                given = keywords.get("args") or arguments[1]  # the positional argument after the timeout
                 done = self.adapter_loading(given[0])
                 try:
                     return call(method, *arguments, **keywords)
@@ -101,15 +101,15 @@ class EngineModel:
         self.call: Callable[..., list[Any]] = call
 
     def settle(self) -> ModelSpec | None:
-        """The whole spec of what is loaded now; measures if that may have changed. None: not while the engine sleeps.
+        """The whole spec of the loaded model; measures weights that may have changed. None: the engine sleeps.
 
-        UnsupportedError: nothing says what the weights are.
+        UnsupportedError: the weights can't be identified.
         """
         if not self.suspect and self._known is not None:
             return self._known
         if getattr(self._executor, "is_sleeping", False):
             return None
-        self.suspect = False  # before: a call from another thread makes it so again
+        self.suspect = False  # before measuring: a call from another thread sets it again
         ranks = list(self._measure(self.call))
         self.runner = "+".join(sorted({rank.runner for rank in ranks}))
         length = self._lengths if any(rank.reads_length for rank in ranks) else ""
@@ -129,7 +129,7 @@ class EngineModel:
             )
         if now == first:
             return self._base
-        # What the user said, or where they came from, was true of the start.
+        # The user's digest and the source describe the weights at the start alone.
         return now if self._base == first else _digest(f"{self._base};now={now}")
 
     def _start(self, ranks: Sequence[Measured], now: str) -> str:

@@ -1,7 +1,7 @@
-"""Which of vLLM's configuration counts for what a KV block holds. docs/ENGINE_FIELDS.md says why, field by field.
+"""Which fields of vLLM's configuration may change the bytes of a KV block. docs/ENGINE_FIELDS.md gives the reasons.
 
-A field that is not named here counts: a release that has a new one shares nothing by mistake. The suite fails where
-the page and this file differ, or where the installed release has a field that neither knows.
+A field that is not named here counts, so that a release with a new one shares no block by mistake. The suite fails if
+the page and this file differ, or if the installed release has a field that neither knows.
 """
 
 from __future__ import annotations
@@ -85,21 +85,21 @@ NOT_COUNTED: dict[str, frozenset[str]] = {
     ),
 }
 
-#: Fields that ModelSpec names itself, or that count under a condition of their own.
+#: Fields that ModelSpec has, or that count under another condition.
 OWN_FIELDS: dict[str, frozenset[str]] = {
     "CacheConfig": frozenset(("block_size", "cache_dtype", "sliding_window")),
     "ParallelConfig": frozenset(("pipeline_parallel_size", "tensor_parallel_size")),
     "ModelConfig": frozenset(("max_model_len", "quantization")),
 }
 
-# Of any Hugging Face configuration: does not change the computation.
+# Fields of any Hugging Face configuration that do not change the computation.
 _HF_NOT_COUNTED = _names(
     "_name_or_path name_or_path transformers_version use_cache return_dict output_attentions "
     "output_hidden_states bos_token_id eos_token_id pad_token_id sep_token_id id2label label2id "
     "problem_type _commit_hash tokenizer_class task_specific_params initializer_range _output_attentions "
     "_post_init_done"
 )
-# They propose tokens without a model: no layer, no state.
+# These methods propose tokens without a model, so they add no layer and no state.
 _NO_DRAFT = ("ngram", "ngram_gpu", "suffix")
 
 
@@ -116,7 +116,7 @@ def counted(vllm_config: Any) -> dict[str, Any]:
 
 
 def counted_fields(config: Any) -> list[str]:
-    """Names of the fields of one configuration object that count."""
+    """Names of the fields of one configuration object that may change the bytes of a block."""
     name = _known_as(type(config))
     left_out = NOT_COUNTED.get(name, frozenset()) | OWN_FIELDS.get(name, frozenset())
     if dataclasses.is_dataclass(config):
@@ -127,7 +127,7 @@ def counted_fields(config: Any) -> list[str]:
 
 
 def hugging_face(config: Any) -> dict[str, Any]:
-    """What counts of a model's configuration, also of those inside of it."""
+    """The settings of a model's configuration, nested ones included, that may change the bytes of a block."""
     return _hf_plain(config.to_dict())
 
 
@@ -160,7 +160,7 @@ def _plain(value: Any, depth: int) -> Any:
         return hugging_face(value)
     if (dataclasses.is_dataclass(value) or _known_as(type(value)) in NOT_COUNTED or depth == 0) and depth < 8:
         return {name: _plain(getattr(value, name, None), depth + 1) for name in counted_fields(value)}
-    kind = value if isinstance(value, type) else type(value)  # nothing else of it is the same in every process
+    kind = value if isinstance(value, type) else type(value)  # no other property is the same in every process
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -1,4 +1,4 @@
-"""Keys of a request's blocks: our own derivation, never the engine's hashes, which differ between processes."""
+"""Keys of a request's blocks, derived by kvclient; the engine's own hashes differ between processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kvclient.errors import InvalidArgumentError
 
 
 class RequestKeys:
-    """Keys of one request for each shard, derived as far as asked. Not thread-safe."""
+    """Keys of one request for each shard, derived when asked for. Not thread-safe."""
 
     def __init__(self, spec: ModelSpec, shards: Sequence[Shard], request: Any, adapter: str = "") -> None:
         """``request``: vLLM's Request, of which tokens, salt, multimodal items and embeddings are read.
 
-        ``adapter``: what its LoRA adapter is, see adapters.py; a request with one must not be without.
+        ``adapter``: identity of its LoRA adapter (adapters.py); required for a request with an adapter.
         """
         self._request = request
         self._block_tokens = spec.block_tokens
@@ -47,7 +47,9 @@ class RequestKeys:
 
     def upto(self, blocks: int) -> list[BlockKeys]:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
-        if self._input_now() != self._input:  # a streaming session goes on: other tokens, items that reach into blocks
+        if (
+            self._input_now() != self._input
+        ):  # a streaming session has continued, with other tokens or items that reach into earlier blocks
             self._start()
         known = len(self._keys[0])
         if blocks > known:
@@ -85,7 +87,7 @@ def _request_extras(request: Any, adapter: str) -> list[ExtraKey]:
 
 
 def _block_extras(request: Any, start: int, end: int) -> list[ExtraKey]:
-    """What besides the tokens [start, end) determines a block: items and embeddings that reach into it."""
+    """What determines a block besides its tokens [start, end): items and embeddings that reach into it."""
     extras = []
     for feature in request.mm_features or ():
         first = feature.mm_position.offset

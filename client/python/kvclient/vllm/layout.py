@@ -1,4 +1,4 @@
-"""Where an engine's KV blocks lie: read off the tensors that it registers, whatever their layout."""
+"""Where an engine's KV blocks lie, by the tensors that it registers, in any layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvclient.torch import physical_order
 
 @dataclass(frozen=True)
 class KvLayout:
-    """``tensors``: one for each distinct KV tensor, in layer order, dimension 0 counts blocks."""
+    """``tensors``: one for each distinct KV tensor, in layer order; dimension 0 counts blocks."""
 
     tensors: tuple[torch.Tensor, ...]
     #: Order of a block's bytes, for ModelSpec.layout: two engines whose texts are equal can share.
@@ -42,7 +42,7 @@ def read_layout(
     blocks; a tensor may count smaller ones, several of which make up one. ``block_dim(layer)``: the dimension that
     counts blocks, None if that is not known: then the only one that fits.
 
-    Seen in the wild: ``[2, blocks, tokens, heads, size]``, ``[blocks, 2, …]``, heads and tokens exchanged by
+    Layouts of vLLM's releases: ``[2, blocks, tokens, heads, size]``, ``[blocks, 2, …]``, heads and tokens exchanged by
     strides, K and V in one last dimension, MLA's ``[blocks, tokens, size]``, layers as strided views of one buffer.
 
     UnsupportedError: states other than KV blocks, no such dimension or several, tensors on different devices.

@@ -15,10 +15,10 @@ _BUCKETS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e
 
 @dataclass
 class MarketStats(KVConnectorStats):
-    """``data``: what ``Counters.take`` gives."""
+    """``data``: the counts that ``Counters.take`` returns."""
 
     def reset(self) -> None:
-        """Forget."""
+        """Drop all counts."""
         self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
@@ -40,7 +40,7 @@ class MarketStats(KVConnectorStats):
         return reduced
 
     def is_empty(self) -> bool:
-        """Whether nothing was counted."""
+        """Whether there are no counts."""
         return not self.data
 
 
@@ -70,7 +70,7 @@ class MarketPromMetrics(KVConnectorPromMetrics):
         return {engine: metric.labels(*values) for engine, values in self.per_engine_labelvalues.items()}
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        """Add what ``Counters.take`` gave."""
+        """Add the counts that ``Counters.take`` returned."""
         for name, value in transfer_stats_data.items():
             metric = self._metrics.get(name, {}).get(engine_idx)
             if metric is None:

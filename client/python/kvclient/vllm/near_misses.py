@@ -1,4 +1,4 @@
-"""Why an engine finds nothing: a line in its log for each declared model that nearly is its own."""
+"""Why an engine finds no blocks: a line in its log for each declared model that differs from its own in few fields."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from kvclient.errors import KvError
 
 _log = logging.getLogger("vllm.kvclient")
 
-# A look reads the whole model table.
+# Each look reads the whole model table.
 _PERIOD_S = 10.0
 _MOST_LINES = 16
-# Beyond, it is another model altogether: of one architecture there may be many on a node.
+# Models that differ in more fields are unrelated: a node may have many of one architecture.
 _MOST_FIELDS = 4
 
 
 class NearMissLog:
-    """Says each near miss once. Not thread-safe."""
+    """Logs each near miss once. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Nothing has been said."""
+        """No near miss has been logged."""
         self._said: set[tuple[str, str]] = set()
         self._next = 0.0
 
     def look(self, client: Client, model: Model) -> None:
-        """Log what has been declared since the last look; cheap, as often as it is called."""
+        """Log near misses that were declared since the last look; cheap enough for every step."""
         now = time.monotonic()
         if now < self._next or len(self._said) >= _MOST_LINES:
             return

@@ -1,4 +1,4 @@
-"""What ``kv_connector_extra_config`` may hold."""
+"""The options in ``kv_connector_extra_config``."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class ConnectorOptions:
     min_prefix_tokens: int = 64
     #: False: import only.
     publish: bool = True
-    #: Multiprocessors of the GPU that a copy may occupy; 0: as many as it takes.
+    #: Multiprocessors of the GPU that a copy may occupy; 0: no limit.
     max_sms: int = 16
     #: ``async``: other requests go on while blocks are copied; ``sync``: the step waits for them.
     load: Literal["async", "sync"] = "async"
-    #: Compare imported blocks with checksums that their publishers recorded, and record them.
+    #: Record checksums of published blocks, and compare imported blocks with them.
     verify: bool = False
     #: Blocks not copied by then are computed.
     import_timeout_s: float = 5.0
-    #: What the weights are when the engine starts, as text: taken as said, instead of their checksum.
+    #: Identity of the weights when the engine starts, as text; used instead of their digest.
     weights_digest: str = ""
-    #: What the model is called where it is shown; the same in every engine. Default: its architecture.
+    #: The model's name in listings; the same in every engine. Default: its architecture.
     model_id: str = ""
-    #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round otherwise.
+    #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round differently.
     share_across_versions: bool = False
-    #: For engines on a CPU, whose KV memory can't be shared in place: host memory for what is shared.
+    #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30
 
     @classmethod

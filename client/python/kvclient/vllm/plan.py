@@ -1,4 +1,4 @@
-"""What the scheduler's side tells the workers of a step. Plain data, pickled to other processes."""
+"""Messages between the scheduler's side and the workers. Plain data, pickled to other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvclient._native import BlockKey, BlockKeys
 
 @dataclass
 class PublishRun:
-    """Consecutive blocks of one request whose content is computed by now."""
+    """Consecutive blocks of one request whose content has been computed."""
 
     blocks: list[int]
     depth: int  # blocks before the first one
@@ -31,22 +31,22 @@ class Load:
 
 @dataclass
 class StepPlan:
-    """To be carried out in this order, before anything of the step writes to KV memory."""
+    """Work for one step, carried out in this order before the step writes to KV memory."""
 
     publish: list[PublishRun] = field(default_factory=list)
     #: Blocks that get new content from this step on.
     begin: list[int] = field(default_factory=list)
     withdraw_all: bool = False
     loads: list[Load] = field(default_factory=list)
-    #: Fingerprint (hex) of the model that the keys are of; "": whatever the worker's memory is registered under.
+    #: Fingerprint (hex) of the keys' model; "": the model under which the worker's memory is registered.
     model: str = ""
 
 
 @dataclass
 class WorkerReport:
-    """What a worker tells the scheduler's side."""
+    """A worker's report to the scheduler's side."""
 
-    #: Requests whose waiting loads are done.
+    #: Requests whose load has ended and whose step waited for it.
     waited: set[str] = field(default_factory=set)
     #: (pipeline rank, tensor rank, fingerprint) of memory that has been registered.
     registered: set[tuple[int, int, str]] = field(default_factory=set)

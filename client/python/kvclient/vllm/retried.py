@@ -1,4 +1,4 @@
-"""Something that needs kvmd and may come too late: tried at once, then again in the background until it succeeds."""
+"""Calls that need kvmd's answer: tried at once, then again in the background until one succeeds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Retried(Generic[_T]):
-    """The result of ``attempt``, once there is one. Thread-safe.
+    """The result of ``attempt``, once it has succeeded. Thread-safe.
 
-    A kvmd that does not answer in time is tried again, with pauses that grow; any other error is final.
+    If kvmd does not answer in time, ``attempt`` is called again, after pauses that grow; any other error is final.
     """
 
     def __init__(self, what: str, attempt: Callable[[], _T], discard: Callable[[_T], None] = lambda _: None) -> None:
-        """Tries once, here. ``what``: for the log. ``discard``: for a result that comes after ``cancel``.
+        """Tries once before it returns. ``what``: name for the log. ``discard``: takes a result after ``cancel``.
 
-        Whatever ``attempt`` raises besides DeadlineExceededError and UnavailableError.
+        Raises the errors of ``attempt`` except for DeadlineExceededError and UnavailableError.
         """
         self._what, self._attempt, self._discard = what, attempt, discard
         self._lock = threading.Lock()
@@ -39,14 +39,14 @@ class Retried(Generic[_T]):
             threading.Thread(target=self._run, name="kvclient-retry", daemon=True).start()
 
     def result(self) -> _T | None:
-        """None: not yet. Raises the error that ended it."""
+        """The result; None: not yet. Raises the error that ended the attempts."""
         with self._lock:
             if self._error is not None:
                 raise self._error
             return self._result
 
     def cancel(self) -> None:
-        """No further tries. A result that has been there is still there."""
+        """End the attempts. A result that has arrived before stays available."""
         self._cancelled.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Which of vLLM's model runners an engine has: the V2 one can't recover from a failed load that its step waits for."""
+"""Which model runner an engine has: vLLM's V2 runner can't recover from a failed load that its step waits for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def uses_v2_runner(vllm_config: Any) -> bool:
-    """Whether vLLM will run this configuration by its V2 model runner; also where that can't be told."""
+    """Whether vLLM will run this configuration with its V2 model runner; true also if that is not known."""
     try:
         chosen = getattr(vllm_config, "use_v2_model_runner", None)
     except Exception:  # vLLM's own decision failed: no assumption in the generous direction
         return True
     if chosen is not None:
         return bool(chosen)
-    # Releases whose configuration does not decide it have the V2 runner behind the variable alone, or not at all.
+    # Other releases enable the V2 runner by the environment variable alone, or do not have it.
     return os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "").strip().lower() not in ("", "0", "false")
 
 

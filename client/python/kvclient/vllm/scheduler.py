@@ -1,9 +1,9 @@
-"""The scheduler's side: what to import, what to publish, what to withdraw. Needs no vLLM to run.
+"""The scheduler's side: it decides what to import, publish and withdraw. It runs without vLLM.
 
 A block of the engine's pool is published once its tokens are confirmed, and withdrawn before the first step that
-gives it new content is launched. Which content a block has is read off the pool: vLLM makes a new hash object
-each time it takes a block into its prefix cache, so that the same object means the same content, while an equal
-hash need not (the block may have been evicted and computed again).
+gives it new content is launched. The pool identifies a block's content: vLLM makes a new hash object each time it
+takes a block into its prefix cache, so that the same object means the same content, while an equal hash need not
+(the block may have been evicted and computed again).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from kvclient.vllm.stats import Counters
 
 _log = logging.getLogger(__name__)
 
-# A request whose load failed is asked for again, and what is left of its prefix may well be worth loading; but it is
-# not loaded for ever: after so many failures it is computed.
+# vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after so many failures
+# the request is computed.
 _MAX_FAILED_LOADS = 2
-# So many failures of loads one after the other, of any requests, and nothing is loaded for a while.
+# After so many failed loads in a row, of any requests, no load is tried for a while.
 _MAX_FAILURES_IN_A_ROW = 8
 _PAUSE_S = 60.0
 
@@ -39,13 +39,13 @@ class _Tracked:
     request: Any
     keys: RequestKeys
     adapter: Adapter | None = None
-    shared: bool = True  # False: what its blocks hold is not certain
+    shared: bool = True  # False: the content of its blocks is not certain
     blocks: list[int] = field(default_factory=list)
     next_block: int = 0  # the first one that has not been considered for publishing
-    since: int = 0  # step of its last (re)start: what it holds is computed in the steps after
+    since: int = 0  # step of its last (re)start; its blocks are computed in later steps
     local_blocks: int = 0  # found in the engine's own prefix cache when last asked
     loading: bool = False
-    load_failed: bool = False  # the one that is under way
+    load_failed: bool = False  # the present load
     failed_loads: int = 0
 
 
@@ -86,8 +86,8 @@ class SchedulerSide:
         self.adapters = Adapters()
         self._fingerprint = ""
         self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
-        self._known = True  # what the weights are, with memory registered, as of the last look
-        self._mixed = False  # the pool holds blocks of other weights than those of now
+        self._known = True  # as of the last look, the weights are known and memory is registered under them
+        self._mixed = False  # the pool holds blocks that other weights have computed
 
     def attach(
         self,
@@ -100,9 +100,10 @@ class SchedulerSide:
     ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
 
-        ``include_own``: what ``client`` has published is not the engine's blocks but copies, worth importing.
-        ``model(reset)``: the spec of what the engine runs now (None: not known at the moment), and whether the workers'
-        memory is registered under it. ``reset``: the prefix cache has been emptied. Left out: ``spec``, for ever.
+        ``include_own``: ``client`` has published copies of the engine's blocks, which can be imported again.
+        ``model(reset)``: the spec of the model that the engine runs now (None: not known at present), and whether the
+        workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
+        always ``spec``.
         """
         self._client, self._spec, self._shards = client, spec, list(shards)
         self._fingerprint = spec.fingerprint().hex
@@ -118,7 +119,7 @@ class SchedulerSide:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to share with."""
+        """Whether both the client and the pool are known."""
         return self._client is not None and self._pool is not None
 
     def matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
@@ -134,7 +135,7 @@ class SchedulerSide:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self._paused_until:
             return 0, False
-        if self._include_own and self._withdraw:  # what this engine has published is not worth having any more
+        if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
         first = computed // self._block_tokens
         tracked.local_blocks = first
@@ -178,7 +179,7 @@ class SchedulerSide:
             self._waited.add(request.request_id)
 
     def plan(self, output: Any) -> StepPlan:
-        """The step that the engine is about to launch: at the end of every ``schedule()``."""
+        """The plan of the step that the engine is about to launch; called at the end of every ``schedule()``."""
         self._step += 1
         if not self.active:
             return StepPlan()
@@ -196,7 +197,7 @@ class SchedulerSide:
             self._published.clear()
             self._ended.clear()
         plan.begin = self._fresh(self._attached(output))
-        # A load that the step waits for can fail after others have built on it: nothing is certain until it is known.
+        # Other requests may already use blocks of a load that the step waits for, so its result must be known first.
         if self._options.publish and not self._waited and self._known and not self._mixed:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
@@ -207,19 +208,19 @@ class SchedulerSide:
     def failed(self, blocks: set[int]) -> None:
         """Blocks whose load failed. Call before ``loaded``.
 
-        A step that waited for its load has let others build on these blocks: several requests may now compute the
-        same ones, each when it gets to it, so that none of them is published as long as one of these requests lives.
+        If the step waited for the load, other requests may have taken these blocks as their prefix. Several requests
+        may now compute the same blocks at different times, so none is published as long as one of them lives.
         """
         for request_id, tracked in self._tracked.items():
             tracked.load_failed = tracked.load_failed or (tracked.loading and not blocks.isdisjoint(tracked.blocks))
             if tracked.loading and request_id not in self._waited:
-                continue  # loaded in the background: nobody else has seen them
+                continue  # loaded in the background: no other request uses them yet
             first = next((i for i, block in enumerate(tracked.blocks) if block in blocks), None)
             if first is not None:
                 self._recomputed.setdefault(request_id, set()).update(tracked.blocks[first:])
 
     def loaded(self, request_ids: Iterable[str], waited: Iterable[str]) -> None:
-        """Loads that are done, whether they succeeded or not: the engine knows by now which blocks did."""
+        """Loads that have ended, successfully or not; the engine already knows which blocks failed."""
         for request_id in waited:
             self._waited.discard(request_id)
         for request_id in (*request_ids, *waited):
@@ -239,7 +240,7 @@ class SchedulerSide:
         tracked.failed_loads += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            self._failures_in_a_row -= 1  # the next one decides anew
+            self._failures_in_a_row -= 1  # the next load decides anew
             self._paused_until = time.perf_counter() + _PAUSE_S
             _log.warning(
                 "kvclient: %d imports failed one after the other, so none is tried for %.0f s; "
@@ -261,17 +262,17 @@ class SchedulerSide:
             self._ended.append(_Ended(hashes, run))
 
     def reset(self) -> None:
-        """Withdraw everything with the next step: the weights or the cache have been changed."""
+        """Withdraw all blocks with the next step: the weights or the cache have changed."""
         self._withdraw = True
 
     def leave(self) -> StepPlan:
-        """The plan that withdraws everything; inactive from here on, but for loads that workers still have to end."""
+        """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._client = None
         loads, self._loads = self._loads, []
         return StepPlan(withdraw_all=True, loads=loads)
 
     def _settle(self) -> None:
-        """Learn what the engine has done since the last step: emptied its prefix cache, changed its weights."""
+        """Look whether the engine has emptied its prefix cache or changed its weights since the last step."""
         reset = self._pool.cached_block_hash_to_block is not self._cache_map  # a reset makes a new map
         if reset:
             self._cache_map = self._pool.cached_block_hash_to_block
@@ -286,7 +287,7 @@ class SchedulerSide:
             self._renew(spec, empty=reset or self._pool_is_empty())
 
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
-        """The weights are others now: so are all keys, and what is cached belongs to none of them."""
+        """The weights have changed: derive new keys, which no cached block has."""
         self._spec, self._fingerprint = spec, spec.fingerprint().hex
         self._mixed = not empty
         if self._mixed:
@@ -307,11 +308,11 @@ class SchedulerSide:
 
     def _keys_of(self, request: Any, adapter: Adapter | None) -> RequestKeys:
         assert self._spec is not None
-        unknown = "unknown"  # of a request that is not shared: its keys are never used
+        unknown = "unknown"  # such a request is not shared: its keys are never used
         return RequestKeys(self._spec, self._shards, request, adapter.identity if adapter else unknown)
 
     def _sharing(self, tracked: _Tracked, computed: int) -> bool:
-        """Whether what the request is about to hold is certain; ``computed``: its tokens in the engine's own cache."""
+        """Whether the content of the request's blocks is certain; ``computed``: tokens in the engine's own cache."""
         tracked.shared = self._known and not self._mixed
         lora = tracked.request.lora_request
         if lora is None:
@@ -321,7 +322,7 @@ class SchedulerSide:
             tracked.shared = False
         elif tracked.adapter is None or tracked.adapter.identity != adapter.identity:
             tracked.adapter, tracked.keys = adapter, self._keys_of(tracked.request, adapter)
-        for other in self._tracked.values():  # began with what the adapter was
+        for other in self._tracked.values():  # may have begun with the adapter's earlier content
             theirs = other.request.lora_request
             if adapter is not None and theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
                 other.shared = other.shared and other.adapter.identity == adapter.identity
@@ -347,7 +348,7 @@ class SchedulerSide:
             return 0
 
     def _attached(self, output: Any) -> set[int]:
-        """Every block that the step may write to for the first time, and others."""
+        """All blocks that the step may write to for the first time; it may contain others."""
         attached = set(self._allocated)
         self._allocated = []
         for new in output.scheduled_new_reqs:
@@ -377,7 +378,7 @@ class SchedulerSide:
             self._recomputed.pop(request_id, None)
 
     def _fresh(self, attached: Iterable[int]) -> list[int]:
-        """Those of ``attached`` whose published content, if any, is about to go."""
+        """Those of ``attached`` that do not keep the content under which they may have been published."""
         fresh = []
         for block in attached:
             now = self._pool.blocks[block].block_hash
@@ -404,7 +405,7 @@ class SchedulerSide:
                     yield run
 
     def _runs(self, tracked: _Tracked, fresh: set[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Blocks of a request that are computed, cached by the engine and not published: consecutive ones together."""
+        """Runs of a request's blocks that are computed, cached by the engine and not published yet."""
         request = tracked.request
         ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
         confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)

@@ -1,7 +1,7 @@
 """ModelSpec of an engine: every part of vLLM's configuration that changes the bytes of a KV block, and the weights.
 
-A worker describes the engine without its weights (``spec_of``): they are measured on all ranks, and the scheduler's
-side puts the two together (``with_weights``).
+A worker describes the engine without its weights (``spec_of``). The scheduler's side has the weights measured on all
+ranks and adds them (``with_weights``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "model.safetens
 
 
 def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, options: ConnectorOptions) -> ModelSpec:
-    """Describe the engine exactly, but for its weights.
+    """Describe the engine exactly, except for its weights.
 
     ``kv_spec``: vLLM's KVCacheSpec of the only KV-cache group. ``layout``: KvLayout.text. ``backend``: name of the
     attention backend, whose kernels decide the last bits of every layer's KV but the first one's.
@@ -39,7 +39,7 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
         model_id=_short(options.model_id or _architecture(model)),
         revision="" if options.share_across_versions else _versions(),
         weights_digest="config=" + hashlib.sha256(text.encode()).hexdigest()[:32],
-        tokenizer_digest="",  # keys are made of token ids; what they mean follows from the model
+        tokenizer_digest="",  # keys consist of token ids, and the model alone determines what these compute
         rope=_short(_rope(model)),
         kv_dtype=str(getattr(kv_spec, "dtype", cache.cache_dtype)).removeprefix("torch."),
         kv_scales=""
@@ -60,7 +60,7 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
 
 
 def with_weights(spec: ModelSpec, weights: str, length: str = "") -> ModelSpec:
-    """The whole spec: ``spec_of``'s with what the weights are, and the longest prompt where that decides positions."""
+    """``spec_of``'s spec, completed with the weights and, where it decides positions, the longest prompt."""
     whole = ModelSpec.from_canonical(spec.canonical())
     whole.weights_digest = f"{spec.weights_digest};weights={weights}"
     if length:
@@ -79,9 +79,9 @@ def lengths_of(vllm_config: Any) -> str:
 
 
 def source_of(vllm_config: Any) -> str:
-    """What the weights are by where they were loaded from, for an engine whose memory does not show them.
+    """Identity of the weights by their source, for an engine whose weights can't be read in memory.
 
-    UnsupportedError: nothing says it.
+    UnsupportedError: the source does not identify them.
     """
     model, load = vllm_config.model_config, vllm_config.load_config
     commit = getattr(model.hf_config, "_commit_hash", None) or ""

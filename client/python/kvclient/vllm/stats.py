@@ -1,4 +1,4 @@
-"""Counters of the connector, as its two sides keep them; see metrics.py for what vLLM makes of them."""
+"""Counters of the connector's two sides; metrics.py hands them to vLLM."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Counters:
             self._totals[key] = self._totals.get(key, 0) + value
 
     def take(self) -> dict[str, Any]:
-        """What was counted since the last call, as plain data; empty if nothing was."""
+        """The counts since the last call as plain data; empty if there are none."""
         taken: dict[str, Any] = {**self._counts, **{f"{name}_seconds": times for name, times in self._times.items()}}
         self._counts, self._times = {}, {}
         return taken

@@ -1,4 +1,4 @@
-"""A worker's KV blocks and the marketplace: in place where the memory can be shared, else by way of host memory."""
+"""A worker's KV blocks as a region: in place where the memory can be shared, else through a copy in host memory."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class PendingLoad(Protocol):
-    """An import under way."""
+    """An import that has begun."""
 
     def done(self) -> bool:
-        """Poll; never waits."""
+        """Whether the import has ended; never waits."""
 
     def wait(self) -> int:
         """Leading blocks that hold validated content; the others hold arbitrary bytes."""
@@ -51,21 +51,21 @@ class Run(NamedTuple):
 
 
 class BlockMemory(Protocol):
-    """The engine's blocks as a worker sees them. Not thread-safe."""
+    """The engine's blocks as a worker shares them. Not thread-safe."""
 
     region: Region
 
     def begin(self, blocks: Sequence[int]) -> None:
-        """The blocks get new content: nobody may read them from here on."""
+        """Make the blocks unreadable: they are about to get new content."""
 
     def publish(self, runs: Sequence[Run]) -> None:
-        """The blocks' content is complete once everything queued so far has run."""
+        """Publish the blocks, whose content is complete once all work queued so far has run."""
 
     def load(self, keys: BlockKeys, parent: BlockKey, depth: int, blocks: Sequence[int], wait: bool) -> PendingLoad:
-        """Import ``keys`` to ``blocks``. ``wait``: what is queued from here on needs the content."""
+        """Import ``keys`` to ``blocks``. ``wait``: work that is queued from now on needs the content."""
 
     def withdraw_all(self) -> None:
-        """Nobody may read any block from here on."""
+        """Make all blocks unreadable."""
 
 
 class _Done:
@@ -80,7 +80,7 @@ class _Done:
 
 
 class InPlaceMemory:
-    """The engine's own memory, shared as it is: publishing copies nothing, imports go straight to its blocks."""
+    """The engine's own memory, shared in place: publishing needs no copy, imports are copied straight to its blocks."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class InPlaceMemory:
     def publish(self, runs: Sequence[Run]) -> None:
         requests = PublishRequests()
         for blocks, keys, parent, depth in runs:
-            # A block whose write this worker has not begun was there before it: not ours to publish.
+            # Blocks whose write this worker has not begun were written before it attached: it must not publish them.
             count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
             writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
             requests.extend(PublishRequests.run(keys[:count], parent, depth, writes))
@@ -124,7 +124,7 @@ class InPlaceMemory:
             compute = torch.cuda.current_stream(self._device)
             stream = compute
             if not wait:
-                # After what has been queued, which may still use the blocks, beside what will be.
+                # After the work queued so far, which may still use the blocks; concurrent with later work.
                 self._copy_stream.wait_stream(compute)
                 stream = self._copy_stream
             on_gpu = {"stream": stream.cuda_stream, "max_sms": self._options.max_sms}
@@ -142,7 +142,7 @@ class InPlaceMemory:
         self.begin(range(self.region.block_count))
 
     def imported(self, writes: BlockWrites) -> None:
-        """What an import wrote is this worker's to publish."""
+        """Blocks that an import wrote may be published by this worker."""
         self._writes.update((write.block, write) for write in writes)
 
 
@@ -164,7 +164,7 @@ class _InPlaceLoad:
 
 
 class HostMemory:
-    """For engines on a CPU, whose tensors are private memory: what is shared is copied to and from a host region."""
+    """For engines on a CPU, whose tensors are private memory: shared blocks are copied to and from a host region."""
 
     def __init__(
         self, client: Client, region: Region, layout: KvLayout, options: ConnectorOptions, counters: Counters
@@ -183,7 +183,7 @@ class HostMemory:
             offset += tensor[0].numel() * tensor.element_size()
 
     def begin(self, blocks: Sequence[int]) -> None:
-        """Nothing: the engine's blocks themselves are nobody else's."""
+        """Does nothing: peers read the copies in the host region, not the engine's blocks."""
 
     def publish(self, runs: Sequence[Run]) -> None:
         for run in runs:
@@ -231,7 +231,7 @@ def share(
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
     geometry = Geometry.contiguous(count, layout.block_bytes)
-    # An engine that is started anew allocates anew: what a dead one leaves would be missing then.
+    # A restarted engine allocates new memory; if a dead engine's memory outlived it, the node would hold both.
     region = client.allocate_region(
         model, geometry, name=name, shard=shard, checksums=options.verify, outlives_owner=False
     )
@@ -239,10 +239,10 @@ def share(
 
 
 class TimedLoad:
-    """A load with what it is for."""
+    """A load with its request and its starting time."""
 
     def __init__(self, request_id: str, blocks: Sequence[int], wait: bool) -> None:
-        """The clock starts here. ``load`` is to be set; as long as it is None, it could not be started."""
+        """Starts the clock. The caller sets ``load``; it stays None if the load could not be started."""
         self.load: PendingLoad | None = None
         self.request_id = request_id
         self.blocks = list(blocks)
@@ -250,11 +250,11 @@ class TimedLoad:
         self.began = time.perf_counter()
 
     def done(self) -> bool:
-        """Poll."""
+        """Whether the load has ended; never waits."""
         return self.load is None or self.load.done()
 
     def valid(self) -> int:
-        """Wait, then the number of leading blocks that are valid."""
+        """Wait for the load; the number of leading blocks that are valid."""
         try:
             return self.load.wait() if self.load is not None else 0
         except Exception as error:

@@ -1,31 +1,23 @@
-"""What an engine's weights are: checksums over all bytes of the parameters and buffers that a worker has loaded.
+"""What an engine's weights are: a digest over all bytes of the parameters and buffers that a worker has loaded.
 
-Names, shapes and bytes of every tensor go into the digest, so that a swapped, renamed or changed one (by a single bit)
-gives another. The sums are libkvclient's: position-mixed, 64 bits for each MiB, at the speed of the memory that holds
-the weights; SHA-256 over all sums. Some engines keep weights where nobody can read them (oneDNN's packed layers on a
+The digest is ``kvclient.weights.parameters_digest``; here is what it is taken of: all models of a worker, with tensors
+that engines keep outside of parameters. Some engines keep weights where they can't be read (oneDNN's packed layers on a
 CPU): these are named, and their identity has to come from somewhere else.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kvclient._native import checksum_memory
 from kvclient.errors import UnsupportedError
-from kvclient.torch import device_uuid
-
-_PIECE = 1 << 20
-# What one thread sums, and what is copied at once where a device's own memory can't be summed.
-_SHARE = 64 << 20
+from kvclient.weights import parameters_digest, plain_tensors
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Measured:
     tp_rank: int
     #: Of every tensor that could be read, and of code that came with the model; 64 hex digits.
     digest: str
-    #: Modules whose weights can't be read, and what stands for each: another object, other weights.
+    #: Modules whose weights can't be read, each with the id of the object that holds them: another id, other weights.
     unreadable: tuple[tuple[str, int], ...] = ()
     #: Source files of the model that read ``max_model_len``: it may decide the content of KV blocks.
     reads_length: tuple[str, ...] = ()
@@ -44,63 +36,11 @@ class Measured:
     runner: str = ""
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest of names, types, shapes and bytes, in the order of names; 64 hex digits.
-
-    Waits for everything that has been queued on the tensors' GPUs. UnsupportedError: a tensor has no memory to read.
-    """
-    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
-        torch.cuda.synchronize(device)
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as threads:
-        for name in sorted(tensors):
-            tensor = tensors[name].detach()
-            dense = _in_memory_order(tensor)
-            head = f"{len(name)}:{name}:{tensor.dtype}:{tuple(tensor.shape)}:{_order(tensor)}:"
-            digest.update(head.encode())
-            for sums in threads.map(_sums, _shares(dense)):
-                digest.update(sums)
-    return digest.hexdigest()
-
-
-def _order(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Dimensions from the slowest to the fastest in memory."""
-    strides = tensor.stride()
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim)))
-
-
-def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of ``tensor``, in the order of memory, as one row; a copy where they are not dense."""
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-        raise UnsupportedError(f"a {tensor.layout} tensor on {tensor.device} has no bytes to read")
-    if not tensor.numel():
-        return torch.empty(0, dtype=torch.uint8)
-    rows = tensor.permute(_order(tensor)).contiguous().reshape(-1)
-    if not rows.data_ptr():
-        raise UnsupportedError(f"a {type(tensor).__name__} has no memory of its own")
-    return rows.view(torch.uint8)
-
-
-def _shares(row: torch.Tensor) -> list[torch.Tensor]:
-    return [row[start : start + _SHARE] for start in range(0, row.numel(), _SHARE)]
-
-
-def _sums(row: torch.Tensor) -> bytes:
-    if row.is_cuda:
-        try:
-            return checksum_memory(row.data_ptr(), row.numel(), _PIECE, device_uuid(row.device))
-        except UnsupportedError:  # built without CUDA
-            row = row.cpu()
-    elif row.device.type != "cpu":
-        row = row.cpu()
-    return checksum_memory(row.data_ptr(), row.numel(), _PIECE)
-
-
 def tensors_of(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], tuple[tuple[str, int], ...]]:
-    """All parameters and buffers of a model, also what its modules keep in closures; and what can't be read.
+    """All parameters, buffers and tensors in closures of a model's modules, and the modules that can't be read.
 
-    Engines replace weights by packed copies, held by a function that the module calls. A tensor in such a function is
-    read like any other; another object is unreadable if the module has no weights besides.
+    Engines replace weights by packed copies that a function of the module holds. A tensor in such a function is read
+    like any other; a module that holds another kind of object, and no other weights, is unreadable.
     """
     tensors: dict[str, torch.Tensor] = {}
     unreadable: list[tuple[str, int]] = []
@@ -109,7 +49,7 @@ def tensors_of(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], tuple[t
         emptied = any(isinstance(each, torch.nn.Parameter) and not each.numel() for each in own.values())
         packed, opaque = _in_closures(module)
         for part, tensor in {**own, **packed}.items():
-            for inner, plain in _plain_tensors(part, tensor):
+            for inner, plain in plain_tensors(part, tensor):
                 tensors[f"{name}.{inner}"] = plain
         if emptied and not any(each.numel() for each in packed.values()):
             unreadable += [(name, id(held)) for held in opaque] or [(name, 0)]
@@ -140,19 +80,8 @@ def _in_closures(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list
     return tensors, others
 
 
-def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """``tensor``, or the tensors that it is made of."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield name, tensor
-        return
-    parts, _ = flatten()
-    for part in parts:
-        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
-
-
 def models_of(worker: Any) -> dict[str, torch.nn.Module]:
-    """The models that a vLLM worker runs: the one that it serves, and a draft. UnsupportedError: it shows none."""
+    """The models that a vLLM worker runs: the served model and a draft. UnsupportedError: the worker shows none."""
     runner = getattr(worker, "model_runner", None)
     get_model = getattr(runner, "get_model", None)
     model = get_model() if callable(get_model) else None
@@ -168,7 +97,7 @@ def models_of(worker: Any) -> dict[str, torch.nn.Module]:
 
 
 def measure(worker: Any, pp_rank: int, tp_rank: int, kv_caches: Mapping[str, torch.Tensor]) -> Measured:
-    """Checksum everything that a vLLM worker has loaded. ``kv_caches``: of no interest, wherever they turn up."""
+    """Digest all weights that a vLLM worker has loaded. ``kv_caches``: tensors to leave out; they may be buffers."""
     states = {cache.untyped_storage().data_ptr() for cache in kv_caches.values() if isinstance(cache, torch.Tensor)}
     tensors: dict[str, torch.Tensor] = {}
     unreadable: list[tuple[str, int]] = []
@@ -183,7 +112,7 @@ def measure(worker: Any, pp_rank: int, tp_rank: int, kv_caches: Mapping[str, tor
         tensors.update({f"{prefix}.{name}": tensor for name, tensor in found.items() if not _inside(tensor, states)})
         readers |= _length_readers(model)
         code.update(_foreign_code(model))
-    text = digest_of(tensors) + "".join(f";{name}={code[name]}" for name in sorted(code))
+    text = parameters_digest(tensors) + "".join(f";{name}={code[name]}" for name in sorted(code))
     return Measured(
         pp_rank=pp_rank,
         tp_rank=tp_rank,
@@ -201,8 +130,8 @@ def _inside(tensor: torch.Tensor, storages: set[int]) -> bool:
 def _length_readers(model: torch.nn.Module) -> set[str]:
     """Models and position embeddings whose source mentions ``max_model_len``.
 
-    It chooses LongRoPE's factors, Llama 4's attention temperature and more, differently in each release: the source
-    itself says where it may matter. A mention that changes nothing costs sharing between lengths, never correctness.
+    It selects LongRoPE's factors, Llama 4's attention temperature and more, differently in each release, so the source
+    decides. A mention without effect only keeps engines of different lengths from sharing.
     """
     modules = {type(each).__module__ for each in model.modules()}
     layers = {name for name in modules if name.startswith(("torch.", "vllm.")) and not _is_model(name)}
@@ -214,7 +143,7 @@ def _is_model(module: str) -> bool:
 
 
 def _foreign_code(model: torch.nn.Module) -> dict[str, str]:
-    """Digests of the source of modules that belong to no release: code that came with a model, plug-ins."""
+    """Digests of the source of modules that belong to no release: code of a model's folder, plug-ins."""
     modules = {type(each).__module__ for each in model.modules()}
     foreign = sorted(name for name in modules if name.split(".")[0] not in ("torch", "vllm", "transformers"))
     return {name: hashlib.sha256(_source(name, b"")).hexdigest() for name in foreign}
@@ -229,10 +158,10 @@ def _source(module: str, unknown: bytes) -> bytes:
 
 
 def gathered(ranks: list[Measured]) -> str:
-    """One digest for the weights of all ranks, in whatever order they came; 32 hex digits."""
+    """One digest for the weights of all ranks, given in any order; 32 hex digits."""
     ordered = sorted(ranks, key=lambda rank: (rank.pp_rank, rank.tp_rank))
     text = ";".join(f"{rank.pp_rank}.{rank.tp_rank}:{rank.digest}" for rank in ordered)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-__all__ = ["Measured", "digest_of", "gathered", "measure", "models_of", "tensors_of"]
+__all__ = ["Measured", "gathered", "measure", "models_of", "tensors_of"]

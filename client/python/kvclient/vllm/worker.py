@@ -1,4 +1,4 @@
-"""A worker's side: carries out the scheduler's plans on the memory that the engine has registered."""
+"""The worker's side: it carries out the scheduler's plans on the memory that the engine has registered."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class WorkerSide:
         self._applied: StepPlan | None = None
 
     def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> bool:
-        """Register the engine's memory under ``spec``, in place of any other; whether that is done.
+        """Register the engine's memory under ``spec``; an earlier registration ends. Whether it has been registered.
 
-        If not, kvmd did not answer in time: it is tried again in the background, and ``take_report`` tells when it has
-        been done. Any other KvError: the memory can't be shared, with the reason; none is then.
+        False: kvmd did not answer in time. The registration is then retried in the background, and ``take_report``
+        reports its success. Any other KvError: the memory can't be shared, for the reason given, and is not registered.
         """
         self.close()
         self._shard, self._shard_index = shard, shard.pp_rank * spec.tp_size + shard.tp_rank
@@ -52,12 +52,12 @@ class WorkerSide:
         return self.memory is not None
 
     def serve(self, memory: BlockMemory, spec: ModelSpec) -> None:
-        """Use memory that has been registered under ``spec``."""
+        """Use ``memory``, which has been registered under ``spec``."""
         self._memory, self._fingerprint = memory, spec.fingerprint().hex
 
     @property
     def memory(self) -> BlockMemory | None:
-        """What is registered; None: nothing, or not yet. KvError: it can't be, any more."""
+        """The registered memory; None: none is registered (yet). KvError: the registration has failed for good."""
         if self._memory is None and self._coming is not None:
             try:
                 self._memory = self._coming.result()
@@ -70,7 +70,7 @@ class WorkerSide:
         return self._memory
 
     def before_step(self, plan: StepPlan) -> None:
-        """Before anything of the step writes to KV memory. Once for each plan, however often it is called."""
+        """Publish and withdraw, before the step writes to KV memory. Further calls with the same plan do nothing."""
         if plan is self._applied:
             return
         self._applied = plan
@@ -133,12 +133,12 @@ class WorkerSide:
         return failed
 
     def take_report(self) -> WorkerReport | None:
-        """For the scheduler's side; None if there is nothing to tell."""
+        """The report to the scheduler's side; None: there is no news."""
         report, self._report = self._report, WorkerReport()
         return report if report.waited or report.registered else None
 
     def close(self) -> None:
-        """Take the memory out of the marketplace; waits up to two seconds for importers."""
+        """Unregister the memory; waits up to two seconds for importers."""
         coming, self._coming = self._coming, None
         if coming is not None:
             coming.cancel()
