@@ -33,9 +33,9 @@ void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action) {
   AddSimple(app, "status", "What kvmd says about itself; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
   AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
-  AddSimple(app, "regions", "Memory that blocks are published from", common, action, RunRegions);
+  AddSimple(app, "regions", "Regions: memory from which blocks are published", common, action, RunRegions);
   AddSimple(app, "models", "Declared models", common, action, RunModels);
-  AddSimple(app, "leases", "Blocks that clients have kvmd hold: whose, how many, and for how long", common, action, RunLeases);
+  AddSimple(app, "leases", "Leases: their holders, blocks, and time left", common, action, RunLeases);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
 
   auto topo = std::make_shared<TopoOptions>();
