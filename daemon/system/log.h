@@ -31,11 +31,11 @@ void SetLogLevel(LogLevel level);
 bool LogEnabled(LogLevel level);
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
-// For events that a client can bring about as often as it likes: at most `kBurst` lines a second for
-// each event, then a count of those left out.
+// For events that a client can cause at will: at most `kBurst` lines a second for each event, then a count of
+// the lines left out.
 void LogLimited(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
-// Waits until all lines are written, before the process ends. False: nobody has read them within `timeout`.
+// Waits until all lines are written, before the process ends. False: they were not read within `timeout`.
 bool DrainLog(std::chrono::milliseconds timeout);
 
 // The line without priority and newline; for tests.

@@ -21,9 +21,10 @@ class LogSink {
  public:
   static constexpr std::size_t kMaxQueuedBytes = 256 * 1024;
 
-  // `fd` is the caller's and outlives everything that was written. `notice`: the line that says how many were dropped.
+  // `fd` belongs to the caller and stays open until all lines are written. `notice`: makes the line that says how many
+  // were dropped.
   LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes = kMaxQueuedBytes);
-  // Does not wait for what has not been written.
+  // Does not wait for lines that have not been written.
   ~LogSink();
   LogSink(const LogSink&) = delete;
   LogSink& operator=(const LogSink&) = delete;
