@@ -1,6 +1,6 @@
 // GPU memory made with cuMemCreate and shared as a file descriptor (cuda_vmm_fd).
 //
-// A descriptor keeps the memory alive, whoever holds it, CUDA or not; so does a mapping.
+// An open descriptor keeps the memory alive, in any process, with or without CUDA; so does a mapping.
 #pragma once
 
 #include "cuda/memory/device_memory.h"

@@ -1,5 +1,5 @@
-// Which block leaves a full cache. A policy only chooses: whoever owns the cache (kvmd's host cache, the
-// registry, kvctl's simulator) moves the bytes and reports what happened.
+// Which block leaves a full cache. A policy only chooses: the owner of the cache (kvmd's host cache,
+// kvctl's simulator and replays) moves the bytes and reports what happened.
 //
 // A cache is `capacity` slots. For each request, or each batch of blocks of one prefix:
 //
@@ -9,8 +9,8 @@
 //     else:      if the cache is full: ChooseVictim() → OnErase(victim)
 //                OnInsert(slot, block)
 //
-// OnErase may come at any time for any resident slot: a generation moved on, an owner died. A request may be
-// longer than the cache. Single-threaded. What a policy needs is allocated when it is made, by capacity.
+// OnErase may come at any time for any resident slot: a block was rewritten, an owner died. A request may be
+// longer than the cache. Single-threaded. A policy allocates all its memory when it is made, by capacity.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ namespace kvm::policy {
 using Slot = std::uint32_t;  // in [0, capacity)
 inline constexpr Slot kNoSlot = ~Slot{0};
 
-// Any 64 bits of a BlockKey, which is a hash. Two blocks with the same ones spoil a choice and nothing else.
+// Any 64 bits of a BlockKey, which is a hash. Two blocks with the same bits only spoil a choice.
 using Key = std::uint64_t;
 inline constexpr Key kNoKey = 0;
 
@@ -35,11 +35,11 @@ struct Block {
 
 // Whether a slot may be evicted now.
 using Evictable = std::function<bool(Slot)>;
-// So many slots ChooseVictimAmong looks at, at most.
+// How many slots ChooseVictimAmong looks at, at most.
 inline constexpr std::uint32_t kMaxVictimsLookedAt = 4096;
 
-// How a request's blocks are reported. A policy that orders by time alone has to hear of the tail first, so that
-// tails leave first.
+// The order in which a request's blocks are reported. A policy that orders by time alone must be told of the last
+// block first, so that the ends of prefixes leave first.
 enum class Order { kFirstToLast, kLastToFirst };
 
 class EvictionPolicy {
@@ -58,8 +58,8 @@ class EvictionPolicy {
 
   // A resident slot, kNoSlot if nothing is resident. It stays resident until OnErase.
   virtual Slot ChooseVictim() = 0;
-  // The same where not every slot may leave: the first one in the policy's order that may. kNoSlot: none of those
-  // looked at.
+  // The same where not every slot may leave: the first slot in the policy's order that may. kNoSlot: none of the
+  // slots that it looked at may.
   virtual Slot ChooseVictimAmong(const Evictable& evictable) = 0;
 };
 

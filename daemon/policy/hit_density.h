@@ -1,15 +1,16 @@
 // Evicts the leaf whose slot is worth least, in expected hits per slot and time (reuse_model.h).
 //
-// Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks whose
-// parent is not there go first of all. The policy remembers four times the capacity of blocks that left (at
-// least 16,384), to see when they are asked for again, and to know a conversation that comes back: about 400
-// bytes a slot in all, more for caches below 4,096 blocks.
+// Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks without
+// a resident parent leave first of all. The policy remembers four times the capacity of blocks that left (at
+// least 16,384), to see when they are asked for again and to recognise a conversation that comes back. This
+// takes about 400 bytes a slot in all, more for caches below 4,096 blocks.
 //
-// Guard, which makes a loss against LRU small, not impossible: all blocks known, resident or remembered, are kept in
-// the order of their last use; the first `capacity` of them are what an LRU cache would hold. Hits of both are counted
-// for each request. What LRU holds and this cache does not may be asked for next; how much of it is, is counted as
-// well. When LRU's lead and what is to be expected of those blocks come to more than 0.0015 of the blocks asked for,
-// blocks leave in LRU's order until it is less again. This and growth need OnRequest; without it the rest works.
+// The guard keeps a loss against LRU small, though not impossible. All known blocks, resident or remembered,
+// are in the order of their last use; the first `capacity` of them are what an LRU cache would hold. The
+// policy counts the hits of both caches for each request, and also hits on blocks that only the LRU cache
+// would hold. When LRU's lead and the hits to expect from those blocks exceed 0.0015 of the blocks asked for,
+// blocks leave in LRU's order until the sum is less again. The guard and growth need OnRequest; everything
+// else works without it.
 //
 // Invariants:
 //   P1. A resident block is in exactly one leaf list if it has no resident child, else in none.

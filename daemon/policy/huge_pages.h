@@ -1,5 +1,5 @@
-// Vectors on huge pages, where the system gives them: a policy's memory is used at random, and with small pages most of
-// that time goes to address translation. A refusal costs speed only.
+// Vectors on huge pages, where the system has them: a policy accesses its memory at random, and with small pages most
+// of that time is address translation. A refusal costs only speed.
 #pragma once
 
 #include <sys/mman.h>

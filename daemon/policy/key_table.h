@@ -1,5 +1,5 @@
 // Key → index of a node that holds the key. Open addressing with linear probing, at most two thirds full, deletion by
-// shifting back. The table keeps 32 bits of each key beside the index, so that nodes are rarely looked at in vain.
+// shifting back. The table has 32 bits of each key beside the index, so a lookup rarely reads a wrong node.
 #pragma once
 
 #include <bit>
@@ -15,7 +15,7 @@ class KeyTable {
  public:
   explicit KeyTable(std::uint64_t max_keys) : entries_(std::bit_ceil(max_keys + max_keys / 2 + 2)), mask_(entries_.size() - 1) {}
 
-  // `key_of(index)` gives a node's key. kNil: not there.
+  // `key_of(index)` returns a node's key. kNil: the table does not have the key.
   template <class KeyOf>
   std::uint32_t Find(Key key, KeyOf&& key_of) const {
     for (std::uint64_t at = Home(Tag(key));; at = (at + 1) & mask_) {
@@ -26,21 +26,21 @@ class KeyTable {
   }
 
   void Prefetch(Key key) const { __builtin_prefetch(&entries_[Home(Tag(key))]); }
-  // A node that may hold the key, to be fetched ahead. kNil: it is not there.
+  // A node that may hold the key, to be prefetched. kNil: no node does.
   std::uint32_t Candidate(Key key) const {
     std::uint64_t at = Home(Tag(key));
     while (entries_[at].index != kNil && entries_[at].tag != Tag(key)) at = (at + 1) & mask_;
     return entries_[at].index;
   }
 
-  // The key must not be there.
+  // Precondition: the table does not have the key.
   void Insert(Key key, std::uint32_t index) {
     std::uint64_t at = Home(Tag(key));
     while (entries_[at].index != kNil) at = (at + 1) & mask_;
     entries_[at] = {Tag(key), index};
   }
 
-  // The key must be there.
+  // Precondition: the table has the key.
   void Erase(Key key, std::uint32_t index) {
     std::uint64_t hole = Home(Tag(key));
     while (entries_[hole].index != index) hole = (hole + 1) & mask_;

@@ -17,7 +17,7 @@ struct ListEnds {
   bool empty() const noexcept { return front == kNil; }
 };
 
-// `links(index)` gives the Links of a node.
+// `links(index)` returns the Links of a node.
 template <class LinksOf>
 void PushFront(ListEnds& list, std::uint32_t node, LinksOf&& links) {
   links(node) = {kNil, list.front};

@@ -1,4 +1,4 @@
-// The policies there are, by name.
+// All policies, by name.
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
-// A fixed number of lists in an order of rank; finds the first one that holds something.
+// A fixed number of lists in an order of rank; finds the first list that is not empty.
 //
-// A list is made of runs: neighbours that were added with the same stamp (when they were used, say). A run knows which
-// list it is in, so that it moves from one list to another without a look at what it holds.
+// A list is made of runs: neighbours that were added with the same stamp (the time of a use, for example). A run knows
+// which list it is in, so it moves from one list to another without a visit to its nodes.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,7 @@ class RankedLists {
     return kNil;
   }
 
-  // Each list that holds something; `visit` may move runs between lists.
+  // Each list that is not empty; `visit` may move runs between lists.
   template <class Visit>
   void ForEachFilled(Visit&& visit) {
     for (std::size_t word = 0; word < filled_.size(); ++word) {
@@ -78,7 +78,7 @@ class RankedLists {
     runs_[run].links.older = std::exchange(free_, run);
   }
 
-  // The run at the back of a list that holds something, to the front of another.
+  // Moves the run at the back of a list that is not empty to the front of another.
   void MoveBackRun(std::uint32_t from, std::uint32_t to) {
     const std::uint32_t run = lists_[from].back;
     RemoveRun(run);

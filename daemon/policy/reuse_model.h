@@ -1,17 +1,17 @@
-// How soon blocks are used again, learnt from what happened: for each class of blocks the chance of a use by
-// age, and from it the worth of a slot, in hits per slot and time.
+// Learns how soon blocks are used again: for each class of blocks the chance of a use by age, and from that
+// the worth of a slot, in hits per slot and time.
 //
-// A class is what a KV cache knows of a block and a general cache does not:
+// Classes are made of what a KV cache knows of a block and a general cache does not:
 //   turns   how often its prefix went on since it was first seen. A conversation that went on goes on again.
 //   growth  how many new blocks its last request brought. A line of chat goes on more often than a pasted document.
 //   end     it was the last block of its last request: partly filled, or a question that nobody else has.
 // Ages are log-spaced, four to an octave, the finest being 1/64 of the capacity: below that there is nothing to
 // decide. The chance of a use at an age is uses / blocks that reached it, those still waiting and those forgotten
-// included (Kaplan, Meier, 1958), so it does not depend on what the policy kept. Sparse classes lean on what holds
-// for their number of turns, and that on what holds for all; ages never reached lean on the mean over ages, a
-// falling chance per time, which is LRU's order.
+// included (Kaplan, Meier, 1958), so it does not depend on which blocks the policy kept. A class with few
+// observations is drawn towards the estimate for its number of turns, and that towards the estimate for all
+// blocks. Ages that no block has reached get the mean over ages, a chance per time that falls, which is LRU's order.
 //
-// Density(class, age) is the best ratio, over all times to give up at, of the expected hits until then to the
+// Density(class, age) is the best ratio, over all times of eviction, of the expected hits until then to the
 // expected time in the slot: the index of Gittins (1979), as hit density is for LHD (Beckmann, Chen, Cidon, NSDI 2018).
 #pragma once
 

@@ -2,7 +2,7 @@
 // keys of those that left the small queue, which go to the main queue when they come back.
 //
 // Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction", SOSP 2023. Small queue of
-// 10 %, two bits of frequency as there; one use is enough for the main queue; the ghost queue has four times the
+// 10 % and two bits of frequency as in the paper; one use is enough for the main queue; the ghost queue has four times the
 // capacity, since a conversation comes back after many times more blocks than a cache holds.
 #pragma once
 

@@ -1,6 +1,6 @@
 // How many connections there may be: of all users together, and of each.
 //
-// Who counts is the user that the kernel names, so nobody gets more by saying something else. Not thread-safe.
+// A connection counts for the user that the kernel names, whatever the client says. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ class ConnectionQuota {
  public:
   explicit ConnectionQuota(const Config& config);
 
-  // Counts a connection of `uid`. kResourceExhausted, the option named: there are as many as may be, of this user or of all.
+  // Counts a connection of `uid`. kResourceExhausted, the option named: this user or all users have as many as allowed.
   [[nodiscard]] Status Add(std::uint32_t uid);
   // One that was added has ended.
   void Remove(std::uint32_t uid);

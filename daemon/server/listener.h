@@ -11,8 +11,8 @@
 
 namespace kvm::daemon {
 
-// Owns the descriptor until it is taken, and the socket's file, which it removes on destruction if that is
-// still the one it made.
+// Owns the descriptor until it is taken, and the socket's file. The destructor removes the file if it is
+// still the one that was made here.
 class Listener {
  public:
   // Binds and listens, non-blocking. A file that nobody answers on is replaced; two kvmds that start at
@@ -20,7 +20,7 @@ class Listener {
   // kInvalidArgument: the path is too long. kAlreadyExists: somebody answers on it, or it is no socket.
   // kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<Listener> Open(const std::string& path, const std::string& mode);
-  // Takes over a socket that listens already; its file is somebody else's.
+  // Takes over a socket that listens already; its file belongs to the service manager.
   [[nodiscard]] static Result<Listener> FromFd(UniqueFd socket);
 
   Listener() = default;

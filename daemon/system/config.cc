@@ -36,7 +36,7 @@ void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const st
 }
 
 void AddHostCacheOptions(CLI::App& app, Config& c) {
-  Size(app, "--host-cache", c.host_cache_bytes, "Host memory in which kvmd keeps blocks (64G); 0: none");
+  Size(app, "--host-cache", c.host_cache_bytes, "Host memory in which kvmd keeps copies of blocks (64G); 0: none");
   app.add_option("--host-cache-policy", c.host_cache_policy, "Which block leaves a full host cache: hit-density, lru or s3-fifo")
       ->transform(CLI::CheckedTransformer(kPolicies, CLI::ignore_case))
       ->default_str("hit-density");
@@ -45,22 +45,22 @@ void AddHostCacheOptions(CLI::App& app, Config& c) {
                  "be overwritten (reuse)")
       ->transform(CLI::CheckedTransformer(kAdmissions, CLI::ignore_case))
       ->default_str("publish");
-  Size(app, "--host-cache-slab", c.host_cache_slab_bytes, "Memory that one worker at a time is given to write; 0: by the size");
+  Size(app, "--host-cache-slab", c.host_cache_slab_bytes, "Memory that one worker at a time may write; 0: by the size of the cache");
   Size(app, "--max-host-cache-per-domain", c.max_host_cache_per_domain, "Host cache a domain may have; 0: all");
   Size(app, "--max-host-cache-per-client", c.max_host_cache_per_client, "Host cache a client may write; 0: all");
-  Number<std::uint32_t>(app, "--offload-timeout-ms", c.offload_timeout_ms,
-                        "How long a worker may take to store a block it was given room for", 1, 600'000);
+  Number<std::uint32_t>(app, "--offload-timeout-ms", c.offload_timeout_ms, "How long a worker may take to copy a block into its slot", 1,
+                        600'000);
 }
 
 void AddLeaseOptions(CLI::App& app, Config& c) {
-  Number<std::uint32_t>(app, "--max-lease-ttl-s", c.max_lease_ttl_s, "The longest time for which blocks can be held; it can be extended", 1,
-                        86'400);
+  Number<std::uint32_t>(app, "--max-lease-ttl-s", c.max_lease_ttl_s, "The longest time of a lease; its holder can renew it", 1, 86'400);
   Number<std::uint32_t>(app, "--max-leases-per-client", c.max_leases_per_client, "Leases a client may have; 0: there are none", 0, 65'535);
-  Number<std::uint32_t>(app, "--max-leased-percent", c.max_leased_percent, "How much of the host cache leases may hold", 0, 100);
+  Number<std::uint32_t>(app, "--max-leased-percent", c.max_leased_percent, "How much of the host cache all leases may cover, in percent", 0,
+                        100);
   Number<std::uint32_t>(app, "--max-leased-percent-per-domain", c.max_leased_percent_per_domain,
-                        "How much of the host cache, and of the domain's entries, leases of a domain may hold", 0, 100);
+                        "How much of the host cache, and of the domain's entries, leases of a domain may cover, in percent", 0, 100);
   Number<std::uint32_t>(app, "--max-leased-percent-per-client", c.max_leased_percent_per_client,
-                        "How much of the host cache, and of the domain's entries, leases of a client may hold", 0, 100);
+                        "How much of the host cache, and of the domain's entries, leases of a client may cover, in percent", 0, 100);
   Number<std::uint32_t>(
       app, "--max-leased-orphans", c.max_leased_orphans,
       "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions", 0, 65'535);
@@ -85,21 +85,21 @@ void AddOptions(CLI::App& app, Config& c) {
                         std::uint64_t{1} << 36);
   Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
   Number<std::uint32_t>(app, "--max-fds-per-domain", c.max_fds_per_domain,
-                        "Descriptors kvmd keeps for a domain; 0: half of what its own limit leaves beside the connections", 0, 100'000'000);
+                        "Descriptors kvmd keeps for a domain; 0: half of kvmd's own limit minus those of the connections", 0, 100'000'000);
   Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
   Number<std::uint32_t>(app, "--orphan-ttl-s", c.orphan_ttl_s,
-                        "How long the memory of a dead worker is kept, for importers and for whoever adopts it; 0: not at all", 0,
-                        31'536'000);
-  Number<std::uint32_t>(app, "--max-orphans", c.max_orphans, "Regions of dead workers that a domain keeps; beyond, the oldest goes", 0,
-                        65'535);
+                        "How long kvmd keeps the memory of a dead worker, for importers and for the worker that adopts it; 0: not at all",
+                        0, 31'536'000);
+  Number<std::uint32_t>(app, "--max-orphans", c.max_orphans,
+                        "Regions of dead workers that kvmd keeps in a domain; further ones replace the oldest", 0, 65'535);
   Number<std::uint32_t>(app, "--withdraw-timeout-ms", c.withdraw_timeout_ms,
                         "How long an unregistering client waits for importers to unmap", 1, 600'000);
   Number<std::uint32_t>(app, "--hello-timeout-ms", c.hello_timeout_ms, "How long a connection may take to say hello", 1, 600'000);
   Number<std::uint32_t>(app, "--frame-timeout-ms", c.frame_timeout_ms, "How long a half-sent message may take to arrive", 1, 600'000);
-  Number<std::uint64_t>(app, "--max-queue-bytes", c.max_queue_bytes, "Bytes waiting for a client that does not read, before it is dropped",
-                        65'536, std::uint64_t{1} << 40);
-  Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two looks for rewritten blocks", 1, 600'000);
-  Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots looked at each time", 1, 1u << 30);
+  Number<std::uint64_t>(app, "--max-queue-bytes", c.max_queue_bytes,
+                        "Bytes that may wait for a client that does not read, before kvmd drops it", 65'536, std::uint64_t{1} << 40);
+  Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two searches for rewritten blocks", 1, 600'000);
+  Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots of one search", 1, 1u << 30);
   Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
   AddHostCacheOptions(app, c);
   AddLeaseOptions(app, c);

@@ -59,7 +59,7 @@ struct Config {
   bool check_config = false;  // parse, report, exit
 };
 
-// Domains that there can be at a time.
+// How many domains there can be at a time.
 inline std::uint32_t MostDomains(const Config& config) noexcept { return config.domain_mode == DomainMode::kNode ? 1 : config.max_domains; }
 
 // What main should do after parsing.

@@ -1,9 +1,9 @@
 // Where log lines go: a descriptor that may take them slowly, not at all, or be gone.
 //
-// A file is written to at once. Whatever somebody has to read (a pipe, a terminal, journald's socket) is written to by a
-// thread of its own, since such a write waits for the reader, and kvmd's one thread must not. O_NONBLOCK would be no way
-// out: the descriptor is shared with whoever started kvmd. Lines wait in a bounded queue; what has no room is dropped and
-// counted, and the count is written once there is room again.
+// A file is written at once. A descriptor with a reader (a pipe, a terminal, journald's socket) is written
+// by a thread of its own, since such a write waits for the reader, and kvmd's one thread must not wait.
+// O_NONBLOCK does not help: the process that started kvmd shares the descriptor. Lines wait in a bounded
+// queue; lines without room are dropped and counted, and the count is written once there is room again.
 //
 // Thread-safe. SIGPIPE is ignored by the process.
 #pragma once
@@ -21,9 +21,10 @@ class LogSink {
  public:
   static constexpr std::size_t kMaxQueuedBytes = 256 * 1024;
 
-  // `fd` is the caller's and outlives everything that was written. `notice`: the line that says how many were dropped.
+  // `fd` belongs to the caller and stays open until all lines are written. `notice`: makes the line that says how many
+  // were dropped.
   LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes = kMaxQueuedBytes);
-  // Does not wait for what has not been written.
+  // Does not wait for lines that have not been written.
   ~LogSink();
   LogSink(const LogSink&) = delete;
   LogSink& operator=(const LogSink&) = delete;

@@ -12,24 +12,24 @@ namespace kvm::daemon {
 std::uint64_t ResidentBytes() noexcept;  // 0 if unknown
 std::uint32_t OpenFds() noexcept;
 
-// A pidfd of the process at the other end of `socket`, which polls readable once that has ended; none if that can't be
-// had (another PID namespace, it has ended already, no descriptors left): EOF then is the only sign. Kernels before 6.5
-// are asked by `pid`, which is believed only while the other end is there to have it.
+// A pidfd of the process at the other end of `socket`, which polls readable once that process has ended. None: it can't
+// be made (another PID namespace, the process has ended, no descriptors left), and only EOF shows the end. Kernels
+// before 6.5 are asked by `pid`, and the answer counts only while the other end is still connected.
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
-// The old kernels' way.
+// The way for old kernels.
 UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept;
 
-// User of the process that connected; nobody's (2^32 - 1) if the kernel does not say.
+// User of the process that connected; 2^32 - 1 (no user) if the kernel does not say.
 std::uint32_t PeerUid(int socket) noexcept;
 
-// A process that has let go of its connection, to ask whether it runs on.
+// A process that has ended its connection: tells whether it still runs.
 class WatchedProcess {
  public:
   // `pidfd`: of PeerPidFd, or none. `ended`: it is known to have.
   WatchedProcess(UniqueFd pidfd, bool ended) : pidfd_(std::move(pidfd)), ended_(ended) {}
   bool Ended() noexcept;
   void NoteEnd() noexcept { ended_ = true; }
-  // Whether Ended() will ever tell.
+  // Whether Ended() can ever become true.
   bool known() const noexcept { return ended_ || pidfd_; }
   int pidfd() const noexcept { return pidfd_.get(); }
 

@@ -1,4 +1,4 @@
-// The service manager's protocols, spoken directly: readiness and watchdog (NOTIFY_SOCKET), socket activation
+// The service manager's protocols, without a library: readiness and watchdog (NOTIFY_SOCKET), socket activation
 // (LISTEN_FDS), and the store that keeps descriptors over a restart (FDSTORE). Source: the man pages sd_notify(3),
 // sd_listen_fds(3) and systemd.service(5).
 #pragma once
@@ -17,16 +17,16 @@ struct PassedFd {
   UniqueFd fd;
 };
 
-// Not thread-safe. Does nothing where there is no service manager.
+// Not thread-safe. Does nothing without a service manager.
 class ServiceManager {
  public:
   ServiceManager() = default;  // none
-  // Takes what the environment holds out of it. Once in a process.
+  // Reads the service manager's variables and removes them from the environment. Once in a process.
   static ServiceManager FromEnvironment();
 
   // Sends "READY=1\nSTATUS=…" and the like.
   void Notify(const std::string& state) const noexcept;
-  // How often it wants to hear "WATCHDOG=1"; nothing: never.
+  // How often it expects "WATCHDOG=1"; none: never.
   std::optional<std::chrono::microseconds> watchdog() const noexcept { return watchdog_; }
 
   UniqueFd TakeListeningSocket() noexcept;

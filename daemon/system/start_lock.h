@@ -1,6 +1,6 @@
-// Keeps two kvmds that start on one socket at the same time apart: a file that only kvmd's own user can open, locked
-// while the socket is looked at and made, and removed afterwards. (A lock on the directory, or on any file that others can
-// open, is anybody's to hold.)
+// Prevents two kvmds from starting on one socket at the same time: kvmd locks a file that only its own user
+// can open while it checks and makes the socket, and removes the file afterwards. (Any user could hold a
+// lock on the directory, or on a file that others can open.)
 #pragma once
 
 #include <string>

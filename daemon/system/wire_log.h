@@ -1,11 +1,11 @@
-// What libprotobuf has to say about messages, as log lines of kvmd's own.
+// Turns libprotobuf's messages into log lines of kvmd.
 #pragma once
 
 namespace kvm::daemon {
 
-// By itself libprotobuf writes an unlimited line to stderr for each string that is not UTF-8: a client could fill the
-// log with what it likes. From here on these are `wire_message` lines, limited as LogLimited limits. Once, before the
-// first message.
+// By itself libprotobuf writes a line of any length to stderr for each string that is not UTF-8, so a client
+// could fill the log. After this call these are `wire_message` lines, limited by LogLimited. Call it once,
+// before the first message.
 void RouteWireLog();
 
 }  // namespace kvm::daemon

@@ -53,7 +53,7 @@ bool Lists(std::string_view options, std::string_view wanted) {
   return std::find(parts.begin(), parts.end(), wanted) != parts.end();
 }
 
-// A controller is in one hierarchy: v1's, if one of its lines names it, else v2's.
+// A controller belongs to one hierarchy: v1's if one of its lines names the controller, else v2's.
 std::optional<Membership> MembershipIn(std::string_view text) {
   std::optional<Membership> unified;
   for (const std::string_view line : SplitText(text, '\n')) {
@@ -90,7 +90,7 @@ std::string Join(const std::vector<std::string>& groups) {
   return out;
 }
 
-// Every group has this file; a directory without it lies where a mount has been covered by another.
+// Every group has this file; a directory without it belongs to a mount that is covered by another one.
 bool IsGroup(const std::string& path) {
   std::error_code error;
   return fs::exists(path + "/cgroup.procs", error);
@@ -107,7 +107,7 @@ bool HoldsThisProcess(const std::string& group) {
   return false;
 }
 
-// `depth` groups of unknown names below `at`, then `rest`: the one that this process is in.
+// The group of this process, `depth` groups of unknown names below `at` and then `rest`.
 std::optional<std::vector<std::string>> SearchBelow(const std::string& at, std::size_t depth, const std::vector<std::string>& rest,
                                                     std::size_t& left) {
   if (depth == 0) return HoldsThisProcess(at + Join(rest)) ? std::optional(rest) : std::nullopt;
@@ -125,7 +125,7 @@ std::optional<std::vector<std::string>> SearchBelow(const std::string& at, std::
   return std::nullopt;
 }
 
-// The way from where `mount` begins to `own`; empty: it doesn't lead there.
+// The path from the root of `mount` to `own`; empty: `own` is not inside of it.
 std::optional<std::vector<std::string>> Below(const std::string& root, const Mount& mount, const std::vector<std::string>& own) {
   const auto [in_mount, in_own] = std::mismatch(mount.root.begin(), mount.root.end(), own.begin(), own.end());
   const std::vector<std::string> rest(in_own, own.end());
@@ -136,7 +136,7 @@ std::optional<std::vector<std::string>> Below(const std::string& root, const Mou
   return SearchBelow(root + mount.point, static_cast<std::size_t>(mount.root.end() - in_mount), rest, left);
 }
 
-// The first namespace is the one whose root is no group but all of the machine.
+// Only in the first namespace the root is no group but the whole machine.
 bool InFirstNamespace(const std::string& root) {
   std::error_code error;
   return fs::read_symlink(root + "/proc/self/ns/cgroup", error) == "cgroup:[4026531835]" && !error;

@@ -14,7 +14,7 @@ constexpr std::uint64_t kNoLimitV1 = std::uint64_t{1} << 62;
 
 std::uint64_t Less(std::uint64_t a, std::uint64_t b) noexcept { return a > b ? a - b : 0; }
 
-// A file that has to hold a number. kNotFound: there is none.
+// The number in a file. kNotFound: there is no such file.
 Result<std::uint64_t> NumberIn(const std::string& path) {
   const Result<std::string> text = ReadTextFile(path);
   if (!text) return text.error();
@@ -22,7 +22,7 @@ Result<std::uint64_t> NumberIn(const std::string& path) {
   return MakeError(Errc::kSystem, path + " is not a number: " + text->substr(0, 32));
 }
 
-// The same for a limit: "max", and a file that isn't there, are none.
+// The same for a limit: "max", or no such file, means no limit.
 Result<std::uint64_t> LimitIn(const std::string& path) {
   const Result<std::string> text = ReadTextFile(path);
   if (!text && text.error().code == Errc::kNotFound) return kNoMemoryLimit;
@@ -32,8 +32,9 @@ Result<std::uint64_t> LimitIn(const std::string& path) {
   return MakeError(Errc::kSystem, path + " is no limit: " + text->substr(0, 32));
 }
 
-// What is in use and goes when others need it: file cache and slabs. The half of what is used much is taken for needed.
-// Memory that is shared is not among it: it could only go to swap. What can't be read counts as in use.
+// Memory in use that the kernel drops when others need it: file cache and slabs. Half of the memory that is used
+// often counts as needed. Shared memory does not belong here: it could only go to swap. An amount that can't be
+// read counts as in use.
 std::uint64_t Reclaimable(const std::string& group, const std::string& prefix) {
   const Result<std::string> stat = ReadTextFile(group + "/memory.stat");
   if (!stat) return 0;
@@ -63,11 +64,11 @@ Result<std::optional<MemoryLevel>> LevelV1(const std::string& path, const std::s
 }
 
 Result<std::optional<MemoryLevel>> LevelV2(const std::string& path, const std::string& shown) {
-  // Without these files the memory controller is not in charge here, as at the root of it all.
+  // Without these files the memory controller is not active here, as at the root.
   const Result<std::uint64_t> max = LimitIn(path + "/memory.max"), high = LimitIn(path + "/memory.high");
   if (!max) return max.error();
   if (!high) return high.error();
-  // Above memory.high a process is not killed but made to stand still.
+  // Above memory.high the kernel does not kill a process but stalls it.
   const std::uint64_t limit = std::min(*max, *high);
   if (limit == kNoMemoryLimit) return std::optional<MemoryLevel>();
   const Result<std::uint64_t> in_use = NumberIn(path + "/memory.current");
@@ -75,7 +76,7 @@ Result<std::optional<MemoryLevel>> LevelV2(const std::string& path, const std::s
   return std::optional(MemoryLevel{"control group " + shown, limit, Less(limit, Less(*in_use, Reclaimable(path, "")))});
 }
 
-// v1 tells a limit that a group above the outermost one has, too, but not what is in use there.
+// v1 also shows the limit of a group above the outermost one, but not the memory in use there.
 Status CheckNoneHidden(const std::string& own, const std::vector<MemoryLevel>& levels) {
   const Result<std::string> stat = ReadTextFile(own + "/memory.stat");
   const auto all = stat ? NumberAfter(*stat, "hierarchical_memory_limit") : std::nullopt;

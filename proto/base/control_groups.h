@@ -1,9 +1,9 @@
 // The memory limits of the control groups that this process is in: cgroup v1 and v2, from its own group up to the
 // outermost one that it can see.
 //
-// /proc/self/cgroup names the group, /proc/self/mountinfo says where groups can be looked at and which of them the mount
-// begins at (a container often sees its own group as the root). A limit that is there and can't be read is an error:
-// nobody may take it for plenty.
+// /proc/self/cgroup names the group, and /proc/self/mountinfo says where groups are mounted and at which
+// group the mount begins (a container often sees its own group as the root). A limit that exists and can't
+// be read is an error: no caller may assume that there is enough.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ inline constexpr std::uint64_t kNoMemoryLimit = std::numeric_limits<std::uint64_
 struct MemoryLevel {
   std::string name;                            // for people: "this machine", "control group /sys/fs/cgroup/x"
   std::uint64_t limit_bytes = kNoMemoryLimit;  // what it allows
-  std::uint64_t available_bytes = 0;           // of it, not in use, or in use by what the kernel gives up for others
+  std::uint64_t available_bytes = 0;           // of it, not in use, or in use by caches that the kernel can drop
 };
 
 // Those that have a limit, innermost first; none: no group limits this process. `root`: "", or a directory that stands

@@ -25,7 +25,7 @@ std::vector<std::uint64_t> NodeList(std::string_view text) {
   return nodes;
 }
 
-// As the kernel makes MemAvailable: free memory, and cache of which half of what is used much is taken for needed.
+// As the kernel computes MemAvailable: free memory, and cache, of which half of the often used part counts as needed.
 std::optional<InstalledMemory> NodeMemory(const std::string& root, std::uint64_t node) {
   const std::string name = std::to_string(node);
   const Result<std::string> text = ReadTextFile(root + "/sys/devices/system/node/node" + name + "/meminfo");
@@ -38,7 +38,7 @@ std::optional<InstalledMemory> NodeMemory(const std::string& root, std::uint64_t
   return InstalledMemory{*total * 1024, (*free + (cache > unwritten ? cache - unwritten : 0)) * 1024};
 }
 
-// Of all of `nodes` together; empty: of one it can't be told.
+// Sums over `nodes`; empty: one of them can't be read.
 std::optional<InstalledMemory> MemoryOf(const std::string& root, const std::vector<std::uint64_t>& nodes) {
   InstalledMemory sum;
   for (const std::uint64_t node : nodes) {

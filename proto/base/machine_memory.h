@@ -1,4 +1,4 @@
-// What the machine allows a process: its memory, or that of the NUMA nodes that the process's cpuset gives it.
+// The memory that the machine allows a process: all of it, or that of the NUMA nodes in the process's cpuset.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace kvm {
 
 struct InstalledMemory {
   std::uint64_t bytes = 0;       // installed
-  std::uint64_t free_bytes = 0;  // nobody's
+  std::uint64_t free_bytes = 0;  // in use by nothing
 };
 
 // sysinfo(2). kSystem.

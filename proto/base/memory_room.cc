@@ -76,7 +76,7 @@ Status CheckMemoryRoom(std::uint64_t bytes, const std::string& what) {
 }
 
 Status CheckFileSize(std::uint64_t bytes, const std::string& what) {
-  // A file larger than that is no error but a signal.
+  // Writing a larger file raises a signal instead of an error.
   rlimit most{};
   if (::getrlimit(RLIMIT_FSIZE, &most) == 0 && most.rlim_cur != RLIM_INFINITY && bytes > most.rlim_cur) {
     return Exhausted("no memory for " + what + ": " + Amount(bytes) + " are needed, RLIMIT_FSIZE (ulimit -f) allows " +

@@ -1,11 +1,12 @@
 // How much memory this process may have: the one answer, for everything that kvmd and libkvclient allocate.
 //
-// The kernel doesn't refuse memory that a control group or the machine has not got: it kills. So whoever allocates asks
-// here first, and does it directly afterwards, in parts: each part is asked for anew, so processes that allocate at the
-// same time see each other. What can't be told is refused (proto/base/control_groups.h).
+// The kernel does not refuse memory that a control group or the machine lacks: it kills a process. So code
+// that allocates asks here first and allocates directly afterwards, in parts. It asks again for each part,
+// so processes that allocate at the same time see each other. An amount that can't be determined is refused
+// (proto/base/control_groups.h).
 //
-// Counted are the machine (proto/base/machine_memory.h) and each control group that this process can see from inside. A limit
-// of a group outside of its namespace shows to nobody inside.
+// The answer counts the machine (proto/base/machine_memory.h) and each control group that this process can
+// see. A process inside a namespace can't see the limits of groups outside of it.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@
 
 namespace kvm {
 
-// Of each level a part is nobody's to allocate: page tables, the kernel's own, and what is counted late.
+// A part of each level stays unused: page tables, kernel memory, and memory that is counted late.
 std::uint64_t SpareBytes(std::uint64_t limit_bytes) noexcept;  // a 16th, at most 128 MiB
 
 class MemoryRoom {

@@ -1,7 +1,8 @@
-// Generations of a region's blocks: the truth about which bytes are readable (I2, I3).
+// Generations of a region's blocks: they decide which bytes are readable (I2: checked before and after each
+// copy; I3: the order in which an owner writes).
 //
 //   even > 0  readable: the bytes are those of the publish that carried this value
-//   odd       being written, or ended: bit 63 says that its owner has given the block up
+//   odd       being written, or ended: bit 63 says that its owner has stopped owning the block
 //   0         never written
 //
 // Only the region's owner process(es) write it; everyone else maps it read-only. Layout: a 64-byte
@@ -10,9 +11,10 @@
 //
 // Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
 // Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
-// End of ownership: End(b), before anything else may write the bytes. It sets bit 63 in the counter itself, so that one
-// atomic operation decides against every write: those that have begun find another value than theirs and can't finish,
-// and none can begin any more. Nobody but an heir of the whole table (TakeUp) can make the block readable again.
+// End of ownership: End(b), before anything else may write the bytes. It sets bit 63 in the counter itself,
+// so one atomic operation decides against every write: those that have begun find another value than
+// theirs and can't finish, and none can begin any more. Only the next owner of the whole table (TakeUp) can
+// make the block readable again.
 // Order:  the release fence in BeginWrite and End keeps the overwriting stores behind the odd value, as in any
 // seqlock's writer; FinishWrite releases them. A crash between the two leaves the
 // block odd: unreadable for ever, which is right.
@@ -31,7 +33,7 @@ using Generation = std::uint64_t;
 
 constexpr bool IsReadable(Generation generation) noexcept { return generation != 0 && (generation & 1) == 0; }
 
-// Set in an odd value: the block's owner has given it up, and no write begins there.
+// Set in an odd value: the block's owner has stopped owning it, and no write begins there.
 inline constexpr Generation kGenerationEnded = Generation{1} << 63;
 constexpr bool IsEnded(Generation generation) noexcept { return (generation & kGenerationEnded) != 0; }
 

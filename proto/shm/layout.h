@@ -36,7 +36,7 @@ struct Counters {
   std::atomic<std::uint64_t> reaped;            // entries dropped with their region
   std::atomic<std::uint64_t> refused_full;      // publishes refused: index full
   std::atomic<std::uint64_t> refused_replicas;  // publishes refused: kMaxReplicas live ones exist
-  std::atomic<std::uint64_t> refused_stale;     // publishes refused: generation had moved on already
+  std::atomic<std::uint64_t> refused_stale;     // publishes refused: the block was rewritten already
   std::atomic<std::uint64_t> evicted;           // entries dropped to make room
   std::atomic<std::uint64_t> reserved[7];
 };

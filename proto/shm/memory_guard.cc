@@ -14,7 +14,7 @@
 
 namespace kvm {
 
-// Written by one thread while nobody can fault on it; read by handlers.
+// Written by one thread while no handler can read it; read by handlers.
 struct MemoryGuard::Entry {
   std::atomic<std::uintptr_t> begin{0};  // 0: free. Stored last, so that a handler sees a whole entry
   std::atomic<std::uintptr_t> end{0};
@@ -29,7 +29,7 @@ struct MemoryGuard::Table {
     std::array<Entry, 256> entries;
     std::atomic<Batch*> next{nullptr};
   };
-  // An action that was there when this handler was installed.
+  // The action that was installed before this handler.
   struct Previous {
     struct sigaction action {};
     std::atomic<bool> used_up{false};  // it asked to be called once
@@ -47,7 +47,7 @@ struct MemoryGuard::Table {
   std::size_t batches = 0;  // whose entries have been given out
   Batch first;
 
-  // What is found installed later goes behind what was found before, up to this many times.
+  // How many actions of other code this handler can be put in front of.
   std::array<Previous, 8> previous;
   std::atomic<std::size_t> previous_count{0};
   std::atomic<std::size_t> last_resort{0};  // of `previous`: never comes back to this handler
@@ -56,7 +56,7 @@ struct MemoryGuard::Table {
 
 namespace {
 
-// What the kernel itself says of an address, and nobody who sends a signal.
+// Whether the kernel raised the signal for an address, and no process sent it.
 bool IsLoss(const siginfo_t& info) { return info.si_code == BUS_ADRERR || info.si_code == BUS_MCEERR_AR; }
 
 std::atomic<std::uint64_t> all_losses{0};
@@ -82,7 +82,7 @@ bool MemoryGuard::Table::Replace(std::uintptr_t address) noexcept {
         from = begin + (address - begin) / page_bytes * page_bytes;
         to = from + page_bytes;
       }
-      // Before the zeros are there: who has read one of them sees that it was no one's.
+      // Before the zeros are mapped: a reader of one of them then sees that the memory was lost.
       entry.lost.store(true, std::memory_order_relaxed);
       all_losses.fetch_add(1, std::memory_order_release);
       const long mapped = ::syscall(SYS_mmap, from, to - from, writable ? PROT_READ | PROT_WRITE : PROT_READ,
@@ -109,7 +109,7 @@ void MemoryGuard::Table::PassOn(int signal, siginfo_t* info, void* context) noex
   const struct sigaction& action = behind.action;
   const bool once = (action.sa_flags & static_cast<int>(SA_RESETHAND)) != 0;
   if (action.sa_handler == SIG_IGN && sent) return;
-  // The kernel lets nobody ignore a fault.
+  // A fault can't be ignored.
   if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN || (once && behind.used_up.exchange(true))) {
     struct sigaction standard {};
     ::sigaction(signal, &standard, nullptr);

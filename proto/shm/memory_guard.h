@@ -1,21 +1,24 @@
-// Keeps this process alive when memory that it maps from a shared file is lost under it.
+// Keeps this process alive when another process removes memory that this one maps.
 //
-// Whoever may write a memfd that is not sealed against writing may also punch a hole in it. The kernel then looks for a
-// new page at the next access, and where it has none (huge pages, a strict commit limit), or where it can't read a page
-// back, the access is a SIGBUS, which ends a process by default. Checking beforehand can't help, since the hole may come
-// at any time.
+// A process that may write a memfd without a write seal may also punch a hole into it. At the next
+// access the kernel looks for a new page. If it has none (huge pages, a strict commit limit), or can't
+// read a page back, the access raises SIGBUS, which ends a process by default. Checking beforehand can't
+// help, since the hole may come at any time.
 //
-// A guard makes it a state instead: the first one installs a SIGBUS handler for the process. For an address inside a
-// guarded mapping that maps anonymous zeros there and notes the loss; the access goes on and reads zeros. So whoever
-// reads through a guarded mapping asks afterwards whether it was lost, before it believes what it has read. Zeros are no
-// readable generation, so a lost generation table makes all of its blocks unreadable without being asked.
+// A guard turns the loss into a state. The first guard installs a SIGBUS handler for the process. For an
+// address inside a guarded mapping, the handler maps anonymous zeros there and notes the loss; the access
+// goes on and reads zeros. So code that reads through a guarded mapping asks afterwards whether the
+// mapping was lost, before it uses the bytes. Zeros are no readable generation, so a lost generation
+// table makes all its blocks unreadable without that question.
 //
-// Any other SIGBUS goes to the action that was there before, as if this handler did not exist: an engine's own handler
-// gets it with the same arguments and mask, the default action ends the process at the same instruction. If somebody
-// installs a handler afterwards, the next guard goes in front of that one. The handler uses system calls and lock-free
-// atomics only. A thread that blocks SIGBUS is not protected: the kernel ends the process then.
+// Any other SIGBUS goes to the previous action, as if this handler did not exist: an engine's own handler
+// gets it with the same arguments and mask, and the default action ends the process at the same
+// instruction. If other code installs a handler later, the next guard installs itself in front of it. The
+// handler uses only system calls and lock-free atomics. A thread that blocks SIGBUS is not protected: the
+// kernel then ends the process.
 //
-// Not for memory whose bytes this process itself depends on: its own blocks must not become zeros in silence.
+// Not for memory whose bytes this process itself depends on: its own blocks must not silently become
+// zeros.
 #pragma once
 
 #include <cstddef>

@@ -73,7 +73,7 @@ std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, st
   for (int attempt = 0;; ++attempt) {
     const std::uint64_t before = moves_->load(std::memory_order_acquire);
     const std::size_t found = FindOnce(key, out, layout::Home(key, count_));
-    // A hit stands for itself (each slot was read consistently); a miss may have raced with a move.
+    // A hit needs no more checks (each slot was read consistently); a miss may have raced with a move.
     if (found != 0 || attempt == kMoveRetries) return found;
     std::atomic_thread_fence(std::memory_order_acquire);
     if ((before & 1) == 0 && moves_->load(std::memory_order_relaxed) == before) return 0;

@@ -110,7 +110,7 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   if (static_cast<std::size_t>(info.st_size) != size_bytes)
     return MakeError(Errc::kInvalidArgument, what + ": it has " + std::to_string(info.st_size));
   if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDWR) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
-  // Going over memory that is there already takes as long as making it.
+  // fallocate over memory that exists already takes as long as making it.
   const bool allocated = static_cast<std::size_t>(info.st_blocks) * 512 >= size_bytes;
   if (!allocated) {
     if (Status made = AllocateFile(fd.get(), 0, size_bytes, what); !made) return made.error();
@@ -124,7 +124,7 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   return memory;
 }
 
-// The guard of what goes must not outlive its mapping.
+// A guard must not outlive its mapping.
 OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
   guard_ = MemoryGuard();
   fd_ = std::move(other.fd_);
@@ -189,7 +189,7 @@ bool OnOrdinaryPages(int fd) noexcept {
 
 Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes, PagePool pool) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
-  // Its owner allocates it, and is charged for it.
+  // The client allocates it, so that its control group is charged.
   if (pool == PagePool::kOrdinary) {
     if (Status fits = CheckFileSize(size_bytes, name); !fits) return fits.error();
   }

@@ -1,14 +1,16 @@
 // Shared memory that cannot change size and that nobody but its owner can write.
 //
 // Memfds, preallocated (a machine without memory is an error here, not a SIGBUS later), mode 0400, of two kinds:
-//   sealed   mapped writable once by its maker and then sealed with F_SEAL_FUTURE_WRITE | SHRINK | GROW | SEAL:
-//            whoever receives its descriptor can only map it read-only, for ever.
-//   granted  made by kvmd for a client, without F_SEAL_FUTURE_WRITE: whoever holds the read-write descriptor may
-//            write, so it can be given to a next owner. Everyone else gets a read-only descriptor, and can't make a
-//            writable one of it, since inode and mode are kvmd's. Who may write it may also punch holes in it, so what
-//            reads it is prepared for that (proto/shm/memory_guard.h).
-// A forked child has no writable mapping of its parent's (MADV_DONTFORK), so that a process which nobody watches can't
-// write; it has the descriptors until it executes another program. Readers' mappings are inherited.
+//   sealed   Its maker maps it writable once and then seals it with F_SEAL_FUTURE_WRITE | SHRINK |
+//            GROW | SEAL. A process that receives its descriptor can only map it read-only, for ever.
+//   granted  kvmd makes it for a client, without F_SEAL_FUTURE_WRITE. A process with the read-write
+//            descriptor may write it, so kvmd can pass it to a later owner. All others get a read-only
+//            descriptor, and can't turn it into a writable one, since inode and mode are kvmd's. A
+//            writer may also punch holes into it, and readers are prepared for that
+//            (proto/shm/memory_guard.h).
+// A forked child does not inherit its parent's writable mappings (MADV_DONTFORK), since kvmd does not
+// watch the child. It has the descriptors until it executes another program. Readers' mappings are
+// inherited.
 // Owner and reader are different types. Both are movable and unmap on destruction; neither moves the
 // memory, so pointers stay good across a move. After a crash of the owner the memory lives on as long
 // as any descriptor or mapping does.

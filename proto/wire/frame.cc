@@ -32,12 +32,12 @@ static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
 constexpr std::size_t kKernelMaxFds = 253;
 using ControlBuffer = std::array<char, CMSG_SPACE(sizeof(int) * kKernelMaxFds)>;
 
-// Why the kernel could not give this process the descriptors that came: what making one more fails with, while those that
-// did get a place still have it.
+// Why the kernel could not give this process the descriptors of a message: the error of making one more descriptor, asked
+// while those that did arrive are still open.
 Error WhyLost(int socket) {
   const UniqueFd probe(::fcntl(socket, F_DUPFD_CLOEXEC, 0));
   if (!probe && (errno == EMFILE || errno == ENFILE)) return OutOfDescriptors(errno);
-  // Another thread has closed some meanwhile, or a security module keeps them from us.
+  // Another thread has closed some meanwhile, or a security module refused them.
   Error error = OutOfDescriptors(EMFILE);
   error.message += ", or not allowed to have one that came";
   return error;
@@ -182,7 +182,7 @@ Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::
   Push(payload, fds.size(), std::move(borrowing));
   Result<bool> drained = Drain(socket);
   if (pieces_.empty() || pieces_.back().borrowed.empty()) return drained;
-  // It waits, and nothing of it has been sent.
+  // The frame waits; no part of it has been sent.
   Piece& waiting = pieces_.back();
   if (Status duplicated = Duplicate(fds, waiting.fds); !duplicated) {
     queued_bytes_ -= waiting.bytes.size();
@@ -240,7 +240,7 @@ Result<bool> FrameWriter::Drain(int socket) {
     if (sent < 0) {
       if (errno == EAGAIN || errno == EWOULDBLOCK) return false;
       if (errno == EINTR) continue;
-      // Not the peer's doing: it may be others who don't read what this user has sent them.
+      // Not this peer's fault: other receivers may not have read what this user has sent them.
       if (errno == ETOOMANYREFS) {
         held_back_ = HeldBack::kKernel;
         return false;

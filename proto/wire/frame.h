@@ -5,9 +5,10 @@
 // The descriptors of a frame are attached (SCM_RIGHTS) to the sendmsg that carries its first byte.
 // Reader and writer are for non-blocking sockets and do no waiting; one thread at a time each.
 //
-// A process that is out of descriptors loses those of a frame that arrives, and nothing else: the kernel drops what has no
-// place in its table and delivers the bytes. The reader then hands out the frame without any, with the reason, and the
-// stream stays in step. What a *writer* can't send for want of descriptors or of the kernel's goodwill waits.
+// A process that is out of descriptors loses those of a frame that arrives, and nothing else: the kernel
+// drops descriptors that have no place in the process's table and delivers the bytes. The reader then
+// returns the frame without descriptors, with the reason, and the stream stays in step. A frame that a
+// *writer* can't send, because descriptors are missing or the kernel refuses more in flight, waits.
 #pragma once
 
 #include <cstddef>

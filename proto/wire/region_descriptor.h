@@ -1,4 +1,4 @@
-// What owner, kvmd and importer have to read alike in a RegionDescriptor.
+// Parsing of RegionDescriptor, shared by owner, kvmd and importer.
 #pragma once
 
 #include <string>

@@ -56,6 +56,7 @@ RULES = {
     "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
+    "client/examples": {"kvclient", "kvm"},
     "client/connection": CLIENT,
     "client/peers": CLIENT | {"client/connection"},
     "client/find": CLIENT | {"client/peers", "client/connection"},

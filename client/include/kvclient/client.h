@@ -5,12 +5,16 @@
 // itself (jittered back-off) and then declares, registers and publishes everything again.
 //
 // Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
-// Signals: memory of peers can go while it is read, which is SIGBUS. The first mapping of shared memory installs a handler
-// that makes it a failed block; any other SIGBUS goes to the handler that was there before, as it came. A handler that is installed
-// later should pass on what is not its own. Threads that find or import must not block SIGBUS. The library can't be unloaded.
-// fork(): a child has no part in its parent's Client and connects anew. Calls of the parent's fail there (kUnsupported, or an
-// empty answer) without touching its connection, memory or blocks; destroying it, or its regions, leases and tickets, does
-// nothing. A child made by a thread while others are in the library is no exception.
+//
+// Signals: memory of peers can vanish while it is read, which raises SIGBUS. The first mapping of shared
+// memory installs a handler that turns this into a failed block; any other SIGBUS goes to the previous
+// handler. A handler that the program installs later should pass on signals that are not its own. Threads
+// that find or import must not block SIGBUS. The library can't be unloaded.
+//
+// fork(): a child has no part in its parent's Client and makes one of its own. In the child, calls of the
+// parent's Client fail (kUnsupported, or an empty answer) without touching its connection, memory or
+// blocks, and destroying it, or its regions, leases and tickets, does nothing. This also holds if other
+// threads were inside the library at the fork.
 #pragma once
 
 #include <chrono>
@@ -36,19 +40,19 @@ struct ClientOptions {
   std::chrono::milliseconds timeout{2000};
   // Return a client even if kvmd is not there yet; it connects in the background.
   bool start_offline = false;
-  // Map peers' payload as well as their generations. A process that only looks up can save itself that.
+  // Map peers' payload as well as their generations. A process that only looks up does not need it.
   bool map_payload = true;
   // GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced.
   // A GPU that AllocateRegion or RegisterRegion names joins them. At most kMaxDevices.
   std::vector<DeviceUuid> devices{};
-  // Regions of peers mapped at once; what comes beyond is not found.
+  // Regions of peers that may be mapped at once; blocks of further ones are not found.
   std::size_t max_mapped_regions = 4096;
   // Reconnect back-off: first and longest pause.
   std::chrono::milliseconds reconnect_min{20};
   std::chrono::milliseconds reconnect_max{1000};
-  // Published blocks that may wait for kvmd's answer; beyond, they are deferred (and counted).
+  // Published blocks that may wait for kvmd's answer; further ones are deferred (and counted).
   std::size_t max_queued_publishes = std::size_t{1} << 20;
-  // Blocks that may wait to be copied to kvmd's host cache; beyond, they are not (and counted).
+  // Blocks that may wait to be copied to kvmd's host cache; further ones are not copied (and counted).
   std::size_t max_queued_offloads = std::size_t{1} << 16;
 };
 
@@ -74,16 +78,16 @@ struct ClientStats {
   std::uint64_t mapped_regions = 0;          // peers mapped now
 };
 
-// A peer's region that this process can't copy from, and why. Find passes over such a region when it is
-// asked for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had none left
-// for it; it is tried again by itself, after pauses that double up to a minute.
+// A peer's region that this process can't copy from, and why. Find ignores such a region when it looks
+// for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had
+// no descriptors left for it; the client tries again, after pauses that double up to a minute.
 struct UnmappedRegion {
   std::string name;
   DeviceUuid for_device{};  // the importing GPU; zeros: host memory
   Error reason;
 };
 
-// Which of the regions without an owner are meant; what is left empty is any.
+// Selects regions without an owner; an empty member means any.
 struct ReclaimOptions {
   std::optional<DeviceUuid> device{};  // zeros: host memory
   std::string name{};
@@ -94,7 +98,7 @@ struct ReclaimedMemory {
   std::size_t regions = 0;
   std::uint64_t blocks = 0;  // published ones
   std::uint64_t bytes = 0;
-  std::size_t still_mapped = 0;  // of the regions: importers have not let go in time, so their memory is not free yet
+  std::size_t still_mapped = 0;  // of the regions: not unmapped by importers in time, so their memory is not free yet
 };
 
 // A model that others have declared and that differs from ours in few fields: why nothing is shared.
@@ -108,8 +112,9 @@ class Client {
   // kUnavailable: nothing listens (unless start_offline). kDeadlineExceeded: `timeout` passed.
   // kPermissionDenied, kVersionMismatch, kResourceExhausted: kvmd refused; the message says why.
   [[nodiscard]] static Result<std::shared_ptr<Client>> Connect(ClientOptions options);
-  // Ends its regions (region.h) and the connection. Waits up to `timeout`, for importers of registered memory of cudaMalloc
-  // only: CUDA must not free that under them, other memory lives as long as anybody has it mapped.
+  // Ends its regions (region.h) and the connection. Waits up to `timeout` for importers of registered memory
+  // of cudaMalloc, which CUDA must not free while they use it; for no others, since other memory lives as
+  // long as a process has it mapped.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -125,23 +130,23 @@ class Client {
   // Declares a model and maps the regions of peers that serve it: on return everything published
   // before is found. While offline it succeeds at once and takes effect on connecting.
   // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full. kDeadlineExceeded: kvmd
-  // has not answered, or not all is mapped; the model stays declared, and asking again waits for the rest.
+  // has not answered, or not all regions are mapped; the model stays declared, and another call waits for the rest.
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
 
   // Declared models with the same model_id that differ from `model`, and those that differ in the model_id alone: the fields
   // are named.
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
-  // Allocates memory that peers can map, and registers it. The memory is zeroed. What a dead process of this user has left
-  // under the same name is given back first (half of the time until `deadline` is for importers to unmap it), and what others
-  // have left on the device, if memory is short.
+  // Allocates memory that peers can map, and registers it. The memory is zeroed. First, memory that a dead
+  // process of this user has left under the same name is freed (importers have half of the time until
+  // `deadline` to unmap it), and, if the device lacks memory, memory that other dead processes have left there.
   // kBadGeometry, the part named; kInvalidArgument: a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region
   // table full, or no memory: more than the machine or a control group of this process has left, the figures named;
-  // kUnsupported, kSystem: what it has left can't be told; kDeadlineExceeded. While offline it succeeds and is registered on
+  // kUnsupported, kSystem: how much is left can't be determined; kDeadlineExceeded. While offline it succeeds and is registered on
   // connecting.
   //
   // With options.device, memory of that GPU; kUnsupported, kNotFound: there is no such GPU, or no CUDA.
-  // The first call for a GPU creates its context (some 100 ms) and maps for it what is known already.
+  // The first call for a GPU creates its context (some 100 ms) and maps the known peers for it.
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions options, Deadline deadline);
 
   // Registers GPU memory that the caller got from cudaMalloc (or an engine's allocator did), as it is:
@@ -154,25 +159,25 @@ class Client {
   [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions options,
                                                                std::span<const DeviceRange> segments, Deadline deadline);
 
-  // Gives this process the region that a dead process of the same user has left: its memory as it is, without copying,
-  // and the list of its blocks that are still good. Importers notice nothing. `options` say what is expected: name,
-  // shard, geometry, device, checksums, segment_bytes as AllocateRegion had them.
+  // Takes over the region of a dead process of the same user: its memory without a copy, and the list of its
+  // blocks that are still good. Importers notice nothing. `options` describe the region as AllocateRegion
+  // had it: name, shard, geometry, device, checksums, segment_bytes.
   // kNotFound: there is no such region (any more). kAlreadyExists: it has an owner. kUnavailable: the process that had
-  // it has not ended by `deadline`. kModelMismatch, kBadGeometry: it is another than expected, the field named.
+  // it has not ended by `deadline`. kModelMismatch, kBadGeometry: it differs from `options`, the field named.
   // kUnsupported: it can't be adopted (made while kvmd was away, or kvmd can't watch its process). kResourceExhausted.
   // Nothing has changed after an error, except after kDeadlineExceeded.
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions options, Deadline deadline);
 
-  // Gives up regions that dead processes of this user have left, and waits until importers have unmapped them.
-  // AllocateRegion does so by itself when a device has no memory left; an engine with an allocator of its own calls it
-  // before it looks how much is free. kUnavailable: not connected. kDeadlineExceeded.
+  // Frees regions that dead processes of this user have left, and waits until importers have unmapped them.
+  // AllocateRegion does so by itself when a device has no memory left; an engine with an allocator of its
+  // own calls it before it asks how much is free. kUnavailable: not connected. kDeadlineExceeded.
   [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
 
   // Longest common prefix of `keys` with what is published, by reading shared memory: microseconds, no
   // system call, no lock held while looking. `keys`: consecutive keys of one chain.
   Match Find(std::span<const BlockKey> keys, const FindOptions& options = {}) const noexcept;
   // The same for a model cut into shards: `keys_by_shard[s]` are the keys of shard s, same length each.
-  // Every returned match has the length of the shortest (I8).
+  // Every returned match has the length of the shortest (I8: a prefix without one shard is no prefix).
   std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
 
   // Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of
@@ -181,17 +186,17 @@ class Client {
   [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                             const ImportOptions& options = {});
 
-  // Asks kvmd not to give up the leading blocks of `match` that it keeps itself (lease.h), for `ttl` from now: at most
-  // kvmd's --max-lease-ttl-s, and it can be extended. Waits for kvmd's answer, once for each 8192 blocks.
-  // The lease may hold fewer blocks than the match has; its reason() says why. An error if it would hold none:
-  // kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten or given up, or kvmd
-  // was restarted since and its owner has not come back yet: find again. kResourceExhausted: a limit
+  // Asks kvmd to keep the leading blocks of `match` that it has itself (lease.h), for `ttl` from now: at most
+  // kvmd's --max-lease-ttl-s, and renewable. Waits for kvmd's answer, once for each 8192 blocks.
+  // The lease may cover fewer blocks than the match has; its reason() says why. An error if it would cover
+  // none: kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten
+  // or evicted, or kvmd was restarted since and its owner has not reconnected yet: find again. kResourceExhausted: a limit
   // (--max-leases-per-client, --max-leased-percent-per-client …), the option named. kInvalidArgument: an empty match, or no
-  // such time. kUnavailable: not connected. kDeadlineExceeded: nothing is held, or what a late answer brings is released.
+  // such time. kUnavailable: not connected. kDeadlineExceeded: there is no lease; one that a late answer brings is released.
   [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
   ClientStats Stats() const noexcept;
-  // Regions of peers that could not be mapped, with the reasons; none is the healthy state.
+  // Regions of peers that could not be mapped, with the reasons; normally there are none.
   std::vector<UnmappedRegion> UnmappedRegions() const;
 
   static constexpr std::size_t kMaxDevices = 16;

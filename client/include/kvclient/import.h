@@ -1,8 +1,9 @@
 // Import: copying a match's blocks into a region of this client, validated.
 //
 // Destination blocks are withdrawn (BeginWrite) when the import starts and stay unreadable to others
-// until the caller publishes them with the writes that the result lists. Blocks that failed hold
-// arbitrary bytes and must be computed (I4); blocks behind a failed one count as failed (I8).
+// until the caller publishes them with the writes that the result lists. Blocks that failed have
+// arbitrary bytes and must be computed (I4: a failed import is a miss); blocks behind a failed one count
+// as failed (I8: a prefix with a hole is no prefix).
 #pragma once
 
 #include <cstddef>
@@ -51,19 +52,19 @@ struct ImportOptions {
   bool verify = false;
 
   // For destinations on a GPU only:
-  // Copy in this stream's order: after what is queued on it, before what will be. Default: a stream of
-  // libkvclient's, so that the destination blocks must be free of work already.
+  // Copy in this stream's order: after the work that is queued on it, before later work. Default: a stream
+  // of libkvclient's; then no queued work may use the destination blocks.
   std::optional<StreamHandle> stream{};
   unsigned max_sms = 0;      // multiprocessors that the copy may occupy; 0: as many as it takes
   bool wants_event = false;  // ImportTicket::event()
 };
 
 // An import under way. Not thread-safe. A default-made or moved-from ticket is done and has an empty result.
-// Destroying it waits for copies already started, without end for those on libkvclient's streams, since what the caller
-// does next with the destination blocks knows nothing of them. Copies on a stream of the caller's (ImportOptions::stream)
-// are waited for up to ClientOptions::timeout. They then take place when the stream gets there, and source and destination
-// stay mapped until they have: work of that stream that comes later is ordered behind them, any other use of the
-// destination blocks must wait for the stream.
+// Destroying it waits for copies that have started. For copies on libkvclient's streams it waits without a
+// limit, since nothing else orders them before the caller's next use of the destination blocks. For copies
+// on a stream of the caller's (ImportOptions::stream) it waits up to ClientOptions::timeout. Such a copy
+// then takes place when the stream reaches it, and source and destination stay mapped until it has: later
+// work of that stream comes after it, and any other use of the destination blocks must wait for the stream.
 // In a forked child a ticket of the parent's is done, and all of its blocks have failed.
 class ImportTicket {
  public:

@@ -1,8 +1,8 @@
 // Match: the longest run of leading keys that is present, with a source for each block.
 //
-// A snapshot, cheap to copy (shared). What it names can be rewritten at any time after; Import notices.
-// Keeps no memory mapped: a region that is withdrawn meanwhile is a miss for Import. What it holds of its sources
-// is their generations, so don't keep one for longer than the request it serves.
+// A snapshot, cheap to copy (shared). Its blocks can be rewritten at any time after; Import notices.
+// A match keeps no payload mapped: if a region is withdrawn meanwhile, Import misses. It does keep its
+// sources' generation tables mapped, so do not keep a match for longer than the request that it serves.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@ namespace kvm {
 // Why a match ended where it did.
 enum class MatchEnd : std::uint8_t {
   kComplete = 0,     // every key was found
-  kAbsent = 1,       // nobody has published the next key
+  kAbsent = 1,       // the next key is not published
   kStale = 2,        // it was published, but its block has been rewritten since
-  kUnmapped = 3,     // it is there, in a region that this process has not (or can't have) mapped
+  kUnmapped = 3,     // it is published, in a region that this process has not mapped or can't map
   kUnavailable = 4,  // no registry: never connected to kvmd
 };
 
@@ -42,8 +42,8 @@ class Match {
   // Precondition: i < size().
   const BlockSource& operator[](std::size_t i) const noexcept;
 
-  // The blocks [first, first + count), as a match of their own; clipped to what is there.
-  // For importing only what the caller lacks.
+  // The blocks [first, first + count) as a match of their own, clipped to this match's size.
+  // For importing only the blocks that the caller lacks.
   Match Slice(std::size_t first, std::size_t count = static_cast<std::size_t>(-1)) const;
 
   struct Impl;
@@ -63,7 +63,7 @@ struct FindOptions {
   // blocks in memory that can't be reached from there end the match (kUnmapped). Null: any block that is
   // known counts, in the order of nearness to this client's first GPU.
   const Region* destination = nullptr;
-  // Leave out this client's own regions: what they hold, the caller knows better.
+  // False: leave out this client's own regions, whose blocks the caller knows.
   bool include_own = true;
 };
 

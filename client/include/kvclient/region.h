@@ -1,6 +1,6 @@
 // Region: memory whose blocks this process publishes.
 //
-// Lifetime of one block (I3):
+// Lifetime of one block (I3: begin write, then the bytes, then publish):
 //
 //   write = region.BeginWrite(b)            withdraws the old content from every reader, at once
 //   … overwrite the block's bytes, wait until that is done …
@@ -11,16 +11,18 @@
 // later BeginWrite wins, the earlier Publish publishes nothing).
 // Destruction unregisters with the client's default deadline; see Unregister for what that waits for.
 //
-// End of ownership (I10): before this process gives a block's memory up, or may write it by other rules than the above, the
-// block is withdrawn for good: by Unregister, by the destructors of Region and Client, and where a registration fails;
-// with or without kvmd, one atomic operation each. Importers that find it later, or are copying it, get a failed block. From
-// then on BeginWrite gives writes that publish nothing, and no write that began before can be published. The owner's crash
-// needs no such step: nobody writes its memory any more, so that what it holds stays true (outlives_owner).
+// End of ownership (I10: it is written, not announced): before this process stops owning a block's memory,
+// or may write it by other rules than the above, the block is withdrawn for good: by Unregister, by the
+// destructors of Region and Client, and when a registration fails. It takes one atomic operation for each
+// block, with or without kvmd. Importers that find the block later, or are copying it, get a failed block.
+// From then on BeginWrite returns writes that publish nothing, and no earlier write can be published. The
+// crash of the owner needs no such step: nobody writes its memory any more, so its bytes stay what they
+// were (outlives_owner).
 //
-// fork(): the child has no region. Its parent's memory and generations are not mapped there (pointers of SegmentData are
-// dangling), every call fails (kUnsupported, or an empty answer) and touches neither, and destruction withdraws nothing.
-// Two things a child must leave alone by itself: descriptors that it inherited, which could be mapped again (they are gone
-// once it executes another program), and GPU memory of its parent's.
+// fork(): the child has no region. Its parent's memory and generations are not mapped there (pointers of
+// SegmentData are dangling), every call fails (kUnsupported, or an empty answer), and destruction withdraws
+// nothing. A child must not use two things: descriptors that it inherited, which it could map again (they
+// are closed once it executes another program), and GPU memory of its parent.
 #pragma once
 
 #include <cstddef>
@@ -57,11 +59,11 @@ struct RegionOptions {
   // costs the publisher one reading of the bytes, and Publish then waits for the GPU to have read them.
   bool checksums = false;
   OffloadMode offload = OffloadMode::kAuto;
-  // Should this process die, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be imported,
-  // and Client::AdoptRegion gives it to a process that takes this one's place. False: it is freed at once, which is
-  // right for memory that a restarted process would rather allocate anew: host memory goes on counting against the pod or
-  // unit that it was used in, GPU memory is missing on its GPU. cuda_ipc memory always goes.
-  // An end in good order (destructors, Unregister) leaves nothing, whatever this says.
+  // If this process dies, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be
+  // imported, and a process that replaces this one can take it over (Client::AdoptRegion). False: it is
+  // freed at once, which is right where the restarted process allocates anew: until then host memory counts
+  // against its pod or unit, and GPU memory is missing on its GPU. cuda_ipc memory is always freed.
+  // A process that ends in good order (destructors, Unregister) leaves nothing in either case.
   bool outlives_owner = true;
   // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
   std::vector<std::uint64_t> segment_bytes{};
@@ -96,7 +98,7 @@ struct PublishOutcome {
   std::size_t deferred = 0;   // of the readable ones: sent later, since kvmd is away or its queue is full
 };
 
-// How peers get at a region's memory.
+// How peers reach a region's memory.
 enum class MemoryKind : std::uint8_t {
   kHostMemfd = 1,  // host memory
   kCudaIpc = 2,    // GPU memory of cudaMalloc, registered; ends with its owner
@@ -125,11 +127,11 @@ class Region {
   // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region.
   std::byte* BlockData(std::uint32_t block) const noexcept;
 
-  // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message;
-  // kvmd's entry goes lazily. A block out of range, or of a region that has been unregistered or whose client is gone, gives
-  // a write that publishes nothing (generation 0).
+  // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message; kvmd
+  // drops the entry later. For a block out of range, or of a region that has been unregistered or whose
+  // client is gone, the write publishes nothing (generation 0).
   BlockWrite BeginWrite(std::uint32_t block) noexcept;
-  // Withdraws `block` without meaning to write it now. The same operation.
+  // Withdraws `block` without writing it now. The same operation.
   void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
   void Retract(std::span<const std::uint32_t> blocks) noexcept {
     for (const std::uint32_t block : blocks) Retract(block);
@@ -147,18 +149,19 @@ class Region {
   // unregistered, or its client is gone.
   [[nodiscard]] Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept;
 
-  // Offers published blocks to kvmd's host cache, where they stay when this region's are reused. Copied by a thread of
-  // the client's, which on a GPU uses a stream of low priority; this call returns at once. A block that is reused before
-  // its copy is done is not offloaded. Returns how many were offered: published ones, as far as the queue
+  // Offers published blocks to kvmd's host cache, where they stay when this region's blocks are reused. A
+  // thread of the client copies them (on a GPU on a stream of low priority); this call returns at once. A
+  // block that is reused before its copy is done is not offloaded. Returns how many were offered: published ones, as far as the queue
   // (ClientOptions::max_queued_offloads) has room; none without a host cache, while kvmd is away, or with OffloadMode::kNever.
   std::size_t Offload(std::span<const std::uint32_t> blocks) noexcept;
-  // The same, ahead of what is queued, and waits until each block has been copied or refused: for blocks that are to be
-  // overwritten next. Returns how many of them the host cache has taken or had; the rest are lost to it when they are
-  // overwritten. kDeadlineExceeded: some are not decided on yet. Either way BeginWrite may follow at once.
+  // The same for blocks that are to be overwritten next: they go ahead of the queue, and the call waits until
+  // each one has been copied or refused. Returns how many of them the host cache has now; it loses the
+  // others when they are overwritten. kDeadlineExceeded: some are still under way. Either way BeginWrite may
+  // follow at once.
   [[nodiscard]] Result<std::size_t> OffloadBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept;
 
-  // Copies bytes of a segment from or to host memory, waiting for the copy; for whoever has no CUDA at
-  // hand. Says nothing to readers: BeginWrite and Publish do. kInvalidArgument: outside the segment.
+  // Copies bytes of a segment from or to host memory and waits for the copy; for callers without CUDA.
+  // Readers learn of new bytes by BeginWrite and Publish only. kInvalidArgument: outside the segment.
   [[nodiscard]] Status WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes);
   [[nodiscard]] Status ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const;
 

@@ -33,9 +33,9 @@ void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action) {
   AddSimple(app, "status", "What kvmd says about itself; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
   AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
-  AddSimple(app, "regions", "Memory that blocks are published from", common, action, RunRegions);
+  AddSimple(app, "regions", "Regions: memory from which blocks are published", common, action, RunRegions);
   AddSimple(app, "models", "Declared models", common, action, RunModels);
-  AddSimple(app, "leases", "Blocks that clients have kvmd hold: whose, how many, and for how long", common, action, RunLeases);
+  AddSimple(app, "leases", "Leases: their holders, blocks, and time left", common, action, RunLeases);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
 
   auto topo = std::make_shared<TopoOptions>();
@@ -47,13 +47,13 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
 
   auto reclaim = std::make_shared<ReclaimCommandOptions>();
   CLI::App* reclaim_command =
-      app.add_subcommand("reclaim", "Gives up memory that dead workers have left, and waits for importers to unmap it");
+      app.add_subcommand("reclaim", "Frees memory that dead workers have left, and waits for importers to unmap it");
   reclaim_command->add_option("--region", reclaim->region, "Only the region of this name");
   reclaim_command->add_option("--device", reclaim->device, "Only memory of this GPU (its UUID, as `kvctl regions` shows it), or host");
   reclaim_command->add_option("--older-than-s", reclaim->older_than_s, "Only of workers dead for so many seconds")->capture_default_str();
   reclaim_command->add_flag("--all", reclaim->all, "All of them");
-  reclaim_command->add_flag("--force", reclaim->force, "Also what leases hold (kvctl leases): they lose it");
-  reclaim_command->footer("Users reclaim what their own workers left; root and kvmd's user what anybody's did.");
+  reclaim_command->add_flag("--force", reclaim->force, "Also memory with leased blocks (kvctl leases): the leases lose them");
+  reclaim_command->footer("Users reclaim memory of their own workers; root and kvmd's user memory of all.");
   reclaim_command->callback([&common, &action, reclaim] { action = [&common, reclaim] { return RunReclaim(common, *reclaim); }; });
 
   auto options = std::make_shared<LsOptions>();

@@ -1,7 +1,7 @@
 // kvctl explain: why a prompt, or a chain of keys, is a miss.
 //
-// Reasons are looked for from the outside in: is the model declared, does anybody serve it, from which
-// block on is the chain absent, is what is there readable, and would another shard, another model of the
+// It looks for reasons from the outside in: is the model declared, does a region serve it, from which block
+// on is the chain absent, are the published blocks readable, and would another shard, another model of the
 // same name or other extra keys have matched.
 #include <iostream>
 #include <set>

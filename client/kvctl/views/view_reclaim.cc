@@ -1,4 +1,4 @@
-// kvctl reclaim: gives up memory that dead workers have left.
+// kvctl reclaim: frees memory that dead workers have left.
 #include <iostream>
 
 #include "client/kvctl/cli/exit_codes.h"

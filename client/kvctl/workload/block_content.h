@@ -1,5 +1,5 @@
-// What a replay's "prefill" writes: bytes that are a function of the block's key, so that whoever imports
-// a block can tell whether every byte is the one its key promises.
+// What a replay's "prefill" writes: bytes that are a function of the block's key, so that an importer can
+// check every byte against the key.
 #pragma once
 
 #include <cstddef>

@@ -34,9 +34,9 @@ class PyKeyChain {
     }
     return chain_.Next(tokens.values, extras);
   }
-  BlockKeys Renew(const Tokens& tokens) {
+  BlockKeys Extend(const Tokens& tokens) {
     BlockKeys keys;
-    chain_.Renew(tokens.values, block_tokens_, keys);
+    chain_.Extend(tokens.values, block_tokens_, keys);
     return keys;
   }
   const BlockKey& parent() const { return chain_.parent(); }
@@ -147,7 +147,7 @@ void BindKeys(nb::module_& module) {
            nb::sig("def next(self, tokens: TokenIds, extras: collections.abc.Sequence[ExtraKey] = ...) -> BlockKey"),
            "Key of the next block; advances the chain. `tokens`: [block_tokens]. `extras`: what falls into this block.\n"
            "InvalidArgumentError: not a full block, or an id outside 32 bits.")
-      .def("renew", &PyKeyChain::Renew, "tokens"_a,
+      .def("extend", &PyKeyChain::Extend, "tokens"_a,
            "Keys of all full blocks of `tokens`; a partial block at the end has none. Advances the chain.")
       .def_prop_ro("parent", &PyKeyChain::parent, nb::rv_policy::copy,
                    "Parent of the next block: the root before the first key, then the last key.")

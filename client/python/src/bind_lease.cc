@@ -43,7 +43,7 @@ void BindLease(nb::module_& module) {
           [](const PyLease& self) { return self.lease.closed() ? 0.0 : static_cast<double>(self.lease.Get()->left().count()) / 1000; },
           "Seconds until it ends by itself; 0 once it is over.")
       .def(
-          "extend",
+          "renew",
           [](const PyLease& self, double ttl_s, double timeout_s) {
             const std::shared_ptr<Lease> lease = self.lease.Get();
             const std::chrono::milliseconds ttl = ToMilliseconds(ttl_s, "ttl_s");

@@ -17,7 +17,7 @@ inline constexpr DeviceUuid kHostMemory{};
 
 // "GPU-8f7a…", as nvidia-smi writes it.
 std::string FormatUuid(const DeviceUuid& uuid);
-// The same backwards; "MIG-…" and the bare number as well. kInvalidArgument.
+// Parses that text; also "MIG-…" and the bare number. kInvalidArgument: it is none of these.
 [[nodiscard]] Result<DeviceUuid> ParseUuid(std::string_view text);
 
 // A cudaStream_t of the caller. Its value may be 0, the legacy default stream.

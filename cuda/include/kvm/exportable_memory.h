@@ -1,6 +1,6 @@
-// GPU memory for the allocator of an engine. Of memory that begins in here, Client::RegisterRegion makes a
-// cuda_vmm_fd region (shared as descriptors) rather than a cuda_ipc one: peers map it read-only, and whoever holds a
-// descriptor keeps the memory alive.
+// GPU memory for the allocator of an engine. Client::RegisterRegion makes a cuda_vmm_fd region (shared as
+// descriptors) of such memory rather than a cuda_ipc one: peers map it read-only, and an open descriptor
+// keeps the memory alive.
 //
 // Process-wide. Thread-safe. kvclient.torch.mem_pool puts PyTorch's tensors there.
 #pragma once

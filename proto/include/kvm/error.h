@@ -1,7 +1,7 @@
 // Errors of kvmd, libkvclient and kvctl: one value type, carried by Result<T>, never thrown.
 //
 // Exceptions of libraries are caught in the file that calls the library and become an Error there.
-// Whoever first decides that something is an error fills in the message; callers pass it on.
+// The code that first decides that something is an error fills in the message; callers pass it on.
 #pragma once
 
 #include <cstdint>
