@@ -4,6 +4,7 @@ set(KVM_DAEMON_TEST_SOURCES
   support/kvmd/wire_client.cc
   support/process/temp_dir.cc
   unit/test_block_index.cc
+  unit/test_dispatcher.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc
   unit/test_known_fields.cc

@@ -1,15 +1,17 @@
-// Leases: which client keeps which blocks from being given up, and until when.
+// Lessor: which client's lease keeps which blocks from being given up, and until when.
 //
 // A lease is the leading blocks of a match, each where kvmd itself keeps it: a slot of the host cache, or a block in the
-// region of a process that has ended. It ends when it is released, when its time is over, and with its client's
-// connection; what is given up nevertheless (a region's next owner takes it) is cut off, with all behind it.
+// region of a process that has ended. The lessor grants it, renews it, and revokes it when it is released, when its time is
+// over and when its client's connection ends; what is given up nevertheless (a region's next owner takes it) is cut off, with
+// all behind it. LeaseService calls it for clients' messages.
 //
 // Invariant: each block of a lease is counted once in its region (Domain::Pin), until it is cut off or its region is gone.
-// Bounded by what the settings say of leases, blocks and bytes of a client, a domain and all; a block that two leases hold
-// counts for both. Single-threaded.
+// Nobody else pins. Bounded by what the settings say of leases, blocks and bytes of a client, a domain and all; a block that
+// two leases hold counts for both. Single-threaded.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -39,39 +41,42 @@ struct Lease {
   SteadyTime deadline;
 };
 
-class LeaseTable {
+class Lessor {
  public:
   struct Usage {
     std::uint32_t leases = 0;
     std::uint64_t blocks = 0, bytes = 0, cache_bytes = 0;
   };
 
-  // `config` outlives the table.
-  explicit LeaseTable(const Config& config) : config_(config) {}
+  // `config` outlives the lessor.
+  explicit Lessor(const Config& config) : config_(config) {}
 
-  // kInvalidArgument: no time, or more than --max-lease-ttl-s.
-  [[nodiscard]] Status CheckTtl(std::uint32_t ttl_ms) const;
-  // A lease that holds nothing yet. kResourceExhausted: --max-leases-per-client.
-  [[nodiscard]] Result<Lease*> Open(ClientId client, Domain& domain, SteadyTime deadline);
-  // Of this client; null: there is none.
-  Lease* Find(ClientId client, LeaseId id);
+  // A lease that holds nothing yet. kInvalidArgument: no time, or more than --max-lease-ttl-s. kResourceExhausted:
+  // --max-leases-per-client.
+  [[nodiscard]] Result<Lease*> Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms);
+  // Of this client. kNotFound.
+  [[nodiscard]] Result<Lease*> Find(ClientId client, LeaseId id);
   // One more block. What Domain::FindRetained says, or kResourceExhausted: a limit, the option named.
   [[nodiscard]] Status Add(Lease& lease, const kvmwire::LeaseSource& source);
-  void Renew(Lease& lease, SteadyTime deadline);
-  // Lets go of all but the first `blocks`. With none left, the lease is over and gone.
-  void Cut(Lease& lease, std::size_t blocks);
+  // From now on. kInvalidArgument: as of Grant.
+  [[nodiscard]] Status Renew(Lease& lease, std::uint32_t ttl_ms);
+  // Lets go of all its blocks; the lease is gone.
+  void Revoke(Lease& lease) { Cut(lease, 0); }
+  void RevokeAllOf(ClientId client);
+  // Revokes those whose time is over.
+  void Expire(SteadyTime now);
+  // A region goes, or gets a next owner: leases lose what they hold of it and what comes after. Each is shown before it is
+  // cut, with the number of blocks that it keeps. How many they were.
+  std::uint32_t CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing);
 
-  std::vector<Lease*> Expired(SteadyTime now);
-  std::vector<Lease*> Of(ClientId client);
-  // Those with blocks in this region, and how many blocks each has before the first of them.
-  std::vector<std::pair<Lease*, std::size_t>> On(const Domain& domain, const Region& region);
   const std::map<LeaseId, std::unique_ptr<Lease>>& all() const noexcept { return leases_; }
-
   Usage UsageOf(ClientId client) const;
   Usage UsageOf(const Domain& domain) const;
 
  private:
+  Status CheckTtl(std::uint32_t ttl_ms) const;
   Status CheckLimits(const Lease& lease, const Region& region) const;
+  void Cut(Lease& lease, std::size_t blocks);
   void Count(const Lease& lease, const LeasedBlock& block, bool held);
 
   const Config& config_;

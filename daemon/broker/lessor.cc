@@ -1,7 +1,9 @@
-#include "daemon/broker/leases.h"
+#include "daemon/broker/lessor.h"
 
 #include <algorithm>
 #include <string>
+
+#include "daemon/system/log.h"
 
 namespace kvm::daemon {
 namespace {
@@ -16,13 +18,15 @@ std::uint32_t MaxLeasedOrphans(const Config& config) {
   return std::max(1u, std::min(config.max_orphans / 2, config.max_regions / 4));
 }
 
+SteadyTime Until(std::uint32_t ttl_ms) { return std::chrono::steady_clock::now() + std::chrono::milliseconds(ttl_ms); }
+
 template <class Map, class Key>
-LeaseTable::Usage UsageIn(const Map& usages, const Key& key) {
+Lessor::Usage UsageIn(const Map& usages, const Key& key) {
   const auto found = usages.find(key);
-  return found == usages.end() ? LeaseTable::Usage{} : found->second;
+  return found == usages.end() ? Lessor::Usage{} : found->second;
 }
 
-void Change(LeaseTable::Usage& usage, const LeasedBlock& block, bool held) {
+void Change(Lessor::Usage& usage, const LeasedBlock& block, bool held) {
   const std::uint64_t cached = block.cached ? block.bytes : 0;
   if (held) {
     ++usage.blocks;
@@ -37,7 +41,7 @@ void Change(LeaseTable::Usage& usage, const LeasedBlock& block, bool held) {
 
 }  // namespace
 
-Status LeaseTable::CheckTtl(std::uint32_t ttl_ms) const {
+Status Lessor::CheckTtl(std::uint32_t ttl_ms) const {
   if (ttl_ms == 0) return MakeError(Errc::kInvalidArgument, "lease: a lease needs a time to live");
   if (ttl_ms > std::uint64_t{config_.max_lease_ttl_s} * 1000) {
     return MakeError(Errc::kInvalidArgument, "lease: " + std::to_string(ttl_ms) + " ms are asked for, " +
@@ -46,26 +50,29 @@ Status LeaseTable::CheckTtl(std::uint32_t ttl_ms) const {
   return {};
 }
 
-Result<Lease*> LeaseTable::Open(ClientId client, Domain& domain, SteadyTime deadline) {
+Result<Lease*> Lessor::Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms) {
+  if (Status sound = CheckTtl(ttl_ms); !sound) return sound.error();
   if (UsageOf(client).leases >= config_.max_leases_per_client)
     return Exhausted("too many leases of one client", config_.max_leases_per_client, "--max-leases-per-client");
   auto lease = std::make_unique<Lease>();
   lease->id = next_++;
   lease->client = client;
   lease->domain = &domain;
-  lease->deadline = deadline;
+  lease->deadline = Until(ttl_ms);
   ++of_client_[client].leases;
   ++of_domain_[&domain].leases;
-  by_deadline_.emplace(deadline, lease->id);
+  by_deadline_.emplace(lease->deadline, lease->id);
   return leases_.emplace(lease->id, std::move(lease)).first->second.get();
 }
 
-Lease* LeaseTable::Find(ClientId client, LeaseId id) {
+Result<Lease*> Lessor::Find(ClientId client, LeaseId id) {
   const auto found = leases_.find(id);
-  return found == leases_.end() || found->second->client != client ? nullptr : found->second.get();
+  if (found == leases_.end() || found->second->client != client)
+    return MakeError(Errc::kNotFound, "lease: no such lease of this client (it may have ended)");
+  return found->second.get();
 }
 
-Status LeaseTable::CheckLimits(const Lease& lease, const Region& region) const {
+Status Lessor::CheckLimits(const Lease& lease, const Region& region) const {
   const Usage client = UsageOf(lease.client), domain = UsageOf(*lease.domain);
   const std::uint64_t bytes = region.info.block_bytes;
   struct Share {
@@ -89,7 +96,7 @@ Status LeaseTable::CheckLimits(const Lease& lease, const Region& region) const {
   return {};
 }
 
-Status LeaseTable::Add(Lease& lease, const kvmwire::LeaseSource& source) {
+Status Lessor::Add(Lease& lease, const kvmwire::LeaseSource& source) {
   const Result<Domain::RetainedBlock> kept = lease.domain->FindRetained(source);
   if (!kept) return kept.error();
   Region& region = *kept->region;
@@ -101,19 +108,22 @@ Status LeaseTable::Add(Lease& lease, const kvmwire::LeaseSource& source) {
   return {};
 }
 
-void LeaseTable::Count(const Lease& lease, const LeasedBlock& block, bool held) {
+void Lessor::Count(const Lease& lease, const LeasedBlock& block, bool held) {
   Change(of_client_[lease.client], block, held);
   Change(of_domain_[lease.domain], block, held);
   Change(total_, block, held);
 }
 
-void LeaseTable::Renew(Lease& lease, SteadyTime deadline) {
+Status Lessor::Renew(Lease& lease, std::uint32_t ttl_ms) {
+  if (Status sound = CheckTtl(ttl_ms); !sound) return sound;
   by_deadline_.erase({lease.deadline, lease.id});
-  lease.deadline = deadline;
-  by_deadline_.emplace(deadline, lease.id);
+  lease.deadline = Until(ttl_ms);
+  by_deadline_.emplace(lease.deadline, lease.id);
+  return {};
 }
 
-void LeaseTable::Cut(Lease& lease, std::size_t blocks) {
+// Lets go of all but the first `blocks`. With none left, the lease is over and gone.
+void Lessor::Cut(Lease& lease, std::size_t blocks) {
   while (lease.blocks.size() > blocks) {
     const LeasedBlock& last = lease.blocks.back();
     if (Region* region = lease.domain->FindRegion(last.row, last.region_epoch)) lease.domain->Unpin(*region, last.block);
@@ -127,36 +137,41 @@ void LeaseTable::Cut(Lease& lease, std::size_t blocks) {
   leases_.erase(lease.id);
 }
 
-std::vector<Lease*> LeaseTable::Expired(SteadyTime now) {
-  std::vector<Lease*> out;
-  for (auto next = by_deadline_.begin(); next != by_deadline_.end() && next->first <= now; ++next)
-    out.push_back(leases_.at(next->second).get());
-  return out;
-}
-
-std::vector<Lease*> LeaseTable::Of(ClientId client) {
-  std::vector<Lease*> out;
-  if (!of_client_.contains(client)) return out;
-  for (const auto& [id, lease] : leases_) {
-    if (lease->client == client) out.push_back(lease.get());
+void Lessor::Expire(SteadyTime now) {
+  while (!by_deadline_.empty() && by_deadline_.begin()->first <= now) {
+    Lease& lease = *leases_.at(by_deadline_.begin()->second);
+    LogLimited(LogLevel::kDebug, "lease_expired", {{"lease", lease.id}, {"client", lease.client}});
+    Revoke(lease);
   }
-  return out;
 }
 
-std::vector<std::pair<Lease*, std::size_t>> LeaseTable::On(const Domain& domain, const Region& region) {
-  std::vector<std::pair<Lease*, std::size_t>> out;
-  if (!of_domain_.contains(&domain)) return out;
-  for (const auto& [id, lease] : leases_) {
-    if (lease->domain != &domain) continue;
-    const auto first = std::find_if(lease->blocks.begin(), lease->blocks.end(), [&](const LeasedBlock& block) {
+void Lessor::RevokeAllOf(ClientId client) {
+  if (!of_client_.contains(client)) return;
+  for (auto next = leases_.begin(); next != leases_.end();) {
+    Lease& lease = *(next++)->second;
+    if (lease.client == client) Revoke(lease);
+  }
+}
+
+std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing) {
+  std::uint32_t cut = 0;
+  if (!of_domain_.contains(&domain)) return cut;
+  for (auto next = leases_.begin(); next != leases_.end();) {
+    Lease& lease = *(next++)->second;
+    if (lease.domain != &domain) continue;
+    const auto first = std::find_if(lease.blocks.begin(), lease.blocks.end(), [&](const LeasedBlock& block) {
       return block.row == region.row && block.region_epoch == region.info.region_epoch;
     });
-    if (first != lease->blocks.end()) out.emplace_back(lease.get(), static_cast<std::size_t>(first - lease->blocks.begin()));
+    if (first == lease.blocks.end()) continue;
+    const auto left = static_cast<std::size_t>(first - lease.blocks.begin());
+    losing(lease, left);
+    Cut(lease, left);
+    ++cut;
   }
-  return out;
+  return cut;
 }
 
-LeaseTable::Usage LeaseTable::UsageOf(ClientId client) const { return UsageIn(of_client_, client); }
-LeaseTable::Usage LeaseTable::UsageOf(const Domain& domain) const { return UsageIn(of_domain_, &domain); }
+Lessor::Usage Lessor::UsageOf(ClientId client) const { return UsageIn(of_client_, client); }
+Lessor::Usage Lessor::UsageOf(const Domain& domain) const { return UsageIn(of_domain_, &domain); }
 
 }  // namespace kvm::daemon

@@ -1,12 +1,12 @@
-// Starting with what the kvmd before has left: its regions serve again before their owners are back, and its index is
-// read into a new registry, slice by slice, since nobody can write the old one any more.
+#include "daemon/broker/restorer.h"
+
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 
+#include "daemon/system/log.h"
 #include "proto/base/fault_point.h"
-
-#include "daemon/broker/broker.h"
 
 namespace kvm::daemon {
 namespace {
@@ -18,7 +18,7 @@ std::uint64_t RowKey(std::uint32_t row, std::uint32_t region_epoch) { return std
 
 }  // namespace
 
-void Broker::Restore(PersistedState state) {
+void Restorer::Restore(PersistedState state) {
   std::map<std::pair<std::uint32_t, std::uint32_t>, ClientId> owners;  // by uid and pid
   std::map<std::uint64_t, Rebuild> rebuilds;                           // by epoch of the old registry
   for (UniqueFd& fd : state.registries) {
@@ -31,18 +31,18 @@ void Broker::Restore(PersistedState state) {
     const std::uint64_t epoch = view->header().epoch;
     rebuilds[epoch].old = std::move(*view);
   }
-  for (PersistedRegion& kept : state.regions) {
-    const kvmwire::StoredRegion& manifest = kept.manifest;
+  for (PersistedRegion& persisted : state.regions) {
+    const kvmwire::StoredRegion& manifest = persisted.manifest;
     ClientId& owner = owners[{manifest.owner_uid(), manifest.owner_pid()}];
-    if (owner == kNobody) owner = next_client_++;
-    const Result<Region*> region = RestoreRegion(kept, owner);
+    if (owner == kNobody) owner = clients_.NextId();
+    const Result<Region*> region = RestoreRegion(persisted, owner);
     if (!region) {
       Log(LogLevel::kWarn, "region_not_restored", {{"region", manifest.descriptor_().name()}, {"reason", region.error().ToString()}});
       Region lost;
-      lost.persisted_id = kept.id;
+      lost.persisted_id = persisted.id;
       lost.persisted_serial = manifest.serial();
       lost.persisted_files = FilesOf(manifest);
-      if (state_store_ != nullptr) state_store_->ForgetRegion(lost);
+      persistence_.ForgetRegion(lost);
       continue;
     }
     KVM_FAULT_POINT(kvmd_restore_region);
@@ -58,44 +58,43 @@ void Broker::Restore(PersistedState state) {
   if (!rebuilds_.empty()) work_to_do_();
 }
 
-Result<Region*> Broker::RestoreRegion(PersistedRegion& kept, ClientId owner) {
-  const kvmwire::StoredRegion& manifest = kept.manifest;
-  if (manifest.has_slab() && !host_cache_) return MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)");
+Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId owner) {
+  const kvmwire::StoredRegion& manifest = persisted.manifest;
+  if (manifest.has_slab() && host_cache_ == nullptr) return MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)");
   const Result<ModelSpec> spec = ModelSpec::FromCanonical(manifest.model_spec());
   if (!spec) return spec.error();
-  const Result<Domain*> domain = DomainNamed(manifest.domain());
+  const Result<Domain*> domain = domains_.Named(manifest.domain());
   if (!domain) return domain.error();
   ModelTable& models = (*domain)->models();
   if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, *spec); !declared) return declared.error();
   Owner as{owner, manifest.owner_pid(), manifest.owner_uid()};
   if (manifest.has_slab()) as = {kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};
-  Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(as.client, manifest.descriptor_(), std::move(kept.fds));
+  Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(as.client, manifest.descriptor_(), std::move(persisted.fds));
   Result<Region*> added = prepared ? (*domain)->AddRegion(as, std::move(*prepared)) : Result<Region*>(prepared.error());
   models.ForgetClient(kNobody);
   if (!added) return added;
   Region& region = **added;
   if (manifest.has_slab()) {
-    if (Status restored = host_cache_->Restore(**domain, region, manifest.slab(), kept.process); !restored) {
+    if (Status restored = host_cache_->Restore(**domain, region, manifest.slab(), persisted.process); !restored) {
       (*domain)->StartLeaving(region, layout::RegionState::kFree);
       return restored.error();
     }
   }
   region.owner_instance = manifest.owner_instance();
-  region.persisted_id = kept.id;
+  region.persisted_id = persisted.id;
   region.persisted_serial = manifest.serial();
   region.persisted_files = FilesOf(manifest);
   // Until it has an owner again: the one that only waits for kvmd, or an heir.
-  if (!manifest.has_slab()) (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), kept.process});
+  if (!manifest.has_slab()) (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), persisted.process});
   return added;
 }
 
 // True if there is more to do.
-bool Broker::RebuildSome() {
+bool Restorer::Work() {
   if (rebuilds_.empty()) return false;
   Rebuild& rebuild = rebuilds_.back();
   const IndexReader& index = rebuild.old.index();
-  Domain* domain = nullptr;
-  if (const auto found = domains_.find(rebuild.domain); found != domains_.end()) domain = found->second.get();
+  Domain* domain = domains_.Find(rebuild.domain);
   const std::uint64_t end = domain == nullptr ? rebuild.slot : std::min(rebuild.slot + kSlotsInSlice, index.slots());
   for (; rebuild.slot < end; ++rebuild.slot) {
     IndexEntry entry;
@@ -106,22 +105,26 @@ bool Broker::RebuildSome() {
     if (region == nullptr || !region->serving()) continue;
     rebuild.entries += region->filler != nullptr ? host_cache_->RestoreEntry(*region, entry) : domain->Restore(*region, entry);
   }
-  if (host_cache_) host_cache_->UseRestored();
+  if (host_cache_ != nullptr) host_cache_->UseRestored();
   KVM_FAULT_POINT(kvmd_rebuild_slice);
   if (domain != nullptr && rebuild.slot < index.slots()) return true;
-  FinishRebuild(rebuild, domain);
+  Finish(rebuild, domain);
   rebuilds_.pop_back();
   return !rebuilds_.empty();
 }
 
 // From here on the new registry is the one that a next kvmd would start from.
-void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
+void Restorer::Finish(const Rebuild& rebuild, Domain* domain) {
   if (domain != nullptr) {
     for (const auto& [old, row] : rebuild.rows) {
       Region* region = domain->FindRegion(row.first, row.second);
       if (region == nullptr || !region->serving()) continue;
-      if (region->filler != nullptr) host_cache_->FinishRestore(*region);
-      Persist(*domain, *region);
+      if (region->filler != nullptr) {
+        host_cache_->FinishRestore(*region);
+        persistence_.PersistSlab(*domain, *region, *host_cache_);
+      } else {
+        persistence_.PersistRegion(*domain, *region);
+      }
       KVM_FAULT_POINT(kvmd_rebuild_region_persisted);
     }
     Log(LogLevel::kInfo, "registry_restored",
@@ -132,30 +135,11 @@ void Broker::FinishRebuild(const Rebuild& rebuild, Domain* domain) {
                     std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - rebuild.began).count())}});
   }
   KVM_FAULT_POINT(kvmd_rebuild_done);
-  if (state_store_ != nullptr) state_store_->ForgetRegistry(rebuild.old.header().epoch);
+  persistence_.ForgetRegistry(rebuild.old.header().epoch);
 }
 
-void Broker::Persist(Domain& domain, Region& region) {
-  if (state_store_ == nullptr) return;
-  if (region.filler != nullptr) return PersistSlab(domain, region);
-  const WatchedProcess* process = nullptr;
-  const auto owner = clients_.find(region.owner);
-  if (region.orphan) {
-    process = region.orphan->process.get();
-  } else if (owner != clients_.end()) {
-    process = owner->second->process.get();
-  }
-  state_store_->PersistRegion(domain, region, process);
-}
-
-void Broker::PersistSlab(Domain& domain, Region& region) {
-  kvmwire::StoredSlab stored;
-  const WatchedProcess* process = nullptr;
-  if (const SlabWriter* writer = host_cache_->Describe(region, stored)) {
-    const auto client = clients_.find(writer->client);
-    process = client == clients_.end() ? writer->process.get() : client->second->process.get();
-  }
-  state_store_->PersistRegion(domain, region, process, &stored);
+bool Restorer::Reading(const Domain& domain) const {
+  return std::any_of(rebuilds_.begin(), rebuilds_.end(), [&](const Rebuild& rebuild) { return rebuild.domain == domain.name(); });
 }
 
 }  // namespace kvm::daemon
