@@ -18,6 +18,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_sessions.cc
   unit/test_leases.cc
   unit/test_log_sink.cc
+  unit/test_orphan_policy.cc
   unit/test_registry.cc
   unit/test_slot_table.cc
   unit/test_start_lock.cc)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "daemon/broker/status.h"
@@ -14,9 +15,40 @@ namespace {
 constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for operators
 constexpr std::size_t kMaxWaitingReplies = 16;
 
-void NoteStats(Client& client, kvmwire::StatsReport& report) {
+void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }
+
+void NoteStats(Client& client, kvmwire::ClientMessage message) {
+  kvmwire::StatsReport& report = *message.mutable_stats_report();
   report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxReasonBytes));
   client.stats = std::move(report);
+}
+
+// Handlers of messages: a function or a service's method that takes the message, or a method that takes its body. Those that return nothing
+// answer whatever is wrong; others may find that the protocol was broken.
+template <class Call>
+Status StatusOf(Call&& call) {
+  if constexpr (std::is_void_v<decltype(call())>) {
+    call();
+    return {};
+  } else {
+    return call();
+  }
+}
+template <class Function>
+auto To(Function function) {
+  return [function](Client& client, Request& request) { return StatusOf([&] { return function(client, std::move(request.message)); }); };
+}
+template <class Service, class Method>
+auto To(Service& service, Method method) {
+  return [&service, method](Client& client, Request& request) {
+    return StatusOf([&] { return (service.*method)(client, std::move(request.message)); });
+  };
+}
+template <class Service, class Method, class Body>
+auto To(Service& service, Method method, Body body) {
+  return [&service, method, body](Client& client, Request& request) {
+    return StatusOf([&] { return (service.*method)(client, (request.message.*body)()); });
+  };
 }
 
 LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug; }
@@ -141,60 +173,38 @@ std::vector<MessageRule> Broker::Rules() {
   using enum Sender;
   using enum Answer;
   constexpr auto kNoFds = Descriptors::kNone, kFds = Descriptors::kAllowed;
-  // A handler that answers whatever is wrong, and one that may find the protocol broken.
-  const auto does = [](auto handler) {
-    return [handler](Client& client, Request& request) -> Status {
-      handler(client, request);
-      return {};
-    };
+  const auto register_region = [this](Client& client, Request& request) -> Status {
+    regions_.Register(client, std::move(request.message), std::move(request.fds));
+    return {};
   };
-  // clang-format off
   return {
-    {Message::kHello, "hello", kStranger, kNoFds, kReply,
-     [this](Client& client, Request& request) { return Hello(client, request.message); }},
-    {Message::kPing, "ping", kMember, kNoFds, kReply,
-     does([](Client& client, Request& request) { client.ReplyEmpty(request.message.request_id()); })},
-    {Message::kStatsReport, "stats report", kMember, kNoFds, kNone,
-     does([](Client& client, Request& request) { NoteStats(client, *request.message.mutable_stats_report()); })},
-    {Message::kStatusQuery, "status query", kMember, kNoFds, kReply,
-     does([this](Client& client, Request& request) { ReplyStatus(client, request.message); })},
+      {Message::kHello, "hello", kStranger, kNoFds, kReply, To(*this, &Broker::Hello)},
+      {Message::kPing, "ping", kMember, kNoFds, kReply, To(&Ping)},
+      {Message::kStatsReport, "stats report", kMember, kNoFds, kNone, To(&NoteStats)},
+      {Message::kStatusQuery, "status query", kMember, kNoFds, kReply, To(*this, &Broker::ReplyStatus)},
 
-    {Message::kDeclareModel, "declare model", kWorker, kNoFds, kReply,
-     does([this](Client& client, Request& request) { announcer_.DeclareModel(client, request.message); })},
-    {Message::kWithdrawAck, "withdraw ack", kMember, kNoFds, kNone,
-     does([this](Client& client, Request& request) { announcer_.WithdrawAck(client, request.message.withdraw_ack()); })},
+      {Message::kDeclareModel, "declare model", kWorker, kNoFds, kReply, To(announcer_, &RegionAnnouncer::DeclareModel)},
+      {Message::kWithdrawAck, "withdraw ack", kMember, kNoFds, kNone,
+       To(announcer_, &RegionAnnouncer::WithdrawAck, &Message::withdraw_ack)},
 
-    {Message::kRegisterRegion, "register region", kWorker, kFds, kReply,
-     does([this](Client& client, Request& request) { regions_.Register(client, std::move(request.message), std::move(request.fds)); })},
-    {Message::kUnregisterRegion, "unregister", kWorker, kNoFds, kReply,
-     does([this](Client& client, Request& request) { regions_.Unregister(client, request.message); })},
-    {Message::kPublish, "publish", kWorker, kNoFds, kAck,
-     [this](Client& client, Request& request) { return regions_.Publish(client, request.message.publish()); }},
-    {Message::kRetract, "retract", kWorker, kNoFds, kNone,
-     [this](Client& client, Request& request) { return regions_.Retract(client, request.message.retract()); }},
+      {Message::kRegisterRegion, "register region", kWorker, kFds, kReply, register_region},
+      {Message::kUnregisterRegion, "unregister region", kWorker, kNoFds, kReply, To(regions_, &RegionService::Unregister)},
+      {Message::kPublish, "publish", kWorker, kNoFds, kAck, To(regions_, &RegionService::Publish, &Message::publish)},
+      {Message::kRetract, "retract", kWorker, kNoFds, kNone, To(regions_, &RegionService::Retract, &Message::retract)},
 
-    {Message::kAllocateMemory, "memory", kWorker, kNoFds, kReply,
-     does([this](Client& client, Request& request) { orphans_.AllocateMemory(client, request.message); })},
-    {Message::kAdoptRegion, "adopt region", kWorker, kNoFds, kReply,
-     does([this](Client& client, Request& request) { orphans_.Adopt(client, request.message); })},
-    {Message::kReclaim, "reclaim", kMember, kNoFds, kReply,
-     does([this](Client& client, Request& request) { orphans_.Reclaim(client, request.message); })},
+      {Message::kAllocateMemory, "allocate memory", kWorker, kNoFds, kReply, To(orphans_, &OrphanService::AllocateMemory)},
+      {Message::kAdoptRegion, "adopt region", kWorker, kNoFds, kReply, To(orphans_, &OrphanService::Adopt)},
+      {Message::kReclaim, "reclaim", kMember, kNoFds, kReply, To(orphans_, &OrphanService::Reclaim)},
 
-    {Message::kPrepareStore, "offload", kWorker, kNoFds, kReply,
-     [this](Client& client, Request& request) { return offload_.PrepareStore(client, std::move(request.message)); }},
-    {Message::kCompleteStore, "offload done", kWorker, kNoFds, kNone,
-     [this](Client& client, Request& request) { return offload_.CompleteStore(client, request.message.complete_store()); }},
-    {Message::kHostCacheUse, "host cache use", kWorker, kNoFds, kNone,
-     [this](Client& client, Request& request) { return offload_.Use(client, request.message.host_cache_use()); }},
+      {Message::kPrepareStore, "prepare store", kWorker, kNoFds, kReply, To(offload_, &OffloadService::PrepareStore)},
+      {Message::kCompleteStore, "complete store", kWorker, kNoFds, kNone,
+       To(offload_, &OffloadService::CompleteStore, &Message::complete_store)},
+      {Message::kHostCacheUse, "host cache use", kWorker, kNoFds, kNone, To(offload_, &OffloadService::Use, &Message::host_cache_use)},
 
-    {Message::kAcquireLease, "lease", kWorker, kNoFds, kReply,
-     [this](Client& client, Request& request) { return leases_.Acquire(client, request.message); }},
-    {Message::kRenewLease, "renew lease", kWorker, kNoFds, kReply,
-     does([this](Client& client, Request& request) { leases_.Renew(client, request.message); })},
-    {Message::kReleaseLease, "release lease", kWorker, kNoFds, kNone,
-     does([this](Client& client, Request& request) { leases_.Release(client, request.message.release_lease()); })},
+      {Message::kAcquireLease, "acquire lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Acquire)},
+      {Message::kRenewLease, "renew lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Renew)},
+      {Message::kReleaseLease, "release lease", kWorker, kNoFds, kNone, To(leases_, &LeaseService::Release, &Message::release_lease)},
   };
-  // clang-format on
 }
 
 void Broker::ReplyStatus(const Client& client, const kvmwire::ClientMessage& message) const {

@@ -2,7 +2,8 @@
 //
 // The server joins clients, hands their messages over and turns the clock; tests do the same without a socket. Each kind of
 // message has a service of its own; Broker owns all of them, wires them, and has the table by which messages are dispatched
-// (Rules). Services call those that are declared before them and never those after. Single-threaded.
+// (Rules). A service calls those that are declared before it; what one of them has to tell a later one is an event that Broker
+// wires. Single-threaded.
 //
 // A Status error from Handle means that the client broke the protocol and is to be dropped; errors a client can live with go
 // back as replies.

@@ -42,6 +42,8 @@ class Dispatcher {
  public:
   // At most one rule for each body.
   explicit Dispatcher(std::vector<MessageRule> rules);
+  Dispatcher(const Dispatcher&) = delete;
+  Dispatcher& operator=(const Dispatcher&) = delete;
 
   // An error: the client broke the protocol and is to be dropped. What it can live with has been answered.
   [[nodiscard]] Status Handle(Client& client, Request request) const;

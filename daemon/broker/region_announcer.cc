@@ -92,7 +92,7 @@ void RegionAnnouncer::Withdraw(Domain& domain, Region& region, bool waits) {
   }
   persistence_.ForgetRegion(region);
   KVM_FAULT_POINT(kvmd_region_withdrawn);
-  domain.StartLeaving(region, waits ? layout::RegionState::kWithdrawing : layout::RegionState::kFree);
+  domain.StartLeaving(region, /*asks_importers=*/waits);
   work_to_do_();
 }
 

@@ -76,7 +76,7 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
   Region& region = **added;
   if (manifest.has_slab()) {
     if (Status restored = host_cache_->Restore(**domain, region, manifest.slab(), persisted.process); !restored) {
-      (*domain)->StartLeaving(region, layout::RegionState::kFree);
+      (*domain)->StartLeaving(region, /*asks_importers=*/false);
       return restored.error();
     }
   }

@@ -130,7 +130,6 @@ Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> ad
 
   region.row = row;
   region.owner = owner.client;
-  region.info.state = static_cast<std::uint32_t>(layout::RegionState::kLive);
   region.info.region_epoch = next_region_epoch_++;
   region.info.client_id = owner.client;
   region.info.owner_pid = owner.pid;
@@ -145,9 +144,17 @@ Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> ad
   for (const FileId& file : region.files) row_of_memory_.emplace(file, row);
   regions_[row] = std::move(added);
   next_row_ = row + 1 == regions_.size() ? 0 : row + 1;
-  ++live_regions_;
-  WriteRow(region);
+  Enter(region, RegionPhase::kLive);
   return &region;
+}
+
+void Domain::Enter(Region& region, RegionPhase next) noexcept {
+  live_regions_ -= region.live();
+  orphans_ -= region.phase() == RegionPhase::kOrphan;
+  region.Enter(next);
+  live_regions_ += region.live();
+  orphans_ += region.phase() == RegionPhase::kOrphan;
+  WriteRow(region);
 }
 
 void Domain::WriteRow(Region& region) noexcept {
@@ -194,13 +201,10 @@ std::vector<Region*> Domain::ServingRegionsOfModel(std::uint32_t model) noexcept
   return out;
 }
 
-void Domain::StartLeaving(Region& region, layout::RegionState shown) noexcept {
-  live_regions_ -= region.live();
-  orphans_ -= region.orphan.has_value();
-  region.orphan.reset();
-  region.info.state = static_cast<std::uint32_t>(shown);
+void Domain::StartLeaving(Region& region, bool asks_importers) noexcept {
+  region.asks_importers = asks_importers;
   for (const FileId& file : region.files) row_of_memory_.erase(file);
-  WriteRow(region);
+  Enter(region, RegionPhase::kLeaving);
   leaving_.insert(region.row);
 }
 
@@ -250,7 +254,7 @@ void Domain::FreeRegion(std::uint32_t row) noexcept {
   const std::uint32_t model = region.info.model;
   LeaveAccount(region);
   region.info = layout::RegionInfo{};
-  WriteRow(region);
+  Enter(region, RegionPhase::kFree);
   regions_[row].reset();
   models_.RemoveRegion(model);
 }

@@ -4,9 +4,8 @@
 // here; no call can fail in a way that harms another client. Work that grows with a client's size
 // (dropping its entries, looking for stale ones) is cut into bounded slices. Single-threaded.
 //
-// A region goes through live → leaving → gone, or live → orphan → live again with the same or another owner, or
-// leaving. While it leaves, its entries are dropped and importers may still have it mapped; its row is reused only
-// after both have ended, its epoch never. An orphan serves as a live one does, but nobody publishes to it.
+// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers may still have it mapped;
+// its row is reused only after both have ended, its epoch never.
 #pragma once
 
 #include <cstdint>
@@ -79,9 +78,9 @@ class Domain {
   // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
   [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
 
-  // Takes a serving region out: nothing can be published to it any more, its row shows `shown`, and Reap
-  // does the rest.
-  void StartLeaving(Region& region, layout::RegionState shown) noexcept;
+  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest. `asks_importers`: they are
+  // asked to acknowledge, and the row says so meanwhile; else it looks free at once.
+  void StartLeaving(Region& region, bool asks_importers) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
   // wait for nobody. True if entries are left to drop.
@@ -129,6 +128,8 @@ class Domain {
 
   Status CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const;
   Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
+  // Every step of a region's goes through here: the counts and the row follow it.
+  void Enter(Region& region, RegionPhase next) noexcept;
   void FreeRegion(std::uint32_t row) noexcept;
   void LeaveAccount(Region& region) noexcept;
   void WriteRow(Region& region) noexcept;

@@ -35,10 +35,7 @@ bool Domain::nearly_full() const noexcept {
 
 void Domain::MakeOrphan(Region& region, Orphan orphan) noexcept {
   region.orphan = std::move(orphan);
-  region.info.state = static_cast<std::uint32_t>(layout::RegionState::kOrphan);
-  --live_regions_;
-  ++orphans_;
-  WriteRow(region);
+  Enter(region, RegionPhase::kOrphan);
 }
 
 Status Domain::TakeOver(Region& region, const Owner& owner) {
@@ -52,14 +49,10 @@ Status Domain::TakeOver(Region& region, const Owner& owner) {
   LeaveAccount(region);
   region.account = &to;
   region.owner = owner.client;
-  region.orphan.reset();
   region.announced_to.erase(owner.client);
-  region.info.state = static_cast<std::uint32_t>(layout::RegionState::kLive);
   region.info.client_id = owner.client;
   region.info.owner_pid = owner.pid;
-  --orphans_;
-  ++live_regions_;
-  WriteRow(region);
+  Enter(region, RegionPhase::kLive);
   return {};
 }
 

@@ -1,6 +1,7 @@
 #include "daemon/registry/region.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 
 #include "proto/wire/protocol_limits.h"
@@ -140,6 +141,32 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   }
   region->fds = std::move(fds);
   return region;
+}
+
+bool MayFollow(RegionPhase from, RegionPhase to) noexcept {
+  switch (from) {
+    case RegionPhase::kFree: return to == RegionPhase::kLive;
+    case RegionPhase::kLive: return to == RegionPhase::kOrphan || to == RegionPhase::kLeaving;
+    case RegionPhase::kOrphan: return to == RegionPhase::kLive || to == RegionPhase::kLeaving;
+    case RegionPhase::kLeaving: return to == RegionPhase::kFree;
+  }
+  return false;
+}
+
+void Region::Enter(RegionPhase next) noexcept {
+  assert(MayFollow(phase_, next));
+  phase_ = next;
+  layout::RegionState shown = layout::RegionState::kFree;
+  switch (next) {
+    case RegionPhase::kFree: break;
+    case RegionPhase::kLive: shown = layout::RegionState::kLive; break;
+    case RegionPhase::kOrphan: shown = layout::RegionState::kOrphan; break;
+    case RegionPhase::kLeaving:
+      if (asks_importers) shown = layout::RegionState::kWithdrawing;
+      break;
+  }
+  info.state = static_cast<std::uint32_t>(shown);
+  if (next != RegionPhase::kOrphan) orphan.reset();
 }
 
 bool Region::table_whole() const noexcept {
