@@ -199,6 +199,22 @@ std::size_t Region::descriptors() const noexcept {
          static_cast<std::size_t>(std::count_if(read_only.begin(), read_only.end(), [](const UniqueFd& fd) { return bool{fd}; }));
 }
 
+bool Region::Pin(std::uint32_t block) {
+  if (filler != nullptr) return filler->Pin(block);
+  ++pinned[block];
+  return true;
+}
+
+void Region::Unpin(std::uint32_t block) noexcept {
+  if (filler != nullptr) return filler->Unpin(block);
+  const auto found = pinned.find(block);
+  if (found != pinned.end() && --found->second == 0) pinned.erase(found);
+}
+
+bool SameShard(const Region& a, const Region& b) noexcept {
+  return a.info.tp_rank == b.info.tp_rank && a.info.pp_rank == b.info.pp_rank && a.info.kv_group == b.info.kv_group;
+}
+
 Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected) {
   const kvmwire::RegionDescriptor& is = region.descriptor;
   const auto differs = [&](const std::string& field) {

@@ -125,9 +125,18 @@ struct Region {
   std::uint64_t segment_bytes() const noexcept;  // of all
   std::size_t descriptors() const noexcept;      // that kvmd keeps
 
+  // Until as many Unpins, the block's entry makes room for nobody and its memory is not given up to make room. False: it
+  // has just gone.
+  bool Pin(std::uint32_t block);
+  void Unpin(std::uint32_t block) noexcept;
+  bool Pinned(std::uint32_t block) const noexcept { return filler != nullptr ? filler->Pinned(block) : pinned.contains(block); }
+
  private:
   RegionPhase phase_ = RegionPhase::kFree;
 };
+
+// Whether both hold blocks of the same shard of their models.
+bool SameShard(const Region& a, const Region& b) noexcept;
 
 // kModelMismatch, kBadGeometry: the region is not what the adopter expects; the message names the field.
 [[nodiscard]] Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected);

@@ -1,10 +1,9 @@
-// Entries of a domain: publishing, retracting, dropping what is stale, making room.
+#include "daemon/registry/entry_table.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "proto/base/fault_point.h"
-
-#include "daemon/registry/domain.h"
 
 namespace kvm::daemon {
 namespace {
@@ -23,14 +22,22 @@ PublishRecord RecordAt(const std::string& records, std::size_t index) {
 
 }  // namespace
 
-bool Domain::IsStale(const IndexEntry& entry) const noexcept {
-  const Region& region = *regions_[entry.region];
+EntryTable::EntryTable(const Config& config, RegistrySegment& segment, RegionTable& regions, Accounts& accounts)
+    : config_(config),
+      segment_(segment),
+      regions_(regions),
+      accounts_(accounts),
+      index_(segment.slots(), segment.tags(), segment.header().index_slots, config.max_entries, &segment.header().index_moves,
+             [this](const IndexEntry& entry, std::uint64_t slot) { regions_.At(entry.region).slots.Set(entry.block, slot); }) {}
+
+bool EntryTable::IsStale(const IndexEntry& entry) const noexcept {
+  const Region& region = regions_.At(entry.region);
   return !region.serving() || region.generations.Current(entry.block) != entry.generation;
 }
 
-void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept {
+void EntryTable::Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept {
   const IndexEntry entry = index_.At(slot);
-  Region& region = *regions_[entry.region];
+  Region& region = regions_.At(entry.region);
   region.slots.Set(entry.block, SlotMap::kNone);
   --region.entries;
   --region.account->entries;
@@ -40,14 +47,14 @@ void Domain::EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter)
   if (region.filler != nullptr) region.filler->EntryErased(entry.block);
 }
 
-void Domain::WriteEntryCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
+void EntryTable::WriteCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
 
-kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& publish) {
+kvmwire::PublishAck EntryTable::Publish(ClientId client, const kvmwire::Publish& publish) {
   kvmwire::PublishAck ack;
   ack.set_sequence(publish.sequence());
   const std::string& records = publish.records();
   const std::size_t count = records.size() / sizeof(PublishRecord);
-  Region* region = FindRegion(publish.region(), publish.region_epoch());
+  Region* region = regions_.Find(publish.region(), publish.region_epoch());
   if (region == nullptr || region->owner != client || !region->live()) {
     ack.set_refused_invalid(static_cast<std::uint32_t>(count));
     return ack;
@@ -66,7 +73,7 @@ kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& pub
   };
   for (std::size_t i = 0; i < std::min(kFetchFirst, count); ++i) fetch_first(i);
   for (std::size_t i = 0; i < std::min(kFetchSecond, count); ++i) fetch_second(i);
-  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const std::uint32_t now_s = SecondsSinceStart();
   std::uint32_t outcomes[5] = {};
   for (std::size_t i = 0; i < count; ++i) {
     if (i + kFetchFirst < count) fetch_first(i + kFetchFirst);
@@ -83,20 +90,20 @@ kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& pub
   Add(counters.refused_full, ack.refused_full());
   Add(counters.refused_replicas, ack.refused_replicas());
   Add(counters.refused_stale, ack.refused_stale());
-  WriteEntryCount();
+  WriteCount();
   KVM_FAULT_POINT(kvmd_batch_published);
   return ack;
 }
 
-bool Domain::Restore(Region& region, const IndexEntry& entry) {
-  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+bool EntryTable::Restore(Region& region, const IndexEntry& entry) {
+  const std::uint32_t now_s = SecondsSinceStart();
   const bool in = PublishOne(region, {entry.key, entry.parent_lo, entry.generation, entry.block, entry.depth}, now_s) == Outcome::kInserted;
   Add(segment_.counters().published, in);
-  WriteEntryCount();
+  WriteCount();
   return in;
 }
 
-Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
+EntryTable::Outcome EntryTable::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
   if (record.block >= region.info.block_count || !IsReadable(record.generation)) return Outcome::kInvalid;
   if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;
   IndexEntry entry;
@@ -113,7 +120,7 @@ Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, 
       index_.Update(old, entry);
       return Outcome::kInserted;
     }
-    EraseEntry(old, segment_.counters().replaced);
+    Erase(old, segment_.counters().replaced);
   }
   std::uint64_t slots[layout::kMaxReplicas];
   if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) return Outcome::kReplicas;
@@ -127,83 +134,83 @@ Domain::Outcome Domain::PublishOne(Region& region, const PublishRecord& record, 
   return Outcome::kInserted;
 }
 
-bool Domain::DropStaleReplica(const BlockKey& key) {
+bool EntryTable::DropStaleReplica(const BlockKey& key) {
   std::uint64_t slots[layout::kMaxReplicas];
   const std::size_t replicas = index_.Replicas(key, slots);
   for (std::size_t i = 0; i < replicas; ++i) {
     if (!IsStale(index_.At(slots[i]))) continue;
-    EraseEntry(slots[i], segment_.counters().swept);
+    Erase(slots[i], segment_.counters().swept);
     return true;
   }
   return false;
 }
 
 // Of a live worker's, the one published longest ago.
-void Domain::DropReplica(const BlockKey& key) {
+void EntryTable::DropReplica(const BlockKey& key) {
   std::uint64_t slots[layout::kMaxReplicas];
   const std::size_t replicas = index_.Replicas(key, slots);
   for (std::size_t i = 0; i < replicas; ++i) {
     const IndexEntry entry = index_.At(slots[i]);
-    if (regions_[entry.region]->filler != nullptr || IsPinned(entry)) continue;
-    return EraseEntry(slots[i], segment_.counters().replaced);
+    if (regions_.At(entry.region).filler != nullptr || regions_.At(entry.region).Pinned(entry.block)) continue;
+    return Erase(slots[i], segment_.counters().replaced);
   }
 }
 
-bool Domain::PublishCached(Region& region, const PublishRecord& record) {
+bool EntryTable::PublishCached(Region& region, const PublishRecord& record) {
   std::uint64_t slots[layout::kMaxReplicas];
   if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) DropReplica(record.key);
-  const auto now_s = static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000);
+  const std::uint32_t now_s = SecondsSinceStart();
   const bool inserted = PublishOne(region, record, now_s) == Outcome::kInserted;
   Add(inserted ? segment_.counters().published : segment_.counters().refused_full);
-  WriteEntryCount();
+  WriteCount();
   return inserted;
 }
 
-void Domain::EraseCached(Region& region, std::uint32_t block) {
+void EntryTable::EraseCached(Region& region, std::uint32_t block) {
   const std::uint32_t slot = region.slots.Get(block);
-  if (slot != SlotMap::kNone) EraseEntry(slot, segment_.counters().evicted);
-  WriteEntryCount();
+  if (slot != SlotMap::kNone) Erase(slot, segment_.counters().evicted);
+  WriteCount();
 }
 
-bool Domain::MakeRoom(const Region& publisher) {
+bool EntryTable::MakeRoom(const Region& publisher) {
   const std::uint64_t share = config_.max_entries / accounts_.size();
   const bool publisher_is_rich = publisher.account->entries >= share;
   const std::uint64_t victim = eviction_.ChooseVictim(index_, [&](const IndexEntry& entry) {
     if (IsStale(entry)) return Standing::kStale;
-    if (IsPinned(entry)) return Standing::kProtected;
-    const Account* account = regions_[entry.region]->account;
+    if (regions_.At(entry.region).Pinned(entry.block)) return Standing::kProtected;
+    const Account* account = regions_.At(entry.region).account;
     if (account == publisher.account) return publisher_is_rich ? Standing::kPreferred : Standing::kLastResort;
     if (account->entries <= share) return Standing::kProtected;
     return publisher_is_rich ? Standing::kAcceptable : Standing::kPreferred;
   });
   if (victim == kNoSlot) return false;
   layout::Counters& counters = segment_.counters();
-  EraseEntry(victim, IsStale(index_.At(victim)) ? counters.swept : counters.evicted);
+  Erase(victim, IsStale(index_.At(victim)) ? counters.swept : counters.evicted);
   return true;
 }
 
-void Domain::Retract(ClientId client, const kvmwire::Retract& retract) {
-  Region* region = FindRegion(retract.region(), retract.region_epoch());
+void EntryTable::Retract(ClientId client, const kvmwire::Retract& retract) {
+  Region* region = regions_.Find(retract.region(), retract.region_epoch());
   if (region == nullptr || region->owner != client) return;
   for (const std::uint32_t block : retract.blocks()) {
     if (block >= region->info.block_count) continue;
     const std::uint32_t slot = region->slots.Get(block);
-    if (slot != SlotMap::kNone && IsStale(index_.At(slot))) EraseEntry(slot, segment_.counters().retracted);
+    if (slot != SlotMap::kNone && IsStale(index_.At(slot))) Erase(slot, segment_.counters().retracted);
   }
-  WriteEntryCount();
+  WriteCount();
 }
 
-void Domain::Sweep(std::uint32_t slots) {
+void EntryTable::Sweep(std::uint32_t slots) {
   if (index_.entries() == 0) return;
   const std::uint64_t count = index_.slots();
   const std::uint64_t budget = std::min<std::uint64_t>(std::max(slots >> sweep_idle_, 1u), count);
   for (std::uint64_t looked = 0; looked < budget; ++looked) {
     const std::uint64_t ahead = sweep_hand_ + kSweepAhead < count ? sweep_hand_ + kSweepAhead : 0;
-    if (const IndexEntry next = index_.At(ahead); next.region_epoch != 0) regions_[next.region]->generations.Prefetch(next.block);
+    if (const IndexEntry next = index_.At(ahead); next.region_epoch != 0) regions_.At(next.region).generations.Prefetch(next.block);
     const IndexEntry entry = index_.At(sweep_hand_);
     if (entry.region_epoch != 0 && IsStale(entry)) {
       // A later entry may have moved into the slot: look at it again.
-      EraseEntry(sweep_hand_, segment_.counters().swept);
+      Erase(sweep_hand_, segment_.counters().swept);
       ++swept_in_round_;
       sweep_idle_ = 0;
       continue;
@@ -214,7 +221,44 @@ void Domain::Sweep(std::uint32_t slots) {
     if (swept_in_round_ * 64 < index_.entries()) sweep_idle_ = std::min(sweep_idle_ + 1, kSlowestSweep);
     swept_in_round_ = 0;
   }
-  WriteEntryCount();
+  WriteCount();
+}
+
+bool EntryTable::Reap(Region& region, std::uint32_t& budget) noexcept {
+  for (; region.entries > 0; ++region.reap_from, --budget) {
+    if (budget == 0) return false;
+    const std::uint32_t slot = region.slots.Get(region.reap_from);
+    if (slot != SlotMap::kNone) Erase(slot, segment_.counters().reaped);
+  }
+  return true;
+}
+
+IndexEntry EntryTable::Of(const Region& region, std::uint32_t block) const noexcept {
+  const std::uint32_t slot = region.slots.Get(block);
+  return slot == SlotMap::kNone ? IndexEntry{} : index_.At(slot);
+}
+
+Result<OwnedMemory> EntryTable::Records(const Region& region, std::uint64_t& count) const {
+  constexpr std::uint32_t kAhead = 16;
+  count = 0;
+  const std::uint64_t room = std::max<std::uint64_t>(region.entries, 1);
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:records", room * sizeof(PublishRecord));
+  if (!memory) return memory.error();
+  const std::uint32_t blocks = region.info.block_count;
+  for (std::uint32_t block = 0; block < blocks && count < room; ++block) {
+    if (block + kAhead < blocks) {
+      region.generations.Prefetch(block + kAhead);
+      index_.PrefetchSlot(region.slots.Get(block + kAhead));
+    }
+    const std::uint32_t slot = region.slots.Get(block);
+    if (slot == SlotMap::kNone) continue;
+    const IndexEntry entry = index_.At(slot);
+    if (region.generations.Current(block) != entry.generation) continue;
+    const PublishRecord record{entry.key, entry.parent_lo, entry.generation, block, entry.depth};
+    std::memcpy(memory->data() + count * sizeof(record), &record, sizeof(record));
+    ++count;
+  }
+  return memory;
 }
 
 }  // namespace kvm::daemon
