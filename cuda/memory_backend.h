@@ -1,8 +1,15 @@
 // The data plane behind libkvclient: memory that can be exported, mapped and copied.
 //
-// Nothing above this interface knows what kind of memory it moves. A backend is a stateless factory
-// (thread-safe); the objects it makes say for themselves. Copies are validated by the backend, since
-// only it knows when they have completed: generation check before, copy, generation check after (I2).
+// Code above this interface does not know which kind of memory it moves. A backend is a stateless factory
+// (thread-safe); the objects that it makes say whether they are. The backend validates copies, since only
+// it knows when they have completed: generation check, copy, generation check (I2: an entry is a hint,
+// the generation decides).
+//
+// The same three things have other names on each floor:
+//   libkvclient                   here              CUDA backend
+//   BlockSource, block of a match ImportBlock       PairEntry
+//   run of blocks, one source     ImportRun         GroupEntry
+//   GeometryPart                  CopyPlan          PieceEntry
 #pragma once
 
 #include <chrono>
@@ -55,7 +62,7 @@ class PeerMemory {
   // Whether the mapping itself refuses stores; if not, detail() says why.
   virtual bool read_only() const noexcept = 0;
   virtual const std::string& detail() const noexcept = 0;  // for operators; may be empty
-  // Whether the CPU has come upon memory that was gone (proto/shm/memory_guard.h). No import from it is valid any more.
+  // Whether the CPU has read memory that was lost (proto/shm/memory_guard.h). Then no import from it is valid any more.
   virtual bool lost() const noexcept { return false; }
 };
 
@@ -79,8 +86,8 @@ struct PeerGenerations {
 enum class BlockStatus : std::uint8_t {
   kPending = 0,
   kValid = 1,         // copied; the generation was right before and after
-  kStale = 2,         // the generation had moved on, before or during the copy
-  kBehindFailed = 3,  // an earlier block of the same match failed (I8)
+  kStale = 2,         // the block was rewritten, before or during the copy
+  kBehindFailed = 3,  // an earlier block of the same match failed
   kDeadline = 4,      // not copied in time
   kError = 5,         // the copy itself failed
 };
@@ -104,9 +111,9 @@ struct ImportRequest {
   const LocalMemory* destination = nullptr;
   std::vector<ImportRun> runs;       // cover `blocks` in order
   std::vector<ImportBlock> blocks;   // in prefix order
-  std::shared_ptr<const void> keep;  // whatever must live until the job is done
+  std::shared_ptr<const void> keep;  // everything that must live until the job is done
   SteadyTime deadline = SteadyTime::max();
-  // The rest means nothing to host memory.
+  // The rest has no effect on host memory.
   std::optional<StreamHandle> stream;        // copy in this stream's order; default: a stream of the backend
   unsigned max_sms = 0;                      // multiprocessors the copy may occupy; 0: as many as it takes
   bool wants_event = false;                  // ImportJob::event()
@@ -114,8 +121,8 @@ struct ImportRequest {
   std::chrono::milliseconds patience{2000};  // with `stream`: how long the job's destructor waits
 };
 
-// A copy under way. Not thread-safe. Destruction waits for copies that were started; one on a stream of the caller's
-// that is not done within ImportRequest::patience goes on without it, and what it needs is kept until it ends.
+// A copy under way. Not thread-safe. Destruction waits for copies that were started. A copy on a stream of the
+// caller's that is not done within ImportRequest::patience goes on after that, and its memory stays until it ends.
 class ImportJob {
  public:
   virtual ~ImportJob() = default;
@@ -139,11 +146,12 @@ class MemoryBackend {
   // Makes exportable memory, one allocation per size. kResourceExhausted, kSystem.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Allocate(const std::string& name,
                                                                       std::span<const std::uint64_t> segment_bytes) = 0;
-  // Makes memory that the caller allocated a region's, one segment per range: cuda_vmm_fd where it is AllocateExportable's
-  // (kvm/exportable_memory.h), else cuda_ipc, and the caller keeps it allocated while the result lives. kInvalidArgument: not device memory
-  // of this GPU, or the range leaves its allocation. kUnsupported: this memory can't be exported; the message says what can.
+  // Makes a region's memory of memory that the caller allocated, one segment per range: cuda_vmm_fd for memory of
+  // AllocateExportable (kvm/exportable_memory.h), else cuda_ipc, which the caller keeps allocated while the result lives.
+  // kInvalidArgument: not device memory of this GPU, or the range leaves its allocation. kUnsupported: this memory can't
+  // be exported; the message says which can.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange> ranges) = 0;
-  // Makes the caller's own memory of segments that exist: what kvmd granted (host_memfd), or a dead owner's. Contents stay.
+  // Takes over segments that exist, with their contents: memory that kvmd granted (host_memfd), or a dead owner's.
   // kPermissionDenied, kInvalidArgument, kUnsupported (another kind of memory), kSystem.
   [[nodiscard]] virtual Result<std::unique_ptr<LocalMemory>> Take(std::vector<SegmentHandle> segments) = 0;
   // Maps a peer's segments (consumes the descriptors). kPermissionDenied, kInvalidArgument, kSystem;
@@ -158,7 +166,7 @@ class MemoryBackend {
   [[nodiscard]] virtual Result<std::unique_ptr<PeerMemory>> View(const LocalMemory& memory) = 0;
   // Lets the GPU read a generation table. After an error imports still work: the CPU validates them then.
   [[nodiscard]] virtual Status AttachGenerations(PeerGenerations& generations) = 0;
-  // Starts copying. Never fails as a whole: what can't be copied has a status that says so.
+  // Starts copying. Never fails as a whole: the status of a block says whether it was copied.
   [[nodiscard]] virtual std::unique_ptr<ImportJob> Import(ImportRequest request) = 0;
 
   // Runs `action` once everything queued on `stream` so far has completed, on a thread of the backend,

@@ -11,7 +11,7 @@ namespace {
 
 using namespace kvm::daemon;
 
-// For a log that somebody reads; one that nobody reads ends with the process.
+// How long to wait for a reader of the log; lines that nobody reads end with the process.
 constexpr std::chrono::seconds kLastLines{1};
 
 int Main(int argc, char** argv) {
@@ -29,7 +29,7 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   kvm::OpenStandardFds();
-  // Whoever read the log, or help through a pager, may be gone.
+  // The reader of the log, or a pager that shows the help, may have ended.
   std::signal(SIGPIPE, SIG_IGN);
   const int code = Main(argc, argv);
   static_cast<void>(DrainLog(kLastLines));

@@ -38,13 +38,13 @@ class HostLocalMemory final : public LocalMemory {
   Status Take(SegmentHandle handle) {
     Result<OwnedMemory> memory = OwnedMemory::Take(std::move(handle.fd), handle.size_bytes, HugePages::kLater);
     if (!memory) return memory.error();
-    memory->Guard();  // others have written it before
+    memory->Guard();  // another process has written it before
     segments_.push_back(std::move(*memory));
     handles_.push_back(std::move(handle));
     return {};
   }
 
-  // Whether what was written to granted memory may not have got there.
+  // Whether bytes that were written to granted memory may have been lost.
   bool lost() const noexcept {
     return std::any_of(segments_.begin(), segments_.end(), [](const OwnedMemory& memory) { return memory.lost(); });
   }
@@ -117,8 +117,8 @@ void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool str
 void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) { std::memcpy(to, from, bytes); }
 #endif
 
-// Whether bytes copied before this call may not be the source's, or not be where they belong. Hardly ever is anything
-// lost in a process, so this mostly is one load.
+// Whether bytes copied before this call may be wrong because memory of source or destination was lost. Losses are rare,
+// so this is mostly one load.
 bool AnyLost(const HostPeerMemory& source, const LocalMemory& destination) {
   if (MemoryGuard::losses() == 0) return false;
   const auto* host = dynamic_cast<const HostLocalMemory*>(&destination);

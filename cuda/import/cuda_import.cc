@@ -25,7 +25,7 @@ class CudaImportJob final : public ImportJob {
   CudaImportJob(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots, ImportRequest request)
       : device_(std::move(device)), slots_(std::move(slots)), request_(std::move(request)), statuses_(request_.blocks.size()) {}
 
-  // What was started writes to the destination: nobody may reuse that before it has ended.
+  // Copies that were started write to the destination, which must not be reused before they have ended.
   ~CudaImportJob() override {
     Wait(SteadyTime::max());
     if (slot_) slots_->Return(std::move(slot_), usable_);
@@ -85,11 +85,11 @@ class CudaImportJob final : public ImportJob {
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
   void ValidateOnCpu();
 
-  // Something was queued and something failed: everything has, once the former has ended. A stream of the caller's may
-  // take its time for that.
+  // A part was queued and another failed: all of it counts as failed, once the queued part has ended, which may take long
+  // on a stream of the caller's.
   void Abandon() noexcept {
     const DeviceGuard guard(*device_);
-    // A launch that did not happen leaves no arrivals behind; one that did has reset them.
+    // A launch that failed did not touch `arrivals`; one that ran has reset it.
     static_cast<void>(cudaGetLastError());
     abandoned_ = cudaEventRecord(slot_->event(), stream_) == cudaSuccess;
     if (abandoned_) return;
@@ -166,7 +166,7 @@ class CudaImportJob final : public ImportJob {
     Finish();
   }
 
-  // Everything behind the first failure failed (I8).
+  // Everything behind the first failure failed (I8: a prefix with a hole is no prefix).
   void Finish() noexcept {
     auto bad = std::find_if(statuses_.begin(), statuses_.end(), [](BlockStatus status) { return status != BlockStatus::kValid; });
     if (bad != statuses_.end()) std::fill(bad + 1, statuses_.end(), BlockStatus::kBehindFailed);
@@ -199,7 +199,7 @@ class CudaImportJob final : public ImportJob {
   bool finished_ = false;
 };
 
-// Whether the request holds together, and whether the GPU can read all generations that it needs.
+// Whether the request is consistent, and whether the GPU can read all generations that it needs.
 Status CudaImportJob::CheckRequest() {
   const auto* destination = dynamic_cast<const CudaLocalMemory*>(request_.destination);
   if (destination == nullptr || destination->device().ordinal() != device_->ordinal()) {

@@ -25,7 +25,7 @@ Result<UniqueFd> NewSocket() {
   return socket;
 }
 
-// Makes place for a new socket file.
+// Makes room for a new socket file.
 Status ClearPath(const std::string& path, const sockaddr_un& address) {
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0) {
@@ -67,7 +67,7 @@ Result<Listener> Listener::Open(const std::string& path, const std::string& mode
   if (::stat(path.c_str(), &info) != 0) return SystemError("--socket: look at " + path);
   listener.device_ = info.st_dev;
   listener.inode_ = info.st_ino;
-  // Before listen(), so that nobody gets in under the mode that the umask left.
+  // Before listen(), so that no client connects while the file has the umask's mode.
   if (::chmod(path.c_str(), static_cast<mode_t>(std::strtoul(mode.c_str(), nullptr, 8))) != 0)
     return SystemError("--socket-mode: chmod " + path);
   if (::listen(fd, kBacklog) != 0) return SystemError("--socket: listen on " + path);

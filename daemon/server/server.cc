@@ -37,7 +37,7 @@ namespace {
 constexpr milliseconds kTick{50};
 constexpr milliseconds kAcceptPause{100};
 
-// Descriptors are what kvmd brokers; the soft limit is for programs that use select().
+// kvmd needs many descriptors; the soft limit exists for programs that use select().
 void RaiseDescriptorLimit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
@@ -144,7 +144,7 @@ asio::awaitable<void> Server::Impl::AcceptLoop() {
   }
 }
 
-// Says why, if the socket takes it at once.
+// Sends the reason, if the socket takes it at once.
 void Server::Impl::Refuse(int socket, std::uint32_t uid, const std::string& reason) {
   ++broker.rejected_connections;
   LogLimited(LogLevel::kWarn, "connection_refused", {{"uid", uid}, {"reason", reason}});
@@ -154,7 +154,7 @@ void Server::Impl::Refuse(int socket, std::uint32_t uid, const std::string& reas
   if (writer.Append(message.SerializeAsString())) static_cast<void>(writer.Drain(socket));
 }
 
-// Cleaning up after the gone goes on in slices between other events.
+// Cleaning up after clients that have left is done in slices between other events.
 void Server::Impl::WorkSoon() {
   if (working) return;
   working = true;
@@ -201,7 +201,7 @@ asio::awaitable<void> Server::Impl::SignalLoop() {
   }
 }
 
-// By the loop that everything else runs on: a kvmd that does not get on is started anew.
+// Runs on the loop of everything else, so the service manager restarts a kvmd whose loop stands still.
 void Server::Impl::FeedWatchdog(SteadyTime now) {
   if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
   watchdog_fed = now;
@@ -240,7 +240,7 @@ void Server::Impl::BeginStop(const char* why) {
   sweep.cancel();
   signals.cancel(ignored);
   broker.Close();
-  // Replies under way get a moment to be taken, then everybody hears goodbye.
+  // Clients have a moment to take their replies; then kvmd says goodbye to all.
   asio::co_spawn(
       context,
       [this]() -> asio::awaitable<void> {

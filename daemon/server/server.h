@@ -1,4 +1,4 @@
-// Server: the listening socket, the sessions and kvmd's clockwork. One thread runs all of it.
+// Server: the listening socket, the sessions and kvmd's timers. One thread runs all of it.
 #pragma once
 
 #include <memory>

@@ -23,17 +23,17 @@ using std::chrono::steady_clock;
 
 namespace {
 
-// How much one client may ask before others get their turn.
+// How much of one client is read before other clients have their turn.
 constexpr int kReadsPerTurn = 4;
 constexpr int kFramesPerTurn = 128;
-// Unread replies from which on a client is not read from.
+// With this many bytes of unread replies, kvmd stops reading from a client.
 constexpr std::size_t kPauseBytes = 256 * 1024;
-// Descriptors that may wait for a client; each is one of kvmd's own until it is taken.
+// Descriptors that may wait for a client; each one takes a descriptor of kvmd until the client has it.
 constexpr std::size_t kMaxQueuedFds = 4096;
-// Descriptors in flight to one client, sent and not read by it: they count against what kvmd's user may have in flight.
+// Descriptors in flight to one client (sent, not read): they count against the limit of kvmd's user.
 constexpr std::size_t kMaxFdsInFlight = 256;
 constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
-// Nothing tells when a client has read, or others have what holds everybody back.
+// How often to try again: no event tells when a client has read the descriptors in flight.
 constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
 }  // namespace
@@ -68,7 +68,8 @@ void Session::Start() {
   id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
   const int process = broker_.ProcessOf(id_);
   if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {
-    // Unwatched, it could not be told from one that runs on when its connection ends. It comes back after a while.
+    // Without a pidfd, kvmd could not tell whether the process still runs when its connection ends. The client
+    // reconnects after a pause.
     const std::string reason = "kvmd is " + OutOfDescriptors(errno).ToString();
     LogLimited(LogLevel::kError, "out_of_descriptors",
                {{"what", "to watch a client's process"}, {"pid", credentials_.pid}, {"raise", "LimitNOFILE= of kvmd's unit"}});
@@ -136,7 +137,7 @@ asio::awaitable<bool> Session::ReadTurn() {
 
 bool Session::Paused() const { return writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_); }
 
-// Errors: kCancelled for a client that has closed, else what it did wrong.
+// Errors: kCancelled for a client that has closed, else the violation of the protocol.
 Status Session::ReadAvailable() {
   int frames = 0;
   for (int reads = 0;; ++reads) {
@@ -171,7 +172,7 @@ Status Session::HandleFrame(Frame frame) {
   return broker_.Handle(id_, std::move(message), std::move(frame.fds));
 }
 
-// The clock of a frame starts with its first byte and is not wound up again by each further one.
+// The time limit of a frame starts with its first byte; further bytes do not extend it.
 void Session::NoteFrameProgress(bool frame_ended) {
   if (!reader_.InsideFrame()) {
     frame_began_ = SteadyTime::max();
@@ -210,7 +211,7 @@ void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>
   LogLimited(LogLevel::kError, "out_of_descriptors",
              {{"what", "for an answer"}, {"client", id_}, {"reason", lack.ToString()}, {"raise", "LimitNOFILE= of kvmd's unit"}});
   AnswerInstead(message, MakeError(Errc::kResourceExhausted, "kvmd is " + lack.ToString()));
-  // Without the registry it can't go on; it comes back after a while.
+  // Without the registry the client can't work; it reconnects after a pause.
   if (message.has_hello_reply()) CloseLater("kvmd is " + lack.ToString());
 }
 
@@ -247,7 +248,7 @@ bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<i
   return true;
 }
 
-// A request is answered, if only with why not; an announcement that can't be made is left out.
+// A request is answered, with the error if there is one; an announcement that can't be made is skipped.
 void Session::AnswerInstead(const kvmwire::ServerMessage& message, const Error& error) {
   if (message.request_id() == 0 || message.has_error()) return;
   kvmwire::ServerMessage instead;
@@ -292,7 +293,7 @@ void Session::FlushLater() {
   again_.async_wait(flush);
 }
 
-// The broker may be in the middle of something that this client is part of.
+// Deferred, since the broker may be inside a call that uses this client.
 void Session::CloseLater(std::string reason) {
   if (closed_ || closing_) return;
   closing_ = true;

@@ -1,13 +1,14 @@
 // Session: one client's socket. Reads frames and hands them to the broker, writes what the broker sends.
 //
-// Ends by EOF, by its process's death (pidfd), by breaking the protocol, by not reading what it is sent,
-// or by the server. The broker is told once. Lives as long as one of its coroutines does.
+// A session ends when the client closes, dies (pidfd), breaks the protocol or does not read, and when the
+// server ends it. The broker is told once. The object lives as long as one of its coroutines does.
 //
-// A client that does not take its replies is not read from either, so what it can make kvmd hold is
-// bounded; announcements of others come on top, up to --max-queue-bytes.
+// kvmd does not read from a client that does not take its replies, so the memory that the client can take
+// is bounded; announcements of others come on top, up to --max-queue-bytes.
 //
-// What kvmd itself lacks (descriptors, the kernel's permission to have more in flight) or can't say in one message ends no
-// connection: it waits, or the request is answered with the error.
+// If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or an answer
+// is too large for one message, the connection does not end: the message waits, or the request is answered
+// with the error.
 #pragma once
 
 #include <chrono>

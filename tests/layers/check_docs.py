@@ -28,7 +28,7 @@ ROOTS = {
 SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".py", ".proto", ".pml"}
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
 PATH = re.compile(r"^[\w.*{},/-]+$")

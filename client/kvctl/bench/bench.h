@@ -1,6 +1,6 @@
 // kvctl bench: the figures of docs/BENCHMARKS.md, each measured through libkvclient against a real kvmd
-// with peers in processes of their own. Nothing here passes or fails by time; a figure is printed only if what it
-// is of has been seen to happen, and after what was made for it has gone.
+// with peers in processes of their own. No benchmark passes or fails by time. It prints a figure only if it
+// has checked that the measured lookups, publishes or copies took place, and after it has removed its blocks.
 #pragma once
 
 #include <boost/json/object.hpp>

@@ -9,9 +9,9 @@
 
 namespace kvm::ctl {
 
-// Of a kvmd whose host cache has room for `bytes` in blocks of `block_bytes`, and that keeps nothing else of the dead.
+// Arguments of a kvmd whose host cache has room for `bytes` in blocks of `block_bytes`, and that keeps no orphans.
 std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t block_bytes);
-// kDeadlineExceeded: so many blocks did not come to it in time.
+// kDeadlineExceeded: the host cache did not have that many blocks in time.
 [[nodiscard]] Status WaitUntilCached(const std::string& socket, std::uint64_t blocks);
 
 // `options.bytes` in scattered 64 KiB chunks from the host cache to the last of `devices`, against a contiguous copy of as

@@ -1,7 +1,7 @@
 // What every benchmark needs: a kvmd (a private one, or with --on-this-node the node's) and this process's client.
 //
-// On the node's kvmd, all regions go with their processes, whatever these die of, nothing is copied to the host cache, and
-// there is room for all blocks before one is published.
+// On the node's kvmd, all regions end with their processes (outlives_owner is off), no block is copied to the host cache,
+// and the benchmark checks that there is room for all blocks before it publishes one.
 #pragma once
 
 #include <memory>

@@ -1,7 +1,7 @@
 // kvctl's own connection to kvmd: role OBSERVER, blocking calls with a deadline, the registry mapped.
 //
 // Reading the registry needs no further round trips; kvmd may write it at any time, RegistryView gives
-// consistent copies of rows and slots. Movable; one thread at a time. Closing needs no ceremony.
+// consistent copies of rows and slots. Movable; one thread at a time.
 #pragma once
 
 #include <chrono>
@@ -56,7 +56,7 @@ class Observer {
   RegistryView registry_;
 };
 
-// A kvmd whose heartbeat is older than this is not healthy (it beats four times a second).
+// A kvmd whose heartbeat is older than this is not healthy (kvmd writes it every 50 ms).
 inline constexpr std::chrono::milliseconds kHeartbeatLimit{2000};
 
 }  // namespace kvm::ctl

@@ -1,4 +1,4 @@
-// For runs on the node's own kvmd: they take only room that is free, and leave nothing there.
+// For runs on the node's own kvmd: they use only free room, and leave nothing behind.
 #pragma once
 
 #include <chrono>

@@ -1,4 +1,4 @@
-// Checks of kvctl doctor that are made from what others have said: kvmd's status, the registry, the GPUs.
+// Checks of kvctl doctor over data that was read before: kvmd's status, the registry, the GPUs.
 #pragma once
 
 #include <string>
