@@ -41,7 +41,7 @@ fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
   libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils spin)
-[ "$lint" = yes ] && packages+=(clang-format "$tidy" shellcheck systemd)
+[ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every linter over every tracked file: clang-format, clang-tidy (needs a configured build), shellcheck; ruff
-# and mypy where the Python suite's environment is (scripts/python_env.sh), which runs them as a test too.
+# Every linter over every tracked file: clang-format, shellcheck, clang's check of locks and clang-tidy (which need a
+# configured build); ruff and mypy where the Python suite's environment is (scripts/python_env.sh), which runs them as a
+# test too.
 # Fails if any of them has something to say. (The unit files are verified in the test suite.)
 #
 #   scripts/lint.sh [--no-python] [BUILD_DIR]     default build/ci
@@ -20,6 +21,7 @@ echo "clang-format: ${#sources[@]} files"
 clang-format --dry-run -Werror "${sources[@]}"
 echo "shellcheck: ${#shell[@]} files"
 shellcheck -x "${shell[@]}"
+scripts/check_locks.py "$build"
 
 # clang-tidy over what runs inside other people's processes and in the daemon; the tool and the tests are
 # covered by the compiler and the sanitizers. Files that this build does not compile (GPU memory without the
