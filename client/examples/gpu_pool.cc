@@ -99,7 +99,7 @@ int Publish(const std::string& socket, const kvm::DeviceUuid& device, int publis
             << std::flush;
   char byte = 1;
   if (::write(published, &byte, 1) != 1) return 1;
-  static_cast<void>(::read(finish, &byte, 1));  // returns when the importer closes its end
+  if (::read(finish, &byte, 1) < 0) return 1;  // returns when the importer closes its end
   return 0;
 }
 

@@ -2,12 +2,41 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
 #include <utility>
 
 namespace kvm {
 namespace {
 
 constexpr std::size_t kSlotsAhead = 4, kMinBlocks = std::size_t{64} << 10, kMinTableBytes = std::size_t{512} << 10;
+
+// Contexts of backends that have ended, for the next backend of the same GPU. Freeing their memory would wait for all
+// streams of this process, also for one that a caller's action follows and that stands still.
+class SpareContexts {
+ public:
+  static SpareContexts& Get() {
+    static auto* const spare = new SpareContexts;  // never destroyed: CUDA may have gone by then
+    return *spare;
+  }
+
+  std::unique_ptr<ImportContext> Take(const DeviceUuid& device) {
+    MutexLock lock(mutex_);
+    std::vector<std::unique_ptr<ImportContext>>& spare = of_device_[device];
+    if (spare.empty()) return nullptr;
+    std::unique_ptr<ImportContext> taken = std::move(spare.back());
+    spare.pop_back();
+    return taken;
+  }
+
+  void Put(const DeviceUuid& device, std::vector<std::unique_ptr<ImportContext>> contexts) {
+    MutexLock lock(mutex_);
+    for (std::unique_ptr<ImportContext>& context : contexts) of_device_[device].push_back(std::move(context));
+  }
+
+ private:
+  Mutex mutex_;
+  std::map<DeviceUuid, std::vector<std::unique_ptr<ImportContext>>> of_device_ KVM_GUARDED_BY(mutex_);
+};
 
 }  // namespace
 
@@ -68,13 +97,15 @@ Status ImportContext::Reserve(std::size_t blocks, std::size_t table_bytes) {
 
 ImportContexts::ImportContexts(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {
   for (std::size_t i = 0; i < kSlotsAhead; ++i) {
-    auto slot = std::make_unique<ImportContext>(device_);
+    std::unique_ptr<ImportContext> slot = SpareContexts::Get().Take(device_->uuid());
+    if (!slot) slot = std::make_unique<ImportContext>(device_);
     if (!slot->Reserve(kMinBlocks, kMinTableBytes)) break;
     free_.push_back(std::move(slot));
   }
 }
 
 ImportContexts::~ImportContexts() {
+  SpareContexts::Get().Put(device_->uuid(), std::move(free_));
   if (background_ == nullptr) return;
   const DeviceGuard guard(*device_);
   static_cast<void>(cudaStreamSynchronize(background_));
@@ -105,7 +136,8 @@ Result<std::unique_ptr<ImportContext>> ImportContexts::Take() {
       return slot;
     }
   }
-  slot = std::make_unique<ImportContext>(device_);
+  slot = SpareContexts::Get().Take(device_->uuid());
+  if (!slot) slot = std::make_unique<ImportContext>(device_);
   if (Status made = slot->Reserve(kMinBlocks, 0); !made) {
     Return(std::move(slot), false);
     return made.error();

@@ -3,8 +3,9 @@
 //
 // Streams have the highest priority: a request waits for its import, and a copy that finds no free
 // multiprocessor among a model's kernels would wait for all of them.
-// The pool is thread-safe; a slot belongs to one import at a time. A slot whose GPU has failed is not
-// given back but destroyed.
+// The pool is thread-safe; a context belongs to one import at a time. A context whose GPU has failed is not
+// given back but destroyed. Those of a pool that ends are kept for the next pool of that GPU: the end of a
+// backend waits for no stream.
 #pragma once
 
 #include <cstdint>
