@@ -56,7 +56,6 @@ RULES = {
     "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
-    "client/examples": {"kvclient", "kvm"},
     "client/connection": CLIENT,
     "client/peers": CLIENT | {"client/connection"},
     "client/find": CLIENT | {"client/peers", "client/connection"},
@@ -72,6 +71,7 @@ RULES = {
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
     "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
+    "client/examples": {"kvclient", "kvm"},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/")
