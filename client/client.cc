@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <thread>
 
+#include "client/client_impl.h"
 #include "client/connection/wait.h"
 #include "client/find/find.h"
-#include "client/region/region_impl.h"
+#include "client/import/start_import.h"
+#include "client/region/granted_memory.h"
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm {
@@ -74,7 +76,7 @@ Error Client::last_error() const { return impl_->process.Here() ? impl_->link.la
 
 Result<Model> Client::DeclareModel(const ModelSpec& spec, Deadline deadline) {
   if (!impl_->process.Here()) return BelongsToParent("client");
-  return impl_->DeclareModel(spec, deadline);
+  return impl_->models.Declare(spec, deadline);
 }
 
 std::vector<NearMiss> Client::NearMisses(const Model& model) const {
@@ -107,12 +109,12 @@ Result<AdoptedRegion> Client::AdoptRegion(const Model& model, RegionOptions opti
 
 Result<ReclaimedMemory> Client::ReclaimOrphans(const ReclaimOptions& what, Deadline deadline) {
   if (!impl_->process.Here()) return BelongsToParent("client");
-  return impl_->ReclaimOrphans(what, deadline);
+  return kvm::ReclaimOrphans(impl_->link, what, deadline);
 }
 
 Result<Lease> Client::AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline) {
   if (!impl_->process.Here()) return BelongsToParent("client");
-  return impl_->AcquireLease(match, ttl, deadline);
+  return impl_->leases.Acquire(match, ttl, deadline);
 }
 
 Result<std::shared_ptr<Region>> Client::RegisterRegion(const Model& model, RegionOptions options, std::span<const DeviceRange> segments,
@@ -169,31 +171,15 @@ std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>>
   return matches;
 }
 
+Result<ImportTicket> Client::Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
+                                    const ImportOptions& options) {
+  if (!impl_->process.Here()) return BelongsToParent("client");
+  if (destination.impl().host.lock().get() != &impl_->registrar)
+    return MakeError(Errc::kInvalidArgument, "import: region " + destination.name() + " belongs to another client");
+  const ImportServices services{{impl_, &impl_->stats}, {impl_, &impl_->host_cache_uses}, impl_->options.timeout};
+  return StartImport(services, match, destination, blocks, options);
+}
+
 ClientStats Client::Stats() const noexcept { return impl_->process.Here() ? impl_->Stats() : ClientStats(); }
-
-// ---- Match ----------------------------------------------------------------------------------------
-
-std::string_view MatchEndName(MatchEnd end) noexcept {
-  switch (end) {
-    case MatchEnd::kComplete: return "complete";
-    case MatchEnd::kAbsent: return "absent";
-    case MatchEnd::kStale: return "stale";
-    case MatchEnd::kUnmapped: return "unmapped";
-    case MatchEnd::kUnavailable: return "unavailable";
-  }
-  return "unknown";
-}
-
-Match::Match() = default;
-Match::Match(std::shared_ptr<const Impl> impl, std::size_t first, std::size_t count)
-    : impl_(std::move(impl)), first_(first), count_(count) {}
-std::size_t Match::size() const noexcept { return count_; }
-MatchEnd Match::end() const noexcept { return impl_ ? impl_->end : MatchEnd::kUnavailable; }
-const BlockSource& Match::operator[](std::size_t i) const noexcept { return impl_->sources[first_ + i]; }
-
-Match Match::Slice(std::size_t first, std::size_t count) const {
-  first = std::min(first, count_);
-  return Match(impl_, first_ + first, std::min(count, count_ - first));
-}
 
 }  // namespace kvm

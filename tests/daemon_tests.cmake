@@ -4,6 +4,7 @@ set(KVM_DAEMON_TEST_SOURCES
   support/kvmd/wire_client.cc
   support/process/temp_dir.cc
   unit/test_block_index.cc
+  unit/test_dispatcher.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc
   unit/test_known_fields.cc
@@ -17,6 +18,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_sessions.cc
   unit/test_leases.cc
   unit/test_log_sink.cc
+  unit/test_orphan_policy.cc
   unit/test_registry.cc
   unit/test_slot_table.cc
   unit/test_start_lock.cc)

@@ -36,7 +36,7 @@ Mailbox::Mailbox() : wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
 void Mailbox::Post(std::function<void()> task) {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (closed_) return;
     tasks_.push_back(std::move(task));
   }
@@ -54,7 +54,7 @@ void Mailbox::RunAll() {
   [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
   std::vector<std::function<void()>> tasks;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     tasks.swap(tasks_);
   }
   for (const std::function<void()>& task : tasks) task();
@@ -62,7 +62,7 @@ void Mailbox::RunAll() {
 
 void Mailbox::Close() {
   std::vector<std::function<void()>> dropped;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   closed_ = true;
   dropped.swap(tasks_);
 }
@@ -84,7 +84,7 @@ void Link::Stop() {
 }
 
 Error Link::last_error() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return last_error_;
 }
 
@@ -140,7 +140,7 @@ Status Link::ConnectOnce() {
   reader_ = FrameReader();
   greeted_ = false;
   useful_since_.reset();
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   socket_ = std::move(socket);
   writer_ = FrameWriter();
   writer_blocked_ = false;
@@ -150,25 +150,30 @@ Status Link::ConnectOnce() {
 Status Link::Serve() {
   const Deadline hello_deadline = After(kHelloTimeout);
   Deadline next_tick = After(kTick);
+  int socket = -1;
+  {
+    MutexLock lock(mutex_);
+    socket = socket_.get();  // until Disconnect, which this thread calls
+  }
   while (!stop_.load()) {
-    pollfd poll_fds[2] = {{socket_.get(), 0, 0}, {mailbox_->fd(), POLLIN, 0}};
+    pollfd poll_fds[2] = {{socket, 0, 0}, {mailbox_->fd(), POLLIN, 0}};
     if (events_.takes_more()) poll_fds[0].events |= POLLIN;
     bool held_back = false;
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       held_back = writer_blocked_ && writer_.held_back() != FrameWriter::HeldBack::kNo;
       if (writer_blocked_ && !held_back) poll_fds[0].events |= POLLOUT;
     }
     ::poll(poll_fds, 2, PollTimeout(held_back ? std::min(next_tick, After(kHeldBackPause)) : next_tick));
     if (poll_fds[1].revents != 0) mailbox_->RunAll();
     if (held_back || (poll_fds[0].revents & POLLOUT)) {
-      std::lock_guard lock(mutex_);
-      Result<bool> drained = writer_.Drain(socket_.get());
+      MutexLock lock(mutex_);
+      Result<bool> drained = writer_.Drain(socket);
       if (!drained) return drained.error();
       writer_blocked_ = !*drained;
     }
     if (poll_fds[0].revents & (POLLIN | POLLHUP | POLLERR)) {
-      Result<ReadOutcome> outcome = reader_.Fill(socket_.get());
+      Result<ReadOutcome> outcome = reader_.Fill(socket);
       if (!outcome) return outcome.error();
       for (;;) {
         Result<std::optional<Frame>> frame = reader_.Next();
@@ -214,7 +219,7 @@ Status Link::HandleFrame(Frame frame) {
   }
   Reply reply;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto found = requests_.find(message.request_id());
     if (found == requests_.end()) return {};
     reply = std::move(found->second);
@@ -230,7 +235,7 @@ Status Link::HandleFrame(Frame frame) {
 
 void Link::Disconnect(const Error& why) {
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     socket_.Reset();
     last_error_ = why;
   }
@@ -243,7 +248,7 @@ void Link::Disconnect(const Error& why) {
 void Link::FailRequests(const Error& why) {
   std::unordered_map<std::uint64_t, Reply> failed;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     failed.swap(requests_);
   }
   for (auto& [id, reply] : failed) reply(why);
@@ -263,14 +268,14 @@ Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector
 
 bool Link::Post(const kvmwire::ClientMessage& message) {
   if (!connected()) return false;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return SendLocked(message, {}).has_value();
 }
 
 void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply) {
   Status sent = MakeError(Errc::kUnavailable, "not connected to kvmd");
   if (connected()) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     message.set_request_id(next_request_++);
     sent = SendLocked(message, fds);
     if (sent) {
@@ -284,18 +289,18 @@ void Link::Request(kvmwire::ClientMessage message, const std::vector<int>& fds, 
 
 Result<Answer> Link::Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) {
   struct Waiting {
-    std::mutex mutex;
+    Mutex mutex;
     std::condition_variable done;
-    std::optional<Result<Answer>> reply;
+    std::optional<Result<Answer>> reply KVM_GUARDED_BY(mutex);
   };
   auto waiting = std::make_shared<Waiting>();
   Request(std::move(message), fds, [waiting](Result<Answer> reply) {
-    std::lock_guard lock(waiting->mutex);
+    MutexLock lock(waiting->mutex);
     waiting->reply = std::move(reply);
     waiting->done.notify_all();
   });
-  std::unique_lock lock(waiting->mutex);
-  if (!WaitUntil(waiting->done, lock, deadline, [&] { return waiting->reply.has_value(); })) {
+  MutexLock lock(waiting->mutex);
+  if (!WaitUntil(waiting->done, lock, deadline, [&]() KVM_REQUIRES(waiting->mutex) { return waiting->reply.has_value(); })) {
     return MakeError(Errc::kDeadlineExceeded, "kvmd did not answer in time");
   }
   return std::move(*waiting->reply);

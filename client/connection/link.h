@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <random>
 #include <string>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "kvclient/client.h"
+#include "proto/base/thread_safety.h"
 #include "proto/base/unique_fd.h"
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
@@ -42,18 +42,18 @@ using Reply = std::function<void(Result<Answer>)>;
 class Mailbox {
  public:
   Mailbox();
-  void Post(std::function<void()> task);
+  void Post(std::function<void()> task) KVM_EXCLUDES(mutex_);
   void Wake() noexcept;
   // For the link.
   int fd() const noexcept { return wake_.get(); }
-  void RunAll();  // and forgets that it was woken
-  void Close();
+  void RunAll() KVM_EXCLUDES(mutex_);  // and forgets that it was woken
+  void Close() KVM_EXCLUDES(mutex_);
 
  private:
   UniqueFd wake_;
-  std::mutex mutex_;
-  bool closed_ = false;
-  std::vector<std::function<void()>> tasks_;
+  Mutex mutex_;
+  bool closed_ KVM_GUARDED_BY(mutex_) = false;
+  std::vector<std::function<void()>> tasks_ KVM_GUARDED_BY(mutex_);
 };
 
 class Link {
@@ -78,23 +78,23 @@ class Link {
 
   bool connected() const noexcept { return connected_.load(std::memory_order_acquire); }
   std::uint64_t client_id() const noexcept { return client_id_.load(std::memory_order_relaxed); }
-  Error last_error() const;
+  Error last_error() const KVM_EXCLUDES(mutex_);
   // Tasks posted there run on the link's thread, connected or not.
   const std::shared_ptr<Mailbox>& mailbox() const noexcept { return mailbox_; }
 
   // Sends without expecting a reply; false if not connected.
-  bool Post(const kvmwire::ClientMessage& message);
+  bool Post(const kvmwire::ClientMessage& message) KVM_EXCLUDES(mutex_);
   // Sends; `reply` runs exactly once, also if there is no connection (then in this thread, at once).
-  void Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply);
+  void Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply) KVM_EXCLUDES(mutex_);
   // Sends and waits. Not for the link's own thread.
-  [[nodiscard]] Result<Answer> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline);
+  [[nodiscard]] Result<Answer> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:
   void Run();
   Status ConnectOnce();
   Status Serve();  // until the connection ends
   Status HandleFrame(Frame frame);
-  Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds);
+  Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) KVM_REQUIRES(mutex_);
   void Disconnect(const Error& why);
   void FailRequests(const Error& why);
   void Pause(std::chrono::milliseconds pause);
@@ -114,13 +114,13 @@ class Link {
   bool greeted_ = false;
   std::optional<std::chrono::steady_clock::time_point> useful_since_;  // of this connection
 
-  mutable std::mutex mutex_;  // everything below
-  UniqueFd socket_;
-  FrameWriter writer_;
-  bool writer_blocked_ = false;
-  std::uint64_t next_request_ = 1;
-  std::unordered_map<std::uint64_t, Reply> requests_;
-  Error last_error_;
+  mutable Mutex mutex_;
+  UniqueFd socket_ KVM_GUARDED_BY(mutex_);  // made and closed by the link's thread
+  FrameWriter writer_ KVM_GUARDED_BY(mutex_);
+  bool writer_blocked_ KVM_GUARDED_BY(mutex_) = false;
+  std::uint64_t next_request_ KVM_GUARDED_BY(mutex_) = 1;
+  std::unordered_map<std::uint64_t, Reply> requests_ KVM_GUARDED_BY(mutex_);
+  Error last_error_ KVM_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvm

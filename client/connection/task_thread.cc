@@ -8,7 +8,7 @@
 namespace kvm {
 
 void TaskThread::Post(std::function<void()> task) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (stopped_) return;
   if (!thread_.joinable()) {
     try {
@@ -23,9 +23,9 @@ void TaskThread::Post(std::function<void()> task) {
 }
 
 Status TaskThread::Drain(Deadline deadline) {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   const std::uint64_t target = posted_;
-  if (!WaitUntil(changed_, lock, deadline, [&] { return stopped_ || finished_ >= target; }))
+  if (!WaitUntil(changed_, lock, deadline, [&]() KVM_REQUIRES(mutex_) { return stopped_ || finished_ >= target; }))
     return MakeError(Errc::kDeadlineExceeded, "peers' regions are still being mapped");
   if (finished_ < target) return MakeError(Errc::kCancelled, "client closed");
   return {};
@@ -34,7 +34,7 @@ Status TaskThread::Drain(Deadline deadline) {
 void TaskThread::Stop() {
   std::deque<std::function<void()>> dropped;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     stopped_ = true;
     dropped.swap(tasks_);
     changed_.notify_all();
@@ -43,16 +43,16 @@ void TaskThread::Stop() {
 }
 
 void TaskThread::Run() {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return stopped_ || !tasks_.empty(); });
+    changed_.wait(lock.native(), [this]() KVM_REQUIRES(mutex_) { return stopped_ || !tasks_.empty(); });
     if (stopped_) return;
     std::function<void()> task = std::move(tasks_.front());
     tasks_.pop_front();
-    lock.unlock();
+    lock.Unlock();
     task();
     task = nullptr;  // what it holds goes before it counts as finished
-    lock.lock();
+    lock.Lock();
     ++finished_;
     changed_.notify_all();
   }

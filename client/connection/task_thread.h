@@ -4,10 +4,10 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <thread>
 
 #include "kvclient/types.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -19,21 +19,21 @@ class TaskThread {
   TaskThread(const TaskThread&) = delete;
   TaskThread& operator=(const TaskThread&) = delete;
 
-  void Post(std::function<void()> task);  // dropped after Stop
+  void Post(std::function<void()> task) KVM_EXCLUDES(mutex_);  // dropped after Stop
   // Waits until everything posted before has run. kDeadlineExceeded; kCancelled: stopped.
-  [[nodiscard]] Status Drain(Deadline deadline);
+  [[nodiscard]] Status Drain(Deadline deadline) KVM_EXCLUDES(mutex_);
   // Waits for the task that is running, drops the others.
-  void Stop();
+  void Stop() KVM_EXCLUDES(mutex_);
 
  private:
-  void Run();
+  void Run() KVM_EXCLUDES(mutex_);
 
-  std::mutex mutex_;
+  Mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> tasks_;
-  std::uint64_t posted_ = 0, finished_ = 0;
-  bool stopped_ = false;
-  std::thread thread_;
+  std::deque<std::function<void()>> tasks_ KVM_GUARDED_BY(mutex_);
+  std::uint64_t posted_ KVM_GUARDED_BY(mutex_) = 0, finished_ KVM_GUARDED_BY(mutex_) = 0;
+  bool stopped_ KVM_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // started under the mutex, joined by Stop, behind which nothing starts it
 };
 
 }  // namespace kvm

@@ -29,7 +29,7 @@ std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
     run.set_blocks(run.blocks() + 1);
   }
   if (runs.empty()) return kept;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (kvmwire::HostCacheRun& run : runs) {
     if (runs_.size() < kMaxHostCacheRuns) runs_.push_back(std::move(run));
   }
@@ -39,7 +39,7 @@ std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
 kvmwire::ClientMessage HostCacheUses::Take() {
   kvmwire::ClientMessage message;
   kvmwire::HostCacheUse& use = *message.mutable_host_cache_use();
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (kvmwire::HostCacheRun& run : runs_) *use.add_runs() = std::move(run);
   runs_.clear();
   return message;

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstddef>
-#include <mutex>
 #include <vector>
 
 #include "kvclient/match.h"
+#include "proto/base/thread_safety.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm {
@@ -19,8 +19,8 @@ class HostCacheUses {
   kvmwire::ClientMessage Take();
 
  private:
-  std::mutex mutex_;
-  std::vector<kvmwire::HostCacheRun> runs_;
+  Mutex mutex_;
+  std::vector<kvmwire::HostCacheRun> runs_ KVM_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvm

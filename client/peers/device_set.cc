@@ -10,7 +10,7 @@ DeviceSet::DeviceSet() {
 }
 
 Result<std::size_t> DeviceSet::Open(const DeviceUuid& uuid) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   const std::size_t count = size_.load(std::memory_order_relaxed);
   for (std::size_t i = 0; i < count; ++i) {
     if (backends_[i]->device_uuid() == uuid) return i;

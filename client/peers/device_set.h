@@ -4,10 +4,10 @@
 #include <array>
 #include <atomic>
 #include <memory>
-#include <mutex>
 
 #include "cuda/memory_backend.h"
 #include "kvclient/client.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -29,7 +29,7 @@ class DeviceSet {
   std::shared_ptr<MemoryBackend> Share(std::size_t device) const noexcept { return backends_[device]; }
 
  private:
-  std::mutex mutex_;
+  Mutex mutex_;                                                // of those who add
   std::array<std::shared_ptr<MemoryBackend>, kMax> backends_;  // [0, size_) never change
   std::atomic<std::size_t> size_{0};
 };

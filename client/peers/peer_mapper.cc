@@ -54,7 +54,7 @@ void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce anno
     if (waiting_fds_.fetch_sub(count, std::memory_order_acq_rel) >= max_waiting_fds_) takes_more_again_();
     if (!mapping && IsOutOfDescriptors(mapping.error()) && peers_.Knows(connection, key.first, key.second)) {
       // What is mapped stays so when its next announcement is lost.
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       if (const auto before = unmapped_.find(key); before != unmapped_.end()) problems = before->second;
     } else if (!mapping) {
       problems.push_back({announce.descriptor_().name(), {}, ReasonOf(mapping.error())});
@@ -68,7 +68,7 @@ void PeerMapper::Note(const RowKey& key, std::vector<UnmappedRegion> problems) {
   for (const UnmappedRegion& problem : problems) {
     if (problem.reason.code == Errc::kUnavailable) retry_.store(true);
   }
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   const bool lack = ForWantOfDescriptors(problems);
   if (problems.empty()) {
     unmapped_.erase(key);
@@ -87,7 +87,7 @@ void PeerMapper::Note(const RowKey& key, std::vector<UnmappedRegion> problems) {
 
 bool PeerMapper::TakeRetry() {
   bool retry = retry_.exchange(false);
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (std::chrono::steady_clock::now() >= lack_over_at_) {
     lack_over_at_ = SteadyTime::max();
     retry = true;
@@ -98,7 +98,7 @@ bool PeerMapper::TakeRetry() {
 void PeerMapper::Withdraw(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released) {
   thread_.Post([this, connection, row, region_epoch, released = std::move(released)]() mutable {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       unmapped_.erase({row, region_epoch});
     }
     peers_.Remove(connection, row, region_epoch, std::move(released));
@@ -107,7 +107,7 @@ void PeerMapper::Withdraw(std::uint64_t connection, std::uint32_t row, std::uint
 
 std::vector<UnmappedRegion> PeerMapper::Unmapped() const {
   std::vector<UnmappedRegion> out;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (const auto& [row, problems] : unmapped_) out.insert(out.end(), problems.begin(), problems.end());
   return out;
 }

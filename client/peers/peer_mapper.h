@@ -12,7 +12,6 @@
 #include <chrono>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <random>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "client/connection/task_thread.h"
 #include "client/peers/device_set.h"
 #include "client/peers/peers.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -62,11 +62,11 @@ class PeerMapper {
   const std::function<void()> takes_more_again_;
   std::atomic<std::size_t> waiting_fds_{0};
   std::atomic<bool> retry_{false};
-  mutable std::mutex mutex_;
-  std::map<RowKey, std::vector<UnmappedRegion>> unmapped_;
-  std::chrono::milliseconds lack_pause_{0};      // before the last try for want of descriptors; 0: there is no want
-  SteadyTime lack_over_at_ = SteadyTime::max();  // when to try again
-  std::minstd_rand random_{std::random_device{}()};
+  mutable Mutex mutex_;
+  std::map<RowKey, std::vector<UnmappedRegion>> unmapped_ KVM_GUARDED_BY(mutex_);
+  std::chrono::milliseconds lack_pause_ KVM_GUARDED_BY(mutex_){0};      // before the last try for want of descriptors; 0: there is no want
+  SteadyTime lack_over_at_ KVM_GUARDED_BY(mutex_) = SteadyTime::max();  // when to try again
+  std::minstd_rand random_ KVM_GUARDED_BY(mutex_){std::random_device{}()};
   TaskThread thread_;  // last: it uses everything above
 };
 

@@ -46,7 +46,7 @@ PeerMapping::PeerMapping(Parts parts)
 }
 
 std::shared_ptr<const PeerPayload> PeerMapping::payload() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return payload_;
 }
 
@@ -58,7 +58,7 @@ void PeerMapping::Retire(std::function<void()> released) {
   GiveUpPaths();
   std::shared_ptr<PeerPayload> payload;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     payload = std::exchange(payload_, nullptr);
   }
   if (payload) {
@@ -70,7 +70,7 @@ void PeerMapping::Retire(std::function<void()> released) {
 }
 
 Result<std::shared_ptr<const CopyPlan>> PeerMapping::PlanTo(const Geometry& destination) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   for (const auto& [known, plan] : plans_) {
     if (known == destination) return plan;
   }
@@ -81,7 +81,7 @@ Result<std::shared_ptr<const CopyPlan>> PeerMapping::PlanTo(const Geometry& dest
 }
 
 PeerTable::Snapshots PeerTable::Get() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return {current_, previous_};
 }
 
@@ -90,7 +90,7 @@ std::uint64_t PeerTable::StartConnection(RegistryView registry) {
   next->by_row.resize(registry.region_rows());
   next->registry = std::move(registry);
   std::shared_ptr<const PeerSnapshot> released;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   released = std::exchange(previous_, std::exchange(current_, std::move(next)));
   return ++connection_;
 }
@@ -98,7 +98,7 @@ std::uint64_t PeerTable::StartConnection(RegistryView registry) {
 void PeerTable::DropPrevious() {
   std::vector<std::shared_ptr<PeerMapping>> gone;  // owners that have not come back
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const std::shared_ptr<const PeerSnapshot> before = std::exchange(previous_, nullptr);
     if (!before || !current_) return;
     for (const PeerRegion& region : before->by_row) {
@@ -111,7 +111,7 @@ void PeerTable::DropPrevious() {
 }
 
 bool PeerTable::Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return connection == connection_ && current_ && row < current_->by_row.size() && current_->by_row[row].mapping &&
          current_->by_row[row].region_epoch == region_epoch;
 }
@@ -119,7 +119,7 @@ bool PeerTable::Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t
 void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping) {
   std::shared_ptr<PeerMapping> replaced;  // mapped anew, for more devices
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (connection != connection_ || row >= current_->by_row.size()) return;
     // A region that was adopted while the mapper still worked on its announcement is this process's own.
     const PeerRegion& known = current_->by_row[row];
@@ -134,7 +134,7 @@ void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t r
 void PeerTable::Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released) {
   std::vector<std::shared_ptr<PeerMapping>> dropped;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     std::shared_ptr<PeerMapping> mapping;
     if (connection == connection_ && row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch) {
       mapping = current_->by_row[row].mapping;
@@ -162,7 +162,7 @@ void PeerTable::Remove(std::uint64_t connection, std::uint32_t row, std::uint32_
 void PeerTable::RemoveByIdentity(const FileId& identity) {
   std::vector<std::shared_ptr<PeerMapping>> dropped;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto same = [&](const PeerMapping& other) { return other.identity == identity; };
     current_ = Without(current_, same, dropped);
     previous_ = Without(previous_, same, dropped);
@@ -175,7 +175,7 @@ std::shared_ptr<PeerMapping> PeerTable::FindAgain(std::uint32_t row, std::uint32
   const auto same = [&](const PeerRegion& region) {
     return region.mapping && region.mapping->identity == identity && region.mapping->name == name;
   };
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (current_) {
     if (row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch && same(current_->by_row[row]))
       return current_->by_row[row].mapping;

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +18,7 @@
 #include "cuda/memory_backend.h"
 #include "kvm/geometry.h"
 #include "proto/base/inode.h"
+#include "proto/base/thread_safety.h"
 #include "proto/shm/registry_view.h"
 
 namespace kvm {
@@ -69,7 +69,7 @@ class PeerMapping {
   // The memory, kept mapped while the result lives; null once withdrawn. Thread-safe.
   std::shared_ptr<const PeerPayload> payload() const;
   // Lets go of the memory; `released` runs once nobody uses it any more (at once if nobody does).
-  void Retire(std::function<void()> released);
+  void Retire(std::function<void()> released) KVM_EXCLUDES(mutex_);
 
   // Plan for copying to a region with `destination` geometry; made once. Thread-safe.
   // kBadGeometry: the blocks differ in size.
@@ -79,9 +79,9 @@ class PeerMapping {
   static constexpr std::uint8_t kNone = 0xFF;
 
   mutable std::array<std::atomic<std::uint8_t>, DeviceSet::kMax> paths_;
-  mutable std::mutex mutex_;
-  std::shared_ptr<PeerPayload> payload_;
-  mutable std::vector<std::pair<Geometry, std::shared_ptr<const CopyPlan>>> plans_;
+  mutable Mutex mutex_;
+  std::shared_ptr<PeerPayload> payload_ KVM_GUARDED_BY(mutex_);
+  mutable std::vector<std::pair<Geometry, std::shared_ptr<const CopyPlan>>> plans_ KVM_GUARDED_BY(mutex_);
 };
 
 struct PeerRegion {
@@ -101,7 +101,7 @@ class PeerTable {
   struct Snapshots {
     std::shared_ptr<const PeerSnapshot> current, previous;
   };
-  Snapshots Get() const;
+  Snapshots Get() const KVM_EXCLUDES(mutex_);
 
   // A new connection: `registry` becomes current, what was current becomes previous. Reconnecting to a
   // living kvmd brings the same registry again: rows are announced anew, the old ones serve meanwhile.
@@ -125,9 +125,9 @@ class PeerTable {
   std::size_t mapped_regions() const;
 
  private:
-  mutable std::mutex mutex_;
-  std::uint64_t connection_ = 0;
-  std::shared_ptr<const PeerSnapshot> current_, previous_;
+  mutable Mutex mutex_;
+  std::uint64_t connection_ KVM_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const PeerSnapshot> current_ KVM_GUARDED_BY(mutex_), previous_ KVM_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvm

@@ -1,100 +1,138 @@
-// A region of this client: memory, generations, and what has been published of it.
+// A region of this client: memory, generations, what has been published of it, and how it stands
+// with kvmd.
+//
+// Publish, PublishOnStream, Offload and Flush are what the engine's threads call through Region;
+// the client's Registrar calls the rest, mostly on the link's thread. Owns the memory and the
+// records; needs of its client what RegionHost says.
 #pragma once
 
 #include <condition_variable>
 #include <memory>
-#include <mutex>
-#include <set>
+#include <optional>
 #include <vector>
 
-#include "client/client_impl.h"
+#include "client/connection/link.h"
 #include "client/connection/owner_process.h"
+#include "client/offload/offload_source.h"
 #include "client/peers/peers.h"
+#include "client/region/published_records.h"
+#include "client/region/region_host.h"
+#include "client/region/region_state.h"
+#include "client/region/stream_publishes.h"
 #include "cuda/memory_backend.h"
+#include "proto/base/thread_safety.h"
 #include "proto/wire/publish_record.h"
 
 namespace kvm {
 
-// PublishOnStream calls that have not taken effect yet, by number. Thread-safe.
-class StreamPublishes {
- public:
-  std::uint64_t Begin();
-  void End(std::uint64_t number);
-  // Waits until all that have begun so far have ended; false: not by `deadline`.
-  bool WaitForAll(Deadline deadline);
+// Thread-safe. `host` is set before the region is shared.
+struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::Impl> {
+  struct Parts {
+    RegionOptions options;  // complete and checked
+    Model model;
+    std::size_t device = DeviceSet::kHost;  // of the client's DeviceSet
+    std::shared_ptr<MemoryBackend> backend;
+    std::shared_ptr<LocalMemory> memory;
+    OwnedMemory generation_memory;
+    GenerationWriter generations;
+    std::shared_ptr<PeerMapping> own_mapping;  // so that this process imports from it like from any other
+  };
+  explicit Impl(Parts parts);
 
- private:
-  std::mutex mutex_;
-  std::condition_variable ended_;
-  std::uint64_t last_ = 0;
-  std::set<std::uint64_t> under_way_;
-};
-
-struct Region::Impl : std::enable_shared_from_this<Region::Impl> {
   const OwnerProcess process;
-  RegionOptions options;
-  Model model;
-  std::uint64_t block_bytes = 0;
-  std::size_t device = DeviceSet::kHost;  // of the client's DeviceSet
-  std::shared_ptr<MemoryBackend> backend;
-  std::shared_ptr<LocalMemory> memory;
-  OwnedMemory generation_memory;
+  const RegionOptions options;
+  const Model model;
+  const std::uint64_t block_bytes;
+  const std::size_t device;
+  const std::shared_ptr<MemoryBackend> backend;
+  const std::shared_ptr<LocalMemory> memory;
+  const OwnedMemory generation_memory;
   GenerationWriter generations;
-  std::shared_ptr<PeerMapping> own_mapping;  // so that this process imports from it like from any other
-  const std::shared_ptr<StreamPublishes> stream_publishes = std::make_shared<StreamPublishes>();
-  std::weak_ptr<Client::Impl> client;
+  const std::shared_ptr<PeerMapping> own_mapping;
+  std::weak_ptr<RegionHost> host;
 
-  std::mutex mutex;                    // everything below
-  std::vector<PublishRecord> records;  // [block_count]: last publish of each block; generation 0: none
-  std::uint32_t republish_from = 0;    // records from here on are not all sent yet; block_count: all are
-  bool republish_again = false;        // something before republish_from was deferred meanwhile
-  bool registering = false;            // a request is under way; whoever else wants one waits for it
-  std::vector<Reply> registration_waiters;
-  bool registered = false;
-  bool known_to_kvmd = false;  // has been registered at some time, so importers may have it mapped
-  bool closed = false;         // its blocks have ended, and the memory may be its engine's again
-  unsigned reading = 0;        // publishes that read the memory, for checksums
-  std::condition_variable read;
-  std::uint32_t row = 0, region_epoch = 0;
-  Error refusal;  // kvmd's, of the last registration
-
-  // Allocates the region's memory on a device of the client's. `grant`: what asks kvmd for memory.
-  [[nodiscard]] static Result<std::shared_ptr<Impl>> Allocate(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                              std::size_t device, const GrantMemory& grant);
-  // Makes a region of memory that the caller has.
-  [[nodiscard]] static Result<std::shared_ptr<Impl>> Register(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                              std::size_t device, std::span<const DeviceRange> segments,
-                                                              const GrantMemory& grant);
-  // Goes on with a dead owner's region. `fds`: of kvmd's reply; the records are consumed from them, too.
-  [[nodiscard]] static Result<std::shared_ptr<Impl>> Adopt(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                           std::size_t device, const kvmwire::AdoptRegionReply& reply, Fds fds);
-
-  // Fills in what AllocateRegion's options may leave out, and checks them.
-  [[nodiscard]] static Status Complete(RegionOptions& options);
-  // What a region of these options looks like, without kind and handles.
-  static kvmwire::RegionDescriptor Expected(const Model& model, const RegionOptions& options);
   kvmwire::RegionDescriptor Descriptor() const;
   FileId Identity() const;
-  // Without checksums an empty list; an error: they could not be computed, or the region is closed, and nothing may be
-  // published.
-  Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests);
-  PublishOutcome Publish(std::span<const PublishRequest> requests);
-  // The end of ownership (I10): no block is readable or can become so, whatever is under way. One atomic operation each.
+
+  // ---- the engine's threads
+
+  PublishOutcome Publish(std::span<const PublishRequest> requests) KVM_EXCLUDES(mutex_);
+  Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) KVM_EXCLUDES(mutex_);
+  // Offers published blocks, whatever the host cache asks for; how many. `wait` (may be null): with
+  // precedence.
+  std::size_t Offload(std::span<const std::uint32_t> blocks, const std::shared_ptr<OffloadWait>& wait) KVM_EXCLUDES(mutex_);
+  Status Flush(Deadline deadline) KVM_EXCLUDES(mutex_);
+  // The end of ownership (I10): no block is readable or can become so, whatever is under way. One
+  // atomic operation each.
   void End() noexcept { generations.EndAll(); }
-  // Marks it as closed and waits until no publish reads its memory, or until `deadline`.
-  void Close(Deadline deadline);
-  Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream);
-  // To the host cache, if this region offers what it publishes.
-  void OfferPublished(Client::Impl& owner, std::span<const PublishRecord> batch);
-  // Offers published blocks, whatever the host cache asks for; how many. `wait` (may be null): with precedence.
-  std::size_t Offload(std::span<const std::uint32_t> blocks, const std::shared_ptr<OffloadWait>& wait);
-  // Sends deferred records while the window allows; true if none are left. Mutex held.
-  bool PumpLocked(Client::Impl& owner);
+  bool closed() const KVM_EXCLUDES(mutex_);
+
+  // ---- registration
+
+  enum class Ask { kSend, kWait, kRegistered, kClosed };
+  // Whether a request is to be sent now: not if there is one under way, whose answer is for
+  // `waiter` (may be empty) as well, or nothing to ask for; then `waiter` is not kept.
+  Ask BeginRegistration(const Reply& waiter) KVM_EXCLUDES(mutex_);
+  // kvmd has answered the request. False: the region has been closed meanwhile and is to be taken
+  // out again.
+  bool Accepted(const RegionRow& row) KVM_EXCLUDES(mutex_);
+  void Refused(const Error& why) KVM_EXCLUDES(mutex_);
+  std::vector<Reply> TakeWaiters() KVM_EXCLUDES(mutex_);
+  // Whether kvmd refused it for want of something, of which there may be some again.
+  bool IsWorthAsking() const KVM_EXCLUDES(mutex_);
+  void ConnectionEnded() KVM_EXCLUDES(mutex_);
+  // Sends deferred records while the window allows.
+  void Pump(RegionHost& owner) KVM_EXCLUDES(mutex_);
+
+  // Goes on where a dead owner stopped. Before the region is shared; it is registered then.
+  // `published`: the bytes of its PublishRecords.
+  void TakeOver(const RegionRow& row, std::span<const std::byte> published) KVM_EXCLUDES(mutex_);
+  std::vector<AdoptedBlock> Published() const KVM_EXCLUDES(mutex_);
+  RegionRow row() const KVM_EXCLUDES(mutex_);
+
+  // ---- the end
+
+  // Closes it and waits until no publish reads its memory, or until `deadline`.
+  void Close(Deadline deadline) KVM_EXCLUDES(mutex_);
+  // The row of a closed region that kvmd is to be told to take out; nothing: it has none, or was
+  // told.
+  std::optional<RegionRow> TakeRow() KVM_EXCLUDES(mutex_);
+  // Whether importers may have it mapped, since it has been registered at some time; forgets that.
+  bool ForgetImporters() KVM_EXCLUDES(mutex_);
+
+  // ---- OffloadSource
+
+  std::optional<RegionRow> OpenRow() const override KVM_EXCLUDES(mutex_);
+  std::uint64_t BlockBytes() const noexcept override { return block_bytes; }
+  std::size_t Device() const noexcept override { return device; }
+  MemoryBackend& Backend() const noexcept override { return *backend; }
+  const PeerMapping& Mapping() const noexcept override { return *own_mapping; }
 
  private:
-  [[nodiscard]] static Result<std::shared_ptr<Impl>> Make(const Model& model, RegionOptions options, const DeviceSet& devices,
-                                                          std::size_t device, std::shared_ptr<LocalMemory> memory, OwnedMemory generations);
-  Result<std::shared_ptr<PeerMapping>> MapOwn(std::size_t devices) const;
+  // Without checksums an empty list; an error: they could not be computed, or the region is closed,
+  // and nothing may be published.
+  Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) KVM_EXCLUDES(mutex_);
+  // Makes them readable as far as no other write has begun, and their records this region's;
+  // appends the records.
+  void MakeReadable(std::span<const PublishRequest> requests, std::span<const std::uint64_t> checksums, std::vector<PublishRecord>& batch)
+      KVM_REQUIRES(mutex_);
+  // To the host cache, if this region offers what it publishes.
+  void OfferPublished(RegionHost& owner, std::span<const PublishRecord> batch);
+  // True: no deferred records are left.
+  bool PumpLocked(RegionHost& owner) KVM_REQUIRES(mutex_);
+  void GoTo(RegionState next) KVM_REQUIRES(mutex_);
+
+  const std::shared_ptr<StreamPublishes> stream_publishes_ = std::make_shared<StreamPublishes>();
+
+  mutable Mutex mutex_;
+  RegionState state_ KVM_GUARDED_BY(mutex_) = RegionState::kOffline;
+  RegionRow row_ KVM_GUARDED_BY(mutex_);
+  std::vector<Reply> waiters_ KVM_GUARDED_BY(mutex_);  // for the answer that is under way
+  Error refusal_ KVM_GUARDED_BY(mutex_);               // kvmd's, of the last registration
+  bool known_to_kvmd_ KVM_GUARDED_BY(mutex_) = false;  // has been registered at some time
+  PublishedRecords records_ KVM_GUARDED_BY(mutex_);
+  unsigned reading_ KVM_GUARDED_BY(mutex_) = 0;  // publishes that read the memory, for checksums
+  std::condition_variable read_;
 };
 
 }  // namespace kvm

@@ -1,6 +1,5 @@
 // The data plane of one GPU behind MemoryBackend. Thread-safe: every object it keeps is.
 #include <algorithm>
-#include <mutex>
 #include <utility>
 
 #include "cuda/devices.h"
@@ -12,6 +11,7 @@
 #include "cuda/memory/registered_memory.h"
 #include "cuda/memory/vmm_memory.h"
 #include "cuda/topology/topology.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 namespace {
@@ -35,7 +35,7 @@ class StreamFollower {
 
   Status RunAfter(StreamHandle stream, std::function<void()> action) {
     const DeviceGuard guard(*device_);
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     cudaError_t error = cudaSuccess;
     if (stream_ == nullptr) error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
     if (error == cudaSuccess && event_ == nullptr) error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
@@ -56,9 +56,9 @@ class StreamFollower {
   }
 
   const std::shared_ptr<const CudaDevice> device_;
-  std::mutex mutex_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
+  Mutex mutex_;
+  cudaStream_t stream_ KVM_GUARDED_BY(mutex_) = nullptr;
+  cudaEvent_t event_ KVM_GUARDED_BY(mutex_) = nullptr;
 };
 
 class CudaBackend final : public MemoryBackend {

@@ -83,7 +83,7 @@ ImportContexts::~ImportContexts() {
 }
 
 Result<cudaStream_t> ImportContexts::BackgroundStream() {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   if (background_ != nullptr) return background_;
   const DeviceGuard guard(*device_);
   int least = 0, greatest = 0;
@@ -96,7 +96,7 @@ Result<cudaStream_t> ImportContexts::BackgroundStream() {
 Result<std::unique_ptr<ImportContext>> ImportContexts::Take() {
   std::unique_ptr<ImportContext> slot;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (taken_ >= kMaxSlots) return MakeError(Errc::kResourceExhausted, "too many imports under way at once");
     ++taken_;
     if (!free_.empty()) {
@@ -115,7 +115,7 @@ Result<std::unique_ptr<ImportContext>> ImportContexts::Take() {
 
 void ImportContexts::Return(std::unique_ptr<ImportContext> slot, bool usable) {
   std::unique_ptr<ImportContext> dropped;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   --taken_;
   if (usable) {
     free_.push_back(std::move(slot));

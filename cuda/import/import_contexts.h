@@ -9,12 +9,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include "cuda/device/cuda_device.h"
 #include "cuda/plan/transfer_plan.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -81,10 +81,10 @@ class ImportContexts {
 
  private:
   const std::shared_ptr<const CudaDevice> device_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<ImportContext>> free_;
-  std::size_t taken_ = 0;
-  cudaStream_t background_ = nullptr;
+  Mutex mutex_;
+  std::vector<std::unique_ptr<ImportContext>> free_ KVM_GUARDED_BY(mutex_);
+  std::size_t taken_ KVM_GUARDED_BY(mutex_) = 0;
+  cudaStream_t background_ KVM_GUARDED_BY(mutex_) = nullptr;
 };
 
 }  // namespace kvm

@@ -36,7 +36,7 @@ JobReaper& JobReaper::Get() {
 void JobReaper::Take(std::unique_ptr<ImportJob> job) noexcept {
   ImportJob* const raw = job.release();
   try {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (!running_) std::thread([this] { Run(); }).detach();
     running_ = true;
     jobs_.emplace_back(raw);
@@ -48,24 +48,24 @@ void JobReaper::Take(std::unique_ptr<ImportJob> job) noexcept {
 }
 
 std::size_t JobReaper::waiting() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return waiting_;
 }
 
 void JobReaper::Run() {
   std::vector<std::unique_ptr<ImportJob>> looked_at;
   std::chrono::milliseconds pause = kFirstPause;
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   for (;;) {
-    if (looked_at.empty()) taken_.wait(lock, [this] { return !jobs_.empty(); });
+    if (looked_at.empty()) taken_.wait(lock.native(), [this]() KVM_REQUIRES(mutex_) { return !jobs_.empty(); });
     if (!jobs_.empty()) pause = kFirstPause;
     for (std::unique_ptr<ImportJob>& job : jobs_) looked_at.push_back(std::move(job));
     jobs_.clear();
-    lock.unlock();
+    lock.Unlock();
     std::this_thread::sleep_for(pause);
     pause = std::min(2 * pause, kLongestPause);
     const std::size_t ended = std::erase_if(looked_at, [](const std::unique_ptr<ImportJob>& job) { return job->Done(); });
-    lock.lock();
+    lock.Lock();
     waiting_ -= ended;
   }
 }

@@ -10,10 +10,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "cuda/memory_backend.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -31,13 +31,13 @@ class JobReaper {
 
  private:
   JobReaper() = default;
-  void Run();
+  void Run() KVM_EXCLUDES(mutex_);
 
-  mutable std::mutex mutex_;  // everything below
+  mutable Mutex mutex_;
   std::condition_variable taken_;
-  bool running_ = false;
-  std::size_t waiting_ = 0;  // with those that the thread is looking at
-  std::vector<std::unique_ptr<ImportJob>> jobs_;
+  bool running_ KVM_GUARDED_BY(mutex_) = false;
+  std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // with those that the thread is looking at
+  std::vector<std::unique_ptr<ImportJob>> jobs_ KVM_GUARDED_BY(mutex_);
 };
 
 // The same job, whose destruction waits `patience` at most and then leaves it to the reaper. `job` must be safe to poll

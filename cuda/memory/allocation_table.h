@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "kvm/device.h"
 #include "kvm/error.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -27,13 +27,13 @@ class AllocationTable {
 
   // Precondition: overlaps none that is there.
   void Add(void* base, std::uint64_t bytes, std::shared_ptr<Owner> owner) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     entries_[Address(base)] = {bytes, std::move(owner)};
   }
 
   // Takes out the allocation that begins at `base`; null: none does.
   std::shared_ptr<Owner> Take(const void* base) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto found = entries_.find(Address(base));
     if (found == entries_.end()) return nullptr;
     std::shared_ptr<Owner> owner = std::move(found->second.owner);
@@ -43,7 +43,7 @@ class AllocationTable {
 
   // The allocation that `range` begins in; nothing: in none. kInvalidArgument: it ends behind it.
   [[nodiscard]] Result<std::optional<Place>> Find(const DeviceRange& range) const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     auto next = entries_.upper_bound(Address(range.data));
     if (next == entries_.begin()) return std::optional<Place>();
     const auto& [base, entry] = *--next;
@@ -57,11 +57,11 @@ class AllocationTable {
   }
 
   std::size_t size() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return entries_.size();
   }
   std::uint64_t bytes() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     std::uint64_t sum = 0;
     for (const auto& [base, entry] : entries_) sum += entry.bytes;
     return sum;
@@ -74,8 +74,8 @@ class AllocationTable {
   };
   static std::uintptr_t Address(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
 
-  mutable std::mutex mutex_;
-  std::map<std::uintptr_t, Entry> entries_;
+  mutable Mutex mutex_;
+  std::map<std::uintptr_t, Entry> entries_ KVM_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvm

@@ -1,7 +1,6 @@
 #include "cuda/memory/exportable_memory.h"
 
 #include <map>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,6 +8,7 @@
 #include "cuda/memory/allocation_table.h"
 #include "cuda/memory/vmm_mapping.h"
 #include "kvm/exportable_memory.h"
+#include "proto/base/thread_safety.h"
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm {
@@ -24,12 +24,15 @@ Table& Allocations() {
 
 // GPUs stay open once used; opening one takes its time.
 Result<std::shared_ptr<const CudaDevice>> OpenOnce(const DeviceUuid& uuid) {
-  static std::mutex& mutex = *new std::mutex();
-  static auto& devices = *new std::map<DeviceUuid, std::shared_ptr<const CudaDevice>>();
-  std::lock_guard lock(mutex);
-  if (const auto found = devices.find(uuid); found != devices.end()) return found->second;
+  struct Opened {
+    Mutex mutex;
+    std::map<DeviceUuid, std::shared_ptr<const CudaDevice>> devices KVM_GUARDED_BY(mutex);
+  };
+  static Opened& all = *new Opened();
+  MutexLock lock(all.mutex);
+  if (const auto found = all.devices.find(uuid); found != all.devices.end()) return found->second;
   Result<std::shared_ptr<const CudaDevice>> opened = CudaDevice::Open(uuid);
-  if (opened) devices[uuid] = *opened;
+  if (opened) all.devices[uuid] = *opened;
   return opened;
 }
 

@@ -5,10 +5,10 @@
 
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <utility>
 
 #include "cuda/host/checksum.h"
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 namespace {
@@ -40,14 +40,14 @@ class OwnExports {
     return exports;
   }
   std::shared_ptr<const void> Add(const std::string& handle, const Allocation& allocation) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     Entry& entry = entries_[handle];
     entry.allocation = allocation;
     ++entry.users;
     return std::shared_ptr<const void>(allocation.base, [handle](const void*) { Get().Drop(handle); });
   }
   Result<Allocation> Find(const std::string& handle) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto found = entries_.find(handle);
     if (found == entries_.end()) return MakeError(Errc::kNotFound, "not exported by this process");
     return found->second.allocation;
@@ -59,12 +59,12 @@ class OwnExports {
     std::size_t users = 0;
   };
   void Drop(const std::string& handle) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto found = entries_.find(handle);
     if (found != entries_.end() && --found->second.users == 0) entries_.erase(found);
   }
-  std::mutex mutex_;
-  std::map<std::string, Entry> entries_;
+  Mutex mutex_;
+  std::map<std::string, Entry> entries_ KVM_GUARDED_BY(mutex_);
 };
 
 // Peers' allocations opened in this process, by importing GPU and handle. Opening and closing happen
@@ -79,7 +79,7 @@ class OpenedHandles {
   Result<std::shared_ptr<const Allocation>> Open(const std::shared_ptr<const CudaDevice>& device, const std::string& handle,
                                                  std::uint64_t identity) {
     const Key key{device->ordinal(), handle};
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     Entry& entry = entries_[key];
     if (entry.users > 0 && entry.identity != identity) {
       return MakeError(Errc::kUnavailable, "an older allocation with the same handle is still mapped");
@@ -116,15 +116,15 @@ class OpenedHandles {
   };
   void Close(const CudaDevice& device, const Key& key) {
     const DeviceGuard guard(device);
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     const auto found = entries_.find(key);
     if (found == entries_.end() || --found->second.users > 0) return;
     static_cast<void>(cudaIpcCloseMemHandle(found->second.opened));
     static_cast<void>(cudaGetLastError());
     entries_.erase(found);
   }
-  std::mutex mutex_;
-  std::map<Key, Entry> entries_;  // node-based: entries stay where they are
+  Mutex mutex_;
+  std::map<Key, Entry> entries_ KVM_GUARDED_BY(mutex_);  // node-based: entries stay where they are
 };
 
 // A name that no other allocation on this machine has or had: CUDA's number of the allocation within the

@@ -1,167 +1,130 @@
 // Domain: one isolation unit with a registry segment, models, regions and entries of its own.
 //
-// The only writer of its segment. Everything a client says arrives here already parsed and is checked
-// here; no call can fail in a way that harms another client. Work that grows with a client's size
-// (dropping its entries, looking for stale ones) is cut into bounded slices. Single-threaded.
+// Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it is the only writer, and
+// the parts behind which the work is done, each with invariants of its own: Accounts (who has how much), RegionTable (rows
+// and states), OrphanRegions, EntryTable (the index) and RetainedBlocks (what leases can be had of). What Domain does
+// itself is what concerns several of them: a region that comes, and a region that leaves.
 //
-// A region goes through live → leaving → gone, or live → orphan → live again with the same or another owner, or
-// leaving. While it leaves, its entries are dropped and importers may still have it mapped; its row is reused only
-// after both have ended, its epoch never. An orphan serves as a live one does, but nobody publishes to it.
+// Everything a client says arrives here already parsed and is checked here; no call can fail in a way that harms another
+// client. Work that grows with a client's size (dropping its entries, looking for stale ones) is cut into bounded slices.
+// Single-threaded.
+//
+// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers may still have it mapped;
+// its row is reused only after both have ended, its epoch never.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "daemon/registry/block_index_writer.h"
-#include "daemon/registry/descriptor_quota.h"
-#include "daemon/registry/eviction.h"
+#include "daemon/registry/accounts.h"
+#include "daemon/registry/entry_table.h"
 #include "daemon/registry/model_table.h"
-#include "daemon/registry/region.h"
+#include "daemon/registry/orphan_regions.h"
+#include "daemon/registry/region_table.h"
 #include "daemon/registry/registry_segment.h"
+#include "daemon/registry/retained_blocks.h"
 #include "daemon/system/config.h"
-#include "proto/shm/sealed_memory.h"
 
 namespace kvm::daemon {
-
-struct Owner {
-  ClientId client = 0;
-  std::uint32_t pid = 0, uid = 0;
-};
 
 class Domain {
  public:
   // kSystem: no memory for the segment. `config` and `descriptors` must outlive the domain.
   [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors);
-  ~Domain();
 
   const std::string& name() const noexcept { return name_; }
   RegistrySegment& segment() noexcept { return segment_; }
   ModelTable& models() noexcept { return models_; }
   std::uint64_t epoch() const noexcept { return segment_.header().epoch; }
   const ModelSpec& SpecOf(const Region& region) const noexcept { return models_.spec(region.info.model); }
-  std::uint64_t entries() const noexcept { return index_.entries(); }
-  std::uint32_t live_regions() const noexcept { return live_regions_; }
-  std::uint32_t orphans() const noexcept { return orphans_; }
-  std::uint64_t orphan_bytes() const noexcept;
-  std::uint64_t blocks() const noexcept;  // of all regions, published or not
-  Account AccountOf(ClientId client) const;
+  std::uint64_t entries() const noexcept { return entries_.size(); }
+  std::uint32_t live_regions() const noexcept { return regions_.live(); }
+  std::uint32_t orphans() const noexcept { return regions_.orphans(); }
+  std::uint64_t orphan_bytes() const noexcept { return orphans_.bytes(); }
+  std::uint64_t blocks() const noexcept { return accounts_.blocks(); }  // of all regions, published or not
+  Account AccountOf(ClientId client) const { return accounts_.Of(client); }
+  std::uint64_t fds() const noexcept { return accounts_.fds(); }  // that kvmd keeps for regions and slabs
+  std::uint64_t max_fds() const noexcept { return accounts_.max_fds(); }
+  bool nearly_full() const noexcept;  // few rows are left
+  bool idle() const noexcept;         // nobody has a region here, except kvmd
 
-  // ---- regions (domain.cc)
+  // ---- regions that come and leave
 
   // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted (quotas) and what
   // CheckRegion says.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
                                                               std::vector<UniqueFd> fds) const;
-  // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of the same model and
-  // shard with blocks of another size.
-  std::vector<Region*> OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept;
-  // The same of a region that is only announced, and of this user's orphans only: nothing of it has been proved yet.
-  std::vector<Region*> OrphansInTheWay(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid);
-  // kAlreadyExists (name; memory, of which a region has its own alone), kBadGeometry (against others), kResourceExhausted (table).
+  // What RegionTable::Add says.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
-  Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept;  // live or leaving; null if none
-  Region* FindServingRegion(std::uint32_t owner_uid, const std::string& name) noexcept;
-  std::vector<Region*> RegionsOf(ClientId owner) noexcept;
-  std::vector<Region*> ServingRegionsOfModel(std::uint32_t model) noexcept;
-  std::vector<Region*> Orphans() noexcept;  // the oldest first
-  // A serving region whose memory is not whole any more, among the next `most` that it is their turn to be looked at; else null.
-  Region* FindDamaged(std::uint32_t most) noexcept;
-  bool nearly_full() const noexcept;  // few rows are left
-
-  // A live region's owner has gone.
-  void MakeOrphan(Region& region, Orphan orphan) noexcept;
-  // Gives an orphan to `owner`, entries and all. kResourceExhausted: a quota of the new owner.
-  [[nodiscard]] Status TakeOver(Region& region, const Owner& owner);
-  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
-  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
-
-  // Takes a serving region out: nothing can be published to it any more, its row shows `shown`, and Reap
-  // does the rest.
-  void StartLeaving(Region& region, layout::RegionState shown) noexcept;
+  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest. `asks_importers`: they are
+  // asked to acknowledge, and the row says so meanwhile; else it looks free at once.
+  void StartLeaving(Region& region, bool asks_importers) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
   // wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
-  void WriteRows();            // entry counts of regions that changed
-  bool idle() const noexcept;  // nobody has a region here, except kvmd
 
-  // ---- entries (domain_entries.cc)
+  // ---- regions: region_table.h
 
-  // `records`: whole ones, in `publish`.
-  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
-  // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
-  bool Restore(Region& region, const IndexEntry& entry);
-  void Retract(ClientId client, const kvmwire::Retract& retract);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
-  // itself while there is little to find.
-  void Sweep(std::uint32_t slots);
+  Region* FindRegion(std::uint32_t row, std::uint32_t region_epoch) noexcept { return regions_.Find(row, region_epoch); }
+  Region* FindServingRegion(std::uint32_t owner_uid, const std::string& name) noexcept { return regions_.FindServing(owner_uid, name); }
+  std::vector<Region*> RegionsOf(ClientId owner) noexcept { return regions_.Of(owner); }
+  std::vector<Region*> ServingRegionsOfModel(std::uint32_t model) noexcept { return regions_.ServingOfModel(model); }
+  Region* FindDamaged(std::uint32_t most) noexcept { return regions_.FindDamaged(most); }
+  void WriteRows() { regions_.WriteChanged(); }
 
-  // The same for a live region that kvmd fills itself; false: no room. One replica of the key makes way if there are
-  // enough, since this is the one that stays when pools are recycled.
-  bool PublishCached(Region& region, const PublishRecord& record);
-  void EraseCached(Region& region, std::uint32_t block);
+  // ---- orphans: orphan_regions.h
 
-  // ---- leases (domain_leases.cc)
+  std::vector<Region*> Orphans() noexcept { return orphans_.All(); }
+  std::vector<Region*> OrphansInTheWay(const Region& region, std::uint32_t owner_uid) noexcept {
+    return orphans_.InTheWayOf(region, owner_uid);
+  }
+  std::vector<Region*> OrphansInTheWay(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid) {
+    return orphans_.InTheWayOf(announced, owner_uid);
+  }
+  // A live region's owner has gone.
+  void MakeOrphan(Region& region, Orphan orphan) noexcept {
+    region.orphan = std::move(orphan);
+    regions_.Enter(region, RegionPhase::kOrphan);
+  }
+  [[nodiscard]] Status TakeOver(Region& region, const Owner& owner) { return orphans_.TakeOver(region, owner); }
 
-  struct RetainedBlock {
-    Region* region = nullptr;
-    std::uint32_t block = 0;
-  };
-  // Where kvmd itself keeps the block that a match names: there, or another replica of its key. kStale: it is not what
-  // the match says any more. kUnsupported: living workers alone have it. kInvalidArgument.
-  [[nodiscard]] Result<RetainedBlock> FindRetained(const kvmwire::LeaseSource& source);
-  // Until as many Unholds, the block's entry makes room for nobody and its memory is not given up to make room. `region`:
-  // of FindRetained. False: it has just gone.
-  bool Pin(Region& region, std::uint32_t block);
-  void Unpin(Region& region, std::uint32_t block) noexcept;
-  std::uint32_t leased_orphans() const noexcept;
-  std::uint64_t fds() const noexcept;  // that kvmd keeps for regions and slabs
-  std::uint64_t max_fds() const noexcept { return descriptors_.max_of_domain(); }
+  // ---- entries: entry_table.h
+
+  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish) { return entries_.Publish(client, publish); }
+  bool Restore(Region& region, const IndexEntry& entry) { return entries_.Restore(region, entry); }
+  void Retract(ClientId client, const kvmwire::Retract& retract) { entries_.Retract(client, retract); }
+  void Sweep(std::uint32_t slots) { entries_.Sweep(slots); }
+  bool PublishCached(Region& region, const PublishRecord& record) { return entries_.PublishCached(region, record); }
+  void EraseCached(Region& region, std::uint32_t block) { entries_.EraseCached(region, block); }
+  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const { return entries_.Records(region, count); }
+
+  // ---- leases: retained_blocks.h
+
+  using RetainedBlock = daemon::RetainedBlock;
+  [[nodiscard]] Result<RetainedBlock> FindRetained(const kvmwire::LeaseSource& source) { return retained_.Find(source); }
+  // Of a region that FindRetained has named. What Region::Pin and Unpin say.
+  bool Pin(Region& region, std::uint32_t block) { return region.Pin(block); }
+  void Unpin(Region& region, std::uint32_t block) noexcept { region.Unpin(block); }
+  std::uint32_t leased_orphans() const noexcept { return retained_.leased_orphans(); }
 
   std::uint32_t clients = 0;  // connected; kept by the broker
 
  private:
   Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment);
 
-  Status CheckQuotas(ClientId client, std::uint64_t blocks, std::size_t fds) const;
-  Status CheckAgainstOthers(const Region& region, const Owner& owner) const;
-  void FreeRegion(std::uint32_t row) noexcept;
-  void LeaveAccount(Region& region) noexcept;
-  void WriteRow(Region& region) noexcept;
-
-  enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
-  Outcome PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s);
-  bool DropStaleReplica(const BlockKey& key);
-  void DropReplica(const BlockKey& key);
-  bool MakeRoom(const Region& publisher);
-  bool IsStale(const IndexEntry& entry) const noexcept;
-  bool IsPinned(const IndexEntry& entry) const noexcept;
-  void EraseEntry(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;
-  void WriteEntryCount() noexcept;
-
   const std::string name_;
-  const Config& config_;
-  DescriptorQuota& descriptors_;
   RegistrySegment segment_;
-  BlockIndexWriter index_;
   ModelTable models_;
-  std::vector<std::unique_ptr<Region>> regions_;   // by row; null: free
-  std::map<ClientId, Account> accounts_;           // of clients that have regions, leaving ones included
-  std::set<std::uint32_t> leaving_;                // rows
-  std::map<FileId, std::uint32_t> row_of_memory_;  // of serving regions
-  std::uint32_t look_hand_ = 0;                    // row whose memory is looked at next
-  std::uint32_t live_regions_ = 0, orphans_ = 0;
-  std::uint32_t next_row_ = 0;  // where the search for a free row begins: rows rest before they are reused
-  std::uint32_t next_region_epoch_ = 1;
-  ClockEviction eviction_;
-  std::uint64_t sweep_hand_ = 0;
-  unsigned sweep_idle_ = 0;  // whole rounds in which the sweeper found next to nothing
-  std::uint64_t swept_in_round_ = 0;
-  const std::uint64_t started_ns_ = MonotonicNs();
+  Accounts accounts_;
+  RegionTable regions_;
+  EntryTable entries_;
+  OrphanRegions orphans_;
+  RetainedBlocks retained_;
+  std::set<std::uint32_t> leaving_;  // rows
 };
 
 }  // namespace kvm::daemon

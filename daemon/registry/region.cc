@@ -1,6 +1,7 @@
 #include "daemon/registry/region.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 
 #include "proto/wire/protocol_limits.h"
@@ -142,6 +143,32 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
   return region;
 }
 
+bool MayFollow(RegionPhase from, RegionPhase to) noexcept {
+  switch (from) {
+    case RegionPhase::kFree: return to == RegionPhase::kLive;
+    case RegionPhase::kLive: return to == RegionPhase::kOrphan || to == RegionPhase::kLeaving;
+    case RegionPhase::kOrphan: return to == RegionPhase::kLive || to == RegionPhase::kLeaving;
+    case RegionPhase::kLeaving: return to == RegionPhase::kFree;
+  }
+  return false;
+}
+
+void Region::Enter(RegionPhase next) noexcept {
+  assert(MayFollow(phase_, next));
+  phase_ = next;
+  layout::RegionState shown = layout::RegionState::kFree;
+  switch (next) {
+    case RegionPhase::kFree: break;
+    case RegionPhase::kLive: shown = layout::RegionState::kLive; break;
+    case RegionPhase::kOrphan: shown = layout::RegionState::kOrphan; break;
+    case RegionPhase::kLeaving:
+      if (asks_importers) shown = layout::RegionState::kWithdrawing;
+      break;
+  }
+  info.state = static_cast<std::uint32_t>(shown);
+  if (next != RegionPhase::kOrphan) orphan.reset();
+}
+
 bool Region::table_whole() const noexcept {
   return !generation_memory.lost() && (filler == nullptr || !filler->TableLost()) && IsWhole(fds[0].get());
 }
@@ -170,6 +197,22 @@ std::uint64_t Region::segment_bytes() const noexcept {
 std::size_t Region::descriptors() const noexcept {
   return fds.size() +
          static_cast<std::size_t>(std::count_if(read_only.begin(), read_only.end(), [](const UniqueFd& fd) { return bool{fd}; }));
+}
+
+bool Region::Pin(std::uint32_t block) {
+  if (filler != nullptr) return filler->Pin(block);
+  ++pinned[block];
+  return true;
+}
+
+void Region::Unpin(std::uint32_t block) noexcept {
+  if (filler != nullptr) return filler->Unpin(block);
+  const auto found = pinned.find(block);
+  if (found != pinned.end() && --found->second == 0) pinned.erase(found);
+}
+
+bool SameShard(const Region& a, const Region& b) noexcept {
+  return a.info.tp_rank == b.info.tp_rank && a.info.pp_rank == b.info.pp_rank && a.info.kv_group == b.info.kv_group;
 }
 
 Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected) {

@@ -51,6 +51,23 @@ class RegionFiller {
   virtual bool TableLost() const noexcept = 0;
 };
 
+// What becomes of a region, step by step:
+//
+//   kFree ── registered ──▶ kLive ── its owner has gone ──▶ kOrphan
+//                           │   ◀── resumed, adopted ──────   │
+//            unregistered,  │                                 │  expired, reclaimed,
+//            or not kept    └──────────▶ kLeaving ◀───────────┘  or in the way
+//                                           │
+//                                           │  no entry is left, and no importer is waited for
+//                                           ▼
+//                                         kFree: the row is free for another
+//
+// kLive and kOrphan serve: their blocks can be imported. To a kLive region alone its owner may publish.
+enum class RegionPhase : std::uint8_t { kFree, kLive, kOrphan, kLeaving };
+
+// Whether the drawing has this step.
+bool MayFollow(RegionPhase from, RegionPhase to) noexcept;
+
 // Of a region whose owner's connection has ended.
 struct Orphan {
   SteadyTime since;
@@ -58,6 +75,11 @@ struct Orphan {
 };
 
 struct Region {
+  RegionPhase phase() const noexcept { return phase_; }
+  // A step of the drawing above; any other is a broken invariant of kvmd's own. `info` then says what the row has to show: a
+  // kLeaving region is kWithdrawing while importers are asked to acknowledge its end, and kFree where nobody is asked.
+  void Enter(RegionPhase next) noexcept;
+
   kvmwire::RegionDescriptor descriptor;
   std::vector<UniqueFd> fds;        // generation table, then segments that have one; as the owner has them
   std::vector<UniqueFd> read_only;  // [fds]: of granted memory; none where the owner's can't be mapped writable
@@ -67,7 +89,7 @@ struct Region {
   layout::RegionInfo info{};  // what the row says
   std::uint32_t row = 0;
   ClientId owner = 0;                // of an orphan: its last one
-  std::optional<Orphan> orphan;      // set: nobody owns it now
+  std::optional<Orphan> orphan;      // set in phase kOrphan and in no other
   std::uint64_t owner_instance = 0;  // Hello::instance of the owner, or of the last one
 
   RegionFiller* filler = nullptr;  // of a live slab of the host cache
@@ -82,12 +104,13 @@ struct Region {
   std::string persisted_id;            // with the service manager; empty: not kept
   std::uint32_t persisted_serial = 0;  // of the manifest that is kept; 0: none
   std::vector<std::string> persisted_files;
+  bool asks_importers = false;      // when leaving: for an acknowledgement
   std::set<ClientId> announced_to;  // who may have it mapped
   std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
 
-  bool live() const noexcept { return info.state == static_cast<std::uint32_t>(layout::RegionState::kLive); }
+  bool live() const noexcept { return phase_ == RegionPhase::kLive; }
   // Live, or an orphan: its blocks can be imported.
-  bool serving() const noexcept { return live() || orphan.has_value(); }
+  bool serving() const noexcept { return live() || phase_ == RegionPhase::kOrphan; }
   // Names the generation table for as long as it exists, whoever owns the region.
   FileId identity() const noexcept { return files[0]; }
   // False: somebody who may write its memory has punched a hole in it, or it can't be read any more. Its blocks are not
@@ -101,7 +124,19 @@ struct Region {
   bool adoptable() const noexcept;
   std::uint64_t segment_bytes() const noexcept;  // of all
   std::size_t descriptors() const noexcept;      // that kvmd keeps
+
+  // Until as many Unpins, the block's entry makes room for nobody and its memory is not given up to make room. False: it
+  // has just gone.
+  bool Pin(std::uint32_t block);
+  void Unpin(std::uint32_t block) noexcept;
+  bool Pinned(std::uint32_t block) const noexcept { return filler != nullptr ? filler->Pinned(block) : pinned.contains(block); }
+
+ private:
+  RegionPhase phase_ = RegionPhase::kFree;
 };
+
+// Whether both hold blocks of the same shard of their models.
+bool SameShard(const Region& a, const Region& b) noexcept;
 
 // kModelMismatch, kBadGeometry: the region is not what the adopter expects; the message names the field.
 [[nodiscard]] Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected);

@@ -8,11 +8,12 @@
 #include <condition_variable>
 #include <csignal>
 #include <deque>
-#include <mutex>
 #include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
+
+#include "proto/base/thread_safety.h"
 
 namespace kvm::daemon {
 namespace {
@@ -39,13 +40,13 @@ struct LogSink::State {
   std::size_t max_bytes = 0;
   std::function<std::string(std::uint64_t)> notice;
 
-  std::mutex mutex;  // everything below
+  Mutex mutex;
   std::condition_variable changed;
-  std::deque<std::string> lines;
-  std::size_t bytes = 0;  // of lines, and of the one that is being written
-  std::uint64_t dropped = 0;
-  bool running = false;  // the thread
-  bool stopped = false;
+  std::deque<std::string> lines KVM_GUARDED_BY(mutex);
+  std::size_t bytes KVM_GUARDED_BY(mutex) = 0;  // of lines, and of the one that is being written
+  std::uint64_t dropped KVM_GUARDED_BY(mutex) = 0;
+  bool running KVM_GUARDED_BY(mutex) = false;  // the thread
+  bool stopped KVM_GUARDED_BY(mutex) = false;
 };
 
 LogSink::LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes)
@@ -56,14 +57,14 @@ LogSink::LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::
 }
 
 LogSink::~LogSink() {
-  std::lock_guard lock(state_->mutex);
+  MutexLock lock(state_->mutex);
   state_->stopped = true;
   state_->changed.notify_all();
 }
 
 void LogSink::Write(std::string line) {
   if (at_once_) return WriteAll(state_->fd, line);
-  std::lock_guard lock(state_->mutex);
+  MutexLock lock(state_->mutex);
   if (!state_->running) {
     try {
       // Signals are for kvmd's own thread.
@@ -88,14 +89,16 @@ void LogSink::Write(std::string line) {
 }
 
 bool LogSink::Drain(std::chrono::milliseconds timeout) {
-  std::unique_lock lock(state_->mutex);
-  return state_->changed.wait_for(lock, timeout, [this] { return state_->bytes == 0 && state_->dropped == 0; });
+  MutexLock lock(state_->mutex);
+  return state_->changed.wait_for(lock.native(), timeout,
+                                  [this]() KVM_REQUIRES(state_->mutex) { return state_->bytes == 0 && state_->dropped == 0; });
 }
 
 void LogSink::Run(const std::shared_ptr<State>& state) {
-  std::unique_lock lock(state->mutex);
+  MutexLock lock(state->mutex);
   for (;;) {
-    state->changed.wait(lock, [&] { return state->stopped || !state->lines.empty() || state->dropped > 0; });
+    state->changed.wait(lock.native(),
+                        [&]() KVM_REQUIRES(state->mutex) { return state->stopped || !state->lines.empty() || state->dropped > 0; });
     if (state->stopped && state->lines.empty()) return;
     std::string line;
     // What was dropped came after what waits, and before what comes now.
@@ -107,9 +110,9 @@ void LogSink::Run(const std::shared_ptr<State>& state) {
       line = std::move(state->lines.front());
       state->lines.pop_front();
     }
-    lock.unlock();
+    lock.Unlock();
     WriteAll(state->fd, line);
-    lock.lock();
+    lock.Lock();
     state->bytes -= line.size();
     state->changed.notify_all();
   }

@@ -8,9 +8,10 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
-#include <mutex>
 #include <utility>
 #include <vector>
+
+#include "proto/base/thread_safety.h"
 
 namespace kvm {
 
@@ -39,12 +40,12 @@ struct MemoryGuard::Table {
   static void OnBusError(int signal, siginfo_t* info, void* context);
   bool Replace(std::uintptr_t address) noexcept;
   void PassOn(int signal, siginfo_t* info, void* context) noexcept;
-  void Install();  // mutex held
+  void Install() KVM_REQUIRES(mutex);
   Entry* Claim();
 
-  std::mutex mutex;  // not for handlers
-  std::vector<Entry*> free;
-  std::size_t batches = 0;  // whose entries have been given out
+  Mutex mutex;  // not for handlers
+  std::vector<Entry*> free KVM_GUARDED_BY(mutex);
+  std::size_t batches KVM_GUARDED_BY(mutex) = 0;  // whose entries have been given out
   Batch first;
 
   // How many actions of other code this handler can be put in front of.
@@ -148,7 +149,7 @@ void MemoryGuard::Table::Install() {
 }
 
 MemoryGuard::Entry* MemoryGuard::Table::Claim() {
-  std::lock_guard lock(mutex);
+  MutexLock lock(mutex);
   Install();
   if (free.empty()) {
     free.reserve(++batches * first.entries.size());  // so that giving one back can't fail
@@ -189,7 +190,7 @@ void MemoryGuard::Release() noexcept {
   if (entry_ == nullptr) return;
   entry_->begin.store(0, std::memory_order_release);
   Table& table = Table::OfProcess();
-  std::lock_guard lock(table.mutex);
+  MutexLock lock(table.mutex);
   table.free.push_back(std::exchange(entry_, nullptr));  // Claim has reserved the room
 }
 

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <thread>
 
+#include "client/client_impl.h"
 #include "client/find/match_impl.h"
 #include "client/region/region_impl.h"
 #include "tests/gpu/blocked_stream.h"

@@ -4,7 +4,7 @@
 #include <iostream>
 #include <thread>
 
-#include "client/region/region_impl.h"
+#include "client/client_impl.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"

@@ -56,12 +56,17 @@ RULES = {
     "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
+    "client/examples": {"kvclient", "kvm"},
+    # client → import → region → offload → find → peers → connection; leases stand beside the regions.
+    "client/stats": PROTO | {"kvclient"},
     "client/connection": CLIENT,
     "client/peers": CLIENT | {"client/connection"},
     "client/find": CLIENT | {"client/peers", "client/connection"},
-    "client/region": CLIENT | {"client", "client/peers", "client/connection", "client/find", "client/offload"},
-    "client/offload": CLIENT | {"client", "client/region", "client/peers", "client/connection", "client/find"},
-    "client": CLIENT | {"client/region", "client/offload", "client/peers", "client/connection", "client/find"},
+    "client/lease": CLIENT | {"client/find", "client/peers", "client/connection"},
+    "client/offload": CLIENT | {"client/find", "client/peers", "client/connection", "client/stats"},
+    "client/region": CLIENT | {"client/offload", "client/peers", "client/connection", "client/stats"},
+    "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
+    "client": CLIENT | {f"client/{each}" for each in ("import", "region", "lease", "offload", "find", "peers", "connection", "stats")},
     # views, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
@@ -71,7 +76,6 @@ RULES = {
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
     "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
-    "client/examples": {"kvclient", "kvm"},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/")

@@ -64,7 +64,7 @@ TEST_CASE("Host cache: a writer that lost its slab's descriptor is sent it again
   node.Handle(writer.id, message);
   node.WorkAll();
   REQUIRE(writer.connection.sent.size() == 2);
-  CHECK(writer.connection.sent.back().message.has_stow_reply());
+  CHECK(writer.connection.sent.back().message.has_prepare_store_reply());
   const Received again = writer.connection.Take(Body::kSlabGrant);
   CHECK(again.message.slab_grant().SerializeAsString() == first.message.slab_grant().SerializeAsString());
   REQUIRE(again.fds.size() == 1);

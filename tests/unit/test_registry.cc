@@ -1,7 +1,10 @@
 // A domain without sockets: capacity, fairness, replicas, staleness, leaving, model rows.
 #include <unistd.h>
 
+#include <chrono>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "daemon/registry/domain.h"
@@ -238,7 +241,7 @@ TEST_CASE("Registry: a region leaves in slices and its row rests until it is don
   KVM_CHECK_ERROR(registry.Register(1, next), Errc::kResourceExhausted, "--max-regions");
 
   (*registered)->waiting_for.insert(9);
-  registry.domain->StartLeaving(**registered, layout::RegionState::kWithdrawing);
+  registry.domain->StartLeaving(**registered, /*asks_importers=*/true);
   layout::RegionInfo info;
   REQUIRE(registry.view.ReadRegion(region.row, info));
   CHECK(info.state == static_cast<std::uint32_t>(layout::RegionState::kWithdrawing));
@@ -263,6 +266,52 @@ TEST_CASE("Registry: a region leaves in slices and its row rests until it is don
   CHECK(registry.domain->AccountOf(1).blocks == 10);
 }
 
+TEST_CASE("Registry: a region takes the steps that are drawn and no others", "[unit]") {
+  using enum RegionPhase;
+  const std::set<std::pair<RegionPhase, RegionPhase>> drawn{{kFree, kLive},    {kLive, kOrphan},    {kOrphan, kLive},
+                                                            {kLive, kLeaving}, {kOrphan, kLeaving}, {kLeaving, kFree}};
+  for (const RegionPhase from : {kFree, kLive, kOrphan, kLeaving}) {
+    for (const RegionPhase to : {kFree, kLive, kOrphan, kLeaving}) {
+      INFO(static_cast<int>(from) << " to " << static_cast<int>(to));
+      CHECK(MayFollow(from, to) == drawn.contains({from, to}));
+    }
+  }
+}
+
+TEST_CASE("Registry: the row and the counts of a region follow it from phase to phase", "[unit]") {
+  const bool asks_importers = GENERATE(false, true);
+  Registry registry(Small(64));
+  WireRegion region("pool", LlamaSpec(), 8);
+  Result<Region*> registered = registry.Register(1, region);
+  KVM_REQUIRE_OK(registered);
+  const auto shows = [&](layout::RegionState state, std::uint32_t live, std::uint32_t orphans) {
+    layout::RegionInfo info;
+    const bool taken = registry.view.ReadRegion(region.row, info);
+    CHECK(taken == (state != layout::RegionState::kFree));
+    if (taken) CHECK(info.state == static_cast<std::uint32_t>(state));
+    CHECK(registry.domain->live_regions() == live);
+    CHECK(registry.view.header().live_regions.load() == live);
+    CHECK(registry.domain->orphans() == orphans);
+  };
+  const auto orphan = [&] {
+    registry.domain->MakeOrphan(**registered, {std::chrono::steady_clock::now(), std::make_shared<WatchedProcess>(UniqueFd(), true)});
+  };
+  shows(layout::RegionState::kLive, 1, 0);
+  orphan();
+  shows(layout::RegionState::kOrphan, 0, 1);
+  KVM_REQUIRE_OK(registry.domain->TakeOver(**registered, {2, 101, 1000}));
+  CHECK_FALSE((*registered)->orphan.has_value());
+  shows(layout::RegionState::kLive, 1, 0);
+  orphan();
+  registry.domain->StartLeaving(**registered, asks_importers);
+  CHECK((*registered)->phase() == RegionPhase::kLeaving);
+  CHECK_FALSE((*registered)->orphan.has_value());
+  shows(asks_importers ? layout::RegionState::kWithdrawing : layout::RegionState::kFree, 0, 0);
+  registry.domain->Reap(1);
+  CHECK(registry.domain->FindRegion(region.row, region.region_epoch) == nullptr);
+  shows(layout::RegionState::kFree, 0, 0);
+}
+
 TEST_CASE("Registry: keys that share one home cost their publisher refusals, nobody else time", "[unit]") {
   Registry registry(Small(8192));
   WireRegion region("pool", LlamaSpec(), 8192);
@@ -284,7 +333,7 @@ TEST_CASE("Registry: a model's row lives while somebody declares it or has block
   layout::ModelInfo info;
   REQUIRE(registry.view.ReadModel(model, info));
   CHECK(std::string(info.spec, info.spec_bytes) == LlamaSpec().Canonical());
-  registry.domain->StartLeaving(**registered, layout::RegionState::kFree);
+  registry.domain->StartLeaving(**registered, /*asks_importers=*/false);
   registry.domain->Reap(1);
   CHECK_FALSE(registry.view.ReadModel(model, info));
   CHECK(registry.domain->models().live() == 0);
@@ -311,7 +360,7 @@ TEST_CASE("Registry: a domain's descriptors have a limit, which its clients shar
   KVM_CHECK_ERROR(registry.Register(3, third), Errc::kResourceExhausted, "--max-fds-per-domain");
   daemon::Region* gone = registry.domain->FindRegion(first.row, first.region_epoch);
   REQUIRE(gone != nullptr);
-  registry.domain->StartLeaving(*gone, layout::RegionState::kFree);
+  registry.domain->StartLeaving(*gone, /*asks_importers=*/false);
   while (registry.domain->Reap(64)) continue;
   CHECK(registry.domain->fds() == 2);
   KVM_REQUIRE_OK(registry.Register(3, third));

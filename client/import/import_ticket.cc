@@ -1,0 +1,127 @@
+#include "client/import/import_ticket.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "client/connection/wait.h"
+#include "proto/base/fault_point.h"
+
+namespace kvm {
+namespace {
+
+ImportFailure Failure(BlockStatus status) {
+  switch (status) {
+    case BlockStatus::kStale: return ImportFailure::kStale;
+    case BlockStatus::kBehindFailed: return ImportFailure::kBehindFailed;
+    case BlockStatus::kDeadline: return ImportFailure::kDeadline;
+    case BlockStatus::kPending:
+    case BlockStatus::kValid:
+    case BlockStatus::kError: return ImportFailure::kError;
+  }
+  return ImportFailure::kError;
+}
+
+}  // namespace
+
+std::optional<ImportFailure> ImportTicket::Impl::Verify() {
+  if (checksums.empty() || result.valid == 0) return std::nullopt;
+  const Region::Impl& region = *keep->destination;
+  const auto sums = region.backend->Checksum(*region.memory, region.options.geometry, std::span(blocks).first(result.valid));
+  if (!sums) {
+    result.valid = 0;
+    return ImportFailure::kError;
+  }
+  for (std::size_t i = 0; i < result.valid; ++i) {
+    if (!checksums[i] || *checksums[i] == (*sums)[i]) continue;
+    result.valid = i;
+    return ImportFailure::kCorrupt;
+  }
+  return std::nullopt;
+}
+
+void ImportTicket::Impl::FailInChild() {
+  if (std::exchange(finished, true)) return;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    result.failed.push_back({i, blocks[i], i == 0 ? ImportFailure::kError : ImportFailure::kBehindFailed});
+  }
+}
+
+void ImportTicket::Impl::Finish() {
+  if (finished) return;
+  finished = true;
+  std::span<const BlockStatus> statuses = job ? job->statuses() : std::span<const BlockStatus>();
+  while (result.valid < statuses.size() && statuses[result.valid] == BlockStatus::kValid) ++result.valid;
+  const std::optional<ImportFailure> corrupt = Verify();
+  result.bytes = result.valid * block_bytes;
+  for (std::size_t i = result.valid; i < blocks.size(); ++i) {
+    ImportFailure reason = ImportFailure::kBehindFailed;
+    if (i < statuses.size() && statuses[i] != BlockStatus::kValid) reason = Failure(statuses[i]);
+    if (i == mapped && result.valid == mapped) reason = ImportFailure::kUnmapped;
+    if (i == result.valid && corrupt) reason = *corrupt;
+    result.failed.push_back({i, blocks[i], reason});
+  }
+  KVM_FAULT_POINT(client_import_done);
+  stats->blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
+  stats->blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
+  stats->bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
+  if (const std::size_t kept = host_cache_uses->Add(keep->match, result.valid))
+    stats->blocks_from_host_cache.fetch_add(kept, std::memory_order_relaxed);
+  keep.reset();
+}
+
+std::string_view ImportFailureName(ImportFailure failure) noexcept {
+  switch (failure) {
+    case ImportFailure::kStale: return "stale";
+    case ImportFailure::kBehindFailed: return "behind_failed";
+    case ImportFailure::kDeadline: return "deadline";
+    case ImportFailure::kUnmapped: return "unmapped";
+    case ImportFailure::kError: return "error";
+    case ImportFailure::kCorrupt: return "corrupt";
+  }
+  return "unknown";
+}
+
+ImportTicket::ImportTicket() = default;
+ImportTicket::ImportTicket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ImportTicket::~ImportTicket() {
+  // In a forked child: what is being copied, and who is told when it is done, are the parent's.
+  if (impl_ && !impl_->process.Here()) static_cast<void>(impl_.release());
+}
+ImportTicket::ImportTicket(ImportTicket&&) noexcept = default;
+ImportTicket& ImportTicket::operator=(ImportTicket&& other) noexcept {
+  if (this == &other) return *this;
+  const ImportTicket before(std::move(*this));  // ends as a destroyed one does
+  impl_ = std::move(other.impl_);
+  return *this;
+}
+
+bool ImportTicket::Done() noexcept {
+  if (!impl_) return true;
+  if (!impl_->process.Here()) {
+    impl_->FailInChild();
+    return true;
+  }
+  if (impl_->job && !impl_->job->Done()) return false;
+  impl_->Finish();
+  return true;
+}
+
+void* ImportTicket::event() const noexcept { return impl_ && impl_->job && impl_->process.Here() ? impl_->job->event() : nullptr; }
+
+Status ImportTicket::Wait(Deadline deadline) noexcept {
+  if (!impl_) return {};
+  if (!impl_->process.Here()) return BelongsToParent("import ticket");
+  const InterruptScope* const scope = InterruptScope::Current();
+  while (impl_->job && !impl_->job->Wait(scope == nullptr ? deadline : std::min(deadline, scope->next_question()))) {
+    if (std::chrono::steady_clock::now() >= deadline || Interrupted()) return MakeError(Errc::kDeadlineExceeded, "import still under way");
+  }
+  impl_->Finish();
+  return {};
+}
+
+const ImportResult& ImportTicket::result() const noexcept {
+  static const ImportResult kNothing;
+  return impl_ ? impl_->result : kNothing;
+}
+
+}  // namespace kvm

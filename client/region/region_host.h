@@ -1,0 +1,36 @@
+// What a region needs of the client that it belongs to. A region may outlive its client, so it
+// holds this weakly and locks it for the time of a call.
+#pragma once
+
+#include <chrono>
+
+#include "client/connection/link.h"
+#include "client/offload/offloader.h"
+#include "client/region/publish_window.h"
+#include "client/stats/atomic_stats.h"
+#include "kvclient/region.h"
+
+namespace kvm {
+
+class RegionHost {
+ public:
+  RegionHost(const RegionHost&) = delete;
+  RegionHost& operator=(const RegionHost&) = delete;
+
+  // As Region::Unregister.
+  [[nodiscard]] virtual Status Unregister(Region::Impl& region, Deadline deadline) = 0;
+
+  Link& link;
+  PublishWindow& window;
+  Offloader& offloader;
+  AtomicStats& stats;
+  const std::chrono::milliseconds timeout;  // ClientOptions::timeout
+
+ protected:
+  RegionHost(Link& its_link, PublishWindow& its_window, Offloader& its_offloader, AtomicStats& its_stats,
+             std::chrono::milliseconds its_timeout)
+      : link(its_link), window(its_window), offloader(its_offloader), stats(its_stats), timeout(its_timeout) {}
+  ~RegionHost() = default;
+};
+
+}  // namespace kvm

@@ -1,0 +1,69 @@
+// ClientTable: the clients that are connected, by id.
+//
+// Broker adds and takes them; the services look them up, send to them and answer them. Owns the clients; their connections
+// belong to the server. Single-threaded.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/broker/announcements.h"
+#include "daemon/broker/connection.h"
+#include "daemon/registry/domain.h"
+#include "daemon/system/process_info.h"
+#include "kvm/error.h"
+#include "proto/wire/wire.pb.h"
+
+namespace kvm::daemon {
+
+struct Client {
+  void ReplyEmpty(std::uint64_t request_id) const;
+  // Says so in the log as well.
+  void ReplyError(std::uint64_t request_id, const Error& error) const;
+  Owner AsOwner() const noexcept { return {id, credentials.pid, credentials.uid}; }
+
+  ClientId id = 0;
+  Connection* connection = nullptr;
+  Credentials credentials;
+  std::shared_ptr<WatchedProcess> process;
+  bool greeted = false;
+  std::uint64_t instance = 0;  // Hello::instance
+  kvmwire::Role role = kvmwire::WORKER;
+  bool wants_payload = false;
+  std::string name;
+  Domain* domain = nullptr;  // null: not greeted
+  std::uint64_t connected_ms = 0;
+  kvmwire::StatsReport stats;
+  Announcements announcements;
+};
+
+class ClientTable {
+ public:
+  // `process`: a pidfd of the client's, if there is one.
+  Client& Add(Connection& connection, const Credentials& credentials, UniqueFd process);
+  // An id that no client has and none will get: of an owner that an earlier kvmd knew.
+  ClientId NextId() noexcept { return next_++; }
+  // Null: it has left.
+  Client* Find(ClientId id) const;
+  std::unique_ptr<Client> Take(ClientId id);
+  // Sends nothing if the client has left.
+  void Send(ClientId to, const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) const;
+
+  template <class Visit>
+  void ForEach(Visit&& visit) const {
+    for (const auto& [id, client] : clients_) visit(*client);
+  }
+  std::size_t size() const noexcept { return clients_.size(); }
+  // Connections of one user.
+  std::size_t OfUser(std::uint32_t uid) const;
+
+ private:
+  std::map<ClientId, std::unique_ptr<Client>> clients_;
+  ClientId next_ = 1;
+};
+
+}  // namespace kvm::daemon

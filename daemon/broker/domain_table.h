@@ -1,0 +1,60 @@
+// DomainTable: the domains there are, by name, and which one a client belongs to.
+//
+// Broker asks it for a client's domain and the restorer for those of an earlier kvmd; a domain is made when it is first asked
+// for. Owns the domains and the count of descriptors that all of them keep. Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "daemon/broker/connection.h"
+#include "daemon/broker/persistence.h"
+#include "daemon/registry/descriptor_quota.h"
+#include "daemon/registry/domain.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+// Names a region for as long as somebody waits for its end. Its domain may be dropped meanwhile.
+struct RegionRef {
+  std::string domain;
+  std::uint32_t row = 0, region_epoch = 0;
+};
+
+class DomainTable {
+ public:
+  // `dropping` is called with a domain that is about to go. All outlive the table.
+  DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
+
+  // Follows from the credentials alone. What Named says.
+  [[nodiscard]] Result<Domain*> For(const Credentials& credentials);
+  // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory for its registry.
+  [[nodiscard]] Result<Domain*> Named(const std::string& name);
+  Domain* Find(const std::string& name) const;  // null: there is none
+  // Null: it is gone, or its domain is.
+  Region* Find(const RegionRef& region) const;
+  static RegionRef RefOf(const Domain& domain, const Region& region);
+
+  template <class Visit>
+  void ForEach(Visit&& visit) const {
+    for (const auto& [name, domain] : domains_) visit(*domain);
+  }
+  std::uint64_t blocks() const;  // of all regions of all domains
+  // Memory of registries that may still have to be made.
+  std::uint64_t RegistryBytesToCome() const;
+  const DescriptorQuota& descriptors() const noexcept { return descriptors_; }
+
+ private:
+  bool DropIdle();
+
+  const Config& config_;
+  Persistence& persistence_;
+  const std::function<void(Domain&)> dropping_;
+  DescriptorQuota descriptors_;  // of all domains
+  std::map<std::string, std::unique_ptr<Domain>> domains_;
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,174 @@
+#include "daemon/broker/offload_service.h"
+
+#include <cstring>
+#include <iterator>
+#include <utility>
+#include <vector>
+
+#include "proto/base/fault_point.h"
+#include "proto/wire/protocol_limits.h"
+
+namespace kvm::daemon {
+namespace {
+
+kvmwire::HostCacheAdmission ToWire(HostCacheAdmission admission) {
+  switch (admission) {
+    case HostCacheAdmission::kPublish: return kvmwire::ON_PUBLISH;
+    case HostCacheAdmission::kSecondHit: return kvmwire::ON_SECOND_HIT;
+    case HostCacheAdmission::kReuse: return kvmwire::BEFORE_REUSE;
+  }
+  return kvmwire::ON_PUBLISH;
+}
+
+}  // namespace
+
+OffloadService::OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients,
+                               const DomainTable& domains, RegionAnnouncer& announcer, Persistence& persistence)
+    : config_(config), work_to_do_(work_to_do), clients_(clients), domains_(domains), announcer_(announcer), persistence_(persistence) {
+  if (config.host_cache_bytes != 0) host_cache_ = std::make_unique<HostCache>(config, static_cast<HostCacheEvents&>(*this));
+}
+
+OffloadService::~OffloadService() = default;
+
+void OffloadService::Describe(kvmwire::HelloReply& reply) const {
+  if (host_cache_) reply.mutable_host_cache()->set_admission(ToWire(config_.host_cache_admission));
+}
+
+Status OffloadService::PrepareStore(Client& client, kvmwire::ClientMessage message) {
+  const std::string& records = message.prepare_store().records();
+  if (records.size() % sizeof(PublishRecord) != 0) return MakeError(Errc::kProtocol, "offload: records are cut off");
+  if (records.size() / sizeof(PublishRecord) > kMaxStoreBatch)
+    return MakeError(Errc::kProtocol, "offload: too many records in one message");
+  if (waiting_.contains(client.id)) return MakeError(Errc::kProtocol, "offload: the offer before has not been answered");
+  if (!host_cache_) {
+    client.ReplyError(message.request_id(), MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)"));
+    return {};
+  }
+  if (message.prepare_store().grants_lost()) {
+    for (Slab* slab : host_cache_->SlabsOf(client.id)) SendGrant(client, *slab);
+  }
+  if (!AnswerPrepareStore(client, message)) {
+    waiting_.emplace(client.id, std::move(message));
+  }
+  return {};
+}
+
+// False: nothing could be decided yet.
+bool OffloadService::AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::PrepareStore& offload = message.prepare_store();
+  Region* source = client.domain->FindRegion(offload.region(), offload.region_epoch());
+  if (source == nullptr || source->owner != client.id || !source->live()) {
+    client.ReplyError(message.request_id(), MakeError(Errc::kNotFound, "offload: no such region of this client"));
+    return true;
+  }
+  std::vector<PublishRecord> records(offload.records().size() / sizeof(PublishRecord));
+  if (!records.empty()) std::memcpy(records.data(), offload.records().data(), offload.records().size());
+  const HostCache::Offerer offerer{client.id, client.credentials.uid, client.credentials.pid, client.instance};
+  const HostCache::Decision decision = host_cache_->Offer(offerer, *client.domain, *source, records, offload.asked());
+  if (decision.decided == 0 && !records.empty()) return false;
+  if (!decision.grants.empty()) KVM_FAULT_POINT(kvmd_store_granted);
+  kvmwire::ServerMessage answer;
+  answer.set_request_id(message.request_id());
+  kvmwire::PrepareStoreReply& reply = *answer.mutable_prepare_store_reply();
+  reply.set_decided(static_cast<std::uint32_t>(decision.decided));
+  for (const HostCache::Grant& grant : decision.grants) {
+    kvmwire::StoreGrant& out = *reply.add_grants();
+    out.set_record(grant.record);
+    out.set_region(grant.slab->region->row);
+    out.set_region_epoch(grant.slab->region->info.region_epoch);
+    out.set_slot(grant.slot);
+    out.set_generation(grant.write);
+  }
+  for (const std::uint32_t record : decision.present) reply.add_present(record);
+  reply.set_not_admitted(decision.not_admitted);
+  reply.set_refused_stale(decision.stale);
+  reply.set_refused_full(decision.full);
+  if (decision.full > 0) reply.set_reason(decision.reason);
+  client.connection->Send(answer);
+  return true;
+}
+
+void OffloadService::AnswerWaiting() {
+  if (!host_cache_ || !host_cache_->TakeProgress()) return;
+  for (auto waiting = waiting_.begin(); waiting != waiting_.end();) {
+    Client* client = clients_.Find(waiting->first);
+    const bool answered = client == nullptr || AnswerPrepareStore(*client, waiting->second);
+    waiting = answered ? waiting_.erase(waiting) : std::next(waiting);
+  }
+}
+
+Status OffloadService::CompleteStore(Client& client, const kvmwire::CompleteStore& done) {
+  if (done.outcomes_size() > static_cast<int>(kMaxStoreBatch))
+    return MakeError(Errc::kProtocol, "offload done: too many blocks in one message");
+  if (host_cache_) host_cache_->Done(client.id, *client.domain, done);
+  return {};
+}
+
+Status OffloadService::Use(Client& client, const kvmwire::HostCacheUse& use) {
+  if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns))
+    return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
+  if (host_cache_) host_cache_->Used(*client.domain, use);
+  return {};
+}
+
+void OffloadService::DropMismatched(Domain& domain, const Region& region) {
+  if (host_cache_) host_cache_->DropMismatched(domain, region);
+}
+
+void OffloadService::GiveUp(Region& region) {
+  if (host_cache_) host_cache_->GiveUp(region);
+}
+
+void OffloadService::Forget(Domain& domain) {
+  if (host_cache_) host_cache_->Forget(domain);
+}
+
+void OffloadService::Leave(const Client& client) {
+  waiting_.erase(client.id);
+  if (host_cache_) host_cache_->Leave(client.id, client.process);
+}
+
+void OffloadService::Tick(SteadyTime now) {
+  if (host_cache_) host_cache_->Tick(now);
+  AnswerWaiting();
+}
+
+bool OffloadService::Work() {
+  const bool more = host_cache_ && host_cache_->Work();
+  AnswerWaiting();
+  return more;
+}
+
+// ---- slabs -------------------------------------------------------------------------------------
+
+void OffloadService::SlabOpened(Slab& slab) {
+  KVM_FAULT_POINT(kvmd_slab_opened);
+  if (!slab.writer) persistence_.PersistSlab(slab.group.domain, *slab.region, *host_cache_);
+  announcer_.AnnounceToAll(slab.group.domain, *slab.region);
+}
+
+void OffloadService::SlabGranted(Slab& slab) {
+  Client* client = clients_.Find(slab.writer->client);
+  if (client == nullptr) return;
+  // First, so that no later kvmd can take the slab for somebody else's to write.
+  persistence_.PersistSlab(slab.group.domain, *slab.region, *host_cache_);
+  KVM_FAULT_POINT(kvmd_slab_persisted);
+  SendGrant(*client, slab);
+}
+
+void OffloadService::SendGrant(Client& client, Slab& slab) {
+  kvmwire::ServerMessage message;
+  kvmwire::SlabGrant& grant = *message.mutable_slab_grant();
+  grant.set_region(slab.region->row);
+  grant.set_region_epoch(slab.region->info.region_epoch);
+  grant.set_size_bytes(slab.bytes());
+  grant.set_slots(slab.group.blocks.slots_per_slab());
+  grant.set_slot_bytes(slab.group.kind.block_bytes);
+  client.connection->Send(message, {slab.memory.writable_fd()});
+}
+
+void OffloadService::SlabClosing(Domain& domain, Region& region) {
+  announcer_.WithdrawAndAnswer(domain, region, kNoClient, /*request_id=*/0, /*ack_timeout_ms=*/0);
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,66 @@
+// OffloadService: clients' messages about the host cache, and what others must know of its slabs.
+//
+// Broker hands it PrepareStore, CompleteStore and HostCacheUse, the time and the end of clients. The host cache decides; this
+// puts its answers into messages, lets an offer wait while memory is being allocated, and has slabs announced, granted,
+// persisted and withdrawn when the cache says so (HostCacheEvents). Owns the host cache, if there is one. Single-threaded.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "daemon/broker/client_table.h"
+#include "daemon/broker/domain_table.h"
+#include "daemon/broker/persistence.h"
+#include "daemon/broker/region_announcer.h"
+#include "daemon/host_cache/host_cache.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+class OffloadService final : private HostCacheEvents {
+ public:
+  // All outlive the service.
+  OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients, const DomainTable& domains,
+                 RegionAnnouncer& announcer, Persistence& persistence);
+  ~OffloadService() override;
+
+  HostCache* host_cache() const noexcept { return host_cache_.get(); }  // null: there is none
+  // What a client is told of it when it joins.
+  void Describe(kvmwire::HelloReply& reply) const;
+
+  // ---- messages. kProtocol: a message with more than it may have, or out of turn.
+
+  [[nodiscard]] Status PrepareStore(Client& client, kvmwire::ClientMessage message);
+  [[nodiscard]] Status CompleteStore(Client& client, const kvmwire::CompleteStore& done);
+  [[nodiscard]] Status Use(Client& client, const kvmwire::HostCacheUse& use);
+
+  // What HostCache says; nothing where there is none.
+  void DropMismatched(Domain& domain, const Region& region);
+  void GiveUp(Region& region);
+  void Forget(Domain& domain);
+  void Leave(const Client& client);
+  void Tick(SteadyTime now);
+  bool Work();  // true if there is more
+
+ private:
+  bool AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message);
+  void AnswerWaiting();
+  void SendGrant(Client& client, Slab& slab);
+  void SlabOpened(Slab& slab) override;
+  void SlabGranted(Slab& slab) override;
+  void SlabClosing(Domain& domain, Region& region) override;
+  void WorkToDo() override { work_to_do_(); }
+  std::uint64_t RegistryBytesToCome() const override { return domains_.RegistryBytesToCome(); }
+
+  const Config& config_;
+  const std::function<void()>& work_to_do_;
+  const ClientTable& clients_;
+  const DomainTable& domains_;
+  RegionAnnouncer& announcer_;
+  Persistence& persistence_;
+  std::unique_ptr<HostCache> host_cache_;
+  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that nothing could be decided about yet
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,54 @@
+#include "daemon/broker/orphan_policy.h"
+
+#include <chrono>
+#include <string_view>
+
+namespace kvm::daemon {
+namespace {
+
+// Memory that goes with its owner waits so long for an owner that kvmd's restart has cut off.
+constexpr std::chrono::seconds kMayBeAway{10};
+
+}  // namespace
+
+bool OrphanPolicy::Keeps(const Region& region) const {
+  if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
+  // It has ended in good order, and its word for that was lost or comes later: the generations say so as well.
+  return !region.generations.all_ended();
+}
+
+bool OrphanPolicy::Full(const Domain& domain) const { return domain.orphans() >= config_.max_orphans; }
+
+bool OrphanPolicy::RowsAreFew(const Domain& domain) { return domain.orphans() > 0 && domain.nearly_full(); }
+
+// Those whose owner runs wait for it to come back after kvmd's restart, and those that leases hold for the leases' end.
+Region* OrphanPolicy::Oldest(Domain& domain) {
+  for (Region* region : domain.Orphans()) {
+    if (region->pinned.empty() && region->orphan->process->Ended()) return region;
+  }
+  return nullptr;
+}
+
+const char* OrphanPolicy::WhyExpired(const Region& region, SteadyTime now) const {
+  if (region.generations.all_ended()) return "its owner has given it up";
+  if (!region.pinned.empty()) return nullptr;
+  const bool kept = config_.orphan_ttl_s > 0 && region.outlives_owner();
+  const auto age = now - region.orphan->since;
+  if (kept) return age >= std::chrono::seconds(config_.orphan_ttl_s) ? "nobody came for it (--orphan-ttl-s)" : nullptr;
+  return age >= kMayBeAway || region.orphan->process->Ended() ? "its owner did not come back" : nullptr;
+}
+
+OrphanPolicy::Claim OrphanPolicy::Claims(const kvmwire::Reclaim& request, const Claimant& claimant, const Region& region, SteadyTime now) {
+  const layout::RegionInfo& info = region.info;
+  const std::string_view device(reinterpret_cast<const char*>(info.device_uuid), sizeof(info.device_uuid));
+  if (!request.name().empty() && request.name() != region.descriptor.name()) return Claim::kNo;
+  if (!request.device_uuid().empty() && request.device_uuid() != device) return Claim::kNo;
+  if (now - region.orphan->since < std::chrono::seconds(request.min_age_s())) return Claim::kNo;
+  // Who needs memory of a device may have that of any dead worker of the domain; else each user has its own.
+  const bool own = claimant.rules_all || info.owner_uid == claimant.uid;
+  if (!own && (!claimant.is_worker || request.device_uuid().empty())) return Claim::kNo;
+  if (!region.pinned.empty() && (!request.force() || !own)) return Claim::kLeased;
+  return Claim::kYes;
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,61 @@
+// RegionService: a region from its registration to the day its owner unregisters it or leaves, and what is published from it.
+//
+// Broker hands it RegisterRegion, UnregisterRegion, Publish and Retract, the ticks and the end of clients. Who is told of a
+// region is RegionAnnouncer's business, what becomes of one without its owner OrphanService's. Owns nothing: regions are in
+// their domain. Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "daemon/broker/client_table.h"
+#include "daemon/broker/domain_table.h"
+#include "daemon/broker/offload_service.h"
+#include "daemon/broker/orphan_service.h"
+#include "daemon/broker/persistence.h"
+#include "daemon/broker/region_announcer.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+class RegionService {
+ public:
+  // All outlive the service.
+  RegionService(const Config& config, const ClientTable& clients, const DomainTable& domains, Persistence& persistence,
+                RegionAnnouncer& announcer, OffloadService& offload, OrphanService& orphans)
+      : config_(config),
+        clients_(clients),
+        domains_(domains),
+        persistence_(persistence),
+        announcer_(announcer),
+        offload_(offload),
+        orphans_(orphans) {}
+
+  // ---- messages
+
+  void Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  void Unregister(Client& client, const kvmwire::ClientMessage& message);
+  // kProtocol: records that are cut off, or more than a message may have.
+  [[nodiscard]] Status Publish(Client& client, const kvmwire::Publish& publish);
+  [[nodiscard]] Status Retract(Client& client, const kvmwire::Retract& retract);
+
+  // Regions whose memory is not what it was when they were registered go, and so do slabs of the host cache.
+  void DropDamagedRegions();
+  // Its regions go without waiting for anybody, or stay without it.
+  void Leave(const Client& client);
+
+ private:
+  Result<Region*> RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
+  void DropDamaged(Domain& domain, Region& region);
+
+  const Config& config_;
+  const ClientTable& clients_;
+  const DomainTable& domains_;
+  Persistence& persistence_;
+  RegionAnnouncer& announcer_;
+  OffloadService& offload_;
+  OrphanService& orphans_;
+  std::uint64_t losses_seen_ = 0;  // MemoryGuard::losses()
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,217 @@
+#include "daemon/broker/status.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <string_view>
+
+#include "daemon/system/process_info.h"
+#include "proto/wire/protocol_limits.h"
+
+namespace kvm::daemon {
+namespace {
+
+// The lists of domains, clients, leases and orphans end where the reply would leave its frame.
+constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
+
+std::string_view AdmissionName(HostCacheAdmission admission) {
+  switch (admission) {
+    case HostCacheAdmission::kPublish: return "publish";
+    case HostCacheAdmission::kSecondHit: return "second-hit";
+    case HostCacheAdmission::kReuse: return "reuse";
+  }
+  return "?";
+}
+
+std::uint64_t MillisecondsUntil(SteadyTime time) {
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(time - std::chrono::steady_clock::now()).count();
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0));
+}
+
+void Describe(const HostCache& host_cache, const Config& config, kvmwire::HostCacheStatus& status) {
+  const HostCache::Usage all = host_cache.UsageOf(nullptr);
+  status.set_max_bytes(host_cache.max_bytes());
+  status.set_bytes(all.bytes);
+  status.set_slab_bytes(host_cache.slab_bytes());
+  status.set_policy(std::string(policy::PolicyName(config.host_cache_policy)));
+  status.set_admission(std::string(AdmissionName(config.host_cache_admission)));
+  status.set_huge_bytes(all.huge_bytes);
+  status.set_transparent_bytes(all.transparent_bytes);
+}
+
+void Describe(const HostCache& host_cache, const Domain& domain, kvmwire::HostCacheDomain& status) {
+  const HostCache::Usage usage = host_cache.UsageOf(&domain);
+  const HostCache::Counters counters = host_cache.CountersOf(domain);
+  status.set_bytes(usage.bytes);
+  status.set_used_bytes(usage.used_bytes);
+  status.set_slabs(usage.slabs);
+  status.set_blocks(usage.blocks);
+  status.set_hits(counters.hits);
+  status.set_stored(counters.stored);
+  status.set_evicted(counters.evicted);
+  status.set_refused(counters.refused);
+  status.set_expired(counters.expired);
+}
+
+class StatusBuilder {
+ public:
+  StatusBuilder(const StatusSources& sources, const Client& asking)
+      : sources_(sources), asking_(asking), sees_all_(asking.credentials.uid == 0 || asking.credentials.uid == ::geteuid()) {}
+
+  kvmwire::StatusReply Build(const kvmwire::StatusQuery& query) {
+    DescribeDaemon();
+    bytes_ = reply_.ByteSizeLong();
+    sources_.domains.ForEach([&](Domain& domain) {
+      if (MaySee(domain) && !Full()) Count(Describe(domain, *reply_.add_domains()));
+    });
+    if (query.clients()) {
+      sources_.clients.ForEach([&](const Client& client) {
+        if (client.domain != nullptr && MaySee(*client.domain) && !Full()) Count(Describe(client, *reply_.add_client_list()));
+      });
+    }
+    if (query.leases()) {
+      for (const auto& [id, lease] : sources_.lessor.all()) {
+        if (MaySee(*lease->domain) && !Full()) Count(Describe(*lease, *reply_.add_lease_list()));
+      }
+    }
+    if (query.orphans()) {
+      sources_.domains.ForEach([&](Domain& domain) {
+        if (!MaySee(domain)) return;
+        for (const Region* region : domain.Orphans()) {
+          if (!Full()) Count(Describe(domain, *region, *reply_.add_orphan_list()));
+        }
+      });
+    }
+    return std::move(reply_);
+  }
+
+ private:
+  bool MaySee(const Domain& domain) const { return sees_all_ || &domain == asking_.domain; }
+  bool Full() {
+    if (bytes_ > kMaxListBytes) reply_.set_lists_cut(true);
+    return bytes_ > kMaxListBytes;
+  }
+  void Count(const google::protobuf::MessageLite& listed) { bytes_ += listed.ByteSizeLong() + 8; }
+
+  void DescribeDaemon();
+  const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
+  const kvmwire::ClientStatus& Describe(const Client& client, kvmwire::ClientStatus& out) const;
+  const kvmwire::LeaseStatus& Describe(const Lease& lease, kvmwire::LeaseStatus& out) const;
+  const kvmwire::OrphanStatus& Describe(const Domain& domain, const Region& region, kvmwire::OrphanStatus& out) const;
+
+  const StatusSources& sources_;
+  const Client& asking_;
+  const bool sees_all_;
+  kvmwire::StatusReply reply_;
+  std::size_t bytes_ = 0;
+};
+
+void StatusBuilder::DescribeDaemon() {
+  const Config& config = sources_.config;
+  reply_.set_server_version(KVM_VERSION);
+  reply_.set_pid(static_cast<std::uint32_t>(::getpid()));
+  reply_.set_started_ms(sources_.started_ms);
+  reply_.set_resident_bytes(ResidentBytes());
+  reply_.set_open_fds(OpenFds());
+  reply_.set_clients(static_cast<std::uint32_t>(sources_.clients.size()));
+  reply_.set_max_clients(config.max_clients);
+  reply_.set_max_clients_per_user(ConnectionsPerUser(config));
+  reply_.set_user_clients(static_cast<std::uint32_t>(sources_.clients.OfUser(asking_.credentials.uid)));
+  reply_.set_rejected_connections(sources_.rejected_connections);
+  reply_.set_protocol_errors(sources_.protocol_errors);
+  reply_.set_retained_fds(sources_.domains.descriptors().kept());
+  reply_.set_max_retained_fds(sources_.domains.descriptors().max());
+  if (sources_.host_cache != nullptr) kvm::daemon::Describe(*sources_.host_cache, config, *reply_.mutable_host_cache());
+}
+
+const kvmwire::DomainStatus& StatusBuilder::Describe(Domain& domain, kvmwire::DomainStatus& out) const {
+  const Config& config = sources_.config;
+  out.set_name(domain.name());
+  out.set_epoch(domain.segment().header().epoch);
+  out.set_entries(domain.entries());
+  out.set_max_entries(config.max_entries);
+  out.set_regions(domain.live_regions());
+  out.set_max_regions(config.max_regions);
+  out.set_models(domain.models().live());
+  out.set_max_models(config.max_models);
+  out.set_clients(domain.clients);
+  out.set_segment_bytes(domain.segment().size());
+  if (sources_.host_cache != nullptr) kvm::daemon::Describe(*sources_.host_cache, domain, *out.mutable_host_cache());
+  out.set_orphans(domain.orphans());
+  out.set_orphan_bytes(domain.orphan_bytes());
+  out.set_fds(domain.fds());
+  out.set_max_fds(domain.max_fds());
+  const Lessor::Usage leased = sources_.lessor.UsageOf(domain);
+  out.set_leases(leased.leases);
+  out.set_leased_blocks(leased.blocks);
+  out.set_leased_bytes(leased.bytes);
+  out.set_leased_orphans(domain.leased_orphans());
+  return out;
+}
+
+const kvmwire::ClientStatus& StatusBuilder::Describe(const Client& client, kvmwire::ClientStatus& out) const {
+  out.set_client_id(client.id);
+  out.set_name(client.name);
+  out.set_pid(client.credentials.pid);
+  out.set_uid(client.credentials.uid);
+  out.set_domain(client.domain->name());
+  out.set_role(client.role);
+  out.set_connected_ms(client.connected_ms);
+  const Account account = client.domain->AccountOf(client.id);
+  out.set_regions(account.regions);
+  out.set_entries(account.entries);
+  out.set_fds(account.fds);
+  const Lessor::Usage leased = sources_.lessor.UsageOf(client.id);
+  out.set_leases(leased.leases);
+  out.set_leased_bytes(leased.bytes);
+  out.set_queued_bytes(client.connection->queued_bytes());
+  *out.mutable_stats() = client.stats;
+  if (sources_.host_cache != nullptr) out.set_host_cache_bytes(sources_.host_cache->BytesOf(client.id));
+  return out;
+}
+
+const kvmwire::LeaseStatus& StatusBuilder::Describe(const Lease& lease, kvmwire::LeaseStatus& out) const {
+  out.set_lease(lease.id);
+  out.set_client_id(lease.client);
+  if (const Client* holder = sources_.clients.Find(lease.client)) {
+    out.set_client_name(holder->name);
+    out.set_pid(holder->credentials.pid);
+    out.set_uid(holder->credentials.uid);
+  }
+  out.set_domain(lease.domain->name());
+  out.set_model_id(lease.domain->models().spec(lease.model).model_id);
+  out.set_blocks(static_cast<std::uint32_t>(lease.blocks.size()));
+  std::uint64_t bytes = 0;
+  std::uint32_t cached = 0;
+  for (const LeasedBlock& block : lease.blocks) {
+    bytes += block.bytes;
+    cached += block.cached;
+  }
+  out.set_bytes(bytes);
+  out.set_host_cache_blocks(cached);
+  out.set_left_ms(MillisecondsUntil(lease.deadline));
+  return out;
+}
+
+const kvmwire::OrphanStatus& StatusBuilder::Describe(const Domain& domain, const Region& region, kvmwire::OrphanStatus& out) const {
+  out.set_region(region.descriptor.name());
+  out.set_domain(domain.name());
+  out.set_owner_pid(region.info.owner_pid);
+  out.set_owner_uid(region.info.owner_uid);
+  out.set_bytes(region.segment_bytes());
+  out.set_host_memory(region.info.handle_kind == static_cast<std::uint32_t>(layout::HandleKind::kHostMemfd));
+  out.set_left_ms(MillisecondsUntil(region.orphan->since + std::chrono::seconds(sources_.config.orphan_ttl_s)));
+  out.set_leased(!region.pinned.empty());
+  out.set_owner_runs(!region.orphan->process->Ended());
+  return out;
+}
+
+}  // namespace
+
+kvmwire::StatusReply BuildStatus(const StatusSources& sources, const Client& asking, const kvmwire::StatusQuery& query) {
+  return StatusBuilder(sources, asking).Build(query);
+}
+
+}  // namespace kvm::daemon

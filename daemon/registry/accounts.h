@@ -1,0 +1,57 @@
+// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it may have more of them.
+//
+// Called by Domain, OrphanRegions and EntryTable when a region or an entry comes, goes or changes hands. It owns the
+// accounts and this domain's part of the descriptors that kvmd may keep (descriptor_quota.h), which it gives back when
+// it ends.
+//
+// Invariants:
+//   - Every region of the table is in one account, Region::account, which lives at least as long as the region.
+//   - An account exists while it has regions, those that are leaving included.
+// Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <map>
+
+#include "daemon/registry/descriptor_quota.h"
+#include "daemon/registry/region.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+class Accounts {
+ public:
+  // Both outlive the accounts.
+  Accounts(const Config& config, DescriptorQuota& descriptors) : config_(config), descriptors_(descriptors) {}
+  Accounts(const Accounts&) = delete;
+  Accounts& operator=(const Accounts&) = delete;
+  ~Accounts() { descriptors_.Remove(fds()); }
+
+  Account Of(ClientId client) const;  // empty if it has none
+  // Whether the client may have one more region of so many blocks and descriptors. kResourceExhausted, the option named.
+  [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
+  // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
+  [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }
+
+  // Puts a region that is in no account, and its entries, into the client's.
+  void Join(Region& region, ClientId client);
+  // Takes a region out of the account of Region::owner. References to that account may end with it.
+  void Leave(Region& region) noexcept;
+  // From the account of Region::owner to the client's. Region::owner is the caller's to change.
+  void Move(Region& region, ClientId client);
+
+  std::size_t size() const noexcept { return accounts_.size(); }
+  std::uint64_t fds() const noexcept;     // that kvmd keeps for regions and slabs
+  std::uint64_t blocks() const noexcept;  // of all regions, published or not
+  std::uint64_t max_fds() const noexcept { return descriptors_.max_of_domain(); }
+
+ private:
+  void Add(Account& account, const Region& region);
+  void Remove(ClientId client, Account& account, const Region& region) noexcept;
+
+  const Config& config_;
+  DescriptorQuota& descriptors_;
+  std::map<ClientId, Account> accounts_;
+};
+
+}  // namespace kvm::daemon

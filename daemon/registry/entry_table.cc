@@ -1,0 +1,264 @@
+#include "daemon/registry/entry_table.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "proto/base/fault_point.h"
+
+namespace kvm::daemon {
+namespace {
+
+// Records ahead of the one at work whose memory is fetched, far enough to hide a miss to DRAM.
+constexpr std::size_t kFetchFirst = 24;   // counters and slots by block, slots by key
+constexpr std::size_t kFetchSecond = 12;  // the slot of the block's old entry, known once the first has come
+constexpr std::uint64_t kSweepAhead = 16;
+constexpr unsigned kSlowestSweep = 4;  // 1/16 of the rate
+
+PublishRecord RecordAt(const std::string& records, std::size_t index) {
+  PublishRecord record;
+  std::memcpy(&record, records.data() + index * sizeof(record), sizeof(record));
+  return record;
+}
+
+}  // namespace
+
+EntryTable::EntryTable(const Config& config, RegistrySegment& segment, RegionTable& regions, Accounts& accounts)
+    : config_(config),
+      segment_(segment),
+      regions_(regions),
+      accounts_(accounts),
+      index_(segment.slots(), segment.tags(), segment.header().index_slots, config.max_entries, &segment.header().index_moves,
+             [this](const IndexEntry& entry, std::uint64_t slot) { regions_.At(entry.region).slots.Set(entry.block, slot); }) {}
+
+bool EntryTable::IsStale(const IndexEntry& entry) const noexcept {
+  const Region& region = regions_.At(entry.region);
+  return !region.serving() || region.generations.Current(entry.block) != entry.generation;
+}
+
+void EntryTable::Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept {
+  const IndexEntry entry = index_.At(slot);
+  Region& region = regions_.At(entry.region);
+  region.slots.Set(entry.block, SlotMap::kNone);
+  --region.entries;
+  --region.account->entries;
+  index_.Erase(slot);
+  KVM_FAULT_POINT(kvmd_entry_erased);
+  Add(counter);
+  if (region.filler != nullptr) region.filler->EntryErased(entry.block);
+}
+
+void EntryTable::WriteCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
+
+kvmwire::PublishAck EntryTable::Publish(ClientId client, const kvmwire::Publish& publish) {
+  kvmwire::PublishAck ack;
+  ack.set_sequence(publish.sequence());
+  const std::string& records = publish.records();
+  const std::size_t count = records.size() / sizeof(PublishRecord);
+  Region* region = regions_.Find(publish.region(), publish.region_epoch());
+  if (region == nullptr || region->owner != client || !region->live()) {
+    ack.set_refused_invalid(static_cast<std::uint32_t>(count));
+    return ack;
+  }
+  const std::uint32_t blocks = region->info.block_count;
+  const auto fetch_first = [&](std::size_t i) {
+    const PublishRecord record = RecordAt(records, i);
+    index_.Prefetch(record.key);
+    if (record.block >= blocks) return;
+    region->generations.Prefetch(record.block);
+    region->slots.Prefetch(record.block);
+  };
+  const auto fetch_second = [&](std::size_t i) {
+    const PublishRecord record = RecordAt(records, i);
+    if (record.block < blocks) index_.PrefetchSlot(region->slots.Get(record.block));
+  };
+  for (std::size_t i = 0; i < std::min(kFetchFirst, count); ++i) fetch_first(i);
+  for (std::size_t i = 0; i < std::min(kFetchSecond, count); ++i) fetch_second(i);
+  const std::uint32_t now_s = SecondsSinceStart();
+  std::uint32_t outcomes[5] = {};
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + kFetchFirst < count) fetch_first(i + kFetchFirst);
+    if (i + kFetchSecond < count) fetch_second(i + kFetchSecond);
+    ++outcomes[static_cast<int>(PublishOne(*region, RecordAt(records, i), now_s))];
+  }
+  ack.set_inserted(outcomes[static_cast<int>(Outcome::kInserted)]);
+  ack.set_refused_full(outcomes[static_cast<int>(Outcome::kFull)]);
+  ack.set_refused_replicas(outcomes[static_cast<int>(Outcome::kReplicas)]);
+  ack.set_refused_stale(outcomes[static_cast<int>(Outcome::kStale)]);
+  ack.set_refused_invalid(outcomes[static_cast<int>(Outcome::kInvalid)]);
+  layout::Counters& counters = segment_.counters();
+  Add(counters.published, ack.inserted());
+  Add(counters.refused_full, ack.refused_full());
+  Add(counters.refused_replicas, ack.refused_replicas());
+  Add(counters.refused_stale, ack.refused_stale());
+  WriteCount();
+  KVM_FAULT_POINT(kvmd_batch_published);
+  return ack;
+}
+
+bool EntryTable::Restore(Region& region, const IndexEntry& entry) {
+  const std::uint32_t now_s = SecondsSinceStart();
+  const bool in = PublishOne(region, {entry.key, entry.parent_lo, entry.generation, entry.block, entry.depth}, now_s) == Outcome::kInserted;
+  Add(segment_.counters().published, in);
+  WriteCount();
+  return in;
+}
+
+EntryTable::Outcome EntryTable::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
+  if (record.block >= region.info.block_count || !IsReadable(record.generation)) return Outcome::kInvalid;
+  if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;
+  IndexEntry entry;
+  entry.key = record.key;
+  entry.generation = record.generation;
+  entry.parent_lo = record.parent_lo;
+  entry.region = region.row;
+  entry.region_epoch = region.info.region_epoch;
+  entry.block = record.block;
+  entry.depth = record.depth;
+  entry.published_s = now_s;
+  if (const std::uint32_t old = region.slots.Get(record.block); old != SlotMap::kNone) {
+    if (index_.At(old).key == record.key) {
+      index_.Update(old, entry);
+      return Outcome::kInserted;
+    }
+    Erase(old, segment_.counters().replaced);
+  }
+  std::uint64_t slots[layout::kMaxReplicas];
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) return Outcome::kReplicas;
+  if (index_.full() && !MakeRoom(region)) return Outcome::kFull;
+  const std::uint64_t slot = index_.Insert(entry);
+  if (slot == kNoSlot) return Outcome::kFull;
+  KVM_FAULT_POINT(kvmd_entry_inserted);
+  region.slots.Set(record.block, slot);
+  ++region.entries;
+  ++region.account->entries;
+  return Outcome::kInserted;
+}
+
+bool EntryTable::DropStaleReplica(const BlockKey& key) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  for (std::size_t i = 0; i < replicas; ++i) {
+    if (!IsStale(index_.At(slots[i]))) continue;
+    Erase(slots[i], segment_.counters().swept);
+    return true;
+  }
+  return false;
+}
+
+// Of a live worker's, the one published longest ago.
+void EntryTable::DropReplica(const BlockKey& key) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  for (std::size_t i = 0; i < replicas; ++i) {
+    const IndexEntry entry = index_.At(slots[i]);
+    if (regions_.At(entry.region).filler != nullptr || regions_.At(entry.region).Pinned(entry.block)) continue;
+    return Erase(slots[i], segment_.counters().replaced);
+  }
+}
+
+bool EntryTable::PublishCached(Region& region, const PublishRecord& record) {
+  std::uint64_t slots[layout::kMaxReplicas];
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) DropReplica(record.key);
+  const std::uint32_t now_s = SecondsSinceStart();
+  const bool inserted = PublishOne(region, record, now_s) == Outcome::kInserted;
+  Add(inserted ? segment_.counters().published : segment_.counters().refused_full);
+  WriteCount();
+  return inserted;
+}
+
+void EntryTable::EraseCached(Region& region, std::uint32_t block) {
+  const std::uint32_t slot = region.slots.Get(block);
+  if (slot != SlotMap::kNone) Erase(slot, segment_.counters().evicted);
+  WriteCount();
+}
+
+bool EntryTable::MakeRoom(const Region& publisher) {
+  const std::uint64_t share = config_.max_entries / accounts_.size();
+  const bool publisher_is_rich = publisher.account->entries >= share;
+  const std::uint64_t victim = eviction_.ChooseVictim(index_, [&](const IndexEntry& entry) {
+    if (IsStale(entry)) return Standing::kStale;
+    if (regions_.At(entry.region).Pinned(entry.block)) return Standing::kProtected;
+    const Account* account = regions_.At(entry.region).account;
+    if (account == publisher.account) return publisher_is_rich ? Standing::kPreferred : Standing::kLastResort;
+    if (account->entries <= share) return Standing::kProtected;
+    return publisher_is_rich ? Standing::kAcceptable : Standing::kPreferred;
+  });
+  if (victim == kNoSlot) return false;
+  layout::Counters& counters = segment_.counters();
+  Erase(victim, IsStale(index_.At(victim)) ? counters.swept : counters.evicted);
+  return true;
+}
+
+void EntryTable::Retract(ClientId client, const kvmwire::Retract& retract) {
+  Region* region = regions_.Find(retract.region(), retract.region_epoch());
+  if (region == nullptr || region->owner != client) return;
+  for (const std::uint32_t block : retract.blocks()) {
+    if (block >= region->info.block_count) continue;
+    const std::uint32_t slot = region->slots.Get(block);
+    if (slot != SlotMap::kNone && IsStale(index_.At(slot))) Erase(slot, segment_.counters().retracted);
+  }
+  WriteCount();
+}
+
+void EntryTable::Sweep(std::uint32_t slots) {
+  if (index_.entries() == 0) return;
+  const std::uint64_t count = index_.slots();
+  const std::uint64_t budget = std::min<std::uint64_t>(std::max(slots >> sweep_idle_, 1u), count);
+  for (std::uint64_t looked = 0; looked < budget; ++looked) {
+    const std::uint64_t ahead = sweep_hand_ + kSweepAhead < count ? sweep_hand_ + kSweepAhead : 0;
+    if (const IndexEntry next = index_.At(ahead); next.region_epoch != 0) regions_.At(next.region).generations.Prefetch(next.block);
+    const IndexEntry entry = index_.At(sweep_hand_);
+    if (entry.region_epoch != 0 && IsStale(entry)) {
+      // A later entry may have moved into the slot: look at it again.
+      Erase(sweep_hand_, segment_.counters().swept);
+      ++swept_in_round_;
+      sweep_idle_ = 0;
+      continue;
+    }
+    if (++sweep_hand_ < count) continue;
+    sweep_hand_ = 0;
+    // Entries are hints, so a stale one costs a reader a glance: an index without any is not searched hard.
+    if (swept_in_round_ * 64 < index_.entries()) sweep_idle_ = std::min(sweep_idle_ + 1, kSlowestSweep);
+    swept_in_round_ = 0;
+  }
+  WriteCount();
+}
+
+bool EntryTable::Reap(Region& region, std::uint32_t& budget) noexcept {
+  for (; region.entries > 0; ++region.reap_from, --budget) {
+    if (budget == 0) return false;
+    const std::uint32_t slot = region.slots.Get(region.reap_from);
+    if (slot != SlotMap::kNone) Erase(slot, segment_.counters().reaped);
+  }
+  return true;
+}
+
+IndexEntry EntryTable::Of(const Region& region, std::uint32_t block) const noexcept {
+  const std::uint32_t slot = region.slots.Get(block);
+  return slot == SlotMap::kNone ? IndexEntry{} : index_.At(slot);
+}
+
+Result<OwnedMemory> EntryTable::Records(const Region& region, std::uint64_t& count) const {
+  constexpr std::uint32_t kAhead = 16;
+  count = 0;
+  const std::uint64_t room = std::max<std::uint64_t>(region.entries, 1);
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:records", room * sizeof(PublishRecord));
+  if (!memory) return memory.error();
+  const std::uint32_t blocks = region.info.block_count;
+  for (std::uint32_t block = 0; block < blocks && count < room; ++block) {
+    if (block + kAhead < blocks) {
+      region.generations.Prefetch(block + kAhead);
+      index_.PrefetchSlot(region.slots.Get(block + kAhead));
+    }
+    const std::uint32_t slot = region.slots.Get(block);
+    if (slot == SlotMap::kNone) continue;
+    const IndexEntry entry = index_.At(slot);
+    if (region.generations.Current(block) != entry.generation) continue;
+    const PublishRecord record{entry.key, entry.parent_lo, entry.generation, block, entry.depth};
+    std::memcpy(memory->data() + count * sizeof(record), &record, sizeof(record));
+    ++count;
+  }
+  return memory;
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,77 @@
+// The entries of one domain: which published block has which key. Publishing, retracting, dropping what is stale, and
+// making room when the index is full.
+//
+// Called by Domain. It owns the write side of the segment's index and the hands that go round it to evict and to sweep.
+// The policy (eviction.h) chooses which entry makes room; this class evicts.
+//
+// Invariants:
+//   - Every entry's region is in the region table: a region leaves that table after its last entry.
+//   - Region::slots names the slot of each block's entry, Region::entries and Account::entries count them.
+//   - The filler of a region is told of each entry of its that is erased.
+// Work that grows with a client's size is cut into slices. Single-threaded.
+#pragma once
+
+#include <cstdint>
+
+#include "daemon/registry/accounts.h"
+#include "daemon/registry/block_index_writer.h"
+#include "daemon/registry/eviction.h"
+#include "daemon/registry/region_table.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+class EntryTable {
+ public:
+  // All outlive the entries. The segment's index is empty.
+  EntryTable(const Config& config, RegistrySegment& segment, RegionTable& regions, Accounts& accounts);
+
+  // `records`: whole ones, in `publish`.
+  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
+  // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
+  bool Restore(Region& region, const IndexEntry& entry);
+  void Retract(ClientId client, const kvmwire::Retract& retract);
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
+  // itself while there is little to find.
+  void Sweep(std::uint32_t slots);
+  // Drops entries of a region that is leaving, as many as `budget` allows, and takes them off it. True: none is left.
+  bool Reap(Region& region, std::uint32_t& budget) noexcept;
+
+  // Publishes a block of a live region that kvmd fills itself; false: no room. One replica of the key makes way if there
+  // are enough, since this is the one that stays when pools are recycled.
+  bool PublishCached(Region& region, const PublishRecord& record);
+  void EraseCached(Region& region, std::uint32_t block);
+
+  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
+  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
+
+  std::uint64_t size() const noexcept { return index_.entries(); }
+  // The entry of a block; region_epoch 0: it has none. Precondition: block < block_count.
+  IndexEntry Of(const Region& region, std::uint32_t block) const noexcept;
+  const BlockIndexWriter& index() const noexcept { return index_; }
+  bool IsStale(const IndexEntry& entry) const noexcept;
+  // Shows readers how many entries there are.
+  void WriteCount() noexcept;
+
+ private:
+  enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
+  Outcome PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s);
+  bool DropStaleReplica(const BlockKey& key);
+  void DropReplica(const BlockKey& key);
+  bool MakeRoom(const Region& publisher);
+  void Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;
+  std::uint32_t SecondsSinceStart() const noexcept { return static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000); }
+
+  const Config& config_;
+  RegistrySegment& segment_;
+  RegionTable& regions_;
+  Accounts& accounts_;
+  BlockIndexWriter index_;
+  ClockEviction eviction_;
+  std::uint64_t sweep_hand_ = 0;
+  unsigned sweep_idle_ = 0;  // whole rounds in which the sweeper found next to nothing
+  std::uint64_t swept_in_round_ = 0;
+  const std::uint64_t started_ns_ = MonotonicNs();
+};
+
+}  // namespace kvm::daemon
