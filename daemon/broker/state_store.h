@@ -1,6 +1,6 @@
 // What kvmd leaves with the service manager for the kvmd after it: registries, and of each region its descriptors, its
 // owner's pidfd and a manifest that says what they are. None of it is touched when kvmd dies, so whatever moment that
-// is, the last complete manifest of a region tells where its entries stand (docs/ARCHITECTURE.md, "A restart").
+// is, the last complete manifest of a region tells where its entries stand (docs/internals/restart.md).
 //
 // systemd stores a file once, whatever it is called: a second name for a pidfd of several regions, or for segments of
 // one allocation, is dropped without a word. So files are stored under names of their own, counted, and named by manifests.

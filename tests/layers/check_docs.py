@@ -33,7 +33,6 @@ HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
 PATH = re.compile(r"^[\w.*{},/-]+$")
 MEMBER = re.compile(r"^[A-Z]\w*(::~?\w+)+(\(.*\))?$")
-WORD = re.compile(r"\w+")
 # Words that an outsider can't read as the field does; CHANGELOG.md names old ones.
 UNWANTED = re.compile(r"\b(stow\w*|tiers?|whoever|heirs?|newcomers?|what is there|the kvmd before|giv(?:es?|en|ing) up|gave up)\b", re.IGNORECASE)
 
@@ -81,19 +80,41 @@ def anchors(text):
     return {slug(each) for each in HEADING.findall(plain)} | set(ANCHOR.findall(plain))
 
 
-def identifiers(root):
-    """Every word of the sources."""
-    words = set()
-    for folder in ("proto", "cuda", "daemon", "client"):
-        for path in (root / folder).rglob("*"):
-            if path.suffix in SUFFIXES:
-                words.update(WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
-    return words
+class Sources:
+    """The text of all sources, asked for names."""
+
+    def __init__(self, root):
+        self._texts = []
+        for folder in ("proto", "cuda", "daemon", "client"):
+            for path in sorted((root / folder).rglob("*")):
+                if path.suffix in SUFFIXES:
+                    self._texts.append(path.read_text(encoding="utf-8", errors="replace"))
+        self._all = "\n".join(self._texts)
+        self._known = {}
+
+    def has(self, name):
+        """Whether ``Class::Member`` is written out somewhere, or Member in the body of Class."""
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        return self._known[name]
+
+    def _find(self, name):
+        owner, member = name.split("::")[-2:]
+        if f"{owner}::{member}" in self._all:
+            return True
+        declared = re.compile(rf"\b(?:class|struct|enum class|namespace) {re.escape(owner)}\b[^;{{]*{{")
+        used = re.compile(rf"(?<!\w){re.escape(member)}\b")
+        for text in self._texts:
+            for match in declared.finditer(text):
+                end = text.find("\n}", match.end())
+                if used.search(text, match.end(), end if end >= 0 else len(text)):
+                    return True
+        return False
 
 
 def check(root):
     """One line for each thing that a document names and that is not there."""
-    known = identifiers(root)
+    sources = Sources(root)
     for document in documents(root):
         name = document.relative_to(root).as_posix()
         text = document.read_text(encoding="utf-8")
@@ -114,10 +135,8 @@ def check(root):
                 for path in alternatives(code):
                     if not exists(root, path):
                         yield f"{name}: names {path}, which is not there"
-            elif MEMBER.match(code):
-                for word in WORD.findall(code.split("(", 1)[0]):
-                    if word not in known:
-                        yield f"{name}: names {code}, but no source has {word}"
+            elif MEMBER.match(code) and not sources.has(code.split("(", 1)[0]):
+                yield f"{name}: names {code}, which no source has"
         for word in UNWANTED.findall(CODE.sub("", prose)):
             yield f"{name}: says \"{word}\"; a plain verb or the field's word does better"
 
@@ -144,10 +163,11 @@ SELF_TEST = {
     "docs/path.md": ("`daemon/none.cc`", "names daemon/none.cc"),
     "docs/two.md": ("`proto/{b,none}.h`", "names proto/none.h"),
     "docs/include.md": ("`kvm/none.h`", "names kvm/none.h"),
-    "docs/member.md": ("`Host::Walk()`", "no source has Walk"),
+    "docs/member.md": ("`Host::Walk()`", "names Host::Walk(), which no source has"),
     "docs/word.md": ("The heir takes it.", 'says "heir"'),
     "CHANGELOG.md": ("`daemon/gone.cc` stow", None),
-    "proto/wire/a.h": ("struct Host { void Run(); };", None),
+    "docs/other.md": ("`Other::Run`", "names Other::Run, which no source has"),
+    "proto/wire/a.h": ("struct Host {\n  void Run();\n};\nstruct Other {\n};", None),
     "proto/b.h": ("", None),
     "proto/include/kvm/c.h": ("", None),
     "tests/unit/d.cc": ("", None),
