@@ -4,8 +4,8 @@
 // here; no call can fail in a way that harms another client. Work that grows with a client's size
 // (dropping its entries, looking for stale ones) is cut into bounded slices. Single-threaded.
 //
-// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers may still have it mapped;
-// its row is reused only after both have ended, its epoch never.
+// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers
+// may still have it mapped; its row is reused only after both have ended, its epoch never.
 #pragma once
 
 #include <cstdint>
@@ -78,8 +78,9 @@ class Domain {
   // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
   [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
 
-  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest. `asks_importers`: they are
-  // asked to acknowledge, and the row says so meanwhile; else it looks free at once.
+  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest.
+  // `asks_importers`: they are asked to acknowledge, and the row says so meanwhile; else it looks
+  // free at once.
   void StartLeaving(Region& region, bool asks_importers) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
