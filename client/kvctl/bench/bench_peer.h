@@ -13,6 +13,7 @@
 #include "client/kvctl/process/child_process.h"
 #include "client/kvctl/process/fixed_text.h"
 #include "kvm/block_key.h"
+#include "kvm/device.h"
 #include "kvm/geometry.h"
 #include "kvm/model_spec.h"
 
