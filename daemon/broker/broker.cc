@@ -23,8 +23,9 @@ void NoteStats(Client& client, kvmwire::ClientMessage message) {
   client.stats = std::move(report);
 }
 
-// Handlers of messages: a function or a service's method that takes the message, or a method that takes its body. Those that return nothing
-// answer whatever is wrong; others may find that the protocol was broken.
+// Handlers of messages: a function or a service's method that takes the message, or a method that
+// takes its body. Those that return nothing have answered whatever was wrong; others may find that
+// the client broke the protocol.
 template <class Call>
 Status StatusOf(Call&& call) {
   if constexpr (std::is_void_v<decltype(call())>) {

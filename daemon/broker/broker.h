@@ -1,12 +1,13 @@
 // Broker: who is a member, and which service handles a member's message, whatever brought it here.
 //
-// The server joins clients, hands their messages over and turns the clock; tests do the same without a socket. Each kind of
-// message has a service of its own; Broker owns all of them, wires them, and has the table by which messages are dispatched
-// (Rules). A service calls those that are declared before it; what one of them has to tell a later one is an event that Broker
-// wires. Single-threaded.
+// The server joins clients, hands their messages over and turns the clock; tests do the same
+// without a socket. Each kind of message has a service of its own; Broker owns all of them, wires
+// them, and has the table by which messages are dispatched (Rules). A service calls those that are
+// declared before it; what one of them has to tell a later one is an event that Broker wires.
+// Single-threaded.
 //
-// A Status error from Handle means that the client broke the protocol and is to be dropped; errors a client can live with go
-// back as replies.
+// A Status error from Handle means that the client broke the protocol and is to be dropped; errors
+// a client can live with go back as replies.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,8 @@ namespace kvm::daemon {
 
 class Broker {
  public:
-  // `work_to_do` runs whenever Work has something to do. `state_store`, if any, outlives the broker.
+  // `work_to_do` runs whenever Work has something to do. `state_store`, if any, outlives the
+  // broker.
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr);
 
@@ -47,7 +49,8 @@ class Broker {
   void Leave(ClientId client, bool died);
 
   [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
-  // The same for a message whose descriptors kvmd could not take: it is refused, the client is kept.
+  // The same for a message whose descriptors kvmd could not take: it is refused, the client is
+  // kept.
   [[nodiscard]] Status HandleWithoutDescriptors(ClientId client, const kvmwire::ClientMessage& message, const Error& why);
   bool Greeted(ClientId client) const;
   // Sends what the client has still to be told, as far as it takes it.

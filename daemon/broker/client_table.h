@@ -1,7 +1,7 @@
 // ClientTable: the clients that are connected, by id.
 //
-// Broker adds and takes them; the services look them up, send to them and answer them. Owns the clients; their connections
-// belong to the server. Single-threaded.
+// Broker adds and takes them; the services look them up, send to them and answer them. Owns the
+// clients; their connections belong to the server. Single-threaded.
 #pragma once
 
 #include <cstddef>

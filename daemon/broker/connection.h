@@ -1,6 +1,7 @@
 // Connection: a client's connection as kvmd's services see it.
 //
-// The server implements it over a socket and tests implement it without one, so no service knows of sockets.
+// The server implements it over a socket and tests implement it without one, so no service knows of
+// sockets.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +21,8 @@ struct Credentials {
 class Connection {
  public:
   virtual ~Connection() = default;
-  // Never calls back into the broker. What can't be sent for a reason that is kvmd's own does not end the connection: a
-  // request is answered with the error instead, an announcement is left out.
+  // Never calls back into the broker. What can't be sent for a reason that is kvmd's own does not
+  // end the connection: a request is answered with the error instead, an announcement is left out.
   virtual void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) = 0;
   // False: kvmd has no descriptors left to let the message wait with, and nothing has been sent.
   virtual bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {

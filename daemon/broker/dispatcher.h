@@ -1,8 +1,8 @@
 // Dispatcher: what is done with each message that a client may send, by one table.
 //
-// Broker writes the table, one entry for each body of ClientMessage. What the entry says of sender and descriptors is checked
-// before its handler runs; a message without an entry is refused, so one that is forgotten is closed and not open.
-// Single-threaded.
+// Broker writes the table, one entry for each body of ClientMessage. What the entry says of sender
+// and descriptors is checked before its handler runs; a message without an entry is refused, so one
+// that is forgotten is closed and not open. Single-threaded.
 #pragma once
 
 #include <array>
@@ -22,10 +22,12 @@ struct Request {
   std::vector<UniqueFd> fds;
 };
 
-// Who may send a message: a client's first message has to be one for strangers, all later ones are for members.
+// Who may send a message: a client's first message has to be one for strangers, all later ones are
+// for members.
 enum class Sender { kStranger, kWorker, kMember };
 enum class Descriptors { kNone, kAllowed };
-// kReply: with the request's id. kAck: with a message that has none. What a handler refuses by a protocol error is not answered.
+// kReply: with the request's id. kAck: with a message that has none. What a handler refuses by a
+// protocol error is not answered.
 enum class Answer { kNone, kReply, kAck };
 
 struct MessageRule {
@@ -45,9 +47,11 @@ class Dispatcher {
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
-  // An error: the client broke the protocol and is to be dropped. What it can live with has been answered.
+  // An error: the client broke the protocol and is to be dropped. What it can live with has been
+  // answered.
   [[nodiscard]] Status Handle(Client& client, Request request) const;
-  // The same for a message whose descriptors kvmd could not take: it is refused, the client is kept.
+  // The same for a message whose descriptors kvmd could not take: it is refused, the client is
+  // kept.
   [[nodiscard]] Status HandleWithoutDescriptors(const Client& client, const kvmwire::ClientMessage& message, const Error& why) const;
 
   const std::vector<MessageRule>& rules() const noexcept { return rules_; }

@@ -63,8 +63,8 @@ std::uint64_t DomainTable::RegistryBytesToCome() const {
   return registry * ((most > made ? most - made : 0) + again);
 }
 
-// A domain is kept when its last client leaves, since the next one is likely to come soon, but not at
-// the price of another domain.
+// A domain is kept when its last client leaves, since the next one is likely to come soon, but not
+// at the price of another domain.
 bool DomainTable::DropIdle() {
   for (auto domain = domains_.begin(); domain != domains_.end(); ++domain) {
     if (domain->second->clients > 0 || !domain->second->idle()) continue;

@@ -1,7 +1,8 @@
 // DomainTable: the domains there are, by name, and which one a client belongs to.
 //
-// Broker asks it for a client's domain and the restorer for those of an earlier kvmd; a domain is made when it is first asked
-// for. Owns the domains and the count of descriptors that all of them keep. Single-threaded.
+// Broker asks it for a client's domain and the restorer for those of an earlier kvmd; a domain is
+// made when it is first asked for. Owns the domains and the count of descriptors that all of them
+// keep. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,8 @@ class DomainTable {
 
   // Follows from the credentials alone. What Named says.
   [[nodiscard]] Result<Domain*> For(const Credentials& credentials);
-  // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory for its registry.
+  // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory
+  // for its registry.
   [[nodiscard]] Result<Domain*> Named(const std::string& name);
   Domain* Find(const std::string& name) const;  // null: there is none
   // Null: it is gone, or its domain is.

@@ -1,7 +1,8 @@
 // LeaseService: clients' messages about leases, and who is told when a lease loses blocks.
 //
-// Broker hands it AcquireLease, RenewLease and ReleaseLease, the time and the end of clients; whoever gives a region up or
-// gives it to a next owner calls CutOff first. Owns the Lessor, which has the leases. Single-threaded.
+// Broker hands it AcquireLease, RenewLease and ReleaseLease, the time and the end of clients;
+// whoever gives a region up or gives it to a next owner calls CutOff first. Owns the Lessor, which
+// has the leases. Single-threaded.
 #pragma once
 
 #include "daemon/broker/client_table.h"
@@ -19,7 +20,8 @@ class LeaseService {
   void Release(Client& client, const kvmwire::ReleaseLease& release);
   void Expire(SteadyTime now) { lessor_.Expire(now); }
   void Leave(const Client& client) { lessor_.RevokeAllOf(client.id); }
-  // Before a region goes, or gets a next owner: leases lose what they hold of it, and their holders are told. How many did.
+  // Before a region goes, or gets a next owner: leases lose what they hold of it, and their holders
+  // are told. How many did.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const char* why);
 
   const Lessor& lessor() const noexcept { return lessor_; }

@@ -12,7 +12,8 @@ Error Exhausted(const std::string& what, std::uint64_t limit, const char* option
   return MakeError(Errc::kResourceExhausted, "lease: " + what + ": the limit is " + std::to_string(limit) + " (" + option + ")");
 }
 
-// Orphans of a domain that leases may keep from being given up: so many that others still have room.
+// Orphans of a domain that leases may keep from being given up: so many that others still have
+// room.
 std::uint32_t MaxLeasedOrphans(const Config& config) {
   if (config.max_leased_orphans != 0) return config.max_leased_orphans;
   return std::max(1u, std::min(config.max_orphans / 2, config.max_regions / 4));

@@ -1,8 +1,9 @@
 // OffloadService: clients' messages about the host cache, and what others must know of its slabs.
 //
-// Broker hands it PrepareStore, CompleteStore and HostCacheUse, the time and the end of clients. The host cache decides; this
-// puts its answers into messages, lets an offer wait while memory is being allocated, and has slabs announced, granted,
-// persisted and withdrawn when the cache says so (HostCacheEvents). Owns the host cache, if there is one. Single-threaded.
+// Broker hands it PrepareStore, CompleteStore and HostCacheUse, the time and the end of clients.
+// The host cache decides; this puts its answers into messages, lets an offer wait while memory is
+// being allocated, and has slabs announced, granted, persisted and withdrawn when the cache says so
+// (HostCacheEvents). Owns the host cache, if there is one. Single-threaded.
 #pragma once
 
 #include <functional>

@@ -1,7 +1,8 @@
 // OrphanPolicy: which regions stay without their owner, and which of those is to be given up.
 //
-// Names and never acts: OrphanService asks, and does what follows. Knows regions and the settings, no clients. What a region's
-// leases hold is not given up to make room. Stateless but for the settings.
+// Names and never acts: OrphanService asks, and does what follows. Knows regions and the settings,
+// no clients. What a region's leases hold is not given up to make room. Stateless but for the
+// settings.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ class OrphanPolicy {
 
   // Whether a region is kept when its owner has gone, if there is a place for it.
   bool Keeps(const Region& region) const;
-  // Whether there are as many orphans as there may be, so that a next one takes the place of another.
+  // Whether there are as many orphans as there may be, so that a next one takes the place of
+  // another.
   bool Full(const Domain& domain) const;
   // Whether rows of the region table are so few that orphans make room before others are refused.
   static bool RowsAreFew(const Domain& domain);

@@ -1,8 +1,9 @@
-// OrphanService: regions whose owner has gone. They are kept, given back to the process that was only away, given to the one
-// that was restarted, or given up.
+// OrphanService: regions whose owner has gone. They are kept, given back to the process that was
+// only away, given to the one that was restarted, or given up.
 //
-// Broker hands it AllocateMemory, AdoptRegion and Reclaim and the ticks; RegionService asks it when a region is registered and
-// when an owner leaves. OrphanPolicy names what is to go. Owns who waits for memory to come back. Single-threaded.
+// Broker hands it AllocateMemory, AdoptRegion and Reclaim and the ticks; RegionService asks it when
+// a region is registered and when an owner leaves. OrphanPolicy names what is to go. Owns who waits
+// for memory to come back. Single-threaded.
 #pragma once
 
 #include <functional>
@@ -44,7 +45,8 @@ class OrphanService {
 
   // A live region's owner has gone. True: the region is kept without it.
   bool Keep(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
-  // The region that a process which was away comes back for; null: there is none. What Domain::TakeOver says.
+  // The region that a process which was away comes back for; null: there is none. What
+  // Domain::TakeOver says.
   Result<Region*> Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
   // Orphans that stand in the way of a region that is about to be added go.
   void MakeWayFor(Domain& domain, const Region& region, std::uint32_t owner_uid);
@@ -71,8 +73,8 @@ class OrphanService {
 
   static void ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
                           const kvmwire::ReclaimReply* reclaimed);
-  // The orphan that a client may adopt now. kNotFound, kAlreadyExists, kUnsupported, kUnavailable (not yet), and what
-  // CheckExpected says.
+  // The orphan that a client may adopt now. kNotFound, kAlreadyExists, kUnsupported, kUnavailable
+  // (not yet), and what CheckExpected says.
   Result<Region*> FindAdoptable(const Client& client, const kvmwire::RegionDescriptor& expected, const std::string& what);
   void GiveUpFor(Waiting& waiting, Domain& domain, Region& region, const char* why);
   void MakeRoomForRegions(Domain& domain);

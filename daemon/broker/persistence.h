@@ -1,7 +1,8 @@
-// Persistence: what is written to the state store on each change, so that a next kvmd can go on from there.
+// Persistence: what is written to the state store on each change, so that a next kvmd can go on
+// from there.
 //
-// The services call it whenever a region has got another owner, row or registry, and when one goes; without a state store
-// it does nothing. Owns nothing. Single-threaded.
+// The services call it whenever a region has got another owner, row or registry, and when one goes;
+// without a state store it does nothing. Owns nothing. Single-threaded.
 #pragma once
 
 #include <cstdint>

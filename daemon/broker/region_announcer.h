@@ -1,9 +1,10 @@
 // RegionAnnouncer: which clients are told of a region, and whose acknowledgement its end waits for.
 //
-// The services that add regions and give them up call it (RegionService, OrphanService, OffloadService); it calls none of
-// them. A region is announced to every client of its domain that has declared its model; a client takes announcements one
-// after the other (announcements.h). Withdrawing one tells all that were told of it; until they have let go of its memory, or
-// a deadline has passed, somebody may wait. Owns who waits. Single-threaded.
+// The services that add regions and give them up call it (RegionService, OrphanService,
+// OffloadService); it calls none of them. A region is announced to every client of its domain that
+// has declared its model; a client takes announcements one after the other (announcements.h).
+// Withdrawing one tells all that were told of it; until they have let go of its memory, or a
+// deadline has passed, somebody may wait. Owns who waits. Single-threaded.
 #pragma once
 
 #include <functional>
@@ -38,11 +39,11 @@ class RegionAnnouncer {
 
   // ---- withdrawing
 
-  // Gives a serving region up. `waits`: it is kept until those that were told of it have acknowledged; else its owner is
-  // said to have died, and nobody is waited for.
+  // Gives a serving region up. `waits`: it is kept until those that were told of it have
+  // acknowledged; else its owner is said to have died, and nobody is waited for.
   void Withdraw(Domain& domain, Region& region, bool waits);
-  // The same, waited for: `client` is answered when the region is gone, or told at the deadline that it is not. kNoClient:
-  // nobody asks, the deadline alone matters.
+  // The same, waited for: `client` is answered when the region is gone, or told at the deadline
+  // that it is not. kNoClient: nobody asks, the deadline alone matters.
   void WithdrawAndAnswer(Domain& domain, Region& region, ClientId client, std::uint64_t request_id, std::uint32_t ack_timeout_ms);
   // Until when acknowledgements are waited for, by what a client asks (0: it leaves that to kvmd).
   SteadyTime AckDeadline(std::uint32_t ack_timeout_ms) const;

@@ -61,7 +61,8 @@ void RegionService::Register(Client& client, kvmwire::ClientMessage message, std
 
 Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
   Domain& domain = *client.domain;
-  // The way back from blocks to entries is allocated as blocks are published: all that may be is counted.
+  // The way back from blocks to entries is allocated as blocks are published: all that may be is
+  // counted.
   const std::uint64_t index_bytes = (std::uint64_t{descriptor.block_count()} + domains_.blocks()) * sizeof(std::uint32_t);
   if (Status fits = CheckMemoryRoom(index_bytes, "the index of region " + descriptor.name() + " and all others"); !fits)
     return fits.error();

@@ -1,8 +1,9 @@
-// RegionService: a region from its registration to the day its owner unregisters it or leaves, and what is published from it.
+// RegionService: a region from its registration to the day its owner unregisters it or leaves, and
+// what is published from it.
 //
-// Broker hands it RegisterRegion, UnregisterRegion, Publish and Retract, the ticks and the end of clients. Who is told of a
-// region is RegionAnnouncer's business, what becomes of one without its owner OrphanService's. Owns nothing: regions are in
-// their domain. Single-threaded.
+// Broker hands it RegisterRegion, UnregisterRegion, Publish and Retract, the ticks and the end of
+// clients. Who is told of a region is RegionAnnouncer's business, what becomes of one without its
+// owner OrphanService's. Owns nothing: regions are in their domain. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ class RegionService {
   [[nodiscard]] Status Publish(Client& client, const kvmwire::Publish& publish);
   [[nodiscard]] Status Retract(Client& client, const kvmwire::Retract& retract);
 
-  // Regions whose memory is not what it was when they were registered go, and so do slabs of the host cache.
+  // Regions whose memory is not what it was when they were registered go, and so do slabs of the
+  // host cache.
   void DropDamagedRegions();
   // Its regions go without waiting for anybody, or stay without it.
   void Leave(const Client& client);

@@ -1,8 +1,9 @@
 // Restorer: what an earlier kvmd persisted serves again.
 //
-// Broker hands it that state before the first client joins, and its slices of work. Regions serve at once, as orphans until
-// their owners are back; the entries of the old registry, which nobody can write any more, are read into a new one slice by
-// slice. Owns the old registries meanwhile. Single-threaded.
+// Broker hands it that state before the first client joins, and its slices of work. Regions serve
+// at once, as orphans until their owners are back; the entries of the old registry, which nobody
+// can write any more, are read into a new one slice by slice. Owns the old registries meanwhile.
+// Single-threaded.
 #pragma once
 
 #include <chrono>

@@ -21,8 +21,8 @@ struct StatusSources {
   std::uint64_t started_ms = 0, rejected_connections = 0, protocol_errors = 0;
 };
 
-// As far as `asking` may see it: root and kvmd's own user see all, others their own domain. The lists end, and say so, where
-// the reply would leave its frame.
+// As far as `asking` may see it: root and kvmd's own user see all, others their own domain. The
+// lists end, and say so, where the reply would leave its frame.
 [[nodiscard]] kvmwire::StatusReply BuildStatus(const StatusSources& sources, const Client& asking, const kvmwire::StatusQuery& query);
 
 }  // namespace kvm::daemon

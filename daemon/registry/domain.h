@@ -9,8 +9,8 @@
 // client. Work that grows with a client's size (dropping its entries, looking for stale ones) is cut into bounded slices.
 // Single-threaded.
 //
-// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers may still have it mapped;
-// its row is reused only after both have ended, its epoch never.
+// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers
+// may still have it mapped; its row is reused only after both have ended, its epoch never.
 #pragma once
 
 #include <cstdint>
@@ -59,8 +59,9 @@ class Domain {
                                                               std::vector<UniqueFd> fds) const;
   // What RegionTable::Add says.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
-  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest. `asks_importers`: they are
-  // asked to acknowledge, and the row says so meanwhile; else it looks free at once.
+  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest.
+  // `asks_importers`: they are asked to acknowledge, and the row says so meanwhile; else it looks
+  // free at once.
   void StartLeaving(Region& region, bool asks_importers) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
   // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and

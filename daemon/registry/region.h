@@ -76,8 +76,9 @@ struct Orphan {
 
 struct Region {
   RegionPhase phase() const noexcept { return phase_; }
-  // A step of the drawing above; any other is a broken invariant of kvmd's own. `info` then says what the row has to show: a
-  // kLeaving region is kWithdrawing while importers are asked to acknowledge its end, and kFree where nobody is asked.
+  // A step of the drawing above; any other is a broken invariant of kvmd's own. `info` then says
+  // what the row has to show: a kLeaving region is kWithdrawing while importers are asked to
+  // acknowledge its end, and kFree where nobody is asked.
   void Enter(RegionPhase next) noexcept;
 
   kvmwire::RegionDescriptor descriptor;
