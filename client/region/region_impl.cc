@@ -91,11 +91,12 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   if (!checksums) return PublishOutcome{0, requests.size(), 0};
   std::vector<PublishRecord> batch;
   batch.reserve(requests.size());
+  // Goes behind the lock: the client's end, if this is its last use, closes the region.
+  const std::shared_ptr<RegionHost> owner = host.lock();
   MutexLock lock(mutex_);
   MakeReadable(requests, *checksums, batch);
   KVM_FAULT_POINT(client_batch_readable);
   const bool registered = state_ == RegionState::kRegistered;
-  const std::shared_ptr<RegionHost> owner = host.lock();
   const std::size_t sent = owner && registered ? owner->window.Send(row_, batch, PublishWindow::Turn::kNew) : 0;
   KVM_FAULT_POINT(client_batch_sent);
   const PublishOutcome outcome{batch.size(), requests.size() - batch.size(), batch.size() - sent};
@@ -217,7 +218,7 @@ Region::Impl::Ask Region::Impl::BeginRegistration(const Reply& waiter) {
   return Ask::kSend;
 }
 
-bool Region::Impl::Accepted(const RegionRow& row) {
+bool Region::Impl::Accepted(RegionHost& owner, const RegionRow& row) {
   MutexLock lock(mutex_);
   GoTo(state_ == RegionState::kAbandoned ? RegionState::kClosing : RegionState::kRegistered);
   row_ = row;
@@ -225,7 +226,7 @@ bool Region::Impl::Accepted(const RegionRow& row) {
   records_.DeferAll();  // what was published while it was not
   refusal_ = Error{};
   if (state_ != RegionState::kRegistered) return false;
-  if (const std::shared_ptr<RegionHost> owner = host.lock()) PumpLocked(*owner);
+  PumpLocked(owner);
   return true;
 }
 

@@ -73,9 +73,9 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
   // Whether a request is to be sent now: not if there is one under way, whose answer is for
   // `waiter` (may be empty) as well, or nothing to ask for; then `waiter` is not kept.
   Ask BeginRegistration(const Reply& waiter) KVM_EXCLUDES(mutex_);
-  // kvmd has answered the request. False: the region has been closed meanwhile and is to be taken
+  // kvmd has accepted it in `row`. False: the region has been closed meanwhile and is to be taken
   // out again.
-  bool Accepted(const RegionRow& row) KVM_EXCLUDES(mutex_);
+  bool Accepted(RegionHost& owner, const RegionRow& row) KVM_EXCLUDES(mutex_);
   void Refused(const Error& why) KVM_EXCLUDES(mutex_);
   std::vector<Reply> TakeWaiters() KVM_EXCLUDES(mutex_);
   // Whether kvmd refused it for want of something, of which there may be some again.

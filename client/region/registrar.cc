@@ -95,7 +95,7 @@ void Registrar::RequestRefused() {
 void Registrar::OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered) {
   KVM_FAULT_POINT(client_registered);
   peers_.Add(connection_, registered.region(), registered.region_epoch(), region->own_mapping);
-  if (!region->Accepted({registered.region(), registered.region_epoch()})) LetGoAtOnce(*region);
+  if (!region->Accepted(*this, {registered.region(), registered.region_epoch()})) LetGoAtOnce(*region);
 }
 
 // So that a reconnection is either seen here or sees the region.
