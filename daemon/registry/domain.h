@@ -1,17 +1,19 @@
 // Domain: one isolation unit with a registry segment, models, regions and entries of its own.
 //
-// Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it is the only writer, and
-// the parts behind which the work is done, each with invariants of its own: Accounts (who has how much), RegionTable (rows
-// and states), OrphanRegions, EntryTable (the index) and RetainedBlocks (what leases can be had of). What Domain does
-// itself is what concerns several of them: a region that comes, and a region that leaves.
+// Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it
+// is the only writer, and the parts behind which the work is done, each with invariants of its own:
+// Accounts (who has how much), RegionTable (rows and states), OrphanRegions, EntryTable (the index)
+// and RetainedBlocks (what leases can be had of). What Domain does itself is what concerns several
+// of them: a region that comes, and a region that leaves.
 //
-// Everything a client says arrives here already parsed and is checked here; no call can fail in a way that harms another
-// client. Work that grows with a client's size (dropping its entries, looking for stale ones) is cut into bounded slices.
-// Single-threaded.
+// Everything a client says arrives here already parsed and is checked here; no call can fail in a
+// way that harms another client. Work that grows with a client's size (dropping its entries,
+// looking for stale ones) is cut into bounded slices. Single-threaded.
 //
-// A region goes through live → leaving → gone, or live → orphan → live again with the same or another owner, or
-// leaving. While it leaves, its entries are dropped and importers may still have it mapped; its row is reused only
-// after both have ended, its epoch never. An orphan serves as a live one does, but nobody publishes to it.
+// A region goes through live → leaving → gone, or live → orphan → live again with the same or
+// another owner, or leaving. While it leaves, its entries are dropped and importers may still have
+// it mapped; its row is reused only after both have ended, its epoch never. An orphan serves as a
+// live one does, but nobody publishes to it.
 #pragma once
 
 #include <cstdint>
@@ -54,18 +56,18 @@ class Domain {
 
   // ---- regions that come and leave
 
-  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted (quotas) and what
-  // CheckRegion says.
+  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted
+  // (quotas) and what CheckRegion says.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
                                                               std::vector<UniqueFd> fds) const;
   // What RegionTable::Add says.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
-  // Takes a serving region out: nothing can be published to it any more, its row shows `shown`, and Reap
-  // does the rest.
+  // Takes a serving region out: nothing can be published to it any more, its row shows `shown`, and
+  // Reap does the rest.
   void StartLeaving(Region& region, layout::RegionState shown) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
-  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
-  // wait for nobody. True if entries are left to drop.
+  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left
+  // and wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
 
   // ---- regions: region_table.h

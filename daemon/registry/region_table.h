@@ -1,10 +1,11 @@
 // The regions of one domain by row, and the rows of the segment that show them to readers.
 //
-// Called by Domain, which adds and frees regions, by OrphanRegions, and by EntryTable, which finds the region of an entry
-// by its row. It owns the regions.
+// Called by Domain, which adds and frees regions, by OrphanRegions, and by EntryTable, which finds
+// the region of an entry by its row. It owns the regions.
 //
 // Invariants:
-//   - A row's epoch is never used twice, and a row rests before it is reused: names of regions stay unambiguous.
+//   - A row's epoch is never used twice, and a row rests before it is reused: names of regions stay
+//     unambiguous.
 //   - A file of shared memory belongs to one serving region at most.
 //   - A region's state changes in Become alone, which keeps the counts and the row true.
 // Single-threaded. Pointers are valid until Free.
@@ -32,8 +33,8 @@ class RegionTable {
   // The segment has room for `rows` regions and outlives the table.
   RegionTable(RegistrySegment& segment, std::uint32_t rows) : segment_(segment), regions_(rows) {}
 
-  // kAlreadyExists (name; memory, of which a region has its own alone), kBadGeometry (against others), kResourceExhausted
-  // (table). The region is live then, and in no account (accounts.h).
+  // kAlreadyExists (name; memory, of which a region has its own alone), kBadGeometry (against
+  // others), kResourceExhausted (table). The region is live then, and in no account (accounts.h).
   [[nodiscard]] Result<Region*> Add(const Owner& owner, std::unique_ptr<Region> region);
   // Its row shows nothing any more. Precondition: it serves nobody.
   void Free(Region& region) noexcept;
@@ -44,14 +45,14 @@ class RegionTable {
   Region* FindServing(std::uint32_t owner_uid, const std::string& name) noexcept;
   std::vector<Region*> Of(ClientId owner) noexcept;
   std::vector<Region*> ServingOfModel(std::uint32_t model) noexcept;
-  // A serving region whose memory is not whole any more, among the next `most` that it is their turn to be looked at;
-  // else null.
+  // A serving region whose memory is not whole any more, among the next `most` that it is their
+  // turn to be looked at; else null.
   Region* FindDamaged(std::uint32_t most) noexcept;
   // Rows that are free hold null.
   const std::vector<std::unique_ptr<Region>>& rows() const noexcept { return regions_; }
 
-  // Changes what the region is. `orphan`: set with RegionState::kOrphan alone. Its memory may be registered anew once it
-  // is neither live nor an orphan, though it still has a row.
+  // Changes what the region is. `orphan`: set with RegionState::kOrphan alone. Its memory may be
+  // registered anew once it is neither live nor an orphan, though it still has a row.
   void Become(Region& region, layout::RegionState state, std::optional<Orphan> orphan = std::nullopt) noexcept;
   void WriteChanged();  // entry counts of regions that changed
 
