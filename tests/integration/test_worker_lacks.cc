@@ -45,12 +45,12 @@ TEST_CASE("Descriptors: a worker that could not take its part of the host cache 
   std::iota(blocks.begin(), blocks.end(), 0u);
   {
     const FewDescriptors few(0);
-    REQUIRE(worker->region().PrepareStore(blocks) == 8);
+    REQUIRE(worker->region().Offload(blocks) == 8);
     REQUIRE(Eventually([&] { return worker->client().Stats().offloads_dropped == 8; }));
   }
   CHECK(test::HostCacheOf(probe).blocks() == 0);
   // One by one: what was granted in the first try is free again when it has been given up.
-  for (const std::uint32_t block : blocks) worker->region().PrepareStore({&block, 1});
+  for (const std::uint32_t block : blocks) worker->region().Offload({&block, 1});
   CHECK(test::StoredEventually(probe, 8) == 8);
   CHECK(worker->client().Stats().reconnects == 0);
 }
