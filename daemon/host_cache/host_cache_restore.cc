@@ -1,99 +1,33 @@
-// A host cache that outlives its kvmd: slabs are restored as they are, blocks as the old registry's entries are read.
-#include <algorithm>
-#include <charconv>
+#include "daemon/host_cache/host_cache_restore.h"
 
-#include "daemon/host_cache/host_cache.h"
+#include <algorithm>
+
 #include "daemon/system/steady_ms.h"
 
 namespace kvm::daemon {
-namespace {
 
-constexpr std::string_view kNamePrefix = "host-cache-";
-
-// N of "host-cache-N"; 0 of others.
-std::uint64_t NumberIn(std::string_view name) {
-  std::uint64_t number = 0;
-  if (name.starts_with(kNamePrefix)) std::from_chars(name.data() + kNamePrefix.size(), name.data() + name.size(), number);
-  return number;
-}
-
-}  // namespace
-
-// The same client over a new connection. Its copies are made and its offers are sent by one thread, so whatever it was
-// copying is done by the time of the first offer.
-std::shared_ptr<SlabWriter> HostCache::Resume(const Offerer& offerer, Domain& domain) {
-  if (offerer.instance == 0 || offerer.pid == 0) return nullptr;
-  const auto found = std::find_if(departed_.begin(), departed_.end(), [&](const std::shared_ptr<SlabWriter>& writer) {
-    return writer->instance == offerer.instance && writer->pid == offerer.pid && writer->uid == offerer.uid && writer->domain == &domain &&
-           !writer->process->Ended();
-  });
-  if (found == departed_.end()) return nullptr;
-  std::shared_ptr<SlabWriter> writer = std::move(*found);
-  departed_.erase(found);
-  writer->client = offerer.client;
-  writer->process.reset();
-  writer->granted = 0;
-  for (const auto& slab : slabs_) {
-    if (!slab->WritableBy(*writer)) continue;
-    writer->bytes += slab->bytes();
-    SlotTable& blocks = slab->group.blocks;
-    for (std::uint32_t i = blocks.slots_per_slab(); i-- > 0;) {
-      const policy::Slot at = blocks.SlotAt(slab->position, i);
-      if (blocks[at].state == CacheSlot::State::kExpired) blocks.Free(at);
-    }
-    host_.SlabGranted(*slab);
-  }
-  progress_ = true;
-  return writer;
-}
-
-Status HostCache::CheckRoomFor(const SlabClass& group, std::uint64_t bytes) const {
-  if (UsageOf(nullptr).bytes + bytes > config_.host_cache_bytes)
-    return MakeError(Errc::kResourceExhausted, "the host cache is smaller than it was (--host-cache)");
-  const std::uint64_t of_domain = UsageOf(&group.domain).bytes;
-  if (config_.max_host_cache_per_domain != 0 && of_domain + bytes > config_.max_host_cache_per_domain)
-    return MakeError(Errc::kResourceExhausted, "the domain's limit is smaller than it was (--max-host-cache-per-domain)");
-  return {};
-}
-
-Status HostCache::Restore(Domain& domain, Region& region, const kvmwire::StoredSlab& stored,
-                          const std::shared_ptr<WatchedProcess>& process) {
-  SlabClass& group = GroupOf(domain, region);
+Status HostCacheRestore::Restore(Domain& domain, Region& region, const kvmwire::StoredSlab& stored,
+                                 const std::shared_ptr<WatchedProcess>& process, SteadyTime now) {
+  SlabClass& group = pool_.ClassOf(domain, region);
   const auto refuse = [&](const Error& error) -> Status {
-    DropGroupIfEmpty(group);
+    pool_.DropIfEmpty(group);
     return error;
   };
   if (group.blocks.slots_per_slab() != region.info.block_count)
     return refuse(MakeError(Errc::kInvalidArgument, "slabs have another size than they had (--host-cache, --host-cache-slab)"));
-  if (Status room = CheckRoomFor(group, stored.size_bytes()); !room) return refuse(room.error());
-  Result<std::unique_ptr<Slab>> reopened = Slab::Reopen(*this, group, region, stored);
+  if (Status room = quota_.CheckRestored(group, stored.size_bytes()); !room) return refuse(room.error());
+  Result<std::unique_ptr<Slab>> reopened = Slab::Reopen(pool_, group, region, stored);
   if (!reopened) return refuse(reopened.error());
-  Slab& slab = **reopened;
-  if (stored.writable() && !process->Ended()) {
-    const auto known = std::find_if(departed_.begin(), departed_.end(), [&](const std::shared_ptr<SlabWriter>& writer) {
-      return writer->process == process && writer->instance == stored.writer_instance() && writer->domain == &domain;
-    });
-    if (known != departed_.end()) {
-      slab.writer = *known;
-    } else {
-      slab.writer = std::make_shared<SlabWriter>();
-      slab.writer->uid = stored.writer_uid();
-      slab.writer->pid = stored.writer_pid();
-      slab.writer->instance = stored.writer_instance();
-      slab.writer->domain = &domain;
-      slab.writer->process = process;
-      departed_.push_back(slab.writer);
-    }
-  }
-  slab.used_ms = SteadyMs(now_);
-  next_name_ = std::max(next_name_, NumberIn(region.descriptor.name()) + 1);
+  Slab& slab = pool_.Add(std::move(*reopened));
   ++group.slabs;
-  restoring_.insert(&slab);
-  slabs_.push_back(std::move(*reopened));
+  slab.restoring = true;
+  slab.used_ms = SteadyMs(now);
+  if (stored.writable() && !process->Ended()) slab.writer = writers_.OfRestored(domain, stored, process);
+  allocator_.Avoid(region.descriptor.name());
   return {};
 }
 
-bool HostCache::RestoreEntry(Region& region, const IndexEntry& entry) {
+bool HostCacheRestore::RestoreEntry(Region& region, const IndexEntry& entry) {
   auto& slab = *static_cast<Slab*>(region.filler);
   SlotTable& blocks = slab.group.blocks;
   if (entry.block >= blocks.slots_per_slab() || region.generations.Current(entry.block) != entry.generation) return false;
@@ -110,16 +44,16 @@ bool HostCache::RestoreEntry(Region& region, const IndexEntry& entry) {
 }
 
 // How recently each was used is not known any more; parents come before what follows them.
-void HostCache::UseRestored() {
+void HostCacheRestore::UseRestored(SteadyTime now) {
   for (auto& [group, slots] : restored_) {
     SlotTable& blocks = group->blocks;
     std::sort(slots.begin(), slots.end(), [&](policy::Slot a, policy::Slot b) { return blocks[a].record.depth < blocks[b].record.depth; });
-    Use(*group, slots, false);
+    pool_.Use(*group, slots, false, now);
   }
   restored_.clear();
 }
 
-void HostCache::FinishRestore(Region& region) {
+void HostCacheRestore::FinishRestore(Region& region) {
   auto& slab = *static_cast<Slab*>(region.filler);
   SlotTable& blocks = slab.group.blocks;
   const bool being_written = !slab.abandoned() && slab.writer->client == 0;
@@ -130,11 +64,11 @@ void HostCache::FinishRestore(Region& region) {
     if (slab.readable(i)) slab.BeginWrite(i);
     being_written ? blocks.GiveUp(at) : blocks.Free(at);
   }
-  restoring_.erase(&slab);
-  progress_ = true;
+  slab.restoring = false;
+  pool_.NoteProgress();
 }
 
-const SlabWriter* HostCache::Describe(const Region& region, kvmwire::StoredSlab& stored) const {
+const SlabWriter* HostCacheRestore::Describe(const Region& region, kvmwire::StoredSlab& stored) {
   const auto& slab = *static_cast<const Slab*>(region.filler);
   stored.set_writer_uid(slab.uid);
   stored.set_writable(slab.writer != nullptr);

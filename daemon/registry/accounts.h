@@ -1,11 +1,13 @@
-// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it may have more of them.
+// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it may
+// have more of them.
 //
-// Called by Domain, OrphanRegions and EntryTable when a region or an entry comes, goes or changes hands. It owns the
-// accounts and this domain's part of the descriptors that kvmd may keep (descriptor_quota.h), which it gives back when
-// it ends.
+// Called by Domain, OrphanRegions and EntryTable when a region or an entry comes, goes or changes
+// hands. It owns the accounts and this domain's part of the descriptors that kvmd may keep
+// (descriptor_quota.h), which it gives back when it ends.
 //
 // Invariants:
-//   - Every region of the table is in one account, Region::account, which lives at least as long as the region.
+//   - Every region of the table is in one account, Region::account, which lives at least as long as
+//     the region.
 //   - An account exists while it has regions, those that are leaving included.
 // Single-threaded.
 #pragma once
@@ -28,7 +30,8 @@ class Accounts {
   ~Accounts() { descriptors_.Remove(fds()); }
 
   Account Of(ClientId client) const;  // empty if it has none
-  // Whether the client may have one more region of so many blocks and descriptors. kResourceExhausted, the option named.
+  // Whether the client may have one more region of so many blocks and descriptors.
+  // kResourceExhausted, the option named.
   [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
   // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
   [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }

@@ -1,13 +1,14 @@
 // Domain: one isolation unit with a registry segment, models, regions and entries of its own.
 //
-// Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it is the only writer, and
-// the parts behind which the work is done, each with invariants of its own: Accounts (who has how much), RegionTable (rows
-// and states), OrphanRegions, EntryTable (the index) and RetainedBlocks (what leases can be had of). What Domain does
-// itself is what concerns several of them: a region that comes, and a region that leaves.
+// Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it
+// is the only writer, and the parts behind which the work is done, each with invariants of its own:
+// Accounts (who has how much), RegionTable (rows and states), OrphanRegions, EntryTable (the index)
+// and RetainedBlocks (what leases can be had of). What Domain does itself is what concerns several
+// of them: a region that comes, and a region that leaves.
 //
-// Everything a client says arrives here already parsed and is checked here; no call can fail in a way that harms another
-// client. Work that grows with a client's size (dropping its entries, looking for stale ones) is cut into bounded slices.
-// Single-threaded.
+// Everything a client says arrives here already parsed and is checked here; no call can fail in a
+// way that harms another client. Work that grows with a client's size (dropping its entries,
+// looking for stale ones) is cut into bounded slices. Single-threaded.
 //
 // region.h draws what becomes of a region. While it leaves, its entries are dropped and importers
 // may still have it mapped; its row is reused only after both have ended, its epoch never.
@@ -53,8 +54,8 @@ class Domain {
 
   // ---- regions that come and leave
 
-  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted (quotas) and what
-  // CheckRegion says.
+  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted
+  // (quotas) and what CheckRegion says.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
                                                               std::vector<UniqueFd> fds) const;
   // What RegionTable::Add says.
@@ -64,8 +65,8 @@ class Domain {
   // free at once.
   void StartLeaving(Region& region, bool asks_importers) noexcept;
   void StopWaitingFor(ClientId importer) noexcept;  // it has gone
-  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left and
-  // wait for nobody. True if entries are left to drop.
+  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left
+  // and wait for nobody. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
 
   // ---- regions: region_table.h

@@ -217,7 +217,8 @@ void EntryTable::Sweep(std::uint32_t slots) {
     }
     if (++sweep_hand_ < count) continue;
     sweep_hand_ = 0;
-    // Entries are hints, so a stale one costs a reader a glance: an index without any is not searched hard.
+    // Entries are hints, so a stale one costs a reader a glance: an index without any is not
+    // searched hard.
     if (swept_in_round_ * 64 < index_.entries()) sweep_idle_ = std::min(sweep_idle_ + 1, kSlowestSweep);
     swept_in_round_ = 0;
   }

@@ -1,12 +1,13 @@
-// The entries of one domain: which published block has which key. Publishing, retracting, dropping what is stale, and
-// making room when the index is full.
+// The entries of one domain: which published block has which key. Publishing, retracting, dropping
+// what is stale, and making room when the index is full.
 //
-// Called by Domain. It owns the write side of the segment's index and the hands that go round it to evict and to sweep.
-// The policy (eviction.h) chooses which entry makes room; this class evicts.
+// Called by Domain. It owns the write side of the segment's index and the hands that go round it to
+// evict and to sweep. The policy (eviction.h) chooses which entry makes room; this class evicts.
 //
 // Invariants:
 //   - Every entry's region is in the region table: a region leaves that table after its last entry.
-//   - Region::slots names the slot of each block's entry, Region::entries and Account::entries count them.
+//   - Region::slots names the slot of each block's entry, Region::entries and Account::entries
+//     count them.
 //   - The filler of a region is told of each entry of its that is erased.
 // Work that grows with a client's size is cut into slices. Single-threaded.
 #pragma once
@@ -31,18 +32,20 @@ class EntryTable {
   // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
   bool Restore(Region& region, const IndexEntry& entry);
   void Retract(ClientId client, const kvmwire::Retract& retract);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows down by
-  // itself while there is little to find.
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows
+  // down by itself while there is little to find.
   void Sweep(std::uint32_t slots);
-  // Drops entries of a region that is leaving, as many as `budget` allows, and takes them off it. True: none is left.
+  // Drops entries of a region that is leaving, as many as `budget` allows, and takes them off it.
+  // True: none is left.
   bool Reap(Region& region, std::uint32_t& budget) noexcept;
 
-  // Publishes a block of a live region that kvmd fills itself; false: no room. One replica of the key makes way if there
-  // are enough, since this is the one that stays when pools are recycled.
+  // Publishes a block of a live region that kvmd fills itself; false: no room. One replica of the
+  // key makes way if there are enough, since this is the one that stays when pools are recycled.
   bool PublishCached(Region& region, const PublishRecord& record);
   void EraseCached(Region& region, std::uint32_t block);
 
-  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them. kSystem.
+  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them.
+  // kSystem.
   [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
 
   std::uint64_t size() const noexcept { return index_.entries(); }

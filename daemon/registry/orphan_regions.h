@@ -1,11 +1,12 @@
-// Regions without an owner: which there are, which stand in a newcomer's way, and giving one to another owner.
+// Regions without an owner: which there are, which stand in a newcomer's way, and giving one to
+// another owner.
 //
-// Called by Domain for the orphan handling of daemon/broker/, which decides which orphan goes and when. It owns nothing:
-// the regions are the region table's.
+// Called by Domain for the orphan handling of daemon/broker/, which decides which orphan goes and
+// when. It owns nothing: the regions are the region table's.
 //
-// A live region becomes an orphan when its owner's connection ends, and live again when somebody takes it over. An orphan
-// serves as a live region does, but nobody publishes to it. Its last owner's account pays for it.
-// Single-threaded.
+// A live region becomes an orphan when its owner's connection ends, and live again when somebody
+// takes it over. An orphan serves as a live region does, but nobody publishes to it. Its last
+// owner's account pays for it. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +23,11 @@ class OrphanRegions {
   OrphanRegions(RegionTable& regions, Accounts& accounts) : regions_(regions), accounts_(accounts) {}
 
   std::vector<Region*> All() noexcept;  // the oldest first
-  // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of the same model and
-  // shard with blocks of another size.
+  // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of
+  // the same model and shard with blocks of another size.
   std::vector<Region*> InTheWayOf(const Region& region, std::uint32_t owner_uid) noexcept;
-  // The same of a region that is only announced, and of this user's orphans only: nothing of it has been proved yet.
+  // The same of a region that is only announced, and of this user's orphans only: nothing of it has
+  // been proved yet.
   std::vector<Region*> InTheWayOf(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid);
 
   // Gives an orphan to `owner`, entries and all. kResourceExhausted: a quota of the new owner.

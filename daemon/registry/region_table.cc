@@ -20,7 +20,8 @@ Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner)
                                                std::to_string(other->info.block_bytes));
     }
   }
-  // One region a file: else the end of one would be taken for the other's, and its owner could not answer for the bytes.
+  // One region a file: else the end of one would be taken for the other's, and its owner could not
+  // answer for the bytes.
   for (std::size_t i = 0; i < region.files.size(); ++i) {
     const auto found = row_of_memory_.find(region.files[i]);
     if (found == row_of_memory_.end()) continue;

@@ -5,7 +5,8 @@
 namespace kvm::daemon {
 namespace {
 
-// What nobody but kvmd can rewrite or take away: a slab of the host cache, and memory that a process has left for good.
+// What nobody but kvmd can rewrite or take away: a slab of the host cache, and memory that a
+// process has left for good.
 bool RetainedByKvmd(const Region& region) {
   return region.filler != nullptr || (region.orphan && region.outlives_owner() && region.orphan->process->Ended());
 }

@@ -1,0 +1,84 @@
+// The choice of a slot for a block that is offered: whose slab, which slot, and what has to go for
+// it.
+//
+// Called by HostCache for each block of an offer. It owns nothing: it chooses among the slabs of
+// SlabPool, has SlabAllocator make new ones, and SlabQuota says how many there may be.
+//
+// A writer that has no free slot gets, in this order: a slab that nobody can write any more; new
+// memory, while the size, the quotas and the machine allow it; memory of a slab that others have
+// not used for long, or that is above their share; the slot of a block of its own, which the policy
+// chooses.
+//
+// Invariants:
+//   - A slab is writable by one living process at most, and never by processes of two users.
+//   - Nothing that a lease holds makes room.
+// Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "daemon/host_cache/slab_allocator.h"
+#include "daemon/host_cache/slab_pool.h"
+#include "daemon/host_cache/slab_quota.h"
+#include "daemon/host_cache/slab_writers.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+// A slot that has been found, or why there is none.
+struct Placement {
+  enum class Outcome {
+    kFound,
+    kWait,    // memory is being allocated or given up: try again when there is progress
+    kFull,    // no room for this block
+    kLeased,  // full, and so it is for all of the offer, since leases hold what could make room
+  };
+
+  static Placement At(Slab& slab, policy::Slot slot) { return {Outcome::kFound, &slab, slot, {}}; }
+  static Placement None(Outcome outcome, std::string reason = {}) { return {outcome, nullptr, 0, std::move(reason)}; }
+
+  Outcome outcome = Outcome::kFull;
+  Slab* slab = nullptr;   // of kFound
+  policy::Slot slot = 0;  // of kFound: of the class, and granted already
+  std::string reason;     // of the others, for the client
+};
+
+class PlaceFinder {
+ public:
+  // All outlive the finder.
+  PlaceFinder(const Config& config, HostCacheEvents& host, SlabPool& pool, const SlabWriters& writers, SlabAllocator& allocator,
+              const SlabQuota& quota)
+      : config_(config), host_(host), pool_(pool), writers_(writers), allocator_(allocator), quota_(quota) {}
+
+  // A slot that is free, or made so; granted for `record`.
+  Placement Find(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, const PublishRecord& record, SteadyTime now);
+  // Begins a slab if the writer's are nearly full, so that the next offer need not wait.
+  void AllocateAhead(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, SteadyTime now);
+
+ private:
+  Placement MakeRoom(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, const PublishRecord& record, SlabQuota::Limit limit,
+                     bool has_slab);
+  std::optional<policy::Slot> OwnVictim(SlabClass& group, const SlabWriter& writer, const PublishRecord& wanted) const;
+  bool HoldsPinned(const SlabClass& group, const SlabWriter& writer) const;
+  Slab* Abandoned(const SlabClass& group, const SlabWriter& writer, bool with_room) const;
+  // A slab that is to make room; null: none may. `leased`: leases keep one that would have gone
+  // first.
+  struct Candidate {
+    Slab* slab = nullptr;
+    bool leased = false;
+  };
+  Candidate ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain) const;
+  void AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& writer);
+
+  const Config& config_;
+  HostCacheEvents& host_;
+  SlabPool& pool_;
+  const SlabWriters& writers_;
+  SlabAllocator& allocator_;
+  const SlabQuota& quota_;
+};
+
+}  // namespace kvm::daemon

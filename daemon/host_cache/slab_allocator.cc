@@ -1,0 +1,116 @@
+#include "daemon/host_cache/slab_allocator.h"
+
+#include <algorithm>
+#include <charconv>
+#include <string>
+
+#include "daemon/system/log.h"
+#include "daemon/system/steady_ms.h"
+
+namespace kvm::daemon {
+namespace {
+
+constexpr std::chrono::seconds kMemoryPause{10};  // after the machine had none left
+constexpr std::string_view kNamePrefix = "host-cache-";
+
+// N of "host-cache-N"; 0 of others.
+std::uint64_t NumberIn(std::string_view name) {
+  std::uint64_t number = 0;
+  if (name.starts_with(kNamePrefix)) std::from_chars(name.data() + kNamePrefix.size(), name.data() + name.size(), number);
+  return number;
+}
+
+}  // namespace
+
+bool SlabAllocator::Allocating(const SlabClass& group, const SlabWriter& writer) const {
+  return std::any_of(allocating_.begin(), allocating_.end(),
+                     [&](const auto& slab) { return &slab->group == &group && slab->WritableBy(writer); });
+}
+
+void SlabAllocator::Avoid(std::string_view name) { next_name_ = std::max(next_name_, NumberIn(name) + 1); }
+
+// What has been begun and is not allocated yet, and what others will need.
+std::uint64_t SlabAllocator::PromisedBytes() const {
+  std::uint64_t bytes = host_.RegistryBytesToCome();
+  for (const auto& slab : allocating_) bytes += slab->memory.missing_bytes();
+  return bytes;
+}
+
+void SlabAllocator::Pause(const Error& error, SteadyTime now) {
+  no_memory_until_ = now + kMemoryPause;
+  LogLimited(LogLevel::kWarn, "host_cache_not_grown", {{"reason", error.ToString()}});
+}
+
+bool SlabAllocator::Start(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, SteadyTime now) {
+  if (now < no_memory_until_) return false;
+  Result<std::unique_ptr<Slab>> slab = Slab::Create(pool_, std::string(kNamePrefix) + std::to_string(next_name_), group, PromisedBytes());
+  if (!slab) {
+    Pause(slab.error(), now);
+    return false;
+  }
+  ++next_name_;
+  ++group.slabs;
+  (*slab)->uid = writer->uid;
+  (*slab)->writer = writer;
+  writer->bytes += (*slab)->bytes();
+  allocating_.push_back(std::move(*slab));
+  host_.WorkToDo();
+  return true;
+}
+
+bool SlabAllocator::Work(SteadyTime now) {
+  if (allocating_.empty()) return false;
+  const Result<bool> more = allocating_.front()->memory.AllocateSome(host_.RegistryBytesToCome());
+  if (more && *more) return true;
+  std::unique_ptr<Slab> slab = std::move(allocating_.front());
+  allocating_.pop_front();
+  pool_.NoteProgress();
+  if (more) {
+    Finish(std::move(slab), now);
+  } else {
+    Pause(more.error(), now);
+    Drop(*slab);
+  }
+  return !allocating_.empty();
+}
+
+// It has not become what it was begun for, and will not.
+void SlabAllocator::Drop(const Slab& slab) {
+  if (slab.writer->client != 0) slab.writer->bytes -= slab.bytes();
+  --slab.group.slabs;
+  pool_.DropIfEmpty(slab.group);
+}
+
+void SlabAllocator::Finish(std::unique_ptr<Slab> finished, SteadyTime now) {
+  SlotTable& blocks = finished->group.blocks;
+  const bool writer_left = finished->writer->client == 0;
+  const std::uint32_t position = blocks.AddSlab();
+  if (Status opened = finished->Open(position); !opened) {
+    Pause(opened.error(), now);
+    blocks.RemoveSlab(position);
+    return Drop(*finished);
+  }
+  // It never had the descriptor.
+  if (writer_left) finished->writer = nullptr;
+  finished->used_ms = SteadyMs(now);
+  Slab& slab = pool_.Add(std::move(finished));
+  LogLimited(LogLevel::kInfo, "host_cache_grown",
+             {{"domain", slab.group.domain.name()},
+              {"region", slab.region->descriptor.name()},
+              {"row", slab.region->row},
+              {"bytes", slab.bytes()}});
+  host_.SlabOpened(slab);
+  if (!writer_left) host_.SlabGranted(slab);
+}
+
+void SlabAllocator::Forget(const Domain& domain) {
+  std::erase_if(allocating_, [&](const auto& slab) { return &slab->group.domain == &domain; });
+}
+
+void SlabAllocator::Count(const Domain* domain, HostCacheUsage& usage) const {
+  for (const auto& slab : allocating_) {
+    if (domain == nullptr || &slab->group.domain == domain) usage.Add(*slab);
+  }
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,107 @@
+// The slabs of the host cache that are open, by class, and memory of closed ones that importers may
+// still have mapped.
+//
+// Called by the other parts of the cache: HostCache, SlabWriters, SlabAllocator, PlaceFinder and
+// HostCacheRestore. It owns slabs and classes, closes slabs, and evicts blocks from them.
+//
+// Invariants:
+//   - A class lives while one of its slabs does; a slab that is closed takes what it held out of
+//     the index first.
+//   - A block is in the index only while its slot's generation is the even one it was published
+//     with.
+//   - Memory of a closed slab counts until its region has left the domain, since importers have it
+//     mapped until then.
+// Single-threaded.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "daemon/host_cache/host_cache_counters.h"
+#include "daemon/host_cache/host_cache_events.h"
+#include "daemon/host_cache/slab.h"
+#include "daemon/system/config.h"
+
+namespace kvm::daemon {
+
+struct HostCacheUsage {
+  std::uint64_t bytes = 0, used_bytes = 0, blocks = 0, huge_bytes = 0, transparent_bytes = 0;
+  std::uint32_t slabs = 0;
+
+  void Add(const Slab& slab) noexcept;
+};
+
+class SlabPool final : public SlabObserver {
+ public:
+  // All outlive the pool.
+  SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters);
+  SlabPool(const SlabPool&) = delete;
+  SlabPool& operator=(const SlabPool&) = delete;
+  ~SlabPool() override;  // leaves the slabs' regions to their domains, or to the next kvmd
+
+  // The class for blocks of this region; made if there is none yet.
+  SlabClass& ClassOf(Domain& domain, const Region& source);
+  // The class has gone if it has no slab.
+  void DropIfEmpty(SlabClass& group);
+
+  const std::vector<std::unique_ptr<Slab>>& slabs() const noexcept { return slabs_; }
+  Slab* Find(Domain& domain, std::uint32_t row, std::uint32_t region_epoch) const;  // null if it has gone
+  // The slab that has the slot. Precondition: there is one.
+  Slab& Holding(const SlabClass& group, policy::Slot slot) const;
+  // Whether a slab of the class waits for entries of an older registry (HostCacheRestore).
+  bool Restoring(const SlabClass& group) const;
+
+  Slab& Add(std::unique_ptr<Slab> slab);
+  // With all that it holds. The class stays, even if it is empty now.
+  void Close(Slab& slab);
+  // The same, and the class goes if it is empty.
+  void GiveUp(Slab& slab);
+  // A worker's region of another block size than what is kept of its model and shard: the latter
+  // goes.
+  void DropMismatched(Domain& domain, const Region& region);
+  // The domain is about to go, with all its regions.
+  void Forget(Domain& domain);
+  // Memory of closed slabs has gone; classes that are empty go.
+  void Tick();
+  bool closing() const noexcept { return !closing_.empty(); }
+
+  // Takes a stored block out of its slot and out of the index.
+  void Evict(Slab& slab, policy::Slot slot);
+  // Tells the policy of blocks that one request used, in prefix order (SlotTable::Use).
+  void Use(SlabClass& group, std::span<const policy::Slot> slots, bool imported, SteadyTime now);
+  void OnEntryErased(Slab& slab, std::uint32_t slot) noexcept override;
+
+  // Adds what there is of the domain; null: of all.
+  void Count(const Domain* domain, HostCacheUsage& usage) const;
+  std::uint64_t slab_bytes() const noexcept { return slab_bytes_; }
+
+  // Something has changed for offers that wait.
+  void NoteProgress() noexcept { progress_ = true; }
+  // Whether anything has, since the last call.
+  bool TakeProgress() noexcept { return std::exchange(progress_, false); }
+
+  static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 16;
+
+ private:
+  // A closed slab whose memory importers may still have mapped.
+  struct Closing {
+    Domain* domain;
+    std::uint32_t row, region_epoch;
+    std::uint64_t bytes;
+  };
+
+  const Config& config_;
+  HostCacheEvents& host_;
+  HostCacheCounters& counters_;
+  const std::uint64_t slab_bytes_;
+  std::map<SlabClass::Kind, std::unique_ptr<SlabClass>> classes_;
+  std::vector<std::unique_ptr<Slab>> slabs_;
+  std::vector<Closing> closing_;
+  bool progress_ = false;
+};
+
+}  // namespace kvm::daemon

@@ -1,0 +1,134 @@
+#include "daemon/host_cache/slab_writers.h"
+
+#include <algorithm>
+
+namespace kvm::daemon {
+
+std::shared_ptr<SlabWriter> SlabWriters::Of(const Offerer& offerer, Domain& domain) {
+  std::shared_ptr<SlabWriter>& writer = writers_[offerer.client];
+  if (writer) return writer;
+  writer = Resume(offerer, domain);
+  if (writer) return writer;
+  writer = std::make_shared<SlabWriter>();
+  writer->client = offerer.client;
+  writer->uid = offerer.uid;
+  writer->pid = offerer.pid;
+  writer->instance = offerer.instance;
+  writer->domain = &domain;
+  return writer;
+}
+
+// The same client over a new connection. Its copies are made and its offers are sent by one thread,
+// so whatever it was copying is done by the time of the first offer.
+std::shared_ptr<SlabWriter> SlabWriters::Resume(const Offerer& offerer, Domain& domain) {
+  if (offerer.instance == 0 || offerer.pid == 0) return nullptr;
+  const auto found = std::find_if(departed_.begin(), departed_.end(), [&](const std::shared_ptr<SlabWriter>& writer) {
+    return writer->instance == offerer.instance && writer->pid == offerer.pid && writer->uid == offerer.uid && writer->domain == &domain &&
+           !writer->process->Ended();
+  });
+  if (found == departed_.end()) return nullptr;
+  std::shared_ptr<SlabWriter> writer = std::move(*found);
+  departed_.erase(found);
+  writer->client = offerer.client;
+  writer->process.reset();
+  writer->granted = 0;
+  for (const auto& slab : pool_.slabs()) {
+    if (!slab->WritableBy(*writer)) continue;
+    writer->bytes += slab->bytes();
+    SlotTable& blocks = slab->group.blocks;
+    for (std::uint32_t i = blocks.slots_per_slab(); i-- > 0;) {
+      const policy::Slot at = blocks.SlotAt(slab->position, i);
+      if (blocks[at].state == CacheSlot::State::kExpired) blocks.Free(at);
+    }
+    host_.SlabGranted(*slab);
+  }
+  pool_.NoteProgress();
+  return writer;
+}
+
+SlabWriter* SlabWriters::Find(ClientId client) const {
+  const auto found = writers_.find(client);
+  return found == writers_.end() ? nullptr : found->second.get();
+}
+
+std::shared_ptr<SlabWriter> SlabWriters::OfRestored(Domain& domain, const kvmwire::StoredSlab& stored,
+                                                    const std::shared_ptr<WatchedProcess>& process) {
+  const auto known = std::find_if(departed_.begin(), departed_.end(), [&](const std::shared_ptr<SlabWriter>& writer) {
+    return writer->process == process && writer->instance == stored.writer_instance() && writer->domain == &domain;
+  });
+  if (known != departed_.end()) return *known;
+  auto writer = std::make_shared<SlabWriter>();
+  writer->uid = stored.writer_uid();
+  writer->pid = stored.writer_pid();
+  writer->instance = stored.writer_instance();
+  writer->domain = &domain;
+  writer->process = process;
+  departed_.push_back(writer);
+  return writer;
+}
+
+void SlabWriters::ExpireGrants(SlabWriter& writer, SteadyTime now) {
+  const auto answered = [](const OpenGrant& grant) {
+    const CacheSlot& slot = grant.slab->group.blocks[grant.slot];
+    return slot.state != CacheSlot::State::kGranted || slot.write != grant.write;
+  };
+  for (; !writer.open.empty(); writer.open.pop_front()) {
+    const OpenGrant& grant = writer.open.front();
+    if (answered(grant)) continue;
+    if (now < grant.deadline) break;
+    grant.slab->group.blocks.Expire(grant.slot);
+    ++counters_[grant.slab->group.domain].expired;
+    --writer.granted;
+    pool_.NoteProgress();
+  }
+  // One that is never answered for must not keep the others.
+  if (writer.open.size() > 2 * kMaxGrantsPerClient) std::erase_if(writer.open, answered);
+}
+
+void SlabWriters::Leave(ClientId client, std::shared_ptr<WatchedProcess> process) {
+  const auto found = writers_.find(client);
+  if (found == writers_.end()) return;
+  const std::shared_ptr<SlabWriter> writer = std::move(found->second);
+  writers_.erase(found);
+  writer->client = 0;
+  writer->bytes = 0;
+  writer->process = std::move(process);
+  writer->open.clear();
+  Departed(*writer);
+  if (!writer->gone) departed_.push_back(writer);
+  pool_.NoteProgress();
+}
+
+// What it was granted is not stored any more. The slots are free once it can't write them.
+void SlabWriters::Departed(SlabWriter& writer) {
+  writer.gone = writer.process->Ended();
+  for (const auto& slab : pool_.slabs()) {
+    if (!slab->WritableBy(writer)) continue;
+    SlotTable& blocks = slab->group.blocks;
+    for (std::uint32_t i = 0; i < blocks.slots_per_slab(); ++i) {
+      const policy::Slot at = blocks.SlotAt(slab->position, i);
+      if (blocks[at].state == CacheSlot::State::kGranted) blocks.Expire(at);
+      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) blocks.Free(at);
+    }
+  }
+}
+
+void SlabWriters::Tick(SteadyTime now) {
+  for (const auto& [client, writer] : writers_) ExpireGrants(*writer, now);
+  std::erase_if(departed_, [&](const std::shared_ptr<SlabWriter>& writer) {
+    if (writer->process->Ended()) {
+      Departed(*writer);
+      pool_.NoteProgress();
+    }
+    // Nobody else knows of it: nothing is left that it could write.
+    return writer->gone || writer.use_count() == 1;
+  });
+}
+
+std::uint64_t SlabWriters::SharersWith(const SlabWriter& writer) const {
+  std::uint64_t sharers = 0;
+  for (const auto& [client, other] : writers_) sharers += other->bytes > 0 || other.get() == &writer;
+  return sharers;
+}
+
+}  // namespace kvm::daemon
