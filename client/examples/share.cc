@@ -102,7 +102,7 @@ int Publish(const std::string& socket, int published, int finish) {
   char byte = 1;
   if (::write(published, &byte, 1) != 1) return 1;
   if (::read(finish, &byte, 1) < 0) return 1;  // returns when the importer closes its end
-  return 0;                                     // the destructors withdraw the pool's blocks
+  return 0;                                    // the destructors withdraw the pool's blocks
 }
 
 // Imports a match into the pool; how many blocks hold the publisher's bytes.
