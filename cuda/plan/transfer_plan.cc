@@ -104,6 +104,26 @@ void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const s
   out.order.insert(out.order.end(), ranges.begin(), ranges.end());
 }
 
+// Gives each stretch of a run's blocks to the copy engine, if it is long enough for that, or to the kernel.
+void DivideRun(const TransferRun& run, std::span<const ImportBlock> blocks, std::span<std::byte* const> destination_bases,
+               const CopyLimits& limits, Group& group, KernelWork& work, TransferPlan& out) {
+  const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();
+  const bool engine_possible = run.count * block_bytes >= engine_bytes && Gapless(*run.plan);
+  const std::size_t end = run.first + run.count;
+  for (std::size_t i = run.first; i < end;) {
+    const std::size_t count = engine_possible ? AdjacentBlocks(blocks, i, end) : run.count;
+    const bool by_engine = engine_possible && count * block_bytes >= engine_bytes;
+    AddRange(by_engine ? group.by_engine : group.by_kernel, i, count);
+    if (by_engine) {
+      AddEngineCopies(out, run, blocks[i], count, destination_bases);
+    } else {
+      work.bytes += count * block_bytes;
+      work.worst_path = std::max(work.worst_path, run.path);
+    }
+    i += count;
+  }
+}
+
 }  // namespace
 
 Status PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks, std::span<std::byte* const> destination_bases,
@@ -117,22 +137,7 @@ Status PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlo
     if (run.count == 0) continue;
     if (!SegmentsExist(run, destination_bases.size()))
       return MakeError(Errc::kInvalidArgument, "copy plan names a segment that is not mapped");
-    Group& group = GroupOf(groups, run);
-    const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();
-    const bool engine_possible = run.count * block_bytes >= engine_bytes && Gapless(*run.plan);
-    const std::size_t end = run.first + run.count;
-    for (std::size_t i = run.first; i < end;) {
-      const std::size_t count = engine_possible ? AdjacentBlocks(blocks, i, end) : run.count;
-      const bool by_engine = engine_possible && count * block_bytes >= engine_bytes;
-      AddRange(by_engine ? group.by_engine : group.by_kernel, i, count);
-      if (by_engine) {
-        AddEngineCopies(out, run, blocks[i], count, destination_bases);
-      } else {
-        work.bytes += count * block_bytes;
-        work.worst_path = std::max(work.worst_path, run.path);
-      }
-      i += count;
-    }
+    DivideRun(run, blocks, destination_bases, limits, GroupOf(groups, run), work, out);
   }
 
   std::vector<PieceEntry> pieces;
