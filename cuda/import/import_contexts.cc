@@ -19,10 +19,11 @@ class SpareContexts {
     return *spare;
   }
 
-  std::unique_ptr<ImportContext> Take(const DeviceUuid& device) {
+  // One of the GPU's, else a new one.
+  std::unique_ptr<ImportContext> Take(const std::shared_ptr<const CudaDevice>& device) {
     MutexLock lock(mutex_);
-    std::vector<std::unique_ptr<ImportContext>>& spare = of_device_[device];
-    if (spare.empty()) return nullptr;
+    std::vector<std::unique_ptr<ImportContext>>& spare = of_device_[device->uuid()];
+    if (spare.empty()) return std::make_unique<ImportContext>(device);
     std::unique_ptr<ImportContext> taken = std::move(spare.back());
     spare.pop_back();
     return taken;
@@ -97,8 +98,7 @@ Status ImportContext::Reserve(std::size_t blocks, std::size_t table_bytes) {
 
 ImportContexts::ImportContexts(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {
   for (std::size_t i = 0; i < kSlotsAhead; ++i) {
-    std::unique_ptr<ImportContext> slot = SpareContexts::Get().Take(device_->uuid());
-    if (!slot) slot = std::make_unique<ImportContext>(device_);
+    std::unique_ptr<ImportContext> slot = SpareContexts::Get().Take(device_);
     if (!slot->Reserve(kMinBlocks, kMinTableBytes)) break;
     free_.push_back(std::move(slot));
   }
@@ -136,8 +136,7 @@ Result<std::unique_ptr<ImportContext>> ImportContexts::Take() {
       return slot;
     }
   }
-  slot = SpareContexts::Get().Take(device_->uuid());
-  if (!slot) slot = std::make_unique<ImportContext>(device_);
+  slot = SpareContexts::Get().Take(device_);
   if (Status made = slot->Reserve(kMinBlocks, 0); !made) {
     Return(std::move(slot), false);
     return made.error();

@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <string>
 
+#include "daemon/registry/quota_error.h"
 #include "daemon/system/log.h"
 
 namespace kvm::daemon {
 namespace {
-
-Error Exhausted(const std::string& what, std::uint64_t limit, const char* option) {
-  return MakeError(Errc::kResourceExhausted, "lease: " + what + ": the limit is " + std::to_string(limit) + " (" + option + ")");
-}
 
 // Orphans of a domain that leases may keep from being given up: so many that others still have
 // room.
@@ -54,7 +51,7 @@ Status Lessor::CheckTtl(std::uint32_t ttl_ms) const {
 Result<Lease*> Lessor::Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms) {
   if (Status sound = CheckTtl(ttl_ms); !sound) return sound.error();
   if (UsageOf(client).leases >= config_.max_leases_per_client)
-    return Exhausted("too many leases of one client", config_.max_leases_per_client, "--max-leases-per-client");
+    return Exhausted("lease: too many leases of one client", config_.max_leases_per_client, "--max-leases-per-client");
   auto lease = std::make_unique<Lease>();
   lease->id = next_++;
   lease->client = client;
@@ -88,12 +85,12 @@ Status Lessor::CheckLimits(const Lease& lease, const Region& region) const {
   for (const Share& share : shares) {
     const std::uint64_t cache = config_.host_cache_bytes * share.percent / 100, entries = config_.max_entries * share.percent / 100;
     if (region.filler != nullptr && share.usage.cache_bytes + bytes > cache)
-      return Exhausted("bytes of the host cache held by leases of " + std::string(share.of), cache, share.option);
+      return Exhausted("lease: bytes of the host cache held by leases of " + std::string(share.of), cache, share.option);
     if (&share.usage != &total_ && share.usage.blocks + 1 > entries)
-      return Exhausted("blocks held by leases of " + std::string(share.of), entries, share.option);
+      return Exhausted("lease: blocks held by leases of " + std::string(share.of), entries, share.option);
   }
   if (region.orphan && region.pinned.empty() && lease.domain->leased_orphans() >= MaxLeasedOrphans(config_))
-    return Exhausted("too many dead workers' regions held", MaxLeasedOrphans(config_), "--max-leased-orphans");
+    return Exhausted("lease: too many dead workers' regions held", MaxLeasedOrphans(config_), "--max-leased-orphans");
   return {};
 }
 

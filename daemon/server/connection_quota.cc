@@ -2,21 +2,16 @@
 
 #include <string>
 
+#include "daemon/registry/quota_error.h"
+
 namespace kvm::daemon {
-namespace {
-
-Error Full(const std::string& of, std::uint32_t limit, const char* option) {
-  return MakeError(Errc::kResourceExhausted, "too many clients" + of + ": the limit is " + std::to_string(limit) + " (" + option + ")");
-}
-
-}  // namespace
 
 ConnectionQuota::ConnectionQuota(const Config& config) : max_(config.max_clients), per_user_(ConnectionsPerUser(config)) {}
 
 Status ConnectionQuota::Add(std::uint32_t uid) {
-  if (total_ >= max_) return Full("", max_, "--max-clients");
+  if (total_ >= max_) return Exhausted("too many clients", max_, "--max-clients");
   if (const auto user = of_user_.find(uid); user != of_user_.end() && user->second >= per_user_) {
-    return Full(" of user " + std::to_string(uid), per_user_, "--max-clients-per-user");
+    return Exhausted("too many clients of user " + std::to_string(uid), per_user_, "--max-clients-per-user");
   }
   ++of_user_[uid];
   ++total_;
