@@ -8,7 +8,7 @@
 //
 //   idle       waits for blocks; has no source
 //   offering   asks kvmd for slots, or reports what is stored; reads nothing of the source
-//   copying    reads the source's memory and writes a slab: whoever frees that memory waits for the end of the copy
+//   copying    reads the source's memory and writes a slab: that memory is freed only after the copy has ended
 //   last copy  the source is to be left; the copy under way goes on to its end
 //   leaving    begins no more copies of this source, and drops what is left of its blocks
 #pragma once

@@ -48,7 +48,7 @@ class StoreQueue {
   virtual std::shared_ptr<GrantedSlab> SlabAt(const RegionRow& row) = 0;
   // Whether a grant was lost since the last call, so that kvmd is to send it again.
   virtual bool TakeGrantsLost() = 0;
-  // Counts them as dropped, and ends whoever waits for them.
+  // Counts them as dropped, and ends the waits of callers for them.
   virtual void Drop(std::span<const OffloadItem> items) = 0;
   // To the front of the queue.
   virtual void QueueAgain(std::vector<OffloadItem> items) = 0;

@@ -12,7 +12,7 @@
 //    └───── its row is taken out, or the connection ends ───┘
 //
 //   offline      kvmd does not know it: it was never asked, has refused, or the connection has ended since
-//   registering  a request is under way; whoever else wants one waits for its answer
+//   registering  a request is under way; other callers that want one wait for its answer
 //   registered   it has a row in kvmd's registry, and publishes are sent
 //   abandoned    closed while a request is under way
 //   closing      closed, and its row has to be taken out of the registry

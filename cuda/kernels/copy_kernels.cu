@@ -4,7 +4,7 @@
 // barriers have completed) when it arrives at a counter behind a fence; the block that arrives last, or the
 // kernel that follows, reads the generations, so each was read after every byte had been. The peer makes a
 // generation odd before it changes a byte. The same fence makes the copied bytes visible on the GPU before
-// any status is written, so whoever saw the statuses may start work on the bytes. The data loads race with
+// any status is written, so a thread that saw the statuses may start work on the bytes. The data loads race with
 // a peer that rewrites its block: those bytes are thrown away.
 // Fences have GPU scope: system scope costs microseconds each and nothing here needs it, since a status
 // stands for itself and is written last.

@@ -1,7 +1,7 @@
 // LeaseService: clients' messages about leases, and who is told when a lease loses blocks.
 //
 // Broker hands it AcquireLease, RenewLease and ReleaseLease, the time and the end of clients;
-// whoever gives a region up or gives it to a next owner calls CutOff first. Owns the Lessor, which
+// RegionAnnouncer and OrphanService call CutOff before a region ends or gets a next owner. Owns the Lessor, which
 // has the leases. Single-threaded.
 #pragma once
 

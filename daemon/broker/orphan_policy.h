@@ -33,7 +33,7 @@ class OrphanPolicy {
   bool Full(const Domain& domain) const;
   // Whether rows of the region table are so few that orphans make room before others are refused.
   static bool RowsAreFew(const Domain& domain);
-  // Whose place a next one takes; null: nobody's.
+  // The orphan that a new one replaces where there may be no more: the oldest; null if there is none to replace.
   static Region* Oldest(Domain& domain);
   // Why the orphan's time is over; null: it is not.
   const char* WhyExpired(const Region& region, SteadyTime now) const;

@@ -43,7 +43,7 @@ void RegionService::Register(Client& client, kvmwire::ClientMessage message, std
   KVM_FAULT_POINT(kvmd_region_added);
   persistence_.PersistRegion(*client.domain, region);
   KVM_FAULT_POINT(kvmd_region_persisted);
-  // Whoever imports from a resumed region has been told of it.
+  // Importers of a resumed region were told of it before, and are told once only.
   announcer_.AnnounceToAll(*client.domain, region);
   KVM_FAULT_POINT(kvmd_region_announced);
   kvmwire::ServerMessage reply;

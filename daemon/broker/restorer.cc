@@ -84,7 +84,7 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
   region.persisted_id = persisted.id;
   region.persisted_serial = manifest.serial();
   region.persisted_files = FilesOf(manifest);
-  // Until it has an owner again: the one that only waits for kvmd, or an heir.
+  // Until it has an owner again: the process that only waits for kvmd, or a next owner.
   if (!manifest.has_slab()) (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), persisted.process});
   return added;
 }

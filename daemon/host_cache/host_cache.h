@@ -1,5 +1,5 @@
-// The host cache: blocks that kvmd keeps in host memory for whoever asks, whatever becomes of those
-// who computed them.
+// The host cache: copies of blocks in kvmd's host memory. They outlive the workers that computed the
+// blocks, and any worker of the domain may import them.
 //
 // Called by the services of daemon/broker/. The cache is cut into slabs (slab.h); a worker offers
 // blocks, is granted slots of slabs that are its own to write, copies, and says that it has. kvmd

@@ -25,7 +25,7 @@ Status Slab::Open(std::uint32_t its_position) {
   Result<OwnedMemory> table = OwnedMemory::Take(std::move(*table_fd), table_bytes);
   if (!table) return table.error();
   generation_memory_ = std::move(*table);
-  generation_memory_.Guard();  // whoever runs as kvmd's user can write it
+  generation_memory_.Guard();  // any process of kvmd's user can write it
   generations_ = GenerationWriter::Format({generation_memory_.data(), generation_memory_.size()}, slots, group.kind.checksums);
 
   kvmwire::RegionDescriptor descriptor;

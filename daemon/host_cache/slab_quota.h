@@ -34,7 +34,7 @@ class SlabQuota {
   // Of a slab that an earlier kvmd has left. kResourceExhausted, the option named.
   [[nodiscard]] Status CheckRestored(const SlabClass& group, std::uint64_t bytes) const;
 
-  // For whoever is refused: names the option. Empty of kNone.
+  // Tells a refused worker why, and which option sets the limit. Empty for kNone.
   std::string Reason(Limit limit) const;
 
  private:

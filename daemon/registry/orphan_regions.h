@@ -1,4 +1,4 @@
-// Regions without an owner: which there are, which stand in a newcomer's way, and giving one to
+// Regions without an owner: which there are, which conflict with a new registration, and giving one to
 // another owner.
 //
 // Called by Domain for the orphan handling of daemon/broker/, which decides which orphan goes and

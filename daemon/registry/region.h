@@ -112,7 +112,7 @@ struct Region {
   bool live() const noexcept { return phase_ == RegionPhase::kLive; }
   // Live, or an orphan: its blocks can be imported.
   bool serving() const noexcept { return live() || phase_ == RegionPhase::kOrphan; }
-  // Names the generation table for as long as it exists, whoever owns the region.
+  // Names the generation table for as long as it exists, whichever process owns the region.
   FileId identity() const noexcept { return files[0]; }
   // False: somebody who may write its memory has punched a hole in it, or it can't be read any more. Its blocks are not
   // to be believed then, and the region is to go. A system call for each of its files, or for the table's only.
