@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Installs what building (and with --lint checking, with --bench measuring, with --python the Python package, with
-# --systemd the test of the unit under a real systemd) needs, from the distribution's packages. Debian 12 and Ubuntu
-# 24.04; asks the network for nothing that is there already.
+# --systemd the test of the unit under a real systemd, with --package Debian packages) needs, from the distribution's
+# packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
 set -euo pipefail
 
 lint=no
 bench=no
 python=no
 systemd=no
+debian_packages=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
     --bench) bench=yes ;;
     --python) python=yes ;;
     --systemd) systemd=yes ;;
+    --package) debian_packages=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package]"
       exit 0
       ;;
     *)
@@ -44,6 +46,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
 [ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
+[ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -1,30 +1,33 @@
 # What `cmake --install` puts in place: programs, library, headers, CMake package, pkg-config file,
-# service manager's files and the default configuration.
+# service manager's files and the default configuration. Components: what each Debian package holds.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(TARGETS kvclient EXPORT kvclientTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
+install(TARGETS kvclient EXPORT kvclientTargets
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
   ${PROJECT_SOURCE_DIR}/cuda/include/kvm
-  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development FILES_MATCHING PATTERN "*.h")
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvclient)
-install(EXPORT kvclientTargets NAMESPACE kvclient:: DESTINATION ${package_dir})
+install(EXPORT kvclientTargets NAMESPACE kvclient:: DESTINATION ${package_dir} COMPONENT development)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvclientConfig.cmake.in ${PROJECT_BINARY_DIR}/kvclientConfig.cmake
   INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvclientConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${PROJECT_BINARY_DIR}/kvclientConfig.cmake ${PROJECT_BINARY_DIR}/kvclientConfigVersion.cmake DESTINATION ${package_dir})
+install(FILES ${PROJECT_BINARY_DIR}/kvclientConfig.cmake ${PROJECT_BINARY_DIR}/kvclientConfigVersion.cmake
+  DESTINATION ${package_dir} COMPONENT development)
 configure_file(${CMAKE_CURRENT_LIST_DIR}/kvclient.pc.in ${PROJECT_BINARY_DIR}/kvclient.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/kvclient.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(FILES ${PROJECT_BINARY_DIR}/kvclient.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT development)
 
 configure_file(${PROJECT_SOURCE_DIR}/systemd/kvmd.service.in ${PROJECT_BINARY_DIR}/systemd/kvmd.service @ONLY)
 set(systemd_dir lib/systemd/system)
-install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket DESTINATION ${systemd_dir})
-install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf)
-install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf)
+install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket
+  DESTINATION ${systemd_dir} COMPONENT service)
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf COMPONENT service)
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf COMPONENT service)
 # Below /usr the configuration belongs in /etc, as the unit file says.
 set(config_dir ${CMAKE_INSTALL_SYSCONFDIR}/kvmd)
 if(CMAKE_INSTALL_PREFIX STREQUAL "/usr")
   set(config_dir ${CMAKE_INSTALL_FULL_SYSCONFDIR}/kvmd)
 endif()
-install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.toml DESTINATION ${config_dir})
+install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.toml DESTINATION ${config_dir} COMPONENT service)

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Makes Debian packages of this tree, for the distribution that it runs on (Debian 12, Ubuntu 24.04): kvmd with kvctl
+# and the service, the library, and its headers. Prints their paths. Support for GPUs is in them if the CUDA toolkit
+# was there: one package then serves machines with and without a GPU.
+#
+#   scripts/package.sh [--out DIR] [--no-lint]
+#
+# --out: where they go (default build/packages). --no-lint: don't run lintian over them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=build/packages
+lint=yes
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --out) out=${2:?"--out needs a directory"} && shift ;;
+    --no-lint) lint=no ;;
+    -h | --help)
+      sed -n '2,8s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    *)
+      echo "package.sh: unknown option $1 (see --help)" >&2
+      exit 1
+      ;;
+  esac
+  shift
+done
+scripts/install_deps.sh --package
+
+build=build/package
+launcher=()
+command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+# The compiler's flags are those that Debian builds its own packages with.
+CXXFLAGS="$(dpkg-buildflags --get CPPFLAGS) $(dpkg-buildflags --get CXXFLAGS | sed 's/-g //')"
+LDFLAGS=$(dpkg-buildflags --get LDFLAGS)
+export CXXFLAGS LDFLAGS
+cmake --preset package "${launcher[@]}" >&2
+cmake --build --preset package >&2
+
+# Manual pages say what --help says, one page a command.
+pages=$build/debian
+rm -rf "$pages/man1" "$pages/kvmd.8.gz"
+mkdir -p "$pages/man1"
+# manual PROGRAM SECTION NAME WHAT OUTPUT [COMMAND]: COMMAND of kvctl has a page of its own.
+manual() {
+  local wrapper=$pages/$3
+  # shellcheck disable=SC2016 # for the wrapper's shell
+  printf '#!/bin/sh\n[ "$1" = --version ] && exec "%s" --version\nexec "%s" %s "$@"\n' "$PWD/$1" "$PWD/$1" "${6:-}" >"$wrapper"
+  chmod 755 "$wrapper"
+  help2man --no-info --no-discard-stderr "--section=$2" "--name=$4" --output="$5" "$wrapper"
+  rm -f "$wrapper"
+  gzip -9n -f "$5"
+}
+manual "$build/bin/kvmd" 8 kvmd "registry of KV cache blocks shared between inference processes" "$pages/kvmd.8"
+manual "$build/bin/kvctl" 1 kvctl "show and exercise kvmd" "$pages/man1/kvctl.1"
+"$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
+  manual "$build/bin/kvctl" 1 "kvctl-$command" "kvctl's command $command" "$pages/man1/kvctl-$command.1" "$command"
+done
+
+# Debian's form of the changelog: one entry, which names the document that has them all.
+version=$(sed -n 's/^project(kvmd VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
+# shellcheck source=/dev/null
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-unstable}")
+printf 'kvmd (%s) %s; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n -- The kvmd authors <kvmd@localhost.localdomain>  %s\n' \
+  "$version" "$codename" "$(git log -1 --format=%cD 2>/dev/null || date -R)" | gzip -9n >"$pages/changelog.gz"
+
+mkdir -p "$out"
+rm -f "$out"/*.deb
+cpack --config "$build/CPackConfig.cmake" -B "$PWD/$out" >&2
+rm -rf "$out/_CPack_Packages"
+[ "$lint" = no ] || lintian --fail-on error,warning --tag-display-limit 0 "$out"/*.deb >&2
+ls "$out"/*.deb

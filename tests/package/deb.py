@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""The Debian packages in a clean machine with systemd: install, run, upgrade with a live worker, remove, purge.
+
+    deb.py --root ROOT --packages DIR
+
+ROOT is what tests/systemd/make_root.sh makes, and is made if it isn't there; DIR has what scripts/package.sh makes.
+Exit code 77: it can't run here; the reason is said.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "systemd"))
+from machine import CannotBootError, Machine, eventually  # noqa: E402
+
+SOCKET = "/run/kvmd/kvmd.sock"
+PACKAGES = "/root/packages"
+NEXT_VERSION = "99.0"
+
+
+def skip(why):
+    print(f"SKIPPED: {why}")
+    sys.exit(77)
+
+
+def run(*arguments, **options):
+    """Run to the end; a failure ends the test, with what the command said."""
+    done = subprocess.run([str(each) for each in arguments], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def proxy():
+    """The environment in which a root's apt reaches what this machine's apt reaches."""
+    shown = subprocess.run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], capture_output=True, text=True).stdout
+    found = re.search(r"proxy='(.*)'", shown)
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": found[1]} if found else {})}
+
+
+def build_worker(packages, folder):
+    """Compile worker.cc with what the development package has, and nothing of this tree."""
+    for package in packages:
+        run("dpkg-deb", "-x", package, folder / "installed")
+    pc = next((folder / "installed").rglob("kvclient.pc"))
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent), "PKG_CONFIG_SYSROOT_DIR": str(folder / "installed")}
+    flags = run("pkg-config", "--cflags", "--libs", "kvclient", env=environment).split()
+    run("c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", HERE / "worker.cc", *flags, "-o", folder / "worker")
+    return folder / "worker"
+
+
+def next_version(packages, folder):
+    """The same packages as a later version, as an upgrade has them."""
+    folder.mkdir()
+    for package in packages:
+        unpacked = folder / "unpacked"
+        run("dpkg-deb", "-R", package, unpacked)
+        control = unpacked / "DEBIAN/control"
+        old = re.search(r"^Version: (\S+)$", control.read_text(), re.M)[1]
+        control.write_text(control.read_text().replace(old, NEXT_VERSION))
+        run("dpkg-deb", "--root-owner-group", "-b", unpacked, folder / package.name.replace(old, NEXT_VERSION))
+        shutil.rmtree(unpacked)
+
+
+class Installed:
+    """Puts the packages into the machine's root, by its own apt, as the making of an image does."""
+
+    def __init__(self, packages, worker, upgrade):
+        self.packages, self.worker, self.upgrade = packages, worker, upgrade
+
+    def __call__(self, root):
+        folder = root / PACKAGES.lstrip("/")
+        (folder / "next").mkdir(parents=True)
+        for package in self.packages:
+            shutil.copy(package, folder)
+        for package in self.upgrade.glob("*.deb"):
+            shutil.copy(package, folder / "next")
+        shutil.copy(self.worker, root / "usr/local/bin/worker")
+        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        # The development package asks for Boost's headers, 200 MB that nothing here reads.
+        names = [f"{PACKAGES}/{package.name}" for package in self.packages if "-dev_" not in package.name]
+        run("chroot", root, "apt-get", "-qq", "update", env=proxy())
+        run("chroot", root, "apt-get", "-qq", "-y", "--no-install-recommends", "install", *names, env=proxy())
+
+
+class Service:
+    """kvmd in the machine, as its package installed it."""
+
+    def __init__(self, machine):
+        self.machine = machine
+
+    def run(self, *arguments, check=True):
+        done = self.machine.run(*arguments)
+        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def pid(self):
+        return self.run("systemctl", "show", "--property", "MainPID", "--value", "kvmd.service")
+
+    def states(self):
+        """{name: state} of the regions of root's domain."""
+        listed = json.loads(self.run("kvctl", "regions", "--json"))
+        listed = listed["regions"] if isinstance(listed, dict) else listed
+        return {region["name"]: region["state"] for region in listed}
+
+    def is_active(self, unit):
+        return self.run("systemctl", "is-active", unit, check=False) == "active"
+
+
+def ask(worker):
+    """(blocks that a find has, blocks that an import copied as they were published)."""
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    return tuple(int(each) for each in worker.stdout.readline().split())
+
+
+def check_installed(service):
+    print("kvmd runs after the machine's start, under its own user, and its manual pages are there")
+    eventually("kvmd's start", lambda: service.is_active("kvmd.service"))
+    assert service.is_active("kvmd.socket")
+    assert service.run("systemctl", "is-enabled", "kvmd.service") == "enabled"
+    assert service.run("stat", "-c", "%U", f"/proc/{service.pid()}") == "kvmd"
+    assert json.loads(service.run("kvctl", "doctor", "--json"))["healthy"]
+    assert service.run("stat", "-c", "%U", "/run/kvmd") == "kvmd"
+
+
+def check_upgrade(service, machine):
+    print("an upgrade restarts kvmd, and a live worker loses nothing")
+    worker = subprocess.Popen(
+        machine.command("/usr/local/bin/worker", SOCKET), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout.readline().strip() == "ok"
+    assert ask(worker) == (8, 8)
+    service.run("sed", "-i", "s/^max-models = .*/max-models = 65/", "/etc/kvmd/kvmd.toml")
+    before = service.pid()
+    following = machine.root / PACKAGES.lstrip("/") / "next"
+    names = [f"{PACKAGES}/next/{path.name}" for path in following.iterdir() if "-dev_" not in path.name]
+    service.run("dpkg", "-i", *names)
+    assert NEXT_VERSION in service.run("dpkg-query", "-W", "kvmd")
+    assert service.pid() not in (before, "0")
+    assert service.run("grep", "^max-models", "/etc/kvmd/kvmd.toml") == "max-models = 65", "the configuration was replaced"
+    eventually("the worker's return", lambda: service.states() == {"pool": "live", "copies": "live"})
+    assert ask(worker) == (8, 8)
+    worker.stdin.close()
+    assert worker.wait(20) == 0
+
+
+def check_removal(service):
+    print("removed, nothing runs and the configuration stays; purged, nothing is left but the user")
+    service.run("dpkg", "-r", "kvmd")
+    assert not service.is_active("kvmd.service")
+    assert not service.is_active("kvmd.socket")
+    service.run("test", "-e", "/etc/kvmd/kvmd.toml")
+    installed = service.run("dpkg-query", "-W", "-f", "${Package}\n").split()
+    service.run("dpkg", "-P", "kvmd", *[name for name in installed if name.startswith("libkvclient")])
+    names = ["-name", "*kvmd*", "-o", "-name", "*kvclient*", "-o", "-name", "*kvctl*"]
+    found = service.run("find", "/", "-xdev", "(", *names, ")").split()
+    left = [path for path in found if not path.startswith((PACKAGES, "/var/log/", "/proc/", "/sys/"))]
+    assert not left, left
+    assert service.run("systemctl", "list-unit-files", "--no-legend", "kvmd*", check=False) == ""
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("root", "packages"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
+    if os.environ.get("KVM_TEST_SYSTEMD") != "1":
+        skip("boots a system of its own, so it runs only where KVM_TEST_SYSTEMD=1 is set")
+    for program in ("systemd-nspawn", "mmdebstrap", "nsenter", "dpkg-deb", "pkg-config"):
+        if shutil.which(program) is None:
+            skip(f"no {program} here (scripts/install_deps.sh --systemd --package)")
+    made = subprocess.run([str(HERE.parent / "systemd/make_root.sh"), str(arguments.root)])
+    if made.returncode != 0:
+        sys.exit(made.returncode)
+    packages = sorted(arguments.packages.glob("*.deb"))
+    assert len(packages) == 3, f"{arguments.packages} has {packages}, not the three that scripts/package.sh makes"
+    with tempfile.TemporaryDirectory(dir=arguments.root.parent) as name:
+        folder = pathlib.Path(name)
+        worker = build_worker(packages, folder)
+        next_version(packages, folder / "next")
+        try:
+            with Machine(arguments.root, folder, Installed(packages, worker, folder / "next")) as machine:
+                service = Service(machine)
+                check_installed(service)
+                check_upgrade(service, machine)
+                check_removal(service)
+        except CannotBootError as error:
+            skip(f"systemd can't be booted in a container here: {error}")
+
+
+if __name__ == "__main__":
+    main()

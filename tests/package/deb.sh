@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes the Debian packages of this tree, checks them with lintian, and runs deb.py on them.
+#
+#   deb.sh SOURCE_DIR PYTHON
+set -euo pipefail
+[ "${KVM_TEST_SYSTEMD:-}" = 1 ] || {
+  echo "SKIPPED: boots a system of its own, so it runs only where KVM_TEST_SYSTEMD=1 is set"
+  exit 77
+}
+cd "$1"
+scripts/package.sh --out build/packages
+exec "$2" tests/package/deb.py --root "$PWD/build/systemd-root/machine" --packages build/packages
