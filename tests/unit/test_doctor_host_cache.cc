@@ -1,4 +1,5 @@
 // kvctl doctor on what the host cache does not get.
+#include "client/kvctl/cli/observer.h"
 #include "client/kvctl/views/doctor_checks.h"
 #include "tests/catch.h"
 
@@ -29,6 +30,17 @@ TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache i
   CHECK(checks[0].verdict == Verdict::kWarn);
   CHECK(checks[0].detail.find("worker-1 (pid 12) dropped 4,000 blocks") == 0);
   CHECK(checks[0].detail.find("copied 1,000") != std::string::npos);
+}
+
+TEST_CASE("Doctor: a list of clients that kvmd had to cut is a warning, since checks of the others are missing", "[unit]") {
+  kvmwire::StatusReply status;
+  CHECK(CutListNote(status).empty());
+  status.set_lists_cut(true);
+  const std::vector<Check> checks = CheckClientList(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].verdict == Verdict::kWarn);
+  CHECK(checks[0].detail == CutListNote(status));
+  CHECK(checks[0].detail.find("not complete") != std::string::npos);
 }
 
 TEST_CASE("Doctor: admission reuse that has taken nothing is a warning that names who never offers", "[unit]") {

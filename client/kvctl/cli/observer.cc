@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iostream>
 
 #include "proto/wire/protocol_limits.h"
 
@@ -85,6 +86,15 @@ Result<kvmwire::StatusReply> Observer::QueryLeases() {
   kvmwire::StatusQuery query;
   query.set_leases(true);
   return Query(query);
+}
+
+std::string CutListNote(const kvmwire::StatusReply& status) {
+  if (!status.lists_cut()) return {};
+  return "kvmd's answer was too large for one message: its lists are not complete, its totals are";
+}
+
+void PrintCutListNote(const kvmwire::StatusReply& status) {
+  if (const std::string note = CutListNote(status); !note.empty()) std::cerr << "kvctl: " << note << '\n';
 }
 
 Result<kvmwire::StatusReply> Observer::Query(const kvmwire::StatusQuery& query) {

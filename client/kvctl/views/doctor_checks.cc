@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 
+#include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/text.h"
 
 namespace kvm::ctl {
@@ -74,6 +75,7 @@ std::string_view VerdictName(Verdict verdict) noexcept {
 std::vector<Check> CheckClientList(const kvmwire::StatusReply& status) {
   std::vector<Check> checks;
   for (const auto& client : status.client_list()) CheckClient(client, checks);
+  if (const std::string note = CutListNote(status); !note.empty()) checks.push_back({"client", Verdict::kWarn, note});
   return checks;
 }
 

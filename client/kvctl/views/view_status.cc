@@ -121,6 +121,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"max_clients_per_user", status.max_clients_per_user()},
           {"rejected_connections", status.rejected_connections()},
           {"protocol_errors", status.protocol_errors()},
+          {"lists_cut", status.lists_cut()},
           {"heartbeat_age_ms", observer.HeartbeatAge().count()},
           {"domain", Printable(observer.hello().domain())},
           {"registry_state", SegmentStateName(observer.registry().state())},
@@ -241,6 +242,7 @@ int RunStatus(const CommonOptions& common) {
   } else {
     PrintStatus(*observer, *status);
   }
+  PrintCutListNote(*status);
   if (stale) {
     std::cerr << "kvctl: kvmd's last heartbeat is " << observer->HeartbeatAge().count() << " ms old\n";
     return kUnhealthy;
@@ -257,10 +259,11 @@ int RunClients(const CommonOptions& common) {
   if (!observer) return Fail(observer.error());
   Result<kvmwire::StatusReply> status = observer->QueryStatus(true);
   if (!status) return Fail(status.error());
+  PrintCutListNote(*status);
   if (common.json) {
     boost::json::array clients;
     for (const auto& client : status->client_list()) clients.push_back(ClientJson(client));
-    PrintJson({{"clients", std::move(clients)}});
+    PrintJson({{"clients", std::move(clients)}, {"lists_cut", status->lists_cut()}});
     return kHealthy;
   }
   Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",
