@@ -12,14 +12,14 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for operators
+constexpr std::size_t kMaxUnmappedReasonBytes = 200;  // of a client's words, kept for operators
 constexpr std::size_t kMaxWaitingReplies = 16;
 
 void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }
 
 void NoteStats(Client& client, kvmwire::ClientMessage message) {
   kvmwire::StatsReport& report = *message.mutable_stats_report();
-  report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxReasonBytes));
+  report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
   client.stats = std::move(report);
 }
 

@@ -9,6 +9,7 @@
 #include "daemon/host_cache/huge_pages.h"
 #include "proto/base/fault_point.h"
 #include "proto/base/memory_room.h"
+#include "proto/base/round_up.h"
 #include "proto/shm/sealed_memory.h"
 
 #ifndef MADV_COLLAPSE
@@ -20,8 +21,6 @@ namespace {
 
 constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
 constexpr const char* kWhat = "a slab of the host cache, beside the registries that may come";
-
-std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
 
 }  // namespace
 

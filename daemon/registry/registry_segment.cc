@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "proto/base/round_up.h"
+
 namespace kvm::daemon {
 namespace {
-
-std::uint64_t RoundUp(std::uint64_t value, std::uint64_t to) { return (value + to - 1) / to * to; }
 
 std::uint64_t Clock(clockid_t clock) noexcept {
   timespec now{};

@@ -16,7 +16,7 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::chrono::seconds kPatience{5};  // a start holds it for milliseconds
+constexpr std::chrono::seconds kLockPatience{5};  // a start holds it for milliseconds
 constexpr std::chrono::milliseconds kPause{10};
 
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
@@ -58,7 +58,7 @@ Result<UniqueFd> OpenOwn(const std::string& path, struct stat& info) {
 }  // namespace
 
 Result<StartLock> StartLock::Take(const std::string& path) {
-  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
   while (true) {
     struct stat opened {
     }, there{};
@@ -71,7 +71,8 @@ Result<StartLock> StartLock::Take(const std::string& path) {
       return SystemError("lock " + path);
     }
     if (std::chrono::steady_clock::now() >= deadline) {
-      return MakeError(Errc::kAlreadyExists, HolderOf(opened) + " has held the lock " + path + " for " + std::to_string(kPatience.count()) +
+      return MakeError(Errc::kAlreadyExists, HolderOf(opened) + " has held the lock " + path + " for " +
+                                                 std::to_string(kLockPatience.count()) +
                                                  " s: another kvmd that is starting, or stopped while it was");
     }
     std::this_thread::sleep_for(kPause);
