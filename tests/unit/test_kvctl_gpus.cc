@@ -102,14 +102,14 @@ TEST_CASE("Doctor: GPUs that can't be used and pairs that don't reach each other
   Topology topology = LopsidedPair();
   CHECK(Lines(CheckGpus("13.0", topology)) ==
         "ok cuda: built with CUDA 13.0; 2 GPUs visible\n"
-        "warn peer access: GPU 0 from GPU 1: no peer access; blocks there are misses for each other's workers\n"
+        "warn peer access: GPU 0 from GPU 1: no peer access; their workers can't import from each other\n"
         "ok peer access: 1 pairs of GPUs, see kvctl topo\n");
   topology.links[2] = topology.links[1];
   topology.devices[1].unusable = "compute capability below 8.0";
   CHECK(Lines(CheckGpus("13.0", topology)) ==
         "ok cuda: built with CUDA 13.0; 2 GPUs visible\n"
         "warn cuda: GPU 1 is not used: compute capability below 8.0\n"
-        "warn peer access: GPU 0 from GPU 1, GPU 1 from GPU 0: no peer access; blocks there are misses for each other's workers\n");
+        "warn peer access: GPU 0 from GPU 1, GPU 1 from GPU 0: no peer access; their workers can't import from each other\n");
 }
 
 TEST_CASE("Doctor: GPU regions on GPUs that it can't see are for information", "[unit]") {
