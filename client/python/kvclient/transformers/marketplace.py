@@ -128,7 +128,7 @@ class Marketplace:
             try:
                 self.client.wait_connected(connect_timeout_s)
             except DeadlineExceededError:
-                _log.warning("no kvmd yet (%s); going on without it", self.client.last_error)
+                _log.warning("kvmd is not reachable yet (%s); computing without it until it is", self.client.last_error)
         self._open_pool()
 
     def _open_pool(self) -> None:
@@ -137,7 +137,8 @@ class Marketplace:
         shape = [self._pool_blocks, spec.num_layers, 2, spec.num_kv_heads, spec.block_tokens, spec.head_size]
         block_bytes = self.model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
         name = f"{self._name}.{self._refreshes}" if self._refreshes else self._name
-        # Host memory: a model on a GPU copies to and from it. It is freed when this process ends, since none adopts it.
+        # Host memory: a model on a GPU copies to and from it. It is freed when this process ends,
+        # since none adopts it.
         self.region = self.client.allocate_region(
             self._declared, Geometry.contiguous(self._pool_blocks, block_bytes), name=name, outlives_owner=False
         )
@@ -310,7 +311,7 @@ class Marketplace:
         return self._store.store(keys, root, 0, missing, fill)
 
     def _stale(self, tokens: int) -> str | None:
-        """Why a sequence of so many tokens must not be fetched or published now; None: it may be."""
+        """The reason why a sequence of so many tokens must not be fetched or published now; None if it may be."""
         if self._computation != computation_digest(self.model):
             return "config_changed"
         if self._watch.changed():
