@@ -107,7 +107,8 @@ class Machine:
         said = self.log.read_text(errors="replace").strip()
         if self.nspawn.poll() is not None:
             raise CannotBootError(f"systemd-nspawn ended with {self.nspawn.returncode}: {said}")
-        if "Freezing execution" in said:  # as systemd does when it lacks what it needs to run at all
+        # As systemd does when it lacks what it needs to run at all
+        if "Freezing execution" in said:
             raise CannotBootError(f"systemd: {said}")
 
     def _has_started(self):

@@ -80,7 +80,7 @@ def model_folder(shape: str, max_tokens: int) -> str:
 
 
 def prompt_of(seed: int, tokens: int, vocabulary: int) -> list[int]:
-    """A prompt nobody else has."""
+    """A prompt that no other process has."""
     dice = random.Random(seed)
     return [dice.randrange(10, vocabulary) for _ in range(tokens)]
 

@@ -231,14 +231,16 @@ class Marketplace:
         prefix = self.fetch(ids, lora=lora, cache_salt=cache_salt)
         if arguments.get("attention_mask") is None:
             kwargs["attention_mask"] = torch.ones_like(ids)
-        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}  # None, all of them
+        # None, all of them
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
         output = self.model.generate(*args, **{**kwargs, self._cache_argument: prefix.cache})
         if self._publish_enabled:
             sequence = output if isinstance(output, torch.Tensor) else output.sequences
             known = sequence[0] if self._publish_generated else ids[0]
             try:
                 self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
-            except KvError as error:  # a cache of another shape; the output is the model's and stays valid
+            # A cache of another shape; the output is the model's and stays valid
+            except KvError as error:
                 self._note(error)
         return output
 
@@ -323,7 +325,8 @@ class Marketplace:
     def _withdraw(self) -> None:
         if self.region.closed:
             return
-        with contextlib.suppress(KvError):  # kvmd has ended, or an importer is slow: importers validate in both cases
+        # Kvmd has ended, or an importer is slow: importers validate in both cases
+        with contextlib.suppress(KvError):
             self.region.unregister(2.0)
         self.region.close()
 

@@ -271,7 +271,8 @@ def _known_settings() -> set[str]:
 
 def _generate_parameters() -> list[str]:
     parameters = inspect.signature(GenerationMixin.generate).parameters.values()
-    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]  # without self
+    # Without self
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]
 
 
 __all__ = [
