@@ -143,7 +143,7 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     tensor = tensor.view(integers.get(tensor.element_size(), tensor.dtype))
     if tensor.is_contiguous():
-        # Odd, so that the columns differ
+        # The step is odd, so that the probed columns differ.
         return tensor.view(-1)[:: (-(-tensor.numel() // _PROBES)) | 1]
     steps = tuple(slice(None, None, max(1, size // 8)) for size in tensor.shape)
     return tensor[steps].reshape(-1)[:_PROBES]

@@ -231,7 +231,7 @@ class Marketplace:
         prefix = self.fetch(ids, lora=lora, cache_salt=cache_salt)
         if arguments.get("attention_mask") is None:
             kwargs["attention_mask"] = torch.ones_like(ids)
-        # None, all of them
+        # All of them are None here.
         kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
         output = self.model.generate(*args, **{**kwargs, self._cache_argument: prefix.cache})
         if self._publish_enabled:
@@ -239,7 +239,7 @@ class Marketplace:
             known = sequence[0] if self._publish_generated else ids[0]
             try:
                 self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
-            # A cache of another shape; the output is the model's and stays valid
+            # The cache has another shape; the output is the model's and stays valid.
             except KvError as error:
                 self._note(error)
         return output
@@ -325,7 +325,7 @@ class Marketplace:
     def _withdraw(self) -> None:
         if self.region.closed:
             return
-        # Kvmd has ended, or an importer is slow: importers validate in both cases
+        # Fails if kvmd has ended or an importer is slow; importers validate in both cases.
         with contextlib.suppress(KvError):
             self.region.unregister(2.0)
         self.region.close()

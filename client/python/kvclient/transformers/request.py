@@ -271,7 +271,7 @@ def _known_settings() -> set[str]:
 
 def _generate_parameters() -> list[str]:
     parameters = inspect.signature(GenerationMixin.generate).parameters.values()
-    # Without self
+    # All but self.
     return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]
 
 
