@@ -379,7 +379,8 @@ def main() -> int:
             b.stop()
             if connector is not None:
                 b = Remote(visible(gpus, 1), chosen, log)
-                b.call("first_tokens", [1], 64)  # kernels are loaded; no prompt of the arm has been seen
+                # Kernels are loaded; no prompt of the arm has been seen
+                b.call("first_tokens", [1], 64)
                 readings["restarted" if name == "marketplace" else f"{name} restarted"] = measure(b, options, seeds)
                 b.stop()
             a.stop()

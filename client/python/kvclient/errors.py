@@ -97,7 +97,7 @@ class StaleError(KvError):
 
 
 class UnsupportedError(KvError):
-    """This build, machine or model can't do it; the message says what could."""
+    """The build, machine or model can't do it; the message says what could."""
 
     code = "unsupported"
 

@@ -58,8 +58,8 @@ OTHER_ARGUMENTS: Mapping[str, str] = {
 #: Names of a caller's own cache.
 CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 
-# : Fields of GenerationConfig that choose among the same logits, end the loop, or select the output
-# for new tokens.
+#: Fields of GenerationConfig that choose among the same logits, end the loop, or select the output
+#: for new tokens.
 SAME_SETTINGS = frozenset(
     {
         "max_length",
@@ -112,8 +112,8 @@ SAME_SETTINGS = frozenset(
     }
 )
 
-# : Fields with which a call can't start from a prefix, and the values with which it can, besides
-# None.
+#: Fields with which a call can't start from a prefix, and the values with which it can, besides
+#: None.
 OTHER_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
