@@ -54,7 +54,7 @@
   X(kvmd_adoption_taken) /* not kept or answered yet */                      \
   X(kvmd_adoption_persisted)                                                 \
   X(kvmd_adoption_answered)                                                  \
-  X(client_blocks_ended) /* of a region that is unregistered */                 \
+  X(client_blocks_ended) /* of a region that is unregistered */              \
   X(client_unregistering)                                                    \
   X(kvmd_region_withdrawn) /* importers know, its entries are there */       \
   /* kvmd's start with what another has left */                              \
