@@ -17,7 +17,7 @@ std::uint64_t Clock(clockid_t clock) noexcept {
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-// Offsets of a segment's parts, and its size.
+// The offsets of a segment's parts, and the segment's size.
 struct Places {
   std::uint64_t models, regions, tags, index, end;
 };

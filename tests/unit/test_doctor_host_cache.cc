@@ -17,7 +17,7 @@ kvmwire::StatusReply CacheOf(const std::string& admission, std::uint64_t offload
 
 }  // namespace
 
-TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache is named, with how many", "[unit]") {
+TEST_CASE("Doctor: a client that dropped blocks instead of offloading them is named, with their number", "[unit]") {
   kvmwire::StatusReply status;
   kvmwire::ClientStatus& client = *status.add_client_list();
   client.set_name("worker-1");
@@ -43,7 +43,7 @@ TEST_CASE("Doctor: a list of clients that kvmd had to cut is a warning, since ch
   CHECK(checks[0].detail.find("not complete") != std::string::npos);
 }
 
-TEST_CASE("Doctor: admission reuse that has taken nothing is a warning that names who never offers", "[unit]") {
+TEST_CASE("Doctor: admission reuse without any stored block is a warning that names the engines that never offer", "[unit]") {
   CHECK(CheckHostCache({}).empty());
   CHECK(CheckHostCache(CacheOf("publish", 0)).empty());
   const std::vector<Check> empty = CheckHostCache(CacheOf("reuse", 0));

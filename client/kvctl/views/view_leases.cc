@@ -1,4 +1,4 @@
-// kvctl leases: what clients have kvmd hold.
+// kvctl leases: the leases that clients have.
 #include <iostream>
 
 #include "client/kvctl/cli/exit_codes.h"
