@@ -13,7 +13,7 @@
 namespace kvm {
 namespace {
 
-// Refusals that trying again will not change soon.
+// Errors that a retry will not fix soon.
 bool IsFinal(Errc code) {
   return code == Errc::kPermissionDenied || code == Errc::kVersionMismatch || code == Errc::kInvalidArgument || code == Errc::kProtocol ||
          code == Errc::kResourceExhausted;
@@ -163,7 +163,7 @@ std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>>
   std::vector<Match> matches;
   std::size_t shortest = static_cast<std::size_t>(-1);
   for (const std::span<const BlockKey> keys : keys_by_shard) {
-    // What a shard before lacks, the next need not look for.
+    // Blocks that an earlier shard lacks need not be looked up for later shards.
     matches.push_back(Find(keys.first(std::min(keys.size(), shortest)), options));
     shortest = std::min(shortest, matches.back().size());
   }

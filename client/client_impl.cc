@@ -11,8 +11,8 @@
 namespace kvm {
 namespace {
 
-// How long the registry of the epoch before stays in use after a reconnect: peers need a moment to
-// come back and publish anew, and generations keep what the old one says honest.
+// How long the previous registry stays in use after a reconnect: peers need a moment to reconnect
+// and publish again. Generations are checked as always, so old entries can't give wrong bytes.
 constexpr std::chrono::seconds kPreviousEpochGrace{10};
 
 }  // namespace
@@ -28,7 +28,8 @@ Client::Impl::Impl(ClientOptions options_)
 Client::Impl::~Impl() { Stop(); }
 
 void Client::Impl::Stop() {
-  leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));  // the connection's end says so less well
+  // A more precise reason than the end of the connection
+  leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));
   registrar.UnregisterAll();
   link.Stop();
   offloader.Stop();
@@ -147,13 +148,13 @@ void Client::Impl::OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds
           self->link.Post(ack);
         };
       }
-      // If it is a slab that this client writes, that mapping goes first.
+      // If this client writes the slab, its writable mapping is removed first.
       offloader.Withdraw({withdraw.region(), withdraw.region_epoch()},
                          [this, connection = connection_, row = withdraw.region(), region_epoch = withdraw.region_epoch(),
                           acknowledge = std::move(acknowledge)] { mapper.Withdraw(connection, row, region_epoch, acknowledge); });
       return;
     }
-    default: return;  // a newer kvmd may announce what this library does not know
+    default: return;  // a newer kvmd may send announcements that this library does not know
   }
 }
 

@@ -1,10 +1,10 @@
-// A Client: its parts, and what happens between them when the link says something.
+// Client::Impl: the parts of a Client, and how they handle events of the link.
 //
-// Every part is a class with a header of its own; a call of Client's goes to the part that does it.
-// Desired state (models, regions, published records) lives in the parts and survives kvmd: on every
-// connection it is declared, registered and published anew, by the link's thread, without waiting.
-// Order of locks: Region::Impl's, then PublishWindow's, then Link's; Region::Impl's, then
-// Offloader's, then OffloadWait's.
+// Every part is a class with a header of its own; a method of Client calls the part that does the
+// work. The parts keep the desired state (models, regions, published records). The link's thread
+// declares, registers and publishes it again on every connection, without waiting, so it survives
+// kvmd. Order of locks: that of Region::Impl, then of PublishWindow, then of Link; that of
+// Region::Impl, then of Offloader, then of OffloadWait.
 #pragma once
 
 #include <condition_variable>
@@ -33,7 +33,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   ~Impl();
 
   void Start();
-  void Stop();  // not on the link's thread
+  void Stop();  // must not be called on the link's thread
   [[nodiscard]] Status WaitConnected(Deadline deadline) KVM_EXCLUDES(mutex_);
 
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions region, Deadline deadline);
@@ -59,14 +59,14 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   Registrar registrar{link, peers, window, offloader, stats, options.timeout};
 
  private:
-  // On the link's thread.
+  // Called on the link's thread.
   Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
   void OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds> fds);
   void OnDisconnected();
   void OnTick();
 
-  // The link's thread only.
-  std::uint64_t connection_ = 0;  // PeerTable's number
+  // Used on the link's thread only.
+  std::uint64_t connection_ = 0;  // PeerTable's number of it
   Deadline previous_expires_ = Deadline::max();
 
   mutable Mutex mutex_;

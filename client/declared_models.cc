@@ -5,7 +5,7 @@
 namespace kvm {
 namespace {
 
-// `announce_again`: also what this connection has been told of already.
+// `announce_again`: kvmd also announces regions that it has announced on this connection before.
 kvmwire::ClientMessage Declaration(const ModelSpec& spec, bool announce_again) {
   kvmwire::ClientMessage message;
   message.mutable_declare_model()->set_spec(spec.Canonical());
@@ -41,7 +41,8 @@ Result<Model> DeclaredModels::Declare(const ModelSpec& spec, Deadline deadline) 
     }
     return reply.error();
   }
-  // The announcements came before the reply; kCancelled: the client is being closed.
+  // The announcements came before the reply, so they are queued by now. kCancelled: the client is
+  // being closed.
   if (Status mapped = mapper_.Drain(deadline); !mapped) return mapped.error();
   return model;
 }

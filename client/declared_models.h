@@ -1,5 +1,5 @@
-// The models that a client has declared, so that kvmd announces their regions: declared anew on
-// every connection.
+// DeclaredModels: the models that a client has declared, so that kvmd announces their regions. They
+// are declared again on every connection.
 #pragma once
 
 #include <cstddef>
@@ -20,11 +20,11 @@ class DeclaredModels {
   DeclaredModels(const DeclaredModels&) = delete;
   DeclaredModels& operator=(const DeclaredModels&) = delete;
 
-  // As Client::DeclareModel.
+  // See Client::DeclareModel.
   [[nodiscard]] Result<Model> Declare(const ModelSpec& spec, Deadline deadline) KVM_EXCLUDES(mutex_);
-  // Without waiting: kvmd announces the models' regions again.
+  // Asks kvmd to announce the models' regions again; does not wait.
   void DeclareAgain() KVM_EXCLUDES(mutex_);
-  // The device's index; peers' regions are mapped for it on return.
+  // Returns the device's index. On return, peers' regions are mapped for the device.
   [[nodiscard]] Result<std::size_t> OpenDevice(const DeviceUuid& device, Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:

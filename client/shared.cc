@@ -1,2 +1,2 @@
-// The one source of the shared library; everything else comes from the static ones.
+// The only source of the shared library; the rest comes from the static libraries.
 #include "kvclient/kvclient.h"

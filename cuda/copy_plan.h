@@ -1,8 +1,9 @@
-// How the bytes of one block of a source region map to one block of a destination region.
+// CopyPlan: how the bytes of a block of a source region map to a block of a destination region.
 //
-// Both geometries list a block's bytes in the same order but may cut them differently. The plan cuts
-// at every boundary of either, so that each piece lies in one chunk on both sides and, like a chunk, is
-// an arithmetic progression over the block index. Computed once per pair of regions; immutable after.
+// Both geometries list a block's bytes in the same order but may divide them into different chunks.
+// The plan divides at every boundary of either, so that each piece lies in one chunk on both sides
+// and, like a chunk, is an arithmetic progression over the block index. A plan is computed once per
+// pair of regions, and is immutable.
 #pragma once
 
 #include <cstdint>

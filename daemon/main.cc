@@ -11,7 +11,8 @@ namespace {
 
 using namespace kvm::daemon;
 
-// How long to wait for a reader of the log; lines that nobody reads end with the process.
+// How long kvmd waits, before it exits, for the reader of its log; lines that are not read by then
+// are lost.
 constexpr std::chrono::seconds kLastLines{1};
 
 int Main(int argc, char** argv) {
@@ -29,7 +30,8 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   kvm::OpenStandardFds();
-  // The reader of the log, or a pager that shows the help, may have ended.
+  // SIGPIPE would end the process if the reader of the log, or a pager that shows the help, has
+  // ended.
   std::signal(SIGPIPE, SIG_IGN);
   const int code = Main(argc, argv);
   static_cast<void>(DrainLog(kLastLines));

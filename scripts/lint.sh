@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Every linter over every tracked file: clang-format, shellcheck, clang's check of locks and clang-tidy (which need a
-# configured build); ruff and mypy where the Python suite's environment is (scripts/python_env.sh), which runs them as a
-# test too.
-# Fails if any of them has something to say. (The unit files are verified in the test suite.)
+# Runs every linter over every tracked file: clang-format, shellcheck, clang's check of locks and
+# clang-tidy (which need a configured build). If the Python suite's environment exists
+# (scripts/python_env.sh), runs ruff and mypy, too; the Python suite runs them as a test as well.
+# Fails if any of them reports a problem. (The test suite verifies the systemd units.)
 #
 #   scripts/lint.sh [--no-python] [BUILD_DIR]     default build/ci
 set -euo pipefail
@@ -23,10 +23,10 @@ echo "shellcheck: ${#shell[@]} files"
 shellcheck -x "${shell[@]}"
 scripts/check_locks.py "$build"
 
-# clang-tidy over what runs inside other people's processes and in the daemon; the tool and the tests are
-# covered by the compiler and the sanitizers. Files that this build does not compile (GPU memory without the
-# toolkit) have nothing to be checked against. The analyzer gives up on a function after 50,000 steps, and
-# what it finds in Asio's coroutines is in Asio.
+# clang-tidy checks the code that runs in workers and in the daemon; the tool and the tests are
+# covered by the compiler and the sanitizers. Files that this build does not compile (GPU code
+# without the CUDA toolkit) can't be checked. The analyzer stops after 50,000 steps in a function.
+# It is off for coroutines, where all its findings are inside Asio.
 tidy=clang-tidy
 command -v clang-tidy-22 >/dev/null && tidy=clang-tidy-22
 coroutines='^daemon/server/(session|server|listener)\.cc$'
@@ -41,10 +41,10 @@ printf '%s\n' "${tidied[@]}" | grep -vE "$coroutines" | run_tidy
 printf '%s\n' "${tidied[@]}" | grep -E "$coroutines" | run_tidy '--checks=-clang-analyzer-*'
 
 if [ "$python" = no ]; then
-  echo "ruff, mypy: left to the Python suite, which checks the same"
+  echo "ruff, mypy: not run here, the Python suite runs them"
 elif [ -x build/python-env/bin/ruff ]; then
   echo "ruff, mypy: client/python, tests/python"
   tests/python/check.sh "$PWD/build/python-env"
 else
-  echo "ruff, mypy: no build/python-env here; the Python suite checks the same"
+  echo "ruff, mypy: no build/python-env here, the Python suite runs them"
 fi

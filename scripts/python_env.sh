@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes the Python suite's virtual environment, once, in build/python-env, and installs the package from this
-# tree into it, each time. Prints the environment's folder. pip's own settings (PIP_INDEX_URL, …) choose the
-# index: on a machine without a GPU one with CPU wheels of PyTorch saves gigabytes. PyTorch and
-# vLLM are installed by uv where that index has it, else by pip.
+# Makes the Python suite's virtual environment, once, in build/python-env, and installs the package
+# from this tree into it, each time. Prints the environment's folder. pip's own settings
+# (PIP_INDEX_URL, …) choose the index: on a machine without a GPU, an index with CPU wheels of
+# PyTorch saves gigabytes. PyTorch and vLLM are installed by uv if the index has it, else by pip.
 #
 #   scripts/python_env.sh [--vllm] [--no-package]
 #
-# --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints that one.
-# --no-package: what is downloaded alone.
+# --vllm: also makes build/vllm-env on top of it, with vLLM's CPU build, for the tests of the
+# connector, and prints that folder. --no-package: installs only the downloaded packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 with_vllm=no
@@ -32,7 +32,7 @@ fail() {
   exit 1
 }
 
-# up_to_date ENVIRONMENT STAMP: whether the one there was made from the same.
+# up_to_date ENVIRONMENT STAMP: whether the existing environment was made with this stamp.
 up_to_date() {
   [ "$(cat "$1/installed" 2>/dev/null || true)" = "$2" ]
 }
@@ -42,7 +42,7 @@ fresh() {
   python3 -m venv "$1" >&2 || fail "python3 can't make virtual environments; see install_deps.sh --python"
 }
 
-# Pinned; nothing needs it, so whatever goes wrong with it leaves pip.
+# The version is pinned. uv is optional: after any failure of its installation, pip is used.
 uv=
 find_uv() {
   [ -n "$uv" ] && return
@@ -51,7 +51,7 @@ find_uv() {
   uv=$PWD/$1/bin/uv
 }
 
-# of pip's settings: setting NAME
+# setting NAME: prints the value of one of pip's settings.
 setting() {
   "$1/bin/pip" config get "global.$2" 2>/dev/null || true
 }
@@ -67,7 +67,7 @@ install_by_uv() {
   "$uv" pip install --quiet --no-cache --python "$1/bin/python" "${arguments[@]}" "${@:2}" >&2
 }
 
-# install_index ENVIRONMENT ARGUMENTS: from the package index.
+# install_index ENVIRONMENT ARGUMENTS: installs from the package index.
 install_index() {
   find_uv "$environment"
   [ "$uv" != none ] && install_by_uv "$@" && return
@@ -99,7 +99,7 @@ if [ "$with_vllm" = yes ]; then
     fresh "$vllm"
     packages=$(echo "$environment"/lib/python3*/site-packages)
     echo "$PWD/$packages" >"$(echo "$vllm"/lib/python3*/site-packages)/python-env.pth"
-    # By pip: uv does not see what the environment below has, and would install it twice.
+    # Uses pip: uv does not see the packages of the environment below, and would install them twice.
     install "$vllm" -r "${vllm_requirements[0]}" || fail "what vLLM needs could not be installed"
     install_index "$vllm" --no-deps -r "${vllm_requirements[1]}" || fail "vLLM could not be installed"
     printf '%s\n' "$wanted" >"$vllm/installed"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a result: installs what is missing, builds kvmd and kvctl, starts a kvmd, replays a
-# generated chat workload over four worker processes, on the GPUs where there are any, and shows what an
-# operator sees meanwhile.
-# Stops what it started, also when it fails or is interrupted, and leaves nothing behind but build/.
+# Installs missing packages, builds kvmd and kvctl, starts a kvmd, replays a generated chat workload
+# over four worker processes, on GPUs if there are any, and shows what an operator sees meanwhile.
+# It stops the processes that it started, also when it fails or is interrupted, and leaves only
+# build/ behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,7 +60,7 @@ show topo
 replay=(replay --workload chat --requests 20000 --workers 4 --pool-blocks 4000 --block-bytes 16384)
 "$bin/kvctl" "${replay[@]}" </dev/null >"$work/replay.txt" &
 replay_pid=$!
-# The views are worth looking at while the workers are there.
+# The views show workers only while these are connected.
 for _ in $(seq 200); do
   entries=$("$bin/kvctl" status --json | sed -n 's/.*"entries":\([0-9]*\).*/\1/p') || entries=0
   [ "${entries:-0}" -gt 1000 ] && break

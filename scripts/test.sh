@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds the project and runs its test suites, on a machine that may have nothing installed.
 #
-#   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang] [--label unit|integration|fault|gpu|python] [--nightly] [--jobs N]
+#   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang]
+#                   [--label unit|integration|fault|gpu|python] [--nightly] [--jobs N]
 #
-# --cpp: the C++ suite alone, which needs no Python packages. --python: the Python suite alone, in a virtual
-# environment under build/ that is made once. Neither: both; with a sanitizer or a label, the C++ suite,
-# unless the label says python. --nightly: repetitions and soaks, too, which take much longer. Ends with ctest's own
-# closing lines and its status.
+# --cpp: only the C++ suite, which needs no Python packages. --python: only the Python suite, in a
+# virtual environment under build/ that is made once. Without either, both suites; with a sanitizer
+# or a label, only the C++ suite, unless the label is python. --nightly: also repetitions and soaks,
+# which take much longer. The last lines and the exit status are ctest's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
     --nightly) nightly=() ;;
     --jobs) jobs=${2:?"--jobs needs a number"} && shift ;;
     -h | --help)
-      sed -n '2,9s/^# \{0,1\}//p' "$0"
+      sed -n '2,10s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)

@@ -24,7 +24,8 @@ def start(kvmd, listener, notify_path):
     if pid != 0:
         return pid
     os.dup2(listener.fileno(), FIRST_PASSED_FD)
-    os.set_inheritable(FIRST_PASSED_FD, True)  # dup2 leaves it alone if it was that descriptor already
+    # dup2 changes no flag if both descriptors are the same
+    os.set_inheritable(FIRST_PASSED_FD, True)
     environment = dict(os.environ, LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), NOTIFY_SOCKET=str(notify_path))
     os.execve(kvmd, [kvmd, "--log-level", "warn"], environment)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that the configuration that is shipped says what kvmd does without one.
+"""Checks that the shipped configuration file has kvmd's default values.
 
     check_defaults.py KVMD KVMD_TOML
 

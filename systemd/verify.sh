@@ -10,7 +10,7 @@ command -v systemd-analyze >/dev/null || {
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 here=$(cd "$(dirname "$0")" && pwd)
-# The unit names an installed program; verify it with the one that was built.
+# The unit names an installed program; verify it with the program that was built.
 sed -E "s|^ExecStart=[^ ]+|ExecStart=$2|" "$1/systemd/kvmd.service" >"$work/kvmd.service"
 cp "$here/kvmd.socket" "$work/"
 output=$(SYSTEMD_UNIT_PATH="$work:" systemd-analyze verify --man=no "$work/kvmd.service" "$work/kvmd.socket" 2>&1) || {

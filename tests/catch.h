@@ -1,8 +1,8 @@
 // Catch2 2.13 (Debian 12) and 3.x (Ubuntu 24.04) under one name.
 //
-// KVM_SKIP("why") leaves a test case that can't run here. It prints "SKIPPED: why", which CTest turns
-// into "Skipped" (SKIP_REGULAR_EXPRESSION, tests/CMakeLists.txt), so that a skip is seen and never
-// counts as a pass. Call it at the top level of a TEST_CASE: with Catch2 2.13 it returns.
+// KVM_SKIP("why") leaves a test case that can't run here. It prints "SKIPPED: why", which CTest
+// turns into "Skipped" (SKIP_REGULAR_EXPRESSION, tests/CMakeLists.txt), so that a skip is seen and
+// never counts as a pass. Call it at the top level of a TEST_CASE: with Catch2 2.13 it returns.
 #pragma once
 
 #include <iostream>

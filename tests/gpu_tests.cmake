@@ -1,4 +1,5 @@
-# Tests of the CUDA data plane. The planning tests need no GPU; those labelled gpu skip visibly without one.
+# Tests of the CUDA data plane. The planning tests need no GPU; those labelled gpu skip visibly
+# without one.
 kvm_test(NAME transfer_tests LABEL unit LIBS kvm_memory
   SOURCES
     unit/test_transfer_plan.cc)

@@ -1,11 +1,12 @@
-# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the virtual
-# environment that scripts/python_env.sh makes; without it there are none, and nothing here needs Python packages.
-# KVM_VLLM_ENV is the one that its --vllm makes; without it the tests with real vLLM engines skip.
+# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the
+# virtual environment that scripts/python_env.sh makes; without it there are none, and nothing here
+# needs Python packages. KVM_VLLM_ENV is the one that its --vllm makes; without it the tests with
+# real vLLM engines skip.
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
-# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one at a time, and skipped if
-# all of the file's tests are.
+# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one
+# at a time, and skipped if all of the file's tests are.
 function(kvm_python_test)
   cmake_parse_arguments(PARSE_ARGV 0 arg "GPU" "NAME;TIMEOUT" "COMMAND")
   if(NOT arg_TIMEOUT)

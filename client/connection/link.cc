@@ -22,7 +22,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kHelloTimeout{5000};
-// Nothing tells when the kernel takes descriptors again.
+// How long to wait before trying again: no event tells when the kernel accepts descriptors again.
 constexpr milliseconds kHeldBackPause{20};
 
 int PollTimeout(Deadline deadline) {
@@ -45,7 +45,7 @@ void Mailbox::Post(std::function<void()> task) {
 
 void Mailbox::Wake() noexcept {
   const std::uint64_t one = 1;
-  // A full counter wakes as well, so a failed write needs nothing.
+  // A failed write needs no handling: the counter is full then, which wakes the thread as well.
   [[maybe_unused]] const ssize_t written = ::write(wake_.get(), &one, sizeof(one));
 }
 
@@ -102,12 +102,13 @@ void Link::Run() {
     Status ended = ConnectOnce();
     if (ended) {
       ended = Serve();
-      // One that fails just behind the hello is no better than one that fails before.
+      // A connection that fails just after the hello counts as one that fails before it.
       if (useful_since_ && steady_clock::now() - *useful_since_ >= options_.reconnect_max) pause = options_.reconnect_min;
     }
     Disconnect(ended ? MakeError(Errc::kUnavailable, "kvmd closed the connection") : ended.error());
     if (stop_.load()) return;
-    // Half to all of the pause, so that a node full of workers does not come back at one instant.
+    // Between half and all of the pause, so that the workers of a node do not all reconnect at the
+    // same instant.
     const auto jittered = std::uniform_int_distribution<std::int64_t>(pause.count() / 2, pause.count())(random_);
     Pause(milliseconds(jittered));
     pause = std::min(2 * pause, options_.reconnect_max);
@@ -123,7 +124,7 @@ Status Link::ConnectOnce() {
   std::memcpy(address.sun_path, options_.socket_path.c_str(), options_.socket_path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return SystemError("socket");
-  // A Unix socket connects at once or, with a full backlog, says EAGAIN.
+  // A Unix socket connects at once, or fails with EAGAIN if the backlog is full.
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     Error error = SystemError("connect " + options_.socket_path);
     error.code = error.sys_errno == EACCES || error.sys_errno == EPERM ? Errc::kPermissionDenied : Errc::kUnavailable;
@@ -153,7 +154,7 @@ Status Link::Serve() {
   int socket = -1;
   {
     MutexLock lock(mutex_);
-    socket = socket_.get();  // until Disconnect, which this thread calls
+    socket = socket_.get();  // valid until this thread calls Disconnect
   }
   while (!stop_.load()) {
     pollfd poll_fds[2] = {{socket, 0, 0}, {mailbox_->fd(), POLLIN, 0}};
@@ -260,7 +261,7 @@ Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector
   if (writer_blocked_) return writer_.Append(payload, fds);
   const Result<bool> drained = writer_.Send(socket_.get(), payload, fds);
   if (!drained && drained.error().code != Errc::kSystem) return drained.error();
-  // A broken socket is the reading side's to report; it reconnects.
+  // The reading side reports a broken socket, and reconnects.
   writer_blocked_ = !drained || !*drained;
   if (writer_blocked_) mailbox_->Wake();
   return {};

@@ -1,11 +1,14 @@
 // Link: the socket to kvmd and the thread that serves it.
 //
-// The thread connects, says hello, reads, sends what the socket would not take at once, and reconnects
-// with jittered back-off, which begins anew only once a connection has been of use for a while. Requests are asynchronous: a continuation
-// runs on the link's thread with the reply, or with kUnavailable when the connection ends first. Call() waits for one, up to a deadline.
-// Sending tries the socket at once in the caller's thread and never blocks.
+// The thread connects, sends the hello, reads, and sends what the socket did not accept at once. It
+// reconnects with a jittered back-off; the back-off starts again from the shortest pause only after
+// a connection has worked for a while. Requests are asynchronous: a continuation runs on the link's
+// thread with the reply, or with kUnavailable if the connection ends first. Call() waits for a
+// reply, up to a deadline. A message is sent at once in the caller's thread if the socket accepts
+// it; sending never blocks.
 //
-// Thread-safe. Events run on the link's thread, never with a lock of the link held; they must not wait.
+// Thread-safe. Events are called on the link's thread, never with a lock of the link held; they
+// must not wait.
 #pragma once
 
 #include <atomic>
@@ -33,20 +36,21 @@ using Fds = std::vector<UniqueFd>;
 struct Answer {
   kvmwire::ServerMessage message;
   Fds fds;
-  std::optional<Error> lost_fds;  // this process was out of descriptors when they came
+  std::optional<Error> lost_fds;  // set if this process was out of descriptors when they came
 };
 using Reply = std::function<void(Result<Answer>)>;
 
-// Work for the link's thread, from threads that may neither wait nor own a client (CUDA's callbacks).
-// Thread-safe. Outlives the link; what comes after it has stopped is dropped.
+// Work for the link's thread, from threads that may neither wait nor own a client (CUDA's
+// callbacks). Thread-safe. A mailbox may outlive the link; tasks that are posted after the link has
+// stopped are dropped.
 class Mailbox {
  public:
   Mailbox();
   void Post(std::function<void()> task) KVM_EXCLUDES(mutex_);
   void Wake() noexcept;
-  // For the link.
+  // The following three are for the link.
   int fd() const noexcept { return wake_.get(); }
-  void RunAll() KVM_EXCLUDES(mutex_);  // and forgets that it was woken
+  void RunAll() KVM_EXCLUDES(mutex_);  // also clears the wake-up
   void Close() KVM_EXCLUDES(mutex_);
 
  private:
@@ -59,11 +63,13 @@ class Mailbox {
 class Link {
  public:
   struct Events {
-    // kvmd accepted the hello. An error closes the connection again.
+    // kvmd has accepted the hello. If it returns an error, the link closes the connection again.
     std::function<Status(const kvmwire::HelloReply&, Fds)> connected;
-    // Messages that answer no request; an error in place of descriptors that this process could not take.
+    // A message that answers no request. The second argument is an error if this process could not
+    // take the descriptors.
     std::function<void(const kvmwire::ServerMessage&, Result<Fds>)> announced;
-    // False: what has been announced should be dealt with first. Nothing is read until the mailbox is woken.
+    // False: announcements still have to be handled first, and the link reads nothing until the
+    // mailbox is woken.
     std::function<bool()> takes_more;
     std::function<void()> disconnected;
     std::function<void()> tick;  // about each kTick while connected
@@ -79,20 +85,21 @@ class Link {
   bool connected() const noexcept { return connected_.load(std::memory_order_acquire); }
   std::uint64_t client_id() const noexcept { return client_id_.load(std::memory_order_relaxed); }
   Error last_error() const KVM_EXCLUDES(mutex_);
-  // Tasks posted there run on the link's thread, connected or not.
+  // Tasks that are posted there run on the link's thread, whether it is connected or not.
   const std::shared_ptr<Mailbox>& mailbox() const noexcept { return mailbox_; }
 
   // Sends without expecting a reply; false if not connected.
   bool Post(const kvmwire::ClientMessage& message) KVM_EXCLUDES(mutex_);
-  // Sends; `reply` runs exactly once, also if there is no connection (then in this thread, at once).
+  // Sends; `reply` is called exactly once. If there is no connection, it is called in this thread,
+  // at once.
   void Request(kvmwire::ClientMessage message, const std::vector<int>& fds, Reply reply) KVM_EXCLUDES(mutex_);
-  // Sends and waits. Not for the link's own thread.
+  // Sends and waits for the reply. Must not be called on the link's thread.
   [[nodiscard]] Result<Answer> Call(kvmwire::ClientMessage message, const std::vector<int>& fds, Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:
   void Run();
   Status ConnectOnce();
-  Status Serve();  // until the connection ends
+  Status Serve();  // returns when the connection ends
   Status HandleFrame(Frame frame);
   Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) KVM_REQUIRES(mutex_);
   void Disconnect(const Error& why);
@@ -109,10 +116,11 @@ class Link {
   std::minstd_rand random_;
   const std::uint64_t instance_ = std::uint64_t{std::random_device{}()} << 32 | std::random_device{}() | 1;
 
-  // The link's thread only.
+  // The following are used on the link's thread only.
   FrameReader reader_;
   bool greeted_ = false;
-  std::optional<std::chrono::steady_clock::time_point> useful_since_;  // of this connection
+  // Since when this connection has worked
+  std::optional<std::chrono::steady_clock::time_point> useful_since_;
 
   mutable Mutex mutex_;
   UniqueFd socket_ KVM_GUARDED_BY(mutex_);  // made and closed by the link's thread

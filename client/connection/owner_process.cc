@@ -14,7 +14,7 @@ namespace {
 
 using Mark = std::atomic<std::uint64_t>;
 
-// Null: this kernel has no such page; the process's number must do.
+// Null if this kernel has no such pages; then the PID is used.
 Mark* MakePage() noexcept {
   const auto bytes = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   void* const page = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -24,7 +24,7 @@ Mark* MakePage() noexcept {
   return nullptr;
 }
 
-// Unlike a number of a process, no other one's, ever.
+// A mark that no other process ever has, unlike a PID.
 std::uint64_t NewMark() noexcept {
   std::uint64_t mark = 0;
   if (::getrandom(&mark, sizeof(mark), 0) != sizeof(mark)) {

@@ -1,11 +1,13 @@
-// Which process an object of libkvclient belongs to.
+// OwnerProcess: remembers which process made an object of libkvclient.
 //
-// A forked child inherits its parent's objects without their threads, with a copy of their socket, and without their
-// writable mappings. It may use none of them: every public call asks Here() first, before it takes a lock (which a thread
-// that the child has not got may hold) or touches memory. Objects that end in a child are left alone (LeaveToParent).
+// A forked child inherits its parent's objects without their threads, with a copy of their socket,
+// and without their writable mappings. It may use none of them: every public call asks Here()
+// first, before it takes a lock (which a thread may hold that does not exist in the child) or
+// touches memory. An object that is destroyed in a child is left as it is (LeaveToParent).
 //
-// The answer costs two loads: a page that the kernel empties on fork (MADV_WIPEONFORK) holds a mark that each process
-// makes anew. So children of any kind of fork are recognised, and a child's own clients are its own. Thread-safe.
+// The answer costs two loads: each process writes a mark of its own into a page that the kernel
+// clears on fork (MADV_WIPEONFORK). So children of any kind of fork are recognised, and clients
+// that a child makes belong to the child. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -18,20 +20,21 @@ namespace kvm {
 
 class OwnerProcess {
  public:
-  OwnerProcess() noexcept;  // the process that runs
+  OwnerProcess() noexcept;  // the calling process
   bool Here() const noexcept;
 
  private:
   std::uint64_t mark_;
 };
 
-// kUnsupported: `what` is the parent's.
+// kUnsupported: `what` belongs to the parent process.
 Error BelongsToParent(const char* what);
 
-// Ends no object: other holders of it go on, and its destructor never runs in this process.
+// Drops a reference without running the object's destructor in this process; other references to it
+// stay valid.
 template <class T>
 void LeaveToParent(std::shared_ptr<T> object) noexcept {
-  union Left {  // has no destructor for what it holds
+  union Left {  // a union does not destroy its member
     explicit Left(std::shared_ptr<T> its_object) noexcept : object(std::move(its_object)) {}
     ~Left() {}
     std::shared_ptr<T> object;

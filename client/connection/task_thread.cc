@@ -14,7 +14,7 @@ void TaskThread::Post(std::function<void()> task) {
     try {
       thread_ = std::thread([this] { Run(); });
     } catch (const std::system_error&) {
-      return;  // no thread to be had: what was to be mapped is not found
+      return;  // no thread could be started: Find does not find the regions that were to be mapped
     }
   }
   tasks_.push_back(std::move(task));
@@ -51,7 +51,7 @@ void TaskThread::Run() {
     tasks_.pop_front();
     lock.Unlock();
     task();
-    task = nullptr;  // what it holds goes before it counts as finished
+    task = nullptr;  // destroys what the task refers to before the task counts as finished
     lock.Lock();
     ++finished_;
     changed_.notify_all();

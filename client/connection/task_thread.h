@@ -1,4 +1,4 @@
-// A thread that runs tasks one after another, in the order they came.
+// TaskThread: a thread that runs tasks one after another, in the order in which they were posted.
 #pragma once
 
 #include <condition_variable>
@@ -20,9 +20,9 @@ class TaskThread {
   TaskThread& operator=(const TaskThread&) = delete;
 
   void Post(std::function<void()> task) KVM_EXCLUDES(mutex_);  // dropped after Stop
-  // Waits until everything posted before has run. kDeadlineExceeded; kCancelled: stopped.
+  // Waits until all tasks that were posted before have run. kDeadlineExceeded; kCancelled: stopped.
   [[nodiscard]] Status Drain(Deadline deadline) KVM_EXCLUDES(mutex_);
-  // Waits for the task that is running, drops the others.
+  // Waits for the running task, and drops the others.
   void Stop() KVM_EXCLUDES(mutex_);
 
  private:
@@ -33,7 +33,8 @@ class TaskThread {
   std::deque<std::function<void()>> tasks_ KVM_GUARDED_BY(mutex_);
   std::uint64_t posted_ KVM_GUARDED_BY(mutex_) = 0, finished_ KVM_GUARDED_BY(mutex_) = 0;
   bool stopped_ KVM_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // started under the mutex, joined by Stop, behind which nothing starts it
+  // Started under the mutex, joined by Stop, after which it is never started again
+  std::thread thread_;
 };
 
 }  // namespace kvm

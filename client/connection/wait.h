@@ -1,7 +1,7 @@
-// How libkvclient waits inside of calls: until something is so, until the caller's deadline, or
-// until this thread is interrupted (kvclient/interrupt.h). Everything that waits on behalf of a
-// caller waits by these. The threads of libkvclient's own and what must not be cut short (memory
-// that is still being read) do not.
+// How libkvclient waits inside of calls: until a condition is true, until the caller's deadline, or
+// until this thread is interrupted (kvclient/interrupt.h). Every wait on behalf of a caller uses
+// these functions. The threads of libkvclient do not, and neither do waits that must not end early
+// because memory is still being read.
 #pragma once
 
 #include <algorithm>
@@ -14,16 +14,16 @@
 
 namespace kvm {
 
-// Asks the innermost scope of this thread, if there is one. No lock that others wait for may be
-// held.
+// Asks the innermost scope of this thread, if there is one. The caller must hold no lock that other
+// threads wait for.
 inline bool Interrupted() {
   InterruptScope* const scope = InterruptScope::Current();
   return scope != nullptr && scope->Ask();
 }
 
-// As changed.wait_until(lock, deadline, done), whose result is done(); gives the lock up while it
-// asks. The analysis of locks does not know that `lock` is what `done` requires; it checks `done`
-// itself where it is written.
+// Waits like changed.wait_until(lock, deadline, done), and returns done(). It releases the lock
+// while it asks the scope. clang's lock analysis can't see that `lock` is the lock that `done`
+// requires, so it is off here; it checks `done` where `done` is written.
 template <class Done>
 bool WaitUntil(std::condition_variable& changed, MutexLock& lock, Deadline deadline, Done done) KVM_NO_THREAD_SAFETY_ANALYSIS {
   InterruptScope* const scope = InterruptScope::Current();
@@ -38,7 +38,7 @@ bool WaitUntil(std::condition_variable& changed, MutexLock& lock, Deadline deadl
   return true;
 }
 
-// False: interrupted before `time` was over.
+// False if interrupted before `time` was over.
 inline bool Sleep(std::chrono::milliseconds time) {
   for (const Deadline end = After(time); std::chrono::steady_clock::now() < end;) {
     if (Interrupted()) return false;

@@ -1,11 +1,12 @@
-// Two processes share KV cache blocks in GPU memory: one registers a pool that it allocated and publishes blocks of it behind
-// a CUDA stream, the other imports them into a pool of its own, from GPU to GPU.
+// Two processes share KV cache blocks in GPU memory: one registers a pool that it allocated and
+// publishes blocks of it behind a CUDA stream, the other imports them into a pool of its own, from
+// GPU to GPU.
 //
 //   kvmd --socket /tmp/kvmd.sock &
 //   gpu_pool /tmp/kvmd.sock
 //
-// The publisher uses the first GPU, the importer the second one, or the same where there is only one. Where there is no GPU,
-// the example says why and exits 0.
+// The publisher uses the first GPU, the importer the second one, or the same one if there is only
+// one. Without a GPU, the example prints why and exits with 0.
 #include <kvclient/kvclient.h>
 #include <kvm/exportable_memory.h>
 #include <sys/wait.h>
@@ -24,8 +25,10 @@ using namespace std::chrono_literals;
 
 constexpr std::uint32_t kBlocks = 64;
 constexpr std::uint32_t kBlockTokens = 16;
-constexpr std::uint64_t kBlockBytes = kBlockTokens * 2 * 32 * 8 * 128 * 2;  // tokens × K/V × layers × KV heads × head size × bf16
-constexpr kvm::StreamHandle kDefaultStream{0};                              // a cudaStream_t; an engine passes its compute stream
+// Tokens × K/V × layers × KV heads × head size × bf16
+constexpr std::uint64_t kBlockBytes = kBlockTokens * 2 * 32 * 8 * 128 * 2;
+// A cudaStream_t; an engine passes its compute stream
+constexpr kvm::StreamHandle kDefaultStream{0};
 
 kvm::ModelSpec Spec() {
   kvm::ModelSpec spec;
@@ -60,17 +63,20 @@ struct Side {
   std::vector<kvm::BlockKey> keys;
 };
 
-// The pool is memory of AllocateExportable, as an engine's own allocator would use it: other processes map it read-only. Memory
-// of cudaMalloc works as well; CUDA has no read-only form of that.
+// The pool is memory of AllocateExportable, as an engine's own allocator would use it: other
+// processes map it read-only. Memory of cudaMalloc works as well; CUDA has no read-only form of
+// that.
 Side Join(const std::string& socket, const std::string& name, const kvm::DeviceUuid& device) {
   Side side;
-  // Naming the GPU here has peers' memory mapped for it as soon as it is announced, so no import waits for that.
+  // With the GPU named here, peers' memory is mapped for it as soon as it is announced, so no
+  // import waits for that.
   side.client = Must(kvm::Client::Connect({.socket_path = socket, .name = name, .timeout = 10s, .devices = {device}}), "connect");
   const kvm::Model model = Must(side.client->DeclareModel(Spec(), kvm::After(30s)), "declare the model");
   const kvm::DeviceRange memory{Must(kvm::AllocateExportable(device, kBlocks * kBlockBytes), "allocate a pool"), kBlocks * kBlockBytes};
   kvm::RegionOptions options{.name = name, .geometry = kvm::Geometry::Contiguous(kBlocks, kBlockBytes), .outlives_owner = false};
   side.pool = Must(side.client->RegisterRegion(model, std::move(options), std::span(&memory, 1), kvm::After(30s)), "register the pool");
-  Must(kvm::FreeExportable(memory.data), "hand the pool over");  // the region keeps the memory until it has been unregistered
+  // The region keeps the memory until it has been unregistered
+  Must(kvm::FreeExportable(memory.data), "hand the pool over");
   std::vector<std::uint32_t> prompt(kBlocks * kBlockTokens);
   std::iota(prompt.begin(), prompt.end(), 1u);
   kvm::KeyChain chain(model.fingerprint, kvm::Shard{});
@@ -86,12 +92,15 @@ int Publish(const std::string& socket, const kvm::DeviceUuid& device, int publis
   const Side side = Join(socket, "gpu-publisher", device);
   std::vector<kvm::PublishRequest> computed;
   for (std::uint32_t i = 0; i < kBlocks; ++i) {
-    const kvm::BlockWrite write = side.pool->BeginWrite(i);  // before the kernels that write the block are queued
+    // Before the kernels that write the block are queued
+    const kvm::BlockWrite write = side.pool->BeginWrite(i);
     const std::vector<std::byte> bytes(kBlockBytes, ContentOf(i));
-    Must(side.pool->WriteBytes(0, i * kBlockBytes, bytes), "write");  // stands for an engine's kernels
+    // Stands for an engine's kernels
+    Must(side.pool->WriteBytes(0, i * kBlockBytes, bytes), "write");
     computed.push_back({side.keys[i], i == 0 ? side.root : side.keys[i - 1], i, write});
   }
-  // Neither the stream nor this thread waits: the blocks become readable once what is queued on the stream has completed.
+  // Neither the stream nor this thread waits: the blocks become readable once all work that is
+  // queued on the stream has completed.
   Must(side.pool->PublishOnStream(computed, kDefaultStream), "publish");
   Must(side.pool->Flush(kvm::After(30s)), "publish");  // an engine does not wait
   std::cout << "publisher: " << kBlocks << " blocks published in " << kvm::MemoryKindName(side.pool->memory_kind()) << " memory of "
@@ -105,7 +114,8 @@ int Publish(const std::string& socket, const kvm::DeviceUuid& device, int publis
 
 int Import(const std::string& socket, const kvm::DeviceUuid& device) {
   const Side side = Join(socket, "gpu-importer", device);
-  // With a destination, Find chooses the nearest source that this GPU can reach: the same GPU, then NVLink, then PCIe.
+  // With a destination, Find chooses the nearest source that this GPU can reach: the same GPU, then
+  // NVLink, then PCIe.
   const kvm::Match match = side.client->Find(side.keys, {.destination = side.pool.get()});
   std::vector<std::uint32_t> blocks(match.size());
   std::iota(blocks.begin(), blocks.end(), 0u);
@@ -148,7 +158,7 @@ int main(int argc, char** argv) {
   ::close(published[1]);
   ::close(finish[0]);
   char byte = 0;
-  if (::read(published[0], &byte, 1) != 1) return 1;  // the publisher has said what went wrong
+  if (::read(published[0], &byte, 1) != 1) return 1;  // the publisher has printed what went wrong
   const int result = Import(socket, devices->back().uuid);
   ::close(finish[1]);
   ::waitpid(publisher, nullptr, 0);

@@ -1,7 +1,8 @@
-// The lookup is bound by memory latency: each key costs a few random cache lines of the index and one of
-// a generation table. So it runs as a pipeline over the keys: prefetch the first slots of a chain
-// kPrefetchAhead keys ahead, glance at them kProbeAhead keys ahead (and prefetch on if the key is not
-// there), read the slot and prefetch its generation, and judge that generation kJudgeBehind keys later.
+// The lookup is bound by memory latency: each key costs a few random cache lines of the index and
+// one of a generation table. So it runs as a pipeline over the keys: kPrefetchAhead keys ahead,
+// prefetch the tags at a key's home; kProbeAhead keys ahead, read those tags and prefetch the slot
+// that they name; read the slot and prefetch its block's generation; and kJudgeBehind keys later,
+// check that generation.
 #include "client/find/find.h"
 
 #include <algorithm>
@@ -13,9 +14,11 @@ namespace {
 constexpr std::size_t kPrefetchAhead = 24;
 constexpr std::size_t kProbeAhead = 12;
 constexpr std::size_t kJudgeBehind = 8;
-constexpr std::size_t kMaxRunFromOneSource = 128;  // blocks from one of several equally near sources before the next has its turn
+// So many blocks are taken from one of several equally near sources, then the next source is used
+constexpr std::size_t kMaxRunFromOneSource = 128;
 
-// A key between looking it up and judging its generation. Almost every key has one replica.
+// A key that has been looked up and whose generation has not been checked yet. Almost every key has
+// one replica.
 struct Candidate {
   std::array<IndexHit, layout::kMaxReplicas> replicas;
   std::size_t count = 0;                 // 0: absent
@@ -75,7 +78,7 @@ class Matcher {
       const PeerMapping* mapping = MappingOf(entry);
       const MatchEnd judged = Validate(entry, mapping);
       if (judged != MatchEnd::kComplete) {
-        // Out of reach says more than stale, and that more than absent.
+        // The most specific reason is reported: kUnmapped before kStale before kAbsent.
         if (failure == MatchEnd::kAbsent || judged == MatchEnd::kUnmapped) failure = judged;
         continue;
       }
@@ -90,8 +93,9 @@ class Matcher {
     return true;
   }
 
-  // Lower is better: what is ours; what is near; then what continues the run before it, so that copies stay
-  // long, but for no more than a stretch: several sources of a long prefix share the work.
+  // Lower is better: a region of our own, then a near one, then the source of the previous block,
+  // so that copies stay long. After kMaxRunFromOneSource blocks another source is preferred, so
+  // that several sources of a long prefix share the work.
   unsigned Rank(const IndexHit& entry, const PeerMapping& mapping) const {
     if (mapping.own) return 0;
     const std::optional<MemoryPath> path = mapping.PathTo(target_.device);
@@ -132,7 +136,7 @@ void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const 
   Matcher matcher(snapshot, target, out);
   std::array<Candidate, kJudgeBehind> ring;
   std::array<std::uint64_t, kProbeAhead> hints;
-  std::size_t end = keys.size();  // no key from here on can be part of the match
+  std::size_t end = keys.size();  // keys from here on can't be part of the match
   for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) index.Prefetch(keys[i]);
   for (std::size_t i = 0; i < std::min(kProbeAhead, end); ++i) hints[i] = index.Probe(keys[i]);
   out.end = MatchEnd::kComplete;

@@ -1,4 +1,5 @@
-// Longest common prefix over a snapshot of the registry.
+// FindIn: the longest run of leading keys that a snapshot of the registry has, with a source for
+// each.
 #pragma once
 
 #include <span>
@@ -7,15 +8,16 @@
 
 namespace kvm {
 
-// For whom sources are chosen.
+// The importer for which sources are chosen.
 struct FindTarget {
-  std::size_t device = DeviceSet::kHost;  // whose paths decide which source is nearest
-  bool must_reach = false;                // pass over what that device can't copy from
+  std::size_t device = DeviceSet::kHost;  // the device from which a source's distance counts
+  bool must_reach = false;                // leave out regions that this device can't copy from
   bool include_own = true;
-  std::uint64_t spread = 0;  // differs between clients, so that importers of a replicated block use different sources
+  // Differs between clients, so that importers of a replicated block use different sources
+  std::uint64_t spread = 0;
 };
 
-// Appends the leading keys' sources to `out` (which must be empty) and sets `out.end`.
+// Appends the sources of the leading keys to `out`, which must be empty, and sets `out.end`.
 // Lock-free; no system call.
 void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindTarget& target, Match::Impl& out);
 

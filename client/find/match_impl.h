@@ -1,4 +1,4 @@
-// What a Match holds: sources in key order and the mappings they lie in. Immutable once made.
+// The content of a Match: sources in key order, and the mappings in which they lie. Immutable.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ struct Match::Impl {
   std::vector<std::uint16_t> mapping_of;  // [sources]: index into `mappings`
   std::vector<std::shared_ptr<const PeerMapping>> mappings;
   MatchEnd end = MatchEnd::kUnavailable;
-  std::shared_ptr<const Impl> in_current;  // if the sources are of the registry before: what the present one had of the same keys
+  // If the sources are from the previous registry: the match of the same keys in the current one
+  std::shared_ptr<const Impl> in_current;
 };
 
 }  // namespace kvm

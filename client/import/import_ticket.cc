@@ -84,13 +84,13 @@ std::string_view ImportFailureName(ImportFailure failure) noexcept {
 ImportTicket::ImportTicket() = default;
 ImportTicket::ImportTicket(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ImportTicket::~ImportTicket() {
-  // In a forked child: what is being copied, and who is told when it is done, are the parent's.
+  // In a forked child, the copy and its completion belong to the parent.
   if (impl_ && !impl_->process.Here()) static_cast<void>(impl_.release());
 }
 ImportTicket::ImportTicket(ImportTicket&&) noexcept = default;
 ImportTicket& ImportTicket::operator=(ImportTicket&& other) noexcept {
   if (this == &other) return *this;
-  const ImportTicket before(std::move(*this));  // ends as a destroyed one does
+  const ImportTicket before(std::move(*this));  // is destroyed at the end of this function
   impl_ = std::move(other.impl_);
   return *this;
 }

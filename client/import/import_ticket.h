@@ -1,5 +1,5 @@
-// An import under way: what it reads and writes stays where it is until the copy has ended, then
-// its result is made of what the backend says of each block.
+// An import under way. It keeps the memory that it reads and writes mapped until the copy has
+// ended, and then makes its result from the backend's status of each block.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace kvm {
 
-// What one import needs to stay where it is.
+// The objects that must live as long as the copy runs.
 struct ImportKeep {
   Match match;
   std::shared_ptr<Region::Impl> destination;
@@ -26,7 +26,7 @@ struct ImportKeep {
 
 struct ImportTicket::Impl {
   const OwnerProcess process;
-  // Its client's, which they keep alive.
+  // Parts of the import's client.
   std::shared_ptr<AtomicStats> stats;
   std::shared_ptr<HostCacheUses> host_cache_uses;
   std::shared_ptr<ImportKeep> keep;
@@ -34,18 +34,19 @@ struct ImportTicket::Impl {
   std::vector<std::uint32_t> blocks;
   std::size_t mapped = 0;  // leading blocks the job covers
   std::uint64_t block_bytes = 0;
-  std::vector<std::optional<std::uint64_t>> checksums;  // of the leading blocks; empty: nothing is compared
+  // Of the leading blocks; empty: nothing is compared
+  std::vector<std::optional<std::uint64_t>> checksums;
   ImportResult result;
   bool finished = false;
 
-  // Makes the result, once.
+  // Makes the result, at the first call.
   void Finish();
-  // The result in a forked child: nothing of the import is that process's.
+  // Makes the result in a forked child, which has no part in the import.
   void FailInChild();
 
  private:
-  // Cuts result.valid at the first block whose bytes are not what was published; the reason, if
-  // there is one.
+  // Reduces result.valid to the blocks before the first one whose bytes differ from what was
+  // published; returns the reason if there is such a block.
   std::optional<ImportFailure> Verify();
 };
 

@@ -14,8 +14,8 @@ namespace kvm {
 namespace {
 
 // `blocks` are below `block_count`. Sorting thousands of blocks in a random order takes longer than
-// queueing their copy, so a bit for each block of the region is used, unless those would be many
-// more than there is to look at.
+// queueing their copy, so a bit for each block of the region is used, unless that would be many
+// more bits than `blocks` has elements.
 bool AllDifferent(std::span<const std::uint32_t> blocks, std::uint32_t block_count) {
   if (std::adjacent_find(blocks.begin(), blocks.end(), std::greater_equal<>()) == blocks.end()) return true;
   if (block_count / 1024 <= blocks.size()) {
@@ -49,8 +49,9 @@ Status CheckDestination(const Match& match, const Region::Impl& region, std::spa
 
 using Checksums = std::vector<std::optional<std::uint64_t>>;
 
-// The runs of `match` up to the first block that can't be reached from the destination. What they
-// refer to goes to `keep`, the checksums to compare with, if any, to `checksums`.
+// Adds the runs of `match` up to the first block that can't be reached from the destination. The
+// objects that they refer to are added to `keep`, and the checksums to compare with, if any, to
+// `checksums`.
 Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool verify, ImportKeep& keep, ImportRequest& request,
                Checksums& checksums) {
   if (match.empty()) return {};
@@ -62,9 +63,11 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
     const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
     if (&mapping != last) {
       std::shared_ptr<const PeerPayload> payload = mapping.payload();
-      if (!payload || !payload->memories[region.device]) break;  // withdrawn, or out of this device's reach
+      // Withdrawn, or not reachable from this device
+      if (!payload || !payload->memories[region.device]) break;
       if (payload->memories[region.device]->lost()) {
-        sources.mappings[sources.mapping_of[at]]->GiveUpPaths();  // nor is it matched again
+        // So that Find does not match it again
+        sources.mappings[sources.mapping_of[at]]->GiveUpPaths();
         break;
       }
       Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
@@ -77,7 +80,8 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
     request.runs.back().count++;
     request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
     if (!verify) continue;
-    // What is read here belongs to the generation that the import checks before and after the copy.
+    // The checksum read here belongs to the source's generation, since the import checks that
+    // before and after the copy.
     const GenerationReader& reader = mapping.generations.reader;
     checksums.push_back(reader.has_checksums() ? std::optional(reader.Checksum(sources.sources[at].block)) : std::nullopt);
   }

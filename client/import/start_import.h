@@ -1,5 +1,5 @@
-// From a match to a copy under way: one run per stretch of blocks with the same source region,
-// handed to the backend that mapped it (Client::Import).
+// Client::Import: starts the copy for a match. Consecutive blocks with the same source region form
+// a run, which is passed to the backend that has mapped that region.
 #pragma once
 
 #include <chrono>
@@ -17,10 +17,10 @@ namespace kvm {
 struct ImportServices {
   std::shared_ptr<AtomicStats> stats;
   std::shared_ptr<HostCacheUses> host_cache_uses;
-  std::chrono::milliseconds patience;  // for a copy whose ticket is destroyed before it has ended
+  std::chrono::milliseconds patience;  // how long the destructor of a ticket waits for its copy
 };
 
-// As Client::Import; `destination` is a region of that client.
+// See Client::Import; `destination` is a region of that client.
 [[nodiscard]] Result<ImportTicket> StartImport(const ImportServices& services, const Match& match, Region& destination,
                                                std::span<const std::uint32_t> blocks, const ImportOptions& options);
 

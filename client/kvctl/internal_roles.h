@@ -1,5 +1,6 @@
-// Processes that kvctl starts from its own binary: "kvctl replay-worker FD" and "kvctl bench-peer FD".
-// Not part of its command line: they speak over the socket FD with the kvctl that started them.
+// Processes that kvctl starts from its own binary: "kvctl replay-worker FD" and "kvctl bench-peer
+// FD". Not part of its command line: they speak over the socket FD with the kvctl that started
+// them.
 #pragma once
 
 #include <optional>

@@ -22,7 +22,7 @@ namespace {
 
 constexpr const char* kFooter =
     "Exit codes: 0 healthy, 1 usage, 2 kvmd unreachable, 3 unhealthy, 130 interrupted.\n"
-    "--socket, --json and --timeout-ms may stand before or behind the command.";
+    "--socket, --json and --timeout-ms may stand before or after the command.";
 
 // "0.2.0 (CUDA 13.0)": whether this binary can use GPUs.
 std::string VersionText() {
@@ -36,7 +36,8 @@ int Main(int argc, char** argv) {
   CLI::App app("Shows and exercises kvmd, the marketplace for KV cache blocks of this node.", "kvctl");
   app.set_version_flag("--version", VersionText());
   app.footer(kFooter);
-  // None is caught below, so that an unknown command is refused by its name, not as a missing one.
+  // Also accepts no command, which is refused below: then the message for an unknown command names
+  // it, instead of saying that a command is missing.
   app.require_subcommand(0, 1);
   app.fallthrough();
   CommonOptions common;
@@ -55,7 +56,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    // CLI11 misses the subcommand before it looks at what stands in its place.
+    // CLI11 reports the missing subcommand before it reports the unknown word in its place.
     const std::vector<std::string> unknown = app.remaining(true);
     const bool wrong_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !unknown.empty();
     std::cerr << "kvctl: " << (wrong_command ? "unknown command or option " + unknown.front() : error.what()) << " (kvctl --help)\n";
@@ -64,7 +65,8 @@ int Main(int argc, char** argv) {
   return action ? action() : static_cast<int>(kUsage);
 }
 
-// Nobody reads on (`kvctl ls | head`): no error of kvctl's. Anything else that keeps output from being written is one.
+// A reader that has closed the pipe (`kvctl ls | head`) is no error. Any other failure to write the
+// output is one.
 int AfterOutput(int code) {
   std::cout.flush();
   if (std::cout.good()) return code;

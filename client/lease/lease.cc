@@ -39,7 +39,7 @@ std::size_t Lease::blocks() const noexcept {
 }
 
 Error Lease::reason() const {
-  if (!impl_) return MakeError(Errc::kCancelled, "nothing is held");
+  if (!impl_) return MakeError(Errc::kCancelled, "lease: it covers no block");
   if (!impl_->process.Here()) return BelongsToParent("lease");
   MutexLock lock(impl_->mutex);
   if (impl_->blocks > 0 && impl_->BlocksAt(std::chrono::steady_clock::now()) == 0) return Over("its time has passed");
@@ -56,7 +56,7 @@ std::chrono::milliseconds Lease::left() const noexcept {
 
 Status Lease::Renew(std::chrono::milliseconds ttl, Deadline deadline) {
   if (const Result<std::uint32_t> ttl_ms = Leases::TtlMs(ttl); !ttl_ms) return ttl_ms.error();
-  if (blocks() == 0) return reason().message.empty() ? Over("it holds nothing") : reason();
+  if (blocks() == 0) return reason().message.empty() ? Over("it covers no block") : reason();
   const std::shared_ptr<Leases> leases = impl_->leases.lock();
   if (!leases) return MakeError(Errc::kCancelled, "the lease's client is closed");
   return leases->Renew(*impl_, ttl, deadline);
@@ -70,7 +70,7 @@ void Lease::Release() noexcept {
   std::uint64_t id = 0;
   {
     MutexLock lock(impl->mutex);
-    impl->released = true;  // a message of it may still be unanswered
+    impl->released = true;  // an answer for it may still come
     id = std::exchange(impl->id, 0);
   }
   if (leases && id != 0) leases->Release(id);

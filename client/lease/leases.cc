@@ -17,7 +17,7 @@ kvmwire::ClientMessage ReleaseOf(std::uint64_t id) {
   return message;
 }
 
-// Row in `snapshot` of the region that `match`'s source `i` lies in; null: none.
+// The region, in `snapshot`, in which source `i` of `match` lies; null if there is none.
 const PeerRegion* RegionOf(const PeerSnapshot& snapshot, const Match::Impl& match, std::size_t i) {
   const BlockSource& source = match.sources[i];
   const std::shared_ptr<const PeerMapping>& mapping = match.mappings[match.mapping_of[i]];
@@ -25,14 +25,15 @@ const PeerRegion* RegionOf(const PeerSnapshot& snapshot, const Match::Impl& matc
     const PeerRegion& region = snapshot.by_row[source.region];
     if (region.region_epoch == source.region_epoch && region.mapping == mapping) return &region;
   }
-  // kvmd has restarted since: the same memory has a row of its own in each registry.
+  // kvmd has been restarted since the match was made: the same memory has another row in the new
+  // registry.
   const auto found =
       std::find_if(snapshot.by_row.begin(), snapshot.by_row.end(), [&](const PeerRegion& region) { return region.mapping == mapping; });
   return found != snapshot.by_row.end() ? &*found : nullptr;
 }
 
-// The leading sources of `match` from `first` on, as the registry of `snapshot` knows them, into
-// `hold`.
+// Adds the sources of `match` from `first` on to `hold`, with the rows that they have in the
+// registry of `snapshot`.
 void AddSources(const PeerSnapshot& snapshot, const Match& match, std::size_t first, kvmwire::AcquireLease& hold) {
   const std::size_t end = std::min(match.size(), first + kMaxLeaseBatch);
   for (std::size_t i = match.first() + first; i < match.first() + end; ++i) {
@@ -59,8 +60,8 @@ Result<std::uint32_t> Leases::TtlMs(std::chrono::milliseconds ttl) {
   return static_cast<std::uint32_t>(std::min<std::int64_t>(ttl.count(), UINT32_MAX));
 }
 
-// One message of it and its answer, which the link's thread takes: a cut that comes right behind it
-// must find the lease.
+// Sends one message and waits for its answer. The link's thread processes the answer, so that a
+// LeaseShrunk that follows at once finds the lease.
 Status Leases::AcquireSome(const std::shared_ptr<Lease::Impl>& lease, kvmwire::ClientMessage message, Deadline expires, Deadline deadline) {
   {
     MutexLock lock(lease->mutex);
@@ -104,7 +105,7 @@ Result<Lease> Leases::Acquire(const Match& match, std::chrono::milliseconds ttl,
   auto lease = std::make_shared<Lease::Impl>(self_);
   const std::shared_ptr<const PeerSnapshot> snapshot = peers_.Get().current;
   if (!snapshot) return MakeError(Errc::kUnavailable, "not connected to kvmd");
-  const Deadline expires = After(ttl);  // kvmd counts from later on
+  const Deadline expires = After(ttl);  // kvmd counts from a later moment
   for (std::size_t first = 0; first < match.size();) {
     kvmwire::ClientMessage message;
     kvmwire::AcquireLease& acquire = *message.mutable_acquire_lease();
@@ -146,7 +147,7 @@ Status Leases::Renew(Lease::Impl& lease, std::chrono::milliseconds ttl, Deadline
     lease.expires = expires;
     return {};
   }
-  // It may have arrived all the same.
+  // The request may have reached kvmd nevertheless.
   if (reply.error().code == Errc::kDeadlineExceeded) lease.expires = std::min(lease.expires, expires);
   return reply.error();
 }

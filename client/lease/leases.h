@@ -1,8 +1,8 @@
 // The leases of a client: acquires, renews and releases them, and ends them with the connection.
 //
 // Lease calls Renew and Release; the client calls the rest, Cut and EndAll on the link's thread.
-// Leases belong to those who hold them: what is listed here, by kvmd's number, is weak. Order of
-// locks: Lease::Impl::mutex, then mutex_.
+// The callers own their Lease objects; the map here, by kvmd's number, has weak references. Order
+// of locks: Lease::Impl::mutex, then mutex_.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +25,16 @@ class Leases {
   Leases(const Leases&) = delete;
   Leases& operator=(const Leases&) = delete;
 
-  // `self`: this, as leases hold it. Before everything else.
+  // `self`: a weak reference to this object, for its leases. To be called before any other method.
   void Start(std::weak_ptr<Leases> self) { self_ = std::move(self); }
 
-  // As kvmd wants it. kInvalidArgument: none at all.
+  // The time in the unit of the wire format. kInvalidArgument: it is not positive.
   [[nodiscard]] static Result<std::uint32_t> TtlMs(std::chrono::milliseconds ttl);
-  // As Client::AcquireLease.
+  // See Client::AcquireLease.
   [[nodiscard]] Result<Lease> Acquire(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
-  // As Lease::Renew, of a lease that holds something.
+  // See Lease::Renew. Precondition: the lease covers a block.
   [[nodiscard]] Status Renew(Lease::Impl& lease, std::chrono::milliseconds ttl, Deadline deadline);
-  // Forgets it and tells kvmd.
+  // Removes the lease from the map, and tells kvmd.
   void Release(std::uint64_t id) KVM_EXCLUDES(mutex_);
 
   void Cut(const kvmwire::LeaseShrunk& cut) KVM_EXCLUDES(mutex_);

@@ -13,13 +13,14 @@
 namespace kvm {
 namespace {
 
-// Between two reports, so that blocks are found soon and a region or slab that goes is let go of
-// soon.
+// The most bytes copied between two reports, so that blocks are found soon, and a region or slab
+// that is being closed is released soon.
 constexpr std::uint64_t kCopyBytes = std::uint64_t{64} << 20;
-// kvmd answers when it has memory, and the end of a connection answers as well.
+// In effect no deadline: kvmd answers when it has memory, and the end of a connection ends the call
+// as well.
 constexpr std::chrono::hours kPatience{24};
 
-// What a copy needs to stay where it is.
+// The objects that must live as long as the copy runs.
 struct Keep {
   std::shared_ptr<const PeerPayload> source;
   std::shared_ptr<const CopyPlan> plan;
@@ -140,7 +141,7 @@ void BlockStorer::Copy(OffloadSource& source, std::span<const OffloadItem> offer
     outcome.set_generation(grants[i]->generation());
     outcome.set_stored(statuses[i] == BlockStatus::kValid);
     stored += outcome.stored();
-    // Blocks are no prefix here: one that was reused says nothing of those behind it.
+    // These blocks are no prefix: a block that was reused does not make those behind it invalid.
     if (statuses[i] == BlockStatus::kBehindFailed) {
       again.push_back(item);
     } else if (outcome.stored()) {

@@ -1,6 +1,6 @@
-// Brings a batch of one region's blocks into the host cache: offers them to kvmd, copies those that
-// are granted a slot, and reports which copies are whole and of blocks that had not been reused
-// until they were (the same two looks at the generation as for any import). The Offloader's thread
+// BlockStorer: brings a batch of one region's blocks into the host cache. It offers them to kvmd,
+// copies those that are granted a slot, and reports which copies are complete and valid; a copy is
+// validated like an import, by the block's generation before and after it. The Offloader's thread
 // calls it; it waits for kvmd and for copies.
 #pragma once
 
@@ -14,7 +14,7 @@
 
 namespace kvm {
 
-// For one thread.
+// Not thread-safe: used by one thread.
 class BlockStorer {
  public:
   BlockStorer(Link& link, AtomicStats& stats, StoreQueue& queue) : link_(link), stats_(stats), queue_(queue) {}
@@ -24,7 +24,7 @@ class BlockStorer {
 
  private:
   void Store(OffloadSource& source, std::span<const OffloadItem> offered, const kvmwire::PrepareStoreReply& reply);
-  // Copies to one slab and adds each block's outcome to `done`; blocks behind a failed one are
+  // Copies to one slab and adds each block's outcome to `done`. Blocks behind a failed one are
   // queued again.
   void Copy(OffloadSource& source, std::span<const OffloadItem> offered, std::span<const kvmwire::StoreGrant* const> grants,
             kvmwire::CompleteStore& done);

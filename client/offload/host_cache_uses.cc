@@ -20,7 +20,7 @@ std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
     ++kept;
     if (!in_run) runs.emplace_back();
     in_run = true;
-    // kvmd follows the prefix up from the last one.
+    // Only the run's last block is named: kvmd follows the prefix back from it.
     const BlockSource& source = sources.sources[at];
     kvmwire::HostCacheRun& run = runs.back();
     run.set_region(source.region);

@@ -1,4 +1,5 @@
-// What this client has imported from kvmd's host cache and not told kvmd yet, so that its eviction policy learns of it.
+// HostCacheUses: the blocks that this client has imported from kvmd's host cache and not reported
+// yet. The reports tell kvmd's eviction policy of the uses.
 #pragma once
 
 #include <cstddef>
@@ -10,12 +11,13 @@
 
 namespace kvm {
 
-// Thread-safe. Bounded: a client that imports faster than it reports leaves some out.
+// Thread-safe. Bounded: if a client imports faster than it reports, some uses are not reported.
 class HostCacheUses {
  public:
-  // The first `valid` blocks of `match` have been imported; how many of them came from the host cache.
+  // Notes that the first `valid` blocks of `match` have been imported; returns how many of them
+  // came from the host cache.
   std::size_t Add(const Match& match, std::size_t valid);
-  // A report of what has been added since the last call, or one without runs.
+  // A report of all uses that were added since the last call; without runs if there were none.
   kvmwire::ClientMessage Take();
 
  private:

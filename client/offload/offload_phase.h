@@ -1,5 +1,5 @@
-// What the offloader's thread is doing with the region (the source) whose blocks it has taken from
-// the queue.
+// OffloadPhase: what the offloader's thread does with the region (the source) whose blocks it has
+// taken from the queue.
 //
 //     idle ──► offering ◄──► copying
 //      ▲          │  │          │  Forget, Stop
@@ -8,9 +8,10 @@
 //
 //   idle       waits for blocks; has no source
 //   offering   asks kvmd for slots, or reports what is stored; reads nothing of the source
-//   copying    reads the source's memory and writes a slab: that memory is freed only after the copy has ended
-//   last copy  the source is to be left; the copy under way goes on to its end
-//   leaving    begins no more copies of this source, and drops what is left of its blocks
+//   copying    reads the source's memory and writes a slab: that memory is freed only after the
+//              copy has ended
+//   last copy  the source is going to be closed; the copy under way goes on to its end
+//   leaving    begins no more copies of this source, and drops the rest of its blocks
 #pragma once
 
 #include <cstdint>

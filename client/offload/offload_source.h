@@ -1,5 +1,5 @@
-// What the offloader sees of the region whose blocks it copies to the host cache: memory, and
-// whether kvmd knows it.
+// OffloadSource: the offloader's view of a region whose blocks it copies to the host cache: its
+// memory, and its row in kvmd's registry.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ struct RegionRow {
 // Thread-safe. Memory and mapping stay as they are while the source lives.
 class OffloadSource {
  public:
-  // Nothing: not registered with kvmd now, or closed.
+  // Empty if the region is not registered with kvmd now, or closed.
   virtual std::optional<RegionRow> OpenRow() const = 0;
   virtual std::uint64_t BlockBytes() const noexcept = 0;
   virtual std::size_t Device() const noexcept = 0;  // of the client's DeviceSet

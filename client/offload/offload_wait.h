@@ -1,4 +1,5 @@
-// Blocks on their way to the host cache that somebody waits for (Region::OffloadBeforeReuse).
+// OffloadWait: lets a caller of Region::OffloadBeforeReuse wait until its blocks have been copied
+// to the host cache.
 #pragma once
 
 #include <condition_variable>
@@ -14,7 +15,8 @@ class OffloadWait {
  public:
   void Begin(std::size_t blocks) KVM_EXCLUDES(mutex_);
   void End(bool stored) KVM_EXCLUDES(mutex_);
-  // How many ended as stored. kDeadlineExceeded: not all have ended.
+  // Waits until all blocks have ended; returns how many were stored. kDeadlineExceeded: not all
+  // have ended.
   [[nodiscard]] Result<std::size_t> Wait(Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:

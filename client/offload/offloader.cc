@@ -42,7 +42,7 @@ void Offloader::Granted(const kvmwire::SlabGrant& grant, Result<Fds> fds) {
   slab->slot_bytes = grant.slot_bytes();
   slab->slots = grant.slots();
   MutexLock lock(mutex_);
-  // One that is known is the same slab, and may be mapped.
+  // If the slab is known, the known object stays, since it may be mapped already.
   if (connected_) slabs_.try_emplace({grant.region(), grant.region_epoch()}, std::move(slab));
 }
 
@@ -57,13 +57,14 @@ void Offloader::Withdraw(const RegionRow& row, std::function<void()> then) {
       changed_.notify_all();
       return;
     }
-    // Without a thread nothing has been mapped.
+    // If the thread was never started, no slab is mapped.
     if (found != slabs_.end()) slabs_.erase(found);
   }
   then();
 }
 
-// ---- threads that publish --------------------------------------------------------------------------
+// ---- threads that publish
+// --------------------------------------------------------------------------
 
 bool Offloader::WantsPublished() const {
   MutexLock lock(mutex_);
@@ -78,7 +79,7 @@ std::size_t Offloader::Offer(const std::shared_ptr<OffloadSource>& source, std::
     try {
       thread_ = std::thread([this] { Run(); });
     } catch (const std::system_error&) {
-      return 0;  // no thread to be had: nothing is offloaded
+      return 0;  // no thread could be started: nothing is offloaded
     }
   }
   const std::size_t count = std::min(records.size(), max_queued_ - std::min(max_queued_, queue_.size()));
@@ -114,7 +115,7 @@ void Offloader::Drop(std::span<const OffloadItem> items) {
   for (const OffloadItem& item : items) DropLocked(item);
 }
 
-// Items of one region that stand side by side.
+// Takes consecutive items of one region from the queue.
 Offloader::Batch Offloader::TakeBatchLocked() {
   Batch batch;
   while (!queue_.empty() && batch.size() < kMaxStoreBatch) {
@@ -188,7 +189,8 @@ void Offloader::Run() {
     lock.Lock();
     source_ = nullptr;
     if (source) GoToLocked(OffloadPhase::kIdle);
-    // If nobody else has kept the region meanwhile, its memory goes here, without the lock.
+    // If this is the last reference to the region, its memory is freed here, so the lock is
+    // released first.
     lock.Unlock();
     source.reset();
     lock.Lock();

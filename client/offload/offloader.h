@@ -1,12 +1,11 @@
 // Copies published blocks to kvmd's host cache on a background thread, so that publishers never
 // wait for it.
 //
-// Regions queue their blocks here; the thread takes those of one region at a time and has
-// BlockStorer bring them into the host cache. The queue is bounded: what has no room is dropped and
-// counted.
+// Regions queue their blocks here. The thread takes blocks of one region at a time and passes them
+// to BlockStorer. The queue is bounded: blocks that have no room in it are dropped and counted.
 //
-// Slabs (memory of kvmd's that this client may write) are mapped when they are first written, and
-// unmapped when kvmd withdraws them or the connection ends; a copy under way ends first.
+// Slabs (memory of kvmd that this client may write) are mapped when they are first written, and
+// unmapped when kvmd withdraws them or the connection ends, after a copy under way has ended.
 #pragma once
 
 #include <condition_variable>
@@ -38,23 +37,25 @@ class Offloader final : private StoreQueue {
   void Connected(const kvmwire::HelloReply& hello) KVM_EXCLUDES(mutex_);
   void Disconnected() KVM_EXCLUDES(mutex_);
   void Granted(const kvmwire::SlabGrant& grant, Result<Fds> fds) KVM_EXCLUDES(mutex_);
-  // Lets go of a slab, then runs `then`: at once if this client has none with that row and epoch.
+  // Unmaps a slab, then calls `then`: at once if this client has no slab with that row and epoch.
   void Withdraw(const RegionRow& row, std::function<void()> then) KVM_EXCLUDES(mutex_);
   void Stop() KVM_EXCLUDES(mutex_);
 
-  // Whether kvmd asks for what is published.
+  // Whether kvmd asks for each published block.
   bool WantsPublished() const KVM_EXCLUDES(mutex_);
-  // How many were queued. `wait`: they go first, and are begun and ended there.
+  // Queues blocks, and returns how many had room. With `wait`, they are queued before all others,
+  // and `wait` counts their begin and end.
   std::size_t Offer(const std::shared_ptr<OffloadSource>& source, std::span<const PublishRecord> records, bool asked,
                     const std::shared_ptr<OffloadWait>& wait) KVM_EXCLUDES(mutex_);
-  // Nothing of this source is read any more on return, or at the deadline.
+  // Ends the copies of this source. On return, unless the deadline has passed, no thread reads its
+  // memory any more.
   void Forget(const OffloadSource& source, Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:
   using Batch = std::vector<OffloadItem>;
   using RowKey = std::pair<std::uint32_t, std::uint32_t>;  // row, region epoch
 
-  // For the thread.
+  // StoreQueue, for the thread.
   bool BeginCopy() override KVM_EXCLUDES(mutex_);
   void EndCopy() override KVM_EXCLUDES(mutex_);
   std::shared_ptr<GrantedSlab> SlabAt(const RegionRow& row) override KVM_EXCLUDES(mutex_);
@@ -79,12 +80,16 @@ class Offloader final : private StoreQueue {
   bool wants_published_ KVM_GUARDED_BY(mutex_) = false;
   std::deque<OffloadItem> queue_ KVM_GUARDED_BY(mutex_);
   std::map<RowKey, std::shared_ptr<GrantedSlab>> slabs_ KVM_GUARDED_BY(mutex_);
-  bool grants_lost_ KVM_GUARDED_BY(mutex_) = false;  // there was no descriptor left for a slab's: kvmd is to send it again
-  std::vector<std::shared_ptr<GrantedSlab>> retired_ KVM_GUARDED_BY(mutex_);  // for the thread to let go of
+  // A slab's descriptor was lost, since this process had none left: kvmd is asked to send it again
+  bool grants_lost_ KVM_GUARDED_BY(mutex_) = false;
+  // Slabs that the thread unmaps
+  std::vector<std::shared_ptr<GrantedSlab>> retired_ KVM_GUARDED_BY(mutex_);
   OffloadPhase phase_ KVM_GUARDED_BY(mutex_) = OffloadPhase::kIdle;
-  const OffloadSource* source_ KVM_GUARDED_BY(mutex_) = nullptr;  // whose blocks the thread is at work on
-  std::thread thread_;                                            // started under the mutex, joined by Stop, behind which nothing starts it
-  BlockStorer storer_;                                            // the thread's only
+  // The source whose blocks the thread is copying
+  const OffloadSource* source_ KVM_GUARDED_BY(mutex_) = nullptr;
+  // Started under the mutex, joined by Stop, after which it is never started again
+  std::thread thread_;
+  BlockStorer storer_;  // used by the thread only
 };
 
 }  // namespace kvm

@@ -1,4 +1,5 @@
-// What the offloader's queue and the code that copies blocks from it tell each other.
+// StoreQueue: the interface between the offloader's queue and BlockStorer, which copies blocks from
+// it.
 #pragma once
 
 #include <array>
@@ -19,12 +20,13 @@ namespace kvm {
 struct OffloadItem {
   std::weak_ptr<OffloadSource> source;
   PublishRecord record;
-  bool asked = false;                 // by the caller of Region::Offload, not by the host cache's admission
-  std::shared_ptr<OffloadWait> wait;  // null: nobody waits
+  // The caller of Region::Offload named the block, rather than the host cache's admission
+  bool asked = false;
+  std::shared_ptr<OffloadWait> wait;  // null: no caller waits
 };
 
-// Memory of kvmd's that this client may write, mapped for each device when it is first written.
-// `withdrawn` runs once it is unmapped.
+// Memory of kvmd that this client may write, mapped for each device when it is first written.
+// `withdrawn` is called once it is unmapped.
 struct GrantedSlab {
   GrantedSlab() = default;
   ~GrantedSlab();
@@ -34,23 +36,25 @@ struct GrantedSlab {
   UniqueFd fd;
   std::uint64_t size_bytes = 0, slot_bytes = 0;
   std::uint32_t slots = 0;
-  std::array<std::shared_ptr<LocalMemory>, DeviceSet::kMax> memories;  // by device; the offloader's thread's only
+  // By device; used by the offloader's thread only
+  std::array<std::shared_ptr<LocalMemory>, DeviceSet::kMax> memories;
   std::function<void()> withdrawn;
 };
 
-// The queue as the thread sees it that works on a batch. Thread-safe.
+// The queue, as the thread that works on a batch uses it. Thread-safe.
 class StoreQueue {
  public:
-  // False: the source is to be left, nothing of it may be read any more. Each that began is ended.
+  // False: the source is being closed, and its memory must not be read any more. Every BeginCopy
+  // that returned true is followed by an EndCopy.
   virtual bool BeginCopy() = 0;
   virtual void EndCopy() = 0;
-  // Null: kvmd has withdrawn it, or never granted it.
+  // Null if kvmd has withdrawn the slab, or never granted it.
   virtual std::shared_ptr<GrantedSlab> SlabAt(const RegionRow& row) = 0;
-  // Whether a grant was lost since the last call, so that kvmd is to send it again.
+  // Whether a grant was lost since the last call, so that kvmd is asked to send it again.
   virtual bool TakeGrantsLost() = 0;
-  // Counts them as dropped, and ends the waits of callers for them.
+  // Counts the items as dropped, and ends the waits of callers for them.
   virtual void Drop(std::span<const OffloadItem> items) = 0;
-  // To the front of the queue.
+  // Puts the items at the front of the queue.
   virtual void QueueAgain(std::vector<OffloadItem> items) = 0;
 
  protected:

@@ -1,4 +1,5 @@
-// The data planes of a client: host memory, and the GPUs it imports to.
+// DeviceSet: the memory backends of a client: that of host memory, and those of the GPUs that it
+// imports to.
 #pragma once
 
 #include <array>
@@ -19,17 +20,18 @@ class DeviceSet {
 
   DeviceSet();
 
-  // Index of a GPU's data plane, opened if it is new: that creates a context, which takes its time.
-  // Zeros: kHost. kResourceExhausted: too many GPUs; or as MakeCudaBackend.
+  // Returns the index of a GPU's backend, and opens it if it is new. That creates a context, which
+  // takes some 100 ms. For a UUID of zeros, returns kHost. kResourceExhausted: too many GPUs. Also
+  // the errors of MakeCudaBackend.
   [[nodiscard]] Result<std::size_t> Open(const DeviceUuid& uuid);
 
   std::size_t size() const noexcept { return size_.load(std::memory_order_acquire); }
   MemoryBackend& operator[](std::size_t device) const noexcept { return *backends_[device]; }
-  // Keeps the data plane alive.
+  // Shares the ownership of the backend.
   std::shared_ptr<MemoryBackend> Share(std::size_t device) const noexcept { return backends_[device]; }
 
  private:
-  Mutex mutex_;                                                // of those who add
+  Mutex mutex_;                                                // serialises Open
   std::array<std::shared_ptr<MemoryBackend>, kMax> backends_;  // [0, size_) never change
   std::atomic<std::size_t> size_{0};
 };

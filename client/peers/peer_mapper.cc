@@ -14,7 +14,7 @@
 namespace kvm {
 namespace {
 
-// Descriptors that may wait to be mapped; an eighth of those that this process may have, if that is less.
+// How many descriptors may wait to be mapped; an eighth of this process's limit if that is less.
 constexpr std::size_t kMaxWaitingFds = 512;
 constexpr std::chrono::milliseconds kFirstLackPause{1000}, kLongestLackPause{60'000};
 
@@ -24,7 +24,7 @@ std::size_t MaxWaitingFds() noexcept {
   return std::clamp<std::size_t>(limit.rlim_cur / 8, 1, kMaxWaitingFds);
 }
 
-// The one reason for all that fails for want of descriptors.
+// Gives all failures for lack of descriptors the same reason.
 Error ReasonOf(const Error& error) { return IsOutOfDescriptors(error) ? OutOfDescriptors(error.sys_errno) : error; }
 
 bool ForWantOfDescriptors(const std::vector<UnmappedRegion>& problems) {
@@ -43,7 +43,7 @@ PeerMapper::PeerMapper(DeviceSet& devices, PeerTable& peers, std::size_t max_reg
 void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce announce, Result<Fds> fds) {
   const std::size_t count = fds ? fds->size() : 0;
   waiting_fds_.fetch_add(count, std::memory_order_acq_rel);
-  // std::function wants to be copied: hence shared.
+  // Shared, since std::function requires a copyable function object.
   auto shared_fds = std::make_shared<Result<Fds>>(std::move(fds));
   thread_.Post([this, connection, count, announce = std::move(announce), fds = std::move(shared_fds)] {
     const RowKey key{announce.region(), announce.region_epoch()};
@@ -53,7 +53,7 @@ void PeerMapper::Announce(std::uint64_t connection, kvmwire::RegionAnnounce anno
     if (*fds) (*fds)->clear();
     if (waiting_fds_.fetch_sub(count, std::memory_order_acq_rel) >= max_waiting_fds_) takes_more_again_();
     if (!mapping && IsOutOfDescriptors(mapping.error()) && peers_.Knows(connection, key.first, key.second)) {
-      // What is mapped stays so when its next announcement is lost.
+      // If the descriptors of a later announcement are lost, the mapping that exists stays.
       MutexLock lock(mutex_);
       if (const auto before = unmapped_.find(key); before != unmapped_.end()) problems = before->second;
     } else if (!mapping) {
@@ -143,7 +143,8 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
     if (!payload) return payload.error();
     parts.payload = std::move(*payload);
   }
-  // Where something is to be tried again, no device counts as considered, so that the next announcement maps anew.
+  // If a device has to be tried again, no device counts as considered, so that the next
+  // announcement maps the region again.
   const bool again = ForWantOfDescriptors(problems) ||
                      std::any_of(problems.begin(), problems.end(), [](const auto& one) { return one.reason.code == Errc::kUnavailable; });
   parts.devices = again ? 0 : devices;
@@ -164,13 +165,15 @@ Result<std::shared_ptr<PeerPayload>> PeerMapper::MapPayload(const kvmwire::Regio
   for (std::size_t device = 0; device < devices; ++device) {
     MemoryBackend& backend = devices_[device];
     if (!backend.Maps(origin.kind)) {
-      // A process without a GPU has no use for GPU memory; one with a GPU doesn't import to the host.
+      // A process without a GPU has no use for GPU memory; one with a GPU doesn't import to the
+      // host.
       if (device != DeviceSet::kHost || devices == 1) {
         problems.push_back({wire.name(), backend.device_uuid(), MakeError(Errc::kUnsupported, "GPU memory, and this process uses no GPU")});
       }
       continue;
     }
-    // The last one takes the descriptors themselves: a process may have few.
+    // The last device takes the descriptors themselves instead of duplicates, since a process may
+    // have few left.
     Result<std::vector<SegmentHandle>> segments = device == last ? TakeHandles(wire, fds) : HandlesOf(wire, fds);
     if (!segments) return segments.error();
     Result<std::unique_ptr<PeerMemory>> mapped = backend.Map(std::move(*segments), origin);

@@ -62,7 +62,8 @@ void PeerMapping::Retire(std::function<void()> released) {
     payload = std::exchange(payload_, nullptr);
   }
   if (payload) {
-    // Set while this thread holds a reference, so that whoever drops the last one sees it.
+    // Set while this thread holds a reference, so that the thread that drops the last reference
+    // sees it.
     payload->released = std::move(released);
   } else if (released) {
     released();
@@ -96,7 +97,7 @@ std::uint64_t PeerTable::StartConnection(RegistryView registry) {
 }
 
 void PeerTable::DropPrevious() {
-  std::vector<std::shared_ptr<PeerMapping>> gone;  // owners that have not come back
+  std::vector<std::shared_ptr<PeerMapping>> gone;  // mappings of owners that have not reconnected
   {
     MutexLock lock(mutex_);
     const std::shared_ptr<const PeerSnapshot> before = std::exchange(previous_, nullptr);
@@ -117,11 +118,13 @@ bool PeerTable::Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t
 }
 
 void PeerTable::Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping) {
-  std::shared_ptr<PeerMapping> replaced;  // mapped anew, for more devices
+  // An older mapping of the region, if it is mapped again for more devices
+  std::shared_ptr<PeerMapping> replaced;
   {
     MutexLock lock(mutex_);
     if (connection != connection_ || row >= current_->by_row.size()) return;
-    // A region that was adopted while the mapper still worked on its announcement is this process's own.
+    // This process has adopted the region while the mapper still worked on its announcement: the
+    // own mapping stays.
     const PeerRegion& known = current_->by_row[row];
     if (known.mapping && known.mapping->own && !mapping->own && known.region_epoch == region_epoch) return;
     auto next = std::make_shared<PeerSnapshot>(*current_);
@@ -179,7 +182,8 @@ std::shared_ptr<PeerMapping> PeerTable::FindAgain(std::uint32_t row, std::uint32
   if (current_) {
     if (row < current_->by_row.size() && current_->by_row[row].region_epoch == region_epoch && same(current_->by_row[row]))
       return current_->by_row[row].mapping;
-    // Another row has it: two regions are two mappings, so that the end of one is not the other's.
+    // Another row uses the mapping. Each region gets a mapping of its own, so that the end of one
+    // does not end the other.
     if (std::any_of(current_->by_row.begin(), current_->by_row.end(), same)) return nullptr;
   }
   if (!previous_) return nullptr;

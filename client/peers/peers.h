@@ -1,9 +1,10 @@
-// The peers' regions as this process has mapped them, and the registry that names them.
+// PeerTable: the peers' regions that this process has mapped, and the registry that names them.
 //
-// A PeerSnapshot is immutable and shared; a change makes a new one, so lookups take one reference and
-// run without a lock. A match may keep a PeerMapping, but not the memory behind it: when a region is
-// withdrawn its payload goes with the last import that is running (I7), and so does, if the owner waits
-// for that, the acknowledgement.
+// A PeerSnapshot is immutable and shared; a change makes a new one, so lookups take one reference
+// and run without a lock. A match may keep a PeerMapping, but not the memory behind it. When a
+// region is withdrawn, its payload is unmapped at the end of the last import that reads it (I7: no
+// memory is freed while an importer has it mapped). Only then is the withdrawal acknowledged, if
+// the owner waits for that.
 #pragma once
 
 #include <array>
@@ -23,14 +24,16 @@
 
 namespace kvm {
 
-// A region's memory, mapped for each device that can reach it. Unmaps on destruction, then runs `released`.
+// A region's memory, mapped for each device that can reach it. The destructor unmaps it and then
+// calls `released`.
 struct PeerPayload {
   PeerPayload() = default;
   ~PeerPayload();
   PeerPayload(const PeerPayload&) = delete;
   PeerPayload& operator=(const PeerPayload&) = delete;
 
-  std::array<std::shared_ptr<PeerMemory>, DeviceSet::kMax> memories;  // [device]; null: not mapped for it
+  // [device]; null: not mapped for it
+  std::array<std::shared_ptr<PeerMemory>, DeviceSet::kMax> memories;
   std::function<void()> released;
 };
 
@@ -41,8 +44,9 @@ class PeerMapping {
     PeerGenerations generations;
     std::shared_ptr<PeerPayload> payload;  // null: only generations are mapped
     std::string name;                      // of the region
-    FileId identity;                       // of the generation table: the same over kvmd's restarts
-    std::size_t devices = 0;               // how many of the client's devices were considered
+    // Of the generation table; it does not change when kvmd restarts
+    FileId identity;
+    std::size_t devices = 0;  // how many of the client's devices were considered
     bool own = false;
     bool kept = false;  // a slab of kvmd's host cache
   };
@@ -58,20 +62,23 @@ class PeerMapping {
   const bool own;
   const bool kept;
 
-  // How `device` reaches the memory; nothing: not at all, or it has been withdrawn. Lock-free.
+  // How `device` reaches the memory; empty if it can't, or if the memory has been withdrawn.
+  // Lock-free.
   std::optional<MemoryPath> PathTo(std::size_t device) const noexcept {
     const std::uint8_t path = paths_[device].load(std::memory_order_relaxed);
     if (path == kNone) return std::nullopt;
     return static_cast<MemoryPath>(path);
   }
-  // Nobody reaches it any more, until it is mapped anew; who uses it now goes on. Lock-free.
+  // From now on PathTo is empty for all devices, until the region is mapped again; imports under
+  // way go on. Lock-free.
   void GiveUpPaths() const noexcept;
   // The memory, kept mapped while the result lives; null once withdrawn. Thread-safe.
   std::shared_ptr<const PeerPayload> payload() const;
-  // Lets go of the memory; `released` runs once nobody uses it any more (at once if nobody does).
+  // Drops the memory; `released` is called once no import uses it any more (at once if none does).
   void Retire(std::function<void()> released) KVM_EXCLUDES(mutex_);
 
-  // Plan for copying to a region with `destination` geometry; made once. Thread-safe.
+  // The plan for copying to a region of geometry `destination`; it is made once and cached.
+  // Thread-safe.
   // kBadGeometry: the blocks differ in size.
   [[nodiscard]] Result<std::shared_ptr<const CopyPlan>> PlanTo(const Geometry& destination) const;
 
@@ -96,30 +103,33 @@ struct PeerSnapshot {
 
 class PeerTable {
  public:
-  // What lookups use: the current registry, and while readers move over after kvmd's restart the one
-  // before. Either may be null.
+  // The snapshots for lookups: that of the current registry and, for a while after kvmd's restart,
+  // that of the previous one. Either may be null.
   struct Snapshots {
     std::shared_ptr<const PeerSnapshot> current, previous;
   };
   Snapshots Get() const KVM_EXCLUDES(mutex_);
 
-  // A new connection: `registry` becomes current, what was current becomes previous. Reconnecting to a
-  // living kvmd brings the same registry again: rows are announced anew, the old ones serve meanwhile.
-  // Returns the connection's number; changes that come with an older one are ignored.
+  // Called for a new connection: `registry` becomes the current one, and the current one becomes
+  // the previous one. After a reconnect to a kvmd that has not restarted, the registry is the same:
+  // its regions are announced again, and the old mappings are used meanwhile. Returns the
+  // connection's number; changes with an older number are ignored.
   std::uint64_t StartConnection(RegistryView registry);
   void DropPrevious();
 
-  // Whether a region is mapped in this row, of this connection.
+  // Whether a region is mapped in this row, by an announcement of this connection.
   bool Knows(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch) const;
   void Add(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, const std::shared_ptr<PeerMapping>& mapping);
-  // Forgets the region, here and in the previous registry, and retires its mapping if it is a peer's and no other
-  // region's. What somebody else registers says nothing of this client's own regions.
+  // Removes the region from the current and the previous registry, and retires its mapping if it
+  // belongs to a peer and no other region uses it. It never removes this client's own regions,
+  // since another client may have registered the same memory.
   void Remove(std::uint64_t connection, std::uint32_t row, std::uint32_t region_epoch, std::function<void()> released);
-  // This client's own region goes: all mappings of its memory do.
+  // Called at the end of a region of this client: removes all mappings of its memory.
   void RemoveByIdentity(const FileId& identity);
 
-  // A mapping of the same region, made when it was announced before: in this row, or by the previous registry. Null: there
-  // is none. `name` and `identity` together, since anybody who has mapped a generation table can send it.
+  // A mapping of the same region from an earlier announcement, in this row or by the previous
+  // registry; null if there is none. Both `name` and `identity` must match, since any process that
+  // has a descriptor of a generation table can register it under another name.
   std::shared_ptr<PeerMapping> FindAgain(std::uint32_t row, std::uint32_t region_epoch, const std::string& name,
                                          const FileId& identity) const;
   std::size_t mapped_regions() const;

@@ -1,4 +1,4 @@
-// A region's segments as they come over the socket.
+// Converts the segments of a region from their wire format.
 #pragma once
 
 #include <vector>
@@ -8,11 +8,11 @@
 
 namespace kvm {
 
-// Handles for one MemoryBackend::Map or Take, which consumes them; `fds` stays. `fds`: the generation table's, then the
-// segments'. kProtocol: one is missing. kSystem.
+// Handles for one call of MemoryBackend::Map or Take, which consumes them. `fds`: the generation
+// table's, then the segments'; they are duplicated. kProtocol: one is missing. kSystem.
 [[nodiscard]] Result<std::vector<SegmentHandle>> HandlesOf(const kvmwire::RegionDescriptor& wire, const Fds& fds);
 
-// The same, and takes the segments' descriptors out of `fds` instead of duplicating them.
+// The same, but takes the segments' descriptors out of `fds` instead of duplicating them.
 [[nodiscard]] Result<std::vector<SegmentHandle>> TakeHandles(const kvmwire::RegionDescriptor& wire, Fds& fds);
 
 PeerOrigin OriginOf(const kvmwire::RegionDescriptor& wire);

@@ -22,7 +22,7 @@ struct Adoption {
   std::condition_variable changed;
   bool abandoned KVM_GUARDED_BY(mutex) = false;  // the caller has stopped waiting
   std::optional<Result<Answer>> reply KVM_GUARDED_BY(mutex);
-  std::uint64_t connection KVM_GUARDED_BY(mutex) = 0;  // that the reply came by
+  std::uint64_t connection KVM_GUARDED_BY(mutex) = 0;  // the connection on which the reply came
 };
 
 struct Given {
@@ -32,7 +32,8 @@ struct Given {
 
 RegionRow RowOf(const kvmwire::AdoptRegionReply& reply) { return {reply.region(), reply.region_epoch()}; }
 
-// Asks once. What comes when the caller has stopped waiting is given back.
+// Sends one request. If the region arrives after the caller has stopped waiting, it is returned to
+// kvmd.
 Result<Given> AskOnce(Link& link, const Registrar& registrar, const std::string& name, const kvmwire::ClientMessage& message,
                       Deadline deadline) {
   auto adoption = std::make_shared<Adoption>();
@@ -60,7 +61,7 @@ Result<Given> Ask(Link& link, const Registrar& registrar, const std::string& nam
                   Deadline deadline) {
   for (std::chrono::milliseconds pause = kAskAgainFirst;; pause = std::min(2 * pause, kAskAgainLast)) {
     Result<Given> given = AskOnce(link, registrar, name, message, deadline);
-    // kUnavailable: the process that had it is ending, or kvmd is coming back.
+    // kUnavailable: the previous owner's process is ending, or kvmd is restarting.
     if (given || given.error().code != Errc::kUnavailable || After(pause) >= deadline || !Sleep(pause)) return given;
   }
 }
@@ -70,7 +71,8 @@ Result<Given> Ask(Link& link, const Registrar& registrar, const std::string& nam
 Result<AdoptedRegion> AdoptRegion(Link& link, Registrar& registrar, const DeviceSet& devices, std::size_t device, const Model& model,
                                   RegionOptions region, Deadline deadline) {
   if (Status sound = Complete(region); !sound) return sound.error();
-  // kvmd takes it that a client that asks for a region it was given has not got it.
+  // A second request tells kvmd that the reply to the first was lost, so a client must never ask
+  // for a region that it has.
   if (registrar.Has(region.name)) return MakeError(Errc::kAlreadyExists, "adopt region " + region.name + ": this client has it");
   kvmwire::ClientMessage message;
   *message.mutable_adopt_region()->mutable_expected() = ExpectedDescriptor(model, region);

@@ -1,4 +1,4 @@
-// Asks kvmd for a dead process's region and goes on with it (Client::AdoptRegion).
+// Client::AdoptRegion: asks kvmd for a dead process's region and makes a Region of it.
 #pragma once
 
 #include "client/connection/link.h"
@@ -8,8 +8,8 @@
 
 namespace kvm {
 
-// `device`: of `devices`, that of the region's memory. Asks again while kvmd says kUnavailable,
-// until the deadline.
+// `device`: index in `devices` of the device that has the region's memory. Repeats the request
+// while kvmd answers kUnavailable, until the deadline.
 [[nodiscard]] Result<AdoptedRegion> AdoptRegion(Link& link, Registrar& registrar, const DeviceSet& devices, std::size_t device,
                                                 const Model& model, RegionOptions region, Deadline deadline);
 

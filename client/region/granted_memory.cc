@@ -25,7 +25,7 @@ GrantMemory GrantInPlaceOfTheDead(Link& link, const Model& model, const RegionOp
     kvmwire::ClientMessage message;
     kvmwire::AllocateMemory& request = *message.mutable_allocate_memory();
     *request.mutable_for_region() = ExpectedDescriptor(model, region);
-    // The other half is for the memory itself.
+    // Half of the time is for importers to unmap; the other half is for allocating the memory.
     request.set_ack_timeout_ms(std::max(1u, AckTimeoutMs(deadline) / 2));
     if (region.outlives_owner) {
       for (const std::uint64_t bytes : sizes) request.add_size_bytes(bytes);

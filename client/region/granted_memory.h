@@ -1,5 +1,4 @@
-// Memory that kvmd makes for a region, so that it can outlive this process, and memory of dead
-// processes that it gives up.
+// Asks kvmd for memory that can outlive this process, and to free the memory of dead processes.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +10,19 @@
 
 namespace kvm {
 
-// Makes memory of these sizes; none: there is none to be had.
+// Asks kvmd for memfds of these sizes. Empty if kvmd can't provide them.
 using GrantMemory = std::function<Fds(std::span<const std::uint64_t> size_bytes)>;
 
-// Asks kvmd for memory that can outlive this process; nothing if the region need not, or kvmd is
-// away. `link` outlives what is returned.
+// Returns a function that asks kvmd for memory. The function returns nothing if the region need not
+// outlive this process, or kvmd is away. `link` must outlive the function.
 GrantMemory GrantUntil(Link& link, const RegionOptions& region, Deadline deadline);
 
-// The same for a region that is to be registered: what dead processes have left that it takes the
-// place of goes first, and `gave_way` says that there was such. All arguments outlive what is
-// returned.
+// The same for a region that is to be registered: kvmd first frees the regions of dead processes
+// whose place it takes, and `gave_way` is set if there were any. All arguments must outlive the
+// function.
 GrantMemory GrantInPlaceOfTheDead(Link& link, const Model& model, const RegionOptions& region, Deadline deadline, bool& gave_way);
 
-// As Client::ReclaimOrphans.
+// See Client::ReclaimOrphans.
 [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(Link& link, const ReclaimOptions& what, Deadline deadline);
 
 }  // namespace kvm

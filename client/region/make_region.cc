@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kFirstPause{10}, kLastPause{160};
 
-// `granted`: kvmd's, or none.
+// `granted`: memory from kvmd; may be not open.
 Result<OwnedMemory> MakeGenerations(const RegionOptions& options, UniqueFd granted) {
   const std::size_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
   Result<OwnedMemory> memory = granted ? OwnedMemory::Take(std::move(granted), bytes, HugePages::kTry)
@@ -29,11 +29,12 @@ Result<std::shared_ptr<PeerMapping>> MapOwn(const Region::Impl::Parts& region, s
   Result<PeerGenerations> own_generations = MapGenerations(region.generation_memory.fd(), region.options.geometry.block_count);
   if (!own_generations) return own_generations.error();
   parts.generations = std::move(*own_generations);
-  if (region.device != DeviceSet::kHost) static_cast<void>(region.backend->AttachGenerations(parts.generations));  // else the CPU validates
+  // Without it, the CPU validates
+  if (region.device != DeviceSet::kHost) static_cast<void>(region.backend->AttachGenerations(parts.generations));
   Result<std::unique_ptr<PeerMemory>> view = region.backend->View(*region.memory);
   if (!view) return view.error();
   parts.payload = std::make_shared<PeerPayload>();
-  // The view must not outlive the memory: both go with the payload.
+  // The view must not outlive the memory, so the payload owns both.
   parts.payload->memories[region.device] =
       std::shared_ptr<PeerMemory>(view->release(), [keep = region.memory](PeerMemory* peer) { delete peer; });
   parts.geometry = region.options.geometry;
@@ -89,19 +90,20 @@ Result<std::shared_ptr<Region::Impl>> MakeAllocated(const Model& model, RegionOp
 
 Result<std::shared_ptr<Region::Impl>> AllocateInPlaceOfTheDead(Link& link, const Model& model, const RegionOptions& options,
                                                                const DeviceSet& devices, std::size_t device, Deadline deadline) {
-  bool gave_way = false;  // memory of dead workers has been given up for this
+  bool gave_way = false;  // kvmd has freed memory of dead workers for this region
   const auto allocate = [&] {
     return MakeAllocated(model, options, devices, device, GrantInPlaceOfTheDead(link, model, options, deadline, gave_way));
   };
   Result<std::shared_ptr<Region::Impl>> made = allocate();
   const auto exhausted = [&] { return !made && made.error().code == Errc::kResourceExhausted && link.connected(); };
   if (exhausted()) {
-    // What dead workers have left on this device goes first.
+    // Ask kvmd to free regions of dead workers on this device, then try again.
     const Result<ReclaimedMemory> reclaimed = ReclaimOrphans(link, {.device = options.device, .name = {}, .min_age = {}}, deadline);
     gave_way = gave_way || (reclaimed && reclaimed->regions > 0);
     if (gave_way) made = allocate();
   }
-  // The last descriptor may be a service manager's, which lets go of it in its own time.
+  // The service manager may have the last descriptor of the freed memory, and closes it some time
+  // later.
   for (auto pause = kFirstPause; exhausted() && gave_way && pause <= kLastPause && After(pause) < deadline; pause *= 2) {
     if (!Sleep(pause)) break;
     made = allocate();
@@ -139,7 +141,7 @@ Result<std::shared_ptr<Region::Impl>> MakeAdopted(const Model& model, RegionOpti
   const Result<MappedMemory> list =
       MappedMemory::Attach(fds.back().get(), std::max<std::uint64_t>(reply.records(), 1) * sizeof(PublishRecord));
   if (!list) return list.error();
-  // Of blocks that its last owner gave up before it died.
+  // The last owner may have ended some blocks before it died.
   (*made)->generations.TakeUpAll();
   (*made)->TakeOver({reply.region(), reply.region_epoch()}, {list->data(), reply.records() * sizeof(PublishRecord)});
   return made;

@@ -1,5 +1,6 @@
-// Makes the regions of a client: of memory that is allocated, that the caller has, or that a dead
-// process has left. What is made is not known to kvmd yet (registrar.h), but for an adopted one.
+// Makes the regions of a client: of new memory, of memory that the caller has, or of a dead
+// process's memory. Registrar (registrar.h) registers a new region with kvmd afterwards; an adopted
+// one is registered already.
 #pragma once
 
 #include <memory>
@@ -11,11 +12,13 @@
 
 namespace kvm {
 
-// Allocates the region's memory on a device of the client's. `grant`: what asks kvmd for memory.
+// Allocates the region's memory on a device of the client. `grant`: the function that asks kvmd for
+// memory.
 [[nodiscard]] Result<std::shared_ptr<Region::Impl>> MakeAllocated(const Model& model, RegionOptions options, const DeviceSet& devices,
                                                                   std::size_t device, const GrantMemory& grant);
 
-// The same, and again if memory is short: what dead workers have left on the device goes first.
+// The same; if memory is short, asks kvmd to free regions of dead workers on the device, and tries
+// again.
 [[nodiscard]] Result<std::shared_ptr<Region::Impl>> AllocateInPlaceOfTheDead(Link& link, const Model& model, const RegionOptions& options,
                                                                              const DeviceSet& devices, std::size_t device,
                                                                              Deadline deadline);
@@ -25,8 +28,8 @@ namespace kvm {
                                                                    std::size_t device, std::span<const DeviceRange> segments,
                                                                    const GrantMemory& grant);
 
-// Goes on with a dead owner's region. `fds`: of kvmd's reply; the records are consumed from them,
-// too.
+// Takes over a dead owner's region. `fds`: those of kvmd's reply, with the descriptor of the
+// records at the end.
 [[nodiscard]] Result<std::shared_ptr<Region::Impl>> MakeAdopted(const Model& model, RegionOptions options, const DeviceSet& devices,
                                                                 std::size_t device, const kvmwire::AdoptRegionReply& reply, Fds fds);
 

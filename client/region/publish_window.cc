@@ -17,7 +17,7 @@ std::size_t PublishWindow::Send(const RegionRow& row, std::span<const PublishRec
     publish.set_region(row.row);
     publish.set_region_epoch(row.region_epoch);
     publish.set_records(batch.data(), batch.size_bytes());
-    // Held while sending, so that sequences reach kvmd in order.
+    // The lock is held while sending, so that sequences reach kvmd in order.
     MutexLock lock(mutex_);
     if (unanswered_records_ > 0 && unanswered_records_ + batch.size() > window) break;
     publish.set_sequence(last_sequence_ + 1);

@@ -30,7 +30,7 @@ std::uint32_t Region::block_count() const noexcept { return impl_->options.geome
 std::uint64_t Region::block_bytes() const noexcept { return impl_->block_bytes; }
 std::span<const std::uint64_t> Region::segment_bytes() const noexcept { return impl_->options.segment_bytes; }
 
-// One enumeration for users, one on the wire, with the same numbers.
+// The public enumeration and that of the wire format have the same numbers.
 static_assert(static_cast<unsigned>(MemoryKind::kHostMemfd) == static_cast<unsigned>(layout::HandleKind::kHostMemfd));
 static_assert(static_cast<unsigned>(MemoryKind::kCudaIpc) == static_cast<unsigned>(layout::HandleKind::kCudaIpc));
 static_assert(static_cast<unsigned>(MemoryKind::kCudaVmmFd) == static_cast<unsigned>(layout::HandleKind::kCudaVmmFd));
@@ -67,7 +67,8 @@ PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcep
   try {
     return impl_->Publish(requests);
   } catch (const std::bad_alloc&) {
-    // Out of memory: what has been made readable stays so for those who know it; kvmd is not told.
+    // Out of memory: blocks that have been made readable stay readable for peers that know them;
+    // kvmd is not told of them.
     return PublishOutcome{0, 0, requests.size()};
   }
 }

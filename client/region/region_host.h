@@ -1,5 +1,5 @@
-// What a region needs of the client that it belongs to. A region may outlive its client, so it
-// holds this weakly and locks it for the time of a call.
+// RegionHost: the parts of its client that a region uses. A region may outlive its client, so it
+// has a weak reference, which it locks for the duration of a call.
 #pragma once
 
 #include <chrono>
@@ -17,7 +17,7 @@ class RegionHost {
   RegionHost(const RegionHost&) = delete;
   RegionHost& operator=(const RegionHost&) = delete;
 
-  // As Region::Unregister.
+  // See Region::Unregister.
   [[nodiscard]] virtual Status Unregister(Region::Impl& region, Deadline deadline) = 0;
 
   Link& link;

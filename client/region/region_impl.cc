@@ -56,7 +56,7 @@ bool Region::Impl::closed() const {
 Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) {
   if (!options.checksums) return std::vector<std::uint64_t>();
   std::vector<std::uint32_t> blocks;
-  // A block out of range is refused later; any other one stands in for it here.
+  // A block out of range is refused later; block 0 stands in for it here.
   for (const PublishRequest& request : requests)
     blocks.push_back(request.write.block < options.geometry.block_count ? request.write.block : 0);
   {
@@ -91,7 +91,8 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   if (!checksums) return PublishOutcome{0, requests.size(), 0};
   std::vector<PublishRecord> batch;
   batch.reserve(requests.size());
-  // Goes behind the lock: the client's end, if this is its last use, closes the region.
+  // Destroyed after the lock is released: if this is the last reference to the client, the client's
+  // destructor closes the region.
   const std::shared_ptr<RegionHost> owner = host.lock();
   MutexLock lock(mutex_);
   MakeReadable(requests, *checksums, batch);
@@ -109,8 +110,8 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   return outcome;
 }
 
-// CUDA's callback only posts: nothing there may wait, or be the last to let go of a region or
-// client.
+// CUDA's callback only posts a task, since it must not wait, nor drop the last reference to a
+// region or client.
 Status Region::Impl::PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) {
   struct Waiting {
     Waiting(std::weak_ptr<Impl> region_, std::span<const PublishRequest> requests_, std::shared_ptr<StreamPublishes> all)
@@ -126,7 +127,7 @@ Status Region::Impl::PublishOnStream(std::span<const PublishRequest> requests, S
     static_cast<void>(Publish(requests));
     return {};
   }
-  // Shared, since std::function wants to be copied.
+  // Shared, since std::function requires a copyable function object.
   auto waiting = std::make_shared<const Waiting>(weak_from_this(), requests, stream_publishes_);
   return backend->RunAfter(stream, [mailbox = owner->link.mailbox(), waiting = std::move(waiting)] {
     mailbox->Post([waiting] {
@@ -166,7 +167,7 @@ Status Region::Impl::Flush(Deadline deadline) {
       } else if (refused) {
         return refusal_;
       } else if (owner->link.connected()) {
-        registering = true;  // after a reconnection it is, in a moment
+        registering = true;  // after a reconnect the region is registered in a moment
       } else {
         return MakeError(Errc::kUnavailable, "region " + options.name + " is not registered with kvmd now");
       }
@@ -223,7 +224,7 @@ bool Region::Impl::Accepted(RegionHost& owner, const RegionRow& row) {
   GoTo(state_ == RegionState::kAbandoned ? RegionState::kClosing : RegionState::kRegistered);
   row_ = row;
   known_to_kvmd_ = true;
-  records_.DeferAll();  // what was published while it was not
+  records_.DeferAll();  // blocks that were published while it was not registered
   refusal_ = Error{};
   if (state_ != RegionState::kRegistered) return false;
   PumpLocked(owner);

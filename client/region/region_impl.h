@@ -1,9 +1,9 @@
-// A region of this client: memory, generations, what has been published of it, and how it stands
-// with kvmd.
+// Region::Impl: a region of this client: its memory, its generations, the records that it has
+// published, and its registration with kvmd.
 //
-// Publish, PublishOnStream, Offload and Flush are what the engine's threads call through Region;
-// the client's Registrar calls the rest, mostly on the link's thread. Owns the memory and the
-// records; needs of its client what RegionHost says.
+// The engine's threads call Publish, PublishOnStream, Offload and Flush through Region; the
+// client's Registrar calls the rest, mostly on the link's thread. It owns the memory and the
+// records, and uses the parts of its client that RegionHost lists.
 #pragma once
 
 #include <condition_variable>
@@ -35,7 +35,8 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
     std::shared_ptr<LocalMemory> memory;
     OwnedMemory generation_memory;
     GenerationWriter generations;
-    std::shared_ptr<PeerMapping> own_mapping;  // so that this process imports from it like from any other
+    // So that this process can import from it like from a peer's
+    std::shared_ptr<PeerMapping> own_mapping;
   };
   explicit Impl(Parts parts);
 
@@ -58,46 +59,48 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
 
   PublishOutcome Publish(std::span<const PublishRequest> requests) KVM_EXCLUDES(mutex_);
   Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) KVM_EXCLUDES(mutex_);
-  // Offers published blocks, whatever the host cache asks for; how many. `wait` (may be null): with
-  // precedence.
+  // Offers published blocks to the host cache, independent of its admission, and returns how many
+  // were queued. With `wait` (may be null), they are queued before all others.
   std::size_t Offload(std::span<const std::uint32_t> blocks, const std::shared_ptr<OffloadWait>& wait) KVM_EXCLUDES(mutex_);
   Status Flush(Deadline deadline) KVM_EXCLUDES(mutex_);
-  // The end of ownership (I10): no block is readable or can become so, whatever is under way. One
-  // atomic operation each.
+  // Ends the ownership of all blocks: none is readable or can become so, even if a write is under
+  // way (I10: the end of ownership is written, not announced). One atomic operation for each block.
   void End() noexcept { generations.EndAll(); }
   bool closed() const KVM_EXCLUDES(mutex_);
 
   // ---- registration
 
   enum class Ask { kSend, kWait, kRegistered, kClosed };
-  // Whether a request is to be sent now: not if there is one under way, whose answer is for
-  // `waiter` (may be empty) as well, or nothing to ask for; then `waiter` is not kept.
+  // Whether a request is to be sent now. kWait: a request is under way, and `waiter` (may be empty)
+  // gets its answer as well. kRegistered, kClosed: there is nothing to ask for, and `waiter` is not
+  // kept.
   Ask BeginRegistration(const Reply& waiter) KVM_EXCLUDES(mutex_);
-  // kvmd has accepted it in `row`. False: the region has been closed meanwhile and is to be taken
-  // out again.
+  // Called when kvmd has accepted the region in `row`. False: the region has been closed meanwhile,
+  // and must be unregistered again.
   bool Accepted(RegionHost& owner, const RegionRow& row) KVM_EXCLUDES(mutex_);
   void Refused(const Error& why) KVM_EXCLUDES(mutex_);
   std::vector<Reply> TakeWaiters() KVM_EXCLUDES(mutex_);
-  // Whether kvmd refused it for want of something, of which there may be some again.
+  // Whether kvmd refused it for lack of a resource, so that another request may succeed.
   bool IsWorthAsking() const KVM_EXCLUDES(mutex_);
   void ConnectionEnded() KVM_EXCLUDES(mutex_);
   // Sends deferred records while the window allows.
   void Pump(RegionHost& owner) KVM_EXCLUDES(mutex_);
 
-  // Goes on where a dead owner stopped. Before the region is shared; it is registered then.
-  // `published`: the bytes of its PublishRecords.
+  // Takes over the state of a dead owner's region, which is registered in `row`. To be called
+  // before the region is shared. `published`: the bytes of its PublishRecords.
   void TakeOver(const RegionRow& row, std::span<const std::byte> published) KVM_EXCLUDES(mutex_);
   std::vector<AdoptedBlock> Published() const KVM_EXCLUDES(mutex_);
   RegionRow row() const KVM_EXCLUDES(mutex_);
 
-  // ---- the end
+  // ---- the region's end
 
   // Closes it and waits until no publish reads its memory, or until `deadline`.
   void Close(Deadline deadline) KVM_EXCLUDES(mutex_);
-  // The row of a closed region that kvmd is to be told to take out; nothing: it has none, or was
-  // told.
+  // The row of a closed region, if kvmd still has to be told to remove it; empty if it has none, or
+  // kvmd has been told.
   std::optional<RegionRow> TakeRow() KVM_EXCLUDES(mutex_);
-  // Whether importers may have it mapped, since it has been registered at some time; forgets that.
+  // Whether importers may have it mapped, since it has been registered at some time. Resets that
+  // flag.
   bool ForgetImporters() KVM_EXCLUDES(mutex_);
 
   // ---- OffloadSource
@@ -109,16 +112,16 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
   const PeerMapping& Mapping() const noexcept override { return *own_mapping; }
 
  private:
-  // Without checksums an empty list; an error: they could not be computed, or the region is closed,
-  // and nothing may be published.
+  // The checksums of the blocks; an empty list if the region has none. After an error nothing may
+  // be published: they could not be computed, or the region is closed.
   Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) KVM_EXCLUDES(mutex_);
-  // Makes them readable as far as no other write has begun, and their records this region's;
-  // appends the records.
+  // Makes the blocks readable for which no other write has begun, stores their records, and appends
+  // these to `batch`.
   void MakeReadable(std::span<const PublishRequest> requests, std::span<const std::uint64_t> checksums, std::vector<PublishRecord>& batch)
       KVM_REQUIRES(mutex_);
-  // To the host cache, if this region offers what it publishes.
+  // Offers the blocks to the host cache, if this region offers the blocks that it publishes.
   void OfferPublished(RegionHost& owner, std::span<const PublishRecord> batch);
-  // True: no deferred records are left.
+  // True if no deferred records are left.
   bool PumpLocked(RegionHost& owner) KVM_REQUIRES(mutex_);
   void GoTo(RegionState next) KVM_REQUIRES(mutex_);
 
@@ -127,8 +130,10 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
   mutable Mutex mutex_;
   RegionState state_ KVM_GUARDED_BY(mutex_) = RegionState::kOffline;
   RegionRow row_ KVM_GUARDED_BY(mutex_);
-  std::vector<Reply> waiters_ KVM_GUARDED_BY(mutex_);  // for the answer that is under way
-  Error refusal_ KVM_GUARDED_BY(mutex_);               // kvmd's, of the last registration
+  // Callers that wait for the answer to the request under way
+  std::vector<Reply> waiters_ KVM_GUARDED_BY(mutex_);
+  // kvmd's error, if it refused the last registration
+  Error refusal_ KVM_GUARDED_BY(mutex_);
   bool known_to_kvmd_ KVM_GUARDED_BY(mutex_) = false;  // has been registered at some time
   PublishedRecords records_ KVM_GUARDED_BY(mutex_);
   unsigned reading_ KVM_GUARDED_BY(mutex_) = 0;  // publishes that read the memory, for checksums

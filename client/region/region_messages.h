@@ -1,4 +1,4 @@
-// What kvmd is told of a region's end.
+// The messages about a region's end.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 namespace kvm {
 
-// Takes a region out. As a request: kvmd answers once importers have let go of it, or after
-// `ack_timeout_ms`. As a message without an answer: nobody waits for them.
+// Unregisters a region. Sent as a request, kvmd answers once importers have unmapped it, or after
+// `ack_timeout_ms`. Sent without a request id, kvmd does not wait for importers.
 kvmwire::ClientMessage Unregistration(const RegionRow& row, std::uint32_t ack_timeout_ms = 0);
 
-// A little less than a caller with this deadline waits, so that kvmd is the one to say what is
-// missing.
+// A little less than the time until `deadline`, so that kvmd answers, with the reason, before the
+// caller's deadline passes.
 std::uint32_t AckTimeoutMs(Deadline deadline);
 
 }  // namespace kvm

@@ -10,7 +10,7 @@
 namespace kvm {
 namespace {
 
-// The smallest segments that hold `geometry`; wrong geometries are Validate's to refuse.
+// The sizes of the smallest segments that hold `geometry`; Validate refuses wrong geometries later.
 std::vector<std::uint64_t> NeededBytes(const Geometry& geometry) {
   std::vector<std::uint64_t> bytes;
   for (const GeometryPart& part : geometry.parts) {

@@ -1,4 +1,4 @@
-// RegionOptions as a caller gives them: completed, checked, and as kvmd is told of them.
+// Completes and checks RegionOptions, and converts them for kvmd.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace kvm {
 // Fills in what AllocateRegion's options may leave out, and checks them.
 [[nodiscard]] Status Complete(RegionOptions& options);
 
-// What a region of these options looks like, without kind and handles.
+// The descriptor of a region with these options, without kind and handles.
 kvmwire::RegionDescriptor ExpectedDescriptor(const Model& model, const RegionOptions& options);
 
 }  // namespace kvm

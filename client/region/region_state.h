@@ -1,4 +1,4 @@
-// Where a region of this client stands with kvmd.
+// RegionState: the registration of a region of this client with kvmd.
 //
 //              ask                    kvmd accepts
 //   offline ────────► registering ─────────────────► registered
@@ -11,12 +11,13 @@
 //    ▲                                                      │
 //    └───── its row is taken out, or the connection ends ───┘
 //
-//   offline      kvmd does not know it: it was never asked, has refused, or the connection has ended since
+//   offline      kvmd does not know it: it was never asked, has refused, or the connection has
+//                ended since
 //   registering  a request is under way; other callers that want one wait for its answer
 //   registered   it has a row in kvmd's registry, and publishes are sent
 //   abandoned    closed while a request is under way
-//   closing      closed, and its row has to be taken out of the registry
-//   closed       its blocks have ended, and its memory may be its engine's again
+//   closing      closed, and kvmd has to remove its row from the registry
+//   closed       its blocks have ended, and the engine may reuse registered memory
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ enum class RegionState : std::uint8_t { kOffline, kRegistering, kRegistered, kAb
 // Whether `to` may follow `from`.
 bool MayFollow(RegionState from, RegionState to) noexcept;
 
-// Whether blocks may be published: not closed.
+// Whether blocks may be published, that is, the region is not closed.
 constexpr bool IsOpen(RegionState state) noexcept {
   return state == RegionState::kOffline || state == RegionState::kRegistering || state == RegionState::kRegistered;
 }

@@ -10,7 +10,7 @@
 namespace kvm {
 namespace {
 
-// What a caller waits for until the link's thread says it.
+// An event on the link's thread that a caller waits for.
 struct Announcement {
   Mutex mutex;
   std::condition_variable changed;
@@ -77,8 +77,8 @@ void Registrar::Pump() {
   for (const std::shared_ptr<Region::Impl>& region : Regions()) region->Pump(*this);
 }
 
-// A region that kvmd refused on a reconnection for want of something is asked for again: of tables
-// that were full, or of descriptors, there may be some again.
+// Requests registration again for regions that kvmd refused on a reconnect for lack of a resource:
+// tables may have room again, and descriptors may be free. The pause between two requests doubles.
 void Registrar::RequestRefused() {
   constexpr std::chrono::milliseconds kFirst{1000}, kLongest{60'000};
   if (std::chrono::steady_clock::now() < refused_until_) return;
@@ -98,7 +98,8 @@ void Registrar::OnRegistered(const std::shared_ptr<Region::Impl>& region, const 
   if (!region->Accepted(*this, {registered.region(), registered.region_epoch()})) LetGoAtOnce(*region);
 }
 
-// So that a reconnection is either seen here or sees the region.
+// Runs on the link's thread, so that either this function sees a reconnect, or the reconnect sees
+// the region.
 void Registrar::OnAdopted(const std::shared_ptr<Region::Impl>& region, std::uint64_t connection) {
   AddToList(region);
   if (connection_ == connection && link.connected()) {
@@ -112,7 +113,7 @@ void Registrar::OnAdopted(const std::shared_ptr<Region::Impl>& region, std::uint
 
 // ---- registering --------------------------------------------------------------------------------
 
-// Asked for by Add and by every new connection; when both come together, one request serves both.
+// Add and every new connection call this. If both do at the same time, one request serves both.
 void Registrar::Request(const std::shared_ptr<Region::Impl>& region, const Reply& done) {
   switch (region->BeginRegistration(done)) {
     case Region::Impl::Ask::kSend: break;
@@ -151,7 +152,7 @@ Result<std::shared_ptr<Region>> Registrar::Add(std::shared_ptr<Region::Impl> reg
     if (WaitUntil(answer->changed, lock, deadline, [&]() KVM_REQUIRES(answer->mutex) { return answer->status.has_value(); }))
       status = *answer->status;
     lock.Unlock();
-    // A lost connection is not an error: the region is registered on reconnecting.
+    // A lost connection is not an error: the region is registered after the reconnect.
     if (!status && status.error().code != Errc::kUnavailable) {
       LetGoAtOnce(*region);
       return status.error();
@@ -168,7 +169,8 @@ void Registrar::AddAdopted(const std::shared_ptr<Region::Impl>& region, std::uin
     added->Say(Status());
   });
   MutexLock lock(added->mutex);
-  // Finds see the region as their own from here on; a link that is being stopped drops the task.
+  // From here on, Find treats the region as this client's own. A link that is being stopped drops
+  // the task.
   added->changed.wait_for(lock.native(), timeout, [&]() KVM_REQUIRES(added->mutex) { return added->status.has_value(); });
 }
 

@@ -1,10 +1,10 @@
-// The regions of a client, and what kvmd knows of them: registers them on every connection, sends
-// their deferred publishes, and takes them out again.
+// Registrar: the regions of a client and their registration. It registers them on every connection,
+// sends their deferred publishes, and unregisters them.
 //
-// The client adds regions that it has made and passes on what the link says; a region's Unregister
-// and destructor come here as well, by RegionHost. Regions belong to those who use them: the list
-// here is weak. Desired state outlives connections: a region that is in the list is asked for again
-// until it is registered or closed.
+// The client adds regions that it has made, and passes on the link's events. A region's Unregister
+// and destructor call it as well, through RegionHost. The callers own the regions; the list here
+// has weak references. The list outlives connections: registration of a region in it is requested
+// again until the region is registered or closed.
 #pragma once
 
 #include <memory>
@@ -26,12 +26,12 @@ class Registrar final : public RegionHost {
             std::chrono::milliseconds its_timeout)
       : RegionHost(its_link, its_window, its_offloader, its_stats, its_timeout), peers_(peers) {}
 
-  // `self`: this, as regions hold it. Before everything else.
+  // `self`: a weak reference to this object, for the regions. To be called before any other method.
   void Start(std::weak_ptr<RegionHost> self) { self_ = std::move(self); }
 
   // ---- the link's thread
 
-  // `connection`: PeerTable's number.
+  // `connection`: PeerTable's number of the connection.
   void Connected(std::uint64_t connection);
   void Disconnected();
   void Tick();
@@ -41,17 +41,18 @@ class Registrar final : public RegionHost {
 
   // ---- any thread
 
-  // Registers it if there is a connection, and waits for kvmd's answer. The error of a region that
-  // kvmd refused, or did not answer for in time: the region is closed then.
+  // Adds the region to the list, registers it if there is a connection, and waits for kvmd's
+  // answer. If kvmd refused it, or did not answer in time, returns that error, and the region is
+  // closed.
   [[nodiscard]] Result<std::shared_ptr<Region>> Add(std::shared_ptr<Region::Impl> region, Deadline deadline);
-  // A region that kvmd has registered over that connection already. Waits until this client finds
-  // it as its own.
+  // Adds a region that kvmd has already registered on that connection. Waits until Find treats its
+  // blocks as this client's own.
   void AddAdopted(const std::shared_ptr<Region::Impl>& region, std::uint64_t connection);
   bool Has(const std::string& name) const;
   [[nodiscard]] Status Unregister(Region::Impl& region, Deadline deadline) override;
-  // What a client's end does with its regions. Waits, up to the client's timeout, for importers of
-  // memory that CUDA must not free under them (cuda_ipc), and for no others: other memory lives as
-  // long as anybody has it mapped.
+  // Called at the end of the client: unregisters all regions. Waits, up to the client's timeout,
+  // for importers of cuda_ipc memory, which CUDA must not free while they use it. It does not wait
+  // for other importers, since other memory lives as long as a process has it mapped.
   void UnregisterAll();
 
  private:
@@ -62,14 +63,15 @@ class Registrar final : public RegionHost {
   void OnRegistered(const std::shared_ptr<Region::Impl>& region, const kvmwire::RegisterRegionReply& registered);
   void OnAdopted(const std::shared_ptr<Region::Impl>& region, std::uint64_t connection);
   void Pump();
-  // Ends a region's blocks and all that this client does with it. Its row, if kvmd is to be told.
+  // Ends a region's blocks, and stops all work of this client with it. Returns its row if kvmd has
+  // to be told.
   std::optional<RegionRow> LetGo(Region::Impl& region, Deadline deadline);
   void LetGoAtOnce(Region::Impl& region);
 
   PeerTable& peers_;
   std::weak_ptr<RegionHost> self_;
 
-  // The link's thread only.
+  // Used on the link's thread only.
   std::uint64_t connection_ = 0;
   std::chrono::milliseconds refused_pause_{0};
   Deadline refused_until_ = Deadline::min();

@@ -1,4 +1,5 @@
-// PublishOnStream calls that have not taken effect yet, so that Flush can wait for them.
+// StreamPublishes: counts PublishOnStream calls that have not taken effect yet, so that Flush can
+// wait for them.
 #pragma once
 
 #include <condition_variable>
@@ -14,7 +15,7 @@ namespace kvm {
 // By number, in the order in which they began. Thread-safe.
 class StreamPublishes {
  public:
-  // One of them: ends when it goes, whether it was run or dropped.
+  // One such call. Its destructor ends it, whether the publish took place or was dropped.
   class UnderWay {
    public:
     explicit UnderWay(std::shared_ptr<StreamPublishes> all);
@@ -27,7 +28,8 @@ class StreamPublishes {
     const std::uint64_t number_;
   };
 
-  // Waits until all that have begun so far have ended; false: not by `deadline`.
+  // Waits until all calls that have begun so far have ended; false if that has not happened by
+  // `deadline`.
   bool WaitForAll(Deadline deadline) KVM_EXCLUDES(mutex_);
 
  private:

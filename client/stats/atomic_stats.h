@@ -16,7 +16,7 @@ struct AtomicStats {
       offloads_dropped{0}, offloads_refused{0}, blocks_from_host_cache{0};
 };
 
-// All but mapped_regions, which nobody counts.
+// All counters except mapped_regions, which is read from PeerTable.
 ClientStats Load(const AtomicStats& stats) noexcept;
 
 kvmwire::StatsReport ReportOf(const ClientStats& stats);

@@ -1,7 +1,9 @@
-// One GPU as this process uses it: its identity, its primary context, and making that current.
+// CudaDevice: one GPU of this process: its identity and its primary context. DeviceGuard makes that
+// context current.
 //
-// Opened by UUID. Contexts are pushed and popped, never set, since cudaSetDevice back to a device that
-// the caller never used would create a context there. Thread-safe; immutable after Open.
+// A device is opened by UUID. Contexts are pushed and popped, never set: to restore the caller's
+// device with cudaSetDevice would create a context on that device if the caller has never used it.
+// Thread-safe; immutable after Open.
 #pragma once
 
 #include <memory>
@@ -16,7 +18,8 @@ namespace kvm {
 class CudaDevice {
  public:
   // Retains the primary context (creates it if need be) and loads the copy kernels.
-  // kNotFound: no visible GPU has that UUID. kUnsupported: no driver, or no kernel image for this GPU.
+  // kNotFound: no visible GPU has that UUID. kUnsupported: no driver, or no kernel image for this
+  // GPU.
   [[nodiscard]] static Result<std::shared_ptr<const CudaDevice>> Open(const DeviceUuid& uuid);
   ~CudaDevice();
   CudaDevice(const CudaDevice&) = delete;

@@ -1,7 +1,8 @@
 // The CUDA driver's entry points and its errors.
 //
-// Nothing links libcuda: the runtime is static and finds the driver when it is first asked, so one binary
-// starts on a machine without a driver and says that there is none. Immutable once loaded; thread-safe.
+// The binary does not link libcuda: the CUDA runtime is linked statically and finds the driver at
+// its first call. So the same binary starts on a machine without a driver, and reports that there
+// is none. Immutable once loaded; thread-safe.
 #pragma once
 
 #include <cuda.h>

@@ -13,7 +13,7 @@ std::uint64_t ChecksumBlock(const Geometry& geometry, std::span<const std::byte*
       const std::byte* at = bases[part.segment] + part.offset + r * part.repeat_stride + block * part.block_stride;
       std::uint64_t left = part.chunk_bytes;
       bytes += left;
-      for (; filled == 0 && left >= 8; at += 8, left -= 8) {  // whole words, as nearly all are
+      for (; filled == 0 && left >= 8; at += 8, left -= 8) {  // nearly all words lie in one chunk
         std::memcpy(&word, at, 8);
         sum += ChecksumWord(index++, word);
       }

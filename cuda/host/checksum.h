@@ -1,9 +1,10 @@
 // Content checksum of a block: 64 bits over its bytes in geometry order.
 //
-// The bytes are read as little-endian 64-bit words; the sum of ChecksumWord(i, word i), closed with the
-// length. Each word is mixed with its position, so moved or swapped words change it; addition makes it
-// the same in any order of evaluation, hence on any number of threads and for any cut into chunks. Guards
-// against faults, not against an adversary. The GPU computes the same function (cuda/kernels/checksum_kernel.cu).
+// The bytes are read as little-endian 64-bit words; the sum of ChecksumWord(i, word i), closed with
+// the length. Each word is mixed with its position, so moved or swapped words change the sum.
+// Addition makes it independent of the order of evaluation, and so of the number of threads and of
+// the division into chunks. It guards against faults, not against an adversary. The GPU computes
+// the same function (cuda/kernels/checksum_kernel.cu).
 #pragma once
 
 #include <cstddef>

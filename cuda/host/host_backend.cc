@@ -1,5 +1,6 @@
-// Host memory: regions are sealed memfds, copies are memcpy by the calling thread, block by block, each
-// followed by its generation check, so that a rewritten block is noticed before the next one is copied.
+// Host memory: regions are sealed memfds, copies are memcpy by the calling thread, block by block,
+// each followed by its generation check, so that a rewritten block is noticed before the next one
+// is copied.
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -82,11 +83,13 @@ class FinishedJob final : public ImportJob {
   std::vector<BlockStatus> statuses_;
 };
 
-// Imports from this size on bypass the cache on their way out, as a large memcpy does: what is written is
-// more than the cache holds, and not reading it first saves a third of the memory traffic.
+// Imports from this size on bypass the cache on their way out, as a large memcpy does: the
+// destination does not fit into the cache, and a store that does not read it first saves a third of
+// the memory traffic.
 constexpr std::uint64_t kStreamFromBytes = std::uint64_t{8} << 20;
 
-// The source may be rewritten meanwhile: the bytes are thrown away then, so the race is harmless.
+// The source may be rewritten meanwhile. The generation check then rejects the bytes, so the race
+// is harmless.
 #if defined(__SANITIZE_THREAD__)
 __attribute__((no_sanitize("thread"), noinline)) void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) {
   for (std::size_t i = 0; i < bytes; ++i) to[i] = from[i];
@@ -110,15 +113,15 @@ void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool str
     _mm_stream_si128(destination + 3, d);
   }
   std::memcpy(to + at, from + at, bytes - at);
-  // Streaming stores are ordered by nothing else, not even by the release of the block's publish.
+  // Only this fence orders streaming stores; the release store of the block's publish does not.
   _mm_sfence();
 }
 #else
 void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) { std::memcpy(to, from, bytes); }
 #endif
 
-// Whether bytes copied before this call may be wrong because memory of source or destination was lost. Losses are rare,
-// so this is mostly one load.
+// Whether bytes copied before this call may be wrong because memory of source or destination was
+// lost. Losses are rare, so this is mostly one load.
 bool AnyLost(const HostPeerMemory& source, const LocalMemory& destination) {
   if (MemoryGuard::losses() == 0) return false;
   const auto* host = dynamic_cast<const HostLocalMemory*>(&destination);

@@ -14,7 +14,7 @@ Result<std::vector<std::uint64_t>> ChecksumMemory(const void* address, std::uint
   if (piece_bytes == 0 || whole >= std::numeric_limits<std::uint32_t>::max()) {
     return MakeError(Errc::kInvalidArgument, "checksum: pieces of " + std::to_string(piece_bytes) + " bytes");
   }
-  // The whole pieces are blocks of a geometry, the rest is one block of another.
+  // The whole pieces are blocks of one geometry, and the rest is one block of another geometry.
   std::vector<std::uint64_t> sums;
   const auto* base = static_cast<const std::byte*>(address);
   const auto add = [&](const std::byte* from, std::uint64_t bytes, std::uint32_t count) -> Status {

@@ -18,12 +18,14 @@ namespace {
 
 using layout::HandleKind;
 
-// Follows callers' streams without holding them up: an event of theirs, waited for by a stream of ours
-// that runs the action. An event may be recorded again as soon as a wait for it has been queued.
+// Follows callers' streams without holding them up: an event of theirs, waited for by a stream of
+// ours that runs the action. An event may be recorded again as soon as a wait for it has been
+// queued.
 class StreamFollower {
  public:
   explicit StreamFollower(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
-  // What still waits for a caller's stream runs when that gets there: CUDA lets go of streams and events by itself then.
+  // Actions that wait for a caller's stream still run when the stream reaches them; CUDA destroys
+  // their streams and events afterwards.
   ~StreamFollower() {
     const DeviceGuard guard(*device_);
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));

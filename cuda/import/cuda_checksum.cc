@@ -95,7 +95,8 @@ Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid& uuid, con
   if (!device) return device.error();
   std::vector<std::uint32_t> blocks(geometry.block_count);
   std::iota(blocks.begin(), blocks.end(), 0);
-  auto* readable = const_cast<std::byte*>(base);  // bases are given as importers have them; nothing is written
+  // Bases are given as importers have them; nothing is written
+  auto* readable = const_cast<std::byte*>(base);
   return ChecksumBlocks(**device, {&readable, 1}, geometry, blocks);
 }
 

@@ -25,7 +25,8 @@ class CudaImportJob final : public ImportJob {
   CudaImportJob(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots, ImportRequest request)
       : device_(std::move(device)), slots_(std::move(slots)), request_(std::move(request)), statuses_(request_.blocks.size()) {}
 
-  // Copies that were started write to the destination, which must not be reused before they have ended.
+  // Copies that were started write to the destination, which must not be reused before they have
+  // ended.
   ~CudaImportJob() override {
     Wait(SteadyTime::max());
     if (slot_) slots_->Return(std::move(slot_), usable_);
@@ -85,8 +86,8 @@ class CudaImportJob final : public ImportJob {
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
   void ValidateOnCpu();
 
-  // A part was queued and another failed: all of it counts as failed, once the queued part has ended, which may take long
-  // on a stream of the caller's.
+  // A part was queued and another failed: all of it counts as failed, once the queued part has
+  // ended, which may take long on a stream of the caller's.
   void Abandon() noexcept {
     const DeviceGuard guard(*device_);
     // A launch that failed did not touch `arrivals`; one that ran has reset it.
@@ -108,7 +109,8 @@ class CudaImportJob final : public ImportJob {
     return true;
   }
 
-  // By the slot's own stream: a failed GPU fails all of them, and the caller may have destroyed the one that it gave.
+  // By the slot's own stream: a failed GPU fails all of them, and the caller may have destroyed the
+  // one that it gave.
   bool GpuFailed() noexcept {
     const DeviceGuard guard(*device_);
     const cudaError_t error = cudaStreamQuery(slot_->stream());
@@ -133,7 +135,8 @@ class CudaImportJob final : public ImportJob {
   }
 
   void Collect() noexcept {
-    // The kernels' fences order what the GPU sees; another process sees host memory once the stream is done.
+    // The kernels' fences order what the GPU sees; another process sees host memory once the stream
+    // is done.
     if (to_host_ && !Synchronized()) return FailAll();
     if (!on_gpu_) {
       ValidateOnCpu();
@@ -235,8 +238,8 @@ Status CudaImportJob::CheckRequest() {
   return {};
 }
 
-// The first check of the generations of blocks [submitted_, end): moves submitted_ on to the first that is
-// stale already, or to end.
+// The first check of the generations of blocks [submitted_, end): moves submitted_ on to the first
+// that is stale already, or to end.
 std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
   std::vector<TransferRun> runs;
   constexpr std::size_t kAhead = 16;
@@ -272,7 +275,8 @@ std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
   return runs;
 }
 
-// A long list goes in two waves: while the GPU copies the first, the CPU checks and plans the second.
+// A long list goes in two waves: while the GPU copies the first, the CPU checks and plans the
+// second.
 Status CudaImportJob::Submit() {
   if (Status sound = CheckRequest(); !sound) return sound;
   const std::size_t count = request_.blocks.size();
@@ -318,7 +322,8 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
 Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool fused) {
   const DeviceGuard guard(*device_);
   started_ = true;
-  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
+  // Each wave has its own
+  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;
   Result<const void*> queued = QueueTableAndCopies(plan, slot_->staged_table() + table_used_, own_table, stream_);
   if (!queued) return queued.error();
   const void* device_table = *queued;

@@ -1,5 +1,6 @@
-// One import over CUDA: generations checked by the CPU, bytes copied and validated on the GPU in stream
-// order, completion seen in host memory without a call.
+// One import over CUDA: the CPU checks the generations first, the GPU copies the bytes and
+// validates them in stream order, and the CPU sees the completion in host memory without a system
+// call.
 #pragma once
 
 #include <memory>
@@ -10,7 +11,7 @@
 
 namespace kvm {
 
-// Starts the import. `device` and `slots` are the backend's.
+// Starts the import. The backend owns `device` and `slots`.
 std::unique_ptr<ImportJob> StartCudaImport(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots,
                                            ImportRequest request);
 

@@ -10,8 +10,9 @@ namespace {
 
 constexpr std::size_t kSlotsAhead = 4, kMinBlocks = std::size_t{64} << 10, kMinTableBytes = std::size_t{512} << 10;
 
-// Contexts of backends that have ended, for the next backend of the same GPU. Freeing their memory would wait for all
-// streams of this process, also for one that a caller's action follows and that stands still.
+// Contexts of backends that have ended, for the next backend of the same GPU. Freeing their memory
+// would wait for all streams of this process, also for one that a caller's action follows and that
+// stands still.
 class SpareContexts {
  public:
   static SpareContexts& Get() {

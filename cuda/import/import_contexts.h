@@ -1,10 +1,11 @@
-// What one import under way needs on the GPU, pooled: host memory that the GPU reports to, device memory
-// for large tables, a stream, an event. Making these costs milliseconds, an import microseconds.
+// ImportContext: the resources of one import under way: host memory to which the GPU reports,
+// device memory for large tables, a stream, and an event. They are pooled, since making them takes
+// milliseconds and an import takes microseconds.
 //
-// Streams have the highest priority: a request waits for its import, and a copy that finds no free
-// multiprocessor among a model's kernels would wait for all of them.
-// The pool is thread-safe; a context belongs to one import at a time. A context whose GPU has failed is not
-// given back but destroyed. Those of a pool that ends are kept for the next pool of that GPU: the end of a
+// Streams have the highest priority: a request waits for its import, and without a free
+// multiprocessor a copy would wait for all of a model's kernels. The pool is thread-safe; a context
+// belongs to one import at a time. A context whose GPU has failed is destroyed instead of returned.
+// The contexts of a destroyed pool are kept for the next pool of that GPU, so that the end of a
 // backend waits for no stream.
 #pragma once
 
@@ -26,10 +27,10 @@ class ImportContext {
   ImportContext(const ImportContext&) = delete;
   ImportContext& operator=(const ImportContext&) = delete;
 
-  // Room for so many blocks, and for a table in device memory of that size (0: none is needed).
+  // Makes room for so many blocks, and for a table in device memory of that size (0: no table).
   [[nodiscard]] Status Reserve(std::size_t blocks, std::size_t table_bytes);
 
-  // Host memory that the GPU sees at the same address.
+  // Host memory that the GPU accesses at the same address.
   std::uint32_t* done() const noexcept { return reinterpret_cast<std::uint32_t*>(pinned_); }
   std::uint8_t* statuses() const noexcept { return reinterpret_cast<std::uint8_t*>(pinned_ + kLine); }
   std::byte* staged_table() const noexcept { return staged_; }
@@ -54,8 +55,8 @@ class ImportContext {
   std::byte* staged_ = nullptr;
   void* table_ = nullptr;
   std::size_t table_bytes_ = 0;
-  // What became too small. Freeing waits for everything on the GPU, an import must not; sizes double, so
-  // this is never more than what is in use.
+  // Buffers that became too small. To free them would wait for all work on the GPU, which an import
+  // must not do. Sizes double, so these buffers are together never larger than those in use.
   std::vector<void*> retired_host_, retired_device_;
   std::uint32_t* arrivals_ = nullptr;
   cudaStream_t stream_ = nullptr;
@@ -75,7 +76,7 @@ class ImportContexts {
   // kResourceExhausted: kMaxSlots imports are under way. kSystem, …: a new one could not be made.
   [[nodiscard]] Result<std::unique_ptr<ImportContext>> Take();
   void Return(std::unique_ptr<ImportContext> slot, bool usable);
-  // One of the lowest priority, for what nobody waits for; made with the first call.
+  // A stream of the lowest priority, for copies that no request waits for; made at the first call.
   [[nodiscard]] Result<cudaStream_t> BackgroundStream();
 
   static constexpr std::size_t kMaxSlots = 256;

@@ -1,10 +1,11 @@
-// Import jobs that their caller lets go of before the copy has ended.
+// JobReaper: keeps import jobs whose ticket is destroyed before the copy has ended.
 //
-// A copy on a stream of the caller's runs when that stream gets there: late, or never if the caller itself holds it up. A
-// destructor that waited for it would hang (I6), and one that did not would free what the GPU still writes. So it waits
-// for a time and then hands the job on: a thread of the process's, asleep between two looks, keeps all that the job
-// needs until the copy has ended, and destroys it then. A copy that never ends keeps its memory for as long as the
-// process lives. No CUDA.
+// A copy on a stream of the caller runs when that stream reaches it: late, or never if the caller
+// blocks the stream. A destructor that waited for it would hang (I6: no call waits beyond its
+// deadline), and one that did not wait would free memory that the GPU still writes. So the
+// destructor waits for a limited time and then passes the job to a thread of the process. That
+// thread polls the job, and destroys it once the copy has ended. A copy that never ends keeps its
+// memory as long as the process lives. This file uses no CUDA.
 #pragma once
 
 #include <chrono>
@@ -20,12 +21,12 @@ namespace kvm {
 // Thread-safe.
 class JobReaper {
  public:
-  // The process's; never destroyed, since a copy may outlast everything else.
+  // The only instance of the process; never destroyed, since a copy may outlive everything else.
   static JobReaper& Get();
   JobReaper(const JobReaper&) = delete;
   JobReaper& operator=(const JobReaper&) = delete;
 
-  // Never fails: a job that nobody can watch (no thread, no memory) is kept for ever.
+  // Never fails: a job that can't be watched (no thread, no memory) is kept for ever.
   void Take(std::unique_ptr<ImportJob> job) noexcept;
   std::size_t waiting() const;
 
@@ -36,12 +37,12 @@ class JobReaper {
   mutable Mutex mutex_;
   std::condition_variable taken_;
   bool running_ KVM_GUARDED_BY(mutex_) = false;
-  std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // with those that the thread is looking at
+  std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // including those that the thread is polling
   std::vector<std::unique_ptr<ImportJob>> jobs_ KVM_GUARDED_BY(mutex_);
 };
 
-// The same job, whose destruction waits `patience` at most and then leaves it to the reaper. `job` must be safe to poll
-// and to destroy on another thread.
+// Returns the same job with a destructor that waits at most `patience` and then passes it to the
+// reaper. `job` must be safe to poll and to destroy on another thread.
 [[nodiscard]] std::unique_ptr<ImportJob> EndedByReaper(std::unique_ptr<ImportJob> job, std::chrono::milliseconds patience);
 
 }  // namespace kvm

@@ -1,4 +1,4 @@
-// Putting a TransferPlan into a stream, up to the launch of its kernel.
+// Queues a TransferPlan on a stream, up to the launch of its kernel.
 //
 // Only files of this folder that include CUDA headers, and GPU tests, include this one.
 #pragma once
@@ -13,12 +13,13 @@
 
 namespace kvm {
 
-// Arguments of the kernel as far as the plan says them; who is told of the end is the caller's to fill in.
+// The kernel's arguments that follow from the plan; the caller sets those for the report.
 [[nodiscard]] CopyArgs ArgsOf(const TransferPlan& plan) noexcept;
 
-// Uploads the table if it does not travel in the launch, and starts the copies of the copy engine. The table's place on the
-// device; null: it travels in the launch. `staged` (pinned host memory) and `own_table` (device memory) have room for the
-// table and stay as they are until the stream has got past this. The plan may go when this returns.
+// Uploads the table if it is too large for a launch argument, and queues the copies of the copy
+// engine. Returns the table's address on the device; null if it is a launch argument. `staged`
+// (pinned host memory) and `own_table` (device memory) have room for the table, and must not change
+// until the stream has passed this point. The plan may be destroyed when this returns.
 [[nodiscard]] Result<const void*> QueueTableAndCopies(const TransferPlan& plan, std::byte* staged, std::byte* own_table,
                                                       cudaStream_t stream);
 

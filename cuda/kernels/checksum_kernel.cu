@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) SumWords(const ChecksumChunk* chunks
   if (threadIdx.x == 0) sums[blockIdx.x] = CloseChecksum(total, block_bytes);
 }
 
-// Any cut: every word is put together from its bytes.
+// For any division into chunks: every word is assembled from its bytes.
 __global__ void __launch_bounds__(kThreads) SumBytes(const ChecksumChunk* chunks, std::uint32_t chunk_count, std::uint64_t block_bytes,
                                                      const std::uint32_t* blocks, std::uint64_t* sums) {
   __shared__ std::uint64_t total;

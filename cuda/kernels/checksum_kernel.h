@@ -1,4 +1,5 @@
-// Launches the kernel that computes checksums of blocks in GPU memory, by the function in cuda/host/checksum.h.
+// Launches the kernel that computes checksums of blocks in GPU memory, by the function in
+// cuda/host/checksum.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,7 +8,7 @@
 
 namespace kvm {
 
-// A chunk of block 0, its place in the block's byte order, and the way to block b's.
+// A chunk of block 0, its position in the block's byte order, and the stride from block to block.
 struct ChecksumChunk {
   std::uint64_t address = 0;
   std::uint64_t stride = 0;

@@ -1,13 +1,14 @@
 // Copy and validation of one import.
 //
-// Memory order (I2): a CUDA block has all its loads behind it (their values were stored, or the ring's
-// barriers have completed) when it arrives at a counter behind a fence; the block that arrives last, or the
-// kernel that follows, reads the generations, so each was read after every byte had been. The peer makes a
-// generation odd before it changes a byte. The same fence makes the copied bytes visible on the GPU before
-// any status is written, so a thread that saw the statuses may start work on the bytes. The data loads race with
-// a peer that rewrites its block: those bytes are thrown away.
-// Fences have GPU scope: system scope costs microseconds each and nothing here needs it, since a status
-// stands for itself and is written last.
+// Memory order (I2: generations are checked after the copy). When a CUDA block increments the
+// arrival counter, after a fence, all of its loads have completed: their values were stored, or the
+// ring's barriers have completed. The block that arrives last, or the kernel that follows, reads
+// the generations, so each generation is read after every byte. The peer makes a generation odd
+// before it changes a byte. The same fence makes the copied bytes visible on the GPU before any
+// status is written, so a thread that saw the statuses may start work on the bytes. The data loads
+// race with a peer that rewrites its block; its bytes are rejected then. Fences have GPU scope: a
+// fence of system scope costs microseconds, and is not needed, since a status is one byte and is
+// written last.
 #include "cuda/kernels/copy_kernels.h"
 
 #include <algorithm>
@@ -20,7 +21,8 @@ namespace kvm {
 namespace {
 
 constexpr unsigned kWarp = 32, kLoadsInFlight = 8;
-constexpr int kStoresInFlight = 4;   // bulk stores of a ring whose reads of shared memory may be pending
+// Bulk stores of a ring whose reads of shared memory may be pending
+constexpr int kStoresInFlight = 4;
 constexpr unsigned kMaxStages = 48;  // of all rings of a CUDA block
 
 template <std::size_t kBytes>
@@ -47,7 +49,7 @@ struct TableView {
 struct Item {
   const unsigned char* source;
   unsigned char* destination;
-  std::uint32_t bytes;  // 0: this part lies behind the end of a short piece
+  std::uint32_t bytes;  // 0: this part begins behind the end of a short piece
 };
 
 // Finds items by number. Numbers must not decrease from call to call.
@@ -77,7 +79,7 @@ class ItemFinder {
   std::uint32_t group_ = 0;
 };
 
-// Pair k's group: the last one whose pairs start at or before k.
+// The group of pair k: the last group whose pairs start at or before k.
 __device__ const GroupEntry& GroupOfPair(const TableView& table, std::uint32_t groups, std::uint32_t pair) {
   std::uint32_t low = 0, high = groups;
   while (high - low > 1) {
@@ -89,7 +91,8 @@ __device__ const GroupEntry& GroupOfPair(const TableView& table, std::uint32_t g
 
 // Validates pairs first, first + step, … and reports each.
 __device__ void ValidatePairs(const TableView& table, const CopyArgs& args, std::uint32_t first, std::uint32_t step) {
-  constexpr int kBatch = 4;  // generations that one thread has under way: each is a trip to host memory
+  // Generations that one thread loads at a time, since each load is a round trip to host memory
+  constexpr int kBatch = 4;
   for (std::uint32_t base = first; base < args.pair_count; base += kBatch * step) {
     std::uint64_t expected[kBatch] = {}, current[kBatch] = {};
 #pragma unroll
@@ -111,7 +114,7 @@ __device__ void ValidatePairs(const TableView& table, const CopyArgs& args, std:
   }
 }
 
-// The end of every CUDA block that copied.
+// Every CUDA block calls this at its end.
 __device__ void Finish(const TableView& table, const CopyArgs& args) {
   if (args.report == ReportBy::kNobody) return;
   __shared__ bool last;
@@ -133,7 +136,8 @@ __device__ void Finish(const TableView& table, const CopyArgs& args) {
   }
 }
 
-// A table that came with the launch is kept for the next one: a second time it would cost as much again.
+// Copies a table that was passed as a launch argument to device memory for the validation kernel,
+// since passing it again would take as long again.
 __device__ void KeepTable(const unsigned char* table, const CopyArgs& args, unsigned thread, unsigned threads) {
   if (args.kept_table == nullptr || blockIdx.x + 1 != gridDim.x) return;
   const std::size_t bytes =
@@ -143,7 +147,7 @@ __device__ void KeepTable(const unsigned char* table, const CopyArgs& args, unsi
   for (std::uint32_t i = thread; i < bytes / sizeof(std::uint64_t); i += threads) to[i] = from[i];
 }
 
-// One warp, up to kLoadsInFlight words a thread at a time.
+// Copies with one warp, up to kLoadsInFlight words a thread at a time.
 template <class Word>
 __device__ void CopyByWarp(const Item& item, unsigned lane) {
   const Word* from = reinterpret_cast<const Word*>(item.source);
@@ -183,7 +187,7 @@ __global__ void __launch_bounds__(1024, 1) VectorCopy(const __grid_constant__ Co
   Finish(table, args);
 }
 
-// Follows a copy kernel in its stream.
+// The validation kernel, which follows a copy kernel in its stream.
 template <class Table>
 __global__ void __launch_bounds__(kValidationThreads)
     Validate(const __grid_constant__ CopyArgs args, const __grid_constant__ Table storage) {
@@ -197,7 +201,8 @@ __global__ void __launch_bounds__(kValidationThreads)
 struct Ring {
   unsigned char* stages;          // [count][unit_bytes]
   std::uint64_t *filled, *empty;  // mbarriers, [count]
-  Item* items;                    // [count]: what each stage holds; bytes 0 ends the work
+  // [count]: the item in each stage; an item of 0 bytes ends the work
+  Item* items;
   unsigned count;
 };
 
@@ -228,7 +233,8 @@ __device__ void FillRing(const Ring& ring, const TableView& table, const CopyArg
 }
 
 __device__ void EmptyRing(const Ring& ring, const CopyArgs& args) {
-  Turn turn, oldest;  // oldest: the stage whose store was issued first of those that may still read it
+  // oldest: the stage whose store was issued first of those that may still read it
+  Turn turn, oldest;
   for (unsigned issued = 0;; ++issued) {
     WaitBarrier(ring.filled + turn.stage, turn.phase);
     const Item item = ring.items[turn.stage];
@@ -272,7 +278,7 @@ __global__ void __launch_bounds__(512, 1)
 
 #else
 
-// Never launched there: PrepareCopyKernels says that the GPU has no bulk copies.
+// Never launched on such a GPU, since PrepareCopyKernels reports that it has no bulk copies.
 template <class Table>
 __global__ void BulkCopy(const __grid_constant__ CopyArgs, const __grid_constant__ Table, const unsigned, const unsigned) {}
 
@@ -280,7 +286,7 @@ __global__ void BulkCopy(const __grid_constant__ CopyArgs, const __grid_constant
 
 constexpr std::size_t kSmallTable = 1 << 10, kMediumTable = 6 << 10;
 
-// What LaunchCopy and LaunchValidate do once the table's type is known.
+// The launches of LaunchCopy and LaunchValidate, for a table of known type.
 struct CopyLauncher {
   const KernelChoice& choice;
   const CopyArgs& args;

@@ -9,7 +9,7 @@
 
 namespace kvm {
 
-// Payload bytes: read once, not worth a place in the first-level cache.
+// Loads payload bytes, which are read once, without a copy in the first-level cache.
 __device__ inline uint4 LoadOnce(const uint4* at) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
@@ -31,14 +31,14 @@ __device__ inline std::uint8_t LoadOnce(const std::uint8_t* at) {
   return static_cast<std::uint8_t>(v);
 }
 
-// A generation counter in host memory that another process changes. The caller has put a fence between
-// the loads that it guards and this one, so it needs no order of its own.
+// Loads a generation counter in host memory that another process changes. The caller puts a fence
+// between the loads that the generation guards and this one, so a relaxed load suffices.
 __device__ inline std::uint64_t LoadGeneration(std::uint64_t address) {
   std::uint64_t v;
   asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(address) : "memory");
   return v;
 }
-// Reports to host memory, which the CPU polls.
+// Stores to host memory that the CPU polls.
 __device__ inline void StoreHost(std::uint8_t* at, std::uint8_t value) {
   asm volatile("st.relaxed.sys.global.u8 [%0], %1;" ::"l"(at), "r"(static_cast<std::uint32_t>(value)) : "memory");
 }
@@ -83,7 +83,7 @@ __device__ inline void BulkStore(void* global, const void* shared, std::uint32_t
                : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Until at most kPending of the thread's stores may still read shared memory.
+// Waits until at most kPending of the thread's stores may still read shared memory.
 template <int kPending>
 __device__ inline void WaitStoresRead() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");

@@ -1,6 +1,8 @@
-// Allocations of this process by address, each with what keeps it alive. No CUDA.
+// AllocationTable: allocations of this process by address, each with the object that keeps it
+// alive. It uses no CUDA.
 //
-// An owner that is taken out ends when its last user does. Thread-safe; owners end outside the lock.
+// An owner that is removed from the table lives as long as its last user. Thread-safe; owners are
+// destroyed outside the lock.
 #pragma once
 
 #include <cstddef>
@@ -25,13 +27,13 @@ class AllocationTable {
     std::uint64_t offset = 0;  // of the range, from the allocation's base
   };
 
-  // Precondition: overlaps none that is there.
+  // Precondition: it overlaps no allocation in the table.
   void Add(void* base, std::uint64_t bytes, std::shared_ptr<Owner> owner) {
     MutexLock lock(mutex_);
     entries_[Address(base)] = {bytes, std::move(owner)};
   }
 
-  // Takes out the allocation that begins at `base`; null: none does.
+  // Removes and returns the allocation that begins at `base`; null if there is none.
   std::shared_ptr<Owner> Take(const void* base) {
     MutexLock lock(mutex_);
     const auto found = entries_.find(Address(base));
@@ -41,7 +43,8 @@ class AllocationTable {
     return owner;
   }
 
-  // The allocation that `range` begins in; nothing: in none. kInvalidArgument: it ends behind it.
+  // The allocation in which `range` begins; empty if there is none. kInvalidArgument: the range
+  // ends behind the allocation.
   [[nodiscard]] Result<std::optional<Place>> Find(const DeviceRange& range) const {
     MutexLock lock(mutex_);
     auto next = entries_.upper_bound(Address(range.data));

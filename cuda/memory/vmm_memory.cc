@@ -7,7 +7,8 @@
 namespace kvm {
 namespace {
 
-// The whole allocation that a segment lies in, without access rights: CUDA refuses to map the beginning of an imported one.
+// Imports the whole allocation in which a segment lies, without access rights: CUDA refuses to map
+// only the beginning of an imported allocation.
 Result<std::shared_ptr<VmmMapping>> Import(const std::shared_ptr<const CudaDevice>& device, const SegmentHandle& segment) {
   if (segment.size_bytes == 0 || segment.handle_offset > segment.allocation_bytes ||
       segment.size_bytes > segment.allocation_bytes - segment.handle_offset) {

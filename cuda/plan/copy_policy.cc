@@ -5,20 +5,22 @@
 namespace kvm {
 namespace {
 
-constexpr unsigned kWarp = 32, kLoadsInFlight = 8;  // copy_kernels.cu: words that one thread has in flight
+// copy_kernels.cu: words that one thread has in flight
+constexpr unsigned kWarp = 32, kLoadsInFlight = 8;
 
 // Measured on two H100s joined by 18 NVLinks (bench_import --tune; contiguous copy 397 GB/s):
-//   Over the link any kernel with enough bytes in flight reaches 372 GB/s. Plain loads with 512 threads a
-//   multiprocessor: 8 of them 300, 16 371, 32 372, 132 372 GB/s; with 1,024 threads 8 reach 369. Bulk copies: 361 with 8,
-//   372 with 16, but 16 MiB take 5 % longer, since a ring starts slowly. Hence plain loads.
-//   On one GPU (contiguous 1,490 GB/s) all multiprocessors are needed. 1 GiB: bulk 1,387, plain loads 1,364;
-//   16 MiB: 901 and 955 (contiguous 1,080). Hence bulk copies for what is large.
+//   Over the link any kernel with enough bytes in flight reaches 372 GB/s. Plain loads with 512
+//   threads a multiprocessor: 8 of them 300, 16 371, 32 372, 132 372 GB/s; with 1,024 threads 8
+//   reach 369. Bulk copies: 361 with 8, 372 with 16, but 16 MiB take 5 % longer, since a ring
+//   starts slowly. Hence plain loads. On one GPU (contiguous 1,490 GB/s) all multiprocessors are
+//   needed. 1 GiB: bulk 1,387, plain loads 1,364; 16 MiB: 901 and 955 (contiguous 1,080). Hence
+//   bulk copies for large imports.
 constexpr unsigned kLinkSms = 32;
 constexpr unsigned kPcieSms = 12;  // a PCIe link needs few bytes in flight
-constexpr unsigned kFewSms = 12;   // up to here 1,024 threads each
+constexpr unsigned kFewSms = 12;   // up to this number, 1,024 threads each
 constexpr std::uint64_t kBulkMinBytes = std::uint64_t{64} << 20;
 
-// What fits the shared memory of one multiprocessor, by size of piece.
+// The ring that fits into the shared memory of one multiprocessor, by size of piece.
 struct BulkShape {
   std::uint32_t unit_bytes;
   unsigned rings;
@@ -33,7 +35,7 @@ unsigned WordBytes(std::uint64_t alignment) {
   return 1;
 }
 
-// Multiprocessors to use: what the path needs, within what the caller allows.
+// The number of multiprocessors to use: as many as the path needs, within the caller's limit.
 unsigned SmsFor(MemoryPath path, const CopyLimits& limits) {
   const unsigned allowed = limits.max_sms == 0 ? limits.sm_count : std::min(limits.max_sms, limits.sm_count);
   switch (path) {
@@ -73,7 +75,8 @@ void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath worst_path, 
 #if defined(KVM_TEST_HOOKS)
   if (limits.forced) return;
 #endif
-  // Little work starts and ends sooner on many multiprocessors than on few full ones.
+  // A small copy completes sooner on many multiprocessors with few threads than on few with many
+  // threads.
   const unsigned sms = SmsFor(worst_path, limits);
   while (choice.kind == KernelKind::kVector && choice.threads > 256 && items <= std::uint64_t{sms} * (choice.threads / kWarp / 2)) {
     choice.threads /= 2;
@@ -82,8 +85,8 @@ void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath worst_path, 
   choice.blocks = static_cast<unsigned>(std::clamp<std::uint64_t>((items + at_once - 1) / at_once, 1, sms));
 }
 
-// A copy of its own costs the copy engine 3.5 us: with 16 MiB it reaches 361 GB/s, with 64 MiB 386, and it
-// takes no multiprocessor.
+// One copy costs the copy engine 3.5 us: with 16 MiB it reaches 361 GB/s, with 64 MiB 386, and it
+// uses no multiprocessor.
 std::uint64_t EngineRunBytes(MemoryPath path, [[maybe_unused]] const CopyLimits& limits) {
 #if defined(KVM_TEST_HOOKS)
   if (limits.forced) return std::uint64_t{1} << 50;

@@ -1,7 +1,9 @@
-// The measured choices of the data plane: copy engine or kernel, which kernel, how many multiprocessors.
+// The data plane's choices, based on measurements: copy engine or kernel, which kernel, and how
+// many multiprocessors.
 //
-// The constants are from tests/gpu/bench_import --tune on the machine named in docs/BENCHMARKS.md; they are
-// ratios of overhead to bandwidth that hold for any GPU of that class, and never matter for correctness.
+// The constants are from tests/gpu/bench_import --tune on the machine named in docs/BENCHMARKS.md;
+// they are ratios of overhead to bandwidth that hold for any GPU of that class, and affect speed
+// only.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +27,12 @@ struct KernelChoice {
   unsigned rings = 0, stages = 0;  // kBulk: per CUDA block, and per ring
 };
 
-// What the importing GPU is and what the caller allows.
+// Properties of the importing GPU, and the caller's limits.
 struct CopyLimits {
   unsigned sm_count = 1;
-  unsigned max_sms = 0;                 // 0: no bound
-  std::uint32_t bulk_shared_bytes = 0;  // shared memory a block may have; 0: no bulk copies on this GPU
+  unsigned max_sms = 0;  // 0: no bound
+  // Shared memory a block may have; 0: no bulk copies on this GPU
+  std::uint32_t bulk_shared_bytes = 0;
 #if defined(KVM_TEST_HOOKS)
   std::optional<KernelChoice> forced;  // this kernel, never the copy engine
 #endif
@@ -45,17 +48,18 @@ struct KernelWork {
 
 KernelChoice ChooseKernel(const KernelWork& work, const CopyLimits& limits);
 
-// Fixes `blocks`, and `threads` of a vector kernel, once the number of items is known.
+// Sets `blocks`, and `threads` of a vector kernel, once the number of items is known.
 void SizeGrid(KernelChoice& choice, std::uint64_t items, MemoryPath worst_path, const CopyLimits& limits);
 
-// Smallest average size of contiguous runs that goes to the copy engine.
+// The smallest average size of contiguous runs for which the copy engine is used.
 std::uint64_t EngineRunBytes(MemoryPath path, const CopyLimits& limits);
 
-// Up to so many pairs the copy kernel's last CUDA block validates; one multiprocessor has about 64 reads of
-// host memory under way, 25 ns each (measured), so more pairs are worth a launch that spreads them.
+// Up to this number of pairs, the copy kernel's last CUDA block validates them. One multiprocessor
+// has about 64 reads of host memory under way, 25 ns each (measured), so for more pairs a second
+// launch that spreads them over multiprocessors is faster.
 inline constexpr std::uint32_t kFusedPairs = 96;
-inline constexpr std::uint32_t kValidationThreads = 64;  // a CUDA block of that launch
-// CUDA blocks of that launch.
+inline constexpr std::uint32_t kValidationThreads = 64;  // threads of a CUDA block of that launch
+// The number of CUDA blocks of that launch.
 unsigned ValidationBlocks(std::uint32_t pairs, const CopyLimits& limits);
 
 }  // namespace kvm

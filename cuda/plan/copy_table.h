@@ -1,12 +1,14 @@
-// What one copy kernel launch reads: a table of groups, pieces and block pairs, and where to report.
+// The input of one copy kernel launch: a table of groups, pieces and block pairs, and the addresses
+// to which it reports.
 //
-// Written by the host (transfer_plan.cc), read by the kernels (copy_kernels.cu); plain data, no CUDA types.
+// Written by the host (transfer_plan.cc), read by the kernels (copy_kernels.cu); plain data, no
+// CUDA types.
 //
 //   table = [GroupEntry × groups][PieceEntry × pieces][PairEntry × pairs]
 //
-// A group is what comes from one source region. Its work is copy_pairs × pieces × split items: item i
-// moves part i % split of piece (i / split) % pieces of pair i / split / pieces. Pairs behind the first
-// copy_pairs of a group were copied by the copy engine and are only validated.
+// A group is the work from one source region. Its work is copy_pairs × pieces × split items: item i
+// moves part i % split of piece (i / split) % pieces of pair i / split / pieces. Pairs behind the
+// first copy_pairs of a group were copied by the copy engine and are only validated.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +16,8 @@
 namespace kvm {
 
 struct GroupEntry {
-  std::uint64_t generations = 0;  // device address of the counters; 0 with generation_count 0: all stale
+  // Device address of the counters; 0 with generation_count 0: all stale
+  std::uint64_t generations = 0;
   std::uint32_t generation_count = 0;
   std::uint32_t item_first = 0;
   std::uint32_t piece_first = 0;
@@ -38,14 +41,14 @@ static_assert(sizeof(PieceEntry) == 40);
 struct PairEntry {
   std::uint32_t source = 0;
   std::uint32_t destination = 0;
-  std::uint64_t generation = 0;  // that the source must have
+  std::uint64_t generation = 0;  // the generation that the source must have
 };
 static_assert(sizeof(PairEntry) == 16);
 
-// Who reports that everything was copied, and how.
+// Which CUDA block or kernel reports that all items were copied, and how.
 enum class ReportBy : std::uint32_t {
   kNobody,     // a validation kernel follows
-  kDoneWord,   // the last CUDA block writes done_value; the CPU validates, or nobody does
+  kDoneWord,   // the last CUDA block writes done_value; the CPU validates, if validation is needed
   kLastBlock,  // the last CUDA block validates and writes statuses
 };
 
@@ -56,9 +59,12 @@ struct CopyArgs {
   std::uint32_t item_count = 0;  // of all groups
   std::uint32_t unit_bytes = 0;  // most bytes of one item
   ReportBy report = ReportBy::kNobody;
-  void* kept_table = nullptr;  // device memory: the copy kernel leaves its table here for the validation; null: it doesn't
+  // Device memory to which the copy kernel copies its table for the validation kernel; null: it
+  // does not
+  void* kept_table = nullptr;
   std::uint32_t done_value = 0;
-  std::uint8_t* statuses = nullptr;   // [pair_count], host memory, zeros before; a status says that it is final
+  // [pair_count], host memory, zeroed by the host; a status that is not 0 is final
+  std::uint8_t* statuses = nullptr;
   std::uint32_t* done = nullptr;      // host memory
   std::uint32_t* arrivals = nullptr;  // device memory, 0 between launches
 };

@@ -36,7 +36,7 @@ void AddRange(std::vector<BlockRange>& ranges, std::size_t first, std::size_t co
   }
 }
 
-// The stretch from `first` on that is adjacent on both sides.
+// The number of blocks from `first` on that are adjacent on both sides.
 std::size_t AdjacentBlocks(std::span<const ImportBlock> blocks, std::size_t first, std::size_t end) {
   std::size_t next = first + 1;
   while (next < end && blocks[next].source_block == blocks[next - 1].source_block + 1 &&
@@ -46,7 +46,7 @@ std::size_t AdjacentBlocks(std::span<const ImportBlock> blocks, std::size_t firs
   return next - first;
 }
 
-// Pieces without gaps between neighbouring blocks, on both sides.
+// Whether the pieces of neighbouring blocks have no gap between them, on both sides.
 bool Gapless(const CopyPlan& plan) {
   return std::all_of(plan.begin(), plan.end(),
                      [](const CopyPiece& piece) { return piece.source_stride == piece.bytes && piece.destination_stride == piece.bytes; });
@@ -104,7 +104,8 @@ void AppendPairs(TransferPlan& out, std::span<const ImportBlock> blocks, const s
   out.order.insert(out.order.end(), ranges.begin(), ranges.end());
 }
 
-// Gives each stretch of a run's blocks to the copy engine, if it is long enough for that, or to the kernel.
+// Assigns each stretch of adjacent blocks of a run to the copy engine, if it is long enough, or
+// else to the kernel.
 void DivideRun(const TransferRun& run, std::span<const ImportBlock> blocks, std::span<std::byte* const> destination_bases,
                const CopyLimits& limits, Group& group, KernelWork& work, TransferPlan& out) {
   const std::uint64_t block_bytes = BlockBytes(*run.plan), engine_bytes = EngineRunBytes(run.path, limits) * run.plan->size();

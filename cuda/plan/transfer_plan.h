@@ -1,4 +1,5 @@
-// Which bytes of an import move how: long contiguous runs by the copy engine, the rest by one kernel.
+// TransferPlan: how an import's bytes are moved: long contiguous runs by the copy engine, the rest
+// by one kernel.
 //
 // Host code without CUDA, so that it is tested where there is no GPU. Pure functions.
 #pragma once
@@ -39,7 +40,7 @@ struct BlockRange {
 };
 
 struct TransferPlan {
-  std::vector<EngineCopy> engine_copies;  // before the kernel, in the same stream
+  std::vector<EngineCopy> engine_copies;  // queued before the kernel, in the same stream
   std::vector<std::byte> table;           // copy_table.h
   std::uint32_t group_count = 0, piece_count = 0, pair_count = 0, item_count = 0;
   KernelChoice kernel;
@@ -48,8 +49,8 @@ struct TransferPlan {
 };
 
 // kInvalidArgument: more items than one launch can number, or a plan's segment that isn't mapped.
-// Blocks are taken as valid: within both geometries, destinations all different.
-// `out` is overwritten; one that is used again saves the allocations, which cost more than the planning.
+// Preconditions: all blocks lie within both geometries, and all destinations are different. `out`
+// is overwritten; using one again saves its allocations, which cost more than the planning.
 [[nodiscard]] Status PlanTransfer(std::span<const TransferRun> runs, std::span<const ImportBlock> blocks,
                                   std::span<std::byte* const> destination_bases, const CopyLimits& limits, TransferPlan& out);
 

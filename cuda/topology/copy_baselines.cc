@@ -9,7 +9,7 @@
 namespace kvm {
 namespace {
 
-// Where each chunk comes from and goes to.
+// The source and destination of each chunk.
 struct Chunks {
   std::vector<const void*> from;
   std::vector<void*> to;

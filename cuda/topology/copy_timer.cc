@@ -63,7 +63,7 @@ Result<std::vector<double>> CopyTimer::Time(unsigned rounds, Clock clock, const 
   for (unsigned round = 0; round <= rounds; ++round) {
     double taken = 0;
     if (const cudaError_t error = OneRound(clock, queue, taken); error != cudaSuccess) return CudaError(error, "measuring a copy");
-    if (round > 0) seconds.push_back(taken);  // the first one sets the path up
+    if (round > 0) seconds.push_back(taken);  // the first round sets the path up
   }
   return seconds;
 }

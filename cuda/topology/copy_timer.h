@@ -1,5 +1,5 @@
-// Buffers on two GPUs, or on one and in pinned host memory, access from one to the other, and the time of what is queued
-// between them.
+// CopyTimer: allocates buffers on two GPUs, or on one and in pinned host memory, enables access
+// from one to the other, and measures copies between them.
 #pragma once
 
 #include <functional>
@@ -13,13 +13,13 @@ namespace kvm {
 class CopyTimer {
  public:
   enum class Clock {
-    kHost,  // from the call until the host has seen the end
+    kHost,  // from the call until the host knows that the copy is complete
     kGpu,   // between two events on the stream
   };
   using Queue = std::function<cudaError_t(cudaStream_t)>;
 
-  // `bytes` on each GPU; the two may be one. Without `owner` the source is pinned host memory. kResourceExhausted,
-  // kUnsupported, kSystem.
+  // Allocates `bytes` on each GPU; both may be the same GPU. Without `owner` the source is pinned
+  // host memory. kResourceExhausted, kUnsupported, kSystem.
   [[nodiscard]] static Result<std::unique_ptr<CopyTimer>> Create(std::shared_ptr<const CudaDevice> importer,
                                                                  std::shared_ptr<const CudaDevice> owner, std::uint64_t bytes);
   ~CopyTimer();
@@ -44,7 +44,7 @@ class CopyTimer {
 
   const std::shared_ptr<const CudaDevice> importer_, owner_;
   const std::uint64_t bytes_;
-  bool access_enabled_ = false;  // by this object: the process may have it on already
+  bool access_enabled_ = false;  // by this object, rather than by the process before
   void *destination_ = nullptr, *source_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;

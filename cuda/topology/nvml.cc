@@ -1,5 +1,5 @@
-// NVML's interface is stable and small enough here to be declared by hand: its header does not come with
-// every toolkit installation.
+// NVML's interface is stable and small enough here to be declared by hand: its header does not come
+// with every toolkit installation.
 #include "cuda/topology/nvml.h"
 
 #include <dlfcn.h>

@@ -1,6 +1,8 @@
-// What only NVIDIA's management library knows: whether two GPUs are joined by NVLink, and by how many.
+// Queries of NVIDIA's management library: whether two GPUs are joined by NVLink, and by how many
+// links.
 //
-// Loaded when first asked and never unloaded; where it isn't there, everything is "unknown". Thread-safe.
+// The library is loaded at the first query and never unloaded; without it, all answers are empty
+// (unknown). Thread-safe.
 #pragma once
 
 #include <optional>

@@ -24,7 +24,7 @@ int P2p(cudaDeviceP2PAttr attribute, int importer, int owner) {
   return value;
 }
 
-// PCIe has no native atomics between GPUs, NVLink has: the second-best sign where NVML isn't there.
+// NVLink has native atomics between GPUs and PCIe has not, so without NVML they tell the two apart.
 LinkInfo Pair(const DeviceInfo& importer, const DeviceInfo& owner) {
   LinkInfo link;
   link.reachable = true;

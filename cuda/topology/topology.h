@@ -1,4 +1,4 @@
-// Paths between GPUs, for the CUDA backend. For everyone else: kvm/topology.h.
+// Paths between GPUs, for the CUDA backend. The public interface is kvm/topology.h.
 #pragma once
 
 #include "kvm/topology.h"

@@ -1,8 +1,9 @@
-// What a client is still to be told of regions, in order.
+// Announcements: the announcements of regions that a client has yet to get, in order.
 //
-// An announcement carries descriptors, and each that waits or is in flight costs kvmd one of its own. So what waits here is
-// only the region's name; the message is made when the client takes it, of what the region is by then. A region waits
-// once, however often it is to be announced, which bounds the queue.
+// An announcement carries descriptors, and each that waits or is in flight costs kvmd a descriptor.
+// So only the region's name waits here; the message is made when the client is ready to take it,
+// from the region's state at that moment. A region is in the queue at most once, which bounds the
+// queue.
 //
 // Not thread-safe.
 #pragma once
@@ -22,13 +23,13 @@ class Announcements {
   struct Item {
     std::uint32_t row = 0, region_epoch = 0;
     bool is_reply = false;
-    kvmwire::ServerMessage reply;  // of a request whose announcements come before it
+    kvmwire::ServerMessage reply;  // the reply to a request; its announcements come before it
   };
 
   void Add(std::uint32_t row, std::uint32_t region_epoch) {
     if (waiting_.emplace(row, region_epoch).second) items_.push_back({row, region_epoch, false, {}});
   }
-  // Goes out after everything that was added before.
+  // Is sent after everything that was added before.
   void AddReply(kvmwire::ServerMessage reply) {
     ++replies_;
     items_.push_back({0, 0, true, std::move(reply)});

@@ -12,20 +12,20 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::size_t kMaxReasonBytes = 200;  // of a client's words, kept for operators
+constexpr std::size_t kMaxUnmappedReasonBytes = 200;  // of a client's text, which is kept for operators
 constexpr std::size_t kMaxWaitingReplies = 16;
 
 void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }
 
 void NoteStats(Client& client, kvmwire::ClientMessage message) {
   kvmwire::StatsReport& report = *message.mutable_stats_report();
-  report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxReasonBytes));
+  report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
   client.stats = std::move(report);
 }
 
 // Handlers of messages: a function or a service's method that takes the message, or a method that
-// takes its body. Those that return nothing have answered whatever was wrong; others may find that
-// the client broke the protocol.
+// takes its body. Handlers that return nothing have answered all errors; others may return that the
+// client broke the protocol.
 template <class Call>
 Status StatusOf(Call&& call) {
   if constexpr (std::is_void_v<decltype(call())>) {
@@ -99,7 +99,7 @@ void Broker::Leave(ClientId id, bool died) {
   if (!client || client->domain == nullptr) return;
   if (died) client->process->NoteEnd();
   leases_.Leave(*client);
-  // A kvmd that stops leaves everything as it is for the next one.
+  // A kvmd that stops leaves its state unchanged for the next one.
   if (!closing_) {
     regions_.Leave(*client);
     orphans_.Leave(*client);
@@ -168,7 +168,7 @@ Status Broker::HandleWithoutDescriptors(ClientId id, const kvmwire::ClientMessag
   return dispatcher_.HandleWithoutDescriptors(*client, message, why);
 }
 
-// Every message that a client may send. What is not here is refused.
+// Every message that a client may send. A message that is not in this table is refused.
 std::vector<MessageRule> Broker::Rules() {
   using Message = kvmwire::ClientMessage;
   using enum Sender;
@@ -226,7 +226,7 @@ void Broker::ReplyStatus(const Client& client, const kvmwire::ClientMessage& mes
 // ---- time ---------------------------------------------------------------------------------------
 
 void Broker::Tick(SteadyTime now) {
-  leases_.Expire(now);  // first: what only they kept goes now
+  leases_.Expire(now);  // first, so that blocks which only these leases kept can be freed now
   regions_.DropDamagedRegions();
   orphans_.Expire(now);
   announcer_.AnswerWaiting(now);

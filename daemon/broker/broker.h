@@ -1,13 +1,13 @@
-// Broker: who is a member, and which service handles a member's message, whatever brought it here.
+// Broker: the clients that are members, and the dispatch of their messages to services.
 //
-// The server joins clients, hands their messages over and turns the clock; tests do the same
-// without a socket. Each kind of message has a service of its own; Broker owns all of them, wires
-// them, and has the table by which messages are dispatched (Rules). A service calls those that are
-// declared before it; what one of them has to tell a later one is an event that Broker wires.
-// Single-threaded.
+// The server joins clients, passes their messages on and calls Tick; tests do the same without a
+// socket. Each kind of message has a service of its own; Broker owns all of them, connects them,
+// and has the table by which messages are dispatched (Rules). A service calls those that are
+// declared before it. A service that has to call a later one does so by a callback that Broker
+// sets. Single-threaded.
 //
-// A Status error from Handle means that the client broke the protocol and is to be dropped; errors
-// a client can live with go back as replies.
+// A Status error from Handle means that the client broke the protocol and is to be dropped; all
+// other errors are sent to the client as replies.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ class Broker {
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr);
 
-  // Goes on with what a kvmd before kept. Before the first client.
+  // Restores the state that an earlier kvmd stored. To be called before the first client joins.
   void Restore(PersistedState state) { restorer_.Restore(std::move(state)); }
 
   // `process`: a pidfd of the client's, if there is one.
@@ -53,16 +53,17 @@ class Broker {
   // kept.
   [[nodiscard]] Status HandleWithoutDescriptors(ClientId client, const kvmwire::ClientMessage& message, const Error& why);
   bool Greeted(ClientId client) const;
-  // Sends what the client has still to be told, as far as it takes it.
+  // Sends announcements that wait for the client, as far as it reads them.
   void GoOnAnnouncing(ClientId client);
-  // Whether so many answers wait behind announcements that the client should not be read from.
+  // Whether so many answers wait behind announcements that no more of the client's messages should
+  // be read.
   bool Behind(ClientId client) const;
 
-  void Tick(SteadyTime now);                  // often: deadlines, heartbeats
-  SteadyTime next_deadline() const noexcept;  // when Tick is needed at the latest
+  void Tick(SteadyTime now);                  // to be called often: deadlines, heartbeats
+  SteadyTime next_deadline() const noexcept;  // Tick must be called by then
   bool Work();                                // a slice of cleaning up; true if there is more
   void Sweep();
-  void Close();  // kvmd ends in good order
+  void Close();  // called at an orderly end of kvmd
 
   const Dispatcher& dispatcher() const noexcept { return dispatcher_; }
 

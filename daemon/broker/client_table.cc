@@ -8,7 +8,8 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::size_t kMaxErrorBytes = 1024;  // of an error that is sent: it may quote what the client has sent
+// Of an error that is sent, since it may quote the client's text
+constexpr std::size_t kMaxErrorBytes = 1024;
 
 }  // namespace
 
@@ -25,7 +26,7 @@ void Client::ReplyError(std::uint64_t request_id, const Error& error) const {
   reply.mutable_error()->set_code(static_cast<std::uint32_t>(error.code));
   reply.mutable_error()->set_message(error.ToString().substr(0, kMaxErrorBytes));
   connection->Send(reply);
-  // A client that is told "unavailable" asks again: that is no fault to report.
+  // A client that gets "unavailable" asks again, so it is no error to log.
   LogLimited(error.code == Errc::kUnavailable ? LogLevel::kDebug : LogLevel::kWarn, "request_refused",
              {{"client", id}, {"name", name}, {"pid", credentials.pid}, {"error", ErrcName(error.code)}, {"reason", error.ToString()}});
 }

@@ -1,7 +1,7 @@
 // ClientTable: the clients that are connected, by id.
 //
-// Broker adds and takes them; the services look them up, send to them and answer them. Owns the
-// clients; their connections belong to the server. Single-threaded.
+// Broker adds and removes them; the services look them up, send messages to them and answer them.
+// It owns the clients; the server owns their connections. Single-threaded.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +35,7 @@ struct Client {
   kvmwire::Role role = kvmwire::WORKER;
   bool wants_payload = false;
   std::string name;
-  Domain* domain = nullptr;  // null: not greeted
+  Domain* domain = nullptr;  // null: it has not sent its hello
   std::uint64_t connected_ms = 0;
   kvmwire::StatsReport stats;
   Announcements announcements;
@@ -45,9 +45,9 @@ class ClientTable {
  public:
   // `process`: a pidfd of the client's, if there is one.
   Client& Add(Connection& connection, const Credentials& credentials, UniqueFd process);
-  // An id that no client has and none will get: of an owner that an earlier kvmd knew.
+  // An id that no client has or will get, for an owner that an earlier kvmd knew.
   ClientId NextId() noexcept { return next_++; }
-  // Null: it has left.
+  // Null if it has left.
   Client* Find(ClientId id) const;
   std::unique_ptr<Client> Take(ClientId id);
   // Sends nothing if the client has left.

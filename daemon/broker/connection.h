@@ -12,7 +12,7 @@
 
 namespace kvm::daemon {
 
-// What the kernel says of the process at the other end.
+// What the kernel reports of the process at the other end.
 struct Credentials {
   std::uint32_t pid = 0, uid = 0, gid = 0;
 };
@@ -21,15 +21,16 @@ struct Credentials {
 class Connection {
  public:
   virtual ~Connection() = default;
-  // Never calls back into the broker. What can't be sent for a reason that is kvmd's own does not
-  // end the connection: a request is answered with the error instead, an announcement is left out.
+  // Never calls back into the broker. If a message can't be sent for a reason that lies in kvmd,
+  // the connection does not end: a request is answered with the error instead, and an announcement
+  // is left out.
   virtual void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds = {}) = 0;
   // False: kvmd has no descriptors left to let the message wait with, and nothing has been sent.
   virtual bool TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
     Send(message, fds);
     return true;
   }
-  // Whether it has taken the descriptors that it was sent before.
+  // Whether the client has read the descriptors that it was sent before.
   virtual bool TakesAnnouncements() const { return true; }
   virtual std::size_t queued_bytes() const = 0;
   // Whether the other end has closed, though what it sent before may not have been read yet.

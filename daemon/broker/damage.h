@@ -1,4 +1,4 @@
-// What is logged, and given as the reason, when somebody has punched a hole in a region's memory.
+// The log event and the reason when a process has punched a hole in a region's memory.
 #pragma once
 
 #include "daemon/registry/region.h"

@@ -1,8 +1,9 @@
-// Dispatcher: what is done with each message that a client may send, by one table.
+// Dispatcher: dispatches each message that a client may send, by one table.
 //
-// Broker writes the table, one entry for each body of ClientMessage. What the entry says of sender
-// and descriptors is checked before its handler runs; a message without an entry is refused, so one
-// that is forgotten is closed and not open. Single-threaded.
+// Broker writes the table, one entry for each body of ClientMessage. The dispatcher checks the
+// entry's rules for sender and descriptors before it calls the handler. A message without an entry
+// is refused, so a message that was forgotten in the table can't be sent by any client.
+// Single-threaded.
 #pragma once
 
 #include <array>
@@ -22,12 +23,12 @@ struct Request {
   std::vector<UniqueFd> fds;
 };
 
-// Who may send a message: a client's first message has to be one for strangers, all later ones are
-// for members.
+// Who may send a message: a client's first message must be one for strangers, and all later ones
+// must be for members.
 enum class Sender { kStranger, kWorker, kMember };
 enum class Descriptors { kNone, kAllowed };
-// kReply: with the request's id. kAck: with a message that has none. What a handler refuses by a
-// protocol error is not answered.
+// kReply: with the request's id. kAck: with a message that has no request id. If a handler returns
+// a protocol error, there is no answer.
 enum class Answer { kNone, kReply, kAck };
 
 struct MessageRule {
@@ -47,8 +48,8 @@ class Dispatcher {
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
-  // An error: the client broke the protocol and is to be dropped. What it can live with has been
-  // answered.
+  // An error: the client broke the protocol and is to be dropped. All other errors have been sent
+  // as answers.
   [[nodiscard]] Status Handle(Client& client, Request request) const;
   // The same for a message whose descriptors kvmd could not take: it is refused, the client is
   // kept.

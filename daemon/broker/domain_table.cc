@@ -58,7 +58,7 @@ std::uint64_t DomainTable::blocks() const {
 std::uint64_t DomainTable::RegistryBytesToCome() const {
   const std::uint64_t registry = RegistrySegment::BytesFor({config_.max_entries, config_.max_regions, config_.max_models});
   const std::uint64_t most = MostDomains(config_), made = domains_.size();
-  // The next kvmd makes its own beside those that it is given.
+  // The next kvmd makes registries of its own beside those that it takes over.
   const std::uint64_t again = persistence_.stores() ? made : 0;
   return registry * ((most > made ? most - made : 0) + again);
 }

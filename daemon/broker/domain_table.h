@@ -1,4 +1,4 @@
-// DomainTable: the domains there are, by name, and which one a client belongs to.
+// DomainTable: all domains by name, and the domain of each client.
 //
 // Broker asks it for a client's domain and the restorer for those of an earlier kvmd; a domain is
 // made when it is first asked for. Owns the domains and the count of descriptors that all of them
@@ -19,7 +19,7 @@
 
 namespace kvm::daemon {
 
-// Names a region for as long as somebody waits for its end. Its domain may be dropped meanwhile.
+// Names a region while a client waits for its end. Its domain may be dropped meanwhile.
 struct RegionRef {
   std::string domain;
   std::uint32_t row = 0, region_epoch = 0;
@@ -27,16 +27,16 @@ struct RegionRef {
 
 class DomainTable {
  public:
-  // `dropping` is called with a domain that is about to go. All outlive the table.
+  // `dropping` is called before a domain is destroyed. All outlive the table.
   DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
 
-  // Follows from the credentials alone. What Named says.
+  // The domain follows from the credentials alone. Errors: those of Named.
   [[nodiscard]] Result<Domain*> For(const Credentials& credentials);
   // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory
   // for its registry.
   [[nodiscard]] Result<Domain*> Named(const std::string& name);
   Domain* Find(const std::string& name) const;  // null: there is none
-  // Null: it is gone, or its domain is.
+  // Null if the region or its domain is gone.
   Region* Find(const RegionRef& region) const;
   static RegionRef RefOf(const Domain& domain, const Region& region);
 
@@ -45,7 +45,7 @@ class DomainTable {
     for (const auto& [name, domain] : domains_) visit(*domain);
   }
   std::uint64_t blocks() const;  // of all regions of all domains
-  // Memory of registries that may still have to be made.
+  // The memory of registries that may still have to be made.
   std::uint64_t RegistryBytesToCome() const;
   const DescriptorQuota& descriptors() const noexcept { return descriptors_; }
 

@@ -12,12 +12,12 @@
 namespace kvm::daemon {
 namespace {
 
-// The client's own name comes last, so it can't pass for anything before it.
+// The client's own text comes last, so that it can't imitate the parts before it.
 std::string GrantPrefix(GrantRole role, std::uint32_t uid) {
   return std::string("kvm-granted:") + (role == GrantRole::kGenerationTable ? "generations" : "payload") + ":" + std::to_string(uid) + ":";
 }
 
-// The name that a memfd was made with, as far as it is of use here; empty if the kernel does not say.
+// The beginning of the name with which a memfd was made; empty if the kernel does not tell it.
 std::string MemoryName(int fd) {
   constexpr std::string_view kMemfd = "/memfd:";
   std::array<char, 512> target;

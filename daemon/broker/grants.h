@@ -1,8 +1,9 @@
-// Memory that kvmd makes for clients, and whose memory it is that a client registers.
+// Makes memory for clients, and checks that memory which a client registers is its own.
 //
-// A grant says what it was made for, and for whom, in the name of its memfd, which nobody can change: so what kvmd made
-// for one role or user is not taken for another's, slabs of the host cache are no grants at all, and a kvmd that was
-// restarted knows the grants of the one before. That kvmd made the memory is told by inode and mode (WritersOf).
+// A grant says what it was made for, and for whom, in the name of its memfd, which no process can
+// change. So memory that kvmd made for one role or user can't be used for another, slabs of the
+// host cache can't be registered at all, and a restarted kvmd recognises the grants of the previous
+// one. Inode and mode prove that kvmd made the memory (WritersOf).
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,14 @@ struct Region;
 
 enum class GrantRole { kGenerationTable, kPayload };
 
-// Granted memory of zeros, not allocated yet, for a client of `uid`. What CreateGrantable says.
+// Makes granted memory for a client of `uid`: it reads as zeros and is not allocated yet. Errors:
+// those of CreateGrantable.
 [[nodiscard]] Result<UniqueFd> MakeGrant(GrantRole role, std::uint32_t uid, const std::string& client_name, std::uint64_t size_bytes);
 
-// Whether the memory of a region that a client of `uid` sends is that user's to register: granted to it, in the role that it
-// has here, or sealed and made by a process of its own. kvmd's own sealed memory (lists of records, registries) passes; it
-// has nothing that its receivers don't see. kPermissionDenied: the message names the memory.
+// Whether a client of `uid` may register the memory of a region: it must have been granted to that
+// user, for the role that it has here, or be sealed and made by a process of that user. kvmd's own
+// sealed memory (lists of records, registries) is allowed, since clients can read all of it anyway.
+// kPermissionDenied: the message names the memory.
 [[nodiscard]] Status CheckBelongs(const Region& region, std::uint32_t uid);
 
 }  // namespace kvm::daemon

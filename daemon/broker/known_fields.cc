@@ -7,11 +7,12 @@
 namespace kvm::daemon {
 namespace {
 
-// The lite runtime has no DiscardUnknownFields: what a message has of them lies in a protected member.
+// The lite runtime has no DiscardUnknownFields; a message's unknown fields are in a protected
+// member.
 struct Metadata : google::protobuf::MessageLite {
   static void Clear(google::protobuf::MessageLite& message) {
     auto& metadata = message.*(&Metadata::_internal_metadata_);
-    // With its memory: the message may be kept.
+    // Frees their memory as well, since the message may be kept.
     if (metadata.have_unknown_fields()) std::string().swap(*metadata.mutable_unknown_fields<std::string>());
   }
 };

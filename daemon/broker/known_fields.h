@@ -1,7 +1,8 @@
-// Clients' messages without the fields that this kvmd does not know.
+// Removes fields that this kvmd does not know from clients' messages.
 //
-// protobuf keeps unknown fields (and known ones of another type) and writes them again, so what a client adds to a message
-// would be stored with a region or a client, and sent on to others. Every message that kvmd parses goes through here first.
+// protobuf keeps unknown fields (and known ones of another type) and writes them again, so what a
+// client adds to a message would be stored with a region or a client, and sent on to others. Every
+// message that kvmd parses goes through here first.
 #pragma once
 
 #include "proto/wire/wire.pb.h"

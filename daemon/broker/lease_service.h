@@ -1,8 +1,9 @@
-// LeaseService: clients' messages about leases, and who is told when a lease loses blocks.
+// LeaseService: handles clients' messages about leases, and tells a client when its lease loses
+// blocks.
 //
-// Broker hands it AcquireLease, RenewLease and ReleaseLease, the time and the end of clients;
-// RegionAnnouncer and OrphanService call CutOff before a region ends or gets a next owner. Owns the Lessor, which
-// has the leases. Single-threaded.
+// Broker passes it AcquireLease, RenewLease and ReleaseLease, the ticks and the end of clients;
+// RegionAnnouncer and OrphanService call CutOff before a region ends or gets a next owner. Owns the
+// Lessor, which has the leases. Single-threaded.
 #pragma once
 
 #include "daemon/broker/client_table.h"
@@ -20,8 +21,8 @@ class LeaseService {
   void Release(Client& client, const kvmwire::ReleaseLease& release);
   void Expire(SteadyTime now) { lessor_.Expire(now); }
   void Leave(const Client& client) { lessor_.RevokeAllOf(client.id); }
-  // Before a region goes, or gets a next owner: leases lose what they hold of it, and their holders
-  // are told. How many did.
+  // To be called before a region ends or gets another owner: leases lose their blocks in it, and
+  // their clients are told. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const char* why);
 
   const Lessor& lessor() const noexcept { return lessor_; }

@@ -9,8 +9,7 @@
 namespace kvm::daemon {
 namespace {
 
-// Orphans of a domain that leases may keep from being given up: so many that others still have
-// room.
+// How many orphans of a domain leases may keep, so that there is still room for other orphans.
 std::uint32_t MaxLeasedOrphans(const Config& config) {
   if (config.max_leased_orphans != 0) return config.max_leased_orphans;
   return std::max(1u, std::min(config.max_orphans / 2, config.max_regions / 4));
@@ -120,7 +119,7 @@ Status Lessor::Renew(Lease& lease, std::uint32_t ttl_ms) {
   return {};
 }
 
-// Lets go of all but the first `blocks`. With none left, the lease is over and gone.
+// Unpins all but the first `blocks`. A lease without blocks is removed.
 void Lessor::Cut(Lease& lease, std::size_t blocks) {
   while (lease.blocks.size() > blocks) {
     const LeasedBlock& last = lease.blocks.back();

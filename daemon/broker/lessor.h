@@ -1,15 +1,14 @@
-// Lessor: which client's lease keeps which blocks from being given up, and until when.
+// Lessor: the leases of all clients: the blocks that each keeps from eviction, and until when.
 //
 // A lease is the leading blocks of a match, each where kvmd itself keeps it: a slot of the host
-// cache, or a block in the region of a process that has ended. The lessor grants it, renews it, and
-// revokes it when it is released, when its time is over and when its client's connection ends; what
-// is given up nevertheless (a region's next owner takes it) is cut off, with all behind it.
-// LeaseService calls it for clients' messages.
+// cache, or a block in the region of a process that has ended. The lessor grants a lease, renews
+// it, and revokes it when it is released, when its time is over and when its client's connection
+// ends. If a region of its blocks ends or gets another owner, the lease loses those blocks and all
+// behind them. LeaseService calls it for clients' messages.
 //
 // Invariant: each block of a lease is counted once in its region (Domain::Pin), until it is cut off
-// or its region is gone. Nobody else pins. Bounded by what the settings say of leases, blocks and
-// bytes of a client, a domain and all; a block that two leases hold counts for both.
-// Single-threaded.
+// or its region is gone. No other code pins blocks. The settings limit leases, blocks and bytes of
+// a client, of a domain and in all; a block that two leases cover counts twice. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -53,23 +52,24 @@ class Lessor {
   // `config` outlives the lessor.
   explicit Lessor(const Config& config) : config_(config) {}
 
-  // A lease that holds nothing yet. kInvalidArgument: no time, or more than --max-lease-ttl-s.
+  // Makes a lease without blocks. kInvalidArgument: `ttl_ms` is 0, or more than --max-lease-ttl-s.
   // kResourceExhausted: --max-leases-per-client.
   [[nodiscard]] Result<Lease*> Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms);
-  // Of this client. kNotFound.
+  // Finds a lease of this client. kNotFound.
   [[nodiscard]] Result<Lease*> Find(ClientId client, LeaseId id);
-  // One more block. What Domain::FindRetained says, or kResourceExhausted: a limit, the option
-  // named.
+  // Adds a block. Errors: those of Domain::FindRetained, and kResourceExhausted: a limit, the
+  // option named.
   [[nodiscard]] Status Add(Lease& lease, const kvmwire::LeaseSource& source);
-  // From now on. kInvalidArgument: as of Grant.
+  // Makes the lease end `ttl_ms` from now. kInvalidArgument: see Grant.
   [[nodiscard]] Status Renew(Lease& lease, std::uint32_t ttl_ms);
-  // Lets go of all its blocks; the lease is gone.
+  // Unpins all blocks of the lease and removes it.
   void Revoke(Lease& lease) { Cut(lease, 0); }
   void RevokeAllOf(ClientId client);
   // Revokes those whose time is over.
   void Expire(SteadyTime now);
-  // A region goes, or gets a next owner: leases lose what they hold of it and what comes after.
-  // Each is shown before it is cut, with the number of blocks that it keeps. How many they were.
+  // To be called before a region ends or gets another owner: leases lose their blocks in it, and
+  // all behind them. The callback gets each lease before it loses blocks, with the number that it
+  // keeps. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing);
 
   const std::map<LeaseId, std::unique_ptr<Lease>>& all() const noexcept { return leases_; }

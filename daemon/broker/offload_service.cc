@@ -150,7 +150,7 @@ void OffloadService::SlabOpened(Slab& slab) {
 void OffloadService::SlabGranted(Slab& slab) {
   Client* client = clients_.Find(slab.writer->client);
   if (client == nullptr) return;
-  // First, so that no later kvmd can take the slab for somebody else's to write.
+  // Persisted first, so that no later kvmd gives the slab to another writer.
   persistence_.PersistSlab(slab.group.domain, *slab.region, *host_cache_);
   KVM_FAULT_POINT(kvmd_slab_persisted);
   SendGrant(*client, slab);

@@ -1,9 +1,9 @@
-// OffloadService: clients' messages about the host cache, and what others must know of its slabs.
+// OffloadService: handles clients' messages about the host cache, and the host cache's events.
 //
-// Broker hands it PrepareStore, CompleteStore and HostCacheUse, the time and the end of clients.
-// The host cache decides; this puts its answers into messages, lets an offer wait while memory is
-// being allocated, and has slabs announced, granted, persisted and withdrawn when the cache says so
-// (HostCacheEvents). Owns the host cache, if there is one. Single-threaded.
+// Broker passes it PrepareStore, CompleteStore and HostCacheUse, the ticks and the end of clients.
+// The host cache decides; this class turns its decisions into messages and lets an offer wait while
+// memory is being allocated. At the cache's events (HostCacheEvents) it announces, grants, persists
+// and withdraws slabs. Owns the host cache, if there is one. Single-threaded.
 #pragma once
 
 #include <functional>
@@ -27,16 +27,16 @@ class OffloadService final : private HostCacheEvents {
   ~OffloadService() override;
 
   HostCache* host_cache() const noexcept { return host_cache_.get(); }  // null: there is none
-  // What a client is told of it when it joins.
+  // The description of the host cache in a client's HelloReply.
   void Describe(kvmwire::HelloReply& reply) const;
 
-  // ---- messages. kProtocol: a message with more than it may have, or out of turn.
+  // ---- messages. kProtocol: a message exceeds its limits, or comes out of order.
 
   [[nodiscard]] Status PrepareStore(Client& client, kvmwire::ClientMessage message);
   [[nodiscard]] Status CompleteStore(Client& client, const kvmwire::CompleteStore& done);
   [[nodiscard]] Status Use(Client& client, const kvmwire::HostCacheUse& use);
 
-  // What HostCache says; nothing where there is none.
+  // Forwarded to HostCache; without one they do nothing.
   void DropMismatched(Domain& domain, const Region& region);
   void GiveUp(Region& region);
   void Forget(Domain& domain);
@@ -61,7 +61,7 @@ class OffloadService final : private HostCacheEvents {
   RegionAnnouncer& announcer_;
   Persistence& persistence_;
   std::unique_ptr<HostCache> host_cache_;
-  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that nothing could be decided about yet
+  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that could not be decided yet
 };
 
 }  // namespace kvm::daemon

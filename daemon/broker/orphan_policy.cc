@@ -6,15 +6,16 @@
 namespace kvm::daemon {
 namespace {
 
-// Memory that goes with its owner waits so long for an owner that kvmd's restart has cut off.
+// How long memory that does not outlive its owner waits, after kvmd's restart, for its owner to
+// reconnect.
 constexpr std::chrono::seconds kMayBeAway{10};
 
 }  // namespace
 
 bool OrphanPolicy::Keeps(const Region& region) const {
   if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
-  // It has ended in good order, and its word for that was lost or comes later: the generations say
-  // so as well.
+  // It has ended in an orderly way, and its message was lost or is late: the generations show the
+  // end as well.
   return !region.generations.all_ended();
 }
 
@@ -22,8 +23,8 @@ bool OrphanPolicy::Full(const Domain& domain) const { return domain.orphans() >=
 
 bool OrphanPolicy::RowsAreFew(const Domain& domain) { return domain.orphans() > 0 && domain.nearly_full(); }
 
-// Those whose owner runs wait for it to come back after kvmd's restart, and those that leases hold
-// for the leases' end.
+// Regions whose owner still runs wait until it reconnects after kvmd's restart, and leased ones
+// until the leases end.
 Region* OrphanPolicy::Oldest(Domain& domain) {
   for (Region* region : domain.Orphans()) {
     if (region->pinned.empty() && region->orphan->process->Ended()) return region;
@@ -46,8 +47,8 @@ OrphanPolicy::Claim OrphanPolicy::Claims(const kvmwire::Reclaim& request, const 
   if (!request.name().empty() && request.name() != region.descriptor.name()) return Claim::kNo;
   if (!request.device_uuid().empty() && request.device_uuid() != device) return Claim::kNo;
   if (now - region.orphan->since < std::chrono::seconds(request.min_age_s())) return Claim::kNo;
-  // Who needs memory of a device may have that of any dead worker of the domain; else each user has
-  // its own.
+  // A worker that needs memory of a device may reclaim that of any dead worker of the domain;
+  // otherwise users reclaim their own.
   const bool own = claimant.rules_all || info.owner_uid == claimant.uid;
   if (!own && (!claimant.is_worker || request.device_uuid().empty())) return Claim::kNo;
   if (!region.pinned.empty() && (!request.force() || !own)) return Claim::kLeased;

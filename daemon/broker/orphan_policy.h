@@ -1,7 +1,7 @@
-// OrphanPolicy: which regions stay without their owner, and which of those is to be given up.
+// OrphanPolicy: which regions stay when their owner has gone, and which of those are freed.
 //
-// Names and never acts: OrphanService asks, and does what follows. Knows regions and the settings,
-// no clients. What a region's leases hold is not given up to make room. Stateless but for the
+// It only decides; OrphanService asks it, and acts. It knows regions and the settings, and no
+// clients. A region with leased blocks is not freed to make room. It has no state besides the
 // settings.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace kvm::daemon {
 
 class OrphanPolicy {
  public:
-  // Who asks for the memory of orphans.
+  // The client that asks for the memory of orphans.
   struct Claimant {
     std::uint32_t uid = 0;
     bool rules_all = false;  // root, or kvmd's own user
@@ -28,16 +28,17 @@ class OrphanPolicy {
 
   // Whether a region is kept when its owner has gone, if there is a place for it.
   bool Keeps(const Region& region) const;
-  // Whether there are as many orphans as there may be, so that a next one takes the place of
-  // another.
+  // Whether the limit of orphans is reached, so that another one replaces an existing one.
   bool Full(const Domain& domain) const;
-  // Whether rows of the region table are so few that orphans make room before others are refused.
+  // Whether so few rows of the region table are free that orphans are freed before registrations
+  // are refused.
   static bool RowsAreFew(const Domain& domain);
-  // The orphan that a new one replaces where there may be no more: the oldest; null if there is none to replace.
+  // The orphan that a new one replaces at the limit: the oldest; null if none may be replaced.
   static Region* Oldest(Domain& domain);
-  // Why the orphan's time is over; null: it is not.
+  // The reason why the orphan's time is over; null if it is not.
   const char* WhyExpired(const Region& region, SteadyTime now) const;
-  // Whether a request to reclaim means this orphan. kLeased: it would, but for leases.
+  // Whether a request to reclaim selects this orphan. kLeased: only leases keep it from being
+  // selected.
   static Claim Claims(const kvmwire::Reclaim& request, const Claimant& claimant, const Region& region, SteadyTime now);
 
  private:

@@ -69,7 +69,7 @@ void OrphanService::ReplyMemory(Client& client, std::uint64_t request_id, const 
 bool OrphanService::Keep(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
   if (!policy_.Keeps(region)) return false;
   if (policy_.Full(domain)) {
-    // The limit stands: where leases hold the others, this one is not kept.
+    // The limit holds: if leases keep all others, this one is not kept.
     Region* oldest = OrphanPolicy::Oldest(domain);
     if (oldest == nullptr && domain.leased_orphans() > 0) return false;
     if (oldest != nullptr) GiveUp(domain, *oldest, "too many (--max-orphans)");
@@ -90,7 +90,7 @@ Result<Region*> OrphanService::Resume(Client& client, const kvmwire::RegionDescr
   Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
     return nullptr;
-  // First whether it is whole: reading a hole fills it.
+  // whole() is called first, since reading a hole fills it.
   if (fds.empty() || !region->whole() || region->generations.all_ended() || region->identity() != FileIdOf(fds[0].get()) ||
       region->descriptor.SerializeAsString() != descriptor.SerializeAsString()) {
     GiveUp(*client.domain, *region, "its owner registers another one");
@@ -117,12 +117,13 @@ Result<Region*> OrphanService::FindAdoptable(const Client& client, const kvmwire
   const std::string pid = std::to_string(region->info.owner_pid);
   if (region->orphan && region->generations.all_ended()) return MakeError(Errc::kNotFound, what + "process " + pid + " has given it up");
   if (!region->orphan) return MakeError(Errc::kAlreadyExists, what + "it belongs to process " + pid);
-  // A client that asks again has not heard that it was given the region: it is not writing it.
+  // A client that asks again has not got the reply that gave it the region, so it is not writing
+  // it.
   const bool asks_again =
       client.instance != 0 && region->owner_instance == client.instance && region->info.owner_pid == client.credentials.pid;
   if (!asks_again && !region->orphan->process->known())
     return MakeError(Errc::kUnsupported, what + "kvmd can't see whether process " + pid + " has ended (another PID namespace?)");
-  // It would go on writing what its next owner publishes.
+  // A running process could still write blocks that the next owner publishes.
   if (!asks_again && !region->orphan->process->Ended()) return MakeError(Errc::kUnavailable, what + "process " + pid + " has not ended");
   if (restorer_.Reading(*client.domain)) return MakeError(Errc::kUnavailable, what + "kvmd is still reading what it holds");
   if (!region->adoptable())
@@ -142,7 +143,7 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   Result<OwnedMemory> list = client.domain->Records(region, records);
   if (!list) return refuse(list.error());
   if (Status taken = client.domain->TakeOver(region, client.AsOwner()); !taken) return refuse(taken.error());
-  // It may overwrite what it has now, without asking anybody.
+  // The new owner may overwrite its blocks at any time.
   leases_.CutOff(*client.domain, region, "another process has adopted it");
 
   region.owner_instance = client.instance;
@@ -161,7 +162,7 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   for (const UniqueFd& fd : region.fds) fds.push_back(fd.get());
   fds.push_back(list->fd());
   if (!client.connection->TrySend(message_out, fds)) {
-    // It does not know that the region is its own: it may ask again, as one that has not heard.
+    // The client does not know that the region is its own, and may ask again.
     Keep(*client.domain, region, client.process);
     return refuse(MakeError(Errc::kResourceExhausted, what + "kvmd is out of descriptors"));
   }
@@ -174,7 +175,7 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
               {"blocks", records}});
 }
 
-// ---- giving up ----------------------------------------------------------------------------------
+// ---- freeing orphans ----------------------------------------------------------------------------
 
 void OrphanService::GiveUp(Domain& domain, Region& region, const char* why, bool wait_for_importers) {
   LogLimited(LogLevel::kInfo, "region_reclaimed",

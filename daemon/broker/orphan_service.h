@@ -1,9 +1,9 @@
-// OrphanService: regions whose owner has gone. They are kept, given back to the process that was
-// only away, given to the one that was restarted, or given up.
+// OrphanService: regions whose owner has gone. It keeps them, returns them to a process that
+// reconnects, gives them to a restarted process, or frees them.
 //
-// Broker hands it AllocateMemory, AdoptRegion and Reclaim and the ticks; RegionService asks it when
-// a region is registered and when an owner leaves. OrphanPolicy names what is to go. Owns who waits
-// for memory to come back. Single-threaded.
+// Broker passes it AllocateMemory, AdoptRegion, Reclaim and the ticks; RegionService calls it when
+// a region is registered and when an owner leaves. OrphanPolicy names the regions to free. It owns
+// the list of clients that wait for memory to be freed. Single-threaded.
 #pragma once
 
 #include <functional>
@@ -43,32 +43,32 @@ class OrphanService {
 
   // ---- for RegionService
 
-  // A live region's owner has gone. True: the region is kept without it.
+  // Called when a live region's owner has gone. True if the region is kept.
   bool Keep(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
-  // The region that a process which was away comes back for; null: there is none. What
-  // Domain::TakeOver says.
+  // The orphan that belongs to a process which registers it again after a reconnect; null if there
+  // is none. Errors: those of Domain::TakeOver.
   Result<Region*> Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
-  // Orphans that stand in the way of a region that is about to be added go.
+  // Frees orphans that conflict with a region that is about to be added.
   void MakeWayFor(Domain& domain, const Region& region, std::uint32_t owner_uid);
   void GiveUp(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
 
   // ---- time
 
   void Expire(SteadyTime now);
-  // Answers those whose regions are gone, and those whose deadline has passed.
+  // Answers clients whose orphans are gone, and clients whose deadline has passed.
   void AnswerWaiting(SteadyTime now);
   SteadyTime next_deadline() const noexcept;
   void Leave(const Client& client);
 
  private:
-  // Somebody who waits for orphans to be gone.
+  // A client that waits for orphans to be gone.
   struct Waiting {
     std::vector<RegionRef> regions;
     ClientId client = 0;
     std::uint64_t request_id = 0;
     SteadyTime deadline;
     kvmwire::ReclaimReply reply;
-    std::optional<kvmwire::AllocateMemory> then;  // what the memory is asked back for
+    std::optional<kvmwire::AllocateMemory> then;  // the request for which the memory is freed
   };
 
   static void ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,

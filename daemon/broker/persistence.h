@@ -1,7 +1,6 @@
-// Persistence: what is written to the state store on each change, so that a next kvmd can go on
-// from there.
+// Persistence: writes each change to the state store, so that a next kvmd can restore the state.
 //
-// The services call it whenever a region has got another owner, row or registry, and when one goes;
+// The services call it when a region gets another owner, row or registry, and when one ends;
 // without a state store it does nothing. Owns nothing. Single-threaded.
 #pragma once
 
@@ -19,14 +18,14 @@ class Persistence {
   // `store`: null if there is none. Both outlive this.
   Persistence(StateStore* store, const ClientTable& clients) : store_(store), clients_(clients) {}
 
-  // Whether there is a store, so that each file that is kept is open twice.
+  // Whether there is a store; then each stored file has two descriptors.
   bool stores() const noexcept { return store_ != nullptr && store_->stores(); }
 
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
-  // Of a client, or an orphan.
+  // For a client's region, or an orphan.
   void PersistRegion(const Domain& domain, Region& region);
-  // Of the host cache.
+  // For a slab of the host cache.
   void PersistSlab(const Domain& domain, Region& region, const HostCache& host_cache);
   void ForgetRegion(Region& region);
 

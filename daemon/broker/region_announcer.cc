@@ -9,7 +9,7 @@
 namespace kvm::daemon {
 namespace {
 
-// The longest that an owner may have importers waited for, whatever it asks.
+// The upper limit of the time for which kvmd waits for importers.
 constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
 
 }  // namespace
@@ -52,7 +52,8 @@ void RegionAnnouncer::GoOn(Client& to) {
       continue;
     }
     Region* region = to.domain->FindRegion(next.row, next.region_epoch);
-    if (region == nullptr || !region->serving() || region->owner == to.id) continue;  // gone, or its own, meanwhile
+    // It is gone by now, or belongs to this client
+    if (region == nullptr || !region->serving() || region->owner == to.id) continue;
     if (Send(to, *region)) continue;
     LogLimited(LogLevel::kError, "out_of_descriptors",
                {{"what", "to announce a region, tried again"}, {"client", to.id}, {"raise", "LimitNOFILE= of kvmd's unit"}});

@@ -1,10 +1,12 @@
-// RegionAnnouncer: which clients are told of a region, and whose acknowledgement its end waits for.
+// RegionAnnouncer: announces regions to clients, and waits for their acknowledgements when a region
+// ends.
 //
-// The services that add regions and give them up call it (RegionService, OrphanService,
+// The services that add and end regions call it (RegionService, OrphanService,
 // OffloadService); it calls none of them. A region is announced to every client of its domain that
 // has declared its model; a client takes announcements one after the other (announcements.h).
-// Withdrawing one tells all that were told of it; until they have let go of its memory, or a
-// deadline has passed, somebody may wait. Owns who waits. Single-threaded.
+// A withdrawal is sent to all clients to which the region was announced. A client may wait until
+// these have unmapped its memory, or until a deadline. It owns the list of waiting clients.
+// Single-threaded.
 #pragma once
 
 #include <functional>
@@ -32,28 +34,32 @@ class RegionAnnouncer {
 
   // ---- announcing
 
-  // To all that have declared its model and have not been told of it, but its owner.
+  // Announces a region to all clients that have declared its model and do not know it yet, except
+  // its owner.
   void AnnounceToAll(const Domain& domain, const Region& region);
-  // Sends what the client has still to be told, as far as it takes it.
+  // Sends announcements that wait for the client, as far as it reads them.
   void GoOn(Client& to);
 
   // ---- withdrawing
 
-  // Gives a serving region up. `waits`: it is kept until those that were told of it have
-  // acknowledged; else its owner is said to have died, and nobody is waited for.
+  // Withdraws a serving region. `waits`: it is kept until the clients that know it have
+  // acknowledged; otherwise they are told that its owner has died, and no acknowledgement is waited
+  // for.
   void Withdraw(Domain& domain, Region& region, bool waits);
-  // The same, waited for: `client` is answered when the region is gone, or told at the deadline
-  // that it is not. kNoClient: nobody asks, the deadline alone matters.
+  // The same, with acknowledgements: `client` is answered when the region is gone, or at the
+  // deadline with an error. kNoClient: no client waits for the answer, and only the deadline
+  // matters.
   void WithdrawAndAnswer(Domain& domain, Region& region, ClientId client, std::uint64_t request_id, std::uint32_t ack_timeout_ms);
-  // Until when acknowledgements are waited for, by what a client asks (0: it leaves that to kvmd).
+  // The deadline of acknowledgements, from a client's request (0: kvmd's default).
   SteadyTime AckDeadline(std::uint32_t ack_timeout_ms) const;
-  // Importers that have not acknowledged are waited for no longer.
+  // Stops waiting for importers that have not acknowledged.
   void StopWaiting(Region& region);
-  // Answers those whose region is gone, and those whose deadline has passed.
+  // Answers clients whose region is gone, and clients whose deadline has passed.
   void AnswerWaiting(SteadyTime now);
   SteadyTime next_deadline() const noexcept;
 
-  // Nobody waits for this client any more, nor does it wait.
+  // Called when a client has left: its acknowledgements are not waited for any more, and its own
+  // waits end.
   void Leave(const Client& client);
 
  private:
@@ -65,7 +71,7 @@ class RegionAnnouncer {
     SteadyTime deadline;
   };
 
-  void Announce(Client& to, const Region& region);  // when its turn comes
+  void Announce(Client& to, const Region& region);  // queues it
   bool Send(Client& to, Region& region);            // false: kvmd lacks the descriptors
   bool Answer(const Waiting& waiting, SteadyTime now);
 

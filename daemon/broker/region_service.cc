@@ -14,20 +14,20 @@
 namespace kvm::daemon {
 namespace {
 
-// Regions of a domain whose memory is looked at in a tick.
+// How many regions of a domain are checked for damaged memory in a tick.
 constexpr std::uint32_t kLookedAtOnce = 16;
 
 }  // namespace
 
 void RegionService::Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
   kvmwire::RegionDescriptor& descriptor = *message.mutable_register_region()->mutable_region();
-  // It goes out again in every announcement, with more around it.
+  // Every announcement contains the descriptor and further fields.
   if (const std::size_t bytes = descriptor.ByteSizeLong(); bytes > kMaxDescriptorBytes) {
     return client.ReplyError(message.request_id(),
                              MakeError(Errc::kInvalidArgument, "register region: its descriptor has " + std::to_string(bytes) +
                                                                    " bytes, the limit is " + std::to_string(kMaxDescriptorBytes)));
   }
-  // A client that reconnects may be faster than the news of its old connection's end.
+  // A client may reconnect before kvmd has seen the end of its old connection.
   const Region* holder = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (holder != nullptr && holder->owner != client.id) {
     const Client* owner = clients_.Find(holder->owner);
@@ -61,8 +61,7 @@ void RegionService::Register(Client& client, kvmwire::ClientMessage message, std
 
 Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
   Domain& domain = *client.domain;
-  // The way back from blocks to entries is allocated as blocks are published: all that may be is
-  // counted.
+  // The map from blocks to entries is allocated as blocks are published; its full size counts here.
   const std::uint64_t index_bytes = (std::uint64_t{descriptor.block_count()} + domains_.blocks()) * sizeof(std::uint32_t);
   if (Status fits = CheckMemoryRoom(index_bytes, "the index of region " + descriptor.name() + " and all others"); !fits)
     return fits.error();
@@ -93,7 +92,7 @@ Status RegionService::Publish(Client& client, const kvmwire::Publish& publish) {
   if (publish.records().size() % sizeof(PublishRecord) != 0) return MakeError(Errc::kProtocol, "publish: records are cut off");
   if (publish.records().size() / sizeof(PublishRecord) > kMaxPublishBatch)
     return MakeError(Errc::kProtocol, "publish: too many records in one message");
-  // Reading a hole would make kvmd pay for the memory in it.
+  // Reading a hole would charge the memory in it to kvmd.
   Region* region = client.domain->FindRegion(publish.region(), publish.region_epoch());
   if (region != nullptr && region->owner == client.id && region->live() && !region->table_whole()) DropDamaged(*client.domain, *region);
   kvmwire::ServerMessage message;
@@ -121,7 +120,7 @@ void RegionService::DropDamaged(Domain& domain, Region& region) {
 }
 
 void RegionService::DropDamagedRegions() {
-  // kvmd itself has come upon one: it is found at once.
+  // A guard of kvmd has noticed a loss: the damaged region is searched at once.
   const bool lost = std::exchange(losses_seen_, MemoryGuard::losses()) != MemoryGuard::losses();
   domains_.ForEach([&](Domain& domain) {
     while (Region* region = domain.FindDamaged(lost ? config_.max_regions : kLookedAtOnce)) DropDamaged(domain, *region);

@@ -1,9 +1,9 @@
-// RegionService: a region from its registration to the day its owner unregisters it or leaves, and
-// what is published from it.
+// RegionService: regions from their registration until their owner unregisters them or leaves, and
+// the blocks published from them.
 //
-// Broker hands it RegisterRegion, UnregisterRegion, Publish and Retract, the ticks and the end of
-// clients. Who is told of a region is RegionAnnouncer's business, what becomes of one without its
-// owner OrphanService's. Owns nothing: regions are in their domain. Single-threaded.
+// Broker passes it RegisterRegion, UnregisterRegion, Publish and Retract, the ticks and the end of
+// clients. RegionAnnouncer announces regions, and OrphanService handles regions whose owner has
+// gone. It owns nothing: a domain owns its regions. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -36,14 +36,15 @@ class RegionService {
 
   void Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void Unregister(Client& client, const kvmwire::ClientMessage& message);
-  // kProtocol: records that are cut off, or more than a message may have.
+  // kProtocol: the records are cut off, or exceed the limit of a message.
   [[nodiscard]] Status Publish(Client& client, const kvmwire::Publish& publish);
   [[nodiscard]] Status Retract(Client& client, const kvmwire::Retract& retract);
 
-  // Regions whose memory is not what it was when they were registered go, and so do slabs of the
-  // host cache.
+  // Withdraws regions, and slabs of the host cache, whose memory has been damaged since they were
+  // registered.
   void DropDamagedRegions();
-  // Its regions go without waiting for anybody, or stay without it.
+  // Called when a client has left: its regions end without waiting for importers, or become
+  // orphans.
   void Leave(const Client& client);
 
  private:

@@ -20,7 +20,8 @@ std::uint64_t RowKey(std::uint32_t row, std::uint32_t region_epoch) { return std
 
 void Restorer::Restore(PersistedState state) {
   std::map<std::pair<std::uint32_t, std::uint32_t>, ClientId> owners;  // by uid and pid
-  std::map<std::uint64_t, Rebuild> rebuilds;                           // by epoch of the old registry
+  // By epoch of the old registry
+  std::map<std::uint64_t, Rebuild> rebuilds;
   for (UniqueFd& fd : state.registries) {
     Result<MappedMemory> memory = MappedMemory::Attach(fd.get(), layout::kHeaderBytes);
     Result<RegistryView> view = memory ? RegistryView::Open(std::move(*memory)) : Result<RegistryView>(memory.error());
@@ -84,7 +85,7 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
   region.persisted_id = persisted.id;
   region.persisted_serial = manifest.serial();
   region.persisted_files = FilesOf(manifest);
-  // Until it has an owner again: the process that only waits for kvmd, or a next owner.
+  // Until it has an owner again: the process that reconnects, or a process that adopts it.
   if (!manifest.has_slab()) (*domain)->MakeOrphan(region, {std::chrono::steady_clock::now(), persisted.process});
   return added;
 }

@@ -1,9 +1,9 @@
-// Restorer: what an earlier kvmd persisted serves again.
+// Restorer: restores the regions and entries that an earlier kvmd has persisted.
 //
-// Broker hands it that state before the first client joins, and its slices of work. Regions serve
-// at once, as orphans until their owners are back; the entries of the old registry, which nobody
-// can write any more, are read into a new one slice by slice. Owns the old registries meanwhile.
-// Single-threaded.
+// Broker passes it that state before the first client joins, and calls Work. Regions serve at once,
+// as orphans until their owners reconnect. The old registry is sealed and can't be written any
+// more, so its entries are copied into a new one slice by slice. It owns the old registries
+// meanwhile. Single-threaded.
 #pragma once
 
 #include <chrono>
@@ -31,7 +31,7 @@ class Restorer {
       : work_to_do_(work_to_do), clients_(clients), domains_(domains), persistence_(persistence), host_cache_(host_cache) {}
 
   void Restore(PersistedState state);
-  // A slice of reading old registries; true if there is more.
+  // Reads a slice of the old registries; true if there is more.
   bool Work();
   // Whether entries of this domain are still to come.
   bool Reading(const Domain& domain) const;
@@ -41,7 +41,8 @@ class Restorer {
   struct Rebuild {
     RegistryView old;
     std::string domain;
-    std::unordered_map<std::uint64_t, std::pair<std::uint32_t, std::uint32_t>> rows;  // row and epoch: old → new
+    // Row and epoch: old → new
+    std::unordered_map<std::uint64_t, std::pair<std::uint32_t, std::uint32_t>> rows;
     std::uint64_t slot = 0, entries = 0;
     std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
   };

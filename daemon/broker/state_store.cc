@@ -35,7 +35,7 @@ std::string RegistryName(std::uint64_t epoch) { return kRegistries + Hex(epoch, 
 // In the order of their names, the newest manifest of a region comes last.
 std::string ManifestName(const std::string& id, std::uint32_t serial) { return kManifests + id + "." + Hex(serial, kSerialDigits); }
 
-// One open file, whatever its numbers.
+// One open file, independent of its descriptors.
 bool SameFile(int a, int b) {
   const auto own = static_cast<pid_t>(::getpid());
   return ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
@@ -91,7 +91,8 @@ void StateStore::PersistRegistry(const RegistrySegment& segment) {
 
 void StateStore::ForgetRegistry(std::uint64_t epoch) { manager_.Remove(RegistryName(epoch)); }
 
-// The manifest goes last, and what it replaces after it: a region is known by its newest manifest.
+// The manifest is stored last, and the one that it replaces is removed afterwards, since a region's
+// newest manifest counts.
 void StateStore::PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab) {
   if (!manager_.has_store()) return;
   if (region.persisted_id.empty()) region.persisted_id = NewId();

@@ -1,9 +1,11 @@
-// What kvmd leaves with the service manager for the kvmd after it: registries, and of each region its descriptors, its
-// owner's pidfd and a manifest that says what they are. None of it is touched when kvmd dies, so whatever moment that
-// is, the last complete manifest of a region tells where its entries stand (docs/internals/restart.md).
+// StateStore: stores kvmd's state with the service manager for the next kvmd: registries, and for
+// each region its descriptors, its owner's pidfd and a manifest that describes them. None of it
+// changes when kvmd dies. So at any moment, the last complete manifest of a region tells which
+// registry has its entries (docs/internals/restart.md).
 //
-// systemd stores a file once, whatever it is called: a second name for a pidfd of several regions, or for segments of
-// one allocation, is dropped without a word. So files are stored under names of their own, counted, and named by manifests.
+// systemd stores an open file once: it silently drops a second name for the same file, such as the
+// pidfd of an owner of several regions, or an allocation of several segments. So each file is
+// stored once under a name of its own, with a count of its users, and manifests refer to that name.
 #pragma once
 
 #include <map>
@@ -23,7 +25,7 @@ struct PersistedRegion {
   std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
 };
 
-// Names of all that is stored for a region, but its manifest.
+// The names of all descriptors that are stored for a region, except its manifest.
 std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest);
 
 struct PersistedState {
@@ -36,17 +38,18 @@ class StateStore {
  public:
   explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
 
-  // Whether there is a store, so that each file that is kept is open twice.
+  // Whether there is a store; then each stored file has two descriptors.
   bool stores() const noexcept { return manager_.has_store(); }
 
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
-  // A region that is new, or that has another owner, row or registry than it was kept with. `process`: its owner's, or
-  // null. `slab`: of the host cache's; else null.
+  // Stores a region that is new, or that has got another owner, row or registry. `process`: its
+  // owner's, or null. `slab`: set for a slab of the host cache, else null.
   void PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab = nullptr);
   void ForgetRegion(Region& region);
 
-  // Makes sense of what came back. What is incomplete is removed from the store.
+  // Interprets the descriptors that came back from the service manager. Incomplete state is removed
+  // from the store.
   PersistedState Sort(std::vector<PassedFd> passed);
 
  private:

@@ -1,4 +1,5 @@
-// BuildStatus: the answer to StatusQuery, what kvmd knows of itself, its domains and its clients.
+// BuildStatus: makes the answer to StatusQuery: the state of kvmd, of its domains and of its
+// clients.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace kvm::daemon {
 
-// What is looked at.
+// The objects that it reads.
 struct StatusSources {
   const Config& config;
   const ClientTable& clients;
@@ -21,8 +22,8 @@ struct StatusSources {
   std::uint64_t started_ms = 0, rejected_connections = 0, protocol_errors = 0;
 };
 
-// As far as `asking` may see it: root and kvmd's own user see all, others their own domain. The
-// lists end, and say so, where the reply would leave its frame.
+// Contains what `asking` may see: root and kvmd's own user see all domains, others only their own.
+// Lists that would exceed a frame are cut, and the reply says so.
 [[nodiscard]] kvmwire::StatusReply BuildStatus(const StatusSources& sources, const Client& asking, const kvmwire::StatusQuery& query);
 
 }  // namespace kvm::daemon

@@ -27,7 +27,7 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
   const std::shared_ptr<SlabWriter> writer = writers_.Of(offerer, domain);
   writers_.ExpireGrants(*writer, now_);
   SlabClass& group = pool_.ClassOf(domain, source);
-  // Its slots are not known yet.
+  // Offers wait, since the blocks in the class's slots are not known yet.
   if (pool_.Restoring(group)) return decision;
   std::vector<policy::Slot> present;
   Placement place;
@@ -64,7 +64,7 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
     decision.grants.push_back({static_cast<std::uint32_t>(decision.decided), place.slab, in_slab, slot.write});
   }
   counters_[domain].refused += decision.full;
-  // Somebody has computed or fetched them once more.
+  // These blocks are used once more: a worker has computed or imported them again.
   pool_.Use(group, present, false, now_);
   if (!decision.grants.empty()) places_.AllocateAhead(group, writer, now_);
   pool_.DropIfEmpty(group);
@@ -84,8 +84,8 @@ void HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteSto
     const bool granted = slot.state == CacheSlot::State::kGranted;
     if ((!granted && slot.state != CacheSlot::State::kExpired) || slot.write != outcome.generation()) continue;
     if (granted) --writer->granted;
-    // What comes too late is as good, but somebody else may have been granted the same block
-    // meanwhile.
+    // A block that was stored too late is still good, but another client may have been granted a
+    // slot for the same block meanwhile.
     if (granted && outcome.stored() && slab->Publish(outcome.slot(), slot.write, slot.record, slot.checksum)) {
       KVM_FAULT_POINT(kvmd_store_published);
       blocks.Commit(at);
@@ -110,7 +110,7 @@ void HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use) {
     counters_[domain].hits += std::min(run.blocks(), slot.record.depth + 1);
     used[&slab->group].push_back(at);
   }
-  // Each run is a request of its own: two of one prefix are two uses.
+  // Each run is a request of its own: two runs with one prefix are two uses of it.
   for (const auto& [group, slots] : used) {
     for (const policy::Slot& slot : slots) pool_.Use(*group, std::span(&slot, 1), true, now_);
   }

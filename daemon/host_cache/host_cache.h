@@ -1,17 +1,17 @@
-// The host cache: copies of blocks in kvmd's host memory. They outlive the workers that computed the
-// blocks, and any worker of the domain may import them.
+// The host cache: copies of blocks in kvmd's host memory. They outlive the workers that computed
+// the blocks, and any worker of the domain may import them.
 //
-// Called by the services of daemon/broker/. The cache is cut into slabs (slab.h); a worker offers
-// blocks, is granted slots of slabs that are its own to write, copies, and says that it has. kvmd
-// copies nothing. HostCache itself answers offers, stores and uses, and decides what is admitted;
-// behind it, each with invariants of its own, stand the parts that it owns: SlabPool (slabs and
-// their blocks), SlabWriters (who may write), SlabAllocator (new memory), SlabQuota (how much there
-// may be), PlaceFinder (which slot, and who makes room) and HostCacheRestore (what an earlier kvmd
-// has left).
+// Called by the services of daemon/broker/. The cache consists of slabs (slab.h). A worker offers
+// blocks, is granted slots in slabs that only it may write, copies the blocks, and reports the
+// copies as complete. kvmd copies nothing. HostCache itself answers offers, completed stores and
+// reports of use, and decides which blocks are admitted. It owns the other parts, each with
+// invariants of its own: SlabPool (slabs and their blocks), SlabWriters (which client may write
+// which slab), SlabAllocator (new memory), SlabQuota (limits of memory), PlaceFinder (the slot for
+// a block, and the block that makes room) and HostCacheRestore (slabs of an earlier kvmd).
 //
-// Invariant: whatever a client says of a slot counts only while that slot is granted to it with the
-// generation that it names. Single-threaded. Everything that clients say has been parsed and
-// nothing else; it is checked here.
+// Invariant: what a client says of a slot counts only while that slot is granted to it with the
+// generation that the client names. Single-threaded. What clients send arrives here parsed but not
+// checked; it is checked here.
 #pragma once
 
 #include <chrono>
@@ -50,14 +50,14 @@ class HostCache {
     std::uint32_t slot = 0;
     Generation write = 0;
   };
-  // What became of an offer. Records from `decided` on wait for memory that is being allocated or
-  // given up.
+  // The outcome of an offer. Records from `decided` on wait for memory that is being allocated or
+  // freed.
   struct Decision {
     std::size_t decided = 0;
     std::vector<Grant> grants;
     std::vector<std::uint32_t> present;  // records
     std::uint32_t not_admitted = 0, stale = 0, full = 0;
-    std::string reason;  // of those for which there was no room
+    std::string reason;  // why there was no room for the `full` ones
   };
 
   // `config.host_cache_bytes` is not 0. Both outlive the cache.
@@ -65,7 +65,8 @@ class HostCache {
 
   // ---- clients
 
-  // `source`: a live region of the client's. `asked`: admission is not in question.
+  // `source`: a live region of the client's. `asked`: the engine named these blocks, so they are
+  // admitted in any case.
   Decision Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records, bool asked);
   void Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done);
   void Used(Domain& domain, const kvmwire::HostCacheUse& use);
@@ -74,16 +75,16 @@ class HostCache {
   // ---- memory
 
   void Tick(SteadyTime now);
-  // A slice of allocating; true if there is more.
+  // Allocates some memory; true if more is to be allocated.
   bool Work() { return allocator_.Work(now_); }
-  // Whether something has changed for offers that wait, since the last call.
+  // Whether memory has been allocated or freed since the last call, so that waiting offers can be
+  // tried again.
   bool TakeProgress() noexcept { return pool_.TakeProgress(); }
-  // A worker's region of another block size than what is kept of its model and shard: the latter
-  // goes.
+  // Drops slabs of the region's model and shard whose blocks have another size than the region's.
   void DropMismatched(Domain& domain, const Region& region) { pool_.DropMismatched(domain, region); }
-  // A slab whose memory has been damaged, with all that it holds.
+  // Drops a slab whose memory has been damaged, with all its blocks.
   void GiveUp(Region& region) { pool_.GiveUp(*static_cast<Slab*>(region.filler)); }
-  // The domain is about to go, with all its regions.
+  // Called before the domain and all its regions are destroyed.
   void Forget(Domain& domain);
 
   // ---- what an earlier kvmd has left: host_cache_restore.h
@@ -100,7 +101,8 @@ class HostCache {
   // ---- what operators see
 
   Counters CountersOf(const Domain& domain) const { return counters_.Of(domain); }
-  Usage UsageOf(const Domain* domain) const { return quota_.Usage(domain); }  // null: of all
+  // null: of all domains
+  Usage UsageOf(const Domain* domain) const { return quota_.Usage(domain); }
   std::uint64_t BytesOf(ClientId client) const;
   std::vector<Slab*> SlabsOf(ClientId client) const;  // that it may write
   std::uint64_t max_bytes() const noexcept { return config_.host_cache_bytes; }

@@ -1,4 +1,4 @@
-// What the host cache wants others to know of its slabs, and what it asks of them.
+// HostCacheEvents: what the host cache reports of its slabs to the rest of kvmd, and what it asks.
 //
 // Implemented by daemon/broker/, which announces slabs to importers, sends writers their
 // descriptors and has slabs persisted. Called from inside of calls to HostCache: an implementation
@@ -17,12 +17,13 @@ class HostCacheEvents {
  public:
   virtual ~HostCacheEvents() = default;
   virtual void SlabOpened(Slab& slab) = 0;
-  // Its writer may write it from now on.
+  // The slab's writer may write it from now on.
   virtual void SlabGranted(Slab& slab) = 0;
-  // The slab's region, which then leaves the domain. Importers are told.
+  // Called before the slab's region leaves the domain, so that importers are told.
   virtual void SlabClosing(Domain& domain, Region& region) = 0;
   virtual void WorkToDo() = 0;
-  // Memory of registries that kvmd may still have to make: none of the host cache's.
+  // The memory that registries which kvmd may still create will need, and that the host cache must
+  // leave free.
   virtual std::uint64_t RegistryBytesToCome() const { return 0; }
 };
 

@@ -43,7 +43,7 @@ bool HostCacheRestore::RestoreEntry(Region& region, const IndexEntry& entry) {
   return true;
 }
 
-// How recently each was used is not known any more; parents come before what follows them.
+// The times of use are lost; parents are told before the blocks that follow them.
 void HostCacheRestore::UseRestored(SteadyTime now) {
   for (auto& [group, slots] : restored_) {
     SlotTable& blocks = group->blocks;
@@ -60,7 +60,7 @@ void HostCacheRestore::FinishRestore(Region& region) {
   for (std::uint32_t i = blocks.slots_per_slab(); i-- > 0;) {
     const policy::Slot at = blocks.SlotAt(slab.position, i);
     if (blocks[at].state != CacheSlot::State::kUnknown) continue;
-    // Stored, and not in the index when that was left.
+    // The block is stored, but was not in the old index.
     if (slab.readable(i)) slab.BeginWrite(i);
     being_written ? blocks.GiveUp(at) : blocks.Free(at);
   }

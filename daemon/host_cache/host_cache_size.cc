@@ -17,12 +17,13 @@ std::uint64_t HostCacheSlabBytes(const Config& config) noexcept {
 }
 
 Status CheckHostCache(const Config& config, bool restored) {
-  constexpr std::uint64_t kOthersPart = 16;  // of what this process may have is neither the cache's nor the registries'
+  // This part of the memory is left to everything but the cache and the registries
+  constexpr std::uint64_t kOthersPart = 16;
   if (config.host_cache_bytes == 0) return {};
   const Result<MemoryRoom> room = MemoryRoom::Read();
   if (!room) return MakeError(room.error().code, "--host-cache: " + room.error().message);
-  // What is in use now may be this cache: a kvmd that is started anew goes on with the memory of
-  // the one before.
+  // The limit counts, not the free memory: memory in use now may be this cache, since a restarted
+  // kvmd takes over the memory of the previous one.
   const MemoryLevel& level = room->smallest();
   const std::uint64_t domains = MostDomains(config), registries = restored ? 2 * domains : domains;
   const std::uint64_t registry = RegistrySegment::BytesFor({config.max_entries, config.max_regions, config.max_models});

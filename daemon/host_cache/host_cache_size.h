@@ -1,4 +1,4 @@
-// How large the host cache and its slabs are to be, from the options alone.
+// The size of the host cache and of its slabs, which follows from the options alone.
 //
 // CheckHostCache is called once, before kvmd serves; HostCacheSlabBytes by SlabPool and by that
 // check.
@@ -12,13 +12,14 @@
 
 namespace kvm::daemon {
 
-// Bytes of a slab: as configured, else a 64th of the cache, 64 MiB to 1 GiB, but never more than a
-// 16th.
+// The size of a slab in bytes: as configured, else a 64th of the cache, at least 64 MiB and at most
+// 1 GiB, but never more than a 16th of the cache.
 std::uint64_t HostCacheSlabBytes(const Config& config) noexcept;
-// Whether the quotas, and machine and control groups beside the registries, are large enough for
-// it. kInvalidArgument, the option named. kSystem, kUnsupported: how much memory there is can't be
-// told. `restored`: a kvmd that takes this one's place is given what it holds, registries too, and
-// makes its own beside them.
+// Checks that the quotas allow the configured cache, and that the machine and the control groups
+// have memory for it beside the registries. kInvalidArgument, the option named. kSystem,
+// kUnsupported: the amount of memory can't be determined. `restored`: a service manager hands this
+// kvmd's memory, registries included, to the next kvmd, which makes registries of its own beside
+// them.
 [[nodiscard]] Status CheckHostCache(const Config& config, bool restored = false);
 
 // "N MiB", for messages.

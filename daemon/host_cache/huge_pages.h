@@ -1,4 +1,4 @@
-// Pages that the administrator has reserved as huge ones.
+// Huge pages that the administrator has reserved.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 namespace kvm::daemon {
 
 inline constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
-// Of pages of kHugePageBytes that are reserved and nobody uses; 0 if unknown.
+// The size of all reserved pages of kHugePageBytes that are free; 0 if unknown.
 std::uint64_t FreeReservedHugeBytes() noexcept;
 
 }  // namespace kvm::daemon

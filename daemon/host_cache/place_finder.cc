@@ -7,11 +7,11 @@
 namespace kvm::daemon {
 namespace {
 
-// By how much the content of a slab must be older than what a writer would evict of its own: taking
-// a slab costs its content and the zeroing of as much memory.
+// By how much the content of another writer's slab must be older than the block of its own that a
+// writer would evict. Dropping a slab costs all of its blocks, and the zeroing of as much memory.
 constexpr std::uint64_t kMuchOlderMs = 10'000;
 
-// A free slot of the slab; nothing if it has none.
+// Grants a free slot of the slab; empty if it has none.
 std::optional<Placement> Take(Slab& slab, const PublishRecord& record) {
   const std::optional<policy::Slot> slot = slab.group.blocks.Grant(slab.position, record);
   return slot ? std::optional(Placement::At(slab, *slot)) : std::nullopt;
@@ -41,7 +41,7 @@ Placement PlaceFinder::Find(SlabClass& group, const std::shared_ptr<SlabWriter>&
   return MakeRoom(group, writer, record, limit, has_slab);
 }
 
-// The writer gets no more memory now: something that is stored has to go.
+// The writer gets no more memory now: a stored block or a slab has to make room.
 Placement PlaceFinder::MakeRoom(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, const PublishRecord& record,
                                 SlabQuota::Limit limit, bool has_slab) {
   using Limit = SlabQuota::Limit;
@@ -62,8 +62,8 @@ Placement PlaceFinder::MakeRoom(SlabClass& group, const std::shared_ptr<SlabWrit
     pool_.Evict(slab, *own);
     return Take(slab, record).value_or(Placement{});
   }
-  // Memory that others are giving up comes soon, and so do blocks that can be evicted once they are
-  // stored.
+  // Memory of closing slabs is free soon, and blocks that are being stored can be evicted once they
+  // are stored.
   if ((pool_.closing() && limit != Limit::kClient) || (has_slab && writer->granted > 0))
     return Placement::None(Outcome::kWait, quota_.Reason(limit));
   if (others.leased || HoldsPinned(group, *writer))
@@ -104,8 +104,9 @@ void PlaceFinder::AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& wr
   host_.SlabGranted(slab);
 }
 
-// Slabs of a dead or departed writer's, those much older than what this one would evict, and those
-// of a writer above its share, if this one is below: the one that was used least recently.
+// Candidates are slabs of a dead or disconnected writer, slabs much older than what this writer
+// would evict, and, if this writer is below its share, slabs of a writer above its share. Among
+// those, the slab that was used least recently is chosen.
 PlaceFinder::Candidate PlaceFinder::ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms,
                                              bool same_domain) const {
   const std::uint64_t share = config_.host_cache_bytes / std::max<std::uint64_t>(1, writers_.SharersWith(writer));

@@ -1,17 +1,17 @@
-// The choice of a slot for a block that is offered: whose slab, which slot, and what has to go for
-// it.
+// PlaceFinder: chooses the slot for an offered block: the slab, the slot, and the block or slab
+// that makes room.
 //
 // Called by HostCache for each block of an offer. It owns nothing: it chooses among the slabs of
-// SlabPool, has SlabAllocator make new ones, and SlabQuota says how many there may be.
+// SlabPool, asks SlabAllocator for new ones, and asks SlabQuota whether they are allowed.
 //
-// A writer that has no free slot gets, in this order: a slab that nobody can write any more; new
-// memory, while the size, the quotas and the machine allow it; memory of a slab that others have
-// not used for long, or that is above their share; the slot of a block of its own, which the policy
-// chooses.
+// A writer that has no free slot gets, in this order: a slab whose writer's process has ended; new
+// memory, if the cache's size, the quotas and the machine allow it; the memory of another writer's
+// slab that has not been used for long, or that exceeds that writer's share; the slot of a block of
+// its own, which the policy chooses.
 //
 // Invariants:
 //   - A slab is writable by one living process at most, and never by processes of two users.
-//   - Nothing that a lease holds makes room.
+//   - A block that a lease covers is not evicted.
 // Single-threaded.
 #pragma once
 
@@ -32,9 +32,10 @@ namespace kvm::daemon {
 struct Placement {
   enum class Outcome {
     kFound,
-    kWait,    // memory is being allocated or given up: try again when there is progress
-    kFull,    // no room for this block
-    kLeased,  // full, and so it is for all of the offer, since leases hold what could make room
+    kWait,  // memory is being allocated or freed: try again when there is progress
+    kFull,  // no room for this block
+    // No room for any block of the offer, since leases cover the blocks that could make room
+    kLeased,
   };
 
   static Placement At(Slab& slab, policy::Slot slot) { return {Outcome::kFound, &slab, slot, {}}; }
@@ -42,7 +43,7 @@ struct Placement {
 
   Outcome outcome = Outcome::kFull;
   Slab* slab = nullptr;   // of kFound
-  policy::Slot slot = 0;  // of kFound: of the class, and granted already
+  policy::Slot slot = 0;  // of kFound: the slot's number in the class; it is granted already
   std::string reason;     // of the others, for the client
 };
 
@@ -53,9 +54,10 @@ class PlaceFinder {
               const SlabQuota& quota)
       : config_(config), host_(host), pool_(pool), writers_(writers), allocator_(allocator), quota_(quota) {}
 
-  // A slot that is free, or made so; granted for `record`.
+  // Finds a free slot, or evicts a block to make one, and grants it for `record`.
   Placement Find(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, const PublishRecord& record, SteadyTime now);
-  // Begins a slab if the writer's are nearly full, so that the next offer need not wait.
+  // Begins to allocate a slab if the writer's slabs are nearly full, so that the next offer need
+  // not wait.
   void AllocateAhead(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, SteadyTime now);
 
  private:
@@ -64,8 +66,8 @@ class PlaceFinder {
   std::optional<policy::Slot> OwnVictim(SlabClass& group, const SlabWriter& writer, const PublishRecord& wanted) const;
   bool HoldsPinned(const SlabClass& group, const SlabWriter& writer) const;
   Slab* Abandoned(const SlabClass& group, const SlabWriter& writer, bool with_room) const;
-  // A slab that is to make room; null: none may. `leased`: leases keep one that would have gone
-  // first.
+  // The slab that is to be dropped to make room; null if none may be. `leased`: leases keep the
+  // slab that would have been the first choice.
   struct Candidate {
     Slab* slab = nullptr;
     bool leased = false;

@@ -1,7 +1,8 @@
-// Which keys have been seen of late: a bounded memory that may forget, and that takes one key for another about once
-// in 2^29.
+// SeenKeys: which keys have been offered lately. It is a bounded filter, which forgets old keys and
+// takes one key for another about once in 2^29.
 //
-// Buckets of eight 32-bit tags, newest first; a bucket that is full forgets its oldest. One cache line for two buckets.
+// Buckets of eight 32-bit tags, newest first; a bucket that is full forgets its oldest. One cache
+// line for two buckets.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,7 @@ class SeenKeys {
   // Room for about `keys`, at most kMostKeys.
   explicit SeenKeys(std::uint64_t keys) : buckets_(std::bit_ceil(std::clamp<std::uint64_t>(keys, kTags, kMostKeys)) / kTags) {}
 
-  // Remembers `key`; whether it had been seen before.
+  // Adds `key`, and returns whether it was present before.
   bool Add(const BlockKey& key) noexcept {
     Bucket& bucket = buckets_[key.lo & (buckets_.size() - 1)];
     const auto tag = static_cast<std::uint32_t>(key.hi) | 1;  // 0: empty

@@ -18,7 +18,8 @@ Result<std::unique_ptr<Slab>> Slab::Create(SlabObserver& observer, std::string n
 
 Status Slab::Open(std::uint32_t its_position) {
   const std::uint32_t slots = group.blocks.slots_per_slab();
-  // Granted memory, though nobody is ever given it to write: a sealed table could not be written by the next kvmd.
+  // Granted memory, although no client ever gets a writable descriptor of it: the next kvmd could
+  // not write a sealed table.
   const std::size_t table_bytes = GenerationTableBytes(slots, group.kind.checksums);
   Result<UniqueFd> table_fd = CreateGrantable("kvm:" + name_ + ":generations", table_bytes);
   if (!table_fd) return table_fd.error();
@@ -67,7 +68,7 @@ Result<std::unique_ptr<Slab>> Slab::Reopen(SlabObserver& observer, SlabClass& gr
   Result<GenerationWriter> generations = GenerationWriter::Open({owned.data(), owned.size()}, slots);
   if (!generations) return generations.error();
   slab->generations_ = *generations;
-  slab->generations_.TakeUpAll();  // the kvmd before may have been ended while it gave the slab up
+  slab->generations_.TakeUpAll();  // the previous kvmd may have died while it dropped the slab
   slab->memory = SlabMemory::Reopen(std::move(fds[1]), stored.size_bytes(), stored.reserved_huge(), stored.transparent_bytes());
   slab->region = &region;
   slab->position = group.blocks.AddUnknownSlab();

@@ -1,13 +1,12 @@
-// A slab of the host cache: memory of kvmd's that one worker at a time may write, and the region by
-// which everybody imports from it.
+// Slab: memory of the host cache that one worker at a time may write, and the region through which
+// workers import from it.
 //
-// Made by SlabAllocator or HostCacheRestore, kept by SlabPool, and pinned through its region
-// (RegionFiller) for leases. It owns its memory and the mapping of its generation table; the region
-// is the domain's.
+// SlabAllocator or HostCacheRestore makes a slab, and SlabPool owns it. Leases pin its blocks
+// through its region (RegionFiller). The slab owns its memory and the mapping of its generation
+// table; the domain owns the region.
 //
-// Invariant: what it holds outlives its writer. kvmd alone writes its generation table, so a writer
-// can spoil what it stored itself and nothing else, and a block is readable only once kvmd has said
-// so.
+// Invariant: its blocks outlive its writer. Only kvmd writes its generation table, so a block is
+// readable only once kvmd has made it so, and a writer can damage only what it has stored itself.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +23,7 @@ namespace kvm::daemon {
 
 class Slab;
 
-// Told when a block's entry left the index without the cache's doing.
+// Called when a block's entry has left the index for a reason outside of the cache.
 class SlabObserver {
  public:
   virtual ~SlabObserver() = default;
@@ -33,21 +32,22 @@ class SlabObserver {
 
 class Slab final : public RegionFiller {
  public:
-  // Memory that is not allocated yet, for `slots` blocks.
+  // Creates memory for `slots` blocks, which is not allocated yet.
   [[nodiscard]] static Result<std::unique_ptr<Slab>> Create(SlabObserver& observer, std::string name, SlabClass& group,
                                                             std::uint64_t promised);
 
-  // Once the memory is allocated: makes it a region of the domain. What Domain::PrepareRegion and
-  // AddRegion say.
+  // Called once the memory is allocated: makes it a region of the domain. Errors: those of
+  // Domain::PrepareRegion and AddRegion.
   [[nodiscard]] Status Open(std::uint32_t position);
-  // A slab of an earlier kvmd's, whose region is a live one of the domain already; what its slots
-  // hold is told by SlotTable::Restore. What OwnedMemory::Take and GenerationWriter::Open say.
+  // Reopens a slab of an earlier kvmd, whose region is live in the domain already;
+  // SlotTable::Restore then adds its blocks. Errors: those of OwnedMemory::Take and
+  // GenerationWriter::Open.
   [[nodiscard]] static Result<std::unique_ptr<Slab>> Reopen(SlabObserver& observer, SlabClass& group, Region& region,
                                                             const kvmwire::StoredSlab& stored);
-  // Leaves the region to the domain, or to the next kvmd, as it is.
+  // Leaves the region, unchanged, to the domain or to the next kvmd.
   void Close() noexcept;
-  // The same of a slab whose memory goes: what it held is unreadable before anything else happens
-  // to it.
+  // Does the same for a slab whose memory is freed: its blocks become unreadable before anything
+  // else happens to them.
   void GiveUp() noexcept;
 
   void EntryErased(std::uint32_t block) noexcept override { observer_.OnEntryErased(*this, block); }
@@ -57,19 +57,20 @@ class Slab final : public RegionFiller {
 
   bool TableLost() const noexcept override { return generation_memory_.lost(); }
 
-  // Withdraws a slot from readers; the odd generation that a writer of it owns.
+  // Withdraws a slot from readers, and returns the odd generation under which its writer stores a
+  // block.
   Generation BeginWrite(std::uint32_t slot) noexcept { return generations_.BeginWrite(slot); }
-  // Makes a slot readable and publishes `record`, which has the source's block; false: the index
-  // has no room.
+  // Makes a slot readable and publishes `record`, whose `block` is still that of the source; false
+  // if the index has no room.
   [[nodiscard]] bool Publish(std::uint32_t slot, Generation write, PublishRecord record, std::uint64_t checksum);
   void Unpublish(std::uint32_t slot);
-  // Puts a block that is readable already into the index; false: that has no room.
+  // Puts a block that is readable already into the index; false if the index has no room.
   [[nodiscard]] bool PublishAgain(const PublishRecord& record) { return group.domain.PublishCached(*region, record); }
   bool readable(std::uint32_t slot) const noexcept { return IsReadable(generations_.Current(slot)); }
 
   std::uint64_t bytes() const noexcept { return memory.size(); }
   bool WritableBy(const SlabWriter& other) const noexcept { return writer.get() == &other; }
-  // Whether somebody else may be given it: nobody can write it any more.
+  // Whether another client may become its writer, since no process can write it any more.
   bool abandoned() const noexcept { return !writer || writer->gone; }
 
   SlabClass& group;
@@ -77,9 +78,9 @@ class Slab final : public RegionFiller {
   Region* region = nullptr;  // null: still being allocated
   std::uint32_t position = 0;
   std::uint32_t uid = 0;               // of its writers
-  std::shared_ptr<SlabWriter> writer;  // null: nobody has been able to write it yet
+  std::shared_ptr<SlabWriter> writer;  // null: no process has been able to write it yet
   std::uint64_t used_ms = 0;
-  bool restoring = false;  // entries of an older registry's are still to come
+  bool restoring = false;  // entries of an older registry are still to come
 
  private:
   Slab(SlabObserver& observer, std::string name, SlabClass& its_group) : group(its_group), observer_(observer), name_(std::move(name)) {}

@@ -10,10 +10,11 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::chrono::seconds kMemoryPause{10};  // after the machine had none left
+// No slab is begun for so long after the machine had no memory left
+constexpr std::chrono::seconds kMemoryPause{10};
 constexpr std::string_view kNamePrefix = "host-cache-";
 
-// N of "host-cache-N"; 0 of others.
+// N of the name "host-cache-N"; 0 for other names.
 std::uint64_t NumberIn(std::string_view name) {
   std::uint64_t number = 0;
   if (name.starts_with(kNamePrefix)) std::from_chars(name.data() + kNamePrefix.size(), name.data() + name.size(), number);
@@ -29,7 +30,7 @@ bool SlabAllocator::Allocating(const SlabClass& group, const SlabWriter& writer)
 
 void SlabAllocator::Avoid(std::string_view name) { next_name_ = std::max(next_name_, NumberIn(name) + 1); }
 
-// What has been begun and is not allocated yet, and what others will need.
+// Memory of slabs that are begun and not allocated yet, and memory that registries will need.
 std::uint64_t SlabAllocator::PromisedBytes() const {
   std::uint64_t bytes = host_.RegistryBytesToCome();
   for (const auto& slab : allocating_) bytes += slab->memory.missing_bytes();
@@ -74,7 +75,7 @@ bool SlabAllocator::Work(SteadyTime now) {
   return !allocating_.empty();
 }
 
-// It has not become what it was begun for, and will not.
+// Drops a slab that can't be finished.
 void SlabAllocator::Drop(const Slab& slab) {
   if (slab.writer->client != 0) slab.writer->bytes -= slab.bytes();
   --slab.group.slabs;
@@ -90,7 +91,7 @@ void SlabAllocator::Finish(std::unique_ptr<Slab> finished, SteadyTime now) {
     blocks.RemoveSlab(position);
     return Drop(*finished);
   }
-  // It never had the descriptor.
+  // The writer has never had the slab's descriptor.
   if (writer_left) finished->writer = nullptr;
   finished->used_ms = SteadyMs(now);
   Slab& slab = pool_.Add(std::move(finished));

@@ -1,12 +1,12 @@
-// New memory for slabs: begun when somebody needs it, allocated in slices between kvmd's other
-// work, opened once it is whole.
+// SlabAllocator: makes new slabs. It begins a slab when a writer needs one, allocates the memory in
+// slices between kvmd's other work, and opens the slab once all of it is allocated.
 //
 // Called by PlaceFinder, which decides that a slab is to be made, and by HostCache::Work for the
-// slices. It owns slabs that are not open yet; SlabPool has them afterwards.
+// slices. It owns slabs that are not open yet; SlabPool owns them afterwards.
 //
-// Invariant: a slab is in the pool only with all of its memory allocated, so that a full machine is
-// an error here and no SIGBUS in a process that writes it. After such an error nothing is begun for
-// a while. Single-threaded.
+// Invariant: a slab is in the pool only with all of its memory allocated, so that a machine without
+// free memory is an error here and no SIGBUS in the process that writes the slab. After such an
+// error, no slab is begun for a while. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -25,19 +25,19 @@ class SlabAllocator {
   // Both outlive the allocator.
   SlabAllocator(SlabPool& pool, HostCacheEvents& host) : pool_(pool), host_(host) {}
 
-  // Begins a slab that the writer is to write. False: the machine has no memory for it, or had none
-  // just now.
+  // Begins a slab for the writer. False if the machine has no memory for it, or had none a short
+  // time ago.
   bool Start(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, SteadyTime now);
-  // A slice of allocating; true if there is more.
+  // Allocates some memory; true if more is to be allocated.
   bool Work(SteadyTime now);
   // Whether a slab of the class is being made for the writer.
   bool Allocating(const SlabClass& group, const SlabWriter& writer) const;
-  // The domain is about to go.
+  // Called before the domain is destroyed.
   void Forget(const Domain& domain);
-  // A slab of an earlier kvmd has this name: no new one will.
+  // Keeps new slabs from getting this name, which a slab of an earlier kvmd has.
   void Avoid(std::string_view name);
 
-  // Adds what is being allocated for the domain; null: for all.
+  // Adds the memory that is being allocated for the domain; null: for all domains.
   void Count(const Domain* domain, HostCacheUsage& usage) const;
 
  private:

@@ -1,9 +1,9 @@
-// Slabs of one kind of block: any of their slots can hold any of these blocks.
+// SlabClass: the slabs for one kind of block. Each of their slots can hold any block of that kind.
 //
-// Made and owned by SlabPool (slab_pool.h); each slab refers to its own. A class owns the table of
-// what its slots hold (slot_table.h), over all of its slabs.
+// SlabPool makes and owns it (slab_pool.h); each slab refers to its class. A class owns the table
+// that says which block each slot of its slabs holds (slot_table.h).
 //
-// Invariant: a class lives while it has slabs, those that are still being allocated included.
+// Invariant: a class lives while it has slabs; slabs that are still being allocated count.
 #pragma once
 
 #include <compare>
@@ -18,7 +18,7 @@
 namespace kvm::daemon {
 
 struct SlabClass {
-  // Everything by which slabs must agree; names the class.
+  // What all slabs of a class have in common; it is the class's name.
   struct Kind {
     const Domain* domain = nullptr;
     std::uint32_t model = 0;
@@ -42,7 +42,7 @@ struct SlabClass {
   SlotTable blocks;
   const std::string fingerprint;
   const std::vector<std::uint32_t> shard;
-  std::uint32_t slabs = 0;  // being allocated ones included
+  std::uint32_t slabs = 0;  // includes those that are being allocated
 };
 
 }  // namespace kvm::daemon

@@ -9,6 +9,7 @@
 #include "daemon/host_cache/huge_pages.h"
 #include "proto/base/fault_point.h"
 #include "proto/base/memory_room.h"
+#include "proto/base/round_up.h"
 #include "proto/shm/sealed_memory.h"
 
 #ifndef MADV_COLLAPSE
@@ -21,8 +22,6 @@ namespace {
 constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
 constexpr const char* kWhat = "a slab of the host cache, beside the registries that may come";
 
-std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
-
 }  // namespace
 
 Result<SlabMemory> SlabMemory::Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised) {
@@ -30,7 +29,8 @@ Result<SlabMemory> SlabMemory::Create(const std::string& name, std::uint64_t byt
   memory.bytes_ = RoundUp(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
   const std::uint64_t on_huge_pages = RoundUp(bytes, kHugePageBytes);
   if (bytes >= kHugePageBytes && FreeReservedHugeBytes() >= on_huge_pages) {
-    // Somebody else may take the pages meanwhile; then allocating fails, and the next slab is on small ones.
+    // Another process may take the pages meanwhile; then the allocation fails, and the next slab is
+    // on small pages.
     if (Result<UniqueFd> fd = CreateGrantable("kvm:" + name, on_huge_pages, PagePool::kReservedHuge); fd) {
       memory.fd_ = std::move(*fd);
       memory.bytes_ = on_huge_pages;
@@ -71,11 +71,11 @@ Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
   return allocated_ < bytes_;
 }
 
-// A refusal only costs speed.
+// If the kernel refuses, accesses are slower, and nothing else changes.
 void SlabMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {
   const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
   if (whole == 0) return;
-  // A page table of huge pages needs addresses aligned alike in memory and file.
+  // The kernel maps a huge page only where address and file offset are aligned alike.
   const std::uint64_t reserved = whole + kHugePageBytes;
   void* const base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return;

@@ -1,9 +1,9 @@
-// Memory of one slab of the host cache: granted memory (proto/shm/sealed_memory.h) that is allocated bit by bit, so that
-// kvmd's one thread goes on serving, and as a whole before anybody uses it, so that a full machine is an error and
-// no SIGBUS.
+// SlabMemory: the granted memory of one slab of the host cache (proto/shm/sealed_memory.h). It is
+// allocated in slices, so that kvmd's one thread goes on serving, and completely before any process
+// uses it, so that a machine without free memory is an error and no SIGBUS.
 //
-// On huge pages that the administrator reserved if enough are free, else on transparent ones as far as the kernel
-// gives them. kvmd never maps it for longer than a call.
+// It is on huge pages that the administrator has reserved if enough are free, else on transparent
+// ones as far as the kernel grants them. kvmd maps it only within a call.
 #pragma once
 
 #include <cstdint>
@@ -17,20 +17,23 @@ namespace kvm::daemon {
 class SlabMemory {
  public:
   SlabMemory() = default;
-  // At least `bytes`, rounded up to pages. kResourceExhausted: this process may not have so much beside `promised` bytes
-  // (proto/base/memory_room.h). kSystem, kUnsupported.
+  // At least `bytes`, rounded up to pages. kResourceExhausted: this process may not allocate so
+  // much beside `promised` bytes (proto/base/memory_room.h). kSystem, kUnsupported.
   [[nodiscard]] static Result<SlabMemory> Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised = 0);
 
-  // Memory that an earlier kvmd has allocated whole. The rest is what that one knew of it.
+  // Takes memory that an earlier kvmd has allocated completely. The other arguments are what that
+  // kvmd has stored of it.
   static SlabMemory Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept;
 
-  // Allocates the next few MiB, if the rest fits beside `promised` bytes; true if there is more to do. Errors as Create.
+  // Allocates the next few MiB, if the rest fits beside `promised` bytes; true if there is more to
+  // do. Errors as Create.
   [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
 
   std::uint64_t size() const noexcept { return bytes_; }
-  std::uint64_t missing_bytes() const noexcept { return reserved_ ? 0 : bytes_ - allocated_; }  // of ordinary memory
+  // Of ordinary memory
+  std::uint64_t missing_bytes() const noexcept { return reserved_ ? 0 : bytes_ - allocated_; }
   int writable_fd() const noexcept { return fd_.get(); }
-  // How much of it is on huge pages.
+  // How much of the memory is on huge pages.
   std::uint64_t reserved_huge_bytes() const noexcept { return reserved_ ? allocated_ : 0; }
   std::uint64_t transparent_huge_bytes() const noexcept { return transparent_; }
 

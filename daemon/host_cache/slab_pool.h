@@ -1,16 +1,16 @@
-// The slabs of the host cache that are open, by class, and memory of closed ones that importers may
-// still have mapped.
+// SlabPool: the open slabs of the host cache, by class, and the memory of closed slabs that
+// importers may still have mapped.
 //
 // Called by the other parts of the cache: HostCache, SlabWriters, SlabAllocator, PlaceFinder and
 // HostCacheRestore. It owns slabs and classes, closes slabs, and evicts blocks from them.
 //
 // Invariants:
-//   - A class lives while one of its slabs does; a slab that is closed takes what it held out of
-//     the index first.
+//   - A class lives while one of its slabs does. A slab's blocks leave the index before the slab is
+//     closed.
 //   - A block is in the index only while its slot's generation is the even one it was published
 //     with.
-//   - Memory of a closed slab counts until its region has left the domain, since importers have it
-//     mapped until then.
+//   - Memory of a closed slab counts until its region has left the domain, since importers may have
+//     it mapped until then.
 // Single-threaded.
 #pragma once
 
@@ -41,31 +41,31 @@ class SlabPool final : public SlabObserver {
   SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters);
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;
-  ~SlabPool() override;  // leaves the slabs' regions to their domains, or to the next kvmd
+  ~SlabPool() override;  // leaves the slabs' regions to the domains, or to the next kvmd
 
   // The class for blocks of this region; made if there is none yet.
   SlabClass& ClassOf(Domain& domain, const Region& source);
-  // The class has gone if it has no slab.
+  // Destroys the class if it has no slab.
   void DropIfEmpty(SlabClass& group);
 
   const std::vector<std::unique_ptr<Slab>>& slabs() const noexcept { return slabs_; }
-  Slab* Find(Domain& domain, std::uint32_t row, std::uint32_t region_epoch) const;  // null if it has gone
+  // Null if there is no such slab any more
+  Slab* Find(Domain& domain, std::uint32_t row, std::uint32_t region_epoch) const;
   // The slab that has the slot. Precondition: there is one.
   Slab& Holding(const SlabClass& group, policy::Slot slot) const;
-  // Whether a slab of the class waits for entries of an older registry (HostCacheRestore).
+  // Whether a slab of the class still waits for entries of an older registry (HostCacheRestore).
   bool Restoring(const SlabClass& group) const;
 
   Slab& Add(std::unique_ptr<Slab> slab);
-  // With all that it holds. The class stays, even if it is empty now.
+  // Closes the slab and drops its blocks. The class stays, even if it is empty now.
   void Close(Slab& slab);
-  // The same, and the class goes if it is empty.
+  // Does the same, and destroys the class if it is empty now.
   void GiveUp(Slab& slab);
-  // A worker's region of another block size than what is kept of its model and shard: the latter
-  // goes.
+  // Drops slabs of the region's model and shard whose blocks have another size than the region's.
   void DropMismatched(Domain& domain, const Region& region);
-  // The domain is about to go, with all its regions.
+  // Called before the domain and all its regions are destroyed.
   void Forget(Domain& domain);
-  // Memory of closed slabs has gone; classes that are empty go.
+  // Stops counting closed slabs whose regions have left, and destroys empty classes.
   void Tick();
   bool closing() const noexcept { return !closing_.empty(); }
 
@@ -75,13 +75,13 @@ class SlabPool final : public SlabObserver {
   void Use(SlabClass& group, std::span<const policy::Slot> slots, bool imported, SteadyTime now);
   void OnEntryErased(Slab& slab, std::uint32_t slot) noexcept override;
 
-  // Adds what there is of the domain; null: of all.
+  // Adds the slabs of the domain; null: of all domains.
   void Count(const Domain* domain, HostCacheUsage& usage) const;
   std::uint64_t slab_bytes() const noexcept { return slab_bytes_; }
 
-  // Something has changed for offers that wait.
+  // Notes that waiting offers can be tried again.
   void NoteProgress() noexcept { progress_ = true; }
-  // Whether anything has, since the last call.
+  // Whether NoteProgress has been called since the last call of this function.
   bool TakeProgress() noexcept { return std::exchange(progress_, false); }
 
   static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 16;

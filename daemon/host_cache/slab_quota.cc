@@ -45,7 +45,7 @@ std::string SlabQuota::Reason(Limit limit) const {
     case Limit::kDomain:
       if (config_.max_host_cache_per_domain == 0) return "the host cache has half of the region table (--max-regions)";
       return "this domain's limit of host cache is " + Mib(config_.max_host_cache_per_domain) + " (--max-host-cache-per-domain)";
-    case Limit::kFull: return "all of the host cache is others' to write: " + Mib(config_.host_cache_bytes) + " (--host-cache)";
+    case Limit::kFull: return "other clients have all of the host cache: " + Mib(config_.host_cache_bytes) + " (--host-cache)";
     case Limit::kMachine: return "no memory is left for the host cache (log: host_cache_not_grown)";
   }
   return "";

@@ -1,9 +1,9 @@
-// How much memory the host cache has and how much more it may have: the size of it all, of each
-// domain's part and of each client's.
+// SlabQuota: how much memory the host cache has, and how much more it may have: in all, for each
+// domain and for each client.
 //
-// Called by PlaceFinder before a slab is made or given to somebody, by HostCacheRestore, and by
-// HostCache for what operators see. It owns nothing; it counts what SlabPool and SlabAllocator
-// have. Single-threaded.
+// Called by PlaceFinder before a slab is made or gets another writer, by HostCacheRestore, and by
+// HostCache for what operators see. It owns nothing; it counts the slabs of SlabPool and
+// SlabAllocator. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -18,23 +18,23 @@ namespace kvm::daemon {
 
 class SlabQuota {
  public:
-  // Why a writer can't have one more slab.
+  // The limit that keeps a writer from having one more slab.
   enum class Limit { kNone, kClient, kDomain, kFull, kMachine };
 
   // All outlive the quota.
   SlabQuota(const Config& config, const SlabPool& pool, const SlabAllocator& allocator)
       : config_(config), pool_(pool), allocator_(allocator) {}
 
-  HostCacheUsage Usage(const Domain* domain) const;  // null: of all
+  HostCacheUsage Usage(const Domain* domain) const;  // null: of all domains
 
-  // Never kMachine, which is only known once a slab has been tried to make.
+  // Never kMachine, which shows only when memory for a slab can't be allocated.
   Limit LimitFor(const SlabClass& group, const SlabWriter& writer) const;
-  // Whether the client's own limit allows it so much more.
+  // Whether the client's own limit allows so many more bytes.
   bool ClientMayHave(const SlabWriter& writer, std::uint64_t bytes) const noexcept;
-  // Of a slab that an earlier kvmd has left. kResourceExhausted, the option named.
+  // Checks the limits for a slab of an earlier kvmd. kResourceExhausted, the option named.
   [[nodiscard]] Status CheckRestored(const SlabClass& group, std::uint64_t bytes) const;
 
-  // Tells a refused worker why, and which option sets the limit. Empty for kNone.
+  // The reason that a refused worker is told, with the option that sets the limit. Empty for kNone.
   std::string Reason(Limit limit) const;
 
  private:

@@ -1,10 +1,11 @@
-// A client that may write slabs of the host cache, and the slots that it has been granted.
+// SlabWriter: a client that may write slabs of the host cache, and the slots that it has been
+// granted.
 //
-// Held by SlabWriters (slab_writers.h), and by each slab that the client may write. It owns nothing
-// but its list of grants.
+// SlabWriters (slab_writers.h) and each slab that the client may write share its ownership. It owns
+// only its list of grants.
 //
-// Invariant: a writer exists for as long as its process might write a slab, though the client has
-// left; then `process` tells when that ends.
+// Invariant: a writer exists for as long as its process can write a slab, even after the client has
+// disconnected; `process` then tells whether the process has ended.
 #pragma once
 
 #include <chrono>
@@ -29,8 +30,8 @@ struct Offerer {
   std::uint64_t instance = 0;  // Hello::instance; 0: it has none
 };
 
-// A slot that a writer has been granted. Answered for once the slot's state or generation says
-// something else.
+// A slot that a writer has been granted. The writer has answered for it once the slot's state or
+// generation has changed.
 struct OpenGrant {
   std::chrono::steady_clock::time_point deadline;
   Slab* slab = nullptr;
@@ -39,15 +40,17 @@ struct OpenGrant {
 };
 
 struct SlabWriter {
-  ClientId client = 0;  // 0: it has left
+  ClientId client = 0;  // 0: it has disconnected
   std::uint32_t uid = 0, pid = 0;
   std::uint64_t instance = 0;  // Hello::instance
   Domain* domain = nullptr;
-  std::shared_ptr<WatchedProcess> process;  // once it has left
+  std::shared_ptr<WatchedProcess> process;  // set once it has disconnected
   bool gone = false;                        // the process has ended
-  std::uint64_t bytes = 0;                  // of its slabs, while it is there
-  std::uint32_t granted = 0;                // slots that it has been granted and not answered for
-  std::deque<OpenGrant> open;               // by deadline; answered ones go when their turn comes
+  std::uint64_t bytes = 0;                  // of its slabs, while it is connected
+  // Slots that it has been granted and has not answered for
+  std::uint32_t granted = 0;
+  // By deadline; answered grants are removed when they come to the front
+  std::deque<OpenGrant> open;
 };
 
 }  // namespace kvm::daemon

@@ -18,8 +18,9 @@ std::shared_ptr<SlabWriter> SlabWriters::Of(const Offerer& offerer, Domain& doma
   return writer;
 }
 
-// The same client over a new connection. Its copies are made and its offers are sent by one thread,
-// so whatever it was copying is done by the time of the first offer.
+// Finds the writer of the same client on a new connection. A client makes its copies and sends its
+// offers on one thread, so all copies of the old connection have ended by the time of the first
+// offer.
 std::shared_ptr<SlabWriter> SlabWriters::Resume(const Offerer& offerer, Domain& domain) {
   if (offerer.instance == 0 || offerer.pid == 0) return nullptr;
   const auto found = std::find_if(departed_.begin(), departed_.end(), [&](const std::shared_ptr<SlabWriter>& writer) {
@@ -81,7 +82,8 @@ void SlabWriters::ExpireGrants(SlabWriter& writer, SteadyTime now) {
     --writer.granted;
     pool_.NoteProgress();
   }
-  // One that is never answered for must not keep the others.
+  // A grant at the front that is never answered for must not keep the answered ones behind it in
+  // the list.
   if (writer.open.size() > 2 * kMaxGrantsPerClient) std::erase_if(writer.open, answered);
 }
 
@@ -99,7 +101,8 @@ void SlabWriters::Leave(ClientId client, std::shared_ptr<WatchedProcess> process
   pool_.NoteProgress();
 }
 
-// What it was granted is not stored any more. The slots are free once it can't write them.
+// Blocks that were granted to the writer will not be stored any more. Their slots become free once
+// its process can't write them.
 void SlabWriters::Departed(SlabWriter& writer) {
   writer.gone = writer.process->Ended();
   for (const auto& slab : pool_.slabs()) {
@@ -120,7 +123,7 @@ void SlabWriters::Tick(SteadyTime now) {
       Departed(*writer);
       pool_.NoteProgress();
     }
-    // Nobody else knows of it: nothing is left that it could write.
+    // If no slab refers to the writer, there is nothing left that it could write.
     return writer->gone || writer.use_count() == 1;
   });
 }

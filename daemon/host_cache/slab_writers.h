@@ -1,13 +1,13 @@
-// The clients that may write slabs: who they are while they are connected, and for as long as their
-// processes might still write.
+// SlabWriters: the clients that may write slabs, while they are connected and for as long as their
+// processes can still write.
 //
 // Called by HostCache and PlaceFinder, and by HostCacheRestore for the writers of an earlier kvmd's
 // slabs. It owns the list of writers; a slab that a writer may write shares the ownership.
 //
 // Invariants:
 //   - A slot is granted to one writer at a time, and again only after that writer has answered for
-//     it or its process has ended: a late copy can't land in somebody else's block.
-//   - A process that comes back over a new connection is the same writer, and gets its slabs again.
+//     it or its process has ended, so that a late copy can't overwrite another writer's block.
+//   - A process that reconnects is the same writer as before, and gets its slabs again.
 // Single-threaded.
 #pragma once
 
@@ -28,20 +28,22 @@ class SlabWriters {
   // All outlive the writers.
   SlabWriters(SlabPool& pool, HostCacheEvents& host, HostCacheCounters& counters) : pool_(pool), host_(host), counters_(counters) {}
 
-  // The writer that a client is, made with its first offer.
+  // Returns the writer for a client, and makes it at the client's first offer.
   std::shared_ptr<SlabWriter> Of(const Offerer& offerer, Domain& domain);
-  SlabWriter* Find(ClientId client) const;  // null: it has offered nothing
-  // The client has left. `process`: asked whether it can still write.
+  SlabWriter* Find(ClientId client) const;  // null if the client has offered nothing
+  // Called when the client has disconnected. `process`: the client's, which can write until it
+  // ends.
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process);
-  // The writer of a slab that an earlier kvmd has left, whose process still runs.
+  // Returns the writer of a slab of an earlier kvmd; the writer's process still runs.
   std::shared_ptr<SlabWriter> OfRestored(Domain& domain, const kvmwire::StoredSlab& stored, const std::shared_ptr<WatchedProcess>& process);
 
-  // Grants whose time is over are void; their slots stay nobody's.
+  // Expires grants whose deadline has passed; no client is granted their slots until the writer has
+  // answered.
   void ExpireGrants(SlabWriter& writer, SteadyTime now);
-  // The same of all, and processes that have ended leave their slots.
+  // Does the same for all writers, and frees the slots of writers whose processes have ended.
   void Tick(SteadyTime now);
 
-  // How many clients have slabs, `writer` counted in any case.
+  // The number of clients that have slabs; `writer` counts in any case.
   std::uint64_t SharersWith(const SlabWriter& writer) const;
 
  private:
@@ -52,7 +54,8 @@ class SlabWriters {
   HostCacheEvents& host_;
   HostCacheCounters& counters_;
   std::map<ClientId, std::shared_ptr<SlabWriter>> writers_;
-  std::vector<std::shared_ptr<SlabWriter>> departed_;  // whose processes may still write
+  // Disconnected ones whose processes may still write
+  std::vector<std::shared_ptr<SlabWriter>> departed_;
 };
 
 }  // namespace kvm::daemon

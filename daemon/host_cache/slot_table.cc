@@ -8,12 +8,15 @@ namespace {
 
 using policy::Slot;
 
-constexpr std::uint32_t kFirstSlabs = 4;  // room for so many at first; a policy's memory goes with its capacity
-// Prefixes are followed this far up. Parents are what clients say they are, so they may even name each other.
+// The first capacity, in slabs; a policy's memory is proportional to its capacity
+constexpr std::uint32_t kFirstSlabs = 4;
+// Prefixes are followed this far up. Clients name the parents, so two blocks may even name each
+// other as parent.
 constexpr std::size_t kLongestPath = 16'384;
-// What one call of Use follows; blocks beyond are told without their prefixes.
+// How many blocks one call of Use follows to their prefixes; the policy is told of further blocks
+// without their prefixes.
 constexpr std::size_t kMostAtOnce = 32'768;
-// Within this, a prefix that goes on has not been used once more.
+// Within this time, another use of a prefix by a store does not count.
 constexpr std::uint64_t kOneUseMs = 1000;
 
 }  // namespace
@@ -28,7 +31,7 @@ std::uint32_t SlotTable::AddSlab() {
   Slab& slab = slabs_[position];
   slab.present = true;
   slab.free.resize(slots_per_slab_);
-  // Handed out in ascending order, so that blocks of a prefix lie side by side.
+  // Slots are granted in ascending order, so that blocks of a prefix lie side by side.
   for (std::uint32_t i = 0; i < slots_per_slab_; ++i) slab.free[i] = slots_per_slab_ - 1 - i;
   return position;
 }
@@ -40,8 +43,8 @@ std::uint32_t SlotTable::AddUnknownSlab() {
   return position;
 }
 
-// A policy's capacity is fixed. Nothing has been evicted while there was room to grow, so that all a new one has to be
-// told is what is stored, in the order of its use.
+// A policy's capacity is fixed. No block has been evicted while there was room to grow, so a new
+// policy only has to be told of the stored blocks, in the order of their use.
 void SlotTable::Grow() {
   const std::size_t wanted = std::min<std::size_t>(most_slabs_, std::max<std::size_t>(kFirstSlabs, 2 * slabs_.size()));
   const std::size_t slabs = std::max(wanted, slabs_.size() + 1);
@@ -89,7 +92,7 @@ std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord
   return slot;
 }
 
-// The block in `slot` is known to the policy, or will never be.
+// Called when the policy knows the block in `slot`, or never will.
 void SlotTable::HasCome(Slot slot) {
   const PublishRecord& record = slots_[slot].record;
   const auto parent = by_key_.find(record.parent_lo);
@@ -100,7 +103,7 @@ void SlotTable::Expire(Slot slot) {
   CacheSlot& at = slots_[slot];
   HasCome(slot);
   at.state = CacheSlot::State::kExpired;
-  // Somebody else may store the block now.
+  // Another client may store the block now.
   if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
 }
 
@@ -147,12 +150,13 @@ void SlotTable::Free(Slot slot) {
 
 policy::Block SlotTable::BlockIn(Slot slot) const {
   const PublishRecord& record = slots_[slot].record;
-  // The root of a chain is no block.
+  // The parent of a chain's first block is the root, which is no block.
   return {record.key.lo, record.depth == 0 ? policy::kNoKey : record.parent_lo, record.depth};
 }
 
 void SlotTable::Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported) {
-  // From the last one up: what lies on its path has been told with it.
+  // The paths are followed from the last slot backwards: a slot that lies on a later slot's path
+  // has been told with that path.
   std::vector<Slot> path;
   std::vector<bool> done(slots.size());
   std::unordered_map<Slot, std::size_t> given;
@@ -170,7 +174,7 @@ void SlotTable::Use(std::span<const Slot> slots, std::uint64_t now_ms, bool impo
       const auto parent = record.depth == 0 ? by_key_.end() : by_key_.find(record.parent_lo);
       if (parent == by_key_.end() || told >= kMostAtOnce) break;
       at = parent->second;
-      // Depths fall, so this ends whatever clients say.
+      // Depths decrease along the path, so the loop ends, whatever parents clients name.
       if (slots_[at].state != CacheSlot::State::kStored || slots_[at].record.depth >= depth) break;
       depth = slots_[at].record.depth;
     }
@@ -214,7 +218,7 @@ std::optional<Slot> SlotTable::ChooseVictim(std::span<const std::uint32_t> posit
   };
   const Slot victim = policy_->ChooseVictimAmong(may_leave);
   if (victim != policy::kNoSlot) return victim;
-  // What may leave lies far behind what may not: the one used least recently, then.
+  // The policy's candidates are all pinned: choose the block that was used least recently.
   std::optional<Slot> oldest;
   for (const std::uint32_t position : positions) {
     for (Slot slot = SlotAt(position, 0); slot < SlotAt(position + 1, 0); ++slot) {

@@ -9,23 +9,25 @@
 namespace kvm::policy {
 namespace {
 
-// As many as S3-FIFO's ghosts here; at least as many as fit 1 MiB, since a conversation's pause does not shrink
-// with the cache. What LRU would hold is among them: at most twice the capacity of blocks left since the oldest of
-// those was used.
+// As many as S3-FIFO's ghosts here; at least as many as fit 1 MiB, since a conversation's pause
+// does not shrink with the cache. What LRU would hold is among them: at most twice the capacity of
+// blocks left since the oldest of those was used.
 constexpr std::uint64_t kRememberedPerSlot = 4, kMinRemembered = 1 << 14;
 constexpr std::uint32_t kUnitsPerCapacity = 64;
 // The model looks at this many nodes or more; of more nodes it takes every 2nd, 4th, …
 constexpr std::uint64_t kSampledNodes = 1 << 16;
-// The model is updated four times while the cache turns over once, but not so often that it costs more than the rest.
+// The model is updated four times while the cache turns over once, but not so often that it costs
+// more than the rest.
 constexpr std::uint64_t kUpdatesPerCapacity = 4, kMinUpdate = 4096;
 constexpr std::uint64_t kFirstUpdate = 512;  // and then after an eighth more
 // Counts are worth half after what is remembered has gone by about twice.
 constexpr std::uint64_t kHalfLifeCapacities = 8, kMinHalfLife = 1 << 15;
-// A parent with one child beside a new one is a conversation that went on: its old end was partly filled. With
-// more it is a prompt that many share, and says nothing about the one that begins.
+// A parent with one child beside a new one is a conversation that went on: its old end was partly
+// filled. With more it is a prompt that many share, and says nothing about the one that begins.
 constexpr std::uint8_t kForksOfOneThread = 2;
-// How far behind LRU the cache may come, of the blocks asked for: half of 0.003, the goal, since what is expected of the
-// blocks that are not here is an estimate. Less, and it turns to LRU before it has learnt anything.
+// How far behind LRU the cache may come, of the blocks asked for: half of 0.003, the goal, since
+// what is expected of the blocks that are not here is an estimate. Less, and it turns to LRU before
+// it has learnt anything.
 constexpr double kTolerated = 0.0015;
 constexpr double kFewBlocks = 20;  // of a request, while none was announced
 constexpr std::uint8_t kMany = 0xFF;
@@ -94,8 +96,8 @@ double HitDensityPolicy::BlocksOfRequest() const {
   return requests_ == 0 ? kFewBlocks : static_cast<double>(asked_) / static_cast<double>(requests_);
 }
 
-// Into `use` field by field: returned as a whole, it would be loaded wider than it was stored, which waits for every store
-// before it.
+// Into `use` field by field: returned as a whole, it would be loaded wider than it was stored,
+// which waits for every store before it.
 void HitDensityPolicy::FindUse(Key key, Key parent, Use& use) {
   if (path_at_ < path_.size() && path_[path_at_].key == key) {
     use.node = path_[path_at_].node;
@@ -189,8 +191,8 @@ std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
   return at;
 }
 
-// Several at a time, so that they are fetched together. There are more nodes than slots, and each node that
-// stays for its children has one in a slot. `parent` stays: it is about to have one.
+// Several at a time, so that they are fetched together. There are more nodes than slots, and each
+// node that stays for its children has one in a slot. `parent` stays: it is about to have one.
 void HitDensityPolicy::DropOldestRemembered(std::uint32_t parent) {
   std::array<std::uint32_t, kDropped> dropped;
   for (std::uint32_t& at : dropped) {
@@ -250,7 +252,8 @@ void HitDensityPolicy::Count(const Use& use, bool known) {
   last_used_ = use.node;
 }
 
-// Behind the block before it in the same request, else to the front: as if blocks were used from last to first.
+// Behind the block before it in the same request, else to the front: as if blocks were used from
+// last to first.
 void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
   if (known) {
     if (nodes_[use.node].in_lru) ++lru_used_;
@@ -275,7 +278,7 @@ void HitDensityPolicy::MoveToFrontOfUse(const Use& use, bool known) {
   if (lru_back_ != kNil) Fetch(nodes_[lru_back_].use.newer);  // leaves after the next one
   --lru_size_;
   ++lru_left_;
-  // The one that is used now has its slot, though nobody could see it yet.
+  // `node` is being inserted and gets its slot only afterwards.
   if (out.slot != kNoSlot || &out == &node) return;
   --absent_;
   ++spared_;

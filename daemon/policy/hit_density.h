@@ -1,16 +1,17 @@
 // Evicts the leaf whose slot is worth least, in expected hits per slot and time (reuse_model.h).
 //
-// Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end. Blocks without
-// a resident parent leave first of all. The policy remembers four times the capacity of blocks that left (at
-// least 16,384), to see when they are asked for again and to recognise a conversation that comes back. This
-// takes about 400 bytes a slot in all, more for caches below 4,096 blocks.
+// Only leaves leave: a block without its parent can't be hit, so a prefix is cut from its end.
+// Blocks without a resident parent leave first of all. The policy remembers four times the capacity
+// of blocks that left (at least 16,384), to see when they are asked for again and to recognise a
+// conversation that comes back. This takes about 400 bytes a slot in all, more for caches below
+// 4,096 blocks.
 //
-// The guard keeps a loss against LRU small, though not impossible. All known blocks, resident or remembered,
-// are in the order of their last use; the first `capacity` of them are what an LRU cache would hold. The
-// policy counts the hits of both caches for each request, and also hits on blocks that only the LRU cache
-// would hold. When LRU's lead and the hits to expect from those blocks exceed 0.0015 of the blocks asked for,
-// blocks leave in LRU's order until the sum is less again. The guard and growth need OnRequest; everything
-// else works without it.
+// The guard keeps a loss against LRU small, though not impossible. All known blocks, resident or
+// remembered, are in the order of their last use; the first `capacity` of them are what an LRU
+// cache would hold. The policy counts the hits of both caches for each request, and also hits on
+// blocks that only the LRU cache would hold. When LRU's lead and the hits to expect from those
+// blocks exceed 0.0015 of the blocks asked for, blocks leave in LRU's order until the sum is less
+// again. The guard and growth need OnRequest; everything else works without it.
 //
 // Invariants:
 //   P1. A resident block is in exactly one leaf list if it has no resident child, else in none.
@@ -143,10 +144,12 @@ class HitDensityPolicy final : public EvictionPolicy {
   std::uint32_t last_used_ = kNil;
 
   std::uint64_t requests_ = 0, asked_ = 0, hits_ = 0, lru_hits_ = 0;
-  double lead_ = 0;                     // hits more than LRU, at most capacity
-  std::uint64_t absent_ = 0;            // blocks in the LRU cache that are not here
-  double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU cache had, blocks that left it
-  double missed_ = 0, spared_ = 0;      // what became of those: used while LRU had them, or left LRU as well
+  double lead_ = 0;           // hits more than LRU, at most capacity
+  std::uint64_t absent_ = 0;  // blocks in the LRU cache that are not here
+  // Uses of blocks that the LRU cache had, blocks that left it
+  double lru_used_ = 0, lru_left_ = 0;
+  // What became of those: used while LRU had them, or left LRU as well
+  double missed_ = 0, spared_ = 0;
   bool follow_lru_ = false;
   std::uint32_t chosen_ = kNil;  // node, by ChooseVictim
 };

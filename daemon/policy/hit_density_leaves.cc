@@ -53,7 +53,8 @@ std::uint32_t HitDensityPolicy::WorstLeafAmong(const Evictable& evictable) {
   leaves_.ForEachFilled([&](std::uint32_t list) {
     if (found != kNil || looked >= kMaxVictimsLookedAt) return;
     const auto look = [&](std::uint32_t at) {
-      // An orphan whose parent came back is none any more: where it belongs is not known, so it leaves last.
+      // An orphan whose parent came back is none any more: where it belongs is not known, so it
+      // leaves last.
       const bool came_back = list == kRootless && Resident(nodes_[at].parent);
       std::uint32_t& leaf = came_back ? no_orphan : found;
       if (leaf == kNil && evictable(nodes_[at].slot)) leaf = at;
@@ -93,9 +94,9 @@ void HitDensityPolicy::Delist(std::uint32_t at) {
   nodes_[at].run = kNil;
 }
 
-// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list. Those that have
-// grown too old for their list are at its back, then. What a list stands for beside the age does not change while a
-// block is in it.
+// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list.
+// Those that have grown too old for their list are at its back, then. What a list stands for beside
+// the age does not change while a block is in it.
 void HitDensityPolicy::MoveAgedLeaves() {
   aged_at_ = now_;
   leaves_.ForEachFilled([this](std::uint32_t list) {

@@ -1,5 +1,6 @@
-// Vectors on huge pages, where the system has them: a policy accesses its memory at random, and with small pages most
-// of that time is address translation. A refusal costs only speed.
+// Vectors on huge pages, where the system has them: a policy accesses its memory at random, and
+// with small pages most of that time is address translation. If the kernel refuses, accesses are
+// slower, and nothing else changes.
 #pragma once
 
 #include <sys/mman.h>

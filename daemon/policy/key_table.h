@@ -1,5 +1,6 @@
-// Key → index of a node that holds the key. Open addressing with linear probing, at most two thirds full, deletion by
-// shifting back. The table has 32 bits of each key beside the index, so a lookup rarely reads a wrong node.
+// Key → index of a node that holds the key. Open addressing with linear probing, at most two thirds
+// full, deletion by shifting back. The table has 32 bits of each key beside the index, so a lookup
+// rarely reads a wrong node.
 #pragma once
 
 #include <bit>
@@ -58,8 +59,8 @@ class KeyTable {
     std::uint32_t index = kNil;
   };
 
-  // Multiplied, so that keys which are no hashes (tests, traces) spread as well. A tag says where an entry belongs, so
-  // that shifting back looks at the table alone.
+  // The key is multiplied, so that keys which are no hashes (in tests and traces) spread as well.
+  // The tag alone determines where an entry belongs, so that Erase reads no nodes.
   static std::uint32_t Tag(Key key) noexcept { return static_cast<std::uint32_t>((key * 0x9E3779B97F4A7C15ULL) >> 32); }
   std::uint64_t Home(std::uint32_t tag) const noexcept { return tag & mask_; }
 

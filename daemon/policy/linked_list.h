@@ -1,5 +1,5 @@
-// Doubly linked lists through an array of nodes, by index: nothing is allocated, a node is in one list of a kind
-// at a time. Front is the newest.
+// Doubly linked lists through an array of nodes, by index: nothing is allocated, a node is in one
+// list of a kind at a time. Front is the newest.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,8 @@ void InsertBehind(ListEnds& list, std::uint32_t newer, std::uint32_t node, Links
 
 template <class LinksOf>
 void Unlink(ListEnds& list, std::uint32_t node, LinksOf&& links) {
-  // Each by itself: one load of both would wait until stores to either have reached the cache.
+  // Two loads, not one of both: a combined load would wait until recent stores to either half have
+  // reached the cache.
   const std::uint32_t newer = links(node).newer, older = links(node).older;
   (newer == kNil ? list.front : links(newer).older) = older;
   (older == kNil ? list.back : links(older).newer) = newer;

@@ -1,5 +1,5 @@
-// Least recently used. Blocks of a request are reported from the last to the first, so a block never leaves
-// after its parent as long as requests name whole prefixes.
+// Least recently used. Blocks of a request are reported from the last to the first, so a block
+// never leaves after its parent as long as requests name whole prefixes.
 #pragma once
 
 #include "daemon/policy/eviction_policy.h"

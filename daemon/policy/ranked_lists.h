@@ -1,7 +1,8 @@
 // A fixed number of lists in an order of rank; finds the first list that is not empty.
 //
-// A list is made of runs: neighbours that were added with the same stamp (the time of a use, for example). A run knows
-// which list it is in, so it moves from one list to another without a visit to its nodes.
+// A list is made of runs: neighbours that were added with the same stamp (the time of a use, for
+// example). A run knows which list it is in, so it moves from one list to another without a visit
+// to its nodes.
 #pragma once
 
 #include <algorithm>
@@ -17,17 +18,17 @@ namespace kvm::policy {
 
 class RankedLists {
  public:
-  // `max_nodes` that are in a list at a time.
+  // `max_nodes`: the most nodes that are in lists at a time.
   RankedLists(std::uint32_t count, std::uint32_t max_nodes) : lists_(count), rank_of_(count), at_rank_(count), filled_((count + 63) / 64) {
     std::iota(rank_of_.begin(), rank_of_.end(), 0u);
     std::iota(at_rank_.begin(), at_rank_.end(), 0u);
-    runs_.reserve(max_nodes);  // few are ever made: most nodes share one
+    runs_.reserve(max_nodes);  // most of it stays untouched, since most nodes share a run
   }
 
   bool empty(std::uint32_t list) const { return lists_[list].empty(); }
   std::uint32_t Back(std::uint32_t list) const { return runs_[lists_[list].back].nodes.back; }
   std::uint32_t ListOf(std::uint32_t run) const { return runs_[run].list; }
-  // Of the run at the back.
+  // The stamp of the run at the back.
   std::uint32_t BackStamp(std::uint32_t list) const { return runs_[lists_[list].back].stamp; }
 
   // kNil: all are empty.
@@ -48,7 +49,7 @@ class RankedLists {
     }
   }
 
-  // From the back to the front, while `visit(node)` is true.
+  // Visits nodes from the back to the front, as long as `visit(node)` returns true.
   template <class Visit, class LinksOf>
   void ForEachFromBack(std::uint32_t list, Visit&& visit, LinksOf&& links) const {
     for (std::uint32_t run = lists_[list].back; run != kNil; run = runs_[run].links.newer) {
@@ -58,7 +59,7 @@ class RankedLists {
     }
   }
 
-  // The run that the node is in from now on, until Remove.
+  // Adds the node, and returns the run that the node is in until Remove.
   template <class LinksOf>
   [[nodiscard]] std::uint32_t Add(std::uint32_t list, std::uint32_t node, std::uint32_t stamp, bool front, LinksOf&& links) {
     std::uint32_t run = front ? lists_[list].front : lists_[list].back;
@@ -85,7 +86,7 @@ class RankedLists {
     AddRun(to, run, true);
   }
 
-  // Rank by rising worth(list); equal ones in the order of their numbers.
+  // Ranks the lists by rising worth(list); lists of equal worth by their numbers.
   template <class Worth>
   void Rank(Worth&& worth) {
     std::sort(at_rank_.begin(), at_rank_.end(), [&](std::uint32_t a, std::uint32_t b) {

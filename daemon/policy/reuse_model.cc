@@ -5,9 +5,9 @@
 namespace kvm::policy {
 namespace {
 
-// Before anything was counted: one use in 50 waits at each age.
+// The guess before anything was counted: one use in 50 waits at each age.
 constexpr double kFirstGuessUses = 1, kFirstGuessWaits = 50;
-// Ages beyond the oldest that are still looked at: one octave.
+// How many ages beyond the oldest are considered: one octave.
 constexpr std::uint32_t kAhead = 4;
 
 // Where an age begins, in units from one.
@@ -77,7 +77,7 @@ void ReuseModel::ComputeDensity(std::uint32_t block_class, const Curve& chance, 
       waiting *= 1 - chance[at];
       best = std::max(best, hits / time);
     }
-    // Nothing is that old yet: below all others, the oldest lowest.
+    // No block is that old yet: such ages rank below all others, the greatest age lowest.
     density_[Cell(block_class, age)] = age <= oldest ? best : 1e-12 / Begins(age);
   }
 }

@@ -1,18 +1,22 @@
-// Learns how soon blocks are used again: for each class of blocks the chance of a use by age, and from that
-// the worth of a slot, in hits per slot and time.
+// Learns how soon blocks are used again: for each class of blocks the chance of a use by age, and
+// from that the worth of a slot, in hits per slot and time.
 //
 // Classes are made of what a KV cache knows of a block and a general cache does not:
-//   turns   how often its prefix went on since it was first seen. A conversation that went on goes on again.
-//   growth  how many new blocks its last request brought. A line of chat goes on more often than a pasted document.
-//   end     it was the last block of its last request: partly filled, or a question that nobody else has.
-// Ages are log-spaced, four to an octave, the finest being 1/64 of the capacity: below that there is nothing to
-// decide. The chance of a use at an age is uses / blocks that reached it, those still waiting and those forgotten
-// included (Kaplan, Meier, 1958), so it does not depend on which blocks the policy kept. A class with few
-// observations is drawn towards the estimate for its number of turns, and that towards the estimate for all
-// blocks. Ages that no block has reached get the mean over ages, a chance per time that falls, which is LRU's order.
+//   turns   how often its prefix went on since it was first seen. A conversation that went on goes
+//           on again.
+//   growth  how many new blocks its last request brought. A line of chat goes on more often than a
+//           pasted document.
+//   end     it was the last block of its last request: partly filled, or a question of one user.
+// Ages are log-spaced, four to an octave, the finest being 1/64 of the capacity: differences below
+// that do not change a choice. The chance of a use at an age is uses / blocks that reached it,
+// those still waiting and those forgotten included (Kaplan, Meier, 1958), so it does not depend on
+// which blocks the policy kept. A class with few observations is drawn towards the estimate for its
+// number of turns, and that towards the estimate for all blocks. Ages that no block has reached get
+// the mean over ages, a chance per time that falls, which is LRU's order.
 //
-// Density(class, age) is the best ratio, over all times of eviction, of the expected hits until then to the
-// expected time in the slot: the index of Gittins (1979), as hit density is for LHD (Beckmann, Chen, Cidon, NSDI 2018).
+// Density(class, age) is the best ratio, over all times of eviction, of the expected hits until
+// then to the expected time in the slot: the index of Gittins (1979), as hit density is for LHD
+// (Beckmann, Chen, Cidon, NSDI 2018).
 #pragma once
 
 #include <algorithm>
@@ -39,7 +43,7 @@ class ReuseModel {
   static std::uint32_t Class(std::uint32_t turn_level, std::uint32_t growth_level, bool end) noexcept {
     return (turn_level * kGrowthLevels + growth_level) * 2 + (end ? 1 : 0);
   }
-  // Of an age in units of 1/64 capacity.
+  // The age class of an age in units of 1/64 of the capacity.
   static std::uint32_t Age(std::uint32_t units) noexcept {
     const std::uint64_t from_one = std::uint64_t{units} + 1;
     if (from_one < 8) return static_cast<std::uint32_t>(from_one - 1);
@@ -49,16 +53,17 @@ class ReuseModel {
 
   ReuseModel();
 
-  // A wait that ended: with a use, or because the block was forgotten.
+  // Counts a wait that ended with a use of the block, or because the block was forgotten.
   void Ended(std::uint32_t block_class, std::uint32_t age, bool used) {
     const std::size_t at = Cell(block_class, age);
     ++ended_[at];
     if (used) ++used_[at];
   }
 
-  // Update: Begin, Waiting for each (sampled) block that still waits, Finish. `keep` in (0, 1] is what older counts
-  // are worth then. `oldest` is the greatest age that any block can have by now. `guess_weight`: waits that a guess is worth
-  // against what was counted; as many as end together, since they are one observation.
+  // An update calls Begin, then Waiting for each (sampled) block that still waits, then Finish.
+  // `keep` in (0, 1]: the weight of older counts from then on. `oldest`: the greatest age that any
+  // block can have by now. `guess_weight`: the weight of the initial guess, in counted waits; it is
+  // the number of waits that end together, since those are one observation.
   void Begin() { reached_ = ended_; }
   void Waiting(std::uint32_t block_class, std::uint32_t age) { ++reached_[Cell(block_class, age)]; }
   void Finish(std::uint32_t oldest, double keep, double guess_weight);

@@ -50,7 +50,8 @@ Slot S3FifoPolicy::ChooseVictim() {
   return chosen_;
 }
 
-// Blocks that were used go to the main queue; kNoSlot if all of them were.
+// Moves blocks that were used to the main queue, and returns the first that was not; kNoSlot if all
+// were used.
 Slot S3FifoPolicy::ChooseFromSmall() {
   const auto links_of = [this](Slot at) -> Links& { return links(at); };
   while (!small_.empty()) {
@@ -76,7 +77,7 @@ Slot S3FifoPolicy::ChooseFromMain() {
   return main_.back;
 }
 
-// What stands in the way stays where it is: its turn comes when its own slot is wanted.
+// Blocks that may not be evicted keep their place in the queues.
 Slot S3FifoPolicy::ChooseVictimAmong(const Evictable& evictable) {
   const Slot first = ChooseVictim();
   if (first == kNoSlot || evictable(first)) return first;

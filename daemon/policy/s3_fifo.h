@@ -1,9 +1,11 @@
-// S3-FIFO: a small queue that most blocks leave unused, a main queue for those that were used again, and the
-// keys of those that left the small queue, which go to the main queue when they come back.
+// S3-FIFO: a small queue, which most blocks leave without a use; a main queue for blocks that were
+// used again; and a ghost queue with the keys of blocks that left the small queue, which go to the
+// main queue if they are inserted again.
 //
-// Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction", SOSP 2023. Small queue of
-// 10 % and two bits of frequency as in the paper; one use is enough for the main queue; the ghost queue has four times the
-// capacity, since a conversation comes back after many times more blocks than a cache holds.
+// Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction", SOSP
+// 2023. Small queue of 10 % and two bits of frequency as in the paper; one use is enough for the
+// main queue; the ghost queue has four times the capacity, since a conversation comes back after
+// many times more blocks than a cache holds.
 #pragma once
 
 #include "daemon/policy/eviction_policy.h"

@@ -48,7 +48,7 @@ void Accounts::Leave(Region& region) noexcept {
 }
 
 void Accounts::Move(Region& region, ClientId client) {
-  // Into the new one first: it may be the old one.
+  // Added first and removed then, since both may be the same account, which must not become empty.
   Account& to = accounts_[client];
   Add(to, region);
   Remove(region.owner, *region.account, region);

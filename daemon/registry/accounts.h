@@ -1,14 +1,14 @@
 // What each client holds in one domain: regions, blocks, descriptors, entries, and whether it may
 // have more of them.
 //
-// Called by Domain, OrphanRegions and EntryTable when a region or an entry comes, goes or changes
-// hands. It owns the accounts and this domain's part of the descriptors that kvmd may keep
-// (descriptor_quota.h), which it gives back when it ends.
+// Called by Domain, OrphanRegions and EntryTable when a region or an entry is added, is removed or
+// gets another owner. It owns the accounts. It also counts this domain's descriptors in the quota
+// of all domains (descriptor_quota.h), and takes them off it in its destructor.
 //
 // Invariants:
-//   - Every region of the table is in one account, Region::account, which lives at least as long as
-//     the region.
-//   - An account exists while it has regions, those that are leaving included.
+//   - Every region of the table belongs to one account, Region::account, which lives at least as
+//     long as the region.
+//   - An account exists while it has regions; regions that are leaving count.
 // Single-threaded.
 #pragma once
 
@@ -29,18 +29,20 @@ class Accounts {
   Accounts& operator=(const Accounts&) = delete;
   ~Accounts() { descriptors_.Remove(fds()); }
 
-  Account Of(ClientId client) const;  // empty if it has none
+  Account Of(ClientId client) const;  // zeros if it has none
   // Whether the client may have one more region of so many blocks and descriptors.
   // kResourceExhausted, the option named.
   [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
-  // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
+  // Whether the domain may have so many more descriptors. Errors: those of DescriptorQuota::Check.
   [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }
 
-  // Puts a region that is in no account, and its entries, into the client's.
+  // Adds a region that belongs to no account, and its entries, to the client's account.
   void Join(Region& region, ClientId client);
-  // Takes a region out of the account of Region::owner. References to that account may end with it.
+  // Takes a region out of the account of Region::owner. That account is destroyed if this was its
+  // last region.
   void Leave(Region& region) noexcept;
-  // From the account of Region::owner to the client's. Region::owner is the caller's to change.
+  // Moves a region from the account of Region::owner to the client's. The caller sets
+  // Region::owner.
   void Move(Region& region, ClientId client);
 
   std::size_t size() const noexcept { return accounts_.size(); }

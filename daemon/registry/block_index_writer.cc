@@ -53,7 +53,7 @@ void BlockIndexWriter::Write(std::uint64_t at, const IndexEntry& entry) noexcept
   slot.published_s.store(entry.published_s, kRelaxed);
   slot.version.store(version + 2, std::memory_order_release);
   KVM_FAULT_POINT(kvmd_slot_written);
-  // Last, since it is only a hint: a reader that sees the tag finds the entry behind it.
+  // The tag is written last: a reader that sees it then finds the entry.
   const unsigned shift = static_cast<unsigned>(at % 8) * 8;
   const std::uint64_t tag = entry.region_epoch == 0 ? 0 : layout::Tag(entry.key);
   layout::TagWord& word = tags_[at / 8];
@@ -109,8 +109,8 @@ void BlockIndexWriter::Erase(std::uint64_t hole) noexcept {
     }
     if (before != kNoSlot) SetMore(before, false);
   }
-  // Copy back whatever may stand in the hole, then the hole is where the copy came from. Readers need to
-  // be told only if something moves.
+  // Moves an entry that may stand in the hole back into it; the hole is then where that entry was.
+  // index_moves changes only if an entry moves.
   const std::uint64_t moves = moves_->load(kRelaxed);
   bool moved = false;
   for (std::uint64_t at = Next(hole); !Empty(at) && Distance(hole, at) <= kMaxDisplacement; at = Next(at)) {

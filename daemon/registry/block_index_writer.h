@@ -1,16 +1,19 @@
-// Write side of the block index (layout.h: IndexSlot). One thread writes, any number read meanwhile.
+// Write side of the block index (layout.h: IndexSlot). One thread writes, any number read
+// meanwhile.
 //
 // Invariants, at every instant a reader can see:
 //   - all slots between a key's home and each of its entries are occupied;
-//   - an entry that is present for the whole of a lookup is found (moves are announced in index_moves);
+//   - an entry that is present for the whole of a lookup is found (moves are announced in
+//     index_moves);
 //   - kMore is set on every replica of a key but the last on its chain.
-// and one about work: no entry stands further than kMaxDisplacement slots from its home. Keys come from
-// clients and may all share one home, so an insertion that would need more is refused. The bound also
-// ends the search behind a hole, and since every move takes displacement away that an insertion once
-// added, an erasure costs at most kMaxDisplacement moves for each entry ever inserted.
+// and one about work: no entry stands further than kMaxDisplacement slots from its home. Keys come
+// from clients and may all share one home, so an insertion that would need more is refused. The
+// bound also limits the search behind a hole. Every move takes away displacement that an insertion
+// added, so all erasures together cost at most kMaxDisplacement moves for each entry ever inserted.
 //
 // Memory order: a slot's version goes odd (relaxed), release fence, fields (relaxed), version even
-// (release). A crash in the middle leaves one slot odd: a miss for that chain, nothing else.
+// (release). A crash in the middle leaves one slot odd, which readers take for a miss of that
+// chain.
 #pragma once
 
 #include <atomic>
@@ -26,20 +29,21 @@ namespace kvm::daemon {
 
 inline constexpr std::uint64_t kNoSlot = ~std::uint64_t{0};
 
-// At load 3/4 the largest displacement of hashed keys is near 380 among a million entries and 450 among
-// sixteen million (ln n / 0.038); readers look at 4096 slots.
+// At load 3/4 the largest displacement of hashed keys is near 380 among a million entries and 450
+// among sixteen million (ln n / 0.038); readers look at 4096 slots.
 inline constexpr std::uint64_t kMaxDisplacement = 1024;
 
 class BlockIndexWriter {
  public:
-  // Told whenever an entry has a new slot, so that reverse maps stay right.
+  // Called whenever an entry has moved to a new slot, so that reverse maps stay right.
   using Moved = std::function<void(const IndexEntry& entry, std::uint64_t slot)>;
 
-  // `slots` and `tags`: zeroed, for `count` slots, written by nobody else. `max_entries` < count.
+  // `slots` and `tags`: zeroed, for `count` slots, with no other writer. `max_entries` < count.
   BlockIndexWriter(layout::IndexSlot* slots, layout::TagWord* tags, std::uint64_t count, std::uint64_t max_entries,
                    std::atomic<std::uint64_t>* moves, Moved moved);
 
-  // Always inlined: GCC takes a function that only prefetches for one without effect and drops the call.
+  // Always inlined: GCC treats a function that only prefetches as one without effect, and drops the
+  // call.
   [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { PrefetchSlot(layout::Home(key, count_)); }
   [[gnu::always_inline]] void PrefetchSlot(std::uint64_t slot) const noexcept {
     if (slot >= count_) return;
@@ -50,10 +54,11 @@ class BlockIndexWriter {
   // Slots of `key`'s replicas in chain order; returns how many, at most kMaxReplicas.
   std::size_t Replicas(const BlockKey& key, std::span<std::uint64_t> slots) const noexcept;
 
-  // Adds an entry behind the key's other replicas. Precondition: !full(). Returns its slot, or kNoSlot if
-  // the chain is too long.
+  // Adds an entry behind the key's other replicas. Precondition: !full(). Returns its slot, or
+  // kNoSlot if the chain is too long.
   std::uint64_t Insert(const IndexEntry& entry) noexcept;
-  // Changes generation, parent, depth and time of the entry in `slot`; its key, region and block stay.
+  // Changes generation, parent, depth and time of the entry in `slot`; its key, region and block
+  // stay.
   void Update(std::uint64_t slot, const IndexEntry& entry) noexcept;
   // Removes the entry in `slot` and closes the gap. Precondition: the slot is occupied.
   void Erase(std::uint64_t slot) noexcept;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::uint64_t kOwn = 64;      // kvmd's own: sockets, timers, registries
 constexpr std::uint64_t kOfClient = 2;  // socket and pidfd
-constexpr std::uint64_t kLeast = 64;    // some workers, however small the limit is
+constexpr std::uint64_t kLeast = 64;    // enough for some workers, however small the limit is
 
 std::uint64_t ProcessLimit() noexcept {
   rlimit limit{};
@@ -18,7 +18,7 @@ std::uint64_t ProcessLimit() noexcept {
 }
 
 std::uint64_t MaxOf(const Config& config, bool stored, std::uint64_t process_limit) noexcept {
-  // A limit that is small against --max-clients: half of it is for connections all the same.
+  // If the limit is small compared with --max-clients, connections get half of it at most.
   const std::uint64_t others = std::min(process_limit / 2, kOfClient * config.max_clients + kOwn);
   return std::max(kLeast, (process_limit - others) / (stored ? 2 : 1));
 }

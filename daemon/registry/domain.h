@@ -1,17 +1,18 @@
 // Domain: one isolation unit with a registry segment, models, regions and entries of its own.
 //
 // Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it
-// is the only writer, and the parts behind which the work is done, each with invariants of its own:
-// Accounts (who has how much), RegionTable (rows and states), OrphanRegions, EntryTable (the index)
-// and RetainedBlocks (what leases can be had of). What Domain does itself is what concerns several
-// of them: a region that comes, and a region that leaves.
+// is the only writer, and the parts that do the work, each with invariants of its own: Accounts
+// (how much each client has), RegionTable (rows and states), OrphanRegions, EntryTable (the index)
+// and RetainedBlocks (the blocks that a lease can cover). Domain itself does what concerns several
+// of them: it adds and removes regions.
 //
-// Everything a client says arrives here already parsed and is checked here; no call can fail in a
+// Everything that a client sends arrives here parsed, and is checked here; no call can fail in a
 // way that harms another client. Work that grows with a client's size (dropping its entries,
 // looking for stale ones) is cut into bounded slices. Single-threaded.
 //
-// region.h draws what becomes of a region. While it leaves, its entries are dropped and importers
-// may still have it mapped; its row is reused only after both have ended, its epoch never.
+// region.h draws the phases of a region. While a region leaves, its entries are dropped and
+// importers may still have it mapped. Its row is reused only after both have ended; its epoch is
+// never reused.
 #pragma once
 
 #include <cstdint>
@@ -45,28 +46,30 @@ class Domain {
   std::uint32_t live_regions() const noexcept { return regions_.live(); }
   std::uint32_t orphans() const noexcept { return regions_.orphans(); }
   std::uint64_t orphan_bytes() const noexcept { return orphans_.bytes(); }
-  std::uint64_t blocks() const noexcept { return accounts_.blocks(); }  // of all regions, published or not
+  // Of all regions, published or not
+  std::uint64_t blocks() const noexcept { return accounts_.blocks(); }
   Account AccountOf(ClientId client) const { return accounts_.Of(client); }
-  std::uint64_t fds() const noexcept { return accounts_.fds(); }  // that kvmd keeps for regions and slabs
+  // That kvmd keeps for regions and slabs
+  std::uint64_t fds() const noexcept { return accounts_.fds(); }
   std::uint64_t max_fds() const noexcept { return accounts_.max_fds(); }
   bool nearly_full() const noexcept;  // few rows are left
-  bool idle() const noexcept;         // nobody has a region here, except kvmd
+  bool idle() const noexcept;         // no client has a region here
 
-  // ---- regions that come and leave
+  // ---- adding and removing regions
 
-  // Checks all that does not depend on other regions. kNotFound (model), kResourceExhausted
-  // (quotas) and what CheckRegion says.
+  // Checks everything that does not depend on other regions. kNotFound (model), kResourceExhausted
+  // (quotas), and the errors of CheckRegion.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
                                                               std::vector<UniqueFd> fds) const;
-  // What RegionTable::Add says.
+  // Errors: those of RegionTable::Add.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
-  // Takes a serving region out: nothing can be published to it any more, and Reap does the rest.
-  // `asks_importers`: they are asked to acknowledge, and the row says so meanwhile; else it looks
-  // free at once.
+  // Begins to remove a serving region: no block can be published to it any more, and Reap does the
+  // rest. `asks_importers`: importers are asked to acknowledge, and the row shows kWithdrawing
+  // meanwhile; otherwise the row shows kFree at once.
   void StartLeaving(Region& region, bool asks_importers) noexcept;
-  void StopWaitingFor(ClientId importer) noexcept;  // it has gone
-  // Drops up to `blocks` entries of leaving regions and frees the rows of those that have none left
-  // and wait for nobody. True if entries are left to drop.
+  void StopWaitingFor(ClientId importer) noexcept;  // it has disconnected
+  // Drops up to `blocks` entries of leaving regions. Frees the rows of leaving regions that have no
+  // entry left and wait for no importer. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
 
   // ---- regions: region_table.h
@@ -87,7 +90,7 @@ class Domain {
   std::vector<Region*> OrphansInTheWay(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid) {
     return orphans_.InTheWayOf(announced, owner_uid);
   }
-  // A live region's owner has gone.
+  // The owner of a live region has died or disconnected.
   void MakeOrphan(Region& region, Orphan orphan) noexcept {
     region.orphan = std::move(orphan);
     regions_.Enter(region, RegionPhase::kOrphan);
@@ -108,12 +111,12 @@ class Domain {
 
   using RetainedBlock = daemon::RetainedBlock;
   [[nodiscard]] Result<RetainedBlock> FindRetained(const kvmwire::LeaseSource& source) { return retained_.Find(source); }
-  // Of a region that FindRetained has named. What Region::Pin and Unpin say.
+  // For a region that FindRetained has returned; see Region::Pin and Region::Unpin.
   bool Pin(Region& region, std::uint32_t block) { return region.Pin(block); }
   void Unpin(Region& region, std::uint32_t block) noexcept { region.Unpin(block); }
   std::uint32_t leased_orphans() const noexcept { return retained_.leased_orphans(); }
 
-  std::uint32_t clients = 0;  // connected; kept by the broker
+  std::uint32_t clients = 0;  // connected ones; the broker counts them
 
  private:
   Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment);

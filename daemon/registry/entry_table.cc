@@ -8,9 +8,10 @@
 namespace kvm::daemon {
 namespace {
 
-// Records ahead of the one at work whose memory is fetched, far enough to hide a miss to DRAM.
-constexpr std::size_t kFetchFirst = 24;   // counters and slots by block, slots by key
-constexpr std::size_t kFetchSecond = 12;  // the slot of the block's old entry, known once the first has come
+// How many records ahead memory is prefetched, far enough to hide a miss to DRAM.
+constexpr std::size_t kFetchFirst = 24;  // counters and slots by block, slots by key
+// The slot of the block's old entry, known once the first has come
+constexpr std::size_t kFetchSecond = 12;
 constexpr std::uint64_t kSweepAhead = 16;
 constexpr unsigned kSlowestSweep = 4;  // 1/16 of the rate
 
@@ -145,7 +146,7 @@ bool EntryTable::DropStaleReplica(const BlockKey& key) {
   return false;
 }
 
-// Of a live worker's, the one published longest ago.
+// Drops, among the replicas of live workers, the one that was published longest ago.
 void EntryTable::DropReplica(const BlockKey& key) {
   std::uint64_t slots[layout::kMaxReplicas];
   const std::size_t replicas = index_.Replicas(key, slots);
@@ -217,8 +218,8 @@ void EntryTable::Sweep(std::uint32_t slots) {
     }
     if (++sweep_hand_ < count) continue;
     sweep_hand_ = 0;
-    // Entries are hints, so a stale one costs a reader a glance: an index without any is not
-    // searched hard.
+    // A stale entry costs a reader one look at a generation and nothing else, so an index with few
+    // stale entries is swept slowly.
     if (swept_in_round_ * 64 < index_.entries()) sweep_idle_ = std::min(sweep_idle_ + 1, kSlowestSweep);
     swept_in_round_ = 0;
   }

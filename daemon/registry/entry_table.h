@@ -1,14 +1,16 @@
-// The entries of one domain: which published block has which key. Publishing, retracting, dropping
-// what is stale, and making room when the index is full.
+// EntryTable: the entries of one domain, which say which published block has which key. It
+// publishes and retracts blocks, drops stale entries, and makes room when the index is full.
 //
-// Called by Domain. It owns the write side of the segment's index and the hands that go round it to
-// evict and to sweep. The policy (eviction.h) chooses which entry makes room; this class evicts.
+// Called by Domain. It owns the write side of the segment's index, and the two positions at which
+// the eviction and the sweep go on (clock hands). The policy (eviction.h) chooses which entry makes
+// room; this class evicts it.
 //
 // Invariants:
-//   - Every entry's region is in the region table: a region leaves that table after its last entry.
+//   - The region of every entry is in the region table: a region's last entry is erased before the
+//     region leaves that table.
 //   - Region::slots names the slot of each block's entry, Region::entries and Account::entries
 //     count them.
-//   - The filler of a region is told of each entry of its that is erased.
+//   - Each erased entry of a region is reported to the region's filler.
 // Work that grows with a client's size is cut into slices. Single-threaded.
 #pragma once
 
@@ -27,33 +29,36 @@ class EntryTable {
   // All outlive the entries. The segment's index is empty.
   EntryTable(const Config& config, RegistrySegment& segment, RegionTable& regions, Accounts& accounts);
 
-  // `records`: whole ones, in `publish`.
+  // Precondition: `publish.records` holds whole records.
   kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
-  // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
+  // Takes over an entry of an older registry, if its block still has the generation that the entry
+  // names. True if the entry is in the index now.
   bool Restore(Region& region, const IndexEntry& entry);
   void Retract(ClientId client, const kvmwire::Retract& retract);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots at most; slows
-  // down by itself while there is little to find.
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most. It looks
+  // at fewer while it finds few stale entries.
   void Sweep(std::uint32_t slots);
-  // Drops entries of a region that is leaving, as many as `budget` allows, and takes them off it.
-  // True: none is left.
+  // Drops entries of a region that is leaving, at most `budget`, and subtracts their number from
+  // `budget`. True if none is left.
   bool Reap(Region& region, std::uint32_t& budget) noexcept;
 
-  // Publishes a block of a live region that kvmd fills itself; false: no room. One replica of the
-  // key makes way if there are enough, since this is the one that stays when pools are recycled.
+  // Publishes a block of a live region that kvmd fills itself; false if there is no room. If the
+  // key has the maximum of replicas, one of them is dropped in favour of this one, since this one
+  // survives when workers recycle their pools.
   bool PublishCached(Region& region, const PublishRecord& record);
   void EraseCached(Region& region, std::uint32_t block);
 
-  // kvm::PublishRecord of each block that is published and not rewritten since; `count` of them.
-  // kSystem.
+  // A kvm::PublishRecord for each block that is published and not rewritten since; `count` is set
+  // to their number. kSystem: no memory for the records.
   [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
 
   std::uint64_t size() const noexcept { return index_.entries(); }
-  // The entry of a block; region_epoch 0: it has none. Precondition: block < block_count.
+  // The entry of a block; its region_epoch is 0 if the block has none. Precondition: block <
+  // block_count.
   IndexEntry Of(const Region& region, std::uint32_t block) const noexcept;
   const BlockIndexWriter& index() const noexcept { return index_; }
   bool IsStale(const IndexEntry& entry) const noexcept;
-  // Shows readers how many entries there are.
+  // Writes the number of entries to the segment's header.
   void WriteCount() noexcept;
 
  private:

@@ -4,8 +4,8 @@ namespace kvm::daemon {
 namespace {
 
 constexpr int kMaxSlots = 512;        // looked at for one choice
-constexpr int kPreferredSample = 16;  // entries seen before a preferred victim is good enough
-constexpr int kAnySample = 64;        // … any victim
+constexpr int kPreferredSample = 16;  // after so many entries, a preferred victim is taken
+constexpr int kAnySample = 64;        // after so many entries, any victim is taken
 
 bool Better(Standing standing, const IndexEntry& entry, Standing best_standing, const IndexEntry& best) {
   if (standing != best_standing) return standing < best_standing;

@@ -1,8 +1,8 @@
-// Which entry goes when the index is full. The policy chooses, the domain evicts.
+// ClockEviction: chooses the entry that leaves when the index is full. EntryTable evicts it.
 //
-// A hand goes round the slots and looks at a bounded number of them for each choice; among those it
-// prefers the best standing, then the oldest publication, then the deepest block (the tail of a prefix
-// is of no use without its head, the head is without its tail).
+// A clock hand goes round the slots and looks at a bounded number of them for each choice. Among
+// those it prefers the best standing, then the oldest publication, then the deepest block, since
+// the end of a prefix is useless without its beginning and the beginning is useful without the end.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace kvm::daemon {
 
 // Best victims first.
 enum class Standing : std::uint8_t {
-  kStale,       // not usable any more
+  kStale,       // its block has been rewritten
   kPreferred,   // of an owner who has more than its share; the publisher's own if it is one
   kAcceptable,  // of another owner who has more than its share
   kLastResort,  // the publisher's own, though it has less than its share
@@ -25,7 +25,7 @@ class ClockEviction {
  public:
   using Judge = std::function<Standing(const IndexEntry&)>;
 
-  // kNoSlot: nothing near the hand may go.
+  // kNoSlot: no entry among those that were looked at may be evicted.
   std::uint64_t ChooseVictim(const BlockIndexWriter& index, const Judge& judge);
 
  private:

@@ -1,6 +1,8 @@
-// The models of a domain: who has declared which, and the rows that tell readers.
+// ModelTable: the models of a domain, the clients that have declared each, and the rows that show
+// them to readers.
 //
-// A row lives while a client declares its model or a region holds blocks of it, and is free after that.
+// A row is in use while a connected client has declared its model or a region holds blocks of it;
+// then it is free.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +22,7 @@ class ModelTable {
  public:
   ModelTable(RegistrySegment& segment, std::uint32_t rows) : segment_(segment), models_(rows) {}
 
-  // Row of the model; declares it if it is new. `before`: this client had declared it already.
+  // Row of the model; declares it if it is new. `before`: this client has declared it before.
   // kInvalidArgument, kResourceExhausted.
   struct Declared {
     std::uint32_t row = 0;
@@ -30,7 +32,8 @@ class ModelTable {
 
   // Row of the model with this fingerprint; kNotFound.
   [[nodiscard]] Result<std::uint32_t> Find(std::string_view fingerprint) const;
-  const ModelSpec& spec(std::uint32_t row) const noexcept { return models_[row]->spec; }  // Precondition: the row is in use
+  // Precondition: the row is in use
+  const ModelSpec& spec(std::uint32_t row) const noexcept { return models_[row]->spec; }
   bool HasDeclared(ClientId client, std::uint32_t row) const noexcept;
 
   void ForgetClient(ClientId client) noexcept;

@@ -1,12 +1,12 @@
-// Regions without an owner: which there are, which conflict with a new registration, and giving one to
-// another owner.
+// OrphanRegions: the regions of a domain whose owner has gone. It lists them, finds those that
+// conflict with a new registration, and gives one to a new owner.
 //
-// Called by Domain for the orphan handling of daemon/broker/, which decides which orphan goes and
-// when. It owns nothing: the regions are the region table's.
+// Called by Domain for OrphanService (daemon/broker/), which decides which orphan is freed and
+// when. It owns nothing: RegionTable owns the regions.
 //
-// A live region becomes an orphan when its owner's connection ends, and live again when somebody
-// takes it over. An orphan serves as a live region does, but nobody publishes to it. Its last
-// owner's account pays for it. Single-threaded.
+// A live region becomes an orphan when its owner's connection ends, and live again when a client
+// takes it over. Blocks of an orphan can be imported, but no block can be published to it. It
+// counts in the account of its last owner. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,14 @@ class OrphanRegions {
   OrphanRegions(RegionTable& regions, Accounts& accounts) : regions_(regions), accounts_(accounts) {}
 
   std::vector<Region*> All() noexcept;  // the oldest first
-  // Orphans that stand in the way of `region` and whose owner has ended: of the same name, or of
-  // the same model and shard with blocks of another size.
+  // Orphans that conflict with `region` and whose owner's process has ended: those of the same
+  // name, and those of the same model and shard with blocks of another size.
   std::vector<Region*> InTheWayOf(const Region& region, std::uint32_t owner_uid) noexcept;
-  // The same of a region that is only announced, and of this user's orphans only: nothing of it has
-  // been proved yet.
+  // The same for a region that a client is going to register. Only orphans of this user are
+  // returned, since the client's statements have not been checked yet.
   std::vector<Region*> InTheWayOf(const kvmwire::RegionDescriptor& announced, std::uint32_t owner_uid);
 
-  // Gives an orphan to `owner`, entries and all. kResourceExhausted: a quota of the new owner.
+  // Gives an orphan, with its entries, to `owner`. kResourceExhausted: a quota of the new owner.
   [[nodiscard]] Status TakeOver(Region& region, const Owner& owner);
 
   std::uint64_t bytes() const noexcept;

@@ -1,5 +1,5 @@
 // The error of a quota that is used up: it names the limit and the option that sets it, so that an
-// operator knows what to change. Called by whatever checks a quota.
+// operator knows what to change. Called by every check of a quota.
 #pragma once
 
 #include <cstdint>

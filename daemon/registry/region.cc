@@ -48,7 +48,8 @@ Status CheckShard(const kvmwire::RegionDescriptor& descriptor, const ModelSpec& 
   return {};
 }
 
-// Whether only the owner, and who gets its read-write descriptor from kvmd, can write what a client sent.
+// Whether only the owner, and a process to which kvmd gives the read-write descriptor, can write
+// the memory that a client sent.
 Status CheckWriters(int fd, const std::string& what) {
   if (WritersOf(fd) != Writers::kAnybody) return {};
   return MakeError(Errc::kPermissionDenied, "region: " + what + ": neither sealed against writing nor granted by this kvmd");
@@ -110,7 +111,8 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
     }
     region->read_only.push_back(std::move(importers));
   }
-  // kvmd reads it all the time: a page of it that is gone must be one that the kernel can make again.
+  // kvmd reads the table all the time. If a page of it is gone, the kernel must be able to make a
+  // new one, or kvmd would get SIGBUS.
   if (!OnOrdinaryPages(fds[0].get())) {
     return MakeError(Errc::kPermissionDenied, "region: generation table: not on ordinary pages (tmpfs)");
   }
@@ -218,7 +220,7 @@ bool SameShard(const Region& a, const Region& b) noexcept {
 Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected) {
   const kvmwire::RegionDescriptor& is = region.descriptor;
   const auto differs = [&](const std::string& field) {
-    return MakeError(Errc::kBadGeometry, "region " + is.name() + ": its " + field + " is not the one expected");
+    return MakeError(Errc::kBadGeometry, "region " + is.name() + ": its " + field + " differs from the expected one");
   };
   if (expected.fingerprint() != is.fingerprint())
     return MakeError(Errc::kModelMismatch, "region " + is.name() + ": it is of another model");

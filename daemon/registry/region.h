@@ -1,4 +1,5 @@
-// What kvmd keeps of a registered region besides its row: descriptors, generations, who has it mapped.
+// Region: what kvmd keeps of a registered region besides its row, such as its descriptors, its
+// generation table, and the importers that have it mapped.
 #pragma once
 
 #include <chrono>
@@ -33,25 +34,26 @@ struct Account {
   std::uint64_t entries = 0;
 };
 
-inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
+inline constexpr ClientId kNoClient = 0;  // the owner of regions that kvmd itself keeps
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-// Who fills a region that kvmd keeps.
+// The part of kvmd that fills a region of kvmd's own: a slab of the host cache.
 class RegionFiller {
  public:
   virtual ~RegionFiller() = default;
-  // The entry of `block` has left the index.
+  // Called when the entry of `block` has left the index.
   virtual void EntryErased(std::uint32_t block) noexcept = 0;
-  // Until as many Unpins, the block is not given up. False: it is not there.
+  // Keeps the block from being evicted, until Unpin has been called as often as Pin. False if the
+  // block is not there.
   virtual bool Pin(std::uint32_t block) noexcept = 0;
   virtual void Unpin(std::uint32_t block) noexcept = 0;
   virtual bool Pinned(std::uint32_t block) const noexcept = 0;
-  // Whether the mapping by which it writes the generation table has lost memory.
+  // Whether the mapping through which it writes the generation table has lost memory.
   virtual bool TableLost() const noexcept = 0;
 };
 
-// What becomes of a region, step by step:
+// The phases of a region:
 //
 //   kFree ── registered ──▶ kLive ── its owner has gone ──▶ kOrphan
 //                           │   ◀── resumed, adopted ──────   │
@@ -62,13 +64,14 @@ class RegionFiller {
 //                                           ▼
 //                                         kFree: the row is free for another
 //
-// kLive and kOrphan serve: their blocks can be imported. To a kLive region alone its owner may publish.
+// Regions in phase kLive and kOrphan serve: their blocks can be imported. Only to a kLive region
+// can its owner publish.
 enum class RegionPhase : std::uint8_t { kFree, kLive, kOrphan, kLeaving };
 
-// Whether the drawing has this step.
+// Whether the drawing above has this step.
 bool MayFollow(RegionPhase from, RegionPhase to) noexcept;
 
-// Of a region whose owner's connection has ended.
+// What kvmd knows of a region whose owner's connection has ended.
 struct Orphan {
   SteadyTime since;
   std::shared_ptr<WatchedProcess> process;  // the owner's
@@ -76,25 +79,29 @@ struct Orphan {
 
 struct Region {
   RegionPhase phase() const noexcept { return phase_; }
-  // A step of the drawing above; any other is a broken invariant of kvmd's own. `info` then says
-  // what the row has to show: a kLeaving region is kWithdrawing while importers are asked to
-  // acknowledge its end, and kFree where nobody is asked.
+  // Takes a step of the drawing above; any other step is a bug of kvmd. Sets `info` to what the row
+  // has to show: for a kLeaving region, kWithdrawing while importers are asked to acknowledge its
+  // end, and kFree if no importer is asked.
   void Enter(RegionPhase next) noexcept;
 
   kvmwire::RegionDescriptor descriptor;
-  std::vector<UniqueFd> fds;        // generation table, then segments that have one; as the owner has them
-  std::vector<UniqueFd> read_only;  // [fds]: of granted memory; none where the owner's can't be mapped writable
-  std::vector<FileId> files;        // of shared memory among `fds`: generation table, then host segments
+  // The generation table's, then those of segments that have one; with the owner's access rights
+  std::vector<UniqueFd> fds;
+  // For each of `fds`, a read-only descriptor if the memory is granted; not open if `fds` can't be
+  // mapped writable
+  std::vector<UniqueFd> read_only;
+  // The shared memory among `fds`: generation table, then host segments
+  std::vector<FileId> files;
   MappedMemory generation_memory;
   GenerationReader generations;
   layout::RegionInfo info{};  // what the row says
   std::uint32_t row = 0;
-  ClientId owner = 0;                // of an orphan: its last one
+  ClientId owner = 0;                // for an orphan: its last owner
   std::optional<Orphan> orphan;      // set in phase kOrphan and in no other
   std::uint64_t owner_instance = 0;  // Hello::instance of the owner, or of the last one
 
-  RegionFiller* filler = nullptr;  // of a live slab of the host cache
-  // Of an orphan: blocks that leases hold, and how many leases each.
+  RegionFiller* filler = nullptr;  // set for a live slab of the host cache
+  // For an orphan: the blocks that leases cover, each with the number of its leases.
   std::unordered_map<std::uint32_t, std::uint32_t> pinned;
 
   Account* account = nullptr;  // the owner's; lives as long as the region
@@ -102,32 +109,34 @@ struct Region {
   SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
   std::uint32_t reap_from = 0;         // when leaving: blocks below have no entry any more
-  std::string persisted_id;            // with the service manager; empty: not kept
-  std::uint32_t persisted_serial = 0;  // of the manifest that is kept; 0: none
+  std::string persisted_id;            // names it in the service manager's store; empty: not stored
+  std::uint32_t persisted_serial = 0;  // of the manifest that is stored; 0: none
   std::vector<std::string> persisted_files;
-  bool asks_importers = false;      // when leaving: for an acknowledgement
-  std::set<ClientId> announced_to;  // who may have it mapped
-  std::set<ClientId> waiting_for;   // whose acknowledgement the unregistering owner waits for
+  bool asks_importers = false;      // when leaving: kvmd waits for their acknowledgement
+  std::set<ClientId> announced_to;  // clients that may have it mapped
+  // Clients whose acknowledgement the unregistering owner waits for
+  std::set<ClientId> waiting_for;
 
   bool live() const noexcept { return phase_ == RegionPhase::kLive; }
   // Live, or an orphan: its blocks can be imported.
   bool serving() const noexcept { return live() || phase_ == RegionPhase::kOrphan; }
   // Names the generation table for as long as it exists, whichever process owns the region.
   FileId identity() const noexcept { return files[0]; }
-  // False: somebody who may write its memory has punched a hole in it, or it can't be read any more. Its blocks are not
-  // to be believed then, and the region is to go. A system call for each of its files, or for the table's only.
+  // False if a process that may write its memory has punched a hole in it, or if it can't be read
+  // any more. Its blocks must not be used then, and the region has to be removed. whole() makes a
+  // system call for each of its files, table_whole() one for the generation table.
   bool whole() const noexcept;
   bool table_whole() const noexcept;
   // Descriptors for importers, in the order of `fds`.
   int importer_fd(std::size_t i) const noexcept { return read_only[i] ? read_only[i].get() : fds[i].get(); }
-  // Whether the memory can outlive its owner, and whether a next owner can go on in it.
+  // Whether the memory can outlive its owner, and whether a next owner can write it.
   bool outlives_owner() const noexcept;
   bool adoptable() const noexcept;
   std::uint64_t segment_bytes() const noexcept;  // of all
   std::size_t descriptors() const noexcept;      // that kvmd keeps
 
-  // Until as many Unpins, the block's entry makes room for nobody and its memory is not given up to make room. False: it
-  // has just gone.
+  // Keeps the block's entry from being evicted and its memory from being freed to make room, until
+  // Unpin has been called as often as Pin. False if the block has just gone.
   bool Pin(std::uint32_t block);
   void Unpin(std::uint32_t block) noexcept;
   bool Pinned(std::uint32_t block) const noexcept { return filler != nullptr ? filler->Pinned(block) : pinned.contains(block); }
@@ -139,14 +148,15 @@ struct Region {
 // Whether both hold blocks of the same shard of their models.
 bool SameShard(const Region& a, const Region& b) noexcept;
 
-// kModelMismatch, kBadGeometry: the region is not what the adopter expects; the message names the field.
+// kModelMismatch, kBadGeometry: the region is not what the adopter expects; the message names the
+// field.
 [[nodiscard]] Status CheckExpected(const Region& region, const kvmwire::RegionDescriptor& expected);
 
-// Checks everything a client says about a region, maps its generation table and takes its descriptors.
-// `spec`: of the model its fingerprint names. The message of an error names the field. Not checked: whose memory it is
-// (daemon/broker/grants.h), and whether another region has it.
-// kInvalidArgument, kBadGeometry, kPermissionDenied (seals, huge pages), kModelMismatch (shard sizes), kUnsupported,
-// kResourceExhausted.
+// Checks everything that a client says of a region, maps its generation table and takes its
+// descriptors. `spec`: the model that its fingerprint names. The message of an error names the
+// field. It does not check whether the memory was granted to this client (daemon/broker/grants.h),
+// nor whether another region has it. kInvalidArgument, kBadGeometry, kPermissionDenied (seals, huge
+// pages), kModelMismatch (shard sizes), kUnsupported, kResourceExhausted.
 [[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds,
                                                           const ModelSpec& spec);
 

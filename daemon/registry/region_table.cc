@@ -12,7 +12,8 @@ Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner)
                                                  std::to_string(other->info.owner_pid) +
                                                  (other->orphan ? ", which is not connected but still runs" : ""));
     }
-    // The host cache drops its own when a worker comes with another size.
+    // Slabs of the host cache do not count: the cache drops them when a worker registers blocks of
+    // another size.
     if (other->filler == nullptr && other->info.model == region.info.model && SameShard(*other, region) &&
         other->info.block_bytes != region.info.block_bytes) {
       return MakeError(Errc::kBadGeometry, "region: blocks of " + std::to_string(region.info.block_bytes) + " bytes, but " +
@@ -20,8 +21,8 @@ Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner)
                                                std::to_string(other->info.block_bytes));
     }
   }
-  // One region a file: else the end of one would be taken for the other's, and its owner could not
-  // answer for the bytes.
+  // A file belongs to one region only. Otherwise the end of one region would end the other's blocks
+  // too, and no owner would control all writes to the bytes.
   for (std::size_t i = 0; i < region.files.size(); ++i) {
     const auto found = row_of_memory_.find(region.files[i]);
     if (found == row_of_memory_.end()) continue;

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "proto/base/round_up.h"
+
 namespace kvm::daemon {
 namespace {
-
-std::uint64_t RoundUp(std::uint64_t value, std::uint64_t to) { return (value + to - 1) / to * to; }
 
 std::uint64_t Clock(clockid_t clock) noexcept {
   timespec now{};
@@ -17,7 +17,7 @@ std::uint64_t Clock(clockid_t clock) noexcept {
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-// Offsets of a segment's parts, and its size.
+// The offsets of a segment's parts, and the segment's size.
 struct Places {
   std::uint64_t models, regions, tags, index, end;
 };

@@ -1,4 +1,5 @@
-// kvmd's side of a registry segment: creates and seals it, writes header, rows and counters.
+// RegistrySegment: kvmd's side of a registry segment. It creates and seals the memory, and writes
+// header, rows and counters.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +18,14 @@ class RegistrySegment {
     std::uint32_t max_regions;
     std::uint32_t max_models;
   };
-  // Index slots for so many entries: at most three quarters are ever in use.
+  // The number of index slots for so many entries: at most three quarters of the slots are ever in
+  // use.
   static std::uint64_t SlotsFor(std::uint64_t max_entries);
 
-  // Of a segment of these sizes.
+  // The size in bytes of a segment of these sizes.
   static std::uint64_t BytesFor(const Sizes& sizes);
 
-  // What OwnedMemory::Create says of memory; kSystem. The epoch is random.
+  // Errors: those of OwnedMemory::Create; kSystem. The epoch is random.
   [[nodiscard]] static Result<RegistrySegment> Create(const std::string& domain, const Sizes& sizes);
 
   int fd() const noexcept { return memory_.fd(); }
@@ -35,7 +37,8 @@ class RegistrySegment {
   layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
   layout::Counters& counters() const noexcept { return header().counters; }
 
-  // A slice of moving the segment to huge pages, which copies it; true if there is more.
+  // Moves the next part of the segment to huge pages, which copies it; true if more is left to
+  // move.
   bool MakeSomeHuge() noexcept;
   void Heartbeat() noexcept;
   void SetState(layout::SegmentState state) noexcept { header().state.store(static_cast<std::uint64_t>(state), std::memory_order_release); }
@@ -45,7 +48,7 @@ class RegistrySegment {
   std::size_t huge_until_ = 0;
 };
 
-// One writer: a plain load and store will do, and readers need no lock prefix.
+// There is one writer, so a plain load and store suffice.
 inline void Add(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) noexcept {
   counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
 }

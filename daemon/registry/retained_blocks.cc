@@ -5,8 +5,8 @@
 namespace kvm::daemon {
 namespace {
 
-// What nobody but kvmd can rewrite or take away: a slab of the host cache, and memory that a
-// process has left for good.
+// Whether only kvmd can rewrite or free the region's blocks: those of a slab of the host cache, and
+// those of a dead worker's region.
 bool RetainedByKvmd(const Region& region) {
   return region.filler != nullptr || (region.orphan && region.outlives_owner() && region.orphan->process->Ended());
 }
@@ -29,7 +29,8 @@ Result<RetainedBlock> RetainedBlocks::Find(const kvmwire::LeaseSource& source) {
     const IndexEntry other = entries_.index().At(slots[i]);
     Region& its_region = regions_.At(other.region);
     if (entries_.IsStale(other) || !RetainedByKvmd(its_region)) continue;
-    // Rather than in a dead worker's memory, which somebody may want whole.
+    // A replica in the host cache is preferred to one in a dead worker's region, since a restarted
+    // worker may adopt that region.
     if (kept.region == nullptr || its_region.filler != nullptr) kept = {&its_region, other.block};
   }
   if (kept.region != nullptr) return kept;

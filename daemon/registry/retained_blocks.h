@@ -1,9 +1,9 @@
-// Blocks that kvmd itself keeps, which a lease can be had of: in slabs of the host cache, and in
-// memory that a process has left for good.
+// RetainedBlocks: finds the blocks that a lease can cover, those that kvmd itself keeps: in slabs
+// of the host cache, and in the memory of dead workers.
 //
-// Called by Domain for the leases of daemon/broker/. It owns nothing: what a lease pins is counted
-// in its region (Region::Pin), and the policy, the eviction of entries and the choice of the orphan
-// that goes ask there. Single-threaded.
+// Called by Domain for the leases of daemon/broker/. It owns nothing: a block's pins are counted in
+// its region (Region::Pin). The cache's policy, the eviction of entries and the choice of the
+// orphan to free ask that count. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,9 @@ class RetainedBlocks {
   // Both outlive it.
   RetainedBlocks(RegionTable& regions, const EntryTable& entries) : regions_(regions), entries_(entries) {}
 
-  // Where kvmd itself keeps the block that a match names: there, or another replica of its key.
-  // kStale: it is not what the match says any more. kUnsupported: living workers alone have it.
-  // kInvalidArgument.
+  // Where kvmd itself keeps the block that a match names: at that place, or as another replica of
+  // the same key. kStale: the block is not what the match says any more. kUnsupported: only living
+  // workers have it. kInvalidArgument: block out of range.
   [[nodiscard]] Result<RetainedBlock> Find(const kvmwire::LeaseSource& source);
   std::uint32_t leased_orphans() const noexcept;
 

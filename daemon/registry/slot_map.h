@@ -1,7 +1,7 @@
-// Index slot of each block's entry of one region, 4 bytes a block: the way back from a block to its entry.
+// SlotMap: for each block of one region, the index slot of its entry; 4 bytes a block.
 //
-// Anonymous memory that the kernel fills with zeros when it is touched, so that a region costs what it
-// publishes and not what it claims to hold.
+// It is anonymous memory, whose pages the kernel allocates when they are touched. So a region costs
+// memory for the blocks that it publishes, and not for those that it claims to have.
 #pragma once
 
 #include <sys/mman.h>

@@ -1,6 +1,7 @@
-// How many connections there may be: of all users together, and of each.
+// ConnectionQuota: limits the connections of all users together, and of each user.
 //
-// A connection counts for the user that the kernel names, whatever the client says. Not thread-safe.
+// A connection counts for the user that the kernel reports; no message of the client changes that.
+// Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +17,10 @@ class ConnectionQuota {
  public:
   explicit ConnectionQuota(const Config& config);
 
-  // Counts a connection of `uid`. kResourceExhausted, the option named: this user or all users have as many as allowed.
+  // Counts a connection of `uid`. kResourceExhausted, the option named: this user or all users have
+  // as many as allowed.
   [[nodiscard]] Status Add(std::uint32_t uid);
-  // One that was added has ended.
+  // Called when a counted connection has ended.
   void Remove(std::uint32_t uid);
 
   std::size_t total() const noexcept { return total_; }

@@ -11,13 +11,15 @@
 
 namespace kvm::daemon {
 
-// Owns the descriptor until it is taken, and the socket's file. The destructor removes the file if it is
-// still the one that was made here.
+// Owns the descriptor until it is taken, and the socket's file. The destructor removes the file if
+// it is still the one that was made here.
 class Listener {
  public:
-  // Binds and listens, non-blocking. A file that nobody answers on is replaced; two kvmds that start at
-  // once are kept apart by a lock (daemon/system/start_lock.h) beside the socket. `mode`: octal.
-  // kInvalidArgument: the path is too long. kAlreadyExists: somebody answers on it, or it is no socket.
+  // Binds and listens, non-blocking. A socket file on which no process answers is replaced; a lock
+  // beside the socket (daemon/system/start_lock.h) keeps two kvmds from starting at once. `mode`:
+  // octal.
+  // kInvalidArgument: the path is too long. kAlreadyExists: another kvmd answers on it, or it is no
+  // socket.
   // kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<Listener> Open(const std::string& path, const std::string& mode);
   // Takes over a socket that listens already; its file belongs to the service manager.

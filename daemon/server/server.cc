@@ -201,7 +201,8 @@ asio::awaitable<void> Server::Impl::SignalLoop() {
   }
 }
 
-// Runs on the loop of everything else, so the service manager restarts a kvmd whose loop stands still.
+// Runs on the same loop as everything else, so the service manager restarts a kvmd whose loop does
+// not run.
 void Server::Impl::FeedWatchdog(SteadyTime now) {
   if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
   watchdog_fed = now;
@@ -240,7 +241,7 @@ void Server::Impl::BeginStop(const char* why) {
   sweep.cancel();
   signals.cancel(ignored);
   broker.Close();
-  // Clients have a moment to take their replies; then kvmd says goodbye to all.
+  // Clients have some time to read their replies; then kvmd sends a goodbye to all.
   asio::co_spawn(
       context,
       [this]() -> asio::awaitable<void> {

@@ -10,7 +10,8 @@ namespace kvm::daemon {
 
 class Server {
  public:
-  // Binds the socket (or takes the one systemd passed). kAlreadyExists: another kvmd answers on it.
+  // Binds the socket, or takes the one that systemd passed. kAlreadyExists: another kvmd answers on
+  // it.
   // kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<std::unique_ptr<Server>> Create(const Config& config);
   ~Server();

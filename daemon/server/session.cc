@@ -23,16 +23,18 @@ using std::chrono::steady_clock;
 
 namespace {
 
-// How much of one client is read before other clients have their turn.
+// How much is read from one client before the other clients are served.
 constexpr int kReadsPerTurn = 4;
 constexpr int kFramesPerTurn = 128;
 // With this many bytes of unread replies, kvmd stops reading from a client.
 constexpr std::size_t kPauseBytes = 256 * 1024;
-// Descriptors that may wait for a client; each one takes a descriptor of kvmd until the client has it.
+// Descriptors that may wait for a client; each one takes a descriptor of kvmd until the client has
+// it.
 constexpr std::size_t kMaxQueuedFds = 4096;
-// Descriptors in flight to one client (sent, not read): they count against the limit of kvmd's user.
+// Descriptors in flight to one client (sent, not read): they count against the limit of kvmd's
+// user.
 constexpr std::size_t kMaxFdsInFlight = 256;
-constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
+constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye, since it may quote the client's text
 // How often to try again: no event tells when a client has read the descriptors in flight.
 constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
@@ -50,7 +52,7 @@ Session::Session(Socket socket, const Config& config, Broker& broker, Ended ende
 
 Session::~Session() { LetGoOfProcess(); }
 
-// The descriptor is the broker's.
+// The broker owns the descriptor.
 void Session::LetGoOfProcess() {
   if (process_.is_open()) static_cast<void>(process_.release());
 }
@@ -68,8 +70,8 @@ void Session::Start() {
   id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
   const int process = broker_.ProcessOf(id_);
   if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {
-    // Without a pidfd, kvmd could not tell whether the process still runs when its connection ends. The client
-    // reconnects after a pause.
+    // Without a pidfd, kvmd could not tell whether the process still runs when its connection ends.
+    // The client reconnects after a pause.
     const std::string reason = "kvmd is " + OutOfDescriptors(errno).ToString();
     LogLimited(LogLevel::kError, "out_of_descriptors",
                {{"what", "to watch a client's process"}, {"pid", credentials_.pid}, {"raise", "LimitNOFILE= of kvmd's unit"}});
@@ -248,7 +250,8 @@ bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<i
   return true;
 }
 
-// A request is answered, with the error if there is one; an announcement that can't be made is skipped.
+// A request is answered, with the error if there is one; an announcement that can't be made is
+// skipped.
 void Session::AnswerInstead(const kvmwire::ServerMessage& message, const Error& error) {
   if (message.request_id() == 0 || message.has_error()) return;
   kvmwire::ServerMessage instead;

@@ -1,14 +1,16 @@
-// Session: one client's socket. Reads frames and hands them to the broker, writes what the broker sends.
+// Session: one client's socket. Reads frames and hands them to the broker, writes what the broker
+// sends.
 //
-// A session ends when the client closes, dies (pidfd), breaks the protocol or does not read, and when the
-// server ends it. The broker is told once. The object lives as long as one of its coroutines does.
+// A session ends when the client closes, dies (pidfd), breaks the protocol or does not read, and
+// when the server ends it. The broker is told once. The object lives as long as one of its
+// coroutines does.
 //
-// kvmd does not read from a client that does not take its replies, so the memory that the client can take
-// is bounded; announcements of others come on top, up to --max-queue-bytes.
+// kvmd does not read from a client that does not read its replies, so the memory that the client
+// can use is bounded; announcements of other clients' regions add to it, up to --max-queue-bytes.
 //
-// If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or an answer
-// is too large for one message, the connection does not end: the message waits, or the request is answered
-// with the error.
+// If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or
+// an answer is too large for one message, the connection does not end: the message waits, or the
+// request is answered with the error.
 #pragma once
 
 #include <chrono>
@@ -45,7 +47,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   bool HungUp() const override;
   void Disconnect() override { Close("", /*died=*/false); }
 
-  // Says goodbye if the socket takes it, then closes. `died`: the process has ended.
+  // Sends a goodbye if the socket accepts it, then closes. `died`: the process has ended.
   void Close(const std::string& reason, bool died = false);
   // Whether its hello or the rest of a frame should have come by now.
   bool Overdue(SteadyTime now) const { return !closed_ && (HelloOverdue(now) || FrameOverdue(now)); }
@@ -82,9 +84,9 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   bool closed_ = false;
   bool closing_ = false;
   bool backlog_ = false;        // frames have been read and not been handled yet
-  bool paused_ = false;         // not read from until it takes its replies
+  bool paused_ = false;         // it is not read from until it reads its replies
   bool reading_ = false;        // inside ReadAvailable: replies are flushed once at its end
-  bool wait_writable_ = false;  // or until the time has come to try again
+  bool wait_writable_ = false;  // until it is writable, or it is time to try again
   bool said_held_back_ = false;
   boost::asio::steady_timer again_;
   SteadyTime connected_at_;

@@ -69,15 +69,16 @@ struct ParsedArguments {
   int exit_code = 0;
 };
 
-// Reads options and the file given with --config. Options win over the file. Unknown options and keys
-// and bad values are refused with the option named, on stderr.
+// Reads options and the file given with --config. Options win over the file. Unknown options and
+// keys and bad values are refused with the option named, on stderr.
 ParsedArguments ParseArguments(int argc, char** argv);
 
-// The most connections of one user: --max-clients-per-user, or if that is 0 a quarter of --max-clients, at least 64.
+// The most connections of one user: --max-clients-per-user, or if that is 0 a quarter of
+// --max-clients, at least 64.
 std::uint32_t ConnectionsPerUser(const Config& config) noexcept;
 
-// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read, or
-// something else in it is wrong.
+// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read,
+// or something else in it is wrong.
 [[nodiscard]] Result<LogLevel> ReadLogLevel(const std::string& file);
 
 }  // namespace kvm::daemon

@@ -61,11 +61,13 @@ std::string WithPriority(LogLevel level, std::string line) {
 LogSink& Sink() {
   static const auto new_sink = [] {
     return new LogSink(STDERR_FILENO, [](std::uint64_t count) {
-      return WithPriority(LogLevel::kWarn, FormatLogLine("log_lines_dropped", {{"count", count}, {"reason", "nobody read them in time"}}));
+      return WithPriority(LogLevel::kWarn,
+                          FormatLogLine("log_lines_dropped", {{"count", count}, {"reason", "they were not read in time"}}));
     });
   };
   static LogSink* sink = new_sink();
-  // A forked child has no such thread, and perhaps its lock.
+  // A forked child does not have the sink's thread, and its copy of the sink's mutex may be locked
+  // for ever.
   static const int registered = ::pthread_atfork(nullptr, nullptr, [] { sink = new_sink(); });
   static_cast<void>(registered);
   return *sink;

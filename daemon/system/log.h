@@ -1,7 +1,7 @@
-// One line per event on stderr: `event=NAME key=value …`, values quoted where needed, so that nothing a
-// client chose (a name, an error text) can forge or break a line. Under systemd each line begins with
-// its syslog priority. Called from kvmd's one thread; the level may be set from any thread. No call waits
-// for the reader of the log (daemon/system/log_sink.h).
+// Writes one line per event to stderr: `event=NAME key=value …`, values quoted where needed, so
+// that nothing a client chose (a name, an error text) can forge or break a line. Under systemd each
+// line begins with its syslog priority. Called from kvmd's one thread; the level may be set from
+// any thread. No call waits for the reader of the log (daemon/system/log_sink.h).
 #pragma once
 
 #include <chrono>
@@ -31,11 +31,12 @@ void SetLogLevel(LogLevel level);
 bool LogEnabled(LogLevel level);
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
-// For events that a client can cause at will: at most `kBurst` lines a second for each event, then a count of
-// the lines left out.
+// For events that a client can cause at will: at most `kBurst` lines a second for each event, then
+// a count of the lines left out.
 void LogLimited(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
-// Waits until all lines are written, before the process ends. False: they were not read within `timeout`.
+// Waits until all lines are written, before the process ends. False: they were not read within
+// `timeout`.
 bool DrainLog(std::chrono::milliseconds timeout);
 
 // The line without priority and newline; for tests.

@@ -23,7 +23,7 @@ bool IsFile(int fd) {
   return ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
 }
 
-// What can't be written is lost: there is nobody to tell.
+// Bytes that can't be written are lost: there is no other place to report that.
 void WriteAll(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(fd, bytes.data(), bytes.size());
@@ -67,7 +67,7 @@ void LogSink::Write(std::string line) {
   MutexLock lock(state_->mutex);
   if (!state_->running) {
     try {
-      // Signals are for kvmd's own thread.
+      // Signals must be delivered to kvmd's main thread.
       sigset_t all, before;
       ::sigfillset(&all);
       ::pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -75,7 +75,7 @@ void LogSink::Write(std::string line) {
       ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
       state_->running = true;
     } catch (const std::system_error&) {
-      ++state_->dropped;  // the next line tries again
+      ++state_->dropped;  // the next Write tries again to start the thread
       return;
     }
   }
@@ -101,7 +101,8 @@ void LogSink::Run(const std::shared_ptr<State>& state) {
                         [&]() KVM_REQUIRES(state->mutex) { return state->stopped || !state->lines.empty() || state->dropped > 0; });
     if (state->stopped && state->lines.empty()) return;
     std::string line;
-    // What was dropped came after what waits, and before what comes now.
+    // The dropped lines came after all that wait in the queue, so their count is written once the
+    // queue is empty.
     const std::uint64_t dropped = state->lines.empty() ? std::exchange(state->dropped, 0) : 0;
     if (dropped > 0) {
       line = state->notice(dropped);

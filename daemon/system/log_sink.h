@@ -1,9 +1,11 @@
-// Where log lines go: a descriptor that may take them slowly, not at all, or be gone.
+// LogSink: writes log lines to a descriptor that may accept them slowly, not at all, or be closed
+// by its reader.
 //
-// A file is written at once. A descriptor with a reader (a pipe, a terminal, journald's socket) is written
-// by a thread of its own, since such a write waits for the reader, and kvmd's one thread must not wait.
-// O_NONBLOCK does not help: the process that started kvmd shares the descriptor. Lines wait in a bounded
-// queue; lines without room are dropped and counted, and the count is written once there is room again.
+// A file is written at once. A descriptor with a reader (a pipe, a terminal, journald's socket) is
+// written by a thread of its own, since such a write waits for the reader, and kvmd's one thread
+// must not wait. O_NONBLOCK does not help: the process that started kvmd shares the descriptor.
+// Lines wait in a bounded queue; lines without room are dropped and counted, and the count is
+// written once there is room again.
 //
 // Thread-safe. SIGPIPE is ignored by the process.
 #pragma once
@@ -21,8 +23,8 @@ class LogSink {
  public:
   static constexpr std::size_t kMaxQueuedBytes = 256 * 1024;
 
-  // `fd` belongs to the caller and stays open until all lines are written. `notice`: makes the line that says how many
-  // were dropped.
+  // `fd` belongs to the caller and stays open until all lines are written. `notice`: makes the line
+  // that says how many were dropped.
   LogSink(int fd, std::function<std::string(std::uint64_t)> notice, std::size_t max_queued_bytes = kMaxQueuedBytes);
   // Does not wait for lines that have not been written.
   ~LogSink();
@@ -39,7 +41,8 @@ class LogSink {
   static void Run(const std::shared_ptr<State>& state);
 
   const bool at_once_;
-  const std::shared_ptr<State> state_;  // the thread's, too: it may be inside a write for ever
+  // Shared with the thread, which may stay inside a write for ever
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace kvm::daemon

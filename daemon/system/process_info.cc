@@ -34,8 +34,9 @@ std::uint32_t OpenFds() noexcept {
   return count > 0 ? count - 1 : 0;  // without the directory's own
 }
 
-// A number may have been given to another process meanwhile, but not while the one that had it holds its end of the
-// connection: so that is looked at after the pidfd is there.
+// A PID may have been reused by the time the pidfd is made, but not while the original process
+// holds its end of the connection. So this checks after making the pidfd that the connection is
+// still open.
 UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept {
   if (pid == 0) return {};
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
@@ -48,7 +49,7 @@ UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept {
   int fd = -1;
   socklen_t size = sizeof(fd);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size) == 0) return UniqueFd(fd);
-  if (errno != ENOPROTOOPT) return {};  // it knows the option, so what it says of this peer stands
+  if (errno != ENOPROTOOPT) return {};  // the kernel knows the option, so its refusal is final
   return PidFdByNumber(socket, pid);
 }
 

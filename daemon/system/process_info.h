@@ -1,4 +1,4 @@
-// What /proc says of kvmd itself, and watching for the end of another process.
+// What /proc says of kvmd itself, and how kvmd learns that another process has ended.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +12,21 @@ namespace kvm::daemon {
 std::uint64_t ResidentBytes() noexcept;  // 0 if unknown
 std::uint32_t OpenFds() noexcept;
 
-// A pidfd of the process at the other end of `socket`, which polls readable once that process has ended. None: it can't
-// be made (another PID namespace, the process has ended, no descriptors left), and only EOF shows the end. Kernels
-// before 6.5 are asked by `pid`, and the answer counts only while the other end is still connected.
+// A pidfd of the process at the other end of `socket`, which polls readable once that process has
+// ended. Not open if it can't be made (another PID namespace, the process has ended, no descriptors
+// left); then only EOF on the connection shows the end. Kernels before 6.5 make it from `pid`; it
+// is used only if the other end is still connected afterwards.
 UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
-// The way for old kernels.
+// What PeerPidFd does on kernels before 6.5.
 UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept;
 
 // User of the process that connected; 2^32 - 1 (no user) if the kernel does not say.
 std::uint32_t PeerUid(int socket) noexcept;
 
-// A process that has ended its connection: tells whether it still runs.
+// WatchedProcess: a process whose connection has ended. It tells whether the process still runs.
 class WatchedProcess {
  public:
-  // `pidfd`: of PeerPidFd, or none. `ended`: it is known to have.
+  // `pidfd`: from PeerPidFd; may be not open. `ended`: the process is known to have ended.
   WatchedProcess(UniqueFd pidfd, bool ended) : pidfd_(std::move(pidfd)), ended_(ended) {}
   bool Ended() noexcept;
   void NoteEnd() noexcept { ended_ = true; }

@@ -32,7 +32,7 @@ ServiceManager ServiceManager::FromEnvironment() {
   ServiceManager manager;
   const std::string own_pid = std::to_string(::getpid());
   if (const char* path = std::getenv("NOTIFY_SOCKET"); path != nullptr && (path[0] == '/' || path[0] == '@')) manager.notify_path_ = path;
-  // systemd 254 and newer say how much they store; older ones don't.
+  // systemd 254 and newer say how many descriptors they store; older versions do not say it.
   const char* store = std::getenv("FDSTORE");
   manager.has_store_ = !manager.notify_path_.empty() && (store == nullptr || std::strcmp(store, "0") != 0);
   const std::string watchdog = Take("WATCHDOG_USEC"), watchdog_pid = Take("WATCHDOG_PID");
@@ -97,7 +97,8 @@ std::vector<PassedFd> ServiceManager::TakeStored() noexcept {
   return out;
 }
 
-// FDPOLL=0: a pidfd is stored to be asked later whether its process has ended, not to be dropped when it has.
+// FDPOLL=0: without it, systemd would drop a stored pidfd when its process ends, and the next kvmd
+// could not ask whether it has.
 bool ServiceManager::Store(const std::string& name, int fd) const noexcept {
   return has_store_ && Send("FDSTORE=1\nFDNAME=" + name + "\nFDPOLL=0\n", fd);
 }

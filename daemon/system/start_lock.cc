@@ -16,12 +16,13 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::chrono::seconds kPatience{5};  // a start holds it for milliseconds
+constexpr std::chrono::seconds kLockPatience{5};  // a starting kvmd holds the lock for milliseconds
 constexpr std::chrono::milliseconds kPause{10};
 
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
-// Lines of /proc/locks: "1: FLOCK  ADVISORY  WRITE PID MAJOR:MINOR:INODE 0 EOF", the numbers of the device in hex.
+// Lines of /proc/locks: "1: FLOCK  ADVISORY  WRITE PID MAJOR:MINOR:INODE 0 EOF", the numbers of the
+// device in hex.
 std::string HolderOf(const struct stat& file) {
   const Result<std::string> locks = ReadTextFile("/proc/locks");
   if (!locks) return "a process";
@@ -42,7 +43,7 @@ std::string HolderOf(const struct stat& file) {
   return "a process";
 }
 
-// Opens the file, and makes it if there is none.
+// Opens the lock file, and makes it if it does not exist.
 Result<UniqueFd> OpenOwn(const std::string& path, struct stat& info) {
   UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));
   if (!file && errno == ENOENT) return SystemError("no directory for the lock " + path);
@@ -50,7 +51,7 @@ Result<UniqueFd> OpenOwn(const std::string& path, struct stat& info) {
   if (::fstat(file.get(), &info) != 0) return SystemError("look at the lock " + path);
   if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 077) != 0) {
     return MakeError(Errc::kPermissionDenied,
-                     path + " (of user " + std::to_string(info.st_uid) + ") is no lock of this user's that only it can open; remove it");
+                     path + " (of user " + std::to_string(info.st_uid) + ") is no lock file of this user with mode 0600; remove it");
   }
   return file;
 }
@@ -58,7 +59,7 @@ Result<UniqueFd> OpenOwn(const std::string& path, struct stat& info) {
 }  // namespace
 
 Result<StartLock> StartLock::Take(const std::string& path) {
-  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
   while (true) {
     struct stat opened {
     }, there{};
@@ -71,8 +72,9 @@ Result<StartLock> StartLock::Take(const std::string& path) {
       return SystemError("lock " + path);
     }
     if (std::chrono::steady_clock::now() >= deadline) {
-      return MakeError(Errc::kAlreadyExists, HolderOf(opened) + " has held the lock " + path + " for " + std::to_string(kPatience.count()) +
-                                                 " s: another kvmd that is starting, or stopped while it was");
+      return MakeError(Errc::kAlreadyExists, HolderOf(opened) + " has held the lock " + path + " for " +
+                                                 std::to_string(kLockPatience.count()) +
+                                                 " s: another kvmd that is starting, or was stopped while it started");
     }
     std::this_thread::sleep_for(kPause);
   }

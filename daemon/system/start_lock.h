@@ -1,6 +1,7 @@
-// Prevents two kvmds from starting on one socket at the same time: kvmd locks a file that only its own user
-// can open while it checks and makes the socket, and removes the file afterwards. (Any user could hold a
-// lock on the directory, or on a file that others can open.)
+// StartLock: prevents two kvmds from starting on one socket at the same time. While it checks and
+// makes the socket, kvmd holds a lock on a file that only its own user can open; it removes the
+// file afterwards. (Any user could hold a lock on the directory, or on a file that others can
+// open.)
 #pragma once
 
 #include <string>
@@ -13,8 +14,9 @@ namespace kvm::daemon {
 
 class StartLock {
  public:
-  // Waits some seconds for another kvmd that is starting. kAlreadyExists: it still is; the message names its process.
-  // kPermissionDenied: the file is another user's, or something else. kSystem: the directory is missing, no permission, …
+  // Waits some seconds for another kvmd that is starting. kAlreadyExists: the other kvmd still
+  // holds the lock; the message names its process. kPermissionDenied: the file belongs to another
+  // user, or is no plain file of mode 0600. kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<StartLock> Take(const std::string& path);
 
   StartLock(StartLock&& other) noexcept : path_(std::exchange(other.path_, {})), file_(std::move(other.file_)) {}

@@ -1,4 +1,4 @@
-// The steady clock in whole milliseconds, as policies and slabs count time.
+// The steady clock in whole milliseconds, the unit of time of policies and slabs.
 #pragma once
 
 #include <chrono>

@@ -4,7 +4,7 @@
 
 #include <string>
 
-// From version 22 on protobuf logs through Abseil, and says nothing about such strings in release builds.
+// From version 22 on, protobuf logs through Abseil, and release builds do not log such strings.
 #if GOOGLE_PROTOBUF_VERSION < 4022000
 #define KVM_PROTOBUF_LOG_HANDLER
 #include <google/protobuf/stubs/logging.h>

@@ -13,7 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kMostLookedAt = 20'000;  // groups, where their names have to be found out
+// The most groups that a search for a group of unknown name looks at.
+constexpr std::size_t kMostLookedAt = 20'000;
 
 struct Membership {
   CgroupVersion version;
@@ -67,7 +68,8 @@ std::optional<Membership> MembershipIn(std::string_view text) {
   return unified;
 }
 
-// ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS; mounts that show most come first.
+// ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS; mounts that show
+// most come first.
 std::vector<Mount> MountsIn(std::string_view text, CgroupVersion version) {
   std::vector<Mount> mounts;
   for (const std::string_view line : SplitText(text, '\n')) {
@@ -90,7 +92,8 @@ std::string Join(const std::vector<std::string>& groups) {
   return out;
 }
 
-// Every group has this file; a directory without it belongs to a mount that is covered by another one.
+// Every group has this file; a directory without it belongs to a mount that is covered by another
+// one.
 bool IsGroup(const std::string& path) {
   std::error_code error;
   return fs::exists(path + "/cgroup.procs", error);
@@ -107,7 +110,8 @@ bool HoldsThisProcess(const std::string& group) {
   return false;
 }
 
-// The group of this process, `depth` groups of unknown names below `at` and then `rest`.
+// Finds the group of this process: it lies `depth` groups of unknown names below `at`, and then
+// `rest` below those.
 std::optional<std::vector<std::string>> SearchBelow(const std::string& at, std::size_t depth, const std::vector<std::string>& rest,
                                                     std::size_t& left) {
   if (depth == 0) return HoldsThisProcess(at + Join(rest)) ? std::optional(rest) : std::nullopt;
@@ -125,7 +129,7 @@ std::optional<std::vector<std::string>> SearchBelow(const std::string& at, std::
   return std::nullopt;
 }
 
-// The path from the root of `mount` to `own`; empty: `own` is not inside of it.
+// The path from the root of `mount` to `own`. Empty if `own` does not lie inside the mount.
 std::optional<std::vector<std::string>> Below(const std::string& root, const Mount& mount, const std::vector<std::string>& own) {
   const auto [in_mount, in_own] = std::mismatch(mount.root.begin(), mount.root.end(), own.begin(), own.end());
   const std::vector<std::string> rest(in_own, own.end());
@@ -136,7 +140,7 @@ std::optional<std::vector<std::string>> Below(const std::string& root, const Mou
   return SearchBelow(root + mount.point, static_cast<std::size_t>(mount.root.end() - in_mount), rest, left);
 }
 
-// Only in the first namespace the root is no group but the whole machine.
+// In the first namespace the root is the whole machine; in any other it is a group.
 bool InFirstNamespace(const std::string& root) {
   std::error_code error;
   return fs::read_symlink(root + "/proc/self/ns/cgroup", error) == "cgroup:[4026531835]" && !error;

@@ -1,8 +1,9 @@
 // Where the control group that limits this process's memory can be looked at.
 //
-// Both sides of the answer are relative to the root of this process's control group namespace and may lie above it: a
-// group of "/.." or a mount that begins there is what a process sees that was put into a namespace and not given mounts
-// of its own. The kernel doesn't tell the names in between; they are found by looking for the process itself.
+// Both parts of the answer are relative to the root of this process's control group namespace. They
+// may lie above it: a process that was put into a namespace and got no mounts of its own sees a
+// group "/..", or a mount that begins there. The kernel does not tell the names in between, so this
+// code searches for the group that lists this process.
 #pragma once
 
 #include <optional>
@@ -21,8 +22,9 @@ struct CgroupPath {
   std::vector<std::string> groups;  // below it, down to this process's own
 };
 
-// Empty: this process is in no group that could limit its memory. `root` as for ReadControlGroups. kUnsupported,
-// kSystem: it is in one that can't be looked at.
+// Empty if this process is in no group that could limit its memory. `root` has the meaning that it
+// has for ReadControlGroups. kUnsupported, kSystem: the process is in a group whose files this
+// function can't read.
 [[nodiscard]] Result<std::optional<CgroupPath>> FindMemoryCgroup(const std::string& root);
 
 }  // namespace kvm

@@ -32,9 +32,9 @@ Result<std::uint64_t> LimitIn(const std::string& path) {
   return MakeError(Errc::kSystem, path + " is no limit: " + text->substr(0, 32));
 }
 
-// Memory in use that the kernel drops when others need it: file cache and slabs. Half of the memory that is used
-// often counts as needed. Shared memory does not belong here: it could only go to swap. An amount that can't be
-// read counts as in use.
+// Memory in use that the kernel drops when others need it: file cache and kernel slabs. Of the
+// memory that is used often, half counts as needed. Shared memory does not count as reclaimable,
+// since the kernel can only swap it. An amount that can't be read counts as in use.
 std::uint64_t Reclaimable(const std::string& group, const std::string& prefix) {
   const Result<std::string> stat = ReadTextFile(group + "/memory.stat");
   if (!stat) return 0;
@@ -44,11 +44,11 @@ std::uint64_t Reclaimable(const std::string& group, const std::string& prefix) {
   return Less(clean, of("dirty") + of("file_dirty") + of("writeback") + of("file_writeback"));
 }
 
-// Empty: no limit of its own.
+// Empty if the group has no limit of its own.
 Result<std::optional<MemoryLevel>> LevelV1(const std::string& path, const std::string& shown) {
   const Result<std::uint64_t> limit = NumberIn(path + "/memory.limit_in_bytes");
   if (!limit) return limit.error();
-  // Memory and swap together.
+  // This limit covers memory and swap together.
   const Result<std::uint64_t> with_swap = LimitIn(path + "/memory.memsw.limit_in_bytes");
   if (!with_swap) return with_swap.error();
   MemoryLevel level{"control group " + shown, std::min(*limit, *with_swap), kNoMemoryLimit};

@@ -1,9 +1,9 @@
-// The memory limits of the control groups that this process is in: cgroup v1 and v2, from its own group up to the
-// outermost one that it can see.
+// The memory limits of the control groups that this process is in: cgroup v1 and v2, from its own
+// group up to the outermost one that it can see.
 //
-// /proc/self/cgroup names the group, and /proc/self/mountinfo says where groups are mounted and at which
-// group the mount begins (a container often sees its own group as the root). A limit that exists and can't
-// be read is an error: no caller may assume that there is enough.
+// /proc/self/cgroup names the group, and /proc/self/mountinfo says where groups are mounted and at
+// which group the mount begins (a container often sees its own group as the root). A limit that
+// exists and can't be read is an error: no caller may assume that there is enough.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +17,18 @@ namespace kvm {
 
 inline constexpr std::uint64_t kNoMemoryLimit = std::numeric_limits<std::uint64_t>::max();
 
-// Something that allows a process so much memory and not more.
+// One limit on a process's memory: the machine's, or that of a control group.
 struct MemoryLevel {
-  std::string name;                            // for people: "this machine", "control group /sys/fs/cgroup/x"
-  std::uint64_t limit_bytes = kNoMemoryLimit;  // what it allows
-  std::uint64_t available_bytes = 0;           // of it, not in use, or in use by caches that the kernel can drop
+  // For people: "this machine", "control group /sys/fs/cgroup/x"
+  std::string name;
+  std::uint64_t limit_bytes = kNoMemoryLimit;  // what it allows, in total
+  // The part not in use, or in use by caches that the kernel can drop
+  std::uint64_t available_bytes = 0;
 };
 
-// Those that have a limit, innermost first; none: no group limits this process. `root`: "", or a directory that stands
-// for / (tests). kSystem, kUnsupported: what limit there is can't be told; the message says why.
+// The groups that have a limit, innermost first; an empty list if no group limits this process.
+// `root`: "", or a directory that stands for / (tests). kSystem, kUnsupported: the limit can't be
+// determined; the message says why.
 [[nodiscard]] Result<std::vector<MemoryLevel>> ReadControlGroups(const std::string& root = {});
 
 }  // namespace kvm

@@ -1,9 +1,11 @@
-// Places where a test can end a process as a crash would, or stop it: between any two steps that others can see.
+// Places where a test can end a process as a crash would, or stop it: between any two steps whose
+// effects other processes can see.
 //
-// KVM_FAULT_POINT(name) costs nothing where KVM_FAULT_POINTS is not defined, which is in every build but that of the test
-// suite. There, the file that the environment variable KVM_FAULT_FILE names, once it exists, says "NAME COUNT": the
-// COUNT-th time from then on that the process comes to NAME, it kills itself. "NAME COUNT stop": it stops, until it is
-// sent SIGCONT.
+// KVM_FAULT_POINT(name) costs nothing unless KVM_FAULT_POINTS is defined, and only the test suite's
+// build defines it. In that build, the environment variable KVM_FAULT_FILE names a file that
+// contains "NAME COUNT". From the moment that the file exists, the process counts how often it
+// reaches NAME, and kills itself at the COUNT-th time. With "NAME COUNT stop" it stops instead,
+// until it is sent SIGCONT.
 #pragma once
 
 // client_: in a worker's process; kvmd_: in kvmd.
@@ -52,7 +54,7 @@
   X(kvmd_adoption_taken) /* not kept or answered yet */                      \
   X(kvmd_adoption_persisted)                                                 \
   X(kvmd_adoption_answered)                                                  \
-  X(client_blocks_ended) /* of a region that is let go of */                 \
+  X(client_blocks_ended) /* of a region that is unregistered */              \
   X(client_unregistering)                                                    \
   X(kvmd_region_withdrawn) /* importers know, its entries are there */       \
   /* kvmd's start with what another has left */                              \

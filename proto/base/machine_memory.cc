@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::uint64_t kMostNodes = 4096;
 
-// "0-3,8" as numbers; empty: it isn't such a list.
+// The numbers of a list such as "0-3,8"; empty if the text is no such list.
 std::vector<std::uint64_t> NodeList(std::string_view text) {
   std::vector<std::uint64_t> nodes;
   for (const std::string_view range : SplitText(text, ',')) {
@@ -25,7 +25,8 @@ std::vector<std::uint64_t> NodeList(std::string_view text) {
   return nodes;
 }
 
-// As the kernel computes MemAvailable: free memory, and cache, of which half of the often used part counts as needed.
+// Computes what the kernel calls MemAvailable: free memory and file cache, where half of the cache
+// that is used often counts as needed.
 std::optional<InstalledMemory> NodeMemory(const std::string& root, std::uint64_t node) {
   const std::string name = std::to_string(node);
   const Result<std::string> text = ReadTextFile(root + "/sys/devices/system/node/node" + name + "/meminfo");
@@ -38,7 +39,7 @@ std::optional<InstalledMemory> NodeMemory(const std::string& root, std::uint64_t
   return InstalledMemory{*total * 1024, (*free + (cache > unwritten ? cache - unwritten : 0)) * 1024};
 }
 
-// Sums over `nodes`; empty: one of them can't be read.
+// Sums over `nodes`; empty if one of them can't be read.
 std::optional<InstalledMemory> MemoryOf(const std::string& root, const std::vector<std::uint64_t>& nodes) {
   InstalledMemory sum;
   for (const std::uint64_t node : nodes) {

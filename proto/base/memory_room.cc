@@ -11,7 +11,8 @@ namespace {
 
 constexpr std::uint64_t kMostSpare = std::uint64_t{128} << 20;
 constexpr std::uint64_t kSparePart = 16;
-// Of what is left, so that eight processes that allocate at the same time still see each other.
+// An allocation takes an eighth of what is left at a time, so that up to eight processes that
+// allocate at the same time see each other's memory.
 constexpr std::uint64_t kPartOfRoom = 8;
 constexpr std::uint64_t kLeastPart = std::uint64_t{2} << 20, kMostPart = std::uint64_t{256} << 20;
 
@@ -76,7 +77,7 @@ Status CheckMemoryRoom(std::uint64_t bytes, const std::string& what) {
 }
 
 Status CheckFileSize(std::uint64_t bytes, const std::string& what) {
-  // Writing a larger file raises a signal instead of an error.
+  // The kernel answers a write beyond this limit with a signal instead of an error.
   rlimit most{};
   if (::getrlimit(RLIMIT_FSIZE, &most) == 0 && most.rlim_cur != RLIM_INFINITY && bytes > most.rlim_cur) {
     return Exhausted("no memory for " + what + ": " + Amount(bytes) + " are needed, RLIMIT_FSIZE (ulimit -f) allows " +

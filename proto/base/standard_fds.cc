@@ -10,7 +10,7 @@ namespace kvm {
 void OpenStandardFds() noexcept {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
     if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
-    // The lowest free number is this one, since those below are open by now.
+    // open() returns the lowest free number, which is `fd`, since all lower ones are open by now.
     if (::open("/dev/null", O_RDWR) != fd) return;
   }
 }

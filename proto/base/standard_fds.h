@@ -1,10 +1,11 @@
-// Descriptors 0 to 2 of a process that was started without some of them.
+// Opens descriptors 0 to 2 in a process that was started without some of them.
 #pragma once
 
 namespace kvm {
 
-// Opens /dev/null in place of each that is closed. Otherwise the next file or socket that is opened becomes standard error,
-// and gets whatever is written there. First thing in main.
+// Opens /dev/null in place of each that is closed. Otherwise the next file or socket that the
+// process opens would become standard error, and get everything that is written there. To be called
+// first in main.
 void OpenStandardFds() noexcept;
 
 }  // namespace kvm

@@ -1,4 +1,4 @@
-// Small files of the kernel's, as text: read as a whole, and numbers looked up in them.
+// Reads small files of /proc and /sys as text, and looks up numbers in them.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@
 
 namespace kvm {
 
-// All of a file. kNotFound: there is none. kSystem: it can't be read.
+// Returns the whole file. kNotFound: there is no such file. kSystem: it can't be read.
 [[nodiscard]] Result<std::string> ReadTextFile(const std::string& path);
-// The number that `text` is, but for space around it.
+// The number that `text` spells, with white space around it allowed; empty if it is none.
 std::optional<std::uint64_t> ParseNumber(std::string_view text) noexcept;
-// The number behind `name` in a text of lines "name 123" or "name: 123 kB"; of the first such line.
+// In a text of lines "name 123" or "name: 123 kB": the number in the first line with this name.
 std::optional<std::uint64_t> NumberAfter(std::string_view text, std::string_view name) noexcept;
 
 std::vector<std::string_view> SplitText(std::string_view text, char at);

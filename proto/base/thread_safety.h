@@ -2,9 +2,9 @@
 // which one a function needs, and which one must not be held when it is called. Other compilers see
 // plain std::mutex.
 //
-// A member says KVM_GUARDED_BY(mutex_), a function that its caller locks for says
-// KVM_REQUIRES(mutex_), one that locks by itself and is called from beside its class says
-// KVM_EXCLUDES(mutex_). The predicate of a wait is a function as well:
+// A member is marked KVM_GUARDED_BY(mutex_). A function that needs its caller to hold the lock is
+// marked KVM_REQUIRES(mutex_). A function that locks by itself and is called from other classes is
+// marked KVM_EXCLUDES(mutex_). The predicate of a wait is a function as well, and needs its mark:
 //
 //   changed_.wait(lock.native(), [this]() KVM_REQUIRES(mutex_) { return stopped_; });
 //
@@ -43,7 +43,7 @@ class KVM_CAPABILITY("mutex") Mutex {
   std::mutex mutex_;
 };
 
-// Holds a mutex until it goes, or between Lock and Unlock.
+// Holds a mutex until its destruction, or between Lock and Unlock.
 class KVM_SCOPED_CAPABILITY MutexLock {
  public:
   explicit MutexLock(Mutex& mutex) KVM_ACQUIRE(mutex) : lock_(mutex.mutex_) {}
@@ -53,7 +53,7 @@ class KVM_SCOPED_CAPABILITY MutexLock {
 
   void Lock() KVM_ACQUIRE() { lock_.lock(); }
   void Unlock() KVM_RELEASE() { lock_.unlock(); }
-  // For std::condition_variable, which gives it back locked.
+  // For std::condition_variable, whose wait returns with the mutex locked again.
   std::unique_lock<std::mutex>& native() noexcept { return lock_; }
 
  private:

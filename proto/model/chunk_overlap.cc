@@ -1,7 +1,8 @@
-// Series of different strides: a sweep over their extents. Series of one stride s: byte a lies in period a / s at residue
-// a % s, so a series covers one rectangle of residues and periods, or two where its chunks cross the end of a
-// period, and two series share a byte iff rectangles of theirs intersect. A sweep over the residues keeps the
-// rectangles that are open, which are disjoint in their periods as long as nothing was found.
+// Series of different strides: a sweep over their extents. Series of one stride s: byte a lies in
+// period a / s at residue a % s, so a series covers one rectangle of residues and periods, or two
+// where its chunks cross the end of a period, and two series share a byte iff rectangles of theirs
+// intersect. A sweep over the residues keeps the rectangles that are open, which are disjoint in
+// their periods as long as nothing was found.
 #include "proto/model/chunk_overlap.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace {
 
 SharedBytes Shared(std::uint32_t a, std::uint32_t b) { return {std::max(a, b), std::min(a, b)}; }
 
-// `of_segment` is sorted by first. The two furthest ends so far, of two strides.
+// `of_segment` is sorted by `first`. The sweep remembers the two furthest ends so far, of two
+// different strides.
 std::optional<SharedBytes> FindMixedStrides(std::span<const ChunkSeries> of_segment, std::uint64_t block_count) {
   struct Furthest {
     std::uint64_t end = 0, stride = 0;
@@ -57,7 +59,7 @@ std::optional<SharedBytes> FindOfOneStride(std::span<const ChunkSeries> of_strid
   std::vector<Edge> edges;
   edges.reserve(4 * of_stride.size());
   for (const ChunkSeries& series : of_stride) AddEdges(edges, series);
-  // What ends at a residue is gone before anything begins there.
+  // A rectangle that ends at a residue is removed before another that begins there is added.
   std::sort(edges.begin(), edges.end(),
             [](const Edge& a, const Edge& b) { return std::tie(a.residue, a.opens, a.part) < std::tie(b.residue, b.opens, b.part); });
   std::map<std::uint64_t, std::uint32_t> open;  // first period → part

@@ -1,5 +1,5 @@
-// Whether the chunks of a region's blocks share bytes, in O(n log n) of the chunks of one block: kvmd does it for whatever a
-// client sends.
+// Finds out whether the chunks of a region's blocks share bytes. It takes O(n log n) for n chunks
+// of one block, since kvmd does it for every region that a client sends.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace kvm {
 
-// One chunk of every block of a part: [first + i * stride, + length) in its segment, i < the block count.
+// One chunk of every block of a part: [first + i * stride, + length) in its segment, i < the block
+// count.
 struct ChunkSeries {
   std::uint32_t part = 0, segment = 0;
   std::uint64_t first = 0, length = 0;  // bytes; length in [1, stride]
@@ -20,8 +21,9 @@ struct SharedBytes {
   std::uint32_t part = 0, other = 0;  // of the geometry; other <= part
 };
 
-// Two series of one segment that share a byte, or that have different strides and whose extents overlap (nobody lays
-// memory out so). Nothing if there are none. All addresses fit 64 bits; `block_count` is at least 1.
+// Returns two series of one segment that share a byte, or that have different strides and
+// overlapping extents (no engine lays memory out so); empty if there are none. Preconditions: all
+// addresses fit 64 bits, and `block_count` is at least 1.
 std::optional<SharedBytes> FindSharedBytes(std::vector<ChunkSeries> series, std::uint64_t block_count);
 
 }  // namespace kvm

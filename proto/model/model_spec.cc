@@ -17,7 +17,8 @@ struct Field {
   bool required;
 };
 
-// Declaration order; part of the fingerprint, so append only, with a new canonical version.
+// In declaration order. The order is part of the fingerprint, so a field is only ever appended,
+// with a new canonical version.
 constexpr Field kFields[] = {
     {"model_id", &ModelSpec::model_id, true},
     {"revision", &ModelSpec::revision, false},
@@ -92,7 +93,8 @@ Result<ModelSpec> ModelSpec::FromCanonical(std::string_view canonical) {
     }
     const std::string_view value = canonical.substr(digits + 1, length);
     if (Status set = SetField(spec, field.name, value); !set) return set.error();
-    // "03:…" or a number "032" would give one spec two canonical forms, so two fingerprints.
+    // A length "03:" or a number "032" would give one spec two canonical forms, and so two
+    // fingerprints.
     if (digits != std::to_string(length).size() || Value(spec, field) != value) {
       return Invalid("canonical form writes " + std::string(field.name) + " in another way");
     }

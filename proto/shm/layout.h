@@ -2,10 +2,11 @@
 //
 //   [header 4096][model rows][region rows][tags][block index]      offsets and counts in the header
 //
-// Rows and slots carry a version word, used as a seqlock by a single writer: odd while being written.
-// All fields are read with atomic loads of their word; indices found here are bounds-checked by the
-// reader, retries are bounded, and a writer that died in the middle leaves an odd version: a miss.
-// Changing anything here means raising kLayoutVersion; sizes and offsets are pinned by tests/unit.
+// Rows and slots carry a version word, used as a seqlock by a single writer: it is odd while the
+// row or slot is being written. All fields are read with atomic loads of their word. The reader
+// bounds-checks indices that it finds here and bounds its retries. A writer that died in the middle
+// leaves an odd version, which readers take for a miss. A change of anything here needs a higher
+// kLayoutVersion; sizes and offsets are pinned by tests/unit.
 #pragma once
 
 #include <atomic>
@@ -23,21 +24,23 @@ inline constexpr std::uint32_t kLayoutVersion = 1;
 
 enum class SegmentState : std::uint64_t {
   kLive = 1,
-  kSuperseded = 2,  // a newer epoch exists: reconnect for it
-  kClosed = 3,      // kvmd ended in good order
+  kSuperseded = 2,  // a newer segment exists: a client gets it by reconnecting
+  kClosed = 3,      // kvmd has ended in an orderly way
 };
 
-// Cumulative since the segment was made; written by kvmd only, relaxed.
+// Cumulative since the segment was made. Only kvmd writes them, with relaxed stores.
 struct Counters {
-  std::atomic<std::uint64_t> published;         // entries inserted
-  std::atomic<std::uint64_t> replaced;          // entries dropped because their block was published anew
+  std::atomic<std::uint64_t> published;  // entries inserted
+  // Entries dropped because their block was published anew
+  std::atomic<std::uint64_t> replaced;
   std::atomic<std::uint64_t> retracted;         // entries dropped on request
   std::atomic<std::uint64_t> swept;             // stale entries found by the sweeper
   std::atomic<std::uint64_t> reaped;            // entries dropped with their region
   std::atomic<std::uint64_t> refused_full;      // publishes refused: index full
   std::atomic<std::uint64_t> refused_replicas;  // publishes refused: kMaxReplicas live ones exist
-  std::atomic<std::uint64_t> refused_stale;     // publishes refused: the block was rewritten already
-  std::atomic<std::uint64_t> evicted;           // entries dropped to make room
+  // Publishes refused: the block was rewritten already
+  std::atomic<std::uint64_t> refused_stale;
+  std::atomic<std::uint64_t> evicted;  // entries dropped to make room
   std::atomic<std::uint64_t> reserved[7];
 };
 static_assert(sizeof(Counters) == 128);
@@ -75,7 +78,7 @@ class alignas(64) Row {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % 8 == 0);
 
  public:
-  // False if the writer was in the middle each time (or died there).
+  // False if the writer was in the middle of a write at each attempt, or died there.
   bool Read(T& out) const noexcept {
     std::uint64_t words[kWords];
     for (int attempt = 0; attempt < 64; ++attempt) {
@@ -90,7 +93,7 @@ class alignas(64) Row {
     }
     return false;
   }
-  // Single writer.
+  // For the single writer.
   void Write(const T& value) noexcept {
     std::uint64_t words[kWords];
     std::memcpy(words, &value, sizeof(T));
@@ -121,7 +124,7 @@ enum class RegionState : std::uint32_t {
   kFree = 0,
   kLive = 1,         // its owner is connected
   kWithdrawing = 2,  // unregistered, waiting for importers to unmap
-  kOrphan = 3,       // its owner died, the memory is kept
+  kOrphan = 3,       // its owner has died, and kvmd keeps the memory
 };
 
 enum class HandleKind : std::uint32_t {
@@ -152,12 +155,13 @@ static_assert(sizeof(RegionInfo) == 224);
 using RegionRow = Row<RegionInfo>;
 static_assert(sizeof(RegionRow) == 256);
 
-// One entry of the block index. Open addressing, linear probing from Home(key), one cache line each.
+// One slot of the block index, which holds at most one entry. The index uses open addressing with
+// linear probing from Home(key); a slot is one cache line.
 //
-// All slots of one key (its replicas) lie on one probe chain, in order of publication; kMore is set on
-// every one but the last, so that a reader stops at once. Deletion moves later entries of the cluster
-// back; header.index_moves is odd meanwhile and changed afterwards, and a reader that missed looks
-// again if it saw it change.
+// All slots of one key (its replicas) lie on one probe chain, in order of publication; kMore is set
+// on every one but the last, so that a reader knows where to stop. Deletion moves later entries of
+// the cluster back. header.index_moves is odd during such a move and has another value afterwards;
+// a reader that found nothing searches again if it saw that value change.
 struct alignas(64) IndexSlot {
   std::atomic<std::uint32_t> version;       // seqlock of this slot
   std::atomic<std::uint32_t> region_epoch;  // 0: empty
@@ -178,8 +182,9 @@ static_assert(sizeof(IndexSlot) == 64);
 
 inline constexpr std::uint32_t kMaxReplicas = 8;
 
-// Tags: a byte for each slot, eight in a word, lowest first; 0 for an empty slot, else Tag(key). A hint
-// that spares a lookup most cache misses: an entry is where the index says, whatever the tags say.
+// Tags: a byte for each slot, eight in a word, lowest first; 0 for an empty slot, else Tag(key).
+// Tags are hints that save a lookup most cache misses; only the index itself says where an entry
+// is.
 using TagWord = std::atomic<std::uint64_t>;
 constexpr std::uint64_t Tag(const BlockKey& key) noexcept { return 0x80 | (key.lo & 0x7f); }
 // Two words more than the slots need, so that a reader may look 16 tags ahead of any slot.

@@ -15,16 +15,18 @@
 
 namespace kvm {
 
-// Written by one thread while no handler can read it; read by handlers.
+// One thread writes it while no handler can read it; then handlers read it.
 struct MemoryGuard::Entry {
-  std::atomic<std::uintptr_t> begin{0};  // 0: free. Stored last, so that a handler sees a whole entry
+  // 0: free; stored last, so that a handler sees a complete entry
+  std::atomic<std::uintptr_t> begin{0};
   std::atomic<std::uintptr_t> end{0};
   std::atomic<std::size_t> page_bytes{0};
   std::atomic<bool> writable{false};
   std::atomic<bool> lost{false};
 };
 
-// All guards of this process. Entries are made in batches that are never freed, so a handler walks them without a lock.
+// All guards of this process. Entries are made in batches that are never freed, so a handler walks
+// them without a lock.
 struct MemoryGuard::Table {
   struct Batch {
     std::array<Entry, 256> entries;
@@ -43,25 +45,27 @@ struct MemoryGuard::Table {
   void Install() KVM_REQUIRES(mutex);
   Entry* Claim();
 
-  Mutex mutex;  // not for handlers
+  Mutex mutex;  // signal handlers must not take it
   std::vector<Entry*> free KVM_GUARDED_BY(mutex);
-  std::size_t batches KVM_GUARDED_BY(mutex) = 0;  // whose entries have been given out
+  std::size_t batches KVM_GUARDED_BY(mutex) = 0;  // batches whose entries are in use or in `free`
   Batch first;
 
-  // How many actions of other code this handler can be put in front of.
+  // The actions of other code that this handler has been installed over.
   std::array<Previous, 8> previous;
   std::atomic<std::size_t> previous_count{0};
-  std::atomic<std::size_t> last_resort{0};  // of `previous`: never comes back to this handler
-  std::atomic<pid_t> passing_on{0};         // thread that is in an action of somebody else's
+  // Index into `previous` of an action that never calls this handler
+  std::atomic<std::size_t> last_resort{0};
+  std::atomic<pid_t> passing_on{0};  // thread that runs an action of other code
 };
 
 namespace {
 
-// Whether the kernel raised the signal for an address, and no process sent it.
+// Whether the kernel raised the signal for a memory access, rather than a process having sent it.
 bool IsLoss(const siginfo_t& info) { return info.si_code == BUS_ADRERR || info.si_code == BUS_MCEERR_AR; }
 
 std::atomic<std::uint64_t> all_losses{0};
-std::atomic<void*> table_for_handlers{nullptr};  // a function's static is not for handlers
+// Handlers can't use a function's static: its initialisation takes a lock
+std::atomic<void*> table_for_handlers{nullptr};
 
 }  // namespace
 
@@ -104,17 +108,17 @@ void MemoryGuard::Table::OnBusError(int signal, siginfo_t* info, void* context) 
 void MemoryGuard::Table::PassOn(int signal, siginfo_t* info, void* context) noexcept {
   const auto self = static_cast<pid_t>(::syscall(SYS_gettid));
   const bool sent = info->si_code <= 0;
-  // An action that was installed over this handler may come back to it.
+  // An action that was installed over this handler may call this handler again.
   const bool again = passing_on.load() == self;
   Previous& behind = previous[again ? last_resort.load() : previous_count.load(std::memory_order_acquire) - 1];
   const struct sigaction& action = behind.action;
   const bool once = (action.sa_flags & static_cast<int>(SA_RESETHAND)) != 0;
   if (action.sa_handler == SIG_IGN && sent) return;
-  // A fault can't be ignored.
+  // The kernel does not let a process ignore a fault.
   if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN || (once && behind.used_up.exchange(true))) {
     struct sigaction standard {};
     ::sigaction(signal, &standard, nullptr);
-    // A fault comes again by itself, at the same instruction.
+    // A fault needs no resending: it is raised again at the same instruction.
     if (sent) ::syscall(SYS_tgkill, ::getpid(), self, signal);
     return;
   }
@@ -152,7 +156,7 @@ MemoryGuard::Entry* MemoryGuard::Table::Claim() {
   MutexLock lock(mutex);
   Install();
   if (free.empty()) {
-    free.reserve(++batches * first.entries.size());  // so that giving one back can't fail
+    free.reserve(++batches * first.entries.size());  // so that Release can't fail
     Batch* batch = &first;
     if (batches > 1) {
       Batch* last = &first;
@@ -191,7 +195,7 @@ void MemoryGuard::Release() noexcept {
   entry_->begin.store(0, std::memory_order_release);
   Table& table = Table::OfProcess();
   MutexLock lock(table.mutex);
-  table.free.push_back(std::exchange(entry_, nullptr));  // Claim has reserved the room
+  table.free.push_back(std::exchange(entry_, nullptr));  // can't throw: Claim has reserved the room
 }
 
 bool MemoryGuard::lost() const noexcept {

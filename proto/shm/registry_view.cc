@@ -10,7 +10,8 @@ using layout::IndexSlot;
 
 constexpr int kSlotRetries = 64;
 constexpr int kMoveRetries = 16;
-// Clusters this long do not occur below the load kvmd allows; the bound keeps a damaged segment harmless.
+// Clusters of this length do not occur at the load that kvmd allows; the bound keeps a damaged
+// segment from stalling a reader.
 constexpr std::uint64_t kMaxProbes = 4096;
 
 enum class SlotState { kEmpty, kOther, kMatch, kBusy };
@@ -33,7 +34,7 @@ void CopyFields(const IndexSlot& slot, IndexEntry& out) noexcept {
   out.more = (slot.flags.load(std::memory_order_relaxed) & IndexSlot::kMore) != 0;
 }
 
-// Copies `slot` if it holds `key` (or holds anything, with null).
+// Copies `slot` if it holds `key`, or if it holds any entry and `key` is null.
 template <class Copy>
 SlotState Read(const IndexSlot& slot, const BlockKey* key, Copy& out) noexcept {
   for (int attempt = 0; attempt < kSlotRetries; ++attempt) {
@@ -73,7 +74,8 @@ std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, st
   for (int attempt = 0;; ++attempt) {
     const std::uint64_t before = moves_->load(std::memory_order_acquire);
     const std::size_t found = FindOnce(key, out, layout::Home(key, count_));
-    // A hit needs no more checks (each slot was read consistently); a miss may have raced with a move.
+    // A hit needs no more checks (each slot was read consistently); a miss may have raced with a
+    // move.
     if (found != 0 || attempt == kMoveRetries) return found;
     std::atomic_thread_fence(std::memory_order_acquire);
     if ((before & 1) == 0 && moves_->load(std::memory_order_relaxed) == before) return 0;

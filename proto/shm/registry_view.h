@@ -1,9 +1,9 @@
 // Read side of a registry segment: what workers and kvctl see. No system call, no lock, no waiting.
 //
 // Everything in the segment is treated as input: the header is checked once against the mapping's
-// size, indices are bounds-checked, retries are bounded. An entry is a hint only (I2): callers check the
-// block's generation before and after they use the bytes.
-// Thread-safe; the view must not outlive the mapping, which it shares.
+// size, indices are bounds-checked, retries are bounded. An entry is a hint only (I2): callers
+// check the block's generation before and after they use the bytes. Thread-safe; the view must not
+// outlive the mapping, which it shares.
 #pragma once
 
 #include <bit>
@@ -52,11 +52,12 @@ class IndexReader {
               const layout::TagWord* tags) noexcept
       : slots_(slots), count_(count), moves_(moves), tags_(tags) {}
 
-  // For pipelines over many keys: Prefetch(k), some keys later hint = Probe(k), some keys later
-  // Find(k, out, hint), so that hardly a load has to wait. Both are optional. Always inlined: GCC takes
-  // a function that only prefetches for one without effect and drops the call.
+  // For pipelines over many keys: call Prefetch(k), some keys later hint = Probe(k), and some keys
+  // later Find(k, out, hint), so that the loads of one key overlap with those of the others.
+  // Prefetch and Probe are optional. Always inlined: GCC treats a function that only prefetches as
+  // one without effect, and drops the call.
   [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { __builtin_prefetch(&tags_[layout::Home(key, count_) / 8]); }
-  // Where on its chain the key seems to be, by the tags; fetches that slot.
+  // The slot where the key seems to be, judging by the tags; prefetches that slot.
   [[gnu::always_inline]] std::uint64_t Probe(const BlockKey& key) const noexcept {
     const std::uint64_t home = layout::Home(key, count_);
     const std::uint64_t slot = home + TagDistance(home, layout::Tag(key));
@@ -65,7 +66,8 @@ class IndexReader {
     return slot;
   }
 
-  // The common case of Find, inlined: `slot` (a hint) holds the key's only replica. False says nothing.
+  // The common case of Find, inlined: true if `slot` (a hint) holds the key's only replica. False
+  // tells the caller nothing about the key: call Find.
   bool FindOnly(const BlockKey& key, std::uint64_t slot, IndexHit& out) const noexcept {
     if (slot >= count_) return false;
     const layout::IndexSlot& at = slots_[slot];
@@ -82,11 +84,13 @@ class IndexReader {
   }
 
   // Replicas of `key`, in order of publication, into `out`; returns how many, at most
-  // min(out.size(), kMaxReplicas). 0: absent (or the writer died inside that very slot).
+  // min(out.size(), kMaxReplicas). 0 if the key is absent, or if kvmd died while it wrote that
+  // slot.
   std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t hint = kNoHint) const noexcept;
   std::size_t Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept;
 
-  // Slot `slot` as it is; false if it is empty, out of range or its writer is in the middle.
+  // Copies slot `slot`. False if it is empty or out of range, or if the writer is in the middle of
+  // a write.
   bool ReadSlot(std::uint64_t slot, IndexEntry& out) const noexcept;
 
   std::uint64_t slots() const noexcept { return count_; }
@@ -119,7 +123,8 @@ class IndexReader {
 class RegistryView {
  public:
   RegistryView() = default;
-  // kProtocol: not a registry segment, or offsets that leave it. kVersionMismatch: another layout.
+  // kProtocol: it is no registry segment, or its offsets leave the segment. kVersionMismatch:
+  // another layout.
   [[nodiscard]] static Result<RegistryView> Open(MappedMemory memory);
 
   explicit operator bool() const noexcept { return memory_ != nullptr; }
@@ -128,7 +133,7 @@ class RegistryView {
   std::uint32_t model_rows() const noexcept { return model_rows_; }
   std::uint32_t region_rows() const noexcept { return region_rows_; }
 
-  // False: the row is free, out of range, or its writer is in the middle.
+  // False: the row is free or out of range, or the writer is in the middle of a write.
   bool ReadModel(std::uint32_t row, layout::ModelInfo& out) const noexcept;
   bool ReadRegion(std::uint32_t row, layout::RegionInfo& out) const noexcept;
 

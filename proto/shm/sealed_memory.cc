@@ -31,7 +31,8 @@ namespace ipc = boost::interprocess;
 
 constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-// What boost::interprocess::mapped_region needs to map a descriptor that it did not open.
+// The interface that boost::interprocess::mapped_region needs in order to map a descriptor that it
+// did not open.
 class MemoryMappable {
  public:
   explicit MemoryMappable(int fd) : fd_(fd) {}
@@ -43,7 +44,8 @@ class MemoryMappable {
 
 constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
-// Address space for `size` bytes that begins on a huge page, ready for MAP_FIXED; null if there is none.
+// Reserves address space for `size` bytes that begins at a multiple of a huge page, to be used with
+// MAP_FIXED. Null if there is none.
 void* ReserveAligned(std::size_t size) {
   const std::size_t reserved = size + kHugePageBytes;
   void* base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -64,12 +66,12 @@ std::size_t PageBytesOf(int fd) {
 }
 
 Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugePages huge) {
-  // A page table of huge pages needs addresses aligned alike in memory and file.
+  // The kernel maps a huge page only where address and file offset are aligned alike.
   void* address = huge != HugePages::kNever && size >= kHugePageBytes ? ReserveAligned(size) : nullptr;
   try {
     ipc::mapped_region mapping(MemoryMappable(fd), mode, 0, size, address,
                                address != nullptr ? ipc::map_options_t(MAP_FIXED) : ipc::default_map_options);
-    // A refusal only costs speed.
+    // If the kernel refuses, accesses are slower, and nothing else changes.
     if (address != nullptr) ::madvise(address, size, MADV_HUGEPAGE);
     if (mode == ipc::read_write && ::madvise(mapping.get_address(), mapping.get_size(), MADV_DONTFORK) != 0)
       return SystemError("keep a mapping from forked processes");
@@ -110,7 +112,8 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   if (static_cast<std::size_t>(info.st_size) != size_bytes)
     return MakeError(Errc::kInvalidArgument, what + ": it has " + std::to_string(info.st_size));
   if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDWR) return MakeError(Errc::kPermissionDenied, what + ": the descriptor is read-only");
-  // fallocate over memory that exists already takes as long as making it.
+  // Fallocate over memory that is allocated already takes as long as allocating it, so it is left
+  // out then.
   const bool allocated = static_cast<std::size_t>(info.st_blocks) * 512 >= size_bytes;
   if (!allocated) {
     if (Status made = AllocateFile(fd.get(), 0, size_bytes, what); !made) return made.error();
@@ -135,8 +138,9 @@ OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
 
 void OwnedMemory::Guard() { guard_ = MemoryGuard(data(), size(), PageBytesOf(fd_.get()), MemoryGuard::Access::kWrite); }
 
-// Lookups in a large table are bound by address translation: this asks for huge pages now, whatever the
-// system-wide setting for shared memory is. Kernels before 6.1 and machines short of memory refuse.
+// Lookups in a large table are bound by address translation. This asks for huge pages now,
+// independent of the system-wide setting for shared memory. Kernels before 6.1 and machines short
+// of memory refuse.
 void OwnedMemory::MakeHuge(std::size_t offset, std::size_t bytes) noexcept {
   if (offset >= size() || size() < kHugePageBytes) return;
   ::madvise(data() + offset, std::min(bytes, size() - offset), MADV_COLLAPSE);

@@ -28,16 +28,18 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
 
-// As many as the kernel passes at once (SCM_MAX_FD), so that truncation never means that the peer sent too many.
+// As many descriptors as the kernel passes at once (SCM_MAX_FD). A truncated message then always
+// means that this process lacked descriptors, never that the peer sent too many.
 constexpr std::size_t kKernelMaxFds = 253;
 using ControlBuffer = std::array<char, CMSG_SPACE(sizeof(int) * kKernelMaxFds)>;
 
-// Why the kernel could not give this process the descriptors of a message: the error of making one more descriptor, asked
-// while those that did arrive are still open.
+// Finds out why the kernel could not give this process the descriptors of a message: it makes one
+// more descriptor, while those that did arrive are still open, and returns that call's error.
 Error WhyLost(int socket) {
   const UniqueFd probe(::fcntl(socket, F_DUPFD_CLOEXEC, 0));
   if (!probe && (errno == EMFILE || errno == ENFILE)) return OutOfDescriptors(errno);
-  // Another thread has closed some meanwhile, or a security module refused them.
+  // The call succeeded: another thread has closed descriptors meanwhile, or a security module
+  // refused those of the message.
   Error error = OutOfDescriptors(EMFILE);
   error.message += ", or not allowed to have one that came";
   return error;
@@ -120,7 +122,8 @@ Result<std::optional<Frame>> FrameReader::Next() {
   if (header.fd_count > kMaxFrameFds)
     return MakeError(Errc::kProtocol, "frame announces " + std::to_string(header.fd_count) + " descriptors");
   if (end_ - begin_ < kFrameHeaderBytes + header.payload_bytes) return std::optional<Frame>();
-  // The kernel delivers descriptors with the frame's first byte, so all of them are here by now, or lost.
+  // The kernel delivers descriptors with the frame's first byte, so by now all of them have arrived
+  // or are lost.
   Frame frame;
   while (frame.fds.size() < header.fd_count && !fds_.empty() && !frame.lost_fds) {
     if (fds_.front()) {
@@ -182,7 +185,7 @@ Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::
   Push(payload, fds.size(), std::move(borrowing));
   Result<bool> drained = Drain(socket);
   if (pieces_.empty() || pieces_.back().borrowed.empty()) return drained;
-  // The frame waits; no part of it has been sent.
+  // The frame has to wait, and no part of it has been sent.
   Piece& waiting = pieces_.back();
   if (Status duplicated = Duplicate(fds, waiting.fds); !duplicated) {
     queued_bytes_ -= waiting.bytes.size();
@@ -194,7 +197,8 @@ Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::
   return drained;
 }
 
-// Descriptors that were sent are in flight until the peer has read them, which shows when it has read everything.
+// Descriptors that were sent are in flight until the peer has read them. This side only sees when
+// the peer has read everything.
 bool FrameWriter::MayFly(int socket, std::size_t fds) {
   if (fds == 0 || fds_in_flight_ == 0 || fds_in_flight_ + fds <= max_fds_in_flight_) return true;
   int unread = 0;
@@ -211,7 +215,8 @@ Result<bool> FrameWriter::Drain(int socket) {
       held_back_ = HeldBack::kReader;
       return false;
     }
-    // Pieces with descriptors start a sendmsg of their own, so that those go with its first byte.
+    // A piece with descriptors starts a sendmsg of its own, so that its descriptors travel with its
+    // first byte.
     iovec vectors[kMaxPiecesPerSend];
     std::size_t used = 0;
     for (Piece& piece : pieces_) {
@@ -240,7 +245,8 @@ Result<bool> FrameWriter::Drain(int socket) {
     if (sent < 0) {
       if (errno == EAGAIN || errno == EWOULDBLOCK) return false;
       if (errno == EINTR) continue;
-      // Not this peer's fault: other receivers may not have read what this user has sent them.
+      // This need not be the peer's fault: other receivers may not have read what this user has
+      // sent them.
       if (errno == ETOOMANYREFS) {
         held_back_ = HeldBack::kKernel;
         return false;

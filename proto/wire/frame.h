@@ -3,12 +3,14 @@
 //   frame = u32 payload_bytes (LE) | u16 fd_count (LE) | u16 0x4B56 | payload
 //
 // The descriptors of a frame are attached (SCM_RIGHTS) to the sendmsg that carries its first byte.
-// Reader and writer are for non-blocking sockets and do no waiting; one thread at a time each.
+// Reader and writer are for non-blocking sockets and never wait. Each may be used by one thread at
+// a time.
 //
-// A process that is out of descriptors loses those of a frame that arrives, and nothing else: the kernel
-// drops descriptors that have no place in the process's table and delivers the bytes. The reader then
-// returns the frame without descriptors, with the reason, and the stream stays in step. A frame that a
-// *writer* can't send, because descriptors are missing or the kernel refuses more in flight, waits.
+// A process that is out of descriptors loses the descriptors of a frame that arrives, and nothing
+// else: the kernel drops descriptors that do not fit into the process's table and delivers the
+// bytes. The reader then returns the frame without descriptors and with the reason, and the stream
+// stays intact. A frame that the writer can't send, because this process has no descriptors left or
+// the kernel refuses more in flight, stays queued.
 #pragma once
 
 #include <cstddef>
@@ -27,32 +29,35 @@ namespace kvm {
 inline constexpr std::size_t kFrameHeaderBytes = 8;
 inline constexpr std::uint16_t kFrameMark = 0x4B56;
 
-// Of a call that failed with EMFILE or ENFILE: kResourceExhausted, names the limit and keeps the errno.
+// The error of a call that failed with EMFILE or ENFILE: kResourceExhausted; the message names the
+// limit, and the errno is kept.
 Error OutOfDescriptors(int sys_errno);
-// Whether this process (or machine) was out of descriptors: nothing that a peer did.
+// Whether the error means that this process or machine was out of descriptors, rather than that a
+// peer did something wrong.
 bool IsOutOfDescriptors(const Error& error) noexcept;
 
 struct Frame {
   std::string payload;
   std::vector<UniqueFd> fds;
-  // This process could not take the frame's descriptors, and why; `fds` is empty.
+  // Set if this process could not take the frame's descriptors: the reason. `fds` is empty then.
   std::optional<Error> lost_fds;
 };
 
 enum class ReadOutcome {
   kProgress,    // bytes arrived; call Next until it is empty
-  kWouldBlock,  // nothing there
+  kWouldBlock,  // no bytes are there
   kEnd,         // the peer closed, between two frames
 };
 
 class FrameReader {
  public:
-  // One recvmsg. kProtocol: the peer closed inside a frame, or sent more descriptors than its frames
-  // announce. kSystem: recvmsg failed.
+  // One recvmsg. kProtocol: the peer closed inside a frame, or sent more descriptors than its
+  // frames announce. kSystem: recvmsg failed.
   [[nodiscard]] Result<ReadOutcome> Fill(int socket);
 
   // The next complete frame, if there is one. kProtocol: wrong mark, oversized payload, or fewer
-  // descriptors than the header says though none was lost here; the connection is then beyond repair.
+  // descriptors than the header says although this process lost none. The connection is unusable
+  // then.
   [[nodiscard]] Result<std::optional<Frame>> Next();
 
   // True while part of a frame has arrived and its rest has not.
@@ -63,33 +68,40 @@ class FrameReader {
   std::size_t begin_ = 0, end_ = 0;
   // The buffer starts small (a node may have a thousand connections) and grows while reads fill it.
   std::size_t read_bytes_ = std::size_t{16} << 10;
-  std::deque<UniqueFd> fds_;   // one that is not open: from here on those of one sendmsg were lost
-  std::optional<Error> lost_;  // why the last of them were
+  // An element that is not open marks where the descriptors of one sendmsg were lost
+  std::deque<UniqueFd> fds_;
+  std::optional<Error> lost_;  // why the last ones were lost
 };
 
 class FrameWriter {
  public:
-  // Why Drain has stopped though the socket takes bytes: writable says nothing then, so try again after a while.
+  // Why Drain has stopped although the socket is writable. Waiting for a writable socket does not
+  // help then; the caller tries again after a while.
   enum class HeldBack {
     kNo,
-    kReader,  // the peer has not read what was sent, and as many descriptors as may be are in flight to it
-    kKernel,  // this user has more descriptors in flight than the kernel allows (ETOOMANYREFS), to whomever
+    // The peer has not read what was sent, and the limit of descriptors in flight to it is reached
+    kReader,
+    // This user has more descriptors in flight, over all sockets, than the kernel allows
+    // (ETOOMANYREFS)
+    kKernel,
   };
 
   FrameWriter() = default;
-  // At most so many descriptors are in flight, sent and not read by the peer; one frame always may be.
+  // `max_fds_in_flight`: how many descriptors may be sent and not read by the peer yet. The
+  // descriptors of one frame are always allowed.
   explicit FrameWriter(std::size_t max_fds_in_flight) : max_fds_in_flight_(max_fds_in_flight) {}
 
   // Appends a frame. Descriptors are duplicated (the caller keeps its own).
-  // kInvalidArgument: payload or descriptors over the limit. kResourceExhausted: no descriptor is left to duplicate them;
-  // kSystem: dup failed for another reason. Nothing is appended then.
+  // kInvalidArgument: payload or descriptors over the limit. kResourceExhausted: no descriptor is
+  // left to duplicate them; kSystem: dup failed for another reason. Nothing is appended then.
   [[nodiscard]] Status Append(std::string_view payload, const std::vector<int>& fds = {});
 
-  // Append and Drain. Descriptors are duplicated only if the frame has to wait, so a process that has none left can
-  // still send. Errors: those of both.
+  // Append and Drain in one. Descriptors are duplicated only if the frame has to wait, so a process
+  // that has no descriptor left can still send. Errors: those of both.
   [[nodiscard]] Result<bool> Send(int socket, std::string_view payload, const std::vector<int>& fds);
 
-  // Sends until done (true), or the socket is full or sending is held back (false). kSystem: sendmsg failed (EPIPE, …).
+  // Sends until all is sent (true), or until the socket is full or sending is held back (false).
+  // kSystem: sendmsg failed (EPIPE, …).
   [[nodiscard]] Result<bool> Drain(int socket);
 
   std::size_t queued_bytes() const noexcept { return queued_bytes_; }
@@ -100,7 +112,7 @@ class FrameWriter {
   struct Piece {
     std::string bytes;
     std::size_t sent = 0;
-    std::vector<UniqueFd> fds;  // go with the first byte
+    std::vector<UniqueFd> fds;  // travel with the first byte
     std::vector<int> borrowed;  // instead of `fds`, while Send runs
     std::size_t fd_count() const noexcept { return fds.size() + borrowed.size(); }
   };
@@ -109,7 +121,7 @@ class FrameWriter {
   bool MayFly(int socket, std::size_t fds);
 
   std::size_t max_fds_in_flight_ = static_cast<std::size_t>(-1);
-  std::size_t fds_in_flight_ = 0;  // at most
+  std::size_t fds_in_flight_ = 0;  // an upper bound
   HeldBack held_back_ = HeldBack::kNo;
   std::deque<Piece> pieces_;
   std::size_t queued_bytes_ = 0;

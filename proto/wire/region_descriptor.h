@@ -12,7 +12,7 @@ namespace kvm {
 // 1 to kMaxNameBytes bytes of printable ASCII without spaces. kInvalidArgument.
 [[nodiscard]] Status CheckRegionName(const std::string& name);
 
-// Not validated: Geometry::Validate.
+// The result is not validated: call Geometry::Validate.
 Geometry GeometryOf(const kvmwire::RegionDescriptor& descriptor);
 void SetGeometry(const Geometry& geometry, kvmwire::RegionDescriptor& descriptor);
 

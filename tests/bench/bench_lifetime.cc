@@ -2,10 +2,11 @@
 //
 //   [KVM_LIFETIME_BLOCKS=100000] [KVM_LIFETIME_ROUNDS=9] bench_lifetime
 //
-// Adoption: a worker publishes so many blocks and is killed; timed is AdoptRegion in another process that
-// is connected already. Restart: four workers find, import and publish at full speed, kvmd is killed and started anew
-// 200 ms later (RestartSec of the unit); timed is how long until a publish made at once is acknowledged again. The
-// workers count lookups of a prompt that everybody has published, which must never miss, and compare every byte.
+// Adoption: a worker publishes so many blocks and is killed; timed is AdoptRegion in another
+// process that is connected already. Restart: four workers find, import and publish at full speed,
+// kvmd is killed and started anew 200 ms later (RestartSec of the unit); timed is how long until a
+// publish made at once is acknowledged again. The workers count lookups of a prompt that everybody
+// has published, which must never miss, and compare every byte.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -56,8 +57,8 @@ int RunPool(const std::vector<std::string>& arguments) {
   return 0;
 }
 
-// Finds, imports and publishes until its input says "end"; prints lookups, lost lookups, imported and wrong blocks,
-// published blocks that are not found in the end.
+// Finds, imports and publishes until its input says "end"; prints lookups, lost lookups, imported
+// and wrong blocks, published blocks that are not found in the end.
 int RunLoad(const std::vector<std::string>& arguments) {
   const std::string name = "load-" + arguments.at(1);
   const auto worker = MustStart({.socket = arguments.at(0), .name = name, .blocks = kPool, .block_bytes = kBlockBytes});
@@ -145,7 +146,8 @@ void Restart(int rounds) {
   for (ChildProcess& worker : load) {
     if (worker.ReadLine(std::chrono::seconds(60)) != "ready") Die("a load worker did not get ready");
   }
-  for (ChildProcess& worker : load) worker.WriteLine("go");  // all have published what each of them looks for
+  // All have published what each of them looks for
+  for (ChildProcess& worker : load) worker.WriteLine("go");
   const auto probe = MustStart({.socket = kvmd.socket(), .name = "probe", .blocks = 64, .block_bytes = kBlockBytes});
   SleepMs(500);
   std::vector<double> times;

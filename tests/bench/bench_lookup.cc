@@ -1,4 +1,5 @@
-// Index lookup straight from shared memory: 512 present keys, 512 absent keys, tables of several sizes.
+// Index lookup straight from shared memory: 512 present keys, 512 absent keys, tables of several
+// sizes.
 #include <benchmark/benchmark.h>
 
 #include <map>

@@ -1,6 +1,6 @@
-// Eviction policies with 1 M blocks resident: the cost of one block that is hit, or that is inserted where another one
-// leaves. Conversations of 24 blocks with a shared prompt in front, one request in three goes on with one of the
-// conversations of late.
+// Eviction policies with 1 M blocks resident: the cost of one block that is hit, or that is
+// inserted where another one leaves. Conversations of 24 blocks with a shared prompt in front, one
+// request in three goes on with one of the conversations of late.
 #include <benchmark/benchmark.h>
 
 #include <vector>
@@ -34,7 +34,8 @@ class NoPolicy final : public EvictionPolicy {
   Slot next_ = 0;
 };
 
-// Every key is used by the index of its block, so that what is measured is the policy and not a table of keys.
+// Every key is used by the index of its block, so that what is measured is the policy and not a
+// table of keys.
 class Traffic {
  public:
   explicit Traffic(EvictionPolicy& policy) : policy_(policy), slot_of_(kNumbers, kNoSlot), block_in_(kCapacity) {}

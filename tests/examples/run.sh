@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs one of client/examples on a kvmd of its own, and compares what it prints. What an example skips, the test skips.
+# Runs one of client/examples on a kvmd of its own, and compares its output. If the example can't
+# run on this machine, the test is skipped.
 #
 #   run.sh KVMD EXAMPLE [EXPECTED_FILE]      without a file: the example's exit code decides
 set -euo pipefail

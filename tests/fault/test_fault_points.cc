@@ -1,5 +1,6 @@
-// A process dies between any two steps that others can see (proto/base/fault_point.h): no wrong byte is served, nothing that
-// was acknowledged is lost, nothing is left behind, and the next one does all of it again.
+// A process dies between any two steps that others can see (proto/base/fault_point.h): no wrong
+// byte is served, nothing that was acknowledged is lost, nothing is left behind, and the next one
+// does all of it again.
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -42,7 +43,7 @@ constexpr std::size_t kPeerBlocks = 16, kLeftBlocks = 24;
 
 class Life {
  public:
-  // `heir`: a dead worker has left "heritage".
+  // `heir`: the worker adopts "heritage", the region of a dead worker.
   Life(std::string socket, bool heir) : socket_(std::move(socket)), heir_(heir) {}
 
   // Exit code. kvmd may die at any moment, and comes back.
@@ -122,7 +123,7 @@ const test::ChildMain life_main("fault_life", [](const std::vector<std::string>&
   return Life(arguments.at(0), arguments.at(2) == "heir").Run();
 });
 
-// ---- somebody who watches -----------------------------------------------------------------------
+// ---- an observer -------------------------------------------------------------------------------
 
 // Imports all that is there, all the time, and compares it.
 class Watcher {
@@ -355,7 +356,8 @@ class Scenario {
     // A registry; of each slab a manifest, two files, and the process of its writer if that runs.
     CHECK(Eventually([&] { return kvmd_.Stored().size() >= 1 + 3 * slabs && kvmd_.Stored().size() <= 1 + 4 * slabs; }));
     for (const std::string& name : kvmd_.Stored()) UNSCOPED_INFO(name);
-    // Two descriptors of a slab, read-only ones of both, writable ones of both, and copies of what is stored.
+    // Two descriptors of a slab, read-only ones of both, writable ones of both, and copies of what
+    // is stored.
     int fds = 0;
     CHECK(Eventually([&] { return (fds = test::OpenFds(kvmd_.pid())) <= kIdleFds + 10 * static_cast<int>(slabs); }));
     INFO("descriptors " << fds << ", slabs " << slabs);

@@ -1,4 +1,5 @@
-// The host cache when its writers and kvmd die: nothing wrong is served, nothing is lost that need not be.
+// The host cache when its writers and kvmd die: nothing wrong is served, nothing is lost that need
+// not be.
 #include <chrono>
 #include <vector>
 
@@ -58,7 +59,7 @@ TEST_CASE("Host cache: workers killed while they offload cost no wrong byte, no 
   CHECK(kvmd.SettledFds() <= left + 4 * static_cast<int>(kSlabs));
 }
 
-TEST_CASE("Host cache: after a restart of kvmd it fills again with what workers still hold", "[fault]") {
+TEST_CASE("Host cache: after a restart of kvmd it fills again with blocks that workers still have", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   publisher.Publish("a:16", 0);

@@ -1,5 +1,5 @@
-// kvmd is killed and started again: lookups and imports go on meanwhile, clients come back by themselves,
-// and nothing that was published is lost (I6).
+// kvmd is killed and started again: lookups and imports go on meanwhile, clients come back by
+// themselves, and nothing that was published is lost (I6).
 #include <chrono>
 #include <vector>
 
@@ -124,7 +124,7 @@ TEST_CASE("kvmd death: a restart under load costs no wrong byte, and all clients
   CHECK(crew.EndWell());
 }
 
-TEST_CASE("kvmd death: a second kvmd on a live socket refuses to start, on a dead one it takes over", "[fault]") {
+TEST_CASE("kvmd death: a second kvmd refuses to start on a live socket, and takes over a dead one", "[fault]") {
   KvmdProcess kvmd;
   const std::string log = kvmd.dir() / "second.log";
   ChildProcess second({test::KvmdBinary(), "--socket", kvmd.socket()}, log);

@@ -28,7 +28,7 @@ kvmwire::DomainStatus DomainOf(RegistryProbe& probe) { return probe.Status().dom
 
 }  // namespace
 
-TEST_CASE("Leases: a killed holder's blocks may leave again, long before its time was over", "[fault]") {
+TEST_CASE("Leases: blocks of a killed client's lease can be evicted again before the lease's time is over", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlots * kBlock), "--host-cache-policy", "lru"});
   RegistryProbe probe(kvmd.socket());
   const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher", .blocks = 128});
@@ -51,7 +51,7 @@ TEST_CASE("Leases: a killed holder's blocks may leave again, long before its tim
   CHECK(publisher->Find("a:16").empty());
 }
 
-TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are checked as ever", "[fault]") {
+TEST_CASE("Leases: kvmd's death ends them, the lease shows it, and imports are checked as always", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher"});
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
@@ -71,7 +71,7 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   CHECK(lease->reason().code == Errc::kUnavailable);
   CHECK(lease->left() == milliseconds(0));
   KVM_CHECK_ERROR(lease->Renew(kLong, After(seconds(1))), Errc::kUnavailable, "connection");
-  // Half of the match is rewritten now that nobody keeps anything; the import says so.
+  // Half of the match is rewritten, now that no lease keeps it; the import reports that.
   for (std::uint32_t block = 8; block < 16; ++block) publisher->region().BeginWrite(block);
   const test::ImportCheck import = reader->Import(match, keys, 0);
   CHECK(import.wrong == 0);
@@ -79,7 +79,7 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   kvmd.Start();
   KVM_REQUIRE_OK(reader->client().WaitConnected(After(seconds(10))));
   KVM_REQUIRE_OK(publisher->client().WaitConnected(After(seconds(10))));
-  // A match of the old registry names rows that may be somebody else's now.
+  // A match of the old registry names rows that may belong to other regions now.
   const Result<Lease> late = reader->client().AcquireLease(match, kLong, After(seconds(10)));
   if (late) {
     CHECK(late->blocks() <= 8);
@@ -90,7 +90,8 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   RegistryProbe probe(kvmd.socket());
   REQUIRE(StoredEventually(probe, 8) == 8);
   Result<Lease> again = MakeError(Errc::kUnavailable, "not tried");
-  // The registry before is searched for 10 s more, and its match is longer: what the present one has of it is held.
+  // The registry before is searched for 10 s more, and its match is longer: what the present one
+  // has of it is held.
   REQUIRE(Eventually(
       [&] {
         again = reader->client().AcquireLease(reader->Find("a:16"), kLong, After(seconds(10)));
@@ -100,7 +101,7 @@ TEST_CASE("Leases: kvmd's death ends them, the holder sees it, and imports are c
   CHECK(again->blocks() == 8);
 }
 
-TEST_CASE("Leases: a match found before kvmd's restart can be held after it, though its region has another row", "[fault]") {
+TEST_CASE("Leases: a match found before kvmd's restart can be leased after it, though its region has another row", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   auto earlier = test::StartWorker({.socket = kvmd.socket(), .name = "earlier"});
   const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher"});
@@ -130,7 +131,7 @@ TEST_CASE("Leases: a match found before kvmd's restart can be held after it, tho
   CHECK(DomainOf(probe).leases() == 1);
 }
 
-TEST_CASE("Leases: holders killed at any moment leave nothing held", "[fault]") {
+TEST_CASE("Leases: clients killed at any moment leave no block leased", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
@@ -142,7 +143,8 @@ TEST_CASE("Leases: holders killed at any moment leave nothing held", "[fault]") 
     for (int i = 0; i <= kill % 4; ++i) {
       if (holder.Find("a:32") == 32) CHECK(holder.AcquireLease("a:32", kLong) == 32);
     }
-    if (kill % 3 == 0) holder.process().WriteLine("hold a:32 120000");  // its answer is not waited for
+    // Its answer is not waited for
+    if (kill % 3 == 0) holder.process().WriteLine("hold a:32 120000");
     holder.Kill();
   }
   CHECK(Eventually([&] { return DomainOf(probe).leases() == 0; }));

@@ -1,4 +1,5 @@
-// Memory of others that goes while it is used: importers and kvmd live, and no byte of it is taken for a block's.
+// Memory of others that goes while it is used: importers and kvmd live, and no byte of it is taken
+// for a block's.
 #include <fcntl.h>
 
 #include <chrono>
@@ -32,7 +33,7 @@ struct Importing {
 
 }  // namespace
 
-TEST_CASE("Lost memory: an importer whose peer's memory goes gets a miss, and does not ask there again", "[fault]") {
+TEST_CASE("Lost memory: an importer whose peer's memory is gone gets a miss, and does not import from it again", "[fault]") {
   Importing node;
   const std::vector<BlockKey> keys = node.importer->Keys("a:20");
   const Match match = node.importer->Find("a:20");
@@ -48,7 +49,7 @@ TEST_CASE("Lost memory: an importer whose peer's memory goes gets a miss, and do
   FindOptions options;
   options.destination = &node.importer->region();
   CHECK(node.importer->Find("a:20", {}, options).end() == MatchEnd::kUnmapped);
-  // Another owner is imported from as ever.
+  // Imports from another owner still work.
   RemoteWorker other({.socket = node.kvmd.socket(), .name = "other"});
   other.Publish("b:20", 0);
   REQUIRE(test::Eventually([&] { return node.importer->Find("b:20").size() == 20; }));
@@ -57,7 +58,7 @@ TEST_CASE("Lost memory: an importer whose peer's memory goes gets a miss, and do
   CHECK(whole.wrong == 0);
 }
 
-TEST_CASE("Lost memory: a worker whose part of the host cache goes stores nothing in it, and lives", "[fault]") {
+TEST_CASE("Lost memory: a worker whose slab is gone stores no block in it, and survives", "[fault]") {
   KvmdProcess kvmd({"--host-cache", "4M"});
   const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker", .offload = OffloadMode::kAsked});
   worker->Publish("a:8", 0);
@@ -73,7 +74,7 @@ TEST_CASE("Lost memory: a worker whose part of the host cache goes stores nothin
   CHECK(offloaded(second) == 0);
 }
 
-TEST_CASE("Lost memory: nothing is found in a region whose generation table goes", "[fault]") {
+TEST_CASE("Lost memory: no block is found in a region whose generation table is gone", "[fault]") {
   Importing node;
   REQUIRE(test::LoseMappings("kvm-granted:generations:") > 0);
   const Match match = node.importer->Find("a:20");
@@ -81,13 +82,13 @@ TEST_CASE("Lost memory: nothing is found in a region whose generation table goes
   CHECK(match.end() == MatchEnd::kStale);
 }
 
-TEST_CASE("Lost memory: an importer finds nothing in a registry that goes, and dies of nothing", "[fault]") {
+TEST_CASE("Lost memory: an importer finds no block in a registry that is gone, and survives", "[fault]") {
   Importing node;
   REQUIRE(test::LoseMappings("kvmd:") > 0);
   CHECK(node.importer->Find("a:20").empty());
 }
 
-TEST_CASE("Lost memory: kvmd withdraws a region whose owner punches holes, says whose it was, and serves the others", "[fault]") {
+TEST_CASE("Lost memory: kvmd withdraws a region whose owner punches holes, logs the owner, and serves the others", "[fault]") {
   constexpr std::uint32_t kBlocks = 2048;
   KvmdProcess kvmd;
   const auto bystander = test::StartWorker({.socket = kvmd.socket(), .name = "bystander"});

@@ -1,5 +1,6 @@
-// Whatever workers and kvmd go through, descriptors, mappings, index slots, rows and what the service manager keeps
-// return to where they were: each round of everything ends with the numbers that the first one ended with.
+// Whatever workers and kvmd go through, descriptors, mappings, index slots, rows and what the
+// service manager keeps return to where they were: each round of everything ends with the numbers
+// that the first one ended with.
 #include <chrono>
 #include <fstream>
 #include <string>
@@ -63,7 +64,8 @@ Lease LeaseEventually(Worker& reader, const std::string& prompt) {
   return out;
 }
 
-// Publish, import, death, holding, adoption, rewriting, reclaiming, unregistering, and kvmd's death in between.
+// Publish, import, death, holding, adoption, rewriting, reclaiming, unregistering, and kvmd's death
+// in between.
 void Round(Supervisor& kvmd, Worker& reader) {
   {
     RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
@@ -105,7 +107,7 @@ void Round(Supervisor& kvmd, Worker& reader) {
 
 }  // namespace
 
-TEST_CASE("Memory honesty: every round ends with what the first one ended with", "[fault]") {
+TEST_CASE("Memory honesty: every round of work ends with the same memory as the first one", "[fault]") {
   Supervisor kvmd;
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   Held first;
@@ -113,7 +115,7 @@ TEST_CASE("Memory honesty: every round ends with what the first one ended with",
     Round(kvmd, *reader);
     test::RegistryProbe probe(kvmd.socket());
     if (round == 0) {
-      // The registry of the epoch before is let go of after a while, and so is what came with it.
+      // The previous registry is unmapped after a while, and so are its mappings.
       test::SleepMs(11'000);
       first = Look(kvmd, probe);
       CHECK(first.slots == 0);
@@ -133,7 +135,7 @@ TEST_CASE("Memory honesty: every round ends with what the first one ended with",
   }
 }
 
-TEST_CASE("Memory honesty: a host cache that is held, turned over and left ends each round with the same memory", "[fault]") {
+TEST_CASE("Memory honesty: rounds of leases, evictions and leaving clients end with the same memory of the host cache", "[fault]") {
   constexpr std::uint64_t kSlabs = 4, kSlots = 16, kBlock = 4096;
   Supervisor kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlabs * kSlots * kBlock), "--host-cache-slab",
                    std::to_string(kSlots * kBlock)});

@@ -1,5 +1,5 @@
-// Workers that are killed and leave their memory with kvmd: what they published goes on being imported, and a worker
-// that takes their place goes on in it.
+// Workers that are killed and leave their memory with kvmd: what they published goes on being
+// imported, and a worker that takes their place goes on in it.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -31,7 +31,7 @@ RegionOptions PoolOptions(const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("Orphans: a killed worker's blocks are imported on, by those who knew them and by newcomers", "[fault]") {
+TEST_CASE("Orphans: a killed worker's blocks can still be imported, by importers from before and by new ones", "[fault]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   RemoteWorker victim({.socket = kvmd.socket(), .name = "victim"});
@@ -49,7 +49,7 @@ TEST_CASE("Orphans: a killed worker's blocks are imported on, by those who knew 
   }
 }
 
-TEST_CASE("Orphans: a worker that is started again gets its pool back, warm, and others notice what it rewrites", "[fault]") {
+TEST_CASE("Orphans: a restarted worker gets its pool with its blocks, and importers notice what it rewrites", "[fault]") {
   KvmdProcess kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
@@ -92,7 +92,7 @@ TEST_CASE("Orphans: a worker that is started again gets its pool back, warm, and
   CHECK(late->FindAndImport("b:10", 0).wrong == 0);
 }
 
-TEST_CASE("Orphans: importers that kvmd can't reach notice what an heir rewrites", "[fault]") {
+TEST_CASE("Orphans: importers that kvmd can't reach notice what an adopting worker rewrites", "[fault]") {
   KvmdProcess kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
   RemoteWorker reader({.socket = kvmd.socket(), .name = "reader"});
@@ -101,14 +101,14 @@ TEST_CASE("Orphans: importers that kvmd can't reach notice what an heir rewrites
   victim.Kill();
   const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
   REQUIRE(heir->adopted().size() == 20);
-  kvmd.Kill();  // so that nobody tells the reader
+  kvmd.Kill();  // so that the reader gets no message
   heir->Publish("b:1", 7);
   const test::RemoteImport import = reader.Import("a:20", 0);
   CHECK(import.valid == 7);
   CHECK(import.wrong == 0);
 }
 
-TEST_CASE("Orphans: what can't be adopted is refused with the reason", "[fault]") {
+TEST_CASE("Orphans: an adoption that is impossible is refused with the reason", "[fault]") {
   KvmdProcess kvmd;
   const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
   const Deadline soon = After(std::chrono::seconds(10));
@@ -139,7 +139,7 @@ TEST_CASE("Orphans: what can't be adopted is refused with the reason", "[fault]"
                   Errc::kUnavailable, "");
 }
 
-TEST_CASE("Orphans: reclaimed on request, and everything of them is gone", "[fault]") {
+TEST_CASE("Orphans: a reclaim on request frees their memory, rows and entries", "[fault]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
@@ -172,7 +172,7 @@ TEST_CASE("Orphans: reclaimed on request, and everything of them is gone", "[fau
   CHECK(test::Eventually([&] { return probe.CountSlots() == 0; }, kSoon));
 }
 
-TEST_CASE("Orphans: a client that ends in good order leaves none", "[fault]") {
+TEST_CASE("Orphans: a client that ends in an orderly way leaves none", "[fault]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
@@ -190,7 +190,7 @@ TEST_CASE("Orphans: a client that ends in good order leaves none", "[fault]") {
   CHECK(probe.Status().domains(0).orphans() == 0);
 }
 
-TEST_CASE("Orphans: heirs of workers killed at random moments cost no wrong byte, and leave nothing behind", "[fault]") {
+TEST_CASE("Orphans: adoptions after workers are killed at random moments give no wrong byte, and leave no region", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "1"});
   test::RegistryProbe probe(kvmd.socket());
   const int fds = kvmd.SettledFds();

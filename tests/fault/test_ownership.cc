@@ -1,5 +1,5 @@
-// The end of ownership is written into the generations (I10): whoever has given a block up may overwrite its bytes, and no
-// importer, with or without kvmd, takes them for what they were.
+// The end of ownership is written into the generations (I10): an owner that has ended a block may
+// overwrite its bytes, and no importer, with or without kvmd, takes them for what they were.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -24,7 +24,7 @@ using test::Worker;
 constexpr std::uint32_t kBlocks = 8;
 Deadline Soon() { return After(std::chrono::seconds(20)); }
 
-// As an engine does with memory that it has back: no word to anybody.
+// Overwrites memory without BeginWrite, as an engine does with memory that is its own again.
 void Reuse(Region& region) { std::memset(region.SegmentData(), 0xEE, region.segment_bytes()[0]); }
 
 std::size_t Readable(const Region& region) {
@@ -79,7 +79,7 @@ TEST_CASE("Ownership: memory of a region that was unregistered while kvmd is awa
   REQUIRE(test::Eventually([&] { return importer.Find("a:8") == kBlocks; }));
   kvmd.Kill();
   REQUIRE(test::Eventually([&] { return owner->client().state() == ConnectionState::kConnecting; }));
-  // Nobody could be asked to let go of the memory, and that is said.
+  // Importers could not be asked to unmap the memory, and the error says so.
   KVM_CHECK_ERROR(owner->region().Unregister(Soon()), Errc::kUnavailable, "kvmd is away");
   CHECK(Readable(owner->region()) == 0);
   KVM_REQUIRE_OK(owner->region().Unregister(Soon()));  // nothing is left to do
@@ -92,7 +92,7 @@ TEST_CASE("Ownership: memory of a region that was unregistered while kvmd is awa
   CHECK(late.Find("a:8") == 0);
 }
 
-TEST_CASE("Ownership: a region that kvmd never knew is let go of without it", "[fault]") {
+TEST_CASE("Ownership: a region that kvmd never knew ends without kvmd", "[fault]") {
   KvmdProcess kvmd;
   kvmd.Kill();
   const auto owner = test::StartWorker({.socket = kvmd.socket(), .name = "owner", .start_offline = true});
@@ -101,7 +101,7 @@ TEST_CASE("Ownership: a region that kvmd never knew is let go of without it", "[
   CHECK(Readable(owner->region()) == 0);
 }
 
-TEST_CASE("Ownership: a client's end is the end of its regions' blocks, though their memory is still there", "[fault]") {
+TEST_CASE("Ownership: a client's end ends the blocks of its regions, though their memory still exists", "[fault]") {
   KvmdProcess kvmd;
   ClientOptions options;
   options.socket_path = kvmd.socket();
@@ -136,7 +136,7 @@ TEST_CASE("Ownership: a client's end is the end of its regions' blocks, though t
   CHECK(test::Eventually([&] { return probe.live_entries() == 0 && probe.RegionRows() == 0; }));
 }
 
-TEST_CASE("Ownership: after a region is unregistered nothing is published, imported, offloaded or waited for", "[fault]") {
+TEST_CASE("Ownership: after a region is unregistered no call publishes, imports, offloads or waits", "[fault]") {
   KvmdProcess kvmd({"--host-cache", "16M"});
   const auto owner = test::StartWorker({.socket = kvmd.socket(), .name = "owner"}),
              other = test::StartWorker({.socket = kvmd.socket(), .name = "other"});
@@ -166,7 +166,7 @@ TEST_CASE("Ownership: after a region is unregistered nothing is published, impor
   CHECK(Readable(region) == 0);
 }
 
-TEST_CASE("Ownership: publishes that race with unregistering leave nothing readable", "[fault]") {
+TEST_CASE("Ownership: publishes that race with unregistering leave no readable block", "[fault]") {
   KvmdProcess kvmd;
   for (int round = 0; round < 20; ++round) {
     const auto owner = test::StartWorker({.socket = kvmd.socket(), .name = "owner"});
@@ -189,7 +189,7 @@ TEST_CASE("Ownership: publishes that race with unregistering leave nothing reada
   }
 }
 
-TEST_CASE("Ownership: a region that kvmd refuses when it comes back ends like any other", "[fault]") {
+TEST_CASE("Ownership: a region that kvmd refuses after its restart ends like any other", "[fault]") {
   KvmdProcess kvmd;
   RemoteWorker importer({.socket = kvmd.socket(), .name = "importer"});
   test::ChildProcess owner = test::ChildProcess::Self("ownership_refused", {kvmd.socket()});

@@ -1,4 +1,5 @@
-// The end of ownership against importers that are in the middle of a copy, and owners that die in the middle of an end.
+// The end of ownership against importers that are in the middle of a copy, and owners that die in
+// the middle of an end.
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -78,14 +79,15 @@ TEST_CASE("Ownership: an importer that copies while its source is unregistered a
   REQUIRE(importer.ReadLine(20s) == "found");
   std::ofstream(fault) << "client_block_copied 1 stop";
   REQUIRE(importer.WriteLine("go"));
-  REQUIRE(Eventually([&] { return Stopped(importer.pid()); }));  // the first block is copied, and not validated yet
+  // The first block is copied, and not validated yet
+  REQUIRE(Eventually([&] { return Stopped(importer.pid()); }));
   KVM_CHECK_ERROR(owner->region().Unregister(After(200ms)), Errc::kDeadlineExceeded, "");
   std::memset(owner->region().SegmentData(), 0xEE, owner->region().segment_bytes()[0]);
   importer.Signal(SIGCONT);
   CHECK(importer.ReadLine(20s) == "0 0");
 }
 
-TEST_CASE("Ownership: an owner that dies right after it has ended its blocks leaves nothing to find or to adopt", "[fault]") {
+TEST_CASE("Ownership: an owner that dies right after it has ended its blocks leaves no block to find and no region to adopt", "[fault]") {
   const test::TempDir dir;
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());

@@ -1,5 +1,5 @@
-// kvmd under a service manager that keeps its descriptors: it is killed at any moment, and what it held is there again,
-// also of workers that died meanwhile.
+// kvmd under a service manager that keeps its descriptors: it is killed at any moment, and what it
+// held is there again, also of workers that died meanwhile.
 #include <fcntl.h>
 
 #include <algorithm>
@@ -45,7 +45,7 @@ void ExpectOnlyRegistries(const Supervisor& kvmd, std::size_t registries) {
 
 }  // namespace
 
-TEST_CASE("Restart: what a worker that died meanwhile had published is there again", "[fault]") {
+TEST_CASE("Restart: blocks of a worker that died meanwhile are found again", "[fault]") {
   Supervisor kvmd;
   auto victim = std::make_unique<RemoteWorker>(test::WorkerOptions{.socket = kvmd.socket(), .name = "pool"});
   victim->Publish("a:30", 0);
@@ -71,7 +71,7 @@ TEST_CASE("Restart: what a worker that died meanwhile had published is there aga
   CHECK(test::Eventually([&] { return late->Find("a:30").size() == 29 && late->Find("b:4").size() == 4; }));
 }
 
-TEST_CASE("Restart: an owner that lives on has its region back in place, and serves before it is", "[fault]") {
+TEST_CASE("Restart: an owner that survives gets its region back in the same row, and importers use it meanwhile", "[fault]") {
   Supervisor kvmd;
   RemoteWorker owner({.socket = kvmd.socket(), .name = "pool"});
   owner.Publish("a:30", 0);
@@ -81,7 +81,7 @@ TEST_CASE("Restart: an owner that lives on has its region back in place, and ser
   const auto newcomer = test::StartWorker({.socket = kvmd.socket(), .name = "newcomer"});
   CHECK(test::Eventually([&] { return newcomer->Find("a:30").size() == 30; }));
   CHECK(newcomer->FindAndImport("a:30", 0).valid == 30);
-  // Nobody takes it from it meanwhile.
+  // Meanwhile no other process can adopt it.
   RegionOptions options;
   options.name = "pool";
   options.geometry = Geometry::Contiguous(64, 4096);
@@ -99,7 +99,7 @@ TEST_CASE("Restart: an owner that lives on has its region back in place, and ser
   CHECK(newcomer->Import(before, newcomer->Keys("a:30"), 0).valid == 7);
 }
 
-TEST_CASE("Restart: memory that goes with its owner is given up when that has died meanwhile", "[fault]") {
+TEST_CASE("Restart: memory that must not outlive its owner is freed if the owner has died meanwhile", "[fault]") {
   Supervisor kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "kept"});
   const auto mortal = test::StartWorker({.socket = kvmd.socket(), .name = "mortal", .outlives_owner = false});
@@ -114,7 +114,7 @@ TEST_CASE("Restart: memory that goes with its owner is given up when that has di
   CHECK(test::Eventually([&] { return probe.Status().domains(0).orphans() == 0; }));
 }
 
-TEST_CASE("Restart: killed while it restores, kvmd still loses nothing", "[fault]") {
+TEST_CASE("Restart: a kvmd that is killed while it restores still loses no block", "[fault]") {
   Supervisor kvmd({"--max-entries", "200000"});
   std::vector<std::unique_ptr<RemoteWorker>> victims;
   for (int i = 0; i < 3; ++i) {
@@ -143,7 +143,7 @@ TEST_CASE("Restart: killed while it restores, kvmd still loses nothing", "[fault
   ExpectOnlyRegistries(kvmd, 1);
 }
 
-TEST_CASE("Restart: under load with workers that die too, no wrong byte, and nothing is left in the end", "[fault]") {
+TEST_CASE("Restart: restarts under load, with workers that die too, give no wrong byte and leave no region", "[fault]") {
   Supervisor kvmd({"--orphan-ttl-s", "2"});
   const auto steady = test::StartWorker({.socket = kvmd.socket(), .name = "steady"});
   steady->Publish("steady:20", 0);
@@ -174,7 +174,7 @@ TEST_CASE("Restart: under load with workers that die too, no wrong byte, and not
   ExpectOnlyRegistries(kvmd, 1);
 }
 
-TEST_CASE("Restart: what is of no use in the store is removed, and the rest is used", "[fault]") {
+TEST_CASE("Restart: descriptors in the store that are of no use are removed, and the rest is used", "[fault]") {
   Supervisor kvmd;
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
   victim.Publish("a:5", 0);

@@ -1,5 +1,5 @@
-// kvmd's restart with a host cache, under a service manager that keeps its descriptors: what it held is there again,
-// and is used on.
+// kvmd's restart with a host cache, under a service manager that keeps its descriptors: what it
+// held is there again, and is used on.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -92,7 +92,7 @@ TEST_CASE("Host cache restart: blocks of a dead worker are imported from it, and
   CHECK(StoredRegions(kvmd) >= 1);
 }
 
-TEST_CASE("Host cache restart: a worker that lives on goes on in its slab", "[fault]") {
+TEST_CASE("Host cache restart: a worker that survives keeps writing its slab", "[fault]") {
   Supervisor kvmd(Options(4));
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   publisher.Publish("a:20", 0);
@@ -120,7 +120,7 @@ TEST_CASE("Host cache restart: a worker that lives on goes on in its slab", "[fa
   CHECK(Import(*reader, "a:20", 20).valid == 20);
 }
 
-TEST_CASE("Host cache restart: what other options have no place for is given up", "[fault]") {
+TEST_CASE("Host cache restart: slabs that the new options do not allow are dropped", "[fault]") {
   Supervisor kvmd(Options(4));
   {
     RemoteWorker one({.socket = kvmd.socket(), .name = "one"}), other({.socket = kvmd.socket(), .name = "other"});
@@ -148,7 +148,8 @@ TEST_CASE("Host cache restart: what other options have no place for is given up"
   RegistryProbe probe(kvmd.socket());
   CHECK(test::Eventually([&] { return probe.live_regions() == left && StoredRegions(kvmd) == left; }));
   CHECK(test::Eventually([&] { return probe.live_entries() == 30 * left; }));
-  // Files went with their slabs, and their writers' processes too: a slab left has two and a manifest.
+  // Files went with their slabs, and their writers' processes too: a slab left has two and a
+  // manifest.
   CHECK(test::Eventually([&] { return kvmd.Stored().size() == 1 + 3 * left; }));
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
   CHECK(reader->FindAndImport("a:30", 0).valid + reader->FindAndImport("b:30", 0).valid == 30 * left);

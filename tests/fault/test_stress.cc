@@ -1,5 +1,6 @@
-// Writers that recycle blocks at full speed against importers in other processes: no import that is called
-// valid has wrong bytes. The same without validation does have some, so the test is able to fail.
+// Writers that recycle blocks at full speed against importers in other processes: no import that is
+// called valid has wrong bytes. The same without validation does have some, so the test is able to
+// fail.
 #include <algorithm>
 #include <sstream>
 #include <vector>
@@ -94,7 +95,7 @@ TEST_CASE("Stress: an importer without libkvclient that validates never gets wro
   CHECK(outcome.wrong == 0);
 }
 
-TEST_CASE("Stress: the same importer gets wrong bytes where a block is rewritten in the middle of an unchecked copy", "[fault]") {
+TEST_CASE("Stress: the same importer gets wrong bytes if a block is rewritten in the middle of an unchecked copy", "[fault]") {
   KvmdProcess kvmd;
   std::vector<ChildProcess> recyclers = StartRecyclers(kvmd);
   const auto importer = test::RawImporter::Start(kvmd.socket(), test::SmallSpec(), test::kRecyclerBlockBytes);

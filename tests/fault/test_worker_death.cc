@@ -1,5 +1,6 @@
-// Workers that are killed at any moment, where kvmd keeps nothing of the dead (--orphan-ttl-s 0): nobody gets wrong
-// bytes, what they had is gone soon after, and kvmd keeps neither descriptors nor slots of them.
+// Workers that are killed at any moment, where kvmd keeps no region of dead workers (--orphan-ttl-s
+// 0): no importer gets wrong bytes, what they had is gone soon after, and kvmd keeps neither
+// descriptors nor slots of them.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -21,7 +22,8 @@ using namespace kvm;
 using test::KvmdProcess;
 using test::RemoteWorker;
 
-// The contract is one second; a loaded machine with sanitizers may need longer to run the test itself.
+// The contract is one second; a loaded machine with sanitizers may need longer to run the test
+// itself.
 constexpr std::chrono::seconds kGone{5};
 
 void ExpectEmpty(test::RegistryProbe& probe) {
@@ -31,7 +33,7 @@ void ExpectEmpty(test::RegistryProbe& probe) {
 
 }  // namespace
 
-TEST_CASE("Worker death: entries and regions of a killed worker are gone soon, others keep theirs", "[fault]") {
+TEST_CASE("Worker death: entries and regions of a killed worker are removed soon, those of others stay", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   test::RegistryProbe probe(kvmd.socket());
   RemoteWorker victim({.socket = kvmd.socket(), .name = "victim"});
@@ -55,14 +57,16 @@ TEST_CASE("Worker death: a worker killed between BeginWrite and Publish leaves n
   const std::vector<BlockKey> keys = (*reader)->Keys("a:8");
   const Match before = (*reader)->client().Find(keys);
   victim.BeginWrites(3, 1);
-  kvmd.Kill();  // so that nobody tells the reader: the memory stays mapped, the generations have to say it
+  // So that the reader gets no message: the memory stays mapped, and only the generations show the
+  // end
+  kvmd.Kill();
   victim.Kill();
   const test::ImportCheck import = (*reader)->Import(before, keys, 0);
   CHECK(import.valid == 3);
   CHECK(import.wrong == 0);
 }
 
-TEST_CASE("Worker death: workers killed at random moments cost no wrong byte and leave nothing behind", "[fault]") {
+TEST_CASE("Worker death: workers killed at random moments give no wrong byte and leave no region or descriptor", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   test::RegistryProbe probe(kvmd.socket());
   const int fds = kvmd.SettledFds();
@@ -94,7 +98,8 @@ TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 kille
     KVM_REQUIRE_OK(connection);
     if (i % 4 == 1) KVM_REQUIRE_OK(connection->Hello("short"));
     if (i % 4 == 2) REQUIRE(connection->SendRaw("garbage!") == 8);
-    // A socket sent over itself keeps its own other end open: only the time limit of a frame ends that.
+    // A socket sent over itself keeps its own other end open: only the time limit of a frame ends
+    // that.
     if (i % 4 == 3) REQUIRE(connection->SendRaw(test::RawFrame("half", 100, 1), {connection->fd()}) == 12);
   }
   CHECK(test::Eventually([&] { return kvmd.OpenFds() == fds; }, kGone));
@@ -112,7 +117,7 @@ TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 kille
   CHECK(probe.Status().clients() == 1);
 }
 
-TEST_CASE("Worker death: a peer's mappings go when their owner does", "[fault]") {
+TEST_CASE("Worker death: mappings of a peer end with the peer", "[fault]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0"});
   const auto reader = test::Worker::Start({.socket = kvmd.socket(), .name = "reader"});
   KVM_REQUIRE_OK(reader);

@@ -1,4 +1,5 @@
-// FrameReader over a socket whose peer sends arbitrary bytes, cut and with descriptors as the input says.
+// FrameReader over a socket whose peer sends arbitrary bytes, cut and with descriptors as the input
+// says.
 //
 // Input: u8 chunk size, u8 which chunks bring descriptors, then the stream.
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-// libFuzzer entry of one target, named by KVM_FUZZ_TARGET. `binary --write-seeds DIR` fills a corpus.
+// libFuzzer entry of one target, named by KVM_FUZZ_TARGET. `binary --write-seeds DIR` fills a
+// corpus.
 #include <cstdlib>
 #include <cstring>
 #include <fstream>

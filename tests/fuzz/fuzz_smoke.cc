@@ -1,5 +1,6 @@
-// The fuzz targets over a bounded number of seeded mutations: the same inputs on every machine, so that
-// the normal suite notices at once when a parser loses a check. The search proper is libFuzzer's.
+// The fuzz targets over a bounded number of seeded mutations: the same inputs on every machine, so
+// that the normal suite notices at once when a parser loses a check. The search proper is
+// libFuzzer's.
 #include <string>
 
 #include "tests/catch.h"

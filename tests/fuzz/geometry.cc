@@ -1,5 +1,5 @@
-// Region geometries from arbitrary numbers: what Validate accepts lies inside its segments, and a copy plan
-// of it covers each block's bytes exactly once.
+// Region geometries from arbitrary numbers: what Validate accepts lies inside its segments, and a
+// copy plan of it covers each block's bytes exactly once.
 //
 // Input: u32 block_count, u8 segments, u64 bytes of each (of at most 4), then parts of u8 segment,
 // u64 offset, u64 chunk_bytes, u64 block_stride, u16 count, u64 repeat_stride.

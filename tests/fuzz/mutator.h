@@ -1,4 +1,5 @@
-// Seeded mutations of well-formed inputs, for the smoke run of the fuzz targets in the normal suite.
+// Seeded mutations of well-formed inputs, for the smoke run of the fuzz targets in the normal
+// suite.
 #pragma once
 
 #include <cstdint>

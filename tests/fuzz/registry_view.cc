@@ -1,5 +1,5 @@
-// A registry segment full of arbitrary bytes: opening refuses it, or every read of every row, slot and key
-// stays inside and ends.
+// A registry segment full of arbitrary bytes: opening refuses it, or every read of every row, slot
+// and key stays inside and ends.
 #include "proto/shm/registry_view.h"
 
 #include <algorithm>

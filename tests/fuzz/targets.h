@@ -1,8 +1,9 @@
 // Fuzz targets: everything that turns foreign bytes into something else. Each runs under libFuzzer
-// (KVM_FUZZ=ON, clang) and, with seeded mutations of its seeds, in the normal suite (fuzz_smoke.cc).
+// (KVM_FUZZ=ON, clang) and, with seeded mutations of its seeds, in the normal suite
+// (fuzz_smoke.cc).
 //
-// A target never throws, leaks nothing, and calls Broken() when a property does not hold; sanitizers
-// find the rest.
+// A target never throws, leaks nothing, and calls Broken() when a property does not hold;
+// sanitizers find the rest.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Wire messages: arbitrary bytes as a message of a client and of kvmd; what parses keeps its meaning when
-// it is written and read again.
+// Wire messages: arbitrary bytes as a message of a client and of kvmd; what parses keeps its
+// meaning when it is written and read again.
 #include <google/protobuf/stubs/logging.h>
 
 #include "proto/wire/wire.pb.h"

@@ -2,8 +2,8 @@
 //
 //   bench_import [--owner GPU] [--importer GPU] [--out DIR] [--tune | --tune-quick | --fixed-costs]
 //
-// Prints a table; with --out also writes DIR/import.json. Exit codes: 0 measured (whether or not a row
-// reaches its figure), 1 error, 77 fewer GPUs than named.
+// Prints a table; with --out also writes DIR/import.json. Exit codes: 0 measured (whether or not a
+// row reaches its figure), 1 error, 77 fewer GPUs than named.
 #include <sys/stat.h>
 
 #include <cstdio>

@@ -1,4 +1,5 @@
-// The rows of the import benchmark, each against a contiguous copy of the same bytes in the same run.
+// The rows of the import benchmark, each against a contiguous copy of the same bytes in the same
+// run.
 #include <algorithm>
 #include <atomic>
 #include <iostream>

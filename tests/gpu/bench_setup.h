@@ -1,5 +1,5 @@
-// What the rows of the import benchmark share: an exporter process, its pool mapped here, a destination
-// pool of the same size, timing, and a report.
+// What the rows of the import benchmark share: an exporter process, its pool mapped here, a
+// destination pool of the same size, timing, and a report.
 #pragma once
 
 #include <cuda_runtime_api.h>

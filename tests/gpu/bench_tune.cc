@@ -1,4 +1,5 @@
-// Rates of every kernel variant and of the copy engine, for choosing the constants in cuda/plan/copy_policy.cc.
+// Rates of every kernel variant and of the copy engine, for choosing the constants in
+// cuda/plan/copy_policy.cc.
 #include <cstdio>
 
 #include "cuda/kernels/copy_kernels.h"
@@ -63,7 +64,8 @@ void FixedCosts(Importer& importer, const Scratch& scratch, std::uint32_t shared
   for (const std::uint64_t bytes : {64 * kKiB, kMiB, 16 * kMiB}) {
     std::printf("copy engine, %lu KiB contiguous: %.1f us\n", bytes / kKiB, 1e6 * importer.Contiguous(bytes, 51).gpu);
   }
-  // What a table that travels in the launch costs, by its size; one that was uploaded before comes last.
+  // What a table that travels in the launch costs, by its size; one that was uploaded before comes
+  // last.
   for (const std::uint64_t blocks : {kMiB, 16 * kMiB, 20 * kMiB, 64 * kMiB, 100 * kMiB, 128 * kMiB}) {
     const Geometry small = Planes(kPoolBytes, 64 * kKiB, 64 * kKiB);
     const KernelChoice choice{KernelKind::kVector, 16, 4096, 24, 512, 0, 0};

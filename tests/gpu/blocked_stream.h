@@ -1,5 +1,5 @@
-// A stream that stands still until it is released, at most for five seconds or as long as it is told: what waits for it fails
-// then instead of hanging.
+// A stream that stands still until it is released, at most for five seconds or as long as it is
+// told: what waits for it fails then instead of hanging.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,8 +1,8 @@
 // A second process that owns GPU regions, for tests and benchmarks of importing.
 //
-// The importer starts it from its own binary (`binary --child gpu_exporter FD`) and talks to it over a socket
-// pair: one command, one reply, descriptors with the reply. Region contents: tests/gpu/pattern.h, the tag
-// being the block's number; generations are 2 once open.
+// The importer starts it from its own binary (`binary --child gpu_exporter FD`) and talks to it
+// over a socket pair: one command, one reply, descriptors with the reply. Region contents:
+// tests/gpu/pattern.h, the tag being the block's number; generations are 2 once open.
 #pragma once
 
 #include <sys/types.h>
@@ -47,8 +47,8 @@ class ExporterProcess {
   std::uint64_t StopRewriting();  // blocks rewritten
   // Writes the given blocks anew, each with its next generation.
   void Rewrite(const std::vector<std::uint32_t>& blocks);
-  // Frees the region's cudaMalloc memory, allocates as much again and fills it (generation 4); segment 0's
-  // new handle and the allocation's name.
+  // Frees the region's cudaMalloc memory, allocates as much again and fills it (generation 4);
+  // segment 0's new handle and the allocation's name.
   Result<std::string> Reallocate(std::uint64_t& allocation);
   // Runs matrix products for a while; TFLOP/s, 0 if cuBLAS can't be loaded.
   double Gemm(double seconds);

@@ -1,4 +1,5 @@
-// How an importer and its exporter process talk: plain data in frames (proto/wire/frame.h), waiting for each.
+// How an importer and its exporter process talk: plain data in frames (proto/wire/frame.h), waiting
+// for each.
 #pragma once
 
 #include <poll.h>

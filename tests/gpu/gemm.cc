@@ -1,4 +1,5 @@
-// cuBLAS is loaded when used and declared by hand: nothing else needs it, and its header is not always there.
+// cuBLAS is loaded when used and declared by hand: nothing else needs it, and its header is not
+// always there.
 #include "tests/gpu/gemm.h"
 
 #include <dlfcn.h>
@@ -12,7 +13,8 @@
 namespace kvm::test {
 namespace {
 
-constexpr int kNoTranspose = 0, kBf16 = 14, kComputeFloat = 68, kDefaultAlgorithm = -1;  // cublas_api.h, library_types.h
+// cublas_api.h, library_types.h
+constexpr int kNoTranspose = 0, kBf16 = 14, kComputeFloat = 68, kDefaultAlgorithm = -1;
 
 struct Cublas {
   using Handle = void*;

@@ -3,7 +3,8 @@
 
 namespace kvm::test {
 
-// Runs 8192 x 8192 x 8192 products on the GPU for about `seconds`; TFLOP/s, 0 if cuBLAS can't be loaded.
+// Runs 8192 x 8192 x 8192 products on the GPU for about `seconds`; TFLOP/s, 0 if cuBLAS can't be
+// loaded.
 double GemmTeraflops(int ordinal, double seconds);
 
 }  // namespace kvm::test

@@ -1,5 +1,6 @@
-// A worker on a GPU, as an engine would be one, whose blocks say what they are: contents are tests/gpu/pattern.h
-// of a tag and a version, keys a function of the same two, so that every import can be compared with its key.
+// A worker on a GPU, as an engine would be one, whose blocks say what they are: contents are
+// tests/gpu/pattern.h of a tag and a version, keys a function of the same two, so that every import
+// can be compared with its key.
 #pragma once
 
 #include <memory>
@@ -24,7 +25,8 @@ struct GpuWorkerOptions {
   std::string socket = {};
   std::string name = "worker";
   int ordinal = 0;
-  layout::HandleKind kind = layout::HandleKind::kCudaVmmFd;  // kCudaIpc: cudaMalloc memory, registered
+  // kCudaIpc: cudaMalloc memory, registered
+  layout::HandleKind kind = layout::HandleKind::kCudaVmmFd;
   NamedGeometry layout = {};
   bool checksums = false;
   bool exportable = false;      // memory of AllocateExportable, registered; `kind` is not used

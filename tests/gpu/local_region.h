@@ -1,4 +1,5 @@
-// A region of this process for GPU tests: memory of a backend, generations, and the view that imports read.
+// A region of this process for GPU tests: memory of a backend, generations, and the view that
+// imports read.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -147,7 +147,8 @@ ChildProcess StartImporter(const std::string& socket, std::uint32_t number, int 
   return ChildProcess::Self("market_importer", {socket, std::to_string(number), std::to_string(ordinal)});
 }
 
-// What the exporter holds now is read from its generation table, as no user could: a test needs keys to ask for.
+// What the exporter holds now is read from its generation table, as no user could: a test needs
+// keys to ask for.
 std::optional<RandomImporter::Wanted> RandomImporter::Choose(std::uint32_t batch) {
   const std::shared_ptr<const PeerSnapshot> snapshot = worker_.client().impl().peers.Get().current;
   std::vector<std::pair<std::uint32_t, std::shared_ptr<PeerMapping>>> exporters;

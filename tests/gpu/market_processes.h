@@ -1,5 +1,6 @@
-// Exporters and importers of the GPU marketplace that run at full speed until their input closes, in processes
-// of their own or in this one; every byte that an import calls valid is compared with its key.
+// Exporters and importers of the GPU marketplace that run at full speed until their input closes,
+// in processes of their own or in this one; every byte that an import calls valid is compared with
+// its key.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct ExporterOptions {
   bool rewrites = true;  // false: publishes everything once and keeps still
 };
 
-// Prints "ready" once everything has been published once. Ends when its input closes; then it prints how many
-// blocks it has rewritten.
+// Prints "ready" once everything has been published once. Ends when its input closes; then it
+// prints how many blocks it has rewritten.
 ChildProcess StartExporter(const ExporterOptions& options);
 
 struct ImporterCounts {
@@ -40,16 +41,17 @@ struct ImporterCounts {
   std::uint64_t caught = 0;    // of the rejected ones, those that were in fact wrong
 };
 
-// Imports random blocks of the exporters that `worker` has mapped. The worker's region has as many blocks as
-// one round takes.
+// Imports random blocks of the exporters that `worker` has mapped. The worker's region has as many
+// blocks as one round takes.
 class RandomImporter {
  public:
   RandomImporter(GpuWorker& worker, std::uint64_t seed) : worker_(worker), random_(seed) {}
   // One round: up to `batch` blocks of one peer. False: no peer is mapped.
   bool Round(std::uint32_t batch, const ImportOptions& options = {});
-  // A round with one import that stands still between its first check and its copy until the owner, which rewrites, has
-  // written its first block anew: that copy is wrong for certain. `checked`: by libkvclient; else it is as if nobody looked at
-  // the generations. False: nothing was copied, since no block was found or the first one was stale before.
+  // A round with one import that stands still between its first check and its copy until the owner,
+  // which rewrites, has written its first block anew: that copy is wrong for certain. `checked`: by
+  // libkvclient; else it imports without the check of the generations. False: nothing was copied,
+  // since no block was found or the first one was stale before.
   bool RoundAcrossRewrite(std::uint32_t batch, bool checked);
   const ImporterCounts& counts() const { return counts_; }
 
@@ -67,8 +69,8 @@ class RandomImporter {
   ImporterCounts counts_;
 };
 
-// An importer on a GPU. Prints "ready" after its first validated block; ends when its input closes, with
-// kImporterFoundWrongBytes as soon as it has found any.
+// An importer on a GPU. Prints "ready" after its first validated block; ends when its input closes,
+// with kImporterFoundWrongBytes as soon as it has found any.
 ChildProcess StartImporter(const std::string& socket, std::uint32_t number, int ordinal);
 inline constexpr int kImporterFoundWrongBytes = 3;
 

@@ -1,5 +1,6 @@
-// Block contents that say what they are: every 64-bit word is a function of (block tag, generation, place in
-// the block), written and compared on the GPU, in any geometry. A torn or stale copy is seen word by word.
+// Block contents that say what they are: every 64-bit word is a function of (block tag, generation,
+// place in the block), written and compared on the GPU, in any geometry. A torn or stale copy is
+// seen word by word.
 #pragma once
 
 #include <cuda_runtime_api.h>

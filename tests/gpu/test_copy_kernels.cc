@@ -1,4 +1,5 @@
-// The kernels themselves, each variant forced: every layout against a walk on the CPU, with poison around.
+// The kernels themselves, each variant forced: every layout against a walk on the CPU, with poison
+// around.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

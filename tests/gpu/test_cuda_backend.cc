@@ -1,4 +1,5 @@
-// The CUDA backend within one process: layouts, validation in stream order, errors, streams, checksums.
+// The CUDA backend within one process: layouts, validation in stream order, errors, streams,
+// checksums.
 #include <atomic>
 #include <cstring>
 #include <set>
@@ -84,7 +85,7 @@ TEST_CASE("CUDA backend: large imports validate every block and long runs use th
   }
 }
 
-TEST_CASE("CUDA backend: a long list from two sources reports each block's own fate", "[gpu]") {
+TEST_CASE("CUDA backend: an import of many blocks from two sources reports the status of each block", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::uint32_t kBlocks = 5000;
   Pair pair(kBlocks, 4096);
@@ -208,7 +209,7 @@ TEST_CASE("CUDA backend: waiting ends with the deadline, not with the copy", "[g
   CHECK(expired->statuses()[0] == BlockStatus::kDeadline);
 }
 
-TEST_CASE("CUDA backend: a job on a stream that stands still is let go of, and what its copy needs stays until that has ended", "[gpu]") {
+TEST_CASE("CUDA backend: a job on a stalled stream can be destroyed, and its memory stays mapped until the copy has ended", "[gpu]") {
   KVM_NEED_GPUS(1);
   Pair pair(4);
   const std::vector<std::byte> before = Download(*pair.backend, *pair.destination.memory, 0);
@@ -219,7 +220,8 @@ TEST_CASE("CUDA backend: a job on a stream that stands still is let go of, and w
   request.stream = stream.handle();
   request.patience = std::chrono::milliseconds(20);
   request.keep = std::move(kept);
-  pair.backend->Import(std::move(request)).reset();  // would wait for the stream's release, five seconds from now
+  // Would wait for the stream's release, five seconds from now
+  pair.backend->Import(std::move(request)).reset();
   CHECK_FALSE(watched.expired());
   CHECK(Download(*pair.backend, *pair.destination.memory, 0) == before);
   stream.Release();
@@ -233,7 +235,7 @@ TEST_CASE("CUDA backend: a job on a stream that stands still is let go of, and w
   for (std::size_t i = 0; i < 4; ++i) CHECK(std::memcmp(&copied[i * block], &source[(3 - i) * block], block) == 0);
 }
 
-TEST_CASE("CUDA backend: its end does not wait for streams that its actions follow, and these run all the same", "[gpu]") {
+TEST_CASE("CUDA backend: its destructor does not wait for streams with pending actions, and the actions still run", "[gpu]") {
   KVM_NEED_GPUS(1);
   std::shared_ptr<MemoryBackend> backend = BackendOf(0);
   BlockedStream stream;
@@ -301,7 +303,7 @@ TEST_CASE("CUDA backend: several threads import at once", "[gpu]") {
   CHECK(bad == 0);
 }
 
-TEST_CASE("CUDA backend: an action follows its stream and holds nobody up", "[gpu]") {
+TEST_CASE("CUDA backend: an action runs after its stream's work and delays neither stream nor caller", "[gpu]") {
   KVM_NEED_GPUS(1);
   const auto backend = BackendOf(0);
   BlockedStream stream;

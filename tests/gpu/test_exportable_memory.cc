@@ -1,4 +1,5 @@
-// Memory of AllocateExportable: allocated, registered as cuda_vmm_fd regions, mapped at its offset, freed.
+// Memory of AllocateExportable: allocated, registered as cuda_vmm_fd regions, mapped at its offset,
+// freed.
 #include <algorithm>
 #include <thread>
 
@@ -94,7 +95,7 @@ TEST_CASE("Exportable memory: ranges of it are cuda_vmm_fd segments that peers m
   CHECK((*registered)->handles()[1].handle_offset == 3 * kMiB + 512);
   CHECK((*registered)->SegmentData(1) == memory + 3 * kMiB + 512);
 
-  // Freed by the engine, held by the region; then held by nobody but the peer.
+  // The engine has freed it and the region keeps it; then only the peer keeps it.
   KVM_REQUIRE_OK(FreeExportable(memory));
   KVM_REQUIRE_OK(FreeExportable(other));
   std::string why;
@@ -111,7 +112,7 @@ TEST_CASE("Exportable memory: ranges of it are cuda_vmm_fd segments that peers m
   }
 }
 
-TEST_CASE("Exportable memory: freeing waits for the region, and then the GPU has it back", "[gpu]") {
+TEST_CASE("Exportable memory: freed memory stays until its region ends, and then the GPU has it again", "[gpu]") {
   KVM_NEED_GPUS(1);
   const auto backend = BackendOf(0);
   constexpr std::uint64_t kBytes = 512 * kMiB;

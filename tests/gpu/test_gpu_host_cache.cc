@@ -1,4 +1,5 @@
-// Blocks of GPU memory in kvmd's host cache: offloaded by a worker's low-priority stream, imported by GPUs and by the host.
+// Blocks of GPU memory in kvmd's host cache: offloaded by a worker's low-priority stream, imported
+// by GPUs and by the host.
 #include <algorithm>
 #include <iostream>
 #include <numeric>
@@ -21,8 +22,8 @@ GpuWorkerOptions Options(const std::string& socket, const std::string& name, std
   return PoolOptions(socket, name, blocks, kBlockBytes);
 }
 
-// Imports blocks that exporter 1 has overwritten since, by the keys that they had: only the host cache can have them. Each is
-// a chain of its own.
+// Imports blocks that exporter 1 has overwritten since, by the keys that they had: only the host
+// cache can have them. Each is a chain of its own.
 class PastImporter {
  public:
   PastImporter(GpuWorker& worker, std::uint32_t exporter_blocks, std::uint64_t seed)
@@ -108,7 +109,7 @@ TEST_CASE("GPU host cache: blocks of every layout are offloaded, and imported on
   }
 }
 
-TEST_CASE("GPU host cache: blocks go there before they are overwritten, and come back to their owner", "[gpu]") {
+TEST_CASE("GPU host cache: blocks are stored before they are overwritten, and their owner imports them again", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd({"--host-cache", "64M", "--host-cache-admission", "reuse"});
   RegistryProbe probe(kvmd.socket());
@@ -129,7 +130,7 @@ TEST_CASE("GPU host cache: blocks go there before they are overwritten, and come
   CHECK((*worker)->CountWrong(second, 0) == 0);
 }
 
-TEST_CASE("GPU host cache: host memory takes what a GPU has offloaded", "[gpu]") {
+TEST_CASE("GPU host cache: a host region imports blocks that a GPU has offloaded", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M"});
   RegistryProbe probe(kvmd.socket());
@@ -167,7 +168,7 @@ TEST_CASE("GPU host cache: host memory takes what a GPU has offloaded", "[gpu]")
   CHECK(wrong == 0);
 }
 
-TEST_CASE("GPU host cache: rewritten at full speed, evicted, its writers killed, and never a wrong block", "[gpu]") {
+TEST_CASE("GPU host cache: no wrong block while it is rewritten at full speed, evicts, and its writers are killed", "[gpu]") {
   KVM_NEED_GPUS(1);
   // Room for a quarter of what one exporter holds, so that it evicts all the time.
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "64M", "--host-cache-slab", "4M", "--host-cache-policy", "lru"});

@@ -1,4 +1,4 @@
-// GPU memory that outlives its worker: imported on, adopted without a copy, given up.
+// GPU memory that outlives its worker: it is imported, adopted without a copy, and reclaimed.
 #include <algorithm>
 #include <iostream>
 #include <numeric>
@@ -47,7 +47,7 @@ ChildProcess Exporter(const std::string& socket, bool rewrites) {
   return exporter;
 }
 
-TEST_CASE("GPU orphans: a killed worker's blocks are imported on, and its pool goes on under an heir", "[gpu]") {
+TEST_CASE("GPU orphans: a killed worker's blocks can still be imported, and a new worker adopts its pool", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd;
   auto reader = GpuWorker::Start(Options(kvmd.socket(), "reader", 64));
@@ -63,7 +63,8 @@ TEST_CASE("GPU orphans: a killed worker's blocks are imported on, and its pool g
   GpuImportCheck import = (*reader)->Import(held, some, 0);
   CHECK(import.valid == 64);
   CHECK(import.wrong == 0);
-  CHECK(FreeBytes() + kBlocks * kBlockBytes <= before + kSlack);  // the dead one's memory is still there
+  // The dead one's memory is still there
+  CHECK(FreeBytes() + kBlocks * kBlockBytes <= before + kSlack);
 
   {
     GpuWorkerOptions options = Options(kvmd.socket(), "exporter-1", kBlocks);
@@ -77,7 +78,7 @@ TEST_CASE("GPU orphans: a killed worker's blocks are imported on, and its pool g
     REQUIRE((*heir)->adopted().size() == kBlocks);
     CHECK((*heir)->CountWrong(all, 0) == 0);
     CHECK(FreeBytes() + kBlocks * kBlockBytes + kSlack >= before);  // once, not twice
-    // What the heir rewrites, a match from before its time notices.
+    // An import of a match from before the adoption notices what the adopting worker rewrites.
     KVM_REQUIRE_OK((*heir)->Publish(Contents(7000, 1), 9));
     import = (*reader)->Import(held, some, 0);
     CHECK(import.valid == 9);
@@ -117,7 +118,7 @@ TEST_CASE("GPU orphans: killed while it rewrites at full speed, no wrong block i
   CHECK(importer.counts().validated > 0);
 }
 
-TEST_CASE("GPU orphans: memory of the dead makes place for who needs it, and is given up on request", "[gpu]") {
+TEST_CASE("GPU orphans: memory of dead workers is freed for a worker that needs it, and on request", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd;
   auto reader = GpuWorker::Start(Options(kvmd.socket(), "reader", 64));
@@ -143,7 +144,7 @@ TEST_CASE("GPU orphans: memory of the dead makes place for who needs it, and is 
   }
 }
 
-TEST_CASE("GPU orphans: a worker and kvmd die, and the pool is there for an heir all the same", "[gpu]") {
+TEST_CASE("GPU orphans: after the death of a worker and of kvmd, a new worker adopts the pool", "[gpu]") {
   KVM_NEED_GPUS(1);
   Supervisor kvmd;
   ChildProcess exporter = Exporter(kvmd.socket(), false);

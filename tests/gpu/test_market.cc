@@ -201,7 +201,7 @@ TEST_CASE("GPU market: a GPU that joins later imports what was announced before"
   CHECK(ticket->result().valid == kBlocks);
 }
 
-TEST_CASE("GPU market: a host destination can't reach GPU memory, and says so", "[gpu]") {
+TEST_CASE("GPU market: a host destination can't reach GPU memory, and the match says so", "[gpu]") {
   KVM_NEED_GPUS(1);
   KvmdProcess kvmd;
   auto owner = Start(kvmd, "owner", 0, HandleKind::kCudaVmmFd, Pool(8));
@@ -353,8 +353,8 @@ TEST_CASE("GPU market: memory that can't be exported is refused with what can", 
   KVM_CHECK_ERROR(worker->client().AllocateRegion(worker->model(), nowhere, After(10s)), Errc::kNotFound, "not visible");
 }
 
-// Child: a process that sees only some GPUs imports what exporter argv[1] holds; argv[2]: CUDA_VISIBLE_DEVICES.
-// 0: all valid and right; 4: unmapped, the reason on its output.
+// Child: a process that sees only some GPUs imports what exporter argv[1] holds; argv[2]:
+// CUDA_VISIBLE_DEVICES. 0: all valid and right; 4: unmapped, the reason on its output.
 const ChildMain narrow_main("market_narrow_view", [](const std::vector<std::string>& arguments) {
   ::setenv("CUDA_VISIBLE_DEVICES", arguments.at(2).c_str(), 1);
   GpuWorkerOptions options;

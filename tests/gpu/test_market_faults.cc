@@ -1,6 +1,8 @@
-// The GPU marketplace under fire: owners that rewrite at full speed, and processes that are killed anywhere.
+// The GPU marketplace under fire: owners that rewrite at full speed, and processes that are killed
+// anywhere.
 //
-// KVM_GPU_SOAK_BLOCKS: blocks to validate per soak (default 100,000); KVM_GPU_KILLS: processes to kill (default 6).
+// KVM_GPU_SOAK_BLOCKS: blocks to validate per soak (default 100,000); KVM_GPU_KILLS: processes to
+// kill (default 6).
 #include <algorithm>
 #include <cstdlib>
 #include <iostream>
@@ -105,7 +107,7 @@ TEST_CASE("GPU market soak: no block that was rewritten meanwhile ever validates
 }
 
 // So that the soak can fail: what it would find if the library did not look again.
-TEST_CASE("GPU market: a block rewritten before its copy, after its first check, fails, and is found wrong where nobody checks", "[gpu]") {
+TEST_CASE("GPU market: a block rewritten between its first check and its copy fails, and is wrong without the second check", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::uint64_t kBlockBytes = 1 << 20;
   KvmdProcess kvmd;
@@ -128,7 +130,7 @@ TEST_CASE("GPU market: a block rewritten before its copy, after its first check,
   }
 }
 
-TEST_CASE("GPU market: a killed owner's memory comes back, though importers had it mapped", "[gpu]") {
+TEST_CASE("GPU market: a killed owner's memory is freed, though importers had it mapped", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::uint64_t kBlockBytes = 4 << 20;
   constexpr std::uint32_t kBlocks = 1024;
@@ -171,7 +173,7 @@ TEST_CASE("GPU market: a killed owner's memory comes back, though importers had 
   }
 }
 
-TEST_CASE("GPU market: exporters and importers killed anywhere leave no wrong byte, no memory, no mapping", "[gpu]") {
+TEST_CASE("GPU market: exporters and importers killed at any step leave no wrong byte, no memory and no mapping", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::size_t kSlack = 64 << 20;
   const std::uint64_t kills = FromEnvironment("KVM_GPU_KILLS", 6);

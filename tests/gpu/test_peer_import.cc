@@ -1,5 +1,5 @@
-// Imports from another process, on the same GPU and on another one, for both kinds of handle; the soak of
-// the validation protocol; what becomes of mappings when the owner dies.
+// Imports from another process, on the same GPU and on another one, for both kinds of handle; the
+// soak of the validation protocol; what becomes of mappings when the owner dies.
 #include <spawn.h>
 #include <sys/wait.h>
 
@@ -103,9 +103,9 @@ TEST_CASE("Peer import: both kinds of handle, from this GPU and from another, in
   }
 }
 
-// Child: maps a peer's region on GPU argv[0] and stores to it. A store that must fail leaves the context
-// unusable, hence a process of its own. 0: it failed; 1: it worked; 2: the mapping is read-write by its own
-// account; 3: no mapping.
+// Child: maps a peer's region on GPU argv[0] and stores to it. A store that must fail leaves the
+// context unusable, hence a process of its own. 0: it failed; 1: it worked; 2: the mapping is
+// read-write by its own account; 3: no mapping.
 int StoreToPeer(int importer) {
   ExporterProcess exporter;
   Result<ExportedRegion> region = exporter.Open(Options(0, HandleKind::kCudaVmmFd, EngineLayouts(32)[0]));
@@ -213,7 +213,7 @@ TEST_CASE("Peer import: memory that was freed and allocated anew is never taken 
   CHECK_FALSE(pattern.Wrong({&expected, 1})[0]);
 }
 
-TEST_CASE("Peer import: a mapping outlives its owner, and its memory comes back when it goes", "[gpu]") {
+TEST_CASE("Peer import: a mapping outlives its owner, and its memory is freed with the mapping", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::uint32_t kBlocks = 64;
   constexpr std::uint64_t kBytes = 4 << 20;
@@ -321,8 +321,8 @@ TEST_CASE("Soak: no block that was rewritten meanwhile ever validates", "[gpu]")
   }
 }
 
-// So that the soak can fail: what it would find if nobody looked again.
-TEST_CASE("Peer import: a block rewritten before its copy, after its first check, fails, and is wrong where nobody checks", "[gpu]") {
+// Shows that the soak can fail: without the second check it finds wrong blocks.
+TEST_CASE("Peer import: a block rewritten between its first check and its copy fails, and is wrong without the second check", "[gpu]") {
   KVM_NEED_GPUS(1);
   constexpr std::uint32_t kBlocks = 8;
   for (const int importer : Importers()) {
@@ -339,7 +339,8 @@ TEST_CASE("Peer import: a block rewritten before its copy, after its first check
           const std::vector<ImportBlock> blocks{{3, 5, 2}};
           StandingGenerations standing(kBlocks, blocks);
           KVM_REQUIRE_OK(peer.backend->AttachGenerations(standing.Get()));
-          // From here on nothing is allocated: pinned memory may wait for the whole GPU, the blocked stream too.
+          // From here on nothing is allocated: pinned memory may wait for the whole GPU, the
+          // blocked stream too.
           BlockedStream stream(std::chrono::seconds(60));
           ImportRequest request =
               RequestOf(*destination.memory, *peer.memory, checked ? peer.region.generations : standing.Get(), plan, blocks);

@@ -1,4 +1,4 @@
-// A worker that ends in good order is no event for whoever reads kvmd's log.
+// A worker that ends in an orderly way causes no warning in kvmd's log.
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -17,7 +17,7 @@ using test::ChildProcess;
 using test::KvmdProcess;
 using test::Worker;
 
-// What is global at a process's end, in the order in which a program may happen to let go of it.
+// Globals of a process, in the order in which a program may happen to destroy them.
 struct Globals {
   std::shared_ptr<Client> client;
   std::shared_ptr<Region> region;
@@ -58,7 +58,7 @@ const test::ChildMain leaver_main("clean_leaver", [](const std::vector<std::stri
 
 }  // namespace
 
-TEST_CASE("Clean exit: kvmd warns of nothing, though an importer has the region mapped", "[integration]") {
+TEST_CASE("Clean exit: kvmd logs no warning, though an importer has the region mapped", "[integration]") {
   KvmdProcess kvmd({"--log-level", "warn"});
   test::RegistryProbe probe(kvmd.socket());
   const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader", .blocks = 0});
@@ -78,7 +78,7 @@ TEST_CASE("Clean exit: kvmd warns of nothing, though an importer has the region 
   }
 }
 
-TEST_CASE("Clean exit: a client that goes waits for no importer that does not answer, and kvmd warns of none", "[integration]") {
+TEST_CASE("Clean exit: a client that ends does not wait for importers that do not answer, and kvmd logs no warning", "[integration]") {
   KvmdProcess kvmd({"--log-level", "warn"});
   test::RegistryProbe probe(kvmd.socket());
   Result<test::WireClient> importer = test::WireClient::Connect(kvmd.socket());

@@ -27,7 +27,8 @@ WireClient Connect(const KvmdProcess& kvmd) {
   return std::move(*client);
 }
 
-// Connects as another user and says hello; whether kvmd answers. By the system call itself, which changes one thread only.
+// Connects as another user and says hello; whether kvmd answers. By the system call itself, which
+// changes one thread only.
 bool AnsweredAs(uid_t uid, const KvmdProcess& kvmd) {
   bool answered = false;
   std::thread([&] {
@@ -50,7 +51,7 @@ std::string HelloWithBadName() {
 
 }  // namespace
 
-TEST_CASE("Connections: one user's can't take the place of another's", "[integration]") {
+TEST_CASE("Connections: one user's connections can't use up those of another user", "[integration]") {
   KvmdProcess kvmd({"--max-clients", "10", "--max-clients-per-user", "3"});
   std::vector<WireClient> clients;
   // The connection that KvmdProcess waited with may still count.

@@ -1,4 +1,4 @@
-// Descriptors: who lacks them is named, and nobody else pays.
+// Descriptors: the error names the process that lacks them, and no other process is affected.
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -34,7 +34,7 @@ WireClient Join(const KvmdProcess& kvmd, const std::string& name) {
   return std::move(*client);
 }
 
-// Leaves kvmd so many descriptors; as many as ever with -1.
+// Leaves kvmd so many descriptors; with -1, its original limit.
 void LeaveTo(const KvmdProcess& kvmd, int left) {
   rlimit limit{};
   REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, nullptr, &limit) == 0);
@@ -79,7 +79,7 @@ std::size_t AcceptsFailed(const KvmdProcess& kvmd) {
 
 }  // namespace
 
-TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says whose lack it is, and keeps the client", "[integration]") {
+TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says that kvmd lacks them, and keeps the client", "[integration]") {
   KvmdProcess kvmd;
   WireClient client = Join(kvmd, "innocent");
   KVM_REQUIRE_OK(client.DeclareModel(test::SmallSpec()));
@@ -94,7 +94,7 @@ TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says whos
   CHECK(kvmd.Log().find("client_dropped") == std::string::npos);
 }
 
-TEST_CASE("Descriptors: who comes while kvmd has none left waits or is told, and those who are there are served", "[integration]") {
+TEST_CASE("Descriptors: while kvmd has none left, new connections wait or get an error, and others are served", "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   WireClient early = Join(kvmd, "early");
@@ -115,7 +115,7 @@ TEST_CASE("Descriptors: who comes while kvmd has none left waits or is told, and
   CHECK(early.QueryStatus().has_value());
 }
 
-TEST_CASE("Descriptors: a kvmd that can't accept a connection does not try all the time, and keeps those it has", "[integration]") {
+TEST_CASE("Descriptors: a kvmd that can't accept a connection pauses before the next try, and keeps its connections", "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   WireClient early = Join(kvmd, "early");
@@ -188,7 +188,7 @@ TEST_CASE("Descriptors: a region that is withdrawn before a client could take it
   CHECK(announced < 10);
 }
 
-TEST_CASE("Descriptors: a worker that is out of them keeps its connection, says so, and maps the region later", "[integration]") {
+TEST_CASE("Descriptors: a worker that is out of them keeps its connection, reports it, and maps the region later", "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   const std::unique_ptr<test::Worker> importer = test::StartWorker({.socket = kvmd.socket(), .name = "importer"});
@@ -225,7 +225,7 @@ TEST_CASE("Descriptors: a worker that can't take kvmd's registry names its own l
   CHECK((*client)->last_error().code == Errc::kResourceExhausted);
 }
 
-TEST_CASE("Reconnecting: a connection that fails just behind the hello is tried again after pauses that double", "[integration]") {
+TEST_CASE("Reconnecting: a connection that fails just after the hello is tried again after pauses that double", "[integration]") {
   const test::TempDir dir;
   const std::string path = dir / "kvmd.sock";
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -236,7 +236,7 @@ TEST_CASE("Reconnecting: a connection that fails just behind the hello is tried 
   REQUIRE(::listen(listener.get(), 64) == 0);
   std::atomic<int> accepted{0};
   std::atomic<bool> stop{false};
-  // A kvmd whose registry nobody can use.
+  // A kvmd whose registry no worker can use.
   std::thread server([&] {
     while (!stop) {
       const UniqueFd socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -263,12 +263,13 @@ TEST_CASE("Reconnecting: a connection that fails just behind the hello is tried 
   stop = true;
   ::shutdown(listener.get(), SHUT_RDWR);
   server.join();
-  // 10 ms doubled, half of it at least: nine tries fill two seconds. Without pauses it would be a hundred.
+  // 10 ms doubled, half of it at least: nine tries fill two seconds. Without pauses it would be a
+  // hundred.
   CHECK(accepted >= 2);
   CHECK(accepted <= 12);
 }
 
-TEST_CASE("Announcements: a region that says more than a descriptor may is refused, and nobody else hears of it", "[integration]") {
+TEST_CASE("Announcements: a region whose descriptor exceeds the limit is refused, and not announced", "[integration]") {
   KvmdProcess kvmd;
   WireClient owner = Join(kvmd, "owner"), other = Join(kvmd, "other");
   KVM_REQUIRE_OK(owner.DeclareModel(test::SmallSpec()));

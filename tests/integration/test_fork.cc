@@ -1,4 +1,5 @@
-// A process that forks: the child has neither its parent's memory nor its parent's voice, and can do all of it anew.
+// A process that forks: the child has neither its parent's memory nor its parent's voice, and can
+// do all of it anew.
 #include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -69,7 +70,8 @@ int CallsOfAChild(Worker& worker, const Match& match, Lease& lease, ImportTicket
 
 }  // namespace
 
-TEST_CASE("Fork: a child's calls say whose client it is, and its end changes nothing of its parent's", "[integration]") {
+TEST_CASE("Fork: a child's calls fail since the client is its parent's, and the child's end does not change the parent's state",
+          "[integration]") {
   KvmdProcess kvmd({"--host-cache", "16M"});
   test::RemoteWorker other({.socket = kvmd.socket(), .name = "other"});
   auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
@@ -111,7 +113,7 @@ TEST_CASE("Fork: a child's calls say whose client it is, and its end changes not
   CHECK(test::Eventually([&] { return other.Find("c:4") == 4; }));
 }
 
-TEST_CASE("Fork: a child can't write its parent's blocks, whatever pointer it has kept", "[integration]") {
+TEST_CASE("Fork: a child can't write its parent's blocks through any pointer that it inherited", "[integration]") {
   KvmdProcess kvmd;
   for (const bool granted : {true, false}) {
     const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker", .outlives_owner = granted});

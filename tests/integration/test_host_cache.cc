@@ -1,4 +1,5 @@
-// The host cache over processes: what was published is found and imported when its owner has reused it, or is gone.
+// The host cache over processes: what was published is found and imported when its owner has reused
+// it, or is gone.
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -59,7 +60,8 @@ TEST_CASE("Host cache: blocks of a killed worker are imported from it, byte for 
   publisher.Publish("a:30", 0);
   REQUIRE(StoredEventually(probe, 30) == 30);
   publisher.Kill();
-  // Until the reader has heard of it, it may still import from the dead one's own memory, as long as entries lead there.
+  // Until the reader has heard of it, it may still import from the dead one's own memory, as long
+  // as entries lead there.
   REQUIRE(test::Eventually([&] { return probe.CountSlots() == 30; }));
   const ImportCheck import = ImportEventually(*reader, "a:30", 30, 0);
   CHECK(import.valid == 30);
@@ -71,7 +73,7 @@ TEST_CASE("Host cache: blocks of a killed worker are imported from it, byte for 
   CHECK(test::Eventually([&] { return HostCacheOf(probe).hits() == 60; }));
 }
 
-TEST_CASE("Host cache: a block that its owner overwrites stays there", "[integration]") {
+TEST_CASE("Host cache: a block stays in it when its owner overwrites it", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
   RegistryProbe probe(kvmd.socket());
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
@@ -114,7 +116,7 @@ TEST_CASE("Host cache: regions of any geometry are offloaded, and imported into 
   }
 }
 
-TEST_CASE("Host cache: a full one evicts, whatever the policy, and serves what it holds", "[integration]") {
+TEST_CASE("Host cache: a full one evicts with every policy, and its blocks can be imported", "[integration]") {
   const auto policy = GENERATE(as<std::string>(), "lru", "s3-fifo", "hit-density");
   INFO(policy);
   constexpr std::uint64_t kSlots = 64;
@@ -200,7 +202,7 @@ TEST_CASE("Host cache: a region is offloaded as its options say", "[integration]
   CHECK(StoredEventually(probe, 8) == 8);
 }
 
-TEST_CASE("Host cache: without one, nothing is offloaded and nobody waits", "[integration]") {
+TEST_CASE("Host cache: without one, no block is offloaded and no call waits", "[integration]") {
   KvmdProcess kvmd;
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:4", 0);
@@ -209,7 +211,7 @@ TEST_CASE("Host cache: without one, nothing is offloaded and nobody waits", "[in
   CHECK(worker->client().Stats().offloads_dropped == 0);
 }
 
-TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody else's", "[integration]") {
+TEST_CASE("Host cache: a client at its quota evicts its own blocks only", "[integration]") {
   constexpr std::uint64_t kSlots = 16;
   const std::string slab = std::to_string(kSlots * kBlock);
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", std::to_string(8 * kSlots * kBlock), "--host-cache-slab", slab,
@@ -233,7 +235,7 @@ TEST_CASE("Host cache: a client at its quota evicts its own blocks and nobody el
   CHECK(reader->Find("a:16").size() == 16);
 }
 
-TEST_CASE("Host cache: a domain at its quota takes nothing of another domain's", "[integration]") {
+TEST_CASE("Host cache: a domain at its quota takes no memory of another domain", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to run a worker as another user");
   constexpr std::uint64_t kSlots = 16;
   const std::string slab = std::to_string(kSlots * kBlock);

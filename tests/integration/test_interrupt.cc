@@ -1,5 +1,5 @@
-// InterruptScope: calls that wait for a kvmd that does not answer end when their thread is told to, and leave
-// behind what a passed deadline would have left.
+// InterruptScope: calls that wait for a kvmd that does not answer end when their thread is told to,
+// and leave behind what a passed deadline would have left.
 #include <signal.h>
 
 #include <functional>
@@ -47,7 +47,7 @@ std::unique_ptr<Worker> Start(const SilentKvmd& kvmd, const std::string& name) {
   return test::StartWorker(std::move(options));
 }
 
-// Nobody waits until then: a call that is not interrupted runs into the test's own limit.
+// Far beyond the test: a call that is not interrupted runs into the test's own limit.
 const Deadline kNever = Deadline::max();
 
 // None: no error.
@@ -58,7 +58,7 @@ std::optional<Errc> CodeOf(const Result<T>& result) {
 
 }  // namespace
 
-TEST_CASE("Interrupt: every call that waits for a silent kvmd ends as at its deadline", "[integration]") {
+TEST_CASE("Interrupt: an interrupted call that waits for a silent kvmd ends as if its deadline had passed", "[integration]") {
   SilentKvmd kvmd;
   const auto worker = Start(kvmd, "worker");
   ModelSpec other = test::SmallSpec();
@@ -117,7 +117,7 @@ TEST_CASE("Interrupt: the region of an interrupted allocation does not stay regi
   }));
 }
 
-TEST_CASE("Interrupt: once told, a thread's waits end at once, and others' go on", "[integration]") {
+TEST_CASE("Interrupt: once a thread is interrupted, its waits end at once, and those of other threads go on", "[integration]") {
   SilentKvmd kvmd;
   const auto worker = Start(kvmd, "worker");
   kvmd.Stop();
@@ -138,7 +138,7 @@ TEST_CASE("Interrupt: once told, a thread's waits end at once, and others' go on
   KVM_REQUIRE_OK(worker->client().DeclareModel(worker->model().spec, kNever));
 }
 
-TEST_CASE("Interrupt: who is asked may call libkvclient, and the inner of two scopes counts", "[integration]") {
+TEST_CASE("Interrupt: the function that is asked may call libkvclient, and the inner of two scopes counts", "[integration]") {
   SilentKvmd kvmd;
   const auto worker = Start(kvmd, "worker");
   kvmd.Stop();
@@ -150,7 +150,7 @@ TEST_CASE("Interrupt: who is asked may call libkvclient, and the inner of two sc
   {
     const InterruptScope inner([&] {
       ++inner_questions;
-      // Nobody interrupts this one: it ends at its deadline.
+      // This one is not interrupted: it ends at its deadline.
       CHECK(CodeOf(worker->client().ReclaimOrphans({}, After(std::chrono::milliseconds(1)))) == Errc::kDeadlineExceeded);
       return inner_questions == 3;
     });

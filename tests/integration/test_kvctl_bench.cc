@@ -1,5 +1,5 @@
-// kvctl bench and the kvmd that a node runs: it is left alone unless one says otherwise, and then it is left as it was; what did
-// not happen is no figure.
+// kvctl bench and the kvmd that a node runs: it is left alone unless one says otherwise, and then
+// it is left as it was; what did not happen is no figure.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -81,7 +81,8 @@ struct BusyNode {
   }
 };
 
-// Changes a byte of each block of that process's pool, behind the back of everybody: its generations stay as they are.
+// Changes a byte of each block of that process's pool without a write: the generations stay as they
+// are.
 bool SpoilBlocks(pid_t process, std::uint64_t blocks, std::uint64_t block_bytes) {
   std::istringstream maps(ReadFile("/proc/" + std::to_string(process) + "/maps"));
   const UniqueFd memory(::open(("/proc/" + std::to_string(process) + "/mem").c_str(), O_RDWR | O_CLOEXEC));

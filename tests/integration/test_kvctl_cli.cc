@@ -234,7 +234,7 @@ TEST_CASE("kvctl: --version says whether CUDA is built in", "[integration]") {
   CHECK(version.out == std::string(KVM_VERSION) + (toolkit.empty() ? " (without CUDA)\n" : " (CUDA " + toolkit + ")\n"));
 }
 
-TEST_CASE("Pool bytes: what is filled is compared, also through a buffer and in any layout", "[integration]") {
+TEST_CASE("Pool bytes: filled bytes compare equal, also through a buffer and in any layout", "[integration]") {
   const Node node;
   for (const bool planes : {false, true}) {
     RegionOptions options;

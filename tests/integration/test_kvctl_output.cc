@@ -1,4 +1,5 @@
-// kvctl where something is in its way: a socket it may not use, a path that is too long, an output that nobody reads.
+// kvctl with obstacles: a socket that it may not use, a path that is too long, an output that is
+// not read.
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -64,7 +65,7 @@ TEST_CASE("kvctl replay: a TMPDIR that is too long for a private kvmd, or is not
   CHECK(missing.err.find("TMPDIR, /nonexistent/") != std::string::npos);
 }
 
-TEST_CASE("kvctl: an output that nobody reads is no error, one that can't be written is", "[integration]") {
+TEST_CASE("kvctl: a closed pipe as output is no error, an output that can't be written is", "[integration]") {
   const Sandbox sandbox;
   PrivateKvmdOptions options;
   options.max_entries = 4096;
@@ -72,7 +73,7 @@ TEST_CASE("kvctl: an output that nobody reads is no error, one that can't be wri
   KVM_REQUIRE_OK(kvmd);
   const std::string status = Kvctl() + " --socket " + kvmd->socket() + " --json status";
   const std::string errors = (sandbox.path() / "err").string();
-  // Whoever reads is gone before kvctl writes.
+  // The reader is gone before kvctl writes.
   const std::string closed = "bash -c '(sleep 0.3; exec " + status + " 2>" + errors + ") | true; exit ${PIPESTATUS[0]}'";
   CHECK(WEXITSTATUS(::system(closed.c_str())) == 0);
   CHECK(test::ReadFile(errors).empty());
@@ -81,7 +82,7 @@ TEST_CASE("kvctl: an output that nobody reads is no error, one that can't be wri
   CHECK(test::ReadFile(errors).find("write the output (No space left on device)") != std::string::npos);
 }
 
-TEST_CASE("kvctl: JSON stays JSON when a client calls its model anything", "[integration]") {
+TEST_CASE("kvctl: JSON stays valid whatever name a client gives its model", "[integration]") {
   const Sandbox sandbox;
   PrivateKvmdOptions options;
   options.max_entries = 4096;

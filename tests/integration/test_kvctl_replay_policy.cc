@@ -1,4 +1,5 @@
-// kvctl replay by each eviction policy: one worker hits what kvctl simulate says, several never take a wrong block.
+// kvctl replay by each eviction policy: one worker hits what kvctl simulate says, several never
+// take a wrong block.
 #include <map>
 #include <string>
 #include <utility>

@@ -18,7 +18,7 @@ std::int64_t Orphans(const Sandbox& sandbox, const KvmdProcess& kvmd) {
 
 }  // namespace
 
-TEST_CASE("kvctl reclaim: shows what dead workers left, and gives up what is asked for", "[integration]") {
+TEST_CASE("kvctl reclaim: shows the regions of dead workers, and frees those that are asked for", "[integration]") {
   const Sandbox sandbox;
   KvmdProcess kvmd;
   const std::string socket = " --socket " + kvmd.socket();
@@ -49,7 +49,7 @@ TEST_CASE("kvctl reclaim: shows what dead workers left, and gives up what is ask
   CHECK(sandbox.Run("reclaim --all --socket /nowhere").code == 2);
 }
 
-TEST_CASE("kvctl leases: shows who holds what, and reclaim takes it by force only", "[integration]") {
+TEST_CASE("kvctl leases: shows leases and their clients, and reclaim frees leased regions with force only", "[integration]") {
   const Sandbox sandbox;
   KvmdProcess kvmd({"--max-clients", "40", "--max-clients-per-user", "30", "--max-fds-per-domain", "100"});
   const std::string socket = " --socket " + kvmd.socket();

@@ -1,5 +1,5 @@
-// kvctl simulate and replay on trace files as a user has them: both understand ids alike, compressed and long ones are read,
-// what is no trace is told, and --paced follows timestamps.
+// kvctl simulate and replay on trace files as a user has them: both understand ids alike,
+// compressed and long ones are read, what is no trace is told, and --paced follows timestamps.
 #include <signal.h>
 
 #include <algorithm>
@@ -93,7 +93,7 @@ TEST_CASE("kvctl: a trace may be compressed, and may come from standard input", 
   CHECK(Number(replayed.Json(), "blocks_hit") == hits);
 }
 
-TEST_CASE("kvctl: files that are no traces exit 1 with one line that says what is read and what is missing", "[integration]") {
+TEST_CASE("kvctl: files that are no traces exit 1 with one line that says what can be read and what is missing", "[integration]") {
   const Sandbox sandbox;
   const auto refused = [&](const std::string& name, const std::string& text, const std::string& with) {
     const std::string path = sandbox.Write(name, text).string();

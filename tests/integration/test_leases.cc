@@ -1,4 +1,5 @@
-// Leases over processes: what is held outlives what would have ended it, and what is not held does not.
+// Leases over processes: what is held outlives what would have ended it, and what is not held does
+// not.
 #include <chrono>
 #include <string>
 
@@ -40,7 +41,8 @@ std::vector<std::string> SmallCache() {
   return {"--orphan-ttl-s", "0", "--host-cache", std::to_string(kSlots * kBlock), "--host-cache-policy", "lru"};
 }
 
-// Publishes as many other blocks as the cache has slots, twice, and waits until they have been offloaded.
+// Publishes as many other blocks as the cache has slots, twice, and waits until they have been
+// offloaded.
 void Press(Worker& publisher, RegistryProbe& probe, const std::string& stream) {
   for (std::uint32_t prompt = 0; prompt < 8; ++prompt) {
     const std::uint64_t before = HostCacheOf(probe).stored();
@@ -54,7 +56,7 @@ kvmwire::DomainStatus DomainOf(RegistryProbe& probe) { return probe.Status().dom
 
 }  // namespace
 
-TEST_CASE("Leases: another process's hold keeps blocks in a cache that pressure turns over; without it they go", "[integration]") {
+TEST_CASE("Leases: another process's lease keeps blocks in a cache under pressure; without it they are evicted", "[integration]") {
   const bool held = GENERATE(true, false);
   INFO((held ? "held" : "not held"));
   KvmdProcess kvmd(SmallCache());
@@ -82,7 +84,7 @@ TEST_CASE("Leases: another process's hold keeps blocks in a cache that pressure 
   CHECK(reader->Find("a:16").empty());
 }
 
-TEST_CASE("Leases: a dead worker's blocks that are held outlive their time; those that are not do not", "[integration]") {
+TEST_CASE("Leases: leased blocks of a dead worker stay beyond their time; blocks without a lease do not", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "1"});
   RegistryProbe probe(kvmd.socket());
   RemoteWorker held({.socket = kvmd.socket(), .name = "held"}), other({.socket = kvmd.socket(), .name = "other"});
@@ -114,7 +116,7 @@ TEST_CASE("Leases: a dead worker's blocks that are held outlive their time; thos
   CHECK(Eventually([&] { return probe.RegionRows(held.pid()) == 0; }));
 }
 
-TEST_CASE("Leases: an adoption takes the blocks from the lease, and the holder sees it", "[integration]") {
+TEST_CASE("Leases: an adoption takes the blocks from the lease, and the lease shows it", "[integration]") {
   KvmdProcess kvmd;
   RegistryProbe probe(kvmd.socket());
   RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
@@ -133,7 +135,7 @@ TEST_CASE("Leases: an adoption takes the blocks from the lease, and the holder s
   CHECK(lease->reason().message.find("adopted") != std::string::npos);
   KVM_CHECK_ERROR(lease->Renew(kLong, Soon()), Errc::kNotFound, "adopted");
   CHECK(DomainOf(probe).leases() == 0);
-  // What the heir has not overwritten is as good as before.
+  // Blocks that the adopting worker has not overwritten can still be imported.
   CHECK(holder->FindAndImport("a:20", 0).valid == 20);
 }
 
@@ -164,7 +166,7 @@ TEST_CASE("Leases: one of more blocks than a message names", "[integration]") {
   CHECK(DomainOf(probe).leases() == 0);
 }
 
-TEST_CASE("Leases: errors say what is wrong, and a lease that moves holds what it held", "[integration]") {
+TEST_CASE("Leases: errors name their reason, and a moved lease covers the same blocks", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M", "--max-lease-ttl-s", "60", "--max-leases-per-client", "2"});
   RegistryProbe probe(kvmd.socket());
   const auto worker = Start(kvmd, "worker");

@@ -1,5 +1,5 @@
-// Regions and clients come and go: names, tables that fill up, unregistering with importers about (I7),
-// replicas, start without kvmd, an end in good order.
+// Regions and clients come and go: names, tables that fill up, unregistering with importers about
+// (I7), replicas, start without kvmd, an end in good order.
 #include <unistd.h>
 
 #include <filesystem>
@@ -38,7 +38,7 @@ const Deadline kSoon = After(std::chrono::hours(1));
 
 }  // namespace
 
-TEST_CASE("Lifecycle: unregistering waits for an importer that still holds a match", "[integration]") {
+TEST_CASE("Lifecycle: unregistering succeeds while an importer has a match", "[integration]") {
   KvmdProcess kvmd;
   const auto owner = Start(kvmd, "owner"), reader = Start(kvmd, "reader");
   owner->Publish("a:4", 0);
@@ -56,7 +56,7 @@ TEST_CASE("Lifecycle: unregistering waits for an importer that still holds a mat
   CHECK(reader->client().Stats().mapped_regions == 0);
 }
 
-TEST_CASE("Lifecycle: a match that somebody holds keeps no region, and its late import is a miss", "[integration]") {
+TEST_CASE("Lifecycle: a match does not keep its region, and a late import of it is a miss", "[integration]") {
   KvmdProcess kvmd;
   const auto owner = Start(kvmd, "owner"), reader = Start(kvmd, "reader");
   owner->Publish("a:4", 0);
@@ -74,7 +74,7 @@ TEST_CASE("Lifecycle: a match that somebody holds keeps no region, and its late 
   CHECK(reader->Find("a:4").empty());
 }
 
-TEST_CASE("Lifecycle: nothing is found in an unregistered region, its rows and entries are free again", "[integration]") {
+TEST_CASE("Lifecycle: no block of an unregistered region is found, and its row and entries are free again", "[integration]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
@@ -142,7 +142,7 @@ TEST_CASE("Lifecycle: a shard that is not one of the model's is refused, the fie
   KVM_CHECK_ERROR(worker->client().AllocateRegion(worker->model(), options, kSoon), Errc::kModelMismatch, "tp_size");
 }
 
-TEST_CASE("Lifecycle: a full region table refuses, and serves those who are in it", "[integration]") {
+TEST_CASE("Lifecycle: a full region table refuses new regions, and serves those that it has", "[integration]") {
   KvmdProcess kvmd({"--max-regions", "3"});
   const auto first = Start(kvmd, "first"), second = Start(kvmd, "second"), third = Start(kvmd, "third");
   const Result<std::unique_ptr<Worker>> fourth = Worker::Start({.socket = kvmd.socket(), .name = "fourth"});
@@ -202,7 +202,8 @@ TEST_CASE("Lifecycle: when a source dies the other replica serves", "[integratio
   const std::vector<BlockKey> keys = reader->Keys("a:8");
   const Match before = reader->client().Find(keys);
   first.Kill();
-  // The match may name the dead one, whose memory is let go as soon as its end is known: a miss then, never wrong.
+  // The match may name the dead worker's region, which is unmapped as soon as its end is known. The
+  // import is a miss then, and never wrong.
   const ImportCheck at_once = reader->Import(before, keys, 0);
   CHECK(at_once.wrong == 0);
   CHECK((at_once.valid == 8 || (at_once.valid == 0 && at_once.failed[0].reason == ImportFailure::kUnmapped)));
@@ -242,7 +243,7 @@ TEST_CASE("Lifecycle: no more replicas of a block are kept than the limit, and t
   CHECK(workers[3]->client().Stats().publishes_refused == 4);
 }
 
-TEST_CASE("Lifecycle: a client that starts without kvmd connects when it comes", "[integration]") {
+TEST_CASE("Lifecycle: a client that starts without kvmd connects once kvmd runs", "[integration]") {
   KvmdProcess kvmd;
   kvmd.Kill();
   KVM_CHECK_ERROR(Worker::Start({.socket = kvmd.socket(), .name = "impatient", .blocks = 0, .timeout = std::chrono::milliseconds(100)}),
@@ -271,7 +272,7 @@ TEST_CASE("Lifecycle: SIGTERM ends kvmd with exit code 0 and without its socket"
   CHECK(worker->Find("a:4").size() == 4);
 }
 
-TEST_CASE("Lifecycle: a client that leaves in good order leaves nothing behind", "[integration]") {
+TEST_CASE("Lifecycle: a client that ends in an orderly way leaves no region, entry or descriptor", "[integration]") {
   KvmdProcess kvmd;
   test::RegistryProbe probe(kvmd.socket());
   for (int round = 0; round < 5; ++round) {

@@ -1,4 +1,4 @@
-// A log that nobody takes: kvmd goes on.
+// A log that is not read: kvmd goes on.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -45,12 +45,13 @@ struct PipedKvmd {
 
 }  // namespace
 
-TEST_CASE("Log: a full pipe stops nobody, and when it is read again the lines that were lost are counted", "[integration]") {
+TEST_CASE("Log: a full pipe does not stop kvmd, and once it is read again the lost lines are counted", "[integration]") {
   PipedKvmd kvmd;
   WireClient bystander = kvmd.Join();
   // One page of pipe, so that few lines fill it.
   REQUIRE(::fcntl(kvmd.reader.get(), F_SETPIPE_SZ, 4096) >= 0);
-  // Each costs a line that no limit leaves out: a StatusQuery doesn't, a refused request does, 50 times a second.
+  // Each costs a line that no limit leaves out: a StatusQuery doesn't, a refused request does, 50
+  // times a second.
   std::string log;
   const bool said = Eventually(
       [&] {

@@ -1,4 +1,5 @@
-// Real control groups: kvmd and workers are refused what their group has not got, and nobody is killed.
+// Real control groups: kvmd and workers are refused memory that their group lacks, and no process
+// is killed.
 #include <grp.h>
 #include <unistd.h>
 
@@ -29,8 +30,8 @@ using test::WireRegion;
 constexpr std::uint64_t kMib = std::uint64_t{1} << 20;
 constexpr std::chrono::seconds kPatience{30};
 
-// A worker in a group: SOCKET NAME BLOCKS [UID [BLOCK-BYTES]], of 1 MiB each. Answers what became of its start, and lives until its input
-// ends.
+// A worker in a group: SOCKET NAME BLOCKS [UID [BLOCK-BYTES]], of 1 MiB each. Answers what became
+// of its start, and lives until its input ends.
 const test::ChildMain kPodWorker("pod-worker", [](const std::vector<std::string>& arguments) {
   const auto uid = arguments.size() > 3 ? static_cast<uid_t>(std::stoul(arguments.at(3))) : 0;
   if (uid != 0 && (::setgroups(0, nullptr) != 0 || ::setgid(uid) != 0 || ::setuid(uid) != 0)) return 1;
@@ -78,7 +79,8 @@ void CheckHas(const std::string& text, const std::string& part) {
   CHECK(text.find(part) != std::string::npos);
 }
 
-// How kvmd sees its group: as the machine does; from a namespace of its own, with the machine's mounts; with its own.
+// How kvmd sees its group: as the machine does; from a namespace of its own, with the machine's
+// mounts; with its own.
 enum class Sight { kWhole, kNamespace, kOwnMount };
 
 std::vector<std::string> Into(Sight sight) {
@@ -98,7 +100,7 @@ std::vector<std::string> Into(Sight sight) {
   return {};
 }
 
-TEST_CASE("Memory limits: a kvmd whose group has no room for a registry refuses its client and lives", "[integration]") {
+TEST_CASE("Memory limits: a kvmd whose group has no room for a registry refuses its client and survives", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(60 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -115,7 +117,7 @@ TEST_CASE("Memory limits: a kvmd whose group has no room for a registry refuses 
   }
 }
 
-TEST_CASE("Memory limits: the limit of the group around kvmd's counts", "[integration]") {
+TEST_CASE("Memory limits: the limit of the parent of kvmd's group counts", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(60 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -127,7 +129,7 @@ TEST_CASE("Memory limits: the limit of the group around kvmd's counts", "[integr
   CHECK(group->Killed() == 0);
 }
 
-TEST_CASE("Memory limits: another user's domain is refused, the first user's goes on", "[integration]") {
+TEST_CASE("Memory limits: another user's domain is refused, and the first user's still works", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to connect as another user");
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(130 * kMib, why);
@@ -144,7 +146,7 @@ TEST_CASE("Memory limits: another user's domain is refused, the first user's goe
   CHECK(group->Killed() == 0);
 }
 
-TEST_CASE("Memory limits: kvmd doesn't start with a host cache that its group can't hold, and names both figures", "[integration]") {
+TEST_CASE("Memory limits: kvmd doesn't start with a host cache that its group has no memory for, and names both figures", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(200 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -195,7 +197,8 @@ TEST_CASE("Memory limits: a host cache leaves room for the registries that may c
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(250 * kMib, why);
   if (!group) KVM_SKIP(why);
-  // A registry has 82 MiB: with both of them, what is in use and the spare part, the cache's one slab does not fit.
+  // A registry has 82 MiB: with both of them, what is in use and the spare part, the cache's one
+  // slab does not fit.
   KvmdProcess kvmd({"--max-entries", "1000000", "--max-domains", "2", "--host-cache", "64M", "--host-cache-slab", "64M"}, group->Enter());
   std::filesystem::permissions(kvmd.dir().path(), std::filesystem::perms::all);
   ChildProcess user(group->Enter() + std::vector<std::string>{SelfPath(), "--child", "memory-user", "30"});
@@ -226,7 +229,7 @@ TEST_CASE("Memory limits: kvmd refuses a region whose index it could not keep", 
   CHECK(group->Killed() == 0);
 }
 
-TEST_CASE("Memory limits: a worker is refused a region that its group can't hold, and lives", "[integration]") {
+TEST_CASE("Memory limits: a worker is refused a region that its group has no memory for, and survives", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(100 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -239,7 +242,7 @@ TEST_CASE("Memory limits: a worker is refused a region that its group can't hold
   CHECK(group->Killed() == 0);
 }
 
-TEST_CASE("Memory limits: what a worker notes of its blocks counts as well", "[integration]") {
+TEST_CASE("Memory limits: the records that a worker keeps of its blocks count as well", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(300 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -271,7 +274,7 @@ TEST_CASE("Memory limits: workers of one group that start at the same time are r
   CHECK(group->Killed() == 0);
 }
 
-TEST_CASE("Memory limits: a worker that is started in a dead one's place gets its memory", "[integration]") {
+TEST_CASE("Memory limits: a worker that replaces a dead one gets the dead one's memory", "[integration]") {
   const std::string next = GENERATE("pool", "pool-of-another-name");
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(180 * kMib, why);
@@ -291,7 +294,7 @@ TEST_CASE("Memory limits: a worker that is started in a dead one's place gets it
   CheckHas(kvmd.Log(), "region_reclaimed");
 }
 
-TEST_CASE("Memory limits: what a dead worker has left goes before the next one of its name makes its own", "[integration]") {
+TEST_CASE("Memory limits: a dead worker's memory is freed before a new worker of its name allocates", "[integration]") {
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(400 * kMib, why);
   if (!group) KVM_SKIP(why);

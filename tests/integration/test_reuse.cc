@@ -1,5 +1,5 @@
-// Owners that reuse blocks: what was found before is noticed when it is imported (I2, I4, I8), and a block
-// belongs to whoever began to write it last (I3).
+// Owners that reuse blocks: what was found before is noticed when it is imported (I2, I4, I8), and
+// a block belongs to the write that began last (I3: the order of a write).
 #include <vector>
 
 #include "tests/catch.h"
@@ -44,7 +44,7 @@ TEST_CASE("Reuse: a block reused between find and import fails, with all behind 
   }
 }
 
-TEST_CASE("Reuse: a block in another process's hands again is a stale end of the match", "[integration]") {
+TEST_CASE("Reuse: a block that its owner writes again ends the match as stale", "[integration]") {
   KvmdProcess kvmd({"--sweep-interval-ms", "600000"});
   test::RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
   const auto reader = Start(kvmd, "reader");
@@ -56,7 +56,7 @@ TEST_CASE("Reuse: a block in another process's hands again is a stale end of the
   CHECK(match.end() == MatchEnd::kStale);
 }
 
-TEST_CASE("Reuse: kvmd forgets reused blocks by itself", "[integration]") {
+TEST_CASE("Reuse: kvmd drops entries of reused blocks by itself", "[integration]") {
   KvmdProcess kvmd({"--sweep-interval-ms", "10"});
   const auto owner = Start(kvmd, "owner");
   test::RegistryProbe probe(kvmd.socket());
@@ -102,7 +102,7 @@ TEST_CASE("Reuse: of two writes of one block only the later one publishes", "[in
   CHECK(owner->client().Find(std::span(keys).subspan(1)).size() == 1);
 }
 
-TEST_CASE("Reuse: writes that own nothing publish nothing", "[integration]") {
+TEST_CASE("Reuse: writes that no BeginWrite returned publish no block", "[integration]") {
   KvmdProcess kvmd;
   const auto owner = Start(kvmd, "owner");
   const BlockKey key = owner->Keys("a:1").front();
@@ -133,7 +133,7 @@ TEST_CASE("Reuse: an import withdraws its destination blocks from others", "[int
   CHECK(import.failed.size() == 4);
 }
 
-TEST_CASE("Reuse: with checksums, bytes that changed without a new generation are found out by who verifies", "[integration]") {
+TEST_CASE("Reuse: with checksums, an importer that verifies finds bytes that changed without a new generation", "[integration]") {
   KvmdProcess kvmd;
   Result<std::unique_ptr<Worker>> owner = Worker::Start({.socket = kvmd.socket(), .name = "owner", .checksums = true});
   KVM_REQUIRE_OK(owner);
@@ -147,7 +147,8 @@ TEST_CASE("Reuse: with checksums, bytes that changed without a new generation ar
   verify.verify = true;
   const std::vector<BlockKey> keys = reader->Keys("a:6"), other = reader->Keys("b:3");
   CHECK(reader->Import(reader->Find("a:6"), keys, 10, verify).valid == 6);
-  CHECK(reader->Import(reader->Find("b:3"), other, 20, verify).valid == 3);  // nothing to compare with
+  // Nothing to compare with
+  CHECK(reader->Import(reader->Find("b:3"), other, 20, verify).valid == 3);
 
   // As a fault, or an owner that breaks the rules, would do it.
   (*owner)->region().BlockData(4)[100] ^= std::byte{1};

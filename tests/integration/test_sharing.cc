@@ -50,7 +50,7 @@ TEST_CASE("Sharing: a second process imports what the first one published, byte 
   CHECK(import.wrong == 0);
 }
 
-TEST_CASE("Sharing: what was published before a worker came is found by it at once", "[integration]") {
+TEST_CASE("Sharing: a new worker finds blocks at once that were published before it connected", "[integration]") {
   KvmdProcess kvmd;
   const auto early = Start(kvmd, "early");
   PublishAndFlush(*early, "a:5", 0);
@@ -60,7 +60,7 @@ TEST_CASE("Sharing: what was published before a worker came is found by it at on
   CHECK(import.wrong == 0);
 }
 
-TEST_CASE("Sharing: what a later worker publishes is found by one that was there before", "[integration]") {
+TEST_CASE("Sharing: a worker finds blocks that a worker publishes which connected later", "[integration]") {
   KvmdProcess kvmd;
   const auto early = Start(kvmd, "early");
   const auto late = Start(kvmd, "late");
@@ -113,7 +113,7 @@ TEST_CASE("Sharing: a shorter prompt matches wholly inside a longer published on
   CHECK(reader->Find("a:4").end() == MatchEnd::kComplete);
 }
 
-TEST_CASE("Sharing: prompts share exactly the blocks before they part", "[integration]") {
+TEST_CASE("Sharing: prompts share exactly the blocks before their first difference", "[integration]") {
   KvmdProcess kvmd;
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   PublishAndFlush(*publisher, "a:6,b:4", 0);
@@ -137,7 +137,7 @@ TEST_CASE("Sharing: a gap of one block is not bridged", "[integration]") {
   CHECK(reader->FindAndImport("a:8", 0).wrong == 0);
 }
 
-TEST_CASE("Sharing: another cache salt, LoRA or order of both shares nothing", "[integration]") {
+TEST_CASE("Sharing: another cache salt, LoRA or order of both shares no block", "[integration]") {
   KvmdProcess kvmd;
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   const std::vector<ExtraKey> lora{{ExtraKey::Kind::kLora, "sql"}}, salt{{ExtraKey::Kind::kCacheSalt, "tenant"}}, both{lora[0], salt[0]},
@@ -152,7 +152,7 @@ TEST_CASE("Sharing: another cache salt, LoRA or order of both shares nothing", "
   CHECK(reader->Find("a:4", reversed).empty());
 }
 
-TEST_CASE("Sharing: another revision shares nothing, and NearMisses names the field", "[integration]") {
+TEST_CASE("Sharing: another revision shares no block, and NearMisses names the field", "[integration]") {
   KvmdProcess kvmd;
   const auto publisher = Start(kvmd, "publisher");
   PublishAndFlush(*publisher, "a:4", 0);
@@ -196,7 +196,7 @@ TEST_CASE("Sharing: another model under another id is no near miss, the own mode
   CHECK(one->client().NearMisses(one->model()).empty());
 }
 
-TEST_CASE("Sharing: another user's worker shares nothing and sees nothing", "[integration]") {
+TEST_CASE("Sharing: another user's worker shares no block and sees none", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to start a worker as another user");
   constexpr unsigned kNobody = 65534;
   KvmdProcess kvmd;
@@ -229,7 +229,8 @@ TEST_CASE("Sharing: regions of different layouts import from each other", "[inte
   std::vector<std::unique_ptr<Worker>> workers;
   int number = 0;
   for (const test::NamedGeometry& layout : test::EngineLayouts(24)) {
-    if (layout.geometry.parts.size() > 64) continue;  // one piece per token and head: covered in-process
+    // One piece per token and head: covered in-process
+    if (layout.geometry.parts.size() > 64) continue;
     WorkerOptions options;
     options.geometry = layout.geometry;
     workers.push_back(Start(kvmd, "worker-" + std::to_string(number++), options));
@@ -249,7 +250,7 @@ TEST_CASE("Sharing: regions of different layouts import from each other", "[inte
   }
 }
 
-TEST_CASE("Sharing: a worker finds its own blocks unless it says it does not want them", "[integration]") {
+TEST_CASE("Sharing: a worker finds its own blocks unless include_own is false", "[integration]") {
   KvmdProcess kvmd;
   const auto worker = Start(kvmd, "worker");
   PublishAndFlush(*worker, "a:4", 0);
@@ -306,7 +307,7 @@ TEST_CASE("Sharing: shards match as far as the shortest of them", "[integration]
   CHECK(matches[1].size() == 5);
 }
 
-TEST_CASE("Sharing: an import with wrong arguments is refused and touches nothing", "[integration]") {
+TEST_CASE("Sharing: an import with wrong arguments is refused and touches no block", "[integration]") {
   KvmdProcess kvmd;
   const auto publisher = Start(kvmd, "publisher"), reader = Start(kvmd, "reader");
   RegionOptions other_group{.name = "larger", .shard = {0, 1, 0, 1, 1}, .geometry = Geometry::Contiguous(3, 8192), .segment_bytes = {}};

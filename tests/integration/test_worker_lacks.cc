@@ -1,4 +1,5 @@
-// What a worker does where it, or kvmd, could not have something once: it says so, and has it later.
+// What a worker does where it, or kvmd, could not have something once: it says so, and has it
+// later.
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -33,7 +34,7 @@ bool Says(const KvmdProcess& kvmd, const std::string& event, const std::string& 
 
 }  // namespace
 
-TEST_CASE("Descriptors: a worker that could not take its part of the host cache stores no block in it, and is sent it again",
+TEST_CASE("Descriptors: a worker that lost a slab's descriptor stores no block in the slab, and gets the descriptor again",
           "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd({"--host-cache", "4M"});
@@ -49,13 +50,14 @@ TEST_CASE("Descriptors: a worker that could not take its part of the host cache 
     REQUIRE(Eventually([&] { return worker->client().Stats().offloads_dropped == 8; }));
   }
   CHECK(test::HostCacheOf(probe).blocks() == 0);
-  // One by one: what was granted in the first try is free again when it has been given up.
+  // One by one: memory that was granted in the first try is free again once the try has failed.
   for (const std::uint32_t block : blocks) worker->region().Offload({&block, 1});
   CHECK(test::StoredEventually(probe, 8) == 8);
   CHECK(worker->client().Stats().reconnects == 0);
 }
 
-TEST_CASE("Descriptors: a worker that can't take the region it adopts says so, and gives it back", "[integration]") {
+TEST_CASE("Descriptors: a worker that lacks descriptors for a region that it adopts reports that, and returns the region",
+          "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "heir"});
@@ -71,7 +73,7 @@ TEST_CASE("Descriptors: a worker that can't take the region it adopts says so, a
     const FewDescriptors few(0);
     KVM_CHECK_ERROR(heir->client().AdoptRegion(heir->model(), options, After(10s)), Errc::kResourceExhausted, few.Says());
   }
-  // Nobody writes it, and nobody is served from it.
+  // No process writes it, and no blocks are found in it.
   CHECK(Eventually([&] { return Says(kvmd, "event=region_unregistered", "region=pool"); }));
   CHECK(Eventually([&] { return heir->Find("a:4").empty(); }));
   KVM_REQUIRE_OK(heir->client().AllocateRegion(heir->model(), options, After(10s)));

@@ -6,8 +6,9 @@
     check_docs.py --self-test      that each rule can fail
 
 A text in backticks counts as a path if it begins with one of the tree's folders or include folders, and as a name of
-the code if it is written Class::Member. `a/{b,c}.h` stands for both files, `*` for any name. Prints one line per finding
-and exits 1 if there are any.
+the code if it is written Class::Member. `a/{b,c}.h` stands for both files, `*` for any name. check_comments.py has the
+words that no document may use; CHANGELOG.md is exempt, since it names old ones. Prints one line per finding and exits 1 if
+there are any.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
+
+from check_comments import WORDS, instead
 
 FOLDERS = ("proto", "cuda", "daemon", "client", "tests", "docs", "scripts", "systemd", ".ci")
 # How documents write paths besides from the root: includes, and a test by its folder.
@@ -33,8 +36,6 @@ HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
 PATH = re.compile(r"^[\w.*{},/-]+$")
 MEMBER = re.compile(r"^[A-Z]\w*(::~?\w+)+(\(.*\))?$")
-# Words that an outsider can't read as the field does; CHANGELOG.md names old ones.
-UNWANTED = re.compile(r"\b(stow\w*|tiers?|whoever|heirs?|newcomers?|what is there|the kvmd before|giv(?:es?|en|ing) up|gave up)\b", re.IGNORECASE)
 
 
 def documents(root):
@@ -137,8 +138,8 @@ def check(root):
                         yield f"{name}: names {path}, which is not there"
             elif MEMBER.match(code) and not sources.has(code.split("(", 1)[0]):
                 yield f"{name}: names {code}, which no source has"
-        for word in UNWANTED.findall(CODE.sub("", prose)):
-            yield f"{name}: says \"{word}\"; a plain verb or the field's word does better"
+        for word in WORDS.findall(CODE.sub("", prose)):
+            yield f"{name}: says \"{word}\"; write {instead(word)}"
 
 
 def check_options(text, usage):

@@ -23,9 +23,10 @@ TEST_CASE = re.compile(r'TEST_CASE\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*"([^"]*)"'
 GPU_GATE = re.compile(r"\s*(KVM_NEED_GPUS\(|if \([^{}]*?\) KVM_SKIP\()")
 LABELS = ("unit", "integration", "fault", "gpu")
 
-# Folder (the longest that matches a file), and the folders its quoted includes may come from besides itself.
-# kvm/ is proto/include/kvm and cuda/include/kvm, kvclient/ is client/include/kvclient. What a folder may include, it may
-# include from the folder itself and from those below it that have no rule of their own.
+# Folder (the longest that matches a file), and the folders its quoted includes may come from
+# besides itself. kvm/ is proto/include/kvm and cuda/include/kvm, kvclient/ is
+# client/include/kvclient. What a folder may include, it may include from the folder itself and from
+# those below it that have no rule of their own.
 PROTO = {"proto/base", "proto/model", "proto/shm", "proto/wire", "kvm"}
 CLIENT = PROTO | {"cuda", "kvclient"}
 KVCTL = {"proto/base", "proto/shm", "proto/wire", "kvclient", "kvm"}
@@ -57,7 +58,8 @@ RULES = {
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
     "client/examples": {"kvclient", "kvm"},
-    # client → import → region → offload → find → peers → connection; leases stand beside the regions.
+    # client → import → region → offload → find → peers → connection; leases stand beside the
+    # regions.
     "client/stats": PROTO | {"kvclient"},
     "client/connection": CLIENT,
     "client/peers": CLIENT | {"client/connection"},

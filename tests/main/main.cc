@@ -1,4 +1,5 @@
-// Runner of every test binary: Catch2, or a child process that a test started (support/child_main.h).
+// Runner of every test binary: Catch2, or a child process that a test started
+// (support/child_main.h).
 #if __has_include(<catch2/catch_session.hpp>)
 #include <catch2/catch_session.hpp>
 #else

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Checks the model of the protocol (*.pml) exhaustively with spin, and that it can fail.
+"""Checks the model of the protocol (*.pml) exhaustively with spin, and that the check can fail.
 
 As it is, no reachable state may break the property, every statement must be reached, and there must be enough states for
-that to mean something. With any one defence or assumption taken out a counterexample must be found, and so it must be for
-each claim that something that ought to happen never does. Exit status 77: spin or a C compiler is missing.
+that to be meaningful. If any single defence or assumption is taken out, a counterexample must be found. One must also be
+found for each claim that an expected event never happens. Exit status 77: spin or a C compiler is missing.
 
   check_model.py                    all of it
   check_model.py --show NAME        the shortest counterexample of one case, step by step
@@ -45,14 +45,15 @@ def claim(name: str, where: str, never: str, model: str = "region") -> Case:
 
 CASES = [
     Case("region", "region", "", "a worker's region", least_states=1_000_000),
-    # kvmd gives no slot up for good.
+    # kvmd loses no slot for ever.
     Case("host_cache", "host_cache", "", "a slot of the host cache", least_states=20_000, unreached=r"odd\[\w+\] = 0"),
-    # The second check alone decides: generations never come back. The first one saves copies that would be thrown away.
+    # The second check alone decides: generations never come back. The first one saves copies that
+    # would be thrown away.
     Case("region: NO_FIRST_CHECK", "region", "NO_FIRST_CHECK", "the second check is enough", least_states=1_000_000),
     taken_out("NO_ODD_AT_UNREGISTER", "ownership ends without an odd generation"),
     taken_out("END_WITHOUT_BIT", "a write that was under way at the end of ownership finishes after it"),
     taken_out("BEGIN_AFTER_END", "a write begins after the end of ownership"),
-    taken_out("NO_SECOND_CHECK", "nobody looks at the generation after the copy"),
+    taken_out("NO_SECOND_CHECK", "no importer checks the generation after the copy"),
     taken_out("OVERWRITE_BEFORE_BEGIN", "bytes change before the generation is odd"),
     taken_out("FINISH_BEFORE_LANDED", "readable before the GPU is done"),
     taken_out("FINISH_WITHOUT_CAS", "an older write makes a newer one's block readable"),
@@ -60,7 +61,7 @@ CASES = [
     taken_out("ADOPT_BEFORE_DEATH", "the connection has ended, the process has not"),
     taken_out("FORK_KEEPS_MAPPING", "a child writes after its parent's death"),
     taken_out("NEW_TABLE_AT_ADOPTION", "importers go on with the dead owner's table"),
-    taken_out("GENERATIONS_START_OVER", "an heir formats the table: generations come back"),
+    taken_out("GENERATIONS_START_OVER", "an adopting worker formats the table: generations come back"),
     taken_out("ROW_WITHOUT_EPOCH", "a row names another region than when the entry was made"),
     taken_out("ASSUME_PIDFD_WAITS_FOR_GPU", "stores of a dead process's GPU land after the pidfd has fired"),
     taken_out("ASSUME_WRITES_LAND_IN_ORDER", "an older write's bytes land after a newer write's"),
@@ -73,8 +74,8 @@ CASES = [
     claim("no copy is ever validated", "NEVER", "true"),
     claim("no copy is ever torn", "NEVER_COPIED", "half[0] != half[1]"),
     claim("no copy is validated after an adoption, of what the dead owner published", "NEVER", "adopted && k < 3"),
-    claim("no copy is validated of what an heir published", "NEVER", "adopted && k == 3"),
-    claim("no copy is validated of a newcomer's in the same row", "NEVER", "!adopted && k == 3"),
+    claim("no copy is validated of a block that an adopting worker published", "NEVER", "adopted && k == 3"),
+    claim("no copy is validated of another region's block in the same row", "NEVER", "!adopted && k == 3"),
     claim("no block is ever adopted", "NEVER_ADOPTED", "true"),
     claim("no copy is validated after kvmd's restart, by the old registry", "NEVER", "from_first && registry == 1"),
     claim("no copy is validated after kvmd's restart, by the new registry", "NEVER", "!from_first"),
@@ -121,7 +122,7 @@ def check(case: Case) -> str:
     with tempfile.TemporaryDirectory(prefix="kvm-model-") as name:
         folder = pathlib.Path(name)
         build(case, folder, ["-DSAFETY", "-O2" if case.least_states else "-O0"])
-        # -E: processes that stand still are not errors.
+        # -E: blocked processes are not errors.
         output = run(["./pan", "-E", f"-m{DEPTH}"], folder)
     states = number(r"(\d+) states, stored", output)
     errors = number(r"errors: (\d+)", output)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the build into a scratch prefix and builds the outside program against it, once with CMake's
-# find_package and once with pkg-config; then builds the README's example, and runs it on the kvmd that
-# was installed.
+# Installs the build into a scratch prefix and builds the outside program against it, once with
+# CMake's find_package and once with pkg-config; then builds the README's example, and runs it on
+# the kvmd that was installed.
 #
 #   run.sh BUILD_DIR CXX [CXX_FLAGS]
 set -euo pipefail

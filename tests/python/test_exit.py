@@ -1,4 +1,4 @@
-"""The end of a Python process: no event for whoever reads kvmd's log."""
+"""The end of a Python process causes no warning in kvmd's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kvmd's host cache from Python: what is offered, and what is there when its owner has overwritten it."""
+"""kvmd's host cache from Python: which blocks are offered, and which stay when their owner overwrites them."""
 
 from __future__ import annotations
 

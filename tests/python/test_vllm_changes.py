@@ -224,7 +224,8 @@ def test_an_adapter_that_is_replaced_in_place_gets_new_keys(engine: Engine, tmp_
     replaced = with_lora(Request("b", list(range(8, 16)), 1), path, load_inplace=True)
     [second] = engine.run(replaced)
     assert list(first.keys[0])[:1] != list(second.keys[0])[:1]
-    assert not running.shared  # its next blocks are computed with another adapter than its first ones
+    # Its next blocks are computed with another adapter than its first ones
+    assert not running.shared
     # The engine's own cache knows adapters by name: what it has may be of the old one.
     hit = with_lora(Request("c", list(range(16, 32)), 1), path, load_inplace=True)
     engine.ask(hit, 8)

@@ -131,7 +131,8 @@ def test_tokens_that_a_streaming_session_drops_are_in_no_key() -> None:
     session = request(list(range(8)))
     keys = RequestKeys(SPEC, [kvclient.Shard()], session)
     keys.upto(2)
-    session.prompt_token_ids = [*range(7), 99, 100, 101, 102, 103]  # the last token sampled is not kept
+    # The last token sampled is not kept
+    session.prompt_token_ids = [*range(7), 99, 100, 101, 102, 103]
     session.all_token_ids[:] = session.prompt_token_ids
     assert list(keys.upto(3)[0]) == keys_of(list(session.prompt_token_ids))[0]
 
@@ -215,7 +216,8 @@ def test_heads_and_tokens_that_are_as_many_are_told_apart() -> None:
     tokens_first = numbered(BLOCKS, 2, 4, 4, SIZE)
     heads_first = numbered(BLOCKS, 2, 4, 4, SIZE).transpose(2, 3)
     assert read_layout({"a": tokens_first}, BLOCKS).text != read_layout({"a": heads_first}, BLOCKS).text
-    one_head = numbered(BLOCKS, 2, 4, 1, SIZE)  # a dimension of one has no order: any stride will do
+    # A dimension of one has no order: any stride will do
+    one_head = numbered(BLOCKS, 2, 4, 1, SIZE)
     strided = one_head.as_strided(one_head.shape, (*one_head.stride()[:3], 1, 1))
     assert read_layout({"a": one_head}, BLOCKS).text == read_layout({"a": strided}, BLOCKS).text
 

@@ -19,7 +19,8 @@ def tensors() -> dict[str, torch.Tensor]:
         "wide": torch.randn(300, 70, generator=generator),
         "half": torch.randn(300, 70, generator=generator).bfloat16(),
         "other": torch.randn(300, 70, generator=generator),
-        "long": torch.randn(1_300_001, generator=generator),  # several sums, the last one of no whole word
+        # Several sums, the last one of no whole word
+        "long": torch.randn(1_300_001, generator=generator),
         "scalar": torch.tensor(3),
         "flags": torch.tensor([True, False, True]),
         "empty": torch.zeros(0),
@@ -97,7 +98,8 @@ def test_a_transposed_tensor_is_another_and_the_same_each_time() -> None:
     square = torch.arange(16.0).view(4, 4)
     assert parameters_digest({"a": square}) != parameters_digest({"a": square.t()})
     assert parameters_digest({"a": square.t()}) == parameters_digest({"a": square.clone().t()})
-    # The same values at the same indices in another order of memory: kernels may add in another order.
+    # The same values at the same indices in another order of memory: kernels may add in another
+    # order.
     assert parameters_digest({"a": square}) != parameters_digest({"a": square.t().contiguous().t()})
 
 

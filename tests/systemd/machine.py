@@ -11,7 +11,8 @@ PATIENCE_S = 60
 POWER_OFF = signal.SIGRTMIN + 4  # to systemd as process 1
 CONTROL_GROUPS = pathlib.Path("/sys/fs/cgroup")
 MEMORY_V1 = CONTROL_GROUPS / "memory"
-# Hierarchies beside cgroup v2's own, where systemd would use the groups of another machine, or of this one.
+# Hierarchies beside cgroup v2's own, where systemd would use the groups of another machine, or of
+# this one.
 HIERARCHIES = (MEMORY_V1, CONTROL_GROUPS / "systemd", CONTROL_GROUPS / "unified")
 
 
@@ -64,7 +65,8 @@ class Machine:
             self.leader = eventually("the machine's first process", self._find_leader)
             eventually("the machine's start", self._has_started)
             if MEMORY_V1.exists():
-                # systemd-nspawn leaves cgroup v1 read-only, so that limits of units would not be set.
+                # systemd-nspawn leaves cgroup v1 read-only, so that limits of units would not be
+                # set.
                 self.run("mount", "-o", "remount,bind,rw", str(MEMORY_V1))
                 self.run("systemctl", "daemon-reexec")
                 eventually("systemd's second start", lambda: self.run("systemctl", "is-system-running").returncode == 0)
@@ -105,7 +107,8 @@ class Machine:
         said = self.log.read_text(errors="replace").strip()
         if self.nspawn.poll() is not None:
             raise CannotBootError(f"systemd-nspawn ended with {self.nspawn.returncode}: {said}")
-        if "Freezing execution" in said:  # as systemd does when it lacks what it needs to run at all
+        # As systemd does when it lacks what it needs to run at all
+        if "Freezing execution" in said:
             raise CannotBootError(f"systemd: {said}")
 
     def _has_started(self):

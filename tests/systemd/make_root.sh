@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the root of a small machine of this distribution with systemd, for tests/systemd/run.py, unless it is there
-# already. Packages come from where this machine's own come from.
+# Makes the root of a small machine of this distribution with systemd, for tests/systemd/run.py,
+# unless it is there already. Packages come from where this machine's own come from.
 #
 #   make_root.sh ROOT       77: it can't be made here; the reason is said
 set -euo pipefail

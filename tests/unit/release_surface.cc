@@ -1,4 +1,5 @@
-// What a release build lets nobody choose. Compiled with a release build's definitions by a test of its own, not linked.
+// Choices that a release build must not offer. A test compiles this file with a release build's
+// definitions, and does not link it.
 #include "cuda/memory_backend.h"
 #include "cuda/plan/copy_policy.h"
 
@@ -13,7 +14,8 @@ concept ChoosesKernel = requires(Limits limits) {
   limits.forced;
 };
 
-// Tests that must find wrong bytes check against a table of their own that stands still (tests/support/data/standing_generations.h).
+// Tests that must find wrong bytes check against a table of their own that stands still
+// (tests/support/data/standing_generations.h).
 static_assert(!ChoosesValidation<kvm::ImportRequest>, "an import can leave its checks out");
 static_assert(!ChoosesKernel<kvm::CopyLimits>, "a caller can force a kernel");
 

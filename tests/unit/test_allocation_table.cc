@@ -1,4 +1,5 @@
-// Exportable memory as far as it needs no GPU: the table of allocations, and what a build or machine without CUDA says.
+// Exportable memory as far as it needs no GPU: the table of allocations, and what a build or
+// machine without CUDA says.
 #include <atomic>
 #include <optional>
 #include <thread>
@@ -95,7 +96,7 @@ TEST_CASE("Allocation table: threads add, find and take at once", "[unit]") {
   CHECK(table.size() == 0);
 }
 
-TEST_CASE("Exportable memory: a GPU that is not there is an error, and nothing is left", "[unit]") {
+TEST_CASE("Exportable memory: a GPU that does not exist is an error, and no memory stays allocated", "[unit]") {
   const Result<void*> memory = AllocateExportable(DeviceUuid{9, 9, 9}, 1 << 21);
   REQUIRE_FALSE(memory);
   CHECK((memory.error().code == Errc::kUnsupported || memory.error().code == Errc::kNotFound));

@@ -1,5 +1,5 @@
-// The block index against a reference: forced collisions, replicas in order, deletion by moving back, and a
-// reader at work meanwhile.
+// The block index against a reference: forced collisions, replicas in order, deletion by moving
+// back, and a reader at work meanwhile.
 #include <atomic>
 #include <map>
 #include <memory>
@@ -209,7 +209,8 @@ TEST_CASE("BlockIndexWriter: a reader never misses a present key and never sees 
   std::vector<IndexEntry> staying;
   std::uint32_t block = 0;
   for (std::uint64_t home = 0; home < kSlots; home += 8) {
-    table.Insert(Entry(KeyAt(home, kSlots, 1), 1, block++));  // goes first, so that the next one moves
+    // Goes first, so that the next one moves
+    table.Insert(Entry(KeyAt(home, kSlots, 1), 1, block++));
     staying.push_back(Entry(KeyAt(home, kSlots, 0), 0, block++));
     table.Insert(staying.back());
   }

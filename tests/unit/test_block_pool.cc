@@ -1,5 +1,5 @@
-// BlockPool: what stays by which policy, in which block, and that it hits what the simulator hits; and the content
-// that blocks carry.
+// BlockPool: what stays by which policy, in which block, and that it hits what the simulator hits;
+// and the content that blocks carry.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -55,7 +55,7 @@ TEST_CASE("BlockPool: with LRU, blocks are held until the pool is full, then the
   CHECK(Hits(pool, {1, 2, 3}) == 2);  // 3 left first
 }
 
-TEST_CASE("BlockPool: with LRU, what is used again is not the next to leave", "[unit]") {
+TEST_CASE("BlockPool: with LRU, a block that is used again is not evicted next", "[unit]") {
   BlockPool pool(PolicyKind::kLru, 4);
   Hits(pool, {1, 2});
   Hits(pool, {3, 4});
@@ -65,7 +65,7 @@ TEST_CASE("BlockPool: with LRU, what is used again is not the next to leave", "[
   CHECK(Hits(pool, {3, 4}) == 0);
 }
 
-TEST_CASE("BlockPool: a request longer than the pool keeps its head, and says what it lets go", "[unit]") {
+TEST_CASE("BlockPool: a request longer than the pool keeps its first blocks, and reports those it does not keep", "[unit]") {
   BlockPool pool(PolicyKind::kLru, 3);
   const std::vector<Place> places = Places(pool, {1, 2, 3, 4, 5});
   CHECK(BlockPool::Hits(places) == 0);
@@ -87,7 +87,7 @@ TEST_CASE("BlockPool: a key that leaves and comes back within one request keeps 
   CHECK(second[3].kept == BlockPool::kNoBlock);
 }
 
-TEST_CASE("BlockPool: a gap ends the hit, what is behind it stays where it is", "[unit]") {
+TEST_CASE("BlockPool: a gap ends the hit, and blocks behind it keep their places", "[unit]") {
   BlockPool pool(PolicyKind::kS3Fifo, 20);
   Hits(pool, {1, 2, 3});
   const std::vector<Place> places = Places(pool, {1, 9, 3});
@@ -98,7 +98,7 @@ TEST_CASE("BlockPool: a gap ends the hit, what is behind it stays where it is", 
   CHECK(places[2].kept == places[2].held);
 }
 
-TEST_CASE("BlockPool: a held block holds its key, and no block is given to two keys, over many random requests", "[unit]") {
+TEST_CASE("BlockPool: over many random requests, a held block has its key, and no block gets two keys", "[unit]") {
   for (const PolicyKind kind : policy::kAllPolicies) {
     for (const std::uint32_t blocks : {1u, 7u, 50u}) {
       INFO(policy::PolicyName(kind) << ", " << blocks << " blocks");

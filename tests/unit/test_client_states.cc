@@ -1,4 +1,5 @@
-// Where a region stands with kvmd, and what the offloader's thread does with one: what may follow what.
+// Where a region stands with kvmd, and what the offloader's thread does with one: what may follow
+// what.
 #include <algorithm>
 #include <array>
 #include <vector>
@@ -56,7 +57,7 @@ TEST_CASE("Region state: every region can be closed", "[unit]") {
   for (const RegionState from : kStates) CHECK(Leads(kStates, from, RegionState::kClosed));
 }
 
-TEST_CASE("Region state: a row that kvmd has is taken out before the region counts as closed", "[unit]") {
+TEST_CASE("Region state: a region's row is removed by kvmd before the region counts as closed", "[unit]") {
   CHECK_FALSE(MayFollow(RegionState::kRegistered, RegionState::kClosed));
   CHECK(After(kStates, RegionState::kRegistered) == std::vector{RegionState::kOffline, RegionState::kClosing});
 }
@@ -71,16 +72,16 @@ TEST_CASE("Region state: a region that is closed during a request waits for the 
   CHECK(After(kStates, RegionState::kAbandoned) == std::vector{RegionState::kClosing, RegionState::kClosed});
 }
 
-TEST_CASE("Offload phase: a copy that has begun is ended before its region is left", "[unit]") {
+TEST_CASE("Offload phase: a copy that has begun ends before its region is closed", "[unit]") {
   for (const OffloadPhase copying : {OffloadPhase::kCopying, OffloadPhase::kLastCopy}) CHECK_FALSE(MayFollow(copying, OffloadPhase::kIdle));
   CHECK_FALSE(MayFollow(OffloadPhase::kCopying, OffloadPhase::kLeaving));
 }
 
-TEST_CASE("Offload phase: a region that is left is not read again", "[unit]") {
+TEST_CASE("Offload phase: a region that is being closed is not read again", "[unit]") {
   CHECK(After(kPhases, OffloadPhase::kLeaving) == std::vector{OffloadPhase::kIdle});
   CHECK(After(kPhases, OffloadPhase::kLastCopy) == std::vector{OffloadPhase::kLeaving});
 }
 
-TEST_CASE("Offload phase: the thread comes back to idle from everywhere", "[unit]") {
+TEST_CASE("Offload phase: the thread returns to idle from every phase", "[unit]") {
   for (const OffloadPhase from : kPhases) CHECK(Leads(kPhases, from, OffloadPhase::kIdle));
 }

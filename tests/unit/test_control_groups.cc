@@ -1,4 +1,5 @@
-// Memory limits of control groups, read from trees of files as kernels, containers and service managers lay them out.
+// Memory limits of control groups, read from trees of files as kernels, containers and service
+// managers lay them out.
 #include <unistd.h>
 
 #include <filesystem>
@@ -153,7 +154,7 @@ TEST_CASE("Control groups v2: a namespace without mounts of its own is found by 
   }
 }
 
-TEST_CASE("Control groups v2: a group outside of what is mounted is not looked for beside the mount", "[unit]") {
+TEST_CASE("Control groups v2: a group outside of the mount is not searched for beside the mount", "[unit]") {
   Machine machine;
   machine.Groups("0::/../other\n");
   machine.MountV2();
@@ -201,7 +202,8 @@ TEST_CASE("Control groups: file cache is available, shared memory is not", "[uni
                     "cache 1\ninactive_file 5\ndirty 5\ntotal_dirty 1048576\ntotal_writeback 1048576\ntotal_shmem 31457280\n"
                     "total_inactive_file 23068672\ntotal_active_file 8388608\n");
   }
-  // 90 in use, of which 20 + 4 (half of what is used much) + 2 - 2 (must be written first), or 22 + 4 - 2.
+  // 90 in use, of which 20 + 4 (half of what is used much) + 2 - 2 (must be written first), or 22 +
+  // 4 - 2.
   CHECK(machine.Only() == "100/34");
 }
 
@@ -262,7 +264,7 @@ TEST_CASE("Control groups v1: a limit of a group that can't be seen is refused, 
   CHECK(machine.Only() == "50/38");
 }
 
-TEST_CASE("Control groups: what can't be told is an error that says what", "[unit]") {
+TEST_CASE("Control groups: a limit that can't be determined is an error that names the reason", "[unit]") {
   Machine machine;
   machine.Groups("0::/kvmd\n");
   SECTION("no cgroup mount") {

@@ -1,5 +1,5 @@
-// Copy plans: blocks copied by plan are, byte for byte, what a naive walk over both geometries copies,
-// and nothing else in the destination is touched.
+// Copy plans: blocks copied by plan are, byte for byte, what a naive walk over both geometries
+// copies, and nothing else in the destination is touched.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -73,7 +73,8 @@ void CompareWithReference(const test::NamedGeometry& from, const test::NamedGeom
   CHECK(bytes == from.geometry.BlockBytes());
 }
 
-// Cuts `block_bytes` into random parts, each in one of the segments, with random gaps; valid by construction.
+// Cuts `block_bytes` into random parts, each in one of the segments, with random gaps; valid by
+// construction.
 test::NamedGeometry RandomGeometry(test::Random& random, std::uint64_t block_bytes, std::uint32_t blocks) {
   const auto segment_count = static_cast<std::uint32_t>(random.Between(1, 3));
   test::NamedGeometry out{"random", {blocks, {}}, std::vector<std::uint64_t>(segment_count, 0)};

@@ -1,4 +1,5 @@
-// The table by which kvmd dispatches messages: it has every message of the wire, and what it does not have is refused.
+// The table by which kvmd dispatches messages: it has every message of the wire, and what it does
+// not have is refused.
 #include <algorithm>
 #include <set>
 #include <string>
@@ -105,7 +106,7 @@ TEST_CASE("Dispatch: a hello comes first, and only first", "[unit]") {
   CHECK(handled == 0);
 }
 
-TEST_CASE("Dispatch: observers may send what only reads, an acknowledgement and a reclaim, and nothing else", "[unit]") {
+TEST_CASE("Dispatch: observers may send queries, an acknowledgement and a reclaim, and no other message", "[unit]") {
   unsigned handled = 0;
   const Dispatcher dispatcher(CountingRules(handled));
   std::set<std::string> let_through;

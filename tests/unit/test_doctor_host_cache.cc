@@ -1,4 +1,5 @@
 // kvctl doctor on what the host cache does not get.
+#include "client/kvctl/cli/observer.h"
 #include "client/kvctl/views/doctor_checks.h"
 #include "tests/catch.h"
 
@@ -16,7 +17,7 @@ kvmwire::StatusReply CacheOf(const std::string& admission, std::uint64_t offload
 
 }  // namespace
 
-TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache is named, with how many", "[unit]") {
+TEST_CASE("Doctor: a client that dropped blocks instead of offloading them is named, with their number", "[unit]") {
   kvmwire::StatusReply status;
   kvmwire::ClientStatus& client = *status.add_client_list();
   client.set_name("worker-1");
@@ -31,7 +32,18 @@ TEST_CASE("Doctor: a client that dropped blocks on their way to the host cache i
   CHECK(checks[0].detail.find("copied 1,000") != std::string::npos);
 }
 
-TEST_CASE("Doctor: admission reuse that has taken nothing is a warning that names who never offers", "[unit]") {
+TEST_CASE("Doctor: a list of clients that kvmd had to cut is a warning, since checks of the others are missing", "[unit]") {
+  kvmwire::StatusReply status;
+  CHECK(CutListNote(status).empty());
+  status.set_lists_cut(true);
+  const std::vector<Check> checks = CheckClientList(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].verdict == Verdict::kWarn);
+  CHECK(checks[0].detail == CutListNote(status));
+  CHECK(checks[0].detail.find("not complete") != std::string::npos);
+}
+
+TEST_CASE("Doctor: admission reuse without any stored block is a warning that names the engines that never offer", "[unit]") {
   CHECK(CheckHostCache({}).empty());
   CHECK(CheckHostCache(CacheOf("publish", 0)).empty());
   const std::vector<Check> empty = CheckHostCache(CacheOf("reuse", 0));

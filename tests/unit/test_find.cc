@@ -1,5 +1,5 @@
-// Which source a lookup picks, over a registry and mappings made by hand; and what becomes of a mapping
-// when its region goes.
+// Which source a lookup picks, over a registry and mappings made by hand; and what becomes of a
+// mapping when its region goes.
 #include "client/find/find.h"
 #include "client/peers/peers.h"
 #include "tests/catch.h"
@@ -141,7 +141,7 @@ TEST_CASE("Find: sources that are equally near share a long prefix in stretches"
   CHECK(node.Find(ForGpu(0), 8).sources[0].region != node.Find(ForGpu(1), 8).sources[0].region);
 }
 
-TEST_CASE("Find: what can't be reached ends the match, unless any block counts", "[unit]") {
+TEST_CASE("Find: a block that can't be reached ends the match, unless no destination is given", "[unit]") {
   Node node;
   node.Add(FakeRegion(1, MemoryPath::kNvlink), 10);
   node.Add(FakeRegion(2, std::nullopt), 20);
@@ -190,7 +190,7 @@ TEST_CASE("Find: a withdrawn region's blocks are out of reach at once", "[unit]"
   CHECK(node.Find(ForGpu()).sources.empty());
 }
 
-TEST_CASE("PeerMapping: memory goes with the last import that runs, and then its owner is told", "[unit]") {
+TEST_CASE("PeerMapping: memory is unmapped after the last import, and then its owner is told", "[unit]") {
   int alive = 0, told = 0;
   FakeRegion region(1, MemoryPath::kNvlink, false, &alive);
   CHECK(alive == 1);
@@ -207,7 +207,7 @@ TEST_CASE("PeerMapping: memory goes with the last import that runs, and then its
   CHECK(told == 2);
 }
 
-TEST_CASE("PeerTable: news of an older connection is ignored, and its withdrawals are acknowledged", "[unit]") {
+TEST_CASE("PeerTable: announcements of an older connection are ignored, and its withdrawals are acknowledged", "[unit]") {
   PeerTable table;
   test::SegmentBuilder segment(1, 4, 64);
   const std::uint64_t first = table.StartConnection(*segment.Open());
@@ -232,7 +232,7 @@ TEST_CASE("PeerTable: news of an older connection is ignored, and its withdrawal
   CHECK(told == 3);
 }
 
-TEST_CASE("PeerTable: the end of one region says nothing of another one that names the same memory", "[unit]") {
+TEST_CASE("PeerTable: the end of one region does not end another one that names the same memory", "[unit]") {
   PeerTable table;
   test::SegmentBuilder segment(1, 4, 64);
   const std::uint64_t connection = table.StartConnection(*segment.Open());
@@ -280,7 +280,7 @@ TEST_CASE("PeerTable: kvmd's withdrawal of a client's own region leaves its memo
   CHECK(own.mapping->payload() == nullptr);
 }
 
-TEST_CASE("PeerTable: an owner that does not come back loses its mapping with the old registry", "[unit]") {
+TEST_CASE("PeerTable: the mapping of an owner that does not reconnect ends with the old registry", "[unit]") {
   PeerTable table;
   test::SegmentBuilder segment(1, 4, 64);
   const std::uint64_t first = table.StartConnection(*segment.Open());

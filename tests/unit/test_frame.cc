@@ -1,5 +1,5 @@
-// Framing: whatever the chunking, frames and their descriptors come out as they went in; what breaks the
-// protocol is an error of that connection; no descriptor is left behind.
+// Framing: whatever the chunking, frames and their descriptors come out as they went in; what
+// breaks the protocol is an error of that connection; no descriptor is left behind.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -306,7 +306,7 @@ TEST_CASE("Frames: received descriptors are closed on exec", "[unit]") {
   CHECK((::fcntl(frames.front().fds.front().get(), F_GETFD) & FD_CLOEXEC) != 0);
 }
 
-TEST_CASE("Frames: the caller keeps its own descriptors, and the writer's copies go when it goes", "[unit]") {
+TEST_CASE("Frames: the caller keeps its own descriptors, and the writer's duplicates are closed with it", "[unit]") {
   const UniqueFd null = OpenNull();
   const int before = test::OpenFds();
   {
@@ -327,7 +327,7 @@ TEST_CASE("Frames: a descriptor that can't be duplicated is an error and queues 
   CHECK(test::OpenFds() == before);
 }
 
-TEST_CASE("Frames: descriptors of frames that were never taken go with the reader", "[unit]") {
+TEST_CASE("Frames: descriptors of frames that were never taken are closed with the reader", "[unit]") {
   const UniqueFd null = OpenNull();
   const int before = test::OpenFds();
   {
@@ -351,7 +351,7 @@ TEST_CASE("Frames: sending to a closed peer is an error, not a signal", "[unit]"
   CHECK(drained.error().sys_errno == EPIPE);
 }
 
-TEST_CASE("Frames: reading from what is no socket is an error", "[unit]") {
+TEST_CASE("Frames: reading from a descriptor that is no socket is an error", "[unit]") {
   const UniqueFd null = OpenNull();
   FrameReader reader;
   KVM_CHECK_ERROR(reader.Fill(null.get()), Errc::kSystem, "recvmsg");

@@ -45,7 +45,7 @@ std::vector<Frame> ReadFrames(FrameReader& reader, int socket) {
 
 }  // namespace
 
-TEST_CASE("Frames: a reader that is out of descriptors says so with its limit, and stays in step", "[unit]") {
+TEST_CASE("Frames: a reader that is out of descriptors reports it with its limit, and reads the next frame", "[unit]") {
   const UniqueFd null = OpenNull();
   SocketPair sockets;
   FrameWriter writer;
@@ -155,7 +155,7 @@ TEST_CASE("Frames: no more descriptors are in flight than may be, until the peer
   CHECK(at_once == std::vector<std::size_t>{8, 8, 4, 20});
 }
 
-TEST_CASE("Frames: what the kernel lets nobody of this user send any more waits until others have read", "[unit]") {
+TEST_CASE("Frames: descriptors beyond the kernel's limit for this user stay queued until receivers have read others", "[unit]") {
   const test::ChildEnd end = test::RunInChild([] {
     const rlimit few{64, 64};
     // The kernel exempts root.

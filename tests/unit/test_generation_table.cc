@@ -1,4 +1,5 @@
-// The generation protocol: which values mean readable, who wins among writers, what a reader may trust (I2, I3).
+// The generation protocol: which values mean readable, who wins among writers, what a reader may
+// trust (I2, I3).
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -134,7 +135,7 @@ TEST_CASE("Generations: an ended block is unreadable, and no write of it can beg
   CHECK(table.writer.Current(0) == before);
 }
 
-TEST_CASE("Generations: whoever next owns an ended table writes above all values that it had", "[unit]") {
+TEST_CASE("Generations: the next owner of an ended table writes values above all that it had", "[unit]") {
   Table table;
   const Generation first = table.writer.BeginWrite(0);
   REQUIRE(table.writer.FinishWrite(0, first));
@@ -153,7 +154,7 @@ TEST_CASE("Generations: whoever next owns an ended table writes above all values
   }
 }
 
-TEST_CASE("Generations: a counter that comes to its end ends the block and never begins anew", "[unit]") {
+TEST_CASE("Generations: a counter without a further value ends the block for ever", "[unit]") {
   Table table;
   // As a former owner may have left it.
   for (const Generation left : {kGenerationEnded - 4, kGenerationEnded - 3, kGenerationEnded - 2, kGenerationEnded - 1}) {
@@ -179,7 +180,7 @@ TEST_CASE("Generations: a counter that comes to its end ends the block and never
   }
 }
 
-TEST_CASE("Generations: nothing that races with the end of a table is readable after it", "[unit]") {
+TEST_CASE("Generations: a write that races with the end of a table leaves no readable block", "[unit]") {
   for (int round = 0; round < 200; ++round) {
     Table table;
     std::atomic<bool> stop{false};
@@ -234,7 +235,7 @@ TEST_CASE("Generations: the header is checked field by field", "[unit]") {
   KVM_CHECK_ERROR(GenerationReader::Open(table.bytes(), ~0u), Errc::kProtocol, "bytes");
 }
 
-TEST_CASE("Generations: memory that is too short is refused, whatever its header says", "[unit]") {
+TEST_CASE("Generations: memory that is too short for the blocks in its header is refused", "[unit]") {
   Table table;
   for (std::size_t size = 0; size < table.bytes().size(); ++size) {
     CHECK_FALSE(GenerationReader::Open(table.bytes().first(size), kBlocks));

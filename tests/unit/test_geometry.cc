@@ -102,7 +102,7 @@ TEST_CASE("Geometry: the block count is limited to both sides", "[unit]") {
                   "block_count");
 }
 
-TEST_CASE("Geometry: a geometry without parts or with a part of nothing is refused", "[unit]") {
+TEST_CASE("Geometry: a geometry without parts or with an empty part is refused", "[unit]") {
   KVM_CHECK_ERROR(ValidateIn({1, {}}, {64}), Errc::kBadGeometry, "no parts");
   KVM_CHECK_ERROR(ValidateIn({1, {{0, 0, 0, 8, 1, 0}}}, {64}), Errc::kBadGeometry, "part 0");
   KVM_CHECK_ERROR(ValidateIn({1, {{0, 0, 8, 8, 0, 0}}}, {64}), Errc::kBadGeometry, "part 0");
@@ -133,15 +133,17 @@ TEST_CASE("Geometry: chunks per block are limited, over all parts", "[unit]") {
   KVM_CHECK_ERROR(ValidateIn({1, {{0, 0, 1, 1, std::numeric_limits<std::uint32_t>::max(), 1}}}, {kHuge}), Errc::kBadGeometry, "chunks");
 }
 
-TEST_CASE("Geometry: arithmetic that leaves 64 bits is refused, whichever term does it", "[unit]") {
+TEST_CASE("Geometry: an address that does not fit 64 bits is refused, whichever term exceeds them", "[unit]") {
   const GeometryPart fits{0, 0, 8, 8, 1, 0};
   const GeometryPart overflows[] = {
-      {0, kHuge, 8, 8, 1, 0},                                              // offset + chunk
-      {0, kHuge - 7, 8, 8, 1, 0},                                          // … by one byte
-      {0, 0, 8, kHuge, 1, 0},                                              // (blocks - 1) * stride
-      {0, 0, 8, kHuge / 2, 1, 0},                                          // … not the product, the sum with the others
-      {0, 0, 8, 8, 3, kHuge / 2 + 1},                                      // (count - 1) * repeat
-      {0, 0, kHuge, kHuge, 1, 0},     {0, 0, kHuge / 2, kHuge / 2, 4, 1},  // the block's own size
+      {0, kHuge, 8, 8, 1, 0},      // offset + chunk
+      {0, kHuge - 7, 8, 8, 1, 0},  // … by one byte
+      {0, 0, 8, kHuge, 1, 0},      // (blocks - 1) * stride
+      // … not the product, the sum with the others
+      {0, 0, 8, kHuge / 2, 1, 0},
+      {0, 0, 8, 8, 3, kHuge / 2 + 1},  // (count - 1) * repeat
+      {0, 0, kHuge, kHuge, 1, 0},
+      {0, 0, kHuge / 2, kHuge / 2, 4, 1},  // the block's own size
   };
   for (const GeometryPart& part : overflows) {
     INFO("offset " << part.offset << " chunk " << part.chunk_bytes << " stride " << part.block_stride);
@@ -149,7 +151,7 @@ TEST_CASE("Geometry: arithmetic that leaves 64 bits is refused, whichever term d
   }
 }
 
-TEST_CASE("Geometry: a block size that leaves 64 bits over several parts is refused", "[unit]") {
+TEST_CASE("Geometry: a block size over several parts that does not fit 64 bits is refused", "[unit]") {
   const std::uint64_t half = kHuge / 2 + 1;
   KVM_CHECK_ERROR(ValidateIn({1, {{0, 0, half, half, 1, 0}, {1, 0, half, half, 1, 0}}}, {kHuge, kHuge}), Errc::kBadGeometry, "64 bits");
 }
@@ -205,7 +207,8 @@ TEST_CASE("Geometry: among many chunks of one stride, two that share a byte are 
   test::Random random(7);
   int accepted = 0, overlapping = 0;
   for (int round = 0; round < 3000; ++round) {
-    // Chunks fill a period from some residue on, each a few periods later or not; then perhaps one more anywhere.
+    // Chunks fill a period from some residue on, each a few periods later or not; then perhaps one
+    // more anywhere.
     const std::uint64_t stride = random.Between(60, 120);
     const std::uint64_t begin = random.Below(stride);
     Geometry geometry{static_cast<std::uint32_t>(random.Between(1, 5)), {}};
@@ -241,6 +244,7 @@ TEST_CASE("Geometry: as many chunks as a block may have, all interleaved, and on
   geometry.parts[2047].offset -= 1;
   geometry.parts[kMax - 1].offset += 1;  // into the first chunk of the next block
   KVM_CHECK_ERROR(geometry.Validate(segments), Errc::kBadGeometry, "part 4095: shares bytes with part 0");
-  geometry.parts[kMax - 1] = {0, 64 * (kMax - 1), 64, std::uint64_t{64} * kMax + 1, 1, 0};  // another stride
+  // Another stride
+  geometry.parts[kMax - 1] = {0, 64 * (kMax - 1), 64, std::uint64_t{64} * kMax + 1, 1, 0};
   KVM_CHECK_ERROR(geometry.Validate(segments), Errc::kBadGeometry, "shares bytes");
 }

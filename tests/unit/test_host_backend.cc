@@ -1,5 +1,5 @@
-// The host backend: right bytes whatever the layouts, and no status kValid for a block that was rewritten
-// before or during its copy (I2, I4, I8).
+// The host backend: right bytes whatever the layouts, and no status kValid for a block that was
+// rewritten before or during its copy (I2, I4, I8).
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -23,7 +23,8 @@ namespace {
 using namespace kvm;
 using test::HostRegion;
 
-// Runs one import of `blocks` from `source`, checked against `generations`, into memory of `to`'s geometry.
+// Runs one import of `blocks` from `source`, checked against `generations`, into memory of `to`'s
+// geometry.
 std::vector<BlockStatus> Import(const HostRegion& source, const PeerGenerations& generations, const LocalMemory& destination,
                                 const Geometry& to, std::vector<ImportBlock> blocks, SteadyTime deadline = SteadyTime::max()) {
   const Result<CopyPlan> plan = MakeCopyPlan(source.geometry, to);
@@ -46,8 +47,8 @@ std::vector<BlockStatus> Import(const HostRegion& source, const HostRegion& dest
 
 constexpr std::uint32_t kBlocks = 8;
 
-// Rewrites block 0 until told to stop, with pauses about as long as a copy, so that copies meet every
-// step of a write and some meet none.
+// Rewrites block 0 until told to stop, with pauses about as long as a copy, so that copies meet
+// every step of a write and some meet none.
 void Rewrite(HostRegion& source, const std::atomic<bool>& stop) {
   test::Random random(1);
   while (!stop.load(std::memory_order_relaxed)) {
@@ -57,7 +58,7 @@ void Rewrite(HostRegion& source, const std::atomic<bool>& stop) {
   }
 }
 
-TEST_CASE("Checksum: memory is summed in pieces, each as a block of those bytes, the last one of what is left", "[unit]") {
+TEST_CASE("Checksum: each piece of memory has the sum of a block with the same bytes, and the last piece may be shorter", "[unit]") {
   std::vector<std::byte> bytes(2 * 64 + 13);
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7 + 1);
   const auto sums = ChecksumMemory(bytes.data(), bytes.size(), 64, kHostMemory);
@@ -159,7 +160,7 @@ TEST_CASE("Host backend: blocks not copied by the deadline say so", "[unit]") {
   CHECK(Import(source, destination, {{0, 0, 2}, {1, 1, 2}}, later) == std::vector<BlockStatus>{BlockStatus::kValid, BlockStatus::kValid});
 }
 
-TEST_CASE("Host backend: an import of nothing is done at once", "[unit]") {
+TEST_CASE("Host backend: an import of no block is done at once", "[unit]") {
   const test::NamedGeometry layout = test::EngineLayouts(kBlocks)[0];
   HostRegion source(layout), destination(layout);
   CHECK(Import(source, destination, {}).empty());
@@ -189,7 +190,7 @@ TEST_CASE("Host backend: a block rewritten at full speed is never valid with wro
   CHECK(wrong == 0);
 }
 
-TEST_CASE("Host backend: a block rewritten in the middle of its copy is stale, and passes where nobody looks again", "[unit]") {
+TEST_CASE("Host backend: a block rewritten in the middle of its copy is stale, and passes without the second check", "[unit]") {
   constexpr std::uint64_t kHalf = 4096;
   const test::NamedGeometry halves{"two halves", Geometry{1, {{0, 0, kHalf, kHalf, 1, 0}, {1, 0, kHalf, kHalf, 1, 0}}}, {kHalf, kHalf}};
   for (const bool checked : {true, false}) {
@@ -226,7 +227,7 @@ TEST_CASE("Host backend: memory is zeroed, exportable and what the backend says 
   }
 }
 
-TEST_CASE("Host backend: memory that can't be had is an error", "[unit]") {
+TEST_CASE("Host backend: memory that can't be allocated is an error", "[unit]") {
   const std::uint64_t sizes[] = {4096, std::uint64_t{1} << 60};
   KVM_CHECK_ERROR(MakeHostBackend()->Allocate("test", sizes), Errc::kResourceExhausted, "are needed");
 }
@@ -244,7 +245,7 @@ TEST_CASE("Host backend: a peer's segment smaller than announced, or unsealed, i
   KVM_CHECK_ERROR(MakeHostBackend()->Map(std::move(none)), Errc::kPermissionDenied, "memfd");
 }
 
-TEST_CASE("Host backend: no block of a source whose memory is gone is valid, and nobody dies of it", "[unit]") {
+TEST_CASE("Host backend: no block of a source whose memory is gone is valid, and the importer survives", "[unit]") {
   const test::NamedGeometry layout = test::EngineLayouts(kBlocks)[1];
   HostRegion source(layout), other(layout), destination(layout);
   for (HostRegion* region : {&source, &other}) {

@@ -1,5 +1,5 @@
-// The host cache of a broker that is driven by hand: grants and their end, whose memory, quotas, what hostile clients
-// say. The copies are the test's own.
+// The host cache of a broker that is driven by hand: grants and their end, whose memory, quotas,
+// what hostile clients say. The copies are the test's own.
 #include <sys/mman.h>
 
 #include "daemon/host_cache/seen_keys.h"
@@ -22,7 +22,7 @@ bool WritableBy(const UniqueFd& fd) {
   return memory != MAP_FAILED;
 }
 
-TEST_CASE("Host cache: its writer alone gets a slab writable, everybody else read-only", "[unit]") {
+TEST_CASE("Host cache: only its writer gets a slab writable, all others read-only", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker writer(node, "writer"), reader(node, "reader");
   CHECK(writer.PrepareStore(writer.Write(0, 4)) == 4);
@@ -42,7 +42,7 @@ TEST_CASE("Host cache: its writer alone gets a slab writable, everybody else rea
   CHECK(Status(node).bytes() == kSlab);
 }
 
-TEST_CASE("Host cache: a writer that lost its slab's descriptor is sent it again, before what it is granted in it", "[unit]") {
+TEST_CASE("Host cache: a writer that lost its slab's descriptor gets it again, before grants in that slab", "[unit]") {
   Node node(CacheOf(2));
   OffloadingWorker writer(node, "writer"), other(node, "other");
   REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
@@ -73,7 +73,7 @@ TEST_CASE("Host cache: a writer that lost its slab's descriptor is sent it again
   CHECK(other.connection.sent.empty());
 }
 
-TEST_CASE("Host cache: a grant that is not answered in time is void, and its slot waits for its writer", "[unit]") {
+TEST_CASE("Host cache: a grant that is not answered in time expires, and its slot waits for its writer", "[unit]") {
   Config config = CacheOf(1);
   config.offload_timeout_ms = 1000;
   Node node(config);
@@ -83,7 +83,7 @@ TEST_CASE("Host cache: a grant that is not answered in time is void, and its slo
   const std::vector<PublishRecord> records = writer.Write(0, kSlots);
   const kvmwire::PrepareStoreReply late = writer.Offer(records);
   REQUIRE(late.grants_size() == kSlots);
-  // On their way: nobody else has to bring them.
+  // They are being stored: no other client has to store them.
   CHECK(writer.Offer(records).present_size() == kSlots);
   node.broker.Tick(start + milliseconds(999));
   CHECK(Status(node).expired() == 0);
@@ -114,7 +114,7 @@ TEST_CASE("Host cache: a block that was reused before its copy was done is not o
   CHECK(node.Domain().entries() == 0);
 }
 
-TEST_CASE("Host cache: what others say of a grant, or of another one, changes nothing", "[unit]") {
+TEST_CASE("Host cache: another client's answer to a grant, or an answer to another grant, is ignored", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker writer(node, "writer"), other(node, "other");
   REQUIRE(other.PrepareStore(other.Write(0, 1, 7)) == 1);
@@ -145,7 +145,7 @@ TEST_CASE("Host cache: what others say of a grant, or of another one, changes no
   CHECK(Status(node).blocks() == 3);
 }
 
-TEST_CASE("Host cache: what breaks its protocol ends the connection", "[unit]") {
+TEST_CASE("Host cache: a message that breaks its protocol ends the connection", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker writer(node, "writer");
   kvmwire::ClientMessage message;
@@ -192,7 +192,8 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
     const Result<MemoryRoom> room = MemoryRoom::Read();
     KVM_REQUIRE_OK(room);
     config.host_cache_bytes = room->smallest().limit_bytes / 2;
-    config.max_entries = room->smallest().limit_bytes / 1000;  // a registry is about a twelfth of the machine
+    // A registry is about a twelfth of the machine
+    config.max_entries = room->smallest().limit_bytes / 1000;
     config.max_domains = 4;
     KVM_REQUIRE_OK(CheckHostCache(config));
     KVM_CHECK_ERROR(CheckHostCache(config, /*restored=*/true), Errc::kInvalidArgument, "beside 8 registries");
@@ -210,7 +211,7 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
   }
 }
 
-TEST_CASE("Host cache: a dead writer's slab goes on to another process of its user, with what it holds", "[unit]") {
+TEST_CASE("Host cache: a dead writer's slab goes to another process of its user, with its blocks", "[unit]") {
   Config config = CacheOf(2);
   config.domain_mode = daemon::DomainMode::kNode;
   Node node(config);
@@ -241,7 +242,8 @@ TEST_CASE("Host cache: a dead writer's slab goes on to another process of its us
     CHECK(Status(node).evicted() == 0);
     return;
   }
-  // Another user's process gets none of that memory: the slab goes, and new memory comes in its place.
+  // Another user's process gets none of that memory: the slab goes, and new memory comes in its
+  // place.
   CHECK_FALSE(heir.connection.Has(Body::kSlabGrant));
   for (const OffloadingWorker* importer : {&heir, &filler}) {
     for (const Received& received : importer->connection.sent) {
@@ -259,15 +261,16 @@ TEST_CASE("Host cache: a dead writer's slab goes on to another process of its us
   CHECK(Status(node).evicted() == kSlots / 2);
 }
 
-TEST_CASE("Host cache: a worker that comes late gets its share, of whoever has more", "[unit]") {
+TEST_CASE("Host cache: a late worker gets its share, from workers that have more than theirs", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker rich(node, "rich"), late(node, "late");
-  REQUIRE(rich.PrepareStore(rich.Write(0, 4 * kSlots)) == kSlots);  // as many as there is memory for at once
+  // As many as there is memory for at once
+  REQUIRE(rich.PrepareStore(rich.Write(0, 4 * kSlots)) == kSlots);
   for (int slab = 1; slab < 4; ++slab) REQUIRE(rich.PrepareStore(rich.Write(slab * kSlots, (slab + 1) * kSlots)) == kSlots);
   CHECK(Status(node).slabs() == 4);
   const std::vector<PublishRecord> records = late.Write(0, kSlots, 2);
   late.Send(records);
-  // Importers let go of the slab that is given up.
+  // Importers unmap the slab that is dropped.
   const auto settle = [&] {
     for (int i = 0; i < 3; ++i) {
       node.WorkAll();
@@ -306,7 +309,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
   KVM_REQUIRE_OK(source);
   daemon::HostCache cache(config, host);
-  std::map<std::uint32_t, std::pair<daemon::Slab*, std::uint32_t>> at;  // of each block that was offloaded: slab and slot
+  // Of each block that was offloaded: slab and slot
+  std::map<std::uint32_t, std::pair<daemon::Slab*, std::uint32_t>> at;
   const auto offload = [&](std::uint32_t block) {
     PublishRecord record = region.Write(block, {block + 1, 1});
     for (int tries = 0; tries < 2; ++tries) {
@@ -362,7 +366,7 @@ TEST_CASE("Host cache: it has a replica of a block that eight workers hold", "[u
   CHECK(Status(node).blocks() == 1);
 }
 
-TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept of the old one", "[unit]") {
+TEST_CASE("Host cache: a worker whose blocks have another size ends the slabs of the old size", "[unit]") {
   Node node(CacheOf(4));
   {
     OffloadingWorker before(node, "before");
@@ -378,7 +382,7 @@ TEST_CASE("Host cache: a worker whose blocks have another size ends what is kept
   CHECK(after.PrepareStore(after.Write(0, 2)) == 2);
 }
 
-TEST_CASE("Host cache: what a slab held is unreadable before its memory goes", "[unit]") {
+TEST_CASE("Host cache: a slab's blocks are unreadable before its memory is freed", "[unit]") {
   Node node(CacheOf(1));
   FakeConnection importer_peer;
   node.Join(importer_peer, 1);

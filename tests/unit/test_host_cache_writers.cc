@@ -18,7 +18,7 @@ void LetTimePass(Node& node) {
   node.WorkAll();
 }
 
-TEST_CASE("Host cache: a slab is nobody else's while the process that wrote it lives", "[unit]") {
+TEST_CASE("Host cache: a slab gets no other writer while the process that wrote it lives", "[unit]") {
   Node node(CacheOf(1));
   Sleeper process;
   OffloadingWorker living(node, "living", process, kInstance);
@@ -35,7 +35,7 @@ TEST_CASE("Host cache: a slab is nobody else's while the process that wrote it l
   CHECK(heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == 4);
 }
 
-TEST_CASE("Host cache: a client that comes back goes on in its slabs, and nobody else of its process does", "[unit]") {
+TEST_CASE("Host cache: a client that reconnects keeps its slabs, and another client of its process does not get them", "[unit]") {
   Node node(CacheOf(2));
   Sleeper process;
   auto first = std::make_unique<OffloadingWorker>(node, "first", process, kInstance);
@@ -69,7 +69,7 @@ TEST_CASE("Host cache: a client that comes back goes on in its slabs, and nobody
   CHECK(Status(node).blocks() == 6);
   // One that comes back goes on in its memory, any other has its own.
   CHECK(Status(node).slabs() == (same ? 1 : 2));
-  // And uses the slots that it has let go of.
+  // It also uses the slots that it has answered for.
   if (same) CHECK(next.PrepareStore(next.Write(2, 4, 3)) == 2);
   CHECK(next.connection.Has(Body::kSlabGrant));
   CHECK(Status(node).evicted() == 0);

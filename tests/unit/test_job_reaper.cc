@@ -1,4 +1,5 @@
-// Copies that their caller lets go of: nobody hangs, and nothing is freed while the copy may still write.
+// JobReaper: copies whose ticket is destroyed before they end. No call hangs, and no memory is
+// freed while a copy may still write it.
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -49,7 +50,7 @@ bool Eventually(const std::atomic<bool>& happened) {
 
 }  // namespace
 
-TEST_CASE("Job reaper: letting go of a copy that does not end returns, and keeps it until it has ended", "[unit]") {
+TEST_CASE("Job reaper: a copy that does not end in time is kept until it has ended, and the caller returns", "[unit]") {
   const auto watched = std::make_shared<Watched>();
   EndedByReaper(std::make_unique<SlowJob>(watched), 5ms).reset();
   CHECK(JobReaper::Get().waiting() == 1);
@@ -57,8 +58,9 @@ TEST_CASE("Job reaper: letting go of a copy that does not end returns, and keeps
   const unsigned looks = watched->looks;
   std::this_thread::sleep_for(200ms);
   CHECK_FALSE(watched->destroyed);
-  CHECK(watched->looks > looks);        // it is watched,
-  CHECK(watched->looks < looks + 200);  // by somebody who sleeps: a busy loop looks some millions of times
+  CHECK(watched->looks > looks);  // it is watched,
+  // The reaper sleeps between two looks: a busy loop would look some millions of times
+  CHECK(watched->looks < looks + 200);
   watched->copy_ended = true;
   CHECK(Eventually(watched->destroyed));
   while (JobReaper::Get().waiting() > 0) std::this_thread::sleep_for(1ms);
@@ -77,7 +79,7 @@ TEST_CASE("Job reaper: several copies end in any order", "[unit]") {
   }
 }
 
-TEST_CASE("Job reaper: a copy that ends in time is destroyed by who let go of it", "[unit]") {
+TEST_CASE("Job reaper: a copy that ends in time is destroyed by the caller", "[unit]") {
   const auto watched = std::make_shared<Watched>();
   std::unique_ptr<ImportJob> job = EndedByReaper(std::make_unique<SlowJob>(watched), 10s);
   CHECK_FALSE(job->Done());

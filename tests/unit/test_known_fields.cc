@@ -1,4 +1,5 @@
-// Fields that this kvmd does not know: none of them survives in what it parses, wherever they stand.
+// Fields that this kvmd does not know: none of them survives in what it parses, wherever they
+// stand.
 #include <map>
 #include <string>
 #include <vector>
@@ -13,7 +14,8 @@ using kvm::test::ReadWireMessages;
 using kvm::test::WireBytes;
 using kvm::test::WireField;
 
-// Of `type` and all that lies in it: the bytes of a message with an unknown field there and nowhere else, and the path.
+// Of `type` and all that lies in it: the bytes of a message with an unknown field there and nowhere
+// else, and the path.
 void Places(const std::map<std::string, std::vector<WireField>>& messages, const std::string& type, const std::string& path,
             std::vector<std::pair<std::string, std::string>>& out) {
   out.emplace_back(path, WireBytes(500, "unheard of"));
@@ -43,7 +45,7 @@ TEST_CASE("Unknown fields: none is kept of any message that a client sends, at a
   }
 }
 
-TEST_CASE("Unknown fields: a known field of another type goes as well, and what is known stays", "[unit]") {
+TEST_CASE("Unknown fields: a known field of another type is dropped as well, and known fields stay", "[unit]") {
   kvmwire::ClientMessage message;
   message.set_request_id(7);
   message.mutable_register_region()->mutable_region()->set_name("pool");

@@ -1,4 +1,5 @@
-// What kvctl says about GPUs: topo, doctor's findings, the rows of a benchmark; from made-up machines.
+// What kvctl says about GPUs: topo, doctor's findings, the rows of a benchmark; from made-up
+// machines.
 #include <boost/json/serialize.hpp>
 
 #include <cstring>
@@ -85,13 +86,13 @@ TEST_CASE("Topo: in JSON what is not known is null", "[unit]") {
   CHECK(links[3].at("gb_per_s").is_null());
 }
 
-TEST_CASE("Topo: no GPUs are said to be none", "[unit]") {
+TEST_CASE("Topo: without GPUs it prints none", "[unit]") {
   std::ostringstream out;
   PrintTopology(out, Topology());
   CHECK(out.str() == "no GPU is visible\n");
 }
 
-TEST_CASE("Doctor: no CUDA and no GPU are no findings, what is broken is", "[unit]") {
+TEST_CASE("Doctor: a machine without CUDA or GPU is healthy, a GPU that can't be used is a warning", "[unit]") {
   CHECK(Lines(CheckGpus("", MakeError(Errc::kUnsupported, "built without"))) ==
         "ok cuda: this kvctl is built without CUDA: workers of this build use host memory only\n");
   CHECK(Lines(CheckGpus("13.0", MakeError(Errc::kUnsupported, "no driver"))) == "ok cuda: built with CUDA 13.0; no driver\n");
@@ -102,14 +103,14 @@ TEST_CASE("Doctor: GPUs that can't be used and pairs that don't reach each other
   Topology topology = LopsidedPair();
   CHECK(Lines(CheckGpus("13.0", topology)) ==
         "ok cuda: built with CUDA 13.0; 2 GPUs visible\n"
-        "warn peer access: GPU 0 from GPU 1: no peer access; blocks there are misses for each other's workers\n"
+        "warn peer access: GPU 0 from GPU 1: no peer access; their workers can't import from each other\n"
         "ok peer access: 1 pairs of GPUs, see kvctl topo\n");
   topology.links[2] = topology.links[1];
   topology.devices[1].unusable = "compute capability below 8.0";
   CHECK(Lines(CheckGpus("13.0", topology)) ==
         "ok cuda: built with CUDA 13.0; 2 GPUs visible\n"
         "warn cuda: GPU 1 is not used: compute capability below 8.0\n"
-        "warn peer access: GPU 0 from GPU 1, GPU 1 from GPU 0: no peer access; blocks there are misses for each other's workers\n");
+        "warn peer access: GPU 0 from GPU 1, GPU 1 from GPU 0: no peer access; their workers can't import from each other\n");
 }
 
 TEST_CASE("Doctor: GPU regions on GPUs that it can't see are for information", "[unit]") {
@@ -122,7 +123,7 @@ TEST_CASE("Doctor: GPU regions on GPUs that it can't see are for information", "
   CHECK(blind.find("1 on 1 GPU; this kvctl does not see " + FormatUuid(elsewhere)) != std::string::npos);
 }
 
-TEST_CASE("Doctor: a client's reason is shown without what would harm a terminal", "[unit]") {
+TEST_CASE("Doctor: a client's reason is shown without control characters", "[unit]") {
   kvmwire::StatusReply status;
   kvmwire::ClientStatus& healthy = *status.add_client_list();
   healthy.set_name("fine");
@@ -139,7 +140,7 @@ TEST_CASE("Doctor: a client's reason is shown without what would harm a terminal
   CHECK(Lines(CheckClientList(status)).find("It gave no reason") != std::string::npos);
 }
 
-TEST_CASE("Doctor: host memory of dead workers is a finding: how much, whose, until when, and how to get it back", "[unit]") {
+TEST_CASE("Doctor: host memory of dead workers is a warning with its size, owner, end and the command that frees it", "[unit]") {
   kvmwire::StatusReply status;
   CHECK(CheckOrphans(status).empty());
   const auto add = [&](const std::string& name, bool host_memory) -> kvmwire::OrphanStatus& {

@@ -22,7 +22,7 @@ Request WithIds(std::vector<std::uint64_t> ids) {
 
 }  // namespace
 
-TEST_CASE("Channel: messages keep their borders, also the largest", "[unit]") {
+TEST_CASE("Channel: messages keep their boundaries, also the largest", "[unit]") {
   auto ends = Channel::Pair();
   REQUIRE(ends.has_value());
   auto& [a, b] = *ends;
@@ -38,7 +38,7 @@ TEST_CASE("Channel: messages keep their borders, also the largest", "[unit]") {
   CHECK(b.ReceiveStruct<std::uint32_t>(In(1s)).error().code == Errc::kProtocol);
 }
 
-TEST_CASE("Channel: an end that closes is seen by the other one, a silent one by the deadline", "[unit]") {
+TEST_CASE("Channel: a closed end is reported to the other one, and a silent one by the deadline", "[unit]") {
   auto ends = Channel::Pair();
   REQUIRE(ends.has_value());
   auto& [a, b] = *ends;
@@ -75,7 +75,7 @@ TEST_CASE("Child process: one that ignores SIGTERM is killed after its grace", "
   CHECK(child->Ending() == "killed by signal 9 (Killed)");
 }
 
-TEST_CASE("Routing: conversations stay with sticky, and everybody gets a share", "[unit]") {
+TEST_CASE("Routing: with sticky, a conversation stays with its worker, and every worker gets a share", "[unit]") {
   std::vector<Request> requests;
   for (std::uint64_t c = 0; c < 200; ++c) {
     requests.push_back(WithIds({0, 10 + c, 1000 + c}));

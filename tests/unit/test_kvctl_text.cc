@@ -1,4 +1,5 @@
-// What kvctl prints: units, alignment, and text from clients that must not reach a terminal as it is.
+// What kvctl prints: units, alignment, and text from clients that must not reach a terminal as it
+// is.
 #include <sstream>
 
 #include "client/kvctl/cli/samples.h"

@@ -1,4 +1,5 @@
-// What kvmd answers where it can't say all of it, or lacks what the answer takes: nobody is disconnected for that.
+// kvmd's answers that exceed a frame, or for which it lacks descriptors: no client is disconnected
+// for that.
 #include <fcntl.h>
 
 #include <deque>
@@ -46,7 +47,7 @@ struct Connection {
   bool ended = false;
 };
 
-TEST_CASE("kvmd answers: a list ends where the answer would leave its frame, and the answer says so", "[unit]") {
+TEST_CASE("kvmd answers: a list that would exceed a frame is cut, and the answer says so", "[unit]") {
   constexpr int kClients = 12'000;
   Node node;
   FakeConnection asking_peer;
@@ -105,7 +106,7 @@ TEST_CASE("kvmd answers: one that is too large for a frame is answered with the 
   connection.session->Close("");
 }
 
-TEST_CASE("kvmd answers: a region that can't be handed over for want of descriptors stays an orphan, to be asked for again", "[unit]") {
+TEST_CASE("kvmd answers: a region that can't be handed over for lack of descriptors stays an orphan, to be adopted later", "[unit]") {
   Node node;
   FakeConnection owner_peer, heir_peer;
   const ClientId owner = node.Join(owner_peer);

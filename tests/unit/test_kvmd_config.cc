@@ -195,7 +195,7 @@ TEST_CASE("kvmd socket: a stale file is replaced, a living kvmd and other files 
   const Directory directory;
   const std::string path = directory.path + "/kvmd.sock";
   {
-    // What a killed kvmd leaves behind: a bound file that nobody answers on.
+    // A killed kvmd leaves a bound socket file on which no process answers.
     const UniqueFd dead(::socket(AF_UNIX, SOCK_STREAM, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -220,7 +220,7 @@ TEST_CASE("kvmd socket: a stale file is replaced, a living kvmd and other files 
   KVM_CHECK_ERROR(Listener::FromFd(UniqueFd(::open("/dev/null", O_RDONLY))), Errc::kInvalidArgument, "service manager");
 }
 
-TEST_CASE("kvmd socket: somebody else's socket file is left alone on the way out", "[unit]") {
+TEST_CASE("kvmd socket: kvmd does not remove another process's socket file when it ends", "[unit]") {
   const Directory directory;
   const std::string path = directory.path + "/kvmd.sock";
   Result<Listener> first = Listener::Open(path, "0666");

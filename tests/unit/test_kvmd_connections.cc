@@ -9,7 +9,7 @@ namespace {
 using test::ServerRunner;
 using test::WireClient;
 
-TEST_CASE("kvmd connections: a user has a quota, all users together another, and both are given back", "[unit]") {
+TEST_CASE("kvmd connections: a user has a quota, all users together another, and closed connections leave both", "[unit]") {
   Config config;
   config.max_clients = 5;
   config.max_clients_per_user = 2;
@@ -38,7 +38,7 @@ TEST_CASE("kvmd connections: without a quota of its own a user has a quarter, at
   CHECK(ConnectionQuota(config).per_user() == 7);
 }
 
-TEST_CASE("kvmd: a user's connection too many hears which option, and there is room again when one leaves", "[unit]") {
+TEST_CASE("kvmd: a connection above the user's limit is told the option, and there is room once another one ends", "[unit]") {
   Config config;
   config.max_clients_per_user = 2;
   const ServerRunner server(config);

@@ -1,5 +1,5 @@
-// Whose memory a region is made of: what kvmd takes for a grant, which memory one region has alone, and what becomes of a
-// region whose memory is not whole any more.
+// Whose memory a region is made of: what kvmd takes for a grant, which memory one region has alone,
+// and what becomes of a region whose memory is not whole any more.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -42,7 +42,7 @@ std::string Refusal(Node& node, ClientId client, FakeConnection& connection, con
   return connection.TakeError();
 }
 
-TEST_CASE("kvmd memory: a slab of the host cache is neither a generation table nor a segment of anybody's region", "[unit]") {
+TEST_CASE("kvmd memory: a slab of the host cache can't be registered as generation table or segment of a region", "[unit]") {
   Node node(CacheOf(2));
   OffloadingWorker writer(node, "writer");
   writer.PrepareStore(writer.Write(0, 4));
@@ -55,7 +55,7 @@ TEST_CASE("kvmd memory: a slab of the host cache is neither a generation table n
   node.Register(writer.id, writer.connection, region);
 }
 
-TEST_CASE("kvmd memory: what was granted is what it was granted for, and its first piece is a generation table", "[unit]") {
+TEST_CASE("kvmd memory: granted memory can only be registered for its purpose, the first piece as generation table", "[unit]") {
   Node node;
   FakeConnection connection;
   const ClientId client = node.Join(connection);
@@ -70,7 +70,7 @@ TEST_CASE("kvmd memory: what was granted is what it was granted for, and its fir
   node.Register(client, connection, region);
 }
 
-TEST_CASE("kvmd memory: what was granted to one user is not another's to register", "[unit]") {
+TEST_CASE("kvmd memory: memory that was granted to one user can't be registered by another", "[unit]") {
   Node node(With(&Config::domain_mode, DomainMode::kNode));
   FakeConnection owner_peer, other_peer, again_peer;
   const ClientId owner = node.Join(owner_peer, kDeadPid, 1000), other = node.Join(other_peer, 1, 2000);
@@ -94,7 +94,7 @@ TEST_CASE("kvmd memory: sealed memory of a third user is refused", "[unit]") {
   node.Register(owner, owner_peer, region);
 }
 
-TEST_CASE("kvmd memory: what a kvmd has granted is registered at the next one", "[unit]") {
+TEST_CASE("kvmd memory: memory that one kvmd has granted can be registered with the next one", "[unit]") {
   FakeConnection before_peer, connection;
   Node before;
   WireRegion region = before.Granted(before.Join(before_peer), before_peer, "pool", 8);
@@ -135,7 +135,7 @@ TEST_CASE("kvmd memory: one region's table or segment is no other region's, for 
   other_peer.Take(Body::kRegisterRegionReply);
 }
 
-TEST_CASE("kvmd memory: an orphan's memory is nobody else's, its owner's to come back to", "[unit]") {
+TEST_CASE("kvmd memory: an orphan's memory can't be registered by others, and its owner can return to it", "[unit]") {
   Node node;
   FakeConnection owner_peer, other_peer, back_peer;
   const Sleeper process;
@@ -183,7 +183,7 @@ TEST_CASE("kvmd memory: a region with a hole in its generation table is dropped 
   node.Register(client, connection, next);
 }
 
-TEST_CASE("kvmd memory: a hole in a segment or in an idle region's table is noticed without anybody asking", "[unit]") {
+TEST_CASE("kvmd memory: a hole in a segment or in an idle region's table is noticed without a request", "[unit]") {
   Node node;
   FakeConnection connection;
   const ClientId client = node.Join(connection);
@@ -236,7 +236,7 @@ TEST_CASE("kvmd memory: a dead worker's region with a hole is not given to the n
   CHECK(node.Domain().regions() == 0);
 }
 
-TEST_CASE("kvmd memory: a slab that its writer has punched a hole in is given up", "[unit]") {
+TEST_CASE("kvmd memory: a slab in which its writer has punched a hole is dropped", "[unit]") {
   Node node(CacheOf(2));
   OffloadingWorker writer(node, "writer");
   REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
@@ -250,7 +250,7 @@ TEST_CASE("kvmd memory: a slab that its writer has punched a hole in is given up
   REQUIRE(writer.PrepareStore(writer.Write(8, 12)) == 4);  // in another one
 }
 
-TEST_CASE("kvmd memory: a slab whose generation table is gone is given up", "[unit]") {
+TEST_CASE("kvmd memory: a slab whose generation table is gone is dropped", "[unit]") {
   Node node(CacheOf(2));
   OffloadingWorker writer(node, "writer");
   REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
@@ -263,7 +263,7 @@ TEST_CASE("kvmd memory: a slab whose generation table is gone is given up", "[un
   CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
 }
 
-TEST_CASE("kvmd memory: a slab whose generation table goes while kvmd writes it is given up", "[unit]") {
+TEST_CASE("kvmd memory: a slab whose generation table is lost while kvmd writes it is dropped", "[unit]") {
   Node node(CacheOf(2));
   OffloadingWorker writer(node, "writer");
   REQUIRE(writer.PrepareStore(writer.Write(0, 4)) == 4);
@@ -276,7 +276,7 @@ TEST_CASE("kvmd memory: a slab whose generation table goes while kvmd writes it 
   CHECK(withdrawn.message.region_withdraw().region() == announced.message.region_announce().region());
 }
 
-TEST_CASE("kvmd memory: what kvmd itself has come upon is found at once, among any number of regions", "[unit]") {
+TEST_CASE("kvmd memory: a region whose loss kvmd has seen is found at once, among any number of regions", "[unit]") {
   Node node;
   FakeConnection connection;
   const ClientId client = node.Join(connection);
@@ -294,7 +294,7 @@ TEST_CASE("kvmd memory: what kvmd itself has come upon is found at once, among a
   CHECK(node.Domain().regions() == sound.size());
 }
 
-TEST_CASE("kvmd memory: who comes back to a region with a hole, or with other memory, has not got it back", "[unit]") {
+TEST_CASE("kvmd memory: an owner that returns to a region with a hole, or with other memory, does not get it back", "[unit]") {
   Node node;
   FakeConnection owner_peer, back_peer;
   const Sleeper process;
@@ -320,12 +320,13 @@ TEST_CASE("kvmd memory: who comes back to a region with a hole, or with other me
   CHECK(node.Domain().entries() == 0);
 }
 
-TEST_CASE("kvmd memory: a process that has ended is never taken for another one of its number", "[unit]") {
+TEST_CASE("kvmd memory: a process that has ended is never taken for another one with its PID", "[unit]") {
   // A listener in this process, a child that connects and ends.
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr address{};
   address.sa_family = AF_UNIX;
-  REQUIRE(::bind(listener.get(), &address, sizeof(address.sa_family)) == 0);  // a name that the kernel chooses
+  // A name that the kernel chooses
+  REQUIRE(::bind(listener.get(), &address, sizeof(address.sa_family)) == 0);
   REQUIRE(::listen(listener.get(), 1) == 0);
   sockaddr_storage name{};
   socklen_t bytes = sizeof(name);
@@ -344,7 +345,7 @@ TEST_CASE("kvmd memory: a process that has ended is never taken for another one 
   CHECK((!process.known() || process.Ended()));
 }
 
-TEST_CASE("kvmd memory: a process that runs is known by its number where the kernel knows no better", "[unit]") {
+TEST_CASE("kvmd memory: a process that runs is identified by its PID if the kernel has no better way", "[unit]") {
   int ends[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
   const UniqueFd one(ends[0]), other(ends[1]);

@@ -1,6 +1,7 @@
-// kvmd against clients that say anything in any order. Each message is well-formed or nearly so, and names rows, leases and
-// blocks that exist or have existed, so that it gets past the first check. Whatever they do, kvmd goes on, keeps within its
-// limits, leaves others' blocks alone, and has nothing left of them when they have gone.
+// kvmd against clients that say anything in any order. Each message is well-formed or nearly so,
+// and names rows, leases and blocks that exist or have existed, so that it gets past the first
+// check. Whatever they do, kvmd goes on, keeps within its limits, leaves others' blocks alone, and
+// has nothing left of them when they have gone.
 #include <chrono>
 #include <memory>
 #include <string>
@@ -103,7 +104,8 @@ class Noise {
   }
 
   void LetTimePass() {
-    if (random_.OneIn(3)) now_ += std::chrono::milliseconds(random_.Below(10));  // kvmd takes the real time, too
+    // Kvmd takes the real time, too
+    if (random_.OneIn(3)) now_ += std::chrono::milliseconds(random_.Below(10));
     node_.broker.Tick(now_);
     for (std::uint64_t i = random_.Below(8); i > 0 && node_.broker.Work();) --i;
     if (random_.OneIn(4)) node_.broker.Sweep();
@@ -436,7 +438,7 @@ class Noise {
   Deepest deepest_;
 };
 
-TEST_CASE("kvmd: whatever clients say in whatever order, it goes on, and nothing of them is left when they have gone", "[unit]") {
+TEST_CASE("kvmd: any messages in any order leave kvmd running, and no state once the clients have gone", "[unit]") {
   const int before = OpenFds();
   int with_orphans = 0, with_leases = 0, with_cache = 0;
   for (std::uint64_t seed = 1; seed <= fuzz::Rounds(8); ++seed) {

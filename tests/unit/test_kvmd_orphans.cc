@@ -1,5 +1,5 @@
-// What kvmd does with the regions of clients that have gone. The broker is driven by hand: no socket, and a clock that
-// the test turns.
+// What kvmd does with the regions of clients that have gone. The broker is driven by hand: no
+// socket, and a clock that the test turns.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -11,7 +11,7 @@
 namespace kvm::test {
 namespace {
 
-TEST_CASE("kvmd orphans: a dead worker's blocks stay found, are announced to newcomers, and age out", "[unit]") {
+TEST_CASE("kvmd orphans: a dead worker's blocks are still found, announced to new clients, and freed when their time is over", "[unit]") {
   Node node(With(&Config::orphan_ttl_s, 100u));
   const int fds = OpenFds();
   FakeConnection owner_peer, importer_peer;
@@ -45,10 +45,11 @@ TEST_CASE("kvmd orphans: a dead worker's blocks stay found, are announced to new
   CHECK(importer_peer.Take(Body::kRegionWithdraw).message.region_withdraw().owner_died());
   node.broker.Leave(importer, false);
   importer_peer.sent.clear();
-  CHECK(OpenFds() <= fds + static_cast<int>(announce.fds.size()) + 1);  // the domain's registry came, too
+  // The domain's registry came, too
+  CHECK(OpenFds() <= fds + static_cast<int>(announce.fds.size()) + 1);
 }
 
-TEST_CASE("kvmd orphans: nothing is kept where the owner or the configuration says so, or of cuda_ipc memory", "[unit]") {
+TEST_CASE("kvmd orphans: cuda_ipc memory is not kept, nor regions for which owner or configuration say so", "[unit]") {
   for (const char* why : {"owner", "ttl", "max", "cuda_ipc"}) {
     INFO(why);
     Config config;
@@ -74,7 +75,7 @@ TEST_CASE("kvmd orphans: nothing is kept where the owner or the configuration sa
   }
 }
 
-TEST_CASE("kvmd orphans: adopted with the list of blocks that are still good, in the same row", "[unit]") {
+TEST_CASE("kvmd orphans: an adoption returns the list of blocks that are still readable, in the same row", "[unit]") {
   Node node;
   FakeConnection first_peer, second_peer, importer_peer;
   const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1);
@@ -110,7 +111,8 @@ TEST_CASE("kvmd orphans: adopted with the list of blocks that are still good, in
   KVM_REQUIRE_OK(writer);
   writer->BeginWrite(3);
   CHECK((region.generations.Current(3) & 1) == 1);
-  // The new owner publishes and takes the region away; the importer is asked then, the new owner is not.
+  // The new owner publishes and takes the region away; the importer is asked then, the new owner is
+  // not.
   node.Handle(second, region.PublishMessage({region.Write(3, {333, 1})}));
   CHECK(second_peer.Take(Body::kPublishAck).message.publish_ack().inserted() == 1);
   node.Handle(second, region.UnregisterMessage());
@@ -132,7 +134,7 @@ TEST_CASE("kvmd orphans: never adopted while the process that writes it may run"
   node.broker.Leave(first, /*died=*/false);
   node.Handle(second, Node::Adopt(region));
   CheckSays(second_peer.TakeError(), "has not ended");
-  // Neither does a newcomer displace it.
+  // A new region with its name does not displace it either.
   WireRegion other = node.Granted(second, second_peer, "pool", 4);
   node.Handle(second, other.RegisterMessage(), other.fds());
   CheckSays(second_peer.TakeError(), "still runs");
@@ -155,7 +157,7 @@ TEST_CASE("kvmd orphans: one whose process can't be watched serves, and is not a
   CHECK(node.Domain().entries() == 4);
 }
 
-TEST_CASE("kvmd orphans: what is not as expected is refused and stays, the field named", "[unit]") {
+TEST_CASE("kvmd orphans: an adoption of a region that differs is refused, the field named, and the region stays", "[unit]") {
   Node node;
   FakeConnection first_peer, second_peer, stranger_peer;
   const ClientId first = node.Join(first_peer);
@@ -231,7 +233,7 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
   CHECK(importer_peer.Has(Body::kRegionWithdraw));
 }
 
-TEST_CASE("kvmd orphans: a newcomer with the name, or with another block size, takes a dead one's place", "[unit]") {
+TEST_CASE("kvmd orphans: a new region with the same name, or with another block size, takes a dead worker's place", "[unit]") {
   for (const bool same_name : {true, false}) {
     Node node;
     FakeConnection first_peer, second_peer;
@@ -250,10 +252,11 @@ TEST_CASE("kvmd orphans: a newcomer with the name, or with another block size, t
   }
 }
 
-TEST_CASE("kvmd orphans: the oldest goes where there are too many, or few rows are left", "[unit]") {
+TEST_CASE("kvmd orphans: the oldest is freed if there are too many, or few rows are left", "[unit]") {
   Config config;
   SECTION("--max-orphans") { config.max_orphans = 3; }
-  SECTION("--max-regions") { config.max_regions = 6; }  // of which two are left free, one for the newcomer
+  // Two rows stay free, one of them for the new region
+  SECTION("--max-regions") { config.max_regions = 6; }
   Node node(config);
   for (std::uint32_t i = 0; i < 6; ++i) {
     FakeConnection connection;
@@ -296,7 +299,7 @@ TEST_CASE("kvmd orphans: adopting counts against the new owner's quotas", "[unit
   CheckSays(second_peer.TakeError(), "--max-blocks-per-client");
 }
 
-TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, whatever kvmd was told", "[unit]") {
+TEST_CASE("kvmd orphans: an owner that has ended its blocks leaves none, even if kvmd was not told", "[unit]") {
   Node node;
   FakeConnection owner_peer, importer_peer;
   const ClientId owner = node.Join(owner_peer);
@@ -324,7 +327,7 @@ TEST_CASE("kvmd orphans: none is left of an owner that has ended its blocks, wha
   }
 }
 
-TEST_CASE("kvmd orphans: one that its owner ends while it is not connected is nobody's to adopt, and goes", "[unit]") {
+TEST_CASE("kvmd orphans: one whose owner ends its blocks while not connected can't be adopted, and is freed", "[unit]") {
   Node node;
   FakeConnection owner_peer, importer_peer, heir_peer;
   Sleeper process;
@@ -359,7 +362,7 @@ TEST_CASE("kvmd orphans: one that its owner ends while it is not connected is no
   }
 }
 
-TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have let go", "[unit]") {
+TEST_CASE("kvmd orphans: reclaimed by name, device and age, once importers have unmapped them", "[unit]") {
   Node node;
   FakeConnection importer_peer, operator_peer;
   const ClientId importer = node.Join(importer_peer, 1);
@@ -420,7 +423,7 @@ TEST_CASE("kvmd orphans: reclaimed by name, device and age, when importers have 
   CHECK(node.Domain().entries() == 0);
 }
 
-TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
+TEST_CASE("kvmd orphans: users reclaim their own, root those of all users", "[unit]") {
   Node node;
   FakeConnection owner_peer, stranger_peer, root_peer;
   const ClientId owner = node.Join(owner_peer);
@@ -438,7 +441,7 @@ TEST_CASE("kvmd orphans: users reclaim their own, root everybody's", "[unit]") {
   CHECK(root_peer.Take(Body::kReclaimReply).message.reclaim_reply().regions() == 1);
 }
 
-TEST_CASE("kvmd orphans: who asks for memory for a region gets it when what its dead owner left is given back", "[unit]") {
+TEST_CASE("kvmd orphans: a request for a region's memory is answered once the dead owner's memory is unmapped", "[unit]") {
   Node node;
   FakeConnection first_peer, importer_peer, other_peer, second_peer;
   const ClientId first = node.Join(first_peer), importer = node.Join(importer_peer, 1), other = node.Join(other_peer, kDeadPid + 2, 1001);
@@ -510,7 +513,8 @@ TEST_CASE("kvmd orphans: memory for a region waits for importers until the deadl
   *message.mutable_allocate_memory()->mutable_for_region() = pool.descriptor;
   message.mutable_allocate_memory()->set_ack_timeout_ms(1000);
   node.Handle(second, message);
-  CHECK(second_peer.Take(Body::kEmpty).fds.empty());  // its process runs: nothing of it is given up
+  // Its process runs, so its memory is not freed
+  CHECK(second_peer.Take(Body::kEmpty).fds.empty());
   CHECK(node.Domain().orphans() == 1);
   process.Kill();
   node.Handle(second, message);
@@ -532,7 +536,7 @@ TEST_CASE("kvmd orphans: pieces of memory that are too much together are refused
   CheckSays(connection.TakeError(), "no memory for the bytes that client asks for");
 }
 
-TEST_CASE("kvmd orphans: the status lists them for who asks, with the time that they have left", "[unit]") {
+TEST_CASE("kvmd orphans: the status lists them on request, with the time that they have left", "[unit]") {
   Node node;
   FakeConnection first_peer, observer_peer;
   const ClientId first = node.Join(first_peer);

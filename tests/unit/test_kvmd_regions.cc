@@ -48,7 +48,7 @@ kvmwire::ClientMessage Ack(const WireRegion& region) {
   return message;
 }
 
-TEST_CASE("kvmd regions: announced to those who declare the model, before and after, not to the owner", "[unit]") {
+TEST_CASE("kvmd regions: announced to clients that declare the model, before or after, and not to the owner", "[unit]") {
   const ServerRunner server;
   WireClient owner = Worker(server, "owner"), early = Worker(server, "early"), frugal = Worker(server, "frugal", false);
   WireClient stranger = server.Join("stranger");
@@ -92,7 +92,7 @@ TEST_CASE("kvmd regions: announced to those who declare the model, before and af
   CHECK(repeated->fds.size() == 2);
 }
 
-TEST_CASE("kvmd regions: what is published is in shared memory when the answer comes", "[unit]") {
+TEST_CASE("kvmd regions: a published block is in shared memory when the answer comes", "[unit]") {
   const ServerRunner server;
   const RegistryView registry = Registry(server);
   WireClient owner = Worker(server, "owner");
@@ -132,7 +132,7 @@ TEST_CASE("kvmd regions: unregistering is answered when every importer has ackno
     CHECK(withdraw->message.region_withdraw().wants_ack());
     CHECK_FALSE(withdraw->message.region_withdraw().owner_died());
   }
-  // Out of the index at once, whoever still has it mapped.
+  // Its entries leave the index at once, though an importer still has it mapped.
   CHECK(Eventually([&] { return Find(registry, {1, 1}) == 0; }));
   KVM_REQUIRE_OK(first.Send(Ack(region)));
   KVM_REQUIRE_OK(first.Send(Ack(region)));  // twice counts once
@@ -159,12 +159,12 @@ TEST_CASE("kvmd regions: an importer that does not acknowledge costs the deadlin
   KVM_CHECK_ERROR(owner.Call(region.UnregisterMessage()), Errc::kDeadlineExceeded, "importer");
   layout::RegionInfo info;
   CHECK(Eventually([&] { return !registry.ReadRegion(region.row, info); }));
-  KVM_REQUIRE_OK(importer.Send(Ack(region)));  // late: nobody minds
+  KVM_REQUIRE_OK(importer.Send(Ack(region)));  // a late acknowledgement is ignored
   KVM_CHECK_ERROR(owner.Call(region.UnregisterMessage()), Errc::kNotFound, "no such region");
   KVM_REQUIRE_OK(importer.QueryStatus());
 }
 
-TEST_CASE("kvmd regions: unregistering without a request id waits for nobody and is not answered", "[unit]") {
+TEST_CASE("kvmd regions: unregistering without a request id waits for no importer and is not answered", "[unit]") {
   const ServerRunner server;
   const RegistryView registry = Registry(server);
   WireClient owner = Worker(server, "owner"), importer = Worker(server, "importer");
@@ -179,7 +179,8 @@ TEST_CASE("kvmd regions: unregistering without a request id waits for nobody and
   CHECK_FALSE(withdraw->message.region_withdraw().wants_ack());
   layout::RegionInfo info;
   CHECK(Eventually([&] { return Find(registry, {1, 1}) == 0 && !registry.ReadRegion(region.row, info); }));
-  KVM_REQUIRE_OK(owner.Send(region.UnregisterMessage()));  // of a region that is gone: nothing to say
+  // Of a region that is gone: nothing to say
+  KVM_REQUIRE_OK(owner.Send(region.UnregisterMessage()));
   KVM_CHECK_ERROR(owner.Receive(milliseconds(100)), Errc::kDeadlineExceeded, "");
   KVM_REQUIRE_OK(region.Register(owner));
 }
@@ -199,7 +200,7 @@ TEST_CASE("kvmd regions: only the owner unregisters, with the right epoch", "[un
   KVM_CHECK_ERROR(owner.Call(wrong.UnregisterMessage()), Errc::kNotFound, "no such region");
 }
 
-TEST_CASE("kvmd regions: a gone owner's regions and entries go, importers are told", "[unit]") {
+TEST_CASE("kvmd regions: regions and entries of an owner that has gone are removed, and importers are told", "[unit]") {
   const ServerRunner server;
   const RegistryView registry = Registry(server);
   WireClient owner = Worker(server, "owner"), importer = Worker(server, "importer");

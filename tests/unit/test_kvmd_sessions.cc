@@ -1,5 +1,5 @@
-// A kvmd in this process against clients that break the protocol: each is dropped with the reason, and a
-// bystander notices nothing.
+// A kvmd in this process against clients that break the protocol: each is dropped with the reason,
+// and a bystander notices nothing.
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -36,7 +36,7 @@ std::string HelloBytes() {
 
 std::string Framed(const std::string& payload) { return RawFrame(payload, static_cast<std::uint32_t>(payload.size()), 0); }
 
-TEST_CASE("kvmd: whoever breaks the protocol is told why and dropped, others go on", "[unit]") {
+TEST_CASE("kvmd: a client that breaks the protocol is told why and dropped, and others are served", "[unit]") {
   const ServerRunner server;
   WireClient bystander = server.Join("bystander");
   WireClient client = server.Connect();
@@ -142,7 +142,7 @@ TEST_CASE("kvmd: another protocol version is refused by its number", "[unit]") {
   CHECK(client.ReadGoodbye() != "still open");
 }
 
-TEST_CASE("kvmd: those who do not go on are dropped in time, and only those", "[unit]") {
+TEST_CASE("kvmd: clients that stall before the hello or inside a frame are dropped in time, and only those", "[unit]") {
   daemon::Config config;
   config.hello_timeout_ms = 150;
   config.frame_timeout_ms = 150;
@@ -168,7 +168,7 @@ TEST_CASE("kvmd: those who do not go on are dropped in time, and only those", "[
   CHECK(Answers(bystander));
 }
 
-TEST_CASE("kvmd: observers read and change nothing", "[unit]") {
+TEST_CASE("kvmd: observers may read, and are refused every change", "[unit]") {
   const ServerRunner server;
   WireClient worker = server.Join("worker");
   KVM_REQUIRE_OK(worker.DeclareModel(LlamaSpec()));
@@ -181,7 +181,7 @@ TEST_CASE("kvmd: observers read and change nothing", "[unit]") {
   CHECK(Answers(observer));
 }
 
-TEST_CASE("kvmd: one connection too many hears that, and there is room again when one leaves", "[unit]") {
+TEST_CASE("kvmd: a connection above the limit is told so, and there is room once another one ends", "[unit]") {
   daemon::Config config;
   config.max_clients = 3;
   const ServerRunner server(config);
@@ -195,7 +195,7 @@ TEST_CASE("kvmd: one connection too many hears that, and there is room again whe
   CHECK(status->rejected_connections() >= 1);
 }
 
-TEST_CASE("kvmd: two thousand quick connects leave nothing behind", "[unit]") {
+TEST_CASE("kvmd: two thousand quick connects leave no client and no descriptor", "[unit]") {
   const ServerRunner server;
   WireClient bystander = server.Join("bystander");
   const Result<kvmwire::StatusReply> before = bystander.QueryStatus();
@@ -210,7 +210,7 @@ TEST_CASE("kvmd: two thousand quick connects leave nothing behind", "[unit]") {
   CHECK(Eventually([&] { return bystander.QueryStatus()->open_fds() <= before->open_fds() + 1; }));
 }
 
-TEST_CASE("kvmd: who asks and does not listen is not listened to, and others are served", "[unit]") {
+TEST_CASE("kvmd: a client that sends and does not read is not read any more, and others are served", "[unit]") {
   const ServerRunner server;
   WireClient bystander = server.Join("bystander");
   std::vector<WireClient> crowd;
@@ -238,7 +238,7 @@ TEST_CASE("kvmd: who asks and does not listen is not listened to, and others are
   CHECK(queued < (std::size_t{2} << 20));
 }
 
-TEST_CASE("kvmd: announcements wait by name for a client that does not take them, which is kept", "[unit]") {
+TEST_CASE("kvmd: announcements are queued by name for a client that does not read them, and the client stays connected", "[unit]") {
   daemon::Config config;
   config.max_queue_bytes = 100'000;
   const ServerRunner server(config);
@@ -264,7 +264,7 @@ TEST_CASE("kvmd: announcements wait by name for a client that does not take them
   CHECK(Answers(bystander));
 }
 
-TEST_CASE("kvmd: stopping says goodbye to everybody, closes the registry and removes the socket", "[unit]") {
+TEST_CASE("kvmd: stopping sends a goodbye to all clients, closes the registry and removes the socket", "[unit]") {
   auto server = std::make_unique<ServerRunner>();
   const std::string path = server->socket_path();
   WireClient worker = server->Connect();
@@ -301,7 +301,7 @@ TEST_CASE("kvmd: a server that stops with clients and regions leaks no descripto
   CHECK(OpenFds() == before);
 }
 
-TEST_CASE("kvmd: when its process dies a client is gone, though somebody holds its connection open", "[unit]") {
+TEST_CASE("kvmd: when its process dies a client is removed, though another process keeps its connection open", "[unit]") {
   // The child connects, gives the connection to this process and waits to be killed.
   const ServerRunner server;
   WireClient bystander = server.Join("bystander");
@@ -345,7 +345,7 @@ TEST_CASE("kvmd: when its process dies a client is gone, though somebody holds i
   }));
 }
 
-TEST_CASE("kvmd: domains are made as users come, and a full house drops an idle one", "[unit]") {
+TEST_CASE("kvmd: domains are made as users connect, and at the limit an idle one is dropped", "[unit]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to connect as other users");
   daemon::Config config;
   config.max_domains = 2;

@@ -1,5 +1,6 @@
-// Pins of everything that two processes share byte for byte: sizes, offsets, constants. A failure here
-// means that a layout changed: raise kLayoutVersion (or kProtocolVersion), then change the pin.
+// Pins of everything that two processes share byte for byte: sizes, offsets, constants. A failure
+// here means that a layout changed: raise kLayoutVersion (or kProtocolVersion), then change the
+// pin.
 #include <algorithm>
 #include <cstddef>
 #include <string_view>

@@ -1,4 +1,5 @@
-// Leases at a broker that is driven by hand: what they keep, how they end, what they may not take. The clock is the test's.
+// Leases at a broker that is driven by hand: what they keep, how they end, what they may not take.
+// The clock is the test's.
 #include "tests/support/broker/broker_node.h"
 #include "tests/support/broker/offloading_worker.h"
 
@@ -63,7 +64,8 @@ Config AllMayBeLeased(std::uint32_t slabs) {
   return config;
 }
 
-// A writer whose blocks are in the host cache, and published from its own region, too: one cache of `kSlots` of them.
+// A writer whose blocks are in the host cache, and published from its own region, too: one cache of
+// `kSlots` of them.
 struct Cached {
   explicit Cached(Node& node, std::uint32_t blocks = kSlots) : writer(node, "writer") {
     records = writer.Write(0, blocks);
@@ -98,7 +100,7 @@ std::vector<PublishRecord> First(const std::vector<PublishRecord>& records, std:
   return {records.begin(), records.begin() + static_cast<std::ptrdiff_t>(count)};
 }
 
-TEST_CASE("Leases: blocks of the host cache that are held stay when others have to leave, until it is released", "[unit]") {
+TEST_CASE("Leases: leased blocks of the host cache stay while others are evicted, until the release", "[unit]") {
   const auto policy = GENERATE(policy::PolicyKind::kLru, policy::PolicyKind::kS3Fifo, policy::PolicyKind::kHitDensity);
   Config config = AllMayBeLeased(1);
   config.host_cache_policy = policy;
@@ -124,7 +126,7 @@ TEST_CASE("Leases: blocks of the host cache that are held stay when others have 
   cached.writer.Done(left);
 }
 
-TEST_CASE("Leases: with all of the host cache held, offers are refused with the reason and nothing waits", "[unit]") {
+TEST_CASE("Leases: with all of the host cache leased, offers are refused with the reason and do not wait", "[unit]") {
   Node node(AllMayBeLeased(2));
   Cached cached(node);
   const std::vector<PublishRecord> second = cached.writer.Write(8, 16);
@@ -171,11 +173,11 @@ TEST_CASE("Leases: one ends when its time is over, and not before it when it was
   node.broker.Tick(start + seconds(70));
   CHECK(node.Domain().leases() == 0);
   CHECK(node.Domain().leased_bytes() == 0);
-  // It costs nothing any more: as many as ever can be had.
+  // It does not count any more: the limit's number of leases can be acquired again.
   for (std::uint64_t salt = 2; salt < 6; ++salt) CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 24, salt)) == kSlots);
 }
 
-TEST_CASE("Leases: a client's leases end with its connection, and are nobody else's to end", "[unit]") {
+TEST_CASE("Leases: a client's leases end with its connection, and no other client can end them", "[unit]") {
   Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node), other(node);
@@ -189,12 +191,13 @@ TEST_CASE("Leases: a client's leases end with its connection, and are nobody els
   CHECK(cached.writer.PrepareStore(cached.writer.Write(16, 20, 2)) == 4);
 }
 
-TEST_CASE("Leases: one covers the leading blocks that kvmd keeps, and says why the next one is not held", "[unit]") {
+TEST_CASE("Leases: one covers the leading blocks that kvmd keeps, and says why it does not cover the next one", "[unit]") {
   Node node(AllMayBeLeased(2));
   Cached cached(node, 6);
   Holder holder(node);
   std::vector<PublishRecord> records = cached.records;
-  const std::vector<PublishRecord> own = cached.writer.Write(20, 22, 4);  // in the worker's memory only
+  // In the worker's memory only
+  const std::vector<PublishRecord> own = cached.writer.Write(20, 22, 4);
   node.Handle(cached.writer.id, cached.writer.region.PublishMessage(own));
   records.insert(records.end(), own.begin(), own.end());
   const kvmwire::AcquireLeaseReply part = holder.AcquireLease(cached.writer.region, records);
@@ -228,7 +231,7 @@ TEST_CASE("Leases: more blocks follow those that a lease has, in order and not b
   CheckSays(holder.Refused(more), "no such lease");
 }
 
-TEST_CASE("Leases: an index that is full drops none of what is held", "[unit]") {
+TEST_CASE("Leases: a full index drops no leased block", "[unit]") {
   Config config = AllMayBeLeased(1);
   config.max_entries = 64;
   Node node(config);
@@ -259,7 +262,7 @@ TEST_CASE("Leases: an index that is full drops none of what is held", "[unit]") 
   }
 }
 
-TEST_CASE("Leases: a dead worker's region stays while blocks of it are held, beyond its time, and goes with the lease", "[unit]") {
+TEST_CASE("Leases: a dead worker's region stays beyond its time while its blocks are leased, and is freed with the lease", "[unit]") {
   Node node(With(&Config::orphan_ttl_s, 5u));
   Dead dead(node), unheld(node, "other", 2);
   Holder holder(node);
@@ -280,7 +283,7 @@ TEST_CASE("Leases: a dead worker's region stays while blocks of it are held, bey
   CHECK(node.Domain().leases() == 0);
 }
 
-TEST_CASE("Leases: reclaiming passes over what is held, and takes it by force, which the holder is told", "[unit]") {
+TEST_CASE("Leases: reclaiming skips leased regions; with force it takes them, and the client is told", "[unit]") {
   Node node;
   Dead dead(node), other(node, "other", 2);
   Holder holder(node);
@@ -314,7 +317,7 @@ TEST_CASE("Leases: reclaiming passes over what is held, and takes it by force, w
   CHECK(node.Domain().orphans() == 0);
 }
 
-TEST_CASE("Leases: force is for the region's own user", "[unit]") {
+TEST_CASE("Leases: only the region's own user may reclaim by force", "[unit]") {
   Config config;
   config.domain_mode = daemon::DomainMode::kNode;
   Node node(config);
@@ -330,7 +333,7 @@ TEST_CASE("Leases: force is for the region's own user", "[unit]") {
   CHECK(node.Domain(2000).leases() == 1);
 }
 
-TEST_CASE("Leases: who adopts a region gets all of it, and the holder keeps what is before", "[unit]") {
+TEST_CASE("Leases: a client that adopts a region gets all of it, and the lease keeps the blocks before", "[unit]") {
   Config config = AllMayBeLeased(1);
   config.orphan_ttl_s = 300;
   Node node(config);
@@ -370,7 +373,7 @@ TEST_CASE("Leases: who adopts a region gets all of it, and the holder keeps what
   CheckSays(cut.reason(), "adopted");
   CHECK(node.Domain().leased_blocks() == 3);
   CHECK(node.Domain().leased_orphans() == 0);
-  // The heir's region ends as any: nothing of the lease has stayed with it.
+  // The adopting worker's region ends like any other: it has no pins of the lease.
   node.broker.Leave(heir, /*died=*/true);
   CHECK(node.Domain().orphans() == 1);
   node.broker.Tick(std::chrono::steady_clock::now() + seconds(301));
@@ -378,7 +381,7 @@ TEST_CASE("Leases: who adopts a region gets all of it, and the holder keeps what
   CHECK(node.Domain().orphans() == 0);
 }
 
-TEST_CASE("Leases: a newcomer of a dead worker's name takes its place, held or not", "[unit]") {
+TEST_CASE("Leases: a new worker with a dead worker's name takes its place, leased or not", "[unit]") {
   Node node;
   Dead dead(node);
   Holder holder(node);
@@ -393,7 +396,7 @@ TEST_CASE("Leases: a newcomer of a dead worker's name takes its place, held or n
   CHECK(node.Domain().orphans() == 0);
 }
 
-TEST_CASE("Leases: slabs whose blocks are of a size that nobody has any more go, and the lease with them", "[unit]") {
+TEST_CASE("Leases: slabs whose block size no worker has any more are dropped, and the lease with them", "[unit]") {
   Node node(AllMayBeLeased(2));
   Holder holder(node);
   {
@@ -409,7 +412,7 @@ TEST_CASE("Leases: slabs whose blocks are of a size that nobody has any more go,
   CHECK(node.Domain().leased_bytes() == 0);
 }
 
-TEST_CASE("Leases: the limit on dead workers' regions holds where all of them are held", "[unit]") {
+TEST_CASE("Leases: the limit on dead workers' regions holds even if all of them are leased", "[unit]") {
   Config config = With(&Config::max_orphans, 1u);
   Node node(config);
   Dead dead(node);
@@ -421,7 +424,7 @@ TEST_CASE("Leases: the limit on dead workers' regions holds where all of them ar
   CHECK_FALSE(holder.connection.Has(Body::kLeaseShrunk));
 }
 
-TEST_CASE("Leases: limits are errors that name the option, and cost only who reaches them", "[unit]") {
+TEST_CASE("Leases: limits are errors that name the option, and affect only the client that reaches them", "[unit]") {
   SECTION("time") {
     Node node(With(&Config::max_lease_ttl_s, 10u));
     Dead dead(node);
@@ -486,7 +489,7 @@ TEST_CASE("Leases: limits are errors that name the option, and cost only who rea
   }
 }
 
-TEST_CASE("Leases: what hostile clients say is refused or ends their connection", "[unit]") {
+TEST_CASE("Leases: wrong messages of hostile clients are refused or end their connection", "[unit]") {
   Node node;
   Dead dead(node);
   Holder holder(node), stranger(node, 2000);
@@ -510,7 +513,7 @@ TEST_CASE("Leases: what hostile clients say is refused or ends their connection"
   CHECK(node.Domain().leases() == 0);
 }
 
-TEST_CASE("Leases: operators see whose they are, how much they hold, and for how long", "[unit]") {
+TEST_CASE("Leases: operators see their clients, their blocks, and the time left", "[unit]") {
   Node node(AllMayBeLeased(1));
   Cached cached(node);
   Holder holder(node);

@@ -1,4 +1,4 @@
-// Log lines and those who should read them: a file, a pipe that nobody reads, one that is closed.
+// LogSink with a file, with a pipe that is not read, and with a pipe whose reader has gone.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -49,7 +49,7 @@ std::string Notice(std::uint64_t count) { return "dropped " + std::to_string(cou
 
 }  // namespace
 
-TEST_CASE("Log sink: a pipe that nobody reads stops no writer, and what it lacked room for is counted", "[unit]") {
+TEST_CASE("Log sink: a pipe without a reader stops no writer, and dropped lines are counted", "[unit]") {
   Pipe pipe;
   LogSink sink(pipe.write.get(), Notice, 10'000);
   const std::size_t filled = pipe.Fill();
@@ -67,7 +67,7 @@ TEST_CASE("Log sink: a pipe that nobody reads stops no writer, and what it lacke
   CHECK(sink.Drain(5s));
 }
 
-TEST_CASE("Log sink: a pipe whose reader has gone costs the lines and nothing else", "[unit]") {
+TEST_CASE("Log sink: a pipe whose reader has gone loses the lines, and writers go on", "[unit]") {
   const auto before = std::signal(SIGPIPE, SIG_IGN);
   Pipe pipe;
   LogSink sink(pipe.write.get(), Notice);
@@ -77,7 +77,7 @@ TEST_CASE("Log sink: a pipe whose reader has gone costs the lines and nothing el
   std::signal(SIGPIPE, before);
 }
 
-TEST_CASE("Log sink: what is written to a file is there at once", "[unit]") {
+TEST_CASE("Log sink: a line is in a file as soon as it is written", "[unit]") {
   char path[] = "/tmp/kvm-log-XXXXXX";
   const UniqueFd file(::mkstemp(path));
   REQUIRE(file);

@@ -1,5 +1,5 @@
-// Memory that is gone when it is read: a state of the mapping and no signal, while every other SIGBUS goes where it would
-// have gone.
+// Memory that is gone when it is read: a state of the mapping and no signal, while every other
+// SIGBUS goes where it would have gone.
 #include "proto/shm/memory_guard.h"
 
 #include <fcntl.h>
@@ -61,7 +61,8 @@ void LeaveWithAddress(int signal, siginfo_t* info, void* context) {
   ::_exit(signal == SIGBUS && info->si_addr == expected_address && context != nullptr && as_asked ? 42 : 1);
 }
 
-// As Python's faulthandler does: says something, puts back what was there before, and raises the signal again.
+// As Python's faulthandler does: says something, puts back what was there before, and raises the
+// signal again.
 struct sigaction before_tracer;
 void Trace(int signal) {
   if (::write(STDERR_FILENO, "a trace\n", 8) < 0) ::_exit(2);
@@ -77,7 +78,7 @@ void InstallTracer() {
 
 }  // namespace
 
-TEST_CASE("Memory guard: memory that is gone reads as zeros, all of the mapping, and the loss is told", "[unit]") {
+TEST_CASE("Memory guard: if memory is gone, the whole mapping reads as zeros, and the loss is reported", "[unit]") {
   const Mapping mapping;
   const MemoryGuard guard = mapping.Guard();
   const std::uint64_t before = MemoryGuard::losses();
@@ -124,7 +125,7 @@ TEST_CASE("Memory guard: as many mappings as there are, each is guarded until it
   for (std::size_t i = 0; i < mappings.size(); ++i) CHECK(guards[i].lost() == (i % 2 == 0));
 }
 
-TEST_CASE("Memory guard: threads that read a mapping while it goes see its bytes or zeros and a loss", "[unit]") {
+TEST_CASE("Memory guard: threads that read a mapping while it is lost see its bytes, or zeros and the loss", "[unit]") {
   const Mapping mapping(64);
   const MemoryGuard guard = mapping.Guard();
   std::vector<std::thread> readers;
@@ -203,7 +204,7 @@ TEST_CASE("Memory guard: a handler that was installed later loses no fault, and 
   CHECK(run(true).signal == SIGBUS);  // and no end of faults
 }
 
-TEST_CASE("Memory guard: a SIGBUS that somebody sends is treated as if there were no guard", "[unit]") {
+TEST_CASE("Memory guard: a SIGBUS that a process sends is treated as if there were no guard", "[unit]") {
   const Mapping guarded;
   const auto run = [&](void (*action)(int)) {
     return test::RunInChild([&, action] {
@@ -218,7 +219,7 @@ TEST_CASE("Memory guard: a SIGBUS that somebody sends is treated as if there wer
   CHECK(run([](int) { ::_exit(5); }).exit_code == 5);
 }
 
-TEST_CASE("Memory guard: a SIGBUS that somebody sends is no loss, whatever address it names", "[unit]") {
+TEST_CASE("Memory guard: a SIGBUS that a process sends is no loss, whatever address it names", "[unit]") {
   const Mapping guarded;
   const test::ChildEnd end = test::RunInChild([&] {
     std::signal(SIGBUS, [](int) { ::_exit(5); });
@@ -263,7 +264,7 @@ TEST_CASE("Memory guard: a hole in reserved huge pages is a loss for its reader"
   CHECK(mapped->lost());
 }
 
-TEST_CASE("Memory guard: a hole in reserved huge pages is a loss for who writes granted memory", "[unit]") {
+TEST_CASE("Memory guard: a hole in reserved huge pages is a loss for the writer of granted memory", "[unit]") {
   test::HugeMemory huge(2);
   if (!huge) KVM_SKIP("no huge pages can be reserved here");
   REQUIRE(::fcntl(huge.fd(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);

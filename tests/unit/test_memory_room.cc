@@ -1,4 +1,5 @@
-// How much memory this process may have: the machine's answer, the least of all answers, and allocating by it.
+// How much memory this process may have: the machine's answer, the least of all answers, and
+// allocating by it.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -112,7 +113,7 @@ TEST_CASE("Memory room: the least of machine and groups, less what is in use and
                   "no memory for a table: 10 MiB are needed, 30 MiB of the 320 MiB of control group /sys/fs/cgroup/outer/inner");
 }
 
-TEST_CASE("Memory room: without groups it is the machine's", "[unit]") {
+TEST_CASE("Memory room: without groups it is the room of the machine", "[unit]") {
   TempDir root;
   Write(root, "proc/meminfo", "MemAvailable:    5242880 kB\n");
   Write(root, "proc/self/mountinfo", "");
@@ -122,7 +123,7 @@ TEST_CASE("Memory room: without groups it is the machine's", "[unit]") {
   CHECK(room->bytes() == 5 * kGib - 128 * kMib);
 }
 
-TEST_CASE("Memory room: where a limit can't be told there is none to give", "[unit]") {
+TEST_CASE("Memory room: if a limit can't be determined, there is no room", "[unit]") {
   TempDir root;
   WithGroups(root);
   Write(root, "sys/fs/cgroup/outer/memory.max", "?");

@@ -1,4 +1,5 @@
-// ModelSpec: canonical form, fingerprint, differences by field name, refusal of damaged or oversized specs (I9).
+// ModelSpec: canonical form, fingerprint, differences by field name, refusal of damaged or
+// oversized specs (I9).
 #include <set>
 #include <string>
 
@@ -118,7 +119,7 @@ TEST_CASE("Model spec: all fields together are limited", "[unit]") {
   KVM_CHECK_ERROR(spec.Validate(), Errc::kInvalidArgument, "together");
 }
 
-TEST_CASE("Model spec: SetField refuses unknown names and what is not a 32-bit number", "[unit]") {
+TEST_CASE("Model spec: SetField refuses unknown names and values that are no 32-bit numbers", "[unit]") {
   ModelSpec spec = LlamaSpec();
   KVM_CHECK_ERROR(SetField(spec, "modelid", "x"), Errc::kInvalidArgument, "modelid");
   KVM_CHECK_ERROR(SetField(spec, "", "x"), Errc::kInvalidArgument, "no field");

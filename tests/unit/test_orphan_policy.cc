@@ -1,4 +1,4 @@
-// Which orphans a request to reclaim means: OrphanPolicy names them, and nothing is given up by asking it.
+// OrphanPolicy: which orphans a request to reclaim selects. It has no effects itself.
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -39,7 +39,7 @@ const OrphanPolicy::Claimant kOwnTool{kOwner, false, false}, kOtherTool{kOther, 
 
 }  // namespace
 
-TEST_CASE("Orphans: a reclaim means what its user has left, by name, device and age", "[unit]") {
+TEST_CASE("Orphans: a reclaim selects regions of its own user, by name, device and age", "[unit]") {
   const Region pool = Pool();
   CHECK(OrphanPolicy::Claims(Request(), kOwnTool, pool, kNow) == Claim::kYes);
   CHECK(OrphanPolicy::Claims(Request("pool", kDevice), kOwnTool, pool, kNow) == Claim::kYes);
@@ -52,7 +52,7 @@ TEST_CASE("Orphans: a reclaim means what its user has left, by name, device and 
   CHECK(OrphanPolicy::Claims(old, kOwnTool, pool, kNow) == Claim::kNo);
 }
 
-TEST_CASE("Orphans: another user's go only to a worker that needs a device's memory, and to who rules all", "[unit]") {
+TEST_CASE("Orphans: another user's are freed only for a worker that needs the device's memory, and for root", "[unit]") {
   const Region pool = Pool();
   CHECK(OrphanPolicy::Claims(Request(), kOtherTool, pool, kNow) == Claim::kNo);
   CHECK(OrphanPolicy::Claims(Request("", kDevice), kOtherTool, pool, kNow) == Claim::kNo);
@@ -61,7 +61,7 @@ TEST_CASE("Orphans: another user's go only to a worker that needs a device's mem
   CHECK(OrphanPolicy::Claims(Request(), kRoot, pool, kNow) == Claim::kYes);
 }
 
-TEST_CASE("Orphans: what a lease holds is left alone, unless its own user or who rules all says so", "[unit]") {
+TEST_CASE("Orphans: a leased one stays, unless its own user or root reclaims it by force", "[unit]") {
   Region pool = Pool();
   pool.pinned[3] = 1;
   kvmwire::Reclaim forced = Request("", kDevice);

@@ -1,4 +1,5 @@
-// Objects of a process that has forked: whose they are is known without a system call, in children of every kind.
+// Objects of a process that has forked: whose they are is known without a system call, in children
+// of every kind.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -37,7 +38,7 @@ TEST_CASE("Owner process: a child that no fork handler has seen knows it as well
   CHECK(WEXITSTATUS(status) == 0);
 }
 
-TEST_CASE("Owner process: what is left to the parent does not end in the child", "[unit]") {
+TEST_CASE("Owner process: an object that is left to the parent is not destroyed in the child", "[unit]") {
   static std::shared_ptr<int> object = std::make_shared<int>();  // static, so that it is no leak
   const std::weak_ptr<int> watched = object;
   LeaveToParent(object);

@@ -20,7 +20,7 @@ using kvm::test::SlowS3Fifo;
 
 }  // namespace
 
-TEST_CASE("Policy: LRU evicts what a list in order of use says", "[unit]") {
+TEST_CASE("Policy: LRU evicts like a list in order of use", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u}) {
     INFO("capacity " << capacity);
     LruPolicy policy(capacity);
@@ -40,7 +40,7 @@ TEST_CASE("Policy: LRU evicts what a list in order of use says", "[unit]") {
   }
 }
 
-TEST_CASE("Policy: S3-FIFO evicts what its three queues say", "[unit]") {
+TEST_CASE("Policy: S3-FIFO evicts like a slow model of its three queues", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u, 200u}) {
     INFO("capacity " << capacity);
     S3FifoPolicy policy(capacity);
@@ -186,7 +186,7 @@ TEST_CASE("Policy: each one survives requests larger than the cache, and blocks 
   }
 }
 
-TEST_CASE("Policy: keys that several blocks have, and blocks that say they are their own parent, break nothing", "[unit]") {
+TEST_CASE("Policy: equal keys of several blocks, and blocks that name themselves as parent, do no harm", "[unit]") {
   constexpr std::uint32_t kCapacity = 32;
   for (const PolicyKind kind : kAllPolicies) {
     INFO(PolicyName(kind));
@@ -194,7 +194,8 @@ TEST_CASE("Policy: keys that several blocks have, and blocks that say they are t
     Random random(7);
     std::vector<Slot> free(kCapacity), used;
     std::iota(free.begin(), free.end(), 0);
-    // More keys than are remembered, so that what a new block names as its parent may be what is forgotten for it.
+    // More keys than are remembered, so that what a new block names as its parent may be what is
+    // forgotten for it.
     for (int i = 0; i < 100'000; ++i) {
       const Key key = 1 + random.Below(random.OneIn(3) ? 40 : 40'000);
       if (!used.empty() && random.OneIn(6)) policy->OnHit(random.Pick(used));
@@ -223,11 +224,12 @@ TEST_CASE("Policy: keys that several blocks have, and blocks that say they are t
   }
 }
 
-TEST_CASE("Reuse model: before anything is known, older is worth less; then what was seen decides", "[unit]") {
+TEST_CASE("Reuse model: before the first observation, older blocks are worth less; then observations decide", "[unit]") {
   ReuseModel model;
   model.Begin();
   model.Finish(30, 1, 20);
-  for (std::uint32_t age = 11; age <= 30; ++age) CHECK(model.Density(0, age) < model.Density(0, age - 4));  // an octave
+  // An octave
+  for (std::uint32_t age = 11; age <= 30; ++age) CHECK(model.Density(0, age) < model.Density(0, age - 4));
 
   // Class 3 comes back at age 20, class 5 never does.
   for (int i = 0; i < 10'000; ++i) {
@@ -241,7 +243,8 @@ TEST_CASE("Reuse model: before anything is known, older is worth less; then what
   CHECK(model.Density(3, 19) > 10 * model.Density(3, 22));
   for (std::uint32_t age = 0; age < 20; ++age) CHECK(model.Density(3, age) > model.Density(5, age));
 
-  // Half of those that come to age 20 are used there, after waiting from age 0: 0.5 over the units between.
+  // Half of those that come to age 20 are used there, after waiting from age 0: 0.5 over the units
+  // between.
   const double units = 8 * (1 + 0.25) * 8;  // where age 20 begins: octave 6, second quarter
   CHECK(model.Density(3, 0) == Approx(0.5 / units).epsilon(0.15));
 }

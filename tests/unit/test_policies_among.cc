@@ -1,5 +1,5 @@
-// A victim among those that may leave, as kvmd's host cache asks for it, against slow models; and the lists that hit density
-// keeps leaves in.
+// A victim among those that may leave, as kvmd's host cache asks for it, against slow models; and
+// the lists that hit density keeps leaves in.
 #include <deque>
 #include <set>
 
@@ -70,7 +70,7 @@ struct ComparedLru : SlowLru {
 
 }  // namespace
 
-TEST_CASE("Policy: among those that may leave, LRU evicts the one used least recently", "[unit]") {
+TEST_CASE("Policy: among evictable blocks, LRU chooses the one used least recently", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u, 200u}) {
     INFO("capacity " << capacity);
     LruPolicy policy(capacity);
@@ -79,7 +79,7 @@ TEST_CASE("Policy: among those that may leave, LRU evicts the one used least rec
   }
 }
 
-TEST_CASE("Policy: among those that may leave, S3-FIFO evicts what its queues say", "[unit]") {
+TEST_CASE("Policy: among evictable blocks, S3-FIFO chooses like a slow model of its queues", "[unit]") {
   for (const std::uint32_t capacity : {1u, 2u, 7u, 40u, 200u}) {
     INFO("capacity " << capacity);
     S3FifoPolicy policy(capacity);
@@ -88,7 +88,7 @@ TEST_CASE("Policy: among those that may leave, S3-FIFO evicts what its queues sa
   }
 }
 
-TEST_CASE("Policy: among those that may leave, hit density evicts the leaf worth least, in LRU's order while that is ahead", "[unit]") {
+TEST_CASE("Policy: among evictable blocks, hit density chooses the leaf of least worth, in LRU's order while LRU is ahead", "[unit]") {
   int by_worth = 0, by_use = 0, inner = 0, none = 0;
   const std::vector<std::pair<std::uint32_t, bool>> cases{{1, true}, {3, true}, {20, true}, {90, true}, {20, false}, {90, false}};
   for (const auto& [capacity, announce] : cases) {
@@ -157,7 +157,7 @@ TEST_CASE("Policy: among those that may leave, hit density evicts the leaf worth
   CHECK(none > 100);
 }
 
-TEST_CASE("Policy: so many slots are looked at for a victim, and no more", "[unit]") {
+TEST_CASE("Policy: a choice looks at no more slots than the limit", "[unit]") {
   constexpr std::uint32_t kCapacity = 3 * kMaxVictimsLookedAt;
   for (const PolicyKind kind : kAllPolicies) {
     INFO(PolicyName(kind));

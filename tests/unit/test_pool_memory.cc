@@ -54,7 +54,7 @@ TEST_CASE("Pool memory: auto falls back to the host and says why", "[unit]") {
   CHECK(ChoosePoolMemory(BackendChoice::kHost, "", std::vector{Gpu(0)})->Describe() == "host memory");
 }
 
-TEST_CASE("Pool memory: cuda insists on a GPU", "[unit]") {
+TEST_CASE("Pool memory: cuda without a usable GPU is an error", "[unit]") {
   KVM_CHECK_ERROR(ChoosePoolMemory(BackendChoice::kCuda, "", Visible(MakeError(Errc::kUnsupported, "no driver"))), Errc::kUnsupported,
                   "--backend cuda: no driver");
   KVM_CHECK_ERROR(ChoosePoolMemory(BackendChoice::kCuda, "", std::vector{Gpu(0, "too old")}), Errc::kUnsupported, "GPU 0: too old");

@@ -33,7 +33,7 @@ std::vector<PublishRecord> Records(std::size_t count) { return std::vector<Publi
 
 }  // namespace
 
-TEST_CASE("Publish window: what would exceed it is not sent", "[unit]") {
+TEST_CASE("Publish window: records that would exceed it are not sent", "[unit]") {
   Wire wire;
   PublishWindow window = wire.Window(100);
   CHECK(window.Send({1, 2}, Records(60), Turn::kNew) == 60);
@@ -42,7 +42,7 @@ TEST_CASE("Publish window: what would exceed it is not sent", "[unit]") {
   CHECK(wire.sent.size() == 2);
 }
 
-TEST_CASE("Publish window: more than it holds is sent while nothing is unanswered", "[unit]") {
+TEST_CASE("Publish window: a message larger than the window is sent while none is unanswered", "[unit]") {
   Wire wire;
   PublishWindow window = wire.Window(10);
   CHECK(window.Send({1, 2}, Records(60), Turn::kNew) == 60);
@@ -100,7 +100,7 @@ TEST_CASE("Publish window: a message that was not sent uses up no sequence", "[u
   CHECK(window.Send({1, 2}, Records(100), Turn::kNew) == 100);
 }
 
-TEST_CASE("Publish window: whoever waits for answers waits until the deadline", "[unit]") {
+TEST_CASE("Publish window: a wait for answers ends at its deadline", "[unit]") {
   Wire wire;
   PublishWindow window = wire.Window(100);
   window.Send({1, 2}, Records(10), Turn::kNew);

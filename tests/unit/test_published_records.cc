@@ -38,7 +38,7 @@ using Blocks = std::vector<std::uint32_t>;
 
 }  // namespace
 
-TEST_CASE("Published records: nothing is to be sent until something is deferred", "[unit]") {
+TEST_CASE("Published records: none is to be sent until one is deferred", "[unit]") {
   Published region;
   region.Publish(3);
   CHECK(region.records.all_sent());
@@ -56,7 +56,7 @@ TEST_CASE("Published records: a block that is being rewritten is not sent", "[un
   CHECK(region.Next() == Blocks{1, 3});
 }
 
-TEST_CASE("Published records: what was not sent comes again, and nothing that was", "[unit]") {
+TEST_CASE("Published records: unsent records are returned again, and sent ones are not", "[unit]") {
   Published region;
   for (const std::uint32_t block : {1u, 4u, 7u, 9u}) region.Publish(block);
   region.records.DeferAll();
@@ -67,7 +67,7 @@ TEST_CASE("Published records: what was not sent comes again, and nothing that wa
   CHECK(region.records.all_sent());
 }
 
-TEST_CASE("Published records: what is deferred behind the mark is sent in another round", "[unit]") {
+TEST_CASE("Published records: a record that is deferred behind the mark is sent in another round", "[unit]") {
   Published region;
   for (const std::uint32_t block : {1u, 4u, 7u}) region.Publish(block);
   region.records.DeferAll();

@@ -1,4 +1,5 @@
-// A region of a client without kvmd: how it stands with it, and what its publishes need of its client.
+// A region of a client without kvmd: how it stands with it, and what its publishes need of its
+// client.
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -67,7 +68,7 @@ TEST_CASE("Region: one request serves all who ask for its registration meanwhile
   CHECK(made.region->BeginRegistration(nullptr) == Ask::kSend);
 }
 
-TEST_CASE("Region: closed during its registration, it is taken out when kvmd accepts it", "[unit]") {
+TEST_CASE("Region: closed during its registration, it is unregistered when kvmd accepts it", "[unit]") {
   Made made;
   auto host = std::make_shared<Host>([](const kvmwire::ClientMessage&) { return true; });
   REQUIRE(made.region->BeginRegistration(nullptr) == Ask::kSend);
@@ -89,7 +90,7 @@ TEST_CASE("Region: closed during its registration, it is never asked for again",
   CHECK(made.region->BeginRegistration(nullptr) == Ask::kClosed);
 }
 
-TEST_CASE("Region: what was published before its registration is sent with it", "[unit]") {
+TEST_CASE("Region: records that were published before its registration are sent after it", "[unit]") {
   Made made;
   std::size_t messages = 0;
   auto host = std::make_shared<Host>([&](const kvmwire::ClientMessage&) { return ++messages > 0; });
@@ -102,7 +103,7 @@ TEST_CASE("Region: what was published before its registration is sent with it", 
   CHECK(messages == 1);
 }
 
-TEST_CASE("Region: a publish may be the last to use its client, whose end closes the region", "[unit]") {
+TEST_CASE("Region: a publish may have the last reference to its client, whose destructor closes the region", "[unit]") {
   Made made;
   std::shared_ptr<Host> host;
   host = std::make_shared<Host>([&](const kvmwire::ClientMessage&) {

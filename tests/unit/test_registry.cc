@@ -107,7 +107,7 @@ TEST_CASE("Registry: a full index makes room instead of growing", "[unit]") {
   CHECK(found == 256);
 }
 
-TEST_CASE("Registry: a client over its share takes room from itself, not from one below it", "[unit]") {
+TEST_CASE("Registry: a client over its share evicts its own entries, not those of a client below it", "[unit]") {
   Registry registry(Small(256));
   KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
   WireRegion greedy("greedy", LlamaSpec(), 4000), modest("modest", LlamaSpec(), 64);
@@ -119,7 +119,7 @@ TEST_CASE("Registry: a client over its share takes room from itself, not from on
   CHECK(registry.domain->AccountOf(1).entries == 192);
 }
 
-TEST_CASE("Registry: a newcomer gets room from whoever has more than its share", "[unit]") {
+TEST_CASE("Registry: a new client gets room from clients that have more than their share", "[unit]") {
   Registry registry(Small(256));
   KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
   WireRegion first("first", LlamaSpec(), 256), second("second", LlamaSpec(), 256);
@@ -158,7 +158,7 @@ TEST_CASE("Registry: publishes that can't be true are refused and counted", "[un
   CHECK(ack.refused_invalid() == 3);
   CHECK(ack.inserted() == 1);
   CHECK(registry.domain->entries() == 1);
-  CHECK(registry.Publish(2, region, {good}).refused_invalid() == 1);  // somebody else's region
+  CHECK(registry.Publish(2, region, {good}).refused_invalid() == 1);  // another client's region
   ++region.region_epoch;
   CHECK(registry.Publish(1, region, {good}).refused_invalid() == 1);
 }
@@ -168,7 +168,8 @@ TEST_CASE("Registry: a block has one entry, its latest", "[unit]") {
   WireRegion region("pool", LlamaSpec(), 8);
   KVM_REQUIRE_OK(registry.Register(1, region));
   CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).inserted() == 1);
-  CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).inserted() == 1);  // the same key anew
+  // The same key anew
+  CHECK(registry.Publish(1, region, {region.Write(3, Key(0))}).inserted() == 1);
   CHECK(registry.domain->entries() == 1);
   CHECK(registry.counters().replaced.load() == 0);
   CHECK(registry.Publish(1, region, {region.Write(3, Key(1))}).inserted() == 1);
@@ -180,7 +181,7 @@ TEST_CASE("Registry: a block has one entry, its latest", "[unit]") {
   CHECK(entry.generation == region.generations.Current(3));
 }
 
-TEST_CASE("Registry: replicas are limited, a stale one gives way", "[unit]") {
+TEST_CASE("Registry: replicas are limited, and a stale one is replaced", "[unit]") {
   Config config = Small(128);
   config.max_replicas = 3;
   Registry registry(config);
@@ -197,7 +198,7 @@ TEST_CASE("Registry: replicas are limited, a stale one gives way", "[unit]") {
   CHECK(found[2].block == 4);
 }
 
-TEST_CASE("Registry: retracting drops what has been rewritten and nothing else", "[unit]") {
+TEST_CASE("Registry: retracting drops entries of rewritten blocks only", "[unit]") {
   Registry registry(Small(128));
   WireRegion region("pool", LlamaSpec(), 8);
   KVM_REQUIRE_OK(registry.Register(1, region));
@@ -230,7 +231,7 @@ TEST_CASE("Registry: the sweeper finds every rewritten block, also after idle ro
   for (std::uint32_t block = 0; block < 4000; ++block) REQUIRE(registry.Replicas(Key(block)) == block % 2);
 }
 
-TEST_CASE("Registry: a region leaves in slices and its row rests until it is done", "[unit]") {
+TEST_CASE("Registry: a region leaves in slices, and its row is reused only afterwards", "[unit]") {
   Config config = Small(4096);
   config.max_regions = 1;
   Registry registry(config);
@@ -252,7 +253,8 @@ TEST_CASE("Registry: a region leaves in slices and its row rests until it is don
   CHECK_FALSE(registry.domain->Reap(400));
   CHECK(registry.domain->entries() == 0);
   CHECK(registry.counters().reaped.load() == 1000);
-  KVM_CHECK_ERROR(registry.Register(1, next), Errc::kResourceExhausted, "--max-regions");  // an importer has it mapped
+  // An importer has it mapped
+  KVM_CHECK_ERROR(registry.Register(1, next), Errc::kResourceExhausted, "--max-regions");
 
   Region* leaving = registry.domain->FindRegion(region.row, region.region_epoch);
   REQUIRE(leaving != nullptr);
@@ -312,7 +314,7 @@ TEST_CASE("Registry: the row and the counts of a region follow it from phase to 
   shows(layout::RegionState::kFree, 0, 0);
 }
 
-TEST_CASE("Registry: keys that share one home cost their publisher refusals, nobody else time", "[unit]") {
+TEST_CASE("Registry: keys that share one home are refused to their publisher, and cost others no time", "[unit]") {
   Registry registry(Small(8192));
   WireRegion region("pool", LlamaSpec(), 8192);
   KVM_REQUIRE_OK(registry.Register(1, region));
@@ -323,7 +325,7 @@ TEST_CASE("Registry: keys that share one home cost their publisher refusals, nob
   CHECK(ack.refused_full() == 8000 - (kMaxDisplacement + 1));
 }
 
-TEST_CASE("Registry: a model's row lives while somebody declares it or has blocks of it", "[unit]") {
+TEST_CASE("Registry: a model's row lives while a client declares the model or has a region of it", "[unit]") {
   Registry registry(Small(128));
   WireRegion region("pool", LlamaSpec(), 8);
   Result<Region*> registered = registry.Register(2, region);  // client 1 has declared the model
@@ -366,8 +368,7 @@ TEST_CASE("Registry: a domain's descriptors have a limit, which its clients shar
   KVM_REQUIRE_OK(registry.Register(3, third));
 }
 
-TEST_CASE("Registry: all domains together keep no more descriptors than the process has, and a domain that goes gives them back",
-          "[unit]") {
+TEST_CASE("Registry: all domains together keep no more descriptors than the process may, and a domain that ends frees its own", "[unit]") {
   Config config = Small(128);
   config.max_fds_per_domain = 100;
   config.max_regions = 32;

@@ -1,5 +1,5 @@
-// The read side of a registry segment: damaged headers are refused, and whatever the tables hold, reads
-// are bounded and stay inside.
+// The read side of a registry segment: damaged headers are refused, and whatever the tables hold,
+// reads are bounded and stay inside.
 #include <array>
 #include <cstring>
 #include <functional>
@@ -226,7 +226,7 @@ TEST_CASE("Registry view: replicas come in order of publication, as many as fit"
   CHECK(Find(*view, Entry(30, 1).key, 0).empty());
 }
 
-TEST_CASE("Registry view: never more than the highest number of replicas, whatever the table says", "[unit]") {
+TEST_CASE("Registry view: never more than the maximum of replicas, even from a damaged table", "[unit]") {
   SegmentBuilder segment(1, 2, kSlots);
   for (std::uint32_t replica = 0; replica < 20; ++replica) REQUIRE(segment.Add(Entry(30, 1, replica)) < kSlots);
   const Result<RegistryView> view = segment.Open();
@@ -247,7 +247,7 @@ TEST_CASE("Registry view: a slot whose writer died is a miss, its neighbours are
   CHECK_FALSE(view->index().ReadSlot(dead, at));
 }
 
-TEST_CASE("Registry view: a miss while entries are being moved for ever ends", "[unit]") {
+TEST_CASE("Registry view: a miss ends even if entries are being moved for ever", "[unit]") {
   SegmentBuilder segment(1, 2, kSlots);
   REQUIRE(segment.Add(Entry(5, 1)) < kSlots);
   segment.header().index_moves.store(1);
@@ -281,7 +281,7 @@ TEST_CASE("Registry view: the mapping lives as long as any copy of the view", "[
   CHECK(Find(copy, Entry(5, 1).key).size() == 1);
 }
 
-TEST_CASE("Registry view: an index reader over nothing finds nothing", "[unit]") {
+TEST_CASE("Registry view: an index reader without slots finds no key", "[unit]") {
   std::array<IndexEntry, 1> out;
   CHECK(IndexReader().Find(BlockKey{1, 2}, std::span<IndexEntry>(out)) == 0);
   CHECK_FALSE(IndexReader().ReadSlot(0, out[0]));

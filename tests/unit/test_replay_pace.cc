@@ -24,7 +24,7 @@ TEST_CASE("Pace: requests are due as far from the first as their timestamps, div
   CHECK(Pace(requests, 0.5, start).Due(1) == start + 500ms);
 }
 
-TEST_CASE("Pace: one stamped before the first is due at the start, and no speed overflows", "[unit]") {
+TEST_CASE("Pace: a request stamped before the first is due at the start, and no speed overflows", "[unit]") {
   const Pace::TimePoint start{5s};
   const std::vector<Request> requests = At({1'000'000, 0, 3'000'000'000'000'000});
   CHECK(Pace(requests, 1, start).Due(1) == start);

@@ -1,4 +1,5 @@
-// Sealed memory: only its maker can write it, nobody can resize it, and what is not sealed is refused (I1).
+// Sealed memory: only its maker can write it (I1), no process can resize it, and memory that is not
+// sealed is refused.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -243,7 +244,7 @@ TEST_CASE("Sealed memory: pointers stay good when owner and reader are moved", "
   CHECK(*read == std::byte{7});
 }
 
-TEST_CASE("Granted memory: its holder writes, a next holder writes on, readers read", "[unit]") {
+TEST_CASE("Granted memory: its owner writes it, the next owner writes it too, and readers read it", "[unit]") {
   Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
   KVM_REQUIRE_OK(made);
   Result<UniqueFd> read_only = ReopenReadOnly(made->get());
@@ -294,7 +295,7 @@ TEST_CASE("Granted memory: another user can't make a writable descriptor of a re
   CHECK(end.exit_code == 0);
 }
 
-TEST_CASE("Granted memory: can't be resized or sealed against its next holder", "[unit]") {
+TEST_CASE("Granted memory: can't be resized, nor sealed against its next owner", "[unit]") {
   const Result<UniqueFd> made = CreateGrantable("kvm:granted", kBytes);
   KVM_REQUIRE_OK(made);
   CHECK(::ftruncate(made->get(), 4096) == -1);
@@ -307,7 +308,7 @@ TEST_CASE("Granted memory: can't be resized or sealed against its next holder", 
   KVM_CHECK_ERROR(CreateGrantable("kvm:granted", std::size_t{1} << 50), Errc::kResourceExhausted, "this machine has");
 }
 
-TEST_CASE("Shared memory: who can write it is told from seals, owner and descriptor", "[unit]") {
+TEST_CASE("Shared memory: seals, owner and descriptor tell which processes can write it", "[unit]") {
   const OwnedMemory sealed = Make();
   CHECK(WritersOf(sealed.fd()) == Writers::kNobody);
   const Result<UniqueFd> granted = CreateGrantable("kvm:granted", kBytes);
@@ -316,7 +317,8 @@ TEST_CASE("Shared memory: who can write it is told from seals, owner and descrip
   const Result<UniqueFd> read_only = ReopenReadOnly(granted->get());
   KVM_REQUIRE_OK(read_only);
   CHECK(WritersOf(read_only->get()) == Writers::kAnybody);
-  CHECK(WritersOf(RawMemfd(kBytes, true, kAllSeals & ~F_SEAL_FUTURE_WRITE).get()) == Writers::kAnybody);  // mode 0777
+  // Mode 0777
+  CHECK(WritersOf(RawMemfd(kBytes, true, kAllSeals & ~F_SEAL_FUTURE_WRITE).get()) == Writers::kAnybody);
   CHECK(WritersOf(-1) == Writers::kAnybody);
 }
 

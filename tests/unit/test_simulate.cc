@@ -1,5 +1,5 @@
-// kvctl simulate: MIN is the optimum, the policies' figures on the conversation trace, and hit density against LRU on
-// what it has not seen.
+// kvctl simulate: MIN is the optimum, the policies' figures on the conversation trace, and hit
+// density against LRU on what it has not seen.
 #include "client/kvctl/simulate/simulate.h"
 #include "client/kvctl/simulate/simulated_cache.h"
 #include "client/kvctl/workload/block_trace.h"
@@ -48,7 +48,7 @@ TEST_CASE("Simulate: no policy hits more than MIN, and all hit all reuse where e
   }
 }
 
-TEST_CASE("Simulate: hit density is never more than 0.003 under LRU on generated workloads", "[unit]") {
+TEST_CASE("Simulate: hit density's ratio is never more than 0.003 below LRU's on generated workloads", "[unit]") {
   double sum = 0;
   for (const Workload workload : {Workload::kChat, Workload::kRag, Workload::kAgents}) {
     for (const std::uint64_t seed : {11, 12, 13}) {
@@ -69,7 +69,7 @@ TEST_CASE("Simulate: hit density is never more than 0.003 under LRU on generated
   CHECK(sum > 0);
 }
 
-TEST_CASE("Simulate: loops, scans and changing ways do not put hit density under LRU", "[unit]") {
+TEST_CASE("Simulate: loops, scans and changing patterns do not put hit density below LRU", "[unit]") {
   std::vector<std::vector<std::uint64_t>> loop, scan, phases;
   test::Random random(3);
   for (std::uint64_t i = 0; i < 6000; ++i) {

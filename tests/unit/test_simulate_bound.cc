@@ -1,4 +1,5 @@
-// kvctl simulate: what `min` says is a bound, for any trace and any way to choose; and what an id is.
+// kvctl simulate: what `min` says is a bound, for any trace and any way to choose; and what an id
+// is.
 #include <set>
 
 #include "client/kvctl/simulate/simulate.h"
@@ -16,7 +17,8 @@ using test::HitsOf;
 using test::RandomIds;
 using test::Requests;
 
-// A cache that keeps any part of what it has and what comes: evicts at random, and lets blocks go by.
+// A cache that keeps any part of what it has and what comes: evicts at random, and lets blocks go
+// by.
 std::uint64_t RandomChoiceHits(const BlockTrace& trace, std::uint32_t capacity, test::Random& random) {
   std::set<std::uint32_t> resident;
   std::uint64_t hits = 0;
@@ -67,7 +69,7 @@ TEST_CASE("Simulate: min is what the best choice hits, for ids in any order", "[
   }
 }
 
-TEST_CASE("Simulate: neither a policy nor any choice of what comes in and what leaves exceeds min", "[unit]") {
+TEST_CASE("Simulate: neither a policy nor any choice of admissions and evictions exceeds min", "[unit]") {
   for (std::uint64_t seed = 1; seed <= 120; ++seed) {
     test::Random random(seed);
     const BlockTrace trace(RandomIds(random, 150, 2 + random.Below(4), 1 + random.Below(9)));
@@ -87,7 +89,7 @@ TEST_CASE("Simulate: neither a policy nor any choice of what comes in and what l
   }
 }
 
-TEST_CASE("Simulate: a block is told by its id and all ids before it", "[unit]") {
+TEST_CASE("Simulate: a block is identified by its id and all ids before it", "[unit]") {
   SimulateOptions options;
   options.policies = {"lru", "min"};
   options.capacities = {99};

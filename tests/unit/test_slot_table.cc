@@ -52,7 +52,7 @@ struct Cache {
   std::vector<std::uint32_t> slabs;
 };
 
-TEST_CASE("Slot table: a prefix is cut from its end, whatever the policy", "[unit]") {
+TEST_CASE("Slot table: a prefix is evicted from its end, with every policy", "[unit]") {
   for (const policy::PolicyKind kind : {policy::PolicyKind::kLru, policy::PolicyKind::kHitDensity}) {
     INFO(policy::PolicyName(kind));
     Cache cache(kind, 8, 4);
@@ -65,7 +65,8 @@ TEST_CASE("Slot table: a prefix is cut from its end, whatever the policy", "[uni
       std::vector<policy::Key> path = traffic.Next();
       if (path.size() > 16) path.resize(16);
       for (std::size_t i = 0; i < path.size(); ++i) parent_of[path[i]] = i == 0 ? 0 : path[i - 1];
-      // Told of all of it, as whoever computes the next block of a prefix has used the ones before.
+      // The policy is told of the whole prefix, since a worker that computes its next block has
+      // used the blocks before.
       std::vector<Slot> resident;
       for (const policy::Key key : path) {
         if (const auto slot = cache.blocks.Find({key, ~key})) resident.push_back(*slot);
@@ -102,7 +103,7 @@ TEST_CASE("Slot table: only blocks of the slabs that are named leave", "[unit]")
   }
 }
 
-TEST_CASE("Slot table: growing forgets neither blocks nor the order of their use", "[unit]") {
+TEST_CASE("Slot table: growing keeps the blocks and the order of their use", "[unit]") {
   for (const policy::PolicyKind kind : policy::kAllPolicies) {
     INFO(policy::PolicyName(kind));
     Cache cache(kind, 4, 64);
@@ -126,7 +127,7 @@ TEST_CASE("Slot table: growing forgets neither blocks nor the order of their use
   }
 }
 
-TEST_CASE("Slot table: a slab that goes takes its blocks along and leaves its place to the next", "[unit]") {
+TEST_CASE("Slot table: a removed slab's blocks are gone, and the next slab gets its position", "[unit]") {
   Cache cache(policy::PolicyKind::kHitDensity, 4, 8);
   cache.slabs = {cache.blocks.AddSlab(), cache.blocks.AddSlab()};
   cache.Store({1, 2, 3, 4, 5, 6}, 1000);
@@ -138,7 +139,7 @@ TEST_CASE("Slot table: a slab that goes takes its blocks along and leaves its pl
   CHECK(cache.blocks.free_in(cache.slabs[0]) == 4);
 }
 
-TEST_CASE("Slot table: parents that name each other, or themselves, end nowhere", "[unit]") {
+TEST_CASE("Slot table: parents that name each other, or themselves, do not loop for ever", "[unit]") {
   for (const policy::PolicyKind kind : policy::kAllPolicies) {
     Cache cache(kind, 8, 1);
     cache.slabs = {cache.blocks.AddSlab()};

@@ -21,14 +21,14 @@ namespace {
 using daemon::Listener;
 using daemon::StartLock;
 
-TEST_CASE("Start lock: who may read the socket's directory can't hold kvmd up", "[unit]") {
+TEST_CASE("Start lock: a user who may read the socket's directory can't delay kvmd", "[unit]") {
   const TempDir dir;
   const UniqueFd directory(::open(dir.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   REQUIRE(::flock(directory.get(), LOCK_EX) == 0);  // as any user can who may look at it
   KVM_REQUIRE_OK(Listener::Open(dir / "kvmd.sock", "0666"));
 }
 
-TEST_CASE("Start lock: nobody else can open it, and it is gone when kvmd listens", "[unit]") {
+TEST_CASE("Start lock: no other user can open it, and it is removed when kvmd listens", "[unit]") {
   const TempDir dir;
   const std::string path = dir / "kvmd.sock.lock";
   {
@@ -46,7 +46,7 @@ TEST_CASE("Start lock: nobody else can open it, and it is gone when kvmd listens
   CHECK_FALSE(std::filesystem::exists(path));
 }
 
-TEST_CASE("Start lock: one at a time has it, however many want it and however often", "[unit]") {
+TEST_CASE("Start lock: one process at a time has it, however many try however often", "[unit]") {
   const TempDir dir;
   const std::string path = dir / "kvmd.sock.lock";
   std::atomic<int> holders{0}, most{0}, failed{0};
@@ -79,14 +79,14 @@ TEST_CASE("Start lock: one that stays held is an error that names the process", 
                   "process " + std::to_string(::getpid()) + " has held the lock");
 }
 
-TEST_CASE("Start lock: a file that a crash has left is taken over", "[unit]") {
+TEST_CASE("Start lock: a lock file that a crash has left is used again", "[unit]") {
   const TempDir dir;
   const UniqueFd left(::open((dir / "kvmd.sock.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   REQUIRE(left);
   KVM_REQUIRE_OK(Listener::Open(dir / "kvmd.sock", "0666"));
 }
 
-TEST_CASE("Start lock: what others have put in its place is refused, not waited for", "[unit]") {
+TEST_CASE("Start lock: a file of another user in its place is refused at once", "[unit]") {
   const TempDir dir;
   const std::string path = dir / "kvmd.sock.lock";
   const auto refused = [&](const std::string& reason) {

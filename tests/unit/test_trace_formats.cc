@@ -1,5 +1,5 @@
-// Traces as people have them: what may be missing, what time is written in, how long a prompt may be, compressed files, and
-// what is said of files that are no traces.
+// Traces as people have them: what may be missing, what time is written in, how long a prompt may
+// be, compressed files, and what is said of files that are no traces.
 #include <zlib.h>
 
 #include <algorithm>
@@ -99,7 +99,7 @@ TEST_CASE("Trace: timestamps are seconds if one has a fraction, else millisecond
   CHECK(Times({"3"}, TimestampUnit::kMicroseconds).value() == Us{3});
 }
 
-TEST_CASE("Trace: where time is asked for, a timestamp that says none is named with its line", "[unit]") {
+TEST_CASE("Trace: if timestamps are read, a line without a valid one is named", "[unit]") {
   const std::string good = R"({"timestamp": 1, "input_length": 16, "hash_ids": [1]})"
                            "\n";
   const TraceOptions timed = Sixteen(TimestampUnit::kAuto);
@@ -141,7 +141,7 @@ TEST_CASE("Trace: a number of ids that does not fit the length names --block-tok
   CHECK_FALSE(Contains(ErrorOf(R"({"input_length": 5000, "hash_ids": []})"), "would fit"));
 }
 
-TEST_CASE("Trace: a line without end is refused, and no more of it is kept than the limit", "[unit]") {
+TEST_CASE("Trace: a line without end is refused, and at most the limit of it is kept", "[unit]") {
   std::size_t given = 0;
   LineReader reader(
       [&](std::span<char> into) -> Result<std::size_t> {
@@ -189,7 +189,7 @@ TEST_CASE("Trace: a .gz is read like the file in it, and a damaged or cut one is
   KVM_CHECK_ERROR(ReadTrace(directory.path(), {}), Errc::kInvalidArgument, "is a directory");
 }
 
-TEST_CASE("Trace: a file of another format is told in one line what is read and what is missing", "[unit]") {
+TEST_CASE("Trace: the error for a file of another format says in one line what can be read and what is missing", "[unit]") {
   for (const auto& [text, says] : std::vector<std::pair<std::string, std::string>>{
            {"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n", "CSV"},
            {"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n", "CSV"},
@@ -212,7 +212,7 @@ TEST_CASE("Trace: a file of another format is told in one line what is read and 
   CHECK(Contains(ErrorOf("{\n  \"input_length\": 5\n}\n"), "a line is one object"));
 }
 
-TEST_CASE("Trace: a JSON array in one line of any length is told as one", "[unit]") {
+TEST_CASE("Trace: a JSON array in one line of any length is recognised", "[unit]") {
   std::size_t left = 80u << 20;
   bool first = true;
   const auto source = [&](std::span<char> into) -> Result<std::size_t> {

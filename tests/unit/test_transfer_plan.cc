@@ -1,5 +1,6 @@
 // Transfer plans without a GPU: the kernel's table, executed item by item on the CPU, and the copy
-// engine's copies move exactly the bytes of the wanted blocks; the choices follow runs and alignment.
+// engine's copies move exactly the bytes of the wanted blocks; the choices follow runs and
+// alignment.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -172,7 +173,7 @@ TEST_CASE("Transfer plan: the order maps every pair back to its block", "[unit]"
   for (std::size_t k = 0; k < 6; ++k) CHECK(pairs[k].source == blocks[order[k]].source_block);
 }
 
-TEST_CASE("Transfer plan: long adjacent runs go to the copy engine, and what is scattered does not", "[unit]") {
+TEST_CASE("Transfer plan: long adjacent runs go to the copy engine, and scattered blocks do not", "[unit]") {
   const std::uint64_t block_bytes = 1 << 20;
   const std::uint64_t adjacent = EngineRunBytes(MemoryPath::kNvlink, Hopper()) / block_bytes;
   REQUIRE(adjacent > 1);
@@ -188,12 +189,12 @@ TEST_CASE("Transfer plan: long adjacent runs go to the copy engine, and what is 
   REQUIRE(transfer->engine_copies.size() == 1);
   CHECK(transfer->engine_copies[0] == EngineCopy{100 * block_bytes, 7 * block_bytes, adjacent * block_bytes});
   CHECK(transfer->kernel_bytes == 5 * block_bytes);
-  // All of them are validated all the same.
+  // All of them are validated nevertheless.
   CHECK(transfer->pair_count == blocks.size());
   CHECK(At<GroupEntry>(*transfer, 0)->copy_pairs == 5);
 }
 
-TEST_CASE("Transfer plan: gaps between blocks on either side keep the copy engine out", "[unit]") {
+TEST_CASE("Transfer plan: with gaps between blocks on either side the copy engine is not used", "[unit]") {
   const std::uint64_t bytes = 64 << 20;
   for (const CopyPiece& piece : {CopyPiece{0, 0, 0, bytes + 16, 0, bytes, bytes}, CopyPiece{0, 0, 0, bytes, 0, bytes + 16, bytes}}) {
     const CopyPlan plan{piece};

@@ -1,20 +1,22 @@
 // Client: a process's connection to the node's marketplace.
 //
-// Lookups and imports read shared memory and mapped peers; they need no running kvmd and never wait for
-// one. Registering and publishing go over a Unix socket, by a background thread that reconnects by
-// itself (jittered back-off) and then declares, registers and publishes everything again.
+// Lookups and imports read shared memory and mapped regions of peers; they need no running kvmd and
+// never wait for one. Regions are registered and blocks published over a Unix socket, which a
+// background thread serves. That thread reconnects by itself, with a jittered back-off, and then
+// declares, registers and publishes everything again.
 //
-// Thread-safe: every method, from any thread. Does not throw; waits only in calls that take a deadline.
+// Thread-safe: every method may be called from any thread. No method throws. Only calls that take a
+// deadline wait.
 //
-// Signals: memory of peers can vanish while it is read, which raises SIGBUS. The first mapping of shared
-// memory installs a handler that turns this into a failed block; any other SIGBUS goes to the previous
-// handler. A handler that the program installs later should pass on signals that are not its own. Threads
-// that find or import must not block SIGBUS. The library can't be unloaded.
+// Signals: memory of peers can vanish while it is read, which raises SIGBUS. The first mapping of
+// shared memory installs a handler that turns this into a failed block; any other SIGBUS goes to
+// the previous handler. A handler that the program installs later should pass on signals that are
+// not its own. Threads that find or import must not block SIGBUS. The library can't be unloaded.
 //
-// fork(): a child has no part in its parent's Client and makes one of its own. In the child, calls of the
-// parent's Client fail (kUnsupported, or an empty answer) without touching its connection, memory or
-// blocks, and destroying it, or its regions, leases and tickets, does nothing. This also holds if other
-// threads were inside the library at the fork.
+// fork(): a child has no part in its parent's Client and makes one of its own. In the child, calls
+// of the parent's Client fail (kUnsupported, or an empty answer) without touching its connection,
+// memory or blocks, and destroying it, or its regions, leases and tickets, does nothing. This also
+// holds if other threads were inside the library at the fork.
 #pragma once
 
 #include <chrono>
@@ -36,23 +38,26 @@ namespace kvm {
 struct ClientOptions {
   std::string socket_path = "/run/kvmd/kvmd.sock";
   std::string name = "worker";  // shown by kvctl; at most 63 bytes
-  // Connect: how long to wait for kvmd; also the default of destructors.
+  // How long Connect waits for kvmd. Destructors of Client, Region and ImportTicket wait no longer
+  // than this either.
   std::chrono::milliseconds timeout{2000};
   // Return a client even if kvmd is not there yet; it connects in the background.
   bool start_offline = false;
   // Map peers' payload as well as their generations. A process that only looks up does not need it.
   bool map_payload = true;
-  // GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced.
-  // A GPU that AllocateRegion or RegisterRegion names joins them. At most kMaxDevices.
+  // GPUs that this process will import to: peers' memory is mapped for them as soon as it is
+  // announced. A GPU that AllocateRegion or RegisterRegion names joins them. At most kMaxDevices.
   std::vector<DeviceUuid> devices{};
   // Regions of peers that may be mapped at once; blocks of further ones are not found.
   std::size_t max_mapped_regions = 4096;
   // Reconnect back-off: first and longest pause.
   std::chrono::milliseconds reconnect_min{20};
   std::chrono::milliseconds reconnect_max{1000};
-  // Published blocks that may wait for kvmd's answer; further ones are deferred (and counted).
+  // How many published blocks may wait for kvmd's answer; further ones are sent later, and counted
+  // as deferred.
   std::size_t max_queued_publishes = std::size_t{1} << 20;
-  // Blocks that may wait to be copied to kvmd's host cache; further ones are not copied (and counted).
+  // How many blocks may wait to be copied to kvmd's host cache; further ones are not copied, and
+  // counted as dropped.
   std::size_t max_queued_offloads = std::size_t{1} << 16;
 };
 
@@ -71,16 +76,18 @@ struct ClientStats {
   std::uint64_t publishes_deferred = 0;
   std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
   std::uint64_t reconnects = 0;
-  std::uint64_t blocks_offloaded = 0;        // copied to kvmd's host cache
-  std::uint64_t offloads_dropped = 0;        // not copied: the queue was full, or the block was reused before
+  std::uint64_t blocks_offloaded = 0;  // copied to kvmd's host cache
+  // Not copied: the queue was full, or the block was overwritten first
+  std::uint64_t offloads_dropped = 0;
   std::uint64_t offloads_refused = 0;        // by kvmd: no room for them
   std::uint64_t blocks_from_host_cache = 0;  // of blocks_imported
-  std::uint64_t mapped_regions = 0;          // peers mapped now
+  std::uint64_t mapped_regions = 0;          // regions of peers that are mapped now
 };
 
-// A peer's region that this process can't copy from, and why. Find ignores such a region when it looks
-// for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had
-// no descriptors left for it; the client tries again, after pauses that double up to a minute.
+// A peer's region that this process can't copy from, and why. Find ignores such a region when it
+// looks for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this
+// process had no descriptors left for it; the client tries again, after pauses that double up to a
+// minute.
 struct UnmappedRegion {
   std::string name;
   DeviceUuid for_device{};  // the importing GPU; zeros: host memory
@@ -98,10 +105,12 @@ struct ReclaimedMemory {
   std::size_t regions = 0;
   std::uint64_t blocks = 0;  // published ones
   std::uint64_t bytes = 0;
-  std::size_t still_mapped = 0;  // of the regions: not unmapped by importers in time, so their memory is not free yet
+  // How many of the regions importers have not unmapped in time; their memory is freed when they do
+  std::size_t still_mapped = 0;
 };
 
-// A model that others have declared and that differs from ours in few fields: why nothing is shared.
+// A model of another client that differs from one of ours in few fields, which explains why no
+// blocks are shared.
 struct NearMiss {
   ModelSpec theirs;
   std::vector<ModelFieldDifference> differences;  // ours, theirs
@@ -112,9 +121,9 @@ class Client {
   // kUnavailable: nothing listens (unless start_offline). kDeadlineExceeded: `timeout` passed.
   // kPermissionDenied, kVersionMismatch, kResourceExhausted: kvmd refused; the message says why.
   [[nodiscard]] static Result<std::shared_ptr<Client>> Connect(ClientOptions options);
-  // Ends its regions (region.h) and the connection. Waits up to `timeout` for importers of registered memory
-  // of cudaMalloc, which CUDA must not free while they use it; for no others, since other memory lives as
-  // long as a process has it mapped.
+  // Ends its regions (region.h) and the connection. If a region is registered memory of cudaMalloc,
+  // which CUDA must not free while importers use it, waits up to `timeout` until they have unmapped
+  // it. Other memory lives as long as a process has it mapped, so nothing waits for that.
   ~Client();
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
@@ -127,72 +136,84 @@ class Client {
   // Why the last connection failed or ended; an empty message if none has.
   Error last_error() const;
 
-  // Declares a model and maps the regions of peers that serve it: on return everything published
-  // before is found. While offline it succeeds at once and takes effect on connecting.
-  // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full. kDeadlineExceeded: kvmd
-  // has not answered, or not all regions are mapped; the model stays declared, and another call waits for the rest.
+  // Declares a model and maps the regions of peers that have blocks of it: after the return, Find
+  // finds every block that was published before the call. While offline it succeeds at once and
+  // takes effect on connecting.
+  // kInvalidArgument: a field is missing or too long, named. kResourceExhausted: model table full.
+  // kDeadlineExceeded: kvmd has not answered, or not all regions are mapped; the model stays
+  // declared, and another call waits for the rest.
   [[nodiscard]] Result<Model> DeclareModel(const ModelSpec& spec, Deadline deadline);
 
-  // Declared models with the same model_id that differ from `model`, and those that differ in the model_id alone: the fields
-  // are named.
+  // Declared models with the same model_id that differ from `model`, and those that differ in the
+  // model_id alone: the fields are named.
   std::vector<NearMiss> NearMisses(const Model& model) const;
 
-  // Allocates memory that peers can map, and registers it. The memory is zeroed. First, memory that a dead
-  // process of this user has left under the same name is freed (importers have half of the time until
-  // `deadline` to unmap it), and, if the device lacks memory, memory that other dead processes have left there.
-  // kBadGeometry, the part named; kInvalidArgument: a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region
-  // table full, or no memory: more than the machine or a control group of this process has left, the figures named;
-  // kUnsupported, kSystem: how much is left can't be determined; kDeadlineExceeded. While offline it succeeds and is registered on
-  // connecting.
+  // Allocates memory that peers can map, and registers it. The memory is zeroed. Before that, kvmd
+  // frees the memory of a dead process of this user whose region had the same name (importers have
+  // half of the time until `deadline` to unmap it). If the device lacks memory, kvmd also frees
+  // regions of other dead processes on that device. kBadGeometry, the part named; kInvalidArgument:
+  // a bad name; kAlreadyExists: the name is taken; kResourceExhausted: region table full, or too
+  // little memory left on the machine or in a control group of this process, the figures named;
+  // kUnsupported, kSystem: how much is left can't be determined; kDeadlineExceeded. While offline
+  // it succeeds and is registered on connecting.
   //
-  // With options.device, memory of that GPU; kUnsupported, kNotFound: there is no such GPU, or no CUDA.
-  // The first call for a GPU creates its context (some 100 ms) and maps the known peers for it.
+  // With options.device, memory of that GPU; kUnsupported, kNotFound: there is no such GPU, or no
+  // CUDA. The first call for a GPU creates its context (some 100 ms) and maps the known peers for
+  // it.
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions options, Deadline deadline);
 
-  // Registers GPU memory that the caller got from cudaMalloc (or an engine's allocator did), as it is:
-  // `segments`, which options.geometry refers to, all of one GPU. They must stay allocated until the
-  // region has been unregistered. options.device may be left out, options.segment_bytes is not used.
-  // Memory of AllocateExportable (kvm/exportable_memory.h) becomes a cuda_vmm_fd region, and may be freed before.
-  // kInvalidArgument: not device memory, a segment leaves its allocation, or some are of AllocateExportable and some
-  // are not. kUnsupported: this memory can't be exported (cudaMallocAsync, expandable segments, …); the message says
-  // what can.
+  // Registers GPU memory that the caller, or an engine's allocator, got from cudaMalloc, without a
+  // copy:
+  // `segments`, which options.geometry refers to, all of one GPU. They must stay allocated until
+  // the region has been unregistered. options.device may be left out, options.segment_bytes is not
+  // used. Memory of AllocateExportable (kvm/exportable_memory.h) becomes a cuda_vmm_fd region, and
+  // may be freed while it is registered.
+  // kInvalidArgument: not device memory, a segment leaves its allocation, or some are of
+  // AllocateExportable and some are not. kUnsupported: this memory can't be exported
+  // (cudaMallocAsync, expandable segments, …); the message says what can.
   [[nodiscard]] Result<std::shared_ptr<Region>> RegisterRegion(const Model& model, RegionOptions options,
                                                                std::span<const DeviceRange> segments, Deadline deadline);
 
-  // Takes over the region of a dead process of the same user: its memory without a copy, and the list of its
-  // blocks that are still good. Importers notice nothing. `options` describe the region as AllocateRegion
-  // had it: name, shard, geometry, device, checksums, segment_bytes.
-  // kNotFound: there is no such region (any more). kAlreadyExists: it has an owner. kUnavailable: the process that had
-  // it has not ended by `deadline`. kModelMismatch, kBadGeometry: it differs from `options`, the field named.
-  // kUnsupported: it can't be adopted (made while kvmd was away, or kvmd can't watch its process). kResourceExhausted.
-  // Nothing has changed after an error, except after kDeadlineExceeded.
+  // Takes over the region of a dead process of the same user: its memory, without a copy, and the
+  // list of its blocks that are still readable. Imports from the region go on meanwhile. `options`
+  // describe the region as they did for AllocateRegion: name, shard, geometry, device, checksums,
+  // segment_bytes. kNotFound: there is no such region, or no longer. kAlreadyExists: it has an
+  // owner. kUnavailable: the process that had it has not ended by `deadline`. kModelMismatch,
+  // kBadGeometry: it differs from `options`, the field named.
+  // kUnsupported: it can't be adopted (made while kvmd was away, or kvmd can't watch its process).
+  // kResourceExhausted. After an error other than kDeadlineExceeded, nothing has changed.
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions options, Deadline deadline);
 
-  // Frees regions that dead processes of this user have left, and waits until importers have unmapped them.
-  // AllocateRegion does so by itself when a device has no memory left; an engine with an allocator of its
-  // own calls it before it asks how much is free. kUnavailable: not connected. kDeadlineExceeded.
+  // Frees regions that dead processes of this user have left, and waits until importers have
+  // unmapped them. AllocateRegion does so by itself when a device has no memory left; an engine
+  // with an allocator of its own calls it before it asks how much is free. kUnavailable: not
+  // connected. kDeadlineExceeded.
   [[nodiscard]] Result<ReclaimedMemory> ReclaimOrphans(const ReclaimOptions& what, Deadline deadline);
 
-  // Longest common prefix of `keys` with what is published, by reading shared memory: microseconds, no
-  // system call, no lock held while looking. `keys`: consecutive keys of one chain.
+  // Finds the longest run of leading `keys` that is published, by reading shared memory. It takes
+  // microseconds, makes no system call and holds no lock. `keys`: consecutive keys of one chain.
   Match Find(std::span<const BlockKey> keys, const FindOptions& options = {}) const noexcept;
-  // The same for a model cut into shards: `keys_by_shard[s]` are the keys of shard s, same length each.
-  // Every returned match has the length of the shortest (I8: a prefix without one shard is no prefix).
+  // The same for a model that is divided into shards: `keys_by_shard[s]` are the keys of shard s;
+  // all have the same length. All returned matches have the length of the shortest, since a prefix
+  // that lacks one shard is useless (I8).
   std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
 
   // Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of
-  // this client. See import.h. kInvalidArgument: lengths differ, a block out of range or named twice,
-  // sizes of blocks differ. kCancelled: the region has been unregistered. Nothing has been touched then.
+  // this client. See import.h. kInvalidArgument: lengths differ, a block out of range or named
+  // twice, sizes of blocks differ. kCancelled: the region has been unregistered. After an error, no
+  // block has been touched.
   [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                             const ImportOptions& options = {});
 
-  // Asks kvmd to keep the leading blocks of `match` that it has itself (lease.h), for `ttl` from now: at most
-  // kvmd's --max-lease-ttl-s, and renewable. Waits for kvmd's answer, once for each 8192 blocks.
-  // The lease may cover fewer blocks than the match has; its reason() says why. An error if it would cover
-  // none: kUnsupported: the first block is in memory of living workers only. kStale: it has been rewritten
-  // or evicted, or kvmd was restarted since and its owner has not reconnected yet: find again. kResourceExhausted: a limit
-  // (--max-leases-per-client, --max-leased-percent-per-client …), the option named. kInvalidArgument: an empty match, or no
-  // such time. kUnavailable: not connected. kDeadlineExceeded: there is no lease; one that a late answer brings is released.
+  // Asks kvmd to keep, for `ttl` from now, the leading blocks of `match` that are in kvmd's own
+  // memory (lease.h): at most kvmd's --max-lease-ttl-s, and renewable. Waits for kvmd's answer,
+  // once for each 8192 blocks. The lease may cover fewer blocks than the match has; its reason()
+  // says why. An error if it would cover none: kUnsupported: the first block is in memory of living
+  // workers only. kStale: it has been rewritten or evicted, or kvmd was restarted since and its
+  // owner has not reconnected yet: find again. kResourceExhausted: a limit
+  // (--max-leases-per-client, --max-leased-percent-per-client …), the option named.
+  // kInvalidArgument: an empty match, or a `ttl` out of range. kUnavailable: not connected.
+  // kDeadlineExceeded: there is no lease; if a late answer brings one, it is released.
   [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
   ClientStats Stats() const noexcept;

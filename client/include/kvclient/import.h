@@ -1,9 +1,9 @@
 // Import: copying a match's blocks into a region of this client, validated.
 //
-// Destination blocks are withdrawn (BeginWrite) when the import starts and stay unreadable to others
-// until the caller publishes them with the writes that the result lists. Blocks that failed have
-// arbitrary bytes and must be computed (I4: a failed import is a miss); blocks behind a failed one count
-// as failed (I8: a prefix with a hole is no prefix).
+// Destination blocks are withdrawn (BeginWrite) when the import starts, and stay unreadable to
+// other processes until the caller publishes them with the writes that the result lists. A failed
+// import is a miss: blocks that failed contain arbitrary bytes and must be computed (I4). Blocks
+// behind a failed one count as failed, since a prefix with a hole is useless (I8).
 #pragma once
 
 #include <cstddef>
@@ -40,32 +40,34 @@ struct ImportResult {
   std::size_t valid = 0;            // leading blocks copied and validated
   std::uint64_t bytes = 0;          // of the valid ones
   std::vector<BlockWrite> writes;   // one per destination block, to publish with: [match.size()]
-  std::vector<FailedBlock> failed;  // everything from index `valid` on
+  std::vector<FailedBlock> failed;  // all blocks from index `valid` on
 };
 
 struct ImportOptions {
-  // Blocks not copied by then fail with kDeadline.
+  // Blocks that are not copied by then fail with kDeadline.
   Deadline deadline = Deadline::max();
-  // Compare the copied bytes with the checksums that their publishers recorded (RegionOptions::checksums);
-  // blocks of regions without any are not compared. Guards against memory and link faults, and against owners
-  // that write without BeginWrite. The call that finds the copy done reads the bytes once more.
+  // Compare the copied bytes with the checksums that their publishers recorded
+  // (RegionOptions::checksums); blocks of regions without any are not compared. Guards against
+  // memory and link faults, and against owners that write without BeginWrite. The call of the
+  // ticket that finds the copy complete reads the bytes once more to do so.
   bool verify = false;
 
   // For destinations on a GPU only:
-  // Copy in this stream's order: after the work that is queued on it, before later work. Default: a stream
-  // of libkvclient's; then no queued work may use the destination blocks.
+  // The copy takes place in this stream's order: after the work that is queued on it, before later
+  // work. Default: a stream of libkvclient; then no queued work may use the destination blocks.
   std::optional<StreamHandle> stream{};
   unsigned max_sms = 0;      // multiprocessors that the copy may occupy; 0: as many as it takes
   bool wants_event = false;  // ImportTicket::event()
 };
 
-// An import under way. Not thread-safe. A default-made or moved-from ticket is done and has an empty result.
-// Destroying it waits for copies that have started. For copies on libkvclient's streams it waits without a
-// limit, since nothing else orders them before the caller's next use of the destination blocks. For copies
-// on a stream of the caller's (ImportOptions::stream) it waits up to ClientOptions::timeout. Such a copy
-// then takes place when the stream reaches it, and source and destination stay mapped until it has: later
-// work of that stream comes after it, and any other use of the destination blocks must wait for the stream.
-// In a forked child a ticket of the parent's is done, and all of its blocks have failed.
+// An import under way. Not thread-safe. A default-constructed or moved-from ticket is done and has
+// an empty result. Destroying it waits for copies that have started. For copies on libkvclient's
+// streams it waits without a limit, since nothing else orders them before the caller's next use of
+// the destination blocks. For copies on a stream of the caller's (ImportOptions::stream) it waits
+// up to ClientOptions::timeout. Such a copy then takes place when the stream reaches it, and source
+// and destination stay mapped until it has: later work of that stream comes after it, and any other
+// use of the destination blocks must wait for the stream. In a forked child, a ticket of the parent
+// is done, and all of its blocks have failed.
 class ImportTicket {
  public:
   struct Impl;
@@ -76,10 +78,11 @@ class ImportTicket {
   ImportTicket& operator=(ImportTicket&&) noexcept;
 
   bool Done() noexcept;  // polls; never waits
-  // cudaEvent_t that is reached once copy and validation are, if asked for; else null. Valid while the
-  // ticket is. Work that waits for it sees the copied bytes, but only result() tells which are valid.
+  // A cudaEvent_t that completes once the copy and its validation have; null unless
+  // ImportOptions::wants_event. Valid while the ticket lives. Work that waits for it sees the
+  // copied bytes, but only result() tells which are valid.
   void* event() const noexcept;
-  // kDeadlineExceeded: still under way.
+  // kDeadlineExceeded: the import is still under way.
   [[nodiscard]] Status Wait(Deadline deadline) noexcept;
   // Precondition: Done() or Wait() succeeded.
   const ImportResult& result() const noexcept;

@@ -2,7 +2,8 @@
 //
 //   auto client = kvm::Client::Connect({.socket_path = "/run/kvmd/kvmd.sock", .name = "worker-0"});
 //   auto model  = (*client)->DeclareModel(spec, kvm::After(1s));
-//   auto region = (*client)->AllocateRegion(*model, {.name = "pool", .geometry = …}, kvm::After(1s));
+//   auto region = (*client)->AllocateRegion(*model, {.name = "pool", .geometry = …},
+//   kvm::After(1s));
 //
 //   match = client.Find(keys);                       keys: kvm::KeyChain, kvm/block_key.h
 //   ticket = client.Import(match, region, blocks);   ticket.Wait(…); ticket.result().valid

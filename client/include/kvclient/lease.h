@@ -1,18 +1,20 @@
 // Lease: kvmd's promise to keep the blocks of a match for a time.
 //
-// kvmd can promise only what it has itself: blocks in its host cache, and in the memory of processes that
-// have ended. A block that only living workers have can't be leased, since its owner rewrites it without
-// asking; a lease covers the leading blocks up to the first such one. Until it ends, kvmd does not evict
-// them, drop their entries to make room, or free their memory.
+// kvmd can promise only to keep blocks in memory of its own: in its host cache, and in regions of
+// processes that have ended. A block that only living workers have can't be leased, since its owner
+// rewrites it without asking kvmd; a lease covers the leading blocks up to the first such block.
+// Until it ends, kvmd does not evict them, drop their entries to make room, or free their memory.
 //
-// A lease ends when it is released or destroyed, when its time is over, with the connection (so also when
-// kvmd restarts), and with this process. It can lose blocks before that: when another process adopts a dead
-// one's region, or registers a new one of its name or with blocks of another size, or when an operator runs
-// `kvctl reclaim --force`. blocks() falls then.
+// A lease ends when it is released or destroyed, when its time is over, with the connection (so
+// also when kvmd restarts), and with this process. It can lose blocks before that: when a process
+// adopts a dead process's region, when a process registers a region with the dead region's name or
+// with blocks of another size, or when an operator runs `kvctl reclaim --force`. Then blocks()
+// decreases.
 //
-// A lease does not replace the check: an import validates generations as always, and reports a block that
-// was rewritten as failed. Nor does a lease keep a source: a match may name a worker's own copy of a block
-// of which kvmd has another. If its import fails, call Find again; it finds kvmd's copy.
+// A lease does not replace the check: an import validates generations as always, and reports a
+// block that was rewritten as failed. A lease keeps kvmd's copy of a block, and a match may name a
+// worker's copy of the same block. If the import from the worker fails, call Find again; it finds
+// kvmd's copy.
 #pragma once
 
 #include <chrono>
@@ -23,9 +25,9 @@
 
 namespace kvm {
 
-// Made by Client::AcquireLease. Movable. blocks(), valid(), left() and reason() may be called from any thread
-// at any time and never wait; Renew and Release from one thread at a time, and not while the lease is moved
-// from or destroyed. A lease may outlive its Client, and covers nothing then.
+// Made by Client::AcquireLease. Movable. blocks(), valid(), left() and reason() may be called from
+// any thread at any time and never wait; Renew and Release from one thread at a time, and not while
+// the lease is moved from or destroyed. A lease may outlive its Client; then it covers no block.
 class Lease {
  public:
   Lease() noexcept;  // covers nothing
@@ -35,22 +37,27 @@ class Lease {
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 
-  // Whether the lease covers any block, as far as this process knows. kvmd never ends a lease earlier than
-  // this says, but the message that blocks were lost, or that kvmd died, may still be on its way.
+  // Whether the lease covers any block, as far as this process knows. kvmd never ends a lease
+  // earlier than this says, but the message that blocks were lost, or that kvmd died, may still be
+  // on its way.
   bool valid() const noexcept { return blocks() > 0; }
   // Leading blocks of the match that the lease covers now; 0 once it is over.
   std::size_t blocks() const noexcept;
-  // Why the lease covers no more blocks than blocks(). Empty message: it covers all of them. kUnsupported:
-  // the next one is in memory of living workers only. kStale: it has been rewritten or evicted.
-  // kResourceExhausted: a limit of kvmd's, the option named. kNotFound: the lease's time is over, or it has
-  // lost blocks. kUnavailable: the connection has ended. kCancelled: it was released, or its client is closed.
+  // Why the lease covers no more blocks than blocks(). Its message is empty if the lease covers all
+  // blocks of the match. kUnsupported: the next one is in memory of living workers only. kStale: it
+  // has been rewritten or evicted.
+  // kResourceExhausted: a limit of kvmd, the option named. kNotFound: the lease's time is over, or
+  // it has lost blocks. kUnavailable: the connection has ended. kCancelled: it was released, or its
+  // client is closed.
   Error reason() const;
-  // Until it ends by itself; 0 once it is over.
+  // The time until it ends by itself; 0 once it is over.
   std::chrono::milliseconds left() const noexcept;
 
-  // Makes the lease end `ttl` from now, which may be sooner or later than before. Waits for kvmd. kNotFound: it
-  // was over. kInvalidArgument: no time, or more than kvmd's --max-lease-ttl-s. kUnavailable: not connected.
-  // kDeadlineExceeded: no answer in time; for this process the lease then ends at the earlier of both times.
+  // Makes the lease end `ttl` from now, which may be sooner or later than before. Waits for kvmd.
+  // kNotFound: the lease had ended. kInvalidArgument: `ttl` is not positive, or more than kvmd's
+  // --max-lease-ttl-s. kUnavailable: not connected.
+  // kDeadlineExceeded: no answer in time; for this process the lease then ends at the earlier of
+  // both times.
   [[nodiscard]] Status Renew(std::chrono::milliseconds ttl, Deadline deadline);
   // Ends it. Does not wait for kvmd.
   void Release() noexcept;

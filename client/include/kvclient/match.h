@@ -1,8 +1,9 @@
 // Match: the longest run of leading keys that is present, with a source for each block.
 //
-// A snapshot, cheap to copy (shared). Its blocks can be rewritten at any time after; Import notices.
-// A match keeps no payload mapped: if a region is withdrawn meanwhile, Import misses. It does keep its
-// sources' generation tables mapped, so do not keep a match for longer than the request that it serves.
+// A match is a snapshot, and cheap to copy since copies share it. Its blocks can be rewritten at
+// any time; Import notices that. A match keeps no payload mapped: if a region is withdrawn
+// meanwhile, Import misses. It does keep its sources' generation tables mapped, so do not keep a
+// match for longer than the request that it serves.
 #pragma once
 
 #include <cstddef>
@@ -60,8 +61,8 @@ class Region;
 
 struct FindOptions {
   // Where the blocks are wanted: the nearest sources are chosen (same GPU, NVLink, PCIe, host), and
-  // blocks in memory that can't be reached from there end the match (kUnmapped). Null: any block that is
-  // known counts, in the order of nearness to this client's first GPU.
+  // blocks in memory that can't be reached from there end the match (kUnmapped). Null: any block
+  // that is known counts, in the order of nearness to this client's first GPU.
   const Region* destination = nullptr;
   // False: leave out this client's own regions, whose blocks the caller knows.
   bool include_own = true;

@@ -1,28 +1,31 @@
 // Region: memory whose blocks this process publishes.
 //
-// Lifetime of one block (I3: begin write, then the bytes, then publish):
+// Every write of a block has the same order (I3: begin write, write the bytes, then publish):
 //
 //   write = region.BeginWrite(b)            withdraws the old content from every reader, at once
 //   … overwrite the block's bytes, wait until that is done …
 //   region.Publish({{key, parent, depth, write}})     readable, and found by others soon after
 //
 // BeginWrite must come before the first byte changes: it is what keeps importers from wrong bytes.
-// Thread-safe: every method, from any thread; two writers of one block are sorted out by generation (the
-// later BeginWrite wins, the earlier Publish publishes nothing).
-// Destruction unregisters with the client's default deadline; see Unregister for what that waits for.
+// Thread-safe: every method may be called from any thread. If two threads or processes write one
+// block, its generation decides: the later BeginWrite wins, and the earlier write's Publish
+// publishes nothing. Destruction unregisters with the client's default deadline; see Unregister for
+// what that waits for.
 //
-// End of ownership (I10: it is written, not announced): before this process stops owning a block's memory,
-// or may write it by other rules than the above, the block is withdrawn for good: by Unregister, by the
-// destructors of Region and Client, and when a registration fails. It takes one atomic operation for each
-// block, with or without kvmd. Importers that find the block later, or are copying it, get a failed block.
-// From then on BeginWrite returns writes that publish nothing, and no earlier write can be published. The
-// crash of the owner needs no such step: nobody writes its memory any more, so its bytes stay what they
+// End of ownership: before this process stops owning a block's memory, or writes it without
+// BeginWrite, the block is withdrawn permanently. Unregister, the destructors of Region and Client,
+// and a failed registration do so. They write the end into the block's generation, since a message
+// could be lost (I10). It takes one atomic operation for each block, with or without kvmd.
+// Importers that find the block later, or are copying it, get a failed block. From then on
+// BeginWrite returns writes that publish nothing, and no earlier write can be published. A crash of
+// the owner needs no such step: no process writes its memory any more, so its bytes stay as they
 // were (outlives_owner).
 //
-// fork(): the child has no region. Its parent's memory and generations are not mapped there (pointers of
-// SegmentData are dangling), every call fails (kUnsupported, or an empty answer), and destruction withdraws
-// nothing. A child must not use two things: descriptors that it inherited, which it could map again (they
-// are closed once it executes another program), and GPU memory of its parent.
+// fork(): the child has no region. Its parent's memory and generations are not mapped there
+// (pointers of SegmentData are dangling), every call fails (kUnsupported, or an empty answer), and
+// destruction withdraws nothing. A child must not use two things: descriptors that it inherited,
+// which it could map again (they are closed once it executes another program), and GPU memory of
+// its parent.
 #pragma once
 
 #include <cstddef>
@@ -37,15 +40,18 @@
 
 namespace kvm {
 
-// Which blocks of a region are offered to kvmd's host cache (kvmd --host-cache), which keeps copies in host memory that
-// outlive the region. Without a host cache nothing is offered.
+// Which blocks of a region are offered to kvmd's host cache (kvmd --host-cache), which keeps copies
+// in host memory that outlive the region. Without a host cache nothing is offered.
 enum class OffloadMode : std::uint8_t {
-  kAuto = 0,   // those that kvmd asks for (--host-cache-admission): each published block, or none but the asked ones
+  // Those that kvmd asks for (--host-cache-admission): each published block, or only those that
+  // Offload and OffloadBeforeReuse name
+  kAuto = 0,
   kAsked = 1,  // only those that Offload and OffloadBeforeReuse name
   kNever = 2,
 };
 
-// Members have initializers so that naming only some of them is no warning (-Wmissing-field-initializers).
+// Members have initializers, so that a designated initializer may leave some out without a warning
+// (-Wmissing-field-initializers).
 struct RegionOptions {
   // Unique among this user's live regions in the domain; shown by kvctl; at most 63 bytes.
   // Printable ASCII without spaces.
@@ -55,22 +61,25 @@ struct RegionOptions {
   Geometry geometry{};
   // GPU to allocate on; zeros: host memory.
   DeviceUuid device{};
-  // Publish records a checksum of each block's content, for importers that ask for ImportOptions::verify. It
-  // costs the publisher one reading of the bytes, and Publish then waits for the GPU to have read them.
+  // Publish records a checksum of each block's content, for importers that ask for
+  // ImportOptions::verify. It costs the publisher one reading of the bytes, and Publish then waits
+  // for the GPU to have read them.
   bool checksums = false;
   OffloadMode offload = OffloadMode::kAuto;
-  // If this process dies, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still be
-  // imported, and a process that replaces this one can take it over (Client::AdoptRegion). False: it is
-  // freed at once, which is right where the restarted process allocates anew: until then host memory counts
-  // against its pod or unit, and GPU memory is missing on its GPU. cuda_ipc memory is always freed.
-  // A process that ends in good order (destructors, Unregister) leaves nothing in either case.
+  // If this process dies, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still
+  // be imported, and a process that replaces this one can take it over (Client::AdoptRegion).
+  // False: kvmd frees it at once. Choose that if the restarted process allocates new memory: an
+  // orphan's host memory still counts against the process's pod or unit, and its GPU memory is not
+  // available on the GPU. cuda_ipc memory is always freed. A process that ends in an orderly way
+  // (destructors, Unregister) leaves nothing in either case.
   bool outlives_owner = true;
-  // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry needs.
+  // Size of each segment that the geometry refers to, in bytes. Empty: as large as the geometry
+  // needs.
   std::vector<std::uint64_t> segment_bytes{};
 };
 
-// One block to publish. `depth`: blocks before it in its prefix. `parent`: the key before it, or the
-// chain's root for the first one (KeyChain::parent()); it serves operators and eviction.
+// One block to publish. `depth`: blocks before it in its prefix. `parent`: the key before it, or
+// the chain's root for the first one (KeyChain::parent()); it serves operators and eviction.
 struct PublishRequest {
   BlockKey key;
   BlockKey parent;
@@ -78,7 +87,7 @@ struct PublishRequest {
   BlockWrite write;
 };
 
-// A block that an adopted region holds: published by its last owner, and not rewritten since.
+// A block of an adopted region that its last owner has published and not rewritten since.
 struct AdoptedBlock {
   BlockKey key;
   std::uint32_t block = 0;
@@ -91,11 +100,14 @@ struct AdoptedRegion {
   std::vector<AdoptedBlock> blocks;  // in block order; all others are free
 };
 
-// What became of a Publish call.
+// The outcome of a Publish call.
 struct PublishOutcome {
-  std::size_t readable = 0;   // generations made even: peers that know the block may read it
-  std::size_t lost_race = 0;  // another write of the block had begun, or its checksum failed; nothing published
-  std::size_t deferred = 0;   // of the readable ones: sent later, since kvmd is away or its queue is full
+  // Blocks whose generation was made even: peers that know the block may read it
+  std::size_t readable = 0;
+  // Blocks that were not published: another write had begun, or the checksum could not be computed
+  std::size_t lost_race = 0;
+  // How many of the readable ones are sent later, since kvmd is away or the queue is full
+  std::size_t deferred = 0;
 };
 
 // How peers reach a region's memory.
@@ -122,62 +134,70 @@ class Region {
   std::uint64_t block_bytes() const noexcept;
   std::span<const std::uint64_t> segment_bytes() const noexcept;  // size of each segment
 
-  // Base address of a segment (host or device). Valid while the region lives; null in a forked child.
+  // Base address of a segment (host or device). Valid while the region lives; null in a forked
+  // child.
   std::byte* SegmentData(std::size_t segment = 0) const noexcept;
   // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region.
   std::byte* BlockData(std::uint32_t block) const noexcept;
 
-  // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no message; kvmd
-  // drops the entry later. For a block out of range, or of a region that has been unregistered or whose
-  // client is gone, the write publishes nothing (generation 0).
+  // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no
+  // message; kvmd drops the entry later. For a block out of range, or of a region that has been
+  // unregistered or whose client is gone, the write publishes nothing (generation 0).
   BlockWrite BeginWrite(std::uint32_t block) noexcept;
-  // Withdraws `block` without writing it now. The same operation.
+  // Withdraws `block` without a write to follow. It is the same operation as BeginWrite.
   void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
   void Retract(std::span<const std::uint32_t> blocks) noexcept {
     for (const std::uint32_t block : blocks) Retract(block);
   }
 
-  // Makes the blocks readable and tells kvmd, batched and without waiting: callers see the effect in
-  // other processes some tens of microseconds later (Flush waits for it). While kvmd is away the blocks
-  // are remembered and published when it is back. Order: the bytes must be complete before the call.
+  // Makes the blocks readable and tells kvmd, batched and without waiting: callers see the effect
+  // in other processes some tens of microseconds later (Flush waits for it). While kvmd is away the
+  // blocks are remembered and published when it is back. Order: the bytes must be complete before
+  // the call.
   PublishOutcome Publish(std::span<const PublishRequest> requests) noexcept;
 
-  // Publish once everything queued on `stream` (of this region's GPU) so far has completed; returns at
-  // once and delays neither stream nor caller. For host memory the same as Publish. Publishes still
-  // waiting for their stream when the region goes are dropped, as are those of a GPU that fails.
-  // kUnsupported, kSystem: the stream can't be followed; nothing will be published then. kCancelled: the region has been
-  // unregistered, or its client is gone.
+  // Publish once everything queued on `stream` (of this region's GPU) so far has completed; returns
+  // at once and delays neither stream nor caller. For host memory the same as Publish. Publishes
+  // that still wait for their stream are dropped when the region ends or the GPU fails.
+  // kUnsupported, kSystem: the stream can't be followed; nothing will be published then.
+  // kCancelled: the region has been unregistered, or its client is gone.
   [[nodiscard]] Status PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) noexcept;
 
-  // Offers published blocks to kvmd's host cache, where they stay when this region's blocks are reused. A
-  // thread of the client copies them (on a GPU on a stream of low priority); this call returns at once. A
-  // block that is reused before its copy is done is not offloaded. Returns how many were offered: published ones, as far as the queue
-  // (ClientOptions::max_queued_offloads) has room; none without a host cache, while kvmd is away, or with OffloadMode::kNever.
+  // Offers published blocks to kvmd's host cache, where they stay when this region's blocks are
+  // reused. A thread of the client copies them (on a GPU on a stream of low priority); this call
+  // returns at once. A block that is reused before its copy is done is not offloaded. Returns how
+  // many were offered: published blocks, as far as the queue (ClientOptions::max_queued_offloads)
+  // has room. Returns 0 if there is no host cache, while kvmd is away, and with
+  // OffloadMode::kNever.
   std::size_t Offload(std::span<const std::uint32_t> blocks) noexcept;
-  // The same for blocks that are to be overwritten next: they go ahead of the queue, and the call waits until
-  // each one has been copied or refused. Returns how many of them the host cache has now; it loses the
-  // others when they are overwritten. kDeadlineExceeded: some are still under way. Either way BeginWrite may
-  // follow at once.
+  // The same for blocks that are to be overwritten next: they are queued before all others, and the
+  // call waits until each one has been copied or refused. Returns how many of them the host cache
+  // has now; the others are lost when they are overwritten. kDeadlineExceeded: some are still under
+  // way. Either way BeginWrite may follow at once.
   [[nodiscard]] Result<std::size_t> OffloadBeforeReuse(std::span<const std::uint32_t> blocks, Deadline deadline) noexcept;
 
-  // Copies bytes of a segment from or to host memory and waits for the copy; for callers without CUDA.
-  // Readers learn of new bytes by BeginWrite and Publish only. kInvalidArgument: outside the segment.
+  // Copies bytes of a segment from or to host memory and waits for the copy; for callers without
+  // CUDA. A caller that writes a block's bytes calls BeginWrite before and Publish afterwards, as
+  // for any write. kInvalidArgument: outside the segment.
   [[nodiscard]] Status WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes);
   [[nodiscard]] Status ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const;
 
-  // Current generation of `block`: even and above 0 iff readable.
+  // Current generation of `block`: even and above 0 if and only if it is readable.
   std::uint64_t CurrentGeneration(std::uint32_t block) const noexcept;
 
   // Waits until kvmd has answered every Publish and PublishOnStream made before this call.
-  // kDeadlineExceeded. kUnavailable: not connected, the publishes are repeated after reconnecting.
-  // The error kvmd gave if it refuses the region itself. kCancelled: it has been unregistered, or its client is gone.
+  // kDeadlineExceeded. kUnavailable: not connected; the publishes are repeated after a reconnect.
+  // If kvmd refuses the region itself, the error that kvmd gave. kCancelled: it has been
+  // unregistered, or its client is gone.
   [[nodiscard]] Status Flush(Deadline deadline);
 
-  // Withdraws all blocks for good, takes the region out of the registry and waits until no importer maps it any more.
-  // Afterwards the region can only be destroyed, and the caller may reuse memory that it registered; imports into and from
-  // the region that this client has under way must have ended.
-  // kDeadlineExceeded: an importer has it mapped still. kUnavailable: kvmd is away, so nobody could be asked. Either way
-  // the region is gone, and importers that still copy will fail their validation.
+  // Withdraws all blocks permanently, removes the region from the registry, and waits until no
+  // importer maps it any more. Afterwards the region can only be destroyed, and the caller may
+  // reuse memory that it registered; imports into and from the region that this client has under
+  // way must have ended.
+  // kDeadlineExceeded: an importer still has it mapped. kUnavailable: kvmd is away, so importers
+  // could not be asked. In both cases the region has ended, and imports that are still copying will
+  // fail their validation.
   [[nodiscard]] Status Unregister(Deadline deadline);
 
   struct Impl;  // libkvclient's own

@@ -12,7 +12,8 @@
 
 namespace kvm {
 
-// Absolute: everything that can wait takes one and returns kDeadlineExceeded once it has passed.
+// A point in time. Every call that can wait takes one, and returns kDeadlineExceeded once it has
+// passed.
 using Deadline = std::chrono::steady_clock::time_point;
 
 inline Deadline After(std::chrono::milliseconds timeout) { return std::chrono::steady_clock::now() + timeout; }

@@ -1,6 +1,7 @@
-// kvctl bench: the figures of docs/BENCHMARKS.md, each measured through libkvclient against a real kvmd
-// with peers in processes of their own. No benchmark passes or fails by time. It prints a figure only if it
-// has checked that the measured lookups, publishes or copies took place, and after it has removed its blocks.
+// kvctl bench: the figures of docs/BENCHMARKS.md, each measured through libkvclient against a real
+// kvmd with peers in processes of their own. No benchmark passes or fails by time. It prints a
+// figure only if it has checked that the measured lookups, publishes or copies took place, and
+// after it has removed its blocks.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -63,8 +64,8 @@ class BenchReport {
   std::vector<BenchRow> rows_;
 };
 
-// The end of every benchmark: prints what it found, or why it found nothing, or what it left at the node's kvmd. The
-// exit code.
+// The end of every benchmark: prints the figures, or why there are none, or what the benchmark has
+// left at the node's kvmd. Returns the exit code.
 int FinishBench(const CommonOptions& common, const BenchOptions& options, const Result<BenchReport>& report);
 
 int RunBenchFind(const CommonOptions& common, const BenchOptions& options);

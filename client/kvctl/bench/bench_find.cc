@@ -1,5 +1,5 @@
-// bench find: lookups of chains of present keys, with the publisher in another process; optionally while
-// another one publishes at full rate, and next to the same lookups on a redis-server.
+// bench find: lookups of chains of present keys, with the publisher in another process; optionally
+// while another one publishes at full rate, and next to the same lookups on a redis-server.
 #include <algorithm>
 
 #include "client/kvctl/bench/bench.h"
@@ -38,7 +38,8 @@ class Lookups {
   std::vector<BlockKey> keys_;
 };
 
-// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find less is to be faster.
+// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find
+// less is to be faster.
 Result<Samples> MeasureFind(const Client& client, Lookups& lookups, const BenchOptions& options) {
   Samples us;
   us.Reserve(options.rounds);

@@ -9,13 +9,15 @@
 
 namespace kvm::ctl {
 
-// Arguments of a kvmd whose host cache has room for `bytes` in blocks of `block_bytes`, and that keeps no orphans.
+// The arguments of a kvmd whose host cache has room for `bytes` in blocks of `block_bytes`, and
+// that keeps no orphans.
 std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t block_bytes);
 // kDeadlineExceeded: the host cache did not have that many blocks in time.
 [[nodiscard]] Status WaitUntilCached(const std::string& socket, std::uint64_t blocks);
 
-// `options.bytes` in scattered 64 KiB chunks from the host cache to the last of `devices`, against a contiguous copy of as
-// many bytes from pinned host memory. The blocks are offloaded by a process on the first of `devices`.
+// `options.bytes` in scattered 64 KiB chunks from the host cache to the last of `devices`, against
+// a contiguous copy of as many bytes from pinned host memory. The blocks are offloaded by a process
+// on the first of `devices`.
 [[nodiscard]] Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const BenchOptions& options,
                                                           const std::vector<DeviceUuid>& devices);
 

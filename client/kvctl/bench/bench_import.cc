@@ -1,5 +1,5 @@
-// bench import: copying scattered blocks from a peer, validated. Here from host memory, against a plain
-// memcpy of the same number of bytes between two regions; on GPUs: bench_import_gpu.h.
+// bench import: copying scattered blocks from a peer, validated. Here from host memory, against a
+// plain memcpy of the same number of bytes between two regions; on GPUs: bench_import_gpu.h.
 #include <algorithm>
 #include <cstring>
 
@@ -41,7 +41,8 @@ class ImportBench {
       memcpy_s.Add(whole);
       memcpy_blocks_s.Add(scattered);
     }
-    // What is timed has to be right, too; the copies have just overwritten what the imports brought.
+    // What is timed has to be right, too; the copies have just overwritten what the imports
+    // brought.
     if (Result<Timing> last = Import(0, blocks_); !last) return last.error();
     if (Status right = Check("import", 0, blocks_); !right) return right.error();
     Result<Samples> small = MeasureSmall();
@@ -92,7 +93,8 @@ class ImportBench {
     if (Status cached = WaitUntilCached(setup_.socket(), blocks_); !cached) return cached.error();
     publisher_ = Peer();
     Samples seconds;
-    // Until the publisher's region has left, some may come from there, or be gone by the time they are copied.
+    // Until the publisher's region has left, some may come from there, or be gone by the time they
+    // are copied.
     for (const Deadline deadline = After(kImportTimeout); seconds.count() < kCopyRounds;) {
       if (Status go_on = GoOn(); !go_on) return go_on.error();
       const std::uint64_t before = client_->Stats().blocks_from_host_cache;
@@ -181,7 +183,8 @@ class ImportBench {
       if (!timing) return timing.error();
       us.Add(1e6 * (timing->find_s + timing->import_s));
     }
-    // Once more into blocks that hold something else. Not each time: that would leave them in the cache.
+    // Once more into blocks that hold something else. Not each time: that would leave them in the
+    // cache.
     CopyWhole();
     if (Result<Timing> last = Import(0, count); !last) return last.error();
     if (Status right = Check("small import", 0, count); !right) return right.error();

@@ -1,4 +1,5 @@
-// bench import on GPUs: a peer process on one GPU, this process on another one, through kvmd and libkvclient.
+// bench import on GPUs: a peer process on one GPU, this process on another one, through kvmd and
+// libkvclient.
 #pragma once
 
 #include "client/kvctl/bench/bench.h"
@@ -6,8 +7,8 @@
 
 namespace kvm::ctl {
 
-// Every row in one run. `memory` has a GPU: the first is the exporter's, the second the importer's; rows
-// that need two say so where there is one.
+// Measures every row in one run. `memory` has at least one GPU: the first is the exporter's, the
+// second the importer's. Rows that need two GPUs say so if there is only one.
 [[nodiscard]] Result<BenchReport> BenchGpuImport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& memory);
 
 // The goals of the rows are for imports of this many bytes.

@@ -1,4 +1,5 @@
-// A peer of a benchmark, in a process of its own: holds blocks, keeps publishing, or watches for blocks.
+// A peer of a benchmark, in a process of its own: holds blocks, keeps publishing, or watches for
+// blocks.
 //
 //   kvctl → peer   PeerConfig            peer → kvctl   PeerReady, once its part is set up
 //   hold           waits until the channel closes
@@ -53,7 +54,8 @@ struct WatchStarted {
   std::uint64_t padding = 0;
 };
 struct WatchSeen {
-  std::int64_t at_ns = 0;  // CLOCK_MONOTONIC, the same clock in all processes; 0: not within a second
+  // CLOCK_MONOTONIC, the same clock in all processes; 0: not within a second
+  std::int64_t at_ns = 0;
 };
 
 // Key `n` of a run: as evenly spread as a digest, without deriving sixteen million of them.

@@ -1,4 +1,5 @@
-// bench publish: how fast one client publishes, how soon another process sees it, what a retract costs.
+// bench publish: how fast one client publishes, how soon another process sees it, what a retract
+// costs.
 #include <algorithm>
 #include <numeric>
 #include <thread>
@@ -97,7 +98,8 @@ Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::
   return us;
 }
 
-// Nanoseconds a block, of a region whose blocks are all published, with new keys from `first_key` on, and then retracted.
+// Nanoseconds a block, of a region whose blocks are all published, with new keys from `first_key`
+// on, and then retracted.
 Result<double> MeasureRetract(const Client& client, Region& region, std::uint64_t run, std::uint64_t first_key,
                               std::span<const std::uint32_t> order) {
   if (Result<PublishTimes> published = PublishAll(region, run, first_key); !published) return published.error();

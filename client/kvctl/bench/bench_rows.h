@@ -16,7 +16,8 @@ struct BenchRow {
   std::string name;   // in JSON
   std::string title;  // for people
   Unit unit = Unit::kRatio;
-  std::optional<double> value;                       // a median; nothing: not measured, and `note` says why
+  // A median; nothing: not measured, and `note` says why
+  std::optional<double> value;
   double bytes_per_s = 0, baseline_bytes_per_s = 0;  // 0: the row has none
   std::optional<double> goal;
   bool at_most = false;  // the goal is an upper limit
@@ -27,7 +28,8 @@ struct BenchRow {
 };
 
 void PrintRows(std::ostream& out, const std::vector<BenchRow>& rows);
-// [{"name", "title", "value", "unit", "bytes_per_s", "baseline_bytes_per_s", "goal", "goal_kind", "reached", "note"}, …]
+// [{"name", "title", "value", "unit", "bytes_per_s", "baseline_bytes_per_s", "goal", "goal_kind",
+// "reached", "note"}, …]
 boost::json::array RowsJson(const std::vector<BenchRow>& rows);
 
 }  // namespace kvm::ctl

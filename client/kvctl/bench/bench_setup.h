@@ -1,7 +1,9 @@
-// What every benchmark needs: a kvmd (a private one, or with --on-this-node the node's) and this process's client.
+// BenchSetup: a kvmd for a benchmark (a private one, or the node's with --on-this-node) and this
+// process's client.
 //
-// On the node's kvmd, all regions end with their processes (outlives_owner is off), no block is copied to the host cache,
-// and the benchmark checks that there is room for all blocks before it publishes one.
+// On the node's kvmd, all regions end with their processes (outlives_owner is off), no block is
+// copied to the host cache, and the benchmark checks that there is room for all blocks before it
+// publishes one.
 #pragma once
 
 #include <memory>
@@ -18,8 +20,9 @@ namespace kvm::ctl {
 
 class BenchSetup {
  public:
-  // `max_entries`: what a private kvmd is sized for, and what the node's has to have room for; `arguments`: further ones of a
-  // private one. Catches interrupts. kResourceExhausted: the node's has no room.
+  // `max_entries`: the size of a private kvmd, and the room that the node's kvmd must have.
+  // `arguments`: additional ones of a private kvmd. Catches interrupts. kResourceExhausted: the
+  // node's kvmd has no room.
   [[nodiscard]] static Result<BenchSetup> Start(const CommonOptions& common, const BenchOptions& options, std::uint64_t max_entries,
                                                 std::vector<std::string> arguments = {});
 
@@ -42,12 +45,13 @@ class BenchSetup {
   Model model_;
 };
 
-// Whether all blocks were found, or imported. kStale: the first one that was not was rewritten, or its region
-// has left or is not mapped yet, as happens while owners come and go. kSystem: anything else.
+// Whether all blocks were found, or imported. kStale: the first one that was not was rewritten, or
+// its region has left or is not mapped yet, as happens while owners come and go. kSystem: anything
+// else.
 [[nodiscard]] Status AllFound(const Client& client, const Match& match, std::size_t wanted);
 [[nodiscard]] Status AllImported(const ImportResult& result);
 
-// kCancelled once the user pressed Ctrl-C: to be asked in loops.
+// kCancelled once the user has pressed Ctrl-C; to be called in loops.
 [[nodiscard]] Status GoOn();
 
 }  // namespace kvm::ctl

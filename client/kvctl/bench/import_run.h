@@ -1,5 +1,6 @@
-// What the rows of the import benchmark on GPUs share: the blocks of a peer process, as this process imports
-// them, and the clock around it. Works for any memory; zeros name the host's.
+// ImportRun: the common part of the rows of the import benchmark on GPUs: a peer process with
+// blocks, and timed imports of these by this process. It works for any memory; a UUID of zeros is
+// host memory.
 #pragma once
 
 #include <memory>
@@ -11,8 +12,8 @@
 
 namespace kvm::ctl {
 
-// Blocks that a peer process holds: `blocks` of `block_bytes`, each in chunks of `chunk_bytes` that lie in
-// planes of their own ([chunks, blocks, chunk_bytes]), in a random order.
+// Blocks that a peer process holds: `blocks` of `block_bytes`, each in chunks of `chunk_bytes` that
+// lie in planes of their own ([chunks, blocks, chunk_bytes]), in a random order.
 struct SourceBlocks {
   std::uint64_t block_bytes = 0, chunk_bytes = 0, blocks = 0;
   std::uint16_t kv_group = 0;
@@ -22,47 +23,52 @@ struct SourceBlocks {
 
 class ImportRun {
  public:
-  // `devices`: GPUs that will be imported to; none for host memory. `kvmd_arguments`: further ones of a private kvmd.
+  // `devices`: GPUs that will be imported to; empty for host memory. `kvmd_arguments`: additional
+  // ones of a private kvmd.
   [[nodiscard]] static Result<std::unique_ptr<ImportRun>> Start(const CommonOptions& common, const BenchOptions& options,
                                                                 std::uint64_t max_entries, std::vector<DeviceUuid> devices,
                                                                 std::vector<std::string> kvmd_arguments = {});
   const std::string& socket() const noexcept { return setup_.socket(); }
 
-  // Starts a peer that holds `bytes` on `owner`; before Connect.
+  // Starts a peer that holds `bytes` on `owner`. To be called before Connect.
   [[nodiscard]] Result<SourceBlocks> Hold(const DeviceUuid& owner, std::uint64_t bytes, std::uint64_t block_bytes,
                                           std::uint64_t chunk_bytes);
-  // This process's client, with everything that peers hold mapped.
+  // Connects this process's client, and maps all regions of the peers.
   [[nodiscard]] Status Connect();
 
-  // A destination for blocks of `source`, and where neighbours of its chain land: anywhere.
+  // Makes a destination for blocks of `source`; consecutive blocks of its chain are placed in a
+  // random order.
   struct Target {
     std::shared_ptr<Region> region;
     std::vector<std::uint32_t> blocks;
   };
   [[nodiscard]] Result<Target> Allocate(const DeviceUuid& device, const SourceBlocks& source);
 
-  // Once the peer has ended: imports until every block comes from the host cache. kDeadlineExceeded.
+  // To be called once the peer has ended: imports until every block comes from the host cache.
+  // kDeadlineExceeded.
   [[nodiscard]] Status WaitForHostCacheOnly(const SourceBlocks& source, const Target& target);
 
   struct Timing {
     Samples find_s, import_s, whole_s;
   };
-  // Imports `bytes` of the source, `rounds` times and a few more that warm up: always the same blocks, or
-  // with `wander` others each time. Import is timed from the call to validated. An error if not all are, or if one import more,
-  // untimed and over other bytes, does not bring what the keys say.
+  // Imports `bytes` of the source, `rounds` times and a few more that warm up: always the same
+  // blocks, or with `wander` others each time. Import is timed from the call to validated. An error
+  // if not all are, or if a further, untimed import over other bytes does not give the bytes of the
+  // keys.
   [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                       std::uint32_t rounds, bool wander = false);
-  // The same as a row: its value is the rate of a contiguous copy from `owner` to `importer` (kHostMemory: from pinned memory)
-  // that the import reaches. That copy is measured before and after, so that a drift of the machine meets both.
+  // The same as a row, whose value is the import's rate divided by that of a contiguous copy from
+  // `owner` to `importer` (kHostMemory: from pinned memory). That copy is measured before and after
+  // the import, so that a drift of the machine affects both.
   [[nodiscard]] Result<BenchRow> Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer,
                                          const DeviceUuid& owner, std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds);
-  // That every byte of the blocks imported is what its key says. kSystem.
+  // Checks every byte of the imported blocks against its key. kSystem.
   [[nodiscard]] Status Check(const SourceBlocks& source, const Target& target);
 
  private:
   Status ImportOnce(std::span<const BlockKey> keys, const Target& target, std::span<const std::uint32_t> blocks, unsigned max_sms,
                     Timing* timing);
-  // The first `count` blocks, over bytes that are not theirs, and compared.
+  // Imports the first `count` blocks over other bytes, and compares them.
   Status ImportOverOther(const SourceBlocks& source, const Target& target, std::uint64_t count, unsigned max_sms);
 
   BenchSetup setup_;

@@ -44,8 +44,9 @@ struct RedisBaseline::Connection {
     if (reply->type == REDIS_REPLY_ERROR) return MakeError(Errc::kSystem, std::string("redis: ") + reply->str);
     return reply;
   }
-  // Sends `command(n)` for all entries, a pipeline at a time, and counts the replies of which `good` says no. The first
-  // error is returned once the rest of its pipeline has been read, so that the connection can be used on.
+  // Sends `command(n)` for all entries, a pipeline at a time, and counts the replies of which
+  // `good` says no. The first error is returned once the rest of its pipeline has been read, so
+  // that the connection can be used on.
   template <class Command, class Good>
   Result<std::uint64_t> Pipelined(std::uint64_t entries, Command command, Good good) {
     std::uint64_t bad = 0;

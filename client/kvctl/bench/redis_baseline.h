@@ -1,4 +1,4 @@
-// The same lookup against a redis-server on its Unix socket: what kvmd is compared with.
+// RedisBaseline: the same lookup by a redis-server on its Unix socket, to which kvmd is compared.
 #pragma once
 
 #include <memory>
@@ -19,12 +19,15 @@ class RedisBaseline {
   RedisBaseline(RedisBaseline&&) noexcept;
   RedisBaseline& operator=(RedisBaseline&&) noexcept;
 
-  // Stores entries [0, entries) of a run, pipelined: the key's 16 bytes, with a value of 40 (a location).
+  // Stores entries [0, entries) of a run, pipelined: the key's 16 bytes, with a value of 40 (a
+  // location).
   [[nodiscard]] Status Load(std::uint64_t run, std::uint64_t entries);
-  // Removes them. kSystem: some were not there any more, so another process removed them during the measurement.
+  // Removes them. kSystem: some were not there any more, so another process removed them during the
+  // measurement.
   [[nodiscard]] Status Unload(std::uint64_t run, std::uint64_t entries);
 
-  // Microseconds of one MGET of these keys. kSystem: a key was missing, or its value is not the one that was stored.
+  // Microseconds of one MGET of these keys. kSystem: a key was missing, or its value is not the one
+  // that was stored.
   [[nodiscard]] Result<double> MultiGet(std::span<const BlockKey> keys);
 
  private:

@@ -1,4 +1,4 @@
-// Options that every command of kvctl has, and how commands are attached to the command line.
+// The options of every command of kvctl, and the functions that add commands to the command line.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@ struct CommonOptions {
   std::chrono::milliseconds timeout() const noexcept { return std::chrono::milliseconds(timeout_ms); }
 };
 
-// What to run once the command line is parsed; returns the exit code.
+// The function to call once the command line is parsed; it returns the exit code.
 using Action = std::function<int()>;
 
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action);
@@ -32,7 +32,7 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
 void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action);
 
-// One line on stderr, "kvctl: what went wrong"; returns the exit code that belongs to it.
+// Prints one line to stderr, "kvctl: what went wrong"; returns the exit code for the error.
 int Fail(const Error& error);
 
 }  // namespace kvm::ctl

@@ -13,7 +13,7 @@ enum ExitCode : int {
   kInterrupted = 130,
 };
 
-// What an error means for the exit code.
+// The exit code for an error.
 constexpr ExitCode ExitFor(Errc code) noexcept {
   switch (code) {
     case Errc::kUnavailable:

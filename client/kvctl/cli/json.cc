@@ -9,11 +9,11 @@
 
 namespace kvm::ctl {
 
-// Whatever clients or files say.
+// Strings come from clients and files, so they may contain any bytes.
 void PrintJson(const boost::json::value& value) { std::cout << HarmlessJson(boost::json::serialize(value)) << std::endl; }
 
 boost::json::object ToJson(const ModelSpec& spec) {
-  // A field is a number iff it is one in a spec without contents.
+  // A field is numeric if it has a number in a default-constructed spec.
   const auto defaults = Fields(ModelSpec{});
   const auto fields = Fields(spec);
   boost::json::object object;

@@ -1,4 +1,4 @@
-// JSON output of kvctl: one value on stdout; the names of members carry their units.
+// JSON output of kvctl: one value on stdout; members have their unit in their name.
 #pragma once
 
 #include <boost/json/value.hpp>
@@ -10,7 +10,7 @@ namespace kvm::ctl {
 
 void PrintJson(const boost::json::value& value);
 
-boost::json::object ToJson(const ModelSpec& spec);  // numbers as numbers
+boost::json::object ToJson(const ModelSpec& spec);  // numeric fields are JSON numbers
 boost::json::object ToJson(const Shard& shard);
 // {"p50": …, "p99": …, "mean": …, "count": …} of values in the unit that the key's name says.
 boost::json::object Percentiles(Samples& samples);

@@ -1,2 +1,2 @@
-// The one translation unit that compiles Boost.JSON; everything else includes its declarations only.
+// The only translation unit that compiles Boost.JSON; all others include its declarations only.
 #include <boost/json/src.hpp>

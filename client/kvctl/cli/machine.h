@@ -10,7 +10,7 @@
 namespace kvm::ctl {
 
 struct MachineFacts {
-  std::string cpu;     // "unknown" where the kernel does not say
+  std::string cpu;     // "unknown" if the kernel does not tell
   unsigned cores = 0;  // that this process may use
   std::string kernel;
   std::uint64_t memory_bytes = 0;
@@ -18,7 +18,8 @@ struct MachineFacts {
 
 MachineFacts ReadMachineFacts();
 
-// Resident set of a process, from /proc; nothing if it is gone or not ours to see.
+// The resident set of a process, from /proc; empty if the process has ended or this user may not
+// see it.
 std::optional<std::uint64_t> ResidentBytes(pid_t pid);
 
 }  // namespace kvm::ctl

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iostream>
 
 #include "proto/wire/protocol_limits.h"
 
@@ -16,7 +17,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// What this process lacks says nothing of kvmd.
+// A lack of descriptors in this process does not mean that kvmd is unreachable.
 Error Unreachable(Error error) {
   error.code = Errc::kUnavailable;
   return error;
@@ -87,6 +88,15 @@ Result<kvmwire::StatusReply> Observer::QueryLeases() {
   return Query(query);
 }
 
+std::string CutListNote(const kvmwire::StatusReply& status) {
+  if (!status.lists_cut()) return {};
+  return "kvmd's answer was too large for one message: its lists are not complete, its totals are";
+}
+
+void PrintCutListNote(const kvmwire::StatusReply& status) {
+  if (const std::string note = CutListNote(status); !note.empty()) std::cerr << "kvctl: " << note << '\n';
+}
+
 Result<kvmwire::StatusReply> Observer::Query(const kvmwire::StatusQuery& query) {
   kvmwire::ClientMessage message;
   *message.mutable_status_query() = query;
@@ -136,7 +146,7 @@ Status Observer::Say(const kvmwire::ClientMessage& message, Deadline deadline) {
   for (;;) {
     Result<bool> drained = writer_.Drain(socket_.get());
     if (!drained) {
-      // kvmd has closed; a goodbye that says why may still be readable.
+      // kvmd has closed the connection; a Goodbye with the reason may still be readable.
       if (drained.error().sys_errno == EPIPE) return {};
       return drained.error();
     }
@@ -155,7 +165,7 @@ Result<kvmwire::ServerMessage> Observer::Await(std::uint64_t request_id, Deadlin
       if (message.body_case() == kvmwire::ServerMessage::kGoodbye) {
         return MakeError(Errc::kUnavailable, "kvmd ended the connection: " + message.goodbye().reason());
       }
-      // A refused hello has no request of ours to refer to.
+      // The refusal of a hello has request id 0.
       if (message.request_id() != request_id && !(message.has_error() && message.request_id() == 0)) continue;
       if (message.has_error()) return MakeError(static_cast<Errc>(message.error().code()), "kvmd refused: " + message.error().message());
       if ((*frame)->lost_fds) return Unreachable(*(*frame)->lost_fds);

@@ -1,7 +1,8 @@
-// kvctl's own connection to kvmd: role OBSERVER, blocking calls with a deadline, the registry mapped.
+// Observer: kvctl's connection to kvmd in the role OBSERVER. Its calls block, up to a deadline; it
+// maps the registry.
 //
-// Reading the registry needs no further round trips; kvmd may write it at any time, RegistryView gives
-// consistent copies of rows and slots. Movable; one thread at a time.
+// Reading the registry needs no further round trips. kvmd may write it at any time; RegistryView
+// returns consistent copies of rows and slots. Movable; not thread-safe.
 #pragma once
 
 #include <chrono>
@@ -20,9 +21,10 @@ namespace kvm::ctl {
 
 class Observer {
  public:
-  // kUnavailable: nothing listens on the socket, or kvmd ended the connection (the reason is given).
+  // kUnavailable: nothing listens on the socket, or kvmd ended the connection (the reason is
+  // given).
   // kDeadlineExceeded: no answer within `timeout`. kPermissionDenied: the socket's mode.
-  // kVersionMismatch, kProtocol: another version, or not a kvmd. Else: what kvmd answered.
+  // kVersionMismatch, kProtocol: another version, or not a kvmd. Any other code: kvmd's answer.
   [[nodiscard]] static Result<Observer> Connect(const std::string& socket_path, std::chrono::milliseconds timeout);
 
   const kvmwire::HelloReply& hello() const noexcept { return hello_; }
@@ -35,7 +37,7 @@ class Observer {
   // Round trip of an empty request.
   [[nodiscard]] Result<std::chrono::nanoseconds> Ping();
 
-  // Since kvmd last said that it is alive, in shared memory.
+  // The time since kvmd last updated its heartbeat in shared memory.
   std::chrono::milliseconds HeartbeatAge() const noexcept;
 
  private:
@@ -55,6 +57,12 @@ class Observer {
   kvmwire::HelloReply hello_;
   RegistryView registry_;
 };
+
+// A line for the operator where kvmd's answer would not fit into one message, so that its lists lack
+// clients, leases, orphans or domains (its totals are whole); else empty.
+std::string CutListNote(const kvmwire::StatusReply& status);
+// Prints that line, if there is one, to standard error.
+void PrintCutListNote(const kvmwire::StatusReply& status);
 
 // A kvmd whose heartbeat is older than this is not healthy (kvmd writes it every 50 ms).
 inline constexpr std::chrono::milliseconds kHeartbeatLimit{2000};

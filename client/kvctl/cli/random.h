@@ -1,5 +1,5 @@
-// Deterministic random numbers and mixing: the same on every machine and standard library, since seeds
-// are part of kvctl's interface (std distributions are not portable).
+// Deterministic random numbers and mixing. They are the same on every machine and with every
+// standard library, since seeds are part of kvctl's interface (std distributions are not portable).
 //
 // Source: splitmix64, Sebastiano Vigna, https://prng.di.unimi.it/splitmix64.c (public domain).
 #pragma once
@@ -23,7 +23,8 @@ class Random {
 
   std::uint64_t Next() noexcept { return Mix(state_ += 0x9E3779B97F4A7C15ULL); }
 
-  // In [0, bound); 0 for bound 0. The bias of the multiplication is below 2^-32 for bounds below 2^32.
+  // In [0, bound); 0 for bound 0. The bias of the multiplication is below 2^-32 for bounds below
+  // 2^32.
   std::uint64_t Below(std::uint64_t bound) noexcept {
     __extension__ typedef unsigned __int128 Wide;
     return static_cast<std::uint64_t>((static_cast<Wide>(Next()) * bound) >> 64);

@@ -35,10 +35,10 @@ std::vector<ModelEntry> ReadModels(const RegistryView& registry);
 std::vector<RegionEntry> ReadRegions(const RegistryView& registry);
 
 const ModelEntry* FindModel(const std::vector<ModelEntry>& models, std::uint32_t row) noexcept;
-// The region that `entry` lies in, if it is still the one that it was published from.
+// The region in which the block of `entry` lies; null if that region has gone.
 const RegionEntry* FindRegion(const std::vector<RegionEntry>& regions, const IndexEntry& entry) noexcept;
 
-// Regions that lie in the same memory of the same kind.
+// A sum over the regions in memory of one kind on one device.
 struct RegionGroup {
   layout::HandleKind kind{};
   DeviceUuid device{};
@@ -47,7 +47,7 @@ struct RegionGroup {
 std::vector<RegionGroup> GroupByMemory(const std::vector<RegionEntry>& regions);
 
 // Models named by `text`: a row number, a model_id, or at least six digits of a fingerprint.
-// kNotFound: none, with those that exist.
+// kNotFound: there is none; the message lists the declared models.
 [[nodiscard]] Result<std::vector<ModelEntry>> SelectModels(const std::vector<ModelEntry>& models, const std::string& text);
 // Rows of the regions named by `text`: a row number or a name. kNotFound.
 [[nodiscard]] Result<std::vector<std::uint32_t>> SelectRegions(const std::vector<RegionEntry>& regions, const std::string& text);
@@ -56,7 +56,8 @@ std::string_view RegionStateName(layout::RegionState state) noexcept;
 std::string_view HandleKindName(layout::HandleKind kind) noexcept;
 std::string DeviceName(const DeviceUuid& device);  // "host", "GPU-8f7a…"
 std::string_view SegmentStateName(layout::SegmentState state) noexcept;
-std::string ShardName(const Shard& shard);                     // "tp 0/2 pp 0/1 group 0", parts that say nothing left out
+// "tp 0/2 pp 0/1 group 0", without parts of size 1 and group 0
+std::string ShardName(const Shard& shard);
 std::string ShortFingerprint(const Fingerprint& fingerprint);  // 12 digits
 
 }  // namespace kvm::ctl

@@ -17,7 +17,8 @@ class Samples {
   std::size_t count() const noexcept { return values_.size(); }
   bool empty() const noexcept { return values_.empty(); }
 
-  // The smallest value that at least `fraction` of all values don't exceed (nearest rank); 0 of nothing.
+  // The smallest value that at least `fraction` of all values don't exceed (nearest rank); 0 of
+  // nothing.
   double Percentile(double fraction) {
     if (values_.empty()) return 0;
     if (!sorted_) std::sort(values_.begin(), values_.end());

@@ -9,7 +9,8 @@
 namespace kvm::ctl {
 namespace {
 
-// Columns a UTF-8 string takes on a terminal, as far as kvctl's own output goes: code points.
+// The width of a UTF-8 string on a terminal. It counts code points, which is right for the
+// characters that kvctl prints.
 std::size_t Width(std::string_view text) {
   return static_cast<std::size_t>(
       std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
@@ -127,7 +128,7 @@ std::string HarmlessJson(std::string_view json) {
       safe += "\\ufffd";
     } else if (IsHarmless(first.value)) {
       safe += json.substr(0, first.bytes);
-    } else {  // all of them are in the plane of four digits
+    } else {  // all characters that are escaped have at most four hexadecimal digits
       std::array<char, 8> escape;
       std::snprintf(escape.data(), escape.size(), "\\u%04x", static_cast<unsigned>(first.value & 0xFFFF));
       safe += escape.data();

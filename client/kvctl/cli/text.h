@@ -1,4 +1,4 @@
-// What kvctl prints for people: aligned tables, and numbers with units.
+// Text output of kvctl: aligned tables, and numbers with units.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,13 @@ std::string HumanSeconds(std::uint64_t seconds);      // "3 h 12 min"
 std::string FormatFixed(double value, int decimals);  // no exponent, '.' in every locale
 std::string JoinWithCommas(const std::vector<std::string>& parts);
 
-// A client-chosen string made safe for a terminal and for JSON: control characters, those that change the
-// direction of writing, and every byte that is not part of valid UTF-8 become '?'.
+// A client-chosen string made safe for a terminal and for JSON: control characters, those that
+// change the direction of writing, and every byte that is not part of valid UTF-8 become '?'.
 std::string Printable(std::string_view text);
 
-// JSON in which every string is valid UTF-8 and harmless on a terminal, too: what is left of other bytes is U+FFFD, and control
-// characters and those that change the direction of writing are escaped. `json`: serialized, of whatever bytes.
+// Makes every string of serialized JSON valid UTF-8 and harmless on a terminal: invalid bytes
+// become U+FFFD, and control characters and those that change the direction of writing are escaped.
+// `json` may contain any bytes.
 std::string HarmlessJson(std::string_view json);
 
 // Columns whose title starts with '>' are aligned to the right (numbers); the mark is not printed.

@@ -14,7 +14,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// The flag of a signal that came just before poll is seen after at most this long.
+// The longest poll, after which the flag of a signal that came just before the poll is seen.
 constexpr milliseconds kPollSlice{100};
 
 Error Gone() { return MakeError(Errc::kUnavailable, "the other process has ended"); }

@@ -1,7 +1,8 @@
-// Messages between kvctl and the processes that it started: a SOCK_SEQPACKET pair, one message a packet.
+// Channel: messages between kvctl and the processes that it started, over a SOCK_SEQPACKET pair;
+// each packet is one message.
 //
-// The end of either process closes its side, and the other sees that instead of waiting for ever.
-// Both ends run the same binary, so messages are plain structs.
+// When either process ends, its side is closed, and the other process gets an error instead of
+// waiting for ever. Both processes run the same binary, so messages are plain structs.
 #pragma once
 
 #include <algorithm>
@@ -22,13 +23,13 @@ class Channel {
  public:
   using Deadline = std::chrono::steady_clock::time_point;
 
-  // Messages are smaller than this, so that the default socket buffer takes them.
+  // The limit of a message, so that the default socket buffer has room for it.
   static constexpr std::size_t kMaxMessageBytes = 160 * 1024;
 
   Channel() = default;
   explicit Channel(UniqueFd socket) : socket_(std::move(socket)) {}
 
-  // Both ends; close-on-exec.
+  // Makes both ends, close-on-exec.
   [[nodiscard]] static Result<std::pair<Channel, Channel>> Pair();
 
   int fd() const noexcept { return socket_.get(); }
@@ -36,10 +37,11 @@ class Channel {
 
   // kUnavailable: the other process has ended. kInvalidArgument: too large.
   [[nodiscard]] Status Send(std::span<const std::byte> message);
-  // kUnavailable: the other process has ended. kDeadlineExceeded. kCancelled: this one was interrupted.
+  // kUnavailable: the other process has ended. kDeadlineExceeded. kCancelled: this one was
+  // interrupted.
   [[nodiscard]] Result<std::vector<std::byte>> Receive(Deadline deadline = Deadline::max());
 
-  // Whether Receive would return at once: a message, or the other process's end.
+  // Whether Receive would return at once: a message is there, or the other process has ended.
   bool Readable() const noexcept;
 
   template <class T>
@@ -47,7 +49,7 @@ class Channel {
     static_assert(std::is_trivially_copyable_v<T>);
     return Send(std::as_bytes(std::span(&message, 1)));
   }
-  // kProtocol as well: a message of another size.
+  // The errors of Receive, and kProtocol: the message has another size.
   template <class T>
   [[nodiscard]] Result<T> ReceiveStruct(Deadline deadline = Deadline::max()) {
     static_assert(std::is_trivially_copyable_v<T>);

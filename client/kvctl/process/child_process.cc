@@ -23,10 +23,10 @@ using std::chrono::steady_clock;
 
 constexpr int kCannotExec = 127;
 
-// In the child, between fork and exec: async-signal-safe calls only.
+// Runs in the child between fork and exec, so it makes async-signal-safe calls only.
 [[noreturn]] void BecomeProgram(const char* program, char* const* argv, int keep_fd, int output_fd, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != parent) ::_exit(kCannotExec);  // kvctl died before the line above
+  if (::getppid() != parent) ::_exit(kCannotExec);  // kvctl had died before prctl was called
   ::setpgid(0, 0);
   struct sigaction standard {};
   standard.sa_handler = SIG_DFL;

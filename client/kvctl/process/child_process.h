@@ -1,6 +1,6 @@
-// A process that kvctl started and stops again: on destruction at the latest, and by the kernel
-// (PR_SET_PDEATHSIG) if kvctl itself is killed. It has a process group of its own, so that Ctrl-C
-// reaches kvctl alone, which then stops what it started in order.
+// ChildProcess: a process that kvctl starts and stops. The destructor stops it, and if kvctl is
+// killed, the kernel does (PR_SET_PDEATHSIG). It has a process group of its own, so that Ctrl-C
+// reaches only kvctl, which then stops its children in order.
 #pragma once
 
 #include <sys/types.h>
@@ -26,13 +26,13 @@ class ChildProcess {
   ~ChildProcess();
 
   pid_t pid() const noexcept { return pid_; }
-  // True until it has ended; its end is remembered.
+  // True until it has ended; keeps its exit status.
   bool Running();
-  // Waits for its end by itself; false if the deadline passed.
+  // Waits, without a signal, until the process ends; false if `timeout` has passed.
   bool WaitFor(std::chrono::milliseconds timeout);
-  // SIGTERM, then after `grace` SIGKILL. Afterwards it has ended.
+  // Sends SIGTERM, and SIGKILL after `grace`. On return the process has ended.
   void Stop(std::chrono::milliseconds grace);
-  // Exit status 0; meaningful once it has ended.
+  // Whether its exit status is 0; valid once it has ended.
   bool Succeeded() const noexcept;
   std::string Ending() const;  // "exited with 3", "killed by signal 9 (Killed)"
 
@@ -42,7 +42,7 @@ class ChildProcess {
   int wait_status_ = 0;
 };
 
-// Path of the running binary, for starting another one of it or a program next to it.
+// The path of the running binary, to start it again or a program beside it.
 [[nodiscard]] Result<std::string> OwnBinary();
 
 }  // namespace kvm::ctl

@@ -1,4 +1,4 @@
-// Text in a message of fixed size between kvctl's processes.
+// FixedText: text in a message of fixed size between kvctl's processes.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace kvm::ctl {
 
-// Text of bounded length in a message; cut where it does not fit.
+// Text that does not fit is cut off.
 template <std::size_t kBytes>
 struct FixedText {
   std::array<char, kBytes> bytes{};

@@ -16,11 +16,12 @@ void OnSignal(int) { interrupted.store(true, std::memory_order_relaxed); }
 void CatchInterrupts() {
   struct sigaction action {};
   action.sa_handler = OnSignal;
-  // No SA_RESTART: a waiting poll is to return. SA_RESETHAND: impatient operators press twice.
+  // Without SA_RESTART, so that a waiting poll returns. With SA_RESETHAND, so that a second Ctrl-C
+  // ends the process.
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
-  // A terminal that closes, unless nohup has said to go on.
+  // SIGHUP of a closing terminal, unless it is ignored, as under nohup.
   struct sigaction before {};
   if (::sigaction(SIGHUP, nullptr, &before) == 0 && before.sa_handler != SIG_IGN) ::sigaction(SIGHUP, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);

@@ -1,9 +1,10 @@
-// SIGINT, SIGTERM and SIGHUP as a flag, so that whatever was started is stopped by its owner's destructor.
+// Turns SIGINT, SIGTERM and SIGHUP into a flag, so that commands return normally and destructors
+// stop the processes that were started.
 #pragma once
 
 namespace kvm::ctl {
 
-// From here on these signals set the flag (once; a second one ends the process as usual).
+// From here on, the first of these signals sets the flag; a second one ends the process as usual.
 void CatchInterrupts();
 bool Interrupted() noexcept;
 

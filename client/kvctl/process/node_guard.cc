@@ -13,7 +13,7 @@ using std::chrono::steady_clock;
 constexpr std::chrono::seconds kPatience{5};
 constexpr std::chrono::milliseconds kPause{20};
 
-// The first thing that is left; empty: nothing.
+// Names a region or model of the run that is left; empty if there is none.
 std::string FirstLeft(const RegistryView& registry, const RunMarks& marks) {
   for (const RegionEntry& region : ReadRegions(registry)) {
     if (region.name().find(marks.region) != std::string::npos) return "region " + region.name();

@@ -1,4 +1,4 @@
-// For runs on the node's own kvmd: they use only free room, and leave nothing behind.
+// Checks for runs on the node's own kvmd: that they use only free room, and leave nothing behind.
 #pragma once
 
 #include <chrono>
@@ -10,17 +10,18 @@
 
 namespace kvm::ctl {
 
-// Whether so many blocks can be published without one of the node's being evicted for them. kResourceExhausted: no.
+// Checks that so many blocks can be published without an eviction of the node's own blocks.
+// kResourceExhausted: they can't.
 [[nodiscard]] Status CheckRoom(const Observer& observer, std::uint64_t blocks);
 
-// How what a run made is called.
+// The names by which a run's regions and models are recognised.
 struct RunMarks {
   std::string region;    // part of each region's name
-  std::string revision;  // of its models; empty: they are not its own
+  std::string revision;  // of its models; empty: the run uses models of others
 };
 
-// Waits until kvmd has nothing of the run any more, as its processes have just ended. kSystem: some is still there after
-// a few seconds. Else why kvmd can't be asked.
+// Waits until kvmd has no region and model of the run any more; the run's processes have just
+// ended. kSystem: some are left after a few seconds. Other codes: kvmd can't be asked.
 [[nodiscard]] Status CheckNothingLeft(const std::string& socket, std::chrono::milliseconds timeout, const RunMarks& marks);
 
 }  // namespace kvm::ctl

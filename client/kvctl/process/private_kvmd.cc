@@ -69,7 +69,7 @@ Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
   if (Status possible = CheckSocketPath(kvmd.socket_); !possible)
     return MakeError(possible.error().code, "TMPDIR is too long for a private kvmd: " + possible.error().message);
   std::vector<std::string> arguments{"--socket", kvmd.socket_, "--max-entries", std::to_string(options.max_entries),
-                                     // All of its clients are one user's.
+                                     // All of its clients belong to one user.
                                      "--max-clients-per-user", "1024"};
   arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
   Result<ChildProcess> process = ChildProcess::Start(*program, arguments, -1, *directory + "/kvmd.log");

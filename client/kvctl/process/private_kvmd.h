@@ -1,5 +1,6 @@
-// A kvmd for the time of one command: its own process, its own socket in a directory of its own, both
-// gone when this object goes, also on errors and interrupts.
+// PrivateKvmd: a kvmd process for the duration of one command, with a socket in a temporary
+// directory. The destructor ends the process and removes the directory, also after errors and
+// interrupts.
 #pragma once
 
 #include <chrono>
@@ -14,14 +15,14 @@ namespace kvm::ctl {
 struct PrivateKvmdOptions {
   std::string program;  // empty: kvmd next to this binary, else from PATH
   std::uint64_t max_entries = 1'000'000;
-  std::vector<std::string> arguments;  // further ones
+  std::vector<std::string> arguments;  // additional arguments
 };
 
 class PrivateKvmd {
  public:
   PrivateKvmd() = default;
-  // Returns once it answers. kNotFound: no kvmd program. kUnavailable: it ended or did not answer within
-  // ten seconds; the message has its last log line. kCancelled: interrupted.
+  // Returns once kvmd answers. kNotFound: no kvmd program. kUnavailable: kvmd ended, or did not
+  // answer within ten seconds; the message has its last log line. kCancelled: interrupted.
   [[nodiscard]] static Result<PrivateKvmd> Start(const PrivateKvmdOptions& options);
   PrivateKvmd(PrivateKvmd&& other) noexcept;
   PrivateKvmd& operator=(PrivateKvmd&& other) noexcept;
@@ -29,7 +30,8 @@ class PrivateKvmd {
 
   const std::string& socket() const noexcept { return socket_; }
   pid_t pid() const noexcept { return process_.pid(); }
-  // SIGTERM, and the directory removed. An error if it had died or did not end well.
+  // Sends SIGTERM and removes the directory. An error if kvmd had died before, or its exit status
+  // is not 0.
   [[nodiscard]] Status Stop();
 
  private:

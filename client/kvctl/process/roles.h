@@ -1,4 +1,5 @@
-// Names of the roles in which kvctl starts its own binary (internal_roles.h): the first argument of such a process.
+// Names of the roles in which kvctl starts its own binary (internal_roles.h). The role is the first
+// argument of such a process.
 #pragma once
 
 namespace kvm::ctl {

@@ -1,4 +1,5 @@
-// The replay command around Replay(): requests from a trace or a generator, a kvmd to run on, the report.
+// The replay command around Replay(): requests from a trace or a generator, a kvmd to run on, the
+// report.
 #include "client/kvctl/replay/replay.h"
 
 #include <iostream>

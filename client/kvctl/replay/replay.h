@@ -1,9 +1,10 @@
 // kvctl replay: serving a trace with separate worker processes that share blocks through kvmd.
 //
-// The coordinator (the kvctl that was called) hands requests to workers (kvctl processes that it
-// starts), one request in flight per worker, or one at all with in_order; no worker runs far ahead of the
-// others. A paced replay sends a request when its timestamp says and its worker is free, else as soon as it is. Every worker recycles a
-// pool of its own; see replay_worker.h for what it does with a request. One worker hits what `kvctl simulate` says for the same policy and
+// The coordinator (the kvctl that was called) sends requests to workers (kvctl processes that it
+// starts). One request is in flight per worker, or only one in all with in_order; no worker runs
+// far ahead of the others. A paced replay sends a request at the time of its timestamp, or later,
+// as soon as its worker is free. Every worker recycles a pool of its own; see replay_worker.h for
+// what it does with a request. One worker hits what `kvctl simulate` says for the same policy and
 // capacity.
 #pragma once
 
@@ -39,28 +40,34 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
   double prefill_us_per_token = 33;
   bool private_kvmd = false;
   std::string kvmd_program;
-  std::uint64_t host_cache_bytes = 0;                                      // of the private kvmd
-  policy::PolicyKind host_cache_policy = policy::PolicyKind::kHitDensity;  // by which that is recycled
-  std::string model_id;                                                    // empty: a model of this run alone
+  std::uint64_t host_cache_bytes = 0;  // of the private kvmd
+  // By which that is recycled
+  policy::PolicyKind host_cache_policy = policy::PolicyKind::kHitDensity;
+  // empty: a model of this run alone
+  std::string model_id;
 };
 
 struct ReplayReport {
   std::uint64_t requests = 0;
   std::uint64_t blocks_total = 0;
-  std::uint64_t blocks_local = 0;            // of the hit blocks, in the worker's own pool
-  std::uint64_t blocks_imported = 0;         // of the hit blocks, copied from a peer or the host cache and validated
+  std::uint64_t blocks_local = 0;  // of the hit blocks, in the worker's own pool
+  // Of the hit blocks, copied from a peer or the host cache and validated
+  std::uint64_t blocks_imported = 0;
   std::uint64_t blocks_from_host_cache = 0;  // of the imported ones
   std::uint64_t tokens_total = 0, tokens_saved = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0
   std::uint64_t failed_imports = 0;        // imports with at least one block that failed validation
-  std::uint64_t failed_import_blocks = 0;  // computed instead
+  std::uint64_t failed_import_blocks = 0;  // blocks that were computed instead
   std::uint64_t flush_failures = 0;
   std::uint64_t evictions = 0, publishes_refused = 0, publishes_deferred = 0;
-  std::uint64_t blocks_offloaded = 0;                        // copied to the host cache
-  std::uint64_t offloads_dropped = 0, offloads_refused = 0;  // reused before they were; no room for them
-  std::uint64_t blocks_hit_alone = 0;                        // by a pool of the same size that shares nothing
-  Samples late_ms;                                           // of a paced replay: sent so long after it was due
+  std::uint64_t blocks_offloaded = 0;  // copied to the host cache
+  // Blocks that were reused first; blocks that had no room
+  std::uint64_t offloads_dropped = 0, offloads_refused = 0;
+  // By a pool of the same size that shares nothing
+  std::uint64_t blocks_hit_alone = 0;
+  // Of a paced replay: sent so long after it was due
+  Samples late_ms;
   Samples keys_us, find_us, import_us, publish_us, flush_us;
   Samples ttft_ms, ttft_alone_ms;  // modelled
   double wall_s = 0;
@@ -70,13 +77,13 @@ struct ReplayReport {
   bool Healthy() const noexcept { return mismatched_blocks == 0 && flush_failures == 0; }
 };
 
-// Runs the replay against `socket`, worker i's pool in memory.DeviceOfWorker(i). kCancelled: interrupted. Else: what a worker reported or
-// how it died.
+// Runs the replay against `socket`; worker i's pool is in memory.DeviceOfWorker(i). kCancelled:
+// interrupted. Other errors: a worker's report, or how it died.
 [[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
                                           const std::vector<Request>& requests);
 
-// Worker of each request. Sticky: by the first two full blocks, since the first one is often a system
-// prompt that all conversations share.
+// Worker of each request. Sticky: by the first two full blocks, since the first one is often a
+// system prompt that all conversations share.
 std::vector<std::uint32_t> AssignWorkers(const std::vector<Request>& requests, Routing routing, std::uint32_t workers, std::uint64_t seed);
 
 // How the names of this process's workers and their regions begin.

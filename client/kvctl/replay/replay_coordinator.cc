@@ -1,5 +1,5 @@
-// The coordinator of a replay: starts the workers, feeds them, adds up what they report, and models the
-// same worker without sharing.
+// The coordinator of a replay: starts the workers, feeds them, adds up what they report, and models
+// the same worker without sharing.
 #include <poll.h>
 
 #include <algorithm>
@@ -91,7 +91,8 @@ class Coordinator {
     config.policy = options_.policy;
     config.in_order = options_.in_order;
     config.publish_imported = options_.publish_imported;
-    // On the node's kvmd, copies of a model that nobody else knows would push the node's own out of its host cache, and stay.
+    // On the node's kvmd, copies of a model that only this run uses would evict the node's own
+    // blocks from its host cache, and stay there.
     config.offload = options_.private_kvmd || !options_.model_id.empty();
     for (std::uint32_t i = 0; i < options_.workers; ++i) {
       Result<std::pair<Channel, Channel>> channels = Channel::Pair();
@@ -114,8 +115,8 @@ class Coordinator {
     return {};
   }
 
-  // Everybody has mapped everybody's pool before the first request, so that no block is missed for want of a
-  // mapping.
+  // Everybody has mapped everybody's pool before the first request, so that no block is missed for
+  // want of a mapping.
   Status IntroduceWorkers() {
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       if (Status sent = workers_[i]->channel.SendStruct(MeetPeers{}); !sent) return WorkerError(i, sent.error());
@@ -207,8 +208,9 @@ class Coordinator {
     return static_cast<int>(wait.count());
   }
 
-  // A worker may run ahead of the others by a few requests only: in the trace's own time, a conversation's
-  // next turn comes after the answer to the one before it. A paced replay has that time.
+  // A worker may run ahead of the others by a few requests only: in the trace's own time, a
+  // conversation's next turn comes after the answer to the one before it. A paced replay has that
+  // time.
   Status FeedIdle() {
     const std::size_t end = oldest_unserved_ + kWindowPerWorker * workers_.size();
     for (std::size_t i = 0; i < workers_.size(); ++i) {

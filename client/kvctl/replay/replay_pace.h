@@ -1,4 +1,5 @@
-// When the requests of a paced replay are due: as far apart as their timestamps, divided by a speed.
+// When the requests of a paced replay are due: as far apart as their timestamps, divided by a
+// speed.
 #pragma once
 
 #include <chrono>

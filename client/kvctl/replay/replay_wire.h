@@ -2,7 +2,8 @@
 //
 //   coordinator → worker   WorkerConfig                       worker → coordinator   WorkerReady
 //   coordinator → worker   MeetPeers, once all are ready      worker → coordinator   PeersMet
-//   coordinator → worker   ServeRequest, then its hash ids,   worker → coordinator   ServeReply each
+//   coordinator → worker   ServeRequest, then its hash ids,   worker → coordinator   ServeReply
+//   each
 //                          kIdsPerMessage a message; repeated
 //   coordinator → worker   ServeRequest with finish set       worker → coordinator   WorkerSummary
 //
@@ -27,7 +28,8 @@ struct WorkerConfig {
   std::uint32_t block_tokens = 0;
   std::uint32_t pool_blocks = 0;
   policy::PolicyKind policy = policy::PolicyKind::kLru;  // of the pool
-  bool in_order = false;                                 // publishes are visible before a request counts as served
+  // Publishes are visible before a request counts as served
+  bool in_order = false;
   bool publish_imported = true;
   bool offload = true;  // kvmd's host cache gets the blocks if it asks for them
 };
@@ -46,7 +48,8 @@ struct ServeRequest {
   std::uint64_t hash_id_count = 0;
   bool finish = false;
 };
-// Hash ids follow in messages of this many, the last one of what is left: a request may have more than one message takes.
+// Hash ids follow in messages of this many, the last one of what is left: a request may have more
+// than one message takes.
 inline constexpr std::size_t kIdsPerMessage = 16'384;
 static_assert(kIdsPerMessage * sizeof(std::uint64_t) <= Channel::kMaxMessageBytes);
 

@@ -63,7 +63,7 @@ class Worker {
     region_options.name = config.name.Get();
     region_options.device = config.device;
     region_options.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
-    // Nobody will take a killed worker's place.
+    // No worker will adopt a killed worker's region.
     region_options.outlives_owner = false;
     if (!config.offload) region_options.offload = OffloadMode::kNever;
     Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kSetUpTimeout));
@@ -125,7 +125,8 @@ class Worker {
     return reply;
   }
 
-  // A trace has no tokens, only an id per block; the two halves of the id stand for the block's tokens.
+  // A trace has no tokens, only an id per block; the two halves of the id stand for the block's
+  // tokens.
   void DeriveKeys(std::span<const std::uint64_t> hash_ids) {
     KeyChain chain(model_.fingerprint, Shard{});
     keys_.clear();
@@ -136,7 +137,8 @@ class Worker {
     }
   }
 
-  // Before anything is written: a block that leaves in this request may be the place of another key of it.
+  // Before anything is written: a block that leaves in this request may be the place of another key
+  // of it.
   Status CheckHeld(ServeReply& reply) {
     std::vector<BlockKey> keys;
     std::vector<std::uint32_t> blocks;
@@ -148,8 +150,8 @@ class Worker {
     return CountMismatches(keys, blocks, reply);
   }
 
-  // Up to the first block that neither this pool nor a peer has. One that a peer has and that the pool does not
-  // keep has no place to be imported to, so it ends the hit as well.
+  // Up to the first block that neither this pool nor a peer has. One that a peer has and that the
+  // pool does not keep has no place to be imported to, so it ends the hit as well.
   Status TakeHits(ServeReply& reply) {
     Match match;
     std::size_t first = 0, at = 0;  // match[i] is of keys_[first + i]
@@ -187,7 +189,8 @@ class Worker {
     return match;
   }
 
-  // `match` is of the keys from `at` on. The number of leading blocks that are valid; what failed is computed.
+  // `match` is of the keys from `at` on. The number of leading blocks that are valid; what failed
+  // is computed.
   Result<std::size_t> Import(const Match& match, std::size_t at, ServeReply& reply) {
     const std::vector<std::uint32_t> blocks = KeptBlocks(at, match.size());
     ImportOptions options;

@@ -15,14 +15,13 @@ constexpr const char* kHelp =
 
 constexpr const char* kFooter =
     "Policies:\n"
-    "  lru          the block that was used longest ago; tails before heads\n"
-    "  s3-fifo      a small queue for what is new, a main queue for what is used again\n"
+    "  lru          evicts the block that was used longest ago; later blocks of a request first\n"
+    "  s3-fifo      a small queue for new blocks, a main queue for blocks that are used again\n"
     "  hit-density  the end of a prefix that promises least hits for its place and time, learnt from the\n"
     "               trace; falls back to LRU's order where LRU does better\n"
-    "  min          an upper bound that no policy exceeds, and the least one: Belady's MIN, which knows all requests\n"
-    "               to come, evicts the block whose next use is farthest, tails before heads, and need not take\n"
-    "               a block in\n"
-    "A hit is a leading block of a request that is there, up to the first one that is not. Gap closed: the part of\n"
+    "  min          the lowest upper bound of all policies: Belady's MIN, which knows all requests to come, evicts the\n"
+    "               block whose next use is farthest, and need not admit a block\n"
+    "A hit is a leading block of a request that is in the cache, up to the first that is not. Gap closed: the part of\n"
     "the distance from lru to min that hit-density covers.";
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace kvm::ctl {
 namespace {
 
-// In the order of SimulatedPolicies(), each once.
+// The chosen policies, in the order of SimulatedPolicies(), each once.
 Result<std::vector<std::string>> ChosenPolicies(const std::vector<std::string>& names) {
   const std::vector<std::string> known = SimulatedPolicies();
   for (const std::string& name : names) {
@@ -38,7 +38,7 @@ Result<std::vector<std::uint64_t>> ChosenCapacities(std::vector<std::uint64_t> c
 }
 
 std::uint64_t HitsOf(const BlockTrace& trace, const std::string& policy, std::uint64_t capacity_blocks) {
-  // What is larger than the trace never evicts, and need not be allocated.
+  // A cache that is larger than the trace never evicts, so its capacity is reduced to save memory.
   const auto capacity = static_cast<std::uint32_t>(std::min<std::uint64_t>(capacity_blocks, trace.distinct()));
   const std::optional<policy::PolicyKind> kind = policy::PolicyFromName(policy);
   if (!kind) return SimulateMin(trace, capacity);

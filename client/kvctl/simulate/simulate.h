@@ -1,5 +1,5 @@
-// kvctl simulate: hit ratios of the eviction policies over a trace or a workload, next to the most that any could hit,
-// for choosing and sizing a cache. Needs no kvmd.
+// kvctl simulate: hit ratios of the eviction policies over a trace or a workload, beside the
+// highest ratio that any policy can reach, for choosing a policy and sizing a cache. Needs no kvmd.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,14 @@ namespace kvm::ctl {
 
 struct SimulateOptions : RequestSource {
   std::vector<std::string> policies{"all"};
-  std::vector<std::uint64_t> capacities;  // blocks; none: kDefaultPercents of the trace's different blocks
+  // blocks; empty: kDefaultPercents of the trace's distinct blocks
+  std::vector<std::uint64_t> capacities;
 };
 
 inline constexpr std::uint64_t kDefaultPercents[] = {1, 2, 5, 10, 20};
 inline constexpr std::string_view kMinName = "min";
 
-// Names that --policy takes, "all" apart.
+// The names that --policy accepts, except "all".
 std::vector<std::string> SimulatedPolicies();
 
 struct SimulatedRow {

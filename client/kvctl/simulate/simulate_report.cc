@@ -1,4 +1,4 @@
-// What kvctl simulate prints.
+// The output of kvctl simulate.
 #include <boost/json/array.hpp>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ void PrintRows(const SimulateReport& report) {
   PrintJson(rows);
 }
 
-// How much of what MIN has over LRU the policy has, "-" where one of the three was not asked for.
+// The part of the distance from LRU to MIN that the policy covers; "-" if one of the three was not
+// simulated.
 std::string GapClosed(const SimulateReport& report, std::uint64_t capacity) {
   const SimulatedRow* lru = report.Find(policy::PolicyName(kReference), capacity);
   const SimulatedRow* ours = report.Find(policy::PolicyName(kOurs), capacity);
@@ -39,7 +40,8 @@ std::string GapClosed(const SimulateReport& report, std::uint64_t capacity) {
   return HumanPercent(static_cast<double>(ours->hits) - static_cast<double>(lru->hits), static_cast<double>(min->hits - lru->hits));
 }
 
-// The policy that hits most at the largest capacity that was looked at, and the least capacity that comes near it.
+// Prints the smallest capacity at which the best policy reaches 90 % of its hits at the largest
+// capacity.
 void PrintHint(const SimulateReport& report) {
   const SimulatedRow* best = nullptr;
   for (const SimulatedRow& row : report.rows) {
@@ -50,7 +52,7 @@ void PrintHint(const SimulateReport& report) {
   constexpr double kNear = 0.9;
   for (const SimulatedRow& row : report.rows) {
     if (row.policy != best->policy || static_cast<double>(row.hits) < kNear * static_cast<double>(best->hits)) continue;
-    std::cout << "\nThe least of these capacities with 90 % of the most hits: " << HumanCount(row.capacity_blocks) << " blocks with "
+    std::cout << "\nThe smallest of these capacities with 90 % of the most hits: " << HumanCount(row.capacity_blocks) << " blocks with "
               << row.policy << ", " << HumanPercent(static_cast<double>(row.hits), static_cast<double>(report.reused_blocks))
               << " of all reuse.\n";
     return;

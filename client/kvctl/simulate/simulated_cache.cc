@@ -79,7 +79,8 @@ std::uint64_t SimulateMin(const BlockTrace& trace, std::uint32_t capacity) {
   }
   std::vector<std::uint64_t> due(trace.distinct());  // next use of a resident block
   std::vector<bool> resident(trace.distinct());
-  // Outdated ones are skipped. Of blocks that are never used again, the one with the greater number is first: the tail.
+  // Outdated elements are skipped. Of blocks that are never used again, the one with the greater
+  // number is first: the tail.
   std::priority_queue<std::pair<std::uint64_t, std::uint32_t>> farthest;
   std::uint64_t hits = 0;
   std::uint32_t filled = 0;

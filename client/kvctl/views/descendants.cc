@@ -19,7 +19,7 @@ bool Ancestry::Descends(std::uint64_t key_lo, std::uint64_t ancestor_lo) {
   std::vector<Node*> path;
   Verdict verdict = Verdict::kNo;
   std::uint64_t at = key_lo;
-  // A published parent is the publisher's claim, so a chain may be a ring: one step per entry at most.
+  // Publishers name the parents, so a chain may be a ring: at most one step is taken per entry.
   for (std::size_t steps = 0; steps <= nodes_.size(); ++steps) {
     if (at == ancestor_lo) {
       verdict = Verdict::kYes;

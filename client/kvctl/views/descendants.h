@@ -9,14 +9,15 @@
 
 namespace kvm::ctl {
 
-// A snapshot of the parent relation of all entries. Parents are known by 64 of their 128 bits, which is
-// enough for a listing: among 2^24 entries two agree with a probability below 2^-17.
+// A snapshot of the parent relation of all entries. Parents are known by 64 of their 128 bits,
+// which is enough for a listing: among 2^24 entries two agree with a probability below 2^-17.
 class Ancestry {
  public:
   // Reads every slot of the index once.
   explicit Ancestry(const IndexReader& index);
 
-  // Whether `key` is `ancestor` or reaches it through parents that are present. Remembers what it finds.
+  // Whether `key` is `ancestor`, or reaches it through parents that are present. Results are
+  // cached.
   bool Descends(std::uint64_t key_lo, std::uint64_t ancestor_lo);
 
  private:

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 
+#include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/text.h"
 
 namespace kvm::ctl {
@@ -13,14 +14,14 @@ void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks
   const std::string who = Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ")";
   const kvmwire::StatsReport& stats = client.stats();
   const auto warn = [&](const std::string& what) { checks.push_back({"client", Verdict::kWarn, who + what}); };
-  if (client.pid() == 0) warn(" is in another PID namespace: its death shows only by its socket");
+  if (client.pid() == 0) warn(" is in another PID namespace: kvmd notices its death only by the end of the connection");
   constexpr std::uint64_t kSlowBytes = 8 << 20;
-  if (client.queued_bytes() > kSlowBytes) warn(" does not read: " + HumanBytes(client.queued_bytes()) + " wait for it");
+  if (client.queued_bytes() > kSlowBytes) warn(" does not read: " + HumanBytes(client.queued_bytes()) + " are queued for it");
   if (stats.publishes_deferred() > 0) {
     warn(" deferred " + HumanCount(stats.publishes_deferred()) + " publishes: kvmd was away or behind");
   }
   if (stats.offloads_dropped() > 0) {
-    warn(" dropped " + HumanCount(stats.offloads_dropped()) + " blocks that the host cache was to have, and copied " +
+    warn(" dropped " + HumanCount(stats.offloads_dropped()) + " blocks instead of copying them to the host cache, and copied " +
          HumanCount(stats.blocks_offloaded()) + ": it publishes faster than it can copy, or reuses blocks before they are copied");
   }
   if (stats.unmapped_regions() > 0) {
@@ -35,7 +36,7 @@ std::string PairName(const Topology& topology, std::size_t importer, std::size_t
   return "GPU " + std::to_string(topology.devices[importer].ordinal) + " from GPU " + std::to_string(topology.devices[owner].ordinal);
 }
 
-// One line for all pairs that have the same note.
+// Writes one line for all pairs that have the same note.
 void CheckPairs(const Topology& topology, std::vector<Check>& checks) {
   std::map<std::string, std::vector<std::string>> apart;
   std::size_t reached = 0;
@@ -53,7 +54,7 @@ void CheckPairs(const Topology& topology, std::vector<Check>& checks) {
   for (const auto& [note, pairs] : apart) {
     checks.push_back({"peer access", Verdict::kWarn,
                       JoinWithCommas(pairs) + ": " + (note.empty() ? "not reachable" : Printable(note)) +
-                          "; blocks there are misses for each other's workers"});
+                          "; their workers can't import from each other"});
   }
   if (reached > 0) checks.push_back({"peer access", Verdict::kOk, std::to_string(reached) + " pairs of GPUs, see kvctl topo"});
 }
@@ -74,6 +75,7 @@ std::string_view VerdictName(Verdict verdict) noexcept {
 std::vector<Check> CheckClientList(const kvmwire::StatusReply& status) {
   std::vector<Check> checks;
   for (const auto& client : status.client_list()) CheckClient(client, checks);
+  if (const std::string note = CutListNote(status); !note.empty()) checks.push_back({"client", Verdict::kWarn, note});
   return checks;
 }
 

@@ -20,22 +20,22 @@ struct Check {
   std::string detail;
 };
 
-// One finding for each thing wrong with a client: none is the healthy state.
+// One finding for each problem of a client; empty if all clients are healthy.
 std::vector<Check> CheckClientList(const kvmwire::StatusReply& status);
 
-// What the host cache does not get. Nothing without a host cache.
+// Whether workers offer blocks to the host cache. Empty if there is no host cache.
 std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
 
-// Host memory of dead workers, which counts against the pods and units in which it was used: how much, whose, until when.
-// None is the healthy state.
+// Host memory of dead workers, which counts against the pods and units in which it was used: how
+// much there is, whose it is, and until when kvmd keeps it. Empty if there is none.
 std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status);
 
-// Whether this kvctl can see GPUs, and whether they reach each other. That there is no CUDA or no GPU is no
-// finding. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
+// Whether this kvctl sees GPUs, and whether they reach each other. A missing CUDA or GPU is not
+// reported as a problem. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology);
 
-// GPU regions in the registry, against the GPUs that this kvctl sees; for information. Nothing where there are
-// neither.
+// Compares the GPU regions in the registry with the GPUs that this kvctl sees; for information
+// only. Empty if there are neither.
 std::vector<Check> CheckGpuRegions(const std::vector<RegionEntry>& regions, const Result<Topology>& topology);
 
 }  // namespace kvm::ctl

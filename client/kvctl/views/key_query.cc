@@ -78,7 +78,8 @@ Result<std::vector<std::uint32_t>> ParseTokens(const std::string& text, const st
   std::vector<std::uint32_t> tokens;
   const char* at = text.data();
   const char* const end = at + text.size();
-  // Brackets, commas and space separate, so that a JSON array reads as well as 1,2,3.
+  // Brackets, commas and white space are separators, so that both a JSON array and 1,2,3 can be
+  // read.
   const auto separator = [](char c) { return c == ',' || c == '[' || c == ']' || c == ' ' || c == '\n' || c == '\t' || c == '\r'; };
   while (at != end) {
     if (separator(*at)) {

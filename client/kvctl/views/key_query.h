@@ -1,5 +1,5 @@
-// From what an operator types to block keys: keys in hex, or token ids with the model, shard and extra
-// keys that they belong to.
+// KeyQuery: converts an operator's input to block keys. The input is keys in hex, or token ids with
+// their model, shard and extra keys.
 #pragma once
 
 #include <optional>
@@ -24,7 +24,7 @@ struct KeyQueryOptions {
 
 struct KeyQuery {
   std::vector<BlockKey> keys;
-  // The rest only if tokens were given.
+  // The following are set only if tokens were given.
   std::optional<ModelSpec> spec;
   Shard shard;
   std::vector<ExtraKey> extras;
@@ -34,11 +34,11 @@ struct KeyQuery {
   std::vector<BlockKey> KeysFor(const ModelSpec& other_spec, const Shard& other_shard, const std::vector<ExtraKey>& other_extras) const;
 };
 
-// kInvalidArgument: options that contradict each other, or text that can't be read; the option or the
-// file and line is named. kNotFound: no such file or declared model.
+// kInvalidArgument: options that contradict each other, or text that can't be read; the option or
+// the file and line is named. kNotFound: no such file or declared model.
 [[nodiscard]] Result<KeyQuery> ResolveKeys(const KeyQueryOptions& options, const std::vector<ModelEntry>& declared);
 
-// Parts of it, for tests.
+// Parts of ResolveKeys, for tests.
 [[nodiscard]] Result<std::vector<std::uint32_t>> ParseTokens(const std::string& text, const std::string& source);
 [[nodiscard]] Result<ModelSpec> ParseModelSpec(const std::string& text, const std::string& source);
 [[nodiscard]] Result<Shard> ParseShard(const std::string& text);

@@ -1,5 +1,5 @@
-// A chain of keys looked up for an operator: every registry entry of each key, and how far a worker
-// would get.
+// Looks up a chain of keys for an operator: all registry entries of each key, and the prefix that a
+// worker would find.
 #pragma once
 
 #include <optional>
@@ -23,8 +23,9 @@ std::vector<KeyEntries> LookUp(const RegistryView& registry, std::span<const Blo
 std::size_t LeadingPresent(const std::vector<KeyEntries>& keys) noexcept;
 std::size_t LeadingPresent(const RegistryView& registry, std::span<const BlockKey> keys) noexcept;
 
-// What a worker of the same domain finds: entries are hints, generations decide (I2), and only a worker's
-// connection gets those. Declares a model that is declared already, and maps no payload.
+// What a worker of the same domain finds. Entries are hints and generations decide (I2), and kvmd
+// gives generation tables to workers only, so this connects as a worker. It declares a model that
+// is declared already, and maps no payload.
 [[nodiscard]] Result<Match> FindAsWorker(const CommonOptions& common, const ModelSpec& declared, std::span<const BlockKey> keys);
 
 }  // namespace kvm::ctl

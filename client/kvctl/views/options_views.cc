@@ -1,4 +1,5 @@
-// Command line of the views: status, clients, regions, models, leases, doctor, topo, ls, find, explain; and of reclaim.
+// Command line of the views: status, clients, regions, models, leases, doctor, topo, ls, find,
+// explain; and of reclaim.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -31,7 +32,7 @@ void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
 }  // namespace
 
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action) {
-  AddSimple(app, "status", "What kvmd says about itself; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
+  AddSimple(app, "status", "Shows kvmd's own state; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
   AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
   AddSimple(app, "regions", "Regions: memory from which blocks are published", common, action, RunRegions);
   AddSimple(app, "models", "Declared models", common, action, RunModels);
@@ -42,7 +43,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   CLI::App* topo_command = app.add_subcommand("topo", "This machine's GPUs and the paths between them; needs no kvmd");
   topo_command->add_flag("--measure", topo->measure,
                          "Copy between all pairs and show GB/s: about 0.1 s a pair, some hundred MiB on each GPU");
-  topo_command->footer("Without GPUs it says why there are none, and exits 0.");
+  topo_command->footer("Without GPUs it prints the reason and exits with 0.");
   topo_command->callback([&common, &action, topo] { action = [&common, topo] { return RunTopo(common, *topo); }; });
 
   auto reclaim = std::make_shared<ReclaimCommandOptions>();
@@ -60,7 +61,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   CLI::App* command = app.add_subcommand("ls", "Published blocks, by region and block, or along a prefix");
   command->add_option("--model", options->model, "Only of this model: model_id, row or fingerprint");
   command->add_option("--region", options->region, "Only of this region: name or row");
-  command->add_option("--prefix", options->prefix, "Only this block and what continues it: KEYHEX");
+  command->add_option("--prefix", options->prefix, "Only this block and its descendants: KEYHEX");
   command->add_option("--limit", options->limit, "Rows to show, 0 for all")->capture_default_str();
   command->callback([&common, &action, options] { action = [&common, options] { return RunLs(common, *options); }; });
 }

@@ -1,4 +1,4 @@
-// kvctl doctor: one line per check, ok, warn or fail, each with what it saw.
+// kvctl doctor: prints one line per check: ok, warn or fail, and the values that were checked.
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -126,7 +126,7 @@ class Doctor {
       CheckLevel(prefix + "models", domain.models(), domain.max_models(), "--max-models");
       CheckLevel(prefix + "descriptors", domain.fds(), domain.max_fds(), "--max-fds-per-domain");
     }
-    // One of an earlier version does not tell.
+    // A kvmd of an earlier version does not report it.
     if (status_.max_retained_fds() > 0)
       CheckLevel("descriptors of all domains", status_.retained_fds(), status_.max_retained_fds(), "LimitNOFILE");
     CheckLevel("connections", status_.clients(), status_.max_clients(), "--max-clients");
@@ -135,7 +135,7 @@ class Doctor {
     const std::uint64_t full = counters.refused_full.load(std::memory_order_relaxed),
                         evicted = counters.evicted.load(std::memory_order_relaxed);
     Add("refusals", full > 0 || evicted > 0 ? Verdict::kWarn : Verdict::kOk,
-        HumanCount(full) + " publishes refused and " + HumanCount(evicted) + " entries evicted for want of room");
+        HumanCount(full) + " publishes refused and " + HumanCount(evicted) + " entries evicted for lack of room");
   }
 
   void CheckClients() {
@@ -148,7 +148,7 @@ class Doctor {
     AddAll(CheckOrphans(status_));
   }
 
-  // What a worker does at start, as far as it leaves no trace.
+  // Does what a worker does at its start, except for what other clients could see.
   void CheckWorkerPath() {
     ClientOptions options;
     options.socket_path = common_.socket;

@@ -1,8 +1,8 @@
 // kvctl explain: why a prompt, or a chain of keys, is a miss.
 //
-// It looks for reasons from the outside in: is the model declared, does a region serve it, from which block
-// on is the chain absent, are the published blocks readable, and would another shard, another model of the
-// same name or other extra keys have matched.
+// It looks for reasons from the outside in: is the model declared, does a region serve it, from
+// which block on is the chain absent, are the published blocks readable, and would another shard,
+// another model of the same name or other extra keys have matched.
 #include <iostream>
 #include <set>
 
@@ -90,7 +90,8 @@ class Explainer {
       if (live == 0) Add("no_region", "the model is declared, but no live region serves it");
       return;
     }
-    Add("model_not_declared", "nobody has declared this model (fingerprint " + ShortFingerprint(query_.spec->ComputeFingerprint()) + ")");
+    Add("model_not_declared",
+        "no client has declared this model (fingerprint " + ShortFingerprint(query_.spec->ComputeFingerprint()) + ")");
     for (const ModelEntry& model : models_) {
       if (model.spec.model_id != query_.spec->model_id) continue;
       boost::json::array fields;
@@ -183,7 +184,7 @@ class Explainer {
     }
   }
 
-  // The extra keys of a request that somebody else sent are not to be known, but "none" can be tried.
+  // The extra keys of another request can't be known, but a chain without extra keys can be tried.
   void ExplainExtras() {
     if (query_.extras.empty()) return;
     const std::size_t count = LeadingPresent(registry_, query_.KeysFor(*query_.spec, query_.shard, {}));

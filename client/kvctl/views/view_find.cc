@@ -13,14 +13,14 @@ namespace {
 
 struct Found {
   std::vector<KeyEntries> keys;
-  std::size_t present = 0;     // leading keys with an entry
-  std::optional<Match> match;  // what a worker gets; empty if no model is known
+  std::size_t present = 0;     // number of leading keys that have an entry
+  std::optional<Match> match;  // the match that a worker gets; empty if the model is not known
   std::vector<RegionEntry> regions;
 
   std::size_t Usable() const { return match ? match->size() : present; }
 };
 
-// The model whose keys these are: given, or that of the region which holds the first block.
+// The model of the keys: the one that was given, or that of the region with the first block.
 std::optional<ModelSpec> ModelOf(const KeyQuery& query, const Found& found, const std::vector<ModelEntry>& models) {
   for (const ModelEntry& model : models) {
     if (query.spec && model.spec == *query.spec) return model.spec;

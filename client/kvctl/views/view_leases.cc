@@ -1,4 +1,4 @@
-// kvctl leases: what clients have kvmd hold.
+// kvctl leases: the leases that clients have.
 #include <iostream>
 
 #include "client/kvctl/cli/exit_codes.h"
@@ -31,10 +31,11 @@ int RunLeases(const CommonOptions& common) {
   if (!observer) return Fail(observer.error());
   const Result<kvmwire::StatusReply> status = observer->QueryLeases();
   if (!status) return Fail(status.error());
+  PrintCutListNote(*status);
   if (common.json) {
     boost::json::array leases;
     for (const auto& lease : status->lease_list()) leases.push_back(LeaseJson(lease));
-    PrintJson({{"leases", std::move(leases)}});
+    PrintJson({{"leases", std::move(leases)}, {"lists_cut", status->lists_cut()}});
     return kHealthy;
   }
   Table table({">lease", "client", ">pid", "domain", "model", ">blocks", ">in host cache", ">in dead workers' memory", ">bytes", ">left"});

@@ -41,10 +41,10 @@ int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options
     if (reply->leases_shrunk() > 0)
       std::cout << reply->leases_shrunk() << (reply->leases_shrunk() == 1 ? " lease has" : " leases have") << " lost blocks of them\n";
     if (reply->leased() > 0)
-      std::cout << reply->leased() << " more stay, since leases hold blocks of them (kvctl leases; --force takes them all the same)\n";
+      std::cout << reply->leased() << " more stay, since leases cover blocks of them (kvctl leases; --force reclaims them nevertheless)\n";
   }
   if (reply->still_mapped() == 0) return kHealthy;
-  std::cerr << "kvctl: importers have not let go of " << reply->still_mapped() << " of them in time; their memory is freed when they do\n";
+  std::cerr << "kvctl: importers have not unmapped " << reply->still_mapped() << " of them in time; their memory is freed when they do\n";
   return kUnhealthy;
 }
 

@@ -1,4 +1,4 @@
-// kvctl status and kvctl clients: what kvmd says about itself.
+// kvctl status and kvctl clients: the state of kvmd and of its clients.
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -55,7 +55,8 @@ boost::json::value HostCacheJson(const kvmwire::StatusReply& status) {
           {"transparent_bytes", cache.transparent_bytes()}};
 }
 
-// Blocks that a domain's clients, as far as they are connected now, did not get to the host cache in time.
+// The number of blocks that the connected clients of a domain could not copy to the host cache in
+// time.
 std::uint64_t OffloadsDropped(const kvmwire::StatusReply& status, const std::string& domain) {
   std::uint64_t dropped = 0;
   for (const auto& client : status.client_list()) {
@@ -121,6 +122,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"max_clients_per_user", status.max_clients_per_user()},
           {"rejected_connections", status.rejected_connections()},
           {"protocol_errors", status.protocol_errors()},
+          {"lists_cut", status.lists_cut()},
           {"heartbeat_age_ms", observer.HeartbeatAge().count()},
           {"domain", Printable(observer.hello().domain())},
           {"registry_state", SegmentStateName(observer.registry().state())},
@@ -230,7 +232,8 @@ int RunStatus(const CommonOptions& common) {
   Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
   if (!status) return Fail(status.error());
   if (status->has_host_cache()) {
-    // Clients say what they dropped. Without them the rest is true as well.
+    // Only clients know how many blocks they dropped. If they can't be listed, the rest is shown
+    // without that number.
     Result<kvmwire::StatusReply> with_clients = observer->QueryStatus(true);
     if (with_clients) status = std::move(with_clients);
   }
@@ -241,6 +244,7 @@ int RunStatus(const CommonOptions& common) {
   } else {
     PrintStatus(*observer, *status);
   }
+  PrintCutListNote(*status);
   if (stale) {
     std::cerr << "kvctl: kvmd's last heartbeat is " << observer->HeartbeatAge().count() << " ms old\n";
     return kUnhealthy;
@@ -257,10 +261,11 @@ int RunClients(const CommonOptions& common) {
   if (!observer) return Fail(observer.error());
   Result<kvmwire::StatusReply> status = observer->QueryStatus(true);
   if (!status) return Fail(status.error());
+  PrintCutListNote(*status);
   if (common.json) {
     boost::json::array clients;
     for (const auto& client : status->client_list()) clients.push_back(ClientJson(client));
-    PrintJson({{"clients", std::move(clients)}});
+    PrintJson({{"clients", std::move(clients)}, {"lists_cut", status->lists_cut()}});
     return kHealthy;
   }
   Table table({">id", "name", ">pid", ">uid", "domain", "role", ">connected", ">regions", ">blocks", ">lookups", ">keys found", ">imported",

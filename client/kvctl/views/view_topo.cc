@@ -1,4 +1,4 @@
-// kvctl topo: this machine's GPUs and how each reaches each other one. Needs no kvmd.
+// kvctl topo: this machine's GPUs and the paths between them. Needs no kvmd.
 #include <iostream>
 
 #include "client/kvctl/cli/exit_codes.h"
@@ -10,7 +10,7 @@ namespace kvm::ctl {
 
 int RunTopo(const CommonOptions& common, const TopoOptions& options) {
   Result<Topology> read = ReadTopology();
-  // That there is no GPU is an answer, not a failure: scripts look at "devices".
+  // A machine without GPUs is no failure: scripts read "devices".
   const bool none = !read && read.error().code == Errc::kUnsupported;
   if (!read && !none) return Fail(read.error());
   Topology topology = read ? std::move(*read) : Topology();

@@ -1,5 +1,6 @@
-// The commands that show what a kvmd holds. Each prints to stdout and returns kvctl's exit code.
-// They read the registry while kvmd writes it: what they show is consistent row by row, not as a whole.
+// The commands that show the state of a kvmd. Each prints to stdout and returns kvctl's exit code.
+// They read the registry while kvmd writes it, so each row is consistent, but the rows need not be
+// of the same moment.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ int RunTopo(const CommonOptions& common, const TopoOptions& options);
 struct LsOptions {
   std::string model;         // row, model_id or fingerprint; empty for all
   std::string region;        // row or name; empty for all
-  std::string prefix;        // key in hex: only it and what descends from it; empty for all
+  std::string prefix;        // key in hex: only this block and its descendants; empty for all
   std::uint64_t limit = 50;  // 0 for all
 };
 int RunLs(const CommonOptions& common, const LsOptions& options);
@@ -34,8 +35,8 @@ struct ReclaimCommandOptions {
   std::string region;  // name; empty for any
   std::string device;  // "host" or a GPU's UUID; empty for any
   std::uint32_t older_than_s = 0;
-  bool all = false;    // none of the others is needed then
-  bool force = false;  // those that leases hold, too
+  bool all = false;    // allows a call without any of the other filters
+  bool force = false;  // also regions with leased blocks
 };
 int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options);
 

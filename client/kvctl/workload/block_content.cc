@@ -8,8 +8,8 @@
 namespace kvm::ctl {
 namespace {
 
-// Word `i` of the block named `key`. Words differ within a block, too: a block copied with an offset, or
-// from two sources, is no block of any key.
+// Word `i` of the block named `key`. Words also differ within a block, so that a block that was
+// copied with a wrong offset, or from two sources, matches no key.
 constexpr std::uint64_t Word(const BlockKey& key, std::uint64_t i) noexcept { return Mix(key.lo + i * 0x9E3779B97F4A7C15ULL) ^ key.hi; }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What a replay's "prefill" writes: bytes that are a function of the block's key, so that an importer can
-// check every byte against the key.
+// The bytes that a replay's "prefill" writes. They are a function of the block's key, so that an
+// importer can check every byte.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace kvm::ctl {
 
-// `bytes`: of the block, from `offset` on; both multiples of 8.
+// `bytes`: the block's bytes from `offset` on; their number and `offset` are multiples of 8.
 void FillBlock(const BlockKey& key, std::span<std::byte> bytes, std::uint64_t offset = 0) noexcept;
 // Compares every byte.
 bool BlockHolds(const BlockKey& key, std::span<const std::byte> bytes, std::uint64_t offset = 0) noexcept;

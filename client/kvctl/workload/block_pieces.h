@@ -1,5 +1,5 @@
-// Which copies move the bytes of some blocks between a region and a buffer: the fewest calls, since on a GPU
-// each waits for its copy. Arithmetic only.
+// Divides the bytes of some blocks into copies between a region and a buffer. It makes few copies,
+// since on a GPU the caller waits for each one.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ struct BlockPiece {
 // All bytes of `blocks` (all different), in order of address, none of more than `max_bytes`.
 std::vector<BlockPiece> PiecesOf(const Geometry& geometry, std::span<const std::uint32_t> blocks, std::uint64_t max_bytes);
 
-// Leading pieces that one copy takes: adjacent in one segment, or with at most `max_gap` bytes between
-// them, and at most `max_bytes` from the first byte to the last. At least 1 of a list that isn't empty.
+// How many leading pieces one copy moves: pieces of one segment that are adjacent, or have gaps of
+// at most `max_gap` bytes, with at most `max_bytes` from the first byte to the last. At least 1 if
+// the list is not empty.
 std::size_t OneCopy(std::span<const BlockPiece> pieces, std::uint64_t max_gap, std::uint64_t max_bytes);
 
 }  // namespace kvm::ctl

@@ -41,7 +41,7 @@ void BlockPool::Use(const BlockKey& key, const policy::Block& block, std::uint32
   if (const auto found = slot_of_.find(key); found != slot_of_.end()) return policy_->OnHit(found->second);
   const Slot slot = filled_ < slots_.size() ? filled_++ : Evict();
   slots_[slot] = {key, held};
-  if (held != kNoBlock) leaves_[held] = false;  // it left in the course of this request
+  if (held != kNoBlock) leaves_[held] = false;  // it was marked to leave earlier in this request
   slot_of_.emplace(key, slot);
   policy_->OnInsert(slot, block);
 }
@@ -59,7 +59,8 @@ Slot BlockPool::Evict() {
   return victim;
 }
 
-// As many blocks are free now as keys came to stay, or more while the pool is not full.
+// Assigns blocks to the request's new keys. At least as many blocks are free now as there are new
+// keys.
 void BlockPool::SettlePlaces(std::span<const BlockKey> keys) {
   for (const std::uint32_t block : left_) {
     if (leaves_[block]) free_.push_back(block);

@@ -1,13 +1,12 @@
-// A pool of blocks, recycled by an eviction policy: what a worker keeps locally, and the model of a worker that
-// shares nothing.
+// BlockPool: a pool of blocks, recycled by an eviction policy. It models a worker's local cache.
 //
-// A request uses the policy as `kvctl simulate` does (simulated_cache.h), so both hit the same blocks at the same
-// capacity. The policy's slots are not the pool's blocks: a key that a request finds and that the policy evicts and takes
-// in again keeps its block.
+// A request uses the policy as `kvctl simulate` does (simulated_cache.h), so both hit the same
+// blocks at the same capacity. The policy's slots are not the pool's blocks: if the policy evicts a
+// key that the request has found, and inserts it again, the key keeps its block.
 //
-// Invariants between requests: a key is held by at most one block, a block holds at most one key, and once the
-// pool is full every block holds one. Not thread-safe. No allocation after construction but the key index's and
-// what the longest request so far took.
+// Invariants between requests: a key is held by at most one block, a block holds at most one key,
+// and once the pool is full every block holds one. Not thread-safe. After construction, it
+// allocates memory only for the key index and for requests that are longer than all before.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +27,10 @@ class BlockPool {
 
   // Where one block of a request is.
   struct Place {
-    std::uint32_t held = kNoBlock;  // held the key when the request came
-    std::uint32_t kept = kNoBlock;  // holds the key from now on; to be written if it is not `held`. kNoBlock: the policy lets it go
+    std::uint32_t held = kNoBlock;  // the block that held the key when the request came
+    // The block that holds the key from now on, to be written if it is not `held`. kNoBlock: the
+    // policy has evicted the key
+    std::uint32_t kept = kNoBlock;
   };
 
   // `blocks` in [1, policy::kMaxCapacity].
@@ -37,20 +38,21 @@ class BlockPool {
 
   std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
   std::size_t held() const noexcept { return slot_of_.size(); }
-  std::uint64_t evictions() const noexcept { return evictions_; }  // keys that left for others, or for the rest of their own request
+  // Keys that were evicted for other keys, of other requests or of the same one
+  std::uint64_t evictions() const noexcept { return evictions_; }
 
-  // Takes in a request's blocks, in prefix order and each once, whether the pool has that many or not. The places, one a
-  // key, are valid until the next call. A block of `held` may be the place to write another key of the same request to: look at its
-  // content first.
+  // Serves a request's blocks, in prefix order and each once; there may be more than the pool has.
+  // Returns one place for each key, valid until the next call. A `held` block may be the block to
+  // which another key of the same request is written, so read its content first.
   std::span<const Place> Serve(std::span<const BlockKey> keys);
 
-  // Leading places that held their key.
+  // The number of leading places that held their key.
   static std::size_t Hits(std::span<const Place> places) noexcept;
 
  private:
   struct Entry {
     BlockKey key;
-    std::uint32_t block = kNoBlock;  // kNoBlock: found at the end of the request
+    std::uint32_t block = kNoBlock;  // kNoBlock: determined at the end of the request
   };
 
   void Use(const BlockKey& key, const policy::Block& block, std::uint32_t held);
@@ -63,11 +65,12 @@ class BlockPool {
   std::vector<std::uint32_t> free_;  // blocks
   std::uint32_t filled_ = 0;         // slots used so far
   std::uint64_t evictions_ = 0;
-  // Of the request being served.
+  // The following belong to the request that is being served.
   std::vector<policy::Block> path_;
   std::vector<Place> places_;
-  std::vector<std::uint32_t> left_;  // blocks whose slot was given away, some of them taken back
-  std::vector<bool> leaves_;         // [blocks], whether one of left_ is still to leave
+  // Blocks whose slot went to another key; some of them are used again later
+  std::vector<std::uint32_t> left_;
+  std::vector<bool> leaves_;  // [blocks], whether a block of left_ is still to be freed
 };
 
 }  // namespace kvm::ctl

@@ -30,7 +30,7 @@ BlockTrace::BlockTrace(const std::vector<Request>& requests) {
     std::uint32_t parent = kNoParent;
     for (const std::uint64_t id : request.hash_ids) {
       const auto [at, added] = numbers.try_emplace({parent, id}, static_cast<std::uint32_t>(numbers.size()));
-      // Ids of a trace may be small numbers, keys are hashes.
+      // Policies expect hashes as keys, but the ids of a trace may be small numbers.
       if (added) keys_.push_back(Mix(at->second + std::uint64_t{1}));
       blocks_.push_back(at->second);
       parent = at->second;
@@ -41,7 +41,7 @@ BlockTrace::BlockTrace(const std::vector<Request>& requests) {
 
 std::uint64_t BlockTrace::ReusedBlocks() const {
   std::uint64_t hits = 0;
-  std::uint32_t seen = 0;  // blocks below have been used
+  std::uint32_t seen = 0;  // blocks with smaller numbers have been used
   for (std::size_t request = 0; request < requests(); ++request) {
     bool leading = true;
     for (const std::uint32_t block : (*this)[request]) {

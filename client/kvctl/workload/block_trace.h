@@ -1,8 +1,10 @@
-// A request trace as an eviction policy sees it: blocks numbered from 0, in the order of their first use.
+// BlockTrace: a request trace in the form that an eviction policy needs: blocks are numbered from
+// 0, in the order of their first use.
 //
-// Two blocks are one if their ids and the ids of all blocks before them in their requests are the same, as in
-// keys (kvm/block_key.h): a trace's ids may name content alone. So a block stands at one depth, behind one
-// parent, at most once in a request, and its number is above its parent's.
+// Two blocks are the same if their ids and the ids of all blocks before them in their requests are
+// the same, as for keys (kvm/block_key.h); the ids of a trace may name a block's content only. So a
+// block has one depth and one parent, occurs at most once in a request, and has a higher number
+// than its parent.
 #pragma once
 
 #include <cstddef>

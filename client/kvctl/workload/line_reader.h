@@ -1,4 +1,5 @@
-// Lines of a stream of bytes, each of bounded length: a file with one endless line is an error, not all of the memory.
+// LineReader: reads lines of bounded length from a stream of bytes, so that a file with one endless
+// line is an error instead of filling the memory.
 #pragma once
 
 #include <cstddef>
@@ -13,13 +14,14 @@ namespace kvm::ctl {
 
 class LineReader {
  public:
-  // Fills a part of the buffer and returns how much of it; 0: the end.
+  // Fills a part of the buffer and returns its size; 0: the end.
   using Source = std::function<Result<std::size_t>(std::span<char>)>;
 
   LineReader(Source source, std::size_t max_line_bytes);
 
-  // Puts the next line into `line`, without its end ("\n"). False: there is none. kInvalidArgument: it is longer than
-  // `max_line_bytes`, and `line` has its beginning. Else the source's error.
+  // Puts the next line into `line`, without its end ("\n"). False: there is none. kInvalidArgument:
+  // the line is longer than `max_line_bytes`; `line` has its beginning then. Other codes: the
+  // source's error.
   [[nodiscard]] Result<bool> Next(std::string& line);
 
  private:

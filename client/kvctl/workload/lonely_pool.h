@@ -1,4 +1,5 @@
-// The model of a replay worker that shares nothing: the leading blocks that its own pool would have held.
+// LonelyPool: the model of a replay worker that shares nothing. It counts the leading blocks of a
+// request that the worker's own pool would have held.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Options that several commands share in form: one of few names, and the memory to use.
+// Options that several commands have: a choice among names, and the memory to use.
 #pragma once
 
 #include <CLI/CLI.hpp>

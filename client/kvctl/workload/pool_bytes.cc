@@ -8,7 +8,7 @@ namespace kvm::ctl {
 namespace {
 
 constexpr std::uint64_t kBufferBytes = 4 << 20;
-// Reading on over so many bytes that nobody asked for costs less than another copy's wait.
+// To read up to so many unneeded bytes between two pieces costs less than to wait for another copy.
 constexpr std::uint64_t kReadOverBytes = 64 << 10;
 
 std::span<std::byte> Part(std::vector<std::byte>& buffer, const BlockPiece& first, const BlockPiece& piece) {

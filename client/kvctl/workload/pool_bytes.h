@@ -1,7 +1,9 @@
-// The bytes of a pool's blocks, wherever the pool lies: filled with what their keys say, and compared.
+// PoolBytes: fills the blocks of a pool with the bytes that belong to their keys, and compares
+// them, in host or GPU memory.
 //
-// Host memory is written and read in place; a GPU's goes through a buffer, in as few copies as there are
-// stretches of blocks. Readers are told nothing: BeginWrite and Publish do. Not thread-safe.
+// Host memory is written and read in place. GPU memory is copied through a buffer, with one copy
+// for each stretch of blocks. The caller calls BeginWrite before and Publish afterwards. Not
+// thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +25,11 @@ class PoolBytes {
   // kInPlace: for host memory only.
   PoolBytes(Region& region, Access access) : region_(region), access_(access) {}
 
-  // Writes to blocks[i] what keys[i] says. Blocks are all different. An error of Region::WriteBytes.
+  // Fills blocks[i] with the bytes that belong to keys[i]. Precondition: all blocks are different.
+  // Errors: those of Region::WriteBytes.
   [[nodiscard]] Status Fill(std::span<const BlockKey> keys, std::span<const std::uint32_t> blocks);
-  // How many of blocks[i] hold anything else than what keys[i] says. An error of Region::ReadBytes.
+  // How many of blocks[i] have other bytes than those that belong to keys[i]. Errors: those of
+  // Region::ReadBytes.
   [[nodiscard]] Result<std::size_t> CountWrong(std::span<const BlockKey> keys, std::span<const std::uint32_t> blocks);
 
  private:

@@ -1,4 +1,4 @@
-// Which memory the pools of replay and bench lie in: a GPU's or the host's.
+// PoolMemory: the memory for the pools of replay and bench: that of GPUs, or host memory.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,9 @@ namespace kvm::ctl {
 enum class BackendChoice { kAuto, kHost, kCuda };
 
 struct PoolMemory {
-  std::vector<DeviceInfo> devices;  // in the order in which workers take them; empty: host memory
-  std::string why_host;             // where auto found no GPU
+  // In the order in which they are assigned to workers; empty: host memory
+  std::vector<DeviceInfo> devices;
+  std::string why_host;  // if auto found no GPU: why
 
   bool cuda() const noexcept { return !devices.empty(); }
   std::string_view backend() const noexcept { return cuda() ? "cuda" : "host"; }
@@ -30,14 +31,15 @@ struct PoolMemory {
   std::string Describe() const;
 };
 
-// `visible`: what ListDevices says. `wanted`: ordinals and UUIDs, separated by commas; empty: all usable ones.
-// auto takes the GPUs if there are any that can be used, and the host otherwise; kCuda insists.
-// kUnsupported: no usable GPU where one is needed, with the reason. kNotFound: no visible GPU is `wanted`.
-// kInvalidArgument: `wanted` names one twice, or goes with kHost.
+// `visible`: the result of ListDevices. `wanted`: ordinals and UUIDs, separated by commas; empty:
+// all usable GPUs. kAuto chooses the usable GPUs if there are any, and host memory otherwise; kCuda
+// is an error without a usable GPU. kUnsupported: no usable GPU although one is needed, with the
+// reason. kNotFound: no visible GPU is `wanted`.
+// kInvalidArgument: `wanted` names a GPU twice, or is given with kHost.
 [[nodiscard]] Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted,
                                                   const Result<std::vector<DeviceInfo>>& visible);
 
-// The same with the GPUs of this process, which --backend host does not ask for.
+// The same with the GPUs of this process. With kHost, CUDA is not called.
 [[nodiscard]] Result<PoolMemory> ChoosePoolMemory(BackendChoice choice, const std::string& wanted);
 
 // [{"ordinal", "uuid", "name"}, …]

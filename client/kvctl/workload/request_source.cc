@@ -12,11 +12,11 @@ const char* const kRequestSourceHelp =
     "Workloads (from --seed, the same on every machine):\n"
     "  chat    64 conversations at a time, 2-12 turns; each prompt is the whole conversation so far;\n"
     "          4 system prompts shared by all\n"
-    "  rag     one of 6 templates, up to 3 of 400 documents by popularity (Zipf), a question nobody asked\n"
+    "  rag     one of 6 templates, up to 3 of 400 documents by popularity (Zipf), a new question\n"
     "  agents  32 tasks at a time, 3-15 steps; 5 tool prompts of 6,000-16,000 tokens, a growing scratchpad\n"
     "A trace has one JSON object a line, as Mooncake's and Qwen-Bailian's have: {\"input_length\": tokens,\n"
     "\"hash_ids\": [a whole number for each block of --block-tokens tokens]}; \"timestamp\" and \"output_length\" may be\n"
-    "there, and whatever else. Plain or compressed by gzip; --trace - reads standard input.\n"
+    "present, and so may other members. Plain or compressed by gzip; --trace - reads standard input.\n"
     "An id names the content of a block: two blocks are the same if their ids and all ids before them in their\n"
     "requests are. CSV traces of lengths (Azure, BurstGPT) and conversations (ShareGPT) have no block ids.\n";
 
@@ -25,7 +25,7 @@ void AddRequestOptions(CLI::App& command, RequestSource& source) {
   command.add_option("--workload", source.workload, "Generated requests instead: chat, rag or agents")
       ->check(CLI::IsMember({"chat", "rag", "agents"}))
       ->excludes(trace);
-  command.add_option("--seed", source.seed, "Seed of whatever is random")->capture_default_str();
+  command.add_option("--seed", source.seed, "Seed of the random numbers")->capture_default_str();
   command.add_option("--requests", source.requests, "Requests of a generated workload")
       ->capture_default_str()
       ->check(CLI::Range(std::size_t{1}, std::size_t{10'000'000}));

@@ -1,4 +1,5 @@
-// Where requests come from, for the commands that take a trace or a workload: --trace or --workload and what belongs to them.
+// RequestSource: the options --trace and --workload, and those that belong to them, for commands
+// that read a trace or generate a workload.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +25,7 @@ struct RequestSource {
   std::size_t requests = 1000;     // of a generated workload
   std::size_t limit_requests = 0;  // 0: all
   std::uint32_t block_tokens = 512;
-  std::optional<TimestampUnit> timestamps;  // of a trace; nothing: they are not used
+  std::optional<TimestampUnit> timestamps;  // of a trace; empty: timestamps are not used
 
   const std::string& name() const noexcept { return trace.empty() ? workload : trace; }
 };
@@ -35,7 +36,8 @@ extern const char* const kRequestSourceHelp;
 // `source` must outlive parsing.
 void AddRequestOptions(CLI::App& command, RequestSource& source);
 
-// kInvalidArgument: both or neither of trace and workload, an unknown workload. Else ReadTrace's errors.
+// kInvalidArgument: both or neither of trace and workload, or an unknown workload. Also the errors
+// of ReadTrace.
 [[nodiscard]] Result<std::vector<Request>> LoadRequests(const RequestSource& source);
 
 }  // namespace kvm::ctl

@@ -19,7 +19,7 @@ constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 Error Wrong(std::string what) { return MakeError(Errc::kInvalidArgument, std::move(what)); }
 
-// Some tools name the partly filled last block, some leave it out.
+// Some tools write an id for the partly filled last block, others do not.
 bool Fits(std::uint64_t blocks, std::uint64_t input_tokens, std::uint32_t block_tokens) {
   const std::uint64_t full = input_tokens / block_tokens;
   return blocks == full || blocks == full + (input_tokens % block_tokens != 0);
@@ -31,7 +31,8 @@ Status CheckLengths(const TraceLine& line, std::uint32_t block_tokens) {
   std::string what = "\"hash_ids\" has " + std::to_string(blocks) + " blocks, an input_length of " + std::to_string(line.input_tokens) +
                      " needs " + std::to_string((line.input_tokens + block_tokens - 1) / block_tokens) + " of " +
                      std::to_string(block_tokens) + " tokens: --block-tokens has to be the trace's block size";
-  // Block sizes are powers of two nearly everywhere; without a block there is nothing to say.
+  // Suggests a block size that fits; block sizes are powers of two nearly everywhere. Without a
+  // block, every size fits.
   for (std::uint32_t tokens = 1; blocks > 0 && tokens <= kMaxBlockTokens; tokens *= 2) {
     if (!Fits(blocks, line.input_tokens, tokens)) continue;
     what += "; " + std::to_string(tokens) + " would fit this line";
@@ -40,7 +41,7 @@ Status CheckLengths(const TraceLine& line, std::uint32_t block_tokens) {
   return Wrong(std::move(what));
 }
 
-// Timestamps as they are written, until the last one has said in which unit.
+// Stores timestamps as written until all are read, since their unit follows from all of them.
 class Timestamps {
  public:
   explicit Timestamps(TimestampUnit unit) : unit_(unit) {}
@@ -51,7 +52,7 @@ class Timestamps {
     if (unit_ == TimestampUnit::kAuto && written != std::floor(written)) fraction_ = true;
   }
 
-  // An error says at which line.
+  // Errors name the line.
   Status PutInto(std::vector<Request>& requests, const std::string& name) const {
     const double us = UnitUs();
     for (std::size_t i = 0; i < written_.size(); ++i) {

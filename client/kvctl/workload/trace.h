@@ -2,8 +2,8 @@
 //
 //   {"timestamp": time, "input_length": tokens, "output_length": tokens, "hash_ids": [block ids]}
 //
-// one request a line, `block_tokens` tokens a block, as Mooncake's and Qwen-Bailian's traces are. "timestamp" and
-// "output_length" may be missing, other members are ignored, empty lines skipped.
+// one request a line, `block_tokens` tokens a block, as in the traces of Mooncake and Qwen-Bailian.
+// "timestamp" and "output_length" may be missing, other members are ignored, empty lines skipped.
 #pragma once
 
 #include <cstdint>
@@ -17,22 +17,24 @@
 
 namespace kvm::ctl {
 
-// What a timestamp counts. kAuto: seconds if one of those that are read has a fraction, as Qwen-Bailian's have (61.114), else
-// milliseconds, as Mooncake's are.
+// The unit of a timestamp. kAuto: seconds if one of the timestamps has a fraction, as in
+// Qwen-Bailian's traces (61.114), else milliseconds, as in Mooncake's.
 enum class TimestampUnit { kAuto, kSeconds, kMilliseconds, kMicroseconds };
 
 struct TraceOptions {
   std::uint32_t block_tokens = 512;
-  std::size_t limit_requests = 0;             // 0: all
-  std::optional<TimestampUnit> timestamps{};  // nothing: they are not looked at, and Request::timestamp_us is 0
+  std::size_t limit_requests = 0;  // 0: all
+  // empty: they are ignored, and Request::timestamp_us is 0
+  std::optional<TimestampUnit> timestamps{};
 };
 
-// `path`: as OpenTraceFile takes it. kInvalidArgument: "FILE:LINE: what is wrong" for the first bad line (not JSON, a member missing
-// or out of range, a number of hash_ids that does not fit input_length, a timestamp missing where they are asked for), a file of
-// another format, with what it lacks, or one without requests. Else OpenTraceFile's errors.
+// `path`: see OpenTraceFile. kInvalidArgument: "FILE:LINE: what is wrong" for the first bad line
+// (not JSON, a member missing or out of range, a number of hash_ids that does not fit input_length,
+// a timestamp missing where they are asked for), a file of another format, with the name of that
+// format, or a file without requests. Also the errors of OpenTraceFile.
 [[nodiscard]] Result<std::vector<Request>> ReadTrace(const std::string& path, const TraceOptions& options);
 
-// The same from a source of bytes; `name` stands for the file in messages.
+// The same from a source of bytes; `name` is the file's name in messages.
 [[nodiscard]] Result<std::vector<Request>> ParseTrace(LineReader::Source source, const std::string& name, const TraceOptions& options);
 
 }  // namespace kvm::ctl

@@ -19,7 +19,7 @@ struct CloseGz {
   void operator()(gzFile_s* file) const noexcept { ::gzclose(file); }
 };
 
-// zlib says why a read failed, or that the data ended too early.
+// Reads and decompresses. The error is zlib's, or that the data ended too early.
 Result<std::size_t> ReadGz(gzFile_s* file, std::span<char> into) {
   errno = 0;
   const int got = ::gzread(file, into.data(), static_cast<unsigned>(into.size()));

@@ -1,4 +1,4 @@
-// The bytes of a trace file: plain or compressed by gzip, from a path or from standard input.
+// Reads the bytes of a trace file, plain or compressed by gzip, from a path or from standard input.
 #pragma once
 
 #include <string>
@@ -9,9 +9,10 @@ namespace kvm::ctl {
 
 inline constexpr const char* kStandardInput = "-";
 
-// `path`: kStandardInput reads from there. What begins as gzip does is decompressed, whatever its name.
-// kNotFound: it can't be opened. kInvalidArgument: a directory. The source's own errors: kInvalidArgument for damaged or cut
-// gzip data, else kSystem.
+// `path`: a file, or kStandardInput. A file that begins like gzip is decompressed, whatever its
+// name is.
+// kNotFound: it can't be opened. kInvalidArgument: a directory. Errors of the returned source:
+// kInvalidArgument for damaged or truncated gzip data, else kSystem.
 [[nodiscard]] Result<LineReader::Source> OpenTraceFile(const std::string& path);
 
 }  // namespace kvm::ctl

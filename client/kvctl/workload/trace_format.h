@@ -1,4 +1,4 @@
-// Recognises files that are no traces, so that the message says what is missing and not which byte is wrong.
+// Recognises files in other formats, so that the error names the format instead of a wrong byte.
 #pragma once
 
 #include <optional>
@@ -7,11 +7,11 @@
 
 namespace kvm::ctl {
 
-// Which formats are read, for messages and help.
+// The formats that kvctl reads, for messages and help.
 extern const char* const kTraceFormats;
 
-// What the beginning of a file shows: a compression that kvctl does not read, CSV, a JSON array. None: it may be JSON
-// lines.
+// The format that the beginning of a file shows: a compression that kvctl does not read, CSV, or a
+// JSON array. Empty if it may be JSON lines.
 std::optional<std::string> OtherFormat(std::string_view beginning);
 
 }  // namespace kvm::ctl

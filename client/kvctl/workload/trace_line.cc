@@ -18,11 +18,11 @@ namespace {
 using boost::json::error_code;
 using boost::json::string_view;
 
-// A double above this is no exact whole number.
+// Above this, a double can't represent every whole number.
 constexpr double kMaxWholeDouble = 9007199254740992.0;
 
-// What boost::json's parser calls as it goes: takes the members it knows and lets everything else go by, so that a long
-// prompt beside them costs nothing.
+// The handler that boost::json's parser calls. It stores the members that kvctl uses and skips all
+// others, so that a long prompt in the same object costs no memory.
 class LineHandler {
  public:
   static constexpr std::size_t max_object_size = std::numeric_limits<std::size_t>::max();
@@ -69,7 +69,7 @@ class LineHandler {
   bool on_string_part(string_view, std::size_t, error_code&) { return true; }
   bool on_string(string_view, std::size_t, error_code& error) { return Other(error); }
   bool on_bool(bool, error_code& error) { return Other(error); }
-  // As if the member were not there.
+  // null counts as a missing member.
   bool on_null(error_code& error) { return depth_ == 1 && member_ != Member::kInput ? true : Other(error); }
 
   bool on_number_part(string_view, error_code&) { return true; }
@@ -86,7 +86,7 @@ class LineHandler {
       line_.timestamp = value;
       return true;
     }
-    // 12.0 counts as whole, since some tools write all numbers so.
+    // 12.0 counts as a whole number, since some tools write all numbers with a fraction.
     if (!(value <= kMaxWholeDouble) || value != std::floor(value)) return Refuse(error, Name() + " is not a whole number");
     return Whole(static_cast<std::uint64_t>(value), error);
   }
@@ -128,7 +128,7 @@ class LineHandler {
     return true;
   }
 
-  // Whether a number here is one of those that are read.
+  // Whether a number at this place is one that kvctl uses.
   bool Takes() const noexcept {
     if (member_ == Member::kIds) return depth_ == 2;
     return depth_ == 1 && member_ != Member::kOther;
@@ -147,11 +147,11 @@ class LineHandler {
 
   bool Refuse(error_code& error, std::string what) {
     refusal_ = std::move(what);
-    error = boost::json::error::extra_data;  // any will do: the parser has to stop
+    error = boost::json::error::extra_data;  // any error code stops the parser
     return false;
   }
 
-  // A value that is no number, or a number that is none of ours.
+  // Handles a value that is no number, or a number that kvctl does not use.
   bool Other(error_code& error) {
     if (depth_ == 0) return Refuse(error, "not a JSON object");
     if (depth_ == 1 && member_ == Member::kIds) return Refuse(error, "\"hash_ids\" is not an array");
@@ -166,7 +166,7 @@ class LineHandler {
       case Member::kInput: has_input_ = true; return Tokens(value, line_.input_tokens, error);
       case Member::kOutput: return Tokens(value, line_.output_tokens, error);
       case Member::kIds:
-        // Counted to the end, so that the message can say how many there are.
+        // Further ids are counted, so that the message can say how many there are.
         if (++ids_ <= kMaxRequestBlocks) line_.hash_ids.push_back(value);
         return true;
       case Member::kOther: break;

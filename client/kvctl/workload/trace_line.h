@@ -1,4 +1,4 @@
-// One line of a trace: a JSON object with the members that kvctl reads, of which it stores nothing else.
+// Parses one line of a trace: a JSON object, of which only the members that kvctl uses are stored.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,14 @@
 namespace kvm::ctl {
 
 struct TraceLine {
-  std::optional<double> timestamp;  // as it is written
+  std::optional<double> timestamp;  // as written, without a unit
   std::uint64_t input_tokens = 0;
   std::uint64_t output_tokens = 0;
   std::vector<std::uint64_t> hash_ids;  // at most kMaxRequestBlocks
 };
 
-// `with_timestamp`: else that member is not looked at, whatever it is. kInvalidArgument: what is wrong with the line.
+// `with_timestamp`: if false, the member "timestamp" is ignored, whatever its value.
+// kInvalidArgument: the line is wrong; the message says why.
 [[nodiscard]] Result<TraceLine> ParseTraceLine(std::string_view line, bool with_timestamp);
 
 }  // namespace kvm::ctl

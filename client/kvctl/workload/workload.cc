@@ -8,7 +8,8 @@
 namespace kvm::ctl {
 namespace {
 
-// A prompt under construction: text is named by (content, length), blocks by everything up to their end.
+// A prompt under construction: text is named by (content, length), blocks by everything up to their
+// end.
 class Prompt {
  public:
   explicit Prompt(std::uint32_t block_tokens) : block_tokens_(block_tokens) {}
@@ -45,18 +46,18 @@ class Prompt {
   std::vector<std::uint64_t> full_;
 };
 
-// Names of texts: a class and a number.
+// The classes of texts; a text's name is its class and a number.
 enum class Text : std::uint64_t { kSystem = 1, kMessage, kAnswer, kTemplate, kDocument, kQuestion, kTools, kTask, kToolOutput };
 std::uint64_t Name(const WorkloadOptions& options, Text text, std::uint64_t number) {
   return Mix(Mix(options.seed, static_cast<std::uint64_t>(text)), number);
 }
 
-// Lengths of human and generated text are skewed: many short ones, few long ones.
+// A random length. Lengths of human and generated text are skewed: many are short, few are long.
 std::uint64_t SkewedTokens(Random& random, std::uint64_t mean, std::uint64_t least, std::uint64_t most) {
   return std::clamp(random.Skewed(mean), least, most);
 }
 
-// Ranks [0, n) with probability proportional to 1 / (rank + 1).
+// Draws ranks of [0, n), with a probability proportional to 1 / (rank + 1).
 class Zipf {
  public:
   explicit Zipf(std::size_t n) {
@@ -73,7 +74,8 @@ class Zipf {
   std::vector<double> cumulative_;
 };
 
-// Conversations, tasks: things that go on over several requests, a bounded number at a time.
+// A conversation or task, which goes on over several requests; a bounded number of them is active
+// at a time.
 struct Thread {
   Prompt prompt;
   std::uint64_t number = 0;
@@ -106,11 +108,12 @@ class Generator {
  private:
   static constexpr std::size_t kConversations = 64, kSystemPrompts = 4, kTemplates = 6, kDocuments = 400, kTasks = 32, kAgentKinds = 5;
   static constexpr std::uint64_t kMeanGapUs = 50'000;       // between two requests of the node
-  static constexpr std::uint64_t kContextTokens = 120'000;  // a thread that would outgrow it ends
+  static constexpr std::uint64_t kContextTokens = 120'000;  // a thread that would exceed it ends
 
   Request Make(const Prompt& prompt, std::uint64_t output_tokens) const { return {0, prompt.tokens(), output_tokens, prompt.Ids()}; }
 
-  // The thread that goes on: an existing one, or a new one made by `begin` in a free or finished place.
+  // The thread of the next request: an existing one, or a new one that `begin` makes in a free or
+  // finished place.
   template <class Begin>
   Thread& Continue(std::size_t most, Begin begin) {
     const std::size_t at = random_.Below(most);
@@ -145,7 +148,7 @@ class Generator {
     prompt.Append(Name(options_, Text::kTemplate, chosen), 700 + 350 * chosen);
     std::array<std::uint64_t, 3> documents;
     for (std::uint64_t& document : documents) document = documents_.Draw(random_);
-    // Retrievers give documents by score; popular ones score high for most questions.
+    // Retrievers sort documents by score, and popular ones score high for most questions.
     std::sort(documents.begin(), documents.end());
     const auto last = std::unique(documents.begin(), documents.end());
     for (auto it = documents.begin(); it != last; ++it) {

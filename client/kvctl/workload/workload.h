@@ -1,14 +1,15 @@
 // Generated workloads: the same Request records as a trace, from a seed. The same options give the
 // same requests on every machine.
 //
-//   chat    users in turn-by-turn conversations; each turn's prompt is all of the conversation so far.
-//           A few system prompts are shared by all. Reuse: long, private prefixes, growing.
-//   rag     one of few templates, then retrieved documents by popularity (Zipf), then a question that
-//           nobody asked before. Reuse: template always, first document often.
-//   agents  a long tool prompt per agent kind, then a task whose scratchpad grows by a tool's output
-//           with every step. Reuse: tool prompt across tasks, scratchpad within one.
+//   chat    users in turn-by-turn conversations; each turn's prompt is all of the conversation so
+//           far. A few system prompts are shared by all. Reuse: long, private prefixes, growing.
+//   rag     one of few templates, then retrieved documents by popularity (Zipf), then a new
+//           question. Reuse: template always, first document often.
+//   agents  a long tool prompt per agent kind, then a task whose scratchpad grows by a tool's
+//           output with every step. Reuse: tool prompt across tasks, scratchpad within one.
 //
-// Block ids are prefix-chained: two prompts share an id iff they agree up to the end of that block.
+// Block ids are prefix-chained: two prompts share an id if and only if they are the same up to the
+// end of that block.
 #pragma once
 
 #include <cstdint>

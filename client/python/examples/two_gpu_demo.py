@@ -94,7 +94,8 @@ class Side:
     def expected(self, layer: int) -> torch.Tensor:
         """What the prompt's blocks hold in one layer: int64 ``[2, blocks, WORDS]``, no two words the same."""
         number = torch.arange(2 * self.options.blocks * WORDS, device=self.device).view(2, self.options.blocks, WORDS)
-        return (number + layer * number.numel()) * 0x9E3779B97F4A7C1  # wraps; odd, so that it stays one to one
+        # The product wraps; the factor is odd, so the mapping stays one to one.
+        return (number + layer * number.numel()) * 0x9E3779B97F4A7C1
 
     def order(self, seed: int) -> torch.Tensor:
         """Where the prompt's blocks lie: all blocks in a random order, int64 ``[blocks]``, on the CPU."""

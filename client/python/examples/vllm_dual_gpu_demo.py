@@ -80,7 +80,7 @@ def model_folder(shape: str, max_tokens: int) -> str:
 
 
 def prompt_of(seed: int, tokens: int, vocabulary: int) -> list[int]:
-    """A prompt nobody else has."""
+    """A prompt that no other process has."""
     dice = random.Random(seed)
     return [dice.randrange(10, vocabulary) for _ in range(tokens)]
 
@@ -379,7 +379,8 @@ def main() -> int:
             b.stop()
             if connector is not None:
                 b = Remote(visible(gpus, 1), chosen, log)
-                b.call("first_tokens", [1], 64)  # kernels are loaded; no prompt of the arm has been seen
+                # Kernels are loaded; no prompt of the arm has been seen
+                b.call("first_tokens", [1], 64)
                 readings["restarted" if name == "marketplace" else f"{name} restarted"] = measure(b, options, seeds)
                 b.stop()
             a.stop()

@@ -9,7 +9,7 @@ from kvclient._native import BlockKey, BlockKeys
 
 
 class BlockPool:
-    """Bookkeeping only: the caller withdraws a block (``Region.begin_write``) before it overwrites it."""
+    """Keeps the books only: the caller withdraws a block (``Region.begin_write``) before it overwrites it."""
 
     def __init__(self, block_count: int) -> None:
         """All ``block_count`` blocks are free."""

@@ -97,7 +97,7 @@ class StaleError(KvError):
 
 
 class UnsupportedError(KvError):
-    """Beyond this build, machine or model; the message says what would do."""
+    """The build, machine or model can't do it; the message says what could."""
 
     code = "unsupported"
 
@@ -118,7 +118,7 @@ _CLASSES: dict[str, type[KvError]] = {cls.code: cls for cls in KvError.__subclas
 
 
 def from_code(code: str, message: str, sys_errno: int = 0) -> KvError:
-    """Make the exception that stands for ``code``; a code from a newer library becomes a plain ``KvError``."""
+    """Make the exception for ``code``; a code that this version does not know becomes a plain ``KvError``."""
     return _CLASSES.get(code, KvError)(message, sys_errno)
 
 

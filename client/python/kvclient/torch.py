@@ -182,7 +182,7 @@ def mem_pool(device: torch.device | str | int | None = None) -> torch.cuda.MemPo
 
 @functools.cache
 def _allocator() -> Any:
-    # Kept for the life of the process: torch's pools hold a bare pointer into the allocator.
+    # Never destroyed: torch's pools have a raw pointer into the allocator.
     return torch.cuda.memory.CUDAPluggableAllocator(_native.__file__, "kvm_torch_allocate", "kvm_torch_free")
 
 
@@ -197,7 +197,7 @@ def segment_tensor(region: Region, index: int = 0) -> torch.Tensor:
     segment = region.device_segment(index)
     tensor = torch.as_tensor(segment, device=torch_device(region.device))
     if tensor.data_ptr() != segment.address:
-        raise UnsupportedError(f"PyTorch {torch.__version__} copies where it should take memory as it is")
+        raise UnsupportedError(f"PyTorch {torch.__version__} copies memory that it should use in place")
     return tensor
 
 

@@ -14,7 +14,8 @@ class SupportsDLPack(Protocol):
         ...
 
 
-#: Numbers of blocks, generations, ...: ``[n]``, none negative. Copied; an array costs no Python object for each.
+#: Numbers of blocks, generations, ...: ``[n]``, none negative. Copied; an array costs no Python
+#: object for each.
 Integers = Sequence[int] | SupportsDLPack
 #: Token ids of a prompt, each in [0, 2**32): ``[tokens]``. Copied.
 TokenIds = Integers

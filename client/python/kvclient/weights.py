@@ -1,4 +1,4 @@
-"""What a model's weights are, by their content: names, sizes and times of files say nothing of the bytes in memory.
+"""Identifies a model's weights by their content: names, sizes and times of files do not tell the bytes in memory.
 
 A digest reads every byte once, where it lies, at the speed of that memory: libkvclient's position-mixed 64-bit sums,
 one for each MiB, computed by the GPU or by threads, then SHA-256 over all sums. It guards against mistakes, not
@@ -21,7 +21,8 @@ from kvclient.errors import UnsupportedError
 from kvclient.torch import device_uuid
 
 _SUM_BYTES = 1 << 20  # of one sum
-# What one call sums; also what is copied at once from a device whose memory can't be summed in place.
+# Bytes that one call sums; also the bytes of one copy from a device whose memory can't be summed in
+# place.
 _GPU_SHARE_BYTES = 64 * _SUM_BYTES
 _CPU_SHARE_BYTES = 8 * _SUM_BYTES
 _PROBES = 64  # elements of a tensor that WeightsWatch looks at
@@ -105,7 +106,7 @@ class WeightsWatch:
 
 
 def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as those that hold its bytes: itself, or the parts of a tensor subclass (quantized weights).
+    """The tensors that have a tensor's bytes: itself, or the parts of a tensor subclass (quantized weights).
 
     UnsupportedError: its bytes are not all here.
     """
@@ -142,7 +143,8 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     tensor = tensor.view(integers.get(tensor.element_size(), tensor.dtype))
     if tensor.is_contiguous():
-        return tensor.view(-1)[:: (-(-tensor.numel() // _PROBES)) | 1]  # odd, so that the columns differ
+        # The step is odd, so that the probed columns differ.
+        return tensor.view(-1)[:: (-(-tensor.numel() // _PROBES)) | 1]
     steps = tuple(slice(None, None, max(1, size // 8)) for size in tensor.shape)
     return tensor[steps].reshape(-1)[:_PROBES]
 

@@ -100,7 +100,7 @@ PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry
   return {{KeepAlive(std::move(region), std::move(keep_alive)), "region"}};
 }
 
-// Keeps the destination while the lookup runs.
+// The arguments of a lookup; they keep the destination alive while it runs.
 struct FindArguments {
   FindArguments(bool include_own, const PyRegion* destination) : region(destination != nullptr ? destination->region.Get() : nullptr) {
     options.include_own = include_own;
@@ -154,72 +154,73 @@ void BindRegions(ClientClass& client) {
            nb::sig("def allocate_region(self, model: Model, geometry: Geometry, *, name: str, device: DeviceId | None = None, shard: Shard "
                    "= ..., checksums: bool = False, segment_bytes: collections.abc.Sequence[int] = (), outlives_owner: bool = True, "
                    "offload: OffloadMode = ..., timeout_s: float = 2.0) -> Region"),
-           "Allocates memory that peers can map, zeroed, and registers it. device: the GPU; None: host memory. name: unique among this\n"
-           "user's live regions; at most 63 bytes. checksums: publish records one of each block, for importers that ask for verify.\n"
-           "segment_bytes: size of each segment that the geometry refers to; empty: as large as it needs. The first call for a GPU makes\n"
-           "its context (some 100 ms) and maps for it what is known already. outlives_owner: should this process die, kvmd keeps the\n"
-           "memory for a while, for importers and for adopt_region. offload: which blocks are offered to kvmd's host cache.\n"
-           "BadGeometryError, the part named; AlreadyExistsError; ResourceExhaustedError; DeadlineExceededError. UnsupportedError,\n"
-           "NotFoundError: no such GPU, or no CUDA. While offline it succeeds and is registered on connecting.")
+           "Allocates zeroed memory that peers can map, and registers it. device: the GPU; None: host memory. name: unique among this\n"
+           "user's live regions; at most 63 bytes. checksums: publish records a checksum of each block, for importers that use verify.\n"
+           "segment_bytes: size in bytes of each segment that the geometry refers to; empty: as large as the geometry needs. The first\n"
+           "call for a GPU creates its context (some 100 ms) and maps the known regions of peers for it. outlives_owner: if this\n"
+           "process dies, kvmd keeps the memory for a while, for importers and for adopt_region. offload: which blocks are offered to\n"
+           "kvmd's host cache. BadGeometryError, the part named; AlreadyExistsError; ResourceExhaustedError; DeadlineExceededError.\n"
+           "UnsupportedError, NotFoundError: no such GPU, or no CUDA. While offline the call succeeds, and the region is registered\n"
+           "after connecting.")
       .def("register_region", &RegisterRegion, "model"_a, "geometry"_a, "segments"_a, nb::kw_only(), "name"_a, "device"_a = nb::none(),
            "shard"_a = Shard{}, "checksums"_a = false, "keep_alive"_a.none() = nb::none(), "outlives_owner"_a = false,
            "offload"_a = OffloadMode::kAuto, "timeout_s"_a = 2.0,
            nb::sig("def register_region(self, model: Model, geometry: Geometry, segments: collections.abc.Sequence[tuple[int, int]], *, "
                    "name: str, device: DeviceId | None = None, shard: Shard = ..., checksums: bool = False, keep_alive: object = None, "
                    "outlives_owner: bool = False, offload: OffloadMode = ..., timeout_s: float = 2.0) -> Region"),
-           "Registers GPU memory that this process has already, as it is: `segments`, (address, size in bytes) of each that the geometry\n"
-           "refers to, all of one GPU; device: which, where it shall be checked. The memory must stay allocated until the region has been\n"
-           "unregistered: `keep_alive`, whatever owns it, is held until then. kvclient.torch.register_tensors does all of that for "
-           "tensors.\n"
-           "Memory of cudaMalloc becomes a cuda_ipc region, memory of kvclient.torch.mem_pool a cuda_vmm_fd region. outlives_owner, for\n"
-           "the latter: should this process die, its GPU memory stays for a while; an engine that would rather allocate anew when it is\n"
-           "started again leaves that off.\n"
-           "InvalidArgumentError: not device memory, or a segment leaves its allocation. UnsupportedError: this memory can't be exported\n"
-           "(cudaMallocAsync, expandable segments, …); the message says what can. Otherwise as allocate_region.")
+           "Registers GPU memory that this process has allocated, without a copy. `segments`: (address, size in bytes) of each segment\n"
+           "that the geometry refers to, all of one GPU. device: that GPU, if it is to be checked. The memory must stay allocated until\n"
+           "the region has been unregistered: the region keeps a reference to `keep_alive`, the object that owns the memory, until\n"
+           "then. kvclient.torch.register_tensors does all of that for tensors. Memory of cudaMalloc becomes a cuda_ipc region, memory\n"
+           "of kvclient.torch.mem_pool a cuda_vmm_fd region. outlives_owner, for the latter: if this process dies, kvmd keeps its GPU\n"
+           "memory for a while; leave it off for an engine that allocates new memory when it is restarted. InvalidArgumentError: not\n"
+           "device memory, or a segment leaves its allocation. UnsupportedError: this memory can't be exported (cudaMallocAsync,\n"
+           "expandable segments, …); the message says what can. Other errors: those of allocate_region.")
       .def("adopt_region", &AdoptRegion, "model"_a, "geometry"_a, nb::kw_only(), "name"_a, "device"_a = nb::none(), "shard"_a = Shard{},
            "checksums"_a = false, "segment_bytes"_a = nb::tuple(), "offload"_a = OffloadMode::kAuto, "timeout_s"_a = 2.0,
            nb::sig("def adopt_region(self, model: Model, geometry: Geometry, *, name: str, device: DeviceId | None = None, shard: Shard "
                    "= ..., checksums: bool = False, segment_bytes: collections.abc.Sequence[int] = (), offload: OffloadMode = ..., "
                    "timeout_s: float "
                    "= 2.0) -> tuple[Region, list[AdoptedBlock]]"),
-           "Gives this process the region that a dead process of the same user has left, its memory as it is, and the list of its blocks\n"
-           "that are still good. The arguments say what is expected, as allocate_region had them.\n"
-           "NotFoundError: there is none (any more). AlreadyExistsError: it has an owner. UnavailableError: the process that had it has\n"
-           "not ended in time. ModelMismatchError, BadGeometryError: it is another than expected, the field named. UnsupportedError: it\n"
-           "can't be adopted. ResourceExhaustedError. DeadlineExceededError.")
+           "Takes over the region of a dead process of the same user: its memory, without a copy, and the list of its blocks that are\n"
+           "still readable. The arguments describe the expected region, as they did for allocate_region. NotFoundError: there is no\n"
+           "such region, or no longer. AlreadyExistsError: it has an owner. UnavailableError: its previous owner's process has not\n"
+           "ended in time. ModelMismatchError, BadGeometryError: it differs from what is expected, the field named. UnsupportedError:\n"
+           "it can't be adopted. ResourceExhaustedError. DeadlineExceededError.")
       .def("reclaim_orphans", &ReclaimOrphans, nb::kw_only(), "device"_a = nb::none(), "name"_a = "", "min_age_s"_a = 0.0,
            "timeout_s"_a = 2.0,
            nb::sig("def reclaim_orphans(self, *, device: DeviceId | None = None, name: str = '', min_age_s: float = 0.0, timeout_s: float "
                    "= 2.0) -> ReclaimedMemory"),
-           "Gives up regions that dead processes of this user have left (of one GPU, of one name, dead for so long), and waits until\n"
-           "importers have unmapped them. For an engine with an allocator of its own, before it looks how much memory is free.");
+           "Frees regions that dead processes of this user have left (on one GPU, of one name, dead for at least min_age_s), and waits\n"
+           "until importers have unmapped them. An engine with an allocator of its own calls it before it reads how much memory is\n"
+           "free.");
 }
 
 void BindSharing(ClientClass& client) {
   client
       .def("find", &Find, "keys"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
-           "Longest common prefix of `keys`, consecutive keys of one chain, with what is published. Reads shared memory: microseconds, no\n"
-           "system call. include_own: also look into this client's own regions. destination: the region of this client that the blocks\n"
-           "are wanted in: the nearest sources are chosen (same GPU, NVLink, PCIe, host), and blocks that can't be reached from there end\n"
-           "the match (UNMAPPED). None: any block that is known counts.")
+           "Finds the longest run of leading `keys`, consecutive keys of one chain, that is published. It reads shared memory, which\n"
+           "takes microseconds and no system call. include_own: also find blocks in this client's own regions. destination: the region\n"
+           "of this client to which the blocks are to be copied. The sources nearest to it are chosen (same GPU, NVLink, PCIe, host),\n"
+           "and a block that can't be reached from there ends the match (UNMAPPED). None: all known blocks are found.")
       .def("find_shards", &FindShards, "keys_by_shard"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
-           "The same for a model cut into shards; every match has the length of the shortest.")
-      .def(
-          "import_blocks", &ImportBlocks, "match"_a, "destination"_a, "blocks"_a, "timeout_s"_a = nb::none(), nb::kw_only(),
-          "verify"_a = false, "stream"_a = nb::none(), "max_sms"_a = 0, "wants_event"_a = false,
-          "Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of this client, validated. They "
-          "are\n"
-          "withdrawn at the start and stay unreadable to others until published with the result's writes. Blocks not copied in time fail.\n"
-          "verify: compare the bytes with the checksums that their publishers recorded, where they did; costs one more reading of them.\n"
-          "For destinations on a GPU: `stream`, a cudaStream_t as an integer (torch.cuda.Stream.cuda_stream): copy in its order, after\n"
-          "what is queued on it; None: a stream of libkvclient's, so that the destination blocks must be free of work already. max_sms:\n"
-          "multiprocessors that the copy may occupy, 0: as many as it takes. wants_event: see ImportTicket.event.\n"
-          "InvalidArgumentError: lengths differ, a block out of range or named twice, block sizes differ; nothing was touched then.")
+           "The same for a model that is divided into shards; every match has the length of the shortest.")
+      .def("import_blocks", &ImportBlocks, "match"_a, "destination"_a, "blocks"_a, "timeout_s"_a = nb::none(), nb::kw_only(),
+           "verify"_a = false, "stream"_a = nb::none(), "max_sms"_a = 0, "wants_event"_a = false,
+           "Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of this client, and validates\n"
+           "them. They are withdrawn at the start and stay unreadable to other processes until they are published with the result's\n"
+           "writes. Blocks that are not copied in time fail. verify: compare the bytes with the checksums that their publishers\n"
+           "recorded, if they did; this reads the bytes once more. For destinations on a GPU: `stream` is a cudaStream_t as an integer\n"
+           "(torch.cuda.Stream.cuda_stream); the copy takes place in its order, after all work that is queued on it. None: a stream of\n"
+           "libkvclient; then no queued work may use the destination blocks. max_sms: multiprocessors that the copy may occupy, 0: as\n"
+           "many as it takes. wants_event: see ImportTicket.event. InvalidArgumentError: lengths differ, a block out of range or named\n"
+           "twice, block sizes differ; no block is touched then.")
       .def("acquire_lease", &AcquireLease, "match"_a, "ttl_s"_a, "timeout_s"_a = 2.0,
-           "Asks kvmd not to give up the leading blocks of `match` that it keeps itself, for `ttl_s` seconds from now: see Lease, whose\n"
-           "reason says why not all of them are held. UnsupportedError: the first one is in memory of living workers only. StaleError: it\n"
-           "has been rewritten, or kvmd was restarted since; find again. ResourceExhaustedError: a limit of kvmd's, the option named.\n"
-           "InvalidArgumentError: an empty match, or no such time. UnavailableError: not connected. DeadlineExceededError.");
+           "Asks kvmd to keep, for `ttl_s` seconds from now, the leading blocks of `match` that are in kvmd's own memory. See Lease;\n"
+           "its `reason` says why it does not cover all blocks. UnsupportedError: the first block is in memory of living workers only.\n"
+           "StaleError: it has been rewritten, or kvmd was restarted since; find again. ResourceExhaustedError: a limit of kvmd, the\n"
+           "option named. InvalidArgumentError: an empty match, or `ttl_s` is out of range. UnavailableError: not connected.\n"
+           "DeadlineExceededError.");
 }
 
 }  // namespace
@@ -228,23 +229,21 @@ void BindClient(nb::module_& module) {
   const ClientOptions defaults;
   ClientClass client(
       module, "Client",
-      "A process's connection to the node's marketplace. Thread-safe. Lookups and imports read shared memory and need no running\n"
-      "kvmd; registering and publishing go over a socket, by a background thread that reconnects by itself.\n"
-      "After fork() a child makes its own: using its parent's raises UnsupportedError.");
+      "A process's connection to the node's marketplace. Thread-safe. Lookups and imports read shared memory and need no running kvmd;\n"
+      "regions are registered and blocks published over a socket, by a background thread that reconnects by itself. After fork(), a\n"
+      "child makes a client of its own: calls of its parent's client raise UnsupportedError.");
   client
-      .def(
-          "__init__", &Connect, "socket_path"_a = nb::none(), nb::kw_only(), "name"_a = defaults.name, "timeout_s"_a = 2.0,
-          "start_offline"_a = defaults.start_offline, "map_payload"_a = defaults.map_payload, "devices"_a = nb::tuple(),
-          "max_mapped_regions"_a = defaults.max_mapped_regions, "reconnect_min_s"_a = 0.02, "reconnect_max_s"_a = 1.0,
-          "max_queued_publishes"_a = defaults.max_queued_publishes,
-          "socket_path: default $KVMD_SOCKET, else /run/kvmd/kvmd.sock. name: shown by kvctl, at most 63 bytes. timeout_s: how long to "
-          "wait\n"
-          "for kvmd. start_offline: succeed also while kvmd is not there. map_payload: False for a process that only looks up.\n"
-          "devices: GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced; one that a region\n"
-          "is made on joins them. max_mapped_regions: what comes beyond is not found.\n"
-          "max_queued_publishes: blocks that may wait for kvmd's answer; beyond, they are deferred.\n"
-          "UnavailableError: nothing listens. DeadlineExceededError. PermissionDeniedError, VersionMismatchError,\n"
-          "ResourceExhaustedError: kvmd refused; the message says why. NotFoundError, UnsupportedError: a GPU isn't there.")
+      .def("__init__", &Connect, "socket_path"_a = nb::none(), nb::kw_only(), "name"_a = defaults.name, "timeout_s"_a = 2.0,
+           "start_offline"_a = defaults.start_offline, "map_payload"_a = defaults.map_payload, "devices"_a = nb::tuple(),
+           "max_mapped_regions"_a = defaults.max_mapped_regions, "reconnect_min_s"_a = 0.02, "reconnect_max_s"_a = 1.0,
+           "max_queued_publishes"_a = defaults.max_queued_publishes,
+           "socket_path: default $KVMD_SOCKET, else /run/kvmd/kvmd.sock. name: shown by kvctl, at most 63 bytes. timeout_s: how long to\n"
+           "wait for kvmd. start_offline: succeed also if kvmd is not running. map_payload: False for a process that only looks up keys.\n"
+           "devices: GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced. A GPU on which\n"
+           "a region is made is added to them. max_mapped_regions: blocks of further regions are not found. max_queued_publishes: blocks\n"
+           "that may wait for kvmd's answer; further ones are deferred. UnavailableError: nothing listens. DeadlineExceededError.\n"
+           "PermissionDeniedError, VersionMismatchError, ResourceExhaustedError: kvmd refused; the message says why. NotFoundError,\n"
+           "UnsupportedError: there is no such GPU, or no CUDA.")
       .def_prop_ro("state",
                    [](const PyClient& self) { return self.client.closed() ? ConnectionState::kClosed : self.client.Get()->state(); })
       .def_prop_ro(
@@ -275,8 +274,9 @@ void BindClient(nb::module_& module) {
             return Unwrap(WaitWithoutGil([&] { return client->DeclareModel(copy, deadline); }));
           },
           "spec"_a, "timeout_s"_a = 2.0,
-          "Declares a model and maps the regions of peers that serve it: on return everything published before is found. While offline\n"
-          "it succeeds at once. InvalidArgumentError: a field is missing or too long, named. ResourceExhaustedError: model table full.")
+          "Declares a model and maps the regions of peers that have blocks of it: after the return, find() finds every block that was\n"
+          "published before the call. While offline it succeeds at once. InvalidArgumentError: a field is missing or too long, named.\n"
+          "ResourceExhaustedError: model table full.")
       .def(
           "near_misses",
           [](const PyClient& self, const Model& model) {
@@ -284,18 +284,20 @@ void BindClient(nb::module_& module) {
             return WithoutGil([&] { return client->NearMisses(model); });
           },
           "model"_a,
-          "Models that others have declared under the same model_id, or that differ in the model_id alone: why nothing is shared with\n"
-          "them, the fields named.")
+          "Models of other clients that have the same model_id and differ in other fields, or differ in the model_id alone. They\n"
+          "explain why no blocks are shared; the fields are named.")
       .def(
           "unmapped_regions",
           [](const PyClient& self) {
             const std::shared_ptr<Client> client = self.client.Get();
             return WithoutGil([&] { return client->UnmappedRegions(); });
           },
-          "Regions of peers that could not be mapped, with the reasons; none is the healthy state.")
+          "Regions of peers that could not be mapped, with the reasons; normally there are none.")
       .def("stats", [](const PyClient& self) { return self.client.Get()->Stats(); })
       .def(
-          "close", [](PyClient& self) { self.client.Close(); }, "Ends the connection; every later call raises CancelledError.")
+          "close", [](PyClient& self) { self.client.Close(); },
+          "Ends the regions and the connection; every later call raises\n"
+          "CancelledError.")
       .def_prop_ro("closed", [](const PyClient& self) { return self.client.closed(); })
       .def(
           "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Client"))

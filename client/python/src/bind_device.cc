@@ -1,4 +1,4 @@
-// GPUs: which there are, and how processes name them to each other.
+// Binds the list of GPUs and their names.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -22,7 +22,7 @@ void BindDevice(nb::module_& module) {
       .def_ro("memory_bytes", &DeviceInfo::memory_bytes)
       .def_ro("sm_count", &DeviceInfo::sm_count, "Streaming multiprocessors.")
       .def_ro("compute_capability", &DeviceInfo::compute_capability, "90 for 9.0.")
-      .def_ro("unusable", &DeviceInfo::unusable, "Why imports can't use it; empty: they can.")
+      .def_ro("unusable", &DeviceInfo::unusable, "Why imports can't use it; empty if they can.")
       .def("__repr__", [](const DeviceInfo& self) {
         return "DeviceInfo(" + FormatUuid(self.uuid) + ", ordinal=" + std::to_string(self.ordinal) + ", name='" + self.name + "')";
       });
@@ -52,8 +52,8 @@ void BindDevice(nb::module_& module) {
         }));
       },
       "ordinal"_a,
-      "Allocates the least there is of exportable memory on a GPU and frees it. UnsupportedError, NotFoundError,\n"
-      "ResourceExhaustedError: that can't be done, and why.");
+      "Checks that a GPU has exportable memory: allocates the smallest amount and frees it. UnsupportedError, NotFoundError,\n"
+      "ResourceExhaustedError: it failed; the message says why.");
   module.def(
       "exportable_in_use",
       [] {
@@ -73,9 +73,11 @@ void BindDevice(nb::module_& module) {
       "address"_a, "size_bytes"_a, "piece_bytes"_a, "device"_a = nb::none(),
       nb::sig("def checksum_memory(address: int, size_bytes: int, piece_bytes: int, device: DeviceId | None = None) -> bytes"),
       "Checksums of this process's memory, 8 bytes for each piece: position-mixed 64-bit sums, the same on a GPU (`device`) and in host\n"
-      "memory (None). What writes GPU memory must have completed. Against faults and mistakes, not against an adversary.\n"
-      "InvalidArgumentError: no such piece size. NotFoundError, UnsupportedError: no such GPU, or no CUDA.");
-  module.def("cuda_toolkit_version", &CudaToolkitVersion, "Toolkit that libkvclient was built with, '13.0'; '': without CUDA.");
+      "memory (None). All writes of GPU memory must have completed before. The sums guard against faults and mistakes, not against an\n"
+      "adversary. InvalidArgumentError: the piece size is 0 or too small. NotFoundError, UnsupportedError: no such GPU, or no CUDA.");
+  module.def("cuda_toolkit_version", &CudaToolkitVersion,
+             "Version of the CUDA toolkit that libkvclient was built with, '13.0'; '' if\n"
+             "built without CUDA.");
 }
 
 }  // namespace kvm::python

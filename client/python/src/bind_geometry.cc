@@ -36,14 +36,14 @@ void BindGeometry(nb::module_& module) {
       .def_ro("chunk_bytes", &GeometryPart::chunk_bytes, "Contiguous bytes.")
       .def_ro("block_stride", &GeometryPart::block_stride, "From block b to block b + 1; at least chunk_bytes.")
       .def_ro("count", &GeometryPart::count, "Chunks of this part in each block.")
-      .def_ro("repeat_stride", &GeometryPart::repeat_stride, "Between two chunks of one block; 0 iff count is 1.")
+      .def_ro("repeat_stride", &GeometryPart::repeat_stride, "Between two chunks of one block; 0 if and only if count is 1.")
       .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
       .def("__repr__", &Represent);
 
   nb::class_<Geometry>(
       module, "Geometry",
-      "A block is the concatenation of its chunks: for every part in turn, for every r < part.count. Regions of one model agree\n"
-      "on that order and on the total; they may cut it into different chunks. Immutable.")
+      "A block is the concatenation of its chunks: for every part in turn, for every r < part.count. Regions of one model agree on that\n"
+      "order and on the total, but may divide the bytes into different chunks. Immutable.")
       .def(
           "__init__",
           [](Geometry* self, std::uint32_t block_count, std::vector<GeometryPart> parts) {
@@ -53,7 +53,7 @@ void BindGeometry(nb::module_& module) {
       .def_static("contiguous", &Geometry::Contiguous, "block_count"_a, "block_bytes"_a, "[block_count, block_bytes] in one segment.")
       .def_ro("block_count", &Geometry::block_count)
       .def_ro("parts", &Geometry::parts, nb::rv_policy::copy)
-      .def_prop_ro("block_bytes", &Geometry::BlockBytes, "Sum over all chunks of a block. Meaningful for a geometry that is valid.")
+      .def_prop_ro("block_bytes", &Geometry::BlockBytes, "Sum over all chunks of a block. Defined for valid geometries only.")
       .def_prop_ro("chunks_per_block", &Geometry::ChunksPerBlock)
       .def(
           "validate", [](const Geometry& self, const std::vector<std::uint64_t>& segment_bytes) { Check(self.Validate(segment_bytes)); },

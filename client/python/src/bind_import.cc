@@ -24,9 +24,9 @@ BlockSource Source(const Match& match, Py_ssize_t index) {
 void BindMatch(nb::module_& module) {
   nb::enum_<MatchEnd>(module, "MatchEnd", "Why a match ended where it did.")
       .value("COMPLETE", MatchEnd::kComplete, "Every key was found.")
-      .value("ABSENT", MatchEnd::kAbsent, "Nobody has published the next key.")
+      .value("ABSENT", MatchEnd::kAbsent, "The next key is not published.")
       .value("STALE", MatchEnd::kStale, "It was published, but its block has been rewritten since.")
-      .value("UNMAPPED", MatchEnd::kUnmapped, "It is there, in a region that this process has not (or can't have) mapped.")
+      .value("UNMAPPED", MatchEnd::kUnmapped, "It is published, in a region that this process has not mapped or can't map.")
       .value("UNAVAILABLE", MatchEnd::kUnavailable, "No registry: never connected to kvmd.");
 
   nb::class_<BlockSource>(module, "BlockSource", "Where one block of a match lies.")
@@ -38,8 +38,8 @@ void BindMatch(nb::module_& module) {
 
   nb::class_<Match>(
       module, "Match",
-      "The longest run of leading keys that is present, with a source for each block: a sequence of BlockSource. A snapshot; what\n"
-      "it names can be rewritten or withdrawn at any time after, which an import notices.")
+      "The longest run of leading keys that is present, with a source for each block: a sequence of BlockSource. It is a snapshot: the\n"
+      "blocks can be rewritten or withdrawn at any time, which an import notices.")
       .def("__len__", &Match::size)
       .def("__bool__", [](const Match& self) { return !self.empty(); })
       .def("__getitem__", &Source, "index"_a)
@@ -49,7 +49,7 @@ void BindMatch(nb::module_& module) {
           [](const Match& self, std::size_t first, std::optional<std::size_t> count) {
             return count ? self.Slice(first, *count) : self.Slice(first);
           },
-          "first"_a, "count"_a = nb::none(), "The blocks [first, first + count) as a match of their own, clipped to what is there.");
+          "first"_a, "count"_a = nb::none(), "The blocks [first, first + count) as a match of their own, clipped to this match's size.");
 }
 
 void BindResult(nb::module_& module) {
@@ -60,15 +60,17 @@ void BindResult(nb::module_& module) {
       .value("UNMAPPED", ImportFailure::kUnmapped, "The source region was withdrawn, or can't be reached from the destination.")
       .value("ERROR", ImportFailure::kError, "The copy could not be made.")
       .value("CORRUPT", ImportFailure::kCorrupt, "With verify: the bytes are not those that were published.");
-  nb::class_<FailedBlock>(module, "FailedBlock", "A block that holds arbitrary bytes and must be computed.")
+  nb::class_<FailedBlock>(module, "FailedBlock", "A block that contains arbitrary bytes and must be computed.")
       .def_ro("index", &FailedBlock::index, "Into the match.")
       .def_ro("block", &FailedBlock::block, "Of the destination region.")
       .def_ro("reason", &FailedBlock::reason);
-  nb::class_<ImportResult>(module, "ImportResult", "What became of an import. Immutable.")
+  nb::class_<ImportResult>(module, "ImportResult", "The result of an import. Immutable.")
       .def_ro("valid", &ImportResult::valid, "Leading blocks copied and validated; only these may be used.")
       .def_ro("bytes", &ImportResult::bytes, "Of the valid ones.")
-      .def_ro("writes", &ImportResult::writes, nb::rv_policy::copy, "One for each destination block, to publish with: [len(match)].")
-      .def_ro("failed", &ImportResult::failed, nb::rv_policy::copy, "Everything from index `valid` on.");
+      .def_ro("writes", &ImportResult::writes, nb::rv_policy::copy,
+              "One write for each destination block, to publish it with:\n"
+              "[len(match)].")
+      .def_ro("failed", &ImportResult::failed, nb::rv_policy::copy, "All blocks from index `valid` on.");
 }
 
 }  // namespace
@@ -78,15 +80,15 @@ void BindImport(nb::module_& module) {
   BindResult(module);
   nb::class_<PyImportTicket>(
       module, "ImportTicket",
-      "An import under way. Thread-safe. Dropping it waits for copies already started. Keeps the destination region.")
+      "An import under way. Thread-safe. Dropping it waits for copies that have started. It keeps the destination region alive.")
       .def("done", &PyImportTicket::Done, "Polls; never waits.")
       .def("wait", &PyImportTicket::Wait, "timeout_s"_a = nb::none(),
-           "Waits and returns the result. DeadlineExceededError: still under way.")
+           "Waits and returns the result. DeadlineExceededError: the import is still under way.")
       .def_prop_ro(
           "event", &PyImportTicket::event,
-          "cudaEvent_t, as an integer, that is reached once copy and validation are; None unless asked for with wants_event, or if\n"
-          "there was nothing to copy on a GPU. Valid while the ticket is. Work that waits for it sees the copied bytes, but only the\n"
-          "result tells which are valid.");
+          "A cudaEvent_t, as an integer, that completes once copy and validation have; None without wants_event, or if nothing was\n"
+          "copied on a GPU. Valid while the ticket lives. Work that waits for it sees the copied bytes, but only the result tells which\n"
+          "are valid.");
 }
 
 }  // namespace kvm::python

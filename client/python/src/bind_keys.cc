@@ -19,7 +19,7 @@ using namespace nb::literals;
 using KeyArray = nb::ndarray<const std::uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 using NumpyKeys = nb::ndarray<nb::numpy, std::uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 
-// A chain keeps its block size, so that a partial block can't slip in as a full one.
+// A chain knows its block size, so that it can refuse a partial block.
 class PyKeyChain {
  public:
   PyKeyChain(const Model& model, const Shard& shard, const std::vector<ExtraKey>& extras)
@@ -91,7 +91,8 @@ void BindKeys(nb::module_& module) {
         std::memcpy(self.data(), first, self.size() * sizeof(BlockKey));
       });
   module.attr("BlockKeys").attr("__doc__") =
-      "List of BlockKey, kept without a Python object for each: whatever takes keys takes one of these or any iterable of BlockKey.";
+      "List of BlockKey without a Python object for each element. Every function that takes keys takes such a list or any iterable of\n"
+      "BlockKey.";
 
   nb::class_<Shard>(module, "Shard", "Which part of a model's KV a block holds.")
       .def(
@@ -131,27 +132,27 @@ void BindKeys(nb::module_& module) {
       .def_ro("kind", &ExtraKey::kind)
       .def_prop_ro(
           "value", [](const ExtraKey& self) { return nb::bytes(self.value.data(), self.value.size()); },
-          "As bytes; a str was taken as UTF-8.");
+          "As bytes; a str is encoded as UTF-8.");
 
   nb::class_<PyKeyChain>(module, "KeyChain",
                          "Derives the keys of one request's blocks, in order. Not thread-safe; make one for each request.\n\n"
-                         "`extras`: LoRA, cache salt: what holds for all of the request. Their order matters.")
+                         "`extras`: the extra keys of the whole request (LoRA, cache salt). Their order matters.")
       .def(nb::init<const Model&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a = Shard{},
            "extras"_a = std::vector<ExtraKey>{},
            nb::sig("def __init__(self, model: Model, shard: Shard = ..., extras: collections.abc.Sequence[ExtraKey] = ...) -> None"))
       .def(nb::init<const ModelSpec&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a = Shard{},
            "extras"_a = std::vector<ExtraKey>{},
            nb::sig("def __init__(self, model: ModelSpec, shard: Shard = ..., extras: collections.abc.Sequence[ExtraKey] = ...) -> None"),
-           "From a spec alone: a process that only derives keys needs no client.")
+           "From a spec alone, for a process that only derives keys and has no client.")
       .def("next", &PyKeyChain::Next, "tokens"_a, "extras"_a = std::vector<ExtraKey>{},
            nb::sig("def next(self, tokens: TokenIds, extras: collections.abc.Sequence[ExtraKey] = ...) -> BlockKey"),
-           "Key of the next block; advances the chain. `tokens`: [block_tokens]. `extras`: what falls into this block.\n"
+           "Key of the next block; advances the chain. `tokens`: [block_tokens]. `extras`: the extra keys of this block.\n"
            "InvalidArgumentError: not a full block, or an id outside 32 bits.")
       .def("extend", &PyKeyChain::Extend, "tokens"_a,
            "Keys of all full blocks of `tokens`; a partial block at the end has none. Advances the chain.")
       .def_prop_ro("parent", &PyKeyChain::parent, nb::rv_policy::copy,
                    "Parent of the next block: the root before the first key, then the last key.")
-      .def("resume", &PyKeyChain::Resume, "parent"_a, "Goes on behind a key of another chain with the same model, shard and extras.");
+      .def("resume", &PyKeyChain::Resume, "parent"_a, "Continues after a key of another chain with the same model, shard and extras.");
 }
 
 }  // namespace kvm::python

@@ -20,16 +20,17 @@ PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, dou
 void BindLease(nb::module_& module) {
   nb::class_<PyLease>(
       module, "Lease",
-      "Leading blocks of a match that kvmd keeps for a time: in its host cache, or in the memory of dead processes. Ends by\n"
-      "release(), with its `with` statement, by its time, with the connection (so with kvmd's restart), and with this\n"
-      "process. Blocks can be taken from it before that, by who adopts a dead process's region or by `kvctl reclaim\n"
-      "--force`: `blocks` falls then. It never replaces the check: an import validates as ever. Nor does it pin a source: a\n"
-      "match may name a worker's own copy of a block of which kvmd keeps another; find again if its import fails.")
+      "Leading blocks of a match that kvmd keeps for a time: in its host cache, or in the memory of dead processes. A lease ends by\n"
+      "release(), at the end of its `with` statement, when its time is over, with the connection (so also when kvmd restarts), and with\n"
+      "this process. It can lose blocks before that, when a process adopts a dead process's region or an operator runs `kvctl reclaim\n"
+      "--force`; then `blocks` decreases. It does not replace the check: an import validates as always. It keeps kvmd's copy of a\n"
+      "block, and a match may name a worker's copy; if the import of that fails, find again.")
       .def_prop_ro(
-          "valid", [](const PyLease& self) { return !self.lease.closed() && self.lease.Get()->valid(); }, "Whether anything is held.")
+          "valid", [](const PyLease& self) { return !self.lease.closed() && self.lease.Get()->valid(); },
+          "Whether the lease covers any block.")
       .def_prop_ro(
           "blocks", [](const PyLease& self) { return self.lease.closed() ? 0 : self.lease.Get()->blocks(); },
-          "Leading blocks of the match that are held now; 0 once the lease is over.")
+          "How many leading blocks of the match the lease covers now; 0 once it is over.")
       .def_prop_ro(
           "reason",
           [](const PyLease& self) -> nb::object {
@@ -37,7 +38,7 @@ void BindLease(nb::module_& module) {
             return error.message.empty() ? nb::none() : ToException(error);
           },
           nb::sig("def reason(self) -> KvError | None"),
-          "Why no more blocks than `blocks` are held; None: all of the match are. Raises CancelledError once it was released.")
+          "Why the lease covers no more blocks than `blocks`; None if it covers the whole match. Raises CancelledError after release().")
       .def_prop_ro(
           "left_s",
           [](const PyLease& self) { return self.lease.closed() ? 0.0 : static_cast<double>(self.lease.Get()->left().count()) / 1000; },
@@ -51,8 +52,8 @@ void BindLease(nb::module_& module) {
             Check(WaitWithoutGil([&] { return lease->Renew(ttl, deadline); }));
           },
           "ttl_s"_a, "timeout_s"_a = 2.0,
-          "Lets it end `ttl_s` from now instead. NotFoundError: it was over. InvalidArgumentError: no such time. UnavailableError,\n"
-          "DeadlineExceededError.")
+          "Makes the lease end `ttl_s` seconds from now, sooner or later than before. NotFoundError: it had ended.\n"
+          "InvalidArgumentError: `ttl_s` is out of range. UnavailableError, DeadlineExceededError.")
       .def(
           "release", [](PyLease& self) { self.lease.Release(); }, "Ends it, without waiting. Safe to call twice.")
       .def(

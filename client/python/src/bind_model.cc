@@ -29,7 +29,8 @@ std::string Represent(const ModelSpec& spec) {
   return text + ")";
 }
 
-// Keyword arguments by field name, so that a new field of ModelSpec needs nothing here but its property.
+// Keyword arguments are set by field name, so that a new field of ModelSpec needs only a property
+// here.
 void Initialize(ModelSpec* self, const nb::kwargs& fields) {
   ModelSpec spec;
   for (const auto& [name, value] : fields) {
@@ -58,8 +59,8 @@ void BindModel(nb::module_& module) {
 
   nb::class_<ModelSpec> spec(
       module, "ModelSpec",
-      "Everything about a model that changes the bytes of a KV block. Two workers share blocks iff their specs are\n"
-      "equal. Every field is a keyword argument; empty or 0 (1 for tp_size, pp_size) if not given. Not thread-safe.");
+      "Everything about a model that changes the bytes of a KV block. Two workers share blocks if and only if their specs are equal.\n"
+      "Every field is a keyword argument; empty or 0 (1 for tp_size, pp_size) if not given. Not thread-safe.");
   spec.def("__init__", &Initialize, "fields"_a,
            nb::sig("def __init__(self, *, model_id: str = '', revision: str = '', weights_digest: str = '', tokenizer_digest: str = '', "
                    "rope: str = '', kv_dtype: str = '', kv_scales: str = '', layout: str = '', quantization: str = '', "
@@ -67,9 +68,11 @@ void BindModel(nb::module_& module) {
                    "tp_size: int = 1, pp_size: int = 1) -> None"),
            "InvalidArgumentError: no such field, or not a number that fits.")
       .def_rw("model_id", &ModelSpec::model_id, "'meta-llama/Llama-3.1-8B'; required.")
-      .def_rw("revision", &ModelSpec::revision, "Commit, or empty when weights_digest says it.")
-      .def_rw("weights_digest", &ModelSpec::weights_digest, "Digest of the weights, if known.")
-      .def_rw("tokenizer_digest", &ModelSpec::tokenizer_digest, "Token ids mean nothing without it; empty for none.")
+      .def_rw("revision", &ModelSpec::revision, "Commit; may be empty if weights_digest is set.")
+      .def_rw("weights_digest", &ModelSpec::weights_digest, "Digest of the weights; empty if unknown.")
+      .def_rw("tokenizer_digest", &ModelSpec::tokenizer_digest,
+              "Digest of the tokenizer, which gives token ids their meaning; empty if\n"
+              "there is none.")
       .def_rw("rope", &ModelSpec::rope, "Canonical position settings ('theta=500000;scaling=llama3:8:1:4:8192').")
       .def_rw("kv_dtype", &ModelSpec::kv_dtype, "'bfloat16', 'float16', 'fp8_e4m3', …; required.")
       .def_rw("kv_scales", &ModelSpec::kv_scales, "Digest of KV scales for quantized KV, else empty.")
@@ -84,7 +87,7 @@ void BindModel(nb::module_& module) {
       .def_rw("pp_size", &ModelSpec::pp_size)
       .def(
           "validate", [](const ModelSpec& self) { Check(self.Validate()); }, "InvalidArgumentError, the field named.")
-      .def("canonical", &ModelSpec::Canonical, "The text that the fingerprint is the digest of.")
+      .def("canonical", &ModelSpec::Canonical, "The text whose digest is the fingerprint.")
       .def_static(
           "from_canonical", [](const std::string& text) { return Unwrap(ModelSpec::FromCanonical(text)); }, "text"_a,
           "InvalidArgumentError: not a canonical spec.")
@@ -92,7 +95,7 @@ void BindModel(nb::module_& module) {
       .def("fields", &FieldsOf, nb::sig("def fields(self) -> dict[str, str]"), "Name and value of every field, in order.")
       .def(
           "difference", [](const ModelSpec& self, const ModelSpec& other) { return Difference(self, other); }, "theirs"_a,
-          "The fields in which two specs differ, in order; empty iff they are equal.")
+          "The fields in which two specs differ, in order; empty if they are equal.")
       .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
       .def("__repr__", &Represent)
       .def("__getstate__", [](const ModelSpec& self) { return std::make_tuple(self.Canonical()); })
@@ -105,7 +108,9 @@ void BindModel(nb::module_& module) {
       .def_ro("spec", &Model::spec, nb::rv_policy::copy, "A copy of the spec.")
       .def_ro("fingerprint", &Model::fingerprint, nb::rv_policy::copy);
 
-  nb::class_<NearMiss>(module, "NearMiss", "A model others have declared that differs from ours in few fields: why nothing is shared.")
+  nb::class_<NearMiss>(module, "NearMiss",
+                       "A model of another client that differs from one of ours in few fields, which explains why\n"
+                       "no blocks are shared.")
       .def_ro("theirs", &NearMiss::theirs, nb::rv_policy::copy)
       .def_ro("differences", &NearMiss::differences, nb::rv_policy::copy)
       .def("__repr__", [](const NearMiss& self) {

@@ -23,7 +23,8 @@ std::uint32_t CheckedBlock(const Region& region, std::uint32_t block) {
   return block;
 }
 
-// A view that keeps the memory alive: the array holds the region, not the Python object.
+// A view that keeps the memory alive: the array owns a reference to the region, not to the Python
+// object.
 HostBytes View(const std::shared_ptr<Region>& region, std::byte* data, std::size_t size) {
   auto* holder = new Owned<Region>(region, "region");
   const nb::capsule owner(holder, [](void* pointer) noexcept { delete static_cast<Owned<Region>*>(pointer); });
@@ -64,7 +65,8 @@ HostBytes Block(const PyRegion& self, std::uint32_t block) {
   return View(region, region->BlockData(block), region->block_bytes());
 }
 
-// A segment on a GPU as the libraries that hold GPU arrays take it; holds the region, as a host array does.
+// A segment on a GPU, for libraries with GPU arrays. It owns a reference to the region, as a host
+// array does.
 struct PyDeviceSegment {
   Owned<Region> region;
   std::uintptr_t address;
@@ -83,8 +85,8 @@ PyDeviceSegment DeviceSegment(const PyRegion& self, std::size_t index) {
 void BindDeviceSegment(nb::module_& module) {
   nb::class_<PyDeviceSegment>(
       module, "DeviceSegment",
-      "A segment of a region on a GPU, uint8 [size_bytes], for what takes __cuda_array_interface__ (torch, cupy, numba).\n"
-      "Keeps the memory alive. Nothing is synchronized: order your work behind what filled the memory.")
+      "A segment of a region on a GPU, uint8 [size_bytes], for libraries that take __cuda_array_interface__ (torch, cupy, numba). It\n"
+      "keeps the memory alive. It does not synchronize: order your work after the work that writes the memory.")
       .def_ro("address", &PyDeviceSegment::address)
       .def_ro("size_bytes", &PyDeviceSegment::size_bytes)
       .def_prop_ro(
@@ -101,7 +103,7 @@ void BindDeviceSegment(nb::module_& module) {
           nb::sig("def __cuda_array_interface__(self) -> dict[str, object]"));
 }
 
-// Bytes of Python's, read-only and contiguous.
+// `data`: read-only, contiguous bytes of a Python object.
 void WriteBytes(const PyRegion& self, std::size_t segment, std::uint64_t offset, const ReadableBytes& data) {
   const std::shared_ptr<Region> region = self.region.Get();
   CheckedSegment(*region, segment);
@@ -191,9 +193,9 @@ void BindMemory(RegionClass& region) {
            "A segment of a region on a GPU; kvclient.torch.segment_tensor makes a tensor of it. UnsupportedError: host memory.")
       .def("write_bytes", &WriteBytes, "segment"_a, "offset"_a, "data"_a,
            "Copies `data`, contiguous uint8 [n] in host memory (bytes, numpy, …), into a segment, on a GPU too, and waits for the copy.\n"
-           "Says nothing to readers: begin_write and publish do. InvalidArgumentError: outside the segment.")
+           "Call begin_write before and publish afterwards, as for any write of a block. InvalidArgumentError: outside the segment.")
       .def("read_bytes", &ReadBytes, "segment"_a, "offset"_a, "size"_a,
-           "The other way round: `size` bytes of a segment. Waits for the copy, not for other work on the GPU.");
+           "Returns `size` bytes of a segment, from `offset` on. Waits for the copy, not for other work on the GPU.");
 }
 
 void BindPublishing(RegionClass& region) {
@@ -206,8 +208,8 @@ void BindPublishing(RegionClass& region) {
           },
           "block"_a, "Withdraws the block and starts a new write of it. One atomic operation. InvalidArgumentError: out of range.")
       .def("begin_writes", &BeginWrites, "blocks"_a,
-           "begin_write for each of `blocks` [n], in order. Nothing is begun if one is out of range (InvalidArgumentError).")
-      .def("retract", &Retract, "blocks"_a, "Withdraws `blocks` [n] without meaning to write them now. Errors as begin_writes.")
+           "begin_write for each of `blocks` [n], in order. If one is out of range, no write is begun (InvalidArgumentError).")
+      .def("retract", &Retract, "blocks"_a, "Withdraws `blocks` [n] without a write to follow. Errors: those of begin_writes.")
       .def(
           "publish",
           [](const PyRegion& self, const PublishRequests& requests) {
@@ -215,8 +217,9 @@ void BindPublishing(RegionClass& region) {
             return WithoutGil([&] { return region->Publish(requests); });
           },
           "requests"_a, nb::sig("def publish(self, requests: collections.abc.Iterable[PublishRequest]) -> PublishOutcome"),
-          "Makes the blocks readable and tells kvmd, without waiting. Their bytes must be complete before the call. While kvmd is\n"
-          "away they are remembered and announced when it is back. A region with checksums reads the bytes first, and waits for that.")
+          "Makes the blocks readable and tells kvmd, without waiting. Their bytes must be complete before the call. While kvmd is away,\n"
+          "the blocks are remembered and published when it is back. For a region with checksums, the call reads the bytes first and\n"
+          "waits for that.")
       .def("publish_run", &PublishRun, "keys"_a, "parent"_a, "depth"_a, "writes"_a,
            "publish for consecutive blocks of one chain: `parent` and `depth` are the first one's. See PublishRequests.run.")
       .def(
@@ -227,23 +230,24 @@ void BindPublishing(RegionClass& region) {
           },
           "requests"_a, "stream"_a,
           nb::sig("def publish_on_stream(self, requests: collections.abc.Iterable[PublishRequest], stream: int) -> None"),
-          "publish, once everything that is queued on `stream` now has completed; delays neither caller nor stream. `stream`: a\n"
-          "cudaStream_t of the region's GPU as an integer (torch.cuda.Stream.cuda_stream; 0: the default stream). Host memory: publish.\n"
-          "What still waits when the region is closed is dropped. UnsupportedError, SystemCallError: the stream can't be followed, and\n"
-          "nothing will be published.")
+          "Publishes once all work that is queued on `stream` now has completed; delays neither caller nor stream. `stream`: a\n"
+          "cudaStream_t of the region's GPU as an integer (torch.cuda.Stream.cuda_stream; 0: the default stream). For host memory it is\n"
+          "the same as publish. Publishes that still wait when the region is closed are dropped. UnsupportedError, SystemCallError: the\n"
+          "stream can't be followed, and nothing will be published.")
       .def("offload", &OffloadBlocks, "blocks"_a,
-           "Offers published `blocks` [n] to kvmd's host cache, where they stay when they are overwritten here. A thread copies; this\n"
-           "call returns at once, with how many were offered: none without a host cache. InvalidArgumentError: out of range.")
+           "Offers published `blocks` [n] to kvmd's host cache, where they stay when they are overwritten here. A background thread\n"
+           "copies them. This call returns at once, with the number of offered blocks: 0 without a host cache. InvalidArgumentError:\n"
+           "out of range.")
       .def("offload_before_reuse", &OffloadBeforeReuse, "blocks"_a, "timeout_s"_a = 2.0,
-           "The same for blocks that are overwritten next: waits until each has been copied or refused. How many the host cache has.\n"
-           "DeadlineExceededError: some are not decided on yet. Either way begin_write may follow at once.")
+           "The same for blocks that are overwritten next: waits until each has been copied or refused, and returns how many the host\n"
+           "cache has. DeadlineExceededError: some are still under way. In both cases begin_write may follow at once.")
       .def(
           "current_generation",
           [](const PyRegion& self, std::uint32_t block) {
             const std::shared_ptr<Region> region = self.region.Get();
             return region->CurrentGeneration(CheckedBlock(*region, block));
           },
-          "block"_a, "Even and above 0 iff readable.");
+          "block"_a, "Even and above 0 if and only if the block is readable.");
 }
 
 }  // namespace
@@ -258,19 +262,19 @@ std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object mem
 }
 
 void BindRegion(nb::module_& module) {
-  nb::enum_<MemoryKind>(module, "MemoryKind", "How peers get at a region's memory.")
+  nb::enum_<MemoryKind>(module, "MemoryKind", "How peers reach a region's memory.")
       .value("HOST_MEMFD", MemoryKind::kHostMemfd, "Host memory.")
       .value("CUDA_IPC", MemoryKind::kCudaIpc, "GPU memory of cudaMalloc, registered; ends with its owner.")
       .value("CUDA_VMM_FD", MemoryKind::kCudaVmmFd, "GPU memory of libkvclient: allocate_region, or kvclient.torch.mem_pool.");
-  nb::enum_<OffloadMode>(module, "OffloadMode", "Which blocks of a region are offered to kvmd's host cache, if it has one.")
+  nb::enum_<OffloadMode>(module, "OffloadMode", "Which blocks of a region are offered to kvmd's host cache, if there is one.")
       .value("AUTO", OffloadMode::kAuto, "Those that kvmd asks for (--host-cache-admission).")
       .value("ASKED", OffloadMode::kAsked, "Only those that offload and offload_before_reuse name.")
       .value("NEVER", OffloadMode::kNever);
   BindDeviceSegment(module);
   RegionClass region(module, "Region",
                      "Memory whose blocks this process publishes. Thread-safe. Made by Client.allocate_region and register_region.\n\n"
-                     "One block's life: `write = begin_write(b)` (withdraws the old content from every reader, at once; must come\n"
-                     "before the first byte changes) → overwrite it → `publish(...)`.");
+                     "To write a block: `write = begin_write(b)`, which withdraws the old content from every reader at once, and must\n"
+                     "come before the first byte changes; then overwrite the bytes; then `publish(...)`.");
   BindProperties(region);
   BindMemory(region);
   BindPublishing(region);
@@ -283,8 +287,8 @@ void BindRegion(nb::module_& module) {
             Check(WaitWithoutGil([&] { return region->Flush(deadline); }));
           },
           "timeout_s"_a = 2.0,
-          "Waits until kvmd has answered every publish made before. DeadlineExceededError; UnavailableError: not connected, the\n"
-          "publishes are repeated after reconnecting.")
+          "Waits until kvmd has answered every publish made before the call. DeadlineExceededError. UnavailableError: not connected;\n"
+          "the publishes are repeated after a reconnect.")
       .def(
           "unregister",
           [](const PyRegion& self, double timeout_s) {
@@ -293,12 +297,13 @@ void BindRegion(nb::module_& module) {
             Check(WaitWithoutGil([&] { return region->Unregister(deadline); }));
           },
           "timeout_s"_a = 2.0,
-          "Withdraws all blocks for good, takes the region out of the registry and waits until no importer maps it.\n"
-          "DeadlineExceededError: one still does. UnavailableError: kvmd is away, nobody could be asked. The blocks are withdrawn\n"
-          "either way, and the region can only be closed.")
+          "Withdraws all blocks permanently, removes the region from the registry, and waits until no importer maps it.\n"
+          "DeadlineExceededError: an importer still maps it. UnavailableError: kvmd is away, so importers could not be asked. The\n"
+          "blocks are withdrawn in both cases, and the region can only be closed.")
       .def(
           "close", [](PyRegion& self) { self.region.Close(); },
-          "Lets go of the region; unregisters it once no array made by segment() or block() is left. Waits at most the client's timeout.")
+          "Releases the region, which is unregistered once no array made by segment() or block() is left. Waits at most the client's\n"
+          "timeout.")
       .def_prop_ro("closed", [](const PyRegion& self) { return self.region.closed(); })
       .def(
           "__enter__", [](nb::object self) { return self; }, nb::sig("def __enter__(self) -> Region"))

@@ -1,4 +1,5 @@
-// Block writes and what is to be published of them: plain data, in lists without a Python object for each.
+// Binds block writes and publish requests: plain data, in lists without a Python object for each
+// element.
 #include <nanobind/ndarray.h>
 #include <nanobind/operators.h>
 #include <nanobind/stl/bind_vector.h>
@@ -16,7 +17,7 @@ using namespace nb::literals;
 template <class T>
 using NumpyVector = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// [writes]: one member of each, as an array of its own.
+// An array [writes] of one member of all elements.
 template <class T, T BlockWrite::*kMember>
 NumpyVector<T> ArrayOf(const BlockWrites& writes) {
   auto* values = new std::vector<T>();
@@ -109,7 +110,7 @@ void BindBlockWrite(nb::module_& module) {
           return BlockWrite{static_cast<std::uint32_t>(packed.block), packed.generation};
         }));
       });
-  module.attr("BlockWrites").attr("__doc__") = "List of BlockWrite, kept without a Python object for each. Picklable.";
+  module.attr("BlockWrites").attr("__doc__") = "List of BlockWrite without a Python object for each element. Picklable.";
 }
 
 void BindPublishRequest(nb::module_& module) {
@@ -127,7 +128,8 @@ void BindPublishRequest(nb::module_& module) {
   nb::bind_vector<PublishRequests>(module, "PublishRequests")
       .def_static(
           "run", &RunOf, "keys"_a, "parent"_a, "depth"_a, "writes"_a,
-          "Consecutive blocks of one chain: `parent` and `depth` are the first one's. InvalidArgumentError: as many keys as writes.")
+          "Requests for consecutive blocks of one chain; `parent` and `depth` are those of the first block. InvalidArgumentError: the\n"
+          "numbers of keys and writes differ.")
       .def_static(
           "from_arrays",
           [](const BlockKeys& keys, const BlockKeys& parents, const Depths& depths, const BlockIds& blocks,
@@ -155,12 +157,14 @@ void BindPublishRequest(nb::module_& module) {
         }));
       });
   module.attr("PublishRequests").attr("__doc__") =
-      "List of PublishRequest, kept without a Python object for each: whatever takes requests takes one of these or any iterable of\n"
-      "PublishRequest. Picklable: one process may say what another publishes.";
-  nb::class_<PublishOutcome>(module, "PublishOutcome", "What became of a publish.")
+      "List of PublishRequest without a Python object for each element. Every function that takes requests takes such a list or any\n"
+      "iterable of PublishRequest. Picklable, so that one process may choose what another publishes.";
+  nb::class_<PublishOutcome>(module, "PublishOutcome", "The outcome of a publish.")
       .def_ro("readable", &PublishOutcome::readable, "Blocks that peers may read now.")
       .def_ro("lost_race", &PublishOutcome::lost_race, "Another write of the block had begun; nothing published.")
-      .def_ro("deferred", &PublishOutcome::deferred, "Of the readable ones: announced later, since kvmd is away or its queue is full.");
+      .def_ro("deferred", &PublishOutcome::deferred,
+              "How many of the readable ones are sent later, since kvmd is away or the queue is\n"
+              "full.");
 }
 
 }  // namespace

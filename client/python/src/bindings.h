@@ -32,21 +32,22 @@ struct PyLease {
   Owned<Lease> lease;
 };
 
-// The region, with a Python object that is let go of once it has been unregistered (None: nothing).
+// The region, with a Python object that is released once the region has been unregistered; None for
+// no object.
 std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object memory);
 
 // Requests for consecutive blocks of one chain; raises InvalidArgumentError if the lengths differ.
 PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32_t depth, const BlockWrites& writes);
 
-// Client.hold.
+// Client.acquire_lease.
 PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
 
-// In the order in which they must run: each uses types that those before it have bound.
+// In the order in which they must be called: each uses types that earlier ones have bound.
 void BindModel(nb::module_& module);     // kvm/model_spec.h
 void BindKeys(nb::module_& module);      // kvm/block_key.h
 void BindGeometry(nb::module_& module);  // kvm/geometry.h
 void BindDevice(nb::module_& module);    // kvm/device.h
-void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h: what is published
+void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h: requests to publish
 void BindRegion(nb::module_& module);    // kvclient/region.h
 void BindImport(nb::module_& module);    // kvclient/match.h, kvclient/import.h
 void BindLease(nb::module_& module);     // kvclient/lease.h

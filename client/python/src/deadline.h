@@ -1,4 +1,4 @@
-// Timeouts of the Python interface: seconds from now, None for "as long as it takes".
+// Timeouts of the Python interface: seconds from now; None for no limit.
 #pragma once
 
 #include <chrono>
@@ -10,7 +10,7 @@
 
 namespace kvm::python {
 
-// kInvalidArgument: negative or not a number. A year and more is for ever.
+// kInvalidArgument: negative or not a number. A year or more means no limit.
 inline Deadline ToDeadline(std::optional<double> timeout_s) {
   if (!timeout_s) return Deadline::max();
   if (std::isnan(*timeout_s) || *timeout_s < 0) Raise(MakeError(Errc::kInvalidArgument, "timeout_s is negative or not a number"));

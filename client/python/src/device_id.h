@@ -1,4 +1,4 @@
-// GPUs as Python names them: "GPU-<uuid>" (or "MIG-<uuid>") or the UUID's 16 bytes; None is host memory.
+// How Python names GPUs: "GPU-<uuid>", "MIG-<uuid>" or the UUID's 16 bytes; None is host memory.
 #pragma once
 
 #include <cstring>
@@ -12,7 +12,7 @@
 
 namespace kvm::python {
 
-// As it came: a caster inside another one must not raise.
+// The unconverted value: a type caster inside another one must not raise.
 struct DeviceId {
   std::string text;
   bool raw = false;  // 16 bytes
@@ -29,7 +29,7 @@ inline DeviceUuid UuidOf(const DeviceId& device) {
 }
 inline DeviceUuid UuidOf(const std::optional<DeviceId>& device) { return device ? UuidOf(*device) : kHostMemory; }
 
-// The other way round.
+// The name of a UUID; empty for host memory.
 inline std::optional<std::string> NameOf(const DeviceUuid& uuid) {
   if (uuid == kHostMemory) return std::nullopt;
   return FormatUuid(uuid);

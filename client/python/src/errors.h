@@ -1,5 +1,5 @@
-// kvm::Error → Python exceptions: kvclient.errors has one class for each kvm::Errc. Exceptions exist at this
-// edge only; below it, errors are values.
+// Converts kvm::Error to Python exceptions: kvclient.errors has one class for each kvm::Errc. Only
+// the bindings raise exceptions; libkvclient itself returns errors as values.
 #pragma once
 
 #include <utility>
@@ -12,7 +12,7 @@ namespace kvm::python {
 
 namespace nb = nanobind;
 
-// The exception that stands for `error`, not raised. Needs the GIL.
+// Returns the exception for `error`, without raising it. Needs the GIL.
 nb::object ToException(const Error& error);
 // Raises it. Needs the GIL.
 [[noreturn]] void Raise(const Error& error);

@@ -12,20 +12,21 @@
 namespace kvm::python {
 namespace {
 
-// References to let go of. Left as it is at the process's end, when threads may still use it.
+// References that are to be dropped. It is never destroyed, since threads may still use it at the
+// process's end.
 struct Dropped {
   std::mutex mutex;
   std::vector<PyObject*> objects;
   std::atomic<bool> any{false};
-  bool ended = false;  // Python ends
+  bool ended = false;  // Python is ending
 };
 Dropped& TheDropped() {
   static Dropped* const dropped = new Dropped;
   return *dropped;
 }
 
-std::atomic<bool> python_is_gone{false};  // finalized, while the process goes on to its end
-std::atomic<long> ending_thread{0};       // Python ends, by this thread
+std::atomic<bool> python_is_gone{false};  // Python is finalized, and the process is about to end
+std::atomic<long> ending_thread{0};       // the thread that ends Python
 
 long ThisThread() noexcept { return ::syscall(SYS_gettid); }
 
@@ -41,10 +42,11 @@ std::terminate_handler other_handler = nullptr;
   std::abort();
 }
 
-// Null: not an exception of C++, hence pthread_exit's unwinding, inside of nanobind's catch block.
+// A null pointer is no C++ exception: it is pthread_exit's unwinding, inside of nanobind's catch
+// block.
 void TranslateUnwinding(const std::exception_ptr& exception, void*) {
   if (exception == nullptr) HangForEver();
-  std::rethrow_exception(exception);  // the next translator's
+  std::rethrow_exception(exception);  // for the next translator
 }
 
 // Needs the GIL.
@@ -67,7 +69,8 @@ void TakeGil(PyThreadState* thread) noexcept {
   try {
     if (!python_is_gone.load()) return PyEval_RestoreThread(thread);
   } catch (...) {
-    HangForEver();  // within the block: leaving it, rethrowing or not, would end the process
+    // Inside the catch block, since to leave it, rethrowing or not, would end the process
+    HangForEver();
   }
   HangForEver();
 }
@@ -82,7 +85,8 @@ void DropReference(PyObject* object) noexcept {
     DropNow();
     return 0;
   };
-  // One is enough for all; a full queue of Python's leaves it to the next call of ours.
+  // One pending call drops all references. If Python's queue is full, the next call of this module
+  // drops them.
   if (dropped.objects.size() == 1) static_cast<void>(Py_AddPendingCall(drop, nullptr));
 }
 
@@ -109,7 +113,8 @@ void WatchPythonsEnd(nb::module_& module) {
   });
   nb::register_exception_translator(TranslateUnwinding);
   other_handler = std::set_terminate(OnTerminate);
-  static_cast<void>(Py_AtExit([] { python_is_gone.store(true); }));  // refused: CPython's own check has to do
+  // If it is refused, CPython's own check has to suffice
+  static_cast<void>(Py_AtExit([] { python_is_gone.store(true); }));
   nb::module_::import_("atexit").attr("register")(module.attr("_python_ends"));
 }
 

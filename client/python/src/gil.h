@@ -1,15 +1,18 @@
-// Giving up Python's lock (the GIL) for what can take long, and taking it back.
+// Releases Python's lock (the GIL) around calls that can take long, and takes it again.
 //
-// While Python ends, a thread that takes the GIL back never gets it: CPython ends that thread there, up to 3.13 by
-// pthread_exit, from 3.14 on by letting it hang. The unwinding of pthread_exit must meet neither a noexcept function
-// ("terminate called without an active exception") nor a catch block that goes on, such as nanobind's ("exception not
-// rethrown"): both end the process. So it is stopped at whichever of our three it meets first, and the thread hangs, as since
-// 3.14: it goes with its process, and what it still refers to is left alone.
-//   - TakeGil: where this module takes the GIL back.
-//   - An exception translator: Python code that a bound function calls (an exception's class, an argument's __dlpack__).
-//   - The terminate handler: the same inside of a noexcept function (nanobind's export of arrays, destructors).
+// While Python ends, a thread that takes the GIL never gets it: CPython ends that thread there, up
+// to 3.13 by pthread_exit, from 3.14 on by letting it hang. The unwinding of pthread_exit must meet
+// neither a noexcept function ("terminate called without an active exception") nor a catch block
+// that does not rethrow, such as nanobind's ("exception not rethrown"): both end the process. So
+// the unwinding is stopped at the first of the following three places, and the thread hangs until
+// the process ends, as it does from 3.14 on. Objects that it refers to are not destroyed.
+//   - TakeGil, by which this module takes the GIL again.
+//   - An exception translator, for Python code that a bound function calls (an exception's class,
+//     an argument's __dlpack__).
+//   - The terminate handler, for Python code that a noexcept function calls (nanobind's export of
+//     arrays, destructors).
 //
-// Threads of libkvclient's own never take the GIL at all: Python may be waiting for them to end.
+// Threads of libkvclient never take the GIL, since Python may be waiting for them to end.
 #pragma once
 
 #include <memory>
@@ -25,39 +28,42 @@ namespace kvm::python {
 
 namespace nb = nanobind;
 
-// The reverse of PyEval_SaveThread; does not return while Python ends, unless on the thread that ends it.
+// The reverse of PyEval_SaveThread; does not return while Python ends, unless on the thread that
+// ends it.
 void TakeGil(PyThreadState* thread) noexcept;
 
-// Lets go of a reference some time: at once if no lock is needed for it, else with the next call that has the GIL. For any
-// thread, with or without the GIL; never waits. Once Python ends the reference is kept for ever.
+// Drops a reference: at once if the thread may do so, else with the next call that has the GIL. May
+// be called on any thread, with or without the GIL; never waits. Once Python is ending, the
+// reference is never dropped.
 void DropReference(PyObject* object) noexcept;
 
 class WithoutGilScope {
  public:
   WithoutGilScope() noexcept : thread_(PyEval_SaveThread()) {}
-  ~WithoutGilScope();  // also drops what DropReference was given
+  ~WithoutGilScope();  // also drops the references that were passed to DropReference
   WithoutGilScope(const WithoutGilScope&) = delete;
   WithoutGilScope& operator=(const WithoutGilScope&) = delete;
 
-  // Runs Python's signal handlers. Whether one has raised (KeyboardInterrupt), and what.
+  // Runs Python's signal handlers. True if one has raised (KeyboardInterrupt); `raised` is that
+  // exception.
   bool RunSignalHandlers(std::optional<nb::python_error>& raised);
 
  private:
   PyThreadState* thread_;
 };
 
-// For what takes no caller's time to speak of, or can't be cut short.
+// For calls that take little time, or that can't be interrupted.
 template <class F>
 auto WithoutGil(F&& function) {
   const WithoutGilScope scope;
   return function();
 }
 
-// Python's signal handlers run on the process's first thread alone.
+// Whether this is the process's first thread, the only one on which Python runs signal handlers.
 bool OnSignalThread() noexcept;
 
-// For what waits: signal handlers run meanwhile, and what one raises is raised once `function`, whose waits
-// end then as at their deadlines, has returned.
+// For calls that wait. Signal handlers run meanwhile. If one raises, the waits of `function` end as
+// if their deadlines had passed, and the exception is raised once `function` has returned.
 template <class F>
 auto WaitWithoutGil(F&& function) {
   if (!OnSignalThread()) return WithoutGil(std::forward<F>(function));
@@ -68,13 +74,15 @@ auto WaitWithoutGil(F&& function) {
     WithoutGilScope scope;
     const InterruptScope interrupt([&] { return scope.RunSignalHandlers(raised); });
     outcome.emplace(function());
-    if (raised) outcome.reset();  // a region that came all the same is let go of here, where that may wait
+    // If the call succeeded nevertheless, its region is released here, without the GIL, since that
+    // may wait
+    if (raised) outcome.reset();
   }
   if (raised) throw std::move(*raised);
   return std::move(*outcome);
 }
 
-// Once, when the module is loaded: learns when Python ends.
+// To be called once, when the module is loaded: installs the hooks that report Python's end.
 void WatchPythonsEnd(nb::module_& module);
 
 }  // namespace kvm::python

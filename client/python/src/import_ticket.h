@@ -1,4 +1,4 @@
-// ImportTicket with a lock around it (kvm's own is for one thread), waiting without the GIL.
+// PyImportTicket: a thread-safe ImportTicket, which waits without the GIL.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,8 @@ namespace kvm::python {
 
 class PyImportTicket {
  public:
-  // `destination`: kept, with the Python memory behind it, until the copy has ended.
+  // `destination`: kept alive, with the Python object that owns its memory, until the copy has
+  // ended.
   PyImportTicket(ImportTicket ticket, std::shared_ptr<Region> destination)
       : event_(reinterpret_cast<std::uintptr_t>(ticket.event())),
         state_(std::make_shared<State>(std::move(ticket), std::move(destination)), "import") {}
@@ -33,7 +34,8 @@ class PyImportTicket {
     const Deadline deadline = ToDeadline(timeout_s);
     const std::shared_ptr<State> state = state_.Get();
     for (;;) {
-      // A step at a time: a signal handler may use this ticket, too.
+      // Waits in steps and releases the ticket's lock in between, since a signal handler may use
+      // this ticket, too.
       const Deadline step = std::min(deadline, After(std::chrono::milliseconds(50)));
       Result<ImportResult> result = WithoutGil([&]() -> Result<ImportResult> {
         const std::lock_guard lock(state->mutex);
@@ -51,7 +53,7 @@ class PyImportTicket {
     State(ImportTicket started, std::shared_ptr<Region> into) : destination(std::move(into)), ticket(std::move(started)) {}
     std::mutex mutex;
     std::shared_ptr<Region> destination;
-    ImportTicket ticket;  // goes first
+    ImportTicket ticket;  // destroyed first
   };
   std::uintptr_t event_;
   Owned<State> state_;

@@ -35,8 +35,9 @@ bool ReadItem(PyObject* item, const char* noun, std::size_t index, T& out) {
   return true;
 }
 
-// Items without a reference of our own: an engine hands over lists of ten thousand token ids. An item's
-// __index__ could change the list meanwhile, hence the look at its size each time.
+// Reads items without taking a reference to each, since an engine passes lists of ten thousand
+// token ids. An item's __index__ could change the list meanwhile, so the size is read in each
+// round.
 template <class T>
 bool ReadList(PyObject* list, const char* noun, std::vector<T>& out) {
   out.resize(static_cast<std::size_t>(PyList_Size(list)));

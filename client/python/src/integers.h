@@ -1,5 +1,6 @@
-// Integers as Python has them: a list or tuple of ints, or a one-dimensional CPU array of integers (numpy,
-// torch, whatever speaks DLPack or the buffer protocol). Copied, range-checked.
+// Integers: an argument that is a list or tuple of ints, or a one-dimensional CPU array of integers
+// (numpy, torch, and all others with DLPack or the buffer protocol). The values are copied and
+// range-checked.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 
 namespace kvm::python {
 
-// What one of them is, for messages.
+// The noun for one element, for messages.
 template <std::size_t N>
 struct Noun {
   constexpr Noun(const char (&text_)[N]) { std::copy_n(text_, N, text); }
@@ -29,7 +30,8 @@ using BlockIds = Integers<std::uint32_t, "block">;
 using Generations = Integers<std::uint64_t, "generation">;
 using Depths = Integers<std::uint32_t, "depth">;
 
-// False: not such a thing at all. Raises kvclient.InvalidArgumentError for what is negative or too large.
+// False if `source` is neither a list, a tuple nor such an array. Raises
+// kvclient.InvalidArgumentError for a value that is negative or too large.
 bool ReadIntegers(nanobind::handle source, const char* noun, std::vector<std::uint32_t>& out);
 bool ReadIntegers(nanobind::handle source, const char* noun, std::vector<std::uint64_t>& out);
 

@@ -1,8 +1,9 @@
-// kvclient._native: libkvclient for Python. Names and documentation as users see them are in kvclient/.
+// kvclient._native: libkvclient for Python. Names and documentation as users see them are in
+// kvclient/.
 #include "client/python/src/bindings.h"
 
 NB_MODULE(_native, module) {
-  nanobind::set_leak_warnings(false);  // engines end without taking their objects apart
+  nanobind::set_leak_warnings(false);  // engines end without destroying all their objects
   module.doc() = "libkvclient's interface; import it from kvclient.";
   kvm::python::WatchPythonsEnd(module);
   kvm::python::BindModel(module);

@@ -1,6 +1,6 @@
-// Owned: what a Python object holds of libkvclient. Releasing it can wait (a region unregisters, a client
-// joins its thread, a match unmaps), so that happens without the GIL; and it must not happen at all in a
-// forked child, where libkvclient's thread does not exist: there it is left alone.
+// Owned: a reference of a Python object to an object of libkvclient. To release it can wait (a
+// region unregisters, a client joins its thread, a match unmaps), so that is done without the GIL.
+// In a forked child, where libkvclient's thread does not exist, it is never released.
 #pragma once
 
 #include <unistd.h>
@@ -26,7 +26,8 @@ class Owned {
   Owned& operator=(const Owned&) = delete;
   Owned& operator=(Owned&&) = delete;
 
-  // A reference of its own, so that another thread's Release cannot take the object away during a call.
+  // Returns a reference of its own, so that another thread's Release can't destroy the object
+  // during a call.
   std::shared_ptr<T> Get() const {
     if (!value_) Raise(MakeError(Errc::kCancelled, std::string("this ") + what_ + " is closed"));
     if (process_ != ::getpid()) {
@@ -48,7 +49,7 @@ class Owned {
     value.reset();
   }
 
-  // The same, asked for: Ctrl-C ends the wait, and is raised.
+  // Does the same for an explicit close: Ctrl-C ends the wait, and is raised.
   void Close() {
     std::shared_ptr<T> value = std::move(value_);
     value_.reset();

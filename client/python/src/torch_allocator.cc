@@ -1,6 +1,7 @@
-// The functions that torch.cuda.memory.CUDAPluggableAllocator wants, over exportable memory; kvclient.torch.mem_pool
-// finds them in this module's file. torch may call them with its allocator locked, with or without the GIL: nothing
-// here touches Python. `stream` is a cudaStream_t: the memory is usable on any.
+// The functions that torch.cuda.memory.CUDAPluggableAllocator needs, for exportable memory;
+// kvclient.torch.mem_pool finds them in this module's file. torch may call them while its allocator
+// is locked, with or without the GIL, so nothing here uses Python. `stream` is a cudaStream_t; the
+// memory is usable on any stream.
 #include <sys/types.h>
 
 #include <exception>
@@ -10,7 +11,8 @@
 extern "C" __attribute__((visibility("default"))) void* kvm_torch_allocate(ssize_t size, int device, void* stream);
 extern "C" __attribute__((visibility("default"))) void kvm_torch_free(void* address, ssize_t size, int device, void* stream);
 
-// Null, which torch answers by freeing what it caches and trying again, then by its own OutOfMemoryError.
+// Returns null on failure. torch then frees its cached memory and tries again, and after that
+// raises its OutOfMemoryError.
 void* kvm_torch_allocate(ssize_t size, int device, void* /*stream*/) {
   try {
     if (size <= 0) return nullptr;

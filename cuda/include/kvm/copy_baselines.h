@@ -1,5 +1,5 @@
-// What the same bytes cost with CUDA's own copies, between buffers of this process: what imports are
-// measured against.
+// Measures CUDA's own copies between buffers of this process: the baseline to which imports are
+// compared.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,16 @@ struct CopyBaseline {
   DeviceUuid importer{};  // reads
   DeviceUuid owner{};     // is read; may be the same GPU; kHostMemory: pinned host memory
   std::uint64_t bytes = 0;
-  std::uint64_t chunk_bytes = 64 << 10;  // divides `bytes`; chunks lie in a random order on both sides
+  // Divides `bytes`; chunks lie in a random order on both sides
+  std::uint64_t chunk_bytes = 64 << 10;
   unsigned rounds = 15;
 };
 
-// Seconds of each round, from the call until the host knows that the copy is complete. Allocates `bytes`
-// on both sides, copies once more to warm up, and frees them.
-// kInvalidArgument: sizes. kNotFound: no such GPU. kResourceExhausted: no memory. kUnsupported: built
-// without CUDA, no driver, no peer access between the two, or a toolkit without that call. kSystem.
+// Seconds of each round, from the call until the host knows that the copy is complete. Allocates
+// `bytes` on both sides, copies once more to warm up, and frees them.
+// kInvalidArgument: sizes. kNotFound: no such GPU. kResourceExhausted: no memory. kUnsupported:
+// built without CUDA, no driver, no peer access between the two, or a toolkit without that call.
+// kSystem.
 [[nodiscard]] Result<std::vector<double>> MeasureCopy(const CopyBaseline& baseline);
 
 }  // namespace kvm

@@ -1,4 +1,5 @@
-// GPUs as processes name them to each other, and what callers hand over from CUDA, without CUDA's types.
+// Names of GPUs that are valid in all processes, and CUDA's streams and device memory without
+// CUDA's types.
 #pragma once
 
 #include <array>
@@ -31,7 +32,7 @@ struct DeviceRange {
   std::uint64_t size_bytes = 0;
 };
 
-// How an importer reaches a region's memory, best first: the order in which sources are chosen.
+// How an importer reaches a region's memory, the fastest first; sources are chosen in this order.
 enum class MemoryPath : std::uint8_t {
   kSameDevice = 0,  // the importer's own GPU, or host memory for a host importer
   kNvlink = 1,
@@ -57,10 +58,12 @@ std::string CudaToolkitVersion();
 // All visible GPUs; creates no context. kUnsupported: built without CUDA, no driver, or no GPU.
 [[nodiscard]] Result<std::vector<DeviceInfo>> ListDevices();
 
-// The GPU that CUDA numbers `ordinal` in this process. kNotFound: there is none. kUnsupported as ListDevices.
+// The GPU that CUDA numbers `ordinal` in this process. kNotFound: there is none. kUnsupported as
+// ListDevices.
 [[nodiscard]] Result<DeviceUuid> DeviceAt(int ordinal);
 
-// The GPU that a device pointer of this process points to. kInvalidArgument: it is none. kUnsupported.
+// The GPU that a device pointer of this process points to. kInvalidArgument: it is none.
+// kUnsupported.
 [[nodiscard]] Result<DeviceUuid> DeviceOf(const void* pointer);
 
 }  // namespace kvm

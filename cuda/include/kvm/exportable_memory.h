@@ -1,6 +1,6 @@
-// GPU memory for the allocator of an engine. Client::RegisterRegion makes a cuda_vmm_fd region (shared as
-// descriptors) of such memory rather than a cuda_ipc one: peers map it read-only, and an open descriptor
-// keeps the memory alive.
+// GPU memory for the allocator of an engine. Client::RegisterRegion makes a cuda_vmm_fd region
+// (shared as descriptors) of such memory rather than a cuda_ipc one: peers map it read-only, and an
+// open descriptor keeps the memory alive.
 //
 // Process-wide. Thread-safe. kvclient.torch.mem_pool puts PyTorch's tensors there.
 #pragma once
@@ -13,17 +13,21 @@
 
 namespace kvm {
 
-// Zeroed memory of a GPU, mapped read-write for that GPU alone, from cuMemCreate: physical memory in multiples of
-// 2 MiB. The first call for a GPU creates its context. Waits for the zeroing, not for other work of the GPU.
-// kResourceExhausted: the GPU's memory is full. kInvalidArgument: 0 bytes. kNotFound: no visible GPU has that UUID.
-// kUnsupported: built without CUDA, no driver, or a GPU or container that can't share such memory. kSystem.
+// Zeroed memory of a GPU, mapped read-write for that GPU alone, from cuMemCreate: physical memory
+// in multiples of 2 MiB. The first call for a GPU creates its context. Waits for the zeroing, not
+// for other work of the GPU.
+// kResourceExhausted: the GPU's memory is full. kInvalidArgument: 0 bytes. kNotFound: no visible
+// GPU has that UUID.
+// kUnsupported: built without CUDA, no driver, or a GPU or container that can't share such memory.
+// kSystem.
 [[nodiscard]] Result<void*> AllocateExportable(const DeviceUuid& device, std::uint64_t size_bytes);
 
-// Gives it back, once no region uses it any more. Waits, as cudaFree does, for what the GPU has been given to do.
-// kNotFound: `address` is not what an AllocateExportable returned, or has been freed.
+// Frees the memory, once no region uses it any more. Waits, as cudaFree does, for all work that is
+// queued on the GPU. kNotFound: `address` was not returned by AllocateExportable, or has been
+// freed.
 [[nodiscard]] Status FreeExportable(void* address);
 
-// What is allocated and not freed.
+// The exportable memory that is allocated and not freed.
 struct ExportableUsage {
   std::size_t allocations = 0;
   std::uint64_t bytes = 0;  // as asked for

@@ -1,7 +1,9 @@
-// Content checksums of any memory of this process, on a GPU or in host memory: what an engine's weights are.
+// Content checksums of any memory of this process, on a GPU or in host memory, for example of an
+// engine's weights.
 //
-// Position-mixed 64-bit sums over pieces, the function that also guards blocks: against faults and mistakes, not
-// against an adversary. The same bytes have the same sums on a GPU and in host memory. Thread-safe.
+// The checksums are the position-mixed 64-bit sums that also guard blocks (against faults and
+// mistakes, not against an adversary), one for each piece of the memory. The same bytes have the
+// same sums on a GPU and in host memory. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +14,11 @@
 
 namespace kvm {
 
-// One sum for each `piece_bytes` of [address, address + size_bytes), the last piece as long as what is left. Of GPU
-// memory read by its GPU, on a stream of its own: whatever writes the memory must have completed. Blocks until done.
-// `device`: the GPU that the memory is on; zeros: host memory.
-// kInvalidArgument: no piece size, or more than 2^32 - 1 pieces. kNotFound: no visible GPU has that UUID.
+// One sum for each `piece_bytes` of [address, address + size_bytes); the last piece may be shorter.
+// GPU memory is read by its GPU on a separate stream, so all writes of the memory must have
+// completed before. Blocks until done. `device`: the GPU that the memory is on; zeros: host memory.
+// kInvalidArgument: no piece size, or more than 2^32 - 1 pieces. kNotFound: no visible GPU has that
+// UUID.
 // kUnsupported: built without CUDA, or no driver. kSystem.
 [[nodiscard]] Result<std::vector<std::uint64_t>> ChecksumMemory(const void* address, std::uint64_t size_bytes, std::uint64_t piece_bytes,
                                                                 const DeviceUuid& device);

@@ -1,4 +1,4 @@
-// How each GPU of this machine reaches each other one.
+// Topology: the path from each GPU of this machine to each other GPU.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,9 @@ namespace kvm {
 struct LinkInfo {
   bool reachable = false;
   MemoryPath path = MemoryPath::kSameDevice;
-  unsigned nvlinks = 0;            // of the pair; 0: not NVLink, or NVML isn't there to count them
-  double measured_gb_per_s = 0.0;  // importer reading; 0: not measured
+  // Of the pair; 0: not NVLink, or NVML is missing, which counts them
+  unsigned nvlinks = 0;
+  double measured_gb_per_s = 0.0;  // while the importer reads; 0: not measured
   std::string note;                // why not reachable, or what could not be found out
 };
 

@@ -3,9 +3,10 @@
 //   root   = SHA-256("kvm.root.1" ‖ fingerprint ‖ shard ‖ extra keys of the request)[0:16]
 //   key[i] = SHA-256("kvm1" ‖ n_tokens ‖ parent ‖ token ids ‖ extra keys of the block)[0:16]
 //
-// with parent = root for the first block, key[i-1] after it. Byte for byte in docs/PROTOCOL.md, with
-// test vectors in tests/unit/key_vectors.txt. Everything that changes the KV bytes is in the key (I9).
-// Collisions: 128 bits within one domain; 2^40 blocks collide with probability below 2^-48.
+// with parent = root for the first block, key[i-1] after it. Byte for byte in docs/PROTOCOL.md,
+// with test vectors in tests/unit/key_vectors.txt. Everything that changes the KV bytes is in the
+// key (I9). Collisions: among 2^40 blocks of a domain, two 128-bit keys collide with probability
+// below 2^-48.
 #pragma once
 
 #include <array>
@@ -29,7 +30,8 @@ struct BlockKey {
 
   friend auto operator<=>(const BlockKey&, const BlockKey&) = default;
 
-  std::string ToHex() const;                                            // 32 lower-case digits, in digest byte order
+  // 32 lower-case digits, in digest byte order
+  std::string ToHex() const;
   [[nodiscard]] static Result<BlockKey> FromHex(std::string_view hex);  // kInvalidArgument
 };
 static_assert(sizeof(BlockKey) == 16);
@@ -78,7 +80,8 @@ class KeyChain {
   // falls into this block. Each call advances the chain.
   BlockKey Next(std::span<const std::uint32_t> tokens, std::span<const ExtraKey> block_extras = {});
 
-  // Appends the keys of all *full* blocks of `tokens` to `out`; a partial block at the end has no key.
+  // Appends the keys of all *full* blocks of `tokens` to `out`; a partial block at the end has no
+  // key.
   void Extend(std::span<const std::uint32_t> tokens, std::uint32_t block_tokens, std::vector<BlockKey>& out);
 
   // The parent of the next block: the root before the first call of Next, then the last key.

@@ -14,7 +14,8 @@ namespace kvm {
 
 // What went wrong, in terms a program can act on. The numeric values are part of the wire protocol.
 enum class Errc : std::uint16_t {
-  kInvalidArgument = 1,    // the caller's arguments contradict each other or exceed a documented limit
+  // The caller's arguments contradict each other or exceed a documented limit
+  kInvalidArgument = 1,
   kUnavailable = 2,        // kvmd is not reachable (not running, restarting, socket missing)
   kDeadlineExceeded = 3,   // the caller's deadline passed first
   kProtocol = 4,           // the peer sent bytes that break the protocol

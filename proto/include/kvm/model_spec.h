@@ -1,8 +1,9 @@
 // ModelSpec: everything about a model that changes the bytes of a KV block.
 //
-// Two workers share blocks iff their canonical specs are equal. A difference is reported as the
-// field that differs (I9), never as a plain miss. One table (Fields()) drives canonical form,
-// fingerprint, comparison, wire form and `kvctl --json`, so a new field is added in one place.
+// Two workers share blocks if and only if their canonical specs are equal. A difference is reported
+// with the name of the field that differs, never as a plain miss (I9). One table (Fields()) drives
+// canonical form, fingerprint, comparison, wire form and `kvctl --json`, so a new field is added in
+// one place.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +19,17 @@
 namespace kvm {
 
 struct ModelSpec {
-  std::string model_id;          // "meta-llama/Llama-3.1-8B"; required
-  std::string revision;          // commit, or empty when weights_digest says it
-  std::string weights_digest;    // digest of the weights, if known
-  std::string tokenizer_digest;  // token ids mean nothing without it; empty for none
-  std::string rope;              // canonical rope/position settings ("theta=500000;scaling=llama3:8:1:4:8192")
-  std::string kv_dtype;          // "bfloat16", "float16", "fp8_e4m3", …; required
-  std::string kv_scales;         // digest of KV scales for quantized KV, else empty
-  std::string layout;            // order of a block's bytes: "NHD", "HND", "MLA", …; required
-  std::string quantization;      // of the weights: "", "fp8", "awq", …
+  std::string model_id;        // "meta-llama/Llama-3.1-8B"; required
+  std::string revision;        // commit; may be empty if weights_digest is set
+  std::string weights_digest;  // digest of the weights; empty if unknown
+  // The tokenizer gives token ids their meaning; empty if there is none
+  std::string tokenizer_digest;
+  // Canonical rope/position settings ("theta=500000;scaling=llama3:8:1:4:8192")
+  std::string rope;
+  std::string kv_dtype;      // "bfloat16", "float16", "fp8_e4m3", …; required
+  std::string kv_scales;     // digest of KV scales for quantized KV, else empty
+  std::string layout;        // order of a block's bytes: "NHD", "HND", "MLA", …; required
+  std::string quantization;  // of the weights: "", "fp8", "awq", …
   std::uint32_t num_layers = 0;
   std::uint32_t num_kv_heads = 0;    // of the whole model, before tensor parallelism
   std::uint32_t head_size = 0;       // elements
@@ -43,7 +46,8 @@ struct ModelSpec {
 
   // "kvm.model.1\n", then `name '=' length ':' value '\n'` for every field in declaration order.
   std::string Canonical() const;
-  [[nodiscard]] static Result<ModelSpec> FromCanonical(std::string_view canonical);  // kInvalidArgument
+  // kInvalidArgument
+  [[nodiscard]] static Result<ModelSpec> FromCanonical(std::string_view canonical);
 
   // SHA-256 of Canonical().
   Fingerprint ComputeFingerprint() const;
@@ -58,7 +62,7 @@ struct ModelFieldDifference {
   std::string theirs;
 };
 
-// The fields in which two specs differ, in declaration order; empty iff they are equal.
+// The fields in which two specs differ, in declaration order; empty if the specs are equal.
 std::vector<ModelFieldDifference> Difference(const ModelSpec& ours, const ModelSpec& theirs);
 
 // Name and value of every field, in declaration order. Numbers in decimal.

@@ -39,7 +39,8 @@ class Process:
     def publish(self) -> None:
         self.region.publish_run(self.keys, self.root, 0, self.region.begin_writes(list(range(16))))
 
-    # What a daemon thread may be at when the interpreter ends. Each gives the GIL up and wants it back.
+    # What a daemon thread may be at when the interpreter ends. Each gives the GIL up and wants it
+    # back.
 
     def find(self) -> None:
         self.client.find(self.many)
@@ -56,7 +57,7 @@ class Process:
         self.other.import_blocks(match, self.destination, list(range(len(match)))).wait(30.0)
 
     def allocate_and_drop(self) -> None:
-        # Lets go of a region, with its memory, in the thread.
+        # Drops a region, with its memory, in the thread.
         geometry = kvclient.Geometry.contiguous(4, BLOCK_BYTES)
         self.client.allocate_region(self.model, geometry, name=self.name + "-more", timeout_s=30.0)
 
@@ -131,7 +132,8 @@ def main() -> None:
     process = Process(sys.argv[1])
     case = sys.argv[2]
     print("ready", flush=True)
-    sys.setswitchinterval(1e-5)  # a thread may be asked for the GIL between any two steps of its Python code
+    # A thread may be asked for the GIL between any two steps of its Python code
+    sys.setswitchinterval(1e-5)
     if case in IN_A_THREAD:
         in_daemon_threads(getattr(process, case))
     elif case == "objects_alive":

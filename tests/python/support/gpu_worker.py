@@ -22,7 +22,8 @@ LAYERS, HEADS, SIZE = 3, 2, 128
 DTYPE = torch.bfloat16
 BLOCK_BYTES = LAYERS * 2 * BLOCK_TOKENS * HEADS * SIZE * DTYPE.itemsize
 
-# Shape of each tensor with B blocks, which dimension counts them, how many tensors. A block has the same size in all.
+# Shape of each tensor with B blocks, which dimension counts them, how many tensors. A block has the
+# same size in all.
 LAYOUTS: dict[str, tuple[list[int], int, int]] = {
     "separate K and V": ([-1, BLOCK_TOKENS, HEADS, SIZE], 0, 2 * LAYERS),
     "[2, blocks, ...]": ([2, -1, BLOCK_TOKENS, HEADS, SIZE], 1, LAYERS),
@@ -70,7 +71,8 @@ class GpuWorker:
         assert self.region.block_bytes == BLOCK_BYTES
         return self.describe()
 
-    # ---- what is where ------------------------------------------------------------------------------
+    # ---- what is where
+    # ------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -102,7 +104,8 @@ class GpuWorker:
         parts = [tensor.select(self.block_dim, block).contiguous().view(torch.uint8) for tensor in self.tensors]
         return torch.cat([part.flatten() for part in parts]).cpu()
 
-    # ---- publishing -----------------------------------------------------------------------------------
+    # ---- publishing
+    # -----------------------------------------------------------------------------------
 
     def publish(self, tokens: list[int], blocks: list[int], sleep_cycles: int = 0) -> dict[str, Any]:
         """Writes and publishes on a stream, behind `sleep_cycles` of the GPU doing nothing."""
@@ -135,7 +138,8 @@ class GpuWorker:
         part[(0,) * part.dim()] ^= 1
         torch.cuda.synchronize()
 
-    # ---- importing --------------------------------------------------------------------------------------
+    # ---- importing
+    # --------------------------------------------------------------------------------------
 
     def find(self, tokens: list[int]) -> tuple[int, str]:
         match = self.client.find(self.chain(tokens)[1], include_own=False, destination=self.region)
@@ -180,7 +184,8 @@ class GpuWorker:
             got, expected = self.read(blocks[index]), content(keys[index])
             if not torch.equal(got, expected):
                 at = (got != expected).nonzero().flatten()
-                wrong.append((index, blocks[index], len(at), int(at[0])))  # bytes that differ, the first of them
+                # Bytes that differ, the first of them
+                wrong.append((index, blocks[index], len(at), int(at[0])))
         return {
             **early,
             "matched": len(match),
@@ -209,7 +214,8 @@ class GpuWorker:
         busy = not self.stream.query()
         return {"outcome": outcome, "stream_busy": busy, "valid": ticket.wait(60.0).valid}
 
-    # ---- the region's memory --------------------------------------------------------------------------
+    # ---- the region's memory
+    # --------------------------------------------------------------------------
 
     def forget_tensors(self, tokens: list[int], blocks: list[int]) -> int:
         """Drops the tensors, fills what torch has; how many of `blocks` the region still holds right."""
@@ -268,7 +274,8 @@ class GpuWorker:
             "index": whole.device.index,
             "bytes": whole.numel(),
             "by_view": by_view,
-            "by_bytes": whole[7:57].cpu().tolist() == list(range(50)),  # after close(): the tensor keeps the memory
+            # After close(): the tensor keeps the memory
+            "by_bytes": whole[7:57].cpu().tolist() == list(range(50)),
             "refused": refused,
         }
 

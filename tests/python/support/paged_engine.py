@@ -207,7 +207,8 @@ class Engine:
         self._launched: deque[Output] = deque()
         self._loaded: set[str] = set()
         self._load_of: dict[str, Load] = {}
-        self._to_recompute: set[int] = set()  # failed blocks: whoever shares them may read them too early, as in vLLM
+        # Failed blocks: requests that share them may read them too early, as in vLLM
+        self._to_recompute: set[int] = set()
         self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}
         self.accepted = 0  # blocks that a load gave
         self.wrong = 0  # of them, with other bytes than their tokens say
@@ -378,13 +379,15 @@ class Engine:
         certain = not any(load.wait for load in output.plan.loads)
         for request, blocks, start, count, _ in output.work:
             tokens = list(request.all_token_ids)
-            while len(tokens) < start + count:  # sampled by the step before, still on its way to the scheduler
+            # Sampled by the step before, still on its way to the scheduler
+            while len(tokens) < start + count:
                 tokens.append(next_token(tokens))
             full = tokens[: (start + count) // BLOCK_TOKENS * BLOCK_TOKENS]
             for index, key in enumerate(kvclient.KeyChain(self._spec).extend(full)):
                 self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS]))
             for index in range((start + count - 1) // BLOCK_TOKENS + 1):
-                # Of all tokens known: requests that share a block may compute parts of it, of the same content.
+                # Of all tokens known: requests that share a block may compute parts of it, of the
+                # same content.
                 content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS])
                 memory = self.bytes[blocks[index].block_id]
                 if (index + 1) * BLOCK_TOKENS <= start:

@@ -1,4 +1,4 @@
-// kvmd's broker driven by hand: no socket, and a clock that the test turns.
+// kvmd's broker, driven by the test: without sockets, and with a clock that the test sets.
 #pragma once
 
 #include <fcntl.h>
@@ -26,9 +26,9 @@ using daemon::Config;
 using daemon::SteadyTime;
 using std::chrono::seconds;
 
-inline constexpr std::uint32_t kDeadPid = 4'000'000;  // beyond what kernels hand out
+inline constexpr std::uint32_t kDeadPid = 4'000'000;  // no kernel assigns such a PID
 
-// A connection of which the test sees what is sent.
+// A connection that records what kvmd sends.
 class FakeConnection final : public daemon::Connection {
  public:
   void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override {
@@ -71,7 +71,7 @@ class FakeConnection final : public daemon::Connection {
   }
 
   std::deque<Received> sent;
-  bool kvmd_lacks_descriptors = false;  // for what would have to wait
+  bool kvmd_lacks_descriptors = false;  // as if kvmd had no descriptors left
 };
 
 using Body = kvmwire::ServerMessage;
@@ -171,7 +171,7 @@ class Node {
   Broker broker;
 };
 
-// A process that runs until it is told to end; its pidfd.
+// A process that runs until it is told to end, and its pidfd.
 class Sleeper {
  public:
   Sleeper() : pid_(::fork()) {

@@ -1,4 +1,5 @@
-// Workers that offload into the host cache of a broker that is driven by hand. The copies are the test's own.
+// Workers that offload into the host cache of a broker that the test drives. The test makes the
+// copies.
 #pragma once
 
 #include <string>
@@ -20,7 +21,7 @@ inline Config CacheOf(std::uint32_t slabs) {
   return config;
 }
 
-// A worker with a region, and all that kvmd has told it.
+// A worker with a region, and all messages that kvmd has sent it.
 struct OffloadingWorker {
   OffloadingWorker(Node& its_node, const std::string& name, std::uint32_t uid = 1000, std::uint32_t blocks = 64,
                    std::uint64_t block_bytes = kBlockBytes)
@@ -28,14 +29,15 @@ struct OffloadingWorker {
     id = node.Join(connection, kDeadPid, uid);
     node.Register(id, connection, region);
   }
-  // Of a process that the test can end, and a client that kvmd knows again over a new connection.
+  // A worker whose process the test can end, and whose client kvmd recognises on a new connection.
   OffloadingWorker(Node& its_node, const std::string& name, const Sleeper& process, std::uint64_t instance)
       : node(its_node), region(name, LlamaSpec(), 64, kBlockBytes) {
     id = node.Join(connection, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), instance);
     node.Register(id, connection, region);
   }
 
-  // Makes blocks [from, to) readable under keys {first + i, salt}, each one's parent the one before.
+  // Makes blocks [from, to) readable under keys {first + i, salt}, each one's parent the one
+  // before.
   std::vector<PublishRecord> Write(std::uint32_t from, std::uint32_t to, std::uint64_t salt = 1) {
     std::vector<PublishRecord> records;
     for (std::uint32_t block = from; block < to; ++block) {
@@ -72,7 +74,7 @@ struct OffloadingWorker {
     node.Handle(id, message);
     node.WorkAll();
   }
-  // How many were granted.
+  // Returns how many were granted.
   int PrepareStore(const std::vector<PublishRecord>& records) {
     const kvmwire::PrepareStoreReply reply = Offer(records);
     Done(reply);

@@ -1,4 +1,4 @@
-// The public conversation trace, where this machine has it.
+// The public conversation trace, if this machine has it.
 #pragma once
 
 #include <cstdlib>
@@ -7,7 +7,7 @@
 
 namespace kvm::test {
 
-// Its path: KVM_TRACE, else beside the source tree. Empty: it is not there.
+// Its path: KVM_TRACE, else beside the source tree. Empty if it does not exist.
 inline std::string ConversationTrace() {
   if (const char* path = std::getenv("KVM_TRACE")) return path;
   const auto path = std::filesystem::path(KVM_TEST_DATA_DIR) / "../../shared/traces/conversation_trace.jsonl";

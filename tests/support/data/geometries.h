@@ -1,6 +1,7 @@
-// The KV cache layouts that engines use, all for the same model: 3 layers, K and V, 16 tokens a block,
-// 2 KV heads of 8 elements of 2 bytes. Every one lists a block's bytes in the same order (layer, K then
-// V, then the bytes of one [block_tokens, kv_heads, head_size] tile), so that each copies to each.
+// The KV cache layouts that engines use, all for the same model: 3 layers, K and V, 16 tokens a
+// block, 2 KV heads of 8 elements of 2 bytes. Every one lists a block's bytes in the same order
+// (layer, K then V, then the bytes of one [block_tokens, kv_heads, head_size] tile), so that each
+// copies to each.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ struct NamedGeometry {
 
 inline constexpr std::uint32_t kLayoutLayers = 3;
 inline constexpr std::uint64_t kLayoutTokens = 16, kLayoutHeads = 2, kLayoutHeadBytes = 16;
-inline constexpr std::uint64_t kTileBytes = kLayoutTokens * kLayoutHeads * kLayoutHeadBytes;  // K or V of one layer of one block
+// K or V of one layer of one block
+inline constexpr std::uint64_t kTileBytes = kLayoutTokens * kLayoutHeads * kLayoutHeadBytes;
 inline constexpr std::uint64_t kLayoutBlockBytes = 2 * kLayoutLayers * kTileBytes;
 
 inline std::vector<NamedGeometry> EngineLayouts(std::uint32_t blocks) {
@@ -58,8 +60,8 @@ inline std::vector<NamedGeometry> EngineLayouts(std::uint32_t blocks) {
   out.push_back(
       {"cross-layer, layer major", {blocks, {{0, 0, kTile, kTile, 2 * kLayoutLayers, blocks * kTile}}}, {blocks * kLayoutBlockBytes}});
 
-  // The logical order is [tokens, heads, size] (NHD); here the heads are stored apart, [2, heads, blocks,
-  // tokens, size] per layer, so that each token's head is a chunk of its own.
+  // The logical order is [tokens, heads, size] (NHD); here the heads are stored apart, [2, heads,
+  // blocks, tokens, size] per layer, so that each token's head is a chunk of its own.
   NamedGeometry heads_apart{"NHD order out of an HND tensor, per token", {blocks, {}}, {}};
   for (std::uint32_t layer = 0; layer < kLayoutLayers; ++layer) {
     for (std::uint32_t kv = 0; kv < 2; ++kv) {
@@ -73,7 +75,8 @@ inline std::vector<NamedGeometry> EngineLayouts(std::uint32_t blocks) {
   }
   out.push_back(heads_apart);
 
-  // A token-major pool [2, blocks * tokens, heads, size]: contiguous per block, so one chunk per K or V.
+  // A token-major pool [2, blocks * tokens, heads, size]: contiguous per block, so one chunk per K
+  // or V.
   NamedGeometry tokens_flat{"[2, slots, heads, size] per layer in one segment", {blocks, {}}, {2 * kLayoutLayers * blocks * kTile}};
   for (std::uint32_t layer = 0; layer < kLayoutLayers; ++layer) {
     tokens_flat.geometry.parts.push_back({0, 2 * layer * blocks * kTile, kTile, kTile, 2, blocks * kTile});

@@ -1,4 +1,5 @@
-// A region over the host backend without kvmd: memory, generations, and content that can be recognised.
+// A region over the host backend without kvmd: memory, generations, and content that can be
+// recognised.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +76,7 @@ struct HostRegion {
     });
   }
 
-  // One whole write in the owner's order; the generation it ends with.
+  // Makes one write in the owner's order, and returns the new generation.
   Generation Publish(std::uint32_t block, std::uint64_t id) {
     const Generation write = writer.BeginWrite(block);
     Write(block, id);
@@ -102,7 +103,8 @@ struct HostRegion {
     return same;
   }
 
-  // Payload bytes are raced for on purpose: the generations decide whether a copy counts.
+  // Readers race with writes of the payload on purpose: the generations decide whether a copy
+  // counts.
 #if defined(__SANITIZE_THREAD__)
   __attribute__((no_sanitize("thread"), noinline)) static void RacyCopy(std::byte* to, const std::byte* from, std::uint64_t bytes) {
     for (std::uint64_t i = 0; i < bytes; ++i) to[i] = from[i];

@@ -1,5 +1,5 @@
-// A cache of blocks for tests of eviction policies: drives a policy as its owner does, and knows slowly and
-// obviously what is resident.
+// A cache of blocks for tests of eviction policies. It drives a policy as a real cache does, and
+// keeps track of resident blocks in a slow and obvious way.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ class PrefixTraffic {
   std::vector<policy::Key> Next() {
     std::vector<policy::Key> path;
     if (!paths_.empty() && !random_.OneIn(4)) {
-      // Mostly of late.
+      // Mostly recent ones.
       const std::uint64_t back =
           random_.OneIn(3) ? random_.Below(paths_.size()) : random_.Below(std::min<std::uint64_t>(paths_.size(), 12));
       path = paths_[paths_.size() - 1 - static_cast<std::size_t>(back)];
@@ -51,7 +51,7 @@ struct PolicyCache {
     return hits;
   }
 
-  // One request, as the policy's interface says.
+  // Makes one request, with the calls that the policy's interface prescribes.
   void Request(const std::vector<policy::Key>& path, bool announce = true) {
     std::vector<policy::Block> blocks;
     for (const policy::Key key : path) {
@@ -109,11 +109,12 @@ struct PolicyCache {
   std::map<policy::Key, policy::Key> parent_of;
   std::function<void(policy::Key)> on_hit, on_insert;
   std::function<void(policy::Slot)> on_victim;
-  std::function<bool(policy::Key)> may_leave;  // set: victims are chosen among these, if there is one
+  // If set, victims are chosen among blocks for which it is true, if there are any
+  std::function<bool(policy::Key)> may_leave;
   std::function<void(policy::Slot)> on_choice_among;
 };
 
-// Now and then a block goes by itself, as when its owner reuses it.
+// From time to time a block is erased, as if its owner had reused it.
 inline void EraseOne(PolicyCache& cache, Random& random, const std::function<void(policy::Key)>& erased = {}) {
   if (cache.key_in.empty() || !random.OneIn(8)) return;
   auto at = cache.key_in.begin();

@@ -1,5 +1,5 @@
-// Seeded random numbers for tests: the same on every machine, so that a failure can be repeated from
-// the seed that the test prints (SplitMix64; Source: Steele, Lea, Flood, OOPSLA 2014).
+// Seeded random numbers for tests: the same on every machine, so that a failure can be repeated
+// from the seed that the test prints (SplitMix64; Source: Steele, Lea, Flood, OOPSLA 2014).
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Builds registry segments for tests, fuzzing and benchmarks: a plain writer of proto/shm/layout.h that
-// shares no code with kvmd's. Entries are only added.
+// Builds registry segments for tests, fuzzing and benchmarks: a plain writer of proto/shm/layout.h
+// that shares no code with kvmd's. Entries are only added.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ class SegmentBuilder {
 
   void SetModel(std::uint32_t row, const ModelSpec& spec);
   void SetRegion(std::uint32_t row, std::uint32_t region_epoch, const std::string& name);
-  // Puts the entry at the end of its key's probe chain; the slot it went to, or index_slots if full.
+  // Puts the entry at the end of its key's probe chain; the slot it went to, or index_slots if
+  // full.
   std::uint64_t Add(const IndexEntry& entry);
 
   int fd() const { return memory_.fd(); }

@@ -1,4 +1,4 @@
-// Eviction policies as slow, obvious models of what they say they do, by key.
+// Slow, obvious models of the eviction policies, by key.
 #pragma once
 
 #include <algorithm>
@@ -50,14 +50,14 @@ struct SlowS3Fifo {
     (ghost != ghosts.end() ? main : small).push_front({key, 0});
     if (ghost != ghosts.end()) ghosts.erase(ghost);
   }
-  // By itself.
+  // The block was erased without an eviction.
   void Erase(policy::Key key) {
     for (std::deque<Entry>* queue : {&small, &main}) {
       queue->erase(std::remove_if(queue->begin(), queue->end(), [&](const Entry& entry) { return entry.key == key; }), queue->end());
     }
   }
 
-  // Those that were used and stand in its way go to the front of the main queue.
+  // Used blocks behind the victim go to the front of the main queue.
   policy::Key Victim() {
     if (small.size() >= std::max<std::size_t>(1, capacity / 10) || main.empty()) {
       for (; !small.empty(); small.pop_back()) {
@@ -68,8 +68,8 @@ struct SlowS3Fifo {
     for (; main.back().uses > 0; main.pop_back()) main.push_front({main.back().key, main.back().uses - 1});
     return main.back().key;
   }
-  // The victim if it may leave; else the first that may and was not used, in the small queue and then in the main one; else
-  // the first that may.
+  // The victim if it may be evicted; else the first unused block that may, in the small queue and
+  // then in the main one; else the first block that may.
   std::optional<policy::Key> VictimAmong(const MayLeave& may_leave) {
     if (const policy::Key first = Victim(); may_leave(first)) return first;
     std::deque<Entry> all = main;

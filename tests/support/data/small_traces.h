@@ -1,4 +1,4 @@
-// Traces that a test makes up, and what a simulation of them is held against.
+// Small traces for tests, and the results with which a simulation of them is compared.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,8 @@ inline std::vector<ctl::Request> Requests(const std::vector<std::vector<std::uin
   return requests;
 }
 
-// Requests over a few ids in any order and as often as it comes, as a trace that hashes each block by itself has them.
+// Requests with a few ids in random order and number, as in a trace whose ids name the content of
+// single blocks.
 inline std::vector<ctl::Request> RandomIds(Random& random, std::size_t requests, std::uint64_t ids, std::uint64_t longest) {
   std::vector<std::vector<std::uint64_t>> all(requests);
   for (auto& request : all) {
@@ -48,7 +49,7 @@ inline std::uint64_t HitsOf(const ctl::BlockTrace& trace, policy::PolicyKind kin
   return ctl::SimulateCache(trace, *policy::MakePolicy(kind, capacity), capacity);
 }
 
-// The most hits that any choice of what stays can have, by trying all of them, blocks that are not taken in among them.
+// The most hits that any choice of evictions and admissions can have, found by trying all of them.
 // Of at most 32 different blocks.
 inline std::uint64_t BestHits(const ctl::BlockTrace& trace, int capacity) {
   std::map<std::uint32_t, std::uint64_t> best{{0, 0}};  // resident blocks as bits → hits so far

@@ -1,5 +1,6 @@
-// A generation table that shows what an import expects, whatever becomes of the blocks: what is checked against it is not
-// checked at all. The library has no way to leave a check out, so this is how a test sees that it would notice wrong bytes.
+// A generation table that always shows the expected values, so that every check against it passes.
+// The library can't skip the check, so a test uses this table to prove that it would notice wrong
+// bytes.
 #pragma once
 
 #include <atomic>

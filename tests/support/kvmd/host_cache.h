@@ -1,4 +1,4 @@
-// What kvmd says of its host cache.
+// Queries kvmd's host cache.
 #pragma once
 
 #include "tests/support/kvmd/kvmd_process.h"
@@ -8,7 +8,7 @@ namespace kvm::test {
 
 inline kvmwire::HostCacheDomain HostCacheOf(RegistryProbe& probe) { return probe.Status().domains(0).host_cache(); }
 
-// Waits until the host cache holds so many blocks; how many it holds.
+// Waits until the host cache has so many blocks; returns how many it has.
 inline std::uint64_t StoredEventually(RegistryProbe& probe, std::uint64_t blocks) {
   Eventually([&] { return HostCacheOf(probe).blocks() >= blocks; });
   return HostCacheOf(probe).blocks();

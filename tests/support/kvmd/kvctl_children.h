@@ -20,7 +20,7 @@ inline std::vector<pid_t> ChildrenOf(pid_t pid) {
   return children;
 }
 
-// Those of them whose command line has `role` in it.
+// Such processes whose command line contains `role`.
 inline std::vector<pid_t> ChildrenOf(pid_t pid, const std::string& role) {
   std::vector<pid_t> children;
   for (const pid_t child : ChildrenOf(pid)) {
@@ -29,7 +29,7 @@ inline std::vector<pid_t> ChildrenOf(pid_t pid, const std::string& role) {
   return children;
 }
 
-// Its output goes to the sandbox's "log", what it makes in TMPDIR to the sandbox's.
+// Its output goes to the sandbox's file "log", and its TMPDIR is the sandbox's.
 inline ctl::ChildProcess StartKvctl(const Sandbox& sandbox, const std::vector<std::string>& arguments) {
   ::setenv("TMPDIR", sandbox.Tmp().c_str(), 1);
   Result<ctl::ChildProcess> kvctl = ctl::ChildProcess::Start(Kvctl(), arguments, -1, sandbox.path() / "log");

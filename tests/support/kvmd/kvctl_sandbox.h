@@ -26,7 +26,8 @@ inline std::string ReadFile(const std::filesystem::path& path) {
   return text.str();
 }
 
-// A directory for one test; also TMPDIR of what it runs, so that leftovers show.
+// A directory for one test. It is also the TMPDIR of the programs that the test runs, so that files
+// left there are found.
 class Sandbox {
  public:
   Sandbox() {
@@ -73,7 +74,7 @@ class Sandbox {
   std::filesystem::path path_;
 };
 
-// Members of a JSON object; the test fails where there is none.
+// Members of a JSON object; the test fails if there is no such member.
 inline std::int64_t Number(const boost::json::value& value, const char* name) {
   INFO(name);
   const boost::json::value* member = value.as_object().if_contains(name);

@@ -1,5 +1,5 @@
-// The real kvmd on a socket of its own, in a directory of its own; killed at the end of the test. Its log
-// is shown if the test fails.
+// The real kvmd on a socket of its own, in a directory of its own; killed at the end of the test.
+// Its log is shown if the test fails.
 #pragma once
 
 #include <chrono>
@@ -16,8 +16,8 @@ std::string KvmdBinary();
 
 class KvmdProcess {
  public:
-  // Starts kvmd with `options` and waits until it accepts connections. `prefix`: a command that becomes kvmd, whose command
-  // line follows.
+  // Starts kvmd with `options` and waits until it accepts connections. `prefix`: a command that
+  // becomes kvmd, whose command line follows.
   explicit KvmdProcess(std::vector<std::string> options = {}, std::vector<std::string> prefix = {});
   ~KvmdProcess();
 
@@ -26,12 +26,12 @@ class KvmdProcess {
   pid_t pid() const noexcept { return process_.pid(); }
   bool running() { return process_.running(); }
   int OpenFds() const;
-  int SettledFds() const;  // once it has not changed for a tenth of a second
+  int SettledFds() const;  // the number once it has not changed for a tenth of a second
   std::string Log() const;
 
   void Kill();   // SIGKILL, as a crash would
-  void Start();  // anew, with the same options
-  // SIGTERM; how it ended, -1 and signal 0 if it did not within ten seconds.
+  void Start();  // again, with the same options
+  // Sends SIGTERM; returns how it ended, -1 and signal 0 if it did not end within ten seconds.
   ProcessEnd Stop();
 
  private:
@@ -40,7 +40,7 @@ class KvmdProcess {
   ChildProcess process_;
 };
 
-// Calls `done` until it is true or `timeout` has passed; its last answer.
+// Calls `done` until it returns true or `timeout` has passed; returns its last result.
 template <class Done>
 bool Eventually(Done done, std::chrono::milliseconds timeout = std::chrono::seconds(10));
 

@@ -1,5 +1,6 @@
-// An importer without libkvclient: maps announced regions by hand, reads the index and copies through the host backend. It
-// can also import as if nobody looked at generations, for tests that must be able to fail.
+// An importer without libkvclient: maps announced regions by hand, reads the index and copies
+// through the host backend. It can also import without checking generations, for tests that must be
+// able to fail.
 #pragma once
 
 #include <functional>
@@ -23,14 +24,15 @@ struct RawOutcome {
 
 class RawImporter {
  public:
-  // Connects and maps every contiguous region of `spec` that is live now, of blocks of `block_bytes`.
+  // Connects and maps every contiguous region of `spec` that is live now, of blocks of
+  // `block_bytes`.
   [[nodiscard]] static Result<std::unique_ptr<RawImporter>> Start(const std::string& socket_path, const ModelSpec& spec,
                                                                   std::uint64_t block_bytes);
 
   // Looks each key up and copies it by itself, if its entry names a mapped region.
   RawOutcome Import(std::span<const BlockKey> keys);
-  // The same, unchecked: after the first half of each block this waits until the owner has rewritten the block, at most a
-  // second, so what it copies is wrong for certain.
+  // The same, unchecked: after the first half of each block this waits until the owner has
+  // rewritten the block, at most a second, so the copied bytes are certainly wrong.
   RawOutcome ImportUnchecked(std::span<const BlockKey> keys);
   std::size_t regions() const noexcept { return regions_.size(); }
 
@@ -41,7 +43,7 @@ class RawImporter {
     PeerGenerations generations;
     CopyPlan plan;
   };
-  // Takes the entry's block; whether the bytes count as valid.
+  // Copies the entry's block; returns whether the bytes count as valid.
   using Copy = std::function<bool(const Region& region, const ImportBlock& block)>;
   RawOutcome ImportBy(std::span<const BlockKey> keys, const Copy& copy);
   bool CopyTo(const LocalMemory& destination, const Region& region, const PeerGenerations& generations, const ImportBlock& block);

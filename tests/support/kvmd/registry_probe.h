@@ -1,4 +1,4 @@
-// kvmd seen from outside, by an observer without libkvclient: its registry and what it tells operators.
+// An observer without libkvclient: reads kvmd's registry and its status.
 #pragma once
 
 #include <sys/types.h>

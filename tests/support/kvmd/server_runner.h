@@ -33,7 +33,7 @@ class ServerRunner {
     std::filesystem::remove_all(directory_, ignored);
   }
 
-  // Whether Run ended in good order.
+  // Whether Run ended without an error.
   bool Stop() {
     if (thread_.joinable()) {
       server_->Stop();

@@ -62,7 +62,8 @@ Supervisor::Supervisor(std::vector<std::string> options, std::vector<std::string
 Supervisor::~Supervisor() {
   Kill();
   const std::uint64_t one = 1;
-  if (::write(wake_.get(), &one, sizeof(one)) != sizeof(one)) std::abort();  // the thread would never end
+  // The thread would never end
+  if (::write(wake_.get(), &one, sizeof(one)) != sizeof(one)) std::abort();
   thread_.join();
   if (std::uncaught_exceptions() > 0) std::cerr << "kvmd's log:\n" << Log() << std::endl;
 }

@@ -1,6 +1,7 @@
-// A service manager in small: starts kvmd as its unit does, with the listening socket passed and NOTIFY_SOCKET set,
-// keeps what kvmd stores (FDSTORE=1) over its death, and passes it on. Real datagrams on a real Unix socket, read by a
-// thread. Kills kvmd at its end; kvmd's log is shown if the test fails.
+// A small service manager. It starts kvmd like its systemd unit, with a listening socket and
+// NOTIFY_SOCKET, keeps the descriptors that kvmd stores (FDSTORE=1) when kvmd dies, and passes them
+// to the next kvmd. A thread reads real datagrams from a real Unix socket. The destructor kills
+// kvmd; kvmd's log is shown if the test fails.
 #pragma once
 
 #include <condition_variable>
@@ -28,14 +29,15 @@ class Supervisor {
   bool running();
   std::string Log() const;
 
-  // For the next start.
+  // Takes effect at the next start.
   void Reconfigure(std::vector<std::string> options) { options_ = std::move(options); }
-  // By the thread that lives longest: the kernel ends kvmd with the thread that started it.
+  // kvmd is started by the thread that lives longest, since the kernel ends kvmd with the thread
+  // that started it.
   void Start();           // waits until kvmd is ready
   void StartUnwatched();  // does not wait
   void Kill();            // SIGKILL, as a crash would
   void Signal(int signal) const;
-  int Stop();  // SIGTERM; its exit code, -1 if it did not end in good order
+  int Stop();  // sends SIGTERM; returns the exit code, -1 if kvmd did not exit
 
   // Names of what is stored now, sorted.
   std::vector<std::string> Stored() const;
@@ -45,7 +47,7 @@ class Supervisor {
 
  private:
   void Listen();
-  void HearAll();  // what has been said so far, as systemd does before it starts anything
+  void HearAll();  // reads all messages so far, as systemd does before it starts a service
   void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
   void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
 

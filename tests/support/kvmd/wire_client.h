@@ -1,5 +1,6 @@
-// A client of kvmd's socket that shares nothing with libkvclient but the wire: blocking calls with a
-// deadline, and every way of breaking the protocol. For tests, fault tests and fuzzing by hand.
+// A client of kvmd's socket that shares only the wire format with libkvclient: it has blocking
+// calls with a deadline, and every way of breaking the protocol. For tests, fault tests and manual
+// fuzzing.
 #pragma once
 
 #include <chrono>
@@ -26,24 +27,24 @@ class WireClient {
  public:
   static constexpr std::chrono::milliseconds kPatience{5000};
 
-  // Connects, says nothing yet.
+  // Connects, and sends nothing yet.
   [[nodiscard]] static Result<WireClient> Connect(const std::string& socket_path);
   // Takes over a connection.
   explicit WireClient(UniqueFd socket) : socket_(std::move(socket)) {}
 
   [[nodiscard]] Status Send(const kvmwire::ClientMessage& message, const std::vector<int>& fds = {});
-  // Bytes as they are, in one sendmsg; how many the kernel took, -1 on error.
+  // Sends the bytes unchanged in one sendmsg; returns how many the kernel accepted, -1 on error.
   ssize_t SendRaw(std::string_view bytes, const std::vector<int>& fds = {});
 
   // The next message. kUnavailable: the connection has ended. kDeadlineExceeded: nothing came.
   [[nodiscard]] Result<Received> Receive(std::chrono::milliseconds patience = kPatience);
-  // Sends a request and waits for its answer (a PublishAck answers a Publish); what comes before it goes to
-  // `announced`. An error reply is returned as that error.
+  // Sends a request and waits for its answer (a PublishAck answers a Publish); announcements before
+  // it are added to `announced`. An error reply is returned as that error.
   [[nodiscard]] Result<Received> Call(kvmwire::ClientMessage message, const std::vector<int>& fds = {});
   // The next announcement.
   [[nodiscard]] Result<Received> Announcement(std::chrono::milliseconds patience = kPatience);
-  // Reads to the end of the connection; the reason of the goodbye, "" without one. "still open" if it
-  // does not end.
+  // Reads to the end of the connection; returns the reason of the goodbye, "" without one, and
+  // "still open" if the connection does not end.
   std::string ReadGoodbye(std::chrono::milliseconds patience = kPatience);
 
   [[nodiscard]] Result<Received> Hello(const std::string& name = "test", kvmwire::Role role = kvmwire::WORKER, bool wants_payload = true);
@@ -62,7 +63,8 @@ class WireClient {
   std::uint64_t next_request_ = 1;
 };
 
-// A region as its owner would describe it: sealed generation table and one sealed segment, block by block.
+// A region as its owner would describe it: sealed generation table and one sealed segment, block by
+// block.
 // `memory`: granted memory instead of sealed one: generation table, payload.
 struct WireRegion {
   WireRegion(const std::string& name, const ModelSpec& spec, std::uint32_t blocks, std::uint64_t block_bytes = 64,
@@ -70,7 +72,7 @@ struct WireRegion {
 
   std::vector<int> fds() const { return {generation_memory.fd(), payload.fd()}; }
   kvmwire::ClientMessage RegisterMessage() const;
-  // Registers and keeps row and epoch.
+  // Registers the region, and stores its row and epoch.
   [[nodiscard]] Status Register(WireClient& client);
   // Makes `block` readable and returns the record that publishes it under `key`.
   PublishRecord Write(std::uint32_t block, const BlockKey& key);

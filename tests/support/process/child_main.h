@@ -1,8 +1,10 @@
 // Entry points of child processes that live in the test binary itself.
 //
-//   const kvm::test::ChildMain publisher("publisher", [](const std::vector<std::string>& arguments) { …; return 0; });
+//   const kvm::test::ChildMain publisher("publisher", [](const std::vector<std::string>& arguments)
+//   { …; return 0; });
 //
-// `binary --child publisher ARG…` runs it instead of the tests. tests/support/process/child_process.h starts it.
+// `binary --child publisher ARG…` runs it instead of the tests.
+// tests/support/process/child_process.h starts it.
 // `binary publisher ARG…` does, too, for code that starts the program it runs in again.
 #pragma once
 

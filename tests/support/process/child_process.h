@@ -1,5 +1,6 @@
-// A child process with pipes on its standard input and output. Killed and reaped with the object, and by
-// the kernel if the test dies first, so that nothing a test started outlives it. Every wait is bounded.
+// A child process with pipes on its standard input and output. The destructor kills and reaps it,
+// and the kernel kills it if the test dies first, so that no process outlives its test. Every wait
+// is bounded.
 #pragma once
 
 #include <sys/types.h>
@@ -36,15 +37,15 @@ class ChildProcess {
   pid_t pid() const noexcept { return pid_; }
   bool running();
   void Signal(int signal) const;
-  // Empty: still running after `timeout`.
+  // Empty if it still runs after `timeout`.
   std::optional<ProcessEnd> Wait(std::chrono::milliseconds timeout);
-  // SIGKILL, and waits until it is gone.
+  // Sends SIGKILL, and waits until it has ended.
   void Kill();
 
   void CloseInput() { input_.Reset(); }
-  // False: it does not read any more.
+  // False if it does not read any more.
   bool WriteLine(std::string_view line);
-  // Empty: no whole line came within `timeout`, or it closed its output.
+  // Empty if no complete line came within `timeout`, or it has closed its output.
   std::optional<std::string> ReadLine(std::chrono::milliseconds timeout);
 
  private:

@@ -1,4 +1,4 @@
-// A process that has few descriptors left, while the object lives.
+// While the object lives, this process has few descriptors left.
 #pragma once
 
 #include <fcntl.h>
@@ -22,7 +22,7 @@ class FewDescriptors {
     int highest = 2;
     for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
       highest = std::max(highest, std::atoi(entry.path().filename().c_str()));
-    // No gaps below.
+    // Fills the gaps below.
     for (;;) {
       UniqueFd filler(::open("/dev/null", O_RDONLY | O_CLOEXEC));
       REQUIRE(filler);
@@ -37,7 +37,7 @@ class FewDescriptors {
   FewDescriptors(const FewDescriptors&) = delete;
   FewDescriptors& operator=(const FewDescriptors&) = delete;
 
-  // How kvmd and its clients name it.
+  // The text by which kvmd and its clients name the limit.
   std::string Says() const { return "out of descriptors (limit " + std::to_string(limit_) + ")"; }
 
  private:

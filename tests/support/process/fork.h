@@ -1,4 +1,5 @@
-// Runs a function in a forked child: for what must end in a signal, and for memory shared across fork.
+// Runs a function in a forked child, for code that must end in a signal, and for memory that is
+// shared across fork.
 #pragma once
 
 #include <sys/wait.h>
@@ -10,7 +11,7 @@
 namespace kvm::test {
 
 struct ChildEnd {
-  int signal = 0;      // that killed it; 0 if it exited
+  int signal = 0;      // the signal that killed it; 0 if it exited
   int exit_code = -1;  // -1 if it was killed
 };
 

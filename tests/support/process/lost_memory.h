@@ -1,5 +1,5 @@
-// Takes memory from under this process's own mappings, as a hole in huge pages or a full machine would, on any
-// machine: an access is SIGBUS from then on.
+// Removes the memory behind this process's own mappings, as a hole in huge pages or a full machine
+// would: an access raises SIGBUS from then on. It works on any machine.
 #pragma once
 
 #include <fcntl.h>
@@ -18,7 +18,8 @@
 
 namespace kvm::test {
 
-// Of memfds with `part` in their name, those that are only read, or those that are written; how many mappings there were.
+// Does so for memfds with `part` in their name, either read-only or writable mappings; returns how
+// many mappings there were.
 inline std::size_t LoseMappings(std::string_view part, bool written = false) {
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> found;
   std::ifstream maps("/proc/self/maps");
@@ -40,8 +41,9 @@ inline std::size_t LoseMappings(std::string_view part, bool written = false) {
   return lost;
 }
 
-// A memfd on `pages` huge pages, which it reserves for as long as it lives. False where none can be reserved. The pool is the
-// machine's, so a test of another process waits here until this one is gone.
+// A memfd on `pages` huge pages, which are reserved while the object lives. False if none can be
+// reserved. The machine has one pool of them, so a test of another process waits here until this
+// object is destroyed.
 class HugeMemory {
  public:
   static constexpr std::size_t kPage = std::size_t{2} << 20;
@@ -62,7 +64,8 @@ class HugeMemory {
 
   explicit operator bool() const { return bool{fd_}; }
   int fd() const { return fd_.get(); }
-  // Punches a hole in all of it and leaves the kernel no page for the next access. False: somebody else has reserved more.
+  // Punches a hole in all of it and leaves the kernel no page for the next access. False if another
+  // process has reserved more pages.
   bool Punch(std::size_t bytes) {
     const bool punched = ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) == 0;
     GiveBack();

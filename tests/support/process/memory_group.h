@@ -1,5 +1,5 @@
-// A control group of the test's own with a memory limit, cgroup v1 or v2, whichever is here. What is in it when the object
-// goes is killed.
+// A control group of the test with a memory limit, in cgroup v1 or v2. The destructor kills the
+// processes in it.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace kvm::test {
 
 class MemoryGroup {
  public:
-  // Empty: no such group can be made here; `why` says why.
+  // Empty if no such group can be made on this machine; `why` is the reason.
   static std::optional<MemoryGroup> Make(std::uint64_t limit_bytes, std::string& why);
   MemoryGroup(MemoryGroup&& other) noexcept;
   MemoryGroup& operator=(MemoryGroup&&) = delete;
@@ -20,12 +20,13 @@ class MemoryGroup {
   const std::string& path() const noexcept { return path_; }
   // A group inside of it, with no limit of its own.
   std::string AddInner(const std::string& name) const;
-  // What starts a program in the group, or in `inner`: its command line goes behind this.
+  // A command line that starts a program in the group, or in `inner`; the program's command line is
+  // appended.
   std::vector<std::string> Enter(const std::string& inner = {}) const;
-  // Processes in it that the kernel has killed for want of memory.
+  // The number of processes in it that the kernel has killed for lack of memory.
   std::uint64_t Killed() const;
   std::uint64_t UsedBytes() const;
-  std::uint64_t MostUsedBytes() const;  // so far; 0 where the kernel does not say
+  std::uint64_t MostUsedBytes() const;  // so far; 0 if the kernel does not tell
 
  private:
   MemoryGroup(std::string path, bool v2) : path_(std::move(path)), v2_(v2) {}

@@ -8,7 +8,7 @@
 
 namespace kvm::test {
 
-// -1 if the process is gone. The descriptor that does the counting is left out.
+// -1 if the process has ended. The descriptor that is used for counting is not counted.
 inline int OpenFds(pid_t pid = 0) {
   int count = 0;
   std::error_code error;

@@ -1,5 +1,6 @@
-// Whether this test is built with AddressSanitizer and UBSan, for tests that leave a process so little that the
-// sanitizers' own needs don't fit: UBSan's check of an object's type opens a pipe, AddressSanitizer's shadow is memory.
+// Whether this test is built with AddressSanitizer and UBSan, for tests that leave a process too
+// few resources for the sanitizers: UBSan's check of an object's type opens a pipe,
+// AddressSanitizer's shadow is memory.
 #pragma once
 
 namespace kvm::test {

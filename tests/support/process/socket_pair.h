@@ -1,4 +1,5 @@
-// A connected pair of non-blocking Unix stream sockets, and raw sends for frames that no FrameWriter makes.
+// A connected pair of non-blocking Unix stream sockets, and raw sends for frames that no
+// FrameWriter makes.
 #pragma once
 
 #include <sys/socket.h>
@@ -28,7 +29,7 @@ struct SocketPair {
   UniqueFd ours, theirs;
 };
 
-// The bytes of a frame whose header says what the arguments say, true or not.
+// The bytes of a frame whose header has the arguments' values, whether they are right or wrong.
 inline std::string RawFrame(std::string_view payload, std::uint32_t says_bytes, std::uint16_t says_fds, std::uint16_t mark = kFrameMark) {
   std::string out(kFrameHeaderBytes, '\0');
   std::memcpy(out.data(), &says_bytes, 4);

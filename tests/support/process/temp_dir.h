@@ -1,4 +1,4 @@
-// A directory of its own for one test, removed with all it holds. The path is short: Unix socket names
+// A directory for one test, removed with all its files. The path is short: Unix socket names
 // have room for 107 bytes.
 #pragma once
 

@@ -1,4 +1,5 @@
-// A destination in host memory that says when a copy comes to its next piece: by that a test stands still in the middle of one.
+// A destination in host memory that reports when a copy reaches its next piece, so that a test can
+// stop a copy in the middle.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +12,8 @@ namespace kvm::test {
 
 class WatchedMemory final : public LocalMemory {
  public:
-  // `before_piece(i)`: piece i of the copies into `memory` is about to be copied, those before it have been. `memory` must
-  // outlive this.
+  // `before_piece(i)`: piece i of the copies into `memory` is about to be copied, those before it
+  // have been. `memory` must outlive this.
   WatchedMemory(const LocalMemory& memory, std::function<void(std::size_t)> before_piece)
       : memory_(memory), before_piece_(std::move(before_piece)) {}
 

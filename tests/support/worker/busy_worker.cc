@@ -19,7 +19,7 @@ constexpr std::size_t kRecyclerKeyCount = 128;
 
 bool InputClosed() {
   pollfd wait{STDIN_FILENO, POLLIN, 0};
-  return ::poll(&wait, 1, 0) > 0;  // nobody writes to it
+  return ::poll(&wait, 1, 0) > 0;  // no process writes to it
 }
 
 std::unique_ptr<Worker> MustStart(const WorkerOptions& options) {

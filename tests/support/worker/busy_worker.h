@@ -1,4 +1,5 @@
-// Workers that keep busy in processes of their own until told to stop, checking every byte they import.
+// Workers that work in processes of their own until they are told to stop, and check every byte
+// that they import.
 #pragma once
 
 #include <cstdint>
@@ -10,17 +11,19 @@
 
 namespace kvm::test {
 
-// Does everything a worker can do, at random: publishes prompts that others publish too, imports,
+// Makes random calls of all kinds: publishes prompts that others publish too, imports,
 // registers and unregisters regions, reconnects. Ends with exit code 0 when its input closes, with
-// kBusyWorkerFoundWrongBytes as soon as an import that was called valid, or a block that came with an adopted region,
-// has wrong bytes. `adopt`: goes on in the region of a dead worker of the same name, if there is one.
+// kBusyWorkerFoundWrongBytes as soon as an import that was called valid, or a block that came with
+// an adopted region, has wrong bytes. `adopt`: adopts the region of a dead worker of the same name,
+// if there is one.
 ChildProcess StartBusyWorker(const std::string& socket, const std::string& name, std::uint64_t seed, bool adopt = false);
 inline constexpr int kBusyWorkerFoundWrongBytes = 3;
 
 // Busy workers that are killed and replaced.
 class BusyCrew {
  public:
-  // Who comes in place of a killed one: somebody with a name of its own, or one that adopts what it left.
+  // The worker that replaces a killed one: one with a new name, or one that adopts the killed one's
+  // region.
   enum class Successor { kStranger, kHeir };
   BusyCrew(std::string socket, std::uint64_t seed, std::size_t workers, Successor successor = Successor::kStranger);
 
@@ -28,7 +31,8 @@ class BusyCrew {
   ChildProcess& operator[](std::size_t worker) { return workers_[worker]; }
   pid_t Kill(std::size_t worker);
   void Replace(std::size_t worker);
-  // Ends those that run. True if each ended in good order, and none, of the killed ones neither, had found wrong bytes.
+  // Ends the running workers. True if each of them exited normally, and none, including the killed
+  // ones, has found wrong bytes.
   bool EndWell();
 
  private:
@@ -42,16 +46,17 @@ class BusyCrew {
   bool well_ = true;
 };
 
-// Rewrites and publishes the blocks of its region as fast as it can, keys from a set of its own.
+// Rewrites and publishes the blocks of its region as fast as it can, under keys that no other
+// worker uses.
 ChildProcess StartRecycler(const std::string& socket, const std::string& name);
 std::vector<BlockKey> RecyclerKeys(const std::string& name);
 inline constexpr std::uint64_t kRecyclerBlockBytes = 16 * 1024;
 
-// Imports keys of the recyclers `names`, one at a time, through libkvclient. Prints "VALID STALE WRONG" and ends
-// after `rounds` lookups that found something.
+// Imports keys of the recyclers `names`, one at a time, through libkvclient. Prints "VALID STALE
+// WRONG" and ends after `rounds` lookups that found something.
 ChildProcess StartStressImporter(const std::string& socket, const std::string& name, const std::vector<std::string>& recyclers, int rounds);
 
-// Closes the process's input and waits for its end; empty if it does not end.
+// Closes the process's input and waits until it ends; empty if it does not end.
 std::optional<ProcessEnd> Finish(ChildProcess& process);
 
 }  // namespace kvm::test

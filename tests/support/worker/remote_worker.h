@@ -1,5 +1,5 @@
-// A Worker (worker.h) in a process of its own, told what to do line by line. The object is the test's
-// end; the process's end is the child "worker" of the test binary. Killed with the object.
+// A Worker (worker.h) in a process of its own, which reads commands line by line. This class is the
+// test's side; the other side is the child "worker" of the test binary. The destructor kills it.
 #pragma once
 
 #include <optional>
@@ -17,8 +17,9 @@ struct RemoteImport {
 
 class RemoteWorker {
  public:
-  // Only socket, name, blocks and block_bytes of the options travel; the model is SmallSpec(). `uid`: runs
-  // as that user and group, if this process may; 0: as this one.
+  // Only socket, name, blocks and block_bytes of the options are passed on; the model is
+  // SmallSpec(). `uid`: runs as that user and group, if this process may; 0: as this process's
+  // user.
   explicit RemoteWorker(const WorkerOptions& options, unsigned uid = 0);
 
   pid_t pid() const noexcept { return process_.pid(); }
@@ -27,16 +28,17 @@ class RemoteWorker {
 
   // Publishes the prompt's blocks and waits until kvmd has them.
   void Publish(const std::string& prompt, std::uint32_t first_block);
-  // Publishes and does not wait: how many blocks kvmd gets to know only later.
+  // Publishes and does not wait; returns how many blocks were deferred.
   std::size_t PublishDeferred(const std::string& prompt, std::uint32_t first_block);
   std::size_t Find(const std::string& prompt);
   RemoteImport Import(const std::string& prompt, std::uint32_t first_block);
-  // BeginWrite of `count` blocks and nothing more: as an owner that starts to reuse them.
+  // Calls BeginWrite for `count` blocks, like an owner that starts to reuse them.
   void BeginWrites(std::uint32_t first_block, std::uint32_t count);
-  // A lease on what is found of the prompt, instead of the one before; how many blocks it holds.
+  // Acquires a lease on the prompt's blocks, in place of the previous lease; returns how many
+  // blocks it covers.
   std::size_t AcquireLease(const std::string& prompt, std::chrono::milliseconds ttl);
   void Release();
-  // Another region, of as many blocks.
+  // Makes another region, of the same number of blocks.
   void Allocate(const std::string& name);
   void Unregister();
   void WaitConnected();

@@ -43,8 +43,8 @@ ModelSpec SmallSpec() {
   return spec;
 }
 
-// Content is compared while its owner may be rewriting it only where a test says so; see HostRegion for
-// why that race is left out of ThreadSanitizer's view.
+// Content is compared while its owner may be rewriting it only where a test says so; see HostRegion
+// for why that race is left out of ThreadSanitizer's view.
 #if defined(__SANITIZE_THREAD__)
 __attribute__((no_sanitize("thread"), noinline))
 #endif

@@ -1,8 +1,10 @@
-// A worker as an engine would be one: publishes blocks whose bytes are a function of their key, finds and
-// imports others' and compares every imported byte with what the key says.
+// A worker that behaves like an engine: it publishes blocks whose bytes are a function of their
+// key, finds and imports blocks of other workers, and compares every imported byte with the key's
+// bytes.
 //
-// Prompts are written as "stream:blocks" joined by commas: "a:8,b:4" is eight blocks of token stream a,
-// then four of stream b. Two prompts share exactly the blocks before the first difference.
+// Prompts are written as "stream:blocks" joined by commas: "a:8,b:4" is eight blocks of token
+// stream a, then four of stream b. Two prompts share exactly the blocks before the first
+// difference.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +23,14 @@ struct WorkerOptions {
   ModelSpec spec = {};  // block_tokens 0: SmallSpec()
   Shard shard = {};
   std::uint32_t blocks = 64;
-  Geometry geometry = {};  // of no blocks: contiguous, [blocks, block_bytes]
+  Geometry geometry = {};  // without blocks: contiguous, [blocks, block_bytes]
   std::uint64_t block_bytes = 4096;
   bool start_offline = false;
   bool map_payload = true;
   bool checksums = false;
   bool outlives_owner = true;
-  bool adopt = false;  // take over what a dead worker of this name left; allocate if there is nothing
+  // Adopt the region of a dead worker of this name, or allocate one if there is none
+  bool adopt = false;
   OffloadMode offload = OffloadMode::kAuto;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
@@ -50,7 +53,7 @@ class Worker {
   Client& client() { return *client_; }
   const std::shared_ptr<Client>& shared_client() { return client_; }
   Region& region() { return *region_; }
-  // What an adopted region held; empty if it was allocated.
+  // The blocks of an adopted region; empty if the region was allocated.
   const std::vector<AdoptedBlock>& adopted() const { return adopted_; }
   bool has_region() const { return region_ != nullptr; }
   const Model& model() const { return model_; }
@@ -62,21 +65,22 @@ class Worker {
 
   std::vector<BlockKey> Keys(const std::string& prompt, std::span<const ExtraKey> extras = {}) const;
 
-  // Computes and publishes the prompt's blocks [from, from + count) into region blocks first_block, … (block
-  // i of the prompt into first_block + i - from).
+  // Computes and publishes the prompt's blocks [from, from + count) into region blocks first_block,
+  // … (block i of the prompt into first_block + i - from).
   PublishOutcome Publish(const std::string& prompt, std::uint32_t first_block, std::span<const ExtraKey> extras = {}, std::size_t from = 0,
                          std::size_t count = static_cast<std::size_t>(-1));
-  // The same for any keys: parents[i] is the key before keys[i].
+  // The same for arbitrary keys: parents[i] is the key before keys[i].
   PublishOutcome PublishKeys(std::span<const BlockKey> keys, std::span<const BlockKey> parents, std::span<const std::uint32_t> blocks,
                              std::uint32_t first_depth);
   Status Flush(std::chrono::milliseconds timeout = std::chrono::seconds(10));
 
   Match Find(const std::string& prompt, std::span<const ExtraKey> extras = {}, const FindOptions& options = {}) const;
-  // Imports `match`, the leading part of `keys`, into region blocks first_block, … and checks every byte.
+  // Imports `match`, the leading part of `keys`, into region blocks first_block, … and checks every
+  // byte.
   ImportCheck Import(const Match& match, std::span<const BlockKey> keys, std::uint32_t first_block, const ImportOptions& options = {});
   ImportCheck FindAndImport(const std::string& prompt, std::uint32_t first_block, std::span<const ExtraKey> extras = {});
 
-  // Writes what belongs to `key` into a block (between BeginWrite and Publish), and compares.
+  // Writes the bytes of `key` into a block (between BeginWrite and Publish), and compares them.
   void Fill(std::uint32_t block, const BlockKey& key);
   bool Holds(std::uint32_t block, const BlockKey& key) const;
 
@@ -87,7 +91,7 @@ class Worker {
   std::vector<AdoptedBlock> adopted_;
 };
 
-// Worker::Start; the test ends if it fails.
+// Calls Worker::Start; the test ends if it fails.
 std::unique_ptr<Worker> StartWorker(WorkerOptions options);
 
 // Bytes [at, at + bytes) of the content of `key`'s block.

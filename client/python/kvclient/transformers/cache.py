@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 class RecordingSlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """A sliding-window layer that also keeps what slides out, from ``first_token`` on, so that it can be published.
+    """A sliding-window layer that also keeps the states that leave the window, from ``first_token`` on, for publishing.
 
     The model sees what the plain layer would show it. The record holds tensors that the layer was given
     (no copy) and grows with the sequence.
@@ -25,7 +25,7 @@ class RecordingSlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
         self._record: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Keep what comes, then do as the plain layer does."""
+        """Keep the new states, then update as the plain layer does."""
         self._record.append((key_states, value_states))
         return super().update(key_states, value_states, *args, **kwargs)
 
@@ -48,7 +48,7 @@ def cache_argument(model: Any) -> str:
 
 
 def empty_cache(config: Any, first_token: int = 0) -> DynamicCache:
-    """A cache as ``generate()`` makes it for a model, with sliding-window layers that keep what slides out."""
+    """A cache like that of ``generate()``, with sliding-window layers that keep the states that leave the window."""
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, DynamicSlidingWindowLayer):
@@ -74,7 +74,7 @@ def cache_from_blocks(config: Any, pool: torch.Tensor, blocks: Sequence[int], de
 
 
 def first_token_held(cache: DynamicCache) -> int:
-    """First token from which on every layer still has its states; those before have slid out of one."""
+    """First token from which on every layer still has its states; earlier states have left a sliding window."""
     first = 0
     for layer in cache.layers:
         if isinstance(layer, RecordingSlidingLayer):

@@ -128,7 +128,7 @@ class Marketplace:
             try:
                 self.client.wait_connected(connect_timeout_s)
             except DeadlineExceededError:
-                _log.warning("no kvmd yet (%s); going on without it", self.client.last_error)
+                _log.warning("kvmd is not reachable yet (%s); computing without it until it is", self.client.last_error)
         self._open_pool()
 
     def _open_pool(self) -> None:
@@ -137,7 +137,8 @@ class Marketplace:
         shape = [self._pool_blocks, spec.num_layers, 2, spec.num_kv_heads, spec.block_tokens, spec.head_size]
         block_bytes = self.model.dtype.itemsize * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
         name = f"{self._name}.{self._refreshes}" if self._refreshes else self._name
-        # Host memory: a model on a GPU copies to and from it. It is freed when this process ends, since none adopts it.
+        # Host memory: a model on a GPU copies to and from it. It is freed when this process ends,
+        # since none adopts it.
         self.region = self.client.allocate_region(
             self._declared, Geometry.contiguous(self._pool_blocks, block_bytes), name=name, outlives_owner=False
         )
@@ -230,14 +231,16 @@ class Marketplace:
         prefix = self.fetch(ids, lora=lora, cache_salt=cache_salt)
         if arguments.get("attention_mask") is None:
             kwargs["attention_mask"] = torch.ones_like(ids)
-        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}  # None, all of them
+        # All of them are None here.
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
         output = self.model.generate(*args, **{**kwargs, self._cache_argument: prefix.cache})
         if self._publish_enabled:
             sequence = output if isinstance(output, torch.Tensor) else output.sequences
             known = sequence[0] if self._publish_generated else ids[0]
             try:
                 self.publish(known, prefix.cache, lora=lora, cache_salt=cache_salt)
-            except KvError as error:  # a cache of another shape; the output is the model's and stays valid
+            # The cache has another shape; the output is the model's and stays valid.
+            except KvError as error:
                 self._note(error)
         return output
 
@@ -310,7 +313,7 @@ class Marketplace:
         return self._store.store(keys, root, 0, missing, fill)
 
     def _stale(self, tokens: int) -> str | None:
-        """Why a sequence of so many tokens must not be fetched or published now; None: it may be."""
+        """The reason why a sequence of so many tokens must not be fetched or published now; None if it may be."""
         if self._computation != computation_digest(self.model):
             return "config_changed"
         if self._watch.changed():
@@ -322,7 +325,8 @@ class Marketplace:
     def _withdraw(self) -> None:
         if self.region.closed:
             return
-        with contextlib.suppress(KvError):  # kvmd has ended, or an importer is slow: importers validate in both cases
+        # Fails if kvmd has ended or an importer is slow; importers validate in both cases.
+        with contextlib.suppress(KvError):
             self.region.unregister(2.0)
         self.region.close()
 

@@ -58,7 +58,8 @@ OTHER_ARGUMENTS: Mapping[str, str] = {
 #: Names of a caller's own cache.
 CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 
-#: Fields of GenerationConfig that choose among the same logits, end the loop, or select the output for new tokens.
+#: Fields of GenerationConfig that choose among the same logits, end the loop, or select the output
+#: for new tokens.
 SAME_SETTINGS = frozenset(
     {
         "max_length",
@@ -111,7 +112,8 @@ SAME_SETTINGS = frozenset(
     }
 )
 
-#: Fields with which a call can't start from a prefix, and the values with which it can, besides None.
+#: Fields with which a call can't start from a prefix, and the values with which it can, besides
+#: None.
 OTHER_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -142,7 +144,7 @@ OTHER_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "speculation_type": (),
 }
 
-# Names in stats.bypassed that predate the tables.
+# Reasons in stats.bypassed whose names differ from the settings' names.
 _REASONS = {"num_beams": "beams", "num_return_sequences": "beams"}
 
 
@@ -168,7 +170,7 @@ def prompt_of(arguments: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def bypass_reason(model: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call must go to the model unchanged, in a word; None: it may start from a prefix."""
+    """The reason, in one word, why a call must go to the model unchanged; None if it may start from a prefix."""
     return _of_model(model) or _of_arguments(arguments) or _of_settings(model, arguments) or _of_mask(model, arguments)
 
 
@@ -269,7 +271,8 @@ def _known_settings() -> set[str]:
 
 def _generate_parameters() -> list[str]:
     parameters = inspect.signature(GenerationMixin.generate).parameters.values()
-    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]  # without self
+    # All but self.
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD][1:]
 
 
 __all__ = [

@@ -20,13 +20,15 @@ from kvclient._native import ModelSpec
 from kvclient.errors import UnsupportedError
 from kvclient.weights import parameters_digest, tensors_of
 
-# Rotary embeddings that depend on the position alone; "dynamic" and "longrope" depend on the sequence's length, too.
+# Rotary embeddings that depend on the position alone; "dynamic" and "longrope" depend on the
+# sequence's length, too.
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 
 #: Order of a block's bytes: for each layer K then V, each [kv_heads, block_tokens, head_size].
 LAYOUT = "HND"
 
-# These differ between processes without changing a byte of the KV cache, or ModelSpec has a field for them.
+# These differ between processes without changing a byte of the KV cache, or ModelSpec has a field
+# for them.
 _IRRELEVANT = {
     "_name_or_path",
     "name_or_path",

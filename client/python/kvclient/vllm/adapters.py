@@ -43,7 +43,8 @@ class Adapters:
         """No adapter has been seen."""
         self._contents = Contents()
         self._loaded: dict[tuple[str, int], _Loaded] = {}
-        self._replaced: set[str] = set()  # names with several contents since the prefix cache was empty
+        # Names with several contents since the prefix cache was empty
+        self._replaced: set[str] = set()
 
     def of(self, lora: Any) -> Adapter | None:
         """The adapter of ``lora``, vLLM's LoRARequest. None: it is not known what the engine has loaded."""

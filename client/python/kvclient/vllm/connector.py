@@ -177,7 +177,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._declared: ModelSpec | None = None
         self._declaring: Retried[Any] | None = None
         self._times_registered = 0
-        self._unregistered: set[tuple[int, int]] = set()  # workers whose memory is not registered under it yet
+        # Workers whose memory is not registered under it yet
+        self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
         if role == KVConnectorRole.WORKER:
             _workers[self._engine_id] = self
@@ -309,7 +310,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(f"{len(workers)} of {wanted} workers share their memory")
             return
         try:
-            # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
+            # One model is declared for all: stages of a pipeline with different numbers of layers
+            # don't have one.
             if len(specs) > 1:
                 raise UnsupportedError("workers with different layouts")
             executor = executor_of(self._vllm_config)
@@ -323,7 +325,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 lengths=lengths_of(self._vllm_config),
                 spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
             )
-            here = self._engine_id in _workers  # a worker in this process imports with the same client
+            # A worker in this process imports with the same client
+            here = self._engine_id in _workers
             self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
             self._model.adapter_loading = self._scheduler.adapters.loading
             whole = self._model.settle()

@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# A file that changed this recently may change again under the same times: file systems count them in up to 2 s.
+# A file that changed this recently may change again under the same times: file systems count them
+# in up to 2 s.
 _GRANULARITY_NS = 2_000_000_000
 _CHUNK = 1 << 24
 

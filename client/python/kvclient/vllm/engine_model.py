@@ -77,7 +77,8 @@ class EngineModel:
         self._known: ModelSpec | None = None
         self.suspect = True
         self.runner = ""
-        #: Called with vLLM's request before workers load a LoRA adapter; the returned function is called afterwards.
+        #: Called with vLLM's request before workers load a LoRA adapter; the returned function is
+        #: called afterwards.
         self.adapter_loading: Callable[[Any], Callable[[], None]] | None = None
         self._watch()
 
@@ -86,7 +87,8 @@ class EngineModel:
 
         def collective_rpc(method: Any, *arguments: Any, **keywords: Any) -> Any:
             if method == "add_lora" and self.adapter_loading is not None:
-                given = keywords.get("args") or arguments[1]  # the positional argument after the timeout
+                # The positional argument after the timeout
+                given = keywords.get("args") or arguments[1]
                 done = self.adapter_loading(given[0])
                 try:
                     return call(method, *arguments, **keywords)

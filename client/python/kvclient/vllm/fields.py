@@ -160,7 +160,8 @@ def _plain(value: Any, depth: int) -> Any:
         return hugging_face(value)
     if (dataclasses.is_dataclass(value) or _known_as(type(value)) in NOT_COUNTED or depth == 0) and depth < 8:
         return {name: _plain(getattr(value, name, None), depth + 1) for name in counted_fields(value)}
-    kind = value if isinstance(value, type) else type(value)  # no other property is the same in every process
+    # No other property is the same in every process
+    kind = value if isinstance(value, type) else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -49,14 +49,17 @@ class RequestKeys:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
         if (
             self._input_now() != self._input
-        ):  # a streaming session has continued, with other tokens or items that reach into earlier blocks
+            # A streaming session has continued, with other tokens or items that reach into earlier
+            # blocks
+        ):
             self._start()
         known = len(self._keys[0])
         if blocks > known:
             size = self._block_tokens
             prompt = self._request.prompt_token_ids
             if self._plain and not known and prompt is not None and blocks * size <= len(prompt):
-                self._keys = [chain.extend(prompt) for chain in self._chains]  # all of it, without a copy of the list
+                # All of it, without a copy of the list
+                self._keys = [chain.extend(prompt) for chain in self._chains]
                 return self._keys
             tokens = self._request.all_token_ids[known * size : blocks * size]
             if self._plain:

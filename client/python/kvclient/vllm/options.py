@@ -32,7 +32,8 @@ class ConnectorOptions:
     weights_digest: str = ""
     #: The model's name in listings; the same in every engine. Default: its architecture.
     model_id: str = ""
-    #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round differently.
+    #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round
+    #: differently.
     share_across_versions: bool = False
     #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30

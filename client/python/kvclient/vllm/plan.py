@@ -38,7 +38,8 @@ class StepPlan:
     begin: list[int] = field(default_factory=list)
     withdraw_all: bool = False
     loads: list[Load] = field(default_factory=list)
-    #: Fingerprint (hex) of the keys' model; "": the model under which the worker's memory is registered.
+    #: Fingerprint (hex) of the keys' model; "": the model under which the worker's memory is
+    #: registered.
     model: str = ""
 
 

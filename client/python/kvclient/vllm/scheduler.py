@@ -24,8 +24,8 @@ from kvclient.vllm.stats import Counters
 
 _log = logging.getLogger(__name__)
 
-# vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after so many failures
-# the request is computed.
+# vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after
+# so many failures the request is computed.
 _MAX_FAILED_LOADS = 2
 # After so many failed loads in a row, of any requests, no load is tried for a while.
 _MAX_FAILURES_IN_A_ROW = 8
@@ -75,18 +75,21 @@ class SchedulerSide:
         self._step = 0
         self._tracked: dict[str, _Tracked] = {}
         self._ended: list[_Ended] = []
-        self._published: dict[int, Any] = {}  # block -> hash object of the content that was published
+        # Block -> hash object of the content that was published
+        self._published: dict[int, Any] = {}
         self._loads: list[Load] = []
         self._allocated: list[int] = []  # for loads, since the last plan
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
-        self._recomputed: dict[str, set[int]] = {}  # request -> blocks that others may compute again as well
+        # Request -> blocks that others may compute again as well
+        self._recomputed: dict[str, set[int]] = {}
         self._withdraw = False
         self._failures_in_a_row = 0
         self._paused_until = 0.0
         self.adapters = Adapters()
         self._fingerprint = ""
         self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
-        self._known = True  # as of the last look, the weights are known and memory is registered under them
+        # As of the last look, the weights are known and memory is registered under them
+        self._known = True
         self._mixed = False  # the pool holds blocks that other weights have computed
 
     def attach(
@@ -197,7 +200,8 @@ class SchedulerSide:
             self._published.clear()
             self._ended.clear()
         plan.begin = self._fresh(self._attached(output))
-        # Other requests may already use blocks of a load that the step waits for, so its result must be known first.
+        # Other requests may already use blocks of a load that the step waits for, so its result
+        # must be known first.
         if self._options.publish and not self._waited and self._known and not self._mixed:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
@@ -273,7 +277,8 @@ class SchedulerSide:
 
     def _settle(self) -> None:
         """Look whether the engine has emptied its prefix cache or changed its weights since the last step."""
-        reset = self._pool.cached_block_hash_to_block is not self._cache_map  # a reset makes a new map
+        # A reset makes a new map
+        reset = self._pool.cached_block_hash_to_block is not self._cache_map
         if reset:
             self._cache_map = self._pool.cached_block_hash_to_block
             self._withdraw = True

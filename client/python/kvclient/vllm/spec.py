@@ -39,7 +39,8 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
         model_id=_short(options.model_id or _architecture(model)),
         revision="" if options.share_across_versions else _versions(),
         weights_digest="config=" + hashlib.sha256(text.encode()).hexdigest()[:32],
-        tokenizer_digest="",  # keys consist of token ids, and the model alone determines what these compute
+        # Keys consist of token ids, and the model alone determines what these compute
+        tokenizer_digest="",
         rope=_short(_rope(model)),
         kv_dtype=str(getattr(kv_spec, "dtype", cache.cache_dtype)).removeprefix("torch."),
         kv_scales=""

@@ -105,7 +105,8 @@ class InPlaceMemory:
     def publish(self, runs: Sequence[Run]) -> None:
         requests = PublishRequests()
         for blocks, keys, parent, depth in runs:
-            # Blocks whose write this worker has not begun were written before it attached: it must not publish them.
+            # Blocks whose write this worker has not begun were written before it attached: it must
+            # not publish them.
             count = next((i for i, block in enumerate(blocks) if block not in self._writes), len(blocks))
             writes = BlockWrites([self._writes.pop(block) for block in blocks[:count]])
             requests.extend(PublishRequests.run(keys[:count], parent, depth, writes))
@@ -124,7 +125,8 @@ class InPlaceMemory:
             compute = torch.cuda.current_stream(self._device)
             stream = compute
             if not wait:
-                # After the work queued so far, which may still use the blocks; concurrent with later work.
+                # After the work queued so far, which may still use the blocks; concurrent with
+                # later work.
                 self._copy_stream.wait_stream(compute)
                 stream = self._copy_stream
             on_gpu = {"stream": stream.cuda_stream, "max_sms": self._options.max_sms}
@@ -231,7 +233,8 @@ def share(
         return InPlaceMemory(client, region, options, counters, layout.device)
     count = max(1, min(options.host_cache_bytes // layout.block_bytes, 1 << 24))
     geometry = Geometry.contiguous(count, layout.block_bytes)
-    # A restarted engine allocates new memory; if a dead engine's memory outlived it, the node would hold both.
+    # A restarted engine allocates new memory; if a dead engine's memory outlived it, the node would
+    # hold both.
     region = client.allocate_region(
         model, geometry, name=name, shard=shard, checksums=options.verify, outlives_owner=False
     )

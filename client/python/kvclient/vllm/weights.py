@@ -28,9 +28,11 @@ class Measured:
     tp_rank: int
     #: Of every tensor that could be read, and of code that came with the model; 64 hex digits.
     digest: str
-    #: Modules whose weights can't be read, each with the id of the object that holds them: another id, other weights.
+    #: Modules whose weights can't be read, each with the id of the object that holds them: another
+    #: id, other weights.
     unreadable: tuple[tuple[str, int], ...] = ()
-    #: Source files of the model that read ``max_model_len``: it may decide the content of KV blocks.
+    #: Source files of the model that read ``max_model_len``: it may decide the content of KV
+    #: blocks.
     reads_length: tuple[str, ...] = ()
     #: Module of the model runner.
     runner: str = ""

@@ -100,7 +100,8 @@ class WorkerSide:
             if self.memory is not None and self._is_of(plan):
                 try:
                     timed.load = self._start(load)
-                except Exception as error:  # a request whose load is never reported as done would hang
+                # A request whose load is never reported as done would hang
+                except Exception as error:
                     self._note("import", error)
             self._loads.append(timed)
 
