@@ -1,14 +1,8 @@
 #!/usr/bin/env bash
-<<<<<<< HEAD
-# Installs what building (and with --lint checking, with --bench measuring, with --python the Python package, with
-# --systemd the test of the unit under a real systemd, with --package Debian packages) needs, from the distribution's
-# packages. Debian 12 and Ubuntu 24.04; asks the network for nothing that is there already.
-=======
 # Installs the distribution's packages that a build needs, on Debian 12 and Ubuntu 24.04. Options
 # add the packages for other work: --lint for the linters, --bench for benchmarks, --python for the
-# Python package, --systemd for the test of the unit under a real systemd. It downloads only
-# packages that are missing.
->>>>>>> integ
+# Python package, --systemd for the test of the unit under a real systemd, --package for making
+# Debian packages. It downloads only packages that are missing.
 set -euo pipefail
 
 lint=no
@@ -42,7 +36,8 @@ fi
 boost=libboost-dev
 tidy=clang-tidy
 # Debian 12's defaults are Boost 1.74 and clang-tidy 14, which takes three times as long as 22;
-# newer versions are installed beside them. shellcheck source=/dev/null
+# newer versions are installed beside them.
+# shellcheck source=/dev/null
 if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
   boost=libboost1.81-dev
   tidy=clang-tidy-22
