@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 
 #include "daemon/broker/client_table.h"
 #include "daemon/broker/state_store.h"
@@ -22,6 +24,8 @@ class Persistence {
   // Whether there is a store, so that each file that is kept is open twice.
   bool stores() const noexcept { return store_ != nullptr && store_->stores(); }
 
+  std::optional<std::uint64_t> store_size() const noexcept { return store_ == nullptr ? std::nullopt : store_->store_size(); }
+
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // Of a client, or an orphan.
@@ -29,6 +33,9 @@ class Persistence {
   // Of the host cache.
   void PersistSlab(const Domain& domain, Region& region, const HostCache& host_cache);
   void ForgetRegion(Region& region);
+  // Runs `then` when the store has all that was said of the user's regions so far, or at once: before that, a
+  // next kvmd could hold the region of one process for another's.
+  void AfterStored(std::uint32_t user, std::function<void()> then) const;
 
  private:
   StateStore* const store_;

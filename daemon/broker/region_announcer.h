@@ -8,6 +8,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <vector>
 
 #include "daemon/broker/client_table.h"
@@ -36,6 +37,9 @@ class RegionAnnouncer {
   void AnnounceToAll(const Domain& domain, const Region& region);
   // Sends what the client has still to be told, as far as it takes it.
   void GoOn(Client& to);
+  void GoOnAll();  // the same of all, in slices
+  // A slice of announcing to those that were not told at once, since there are many; true if there is more.
+  bool Work();
 
   // ---- withdrawing
 
@@ -65,8 +69,7 @@ class RegionAnnouncer {
     SteadyTime deadline;
   };
 
-  void Announce(Client& to, const Region& region);  // when its turn comes
-  bool Send(Client& to, Region& region);            // false: kvmd lacks the descriptors
+  bool Send(Client& to, Region& region);  // false: kvmd lacks the descriptors
   bool Answer(const Waiting& waiting, SteadyTime now);
 
   const Config& config_;
@@ -76,6 +79,7 @@ class RegionAnnouncer {
   LeaseService& leases_;
   Persistence& persistence_;
   std::vector<Waiting> waiting_;
+  std::set<ClientId> behind_;  // who has announcements that nothing has been sent of yet
 };
 
 }  // namespace kvm::daemon

@@ -37,8 +37,8 @@ class RegionService {
   void Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void Unregister(Client& client, const kvmwire::ClientMessage& message);
   // kProtocol: records that are cut off, or more than a message may have.
-  [[nodiscard]] Status Publish(Client& client, const kvmwire::Publish& publish);
-  [[nodiscard]] Status Retract(Client& client, const kvmwire::Retract& retract);
+  [[nodiscard]] Status Publish(Client& client, kvmwire::ClientMessage message);
+  [[nodiscard]] Status Retract(Client& client, kvmwire::ClientMessage message);
 
   // Regions whose memory is not what it was when they were registered go, and so do slabs of the
   // host cache.

@@ -6,7 +6,10 @@
 // one allocation, is dropped without a word. So files are stored under names of their own, counted, and named by manifests.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +26,9 @@ struct PersistedRegion {
   std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
 };
 
+// Whose region it is; of a slab of the host cache, whose writer's.
+std::uint32_t UserOf(const kvmwire::StoredRegion& manifest);
+
 // Names of all that is stored for a region, but its manifest.
 std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest);
 
@@ -31,7 +37,8 @@ struct PersistedState {
   std::vector<PersistedRegion> regions;
 };
 
-// Single-threaded. Does nothing where there is no store.
+// Single-threaded. Does nothing where there is no store. What is stored for one user reaches the store in order, but not at
+// once (daemon/system/notify_queue.h): what must not be done before a next kvmd would know of it waits (AfterStored).
 class StateStore {
  public:
   explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
@@ -39,12 +46,16 @@ class StateStore {
   // Whether there is a store, so that each file that is kept is open twice.
   bool stores() const noexcept { return manager_.has_store(); }
 
+  std::optional<std::uint64_t> store_size() const noexcept { return manager_.store_size(); }
+
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // A region that is new, or that has another owner, row or registry than it was kept with. `process`: its owner's, or
   // null. `slab`: of the host cache's; else null.
   void PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab = nullptr);
   void ForgetRegion(Region& region);
+  // Runs `then` when the store has all that was said of the user's regions so far; at once, if it has.
+  void AfterStored(std::uint32_t user, std::function<void()> then) const { manager_.AfterStored(user, std::move(then)); }
 
   // Makes sense of what came back. What is incomplete is removed from the store.
   PersistedState Sort(std::vector<PassedFd> passed);
@@ -54,15 +65,16 @@ class StateStore {
     UniqueFd fd;
     FileId id;
     unsigned uses = 0;
+    std::uint32_t user = NotifyQueue::kOwnLane;
   };
 
-  bool Store(const std::string& name, int fd);
-  std::string PersistFile(int fd);  // its name
+  std::string PersistFile(std::uint32_t user, int fd);  // its name
   void DropFile(const std::string& name);
   void DropFiles(const std::vector<std::string>& names);
 
   const ServiceManager& manager_;
   std::map<std::string, File> files_;  // by name
+  std::multimap<FileId, std::string> names_;
 };
 
 }  // namespace kvm::daemon

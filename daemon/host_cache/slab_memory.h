@@ -27,6 +27,10 @@ class SlabMemory {
   // Allocates the next few MiB, if the rest fits beside `promised` bytes; true if there is more to do. Errors as Create.
   [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
 
+  // Gives the memory back to the machine, whoever still has a descriptor of it: what they write from then on is new memory,
+  // and their own.
+  void Empty() noexcept;
+
   std::uint64_t size() const noexcept { return bytes_; }
   std::uint64_t missing_bytes() const noexcept { return reserved_ ? 0 : bytes_ - allocated_; }  // of ordinary memory
   int writable_fd() const noexcept { return fd_.get(); }

@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/policy/linked_list.h"
 #include "daemon/policy/policies.h"
 #include "proto/wire/publish_record.h"
 
@@ -32,6 +33,8 @@ struct CacheSlot {
   std::uint64_t checksum = 0;  // of the block's content, if the slab has checksums
   std::uint64_t write = 0;     // odd generation of the slot while it is granted
   std::uint64_t used_ms = 0;   // when it was last used, by the clock of Use
+  bool may_leave = false;      // it is in its slab's list of those
+  policy::Links leaving;       // in that list
 };
 
 class SlotTable {
@@ -77,7 +80,8 @@ class SlotTable {
   // they are stored count as used as well, but not more than once in a second unless they were `imported`.
   void Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported);
 
-  // Among the stored, unpinned blocks of these slabs; not the parent of the block that the place is for.
+  // Among the stored, unpinned blocks of these slabs; not the parent of the block that the place is for. That none may
+  // leave is known without a search, however many slots there are.
   std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
 
   std::uint64_t stored() const noexcept { return stored_; }
@@ -87,11 +91,15 @@ class SlotTable {
     bool present = false;
     std::vector<std::uint32_t> free;  // slots in the slab; the next one is the last
     std::uint32_t pinned = 0;         // slots with pins
+    policy::ListEnds may_leave;       // slots whose block may be evicted; the one used least recently is at the back
   };
 
   void Grow();
   void UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported);
   void HasCome(Slot slot);
+  void NoteWhetherItMayLeave(Slot slot) noexcept;
+  void LetLeave(Slot slot) noexcept;
+  std::optional<Slot> OldestThatMayLeave(std::span<const std::uint32_t> positions, Slot but) const noexcept;
   policy::Block BlockIn(Slot slot) const;
 
   const policy::PolicyKind kind_;

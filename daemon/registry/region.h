@@ -31,6 +31,8 @@ struct Account {
   std::uint64_t blocks = 0;
   std::uint64_t fds = 0;
   std::uint64_t entries = 0;
+  bool own = false;       // kvmd's
+  std::uint32_t uid = 0;  // of the client; regions of one that has gone stay that user's
 };
 
 inline constexpr ClientId kNoClient = 0;  // owns what kvmd itself keeps
@@ -102,6 +104,7 @@ struct Region {
   SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
   std::uint32_t reap_from = 0;         // when leaving: blocks below have no entry any more
+  std::uint32_t persisted_user = 0;    // for whom it is kept
   std::string persisted_id;            // with the service manager; empty: not kept
   std::uint32_t persisted_serial = 0;  // of the manifest that is kept; 0: none
   std::vector<std::string> persisted_files;
