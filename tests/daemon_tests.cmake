@@ -5,6 +5,8 @@ set(KVM_DAEMON_TEST_SOURCES
   support/process/temp_dir.cc
   unit/test_block_index.cc
   unit/test_dispatcher.cc
+  unit/test_fair_turns.cc
+  unit/test_hostile_work.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc
   unit/test_known_fields.cc
@@ -18,6 +20,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_sessions.cc
   unit/test_leases.cc
   unit/test_log_sink.cc
+  unit/test_notify_queue.cc
   unit/test_orphan_policy.cc
   unit/test_registry.cc
   unit/test_slot_table.cc

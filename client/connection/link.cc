@@ -22,7 +22,9 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kHelloTimeout{5000};
-// How long to wait before trying again: no event tells when the kernel accepts descriptors again.
+// Nothing tells when kvmd has accepted some of those that wait.
+constexpr milliseconds kFullPause{4}, kMostFullPause{64};
+// Nothing tells when the kernel takes descriptors again.
 constexpr milliseconds kHeldBackPause{20};
 
 int PollTimeout(Deadline deadline) {
@@ -124,8 +126,17 @@ Status Link::ConnectOnce() {
   std::memcpy(address.sun_path, options_.socket_path.c_str(), options_.socket_path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return SystemError("socket");
-  // A Unix socket connects at once, or fails with EAGAIN if the backlog is full.
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+  // A Unix socket connects at once or, while more wait to be accepted than may, says EAGAIN: kvmd is there.
+  const Deadline until = After(options_.timeout);
+  milliseconds pause = kFullPause;
+  const auto connect_once = [&] { return ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0; };
+  bool connected = connect_once();
+  while (!connected && errno == EAGAIN && !stop_.load() && steady_clock::now() < until) {
+    Pause(milliseconds(std::uniform_int_distribution<std::int64_t>(1, pause.count())(random_)));
+    pause = std::min(2 * pause, kMostFullPause);
+    connected = connect_once();
+  }
+  if (!connected) {
     Error error = SystemError("connect " + options_.socket_path);
     error.code = error.sys_errno == EACCES || error.sys_errno == EPERM ? Errc::kPermissionDenied : Errc::kUnavailable;
     return error;

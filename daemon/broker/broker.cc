@@ -85,9 +85,23 @@ bool Broker::Behind(ClientId id) const {
   return client != nullptr && client->announcements.replies() >= kMaxWaitingReplies;
 }
 
+bool Broker::Busy(ClientId id) const {
+  const Client* client = clients_.Find(id);
+  return client != nullptr && client->busy();
+}
+
+void Broker::GoOn(ClientId id) {
+  if (Client* client = clients_.Find(id)) client->GoOn();
+}
+
 bool Broker::Greeted(ClientId id) const {
   const Client* client = clients_.Find(id);
   return client != nullptr && client->greeted;
+}
+
+bool Broker::HasToTell(ClientId id) const {
+  const Client* client = clients_.Find(id);
+  return client != nullptr && !client->announcements.empty();
 }
 
 void Broker::GoOnAnnouncing(ClientId id) {
@@ -159,6 +173,7 @@ Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
 Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
   Client* client = clients_.Find(id);
   if (client == nullptr) return MakeError(Errc::kCancelled, "client has left");
+  while (client->busy()) client->GoOn();
   return dispatcher_.Handle(*client, {std::move(message), std::move(fds)});
 }
 
@@ -190,17 +205,16 @@ std::vector<MessageRule> Broker::Rules() {
 
       {Message::kRegisterRegion, "register region", kWorker, kFds, kReply, register_region},
       {Message::kUnregisterRegion, "unregister region", kWorker, kNoFds, kReply, To(regions_, &RegionService::Unregister)},
-      {Message::kPublish, "publish", kWorker, kNoFds, kAck, To(regions_, &RegionService::Publish, &Message::publish)},
-      {Message::kRetract, "retract", kWorker, kNoFds, kNone, To(regions_, &RegionService::Retract, &Message::retract)},
+      {Message::kPublish, "publish", kWorker, kNoFds, kAck, To(regions_, &RegionService::Publish)},
+      {Message::kRetract, "retract", kWorker, kNoFds, kNone, To(regions_, &RegionService::Retract)},
 
       {Message::kAllocateMemory, "allocate memory", kWorker, kNoFds, kReply, To(orphans_, &OrphanService::AllocateMemory)},
       {Message::kAdoptRegion, "adopt region", kWorker, kNoFds, kReply, To(orphans_, &OrphanService::Adopt)},
       {Message::kReclaim, "reclaim", kMember, kNoFds, kReply, To(orphans_, &OrphanService::Reclaim)},
 
       {Message::kPrepareStore, "prepare store", kWorker, kNoFds, kReply, To(offload_, &OffloadService::PrepareStore)},
-      {Message::kCompleteStore, "complete store", kWorker, kNoFds, kNone,
-       To(offload_, &OffloadService::CompleteStore, &Message::complete_store)},
-      {Message::kHostCacheUse, "host cache use", kWorker, kNoFds, kNone, To(offload_, &OffloadService::Use, &Message::host_cache_use)},
+      {Message::kCompleteStore, "complete store", kWorker, kNoFds, kNone, To(offload_, &OffloadService::CompleteStore)},
+      {Message::kHostCacheUse, "host cache use", kWorker, kNoFds, kNone, To(offload_, &OffloadService::Use)},
 
       {Message::kAcquireLease, "acquire lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Acquire)},
       {Message::kRenewLease, "renew lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Renew)},
@@ -235,7 +249,7 @@ void Broker::Tick(SteadyTime now) {
     domain.segment().Heartbeat();
     domain.WriteRows();
   });
-  clients_.ForEach([&](Client& client) { announcer_.GoOn(client); });
+  announcer_.GoOnAll();
   offload_.Tick(now);
 }
 
@@ -245,9 +259,11 @@ bool Broker::Work() {
   constexpr std::uint32_t kSlice = 4096;
   bool more = restorer_.Work();
   domains_.ForEach([&](Domain& domain) {
+    Spend(1);
     more = domain.Reap(kSlice) || more;
     more = domain.segment().MakeSomeHuge() || more;
   });
+  more = announcer_.Work() || more;
   announcer_.AnswerWaiting(SteadyTime::min());
   orphans_.AnswerWaiting(SteadyTime::min());
   return offload_.Work() || more;

@@ -31,6 +31,15 @@ void Client::ReplyError(std::uint64_t request_id, const Error& error) const {
              {{"client", id}, {"name", name}, {"pid", credentials.pid}, {"error", ErrcName(error.code)}, {"reason", error.ToString()}});
 }
 
+void Client::Work(Slice slice) {
+  work_ = std::move(slice);
+  GoOn();
+}
+
+void Client::GoOn() {
+  if (work_ && work_(*this, WorkBudget())) work_ = nullptr;
+}
+
 Client& ClientTable::Add(Connection& connection, const Credentials& credentials, UniqueFd process) {
   auto client = std::make_unique<Client>();
   client->id = NextId();

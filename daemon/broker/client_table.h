@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 #include "daemon/broker/connection.h"
 #include "daemon/registry/domain.h"
 #include "daemon/system/process_info.h"
+#include "daemon/system/work_meter.h"
 #include "kvm/error.h"
 #include "proto/wire/wire.pb.h"
 
@@ -25,6 +27,15 @@ struct Client {
   // Says so in the log as well.
   void ReplyError(std::uint64_t request_id, const Error& error) const;
   Owner AsOwner() const noexcept { return {id, credentials.pid, credentials.uid}; }
+
+  // A message that may take more than one slice of work: does one slice of it. True: it is done. What
+  // it works on may have changed, or gone, between two slices.
+  using Slice = std::function<bool(Client&, const WorkBudget&)>;
+  // Begins it. Nothing else of this client is handled until it is done (GoOn).
+  void Work(Slice slice);
+  // One slice more of what has been begun.
+  void GoOn();
+  bool busy() const noexcept { return static_cast<bool>(work_); }
 
   ClientId id = 0;
   Connection* connection = nullptr;
@@ -39,6 +50,9 @@ struct Client {
   std::uint64_t connected_ms = 0;
   kvmwire::StatsReport stats;
   Announcements announcements;
+
+ private:
+  Slice work_;
 };
 
 class ClientTable {

@@ -8,7 +8,10 @@
 namespace kvm::daemon {
 
 DomainTable::DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping)
-    : config_(config), persistence_(persistence), dropping_(std::move(dropping)), descriptors_(config, persistence.stores()) {}
+    : config_(config),
+      persistence_(persistence),
+      dropping_(std::move(dropping)),
+      descriptors_(config, persistence.stores(), persistence.store_size()) {}
 
 Result<Domain*> DomainTable::For(const Credentials& credentials) {
   std::string name = "node";
@@ -71,6 +74,7 @@ bool DomainTable::DropIdle() {
     LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
     domain->second->segment().SetState(layout::SegmentState::kSuperseded);
     dropping_(*domain->second);
+    domain->second->ForEachRegion([&](Region& region) { persistence_.ForgetRegion(region); });
     persistence_.ForgetRegistry(domain->second->epoch());
     domains_.erase(domain);
     return true;

@@ -94,6 +94,7 @@ Status Lessor::CheckLimits(const Lease& lease, const Region& region) const {
 }
 
 Status Lessor::Add(Lease& lease, const kvmwire::LeaseSource& source) {
+  Spend(4);
   const Result<Domain::RetainedBlock> kept = lease.domain->FindRetained(source);
   if (!kept) return kept.error();
   Region& region = *kept->region;
@@ -122,6 +123,7 @@ Status Lessor::Renew(Lease& lease, std::uint32_t ttl_ms) {
 // Unpins all but the first `blocks`. A lease without blocks is removed.
 void Lessor::Cut(Lease& lease, std::size_t blocks) {
   while (lease.blocks.size() > blocks) {
+    Spend(2);
     const LeasedBlock& last = lease.blocks.back();
     if (Region* region = lease.domain->FindRegion(last.row, last.region_epoch)) lease.domain->Unpin(*region, last.block);
     Count(lease, last, false);
@@ -156,6 +158,7 @@ std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const s
   for (auto next = leases_.begin(); next != leases_.end();) {
     Lease& lease = *(next++)->second;
     if (lease.domain != &domain) continue;
+    Spend(1 + lease.blocks.size() / 8);
     const auto first = std::find_if(lease.blocks.begin(), lease.blocks.end(), [&](const LeasedBlock& block) {
       return block.row == region.row && block.region_epoch == region.info.region_epoch;
     });

@@ -45,7 +45,7 @@ Status OffloadService::PrepareStore(Client& client, kvmwire::ClientMessage messa
     return {};
   }
   if (message.prepare_store().grants_lost()) {
-    for (Slab* slab : host_cache_->SlabsOf(client.id)) SendGrant(client, *slab);
+    for (Slab* slab : host_cache_->SlabsOf(client.id)) GrantOnceStored(client, *slab);
   }
   if (!AnswerPrepareStore(client, message)) {
     waiting_.emplace(client.id, std::move(message));
@@ -84,7 +84,7 @@ bool OffloadService::AnswerPrepareStore(Client& client, const kvmwire::ClientMes
   reply.set_refused_stale(decision.stale);
   reply.set_refused_full(decision.full);
   if (decision.full > 0) reply.set_reason(decision.reason);
-  client.connection->Send(answer);
+  SendAnswer(client, std::move(answer));
   return true;
 }
 
@@ -97,17 +97,25 @@ void OffloadService::AnswerWaiting() {
   }
 }
 
-Status OffloadService::CompleteStore(Client& client, const kvmwire::CompleteStore& done) {
+Status OffloadService::CompleteStore(Client& client, kvmwire::ClientMessage message) {
+  kvmwire::CompleteStore& done = *message.mutable_complete_store();
   if (done.outcomes_size() > static_cast<int>(kMaxStoreBatch))
     return MakeError(Errc::kProtocol, "offload done: too many blocks in one message");
-  if (host_cache_) host_cache_->Done(client.id, *client.domain, done);
+  if (!host_cache_) return {};
+  client.Work([this, done = std::move(done), next = 0](Client& its, const WorkBudget& budget) mutable {
+    return host_cache_->Done(its.id, *its.domain, done, next, budget);
+  });
   return {};
 }
 
-Status OffloadService::Use(Client& client, const kvmwire::HostCacheUse& use) {
+Status OffloadService::Use(Client& client, kvmwire::ClientMessage message) {
+  kvmwire::HostCacheUse& use = *message.mutable_host_cache_use();
   if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns))
     return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
-  if (host_cache_) host_cache_->Used(*client.domain, use);
+  if (!host_cache_) return {};
+  client.Work([this, use = std::move(use), next = 0](Client& its, const WorkBudget& budget) mutable {
+    return host_cache_->Used(*its.domain, use, next, budget);
+  });
   return {};
 }
 
@@ -153,10 +161,28 @@ void OffloadService::SlabGranted(Slab& slab) {
   // Persisted first, so that no later kvmd gives the slab to another writer.
   persistence_.PersistSlab(slab.group.domain, *slab.region, *host_cache_);
   KVM_FAULT_POINT(kvmd_slab_persisted);
-  SendGrant(*client, slab);
+  GrantOnceStored(*client, slab);
 }
 
-void OffloadService::SendGrant(Client& client, Slab& slab) {
+void OffloadService::GrantOnceStored(const Client& client, const Slab& slab) {
+  ++ungranted_[client.id];
+  persistence_.AfterStored(slab.uid, [this, id = client.id, ref = DomainTable::RefOf(slab.group.domain, *slab.region)] {
+    if (--ungranted_[id] == 0) ungranted_.erase(id);
+    Client* writer = clients_.Find(id);
+    Region* region = domains_.Find(ref);
+    if (writer == nullptr || region == nullptr || region->filler == nullptr) return;
+    auto& granted = *static_cast<Slab*>(region->filler);
+    if (granted.writer && granted.writer->client == id) SendGrant(*writer, granted);
+  });
+}
+
+// A client knows the slabs of its grants before it hears of them.
+void OffloadService::SendAnswer(const Client& client, kvmwire::ServerMessage answer) {
+  if (!ungranted_.contains(client.id)) return client.connection->Send(answer);
+  persistence_.AfterStored(client.credentials.uid, [this, id = client.id, answer = std::move(answer)] { clients_.Send(id, answer); });
+}
+
+void OffloadService::SendGrant(const Client& client, const Slab& slab) {
   kvmwire::ServerMessage message;
   kvmwire::SlabGrant& grant = *message.mutable_slab_grant();
   grant.set_region(slab.region->row);

@@ -33,8 +33,8 @@ class OffloadService final : private HostCacheEvents {
   // ---- messages. kProtocol: a message exceeds its limits, or comes out of order.
 
   [[nodiscard]] Status PrepareStore(Client& client, kvmwire::ClientMessage message);
-  [[nodiscard]] Status CompleteStore(Client& client, const kvmwire::CompleteStore& done);
-  [[nodiscard]] Status Use(Client& client, const kvmwire::HostCacheUse& use);
+  [[nodiscard]] Status CompleteStore(Client& client, kvmwire::ClientMessage message);
+  [[nodiscard]] Status Use(Client& client, kvmwire::ClientMessage message);
 
   // Forwarded to HostCache; without one they do nothing.
   void DropMismatched(Domain& domain, const Region& region);
@@ -47,7 +47,9 @@ class OffloadService final : private HostCacheEvents {
  private:
   bool AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message);
   void AnswerWaiting();
-  void SendGrant(Client& client, Slab& slab);
+  void GrantOnceStored(const Client& client, const Slab& slab);
+  static void SendGrant(const Client& client, const Slab& slab);
+  void SendAnswer(const Client& client, kvmwire::ServerMessage answer);
   void SlabOpened(Slab& slab) override;
   void SlabGranted(Slab& slab) override;
   void SlabClosing(Domain& domain, Region& region) override;
@@ -61,7 +63,8 @@ class OffloadService final : private HostCacheEvents {
   RegionAnnouncer& announcer_;
   Persistence& persistence_;
   std::unique_ptr<HostCache> host_cache_;
-  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that could not be decided yet
+  std::map<ClientId, std::uint32_t> ungranted_;         // slabs that the store is to know of before their writers
+  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that nothing could be decided about yet
 };
 
 }  // namespace kvm::daemon

@@ -51,6 +51,7 @@ void OrphanService::ReplyMemory(Client& client, std::uint64_t request_id, const 
     return client.ReplyError(request_id, fits.error());
   for (const std::uint64_t bytes : request.size_bytes()) {
     const GrantRole role = made.empty() ? GrantRole::kGenerationTable : GrantRole::kPayload;
+    Spend(kNewMemoryUnits);
     Result<UniqueFd> fd = MakeGrant(role, client.credentials.uid, client.name, bytes);
     if (!fd) return client.ReplyError(request_id, fd.error());
     fds.push_back(fd->get());
@@ -150,8 +151,20 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   KVM_FAULT_POINT(kvmd_adoption_taken);
   persistence_.PersistRegion(*client.domain, region);
   KVM_FAULT_POINT(kvmd_adoption_persisted);
+  // It writes from then on.
+  persistence_.AfterStored(client.credentials.uid,
+                           [this, id = client.id, request_id = message.request_id(), ref = DomainTable::RefOf(*client.domain, region),
+                            records, list = std::make_shared<OwnedMemory>(std::move(*list))] {
+                             Client* adopter = clients_.Find(id);
+                             Region* adopted = domains_.Find(ref);
+                             if (adopter != nullptr && adopted != nullptr && adopted->owner == id)
+                               AnswerAdopter(*adopter, request_id, *adopted, records, list->fd());
+                           });
+}
+
+void OrphanService::AnswerAdopter(Client& client, std::uint64_t request_id, Region& region, std::uint64_t records, int list) {
   kvmwire::ServerMessage message_out;
-  message_out.set_request_id(message.request_id());
+  message_out.set_request_id(request_id);
   kvmwire::AdoptRegionReply& reply = *message_out.mutable_adopt_region_reply();
   reply.set_region(region.row);
   reply.set_region_epoch(region.info.region_epoch);
@@ -160,11 +173,12 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   std::vector<int> fds;
   fds.reserve(region.fds.size() + 1);
   for (const UniqueFd& fd : region.fds) fds.push_back(fd.get());
-  fds.push_back(list->fd());
+  fds.push_back(list);
   if (!client.connection->TrySend(message_out, fds)) {
     // The client does not know that the region is its own, and may ask again.
     Keep(*client.domain, region, client.process);
-    return refuse(MakeError(Errc::kResourceExhausted, what + "kvmd is out of descriptors"));
+    return client.ReplyError(
+        request_id, MakeError(Errc::kResourceExhausted, "adopt region " + region.descriptor.name() + ": kvmd is out of descriptors"));
   }
   KVM_FAULT_POINT(kvmd_adoption_answered);
   LogLimited(LogLevel::kInfo, "region_adopted",

@@ -76,6 +76,8 @@ class OrphanService {
   // The orphan that a client may adopt now. kNotFound, kAlreadyExists, kUnsupported, kUnavailable
   // (not yet), and what CheckExpected says.
   Result<Region*> FindAdoptable(const Client& client, const kvmwire::RegionDescriptor& expected, const std::string& what);
+  // The region is the client's, and the store knows of it. `list`: of its records.
+  void AnswerAdopter(Client& client, std::uint64_t request_id, Region& region, std::uint64_t records, int list);
   void GiveUpFor(Waiting& waiting, Domain& domain, Region& region, const char* why);
   void MakeRoomForRegions(Domain& domain);
   bool Answer(Waiting& waiting, SteadyTime now);

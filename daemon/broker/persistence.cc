@@ -1,5 +1,7 @@
 #include "daemon/broker/persistence.h"
 
+#include <utility>
+
 namespace kvm::daemon {
 
 void Persistence::PersistRegistry(const RegistrySegment& segment) {
@@ -34,6 +36,11 @@ void Persistence::PersistSlab(const Domain& domain, Region& region, const HostCa
 
 void Persistence::ForgetRegion(Region& region) {
   if (store_ != nullptr) store_->ForgetRegion(region);
+}
+
+void Persistence::AfterStored(std::uint32_t user, std::function<void()> then) const {
+  if (store_ == nullptr) return then();
+  store_->AfterStored(user, std::move(then));
 }
 
 }  // namespace kvm::daemon

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 
 #include "daemon/broker/client_table.h"
 #include "daemon/broker/state_store.h"
@@ -21,6 +23,8 @@ class Persistence {
   // Whether there is a store; then each stored file has two descriptors.
   bool stores() const noexcept { return store_ != nullptr && store_->stores(); }
 
+  std::optional<std::uint64_t> store_size() const noexcept { return store_ == nullptr ? std::nullopt : store_->store_size(); }
+
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // For a client's region, or an orphan.
@@ -28,6 +32,9 @@ class Persistence {
   // For a slab of the host cache.
   void PersistSlab(const Domain& domain, Region& region, const HostCache& host_cache);
   void ForgetRegion(Region& region);
+  // Runs `then` when the store has all that was said of the user's regions so far, or at once: before that, a
+  // next kvmd could hold the region of one process for another's.
+  void AfterStored(std::uint32_t user, std::function<void()> then) const;
 
  private:
   StateStore* const store_;

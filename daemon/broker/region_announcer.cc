@@ -21,7 +21,7 @@ void RegionAnnouncer::DeclareModel(Client& client, const kvmwire::ClientMessage&
   if (!declared) return client.ReplyError(message.request_id(), declared.error());
   if (!declared->before || message.declare_model().announce_again()) {
     for (Region* region : client.domain->ServingRegionsOfModel(declared->row)) {
-      if (region->owner != client.id) Announce(client, *region);
+      if (region->owner != client.id) client.announcements.Add(region->row, region->info.region_epoch);
     }
   }
   kvmwire::ServerMessage reply;
@@ -32,16 +32,35 @@ void RegionAnnouncer::DeclareModel(Client& client, const kvmwire::ClientMessage&
 }
 
 void RegionAnnouncer::AnnounceToAll(const Domain& domain, const Region& region) {
+  // An announcement may have as many descriptors as a frame takes: so the first few are told now, the others in slices.
+  const WorkBudget budget;
   clients_.ForEach([&](Client& client) {
-    if (client.domain == &domain && client.id != region.owner && client.domain->models().HasDeclared(client.id, region.info.model) &&
-        !region.announced_to.contains(client.id))
-      Announce(client, region);
+    Spend(1);
+    if (client.domain != &domain || client.id == region.owner || !client.domain->models().HasDeclared(client.id, region.info.model) ||
+        region.announced_to.contains(client.id))
+      return;
+    client.announcements.Add(region.row, region.info.region_epoch);
+    if (budget.used_up()) {
+      behind_.insert(client.id);
+    } else {
+      GoOn(client);
+    }
   });
+  if (!behind_.empty()) work_to_do_();
 }
 
-void RegionAnnouncer::Announce(Client& to, const Region& region) {
-  to.announcements.Add(region.row, region.info.region_epoch);
-  GoOn(to);
+void RegionAnnouncer::GoOnAll() {
+  clients_.ForEach([&](const Client& client) {
+    if (!client.announcements.empty()) behind_.insert(client.id);
+  });
+  if (Work()) work_to_do_();
+}
+
+bool RegionAnnouncer::Work() {
+  for (const WorkBudget budget; !behind_.empty() && !budget.used_up(); behind_.erase(behind_.begin())) {
+    if (Client* client = clients_.Find(*behind_.begin())) GoOn(*client);
+  }
+  return !behind_.empty();
 }
 
 void RegionAnnouncer::GoOn(Client& to) {
@@ -51,6 +70,7 @@ void RegionAnnouncer::GoOn(Client& to) {
       to.connection->Send(next.reply);
       continue;
     }
+    Spend(1);
     Region* region = to.domain->FindRegion(next.row, next.region_epoch);
     // It is gone by now, or belongs to this client
     if (region == nullptr || !region->serving() || region->owner == to.id) continue;

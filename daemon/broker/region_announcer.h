@@ -10,6 +10,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <vector>
 
 #include "daemon/broker/client_table.h"
@@ -39,6 +40,9 @@ class RegionAnnouncer {
   void AnnounceToAll(const Domain& domain, const Region& region);
   // Sends announcements that wait for the client, as far as it reads them.
   void GoOn(Client& to);
+  void GoOnAll();  // the same of all, in slices
+  // A slice of announcing to those that were not told at once, since there are many; true if there is more.
+  bool Work();
 
   // ---- withdrawing
 
@@ -71,8 +75,7 @@ class RegionAnnouncer {
     SteadyTime deadline;
   };
 
-  void Announce(Client& to, const Region& region);  // queues it
-  bool Send(Client& to, Region& region);            // false: kvmd lacks the descriptors
+  bool Send(Client& to, Region& region);  // false: kvmd lacks the descriptors
   bool Answer(const Waiting& waiting, SteadyTime now);
 
   const Config& config_;
@@ -82,6 +85,7 @@ class RegionAnnouncer {
   LeaseService& leases_;
   Persistence& persistence_;
   std::vector<Waiting> waiting_;
+  std::set<ClientId> behind_;  // who has announcements that nothing has been sent of yet
 };
 
 }  // namespace kvm::daemon

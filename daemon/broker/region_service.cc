@@ -61,7 +61,9 @@ void RegionService::Register(Client& client, kvmwire::ClientMessage message, std
 
 Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
   Domain& domain = *client.domain;
-  // The map from blocks to entries is allocated as blocks are published; its full size counts here.
+  Spend(fds.size() * kNewMemoryUnits);  // each is looked at, and mapped or named
+  // The way back from blocks to entries is allocated as blocks are published: all that may be is
+  // counted.
   const std::uint64_t index_bytes = (std::uint64_t{descriptor.block_count()} + domains_.blocks()) * sizeof(std::uint32_t);
   if (Status fits = CheckMemoryRoom(index_bytes, "the index of region " + descriptor.name() + " and all others"); !fits)
     return fits.error();
@@ -88,23 +90,31 @@ void RegionService::Unregister(Client& client, const kvmwire::ClientMessage& mes
   }
 }
 
-Status RegionService::Publish(Client& client, const kvmwire::Publish& publish) {
+Status RegionService::Publish(Client& client, kvmwire::ClientMessage message) {
+  kvmwire::Publish& publish = *message.mutable_publish();
   if (publish.records().size() % sizeof(PublishRecord) != 0) return MakeError(Errc::kProtocol, "publish: records are cut off");
   if (publish.records().size() / sizeof(PublishRecord) > kMaxPublishBatch)
     return MakeError(Errc::kProtocol, "publish: too many records in one message");
-  // Reading a hole would charge the memory in it to kvmd.
-  Region* region = client.domain->FindRegion(publish.region(), publish.region_epoch());
-  if (region != nullptr && region->owner == client.id && region->live() && !region->table_whole()) DropDamaged(*client.domain, *region);
-  kvmwire::ServerMessage message;
-  *message.mutable_publish_ack() = client.domain->Publish(client.id, publish);
-  client.connection->Send(message);
+  client.Work([this, publish = std::move(publish), progress = Domain::Publishing()](Client& its, const WorkBudget& budget) mutable {
+    // Reading a hole would make kvmd pay for the memory in it.
+    Region* region = its.domain->FindRegion(publish.region(), publish.region_epoch());
+    if (region != nullptr && region->owner == its.id && region->live() && !region->table_whole()) DropDamaged(*its.domain, *region);
+    if (!its.domain->Publish(its.id, publish, progress, budget)) return false;
+    kvmwire::ServerMessage answer;
+    *answer.mutable_publish_ack() = std::move(progress.ack);
+    its.connection->Send(answer);
+    return true;
+  });
   return {};
 }
 
-Status RegionService::Retract(Client& client, const kvmwire::Retract& retract) {
+Status RegionService::Retract(Client& client, kvmwire::ClientMessage message) {
+  kvmwire::Retract& retract = *message.mutable_retract();
   if (retract.blocks_size() > static_cast<int>(kMaxPublishBatch))
     return MakeError(Errc::kProtocol, "retract: too many blocks in one message");
-  client.domain->Retract(client.id, retract);
+  client.Work([retract = std::move(retract), next = 0](Client& its, const WorkBudget& budget) mutable {
+    return its.domain->Retract(its.id, retract, next, budget);
+  });
   return {};
 }
 

@@ -36,9 +36,9 @@ class RegionService {
 
   void Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
   void Unregister(Client& client, const kvmwire::ClientMessage& message);
-  // kProtocol: the records are cut off, or exceed the limit of a message.
-  [[nodiscard]] Status Publish(Client& client, const kvmwire::Publish& publish);
-  [[nodiscard]] Status Retract(Client& client, const kvmwire::Retract& retract);
+  // kProtocol: records that are cut off, or more than a message may have.
+  [[nodiscard]] Status Publish(Client& client, kvmwire::ClientMessage message);
+  [[nodiscard]] Status Retract(Client& client, kvmwire::ClientMessage message);
 
   // Withdraws regions, and slabs of the host cache, whose memory has been damaged since they were
   // registered.

@@ -40,6 +40,7 @@ void Restorer::Restore(PersistedState state) {
     if (!region) {
       Log(LogLevel::kWarn, "region_not_restored", {{"region", manifest.descriptor_().name()}, {"reason", region.error().ToString()}});
       Region lost;
+      lost.persisted_user = UserOf(manifest);
       lost.persisted_id = persisted.id;
       lost.persisted_serial = manifest.serial();
       lost.persisted_files = FilesOf(manifest);
@@ -82,6 +83,7 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
     }
   }
   region.owner_instance = manifest.owner_instance();
+  region.persisted_user = UserOf(manifest);
   region.persisted_id = persisted.id;
   region.persisted_serial = manifest.serial();
   region.persisted_files = FilesOf(manifest);

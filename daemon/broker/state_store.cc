@@ -6,11 +6,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <utility>
 
+#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
+#include "proto/wire/frame.h"
 
 namespace kvm::daemon {
 namespace {
@@ -54,31 +57,41 @@ std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest) {
   return names;
 }
 
-bool StateStore::Store(const std::string& name, int fd) {
-  if (manager_.Store(name, fd)) return true;
-  LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", name}, {"reason", "the service manager did not take it in time"}});
-  return false;
+std::uint32_t UserOf(const kvmwire::StoredRegion& manifest) {
+  return manifest.has_slab() ? manifest.slab().writer_uid() : manifest.owner_uid();
 }
 
-std::string StateStore::PersistFile(int fd) {
+std::string StateStore::PersistFile(std::uint32_t user, int fd) {
   const FileId id = FileIdOf(fd);
-  for (auto& [name, file] : files_) {
-    if (file.id != id || !SameFile(file.fd.get(), fd)) continue;
+  const auto [first, last] = names_.equal_range(id);
+  for (auto at = first; at != last; ++at) {
+    File& file = files_.at(at->second);
+    Spend(kSystemCallUnits);
+    if (!SameFile(file.fd.get(), fd)) continue;
     ++file.uses;
-    return name;
+    return at->second;
   }
   std::string name = kFiles + NewId();
-  Store(name, fd);
+  File file{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), id, 1, user};
+  if (!file.fd) LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", name}, {"reason", OutOfDescriptors(errno).ToString()}});
+  manager_.Store(user, name, file.fd.get());
   KVM_FAULT_POINT(kvmd_file_stored);
-  files_[name] = File{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), id, 1};
+  names_.emplace(id, name);
+  files_[name] = std::move(file);
   return name;
 }
 
 void StateStore::DropFile(const std::string& name) {
   const auto file = files_.find(name);
   if (file == files_.end() || --file->second.uses > 0) return;
+  manager_.Remove(file->second.user, name);
+  const auto [first, last] = names_.equal_range(file->second.id);
+  for (auto at = first; at != last; ++at) {
+    if (at->second != name) continue;
+    names_.erase(at);
+    break;
+  }
   files_.erase(file);
-  manager_.Remove(name);
 }
 
 void StateStore::DropFiles(const std::vector<std::string>& names) {
@@ -86,19 +99,23 @@ void StateStore::DropFiles(const std::vector<std::string>& names) {
 }
 
 void StateStore::PersistRegistry(const RegistrySegment& segment) {
-  if (manager_.has_store()) Store(RegistryName(segment.header().epoch), segment.fd());
+  manager_.Store(NotifyQueue::kOwnLane, RegistryName(segment.header().epoch), segment.fd());
 }
 
-void StateStore::ForgetRegistry(std::uint64_t epoch) { manager_.Remove(RegistryName(epoch)); }
+// Last of all: what refers to it has been replaced by then.
+void StateStore::ForgetRegistry(std::uint64_t epoch) {
+  manager_.AfterAllStored([this, epoch] { manager_.Remove(NotifyQueue::kOwnLane, RegistryName(epoch)); });
+}
 
 // The manifest is stored last, and the one that it replaces is removed afterwards, since a region's
 // newest manifest counts.
 void StateStore::PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab) {
   if (!manager_.has_store()) return;
   if (region.persisted_id.empty()) region.persisted_id = NewId();
+  const std::uint32_t user = region.persisted_user = slab != nullptr ? slab->writer_uid() : region.info.owner_uid;
   kvmwire::StoredRegion manifest;
-  for (const UniqueFd& fd : region.fds) manifest.add_files(PersistFile(fd.get()));
-  if (process != nullptr && process->pidfd() >= 0) manifest.set_process(PersistFile(process->pidfd()));
+  for (const UniqueFd& fd : region.fds) manifest.add_files(PersistFile(user, fd.get()));
+  if (process != nullptr && process->pidfd() >= 0) manifest.set_process(PersistFile(user, process->pidfd()));
   manifest.set_domain(domain.name());
   manifest.set_registry_epoch(domain.epoch());
   manifest.set_row(region.row);
@@ -112,16 +129,22 @@ void StateStore::PersistRegion(const Domain& domain, Region& region, const Watch
   const std::string bytes = manifest.SerializeAsString();
   const Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:manifest", bytes.size());
   if (memory) std::memcpy(memory->data(), bytes.data(), bytes.size());
-  if (!memory || !Store(ManifestName(region.persisted_id, region.persisted_serial + 1), memory->fd())) return DropFiles(FilesOf(manifest));
+  UniqueFd stored(memory ? ::fcntl(memory->fd(), F_DUPFD_CLOEXEC, 0) : -1);
+  if (!stored) {
+    LogLimited(LogLevel::kWarn, "state_not_stored",
+               {{"region", region.descriptor.name()}, {"reason", memory ? OutOfDescriptors(errno).ToString() : memory.error().ToString()}});
+    return DropFiles(FilesOf(manifest));
+  }
+  manager_.StoreOwned(user, ManifestName(region.persisted_id, region.persisted_serial + 1), std::move(stored));
   KVM_FAULT_POINT(kvmd_manifest_stored);
-  if (region.persisted_serial > 0) manager_.Remove(ManifestName(region.persisted_id, region.persisted_serial));
+  if (region.persisted_serial > 0) manager_.Remove(user, ManifestName(region.persisted_id, region.persisted_serial));
   ++region.persisted_serial;
   DropFiles(std::exchange(region.persisted_files, FilesOf(manifest)));
 }
 
 void StateStore::ForgetRegion(Region& region) {
   if (region.persisted_id.empty()) return;
-  manager_.Remove(ManifestName(region.persisted_id, region.persisted_serial));
+  manager_.Remove(region.persisted_user, ManifestName(region.persisted_id, region.persisted_serial));
   DropFiles(std::exchange(region.persisted_files, {}));
   region.persisted_id.clear();
 }
@@ -136,9 +159,10 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
       manifests[one.name] = std::move(one.fd);
     } else if (one.name.starts_with(kFiles)) {
       const FileId id = FileIdOf(one.fd.get());
-      files_[one.name] = File{std::move(one.fd), id, 0};
+      files_[one.name] = File{std::move(one.fd), id, 0, NotifyQueue::kOwnLane};
+      names_.emplace(id, one.name);
     } else {
-      manager_.Remove(one.name);
+      manager_.Remove(NotifyQueue::kOwnLane, one.name);
     }
   }
   std::map<std::string, std::shared_ptr<WatchedProcess>> processes;
@@ -150,7 +174,7 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
     const std::vector<std::string> names = FilesOf(region.manifest);
     for (const std::string& name : names) whole = whole && files_.contains(name);
     if (!whole) {
-      manager_.Remove(it->first);
+      manager_.Remove(NotifyQueue::kOwnLane, it->first);
       continue;
     }
     region.manifest.set_serial(static_cast<std::uint32_t>(std::stoul(it->first.substr(it->first.size() - kSerialDigits), nullptr, 16)));
@@ -162,12 +186,20 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
           std::make_shared<WatchedProcess>(UniqueFd(file == files_.end() ? -1 : ::fcntl(file->second.fd.get(), F_DUPFD_CLOEXEC, 0)), false);
     }
     region.process = process;
-    for (const std::string& name : names) ++files_[name].uses;
+    for (const std::string& name : names) {
+      ++files_[name].uses;
+      files_[name].user = UserOf(region.manifest);
+    }
     state.regions.push_back(std::move(region));
   }
   for (auto file = files_.begin(); file != files_.end();) {
-    if (file->second.uses == 0) manager_.Remove(file->first);
-    file = file->second.uses == 0 ? files_.erase(file) : std::next(file);
+    if (file->second.uses > 0) {
+      ++file;
+      continue;
+    }
+    const std::string unused = (file++)->first;
+    files_[unused].uses = 1;
+    DropFile(unused);
   }
   return state;
 }

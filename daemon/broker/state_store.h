@@ -8,7 +8,10 @@
 // stored once under a name of its own, with a count of its users, and manifests refer to that name.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +28,10 @@ struct PersistedRegion {
   std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
 };
 
-// The names of all descriptors that are stored for a region, except its manifest.
+// Whose region it is; of a slab of the host cache, whose writer's.
+std::uint32_t UserOf(const kvmwire::StoredRegion& manifest);
+
+// Names of all that is stored for a region, but its manifest.
 std::vector<std::string> FilesOf(const kvmwire::StoredRegion& manifest);
 
 struct PersistedState {
@@ -33,7 +39,8 @@ struct PersistedState {
   std::vector<PersistedRegion> regions;
 };
 
-// Single-threaded. Does nothing where there is no store.
+// Single-threaded. Does nothing where there is no store. What is stored for one user reaches the store in order, but not at
+// once (daemon/system/notify_queue.h): what must not be done before a next kvmd would know of it waits (AfterStored).
 class StateStore {
  public:
   explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
@@ -41,12 +48,16 @@ class StateStore {
   // Whether there is a store; then each stored file has two descriptors.
   bool stores() const noexcept { return manager_.has_store(); }
 
+  std::optional<std::uint64_t> store_size() const noexcept { return manager_.store_size(); }
+
   void PersistRegistry(const RegistrySegment& segment);
   void ForgetRegistry(std::uint64_t epoch);
   // Stores a region that is new, or that has got another owner, row or registry. `process`: its
   // owner's, or null. `slab`: set for a slab of the host cache, else null.
   void PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab = nullptr);
   void ForgetRegion(Region& region);
+  // Runs `then` when the store has all that was said of the user's regions so far; at once, if it has.
+  void AfterStored(std::uint32_t user, std::function<void()> then) const { manager_.AfterStored(user, std::move(then)); }
 
   // Interprets the descriptors that came back from the service manager. Incomplete state is removed
   // from the store.
@@ -57,15 +68,16 @@ class StateStore {
     UniqueFd fd;
     FileId id;
     unsigned uses = 0;
+    std::uint32_t user = NotifyQueue::kOwnLane;
   };
 
-  bool Store(const std::string& name, int fd);
-  std::string PersistFile(int fd);  // its name
+  std::string PersistFile(std::uint32_t user, int fd);  // its name
   void DropFile(const std::string& name);
   void DropFiles(const std::vector<std::string>& names);
 
   const ServiceManager& manager_;
   std::map<std::string, File> files_;  // by name
+  std::multimap<FileId, std::string> names_;
 };
 
 }  // namespace kvm::daemon

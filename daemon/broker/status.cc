@@ -8,12 +8,14 @@
 #include <string_view>
 
 #include "daemon/system/process_info.h"
+#include "daemon/system/work_meter.h"
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {
 namespace {
 
 // The lists of domains, clients, leases and orphans end where the reply would leave its frame.
+constexpr WorkUnits kDescriptionUnits = 32;  // of one thing that is listed
 constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
 
 std::string_view AdmissionName(HostCacheAdmission admission) {
@@ -30,8 +32,9 @@ std::uint64_t MillisecondsUntil(SteadyTime time) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0));
 }
 
-void Describe(const HostCache& host_cache, const Config& config, kvmwire::HostCacheStatus& status) {
-  const HostCache::Usage all = host_cache.UsageOf(nullptr);
+// `domain`: of it alone; null: of all.
+void Describe(const HostCache& host_cache, const Config& config, const Domain* domain, kvmwire::HostCacheStatus& status) {
+  const HostCache::Usage all = host_cache.UsageOf(domain);
   status.set_max_bytes(host_cache.max_bytes());
   status.set_bytes(all.bytes);
   status.set_slab_bytes(host_cache.slab_bytes());
@@ -93,7 +96,10 @@ class StatusBuilder {
     if (bytes_ > kMaxListBytes) reply_.set_lists_cut(true);
     return bytes_ > kMaxListBytes;
   }
-  void Count(const google::protobuf::MessageLite& listed) { bytes_ += listed.ByteSizeLong() + 8; }
+  void Count(const google::protobuf::MessageLite& listed) {
+    Spend(kDescriptionUnits);
+    bytes_ += listed.ByteSizeLong() + 8;
+  }
 
   void DescribeDaemon();
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
@@ -113,17 +119,22 @@ void StatusBuilder::DescribeDaemon() {
   reply_.set_server_version(KVM_VERSION);
   reply_.set_pid(static_cast<std::uint32_t>(::getpid()));
   reply_.set_started_ms(sources_.started_ms);
-  reply_.set_resident_bytes(ResidentBytes());
-  reply_.set_open_fds(OpenFds());
-  reply_.set_clients(static_cast<std::uint32_t>(sources_.clients.size()));
   reply_.set_max_clients(config.max_clients);
   reply_.set_max_clients_per_user(ConnectionsPerUser(config));
-  reply_.set_user_clients(static_cast<std::uint32_t>(sources_.clients.OfUser(asking_.credentials.uid)));
-  reply_.set_rejected_connections(sources_.rejected_connections);
-  reply_.set_protocol_errors(sources_.protocol_errors);
-  reply_.set_retained_fds(sources_.domains.descriptors().kept());
+  const auto of_user = static_cast<std::uint32_t>(sources_.clients.OfUser(asking_.credentials.uid));
+  reply_.set_user_clients(of_user);
   reply_.set_max_retained_fds(sources_.domains.descriptors().max());
-  if (sources_.host_cache != nullptr) kvm::daemon::Describe(*sources_.host_cache, config, *reply_.mutable_host_cache());
+  // What all have together would tell one user of the others.
+  reply_.set_clients(sees_all_ ? static_cast<std::uint32_t>(sources_.clients.size()) : of_user);
+  if (sees_all_) {
+    reply_.set_resident_bytes(ResidentBytes());
+    reply_.set_open_fds(OpenFds());
+    reply_.set_rejected_connections(sources_.rejected_connections);
+    reply_.set_protocol_errors(sources_.protocol_errors);
+    reply_.set_retained_fds(sources_.domains.descriptors().kept());
+  }
+  if (sources_.host_cache != nullptr)
+    kvm::daemon::Describe(*sources_.host_cache, config, sees_all_ ? nullptr : asking_.domain, *reply_.mutable_host_cache());
 }
 
 const kvmwire::DomainStatus& StatusBuilder::Describe(Domain& domain, kvmwire::DomainStatus& out) const {

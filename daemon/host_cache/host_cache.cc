@@ -1,5 +1,7 @@
 #include "daemon/host_cache/host_cache.h"
 
+#include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include "proto/base/fault_point.h"
@@ -31,7 +33,9 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
   if (pool_.Restoring(group)) return decision;
   std::vector<policy::Slot> present;
   Placement place;
-  for (; decision.decided < records.size(); ++decision.decided) {
+  const WorkBudget budget;
+  for (; decision.decided < records.size() && (decision.decided == 0 || !budget.used_up()); ++decision.decided) {
+    Spend(1);
     const PublishRecord& record = records[decision.decided];
     const std::uint64_t checksum = group.kind.checksums ? source.generations.Checksum(record.block) : 0;
     if (record.block >= source.info.block_count || !IsReadable(record.generation) ||
@@ -71,11 +75,13 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
   return decision;
 }
 
-void HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done) {
+bool HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget) {
   SlabWriter* const writer = writers_.Find(client);
-  if (writer == nullptr) return;
+  if (writer == nullptr) return true;
   std::unordered_map<SlabClass*, std::vector<policy::Slot>> stored;
-  for (const kvmwire::StoreOutcome& outcome : done.outcomes()) {
+  for (const int from = next; next < done.outcomes_size() && (next == from || !budget.used_up()); ++next) {
+    Spend(1);
+    const kvmwire::StoreOutcome& outcome = done.outcomes(next);
     Slab* slab = pool_.Find(domain, outcome.region(), outcome.region_epoch());
     if (slab == nullptr || !slab->WritableBy(*writer) || outcome.slot() >= slab->group.blocks.slots_per_slab()) continue;
     SlotTable& blocks = slab->group.blocks;
@@ -97,23 +103,30 @@ void HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteSto
   }
   for (const auto& [group, slots] : stored) pool_.Use(*group, slots, false, now_);
   pool_.NoteProgress();
+  return next >= done.outcomes_size();
 }
 
-void HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use) {
-  std::unordered_map<SlabClass*, std::vector<policy::Slot>> used;
-  for (const kvmwire::HostCacheRun& run : use.runs()) {
+// Each run is a request of its own: two of one prefix are two uses. But a message that names one end twice tells of one
+// moment, so the chain is told once.
+bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget) {
+  const auto end_of = [&](int at) {
+    const kvmwire::HostCacheRun& run = use.runs(at);
+    return std::tuple(run.region(), run.region_epoch(), run.slot());
+  };
+  std::set<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>> told;
+  for (int at = 0; at < next; ++at) told.insert(end_of(at));
+  for (const int from = next; next < use.runs_size() && (next == from || !budget.used_up()); ++next) {
+    Spend(1);
+    const kvmwire::HostCacheRun& run = use.runs(next);
     Slab* slab = pool_.Find(domain, run.region(), run.region_epoch());
     if (slab == nullptr || run.slot() >= slab->group.blocks.slots_per_slab()) continue;
     const policy::Slot at = slab->group.blocks.SlotAt(slab->position, run.slot());
     const CacheSlot& slot = slab->group.blocks[at];
     if (slot.state != CacheSlot::State::kStored) continue;
     counters_[domain].hits += std::min(run.blocks(), slot.record.depth + 1);
-    used[&slab->group].push_back(at);
+    if (told.insert(end_of(next)).second) pool_.Use(slab->group, std::span(&at, 1), true, now_);
   }
-  // Each run is a request of its own: two runs with one prefix are two uses of it.
-  for (const auto& [group, slots] : used) {
-    for (const policy::Slot& slot : slots) pool_.Use(*group, std::span(&slot, 1), true, now_);
-  }
+  return next >= use.runs_size();
 }
 
 void HostCache::Forget(Domain& domain) {

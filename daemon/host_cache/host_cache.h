@@ -35,6 +35,7 @@
 #include "daemon/host_cache/slab_quota.h"
 #include "daemon/host_cache/slab_writers.h"
 #include "daemon/system/config.h"
+#include "daemon/system/work_meter.h"
 
 namespace kvm::daemon {
 
@@ -50,8 +51,8 @@ class HostCache {
     std::uint32_t slot = 0;
     Generation write = 0;
   };
-  // The outcome of an offer. Records from `decided` on wait for memory that is being allocated or
-  // freed.
+  // What became of an offer. Records from `decided` on wait for memory that is being allocated or
+  // given up, or for their client's next turn: it offers them again.
   struct Decision {
     std::size_t decided = 0;
     std::vector<Grant> grants;
@@ -65,11 +66,13 @@ class HostCache {
 
   // ---- clients
 
-  // `source`: a live region of the client's. `asked`: the engine named these blocks, so they are
-  // admitted in any case.
+  // `source`: a live region of the client's. `asked`: admission is not in question. An offer of
+  // which the first records take a slice of work is decided as far as that.
   Decision Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records, bool asked);
-  void Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done);
-  void Used(Domain& domain, const kvmwire::HostCacheUse& use);
+  // Both go on with what the message names from `next` on, until the budget is used up. True: nothing
+  // is left to do.
+  bool Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget);
+  bool Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget);
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process) { writers_.Leave(client, std::move(process)); }
 
   // ---- memory

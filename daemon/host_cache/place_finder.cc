@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/system/work_meter.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -24,6 +26,7 @@ Placement PlaceFinder::Find(SlabClass& group, const std::shared_ptr<SlabWriter>&
   if (writer->granted >= kMaxGrantsPerClient)
     return Placement::None(Outcome::kFull, "too many blocks are granted to this client and not stored yet");
   bool has_slab = false;
+  Spend(pool_.slabs().size());
   for (const auto& slab : pool_.slabs()) {
     if (&slab->group != &group || !slab->WritableBy(*writer)) continue;
     has_slab = true;
@@ -46,6 +49,7 @@ Placement PlaceFinder::MakeRoom(SlabClass& group, const std::shared_ptr<SlabWrit
                                 SlabQuota::Limit limit, bool has_slab) {
   using Limit = SlabQuota::Limit;
   using Outcome = Placement::Outcome;
+  Spend(4 * pool_.slabs().size());
   if (Slab* slab = Abandoned(group, *writer, /*with_room=*/false)) {
     AssignWriter(*slab, writer);
     has_slab = true;

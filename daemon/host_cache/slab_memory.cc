@@ -71,7 +71,11 @@ Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
   return allocated_ < bytes_;
 }
 
-// If the kernel refuses, accesses are slower, and nothing else changes.
+// A refusal only costs speed.
+void SlabMemory::Empty() noexcept {
+  if (fd_) static_cast<void>(::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes_)));
+}
+
 void SlabMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {
   const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
   if (whole == 0) return;

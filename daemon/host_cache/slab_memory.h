@@ -29,6 +29,10 @@ class SlabMemory {
   // do. Errors as Create.
   [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
 
+  // Gives the memory back to the machine, whoever still has a descriptor of it: what they write from then on is new memory,
+  // and their own.
+  void Empty() noexcept;
+
   std::uint64_t size() const noexcept { return bytes_; }
   // Of ordinary memory
   std::uint64_t missing_bytes() const noexcept { return reserved_ ? 0 : bytes_ - allocated_; }

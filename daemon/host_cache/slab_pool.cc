@@ -81,7 +81,7 @@ void SlabPool::Close(Slab& slab) {
   LogLimited(LogLevel::kInfo, "host_cache_shrunk",
              {{"domain", group.domain.name()}, {"region", slab.region->descriptor.name()}, {"bytes", slab.bytes()}});
   Region& region = *slab.region;
-  closing_.push_back({&group.domain, region.row, region.info.region_epoch, slab.bytes()});
+  closing_.push_back({&group.domain, region.row, region.info.region_epoch, slab.bytes(), std::move(slab.memory)});
   group.blocks.RemoveSlab(slab.position);
   slab.GiveUp();
   host_.SlabClosing(group.domain, region);
@@ -109,16 +109,25 @@ void SlabPool::DropMismatched(Domain& domain, const Region& region) {
 void SlabPool::Forget(Domain& domain) {
   const auto in_domain = [&](const auto& slab) { return &slab->group.domain == &domain; };
   for (const auto& slab : slabs_) {
-    if (in_domain(slab)) slab->GiveUp();
+    if (!in_domain(slab)) continue;
+    slab->GiveUp();
+    slab->memory.Empty();
   }
   std::erase_if(slabs_, in_domain);
+  for (Closing& closing : closing_) {
+    if (closing.domain == &domain) closing.memory.Empty();
+  }
   std::erase_if(closing_, [&](const Closing& closing) { return closing.domain == &domain; });
   std::erase_if(classes_, [&](const auto& entry) { return &entry.second->domain == &domain; });
   NoteProgress();
 }
 
 void SlabPool::Tick() {
-  const auto gone = [](const Closing& closing) { return closing.domain->FindRegion(closing.row, closing.region_epoch) == nullptr; };
+  const auto gone = [](Closing& closing) {
+    if (closing.domain->FindRegion(closing.row, closing.region_epoch) != nullptr) return false;
+    closing.memory.Empty();
+    return true;
+  };
   if (std::erase_if(closing_, gone) > 0) NoteProgress();
   std::erase_if(classes_, [](const auto& entry) { return entry.second->slabs == 0; });
 }

@@ -9,8 +9,9 @@
 //     closed.
 //   - A block is in the index only while its slot's generation is the even one it was published
 //     with.
-//   - Memory of a closed slab counts until its region has left the domain, since importers may have
-//     it mapped until then.
+//   - Memory of a closed slab counts until its region has left the domain, since importers have it
+//     mapped until then. Then it is emptied, so that no descriptor that a client has kept, or sent on,
+//     holds memory of the cache.
 // Single-threaded.
 #pragma once
 
@@ -84,7 +85,7 @@ class SlabPool final : public SlabObserver {
   // Whether NoteProgress has been called since the last call of this function.
   bool TakeProgress() noexcept { return std::exchange(progress_, false); }
 
-  static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 16;
+  static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 14;
 
  private:
   // A closed slab whose memory importers may still have mapped.
@@ -92,6 +93,7 @@ class SlabPool final : public SlabObserver {
     Domain* domain;
     std::uint32_t row, region_epoch;
     std::uint64_t bytes;
+    SlabMemory memory;
   };
 
   const Config& config_;

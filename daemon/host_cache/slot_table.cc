@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/system/work_meter.h"
+
 namespace kvm::daemon {
 namespace {
 
@@ -13,10 +15,11 @@ constexpr std::uint32_t kFirstSlabs = 4;
 // Prefixes are followed this far up. Clients name the parents, so two blocks may even name each
 // other as parent.
 constexpr std::size_t kLongestPath = 16'384;
-// How many blocks one call of Use follows to their prefixes; the policy is told of further blocks
-// without their prefixes.
-constexpr std::size_t kMostAtOnce = 32'768;
-// Within this time, another use of a prefix by a store does not count.
+// What one call of Use follows; blocks beyond are told without their prefixes.
+constexpr std::size_t kMostAtOnce = kLongestPath;
+// How far a block that may leave from now on is moved up among the others, to stand where its last use puts it.
+constexpr int kMostPlaces = 32;
+// Within this, a prefix that goes on has not been used once more.
 constexpr std::uint64_t kOneUseMs = 1000;
 
 }  // namespace
@@ -87,16 +90,46 @@ std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord
   slots_[slot] = CacheSlot{};
   slots_[slot].state = CacheSlot::State::kGranted;
   slots_[slot].record = record;
-  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) ++slots_[parent->second].coming;
+  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) {
+    ++slots_[parent->second].coming;
+    NoteWhetherItMayLeave(parent->second);
+  }
   by_key_.emplace(record.key.lo, slot);
   return slot;
 }
 
-// Called when the policy knows the block in `slot`, or never will.
+// After each change of what the answer depends on.
+void SlotTable::NoteWhetherItMayLeave(Slot slot) noexcept {
+  CacheSlot& at = slots_[slot];
+  const bool may = at.state == CacheSlot::State::kStored && at.listed && at.pins == 0 && at.coming == 0;
+  if (may == std::exchange(at.may_leave, may)) return;
+  if (may) return LetLeave(slot);
+  policy::Unlink(slabs_[PositionOf(slot)].may_leave, slot, [this](Slot one) -> policy::Links& { return slots_[one].leaving; });
+}
+
+// Into the slab's list, about where the time of its last use puts it.
+void SlotTable::LetLeave(Slot slot) noexcept {
+  const auto links = [this](Slot one) -> policy::Links& { return slots_[one].leaving; };
+  policy::ListEnds& list = slabs_[PositionOf(slot)].may_leave;
+  // Of those that one request used, the end of the prefix goes first.
+  const auto before = [&](Slot other) {
+    const CacheSlot &one = slots_[slot], &two = slots_[other];
+    return one.used_ms != two.used_ms ? one.used_ms < two.used_ms : one.record.depth > two.record.depth;
+  };
+  if (list.empty() || before(list.back)) return policy::PushBack(list, slot, links);
+  Slot newer = list.front;
+  for (int places = 0; places < kMostPlaces && before(newer); ++places) newer = slots_[newer].leaving.older;
+  if (newer == list.front) return policy::PushFront(list, slot, links);
+  policy::InsertBehind(list, slots_[newer].leaving.newer, slot, links);
+}
+
+// The block in `slot` is known to the policy, or will never be.
 void SlotTable::HasCome(Slot slot) {
   const PublishRecord& record = slots_[slot].record;
   const auto parent = by_key_.find(record.parent_lo);
-  if (record.depth > 0 && parent != by_key_.end() && slots_[parent->second].coming > 0) --slots_[parent->second].coming;
+  if (record.depth == 0 || parent == by_key_.end() || slots_[parent->second].coming == 0) return;
+  --slots_[parent->second].coming;
+  NoteWhetherItMayLeave(parent->second);
 }
 
 void SlotTable::Expire(Slot slot) {
@@ -111,12 +144,14 @@ bool SlotTable::Pin(Slot slot) noexcept {
   CacheSlot& at = slots_[slot];
   if (at.state != CacheSlot::State::kStored) return false;
   if (at.pins++ == 0) ++slabs_[PositionOf(slot)].pinned;
+  NoteWhetherItMayLeave(slot);
   return true;
 }
 
 void SlotTable::Unpin(Slot slot) noexcept {
   CacheSlot& at = slots_[slot];
   if (at.pins > 0 && --at.pins == 0) --slabs_[PositionOf(slot)].pinned;
+  NoteWhetherItMayLeave(slot);
 }
 
 void SlotTable::Commit(Slot slot) {
@@ -129,7 +164,10 @@ bool SlotTable::Restore(Slot slot, const PublishRecord& record) {
   CacheSlot& at = slots_[slot];
   at.record = record;
   at.state = CacheSlot::State::kStored;
-  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) ++slots_[parent->second].coming;
+  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) {
+    ++slots_[parent->second].coming;
+    NoteWhetherItMayLeave(parent->second);
+  }
   ++stored_;
   return true;
 }
@@ -145,6 +183,7 @@ void SlotTable::Free(Slot slot) {
   if (std::exchange(at.pins, 0) > 0) --slabs_[PositionOf(slot)].pinned;
   at.coming = 0;
   at.state = CacheSlot::State::kFree;
+  NoteWhetherItMayLeave(slot);
   slabs_[PositionOf(slot)].free.push_back(InSlab(slot));
 }
 
@@ -169,6 +208,7 @@ void SlotTable::Use(std::span<const Slot> slots, std::uint64_t now_ms, bool impo
     for (Slot at = slots[i]; path.size() < kLongestPath;) {
       path.push_back(at);
       ++told;
+      Spend(1);
       if (const auto known = given.find(at); known != given.end()) done[known->second] = true;
       const PublishRecord& record = slots_[at].record;
       const auto parent = record.depth == 0 ? by_key_.end() : by_key_.find(record.parent_lo);
@@ -184,6 +224,7 @@ void SlotTable::Use(std::span<const Slot> slots, std::uint64_t now_ms, bool impo
 }
 
 void SlotTable::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported) {
+  Spend(2 * path.size());  // for the policy
   std::vector<policy::Block> blocks;
   blocks.reserve(path.size());
   for (const Slot slot : path) blocks.push_back(BlockIn(slot));
@@ -202,28 +243,35 @@ void SlotTable::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool impo
       policy_->OnHit(path[i]);
     }
     at.used_ms = now_ms;
+    if (std::exchange(at.may_leave, false))
+      policy::Unlink(slabs_[PositionOf(path[i])].may_leave, path[i], [this](Slot one) -> policy::Links& { return slots_[one].leaving; });
+    NoteWhetherItMayLeave(path[i]);
   }
 }
 
 std::optional<Slot> SlotTable::ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted) {
   if (!policy_) return std::nullopt;
-  std::vector<bool> among(slabs_.size());
-  for (const std::uint32_t position : positions) among[position] = true;
   const auto found = by_key_.find(wanted.parent_lo);
   const Slot parent = wanted.depth > 0 && found != by_key_.end() ? found->second : policy::kNoSlot;
-  const auto may_leave = [&](Slot slot) {
-    const CacheSlot& at = slots_[slot];
-    return slot != parent && at.pins == 0 && at.coming == 0 && at.listed && at.state == CacheSlot::State::kStored &&
-           among[PositionOf(slot)];
-  };
-  const Slot victim = policy_->ChooseVictimAmong(may_leave);
-  if (victim != policy::kNoSlot) return victim;
-  // The policy's candidates are all pinned: choose the block that was used least recently.
+  const std::optional<Slot> oldest = OldestThatMayLeave(positions, parent);
+  if (!oldest) return std::nullopt;
+  std::vector<bool> among(slabs_.size());
+  for (const std::uint32_t position : positions) among[position] = true;
+  const Slot victim = policy_->ChooseVictimAmong([&](Slot slot) {
+    Spend(1);
+    return slot != parent && slots_[slot].may_leave && among[PositionOf(slot)];
+  });
+  // What may leave may lie far behind what may not: the one used least recently, then.
+  return victim != policy::kNoSlot ? victim : oldest;
+}
+
+std::optional<Slot> SlotTable::OldestThatMayLeave(std::span<const std::uint32_t> positions, Slot but) const noexcept {
   std::optional<Slot> oldest;
+  Spend(positions.size());
   for (const std::uint32_t position : positions) {
-    for (Slot slot = SlotAt(position, 0); slot < SlotAt(position + 1, 0); ++slot) {
-      if (may_leave(slot) && (!oldest || slots_[slot].used_ms < slots_[*oldest].used_ms)) oldest = slot;
-    }
+    Slot slot = slabs_[position].may_leave.back;
+    if (slot == but && slot != policy::kNoSlot) slot = slots_[slot].leaving.newer;
+    if (slot != policy::kNoSlot && (!oldest || slots_[slot].used_ms < slots_[*oldest].used_ms)) oldest = slot;
   }
   return oldest;
 }

@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/policy/linked_list.h"
 #include "daemon/policy/policies.h"
 #include "proto/wire/publish_record.h"
 
@@ -37,7 +38,9 @@ struct CacheSlot {
   PublishRecord record;
   std::uint64_t checksum = 0;  // of the block's content, if the slab has checksums
   std::uint64_t write = 0;     // odd generation of the slot while it is granted
-  std::uint64_t used_ms = 0;   // time of the last use, by the clock of Use
+  std::uint64_t used_ms = 0;   // when it was last used, by the clock of Use
+  bool may_leave = false;      // it is in its slab's list of those
+  policy::Links leaving;       // in that list
 };
 
 class SlotTable {
@@ -87,8 +90,8 @@ class SlotTable {
   // once a second unless they were `imported`.
   void Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported);
 
-  // Chooses among the stored, unpinned blocks of these slabs, without the parent of the block that
-  // needs the slot.
+  // Among the stored, unpinned blocks of these slabs; not the parent of the block that the place is for. That none may
+  // leave is known without a search, however many slots there are.
   std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
 
   std::uint64_t stored() const noexcept { return stored_; }
@@ -98,11 +101,15 @@ class SlotTable {
     bool present = false;
     std::vector<std::uint32_t> free;  // slots in the slab; the last element is granted next
     std::uint32_t pinned = 0;         // slots with pins
+    policy::ListEnds may_leave;       // slots whose block may be evicted; the one used least recently is at the back
   };
 
   void Grow();
   void UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported);
   void HasCome(Slot slot);
+  void NoteWhetherItMayLeave(Slot slot) noexcept;
+  void LetLeave(Slot slot) noexcept;
+  std::optional<Slot> OldestThatMayLeave(std::span<const std::uint32_t> positions, Slot but) const noexcept;
   policy::Block BlockIn(Slot slot) const;
 
   const policy::PolicyKind kind_;

@@ -1,5 +1,8 @@
 #include "daemon/registry/accounts.h"
 
+#include <algorithm>
+#include <string>
+
 #include "daemon/registry/quota_error.h"
 
 namespace kvm::daemon {
@@ -21,7 +24,27 @@ Status Accounts::Check(ClientId client, std::uint64_t blocks, std::size_t fds) c
   return {};
 }
 
-void Accounts::Add(Account& account, const Region& region) {
+Status Accounts::CheckUser(ClientId client, std::uint32_t uid) const {
+  const auto user = users_.find(uid);
+  if (client == kNoClient || user == users_.end() || user->second.regions < RegionsPerUser(config_)) return {};
+  return Exhausted("too many regions of user " + std::to_string(uid), RegionsPerUser(config_), "--max-regions-per-user");
+}
+
+std::uint64_t Accounts::ShareOf(const Account& account, std::uint64_t entries) const noexcept {
+  if (users_.size() <= 1) return entries / std::max<std::size_t>(accounts_.size(), 1);
+  const std::uint64_t of_user = entries / (users_.size() + (keeps_ ? 1 : 0));
+  const auto user = account.own ? users_.end() : users_.find(account.uid);
+  return user == users_.end() ? of_user : of_user / std::max(user->second.clients, 1u);
+}
+
+void Accounts::Add(ClientId client, Account& account, const Region& region) {
+  if (account.regions == 0) {
+    account.own = client == kNoClient;
+    account.uid = region.info.owner_uid;
+    keeps_ = keeps_ || account.own;
+    if (!account.own) ++users_[account.uid].clients;
+  }
+  if (!account.own) ++users_[account.uid].regions;
   account.regions += 1;
   account.blocks += region.info.block_count;
   account.fds += region.descriptors();
@@ -34,12 +57,19 @@ void Accounts::Remove(ClientId client, Account& account, const Region& region) n
   account.fds -= region.descriptors();
   account.entries -= region.entries;
   descriptors_.Remove(region.descriptors());
+  const auto user = account.own ? users_.end() : users_.find(account.uid);
+  if (user != users_.end()) {
+    --user->second.regions;
+    user->second.clients -= account.regions == 1 ? 1 : 0;
+    if (user->second.clients == 0) users_.erase(user);
+  }
+  if (account.regions == 1 && account.own) keeps_ = false;
   if (--account.regions == 0) accounts_.erase(client);
 }
 
 void Accounts::Join(Region& region, ClientId client) {
   region.account = &accounts_[client];
-  Add(*region.account, region);
+  Add(client, *region.account, region);
 }
 
 void Accounts::Leave(Region& region) noexcept {
@@ -50,7 +80,7 @@ void Accounts::Leave(Region& region) noexcept {
 void Accounts::Move(Region& region, ClientId client) {
   // Added first and removed then, since both may be the same account, which must not become empty.
   Account& to = accounts_[client];
-  Add(to, region);
+  Add(client, to, region);
   Remove(region.owner, *region.account, region);
   region.account = &to;
 }

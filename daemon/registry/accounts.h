@@ -1,5 +1,5 @@
-// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it may
-// have more of them.
+// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it, or its
+// user over all connections, may have more of them.
 //
 // Called by Domain, OrphanRegions and EntryTable when a region or an entry is added, is removed or
 // gets another owner. It owns the accounts. It also counts this domain's descriptors in the quota
@@ -33,7 +33,12 @@ class Accounts {
   // Whether the client may have one more region of so many blocks and descriptors.
   // kResourceExhausted, the option named.
   [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
-  // Whether the domain may have so many more descriptors. Errors: those of DescriptorQuota::Check.
+  // Whether a user may have one more region. kResourceExhausted, user and option named.
+  [[nodiscard]] Status CheckUser(ClientId client, std::uint32_t uid) const;
+  // How many of `entries` an account may have before others' go first. Users share alike, and so do the clients of
+  // a user; what kvmd keeps itself is one user more.
+  std::uint64_t ShareOf(const Account& account, std::uint64_t entries) const noexcept;
+  // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
   [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }
 
   // Adds a region that belongs to no account, and its entries, to the client's account.
@@ -51,12 +56,18 @@ class Accounts {
   std::uint64_t max_fds() const noexcept { return descriptors_.max_of_domain(); }
 
  private:
-  void Add(Account& account, const Region& region);
+  void Add(ClientId client, Account& account, const Region& region);
   void Remove(ClientId client, Account& account, const Region& region) noexcept;
 
   const Config& config_;
   DescriptorQuota& descriptors_;
+  struct User {
+    std::uint32_t regions = 0, clients = 0;
+  };
+
   std::map<ClientId, Account> accounts_;
+  std::map<std::uint32_t, User> users_;  // kvmd is none
+  bool keeps_ = false;                   // kvmd has an account, too
 };
 
 }  // namespace kvm::daemon

@@ -3,6 +3,7 @@
 #include <cassert>
 #include <utility>
 
+#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
 
 namespace kvm::daemon {
@@ -69,22 +70,24 @@ void BlockIndexWriter::SetMore(std::uint64_t at, bool more) noexcept {
 
 std::size_t BlockIndexWriter::Replicas(const BlockKey& key, std::span<std::uint64_t> out) const noexcept {
   std::size_t found = 0;
-  std::uint64_t at = layout::Home(key, count_);
-  for (std::uint64_t distance = 0; distance <= kMaxDisplacement && found < out.size() && !Empty(at); ++distance, at = Next(at)) {
+  std::uint64_t at = layout::Home(key, count_), distance = 0;
+  for (; distance <= kMaxDisplacement && found < out.size() && !Empty(at); ++distance, at = Next(at)) {
     if (KeyAt(at) != key) continue;
     out[found++] = at;
     if ((slots_[at].flags.load(kRelaxed) & IndexSlot::kMore) == 0) break;
   }
+  Spend(1 + distance);
   return found;
 }
 
 std::uint64_t BlockIndexWriter::Insert(const IndexEntry& entry) noexcept {
   std::uint64_t last = kNoSlot;
-  std::uint64_t at = layout::Home(entry.key, count_);
-  for (std::uint64_t distance = 0; !Empty(at); ++distance, at = Next(at)) {
-    if (distance == kMaxDisplacement) return kNoSlot;
+  std::uint64_t at = layout::Home(entry.key, count_), distance = 0;
+  for (; !Empty(at) && distance < kMaxDisplacement; ++distance, at = Next(at)) {
     if (KeyAt(at) == entry.key) last = at;
   }
+  Spend(1 + distance);
+  if (!Empty(at)) return kNoSlot;
   IndexEntry added = entry;
   added.more = false;
   Write(at, added);
@@ -101,10 +104,12 @@ void BlockIndexWriter::Update(std::uint64_t at, const IndexEntry& entry) noexcep
 
 void BlockIndexWriter::Erase(std::uint64_t hole) noexcept {
   const IndexEntry erased = At(hole);
+  const std::uint64_t home = layout::Home(erased.key, count_);
+  Spend(1 + Distance(home, hole));
   if (!erased.more) {
     // The replica before it becomes the last one.
     std::uint64_t before = kNoSlot;
-    for (std::uint64_t at = layout::Home(erased.key, count_); at != hole; at = Next(at)) {
+    for (std::uint64_t at = home; at != hole; at = Next(at)) {
       if (KeyAt(at) == erased.key) before = at;
     }
     if (before != kNoSlot) SetMore(before, false);
@@ -114,6 +119,7 @@ void BlockIndexWriter::Erase(std::uint64_t hole) noexcept {
   const std::uint64_t moves = moves_->load(kRelaxed);
   bool moved = false;
   for (std::uint64_t at = Next(hole); !Empty(at) && Distance(hole, at) <= kMaxDisplacement; at = Next(at)) {
+    Spend(1);
     const std::uint64_t displacement = Distance(layout::Home(KeyAt(at), count_), at);
     if (displacement < Distance(hole, at)) continue;
     if (!moved) {

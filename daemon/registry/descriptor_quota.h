@@ -1,21 +1,27 @@
-// How many descriptors kvmd may keep for regions: for all domains together, and for each domain.
-// kvmd's descriptor table (RLIMIT_NOFILE) also has to hold connections. Those come first: a socket
-// and a pidfd for each of --max-clients.
+// How many descriptors kvmd may keep for regions: of all domains together, and of each. They come out of the one table that
+// connections need, too (RLIMIT_NOFILE), so connections come first: a socket and a pidfd for each of --max-clients, and what waits for one
+// user.
 //
 // Not thread-safe.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "daemon/system/config.h"
 #include "kvm/error.h"
 
 namespace kvm::daemon {
 
+// Descriptors that may wait for all connections of one user: --max-waiting-fds-per-user, or if that is 0 an eighth of what this
+// process may have, at most 16,384.
+std::uint64_t WaitingDescriptorsPerUser(const Config& config) noexcept;
+
 class DescriptorQuota {
  public:
-  // `stored`: a service manager stores copies, each of which costs this process another descriptor.
-  DescriptorQuota(const Config& config, bool stored);
+  // `stored`: a service manager takes copies, each of which costs this process another descriptor; `store_size`: at most so
+  // many, if it says.
+  DescriptorQuota(const Config& config, bool stored, std::optional<std::uint64_t> store_size = {});
   DescriptorQuota(const Config& config, bool stored, std::uint64_t process_limit);
 
   // Whether a domain that has `of_domain` descriptors may have `more`. kResourceExhausted: the
@@ -31,6 +37,8 @@ class DescriptorQuota {
   std::uint64_t max_of_domain() const noexcept { return max_of_domain_; }
 
  private:
+  DescriptorQuota(const Config& config, std::uint64_t max);
+
   const std::uint64_t max_, max_of_domain_;
   std::uint64_t kept_ = 0;
 };

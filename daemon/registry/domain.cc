@@ -35,6 +35,7 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
 }
 
 Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> added) {
+  if (Status allowed = accounts_.CheckUser(owner.client, owner.uid); !allowed) return allowed.error();
   Result<Region*> region = regions_.Add(owner, std::move(added));
   if (!region) return region;
   accounts_.Join(**region, owner.client);
@@ -66,11 +67,18 @@ void Domain::StopWaitingFor(ClientId importer) noexcept {
   }
 }
 
-bool Domain::Reap(std::uint32_t budget) {
+kvmwire::PublishAck Domain::Publish(ClientId client, const kvmwire::Publish& publish) {
+  Publishing progress;
+  while (!entries_.Publish(client, publish, progress, WorkBudget())) continue;
+  return std::move(progress.ack);
+}
+
+bool Domain::Reap(std::uint32_t blocks) {
+  const WorkBudget budget;
   bool more = false;
   for (auto row = leaving_.begin(); row != leaving_.end() && !more;) {
     Region& region = regions_.At(*row);
-    more = !entries_.Reap(region, budget);
+    more = !entries_.Reap(region, blocks, budget);
     if (more || !region.waiting_for.empty()) {
       ++row;
       continue;

@@ -61,7 +61,7 @@ class Domain {
   // (quotas), and the errors of CheckRegion.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
                                                               std::vector<UniqueFd> fds) const;
-  // Errors: those of RegionTable::Add.
+  // What RegionTable::Add and Accounts::CheckUser say.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
   // Begins to remove a serving region: no block can be published to it any more, and Reap does the
   // rest. `asks_importers`: importers are asked to acknowledge, and the row shows kWithdrawing
@@ -80,6 +80,12 @@ class Domain {
   std::vector<Region*> ServingRegionsOfModel(std::uint32_t model) noexcept { return regions_.ServingOfModel(model); }
   Region* FindDamaged(std::uint32_t most) noexcept { return regions_.FindDamaged(most); }
   void WriteRows() { regions_.WriteChanged(); }
+  template <class Visit>
+  void ForEachRegion(Visit&& visit) {
+    for (const auto& region : regions_.rows()) {
+      if (region) visit(*region);
+    }
+  }
 
   // ---- orphans: orphan_regions.h
 
@@ -99,9 +105,16 @@ class Domain {
 
   // ---- entries: entry_table.h
 
-  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish) { return entries_.Publish(client, publish); }
+  using Publishing = EntryTable::Publishing;
+  bool Publish(ClientId client, const kvmwire::Publish& publish, Publishing& progress, const WorkBudget& budget) {
+    return entries_.Publish(client, publish, progress, budget);
+  }
+  // The whole message.
+  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
   bool Restore(Region& region, const IndexEntry& entry) { return entries_.Restore(region, entry); }
-  void Retract(ClientId client, const kvmwire::Retract& retract) { entries_.Retract(client, retract); }
+  bool Retract(ClientId client, const kvmwire::Retract& retract, int& next, const WorkBudget& budget) {
+    return entries_.Retract(client, retract, next, budget);
+  }
   void Sweep(std::uint32_t slots) { entries_.Sweep(slots); }
   bool PublishCached(Region& region, const PublishRecord& record) { return entries_.PublishCached(region, record); }
   void EraseCached(Region& region, std::uint32_t block) { entries_.EraseCached(region, block); }

@@ -50,15 +50,16 @@ void EntryTable::Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) 
 
 void EntryTable::WriteCount() noexcept { segment_.header().live_entries.store(index_.entries(), std::memory_order_relaxed); }
 
-kvmwire::PublishAck EntryTable::Publish(ClientId client, const kvmwire::Publish& publish) {
-  kvmwire::PublishAck ack;
+bool EntryTable::Publish(ClientId client, const kvmwire::Publish& publish, Publishing& progress, const WorkBudget& budget) {
+  kvmwire::PublishAck& ack = progress.ack;
   ack.set_sequence(publish.sequence());
   const std::string& records = publish.records();
   const std::size_t count = records.size() / sizeof(PublishRecord);
   Region* region = regions_.Find(publish.region(), publish.region_epoch());
   if (region == nullptr || region->owner != client || !region->live()) {
-    ack.set_refused_invalid(static_cast<std::uint32_t>(count));
-    return ack;
+    ack.set_refused_invalid(ack.refused_invalid() + static_cast<std::uint32_t>(count - progress.next));
+    progress.next = count;
+    return true;
   }
   const std::uint32_t blocks = region->info.block_count;
   const auto fetch_first = [&](std::size_t i) {
@@ -72,28 +73,32 @@ kvmwire::PublishAck EntryTable::Publish(ClientId client, const kvmwire::Publish&
     const PublishRecord record = RecordAt(records, i);
     if (record.block < blocks) index_.PrefetchSlot(region->slots.Get(record.block));
   };
-  for (std::size_t i = 0; i < std::min(kFetchFirst, count); ++i) fetch_first(i);
-  for (std::size_t i = 0; i < std::min(kFetchSecond, count); ++i) fetch_second(i);
+  const std::size_t from = progress.next;
+  for (std::size_t i = from; i < std::min(from + kFetchFirst, count); ++i) fetch_first(i);
+  for (std::size_t i = from; i < std::min(from + kFetchSecond, count); ++i) fetch_second(i);
   const std::uint32_t now_s = SecondsSinceStart();
   std::uint32_t outcomes[5] = {};
-  for (std::size_t i = 0; i < count; ++i) {
+  std::size_t& i = progress.next;
+  for (; i < count && (i == from || !budget.used_up()); ++i) {
     if (i + kFetchFirst < count) fetch_first(i + kFetchFirst);
     if (i + kFetchSecond < count) fetch_second(i + kFetchSecond);
     ++outcomes[static_cast<int>(PublishOne(*region, RecordAt(records, i), now_s))];
   }
-  ack.set_inserted(outcomes[static_cast<int>(Outcome::kInserted)]);
-  ack.set_refused_full(outcomes[static_cast<int>(Outcome::kFull)]);
-  ack.set_refused_replicas(outcomes[static_cast<int>(Outcome::kReplicas)]);
-  ack.set_refused_stale(outcomes[static_cast<int>(Outcome::kStale)]);
-  ack.set_refused_invalid(outcomes[static_cast<int>(Outcome::kInvalid)]);
+  const auto of = [&](Outcome outcome) { return outcomes[static_cast<int>(outcome)]; };
+  ack.set_inserted(ack.inserted() + of(Outcome::kInserted));
+  ack.set_refused_full(ack.refused_full() + of(Outcome::kFull));
+  ack.set_refused_replicas(ack.refused_replicas() + of(Outcome::kReplicas));
+  ack.set_refused_stale(ack.refused_stale() + of(Outcome::kStale));
+  ack.set_refused_invalid(ack.refused_invalid() + of(Outcome::kInvalid));
   layout::Counters& counters = segment_.counters();
-  Add(counters.published, ack.inserted());
-  Add(counters.refused_full, ack.refused_full());
-  Add(counters.refused_replicas, ack.refused_replicas());
-  Add(counters.refused_stale, ack.refused_stale());
+  Add(counters.published, of(Outcome::kInserted));
+  Add(counters.refused_full, of(Outcome::kFull));
+  Add(counters.refused_replicas, of(Outcome::kReplicas));
+  Add(counters.refused_stale, of(Outcome::kStale));
   WriteCount();
+  if (i < count) return false;
   KVM_FAULT_POINT(kvmd_batch_published);
-  return ack;
+  return true;
 }
 
 bool EntryTable::Restore(Region& region, const IndexEntry& entry) {
@@ -105,6 +110,7 @@ bool EntryTable::Restore(Region& region, const IndexEntry& entry) {
 }
 
 EntryTable::Outcome EntryTable::PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s) {
+  Spend(1);
   if (record.block >= region.info.block_count || !IsReadable(record.generation)) return Outcome::kInvalid;
   if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;
   IndexEntry entry;
@@ -174,14 +180,17 @@ void EntryTable::EraseCached(Region& region, std::uint32_t block) {
 }
 
 bool EntryTable::MakeRoom(const Region& publisher) {
-  const std::uint64_t share = config_.max_entries / accounts_.size();
-  const bool publisher_is_rich = publisher.account->entries >= share;
-  const std::uint64_t victim = eviction_.ChooseVictim(index_, [&](const IndexEntry& entry) {
+  const bool publisher_is_rich = publisher.account->entries >= accounts_.ShareOf(*publisher.account, config_.max_entries);
+  const Standing best = regions_.orphans() > 0 ? Standing::kGone : Standing::kPreferred;
+  const std::uint64_t victim = eviction_.ChooseVictim(index_, best, [&](const IndexEntry& entry) {
     if (IsStale(entry)) return Standing::kStale;
-    if (regions_.At(entry.region).Pinned(entry.block)) return Standing::kProtected;
-    const Account* account = regions_.At(entry.region).account;
+    const Region& region = regions_.At(entry.region);
+    if (region.Pinned(entry.block)) return Standing::kProtected;
+    // Those who work come before those who may come back.
+    if (region.orphan) return Standing::kGone;
+    const Account* account = region.account;
     if (account == publisher.account) return publisher_is_rich ? Standing::kPreferred : Standing::kLastResort;
-    if (account->entries <= share) return Standing::kProtected;
+    if (account->entries <= accounts_.ShareOf(*account, config_.max_entries)) return Standing::kProtected;
     return publisher_is_rich ? Standing::kAcceptable : Standing::kPreferred;
   });
   if (victim == kNoSlot) return false;
@@ -190,22 +199,28 @@ bool EntryTable::MakeRoom(const Region& publisher) {
   return true;
 }
 
-void EntryTable::Retract(ClientId client, const kvmwire::Retract& retract) {
+bool EntryTable::Retract(ClientId client, const kvmwire::Retract& retract, int& next, const WorkBudget& budget) {
   Region* region = regions_.Find(retract.region(), retract.region_epoch());
-  if (region == nullptr || region->owner != client) return;
-  for (const std::uint32_t block : retract.blocks()) {
+  if (region == nullptr || region->owner != client) return true;
+  for (const int from = next; next < retract.blocks_size() && (next == from || !budget.used_up()); ++next) {
+    Spend(1);
+    const std::uint32_t block = retract.blocks(next);
     if (block >= region->info.block_count) continue;
     const std::uint32_t slot = region->slots.Get(block);
     if (slot != SlotMap::kNone && IsStale(index_.At(slot))) Erase(slot, segment_.counters().retracted);
   }
   WriteCount();
+  return next >= retract.blocks_size();
 }
 
 void EntryTable::Sweep(std::uint32_t slots) {
   if (index_.entries() == 0) return;
   const std::uint64_t count = index_.slots();
   const std::uint64_t budget = std::min<std::uint64_t>(std::max(slots >> sweep_idle_, 1u), count);
-  for (std::uint64_t looked = 0; looked < budget; ++looked) {
+  // What erasing costs beside the looks is up to who chose the keys.
+  const WorkBudget work(budget + kSliceUnits);
+  for (std::uint64_t looked = 0; looked < budget && !work.used_up(); ++looked) {
+    Spend(1);
     const std::uint64_t ahead = sweep_hand_ + kSweepAhead < count ? sweep_hand_ + kSweepAhead : 0;
     if (const IndexEntry next = index_.At(ahead); next.region_epoch != 0) regions_.At(next.region).generations.Prefetch(next.block);
     const IndexEntry entry = index_.At(sweep_hand_);
@@ -226,9 +241,10 @@ void EntryTable::Sweep(std::uint32_t slots) {
   WriteCount();
 }
 
-bool EntryTable::Reap(Region& region, std::uint32_t& budget) noexcept {
-  for (; region.entries > 0; ++region.reap_from, --budget) {
-    if (budget == 0) return false;
+bool EntryTable::Reap(Region& region, std::uint32_t& blocks, const WorkBudget& budget) noexcept {
+  for (; region.entries > 0; ++region.reap_from, --blocks) {
+    if (blocks == 0 || budget.used_up()) return false;
+    Spend(1);
     const std::uint32_t slot = region.slots.Get(region.reap_from);
     if (slot != SlotMap::kNone) Erase(slot, segment_.counters().reaped);
   }

@@ -21,6 +21,7 @@
 #include "daemon/registry/eviction.h"
 #include "daemon/registry/region_table.h"
 #include "daemon/system/config.h"
+#include "daemon/system/work_meter.h"
 
 namespace kvm::daemon {
 
@@ -29,18 +30,24 @@ class EntryTable {
   // All outlive the entries. The segment's index is empty.
   EntryTable(const Config& config, RegistrySegment& segment, RegionTable& regions, Accounts& accounts);
 
-  // Precondition: `publish.records` holds whole records.
-  kvmwire::PublishAck Publish(ClientId client, const kvmwire::Publish& publish);
-  // Takes over an entry of an older registry, if its block still has the generation that the entry
-  // names. True if the entry is in the index now.
+  // Of a message that is worked on in slices: how far it has come, and what will be answered.
+  struct Publishing {
+    std::size_t next = 0;  // record
+    kvmwire::PublishAck ack;
+  };
+  // `records`: whole ones, in `publish`. Goes on where it stopped, until the budget is used up. True:
+  // nothing is left to do.
+  bool Publish(ClientId client, const kvmwire::Publish& publish, Publishing& progress, const WorkBudget& budget);
+  // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
   bool Restore(Region& region, const IndexEntry& entry);
-  void Retract(ClientId client, const kvmwire::Retract& retract);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots at most. It looks
-  // at fewer while it finds few stale entries.
+  // The same of the blocks of `retract`, from `next` on.
+  bool Retract(ClientId client, const kvmwire::Retract& retract, int& next, const WorkBudget& budget);
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most, and as far as
+  // one slice of work goes; slows down by itself while there is little to find.
   void Sweep(std::uint32_t slots);
-  // Drops entries of a region that is leaving, at most `budget`, and subtracts their number from
-  // `budget`. True if none is left.
-  bool Reap(Region& region, std::uint32_t& budget) noexcept;
+  // Drops entries of a region that is leaving, as many as `blocks` allows, and takes them off it.
+  // True: none is left.
+  bool Reap(Region& region, std::uint32_t& blocks, const WorkBudget& budget) noexcept;
 
   // Publishes a block of a live region that kvmd fills itself; false if there is no room. If the
   // key has the maximum of replicas, one of them is dropped in favour of this one, since this one

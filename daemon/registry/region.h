@@ -32,6 +32,8 @@ struct Account {
   std::uint64_t blocks = 0;
   std::uint64_t fds = 0;
   std::uint64_t entries = 0;
+  bool own = false;       // kvmd's
+  std::uint32_t uid = 0;  // of the client; regions of one that has gone stay that user's
 };
 
 inline constexpr ClientId kNoClient = 0;  // the owner of regions that kvmd itself keeps
@@ -109,8 +111,9 @@ struct Region {
   SlotMap slots;  // index slot of each block's entry
   std::uint64_t entries = 0;
   std::uint32_t reap_from = 0;         // when leaving: blocks below have no entry any more
-  std::string persisted_id;            // names it in the service manager's store; empty: not stored
-  std::uint32_t persisted_serial = 0;  // of the manifest that is stored; 0: none
+  std::uint32_t persisted_user = 0;    // for whom it is kept
+  std::string persisted_id;            // with the service manager; empty: not kept
+  std::uint32_t persisted_serial = 0;  // of the manifest that is kept; 0: none
   std::vector<std::string> persisted_files;
   bool asks_importers = false;      // when leaving: kvmd waits for their acknowledgement
   std::set<ClientId> announced_to;  // clients that may have it mapped

@@ -15,7 +15,7 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr int kBacklog = 1024;
+constexpr int kBacklog = 4096;  // the kernel takes less, if net.core.somaxconn is
 
 Error Refused(Errc code, const std::string& what) { return MakeError(code, "--socket: " + what); }
 

@@ -1,16 +1,22 @@
 #include "daemon/server/server.h"
 
+#include <poll.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <map>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -19,8 +25,10 @@
 
 #include "daemon/broker/broker.h"
 #include "daemon/server/connection_quota.h"
+#include "daemon/server/fair_turns.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/session.h"
+#include "daemon/server/user_loads.h"
 #include "daemon/system/process_info.h"
 #include "daemon/system/service_manager.h"
 #include "daemon/system/wire_log.h"
@@ -36,6 +44,10 @@ namespace {
 
 constexpr milliseconds kTick{50};
 constexpr milliseconds kAcceptPause{100};
+// Before other events have their turn. Those who connect and drop are no work but this.
+constexpr int kAcceptedAtOnce = 256;
+constexpr std::size_t kNotifiedAtOnce = 64;
+constexpr milliseconds kNotifyPause{20};
 
 // kvmd needs many descriptors; the soft limit exists for programs that use select().
 void RaiseDescriptorLimit() {
@@ -58,10 +70,15 @@ struct Server::Impl {
         signals(context),
         broker(
             config, [this] { WorkSoon(); }, &state_store),
+        turns([this] { RunTurns(); }),
+        loads(config),
         quota(config) {}
 
   Status Listen();
   asio::awaitable<void> AcceptLoop();
+  bool AcceptOne(boost::system::error_code& error);
+  void Join(std::uint32_t uid, UniqueFd socket);
+  void RunTurns();
   void Refuse(int socket, std::uint32_t uid, const std::string& reason);
   asio::awaitable<void> TickLoop();
   asio::awaitable<void> SweepLoop();
@@ -70,22 +87,30 @@ struct Server::Impl {
   void Reload();
   void ReloadLogLevel();
   void FeedWatchdog(SteadyTime now);
+  void FeedManager();
+  void FlushManager();
   void BeginStop(const char* why);
 
   const Config config;
   ServiceManager manager;
   StateStore state_store;
   asio::io_context context{1};
+  asio::posix::stream_descriptor notify{context};  // the manager's; borrowed while its queue waits
   stream_protocol::acceptor acceptor;
-  asio::steady_timer tick, sweep;
+  asio::steady_timer tick, sweep, notify_pause{context};
   asio::signal_set signals;
   Broker broker;
+  FairTurns turns;
+  UserLoads loads;
   ConnectionQuota quota;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
   SteadyTime watchdog_fed{};
   bool stopping = false;
   bool working = false;
+  bool turning = false;
+  bool feeding = false;
+  bool stuck = false;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -94,6 +119,7 @@ Server::~Server() = default;
 Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
+  SetLogLimit(config.max_log_lines_per_user);
   RouteWireLog();
   auto impl = std::make_unique<Impl>(config);
   if (Status fits = CheckHostCache(config, impl->state_store.stores()); !fits) return fits.error();
@@ -115,37 +141,78 @@ Status Server::Impl::Listen() {
   return {};
 }
 
+// Takes connections faster than one user can make them, so that the queue of the socket has room for the others.
+// What a connection costs beyond that is part of its user's turn.
 asio::awaitable<void> Server::Impl::AcceptLoop() {
   while (!stopping) {
     boost::system::error_code error;
-    stream_protocol::socket socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
+    co_await acceptor.async_wait(stream_protocol::acceptor::wait_read, asio::redirect_error(asio::use_awaitable, error));
     if (stopping) co_return;
-    if (error) {
-      LogLimited(LogLevel::kError, "accept_failed", {{"reason", error.message()}});
-      asio::steady_timer pause(context, kAcceptPause);
-      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
-      continue;
-    }
-    const std::uint32_t uid = PeerUid(socket.native_handle());
-    if (const Status counted = quota.Add(uid); !counted) {
-      Refuse(socket.native_handle(), uid, counted.error().message);
-      continue;
-    }
-    auto session = std::make_shared<Session>(std::move(socket), config, broker, [this, uid](ClientId id) {
-      quota.Remove(uid);
-      sessions.erase(id);
-    });
-    session->Start();
-    if (session->id() != 0) {
-      sessions.emplace(session->id(), std::move(session));
-    } else {
-      quota.Remove(uid);
-    }
+    int accepted = 0;
+    while (accepted < kAcceptedAtOnce && AcceptOne(error)) ++accepted;
+    if (!error) continue;
+    LogLimited(LogLevel::kError, "accept_failed", {{"reason", error.message()}});
+    asio::steady_timer pause(context, kAcceptPause);
+    co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
   }
+}
+
+// False: there is none, or it can't be taken.
+bool Server::Impl::AcceptOne(boost::system::error_code& error) {
+  UniqueFd socket(::accept4(acceptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!socket) {
+    if (errno == ECONNABORTED || errno == EINTR) return true;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) error.assign(errno, boost::system::system_category());
+    return false;
+  }
+  const std::uint32_t uid = PeerUid(socket.get());
+  if (HasGone(socket.get())) return true;
+  if (const Status known = CheckUser(socket.get(), config.domain_mode == DomainMode::kGid); !known) {
+    Refuse(socket.get(), uid, known.error().message);
+    return true;
+  }
+  if (const Status counted = quota.Add(uid); !counted) {
+    Refuse(socket.get(), uid, counted.error().message);
+    return true;
+  }
+  turns.Add(uid, [this, uid, socket = std::make_shared<UniqueFd>(std::move(socket))](const WorkBudget&) {
+    Join(uid, std::move(*socket));
+    return false;
+  });
+  return true;
+}
+
+void Server::Impl::Join(std::uint32_t uid, UniqueFd socket) {
+  Spend(kNewMemoryUnits);
+  boost::system::error_code error;
+  stream_protocol::socket accepted(context);
+  accepted.assign(stream_protocol(), socket.get(), error);
+  if (stopping || error) return quota.Remove(uid);
+  static_cast<void>(socket.Release());
+  auto session = std::make_shared<Session>(std::move(accepted), config, broker, turns, loads, [this, uid](ClientId id) {
+    quota.Remove(uid);
+    sessions.erase(id);
+  });
+  session->Start();
+  if (session->id() != 0) {
+    sessions.emplace(session->id(), std::move(session));
+  } else {
+    quota.Remove(uid);
+  }
+}
+
+void Server::Impl::RunTurns() {
+  if (turning) return;
+  turning = true;
+  asio::post(context, [this] {
+    turning = false;
+    if (turns.Run()) RunTurns();
+  });
 }
 
 // Sends the reason, if the socket takes it at once.
 void Server::Impl::Refuse(int socket, std::uint32_t uid, const std::string& reason) {
+  const LogScope scope(uid);
   ++broker.rejected_connections;
   LogLimited(LogLevel::kWarn, "connection_refused", {{"uid", uid}, {"reason", reason}});
   kvmwire::ServerMessage message;
@@ -207,6 +274,41 @@ void Server::Impl::FeedWatchdog(SteadyTime now) {
   if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
   watchdog_fed = now;
   manager.Notify("WATCHDOG=1\n");
+}
+
+// Sends what waits for the service manager, in slices, and whenever it takes more.
+void Server::Impl::FeedManager() {
+  if (feeding || manager.queue().waiting() == 0) return;
+  feeding = true;
+  const auto feed = [this](const boost::system::error_code&) {
+    if (notify.is_open()) static_cast<void>(notify.release());
+    const std::size_t before = manager.queue().waiting();
+    manager.queue().Feed(kNotifiedAtOnce);
+    // Writable, and yet it takes nothing: kvmd's user has too many descriptors in flight.
+    stuck = manager.queue().full() && manager.queue().waiting() == before;
+    feeding = false;
+    FeedManager();
+  };
+  boost::system::error_code error;
+  if (stuck) {
+    notify_pause.expires_after(kNotifyPause);
+    return notify_pause.async_wait(feed);
+  }
+  if (manager.queue().full()) notify.assign(manager.queue().fd(), error);
+  if (notify.is_open() && !error) {
+    notify.async_wait(asio::posix::stream_descriptor::wait_write, feed);
+  } else {
+    asio::post(context, [feed] { feed({}); });
+  }
+}
+
+// Before the end: what has not been said by then, a next kvmd does not have.
+void Server::Impl::FlushManager() {
+  const SteadyTime deadline = steady_clock::now() + milliseconds(config.drain_timeout_ms);
+  while (!manager.queue().Feed(kNotifiedAtOnce) && steady_clock::now() < deadline) {
+    pollfd writable{manager.queue().fd(), POLLOUT, 0};
+    if (manager.queue().full()) static_cast<void>(::poll(&writable, 1, 5));
+  }
 }
 
 void Server::Impl::Reload() {
@@ -271,6 +373,8 @@ Status Server::Run() {
   server.signals.add(SIGTERM, error);
   server.signals.add(SIGINT, error);
   server.signals.add(SIGHUP, error);
+  server.manager.queue().OnWaiting([&server] { server.FeedManager(); });
+  server.FeedManager();
   asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
   asio::co_spawn(server.context, server.TickLoop(), asio::detached);
   asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
@@ -280,6 +384,7 @@ Status Server::Run() {
   Log(LogLevel::kInfo, "listening", {{"version", KVM_VERSION}, {"socket", path}, {"pid", static_cast<int>(::getpid())}});
   server.manager.Notify("READY=1\nSTATUS=Listening on " + path + "\n");
   server.context.run();
+  server.FlushManager();
   server.listener.RemoveFile();
   Log(LogLevel::kInfo, "stopped");
   return {};

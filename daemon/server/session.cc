@@ -1,16 +1,11 @@
 #include "daemon/server/session.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/socket.h>
 
 #include <optional>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/redirect_error.hpp>
-#include <boost/asio/use_awaitable.hpp>
 
 #include "daemon/broker/known_fields.h"
 #include "daemon/system/process_info.h"
@@ -23,9 +18,7 @@ using std::chrono::steady_clock;
 
 namespace {
 
-// How much is read from one client before the other clients are served.
-constexpr int kReadsPerTurn = 4;
-constexpr int kFramesPerTurn = 128;
+constexpr WorkUnits kReadUnits = 4 * kSystemCallUnits;  // of one read, beside the messages in it
 // With this many bytes of unread replies, kvmd stops reading from a client.
 constexpr std::size_t kPauseBytes = 256 * 1024;
 // Descriptors that may wait for a client; each one takes a descriptor of kvmd until the client has
@@ -40,14 +33,17 @@ constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
 }  // namespace
 
-Session::Session(Socket socket, const Config& config, Broker& broker, Ended ended)
+Session::Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, Ended ended)
     : socket_(std::move(socket)),
       process_(socket_.get_executor()),
       config_(config),
       broker_(broker),
+      turns_(turns),
+      loads_(loads),
       ended_(std::move(ended)),
       writer_(kMaxFdsInFlight),
       again_(socket_.get_executor()),
+      pause_(socket_.get_executor()),
       connected_at_(steady_clock::now()) {}
 
 Session::~Session() { LetGoOfProcess(); }
@@ -85,88 +81,104 @@ void Session::Start() {
     }
   }
   WaitForProcess(process);
-  ReadLoop();
+  WaitForTurn();
 }
 
-void Session::ReadLoop() {
-  asio::co_spawn(
-      socket_.get_executor(),
-      [self = shared_from_this()]() -> asio::awaitable<void> {
-        while (co_await self->ReadTurn()) {
-        }
-      },
-      asio::detached);
-}
-
-// Waits for bytes and handles them; false at the end of the connection.
-asio::awaitable<bool> Session::ReadTurn() {
-  boost::system::error_code error;
-  while (!closed_ && Paused()) {
-    paused_ = true;
-    if (writer_.queued_bytes() > 0 && writer_.held_back() == FrameWriter::HeldBack::kNo) {
-      co_await socket_.async_wait(Socket::wait_write, asio::redirect_error(asio::use_awaitable, error));
-    } else {
-      asio::steady_timer pause(socket_.get_executor(), kKernelPause);
-      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
-    }
-    if (error) co_return false;
-    Flush();
-    broker_.GoOnAnnouncing(id_);
-  }
-  if (closed_) co_return false;
+// Until there is something to handle, and the client takes what it is sent.
+void Session::WaitForTurn() {
+  if (closed_) return;
+  if (Paused()) return WaitUntilTaken();
   if (std::exchange(paused_, false)) NoteFrameProgress(true);
-  if (backlog_) {
-    co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+  if (backlog_) return AskForTurn();
+  socket_.async_wait(Socket::wait_read, [self = shared_from_this()](const boost::system::error_code& error) {
+    if (!error && !self->closed_) self->AskForTurn();
+  });
+}
+
+void Session::WaitUntilTaken() {
+  paused_ = !KeptWaiting();
+  const auto look_again = [self = shared_from_this()](const boost::system::error_code& error) {
+    if (error || self->closed_) return;
+    self->Flush();
+    self->GoOnAnnouncing();
+    self->WaitForTurn();
+  };
+  if (writer_.queued_bytes() > 0 && writer_.held_back() == FrameWriter::HeldBack::kNo) {
+    socket_.async_wait(Socket::wait_write, look_again);
   } else {
-    co_await socket_.async_wait(Socket::wait_read, asio::redirect_error(asio::use_awaitable, error));
+    pause_.expires_after(kKernelPause);
+    pause_.async_wait(look_again);
   }
-  if (error || closed_) co_return false;
+}
+
+void Session::AskForTurn() {
+  turns_.Add(credentials_.uid, [self = shared_from_this()](const WorkBudget& budget) { return self->TakeTurn(budget); });
+}
+
+// As part of its user's turn: what is sent is the user's as well.
+void Session::GoOnAnnouncing() {
+  if (!broker_.HasToTell(id_)) return;
+  turns_.Add(credentials_.uid, [self = shared_from_this()](const WorkBudget&) {
+    if (!self->closed_) self->broker_.GoOnAnnouncing(self->id_);
+    return false;
+  });
+}
+
+// True: it wants to go on at once.
+bool Session::TakeTurn(const WorkBudget& budget) {
+  if (closed_) return false;
   reading_ = true;
-  const Status status = ReadAvailable();
+  const Status status = ReadAvailable(budget);
   reading_ = false;
-  if (closed_) co_return false;
+  if (closed_) return false;
   if (!status) {
-    if (status.error().code == Errc::kCancelled) {
-      Close("");
-    } else {
-      Drop(status.error());
-    }
-    co_return false;
+    status.error().code == Errc::kCancelled ? Close("") : Drop(status.error());
+    return false;
   }
   Flush();
-  co_return !closed_;
+  if (closed_) return false;
+  if (backlog_ && !Paused()) return true;
+  WaitForTurn();
+  return false;
 }
 
-bool Session::Paused() const { return writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_); }
+// By what others of its user have waiting, so its own time limits go on.
+bool Session::KeptWaiting() const { return loads_.ManyFds(credentials_.uid); }
+
+bool Session::Paused() const {
+  return KeptWaiting() || writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_);
+}
 
 // Errors: kCancelled for a client that has closed, else the violation of the protocol.
-Status Session::ReadAvailable() {
-  int frames = 0;
-  for (int reads = 0;; ++reads) {
-    const int frames_before = frames;
+Status Session::ReadAvailable(const WorkBudget& budget) {
+  for (;;) {
+    bool handled_any = false;
     for (;;) {
-      backlog_ = frames == kFramesPerTurn || Paused();
+      if (broker_.Busy(id_)) broker_.GoOn(id_);
+      backlog_ = broker_.Busy(id_) || budget.used_up() || Paused();
       if (backlog_) return {};
       Result<std::optional<Frame>> frame = reader_.Next();
       if (!frame) return frame.error();
       if (!*frame) break;
-      ++frames;
+      handled_any = true;
       if (Status handled = HandleFrame(std::move(**frame)); !handled) return handled;
       if (closed_ || closing_) return {};
     }
-    NoteFrameProgress(frames > frames_before);
-    if (reads == kReadsPerTurn) return {};
+    NoteFrameProgress(handled_any);
+    Spend(kReadUnits);
     Result<ReadOutcome> outcome = reader_.Fill(socket_.native_handle());
     if (!outcome) {
       if (outcome.error().sys_errno == ECONNRESET) return MakeError(Errc::kCancelled, "connection reset");
       return outcome.error();
     }
+    if (!NoteLoad()) return MakeError(Errc::kResourceExhausted, loads_.WhyTooManyBytes(credentials_.uid));
     if (*outcome == ReadOutcome::kWouldBlock) return {};
     if (*outcome == ReadOutcome::kEnd) return MakeError(Errc::kCancelled, "closed");
   }
 }
 
 Status Session::HandleFrame(Frame frame) {
+  SpendOnMessage(frame.payload.size(), frame.fds.size());
   kvmwire::ClientMessage message;
   if (!message.ParseFromString(frame.payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
   DiscardUnknownFields(message);
@@ -184,17 +196,14 @@ void Session::NoteFrameProgress(bool frame_ended) {
 }
 
 void Session::Drop(const Error& error) {
+  const LogScope scope(credentials_.uid);
   ++broker_.protocol_errors;
   LogLimited(LogLevel::kWarn, "client_dropped",
              {{"client", id_}, {"pid", credentials_.pid}, {"uid", credentials_.uid}, {"reason", error.ToString()}});
   Close(error.ToString());
 }
 
-bool Session::HungUp() const {
-  if (closed_) return true;
-  pollfd poll_fd{const_cast<Socket&>(socket_).native_handle(), POLLRDHUP, 0};
-  return ::poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
-}
+bool Session::HungUp() const { return closed_ || HasHungUp(const_cast<Socket&>(socket_).native_handle()); }
 
 void Session::WaitForProcess(int pidfd) {
   if (pidfd < 0) return;
@@ -220,6 +229,7 @@ void Session::Send(const kvmwire::ServerMessage& message, const std::vector<int>
 bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<int>& fds) {
   if (closed_ || closing_) return true;
   const std::string payload = message.SerializeAsString();
+  SpendOnMessage(payload.size(), fds.size());
   Status sent;
   if (fds.empty()) {
     sent = writer_.Append(payload);
@@ -237,6 +247,7 @@ bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<i
     return true;
   }
   if (QueueOverLimit()) Flush();
+  const LogScope scope(credentials_.uid);
   if (QueueOverLimit()) {
     LogLimited(LogLevel::kWarn, "client_too_slow",
                {{"client", id_},
@@ -247,6 +258,12 @@ bool Session::TrySend(const kvmwire::ServerMessage& message, const std::vector<i
     return true;
   }
   if (!reading_ || writer_.queued_fds() > 0) Flush();
+  if (!NoteLoad()) {
+    const std::string why = loads_.WhyTooManyBytes(credentials_.uid);
+    LogLimited(LogLevel::kWarn, "client_too_slow",
+               {{"client", id_}, {"pid", credentials_.pid}, {"uid", credentials_.uid}, {"reason", why}});
+    CloseLater("too slow: " + why);
+  }
   return true;
 }
 
@@ -262,15 +279,24 @@ void Session::AnswerInstead(const kvmwire::ServerMessage& message, const Error& 
 }
 
 bool Session::TakesAnnouncements() const {
-  return !closed_ && !closing_ && writer_.queued_fds() == 0 && writer_.queued_bytes() <= kPauseBytes;
+  return !closed_ && !closing_ && !KeptWaiting() && writer_.queued_fds() == 0 && writer_.queued_bytes() <= kPauseBytes;
 }
 
 bool Session::QueueOverLimit() const { return writer_.queued_bytes() > config_.max_queue_bytes || writer_.queued_fds() > kMaxQueuedFds; }
+
+// False: the connections of its user hold too much, this one's part included.
+bool Session::NoteLoad() {
+  const Load now = closed_ ? Load{} : Load{writer_.queued_bytes() + reader_.held_bytes(), writer_.queued_fds() + reader_.held_fds()};
+  const bool grown = now.bytes > load_.bytes;
+  loads_.Change(credentials_.uid, std::exchange(load_, now), now);
+  return !grown || !loads_.TooManyBytes(credentials_.uid);
+}
 
 void Session::Flush() {
   if (closed_ || wait_writable_) return;
   Result<bool> drained = writer_.Drain(socket_.native_handle());
   if (!drained) return CloseLater("");
+  static_cast<void>(NoteLoad());
   if (*drained) {
     said_held_back_ = false;
     return;
@@ -285,7 +311,7 @@ void Session::FlushLater() {
     self->wait_writable_ = false;
     if (error || self->closed_) return;
     self->Flush();
-    self->broker_.GoOnAnnouncing(self->id_);
+    self->GoOnAnnouncing();
   };
   if (writer_.held_back() == HeldBack::kNo) return socket_.async_wait(Socket::wait_write, flush);
   if (writer_.held_back() == HeldBack::kKernel && !std::exchange(said_held_back_, true)) {
@@ -305,6 +331,7 @@ void Session::CloseLater(std::string reason) {
 
 void Session::Close(const std::string& reason, bool died) {
   if (closed_) return;
+  const LogScope scope(credentials_.uid);
   closed_ = true;
   if (!reason.empty() && !died) {
     kvmwire::ServerMessage message;
@@ -314,8 +341,10 @@ void Session::Close(const std::string& reason, bool died) {
   boost::system::error_code ignored;
   LetGoOfProcess();
   again_.cancel();
+  pause_.cancel();
   socket_.shutdown(Socket::shutdown_both, ignored);
   socket_.close(ignored);
+  static_cast<void>(NoteLoad());
   broker_.Leave(id_, died);
   ended_(id_);
 }

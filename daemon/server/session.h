@@ -5,8 +5,11 @@
 // when the server ends it. The broker is told once. The object lives as long as one of its
 // coroutines does.
 //
-// kvmd does not read from a client that does not read its replies, so the memory that the client
-// can use is bounded; announcements of other clients' regions add to it, up to --max-queue-bytes.
+// What arrives is handled in turns (fair_turns.h): a session that can be read from waits until its user has one, and
+// stops when the turn's work is done, in the middle of a message if need be.
+//
+// kvmd does not read from a client that does not take its replies, so the memory that the client can take
+// is bounded; announcements of others come on top, up to --max-queue-bytes.
 //
 // If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or
 // an answer is too large for one message, the connection does not end: the message waits, or the
@@ -18,13 +21,14 @@
 #include <memory>
 #include <string>
 
-#include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
 
 #include "daemon/broker/broker.h"
+#include "daemon/server/fair_turns.h"
+#include "daemon/server/user_loads.h"
 #include "proto/wire/frame.h"
 
 namespace kvm::daemon {
@@ -34,7 +38,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   using Socket = boost::asio::local::stream_protocol::socket;
   using Ended = std::function<void(ClientId)>;
 
-  Session(Socket socket, const Config& config, Broker& broker, Ended ended);
+  // All but the socket outlive the session.
+  Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, Ended ended);
   ~Session() override;
 
   void Start();
@@ -55,18 +60,23 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   bool drained() const noexcept { return writer_.queued_bytes() == 0; }
 
  private:
-  void ReadLoop();
-  boost::asio::awaitable<bool> ReadTurn();
+  void WaitForTurn();
+  void WaitUntilTaken();
+  void AskForTurn();
+  bool TakeTurn(const WorkBudget& budget);
+  void GoOnAnnouncing();
   void WaitForProcess(int pidfd);
   void LetGoOfProcess();
-  Status ReadAvailable();
+  Status ReadAvailable(const WorkBudget& budget);
   void NoteFrameProgress(bool frame_ended);
   void Drop(const Error& error);
   Status HandleFrame(Frame frame);
   void AnswerInstead(const kvmwire::ServerMessage& message, const Error& error);
   bool Paused() const;
   void FlushLater();
+  bool KeptWaiting() const;
   bool QueueOverLimit() const;
+  bool NoteLoad();
   bool HelloOverdue(SteadyTime now) const;
   bool FrameOverdue(SteadyTime now) const;
   void Flush();
@@ -76,6 +86,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   boost::asio::posix::stream_descriptor process_;
   const Config& config_;
   Broker& broker_;
+  FairTurns& turns_;
+  UserLoads& loads_;
   const Ended ended_;
   Credentials credentials_;
   ClientId id_ = 0;
@@ -83,12 +95,13 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   FrameWriter writer_;
   bool closed_ = false;
   bool closing_ = false;
-  bool backlog_ = false;        // frames have been read and not been handled yet
-  bool paused_ = false;         // it is not read from until it reads its replies
+  bool backlog_ = false;        // there may be more to handle before anything is read
+  Load load_;                   // as the user's loads have it
+  bool paused_ = false;         // not read from until it takes its replies
   bool reading_ = false;        // inside ReadAvailable: replies are flushed once at its end
   bool wait_writable_ = false;  // until it is writable, or it is time to try again
   bool said_held_back_ = false;
-  boost::asio::steady_timer again_;
+  boost::asio::steady_timer again_, pause_;
   SteadyTime connected_at_;
   SteadyTime frame_began_ = SteadyTime::max();  // of the frame that has arrived in part; max: none
 };

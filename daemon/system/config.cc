@@ -81,6 +81,9 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--max-clients-per-user", c.max_clients_per_user,
                         "Connections of one user; 0: a quarter of --max-clients, at least 64", 0, 1'000'000);
   Number<std::uint32_t>(app, "--max-regions-per-client", c.max_regions_per_client, "Regions a client may have", 1, 65'535);
+  Number<std::uint32_t>(app, "--max-regions-per-user", c.max_regions_per_user,
+                        "Regions a user may have in a domain; 0: all, or three quarters of --max-regions where others are in it", 0,
+                        65'535);
   Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
                         std::uint64_t{1} << 36);
   Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
@@ -98,11 +101,18 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--frame-timeout-ms", c.frame_timeout_ms, "How long a half-sent message may take to arrive", 1, 600'000);
   Number<std::uint64_t>(app, "--max-queue-bytes", c.max_queue_bytes,
                         "Bytes that may wait for a client that does not read, before kvmd drops it", 65'536, std::uint64_t{1} << 40);
+  Number<std::uint64_t>(app, "--max-queue-bytes-per-user", c.max_queue_bytes_per_user,
+                        "Bytes that may wait for all connections of a user, half-sent messages included", 2'097'152,
+                        std::uint64_t{1} << 40);
+  Number<std::uint32_t>(app, "--max-waiting-fds-per-user", c.max_waiting_fds_per_user,
+                        "Descriptors that may wait with them; 0: an eighth of kvmd's own limit, at most 16,384", 0, 1'000'000);
   Number<std::uint32_t>(app, "--sweep-interval-ms", c.sweep_interval_ms, "Pause between two searches for rewritten blocks", 1, 600'000);
   Number<std::uint32_t>(app, "--sweep-slots", c.sweep_slots, "Index slots of one search", 1, 1u << 30);
   Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
   AddHostCacheOptions(app, c);
   AddLeaseOptions(app, c);
+  Number<std::uint32_t>(app, "--max-log-lines-per-user", c.max_log_lines_per_user,
+                        "Log lines a second that one user may cause for long; ten times as many at once", 1, 100'000);
   app.add_option("--log-level", c.log_level, "error, warn, info or debug")
       ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
       ->default_str("info");
@@ -149,6 +159,11 @@ Result<LogLevel> ReadLogLevel(const std::string& file) {
     return MakeError(Errc::kInvalidArgument, error.what());
   }
   return config.log_level;
+}
+
+std::uint32_t RegionsPerUser(const Config& config) noexcept {
+  if (config.max_regions_per_user != 0) return config.max_regions_per_user;
+  return config.domain_mode == DomainMode::kUid ? config.max_regions : std::max(1u, config.max_regions - config.max_regions / 4);
 }
 
 std::uint32_t ConnectionsPerUser(const Config& config) noexcept {

@@ -28,6 +28,7 @@ struct Config {
   std::uint32_t max_clients = 1024;
   std::uint32_t max_clients_per_user = 0;  // 0: a quarter of max_clients, at least 64
   std::uint32_t max_regions_per_client = 64;
+  std::uint32_t max_regions_per_user = 0;  // of a domain; 0: see RegionsPerUser
   std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
   std::uint32_t max_fds_per_client = 512;
   std::uint32_t max_fds_per_domain = 0;  // 0: by the process's own limit
@@ -38,6 +39,8 @@ struct Config {
   std::uint32_t hello_timeout_ms = 5000;
   std::uint32_t frame_timeout_ms = 10'000;
   std::uint64_t max_queue_bytes = std::uint64_t{64} << 20;
+  std::uint64_t max_queue_bytes_per_user = std::uint64_t{256} << 20;
+  std::uint32_t max_waiting_fds_per_user = 0;  // 0: by the process's own limit
   std::uint32_t sweep_interval_ms = 100;
   std::uint32_t sweep_slots = 16'384;
   std::uint32_t drain_timeout_ms = 1000;
@@ -53,7 +56,8 @@ struct Config {
   std::uint32_t max_leased_percent = 75;  // of the host cache: what leases of all may hold
   std::uint32_t max_leased_percent_per_domain = 50;
   std::uint32_t max_leased_percent_per_client = 25;
-  std::uint32_t max_leased_orphans = 0;  // a domain; 0: half of max_orphans
+  std::uint32_t max_leased_orphans = 0;       // a domain; 0: half of max_orphans
+  std::uint32_t max_log_lines_per_user = 20;  // a second
   LogLevel log_level = LogLevel::kInfo;
   std::string config_file;
   bool check_config = false;  // parse, report, exit
@@ -77,8 +81,12 @@ ParsedArguments ParseArguments(int argc, char** argv);
 // --max-clients, at least 64.
 std::uint32_t ConnectionsPerUser(const Config& config) noexcept;
 
-// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read,
-// or something else in it is wrong.
+// The most regions of one user in a domain: --max-regions-per-user, or if that is 0 all of --max-regions where a domain has
+// one user, else three quarters of it.
+std::uint32_t RegionsPerUser(const Config& config) noexcept;
+
+// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read, or
+// something else in it is wrong.
 [[nodiscard]] Result<LogLevel> ReadLogLevel(const std::string& file);
 
 }  // namespace kvm::daemon

@@ -18,6 +18,7 @@ namespace kvm {
 namespace {
 
 constexpr std::size_t kMaxReadBytes = 256 * 1024;
+constexpr std::size_t kIdleBytes = 64 * 1024;
 constexpr std::size_t kCoalesceBytes = 64 * 1024;
 constexpr std::size_t kMaxPiecesPerSend = 16;
 
@@ -84,7 +85,11 @@ Result<ReadOutcome> FrameReader::Fill(int socket) {
   message.msg_controllen = control.size();
   const ssize_t got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
   if (got < 0) {
-    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return ReadOutcome::kWouldBlock;
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
+      // An idle connection keeps no memory of a busy one.
+      if (!InsideFrame() && buffer_.size() > kIdleBytes) std::string().swap(buffer_);
+      return ReadOutcome::kWouldBlock;
+    }
     return SystemError("recvmsg");
   }
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {

@@ -60,6 +60,9 @@ class FrameReader {
   // then.
   [[nodiscard]] Result<std::optional<Frame>> Next();
 
+  // What it has in memory, and descriptors that came with what is not complete yet.
+  std::size_t held_bytes() const noexcept { return buffer_.size(); }
+  std::size_t held_fds() const noexcept { return fds_.size(); }
   // True while part of a frame has arrived and its rest has not.
   bool InsideFrame() const noexcept { return end_ != begin_; }
 

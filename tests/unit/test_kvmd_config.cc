@@ -130,6 +130,7 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--max-clients",
                              "--max-clients-per-user",
                              "--max-regions-per-client",
+                             "--max-regions-per-user",
                              "--max-blocks-per-client",
                              "--max-fds-per-client",
                              "--max-fds-per-domain",
@@ -144,6 +145,9 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--hello-timeout-ms",
                              "--frame-timeout-ms",
                              "--max-queue-bytes",
+                             "--max-queue-bytes-per-user",
+                             "--max-waiting-fds-per-user",
+                             "--max-log-lines-per-user",
                              "--sweep-interval-ms",
                              "--sweep-slots",
                              "--drain-timeout-ms",
@@ -160,7 +164,7 @@ TEST_CASE("kvmd options: how many descriptors are for regions follows from the p
   Config config;
   config.max_clients = 1000;
   const DescriptorQuota quota(config, false, 262'144);
-  CHECK(quota.max() == 262'144 - 2'064);
+  CHECK(quota.max() == 262'144 - 2'064 - 16'384);  // and what may wait for one user
   CHECK(quota.max_of_domain() == quota.max() / 2);
   CHECK(DescriptorQuota(config, true, 262'144).max() == quota.max() / 2);  // the store's copies
   // However many connections there may be, half of the limit is for regions.

@@ -1,7 +1,19 @@
-// How many connections kvmd takes, of all and of one user.
+// How many connections kvmd takes, of all and of one user, and what those of one user may leave waiting.
 #include "daemon/server/connection_quota.h"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+
 #include "tests/catch.h"
 #include "tests/support/kvmd/server_runner.h"
+#include "tests/support/process/socket_pair.h"
 
 namespace kvm::daemon {
 namespace {
@@ -50,6 +62,72 @@ TEST_CASE("kvmd: a connection above the user's limit is told the option, and the
   const Result<kvmwire::StatusReply> status = first.QueryStatus();
   KVM_REQUIRE_OK(status);
   CHECK(status->rejected_connections() >= 1);
+}
+
+// What kvmd says to a process of user and group `id` that connects; only system calls behind the fork.
+std::string SaidToUser(const std::string& socket_path, unsigned id) {
+  int said[2];
+  REQUIRE(::pipe2(said, O_CLOEXEC) == 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  socket_path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    char text[1024];
+    if (::syscall(SYS_setgid, id) != 0 || ::syscall(SYS_setuid, id) != 0) ::_exit(1);
+    const int socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) ::_exit(1);
+    ssize_t got = 0;
+    while ((got = ::read(socket, text, sizeof(text))) > 0 && ::write(said[1], text, static_cast<std::size_t>(got)) > 0) continue;
+    ::_exit(0);
+  }
+  ::close(said[1]);
+  std::string all;
+  char text[1024];
+  for (ssize_t got = 0; (got = ::read(said[0], text, sizeof(text))) > 0;) all.append(text, static_cast<std::size_t>(got));
+  ::close(said[0]);
+  ::waitpid(child, nullptr, 0);
+  return all;
+}
+
+TEST_CASE("kvmd: the user that stands for all without a number is refused with the reason, another one is not", "[unit]") {
+  if (::geteuid() != 0) KVM_SKIP("only root can connect as another user");
+  Config config;
+  config.hello_timeout_ms = 100;  // one that is let in says nothing
+  const ServerRunner server(config);
+  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms(0755));
+  const std::string said = SaidToUser(server.socket_path(), 65'534);
+  CHECK(said.find("user 65534") != std::string::npos);
+  CHECK(said.find("user namespace") != std::string::npos);
+  CHECK(SaidToUser(server.socket_path(), 2002).find("user namespace") == std::string::npos);
+  CHECK(server.Connect().Hello().has_value());
+}
+
+TEST_CASE("kvmd: what a user's connections leave unread together has a limit, and those who read go on", "[unit]") {
+  Config config;
+  config.max_queue_bytes_per_user = 2 << 20;
+  const ServerRunner server(config);
+  std::vector<WireClient> greedy;
+  for (int i = 0; i < 14; ++i) greedy.push_back(server.Join("greedy-" + std::to_string(i)));
+  WireClient bystander = server.Join("bystander");
+  kvmwire::ClientMessage query;
+  query.set_request_id(1);
+  query.mutable_status_query()->set_clients(true);
+  const std::string payload = query.SerializeAsString();
+  std::string queries;
+  for (int i = 0; i < 1500; ++i) queries += test::RawFrame(payload, static_cast<std::uint32_t>(payload.size()), 0);
+  for (WireClient& client : greedy) client.SendRaw(queries);
+  CHECK(test::Eventually([&] {
+    const Result<kvmwire::StatusReply> status = bystander.QueryStatus();
+    return status && status->clients() < 15;
+  }));
+  const Result<kvmwire::StatusReply> status = bystander.QueryStatus();
+  KVM_REQUIRE_OK(status);
+  std::uint64_t waiting = 0;
+  for (const kvmwire::ClientStatus& client : status->client_list()) waiting += client.queued_bytes();
+  CHECK(waiting <= config.max_queue_bytes_per_user);
+  CHECK(status->clients() > 1);  // only as many go as must
 }
 
 }  // namespace

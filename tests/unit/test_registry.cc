@@ -38,12 +38,12 @@ struct Registry {
     view = *opened;
   }
 
-  Result<Region*> Register(ClientId client, WireRegion& region) {
+  Result<Region*> Register(ClientId client, WireRegion& region, std::uint32_t uid = 1000) {
     std::vector<UniqueFd> fds;
     for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
     Result<std::unique_ptr<Region>> prepared = domain->PrepareRegion(client, region.descriptor, std::move(fds));
     if (!prepared) return prepared.error();
-    Result<Region*> registered = domain->AddRegion({client, 100, 1000}, std::move(*prepared));
+    Result<Region*> registered = domain->AddRegion({client, 100, uid}, std::move(*prepared));
     if (registered) {
       region.row = (*registered)->row;
       region.region_epoch = (*registered)->info.region_epoch;
@@ -129,6 +129,70 @@ TEST_CASE("Registry: a new client gets room from clients that have more than the
   CHECK(registry.PublishRange(2, second, 0, 256, 100'000).inserted() == 256);
   CHECK(registry.domain->AccountOf(1).entries == 128);
   CHECK(registry.domain->AccountOf(2).entries == 128);
+}
+
+TEST_CASE("Registry: entries of an owner that has gone make room before a live owner's", "[unit]") {
+  Registry registry(Small(256));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  WireRegion gone("gone", LlamaSpec(), 192), live("live", LlamaSpec(), 256);
+  Result<Region*> orphan = registry.Register(2, gone);
+  KVM_REQUIRE_OK(orphan);
+  KVM_REQUIRE_OK(registry.Register(1, live));
+  CHECK(registry.PublishRange(2, gone, 0, 128, 100'000).inserted() == 128);
+  CHECK(registry.PublishRange(1, live, 0, 128, 0).inserted() == 128);
+  registry.domain->MakeOrphan(**orphan, {std::chrono::steady_clock::now(), std::make_shared<WatchedProcess>(UniqueFd(), true)});
+  CHECK(registry.PublishRange(1, live, 128, 192, 0).inserted() == 64);
+  // The search is bounded: where few entries are of those that have gone, one may be overlooked.
+  CHECK(registry.domain->AccountOf(1).entries >= 190);
+  CHECK(registry.domain->AccountOf(2).entries <= 66);
+}
+
+TEST_CASE("Registry: of chains that are as old, the tails make room and the heads stay", "[unit]") {
+  Registry registry(Small(256));
+  WireRegion region("pool", LlamaSpec(), 512);
+  KVM_REQUIRE_OK(registry.Register(1, region));
+  std::vector<PublishRecord> records;
+  for (std::uint32_t block = 0; block < 256; ++block) {
+    records.push_back(region.Write(block, Key(block)));
+    records.back().depth = block % 16;  // 16 chains of 16 blocks
+  }
+  CHECK(registry.Publish(1, region, records).inserted() == 256);
+  CHECK(registry.PublishRange(1, region, 256, 384, 0).inserted() == 128);
+  std::size_t heads = 0, tails = 0;
+  for (std::uint32_t block = 0; block < 256; ++block) {
+    if (block % 16 == 0) heads += registry.Replicas(Key(block));
+    if (block % 16 == 15) tails += registry.Replicas(Key(block));
+  }
+  CHECK(heads == 16);
+  CHECK(tails == 0);
+}
+
+TEST_CASE("Registry: a user with many connections has the share of one user", "[unit]") {
+  Config config = Small(256);
+  config.max_regions = 32;
+  Registry registry(config);
+  std::vector<std::unique_ptr<WireRegion>> regions;
+  const auto publish = [&](ClientId client, std::uint32_t uid, std::uint32_t blocks) {
+    KVM_REQUIRE_OK(registry.domain->models().Declare(client, LlamaSpec()));
+    regions.push_back(std::make_unique<WireRegion>("pool-" + std::to_string(client), LlamaSpec(), blocks));
+    KVM_REQUIRE_OK(registry.Register(client, *regions.back(), uid));
+    registry.PublishRange(client, *regions.back(), 0, blocks, 1000 * client);
+  };
+  publish(2, 2002, 100);
+  for (ClientId client = 10; client < 26; ++client) publish(client, 2001, 64);
+  CHECK(registry.domain->AccountOf(2).entries == 100);
+}
+
+TEST_CASE("Registry: regions of a user count over all of its connections", "[unit]") {
+  Config config = Small(128);
+  config.max_regions_per_user = 2;
+  Registry registry(config);
+  WireRegion one("one", LlamaSpec(), 8, 64), two("two", LlamaSpec(), 8, 64), three("three", LlamaSpec(), 8, 64);
+  KVM_REQUIRE_OK(registry.Register(1, one, 2001));
+  KVM_REQUIRE_OK(registry.Register(2, two, 2001));
+  KVM_CHECK_ERROR(registry.Register(3, three, 2001), Errc::kResourceExhausted, "user 2001");
+  KVM_CHECK_ERROR(registry.Register(3, three, 2001), Errc::kResourceExhausted, "--max-regions-per-user");
+  KVM_REQUIRE_OK(registry.Register(4, three, 2002));
 }
 
 TEST_CASE("Registry: stale entries make room before good ones", "[unit]") {

@@ -32,6 +32,7 @@ inline constexpr std::uint32_t kDeadPid = 4'000'000;  // no kernel assigns such 
 class FakeConnection final : public daemon::Connection {
  public:
   void Send(const kvmwire::ServerMessage& message, const std::vector<int>& fds) override {
+    daemon::SpendOnMessage(message.ByteSizeLong(), fds.size());
     Received received{message, {}};
     for (const int fd : fds) received.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     sent.push_back(std::move(received));
@@ -91,7 +92,11 @@ Config With(T Config::*option, T value) {
 // kvmd without sockets.
 class Node {
  public:
-  explicit Node(const Config& config = {}) : config_(Small(config)), broker(config_) {}
+  // `store`, if any, outlives the node.
+  explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr)
+      : config_(Small(config)),
+        broker(
+            config_, [] {}, store) {}
 
   ClientId Join(FakeConnection& connection, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER,
                 UniqueFd process = {}, std::uint64_t instance = 0) {
@@ -115,6 +120,7 @@ class Node {
     std::vector<UniqueFd> sent;
     for (const int fd : fds) sent.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     KVM_REQUIRE_OK(broker.Handle(client, message, std::move(sent)));
+    while (broker.Busy(client)) broker.GoOn(client);
   }
   WireRegion Granted(ClientId client, FakeConnection& connection, const std::string& name, std::uint32_t blocks,
                      std::uint64_t block_bytes = 64) {
