@@ -5,7 +5,7 @@
 #include "client/kvctl/bench/bench.h"
 #include "client/kvctl/bench/bench_setup.h"
 #include "client/kvctl/bench/redis_baseline.h"
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -34,7 +34,7 @@ class Lookups {
  private:
   const std::uint64_t run_;
   const BenchOptions& options_;
-  Random random_;
+  SplitMix random_;
   std::vector<BlockKey> keys_;
 };
 

@@ -7,8 +7,8 @@
 #include "client/kvctl/bench/bench_host_cache.h"
 #include "client/kvctl/bench/bench_import_gpu.h"
 #include "client/kvctl/bench/bench_setup.h"
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/workload/block_content.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -173,7 +173,7 @@ class ImportBench {
 
   Result<Samples> MeasureSmall() {
     Samples us;
-    Random random(setup_.run());
+    SplitMix random(setup_.run());
     const std::uint64_t count = SmallBlocks();
     for (std::uint32_t round = 0; round < options_.rounds; ++round) {
       if (Status go_on = GoOn(); !go_on) return go_on.error();

@@ -1,9 +1,9 @@
 #include "client/kvctl/bench/import_run.h"
 
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/workload/pool_bytes.h"
 #include "kvm/copy_baselines.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -113,7 +113,7 @@ Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& targe
 Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                             std::uint32_t rounds, bool wander) {
   const std::uint64_t count = bytes / source.block_bytes;
-  Random random(Mix(setup_.run(), 0x77));
+  SplitMix random(Mix(setup_.run(), 0x77));
   Timing timing;
   for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
