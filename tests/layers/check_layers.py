@@ -81,7 +81,7 @@ RULES = {
     "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
-CUDA_FOLDERS = ("cuda/", "tests/gpu/")
+CUDA_FOLDERS = ("cuda/", "tests/gpu/", "tests/bench/")
 
 
 def rule_of(path):

@@ -208,13 +208,22 @@ Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOpti
   return ImportBench(options, memory, blocks).Run(common);
 }
 
+Result<BenchReport> BenchGpuImport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& all) {
+  const PoolMemory memory = FirstTwo(all);
+  const Result<std::vector<BenchRow>> rows = MeasureGpuImports(common, options, memory);
+  if (!rows) return rows.error();
+  BenchReport report = GpuImportReport(common, options, memory);
+  report.AddRows(RowsJson(*rows), RowsText(*rows));
+  return report;
+}
+
 }  // namespace
 
 int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
   const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices);
   if (!memory) return Fail(memory.error());
-  const Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory);
-  return FinishBench(common, options, report);
+  return FinishBench(common, options,
+                     memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory));
 }
 
 }  // namespace kvm::ctl

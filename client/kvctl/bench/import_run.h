@@ -2,6 +2,7 @@
 // them, and the clock around it. Works for any memory; zeros name the host's.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -19,6 +20,18 @@ struct SourceBlocks {
   Peer peer;
   std::vector<BlockKey> keys;
 };
+
+// What a row copies, for a caller that copies as much by other means.
+struct CopiedRow {
+  std::string name;
+  std::string title;
+  DeviceUuid importer{}, owner{};  // owner kHostMemory: kvmd's host cache
+  std::uint64_t bytes = 0;
+  std::uint32_t rounds = 0;
+};
+// Called before a row's imports and again after them, so that a drift of the machine meets both; may be empty. An error ends
+// the benchmark.
+using BesideRow = std::function<Status(const CopiedRow&)>;
 
 class ImportRun {
  public:
@@ -52,10 +65,9 @@ class ImportRun {
   // untimed and over other bytes, does not bring what the keys say.
   [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                       std::uint32_t rounds, bool wander = false);
-  // The same as a row: its value is the rate of a contiguous copy from `owner` to `importer` (kHostMemory: from pinned memory)
-  // that the import reaches. That copy is measured before and after, so that a drift of the machine meets both.
-  [[nodiscard]] Result<BenchRow> Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer,
-                                         const DeviceUuid& owner, std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds);
+  // The same as a row: its value is the rate of the import.
+  [[nodiscard]] Result<BenchRow> Measure(const SourceBlocks& source, const Target& target, const CopiedRow& what, unsigned max_sms,
+                                         const BesideRow& beside);
   // That every byte of the blocks imported is what its key says. kSystem.
   [[nodiscard]] Status Check(const SourceBlocks& source, const Target& target);
 
