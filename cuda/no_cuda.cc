@@ -1,7 +1,6 @@
 // Devices and topology in a build without the CUDA toolkit.
 #include "cuda/devices.h"
 #include "cuda/topology/topology.h"
-#include "kvm/copy_baselines.h"
 #include "kvm/exportable_memory.h"
 
 namespace kvm {
@@ -19,7 +18,6 @@ Result<std::shared_ptr<MemoryBackend>> MakeCudaBackend(const DeviceUuid&) { retu
 Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid&, const std::byte*, const Geometry&) { return NotBuilt(); }
 Result<Topology> ReadTopology() { return NotBuilt(); }
 Status MeasureTopology(Topology&) { return NotBuilt(); }
-Result<std::vector<double>> MeasureCopy(const CopyBaseline&) { return NotBuilt(); }
 Result<MemoryPath> PathBetween(int, int) { return NotBuilt(); }
 Result<void*> AllocateExportable(const DeviceUuid&, std::uint64_t) { return NotBuilt(); }
 Status FreeExportable(void*) { return NotBuilt(); }

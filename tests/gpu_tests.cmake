@@ -12,6 +12,8 @@ if(TARGET kvm_cuda)
 
   kvm_test(NAME gpu_tests LABEL gpu TIMEOUT 300 LIBS kvm_gpu_testing kvm_memory
     SOURCES
+      bench/copy_baselines.cc
+      gpu/test_copy_baselines.cc
       gpu/test_copy_kernels.cc
       gpu/test_cuda_backend.cc
       gpu/test_peer_import.cc
@@ -26,7 +28,7 @@ if(TARGET kvm_cuda)
         gpu/test_gpu_host_cache.cc
         gpu/test_market.cc
         gpu/test_market_faults.cc
-      gpu/test_gpu_orphans.cc
+        gpu/test_gpu_orphans.cc
       PROPERTIES RESOURCE_LOCK gpu)
   endif()
 

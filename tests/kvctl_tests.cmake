@@ -1,7 +1,9 @@
 # Unit tests of kvctl's parts; built by tests/CMakeLists.txt against kvm_kvctl.
 set(KVM_KVCTL_TEST_SOURCES
+  bench/compared_rows.cc
   unit/test_block_pieces.cc
   unit/test_block_pool.cc
+  unit/test_compared_rows.cc
   unit/test_doctor_host_cache.cc
   unit/test_key_query.cc
   unit/test_kvctl_gpus.cc

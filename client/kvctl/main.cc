@@ -41,9 +41,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.fallthrough();
   CommonOptions common;
-  app.add_option("--socket", common.socket, "Socket of kvmd")->envname("KVMD_SOCKET")->capture_default_str();
-  app.add_flag("--json", common.json, "Print one JSON value instead of tables");
-  app.add_option("--timeout-ms", common.timeout_ms, "How long to wait for kvmd")->capture_default_str()->check(CLI::Range(1u, 600'000u));
+  AddCommonOptions(app, common);
   Action action;
   AddViewCommands(app, common, action);
   AddKeyCommands(app, common, action);

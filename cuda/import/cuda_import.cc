@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <cstring>
 #include <thread>
 #include <utility>
 
+#include "cuda/import/import_phase.h"
 #include "cuda/import/job_reaper.h"
 #include "cuda/import/queued_plan.h"
 #include "cuda/kernels/copy_kernels.h"
@@ -35,24 +37,23 @@ class CudaImportJob final : public ImportJob {
   void Start() {
     if (request_.blocks.empty()) return Finish();
     if (request_.deadline != SteadyTime::max() && Clock::now() >= request_.deadline) return FailFrom(0, BlockStatus::kDeadline);
-    if (const Status submitted = Submit(); submitted) return;
-    if (started_) {
-      Abandon();
-    } else {
-      FailAll();
-    }
+    const Status submitted = Submit();
+    if (phase_ == ImportPhase::kQueueing) return submitted ? Enter(ImportPhase::kRunning) : Drain();
+    // Nothing is on the stream.
+    if (!submitted) return FailAll();
+    Finish();
   }
 
   bool Done() noexcept override {
-    if (finished_) return true;
-    if (abandoned_) return QueuedHasEnded();
+    if (phase_ == ImportPhase::kEnded) return true;
+    if (phase_ == ImportPhase::kDraining) return QueuedHasEnded();
     if (on_gpu_ ? AllReported() : std::atomic_ref<std::uint32_t>(*slot_->done()).load(std::memory_order_acquire) == job_) {
       Collect();
       return true;
     }
     // The report never comes if the GPU fails.
     if (++polls_ % kPollsPerQuery == 0 && GpuFailed()) FailAll();
-    return finished_;
+    return phase_ == ImportPhase::kEnded;
   }
 
   bool Wait(SteadyTime deadline) noexcept override {
@@ -86,14 +87,18 @@ class CudaImportJob final : public ImportJob {
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
   void ValidateOnCpu();
 
-  // A part was queued and another failed: all of it counts as failed, once the queued part has
-  // ended, which may take long on a stream of the caller's.
-  void Abandon() noexcept {
+  void Enter(ImportPhase next) noexcept {
+    assert(MayFollow(phase_, next));
+    phase_ = next;
+  }
+
+  // A part was queued and another failed: all of it counts as failed, once the queued part has ended, which may take long
+  // on a stream of the caller's.
+  void Drain() noexcept {
     const DeviceGuard guard(*device_);
     // A launch that failed did not touch `arrivals`; one that ran has reset it.
     static_cast<void>(cudaGetLastError());
-    abandoned_ = cudaEventRecord(slot_->event(), stream_) == cudaSuccess;
-    if (abandoned_) return;
+    if (cudaEventRecord(slot_->event(), stream_) == cudaSuccess) return Enter(ImportPhase::kDraining);
     static_cast<void>(cudaGetLastError());
     usable_ = false;
     FailAll();
@@ -173,7 +178,7 @@ class CudaImportJob final : public ImportJob {
   void Finish() noexcept {
     auto bad = std::find_if(statuses_.begin(), statuses_.end(), [](BlockStatus status) { return status != BlockStatus::kValid; });
     if (bad != statuses_.end()) std::fill(bad + 1, statuses_.end(), BlockStatus::kBehindFailed);
-    finished_ = true;
+    Enter(ImportPhase::kEnded);
     request_.runs.clear();
     request_.keep.reset();
     if (slot_ && !request_.wants_event) slots_->Return(std::move(slot_), usable_);
@@ -197,9 +202,7 @@ class CudaImportJob final : public ImportJob {
   bool to_host_ = false;
   bool on_gpu_ = true;        // who validates
   bool stale_found_ = false;  // by the first check
-  bool started_ = false;      // something is queued
-  bool abandoned_ = false;    // it is only waited for
-  bool finished_ = false;
+  ImportPhase phase_ = ImportPhase::kPreparing;
 };
 
 // Whether the request is consistent, and whether the GPU can read all generations that it needs.
@@ -289,7 +292,6 @@ Status CudaImportJob::Submit() {
     if (submitted_ == first) break;
     if (Status enqueued = SubmitWave(runs, first, first == 0 && !more); !enqueued) return enqueued;
   }
-  if (submitted_ == 0) Finish();
   return {};
 }
 
@@ -321,9 +323,8 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
 
 Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool fused) {
   const DeviceGuard guard(*device_);
-  started_ = true;
-  // Each wave has its own
-  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;
+  if (phase_ == ImportPhase::kPreparing) Enter(ImportPhase::kQueueing);
+  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
   Result<const void*> queued = QueueTableAndCopies(plan, slot_->staged_table() + table_used_, own_table, stream_);
   if (!queued) return queued.error();
   const void* device_table = *queued;

@@ -1,6 +1,5 @@
 #include "cuda/topology/copy_timer.h"
 
-#include <chrono>
 #include <utility>
 
 namespace kvm {
@@ -12,19 +11,13 @@ Result<std::unique_ptr<CopyTimer>> CopyTimer::Create(std::shared_ptr<const CudaD
   return timer;
 }
 
-cudaError_t CopyTimer::AllocateSource() {
-  if (!owner_) {
-    const DeviceGuard guard(*importer_);
-    return cudaHostAlloc(&source_, bytes_, cudaHostAllocDefault);
-  }
-  const DeviceGuard guard(*owner_);
-  return cudaMalloc(&source_, bytes_);
-}
-
 cudaError_t CopyTimer::Prepare() {
-  if (const cudaError_t error = AllocateSource(); error != cudaSuccess) return error;
+  {
+    const DeviceGuard guard(*owner_);
+    if (const cudaError_t error = cudaMalloc(&source_, bytes_); error != cudaSuccess) return error;
+  }
   const DeviceGuard guard(*importer_);
-  if (owner_ && importer_->ordinal() != owner_->ordinal()) {
+  if (importer_->ordinal() != owner_->ordinal()) {
     const cudaError_t error = cudaDeviceEnablePeerAccess(owner_->ordinal(), 0);
     access_enabled_ = error == cudaSuccess;
     static_cast<void>(cudaGetLastError());
@@ -47,37 +40,29 @@ CopyTimer::~CopyTimer() {
     static_cast<void>(cudaFree(destination_));
     if (access_enabled_) static_cast<void>(cudaDeviceDisablePeerAccess(owner_->ordinal()));
   }
-  const DeviceGuard guard(owner_ ? *owner_ : *importer_);
-  static_cast<void>(owner_ ? cudaFree(source_) : cudaFreeHost(source_));
+  const DeviceGuard guard(*owner_);
+  static_cast<void>(cudaFree(source_));
   static_cast<void>(cudaGetLastError());
 }
 
-cudaError_t CopyTimer::QueueContiguous(std::uint64_t bytes, cudaStream_t stream) const noexcept {
-  if (!owner_) return cudaMemcpyAsync(destination_, source_, bytes, cudaMemcpyHostToDevice, stream);
-  return cudaMemcpyPeerAsync(destination_, importer_->ordinal(), source_, owner_->ordinal(), bytes, stream);
-}
-
-Result<std::vector<double>> CopyTimer::Time(unsigned rounds, Clock clock, const Queue& queue) {
+Result<std::vector<double>> CopyTimer::Time(unsigned rounds) {
   const DeviceGuard guard(*importer_);
   std::vector<double> seconds;
   for (unsigned round = 0; round <= rounds; ++round) {
     double taken = 0;
-    if (const cudaError_t error = OneRound(clock, queue, taken); error != cudaSuccess) return CudaError(error, "measuring a copy");
-    if (round > 0) seconds.push_back(taken);  // the first round sets the path up
+    if (const cudaError_t error = OneRound(taken); error != cudaSuccess) return CudaError(error, "measuring a copy");
+    if (round > 0) seconds.push_back(taken);  // the first one sets the path up
   }
   return seconds;
 }
 
-cudaError_t CopyTimer::OneRound(Clock clock, const Queue& queue, double& seconds) {
-  const auto start = std::chrono::steady_clock::now();
-  cudaError_t error = clock == Clock::kGpu ? cudaEventRecord(begin_, stream_) : cudaSuccess;
-  if (error == cudaSuccess) error = queue(stream_);
-  if (error == cudaSuccess && clock == Clock::kGpu) error = cudaEventRecord(end_, stream_);
+cudaError_t CopyTimer::OneRound(double& seconds) {
+  cudaError_t error = cudaEventRecord(begin_, stream_);
+  if (error == cudaSuccess) error = cudaMemcpyPeerAsync(destination_, importer_->ordinal(), source_, owner_->ordinal(), bytes_, stream_);
+  if (error == cudaSuccess) error = cudaEventRecord(end_, stream_);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);
-  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (error != cudaSuccess || clock == Clock::kHost) return error;
   float ms = 0;
-  error = cudaEventElapsedTime(&ms, begin_, end_);
+  if (error == cudaSuccess) error = cudaEventElapsedTime(&ms, begin_, end_);
   seconds = ms / 1e3;
   return error;
 }

@@ -49,8 +49,7 @@ Result<double> MeasurePair(std::shared_ptr<const CudaDevice> importer, std::shar
   constexpr unsigned kRounds = 7;
   Result<std::unique_ptr<CopyTimer>> timer = CopyTimer::Create(std::move(importer), std::move(owner), kBytes);
   if (!timer) return timer.error();
-  Result<std::vector<double>> times =
-      (*timer)->Time(kRounds, CopyTimer::Clock::kGpu, [&](cudaStream_t stream) { return (*timer)->QueueContiguous(kBytes, stream); });
+  Result<std::vector<double>> times = (*timer)->Time(kRounds);
   if (!times) return times.error();
   std::nth_element(times->begin(), times->begin() + kRounds / 2, times->end());
   return kBytes / ((*times)[kRounds / 2] * 1e9);

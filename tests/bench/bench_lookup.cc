@@ -71,5 +71,3 @@ BENCHMARK(BM_FindPresent)->Arg(10000)->Arg(1000000)->Unit(benchmark::kMicrosecon
 BENCHMARK(BM_FindAbsent)->Arg(10000)->Arg(1000000)->Unit(benchmark::kMicrosecond);
 
 }  // namespace
-
-BENCHMARK_MAIN();

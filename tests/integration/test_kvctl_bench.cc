@@ -264,33 +264,3 @@ TEST_CASE("kvctl replay: a node's kvmd without room for the pools is refused, an
   CHECK(output.err.find("it would evict the node's own; take fewer --pool-blocks, or --private") != std::string::npos);
   node.CheckUntouched(offloaded);
 }
-
-TEST_CASE("kvctl bench find: a redis-server that has lost a key gives no figure, and one that has not is left empty", "[integration]") {
-  const Sandbox sandbox;
-  if (::system("command -v redis-server redis-cli >/dev/null") != 0) KVM_SKIP("no redis-server here");
-  const std::string socket = sandbox.path() / "redis.sock", bench = "bench find --json --keys 100 --rounds 300 --against-redis " + socket;
-  if (sandbox.Run(bench + " --entries 100").err.find("without hiredis") != std::string::npos) KVM_SKIP("built without hiredis");
-  const auto keys = [&] {
-    const std::string file = sandbox.path() / "dbsize";
-    REQUIRE(::system(("redis-cli -s " + socket + " dbsize >" + file).c_str()) == 0);
-    return std::stoi(ReadFile(file));
-  };
-  const test::ChildProcess redis(
-      {"/usr/bin/env", "redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no"},
-      sandbox.path() / "redis.log");
-  REQUIRE(Eventually([&] { return std::filesystem::exists(socket); }));
-  const Sandbox::Output good = sandbox.Run(bench + " --entries 20000");
-  INFO(good.err);
-  CHECK(good.code == 0);
-  CHECK(good.Json().as_object().contains("redis_mget_p50_us"));
-  CHECK(keys() == 0);
-
-  REQUIRE(::system(("redis-cli -s " + socket + " config set maxmemory-policy allkeys-random >/dev/null && redis-cli -s " + socket +
-                    " config set maxmemory 3mb >/dev/null")
-                       .c_str()) == 0);
-  const Sandbox::Output lost = sandbox.Run(bench + " --entries 60000");
-  CHECK(lost.code == 3);
-  CHECK(lost.out.empty());
-  CHECK(lost.err.find("redis: a key that was stored is missing") != std::string::npos);
-  CHECK(keys() == 0);
-}

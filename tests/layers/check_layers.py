@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl over public headers
-and over the eviction policies, which it simulates; and inside a layer, when a folder includes what lies above it.
+and over the eviction policies, which it simulates; and inside a layer, when a folder includes what lies above it. Fails as well
+when a class lies in more than one source file.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
     check_layers.py --binary FILE           a binary that must not need CUDA at run time
@@ -20,6 +21,8 @@ SUFFIXES = {".h", ".hpp", ".cc", ".cpp", ".cu", ".cuh"}
 CUDA_HEADER = re.compile(r"^(cuda(\.h|[A-Z_]\w*\.h|_runtime.*|/.*)|cudart.*|nvml\.h|nccl.*|cooperative_groups.*|driver_types\.h|cub/.*|thrust/.*)$")
 CUDA_LIBRARY = re.compile(r"libcuda|libcudart|libnvidia|libnvml")
 TEST_CASE = re.compile(r'TEST_CASE\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*"([^"]*)"', re.DOTALL)
+NAMESPACE = re.compile(r"namespace\s*([\w:]*)\s*{")
+METHOD = re.compile(r"(?:^|[\s&*])((?:\w+::)+)(?:~?\w+|operator[^:]*)$")
 GPU_GATE = re.compile(r"\s*(KVM_NEED_GPUS\(|if \([^{}]*?\) KVM_SKIP\()")
 LABELS = ("unit", "integration", "fault", "gpu")
 
@@ -80,7 +83,7 @@ RULES = {
     "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
-CUDA_FOLDERS = ("cuda/", "tests/gpu/")
+CUDA_FOLDERS = ("cuda/", "tests/gpu/", "tests/bench/")
 
 
 def rule_of(path):
@@ -146,6 +149,34 @@ def check_gpu_tests(root):
                 yield f"{path.relative_to(root)}: test {sentence} does not begin with KVM_NEED_GPUS"
 
 
+def classes_of(text):
+    """The classes, with their namespaces, that have a method defined in this text of a source file. Not those of an unnamed
+    namespace, which no other file can see."""
+    spaces = []
+    for line in text.splitlines():
+        if opened := NAMESPACE.match(line):
+            spaces.append(opened.group(1))
+        elif line.startswith("}  // namespace"):
+            spaces.pop()
+        elif line[:1].isalpha() and "(" in line and "" not in spaces:
+            if method := METHOD.search(line.split("(", 1)[0]):
+                yield "::".join([*spaces, method.group(1)[:-2]])
+
+
+def check_classes(root):
+    where = {}
+    for path in source_files(root):
+        if path.suffix != ".cc" or path.is_relative_to(root / "tests"):
+            continue
+        name = path.relative_to(root).as_posix()
+        for found in set(classes_of(path.read_text(encoding="utf-8", errors="replace"))):
+            # Client and daemon share a namespace, and no program has both.
+            where.setdefault((name.split("/", 1)[0], found), []).append(name)
+    for (_, found), names in where.items():
+        if len(names) > 1:
+            yield f"{names[1]}: class {found} lies in {names[0]} as well; what needs another class's fields is a class of its own"
+
+
 def check_binary(path):
     listing = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
@@ -181,6 +212,12 @@ SELF_TEST = {
     "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/wire/b.h"', None),
     "daemon/broker/good.cc": ('#include "daemon/broker/a.h"\n#include "daemon/host_cache/a.h"\n#include "proto/shm/b.h"\n#include <boost/asio.hpp>', None),
     "client/kvctl/replay/good.cc": ('#include "client/kvctl/cli/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
+    "daemon/host_cache/one.cc": ("namespace kvm {\nResult<int> Two::Part(std::size_t n) {\n}\n}  // namespace kvm", None),
+    "daemon/host_cache/two.cc": ("namespace kvm {\nTwo::~Two() = default;\n}  // namespace kvm", "two.cc: class kvm::Two lies in"),
+    "daemon/host_cache/three.cc": (
+        "namespace kvm {\nnamespace {\nvoid Two::Call() {}\n}  // namespace\nvoid Two::Impl::Call() {}\nstd::string Make(Two::Part part) {}\n"
+        "  Two::Part(1);\n}  // namespace kvm\nnamespace kvm::other {\nvoid Two::Call() {}\n}  // namespace kvm::other", None),
+    "client/find/two.cc": ("namespace kvm {\nbool Two::operator==(const Two& other) const {}\n}  // namespace kvm", None),
     "tests/gpu/good.cc": ('TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}', None),
     "tests/unit/good.cc": ('#include "daemon/server/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
@@ -193,7 +230,7 @@ def self_test():
         for name, (text, _) in broken.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
-        found = list(check_includes(root)) + list(check_tags(root)) + list(check_gpu_tests(root))
+        found = list(check_includes(root)) + list(check_tags(root)) + list(check_gpu_tests(root)) + list(check_classes(root))
     for name, (_, expected) in broken.items():
         if expected is not None and not any(expected in line for line in found):
             yield f"self-test: {name} was not reported"
@@ -216,6 +253,7 @@ def main():
         violations += check_includes(arguments.source)
         violations += check_tags(arguments.source)
         violations += check_gpu_tests(arguments.source)
+        violations += check_classes(arguments.source)
     for binary in arguments.binary:
         violations += check_binary(binary)
     for line in violations:

@@ -5,13 +5,13 @@
 #include <set>
 #include <vector>
 
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/simulate/simulated_cache.h"
 #include "client/kvctl/workload/block_content.h"
 #include "client/kvctl/workload/block_pool.h"
 #include "client/kvctl/workload/block_trace.h"
 #include "client/kvctl/workload/request_source.h"
 #include "client/kvctl/workload/workload.h"
+#include "proto/base/random.h"
 #include "tests/catch.h"
 #include "tests/support/data/conversation_trace.h"
 
@@ -103,7 +103,7 @@ TEST_CASE("BlockPool: over many random requests, a held block has its key, and n
     for (const std::uint32_t blocks : {1u, 7u, 50u}) {
       INFO(policy::PolicyName(kind) << ", " << blocks << " blocks");
       BlockPool pool(kind, blocks);
-      Random random(3);
+      SplitMix random(3);
       std::map<std::uint32_t, std::uint64_t> content;  // by block
       for (int round = 0; round < 5000; ++round) {
         // Prefixes share a stem of up to 3 blocks, then go their own way.

@@ -177,48 +177,25 @@ TEST_CASE("Regions: they are summed up by memory", "[unit]") {
   CHECK(DeviceName(groups[1].device) == FormatUuid(Gpu(0).uuid));
 }
 
-TEST_CASE("Bench rows: a goal is reached from the right side, and what is not measured is neither", "[unit]") {
-  BenchRow row;
-  row.goal = 0.92;
-  CHECK_FALSE(row.Reached().has_value());
-  row.value = 0.93;
-  CHECK(row.Reached() == true);
-  row.value = 0.91;
-  CHECK(row.Reached() == false);
-  row.at_most = true;
-  CHECK(row.Reached() == true);
-  row.goal.reset();
-  CHECK_FALSE(row.Reached().has_value());
-}
-
-TEST_CASE("Bench rows: printed with rates, goal and verdict", "[unit]") {
-  BenchRow reached, missed, unmeasured;
-  reached.title = "a";
-  reached.value = 0.95;
-  reached.bytes_per_s = 380e9;
-  reached.baseline_bytes_per_s = 400e9;
-  reached.goal = 0.92;
-  missed.title = "b";
-  missed.unit = Unit::kMicroseconds;
-  missed.value = 50;
-  missed.goal = 40;
-  missed.at_most = true;
-  unmeasured.title = "c";
-  unmeasured.goal = 5;
-  unmeasured.note = "needs two GPUs";
-  std::ostringstream out;
-  PrintRows(out, {reached, missed, unmeasured});
-  CHECK(out.str() ==
-        "what         rate     baseline   median        goal  reached  note\n"
-        "a     380.00 GB/s  400.00 GB/s   0.95 x   >= 0.92 x  yes\n"
-        "b                               50.0 µs  <= 40.0 µs  no\n"
-        "c                                     -   >= 5.00 x           needs two GPUs\n");
-  const boost::json::array json = RowsJson({reached, missed, unmeasured});
-  CHECK(json[0].at("reached").as_bool());
-  CHECK(json[0].at("goal_kind").as_string() == "at_least");
-  CHECK_FALSE(json[1].at("reached").as_bool());
+TEST_CASE("Bench rows: printed with the rate and the median of each", "[unit]") {
+  BenchRow rate, time;
+  rate.name = "scattered";
+  rate.title = "a";
+  rate.value = 380;
+  rate.bytes_per_s = 380e9;
+  rate.note = "find before it 9.0 µs";
+  time.title = "b";
+  time.unit = Unit::kMicroseconds;
+  time.value = 50;
+  time.bytes_per_s = 20e9;
+  CHECK(RowsText({rate, time}) ==
+        "what         rate       median  note\n"
+        "a     380.00 GB/s  380.00 GB/s  find before it 9.0 µs\n"
+        "b      20.00 GB/s      50.0 µs\n");
+  const boost::json::array json = RowsJson({rate, time});
+  CHECK(json[0].at("name").as_string() == "scattered");
+  CHECK(json[0].at("unit").as_string() == "gb_per_s");
+  CHECK(json[0].at("bytes_per_s").as_double() == 380e9);
   CHECK(json[1].at("unit").as_string() == "us");
-  CHECK(json[1].at("bytes_per_s").is_null());
-  CHECK(json[2].at("value").is_null());
-  CHECK(json[2].at("reached").is_null());
+  CHECK(json[1].at("value").as_double() == 50);
 }

@@ -4,6 +4,7 @@
 // after it has removed its blocks.
 #pragma once
 
+#include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 
 #include <cstdint>
@@ -22,7 +23,6 @@ struct BenchOptions {
   std::uint64_t entries = 1'000'000;
   std::uint32_t keys = 512;  // a lookup
   std::uint32_t rounds = 2000;
-  std::string against_redis;  // Unix socket of a redis-server
   bool while_publishing = false;
   bool shuffle = false;  // keys of a lookup from anywhere instead of one chain
   std::uint64_t bytes = std::uint64_t{1} << 30;
@@ -39,29 +39,24 @@ enum class Unit { kMicroseconds, kNanoseconds, kCount, kPerSecond, kRatio, kPerc
 std::string HumanValue(double value, Unit unit);  // "12.5 µs"
 std::string_view UnitName(Unit unit) noexcept;    // in JSON: "us", "ratio", …
 
-struct BenchRow;
-
 // Named figures, in order.
 class BenchReport {
  public:
   explicit BenchReport(std::string_view benchmark);
-  ~BenchReport();
-  BenchReport(BenchReport&&) noexcept;
-  BenchReport& operator=(BenchReport&&) noexcept;
   // `name`: of the JSON member; `title`: for people.
   void Add(std::string_view name, std::string_view title, double value, Unit unit);
   // p50 and p99 as "<prefix>p50_us" and "<prefix>p99_us".
   void AddPercentiles(const std::string& prefix, const std::string& title, Samples& microseconds);
   void AddMemory(const PoolMemory& memory);
   void AddKvmd(const CommonOptions& common, const BenchOptions& options);
-  // Shown as a table behind all figures.
-  void AddRows(std::vector<BenchRow> rows);
+  // The member "rows", and the table that people see behind all figures.
+  void AddRows(boost::json::array rows, std::string table);
   void Print(bool json) const;
 
  private:
   boost::json::object object_;
   std::vector<std::pair<std::string, std::string>> lines_;
-  std::vector<BenchRow> rows_;
+  std::string table_;
 };
 
 // The end of every benchmark: prints the figures, or why there are none, or what the benchmark has

@@ -1,79 +1,32 @@
-// bench find: lookups of chains of present keys, with the publisher in another process; optionally
-// while another one publishes at full rate, and next to the same lookups on a redis-server.
+// bench find: lookups of chains of present keys, with the publisher in another process; optionally while
+// another one publishes at full rate.
+#include "client/kvctl/bench/bench_find.h"
+
 #include <algorithm>
 
-#include "client/kvctl/bench/bench.h"
 #include "client/kvctl/bench/bench_setup.h"
-#include "client/kvctl/bench/redis_baseline.h"
-#include "client/kvctl/cli/random.h"
 
 namespace kvm::ctl {
 namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::uint32_t kWarmUpRounds = 200;
 constexpr std::uint64_t kChurnBlocks = 64 * 1024;
 
-// The keys of one lookup after the other.
-class Lookups {
- public:
-  Lookups(std::uint64_t run, const BenchOptions& options) : run_(run), options_(options), random_(run) {}
-
-  std::span<const BlockKey> Next() {
-    keys_.clear();
-    if (options_.shuffle) {
-      for (std::uint32_t i = 0; i < options_.keys; ++i) keys_.push_back(BenchKey(run_, random_.Below(options_.entries)));
-    } else {
-      const std::uint64_t first = random_.Below(options_.entries / options_.keys) * options_.keys;
-      for (std::uint32_t i = 0; i < options_.keys; ++i) keys_.push_back(BenchKey(run_, first + i));
-    }
-    return keys_;
-  }
-
- private:
-  const std::uint64_t run_;
-  const BenchOptions& options_;
-  Random random_;
-  std::vector<BlockKey> keys_;
-};
-
-// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find
-// less is to be faster.
+// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find less is to be faster.
 Result<Samples> MeasureFind(const Client& client, Lookups& lookups, const BenchOptions& options) {
   Samples us;
   us.Reserve(options.rounds);
-  for (std::uint32_t round = 0; round < kWarmUpRounds + options.rounds; ++round) {
+  for (std::uint32_t round = 0; round < kWarmUpLookups + options.rounds; ++round) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
     const std::span<const BlockKey> keys = lookups.Next();
     const auto start = steady_clock::now();
     const Match match = client.Find(keys);
     const auto end = steady_clock::now();
     if (Status all = AllFound(client, match, keys.size()); !all) return all.error();
-    if (round >= kWarmUpRounds) us.Add(std::chrono::duration<double, std::micro>(end - start).count());
+    if (round >= kWarmUpLookups) us.Add(std::chrono::duration<double, std::micro>(end - start).count());
   }
   return us;
-}
-
-Result<Samples> MeasureRedis(const BenchOptions& options, std::uint64_t run) {
-  Result<RedisBaseline> redis = RedisBaseline::Connect(options.against_redis);
-  if (!redis) return redis.error();
-  Samples times;
-  Status outcome = redis->Load(run, options.entries);
-  Lookups lookups(run, options);
-  for (std::uint32_t round = 0; outcome && round < kWarmUpRounds + options.rounds; ++round) {
-    if (outcome = GoOn(); !outcome) break;
-    const Result<double> us = redis->MultiGet(lookups.Next());
-    if (!us) {
-      outcome = us.error();
-    } else if (round >= kWarmUpRounds) {
-      times.Add(*us);
-    }
-  }
-  const Status unloaded = redis->Unload(run, options.entries);
-  if (!outcome) return outcome.error();
-  if (!unloaded) return unloaded.error();
-  return times;
 }
 
 struct BusyTimes {
@@ -95,7 +48,20 @@ Result<BusyTimes> MeasureBusy(const BenchSetup& setup, const Client& client, Loo
   return BusyTimes{std::move(*times), done->seconds > 0 ? static_cast<double>(done->blocks) / done->seconds : 0};
 }
 
-Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& options) {
+}  // namespace
+
+std::span<const BlockKey> Lookups::Next() {
+  keys_.clear();
+  if (options_.shuffle) {
+    for (std::uint32_t i = 0; i < options_.keys; ++i) keys_.push_back(BenchKey(run_, random_.Below(options_.entries)));
+  } else {
+    const std::uint64_t first = random_.Below(options_.entries / options_.keys) * options_.keys;
+    for (std::uint32_t i = 0; i < options_.keys; ++i) keys_.push_back(BenchKey(run_, first + i));
+  }
+  return keys_;
+}
+
+Result<BenchReport> BenchFind(const CommonOptions& common, const BenchOptions& options, const BesideFind& beside) {
   if (options.keys == 0 || options.entries < options.keys) return MakeError(Errc::kInvalidArgument, "--entries has to be at least --keys");
   Result<BenchSetup> setup = BenchSetup::Start(common, options, options.entries + (options.while_publishing ? 2 * kChurnBlocks : 0));
   if (!setup) return setup.error();
@@ -124,19 +90,14 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
     report.Add("busy_p99_ratio", "p99 busy / idle", busy->find_us.p99() / idle->p99(), Unit::kRatio);
     report.Add("busy_publish_rate_per_s", "published meanwhile", busy->publish_rate, Unit::kPerSecond);
   }
-  if (!options.against_redis.empty()) {
-    Result<Samples> redis = MeasureRedis(options, setup->run());
-    if (!redis) return redis.error();
-    report.AddPercentiles("redis_mget_", "redis MGET", *redis);
-    report.Add("ratio_to_redis", "faster than redis", redis->p50() / idle->p50(), Unit::kRatio);
+  if (beside) {
+    if (Status done = beside(setup->run(), *idle, report); !done) return done.error();
   }
   return report;
 }
 
-}  // namespace
-
 int RunBenchFind(const CommonOptions& common, const BenchOptions& options) {
-  return FinishBench(common, options, Measure(common, options));
+  return FinishBench(common, options, BenchFind(common, options));
 }
 
 }  // namespace kvm::ctl

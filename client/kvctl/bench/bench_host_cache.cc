@@ -3,8 +3,6 @@
 #include <chrono>
 #include <thread>
 
-#include "client/kvctl/bench/bench_import_gpu.h"
-#include "client/kvctl/bench/import_run.h"
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/text.h"
 
@@ -16,10 +14,9 @@ using std::chrono::steady_clock;
 constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
 constexpr std::uint32_t kRounds = 15;
 constexpr std::chrono::milliseconds kTimeout{60'000};
-constexpr double kGoal = 0.9;
 
 Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& options, const std::vector<DeviceUuid>& devices,
-                            std::uint64_t block_bytes) {
+                            std::uint64_t block_bytes, CopiedRow what, const BesideRow& beside) {
   const DeviceUuid& importer = devices.back();
   const std::uint64_t blocks = options.bytes / block_bytes;
   Result<std::unique_ptr<ImportRun>> started =
@@ -34,7 +31,11 @@ Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& opt
   Result<ImportRun::Target> target = run.Allocate(importer, *source);
   if (!target) return target.error();
   if (Status only = run.WaitForHostCacheOnly(*source, *target); !only) return only.error();
-  Result<BenchRow> row = run.Compare(*source, *target, importer, kHostMemory, options.bytes, 0, kRounds);
+  what.importer = importer;
+  what.owner = kHostMemory;
+  what.bytes = options.bytes;
+  what.rounds = kRounds;
+  Result<BenchRow> row = run.Measure(*source, *target, what, 0, beside);
   if (!row) return row;
   if (Status right = run.Check(*source, *target); !right) return right.error();
   return row;
@@ -64,7 +65,7 @@ Status WaitUntilCached(const std::string& socket, std::uint64_t blocks) {
 }
 
 Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const BenchOptions& options,
-                                            const std::vector<DeviceUuid>& devices) {
+                                            const std::vector<DeviceUuid>& devices, const BesideRow& beside) {
   struct Kind {
     const char *name, *title;
     std::uint64_t block_bytes;
@@ -72,18 +73,12 @@ Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const B
   std::vector<BenchRow> rows;
   for (const Kind& kind : {Kind{"host_cache_64k", "in scattered 64 KiB chunks", kMiB},
                            Kind{"host_cache_blocks_64k", "in scattered blocks of 64 KiB", 64 * kKiB}}) {
-    BenchRow row;
-    if (options.on_this_node) {
-      row.note = "that kvmd's host cache is not ours to fill";
-    } else {
-      Result<BenchRow> measured = MeasureRow(common, options, devices, kind.block_bytes);
-      if (!measured) return measured.error();
-      row = std::move(*measured);
-    }
-    row.name = kind.name;
-    row.title = "host cache: " + HumanBytes(options.bytes) + " " + kind.title;
-    if (options.bytes == kGoalBytes) row.goal = kGoal;
-    rows.push_back(std::move(row));
+    CopiedRow what;
+    what.name = kind.name;
+    what.title = "host cache: " + HumanBytes(options.bytes) + " " + kind.title;
+    Result<BenchRow> row = MeasureRow(common, options, devices, kind.block_bytes, what, beside);
+    if (!row) return row.error();
+    rows.push_back(std::move(*row));
   }
   return rows;
 }

@@ -7,8 +7,8 @@
 #include "client/kvctl/bench/bench_host_cache.h"
 #include "client/kvctl/bench/bench_import_gpu.h"
 #include "client/kvctl/bench/bench_setup.h"
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/workload/block_content.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -175,7 +175,7 @@ class ImportBench {
 
   Result<Samples> MeasureSmall() {
     Samples us;
-    Random random(setup_.run());
+    SplitMix random(setup_.run());
     const std::uint64_t count = SmallBlocks();
     for (std::uint32_t round = 0; round < options_.rounds; ++round) {
       if (Status go_on = GoOn(); !go_on) return go_on.error();
@@ -211,13 +211,22 @@ Result<BenchReport> BenchHostImport(const CommonOptions& common, const BenchOpti
   return ImportBench(options, memory, blocks).Run(common);
 }
 
+Result<BenchReport> BenchGpuImport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& all) {
+  const PoolMemory memory = FirstTwo(all);
+  const Result<std::vector<BenchRow>> rows = MeasureGpuImports(common, options, memory);
+  if (!rows) return rows.error();
+  BenchReport report = GpuImportReport(common, options, memory);
+  report.AddRows(RowsJson(*rows), RowsText(*rows));
+  return report;
+}
+
 }  // namespace
 
 int RunBenchImport(const CommonOptions& common, const BenchOptions& options) {
   const Result<PoolMemory> memory = ChoosePoolMemory(options.backend, options.devices);
   if (!memory) return Fail(memory.error());
-  const Result<BenchReport> report = memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory);
-  return FinishBench(common, options, report);
+  return FinishBench(common, options,
+                     memory->cuda() ? BenchGpuImport(common, options, *memory) : BenchHostImport(common, options, *memory));
 }
 
 }  // namespace kvm::ctl

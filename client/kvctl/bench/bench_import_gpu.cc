@@ -5,36 +5,32 @@
 #include <utility>
 
 #include "client/kvctl/bench/bench_host_cache.h"
-#include "client/kvctl/bench/bench_rows.h"
-#include "client/kvctl/bench/import_run.h"
 #include "client/kvctl/cli/text.h"
-#include "kvm/copy_baselines.h"
 
 namespace kvm::ctl {
 namespace {
 
 constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
-constexpr std::uint32_t kLargeRounds = 15, kMediumRounds = 51, kChunkCallRounds = 3;
-constexpr const char* kNeedsTwo = "needs two GPUs";
+constexpr std::uint32_t kLargeRounds = 15, kMediumRounds = 51;
 
 class GpuImportBench {
  public:
-  GpuImportBench(const BenchOptions& options, const PoolMemory& memory) : options_(options), memory_(memory) {}
+  GpuImportBench(const BenchOptions& options, const PoolMemory& memory, const BesideRow& beside)
+      : options_(options), memory_(memory), beside_(beside) {}
 
-  Result<BenchReport> Run(const CommonOptions& common) {
+  Result<std::vector<BenchRow>> Run(const CommonOptions& common) {
     if (Status set_up = SetUp(common); !set_up) return set_up.error();
-    using Step = Status (GpuImportBench::*)();
-    for (const Step step : {&GpuImportBench::ScatteredRows, &GpuImportBench::SmallerRows, &GpuImportBench::LibraryRows,
-                            &GpuImportBench::LatencyRows, &GpuImportBench::SameGpuRow, &GpuImportBench::CheckAll}) {
-      if (Status done = (this->*step)(); !done) return done.error();
+    if (two()) {
+      using Step = Status (GpuImportBench::*)();
+      for (const Step step : {&GpuImportBench::ScatteredRows, &GpuImportBench::SmallerRows, &GpuImportBench::LatencyRows}) {
+        if (Status done = (this->*step)(); !done) return done.error();
+      }
     }
+    if (Status done = SameGpuRow(); !done) return done.error();
+    if (Status right = CheckAll(); !right) return right.error();
+    if (options_.on_this_node) return std::move(rows_);
     if (Status done = HostCache(common); !done) return done.error();
-    BenchReport report("import");
-    report.AddKvmd(common, options_);
-    report.AddMemory(memory_);
-    report.Add("bytes", "bytes", static_cast<double>(options_.bytes), Unit::kBytes);
-    report.AddRows(std::move(rows_));
-    return report;
+    return std::move(rows_);
   }
 
  private:
@@ -44,11 +40,6 @@ class GpuImportBench {
   bool two() const noexcept { return memory_.devices.size() > 1; }
   const DeviceUuid& owner() const noexcept { return memory_.devices.front().uuid; }
   const DeviceUuid& importer() const noexcept { return memory_.devices.at(1).uuid; }
-  // A goal is one for imports of kGoalBytes.
-  std::optional<double> Goal(double goal) const noexcept {
-    return options_.bytes == kGoalBytes ? std::optional<double>(goal) : std::nullopt;
-  }
-
   Status SetUp(const CommonOptions& common) {
     std::vector<DeviceUuid> devices{owner()};
     if (two()) devices.insert(devices.begin(), importer());
@@ -83,129 +74,41 @@ class GpuImportBench {
     return {};
   }
 
-  void Unmeasured(std::string name, std::string title, Unit unit, std::optional<double> goal, bool at_most, const char* why) {
-    BenchRow row;
-    row.name = std::move(name);
-    row.title = std::move(title);
-    row.unit = unit;
-    row.goal = goal;
-    row.at_most = at_most;
-    row.note = why;
-    rows_.push_back(std::move(row));
-  }
-
-  struct ImportRow {
-    std::string name, title;
-    const SourceBlocks& source;
-    const Target& target;
-    DeviceUuid importer;
-    std::uint64_t bytes;
-    unsigned max_sms;
-    std::optional<double> goal;
-  };
-
-  Status Compare(const ImportRow& what) {
-    const std::uint32_t rounds = what.bytes == options_.bytes ? kLargeRounds : kMediumRounds;
-    Result<BenchRow> row = run_->Compare(what.source, what.target, what.importer, owner(), what.bytes, what.max_sms, rounds);
+  Status Measure(const SourceBlocks& source, const Target& target, std::string name, std::string title, std::uint64_t bytes,
+                 unsigned max_sms = 0) {
+    const DeviceUuid& reader = &target == &same_gpu_ ? owner() : importer();
+    const CopiedRow what{std::move(name), std::move(title), reader, owner(), bytes, bytes == options_.bytes ? kLargeRounds : kMediumRounds};
+    Result<BenchRow> row = run_->Measure(source, target, what, max_sms, beside_);
     if (!row) return row.error();
-    row->name = what.name;
-    row->title = what.title;
-    row->goal = what.goal;
     rows_.push_back(std::move(*row));
     return {};
   }
 
   Status ScatteredRows() {
     const std::string size = HumanBytes(options_.bytes);
-    const auto row = [&](const SourceBlocks& source, const Target& target, unsigned sms, double goal) -> Status {
-      const std::string chunk = std::to_string(source.chunk_bytes / kKiB);
-      const std::string bound = sms == 0 ? "" : "_" + std::to_string(sms) + "_sms";
-      return Compare({"scattered_" + chunk + "k" + bound,
-                      size + " in scattered " + chunk + " KiB chunks" + (sms == 0 ? "" : ", at most " + std::to_string(sms) + " SMs"),
-                      source, target, importer(), options_.bytes, sms, Goal(goal)});
-    };
-    if (!two()) {
-      Unmeasured("scattered_64k", size + " in scattered 64 KiB chunks", Unit::kRatio, Goal(0.92), false, kNeedsTwo);
-      Unmeasured("scattered_16k", size + " in scattered 16 KiB chunks", Unit::kRatio, Goal(0.92), false, kNeedsTwo);
-      return {};
+    for (const auto& [source, target] : {std::pair{&chunks_64k_, &to_chunks_64k_}, {&chunks_16k_, &to_chunks_16k_}}) {
+      for (const unsigned sms : {0u, 32u, 16u}) {
+        const std::string chunk = std::to_string(source->chunk_bytes / kKiB);
+        const std::string bound = sms == 0 ? "" : "_" + std::to_string(sms) + "_sms";
+        const std::string title =
+            size + " in scattered " + chunk + " KiB chunks" + (sms == 0 ? "" : ", at most " + std::to_string(sms) + " SMs");
+        if (Status done = Measure(*source, *target, "scattered_" + chunk + "k" + bound, title, options_.bytes, sms); !done) return done;
+      }
     }
-    for (const auto& [sms, goal] : {std::pair{0u, 0.92}, {32u, 0.92}, {16u, 0.85}}) {
-      if (Status done = row(chunks_64k_, to_chunks_64k_, sms, goal); !done) return done;
-    }
-    for (const auto& [sms, goal] : {std::pair{0u, 0.92}, {32u, 0.92}, {16u, 0.85}}) {
-      if (Status done = row(chunks_16k_, to_chunks_16k_, sms, goal); !done) return done;
-    }
-    return Compare(
-        {"blocks_64k", size + " in scattered blocks of 64 KiB", blocks_64k_, to_blocks_64k_, importer(), options_.bytes, 0, std::nullopt});
+    return Measure(blocks_64k_, to_blocks_64k_, "blocks_64k", size + " in scattered blocks of 64 KiB", options_.bytes);
   }
 
   Status SmallerRows() {
-    for (const auto& [part, goal] : {std::pair<std::uint64_t, double>{8, 0.90}, {64, 0.85}}) {
+    for (const std::uint64_t part : {8, 64}) {
       const std::uint64_t bytes = options_.bytes / part;
       const std::string name = "scattered_64k_1_" + std::to_string(part), title = HumanBytes(bytes) + " in scattered 64 KiB chunks";
-      if (!two()) {
-        Unmeasured(name, title, Unit::kRatio, Goal(goal), false, kNeedsTwo);
-        continue;
-      }
-      if (Status done = Compare({name, title, chunks_64k_, to_chunks_64k_, importer(), bytes, 0, Goal(goal)}); !done) return done;
+      if (Status done = Measure(chunks_64k_, to_chunks_64k_, name, title, bytes); !done) return done;
     }
-    return {};
-  }
-
-  // Against what CUDA offers for scattered copies: the same chunks, without keys and validation.
-  Status LibraryRows() {
-    struct Call {
-      BaselineCall call;
-      const char *name, *title;
-      double goal;
-    };
-    for (const Call& call : {Call{BaselineCall::kBatch, "against_batch", "against cudaMemcpyBatchAsync", 5},
-                             Call{BaselineCall::kEachChunk, "against_each", "against one cudaMemcpyAsync a chunk", 17}}) {
-      const std::string title = HumanBytes(options_.bytes) + " in 64 KiB chunks, " + call.title;
-      if (!two()) {
-        Unmeasured(call.name, title, Unit::kRatio, Goal(call.goal), false, kNeedsTwo);
-        continue;
-      }
-      if (Status done = CompareWithCall(call.call, call.name, title, call.goal); !done) return done;
-    }
-    return {};
-  }
-
-  Status CompareWithCall(BaselineCall call, const char* name, const std::string& title, double goal) {
-    Result<Timing> timing = run_->Import(chunks_64k_, to_chunks_64k_, options_.bytes, 0, kLargeRounds);
-    if (!timing) return timing.error();
-    CopyBaseline baseline;
-    baseline.call = call;
-    baseline.importer = importer();
-    baseline.owner = owner();
-    baseline.bytes = options_.bytes;
-    baseline.rounds = kChunkCallRounds;
-    const Result<std::vector<double>> seconds = MeasureCopy(baseline);
-    if (!seconds && seconds.error().code == Errc::kUnsupported) {
-      Unmeasured(name, title, Unit::kRatio, Goal(goal), false, seconds.error().message.c_str());
-      return {};
-    }
-    if (!seconds) return seconds.error();
-    Samples theirs;
-    for (const double second : *seconds) theirs.Add(second);
-    const auto bytes = static_cast<double>(options_.bytes);
-    BenchRow row;
-    row.name = name;
-    row.title = title;
-    row.value = theirs.p50() / timing->import_s.p50();
-    row.bytes_per_s = bytes / timing->import_s.p50();
-    row.baseline_bytes_per_s = bytes / theirs.p50();
-    row.goal = Goal(goal);
-    rows_.push_back(std::move(row));
     return {};
   }
 
   Status LatencyRows() {
     const auto row = [&](const char* name, const char* title, const SourceBlocks& source, const Target& target) -> Status {
-      if (!two()) {
-        Unmeasured(name, title, Unit::kMicroseconds, 40, true, kNeedsTwo);
-        return {};
-      }
       Result<Timing> timing = run_->Import(source, target, kMiB, 0, options_.rounds, true);
       if (!timing) return timing.error();
       BenchRow measured;
@@ -214,8 +117,6 @@ class GpuImportBench {
       measured.unit = Unit::kMicroseconds;
       measured.value = 1e6 * timing->whole_s.p50();
       measured.bytes_per_s = static_cast<double>(kMiB) / timing->whole_s.p50();
-      measured.goal = 40;
-      measured.at_most = true;
       measured.note =
           "p99 " + HumanNanoseconds(1e9 * timing->whole_s.p99()) + ", find alone " + HumanNanoseconds(1e9 * timing->find_s.p50());
       rows_.push_back(std::move(measured));
@@ -227,15 +128,15 @@ class GpuImportBench {
   }
 
   Status SameGpuRow() {
-    return Compare({"same_gpu_64k", "same GPU, other process: " + HumanBytes(options_.bytes) + " in scattered 64 KiB chunks", chunks_64k_,
-                    same_gpu_, owner(), options_.bytes, 0, Goal(0.9)});
+    return Measure(chunks_64k_, same_gpu_, "same_gpu_64k",
+                   "same GPU, other process: " + HumanBytes(options_.bytes) + " in scattered 64 KiB chunks", options_.bytes);
   }
 
   // From a kvmd of its own, which keeps the blocks of a process that has ended.
   Status HostCache(const CommonOptions& common) {
     std::vector<DeviceUuid> devices{owner()};
     if (two()) devices.push_back(importer());
-    Result<std::vector<BenchRow>> rows = HostCacheRows(common, options_, devices);
+    Result<std::vector<BenchRow>> rows = HostCacheRows(common, options_, devices, beside_);
     if (!rows) return rows.error();
     std::move(rows->begin(), rows->end(), std::back_inserter(rows_));
     return {};
@@ -251,6 +152,7 @@ class GpuImportBench {
 
   const BenchOptions& options_;
   const PoolMemory& memory_;
+  const BesideRow& beside_;
   std::unique_ptr<ImportRun> run_;
   SourceBlocks chunks_64k_, chunks_16k_, blocks_64k_;
   Target to_chunks_64k_, to_chunks_16k_, to_blocks_64k_;  // on the importer's GPU
@@ -260,13 +162,25 @@ class GpuImportBench {
 
 }  // namespace
 
-Result<BenchReport> BenchGpuImport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& memory) {
+Result<std::vector<BenchRow>> MeasureGpuImports(const CommonOptions& common, const BenchOptions& options, const PoolMemory& memory,
+                                                const BesideRow& beside) {
   if (options.bytes == 0 || options.bytes % kGpuBytesStep != 0 || options.bytes / (64 * kKiB) > Geometry::kMaxBlocks) {
     return MakeError(Errc::kInvalidArgument, "--bytes has to be a multiple of " + HumanBytes(kGpuBytesStep) + " with --backend cuda");
   }
-  PoolMemory pair = memory;
-  if (pair.devices.size() > 2) pair.devices.resize(2);
-  return GpuImportBench(options, pair).Run(common);
+  return GpuImportBench(options, memory, beside).Run(common);
+}
+
+BenchReport GpuImportReport(const CommonOptions& common, const BenchOptions& options, const PoolMemory& memory) {
+  BenchReport report("import");
+  report.AddKvmd(common, options);
+  report.AddMemory(memory);
+  report.Add("bytes", "bytes", static_cast<double>(options.bytes), Unit::kBytes);
+  return report;
+}
+
+PoolMemory FirstTwo(PoolMemory memory) {
+  if (memory.devices.size() > 2) memory.devices.resize(2);
+  return memory;
 }
 
 }  // namespace kvm::ctl

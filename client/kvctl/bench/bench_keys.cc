@@ -4,7 +4,7 @@
 #include "client/kvctl/bench/bench_setup.h"
 #include "client/kvctl/cli/machine.h"
 #include "client/kvctl/cli/observer.h"
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -64,7 +64,7 @@ Result<BenchReport> MeasureMemory(const CommonOptions& common, const BenchOption
 
 BenchReport MeasureKeys(const BenchOptions& options) {
   std::vector<std::uint32_t> tokens(options.tokens);
-  Random random(1);
+  SplitMix random(1);
   for (std::uint32_t& token : tokens) token = static_cast<std::uint32_t>(random.Below(128'000));
   const Fingerprint fingerprint = BenchModel(0).ComputeFingerprint();
   std::vector<BlockKey> keys;

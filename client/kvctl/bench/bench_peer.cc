@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "client/kvctl/cli/exit_codes.h"
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/process/roles.h"
 #include "client/kvctl/workload/pool_bytes.h"
 #include "kvclient/kvclient.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -183,7 +183,7 @@ BlockOrder::BlockOrder(std::uint64_t entries, bool scatter) noexcept : entries_(
 std::vector<std::uint32_t> ShuffledBlocks(std::uint64_t count, std::uint64_t seed) {
   std::vector<std::uint32_t> blocks(count);
   std::iota(blocks.begin(), blocks.end(), 0u);
-  Random random(seed);
+  SplitMix random(seed);
   for (std::uint64_t i = count; i > 1; --i) std::swap(blocks[i - 1], blocks[random.Below(i)]);
   return blocks;
 }

@@ -6,7 +6,7 @@
 
 #include "client/kvctl/bench/bench.h"
 #include "client/kvctl/bench/bench_setup.h"
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -78,7 +78,7 @@ Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::
   Result<Peer> watcher = StartPeer(setup.Config(PeerRole::kWatch, "bench-watch"));
   if (!watcher) return watcher.error();
   Samples us;
-  Random random(setup.run());
+  SplitMix random(setup.run());
   for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
     const BlockKey key = BenchKey(setup.run(), first_key + round);
     const std::uint32_t block = round % region.block_count();

@@ -2,7 +2,6 @@
 #include <iostream>
 
 #include "client/kvctl/bench/bench.h"
-#include "client/kvctl/bench/bench_rows.h"
 #include "client/kvctl/cli/json.h"
 #include "client/kvctl/cli/machine.h"
 #include "client/kvctl/cli/text.h"
@@ -40,10 +39,6 @@ std::string_view UnitName(Unit unit) noexcept {
   return "unknown";
 }
 
-BenchReport::~BenchReport() = default;
-BenchReport::BenchReport(BenchReport&&) noexcept = default;
-BenchReport& BenchReport::operator=(BenchReport&&) noexcept = default;
-
 BenchReport::BenchReport(std::string_view benchmark) {
   const MachineFacts facts = ReadMachineFacts();
   object_["benchmark"] = std::string(benchmark);
@@ -80,9 +75,9 @@ void BenchReport::AddKvmd(const CommonOptions& common, const BenchOptions& optio
   lines_.emplace_back("kvmd", options.on_this_node ? "this node's, " + Printable(common.socket) : "started for this");
 }
 
-void BenchReport::AddRows(std::vector<BenchRow> rows) {
-  rows_ = std::move(rows);
-  object_["rows"] = RowsJson(rows_);
+void BenchReport::AddRows(boost::json::array rows, std::string table) {
+  object_["rows"] = std::move(rows);
+  table_ = std::move(table);
 }
 
 void BenchReport::Print(bool json) const {
@@ -93,9 +88,7 @@ void BenchReport::Print(bool json) const {
   FieldList fields;
   for (const auto& [title, value] : lines_) fields.Add(title, value);
   fields.Print(std::cout);
-  if (rows_.empty()) return;
-  std::cout << '\n';
-  PrintRows(std::cout, rows_);
+  if (!table_.empty()) std::cout << '\n' << table_;
 }
 
 }  // namespace kvm::ctl

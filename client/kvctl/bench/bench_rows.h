@@ -1,10 +1,8 @@
-// Rows of a benchmark that is measured against a baseline and a goal.
+// Rows of a benchmark that measures the same thing in several forms.
 #pragma once
 
 #include <boost/json/array.hpp>
 
-#include <iosfwd>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,21 +13,15 @@ namespace kvm::ctl {
 struct BenchRow {
   std::string name;   // in JSON
   std::string title;  // for people
-  Unit unit = Unit::kRatio;
-  // A median; nothing: not measured, and `note` says why
-  std::optional<double> value;
-  double bytes_per_s = 0, baseline_bytes_per_s = 0;  // 0: the row has none
-  std::optional<double> goal;
-  bool at_most = false;  // the goal is an upper limit
+  Unit unit = Unit::kGigabytesPerSecond;
+  double value = 0;  // a median
+  double bytes_per_s = 0;
   std::string note;
-
-  // Nothing without a goal or a value.
-  std::optional<bool> Reached() const noexcept;
 };
 
-void PrintRows(std::ostream& out, const std::vector<BenchRow>& rows);
-// [{"name", "title", "value", "unit", "bytes_per_s", "baseline_bytes_per_s", "goal", "goal_kind",
-// "reached", "note"}, …]
+// A table with one line for each row.
+std::string RowsText(const std::vector<BenchRow>& rows);
+// [{"name", "title", "value", "unit", "bytes_per_s", "note"}, …]
 boost::json::array RowsJson(const std::vector<BenchRow>& rows);
 
 }  // namespace kvm::ctl

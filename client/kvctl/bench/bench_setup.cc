@@ -6,9 +6,9 @@
 
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/observer.h"
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/process/interrupt.h"
 #include "client/kvctl/process/node_guard.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {

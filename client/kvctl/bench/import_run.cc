@@ -1,9 +1,8 @@
 #include "client/kvctl/bench/import_run.h"
 
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/workload/pool_bytes.h"
-#include "kvm/copy_baselines.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -12,19 +11,6 @@ using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kImportTimeout{60};
 constexpr std::uint32_t kWarmUpRounds = 2;
-
-// Adds the seconds of a contiguous copy of `bytes` to `times`.
-Status TimeContiguous(const DeviceUuid& importer, const DeviceUuid& owner, std::uint64_t bytes, std::uint32_t rounds, Samples& times) {
-  CopyBaseline baseline;
-  baseline.importer = importer;
-  baseline.owner = owner;
-  baseline.bytes = bytes;
-  baseline.rounds = rounds;
-  const Result<std::vector<double>> seconds = MeasureCopy(baseline);
-  if (!seconds) return seconds.error();
-  for (const double second : *seconds) times.Add(second);
-  return {};
-}
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
@@ -113,7 +99,7 @@ Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& targe
 Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                             std::uint32_t rounds, bool wander) {
   const std::uint64_t count = bytes / source.block_bytes;
-  Random random(Mix(setup_.run(), 0x77));
+  SplitMix random(Mix(setup_.run(), 0x77));
   Timing timing;
   for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
@@ -131,6 +117,7 @@ Status ImportRun::ImportOverOther(const SourceBlocks& source, const Target& targ
   const auto blocks = std::span(target.blocks).first(count);
   const std::uint64_t other_run = Mix(setup_.run(), 0x78);
   std::vector<BlockKey> other;
+  other.reserve(count);
   for (std::uint64_t n = 0; n < count; ++n) other.push_back(BenchKey(other_run, n));
   PoolBytes bytes(*target.region);
   if (Status filled = bytes.Fill(other, blocks); !filled) return filled;
@@ -138,19 +125,19 @@ Status ImportRun::ImportOverOther(const SourceBlocks& source, const Target& targ
   return AllRight(bytes.CountWrong(keys, blocks), count);
 }
 
-Result<BenchRow> ImportRun::Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer, const DeviceUuid& owner,
-                                    std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds) {
-  Samples contiguous;
-  if (Status before = TimeContiguous(importer, owner, bytes, rounds / 2 + 1, contiguous); !before) return before.error();
-  Result<Timing> timing = Import(source, target, bytes, max_sms, rounds);
+Result<BenchRow> ImportRun::Measure(const SourceBlocks& source, const Target& target, const CopiedRow& what, unsigned max_sms,
+                                    const BesideRow& beside) {
+  const auto call_beside = [&]() -> Status { return beside ? beside(what) : Status(); };
+  if (Status before = call_beside(); !before) return before.error();
+  Result<Timing> timing = Import(source, target, what.bytes, max_sms, what.rounds);
   if (!timing) return timing.error();
-  if (Status after = TimeContiguous(importer, owner, bytes, rounds / 2 + 1, contiguous); !after) return after.error();
+  if (Status after = call_beside(); !after) return after.error();
   BenchRow row;
-  row.value = contiguous.p50() / timing->import_s.p50();
-  row.bytes_per_s = static_cast<double>(bytes) / timing->import_s.p50();
-  row.baseline_bytes_per_s = static_cast<double>(bytes) / contiguous.p50();
-  row.note = (owner == kHostMemory ? "of a contiguous copy from pinned memory" : "of contiguous") + std::string("; find before it ") +
-             HumanNanoseconds(1e9 * timing->find_s.p50());
+  row.name = what.name;
+  row.title = what.title;
+  row.bytes_per_s = static_cast<double>(what.bytes) / timing->import_s.p50();
+  row.value = row.bytes_per_s / 1e9;
+  row.note = "find before it " + HumanNanoseconds(1e9 * timing->find_s.p50());
   return row;
 }
 
@@ -159,7 +146,7 @@ Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target&
   for (const Deadline deadline = After(kImportTimeout); steady_clock::now() < deadline;) {
     if (Status go_on = GoOn(); !go_on) return go_on;
     const std::uint64_t before = client_->Stats().blocks_from_host_cache;
-    const Status imported = ImportOnce(source.keys, target, target.blocks, 0, nullptr);
+    Status imported = ImportOnce(source.keys, target, target.blocks, 0, nullptr);
     if (imported && client_->Stats().blocks_from_host_cache - before == source.blocks) return {};
     if (imported) continue;
     // A block of the peer's region may be found and be gone by the time it is copied.

@@ -3,6 +3,7 @@
 // host memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -20,6 +21,18 @@ struct SourceBlocks {
   Peer peer;
   std::vector<BlockKey> keys;
 };
+
+// What a row copies, for a caller that copies as much by other means.
+struct CopiedRow {
+  std::string name;
+  std::string title;
+  DeviceUuid importer{}, owner{};  // owner kHostMemory: kvmd's host cache
+  std::uint64_t bytes = 0;
+  std::uint32_t rounds = 0;
+};
+// Called before a row's imports and again after them, so that a drift of the machine meets both; may be empty. An error ends
+// the benchmark.
+using BesideRow = std::function<Status(const CopiedRow&)>;
 
 class ImportRun {
  public:
@@ -57,12 +70,10 @@ class ImportRun {
   // keys.
   [[nodiscard]] Result<Timing> Import(const SourceBlocks& source, const Target& target, std::uint64_t bytes, unsigned max_sms,
                                       std::uint32_t rounds, bool wander = false);
-  // The same as a row, whose value is the import's rate divided by that of a contiguous copy from
-  // `owner` to `importer` (kHostMemory: from pinned memory). That copy is measured before and after
-  // the import, so that a drift of the machine affects both.
-  [[nodiscard]] Result<BenchRow> Compare(const SourceBlocks& source, const Target& target, const DeviceUuid& importer,
-                                         const DeviceUuid& owner, std::uint64_t bytes, unsigned max_sms, std::uint32_t rounds);
-  // Checks every byte of the imported blocks against its key. kSystem.
+  // The same as a row: its value is the rate of the import.
+  [[nodiscard]] Result<BenchRow> Measure(const SourceBlocks& source, const Target& target, const CopiedRow& what, unsigned max_sms,
+                                         const BesideRow& beside);
+  // That every byte of the blocks imported is what its key says. kSystem.
   [[nodiscard]] Status Check(const SourceBlocks& source, const Target& target);
 
  private:

@@ -26,6 +26,8 @@ struct CommonOptions {
 // The function to call once the command line is parsed; it returns the exit code.
 using Action = std::function<int()>;
 
+// --socket, --json and --timeout-ms. `common` has to outlive the parsing.
+void AddCommonOptions(CLI::App& app, CommonOptions& common);
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action);

@@ -11,7 +11,6 @@
 #include <thread>
 
 #include "client/kvctl/cli/progress_bar.h"
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/process/child_process.h"
 #include "client/kvctl/process/interrupt.h"
@@ -20,6 +19,7 @@
 #include "client/kvctl/replay/replay_pace.h"
 #include "client/kvctl/replay/replay_wire.h"
 #include "client/kvctl/workload/lonely_pool.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {

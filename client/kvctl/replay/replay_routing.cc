@@ -1,8 +1,8 @@
 // Which worker serves which request of a replay.
 #include <algorithm>
 
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/replay/replay.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -23,7 +23,7 @@ std::uint64_t StickyHash(const Request& request) {
 std::vector<std::uint32_t> AssignWorkers(const std::vector<Request>& requests, Routing routing, std::uint32_t workers, std::uint64_t seed) {
   std::vector<std::uint32_t> assigned;
   assigned.reserve(requests.size());
-  Random random(Mix(seed, 0x20));
+  SplitMix random(Mix(seed, 0x20));
   for (std::size_t i = 0; i < requests.size(); ++i) {
     std::uint64_t worker = 0;
     switch (routing) {

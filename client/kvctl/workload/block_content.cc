@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {

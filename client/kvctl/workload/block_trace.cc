@@ -4,7 +4,7 @@
 #include <limits>
 #include <unordered_map>
 
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "client/kvctl/cli/random.h"
 #include "client/kvctl/workload/block_pool.h"
 #include "client/kvctl/workload/request.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "client/kvctl/cli/random.h"
+#include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
@@ -176,7 +176,7 @@ class Generator {
   }
 
   const WorkloadOptions options_;
-  Random random_;
+  SplitMix random_;
   Zipf documents_{kDocuments};
   std::vector<Thread> threads_;
   std::uint64_t next_number_ = 0;

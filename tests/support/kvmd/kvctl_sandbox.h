@@ -17,7 +17,9 @@
 
 namespace kvm::test {
 
-inline std::string Kvctl() { return std::filesystem::path(*ctl::OwnBinary()).parent_path() / "kvctl"; }
+// A program that is built next to the tests.
+inline std::string ProgramBeside(const std::string& name) { return std::filesystem::path(*ctl::OwnBinary()).parent_path() / name; }
+inline std::string Kvctl() { return ProgramBeside("kvctl"); }
 
 inline std::string ReadFile(const std::filesystem::path& path) {
   std::ifstream file(path);
@@ -55,8 +57,9 @@ class Sandbox {
   };
 
   // `arguments` and `environment` ("NAME=value …") as a shell reads them.
-  Output Run(const std::string& arguments, const std::string& environment = "") const {
-    const std::string command = "TMPDIR=" + Tmp().string() + " " + environment + " " + Kvctl() + " " + arguments + " >" +
+  Output Run(const std::string& arguments, const std::string& environment = "") const { return RunBeside("kvctl", arguments, environment); }
+  Output RunBeside(const std::string& program, const std::string& arguments, const std::string& environment = "") const {
+    const std::string command = "TMPDIR=" + Tmp().string() + " " + environment + " " + ProgramBeside(program) + " " + arguments + " >" +
                                 (path_ / "out").string() + " 2>" + (path_ / "err").string();
     const int status = ::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(path_ / "out"), ReadFile(path_ / "err")};

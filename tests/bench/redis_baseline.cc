@@ -1,20 +1,19 @@
-#include "client/kvctl/bench/redis_baseline.h"
+#include "tests/bench/redis_baseline.h"
 
+#include <hiredis.h>
+
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <vector>
 
 #include "client/kvctl/bench/bench_peer.h"
 
-#ifdef KVM_HAVE_HIREDIS
-#include <hiredis.h>
-#endif
-
-namespace kvm::ctl {
-
-#ifdef KVM_HAVE_HIREDIS
+namespace kvm::bench {
 
 namespace {
+
+using ctl::BenchKey;
 
 constexpr std::uint64_t kPipeline = 1000;
 constexpr std::size_t kValueBytes = 40;
@@ -124,22 +123,9 @@ Result<double> RedisBaseline::MultiGet(std::span<const BlockKey> keys) {
   return std::chrono::duration<double, std::micro>(end - start).count();
 }
 
-#else
-
-struct RedisBaseline::Connection {};
-
-Result<RedisBaseline> RedisBaseline::Connect(const std::string&) {
-  return MakeError(Errc::kUnsupported, "--against-redis: this kvctl was built without hiredis");
-}
-Status RedisBaseline::Load(std::uint64_t, std::uint64_t) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
-Status RedisBaseline::Unload(std::uint64_t, std::uint64_t) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
-Result<double> RedisBaseline::MultiGet(std::span<const BlockKey>) { return MakeError(Errc::kUnsupported, "built without hiredis"); }
-
-#endif
-
 RedisBaseline::RedisBaseline() : connection_(std::make_unique<Connection>()) {}
 RedisBaseline::~RedisBaseline() = default;
 RedisBaseline::RedisBaseline(RedisBaseline&&) noexcept = default;
 RedisBaseline& RedisBaseline::operator=(RedisBaseline&&) noexcept = default;
 
-}  // namespace kvm::ctl
+}  // namespace kvm::bench

@@ -5,15 +5,14 @@
 #include <span>
 #include <string>
 
-#include "client/kvctl/cli/samples.h"
 #include "kvm/block_key.h"
 #include "kvm/error.h"
 
-namespace kvm::ctl {
+namespace kvm::bench {
 
 class RedisBaseline {
  public:
-  // kUnsupported: built without hiredis. kUnavailable: no redis-server on `socket`.
+  // kUnavailable: no redis-server on `socket`.
   [[nodiscard]] static Result<RedisBaseline> Connect(const std::string& socket);
   ~RedisBaseline();
   RedisBaseline(RedisBaseline&&) noexcept;
@@ -36,4 +35,4 @@ class RedisBaseline {
   std::unique_ptr<Connection> connection_;
 };
 
-}  // namespace kvm::ctl
+}  // namespace kvm::bench

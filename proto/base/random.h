@@ -1,5 +1,5 @@
-// Deterministic random numbers and mixing. They are the same on every machine and with every
-// standard library, since seeds are part of kvctl's interface (std distributions are not portable).
+// Deterministic random numbers and mixing: the same on every machine and standard library, since seeds
+// are part of kvctl's interface, and tests print theirs (std distributions are not portable).
 //
 // Source: splitmix64, Sebastiano Vigna, https://prng.di.unimi.it/splitmix64.c (public domain).
 #pragma once
@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstdint>
 
-namespace kvm::ctl {
+namespace kvm {
 
 constexpr std::uint64_t Mix(std::uint64_t value) noexcept {
   value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
@@ -17,9 +17,9 @@ constexpr std::uint64_t Mix(std::uint64_t value) noexcept {
 
 constexpr std::uint64_t Mix(std::uint64_t a, std::uint64_t b) noexcept { return Mix(Mix(a + 0x9E3779B97F4A7C15ULL) ^ b); }
 
-class Random {
+class SplitMix {
  public:
-  explicit Random(std::uint64_t seed) noexcept : state_(seed) {}
+  explicit SplitMix(std::uint64_t seed) noexcept : state_(seed) {}
 
   std::uint64_t Next() noexcept { return Mix(state_ += 0x9E3779B97F4A7C15ULL); }
 
@@ -47,4 +47,4 @@ class Random {
   std::uint64_t state_;
 };
 
-}  // namespace kvm::ctl
+}  // namespace kvm
