@@ -146,6 +146,7 @@ class Doctor {
     AddAll(CheckClientList(status_));
     AddAll(CheckHostCache(status_));
     AddAll(CheckOrphans(status_));
+    AddAll(CheckModels(ReadModels(observer_->registry()), ReadRegions(observer_->registry())));
   }
 
   // What a worker does at start, as far as it leaves no trace.
