@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import kvclient
+from kvclient.daemon import PrivateDaemon
 from kvclient.errors import UnsupportedError
 from kvclient.vllm.layout import read_layout
+from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.refusals import refusal
 from kvclient.vllm.releases import block_dimension
+from support.specs import small_spec
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ENGINES.md"
 
@@ -64,6 +68,31 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
 
 def test_a_remedy_is_only_given_where_it_helps() -> None:
     assert "--disable-hybrid-kv-cache-manager" not in why(FULL, MAMBA)
+
+
+# ---- engines that do not share ----
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_tokens": 8, "layout": "2*float32x8"},
+        {"kv_dtype": "float16", "layout": "2*float16x4", "weights_digest": "other"},
+        {"layout": "2*float32x4@10"},
+    ],
+)
+def test_an_engine_of_the_same_model_with_other_blocks_is_one_line_in_the_log(
+    kvmd: PrivateDaemon, caplog: pytest.LogCaptureFixture, fields: dict[str, object]
+) -> None:
+    ours, theirs = (kvclient.Client(kvmd.socket, name=name) for name in ("ours", "theirs"))
+    model = ours.declare_model(small_spec())
+    theirs.declare_model(small_spec(**fields))
+    log = NearMissLog()
+    log.look(ours, model)
+    log.look(ours, model)
+    [line] = [record.getMessage() for record in caplog.records if "shares nothing" in record.getMessage()]
+    for name in fields:
+        assert name in line
 
 
 # ---- releases ----
