@@ -5,6 +5,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_block_pool.cc
   unit/test_compared_rows.cc
   unit/test_doctor_host_cache.cc
+  unit/test_doctor_models.cc
   unit/test_key_query.cc
   unit/test_kvctl_gpus.cc
   unit/test_kvctl_output.cc

@@ -1,6 +1,7 @@
 #include "client/kvctl/views/doctor_checks.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -59,6 +60,30 @@ void CheckPairs(const Topology& topology, std::vector<Check>& checks) {
   if (reached > 0) checks.push_back({"peer access", Verdict::kOk, std::to_string(reached) + " pairs of GPUs, see kvctl topo"});
 }
 
+// Fields that follow from an engine's options or release. Other weights alone are another model, which is no mistake.
+bool IsSetting(const std::string& field) {
+  constexpr std::array<std::string_view, 9> kSettings = {"revision",     "kv_dtype",       "kv_scales", "layout", "quantization",
+                                                         "block_tokens", "sliding_window", "tp_size",   "pp_size"};
+  return std::find(kSettings.begin(), kSettings.end(), field) != kSettings.end();
+}
+
+// Whether two specs may be of one model: with another type or release its weights have another digest, too.
+bool MayBeOneModel(const ModelSpec& a, const ModelSpec& b) {
+  const bool same_shape =
+      a.model_id == b.model_id && a.num_layers == b.num_layers && a.num_kv_heads == b.num_kv_heads && a.head_size == b.head_size;
+  const bool same_numbers = a.kv_dtype == b.kv_dtype && a.quantization == b.quantization && a.revision == b.revision;
+  return same_shape && (a.weights_digest == b.weights_digest || !same_numbers);
+}
+
+// "block_tokens ("16", "32") and layout (…)", of the fields that are settings; "" if none is.
+std::string SettingsThatDiffer(const ModelSpec& a, const ModelSpec& b) {
+  std::vector<std::string> fields;
+  for (const ModelFieldDifference& each : Difference(a, b)) {
+    if (IsSetting(each.field)) fields.push_back(each.field + " (" + Printable(each.ours) + " and " + Printable(each.theirs) + ")");
+  }
+  return JoinWithCommas(fields);
+}
+
 bool OnGpu(const RegionEntry& region) { return region.device() != kHostMemory; }
 
 }  // namespace
@@ -107,6 +132,30 @@ std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status) {
   return {{"memory of dead workers", Verdict::kWarn,
            HumanBytes(bytes) + " of host memory are kept for the next owner and still count against the dead one's pod or unit: " + named +
                ". kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept"}};
+}
+
+std::vector<Check> CheckModels(const std::vector<ModelEntry>& models, const std::vector<RegionEntry>& regions) {
+  constexpr std::size_t kNamed = 4;
+  std::vector<const ModelEntry*> used;
+  for (const ModelEntry& model : models) {
+    const auto serves = [&](const RegionEntry& region) {
+      return region.info.model == model.row && region.state() == layout::RegionState::kLive;
+    };
+    if (std::any_of(regions.begin(), regions.end(), serves)) used.push_back(&model);
+  }
+  std::vector<Check> checks;
+  for (std::size_t i = 0; i < used.size() && checks.size() < kNamed; ++i) {
+    for (std::size_t j = i + 1; j < used.size() && checks.size() < kNamed; ++j) {
+      if (!MayBeOneModel(used[i]->spec, used[j]->spec)) continue;
+      const std::string differ = SettingsThatDiffer(used[i]->spec, used[j]->spec);
+      if (differ.empty()) continue;
+      checks.push_back({"models", Verdict::kWarn,
+                        "two models in use are named " + Printable(used[i]->spec.model_id) + " (" + ShortFingerprint(used[i]->fingerprint) +
+                            " and " + ShortFingerprint(used[j]->fingerprint) + ") and differ in " + differ +
+                            ": their engines share nothing with each other. If they are to share, start them with the same options"});
+    }
+  }
+  return checks;
 }
 
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology) {

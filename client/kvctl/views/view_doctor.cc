@@ -146,6 +146,7 @@ class Doctor {
     AddAll(CheckClientList(status_));
     AddAll(CheckHostCache(status_));
     AddAll(CheckOrphans(status_));
+    AddAll(CheckModels(ReadModels(observer_->registry()), ReadRegions(observer_->registry())));
   }
 
   // Does what a worker does at its start, except for what other clients could see.

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -29,6 +29,8 @@ from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
+from kvclient.vllm.refusals import refusal
+from kvclient.vllm.releases import attention_backends, block_dimension, hit_source, worker_ranks
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
@@ -148,6 +150,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     It turns itself off, with the reason in the log, where it can't be exact; the engine then runs as without it.
     """
 
+    _cache_hit_source = hit_source()
+
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
         """InvalidArgumentError: a wrong option. ValueError: a setting that gives wrong results, with the reason."""
         super().__init__(vllm_config, role, kv_cache_config)
@@ -176,13 +180,14 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._model: EngineModel | None = None
         self._declared: ModelSpec | None = None
         self._declaring: Retried[Any] | None = None
+        self._registered: ModelSpec | None = None
         self._times_registered = 0
         # Workers whose memory is not registered under it yet
         self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
         if role == KVConnectorRole.WORKER:
             _workers[self._engine_id] = self
-        reason = _unsupported(vllm_config, kv_cache_config)
+        reason = refusal(vllm_config, kv_cache_config)
         if reason:
             self._turn_off(reason)
 
@@ -204,19 +209,21 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
         kv_spec = groups[0].kv_cache_spec
         try:
-            backends = _backends(config, kv_caches)
+            backends = attention_backends(config, kv_caches)
+            blocks = self._kv_cache_config.num_blocks
 
             def block_dim(layer: str) -> int | None:
-                return _block_dim(backends.get(layer), kv_spec, config.cache_config.cache_dtype)
+                dtype = config.cache_config.cache_dtype
+                return block_dimension(backends.get(layer), kv_spec, dtype, kv_caches[layer], blocks)
 
-            layout = read_layout(kv_caches, self._kv_cache_config.num_blocks, block_dim)
+            layout = read_layout(kv_caches, blocks, block_dim)
             names = sorted({backend.get_name() for backend in backends.values()})
             spec = spec_of(config, kv_spec, layout=layout.text, backend="+".join(names), options=self._options)
         except KvError as error:
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._handshake = _Handshake(spec.canonical(), *_ranks(), layout.device.type == "cuda")
+        self._handshake = _Handshake(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -247,7 +254,20 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         except KvError as error:
             self._turn_off(str(error))
             return pp_rank, tp_rank, False, str(error)
+        self._registered = spec
         return pp_rank, tp_rank, done, ""
+
+    @_guarded(lambda: None)
+    def unregister_kv_caches(self) -> None:
+        """Withdraw and unregister this worker's memory: vLLM is about to unmap it, to sleep."""
+        if self._worker is not None:
+            self._worker.close()
+
+    @_guarded(lambda: None)
+    def restore_kv_caches(self) -> None:
+        """Register this worker's memory again; nothing that it held before is published."""
+        if self._worker is not None and self._registered is not None and not self._worker.sharing:
+            self.register_under(self._registered)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """What this worker is going to register."""
@@ -295,6 +315,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---- scheduler ----
 
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """False: a block that is not published is only a miss, so a preempted request need not be computed again."""
+        return False
+
     @_guarded(lambda: None)
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
@@ -313,7 +338,10 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             # One model is declared for all: stages of a pipeline with different numbers of layers
             # don't have one.
             if len(specs) > 1:
-                raise UnsupportedError("workers with different layouts")
+                raise UnsupportedError(
+                    "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "
+                    "divides the layers"
+                )
             executor = executor_of(self._vllm_config)
             spec = ModelSpec.from_canonical(workers[0].spec)
             self._model = EngineModel(
@@ -394,7 +422,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.bind_pool(gpu_block_pool)
             if not gpu_block_pool.enable_caching and not self._off:
-                self._turn_off("prefix caching is off: nothing tells which content a block has")
+                self._turn_off(
+                    "prefix caching is off, so nothing tells a block's content: start with --enable-prefix-caching"
+                )
 
     @_guarded(lambda: (0, False))
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -493,51 +523,6 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._client is not None:
             self._client = None
             _SharedClient.give_back(self._options.socket, self._name)
-
-
-def _unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
-    """Why the connector can't be exact with this engine; "" if it can."""
-    if kv_cache_config is None:
-        return "this vLLM does not tell connectors its KV-cache configuration"
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        return (
-            f"the model has {len(groups)} KV-cache groups, and vLLM's recovery of failed loads handles one; "
-            "--disable-hybrid-kv-cache-manager makes it one where the model allows"
-        )
-    if not hasattr(groups[0].kv_cache_spec, "head_size"):
-        return f"a {type(groups[0].kv_cache_spec).__name__} is not made of attention blocks"
-    parallel = vllm_config.parallel_config
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            return f"{name} is above 1: a block's tokens are spread over ranks"
-    return ""
-
-
-def _backends(vllm_config: Any, layers: Iterable[str]) -> dict[str, Any]:
-    from vllm.config import get_layers_from_vllm_config
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, list(layers))
-    return {name: layer.get_attn_backend() for name, layer in found.items()}
-
-
-def _block_dim(backend: Any, kv_spec: Any, cache_dtype: str) -> int | None:
-    ask = getattr(backend, "get_kv_cache_block_dim", None)
-    if ask is None:
-        return None
-    try:
-        return int(
-            ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype)
-        )
-    except (TypeError, ValueError, NotImplementedError):
-        return None
-
-
-def _ranks() -> tuple[int, int]:
-    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-
-    return get_pp_group().rank_in_group, get_tp_group().rank_in_group
 
 
 __all__ = ["KvMarketConnector"]

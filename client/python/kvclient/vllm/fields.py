@@ -22,72 +22,78 @@ def _names(text: str) -> frozenset[str]:
 #: Class of vLLM's configuration -> fields that do not change the bytes of a block.
 NOT_COUNTED: dict[str, frozenset[str]] = {
     "VllmConfig": _names(
-        "device_config ec_transfer_config instance_id kv_events_config kv_transfer_config load_config "
-        "observability_config offload_config optimization_level performance_mode profiler_config quant_config "
-        "reasoning_config shutdown_timeout structured_outputs_config weight_transfer_config"
+        "aux_output_config device_config ec_manager_config ec_transfer_config instance_id kv_events_config "
+        "kv_transfer_config load_config logging_config observability_config offload_config optimization_level "
+        "performance_mode profiler_config quant_config reasoning_config shutdown_timeout "
+        "structured_outputs_config watchdog_config watermark_config weight_transfer_config"
     ),
     "ModelConfig": _names(
-        "allow_deprecated_quantization allowed_local_media_path allowed_media_domains code_revision "
-        "config_format enable_cumem_allocator enable_return_routed_experts enable_sleep_mode enforce_eager "
-        "generation_config hf_config_path hf_overrides hf_token io_processor_plugin logits_processors "
-        "logprobs_mode max_logprobs model model_weights override_generation_config pooler_config "
-        "renderer_num_workers revision seed served_model_name skip_tokenizer_init sleep_mode_backend "
-        "spec_target_max_model_len tokenizer tokenizer_mode tokenizer_revision trust_remote_code "
-        "use_fp64_gumbel"
+        "allow_deprecated_quantization allowed_local_media_path allowed_media_domains code_revision config_format "
+        "enable_cumem_allocator enable_nccl_comm_suspend enable_return_routed_experts enable_sleep_mode "
+        "enable_trace_replay enforce_eager generation_config hf_config_path hf_overrides hf_token "
+        "io_processor_plugin is_submodel_config logits_processors logprobs_mode max_logprobs model model_weights "
+        "override_generation_config pooler_config renderer_num_workers return_sampling_mask revision seed "
+        "served_model_name skip_tokenizer_init sleep_mode_backend sleep_mode_offload_cudagraph "
+        "sleep_preserve_parameter_names spec_target_max_model_len tokenizer tokenizer_mode tokenizer_revision "
+        "trust_remote_code use_fp64_gumbel word_embeddings_untied_by_checkpoint"
     ),
     "CacheConfig": _names(
-        "_block_size_resolved enable_prefix_caching gpu_memory_utilization is_attention_free "
-        "kv_cache_max_concurrency kv_cache_memory_bytes kv_cache_size_tokens kv_offloading_backend "
-        "kv_offloading_size mamba_block_size num_cpu_blocks num_gpu_blocks num_gpu_blocks_override "
-        "prefix_caching_hash_algo prefix_match_unit user_specified_block_size user_specified_mamba_block_size"
+        "_block_size_resolved cache_hit_alignment_tokens effective_attention_block_size "
+        "enable_mamba_shared_prefix_checkpoint enable_prefix_caching gpu_memory_utilization hash_block_size "
+        "is_attention_free kv_cache_max_concurrency kv_cache_memory_bytes kv_cache_size_tokens "
+        "kv_offloading_backend kv_offloading_size mamba_block_size num_cpu_blocks num_gpu_blocks "
+        "num_gpu_blocks_override prefix_cache_retention_interval prefix_caching_hash_algo prefix_match_unit "
+        "simple_cpu_offload_num_blocks user_specified_block_size user_specified_mamba_block_size"
     ),
     "ParallelConfig": _names(
-        "_api_process_count _api_process_rank _coord_store_port _data_parallel_master_port_list "
-        "assigned_physical_gpu_ids cpu_distributed_timeout_seconds data_parallel_backend "
-        "data_parallel_external_lb data_parallel_hybrid_lb data_parallel_index data_parallel_master_ip "
-        "data_parallel_master_port data_parallel_rank data_parallel_rank_local data_parallel_rpc_port "
-        "data_parallel_size_local disable_nccl_for_dp_synchronization distributed_executor_backend "
-        "distributed_timeout_seconds enable_ep_weight_filter master_addr master_port "
-        "max_parallel_loading_workers nnodes node_rank numa_bind numa_bind_cpus numa_bind_nodes "
-        "placement_group rank ray_runtime_env ray_workers_use_nsight sd_worker_cls worker_extension_cls "
-        "world_size"
+        "_allow_auto_resolve_cp_interleave_size _api_process_count _api_process_rank _coord_store_port "
+        "_data_parallel_master_port_list assigned_physical_gpu_ids cpu_distributed_timeout_seconds "
+        "data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb data_parallel_index "
+        "data_parallel_master_ip data_parallel_master_port data_parallel_rank data_parallel_rank_local "
+        "data_parallel_rpc_port data_parallel_size_local disable_nccl_for_dp_synchronization "
+        "distributed_executor_backend distributed_timeout_seconds dp_sync_interval enable_batch_sharded_sampling "
+        "enable_ep_weight_filter enable_fault_tolerance enable_shm_tensor_arena fault_tolerance_config "
+        "master_addr master_port max_parallel_loading_workers nnodes node_rank numa_bind numa_bind_cpus "
+        "numa_bind_nodes placement_group rank ray_runtime_env ray_workers_use_nsight sd_worker_cls "
+        "worker_extension_cls world_size"
     ),
     "SchedulerConfig": _names(
-        "async_scheduling disable_chunked_mm_input enable_chunked_prefill encoder_cache_size "
-        "is_multimodal_model long_prefill_token_threshold max_long_partial_prefills max_num_batched_tokens "
-        "max_num_encoder_input_tokens max_num_partial_prefills max_num_scheduled_tokens max_num_seqs policy "
-        "prefill_schedule_interval runner_type scheduler_cls scheduler_reserve_full_isl stream_interval "
-        "watermark"
+        "async_scheduling disable_chunked_mm_input enable_chunked_prefill encoder_cache_size is_multimodal_model "
+        "long_prefill_token_threshold long_prefill_token_threshold_adaptive max_long_partial_prefills "
+        "max_num_active_seqs max_num_batched_tokens max_num_encoder_input_tokens max_num_partial_prefills "
+        "max_num_queued_reqs max_num_queued_tokens max_num_scheduled_tokens max_num_seqs policy "
+        "prefill_schedule_interval runner_type scheduler_cls scheduler_reserve_full_isl stream_interval watermark"
     ),
-    "LoRAConfig": _names("default_mm_loras max_cpu_loras max_loras"),
+    "LoRAConfig": _names("default_mm_loras max_cpu_loras max_lora_cls_labels max_loras"),
     "SpeculativeConfig": _names(
-        "code_revision disable_padded_drafter_batch draft_load_config draft_sample_method enforce_eager "
-        "max_model_len model num_speculative_tokens_per_batch_size prompt_lookup_max prompt_lookup_min "
-        "rejection_sample_method revision suffix_decoding_max_cached_requests suffix_decoding_max_spec_factor "
-        "suffix_decoding_max_tree_depth suffix_decoding_min_token_prob synthetic_acceptance_length "
-        "synthetic_acceptance_rates target_model_config target_parallel_config tensor_parallel_size "
-        "use_local_argmax_reduction"
+        "code_revision disable_padded_drafter_batch draft_lm_head_quantization draft_load_config "
+        "draft_sample_method dspark_draft_topk enable_adaptive_verification enforce_eager fly_entropy_threshold "
+        "fly_entropy_top_k fly_window_size max_model_len model num_speculative_tokens_per_batch_size "
+        "prompt_lookup_max prompt_lookup_min rejection_sample_method revision suffix_decoding_max_cached_requests "
+        "suffix_decoding_max_spec_factor suffix_decoding_max_tree_depth suffix_decoding_min_token_prob "
+        "synthetic_acceptance_length synthetic_acceptance_rates target_model_config target_parallel_config "
+        "tensor_parallel_size use_local_argmax_reduction xpress_topc"
     ),
     "AttentionConfig": _names("backend"),
     "CompilationConfig": _names(
-        "cache_dir compilation_time compile_cache_save_format compile_ranges_endpoints "
-        "cudagraph_capture_sizes cudagraph_copy_inputs cudagraph_mm_encoder cudagraph_num_of_warmups "
-        "cudagraph_specialize_lora debug_dump_path disabled_custom_ops enabled_custom_ops "
+        "cache_dir compilation_time compile_cache_save_format compile_ranges_endpoints cudagraph_capture_sizes "
+        "cudagraph_copy_inputs cudagraph_mm_encoder cudagraph_num_of_warmups cudagraph_specialize_lora "
+        "debug_dump_path decoder_replay_cudagraph_capture_sizes disabled_custom_ops enabled_custom_ops "
         "encoder_compilation_time encoder_cudagraph_max_frames_per_batch "
         "encoder_cudagraph_max_vision_items_per_batch encoder_cudagraph_token_budgets fast_moe_cold_start "
         "local_cache_dir max_cudagraph_capture_size static_all_moe_layers static_forward_context traced_files"
     ),
-    "KernelConfig": _names("enable_cutedsl_warmup"),
+    "KernelConfig": _names("enable_cutedsl_warmup enable_jit_warmup"),
     "MultiModalConfig": _names(
-        "enable_mm_embeds interleave_mm_strings limit_per_prompt mm_encoder_fp8_scale_save_path "
-        "mm_ipc_gpu_memory_gb mm_processor_cache_gb mm_processor_cache_type mm_shm_cache_max_object_size_mb "
-        "mm_tensor_ipc skip_mm_profiling"
+        "allow_missing_mm_embeddings enable_mm_embeds interleave_mm_strings limit_per_prompt "
+        "mm_encoder_fp8_scale_save_path mm_hasher_algorithm mm_ipc_gpu_memory_gb mm_processor_cache_gb "
+        "mm_processor_cache_type mm_shm_cache_max_object_size_mb mm_tensor_ipc skip_mm_profiling"
     ),
 }
 
 #: Fields that ModelSpec has, or that count under another condition.
 OWN_FIELDS: dict[str, frozenset[str]] = {
-    "CacheConfig": frozenset(("block_size", "cache_dtype", "sliding_window")),
+    "CacheConfig": frozenset(("block_size", "cache_dtype", "kv_cache_layout", "sliding_window")),
     "ParallelConfig": frozenset(("pipeline_parallel_size", "tensor_parallel_size")),
     "ModelConfig": frozenset(("max_model_len", "quantization")),
 }

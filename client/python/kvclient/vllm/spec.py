@@ -32,7 +32,9 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     if getattr(cache, "calculate_kv_scales", False):
-        raise UnsupportedError("calculate_kv_scales: the scale of a block depends on what ran before it")
+        raise UnsupportedError(
+            "calculate_kv_scales: the scale of a block depends on what ran before it; start without it"
+        )
     settings = {"config": counted(vllm_config), "backend": backend, "device": _device()}
     text = json.dumps(settings, sort_keys=True, default=str)
     spec = ModelSpec(

@@ -69,6 +69,11 @@ class WorkerSide:
                 self._report.registered.add((self._shard.pp_rank, self._shard.tp_rank, self._fingerprint))
         return self._memory
 
+    @property
+    def sharing(self) -> bool:
+        """Whether memory has been registered, or a registration is under way."""
+        return self._memory is not None or self._coming is not None
+
     def before_step(self, plan: StepPlan) -> None:
         """Publish and withdraw, before the step writes to KV memory. Further calls with the same plan do nothing."""
         if plan is self._applied:

@@ -1,0 +1,59 @@
+"""What differs between the releases of vLLM that the connector runs under, 0.26 and 0.29 to 0.33.
+
+Each function looks for the means of the newer releases and falls back on those of the older ones; no version number is
+compared, and no other module asks which release it runs under. The connector's hooks need no such choice: a release
+calls those that it knows. tests/python/test_vllm_interface.py has the table of everything that is called or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def attention_backends(vllm_config: Any, layers: Iterable[str]) -> dict[str, Any]:
+    """Each layer's attention backend; layers without one are left out."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, list(layers))
+    return {name: layer.get_attn_backend() for name, layer in found.items()}
+
+
+def block_dimension(backend: Any, kv_spec: Any, cache_dtype: str, tensor: torch.Tensor, block_count: int) -> int | None:
+    """The dimension of a layer's KV tensor that counts blocks; None: this release does not say.
+
+    Up to 0.28 the layer's backend says. From 0.29 on every layer's tensor is a view ``[blocks, heads, tokens, …]``,
+    whatever the order in memory, and the backends no longer have that function. Kernels with smaller blocks make
+    ``blocks`` a multiple of the engine's.
+    """
+    ask = getattr(backend, "get_kv_cache_block_dim", None)
+    if ask is None:
+        return 0 if tensor.dim() > 1 and tensor.shape[0] and tensor.shape[0] % block_count == 0 else None
+    try:
+        return int(
+            ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype)
+        )
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def hit_source() -> Any:
+    """What vLLM's metrics count imported tokens as, from 0.32 on: a peer's memory. None: it has no such counter."""
+    try:
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    except ImportError:
+        return None
+    return CacheHitSource.P2P
+
+
+def worker_ranks() -> tuple[int, int]:
+    """Pipeline and tensor rank of the calling worker."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return get_pp_group().rank_in_group, get_tp_group().rank_in_group
+
+
+__all__ = ["attention_backends", "block_dimension", "hit_source", "worker_ranks"]

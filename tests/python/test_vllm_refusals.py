@@ -1,0 +1,125 @@
+"""kvclient.vllm without vLLM: which engines are refused and why, and what differs between releases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import kvclient
+from kvclient.daemon import PrivateDaemon
+from kvclient.errors import UnsupportedError
+from kvclient.vllm.layout import read_layout
+from kvclient.vllm.near_misses import NearMissLog
+from kvclient.vllm.refusals import refusal
+from kvclient.vllm.releases import block_dimension
+from support.specs import small_spec
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "ENGINES.md"
+
+
+def kv_spec(kind: str, **fields: Any) -> Any:
+    return type(kind, (), fields)()
+
+
+ATTENTION = {"head_size": 128, "block_size": 16}
+FULL, SLIDING = kv_spec("FullAttentionSpec", **ATTENTION), kv_spec("SlidingWindowSpec", **ATTENTION)
+MLA = kv_spec("MLAAttentionSpec", **ATTENTION)
+MAMBA, UNIFORM = kv_spec("MambaSpec", block_size=16), kv_spec("UniformTypeKVCacheSpecs", block_size=16)
+
+
+def why(*specs: Any, **parallel: Any) -> str:
+    groups = [SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+    return refusal(
+        SimpleNamespace(parallel_config=SimpleNamespace(**parallel)), SimpleNamespace(kv_cache_groups=groups)
+    )
+
+
+def test_one_group_of_attention_layers_is_shared() -> None:
+    for spec in (FULL, SLIDING, MLA):
+        assert why(spec) == ""
+    assert why(FULL, decode_context_parallel_size=1) == ""
+
+
+#: What is refused -> the reason's words, which docs/ENGINES.md has too.
+REFUSED = {
+    "sliding and full": (why(FULL, SLIDING), "KV-cache groups", "--disable-hybrid-kv-cache-manager"),
+    "states beside attention": (why(FULL, MAMBA), "nothing makes one of them", ""),
+    "states alone": (why(MAMBA), "a state instead of the KV of each token", ""),
+    "an indexer, or a draft's heads": (why(UNIFORM), "KV of different sizes in one block", "speculative_config"),
+    "encoders": (why(), "no KV cache", "without the connector"),
+    "context parallelism": (why(FULL, decode_context_parallel_size=2), "spreads a block's tokens over ranks", "to 1"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str) -> None:
+    reason, words, remedy = REFUSED[case]
+    assert words in reason
+    assert remedy in reason
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|") and words in line]
+    assert len(rows) == 1
+    assert "refused" in rows[0]
+    assert remedy in rows[0] or remedy == ""
+
+
+def test_a_remedy_is_only_given_where_it_helps() -> None:
+    assert "--disable-hybrid-kv-cache-manager" not in why(FULL, MAMBA)
+
+
+# ---- engines that do not share ----
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_tokens": 8, "layout": "2*float32x8"},
+        {"kv_dtype": "float16", "layout": "2*float16x4", "weights_digest": "other"},
+        {"layout": "2*float32x4@10"},
+    ],
+)
+def test_an_engine_of_the_same_model_with_other_blocks_is_one_line_in_the_log(
+    kvmd: PrivateDaemon, caplog: pytest.LogCaptureFixture, fields: dict[str, object]
+) -> None:
+    ours, theirs = (kvclient.Client(kvmd.socket, name=name) for name in ("ours", "theirs"))
+    model = ours.declare_model(small_spec())
+    theirs.declare_model(small_spec(**fields))
+    log = NearMissLog()
+    log.look(ours, model)
+    log.look(ours, model)
+    [line] = [record.getMessage() for record in caplog.records if "shares nothing" in record.getMessage()]
+    for name in fields:
+        assert name in line
+
+
+# ---- releases ----
+
+
+class OlderBackend:
+    @staticmethod
+    def get_kv_cache_block_dim(block_size: int, heads: int, size: int, cache_dtype_str: str = "auto") -> int:
+        return 1
+
+
+def test_a_backend_that_says_which_dimension_counts_blocks_is_asked() -> None:
+    tensor = torch.zeros(4, 4, 16, 2, 8)
+    assert block_dimension(OlderBackend, FULL, "auto", tensor, 4) == 1
+
+
+def test_without_one_the_first_dimension_counts_them_even_if_another_one_could() -> None:
+    """As vLLM has them from 0.29 on: four blocks of four heads fit in several dimensions."""
+    tensor = torch.arange(4 * 4 * 32 * 16, dtype=torch.float32).reshape(4, 4, 32, 16)
+    with pytest.raises(UnsupportedError, match="4 dimensions can count"):
+        read_layout({"a": tensor}, 4)
+    read = read_layout({"a": tensor}, 4, lambda _: block_dimension(object, FULL, "auto", tensor, 4))
+    assert torch.equal(read.tensors[0][3].reshape(-1).sort().values, tensor[3].reshape(-1).sort().values)
+    halves = tensor.reshape(8, 2, 32, 16)  # a kernel with blocks of half the size
+    assert block_dimension(object, FULL, "auto", halves, 4) == 0
+
+
+def test_a_tensor_whose_first_dimension_cannot_count_them_is_left_to_its_shape() -> None:
+    assert block_dimension(object, FULL, "auto", torch.zeros(2, 5, 16, 2, 8), 5) is None
+    assert block_dimension(object, FULL, "auto", torch.zeros(20), 5) is None  # bytes, not blocks
