@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
@@ -74,6 +76,9 @@ class SchedulerSide:
         self._cache_map: Any = None
         self._step = 0
         self._tracked: dict[str, _Tracked] = {}
+        # Those of them that may have blocks to publish: a step must not cost more because more requests run.
+        self._candidates: dict[str, _Tracked] = {}
+        self._adapter_of: dict[str, str] = {}  # LoRA name -> identity that the running requests with it have
         self._ended: list[_Ended] = []
         self._published: dict[int, Any] = {}  # block -> hash object of the content that was published
         self._loads: list[Load] = []
@@ -229,6 +234,7 @@ class SchedulerSide:
                 self._note_result(tracked)
                 tracked.loading = False
                 tracked.since = self._step
+                self._candidates[request_id] = tracked
 
     def _note_result(self, tracked: _Tracked) -> None:
         if not tracked.loading:
@@ -252,13 +258,14 @@ class SchedulerSide:
     def finished(self, request: Any) -> None:
         """The request has ended; its blocks are about to be freed."""
         tracked = self._tracked.pop(request.request_id, None)
+        self._candidates.pop(request.request_id, None)
         recomputed = self._recomputed.pop(request.request_id, None)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
         if not tracked.shared or not self._known or self._mixed:
             return
-        for run, hashes in self._runs(tracked, set()):
+        for run, hashes in self._runs(tracked, self._recomputed_now()):
             self._ended.append(_Ended(hashes, run))
 
     def reset(self) -> None:
@@ -322,10 +329,12 @@ class SchedulerSide:
             tracked.shared = False
         elif tracked.adapter is None or tracked.adapter.identity != adapter.identity:
             tracked.adapter, tracked.keys = adapter, self._keys_of(tracked.request, adapter)
-        for other in self._tracked.values():  # may have begun with the adapter's earlier content
-            theirs = other.request.lora_request
-            if adapter is not None and theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
-                other.shared = other.shared and other.adapter.identity == adapter.identity
+        if adapter is not None and self._adapter_of.get(lora.lora_name) != adapter.identity:
+            self._adapter_of[lora.lora_name] = adapter.identity
+            for other in self._tracked.values():  # may have begun with the adapter's earlier content
+                theirs = other.request.lora_request
+                if theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
+                    other.shared = other.shared and other.adapter.identity == adapter.identity
         return tracked.shared
 
     def _track(self, request: Any) -> _Tracked:
@@ -356,12 +365,17 @@ class SchedulerSide:
             self._restart(new.req_id, blocks)
             attached.update(blocks)
         cached = output.scheduled_cached_reqs
-        for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True):
-            blocks = block_ids[0] if block_ids else []
+        # Most running requests got no block. vLLM gives a resumed one all of its blocks.
+        for request_id, block_ids in compress(
+            zip(cached.req_ids, cached.new_block_ids, strict=True), cached.new_block_ids
+        ):
+            blocks = block_ids[0]
             if request_id in cached.resumed_req_ids:
                 self._restart(request_id, blocks)
-            elif blocks and request_id in self._tracked:
-                self._tracked[request_id].blocks += blocks
+            elif request_id in self._tracked:
+                tracked = self._tracked[request_id]
+                tracked.blocks += blocks
+                self._candidates[request_id] = tracked
             attached.update(blocks)
         attached.update(getattr(output, "new_block_ids_to_zero", None) or ())
         for copy in getattr(output, "kv_cache_block_copies", None) or ():
@@ -375,6 +389,7 @@ class SchedulerSide:
             tracked.blocks = list(blocks)
             tracked.next_block = 0
             tracked.since = self._step
+            self._candidates[request_id] = tracked
             self._recomputed.pop(request_id, None)
 
     def _fresh(self, attached: Iterable[int]) -> list[int]:
@@ -398,28 +413,40 @@ class SchedulerSide:
                 yield ended.run
 
     def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
-        for tracked in self._tracked.values():
-            if tracked.since < self._step and not tracked.loading and tracked.shared:
-                for run, hashes in self._runs(tracked, fresh):
-                    self._published.update(zip(run.blocks, hashes, strict=True))
-                    yield run
+        unsure = fresh | self._recomputed_now()
+        for request_id, tracked in list(self._candidates.items()):
+            if not tracked.shared or tracked.loading:  # until it starts over, or the load has ended
+                del self._candidates[request_id]
+                continue
+            if tracked.since == self._step:
+                continue
+            for run, hashes in self._runs(tracked, unsure):
+                self._published.update(zip(run.blocks, hashes, strict=True))
+                yield run
+            # The last block becomes full without notice, and then the request is given another one or ends. A block
+            # before it may have been taken for tokens that were then rejected.
+            reached = max(len(tracked.blocks) - 1, tracked.request.num_computed_tokens // self._block_tokens)
+            if tracked.next_block >= reached:
+                del self._candidates[request_id]
 
-    def _runs(self, tracked: _Tracked, fresh: set[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Runs of a request's blocks that are computed, cached by the engine and not published yet."""
+    def _recomputed_now(self) -> set[int]:
+        """Blocks that several requests may be computing."""
+        return set().union(*self._recomputed.values()) if self._recomputed else set()
+
+    def _runs(self, tracked: _Tracked, unsure: AbstractSet[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
+        """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``."""
         request = tracked.request
         ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
         confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)
         last = min(confirmed // self._block_tokens, len(tracked.blocks))
         index = tracked.next_block
         content: Any = None
-        if self._recomputed:
-            fresh = fresh.union(*self._recomputed.values())
         while index < last:
             first, hashes = index, []
             while index < last:
                 block = tracked.blocks[index]
                 content = self._pool.blocks[block].block_hash
-                if content is None or block in fresh or self._published.get(block) is content:
+                if content is None or block in unsure or self._published.get(block) is content:
                     break
                 hashes.append(content)
                 index += 1
