@@ -7,11 +7,14 @@ Minima of many repetitions, in microseconds: what else the machine does hides in
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import kvclient
 from kvclient.daemon import PrivateDaemon
+from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.scheduler import SchedulerSide
 from support.paged_engine import Cached, NewRequest, Output, Pool, Request
@@ -32,13 +35,21 @@ def fastest(repetitions: int, call: Callable[[int], object]) -> float:
     return 1e6 * min(times)
 
 
-def side_of(socket: str, pool: Pool) -> SchedulerSide:
+def side_of(socket: str, pool: Pool, hashes: EngineHashes | None = None, ranks: int = 1) -> SchedulerSide:
     """An engine's scheduler side with blocks of 16 tokens."""
-    spec = small_spec(block_tokens=BLOCK)
+    spec = small_spec(block_tokens=BLOCK, tp_size=ranks, num_kv_heads=ranks)
     side = SchedulerSide(ConnectorOptions(socket=socket))
-    side.attach(kvclient.Client(socket, name="bench"), spec, [kvclient.Shard()])
+    client = kvclient.Client(socket, name="bench")
+    client.declare_model(spec)
+    shards = [kvclient.Shard(tp_rank=rank, tp_size=ranks) for rank in range(ranks)]
+    side.attach(client, spec, shards, **({"hashes": hashes} if hashes else {}))
     side.bind_pool(pool)
     return side
+
+
+def hash_of(tokens: Sequence[int]) -> bytes:
+    """Stands for vLLM's hash."""
+    return hashlib.sha256(str(list(tokens)).encode()).digest()
 
 
 class Decoding:
@@ -89,11 +100,15 @@ class Decoding:
         return 1e6 * spent
 
 
-def lookup(socket: str) -> float:
-    """One request of 8,192 tokens that finds nothing: keys and lookup."""
-    side = side_of(socket, Pool(64))
-    requests = [Request(f"r{number}", list(range(PROMPT)), 1) for number in range(100)]
-    return fastest(100, lambda number: side.matched_tokens(requests[number], 0))
+def lookup(socket: str, hashed: bool, ranks: int) -> float:
+    """One request of 8,192 tokens that finds nothing: keys and lookup. ``hashed``: from the engine's block hashes."""
+    side = side_of(socket, Pool(64), EngineHashes("keys=bench", True, hash_of) if hashed else None, ranks)
+    requests: list[Any] = [Request(f"r{number}", list(range(PROMPT)), 1) for number in range(200)]
+    if hashed:
+        hashes = [hash_of(range(BLOCK)), *(hash_of([number]) for number in range(1, PROMPT // BLOCK))]
+        for request in requests:
+            request.block_hashes = list(hashes)
+    return fastest(200, lambda number: side.matched_tokens(requests[number], 0))
 
 
 def main() -> None:
@@ -105,7 +120,11 @@ def main() -> None:
                 spent = sorted(decoding.step() for _ in range(STEPS))
                 what = "nothing to publish" if together else f"{count // BLOCK} blocks to publish"
                 print(f"plan, {count:5} decoding, {what:20}: {spent[0]:7.1f} us, median {spent[STEPS // 2]:7.1f} us")
-        print(f"lookup of {PROMPT} tokens: {lookup(kvmd.socket):7.1f} us")
+        for ranks in (1, 8):
+            for hashed in (False, True):
+                what = "vLLM's hashes" if hashed else "tokens"
+                spent = lookup(kvmd.socket, hashed, ranks)
+                print(f"lookup of {PROMPT} tokens, {ranks} ranks, keys from {what:13}: {spent:7.1f} us")
 
 
 if __name__ == "__main__":

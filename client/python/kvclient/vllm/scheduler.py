@@ -19,7 +19,8 @@ from typing import Any
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
-from kvclient.vllm.keys import RequestKeys
+from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
 from kvclient.vllm.stats import Counters
@@ -68,7 +69,7 @@ class SchedulerSide:
         self.counters = Counters()
         self._client: Client | None = None
         self._spec: ModelSpec | None = None
-        self._shards: list[Shard] = []
+        self._keys: KeySource | None = None
         self._include_own = False
         self._block_tokens = 0
         self._sliding = False
@@ -101,16 +102,18 @@ class SchedulerSide:
         shards: Sequence[Shard],
         *,
         include_own: bool = False,
+        hashes: EngineHashes | None = None,
         model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None,
     ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
 
+        ``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens.
         ``include_own``: ``client`` has published copies of the engine's blocks, which can be imported again.
         ``model(reset)``: the spec of the model that the engine runs now (None: not known at present), and whether the
         workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
         always ``spec``.
         """
-        self._client, self._spec, self._shards = client, spec, list(shards)
+        self._client, self._spec, self._keys = client, spec, KeySource(spec, shards, hashes)
         self._fingerprint = spec.fingerprint().hex
         self._include_own = include_own
         self._model = model
@@ -263,7 +266,7 @@ class SchedulerSide:
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
-        if not tracked.shared or not self._known or self._mixed:
+        if not tracked.shared or not self._known or self._mixed or not tracked.keys.certain:
             return
         for run, hashes in self._runs(tracked, self._recomputed_now()):
             self._ended.append(_Ended(hashes, run))
@@ -295,7 +298,9 @@ class SchedulerSide:
 
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
         """The weights have changed: derive new keys, which no cached block has."""
+        assert self._keys is not None
         self._spec, self._fingerprint = spec, spec.fingerprint().hex
+        self._keys = KeySource(spec, self._keys.shards, self._keys.hashes)
         self._mixed = not empty
         if self._mixed:
             _log.warning(
@@ -314,13 +319,13 @@ class SchedulerSide:
         return not len(pool.cached_block_hash_to_block) and pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
 
     def _keys_of(self, request: Any, adapter: Adapter | None) -> RequestKeys:
-        assert self._spec is not None
+        assert self._keys is not None
         unknown = "unknown"  # such a request is not shared: its keys are never used
-        return RequestKeys(self._spec, self._shards, request, adapter.identity if adapter else unknown)
+        return RequestKeys(self._keys, request, adapter.identity if adapter else unknown)
 
     def _sharing(self, tracked: _Tracked, computed: int) -> bool:
         """Whether the content of the request's blocks is certain; ``computed``: tokens in the engine's own cache."""
-        tracked.shared = self._known and not self._mixed
+        tracked.shared = self._known and not self._mixed and tracked.keys.certain
         lora = tracked.request.lora_request
         if lora is None:
             return tracked.shared
@@ -415,6 +420,7 @@ class SchedulerSide:
     def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
         unsure = fresh | self._recomputed_now()
         for request_id, tracked in list(self._candidates.items()):
+            tracked.shared = tracked.shared and tracked.keys.certain
             if not tracked.shared or tracked.loading:  # until it starts over, or the load has ended
                 del self._candidates[request_id]
                 continue
