@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes tests/unit/key_vectors.txt: published vectors of model fingerprints and block keys.
 
-An implementation of the derivation that shares no code with proto/model/block_key.cc and
-proto/model/model_spec.cc: only hashlib and struct. Format of the file: see its head.
+An implementation of the derivation that shares no code with proto/model/block_key.cc,
+proto/model/shard_keys.cc and proto/model/model_spec.cc: only hashlib and struct. Format of the file: see its head.
 
     scripts/make_key_vectors.py > tests/unit/key_vectors.txt
     scripts/make_key_vectors.py --check tests/unit/key_vectors.txt
@@ -60,6 +60,70 @@ def block_key(parent, tokens, extras):
     return hashlib.sha256(head + struct.pack("<%dI" % len(tokens), *tokens) + pack_extras(extras)).digest()[:16]
 
 
+def aes_sbox():
+    """From its definition: the inverse in GF(2^8), then an affine map."""
+    box, p, q = [0] * 256, 1, 1
+    while True:
+        p ^= (p << 1) ^ (0x11B if p & 0x80 else 0)
+        p &= 0xFF
+        q ^= q << 1
+        q ^= q << 2
+        q ^= q << 4
+        q &= 0xFF
+        if q & 0x80:
+            q ^= 0x09
+        rotated = [((q << n) | (q >> (8 - n))) & 0xFF for n in range(5)]
+        box[p] = rotated[0] ^ rotated[1] ^ rotated[2] ^ rotated[3] ^ rotated[4] ^ 0x63
+        if p == 1:
+            box[0] = 0x63
+            return box
+
+
+SBOX = aes_sbox()
+
+
+def double(byte):
+    return ((byte << 1) ^ (0x1B if byte & 0x80 else 0)) & 0xFF
+
+
+def aes_round_keys(key):
+    words, factor = [list(key[i:i + 4]) for i in range(0, 16, 4)], 1
+    for i in range(4, 44):
+        word = words[i - 1]
+        if i % 4 == 0:
+            word = [SBOX[byte] for byte in word[1:] + word[:1]]
+            word[0] ^= factor
+            factor = double(factor)
+        words.append([a ^ b for a, b in zip(words[i - 4], word)])
+    return [sum(words[i:i + 4], []) for i in range(0, 44, 4)]
+
+
+def aes_encrypt(key, block):
+    """AES-128 of one block (FIPS 197)."""
+    rounds = aes_round_keys(key)
+    state = [a ^ b for a, b in zip(block, rounds[0])]
+    for number in range(1, 11):
+        state = [SBOX[byte] for byte in state]
+        state = [state[(i + 4 * (i % 4)) % 16] for i in range(16)]
+        if number < 10:
+            mixed = []
+            for column in (state[i:i + 4] for i in range(0, 16, 4)):
+                for i in range(4):
+                    a, b, c, d = (column[(i + n) % 4] for n in range(4))
+                    mixed.append(double(a) ^ double(b) ^ b ^ c ^ d)
+            state = mixed
+        state = [a ^ b for a, b in zip(state, rounds[number])]
+    return bytes(state)
+
+
+def shard_root(fingerprint, shard, extras):
+    return hashlib.sha256(b"kvm.shard.1" + fingerprint + struct.pack("<5H", *shard) + pack_extras(extras)).digest()[:16]
+
+
+def shard_key(root, name):
+    return bytes(a ^ b for a, b in zip(aes_encrypt(root, name), name))
+
+
 def tokens_of(seed, count):
     """Token ids below 2^32 from a linear congruential generator, so that the file needs no other source."""
     out, state = [], seed
@@ -89,6 +153,15 @@ CHAINS = [
     ("awkward", (0, 1, 0, 1, 0), [], [(tokens_of(1, 16), [])]),
 ]
 
+# (model, shard, extras, names)
+SHARDS = [
+    ("llama", (0, 1, 0, 1, 0), [], [bytes(16), bytes(range(16)), b"\xff" * 16]),
+    ("llama", (0, 1, 0, 1, 0), [(LORA, b"sql-adapter@v3")], [bytes(range(16))]),
+    ("llama", (0, 1, 0, 1, 0), [(LORA, b"sql-adapter@v3"), (PROMPT_EMBEDS, b"torch.bfloat16:(4096,)")], [bytes(range(16))]),
+    ("llama", (1, 2, 0, 1, 0), [], [bytes(range(16))]),
+    ("mla", (7, 8, 0, 1, 3), [], [hashlib.sha256(bytes([i])).digest()[:16] for i in range(4)]),
+]
+
 HEAD = """\
 # Test vectors of model fingerprints and block keys; made by scripts/make_key_vectors.py, don't edit.
 #
@@ -103,6 +176,11 @@ HEAD = """\
 #   tokens ID...             token ids of the next block, decimal; may be none
 #   block_extra KIND BYTES
 #   key KEY                  the block's key; the next block goes on from here
+#   shard NAME R S P Q G     starts keys of a shard derived from names; decimal, as for chain
+#   shard_extra KIND BYTES
+#   shard_root KEY           the parent of the first block, with the extras above
+#   name KEY                 a block's name
+#   shard_key KEY            its key
 """
 
 
@@ -129,6 +207,14 @@ def render():
             lines.append(" ".join(["tokens"] + [str(token) for token in tokens]))
             lines += ["block_extra %d %s" % (kind, hexed(value)) for kind, value in block_extras]
             lines.append("key " + hexed(parent))
+        lines.append("")
+    for name, shard, extras, names in SHARDS:
+        lines.append("shard %s %d %d %d %d %d" % ((name,) + shard))
+        lines += ["shard_extra %d %s" % (kind, hexed(value)) for kind, value in extras]
+        root = shard_root(fingerprints[name], shard, extras)
+        lines.append("shard_root " + hexed(root))
+        for each in names:
+            lines += ["name " + hexed(each), "shard_key " + hexed(shard_key(root, each))]
         lines.append("")
     return "\n".join(lines)
 

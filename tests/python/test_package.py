@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import kvclient
-from kvclient import BlockKey, BlockKeys, BlockWrite, ExtraKey, Geometry, KeyChain, ModelSpec, Shard, errors
+from kvclient import BlockKey, BlockKeys, BlockWrite, ExtraKey, Geometry, KeyChain, ModelSpec, Shard, ShardKeys, errors
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import spec
 
@@ -100,6 +100,24 @@ def test_specs_and_keys_are_those_of_the_independent_implementation() -> None:
             assert chain.next(tokens, ours_extras).hex == key.hex()
             compared += 1
     assert compared >= 15
+
+
+def test_keys_of_shards_are_those_of_the_independent_implementation() -> None:
+    theirs = independent()
+    parts = ("tp_rank", "tp_size", "pp_rank", "pp_size", "kv_group")
+    for name, shard, extras, names in theirs.SHARDS:
+        spec = ModelSpec(**{"llama": theirs.LLAMA, "mla": theirs.MLA}[name])
+        kinds = list(ExtraKey.Kind)
+        ours = ShardKeys(
+            spec,
+            Shard(**dict(zip(parts, shard, strict=True))),
+            [ExtraKey(kinds[kind - 1], value) for kind, value in extras],
+        )
+        root = theirs.shard_root(hashlib.sha256(spec.canonical().encode()).digest(), shard, extras)
+        assert ours.root.hex == root.hex()
+        keys = BlockKeys()
+        ours.extend(keys, BlockKeys([BlockKey.from_hex(each.hex()) for each in names]))
+        assert [key.hex for key in keys] == [theirs.shard_key(root, each).hex() for each in names]
 
 
 @pytest.fixture

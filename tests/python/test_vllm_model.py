@@ -23,7 +23,7 @@ def test_no_stale_block_is_accepted(
     calls = [engine.start("run", ROUNDS) for engine in engines]
     results = [call() for call in calls]
     for result in results:
-        for count in ("wrong", "read_wrong", "published_wrong", "written_readable"):
+        for count in ("wrong", "read_wrong", "published_wrong", "written_readable", "passed_over"):
             assert result[count] == 0, result
         assert result["finished"] > 100, result
         assert result["preempted"] > 10, result

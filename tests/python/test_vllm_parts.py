@@ -16,7 +16,7 @@ from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.torch import geometry_of
 from kvclient.vllm import ConnectorOptions
-from kvclient.vllm.keys import RequestKeys
+from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stats import Counters
@@ -46,6 +46,7 @@ def test_options_have_defaults_and_take_what_json_gives() -> None:
         ({"sockets": "/s"}, "sockets"),
         ({"publish": "maybe"}, "publish"),
         ({"load": "lazy"}, "load"),
+        ({"keys": "hashes"}, "keys"),
         ({"max_sms": -1}, "max_sms"),
         ({"min_prefix_tokens": "64"}, "min_prefix_tokens"),
         ({"verify": 1}, "verify"),
@@ -69,7 +70,7 @@ def request(tokens: list[int], **fields: Any) -> Any:
 def keys_of(tokens: list[int], shards: int = 1, adapter: str = "", **fields: Any) -> list[list[kvclient.BlockKey]]:
     parts = [kvclient.Shard(tp_rank=i, tp_size=shards) for i in range(shards)]
     made = request(tokens, **fields)
-    return [list(keys) for keys in RequestKeys(SPEC, parts, made, adapter).upto(len(tokens) // 4)]
+    return [list(keys) for keys in RequestKeys(KeySource(SPEC, parts), made, adapter).upto(len(tokens) // 4)]
 
 
 def image(identifier: str, offset: int, length: int) -> Any:
@@ -80,7 +81,7 @@ def test_keys_are_those_of_the_chain_and_grow_with_the_request() -> None:
     tokens = list(range(20))
     assert keys_of(tokens)[0] == list(kvclient.KeyChain(SPEC).extend(tokens))
     growing = request(tokens[:8])
-    keys = RequestKeys(SPEC, [kvclient.Shard()], growing)
+    keys = RequestKeys(KeySource(SPEC, [kvclient.Shard()]), growing)
     assert len(keys.upto(2)[0]) == 2
     growing.all_token_ids += tokens[8:]
     assert list(keys.upto(5)[0]) == keys_of(tokens)[0]
@@ -118,7 +119,7 @@ def test_a_request_whose_adapter_is_not_known_has_no_keys() -> None:
 def test_an_image_that_a_streaming_session_adds_changes_the_blocks_that_it_reaches() -> None:
     """Keys of the blocks before were derived when the request still was plain text."""
     session = request(list(range(6)), mm_features=[])
-    keys = RequestKeys(SPEC, [kvclient.Shard()], session)
+    keys = RequestKeys(KeySource(SPEC, [kvclient.Shard()]), session)
     before = list(keys.upto(1)[0])
     session.mm_features.append(image("cat", 6, 4))
     session.prompt_token_ids = list(range(16))
@@ -129,7 +130,7 @@ def test_an_image_that_a_streaming_session_adds_changes_the_blocks_that_it_reach
 
 def test_tokens_that_a_streaming_session_drops_are_in_no_key() -> None:
     session = request(list(range(8)))
-    keys = RequestKeys(SPEC, [kvclient.Shard()], session)
+    keys = RequestKeys(KeySource(SPEC, [kvclient.Shard()]), session)
     keys.upto(2)
     # The last token sampled is not kept
     session.prompt_token_ids = [*range(7), 99, 100, 101, 102, 103]

@@ -8,6 +8,7 @@
 
 #include "kvm/block_key.h"
 #include "kvm/model_spec.h"
+#include "kvm/shard_keys.h"
 #include "tests/catch.h"
 
 namespace {
@@ -31,6 +32,12 @@ std::string ToHex(const std::string& bytes) {
   return out;
 }
 
+BlockKey KeyFromHex(const std::string& hex) {
+  const Result<BlockKey> key = BlockKey::FromHex(hex);
+  KVM_REQUIRE_OK(key);
+  return *key;
+}
+
 // Runs the statements of the vector file in order; its head says what they mean.
 class VectorRunner {
  public:
@@ -38,7 +45,9 @@ class VectorRunner {
     std::istringstream in(line);
     std::string word, a, b;
     in >> word;
-    if (word == "model") {
+    if (word == "shard" || word == "shard_extra" || word == "shard_root" || word == "name" || word == "shard_key") {
+      RunOfShard(word, in);
+    } else if (word == "model") {
       in >> model_name_;
       spec_ = ModelSpec{};
     } else if (word == "set") {
@@ -80,9 +89,39 @@ class VectorRunner {
     }
   }
 
-  int fingerprints = 0, roots = 0, keys = 0;
+  int fingerprints = 0, roots = 0, keys = 0, shard_roots = 0, shard_keys = 0;
 
  private:
+  void RunOfShard(const std::string& word, std::istringstream& in) {
+    std::string text;
+    if (word == "shard") {
+      in >> chain_model_ >> shard_.tp_rank >> shard_.tp_size >> shard_.pp_rank >> shard_.pp_size >> shard_.kv_group;
+      request_extras_.clear();
+    } else if (word == "shard_extra") {
+      std::uint32_t kind = 0;
+      in >> kind >> text;
+      request_extras_.push_back({static_cast<ExtraKey::Kind>(kind), FromHex(text)});
+    } else if (word == "shard_root") {
+      in >> text;
+      Result<ShardKeys> made = ShardKeys::Make(FingerprintOf(chain_model_), shard_, request_extras_);
+      KVM_REQUIRE_OK(made);
+      of_shard_.emplace(std::move(*made));
+      CHECK(of_shard_->root().ToHex() == text);
+      ++shard_roots;
+    } else if (word == "name") {
+      in >> text;
+      names_.assign(1, KeyFromHex(text));
+    } else {
+      in >> text;
+      REQUIRE(of_shard_.has_value());
+      std::vector<BlockKey> derived;
+      KVM_REQUIRE_OK(of_shard_->Derive(names_, derived));
+      REQUIRE(derived.size() == 1);
+      CHECK(derived[0].ToHex() == text);
+      ++shard_keys;
+    }
+  }
+
   Fingerprint FingerprintOf(const std::string& name) const {
     for (const auto& [known, fingerprint] : fingerprints_) {
       if (known == name) return fingerprint;
@@ -98,6 +137,8 @@ class VectorRunner {
   std::vector<ExtraKey> request_extras_, block_extras_;
   std::vector<std::uint32_t> tokens_;
   std::optional<KeyChain> chain_;
+  std::optional<ShardKeys> of_shard_;
+  std::vector<BlockKey> names_;
 };
 
 }  // namespace
@@ -116,4 +157,6 @@ TEST_CASE("Keys: fingerprints, roots and block keys are those of the published v
   CHECK(runner.fingerprints >= 3);
   CHECK(runner.roots >= 12);
   CHECK(runner.keys >= 20);
+  CHECK(runner.shard_roots >= 5);
+  CHECK(runner.shard_keys >= 10);
 }

@@ -10,6 +10,7 @@
 
 #include "client/python/src/bindings.h"
 #include "client/python/src/integers.h"
+#include "kvm/shard_keys.h"
 
 namespace kvm::python {
 namespace {
@@ -46,6 +47,38 @@ class PyKeyChain {
   KeyChain chain_;
   std::uint32_t block_tokens_;
 };
+
+class PyShardKeys {
+ public:
+  PyShardKeys(const ModelSpec& spec, const Shard& shard, const std::vector<ExtraKey>& extras)
+      : keys_(Unwrap(ShardKeys::Make(spec.ComputeFingerprint(), shard, extras))) {}
+
+  const BlockKey& root() const { return keys_.root(); }
+  void Extend(BlockKeys& keys, const BlockKeys& names) {
+    if (keys.size() >= names.size()) return;
+    if (&keys == &names) Raise(MakeError(Errc::kInvalidArgument, "keys are kept apart from their names"));
+    Check(keys_.Derive(std::span(names).subspan(keys.size()), keys));
+  }
+
+ private:
+  ShardKeys keys_;
+};
+
+// Appends the first 16 bytes of hashes[keys.size():last].
+void ExtendWithHashes(BlockKeys& keys, const nb::list& hashes, std::size_t last) {
+  last = std::min(last, nb::len(hashes));
+  if (last > keys.size()) keys.reserve(last);
+  while (keys.size() < last) {
+    char* bytes = nullptr;
+    Py_ssize_t size = 0;
+    PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(keys.size()));
+    if (hash == nullptr || PyBytes_AsStringAndSize(hash, &bytes, &size) != 0) throw nb::python_error();
+    if (size < 32) Raise(MakeError(Errc::kInvalidArgument, "a hash of " + std::to_string(size) + " bytes names no block"));
+    BlockKey& key = keys.emplace_back();
+    std::memcpy(&key.lo, bytes, sizeof(key.lo));
+    std::memcpy(&key.hi, bytes + sizeof(key.lo), sizeof(key.hi));
+  }
+}
 
 }  // namespace
 
@@ -84,6 +117,10 @@ void BindKeys(nb::module_& module) {
             return NumpyKeys(reinterpret_cast<std::uint64_t*>(copy->data()), {copy->size(), 2}, owner);
           },
           "uint64 [keys, 2]: lo and hi of each, a copy.")
+      .def("extend_hashes", &ExtendWithHashes, "hashes"_a, "last"_a,
+           nb::sig("def extend_hashes(self, hashes: list[bytes], last: int) -> None"),
+           "Appends the names that `hashes[len(self):last]` give: their first 16 bytes.\n"
+           "InvalidArgumentError: one has fewer than 32 bytes.")
       .def("__getstate__", [](const BlockKeys& self) { return nb::bytes(self.data(), self.size() * sizeof(BlockKey)); })
       .def("__setstate__", [](BlockKeys& self, const nb::bytes& state) {
         const auto* first = static_cast<const BlockKey*>(state.data());
@@ -152,7 +189,17 @@ void BindKeys(nb::module_& module) {
            "Keys of all full blocks of `tokens`; a partial block at the end has none. Advances the chain.")
       .def_prop_ro("parent", &PyKeyChain::parent, nb::rv_policy::copy,
                    "Parent of the next block: the root before the first key, then the last key.")
-      .def("resume", &PyKeyChain::Resume, "parent"_a, "Continues after a key of another chain with the same model, shard and extras.");
+      .def("resume", &PyKeyChain::Resume, "parent"_a, "Goes on behind a key of another chain with the same model, shard and extras.");
+
+  nb::class_<PyShardKeys>(module, "ShardKeys",
+                          "Derives the keys of one shard from names of the blocks' content that all shards share. Not thread-safe.\n\n"
+                          "A name comes out of a collision-resistant chain over the prefix: a key of a KeyChain, or half of a SHA-256\n"
+                          "hash that the engine has. `extras`: what changes the KV bytes and is not in the names.")
+      .def(nb::init<const ModelSpec&, const Shard&, const std::vector<ExtraKey>&>(), "model"_a, "shard"_a,
+           "extras"_a = std::vector<ExtraKey>{},
+           nb::sig("def __init__(self, model: ModelSpec, shard: Shard, extras: collections.abc.Sequence[ExtraKey] = ...) -> None"))
+      .def_prop_ro("root", &PyShardKeys::root, nb::rv_policy::copy, "Parent of the first block.")
+      .def("extend", &PyShardKeys::Extend, "keys"_a, "names"_a, "Appends the keys of `names[len(keys):]` to `keys`.");
 }
 
 }  // namespace kvm::python

@@ -214,6 +214,7 @@ class Engine:
         self.wrong = 0  # of them, with other bytes than their tokens say
         self.published_wrong = 0  # blocks published with other bytes than their key says
         self.written_readable = 0  # blocks written while others could read them
+        self.passed_over = 0  # runs that a step could have published, of requests that it did not look at
         self.read_wrong = 0  # blocks of a request's prefix that were wrong when it was computed on
         self.finished = 0
         self.preempted = 0
@@ -311,6 +312,7 @@ class Engine:
             budget -= count
         self.waiting.extendleft(reversed(skipped))
         output.plan = self.scheduler.plan(output)
+        self._check_passed_over()
         for request, _, _, count, _ in output.work:
             request.num_computed_tokens += count
             request.num_in_flight_tokens += count
@@ -399,6 +401,20 @@ class Engine:
                     memory[:] = 0
                     memory[:] = content
                     self._to_recompute.discard(blocks[index].block_id)
+
+    def _check_passed_over(self) -> None:
+        side = self.scheduler
+        if side._waited:
+            return
+        for request_id, tracked in side._tracked.items():
+            looked_at = request_id in side._candidates or tracked.loading or not tracked.shared
+            if looked_at or tracked.since == side._step:
+                continue
+            next_block = tracked.next_block
+            runs = [run for run, _ in side._runs(tracked, side._recomputed_now())]
+            tracked.next_block = next_block
+            # The last block is published when the request is given another one, or ends.
+            self.passed_over += sum(run.depth < len(tracked.blocks) - 1 for run in runs)
 
     def _check_publishes(self, output: Output) -> None:
         for run in output.plan.publish:
@@ -515,6 +531,7 @@ class RandomTraffic:
             "read_wrong": engine.read_wrong,
             "published_wrong": engine.published_wrong,
             "written_readable": engine.written_readable,
+            "passed_over": engine.passed_over,
             "preempted": engine.preempted,
             "failed": stats.blocks_failed,
             "imported": stats.blocks_imported,

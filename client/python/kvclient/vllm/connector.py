@@ -23,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError, UnsupportedError
+from kvclient.vllm.engine_hashes import engine_hashes
 from kvclient.vllm.engine_model import EngineModel, executor_of
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
@@ -185,6 +186,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         # Workers whose memory is not registered under it yet
         self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
+        self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
             _workers[self._engine_id] = self
         reason = refusal(vllm_config, kv_cache_config)
@@ -344,6 +346,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 )
             executor = executor_of(self._vllm_config)
             spec = ModelSpec.from_canonical(workers[0].spec)
+            hashes = None
+            if self._options.keys == "auto":
+                hashes = engine_hashes(self._vllm_config, self._pool, spec.block_tokens)
+            if hashes is not None:
+                spec.tokenizer_digest = hashes.text
             self._model = EngineModel(
                 executor,
                 self._measure_all,
@@ -367,7 +374,12 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 Shard(tp_rank=w.tp_rank, tp_size=spec.tp_size, pp_rank=w.pp_rank, pp_size=spec.pp_size) for w in workers
             ]
             self._scheduler.attach(
-                self._client, whole, shards, include_own=not workers[0].in_place, model=self._model_now
+                self._client,
+                whole,
+                shards,
+                include_own=not workers[0].in_place,
+                hashes=hashes,
+                model=self._model_now,
             )
             self._model_now(False)
         except KvError as error:
@@ -420,6 +432,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Take the pool whose hashes identify the content of each block."""
         if self._scheduler is not None:
+            self._pool = gpu_block_pool
             self._scheduler.bind_pool(gpu_block_pool)
             if not gpu_block_pool.enable_caching and not self._off:
                 self._turn_off(

@@ -1,4 +1,8 @@
-"""Keys of a request's blocks, derived by kvclient; the engine's own hashes differ between processes."""
+"""Keys of a request's blocks.
+
+A block has a name, which all shards share, and a key of each shard, derived from it. Names are the engine's own block
+hashes where these can be relied on (engine_hashes.py), else they come from a chain over the tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,82 @@ from typing import Any
 
 import torch
 
-from kvclient._native import BlockKey, BlockKeys, ExtraKey, KeyChain, ModelSpec, Shard
+from kvclient._native import BlockKey, BlockKeys, ExtraKey, KeyChain, ModelSpec, Shard, ShardKeys
 from kvclient.errors import InvalidArgumentError
+from kvclient.vllm.engine_hashes import EngineHashes
+
+_MOST_CACHED = 256
+
+
+class KeySource:
+    """What the keys of an engine's requests are derived from. Not thread-safe."""
+
+    def __init__(self, spec: ModelSpec, shards: Sequence[Shard], hashes: EngineHashes | None = None) -> None:
+        """``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens."""
+        self.spec, self.shards, self.hashes = spec, list(shards), hashes
+        self._of_shards: dict[tuple[str, ...], list[ShardKeys]] = {}
+        self._checked = hashes is None
+
+    @property
+    def chain_is_key(self) -> bool:
+        """Whether names are the keys: those of a chain, of an engine that is not sharded."""
+        return self.hashes is None and self.shards == [Shard()]
+
+    def of_shards(self, lora: str = "", embeddings: str = "") -> list[ShardKeys]:
+        """For each shard, with what the names do not hold."""
+        known = self._of_shards.get((lora, embeddings))
+        if known is None:
+            if len(self._of_shards) >= _MOST_CACHED:
+                self._of_shards.clear()
+            extras = [ExtraKey(ExtraKey.Kind.LORA, lora)] if lora else []
+            extras += [ExtraKey(ExtraKey.Kind.PROMPT_EMBEDS, embeddings)] if embeddings else []
+            known = [ShardKeys(self.spec, shard, extras) for shard in self.shards]
+            self._of_shards[(lora, embeddings)] = known
+        return known
+
+    def check(self, request: Any) -> None:
+        """Compare the engine's hashes with what they are said to be, once. UnsupportedError: they differ."""
+        if not self._checked:
+            assert self.hashes is not None
+            self._checked = self.hashes.check(request, self.spec.block_tokens)
 
 
 class RequestKeys:
     """Keys of one request for each shard, derived when asked for. Not thread-safe."""
 
-    def __init__(self, spec: ModelSpec, shards: Sequence[Shard], request: Any, adapter: str = "") -> None:
-        """``request``: vLLM's Request, of which tokens, salt, multimodal items and embeddings are read.
+    def __init__(self, source: KeySource, request: Any, adapter: str = "") -> None:
+        """``request``: vLLM's Request, of which hashes or tokens, salt, images and embeddings are read.
 
         ``adapter``: identity of its LoRA adapter (adapters.py); required for a request with an adapter.
         """
-        self._request = request
-        self._block_tokens = spec.block_tokens
-        self._extras = _request_extras(request, adapter)
-        self._spec, self._shards = spec, list(shards)
+        if request.lora_request is not None and not adapter:
+            raise InvalidArgumentError("keys of a request whose adapter is not known")
+        self._source, self._request = source, request
+        self._adapter = adapter if request.lora_request is not None else ""
+        self._dropped = False
+        source.check(request)
         self._start()
 
     def _start(self) -> None:
-        self._chains = [KeyChain(self._spec, shard, self._extras) for shard in self._shards]
-        self.roots: list[BlockKey] = [chain.parent for chain in self._chains]
-        self._keys = [BlockKeys() for _ in self._shards]
+        source = self._source
+        self._names = BlockKeys()
         self._input = self._input_now()
+        if source.hashes is not None:
+            self._of_shards = source.of_shards(self._adapter, _form(self._request.prompt_embeds))
+            self.roots: list[BlockKey] = [each.root for each in self._of_shards]
+        else:
+            self._chain = KeyChain(source.spec, Shard(), _request_extras(self._request, self._adapter))
+            root = BlockKeys([self._chain.parent])
+            if source.chain_is_key:
+                self._keys, self.roots = [self._names], list(root)
+                return
+            self._of_shards = source.of_shards()
+            self.roots = []
+            for each in self._of_shards:
+                derived = BlockKeys()
+                each.extend(derived, root)
+                self.roots.append(derived[0])
+        self._keys = [BlockKeys() for _ in self._of_shards]
 
     def _input_now(self) -> tuple[int, int, int | None]:
         request = self._request
@@ -42,47 +99,62 @@ class RequestKeys:
         )
 
     @property
+    def certain(self) -> bool:
+        """False: a streaming session has gone on, and the engine may have kept the hash of a token that was dropped."""
+        hashes = self._source.hashes
+        if hashes is not None and not hashes.follow_sessions:
+            self._dropped = self._dropped or self._input_now() != self._input
+        return not self._dropped
+
+    @property
     def _plain(self) -> bool:
         return self._request.prompt_embeds is None and not self._request.mm_features
 
     def upto(self, blocks: int) -> list[BlockKeys]:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
-        if (
-            self._input_now() != self._input
-            # A streaming session has continued, with other tokens or items that reach into earlier
-            # blocks
-        ):
+        if self._input_now() != self._input:
+            # A streaming session has gone on, with other tokens or items that reach into earlier blocks.
+            self._dropped = not self.certain
             self._start()
-        known = len(self._keys[0])
-        if blocks > known:
-            size = self._block_tokens
-            prompt = self._request.prompt_token_ids
-            if self._plain and not known and prompt is not None and blocks * size <= len(prompt):
-                # All of it, without a copy of the list
-                self._keys = [chain.extend(prompt) for chain in self._chains]
-                return self._keys
-            tokens = self._request.all_token_ids[known * size : blocks * size]
-            if self._plain:
-                for chain, keys in zip(self._chains, self._keys, strict=True):
-                    keys.extend(chain.extend(tokens))
+        if blocks > len(self._names):
+            if self._source.hashes is not None:
+                self._names.extend_hashes(self._request.block_hashes, blocks)
+                if blocks > len(self._names):
+                    raise InvalidArgumentError(f"{len(self._names)} of {blocks} blocks have a hash")
             else:
-                for index in range(known, blocks):
-                    extras = _block_extras(self._request, index * size, (index + 1) * size)
-                    block = tokens[(index - known) * size : (index - known + 1) * size]
-                    for chain, keys in zip(self._chains, self._keys, strict=True):
-                        keys.append(chain.next(block, extras))
+                self._extend_chain(blocks)
+            if not self._source.chain_is_key:
+                for each, keys in zip(self._of_shards, self._keys, strict=True):
+                    each.extend(keys, self._names)
         return self._keys
 
+    def _extend_chain(self, blocks: int) -> None:
+        names, size, known = self._names, self._source.spec.block_tokens, len(self._names)
+        prompt = self._request.prompt_token_ids
+        if self._plain and not known and prompt is not None and blocks * size <= len(prompt):
+            names.extend(self._chain.extend(prompt))  # all of it, without a copy of the list
+            return
+        tokens = self._request.all_token_ids[known * size : blocks * size]
+        if self._plain:
+            names.extend(self._chain.extend(tokens))
+            return
+        for index in range(known, blocks):
+            extras = _block_extras(self._request, index * size, (index + 1) * size)
+            names.append(self._chain.next(tokens[(index - known) * size : (index - known + 1) * size], extras))
+
     def parents(self, first: int) -> list[BlockKey]:
-        """The key before block ``first``, for each shard; the chain's root before block 0."""
+        """The key before block ``first``, for each shard; the root before block 0."""
         return self.roots if first == 0 else [keys[first - 1] for keys in self.upto(first)]
+
+
+def _form(embeddings: Any) -> str:
+    """Type and width of prompt embeddings, which vLLM's hash of their bytes does not tell."""
+    return "" if embeddings is None else f"{embeddings.dtype}:{tuple(embeddings.shape[1:])}"
 
 
 def _request_extras(request: Any, adapter: str) -> list[ExtraKey]:
     extras = []
-    if request.lora_request is not None:
-        if not adapter:
-            raise InvalidArgumentError("keys of a request whose adapter is not known")
+    if adapter:
         extras.append(ExtraKey(ExtraKey.Kind.LORA, adapter))
     if request.cache_salt:
         extras.append(ExtraKey(ExtraKey.Kind.CACHE_SALT, request.cache_salt))
@@ -105,4 +177,4 @@ def _block_extras(request: Any, start: int, end: int) -> list[ExtraKey]:
     return extras
 
 
-__all__ = ["RequestKeys"]
+__all__ = ["KeySource", "RequestKeys"]

@@ -35,6 +35,8 @@ class ConnectorOptions:
     #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round
     #: differently.
     share_across_versions: bool = False
+    #: ``auto``: from vLLM's own block hashes where these are the same in every process; ``tokens``: always from tokens.
+    keys: Literal["auto", "tokens"] = "auto"
     #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30
 
@@ -60,6 +62,8 @@ class ConnectorOptions:
         options = cls(**given)
         if options.load not in ("async", "sync"):
             raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
+        if options.keys not in ("auto", "tokens"):
+            raise InvalidArgumentError(f"kv_connector_extra_config: keys is {options.keys!r}, not auto or tokens")
         for name in ("min_prefix_tokens", "max_sms", "host_cache_bytes", "import_timeout_s"):
             if getattr(options, name) < 0:
                 raise InvalidArgumentError(f"kv_connector_extra_config: {name} is negative")

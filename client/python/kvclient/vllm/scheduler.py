@@ -11,13 +11,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
-from kvclient.vllm.keys import RequestKeys
+from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
 from kvclient.vllm.stats import Counters
@@ -66,7 +69,7 @@ class SchedulerSide:
         self.counters = Counters()
         self._client: Client | None = None
         self._spec: ModelSpec | None = None
-        self._shards: list[Shard] = []
+        self._keys: KeySource | None = None
         self._include_own = False
         self._block_tokens = 0
         self._sliding = False
@@ -74,6 +77,9 @@ class SchedulerSide:
         self._cache_map: Any = None
         self._step = 0
         self._tracked: dict[str, _Tracked] = {}
+        # Those of them that may have blocks to publish: a step must not cost more because more requests run.
+        self._candidates: dict[str, _Tracked] = {}
+        self._adapter_of: dict[str, str] = {}  # LoRA name -> identity that the running requests with it have
         self._ended: list[_Ended] = []
         # Block -> hash object of the content that was published
         self._published: dict[int, Any] = {}
@@ -99,16 +105,18 @@ class SchedulerSide:
         shards: Sequence[Shard],
         *,
         include_own: bool = False,
+        hashes: EngineHashes | None = None,
         model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None,
     ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
 
+        ``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens.
         ``include_own``: ``client`` has published copies of the engine's blocks, which can be imported again.
         ``model(reset)``: the spec of the model that the engine runs now (None: not known at present), and whether the
         workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
         always ``spec``.
         """
-        self._client, self._spec, self._shards = client, spec, list(shards)
+        self._client, self._spec, self._keys = client, spec, KeySource(spec, shards, hashes)
         self._fingerprint = spec.fingerprint().hex
         self._include_own = include_own
         self._model = model
@@ -233,6 +241,7 @@ class SchedulerSide:
                 self._note_result(tracked)
                 tracked.loading = False
                 tracked.since = self._step
+                self._candidates[request_id] = tracked
 
     def _note_result(self, tracked: _Tracked) -> None:
         if not tracked.loading:
@@ -256,13 +265,14 @@ class SchedulerSide:
     def finished(self, request: Any) -> None:
         """The request has ended; its blocks are about to be freed."""
         tracked = self._tracked.pop(request.request_id, None)
+        self._candidates.pop(request.request_id, None)
         recomputed = self._recomputed.pop(request.request_id, None)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
-        if not tracked.shared or not self._known or self._mixed:
+        if not tracked.shared or not self._known or self._mixed or not tracked.keys.certain:
             return
-        for run, hashes in self._runs(tracked, set()):
+        for run, hashes in self._runs(tracked, self._recomputed_now()):
             self._ended.append(_Ended(hashes, run))
 
     def reset(self) -> None:
@@ -293,7 +303,9 @@ class SchedulerSide:
 
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
         """The weights have changed: derive new keys, which no cached block has."""
+        assert self._keys is not None
         self._spec, self._fingerprint = spec, spec.fingerprint().hex
+        self._keys = KeySource(spec, self._keys.shards, self._keys.hashes)
         self._mixed = not empty
         if self._mixed:
             _log.warning(
@@ -312,13 +324,13 @@ class SchedulerSide:
         return not len(pool.cached_block_hash_to_block) and pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
 
     def _keys_of(self, request: Any, adapter: Adapter | None) -> RequestKeys:
-        assert self._spec is not None
+        assert self._keys is not None
         unknown = "unknown"  # such a request is not shared: its keys are never used
-        return RequestKeys(self._spec, self._shards, request, adapter.identity if adapter else unknown)
+        return RequestKeys(self._keys, request, adapter.identity if adapter else unknown)
 
     def _sharing(self, tracked: _Tracked, computed: int) -> bool:
         """Whether the content of the request's blocks is certain; ``computed``: tokens in the engine's own cache."""
-        tracked.shared = self._known and not self._mixed
+        tracked.shared = self._known and not self._mixed and tracked.keys.certain
         lora = tracked.request.lora_request
         if lora is None:
             return tracked.shared
@@ -327,10 +339,12 @@ class SchedulerSide:
             tracked.shared = False
         elif tracked.adapter is None or tracked.adapter.identity != adapter.identity:
             tracked.adapter, tracked.keys = adapter, self._keys_of(tracked.request, adapter)
-        for other in self._tracked.values():  # may have begun with the adapter's earlier content
-            theirs = other.request.lora_request
-            if adapter is not None and theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
-                other.shared = other.shared and other.adapter.identity == adapter.identity
+        if adapter is not None and self._adapter_of.get(lora.lora_name) != adapter.identity:
+            self._adapter_of[lora.lora_name] = adapter.identity
+            for other in self._tracked.values():  # may have begun with the adapter's earlier content
+                theirs = other.request.lora_request
+                if theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
+                    other.shared = other.shared and other.adapter.identity == adapter.identity
         return tracked.shared
 
     def _track(self, request: Any) -> _Tracked:
@@ -361,12 +375,17 @@ class SchedulerSide:
             self._restart(new.req_id, blocks)
             attached.update(blocks)
         cached = output.scheduled_cached_reqs
-        for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True):
-            blocks = block_ids[0] if block_ids else []
+        # Most running requests got no block. vLLM gives a resumed one all of its blocks.
+        for request_id, block_ids in compress(
+            zip(cached.req_ids, cached.new_block_ids, strict=True), cached.new_block_ids
+        ):
+            blocks = block_ids[0]
             if request_id in cached.resumed_req_ids:
                 self._restart(request_id, blocks)
-            elif blocks and request_id in self._tracked:
-                self._tracked[request_id].blocks += blocks
+            elif request_id in self._tracked:
+                tracked = self._tracked[request_id]
+                tracked.blocks += blocks
+                self._candidates[request_id] = tracked
             attached.update(blocks)
         attached.update(getattr(output, "new_block_ids_to_zero", None) or ())
         for copy in getattr(output, "kv_cache_block_copies", None) or ():
@@ -380,6 +399,7 @@ class SchedulerSide:
             tracked.blocks = list(blocks)
             tracked.next_block = 0
             tracked.since = self._step
+            self._candidates[request_id] = tracked
             self._recomputed.pop(request_id, None)
 
     def _fresh(self, attached: Iterable[int]) -> list[int]:
@@ -403,28 +423,41 @@ class SchedulerSide:
                 yield ended.run
 
     def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
-        for tracked in self._tracked.values():
-            if tracked.since < self._step and not tracked.loading and tracked.shared:
-                for run, hashes in self._runs(tracked, fresh):
-                    self._published.update(zip(run.blocks, hashes, strict=True))
-                    yield run
+        unsure = fresh | self._recomputed_now()
+        for request_id, tracked in list(self._candidates.items()):
+            tracked.shared = tracked.shared and tracked.keys.certain
+            if not tracked.shared or tracked.loading:  # until it starts over, or the load has ended
+                del self._candidates[request_id]
+                continue
+            if tracked.since == self._step:
+                continue
+            for run, hashes in self._runs(tracked, unsure):
+                self._published.update(zip(run.blocks, hashes, strict=True))
+                yield run
+            # The last block becomes full without notice, and then the request is given another one or ends. A block
+            # before it may have been taken for tokens that were then rejected.
+            reached = max(len(tracked.blocks) - 1, tracked.request.num_computed_tokens // self._block_tokens)
+            if tracked.next_block >= reached:
+                del self._candidates[request_id]
 
-    def _runs(self, tracked: _Tracked, fresh: set[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Runs of a request's blocks that are computed, cached by the engine and not published yet."""
+    def _recomputed_now(self) -> set[int]:
+        """Blocks that several requests may be computing."""
+        return set().union(*self._recomputed.values()) if self._recomputed else set()
+
+    def _runs(self, tracked: _Tracked, unsure: AbstractSet[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
+        """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``."""
         request = tracked.request
         ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
         confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)
         last = min(confirmed // self._block_tokens, len(tracked.blocks))
         index = tracked.next_block
         content: Any = None
-        if self._recomputed:
-            fresh = fresh.union(*self._recomputed.values())
         while index < last:
             first, hashes = index, []
             while index < last:
                 block = tracked.blocks[index]
                 content = self._pool.blocks[block].block_hash
-                if content is None or block in fresh or self._published.get(block) is content:
+                if content is None or block in unsure or self._published.get(block) is content:
                     break
                 hashes.append(content)
                 index += 1

@@ -1,0 +1,131 @@
+"""Time of the connector's two calls on the scheduler's thread, without vLLM: planning a step, and looking up a request.
+
+    python bench_scheduler.py        from tests/python, with kvclient and kvmd at hand as for the tests
+
+Minima of many repetitions, in microseconds: what else the machine does hides in everything but the minimum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kvclient
+from kvclient.daemon import PrivateDaemon
+from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.options import ConnectorOptions
+from kvclient.vllm.scheduler import SchedulerSide
+from support.paged_engine import Cached, NewRequest, Output, Pool, Request
+from support.specs import small_spec
+
+BLOCK = 16
+PROMPT = 8192
+STEPS = 128
+
+
+def fastest(repetitions: int, call: Callable[[int], object]) -> float:
+    """Microseconds of the fastest call; ``call`` gets its number."""
+    times = []
+    for number in range(repetitions):
+        began = time.perf_counter()
+        call(number)
+        times.append(time.perf_counter() - began)
+    return 1e6 * min(times)
+
+
+def side_of(socket: str, pool: Pool, hashes: EngineHashes | None = None, ranks: int = 1) -> SchedulerSide:
+    """An engine's scheduler side with blocks of 16 tokens."""
+    spec = small_spec(block_tokens=BLOCK, tp_size=ranks, num_kv_heads=ranks)
+    side = SchedulerSide(ConnectorOptions(socket=socket))
+    client = kvclient.Client(socket, name="bench")
+    client.declare_model(spec)
+    shards = [kvclient.Shard(tp_rank=rank, tp_size=ranks) for rank in range(ranks)]
+    side.attach(client, spec, shards, **({"hashes": hashes} if hashes else {}))
+    side.bind_pool(pool)
+    return side
+
+
+def hash_of(tokens: Sequence[int]) -> bytes:
+    """Stands for vLLM's hash."""
+    return hashlib.sha256(str(list(tokens)).encode()).digest()
+
+
+class Decoding:
+    """``count`` requests that get one token in each step.
+
+    ``together``: all fill a block in one step of 16, and nothing is to be published in the others; else one request in
+    16 fills a block in each step.
+    """
+
+    def __init__(self, socket: str, count: int, steps: int, together: bool) -> None:
+        self.pool = Pool(count * (3 + (steps + BLOCK) // BLOCK) + 1)
+        self.side = side_of(socket, self.pool)
+        self.requests = [
+            Request(f"r{i}", list(range(40 if together else 40 + i % BLOCK)), 10_000) for i in range(count)
+        ]
+        self.names = [request.request_id for request in self.requests]
+        started = []
+        for request in self.requests:
+            self.side.matched_tokens(request, 0)
+            request.blocks = self.pool.take(-(-request.num_tokens // BLOCK))
+            self._cache(request)
+            started.append(NewRequest(request.request_id, ([block.block_id for block in request.blocks],)))
+        self.side.plan(Output(scheduled_new_reqs=started))
+        for request in self.requests:
+            request.num_computed_tokens = request.num_tokens
+
+    def _cache(self, request: Request) -> None:
+        for index in range(request.num_tokens // BLOCK):
+            if request.blocks[index].block_hash is None:
+                self.pool.cache(request.blocks[index], request.request_id.encode() + index.to_bytes(4, "big"))
+
+    def step(self) -> float:
+        """Microseconds that planning the next step takes."""
+        given: list[tuple[list[int], ...] | None] = []
+        for request in self.requests:
+            request.all_token_ids.append(7)
+            self._cache(request)
+            full = request.num_computed_tokens == len(request.blocks) * BLOCK
+            new = self.pool.take(1) if full else []
+            request.blocks += new
+            given.append(([new[0].block_id],) if new else None)
+        output = Output(scheduled_cached_reqs=Cached(self.names, set(), given))
+        began = time.perf_counter()
+        self.side.plan(output)
+        spent = time.perf_counter() - began
+        for request in self.requests:
+            request.num_computed_tokens += 1
+        return 1e6 * spent
+
+
+def lookup(socket: str, hashed: bool, ranks: int) -> float:
+    """One request of 8,192 tokens that finds nothing: keys and lookup. ``hashed``: from the engine's block hashes."""
+    side = side_of(socket, Pool(64), EngineHashes("keys=bench", True, hash_of) if hashed else None, ranks)
+    requests: list[Any] = [Request(f"r{number}", list(range(PROMPT)), 1) for number in range(200)]
+    if hashed:
+        hashes = [hash_of(range(BLOCK)), *(hash_of([number]) for number in range(1, PROMPT // BLOCK))]
+        for request in requests:
+            request.block_hashes = list(hashes)
+    return fastest(200, lambda number: side.matched_tokens(requests[number], 0))
+
+
+def main() -> None:
+    """Print one line for each."""
+    with PrivateDaemon() as kvmd:
+        for count in (16, 256, 1024):
+            for together in (True, False):
+                decoding = Decoding(kvmd.socket, count, STEPS, together)
+                spent = sorted(decoding.step() for _ in range(STEPS))
+                what = "nothing to publish" if together else f"{count // BLOCK} blocks to publish"
+                print(f"plan, {count:5} decoding, {what:20}: {spent[0]:7.1f} us, median {spent[STEPS // 2]:7.1f} us")
+        for ranks in (1, 8):
+            for hashed in (False, True):
+                what = "vLLM's hashes" if hashed else "tokens"
+                spent = lookup(kvmd.socket, hashed, ranks)
+                print(f"lookup of {PROMPT} tokens, {ranks} ranks, keys from {what:13}: {spent:7.1f} us")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What one step costs the scheduler's thread, counted in work: it does not grow with the requests that run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import kvclient
+from kvclient.daemon import PrivateDaemon
+from kvclient.vllm import ConnectorOptions
+from kvclient.vllm.scheduler import SchedulerSide
+from support.paged_engine import BLOCK_TOKENS, Cached, NewRequest, Output, Pool, Request
+from support.specs import small_spec
+
+SPEC = small_spec()
+
+
+class Running:
+    """Requests of ten tokens that have been computed, each with three blocks, the last of which has room for two."""
+
+    def __init__(self, socket: str, count: int) -> None:
+        self.pool = Pool(8 * count + 1)
+        self.side = SchedulerSide(ConnectorOptions(socket=socket, min_prefix_tokens=4))
+        self.side.attach(kvclient.Client(socket, name="s"), SPEC, [kvclient.Shard()])
+        self.side.bind_pool(self.pool)
+        self.requests = [Request(f"r{number}", list(range(number, number + 10)), 100) for number in range(count)]
+        for request in self.requests:
+            self.side.matched_tokens(request, 0)
+            request.blocks = self.pool.take(3)
+            self.cache(request)
+        self.side.plan(
+            Output(
+                scheduled_new_reqs=[
+                    NewRequest(each.request_id, ([block.block_id for block in each.blocks],)) for each in self.requests
+                ]
+            )
+        )
+        for request in self.requests:
+            request.num_computed_tokens = 10
+        self.visited: list[str] = []
+        runs = self.side._runs
+
+        def counted(tracked: Any, unsure: Any) -> Any:
+            self.visited.append(tracked.request.request_id)
+            return runs(tracked, unsure)
+
+        self.side._runs = counted  # type: ignore[method-assign]
+
+    def cache(self, request: Request) -> None:
+        for index in range(request.num_tokens // BLOCK_TOKENS):
+            if request.blocks[index].block_hash is None:
+                self.pool.cache(request.blocks[index], request.content(index))
+
+    def step(self, given: dict[int, list[int]] | None = None) -> Any:
+        """Plan a step of all requests; ``given``: new blocks by the number of the request."""
+        given = given or {}
+        self.visited.clear()
+        new: list[tuple[list[int], ...] | None] = [
+            (given[number],) if number in given else None for number in range(len(self.requests))
+        ]
+        return self.side.plan(
+            Output(scheduled_cached_reqs=Cached([each.request_id for each in self.requests], set(), new))
+        )
+
+    def grow(self, number: int, tokens: int) -> list[int]:
+        """The request gets ``tokens``, computed, and another block if it needs one; the ids of its new blocks."""
+        request = self.requests[number]
+        request.all_token_ids += range(tokens)
+        request.num_computed_tokens += tokens
+        new = self.pool.take(-(-request.num_tokens // BLOCK_TOKENS) - len(request.blocks))
+        request.blocks += new
+        return [block.block_id for block in new]
+
+
+@pytest.fixture
+def running(kvmd: PrivateDaemon) -> Running:
+    made = Running(kvmd.socket, 64)
+    assert len(made.step().publish) == 64
+    return made
+
+
+def test_a_step_looks_at_no_request_without_a_new_block(running: Running) -> None:
+    for _ in range(3):
+        assert running.step().publish == []
+        assert running.visited == []
+
+
+def test_a_request_that_is_given_a_block_has_the_one_before_published(running: Running) -> None:
+    new = running.grow(5, 3)
+    running.cache(running.requests[5])
+    [run] = running.step({5: new}).publish
+    assert (run.blocks, run.depth) == ([running.requests[5].blocks[2].block_id], 2)
+    assert running.visited == ["r5"]
+    running.step()
+    assert running.visited == []
+
+
+def test_a_block_that_vllm_has_not_cached_yet_is_looked_at_until_it_is(running: Running) -> None:
+    new = running.grow(5, 3)
+    assert running.step({5: new}).publish == []
+    assert running.step().publish == []
+    assert running.visited == ["r5"]
+    running.cache(running.requests[5])
+    assert len(running.step().publish) == 1
+    running.step()
+    assert running.visited == []
+
+
+def test_a_block_taken_for_tokens_that_were_rejected_does_not_hide_the_one_before(running: Running) -> None:
+    """Speculation: the block after the one being filled is taken early: no notice comes when that one is full."""
+    request = running.requests[5]
+    new = running.grow(5, 4)
+    del request.all_token_ids[11:]
+    request.num_computed_tokens = 11
+    assert running.step({5: new}).publish == []
+    running.grow(5, 2)
+    running.cache(request)
+    [run] = running.step().publish
+    assert run.depth == 2
+
+
+def test_a_request_whose_load_has_ended_is_looked_at(running: Running) -> None:
+    tracked = running.side._tracked["r5"]
+    tracked.loading, tracked.next_block = True, 0
+    running.side._published.clear()
+    running.side.loaded({"r5"}, ())
+    running.step()
+    assert running.visited == ["r5"]
+
+
+def test_a_request_that_has_ended_is_forgotten(running: Running) -> None:
+    new = running.grow(5, 3)
+    running.step({5: new})
+    running.side.finished(running.requests[5])
+    assert "r5" not in running.side._candidates
+    running.requests.pop(5)
+    running.step()
+    assert running.visited == []
