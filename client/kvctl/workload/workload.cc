@@ -53,7 +53,7 @@ std::uint64_t Name(const WorkloadOptions& options, Text text, std::uint64_t numb
 }
 
 // A random length. Lengths of human and generated text are skewed: many are short, few are long.
-std::uint64_t SkewedTokens(Random& random, std::uint64_t mean, std::uint64_t least, std::uint64_t most) {
+std::uint64_t SkewedTokens(SplitMix& random, std::uint64_t mean, std::uint64_t least, std::uint64_t most) {
   return std::clamp(random.Skewed(mean), least, most);
 }
 
@@ -64,7 +64,7 @@ class Zipf {
     double sum = 0;
     for (std::size_t rank = 0; rank < n; ++rank) cumulative_.push_back(sum += 1.0 / static_cast<double>(rank + 1));
   }
-  std::size_t Draw(Random& random) const {
+  std::size_t Draw(SplitMix& random) const {
     const double at = random.Unit() * cumulative_.back();
     const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), at);
     return std::min(static_cast<std::size_t>(found - cumulative_.begin()), cumulative_.size() - 1);
