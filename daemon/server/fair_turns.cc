@@ -46,7 +46,7 @@ bool FairTurns::Run() {
 void FairTurns::TakeTurn(std::uint32_t id, User& user) {
   const LogScope scope(id);
   // Each of its tasks has a part of the turn before one of them has a second.
-  for (std::size_t left = user.tasks.size(); left > 0 && user.credit > 0; --left) {
+  while (!user.tasks.empty() && user.credit > 0) {
     Task task = std::move(user.tasks.front());
     user.tasks.pop_front();
     --waiting_;

@@ -27,7 +27,9 @@ constexpr std::size_t kMaxQueuedFds = 4096;
 // Descriptors in flight to one client (sent, not read): they count against the limit of kvmd's
 // user.
 constexpr std::size_t kMaxFdsInFlight = 256;
-constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye, since it may quote the client's text
+// A connection that holds no more is not ended for what others of its user hold.
+constexpr std::size_t kSmallLoad = 64 * 1024;
+constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
 // How often to try again: no event tells when a client has read the descriptors in flight.
 constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
@@ -286,8 +288,9 @@ bool Session::QueueOverLimit() const { return writer_.queued_bytes() > config_.m
 
 // False: the connections of its user hold too much, this one's part included.
 bool Session::NoteLoad() {
-  const Load now = closed_ ? Load{} : Load{writer_.queued_bytes() + reader_.held_bytes(), writer_.queued_fds() + reader_.held_fds()};
-  const bool grown = now.bytes > load_.bytes;
+  const Load now =
+      closed_ || closing_ ? Load{} : Load{writer_.queued_bytes() + reader_.held_bytes(), writer_.queued_fds() + reader_.held_fds()};
+  const bool grown = now.bytes > load_.bytes && now.bytes > kSmallLoad;
   loads_.Change(credentials_.uid, std::exchange(load_, now), now);
   return !grown || !loads_.TooManyBytes(credentials_.uid);
 }
@@ -326,6 +329,7 @@ void Session::FlushLater() {
 void Session::CloseLater(std::string reason) {
   if (closed_ || closing_) return;
   closing_ = true;
+  static_cast<void>(NoteLoad());  // its part is over, and no reason to end others
   asio::post(socket_.get_executor(), [self = shared_from_this(), reason = std::move(reason)] { self->Close(reason); });
 }
 

@@ -99,7 +99,7 @@ TEST_CASE("Turns: a task that adds another of its user leaves each of them once 
   });
   turns.Add(2, 1);
   while (turns.turns.Run()) continue;
-  CHECK(turns.order == std::vector<std::uint32_t>{2, 1});
+  CHECK(turns.order == std::vector<std::uint32_t>{1, 2});
   CHECK(turns.woken >= 1);
 }
 

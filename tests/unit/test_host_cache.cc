@@ -326,7 +326,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
         outcome.set_stored(true);
         at[block] = {grant.slab, grant.slot};
       }
-      cache.Done(1, **domain, done);
+      int next = 0;
+      while (!cache.Done(1, **domain, done, next, daemon::WorkBudget())) continue;
       if (decision.decided == 1) return decision.grants.size();
     }
     return std::size_t{0};
