@@ -40,7 +40,7 @@ const RegionEntry* FindRegion(const std::vector<RegionEntry>& regions, const Ind
 
 // Regions that lie in the same memory of the same kind.
 struct RegionGroup {
-  layout::HandleKind kind{};
+  layout::HandleKind kind = layout::HandleKind::kHostMemfd;
   DeviceUuid device{};
   std::uint64_t regions = 0, size_bytes = 0, entries = 0;
 };
