@@ -106,7 +106,8 @@ Status Client::Impl::OnConnected(const kvmwire::HelloReply& hello, Fds fds) {
   previous_expires_ = After(kPreviousEpochGrace);
   {
     MutexLock lock(mutex_);
-    stats.connections.fetch_add(1, std::memory_order_relaxed);
+    if (connected_before_) stats.reconnects.fetch_add(1, std::memory_order_relaxed);
+    connected_before_ = true;
     domain_ = hello.domain();
   }
   offloader.Connected(hello);

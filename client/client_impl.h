@@ -73,6 +73,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   std::condition_variable connected_changed_;
   bool ready_ KVM_GUARDED_BY(mutex_) = false;  // connected and the registry mapped
   std::string domain_ KVM_GUARDED_BY(mutex_);
+  bool connected_before_ KVM_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace kvm

@@ -21,7 +21,7 @@ set(KVM_KVCTL_TEST_SOURCES
 
 # The command line, with kvmd and worker processes.
 if(TARGET kvctl AND TARGET kvmd)
-  kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
+  kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)

@@ -5,20 +5,23 @@
 #include <atomic>
 #include <cstdint>
 
-#include "kvclient/client.h"
+#include "kvclient/stats.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm {
 
 struct AtomicStats {
-  std::atomic<std::uint64_t> finds{0}, keys_looked_up{0}, keys_matched{0}, imports{0}, blocks_imported{0}, blocks_failed{0},
-      bytes_imported{0}, blocks_published{0}, publishes_deferred{0}, publishes_refused{0}, connections{0}, blocks_offloaded{0},
-      offloads_dropped{0}, offloads_refused{0}, blocks_from_host_cache{0};
+#define KVM_ATOMIC_COUNTER(name, meaning) std::atomic<std::uint64_t> name{0};
+#define KVM_NOT_COUNTED(name, meaning)
+  KVCLIENT_STATS(KVM_ATOMIC_COUNTER, KVM_ATOMIC_COUNTER, KVM_NOT_COUNTED)
+#undef KVM_ATOMIC_COUNTER
+#undef KVM_NOT_COUNTED
 };
 
-// All counters except mapped_regions, which is read from PeerTable.
+// The counters; what is not counted is 0.
 ClientStats Load(const AtomicStats& stats) noexcept;
 
+// Those that kvmd is told.
 kvmwire::StatsReport ReportOf(const ClientStats& stats);
 
 }  // namespace kvm

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "daemon/system/option_names.h"
 #include "daemon/system/process_info.h"
 #include "daemon/system/work_meter.h"
 #include "proto/wire/protocol_limits.h"
@@ -17,15 +18,6 @@ namespace {
 // The lists of domains, clients, leases and orphans end where the reply would leave its frame.
 constexpr WorkUnits kDescriptionUnits = 32;  // of one thing that is listed
 constexpr std::size_t kMaxListBytes = kMaxFrameBytes - 64 * 1024;
-
-std::string_view AdmissionName(HostCacheAdmission admission) {
-  switch (admission) {
-    case HostCacheAdmission::kPublish: return "publish";
-    case HostCacheAdmission::kSecondHit: return "second-hit";
-    case HostCacheAdmission::kReuse: return "reuse";
-  }
-  return "?";
-}
 
 std::uint64_t MillisecondsUntil(SteadyTime time) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(time - std::chrono::steady_clock::now()).count();

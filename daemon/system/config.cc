@@ -2,21 +2,30 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <iostream>
 #include <map>
 #include <vector>
+
+#include "daemon/system/option_names.h"
 
 namespace kvm::daemon {
 namespace {
 
 const std::map<std::string, DomainMode> kDomainModes{{"uid", DomainMode::kUid}, {"gid", DomainMode::kGid}, {"node", DomainMode::kNode}};
-const std::map<std::string, LogLevel> kLogLevels{
-    {"error", LogLevel::kError}, {"warn", LogLevel::kWarn}, {"info", LogLevel::kInfo}, {"debug", LogLevel::kDebug}};
 
-const std::map<std::string, HostCacheAdmission> kAdmissions{
-    {"publish", HostCacheAdmission::kPublish}, {"second-hit", HostCacheAdmission::kSecondHit}, {"reuse", HostCacheAdmission::kReuse}};
-const std::map<std::string, policy::PolicyKind> kPolicies{
-    {"lru", policy::PolicyKind::kLru}, {"s3-fifo", policy::PolicyKind::kS3Fifo}, {"hit-density", policy::PolicyKind::kHitDensity}};
+// Of an option whose values have names elsewhere, too.
+template <class T, std::size_t kCount, class NameOf>
+std::map<std::string, T> ByName(const std::array<T, kCount>& values, NameOf&& name_of) {
+  std::map<std::string, T> by_name;
+  for (const T value : values) by_name.emplace(name_of(value), value);
+  return by_name;
+}
+const std::map<std::string, LogLevel> kLogLevels =
+    ByName(std::array{LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo, LogLevel::kDebug}, LogLevelName);
+const std::map<std::string, HostCacheAdmission> kAdmissions =
+    ByName(std::array{HostCacheAdmission::kPublish, HostCacheAdmission::kSecondHit, HostCacheAdmission::kReuse}, AdmissionName);
+const std::map<std::string, policy::PolicyKind> kPolicies = ByName(policy::kAllPolicies, policy::PolicyName);
 
 const CLI::Validator kOctalMode(
     [](std::string& text) -> std::string {
@@ -39,12 +48,12 @@ void AddHostCacheOptions(CLI::App& app, Config& c) {
   Size(app, "--host-cache", c.host_cache_bytes, "Host memory in which kvmd keeps copies of blocks (64G); 0: none");
   app.add_option("--host-cache-policy", c.host_cache_policy, "Which block leaves a full host cache: hit-density, lru or s3-fifo")
       ->transform(CLI::CheckedTransformer(kPolicies, CLI::ignore_case))
-      ->default_str("hit-density");
+      ->default_str(std::string(policy::PolicyName(c.host_cache_policy)));
   app.add_option("--host-cache-admission", c.host_cache_admission,
                  "Which blocks it takes: all that are published (publish), those published a second time (second-hit), or those about to "
                  "be overwritten (reuse)")
       ->transform(CLI::CheckedTransformer(kAdmissions, CLI::ignore_case))
-      ->default_str("publish");
+      ->default_str(std::string(AdmissionName(c.host_cache_admission)));
   Size(app, "--host-cache-slab", c.host_cache_slab_bytes, "Memory that one worker at a time may write; 0: by the size of the cache");
   Size(app, "--max-host-cache-per-domain", c.max_host_cache_per_domain, "Host cache a domain may have; 0: all");
   Size(app, "--max-host-cache-per-client", c.max_host_cache_per_client, "Host cache a client may write; 0: all");
@@ -115,7 +124,7 @@ void AddOptions(CLI::App& app, Config& c) {
                         "Log lines a second that one user may cause for long; ten times as many at once", 1, 100'000);
   app.add_option("--log-level", c.log_level, "error, warn, info or debug")
       ->transform(CLI::CheckedTransformer(kLogLevels, CLI::ignore_case))
-      ->default_str("info");
+      ->default_str(std::string(LogLevelName(c.log_level)));
 }
 
 void AddConfigFile(CLI::App& app) {

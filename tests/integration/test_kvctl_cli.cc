@@ -11,7 +11,6 @@
 
 #include "client/kvctl/bench/import_run.h"
 #include "client/kvctl/process/child_process.h"
-#include "client/kvctl/process/private_kvmd.h"
 #include "client/kvctl/process/roles.h"
 #include "client/kvctl/workload/pool_bytes.h"
 #include "client/kvctl/workload/workload.h"
@@ -19,6 +18,7 @@
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_children.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/process/child_main.h"
 
 namespace {
@@ -49,17 +49,12 @@ const std::vector<std::uint32_t> kTokens{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 
 
 // A kvmd with one worker (this process) that has published the first three of kTokens' four blocks.
 struct Node {
-  PrivateKvmd kvmd;
+  KvmdProcess kvmd{{"--max-entries", "4096"}};
   std::shared_ptr<Client> client;
   std::shared_ptr<Region> region;
   std::vector<BlockKey> keys;
 
   Node() {
-    PrivateKvmdOptions options;
-    options.max_entries = 4096;
-    Result<PrivateKvmd> started = PrivateKvmd::Start(options);
-    KVM_REQUIRE_OK(started);
-    kvmd = std::move(*started);
     ClientOptions client_options;
     client_options.socket_path = kvmd.socket();
     client_options.name = "test-worker";
@@ -123,22 +118,9 @@ std::uint64_t ExactReuse(const std::vector<Request>& requests) {
 std::vector<pid_t> WorkersOf(pid_t pid) { return ChildrenOf(pid, "replay-worker"); }
 
 // A replay that would take far longer than any test, once its workers serve.
-ChildProcess StartLongReplay(const Sandbox& sandbox) {
-  ::setenv("TMPDIR", sandbox.Tmp().c_str(), 1);
-  Result<ChildProcess> replay = ChildProcess::Start(
-      Kvctl(), {"replay", "--private", "--workload", "chat", "--requests", "400000", "--workers", "2", "--pool-blocks", "500"}, -1,
-      sandbox.path() / "log");
-  ::unsetenv("TMPDIR");
-  KVM_REQUIRE_OK(replay);
-  return std::move(*replay);
-}
-
-bool WaitUntil(std::chrono::milliseconds timeout, const std::function<bool()>& condition) {
-  for (const auto deadline = After(timeout); std::chrono::steady_clock::now() < deadline;) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(20ms);
-  }
-  return condition();
+ctl::ChildProcess StartLongReplay(const Sandbox& sandbox) {
+  return StartKvctl(sandbox,
+                    {"replay", "--private", "--workload", "chat", "--requests", "400000", "--workers", "2", "--pool-blocks", "500"});
 }
 
 }  // namespace
@@ -314,7 +296,7 @@ TEST_CASE("kvctl doctor: a client that can't map its peers' regions is named, wi
     }
     return !detail.empty();
   };
-  REQUIRE(WaitUntil(10s, finding));
+  REQUIRE(Eventually(finding));
   INFO(detail);
   CHECK(detail.find("short-of-maps (pid " + std::to_string(::getpid()) + ") can't import from 1 region of its peers") == 0);
   CHECK(detail.find("test-pool: ") != std::string::npos);
@@ -508,9 +490,9 @@ TEST_CASE("kvctl replay: concurrent workers with small pools never take a wrong 
 
 TEST_CASE("kvctl replay: a worker that dies is an error, not a hang, and nothing is left behind", "[integration]") {
   const Sandbox sandbox;
-  ChildProcess replay = StartLongReplay(sandbox);
+  ctl::ChildProcess replay = StartLongReplay(sandbox);
   std::vector<pid_t> workers;
-  REQUIRE(WaitUntil(40s, [&] { return (workers = WorkersOf(replay.pid())).size() == 2; }));
+  REQUIRE(Eventually([&] { return (workers = WorkersOf(replay.pid())).size() == 2; }, 40s));
   ::kill(workers[1], SIGKILL);
   REQUIRE(replay.WaitFor(20s));
   CHECK(replay.Ending() == "exited with 3");
@@ -521,8 +503,8 @@ TEST_CASE("kvctl replay: a worker that dies is an error, not a hang, and nothing
 
 TEST_CASE("kvctl replay: an interrupt stops all that it started", "[integration]") {
   const Sandbox sandbox;
-  ChildProcess replay = StartLongReplay(sandbox);
-  REQUIRE(WaitUntil(40s, [&] { return WorkersOf(replay.pid()).size() == 2; }));
+  ctl::ChildProcess replay = StartLongReplay(sandbox);
+  REQUIRE(Eventually([&] { return WorkersOf(replay.pid()).size() == 2; }, 40s));
   const std::vector<pid_t> children = ChildrenOf(replay.pid());
   CHECK(children.size() == 3);
   ::kill(replay.pid(), SIGINT);
@@ -539,7 +521,7 @@ TEST_CASE("kvctl replay: runs on a shared kvmd, too, and leaves no block there",
       sandbox.Run(node.Arguments("replay --workload rag --requests 60 --workers 2 --pool-blocks 300 --block-bytes 64"));
   INFO(output.err);
   CHECK(output.code == 0);
-  CHECK(WaitUntil(5s, [&] { return Number(sandbox.Run(node.Arguments("ls")).Json(), "total") == 3; }));
+  CHECK(Eventually([&] { return Number(sandbox.Run(node.Arguments("ls")).Json(), "total") == 3; }, 5s));
 }
 
 TEST_CASE("kvctl simulate: a list of rows by capacity and policy, without any kvmd", "[integration]") {

@@ -5,10 +5,10 @@
 #include <filesystem>
 #include <string>
 
-#include "client/kvctl/process/private_kvmd.h"
 #include "kvclient/client.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
+#include "tests/support/kvmd/kvmd_process.h"
 
 namespace {
 
@@ -24,13 +24,10 @@ constexpr const char* kViews[] = {"status", "clients", "regions", "models", "ls"
 TEST_CASE("kvctl: a socket that this user may not use is unreachable, for every view", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("only root can run kvctl as another user");
   const Sandbox sandbox;
-  PrivateKvmdOptions options;
-  options.max_entries = 4096;
-  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
-  KVM_REQUIRE_OK(kvmd);
+  const test::KvmdProcess kvmd({"--max-entries", "4096"});
   for (const char* view : kViews) {
     INFO(view);
-    const std::string command = "setpriv --reuid=1235 --regid=1235 --clear-groups " + Kvctl() + " --socket " + kvmd->socket() + " " + view +
+    const std::string command = "setpriv --reuid=1235 --regid=1235 --clear-groups " + Kvctl() + " --socket " + kvmd.socket() + " " + view +
                                 " >" + (sandbox.path() / "out").string() + " 2>&1";
     const int status = ::system(command.c_str());
     INFO(test::ReadFile(sandbox.path() / "out"));
@@ -67,11 +64,8 @@ TEST_CASE("kvctl replay: a TMPDIR that is too long for a private kvmd, or is not
 
 TEST_CASE("kvctl: a closed pipe as output is no error, an output that can't be written is", "[integration]") {
   const Sandbox sandbox;
-  PrivateKvmdOptions options;
-  options.max_entries = 4096;
-  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
-  KVM_REQUIRE_OK(kvmd);
-  const std::string status = Kvctl() + " --socket " + kvmd->socket() + " --json status";
+  const test::KvmdProcess kvmd({"--max-entries", "4096"});
+  const std::string status = Kvctl() + " --socket " + kvmd.socket() + " --json status";
   const std::string errors = (sandbox.path() / "err").string();
   // The reader is gone before kvctl writes.
   const std::string closed = "bash -c '(sleep 0.3; exec " + status + " 2>" + errors + ") | true; exit ${PIPESTATUS[0]}'";
@@ -84,12 +78,9 @@ TEST_CASE("kvctl: a closed pipe as output is no error, an output that can't be w
 
 TEST_CASE("kvctl: JSON stays valid whatever name a client gives its model", "[integration]") {
   const Sandbox sandbox;
-  PrivateKvmdOptions options;
-  options.max_entries = 4096;
-  Result<PrivateKvmd> kvmd = PrivateKvmd::Start(options);
-  KVM_REQUIRE_OK(kvmd);
+  const test::KvmdProcess kvmd({"--max-entries", "4096"});
   ClientOptions client_options;
-  client_options.socket_path = kvmd->socket();
+  client_options.socket_path = kvmd.socket();
   const Result<std::shared_ptr<Client>> client = Client::Connect(client_options);
   KVM_REQUIRE_OK(client);
   ModelSpec spec;
@@ -100,7 +91,7 @@ TEST_CASE("kvctl: JSON stays valid whatever name a client gives its model", "[in
   spec.layout = "NHD";
   spec.num_layers = spec.num_kv_heads = spec.head_size = spec.block_tokens = 4;
   KVM_REQUIRE_OK((*client)->DeclareModel(spec, After(std::chrono::seconds(5))));
-  const Sandbox::Output output = sandbox.Run("--socket " + kvmd->socket() + " --json models");
+  const Sandbox::Output output = sandbox.Run("--socket " + kvmd.socket() + " --json models");
   CHECK(output.code == 0);
   CHECK(output.out.find("\\ufffd\\ufffd\\u009b31m") != std::string::npos);
   static_cast<void>(output.Json());

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Fails when a document names what is not there: a relative link, an anchor, a file, or a function or class.
 
-    check_docs.py --source DIR     README.md, the documents of the root and of docs/
+    check_docs.py --source DIR     README.md, the documents of the root and of docs/; docs/OPERATIONS.md has each counter of a
+                                   client once
     check_docs.py --options KVMD   docs/OPERATIONS.md has a row with each option of this kvmd, and with no other
     check_docs.py --self-test      that each rule can fail
 
@@ -155,6 +156,22 @@ def check_options(text, usage):
         yield f"docs/OPERATIONS.md: has {option} twice"
 
 
+def check_counters(text, header):
+    """One line for each counter of kvclient/stats.h that OPERATIONS.md lacks, and for each that it has too many: what kvmd is
+    told are rows, the rest stands in the sentence behind them."""
+    counters = re.findall(r"^  (REPORTED|COUNTED|CURRENT)\((\w+), \"", header, re.MULTILINE)
+    table, _, rest = text.partition("### Counters of a client\n")[2].partition("\nThe worker itself sees")
+    rows = re.findall(r"^\|[^|]*\| `(\w+)` \|", table, re.MULTILINE)
+    named = re.findall(r"`([a-z]+_[a-z_]+)`", rest.partition("Beside counters")[0])
+    for found, kinds in ((rows, ("REPORTED",)), (named, ("COUNTED", "CURRENT"))):
+        expected = [name for kind, name in counters if kind in kinds]
+        for name in expected:
+            if found.count(name) != 1:
+                yield f"docs/OPERATIONS.md: has the client's counter {name} {found.count(name)} times"
+        for name in sorted(set(found) - set(expected)):
+            yield f"docs/OPERATIONS.md: has {name}, which kvclient/stats.h has not as such"
+
+
 SELF_TEST = {
     "docs/good.md": ("# A [b](bad.md) `c`: d\n[x](bad.md) [y](#a-b-c-d) `proto/wire/a.h` `proto/{wire/a,b}.h` `kvm/c.h` `Host::Run` `std::move`\n"
                      "```\n`proto/none.h` stow\n```\nhttps `/run/kvmd` `unit/*.cc`", None),
@@ -188,6 +205,14 @@ def self_test():
             yield f"self-test: {name} was not reported"
     if len(found) != sum(expected is not None for _, expected in SELF_TEST.values()):
         yield "self-test: reported " + "; ".join(found)
+    counters = list(
+        check_counters(
+            "### Counters of a client\n| a | `a_b` | x |\n| | `c_d` | x |\n\nThe worker itself sees `e_f`, `g_h`.\nBeside counters `i_j`",
+            '  REPORTED(a_b, "x") \\\n  REPORTED(k_l, "x") \\\n  COUNTED(e_f, "x") \\\n  CURRENT(m_n, "x")',
+        )
+    )
+    if [line.partition(": has ")[2][:25] for line in counters] != ["the client's counter k_l ", "c_d, which kvclient/stats", "the client's counter m_n ", "g_h, which kvclient/stats"]:
+        yield "self-test: of counters, reported " + "; ".join(counters)
     options = list(check_options("| `--a N` | 1 |\n| `--a` | |\n| `--c` | |", "Usage\n  -a,--a UINT  x\n  --b  --no option\n"))
     if [line.rsplit(": ", 1)[1] for line in options] != ["lacks --b", "has --c, which kvmd has not", "has --a twice"]:
         yield "self-test: of options, reported " + "; ".join(options)
@@ -205,6 +230,8 @@ def main():
         findings += check_options((arguments.source / "docs/OPERATIONS.md").read_text(encoding="utf-8"), usage)
     elif arguments.source is not None:
         findings += check(arguments.source.resolve())
+        operations = (arguments.source / "docs/OPERATIONS.md").read_text(encoding="utf-8")
+        findings += check_counters(operations, (arguments.source / "client/include/kvclient/stats.h").read_text(encoding="utf-8"))
     for line in findings:
         print(line, file=sys.stderr)
     return 1 if findings else 0

@@ -197,6 +197,14 @@ def test_every_member_of_an_enumeration_is_bound() -> None:
         assert len(re.findall(r"^\s*k\w+ = \d+", body[1], re.MULTILINE)) == len(list(bound)) > 2
 
 
+def test_the_counters_are_those_of_the_header_with_their_meanings() -> None:
+    header = (ROOT / "client" / "include" / "kvclient" / "stats.h").read_text()
+    counters = dict(re.findall(r'^  (?:REPORTED|COUNTED|CURRENT)\((\w+), "(.*)"\)', header, re.MULTILINE))
+    bound = {name: member for name, member in vars(kvclient.ClientStats).items() if not name.startswith("_")}
+    assert set(bound) == set(counters)
+    assert {name: member.__doc__ for name, member in bound.items()} == counters
+
+
 def test_gpus_are_listed_or_the_reason_why_there_are_none() -> None:
     if not torch.cuda.is_available():
         for call in (kvclient.list_devices, lambda: kvclient.device_at(0), lambda: kvclient.device_of(0)):

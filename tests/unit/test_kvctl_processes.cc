@@ -50,10 +50,10 @@ TEST_CASE("Channel: a closed end is reported to the other one, and a silent one 
 }
 
 TEST_CASE("Child process: its end is reported as it was", "[unit]") {
-  auto missing = ChildProcess::Start("/nonexistent/program", {}, -1, "");
+  auto missing = ChildProcess::Start("/nonexistent/program", {});
   REQUIRE_FALSE(missing.has_value());
   CHECK(missing.error().code == Errc::kNotFound);
-  auto child = ChildProcess::Start("/bin/sh", {"-c", "exit 3"}, -1, "");
+  auto child = ChildProcess::Start("/bin/sh", {"-c", "exit 3"});
   REQUIRE(child.has_value());
   REQUIRE(child->WaitFor(5s));
   CHECK_FALSE(child->Succeeded());
@@ -64,8 +64,8 @@ TEST_CASE("Child process: one that ignores SIGTERM is killed after its grace", "
   auto ends = Channel::Pair();
   REQUIRE(ends.has_value());
   const int fd = ends->second.fd();
-  auto child =
-      ChildProcess::Start("/bin/sh", {"-c", "trap '' TERM; echo x >&" + std::to_string(fd) + "; while :; do sleep 1; done"}, fd, "");
+  auto child = ChildProcess::Start("/bin/sh", {"-c", "trap '' TERM; echo x >&" + std::to_string(fd) + "; while :; do sleep 1; done"},
+                                   {.keep_fd = fd});
   REQUIRE(child.has_value());
   ends->second.Close();
   REQUIRE(ends->first.Receive(In(5s)).has_value());

@@ -31,6 +31,7 @@
 #include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"
+#include "kvclient/stats.h"
 #include "kvclient/types.h"
 
 namespace kvm {
@@ -63,31 +64,9 @@ struct ClientOptions {
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
 
-// Cumulative since Connect. Reported to kvmd four times a second, shown by `kvctl clients`.
-struct ClientStats {
-  std::uint64_t finds = 0;
-  std::uint64_t keys_looked_up = 0;
-  std::uint64_t keys_matched = 0;
-  std::uint64_t imports = 0;
-  std::uint64_t blocks_imported = 0;  // validated ones only
-  std::uint64_t blocks_failed = 0;
-  std::uint64_t bytes_imported = 0;  // of validated blocks
-  std::uint64_t blocks_published = 0;
-  std::uint64_t publishes_deferred = 0;
-  std::uint64_t publishes_refused = 0;  // by kvmd: full, enough replicas, stale
-  std::uint64_t reconnects = 0;
-  std::uint64_t blocks_offloaded = 0;  // copied to kvmd's host cache
-  // Not copied: the queue was full, or the block was overwritten first
-  std::uint64_t offloads_dropped = 0;
-  std::uint64_t offloads_refused = 0;        // by kvmd: no room for them
-  std::uint64_t blocks_from_host_cache = 0;  // of blocks_imported
-  std::uint64_t mapped_regions = 0;          // regions of peers that are mapped now
-};
-
-// A peer's region that this process can't copy from, and why. Find ignores such a region when it
-// looks for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this
-// process had no descriptors left for it; the client tries again, after pauses that double up to a
-// minute.
+// A peer's region that this process can't copy from, and why. Find ignores such a region when it looks
+// for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had
+// no descriptors left for it; the client tries again, after pauses that double up to a minute.
 struct UnmappedRegion {
   std::string name;
   DeviceUuid for_device{};  // the importing GPU; zeros: host memory

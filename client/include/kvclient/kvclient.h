@@ -12,7 +12,7 @@
 // client.h   connection, models, lookup, import         region.h   publishing memory
 // match.h    result of a lookup                         import.h   progress and result of a copy
 // lease.h    blocks that kvmd promises to keep          types.h    deadlines, block writes
-// interrupt.h  ends a thread's waits before their deadlines
+// interrupt.h  ends a thread's waits before their deadlines   stats.h   what a client counts
 // kvm/       keys, model spec, geometry, errors, GPUs and their memory
 #pragma once
 
@@ -22,4 +22,5 @@
 #include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"
+#include "kvclient/stats.h"
 #include "kvclient/types.h"

@@ -10,6 +10,7 @@
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/process/roles.h"
 #include "client/kvctl/workload/pool_bytes.h"
+#include "client/kvctl/workload/worker_client.h"
 #include "kvclient/kvclient.h"
 #include "proto/base/random.h"
 
@@ -39,26 +40,23 @@ class PeerProcess {
 
  private:
   Status SetUp() {
-    ClientOptions options;
-    options.socket_path = config_.socket.Get();
+    WorkerClientOptions options;
+    options.socket = config_.socket.Get();
     options.name = config_.name.Get();
-    options.timeout = kTimeout;
-    if (config_.device != kHostMemory) options.devices.push_back(config_.device);
-    Result<std::shared_ptr<Client>> client = Client::Connect(options);
-    if (!client) return client.error();
-    client_ = std::move(*client);
-    Result<Model> model = client_->DeclareModel(BenchModel(config_.run), After(kTimeout));
-    if (!model) return model.error();
+    options.devices = {config_.device};
+    options.model = BenchModel(config_.run);
+    Result<WorkerClient> worker = ConnectWorker(options);
+    if (!worker) return worker.error();
+    client_ = std::move(worker->client);
     if (config_.role == PeerRole::kWatch) return {};
-    RegionOptions region_options;
-    region_options.name = config_.name.Get();
-    region_options.device = config_.device;
-    region_options.shard.kv_group = config_.kv_group;
-    region_options.geometry =
+    PoolOptions pool;
+    pool.name = config_.name.Get();
+    pool.geometry =
         PlaneGeometry(config_.entries, config_.block_bytes, config_.chunk_bytes == 0 ? config_.block_bytes : config_.chunk_bytes);
-    region_options.outlives_owner = false;
-    if (!config_.offload) region_options.offload = OffloadMode::kNever;
-    Result<std::shared_ptr<Region>> region = client_->AllocateRegion(*model, region_options, After(kTimeout));
+    pool.device = config_.device;
+    pool.kv_group = config_.kv_group;
+    pool.offload = config_.offload;
+    Result<std::shared_ptr<Region>> region = AllocatePool(*client_, worker->model, pool);
     if (!region) return region.error();
     region_ = std::move(*region);
     bytes_ = std::make_unique<PoolBytes>(*region_);
@@ -206,7 +204,7 @@ Result<Peer> StartPeer(const PeerConfig& config) {
   Result<std::pair<Channel, Channel>> channels = Channel::Pair();
   if (!channels) return channels.error();
   const int fd = channels->second.fd();
-  Result<ChildProcess> process = ChildProcess::Start(*binary, {kBenchPeerRole, std::to_string(fd)}, fd, "");
+  Result<ChildProcess> process = ChildProcess::Start(*binary, {kBenchPeerRole, std::to_string(fd)}, {.keep_fd = fd});
   if (!process) return process.error();
   Peer peer{std::move(*process), std::move(channels->first)};
   channels->second.Close();

@@ -8,12 +8,11 @@
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/process/interrupt.h"
 #include "client/kvctl/process/node_guard.h"
+#include "client/kvctl/workload/worker_client.h"
 #include "proto/base/random.h"
 
 namespace kvm::ctl {
 namespace {
-
-constexpr std::chrono::milliseconds kTimeout{30'000};
 
 // One for all that this process measures. Below 2^32, so that it reads well as a revision.
 std::uint64_t RunNumber() {
@@ -61,29 +60,20 @@ PeerConfig BenchSetup::Config(PeerRole role, std::string_view name) const {
 }
 
 Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::vector<DeviceUuid> devices) {
-  ClientOptions options;
-  options.socket_path = socket_;
+  WorkerClientOptions options;
+  options.socket = socket_;
   options.name = std::string(name) + NameMark();
-  options.timeout = kTimeout;
+  options.model = BenchModel(run_);
   options.devices = std::move(devices);
-  Result<std::shared_ptr<Client>> client = Client::Connect(options);
-  if (!client) return client.error();
-  Result<Model> model = (*client)->DeclareModel(BenchModel(run_), After(kTimeout));
-  if (!model) return model.error();
-  model_ = std::move(*model);
-  return client;
+  Result<WorkerClient> worker = ConnectWorker(options);
+  if (!worker) return worker.error();
+  model_ = std::move(worker->model);
+  return std::move(worker->client);
 }
 
 Result<std::shared_ptr<Region>> BenchSetup::Allocate(Client& client, std::string_view name, Geometry geometry, const DeviceUuid& device,
                                                      std::uint16_t kv_group) {
-  RegionOptions options;
-  options.name = std::string(name) + NameMark();
-  options.outlives_owner = false;
-  if (!offloader_) options.offload = OffloadMode::kNever;
-  options.geometry = std::move(geometry);
-  options.device = device;
-  options.shard.kv_group = kv_group;
-  return client.AllocateRegion(model_, options, After(kTimeout));
+  return AllocatePool(client, model_, {std::string(name) + NameMark(), std::move(geometry), device, kv_group, offloader_});
 }
 
 Status AllFound(const Client& client, const Match& match, std::size_t wanted) {

@@ -40,7 +40,7 @@ const RegionEntry* FindRegion(const std::vector<RegionEntry>& regions, const Ind
 
 // A sum over the regions in memory of one kind on one device.
 struct RegionGroup {
-  layout::HandleKind kind{};
+  layout::HandleKind kind = layout::HandleKind::kHostMemfd;
   DeviceUuid device{};
   std::uint64_t regions = 0, size_bytes = 0, entries = 0;
 };

@@ -23,44 +23,51 @@ using std::chrono::steady_clock;
 
 constexpr int kCannotExec = 127;
 
-// Runs in the child between fork and exec, so it makes async-signal-safe calls only.
-[[noreturn]] void BecomeProgram(const char* program, char* const* argv, int keep_fd, int output_fd, pid_t parent) {
+// What the child's descriptors become; -1: it has its parent's.
+struct Descriptors {
+  int keep, input, output, error;
+};
+
+// In the child, between fork and exec: async-signal-safe calls only.
+[[noreturn]] void BecomeProgram(const char* program, char* const* argv, const Descriptors& fds, bool own_group, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != parent) ::_exit(kCannotExec);  // kvctl had died before prctl was called
-  ::setpgid(0, 0);
-  struct sigaction standard {};
-  standard.sa_handler = SIG_DFL;
-  for (const int signal : {SIGINT, SIGTERM, SIGPIPE}) ::sigaction(signal, &standard, nullptr);
-  if (keep_fd >= 0) ::fcntl(keep_fd, F_SETFD, 0);
-  if (output_fd >= 0) {
-    ::dup2(output_fd, STDOUT_FILENO);
-    ::dup2(output_fd, STDERR_FILENO);
+  if (::getppid() != parent) ::_exit(kCannotExec);  // it died before the line above
+  if (own_group) {
+    ::setpgid(0, 0);
+    struct sigaction standard {};
+    standard.sa_handler = SIG_DFL;
+    for (const int signal : {SIGINT, SIGTERM, SIGPIPE}) ::sigaction(signal, &standard, nullptr);
   }
+  if (fds.keep >= 0) ::fcntl(fds.keep, F_SETFD, 0);
+  if (fds.input >= 0) ::dup2(fds.input, STDIN_FILENO);
+  if (fds.output >= 0) ::dup2(fds.output, STDOUT_FILENO);
+  if (fds.error >= 0) ::dup2(fds.error, STDERR_FILENO);
   ::execv(program, argv);
   ::_exit(kCannotExec);
 }
 
 }  // namespace
 
-Result<ChildProcess> ChildProcess::Start(const std::string& program, const std::vector<std::string>& arguments, int keep_fd,
-                                         const std::string& stderr_path) {
+Result<ChildProcess> ChildProcess::Start(const std::string& program, const std::vector<std::string>& arguments,
+                                         const ChildStreams& streams) {
   if (::access(program.c_str(), X_OK) != 0) {
     Error error = SystemError("start " + program);
     error.code = Errc::kNotFound;
     return error;
   }
-  UniqueFd output;
-  if (!stderr_path.empty()) {
-    output.Reset(::open(stderr_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
-    if (!output) return SystemError("open " + stderr_path);
+  UniqueFd log;
+  if (!streams.log_path.empty()) {
+    log.Reset(::open(streams.log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+    if (!log) return SystemError("open " + streams.log_path);
   }
+  const Descriptors fds{streams.keep_fd, streams.input, streams.output >= 0 ? streams.output : log.get(), log.get()};
   std::vector<char*> argv{const_cast<char*>(program.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) return SystemError("fork");
-  if (pid == 0) BecomeProgram(program.c_str(), argv.data(), keep_fd, output.get(), parent);
+  if (pid == 0) BecomeProgram(program.c_str(), argv.data(), fds, streams.own_group, parent);
   ChildProcess child;
   child.pid_ = pid;
   return child;

@@ -1,6 +1,5 @@
-// ChildProcess: a process that kvctl starts and stops. The destructor stops it, and if kvctl is
-// killed, the kernel does (PR_SET_PDEATHSIG). It has a process group of its own, so that Ctrl-C
-// reaches only kvctl, which then stops its children in order.
+// A process that this one started and stops again: on destruction at the latest, and by the kernel
+// (PR_SET_PDEATHSIG) if this process is killed.
 #pragma once
 
 #include <sys/types.h>
@@ -13,14 +12,22 @@
 
 namespace kvm::ctl {
 
+// What a child has of its parent's.
+struct ChildStreams {
+  int keep_fd = -1;             // stays open in the child, under the same number; -1: none
+  int input = -1, output = -1;  // its stdin and stdout; -1: its parent's
+  std::string log_path{};       // file that takes its stderr and, unless there is `output`, its stdout; empty: its parent's
+  // A process group of its own, so that Ctrl-C reaches its parent alone, which then stops what it started in order; and
+  // the signals that end a process do so, whatever its parent does with them.
+  bool own_group = true;
+};
+
 class ChildProcess {
  public:
   ChildProcess() = default;
-  // `keep_fd`: a descriptor that stays open in the child, under the same number; -1 for none.
-  // `stderr_path`: file that takes its stdout and stderr; empty: kvctl's own.
   // kNotFound: no such program. kSystem: fork failed.
-  [[nodiscard]] static Result<ChildProcess> Start(const std::string& program, const std::vector<std::string>& arguments, int keep_fd,
-                                                  const std::string& stderr_path);
+  [[nodiscard]] static Result<ChildProcess> Start(const std::string& program, const std::vector<std::string>& arguments,
+                                                  const ChildStreams& streams = {});
   ChildProcess(ChildProcess&& other) noexcept;
   ChildProcess& operator=(ChildProcess&& other) noexcept;
   ~ChildProcess();
@@ -30,11 +37,12 @@ class ChildProcess {
   bool Running();
   // Waits, without a signal, until the process ends; false if `timeout` has passed.
   bool WaitFor(std::chrono::milliseconds timeout);
-  // Sends SIGTERM, and SIGKILL after `grace`. On return the process has ended.
+  // SIGTERM, then after `grace` SIGKILL; with a grace of 0, SIGKILL at once. Afterwards it has ended.
   void Stop(std::chrono::milliseconds grace);
   // Whether its exit status is 0; valid once it has ended.
   bool Succeeded() const noexcept;
-  std::string Ending() const;  // "exited with 3", "killed by signal 9 (Killed)"
+  std::string Ending() const;                                // "exited with 3", "killed by signal 9 (Killed)"
+  int wait_status() const noexcept { return wait_status_; }  // as waitpid's; meaningful once it has ended
 
  private:
   pid_t pid_ = -1;

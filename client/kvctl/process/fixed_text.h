@@ -1,7 +1,6 @@
 // FixedText: text in a message of fixed size between kvctl's processes.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstring>
@@ -17,7 +16,7 @@ struct FixedText {
 
   void Set(std::string_view text) noexcept {
     bytes.fill('\0');
-    std::memcpy(bytes.data(), text.data(), std::min(text.size(), kBytes - 1));
+    text.copy(bytes.data(), kBytes - 1);
   }
   std::string Get() const { return std::string(bytes.data(), ::strnlen(bytes.data(), kBytes)); }
   bool empty() const noexcept { return bytes[0] == '\0'; }

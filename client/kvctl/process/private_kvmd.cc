@@ -72,7 +72,7 @@ Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
                                      // All of its clients belong to one user.
                                      "--max-clients-per-user", "1024"};
   arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
-  Result<ChildProcess> process = ChildProcess::Start(*program, arguments, -1, *directory + "/kvmd.log");
+  Result<ChildProcess> process = ChildProcess::Start(*program, arguments, {.log_path = *directory + "/kvmd.log"});
   if (!process) return process.error();
   kvmd.process_ = std::move(*process);
 

@@ -98,7 +98,7 @@ class Coordinator {
       Result<std::pair<Channel, Channel>> channels = Channel::Pair();
       if (!channels) return channels.error();
       const int fd = channels->second.fd();
-      Result<ChildProcess> process = ChildProcess::Start(*binary, {kReplayWorkerRole, std::to_string(fd)}, fd, "");
+      Result<ChildProcess> process = ChildProcess::Start(*binary, {kReplayWorkerRole, std::to_string(fd)}, {.keep_fd = fd});
       if (!process) return process.error();
       workers_.push_back(std::make_unique<WorkerHandle>(WorkerHandle{
           std::move(*process), std::move(channels->first), LonelyPool(options_.policy, options_.pool_blocks), {}, std::nullopt, {}}));

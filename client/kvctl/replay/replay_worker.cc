@@ -10,6 +10,7 @@
 #include "client/kvctl/workload/block_pool.h"
 #include "client/kvctl/workload/pool_bytes.h"
 #include "client/kvctl/workload/request.h"
+#include "client/kvctl/workload/worker_client.h"
 #include "kvclient/kvclient.h"
 
 namespace kvm::ctl {
@@ -19,7 +20,6 @@ using namespace std::chrono_literals;
 using std::chrono::steady_clock;
 
 constexpr auto kConnectTimeout = 10'000ms;
-constexpr auto kSetUpTimeout = 30'000ms;  // a GPU's context and its peers' memory take their time
 constexpr auto kImportTimeout = 5'000ms;
 constexpr auto kFlushTimeout = 5'000ms;
 
@@ -40,33 +40,28 @@ class Worker {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Worker>> Create(const WorkerConfig& config) {
     auto worker = std::unique_ptr<Worker>(new Worker(config));
-    ClientOptions options;
-    options.socket_path = config.socket.Get();
+    WorkerClientOptions options;
+    options.socket = config.socket.Get();
     options.name = config.name.Get();
-    options.timeout = kConnectTimeout;
-    if (config.device != kHostMemory) options.devices.push_back(config.device);
-    Result<std::shared_ptr<Client>> client = Client::Connect(options);
-    if (!client) return client.error();
-    worker->client_ = std::move(*client);
-    ModelSpec spec;
-    spec.model_id = config.model_id.Get();
-    spec.revision = config.revision.Get();
-    spec.kv_dtype = "bytes";
-    spec.layout = "opaque";
-    spec.num_layers = spec.num_kv_heads = 1;
-    spec.head_size = static_cast<std::uint32_t>(config.block_bytes);
-    spec.block_tokens = config.block_tokens;
-    Result<Model> model = worker->client_->DeclareModel(spec, After(kSetUpTimeout));
-    if (!model) return model.error();
-    worker->model_ = std::move(*model);
-    RegionOptions region_options;
-    region_options.name = config.name.Get();
-    region_options.device = config.device;
-    region_options.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
-    // No worker will adopt a killed worker's region.
-    region_options.outlives_owner = false;
-    if (!config.offload) region_options.offload = OffloadMode::kNever;
-    Result<std::shared_ptr<Region>> region = worker->client_->AllocateRegion(worker->model_, region_options, After(kSetUpTimeout));
+    options.connect_timeout = kConnectTimeout;
+    options.devices = {config.device};
+    options.model.model_id = config.model_id.Get();
+    options.model.revision = config.revision.Get();
+    options.model.kv_dtype = "bytes";
+    options.model.layout = "opaque";
+    options.model.num_layers = options.model.num_kv_heads = 1;
+    options.model.head_size = static_cast<std::uint32_t>(config.block_bytes);
+    options.model.block_tokens = config.block_tokens;
+    Result<WorkerClient> connected = ConnectWorker(options);
+    if (!connected) return connected.error();
+    worker->client_ = std::move(connected->client);
+    worker->model_ = std::move(connected->model);
+    PoolOptions pool;
+    pool.name = config.name.Get();
+    pool.geometry = Geometry::Contiguous(config.pool_blocks, config.block_bytes);
+    pool.device = config.device;
+    pool.offload = config.offload;
+    Result<std::shared_ptr<Region>> region = AllocatePool(*worker->client_, worker->model_, pool);
     if (!region) return region.error();
     worker->region_ = std::move(*region);
     worker->bytes_ = std::make_unique<PoolBytes>(*worker->region_);

@@ -193,35 +193,28 @@ void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
 
 boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
   const kvmwire::StatsReport& stats = client.stats();
-  return {{"client_id", client.client_id()},
-          {"name", Printable(client.name())},
-          {"role", client.role() == kvmwire::OBSERVER ? "observer" : "worker"},
-          {"pid", client.pid()},
-          {"uid", client.uid()},
-          {"domain", Printable(client.domain())},
-          {"connected_ms", client.connected_ms()},
-          {"regions", client.regions()},
-          {"entries", client.entries()},
-          {"queued_bytes", client.queued_bytes()},
-          {"fds", client.fds()},
-          {"leases", client.leases()},
-          {"leased_bytes", client.leased_bytes()},
-          {"finds", stats.finds()},
-          {"keys_looked_up", stats.keys_looked_up()},
-          {"keys_matched", stats.keys_matched()},
-          {"imports", stats.imports()},
-          {"blocks_imported", stats.blocks_imported()},
-          {"blocks_failed", stats.blocks_failed()},
-          {"bytes_imported", stats.bytes_imported()},
-          {"blocks_published", stats.blocks_published()},
-          {"publishes_deferred", stats.publishes_deferred()},
-          {"reconnects", stats.reconnects()},
-          {"blocks_offloaded", stats.blocks_offloaded()},
-          {"offloads_dropped", stats.offloads_dropped()},
-          {"blocks_from_host_cache", stats.blocks_from_host_cache()},
-          {"host_cache_bytes", client.host_cache_bytes()},
-          {"unmapped_regions", stats.unmapped_regions()},
-          {"unmapped_reason", Printable(stats.unmapped_reason())}};
+  boost::json::object json{{"client_id", client.client_id()},
+                           {"name", Printable(client.name())},
+                           {"role", client.role() == kvmwire::OBSERVER ? "observer" : "worker"},
+                           {"pid", client.pid()},
+                           {"uid", client.uid()},
+                           {"domain", Printable(client.domain())},
+                           {"connected_ms", client.connected_ms()},
+                           {"regions", client.regions()},
+                           {"entries", client.entries()},
+                           {"queued_bytes", client.queued_bytes()},
+                           {"fds", client.fds()},
+                           {"leases", client.leases()},
+                           {"leased_bytes", client.leased_bytes()}};
+#define KVM_MEMBER(name, meaning) json[#name] = stats.name();
+#define KVM_LEAVE(name, meaning)
+  KVCLIENT_STATS(KVM_MEMBER, KVM_LEAVE, KVM_LEAVE)
+#undef KVM_MEMBER
+#undef KVM_LEAVE
+  json["host_cache_bytes"] = client.host_cache_bytes();
+  json["unmapped_regions"] = stats.unmapped_regions();
+  json["unmapped_reason"] = Printable(stats.unmapped_reason());
+  return json;
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 namespace kvm::test {
 
 struct WireField {
-  std::string type;
+  std::string type, name;
   int number = 0;
 };
 
@@ -23,13 +23,13 @@ inline std::map<std::string, std::vector<WireField>> ReadWireMessages() {
   std::ifstream file(std::string(KVM_TEST_DATA_DIR) + "/../proto/wire/wire.proto");
   REQUIRE(file);
   std::map<std::string, std::vector<WireField>> messages;
-  const std::regex begins("^message (\\w+) \\{.*"), field("^.*?(\\w+) \\w+ = (\\d+);.*");
+  const std::regex begins("^message (\\w+) \\{.*"), field("^.*?(\\w+) (\\w+) = (\\d+);.*");
   std::string current;
   for (std::string line; std::getline(file, line);) {
     std::smatch match;
     const std::string code = line.substr(0, line.find("//"));
     if (std::regex_match(code, match, begins)) messages[current = match[1]];
-    if (!current.empty() && std::regex_match(code, match, field)) messages[current].push_back({match[1], std::stoi(match[2])});
+    if (!current.empty() && std::regex_match(code, match, field)) messages[current].push_back({match[1], match[2], std::stoi(match[3])});
   }
   return messages;
 }

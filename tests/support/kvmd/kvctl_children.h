@@ -32,7 +32,7 @@ inline std::vector<pid_t> ChildrenOf(pid_t pid, const std::string& role) {
 // Its output goes to the sandbox's file "log", and its TMPDIR is the sandbox's.
 inline ctl::ChildProcess StartKvctl(const Sandbox& sandbox, const std::vector<std::string>& arguments) {
   ::setenv("TMPDIR", sandbox.Tmp().c_str(), 1);
-  Result<ctl::ChildProcess> kvctl = ctl::ChildProcess::Start(Kvctl(), arguments, -1, sandbox.path() / "log");
+  Result<ctl::ChildProcess> kvctl = ctl::ChildProcess::Start(Kvctl(), arguments, {.log_path = sandbox.path() / "log"});
   ::unsetenv("TMPDIR");
   REQUIRE(kvctl.has_value());
   return std::move(*kvctl);

@@ -3,14 +3,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include <algorithm>
 #include <csignal>
 #include <cstring>
-#include <exception>
-#include <fstream>
-#include <iostream>
-#include <sstream>
-#include <thread>
 
 #include "tests/catch.h"
 #include "tests/support/process/open_fds.h"
@@ -28,30 +22,16 @@ bool Accepts(const std::string& path) {
 
 }  // namespace
 
-std::string KvmdBinary() { return KVM_KVMD_BINARY; }
-
-bool SleepMs(int ms) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(ms));
-  return true;
-}
-
 KvmdProcess::KvmdProcess(std::vector<std::string> options, std::vector<std::string> prefix)
     : options_(std::move(options)), prefix_(std::move(prefix)) {
   Start();
 }
 
-KvmdProcess::~KvmdProcess() {
-  if (std::uncaught_exceptions() > 0) std::cerr << "kvmd's log:\n" << Log() << std::endl;
-}
-
 void KvmdProcess::Start() {
   std::vector<std::string> arguments = prefix_;
-  arguments.insert(arguments.end(), {KvmdBinary(), "--socket", socket()});
-  // Small tables, so that a test starts a kvmd in milliseconds.
-  if (std::find(options_.begin(), options_.end(), "--max-entries") == options_.end())
-    arguments.insert(arguments.end(), {"--max-entries", "100000"});
-  arguments.insert(arguments.end(), options_.begin(), options_.end());
-  process_ = ChildProcess(arguments, dir_ / "kvmd.log");
+  const std::vector<std::string> command = home_.CommandLine(options_);
+  arguments.insert(arguments.end(), command.begin(), command.end());
+  process_ = ChildProcess(arguments, home_.log_path());
   const bool accepts = Eventually([&] { return Accepts(socket()) || !process_.running(); }) && process_.running();
   INFO("kvmd's log:\n" << Log());
   REQUIRE(accepts);
@@ -75,13 +55,6 @@ int KvmdProcess::SettledFds() const {
     last = now;
   }
   return last;
-}
-
-std::string KvmdProcess::Log() const {
-  std::ifstream file(dir_ / "kvmd.log");
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
 }
 
 }  // namespace kvm::test

@@ -2,32 +2,28 @@
 // Its log is shown if the test fails.
 #pragma once
 
-#include <chrono>
 #include <string>
 #include <vector>
 
+#include "tests/support/kvmd/kvmd_home.h"
 #include "tests/support/process/child_process.h"
-#include "tests/support/process/temp_dir.h"
+#include "tests/support/process/eventually.h"
 
 namespace kvm::test {
-
-// Path of the binary under test.
-std::string KvmdBinary();
 
 class KvmdProcess {
  public:
   // Starts kvmd with `options` and waits until it accepts connections. `prefix`: a command that
   // becomes kvmd, whose command line follows.
   explicit KvmdProcess(std::vector<std::string> options = {}, std::vector<std::string> prefix = {});
-  ~KvmdProcess();
 
-  const TempDir& dir() const noexcept { return dir_; }
-  std::string socket() const { return dir_ / "kvmd.sock"; }
+  const TempDir& dir() const noexcept { return home_.dir(); }
+  std::string socket() const { return home_.socket(); }
   pid_t pid() const noexcept { return process_.pid(); }
   bool running() { return process_.running(); }
   int OpenFds() const;
-  int SettledFds() const;  // the number once it has not changed for a tenth of a second
-  std::string Log() const;
+  int SettledFds() const;  // once it has not changed for a tenth of a second
+  std::string Log() const { return home_.Log(); }
 
   void Kill();   // SIGKILL, as a crash would
   void Start();  // again, with the same options
@@ -35,25 +31,9 @@ class KvmdProcess {
   ProcessEnd Stop();
 
  private:
-  TempDir dir_;
+  KvmdHome home_;
   std::vector<std::string> options_, prefix_;
   ChildProcess process_;
 };
-
-// Calls `done` until it returns true or `timeout` has passed; returns its last result.
-template <class Done>
-bool Eventually(Done done, std::chrono::milliseconds timeout = std::chrono::seconds(10));
-
-bool SleepMs(int ms);  // true
-
-template <class Done>
-bool Eventually(Done done, std::chrono::milliseconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (!done()) {
-    if (std::chrono::steady_clock::now() >= deadline) return done();
-    SleepMs(2);
-  }
-  return true;
-}
 
 }  // namespace kvm::test

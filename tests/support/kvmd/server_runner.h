@@ -1,8 +1,8 @@
 // kvmd in this process: a server on a socket in a directory of its own, run by a thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -10,15 +10,14 @@
 #include "daemon/server/server.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/eventually.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace kvm::test {
 
 class ServerRunner {
  public:
   explicit ServerRunner(daemon::Config config = {}) {
-    std::string pattern = std::filesystem::temp_directory_path() / "kvmd-test-XXXXXX";
-    REQUIRE(::mkdtemp(pattern.data()) != nullptr);
-    directory_ = pattern;
     config.socket_path = socket_path();
     config.max_entries = std::min<std::uint64_t>(config.max_entries, 20'000);  // small segments
     config.log_level = std::getenv("KVM_TEST_LOG") != nullptr ? daemon::LogLevel::kDebug : daemon::LogLevel::kError;
@@ -27,11 +26,7 @@ class ServerRunner {
     server_ = std::move(*server);
     thread_ = std::thread([this] { status_ok_ = server_->Run().has_value(); });
   }
-  ~ServerRunner() {
-    Stop();
-    std::error_code ignored;
-    std::filesystem::remove_all(directory_, ignored);
-  }
+  ~ServerRunner() { Stop(); }
 
   // Whether Run ended without an error.
   bool Stop() {
@@ -46,7 +41,7 @@ class ServerRunner {
     server_.reset();
   }
 
-  std::string socket_path() const { return directory_ + "/kvmd.sock"; }
+  std::string socket_path() const { return directory_ / "kvmd.sock"; }
 
   WireClient Connect() const {
     Result<WireClient> client = WireClient::Connect(socket_path());
@@ -61,20 +56,10 @@ class ServerRunner {
   }
 
  private:
-  std::string directory_;
+  TempDir directory_;
   std::unique_ptr<daemon::Server> server_;
   std::thread thread_;
   bool status_ok_ = false;
 };
-
-// Polls until `condition` holds; false if it does not within five seconds.
-template <class Condition>
-bool Eventually(Condition condition) {
-  for (int i = 0; i < 1000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
-}
 
 }  // namespace kvm::test

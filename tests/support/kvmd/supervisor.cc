@@ -11,15 +11,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iostream>
-#include <sstream>
 
 #include "tests/catch.h"
-#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/process/eventually.h"
 
 namespace kvm::test {
 namespace {
@@ -53,7 +50,7 @@ Supervisor::Supervisor(std::vector<std::string> options, std::vector<std::string
     : options_(std::move(options)), environment_(std::move(environment)) {
   listening_ = Bound(socket(), SOCK_STREAM);
   REQUIRE(::listen(listening_.get(), 1024) == 0);
-  notify_ = Bound(dir_ / "notify", SOCK_DGRAM);
+  notify_ = Bound(dir() / "notify", SOCK_DGRAM);
   wake_.Reset(::eventfd(0, EFD_CLOEXEC));
   thread_ = std::thread([this] { Listen(); });
   Start();
@@ -65,7 +62,6 @@ Supervisor::~Supervisor() {
   // The thread would never end
   if (::write(wake_.get(), &one, sizeof(one)) != sizeof(one)) std::abort();
   thread_.join();
-  if (std::uncaught_exceptions() > 0) std::cerr << "kvmd's log:\n" << Log() << std::endl;
 }
 
 void Supervisor::Listen() {
@@ -125,7 +121,7 @@ void Supervisor::HearAll() {
   const std::string own = "HEARD";
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  (dir_ / "notify").copy(address.sun_path, sizeof(address.sun_path) - 1);
+  (dir() / "notify").copy(address.sun_path, sizeof(address.sun_path) - 1);
   const UniqueFd sender(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const std::size_t before = Heard(own);
   REQUIRE(::sendto(sender.get(), own.data(), own.size(), 0, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) > 0);
@@ -150,14 +146,10 @@ void Supervisor::StartUnwatched() {
 }
 
 void Supervisor::Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const {
-  std::vector<std::string> arguments{KvmdBinary(), "--socket", socket()};
-  // Small tables, so that a test starts a kvmd in milliseconds.
-  if (std::find(options_.begin(), options_.end(), "--max-entries") == options_.end())
-    arguments.insert(arguments.end(), {"--max-entries", "100000"});
-  arguments.insert(arguments.end(), options_.begin(), options_.end());
+  const std::vector<std::string> arguments = home_.CommandLine(options_);
   std::string joined;
   for (const std::string& name : names) joined += (joined.empty() ? "" : ":") + name;
-  std::vector<std::string> environment{"NOTIFY_SOCKET=" + (dir_ / "notify"), "LISTEN_FDS=" + std::to_string(fds.size()),
+  std::vector<std::string> environment{"NOTIFY_SOCKET=" + (dir() / "notify"), "LISTEN_FDS=" + std::to_string(fds.size()),
                                        "LISTEN_FDNAMES=" + joined};
   environment.insert(environment.end(), environment_.begin(), environment_.end());
   char pid_variable[32] = "LISTEN_PID=";
@@ -166,7 +158,7 @@ void Supervisor::Exec(const std::vector<std::string>& names, const std::vector<i
   for (const std::string& variable : environment) envp.push_back(const_cast<char*>(variable.c_str()));
   argv.push_back(nullptr);
   envp.push_back(nullptr);
-  const UniqueFd log(::open((dir_ / "kvmd.log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  const UniqueFd log(::open(home_.log_path().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   REQUIRE(log);
   const_cast<pid_t&>(pid_) = ::fork();
   REQUIRE(pid_ >= 0);
@@ -223,13 +215,6 @@ std::size_t Supervisor::Heard(const std::string& line) const {
   const std::lock_guard lock(mutex_);
   const auto found = heard_.find(line);
   return found == heard_.end() ? 0 : found->second;
-}
-
-std::string Supervisor::Log() const {
-  std::ifstream file(dir_ / "kvmd.log");
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
 }
 
 }  // namespace kvm::test

@@ -12,8 +12,7 @@
 #include <vector>
 
 #include "proto/base/unique_fd.h"
-#include "tests/support/process/child_process.h"
-#include "tests/support/process/temp_dir.h"
+#include "tests/support/kvmd/kvmd_home.h"
 
 namespace kvm::test {
 
@@ -23,11 +22,11 @@ class Supervisor {
   explicit Supervisor(std::vector<std::string> options = {}, std::vector<std::string> environment = {});
   ~Supervisor();
 
-  const TempDir& dir() const noexcept { return dir_; }
-  std::string socket() const { return dir_ / "kvmd.sock"; }
+  const TempDir& dir() const noexcept { return home_.dir(); }
+  std::string socket() const { return home_.socket(); }
   pid_t pid() const noexcept { return pid_; }
   bool running();
-  std::string Log() const;
+  std::string Log() const { return home_.Log(); }
 
   // Takes effect at the next start.
   void Reconfigure(std::vector<std::string> options) { options_ = std::move(options); }
@@ -51,7 +50,7 @@ class Supervisor {
   void HandleDatagram(const std::string& text, std::vector<UniqueFd> fds);
   void Exec(const std::vector<std::string>& names, const std::vector<int>& fds) const;
 
-  TempDir dir_;
+  KvmdHome home_;
   std::vector<std::string> options_;
   const std::vector<std::string> environment_;
   UniqueFd listening_, notify_, wake_;

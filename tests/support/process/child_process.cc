@@ -2,13 +2,11 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
-#include <thread>
 #include <utility>
 
 #include "tests/catch.h"
@@ -17,16 +15,6 @@ namespace kvm::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Between fork and exec: system calls only.
-[[noreturn]] void Exec(const std::vector<char*>& arguments, int input, int output, int error) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::dup2(input, STDIN_FILENO);
-  ::dup2(output, STDOUT_FILENO);
-  if (error >= 0) ::dup2(error, STDERR_FILENO);
-  ::execv(arguments[0], arguments.data());
-  ::_exit(127);
-}
 
 }  // namespace
 
@@ -38,17 +26,11 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const std:
   const UniqueFd child_input(input[0]), child_output(output[1]);
   input_.Reset(input[1]);
   output_.Reset(output[0]);
-  UniqueFd error;
-  if (!error_path.empty()) {
-    error.Reset(::open(error_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
-    REQUIRE(error);
-  }
-  std::vector<char*> raw;
-  for (const std::string& argument : arguments) raw.push_back(const_cast<char*>(argument.c_str()));
-  raw.push_back(nullptr);
-  pid_ = ::fork();
-  if (pid_ == 0) Exec(raw, child_input.get(), child_output.get(), error.get());
-  REQUIRE(pid_ > 0);
+  Result<ctl::ChildProcess> process =
+      ctl::ChildProcess::Start(arguments.at(0), {arguments.begin() + 1, arguments.end()},
+                               {.input = child_input.get(), .output = child_output.get(), .log_path = error_path, .own_group = false});
+  KVM_REQUIRE_OK(process);
+  process_ = std::move(*process);
 }
 
 ChildProcess ChildProcess::Self(const std::string& name, std::vector<std::string> arguments, const std::string& error_path) {
@@ -57,52 +39,14 @@ ChildProcess ChildProcess::Self(const std::string& name, std::vector<std::string
   return ChildProcess(all, error_path);
 }
 
-ChildProcess::~ChildProcess() { Kill(); }
-
-ChildProcess::ChildProcess(ChildProcess&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)),
-      end_(other.end_),
-      input_(std::move(other.input_)),
-      output_(std::move(other.output_)),
-      unread_(std::move(other.unread_)) {}
-
-ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
-  if (this == &other) return *this;
-  Kill();
-  pid_ = std::exchange(other.pid_, -1);
-  end_ = other.end_;
-  input_ = std::move(other.input_);
-  output_ = std::move(other.output_);
-  unread_ = std::move(other.unread_);
-  return *this;
-}
-
-bool ChildProcess::running() { return pid_ > 0 && !Wait(std::chrono::milliseconds(0)); }
-
-void ChildProcess::Signal(int signal) const {
-  if (pid_ > 0 && !end_) ::kill(pid_, signal);
+void ChildProcess::Signal(int signal) {
+  if (running()) ::kill(pid(), signal);
 }
 
 std::optional<ProcessEnd> ChildProcess::Wait(std::chrono::milliseconds timeout) {
-  const Clock::time_point deadline = Clock::now() + timeout;
-  while (pid_ > 0 && !end_) {
-    int status = 0;
-    if (::waitpid(pid_, &status, WNOHANG) == pid_) {
-      end_ = WIFSIGNALED(status) ? ProcessEnd{WTERMSIG(status), -1} : ProcessEnd{0, WEXITSTATUS(status)};
-      break;
-    }
-    if (Clock::now() >= deadline) return std::nullopt;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return end_;
-}
-
-void ChildProcess::Kill() {
-  if (pid_ <= 0 || end_) return;
-  ::kill(pid_, SIGKILL);
-  int status = 0;
-  while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) continue;
-  end_ = WIFSIGNALED(status) ? ProcessEnd{WTERMSIG(status), -1} : ProcessEnd{0, WEXITSTATUS(status)};
+  if (pid() <= 0 || !process_.WaitFor(timeout)) return std::nullopt;
+  const int status = process_.wait_status();
+  return WIFSIGNALED(status) ? ProcessEnd{WTERMSIG(status), -1} : ProcessEnd{0, WEXITSTATUS(status)};
 }
 
 bool ChildProcess::WriteLine(std::string_view line) {

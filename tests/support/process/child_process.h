@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "client/kvctl/process/child_process.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm::test {
@@ -30,17 +31,17 @@ class ChildProcess {
   explicit ChildProcess(const std::vector<std::string>& arguments, const std::string& error_path = {});
   // The child `name` of this binary (support/child_main.h).
   static ChildProcess Self(const std::string& name, std::vector<std::string> arguments = {}, const std::string& error_path = {});
-  ~ChildProcess();
-  ChildProcess(ChildProcess&& other) noexcept;
-  ChildProcess& operator=(ChildProcess&& other) noexcept;
+  ~ChildProcess() { Kill(); }
+  ChildProcess(ChildProcess&& other) noexcept = default;
+  ChildProcess& operator=(ChildProcess&& other) noexcept = default;
 
-  pid_t pid() const noexcept { return pid_; }
-  bool running();
-  void Signal(int signal) const;
-  // Empty if it still runs after `timeout`.
+  pid_t pid() const noexcept { return process_.pid(); }
+  bool running() { return process_.Running(); }
+  void Signal(int signal);
+  // Empty: still running after `timeout`.
   std::optional<ProcessEnd> Wait(std::chrono::milliseconds timeout);
-  // Sends SIGKILL, and waits until it has ended.
-  void Kill();
+  // SIGKILL, and waits until it is gone.
+  void Kill() { process_.Stop(std::chrono::milliseconds(0)); }
 
   void CloseInput() { input_.Reset(); }
   // False if it does not read any more.
@@ -49,8 +50,7 @@ class ChildProcess {
   std::optional<std::string> ReadLine(std::chrono::milliseconds timeout);
 
  private:
-  pid_t pid_ = -1;
-  std::optional<ProcessEnd> end_;
+  ctl::ChildProcess process_;
   UniqueFd input_, output_;
   std::string unread_;
 };

@@ -1,0 +1,35 @@
+// What a client counts. This table is the only list of it: ClientStats, what kvmd is told (the message StatsReport, `kvctl
+// clients`), Python's ClientStats and the tests of docs/OPERATIONS.md are made from it.
+#pragma once
+
+#include <cstdint>
+
+// REPORTED: kvmd is told; COUNTED: only this process sees it; both are cumulative since the client connected. CURRENT: as it
+// is now. Each takes a name and its meaning.
+#define KVCLIENT_STATS(REPORTED, COUNTED, CURRENT)                                                       \
+  REPORTED(finds, "Lookups.")                                                                            \
+  REPORTED(keys_looked_up, "Keys of all lookups.")                                                       \
+  REPORTED(keys_matched, "Of keys_looked_up: those in front of the first that was not found.")           \
+  REPORTED(imports, "Imports that were started.")                                                        \
+  REPORTED(blocks_imported, "Validated ones only.")                                                      \
+  REPORTED(blocks_failed, "Blocks of imports that did not come; the first of an import fails the rest.") \
+  REPORTED(bytes_imported, "Of validated blocks.")                                                       \
+  REPORTED(blocks_published, "Blocks that this client made readable.")                                   \
+  REPORTED(publishes_deferred, "Sent later: kvmd was away or behind.")                                   \
+  COUNTED(publishes_refused, "By kvmd: full, enough replicas, stale.")                                   \
+  REPORTED(reconnects, "Connections to kvmd after the first.")                                           \
+  REPORTED(blocks_offloaded, "Copied to kvmd's host cache.")                                             \
+  REPORTED(offloads_dropped, "Not copied: the queue was full, or the block was reused before.")          \
+  COUNTED(offloads_refused, "By kvmd: no room for them.")                                                \
+  REPORTED(blocks_from_host_cache, "Of blocks_imported.")                                                \
+  CURRENT(mapped_regions, "Peers mapped now.")
+
+namespace kvm {
+
+struct ClientStats {
+#define KVCLIENT_STATS_MEMBER(name, meaning) std::uint64_t name = 0;
+  KVCLIENT_STATS(KVCLIENT_STATS_MEMBER, KVCLIENT_STATS_MEMBER, KVCLIENT_STATS_MEMBER)
+#undef KVCLIENT_STATS_MEMBER
+};
+
+}  // namespace kvm
