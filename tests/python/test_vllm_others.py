@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import kvclient
 from kvclient.daemon import PrivateDaemon
+from kvclient.errors import UnsupportedError
 from kvclient.vllm import ConnectorOptions
+from kvclient.vllm.runner import before_each_step
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.wishes import wishes_of
 from support.paged_engine import NewRequest, Output, Pool, Request
@@ -150,3 +153,35 @@ def test_a_load_begins_early_unless_the_step_writes_to_its_blocks(
     output = Output()
     output.new_block_ids_to_zero = written
     assert [load.early for load in side.plan(output).loads] == [early]
+
+
+# ---- before the model runner touches a block ----
+
+
+class Runner:
+    """As a worker of vLLM holds one."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.model_runner = self
+
+    def execute_model(self, output: Any, intermediate: Any = None, *, dummy_run: bool = False) -> str:
+        self.events.append(("blocks are written", output.kv_connector_metadata, intermediate, dummy_run))
+        return "result"
+
+
+def test_a_step_begins_with_the_call_and_is_otherwise_the_same() -> None:
+    runner = Runner()
+    before_each_step(runner, lambda metadata: runner.events.append(("called", metadata)))
+    assert runner.execute_model(SimpleNamespace(kv_connector_metadata="plan"), "tensors") == "result"
+    assert runner.events == [("called", "plan"), ("blocks are written", "plan", "tensors", False)]
+    runner.events.clear()
+    runner.execute_model(SimpleNamespace(kv_connector_metadata=None), dummy_run=True)
+    assert runner.events == [("blocks are written", None, None, True)]
+
+
+def test_a_worker_whose_steps_can_not_be_seen_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="execute_model"):
+        before_each_step(SimpleNamespace(model_runner=SimpleNamespace()), lambda _: None)
+    with pytest.raises(UnsupportedError, match="execute_model"):
+        before_each_step(SimpleNamespace(), lambda _: None)
