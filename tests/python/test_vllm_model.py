@@ -12,12 +12,23 @@ from support.worker import Worker
 ROUNDS = 1500
 
 
-@pytest.mark.parametrize(("load", "ahead"), [("async", 0), ("async", 1), ("sync", 0)])
+@pytest.mark.parametrize(
+    ("load", "ahead", "runner", "zeroes"),
+    [
+        ("async", 0, "v1", False),
+        ("async", 1, "v1", True),
+        ("async", 1, "v2", False),
+        ("async", 1, "v2", True),
+        ("sync", 0, "v1", True),
+    ],
+)
 def test_no_stale_block_is_accepted(
-    kvmd: PrivateDaemon, start_worker: Callable[..., Worker], load: str, ahead: int
+    kvmd: PrivateDaemon, start_worker: Callable[..., Worker], load: str, ahead: int, runner: str, zeroes: bool
 ) -> None:
     engines = [
-        start_worker("support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40)
+        start_worker(
+            "support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40, runner, zeroes
+        )
         for i in range(2)
     ]
     calls = [engine.start("run", ROUNDS) for engine in engines]

@@ -2,7 +2,8 @@
 
 It drives kvclient.vllm's scheduler and worker sides as vLLM 0.26 does: prefix cache with a new hash object for each
 caching, hashes assigned when blocks are allocated and before they are computed, eviction inside schedule(), preemption,
-loads in the background into blocks that are not hashed yet, steps launched ahead of the last one's results.
+loads in the background into blocks that are not hashed yet, steps launched ahead of the last one's results. Its runners
+call the connector, and zero new blocks, in the order of vLLM's two model runners.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import kvclient
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load
+from kvclient.vllm.runner import before_each_step
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stores import InPlaceMemory
 from kvclient.vllm.worker import WorkerSide
@@ -44,6 +46,7 @@ class Pool:
         self.blocks = [Block(i) for i in range(count)]
         self.cached_block_hash_to_block: dict[bytes, dict[int, Block]] = {}
         self._free: OrderedDict[int, Block] = OrderedDict((i, self.blocks[i]) for i in range(1, count))
+        self.taken: list[int] = []  # since the last step
 
     def get_num_free_blocks(self) -> int:
         return len(self._free)
@@ -62,6 +65,7 @@ class Pool:
 
     def take(self, count: int) -> list[Block]:
         taken = [self._free.popitem(last=False)[1] for _ in range(count)]
+        self.taken += [block.block_id for block in taken]
         for block in taken:
             self.evict(block)
             block.ref_cnt = 1
@@ -138,6 +142,8 @@ class Output:
     scheduled_cached_reqs: Cached = field(default_factory=Cached)
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
     plan: Any = None
+    kv_connector_metadata: Any = None
+    new_block_ids_to_zero: list[int] | None = None
     #: Request, its blocks, first token computed, how many, the request's epoch.
     work: list[tuple[Request, list[Block], int, int, int]] = field(default_factory=list)
 
@@ -150,6 +156,34 @@ def block_bytes(tokens: list[int]) -> np.ndarray:
 def next_token(tokens: list[int]) -> int:
     """The token that follows: a function of those before it, as with greedy sampling."""
     return hashlib.sha256(str(tokens).encode()).digest()[0] % 50
+
+
+class V1Runner:
+    """The order of vllm/v1/worker/gpu_model_runner.py (0.33): ``execute_model`` calls ``handle_preemptions`` (3937),
+    then ``_update_states`` (3945), which zeroes new blocks (1205) and copies blocks (1207). Since 0.30, the mixin of
+    connectors calls ``start_load_kv`` after the forward pass unless a load is waited for.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def execute_model(self, output: Output) -> None:
+        self._engine.handle_preemptions(output)
+        self._engine.zero(output)
+        self._engine.run(output)
+
+
+class V2Runner(V1Runner):
+    """The order of vllm/v1/worker/gpu/model_runner.py (0.33): ``execute_model`` calls ``update_requests`` (1781), which
+    zeroes new blocks (1295) and copies blocks (1300), then the connector's ``pre_forward`` (2056, 2081; ``no_forward``
+    at 1794), which calls ``handle_preemptions`` and, before the forward pass, loads that are waited for
+    (gpu/kv_connector.py:82, 92); the others begin after it.
+    """
+
+    def execute_model(self, output: Output) -> None:
+        self._engine.zero(output)
+        self._engine.handle_preemptions(output)
+        self._engine.run(output)
 
 
 class DawdlingClient:
@@ -182,11 +216,16 @@ class Engine:
         ahead: int = 1,
         load: str = "async",
         batch: int = 4,
+        runner: str = "v1",
+        zeroes: bool = False,
     ) -> None:
         self.random = random.Random(seed)
         self.name = name
         self._ahead = ahead
         self._batch = batch
+        self._zeroes = zeroes  # as engines with mixed-precision or state-space caches
+        self.model_runner = (V2Runner if runner == "v2" else V1Runner)(self)
+        before_each_step(self, self._before_step)
         spec = small_spec(model_id="paged", kv_dtype="uint8", head_size=64, block_tokens=BLOCK_TOKENS)
         options = ConnectorOptions(socket=socket, min_prefix_tokens=BLOCK_TOKENS, load=load)  # type: ignore[arg-type]
         self.client = kvclient.Client(socket, name=name)
@@ -311,7 +350,9 @@ class Engine:
             self._launch(request, count, output)
             budget -= count
         self.waiting.extendleft(reversed(skipped))
-        output.plan = self.scheduler.plan(output)
+        taken, self.pool.taken = self.pool.taken, []
+        output.new_block_ids_to_zero = taken if self._zeroes else None
+        output.plan = output.kv_connector_metadata = self.scheduler.plan(output)
         self._check_passed_over()
         for request, _, _, count, _ in output.work:
             request.num_computed_tokens += count
@@ -375,8 +416,33 @@ class Engine:
     def _execute(self, output: Output) -> None:
         """Runs when it is launched, as on a stream: in order, whatever the scheduler knows by then."""
         self._check_publishes(output)
+        self.model_runner.execute_model(output)
+
+    def _before_step(self, plan: Any) -> None:
+        self.worker.before_step(plan)
+
+    def handle_preemptions(self, output: Output) -> None:
         self.worker.before_step(output.plan)
+        self.worker.start_early_loads(output.plan)
+
+    def zero(self, output: Output) -> None:
+        """Half of the bytes: what a peer reads while a block is zeroed."""
+        for block in output.new_block_ids_to_zero or ():
+            self._written(block)
+            self.bytes[block][: BLOCK_BYTES // 2] = 0
+
+    def _written(self, block: int) -> None:
+        generation = self.region.current_generation(block)
+        self.written_readable += generation > 0 and generation % 2 == 0
+
+    def run(self, output: Output) -> None:
+        waits = any(load.wait for load in output.plan.loads)
+        if waits:
+            self.worker.start_loads(output.plan)
+        self._forward(output)
         self.worker.start_loads(output.plan)
+
+    def _forward(self, output: Output) -> None:
         self._load_of.update({load.request_id: load for load in output.plan.loads})
         certain = not any(load.wait for load in output.plan.loads)
         for request, blocks, start, count, _ in output.work:
@@ -396,8 +462,7 @@ class Engine:
                     sound = certain and blocks[index].block_id not in self._to_recompute
                     self.read_wrong += sound and not np.array_equal(memory, content)
                 else:
-                    generation = self.region.current_generation(blocks[index].block_id)
-                    self.written_readable += generation > 0 and generation % 2 == 0
+                    self._written(blocks[index].block_id)
                     memory[:] = 0
                     memory[:] = content
                     self._to_recompute.discard(blocks[index].block_id)
@@ -504,8 +569,10 @@ class Engine:
 class RandomTraffic:
     """An engine under requests that share prefixes with those of other processes that have the same ``family`` seed."""
 
-    def __init__(self, socket: str, name: str, seed: int, ahead: int, load: str, blocks: int) -> None:
-        self.engine = Engine(socket, name, seed, ahead=ahead, load=load, blocks=blocks)
+    def __init__(
+        self, socket: str, name: str, seed: int, ahead: int, load: str, blocks: int, runner: str, zeroes: bool
+    ) -> None:
+        self.engine = Engine(socket, name, seed, ahead=ahead, load=load, blocks=blocks, runner=runner, zeroes=zeroes)
         family = random.Random(7)
         self._prefixes = [[family.randrange(50) for _ in range(4 * BLOCK_TOKENS)] for _ in range(12)]
 
@@ -539,5 +606,7 @@ class RandomTraffic:
         }
 
 
-def make(socket: str, name: str, seed: int, ahead: int, load: str, blocks: int) -> RandomTraffic:
-    return RandomTraffic(socket, name, seed, ahead, load, blocks)
+def make(
+    socket: str, name: str, seed: int, ahead: int, load: str, blocks: int, runner: str, zeroes: bool
+) -> RandomTraffic:
+    return RandomTraffic(socket, name, seed, ahead, load, blocks, runner, zeroes)

@@ -131,6 +131,8 @@ class VllmWorker:
     def stats(self) -> dict[str, int]:
         """The client's counters and whether the connector is on."""
         connector = self._core.scheduler.connector
+        for each in getattr(connector, "_connectors", ()):  # of a MultiConnector
+            connector = each if hasattr(each, "_off") else connector
         client = connector._client
         counted = client.stats() if client is not None else None
         return {

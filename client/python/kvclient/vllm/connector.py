@@ -33,7 +33,7 @@ from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.refusals import refusal
 from kvclient.vllm.releases import attention_backends, block_dimension, hit_source, worker_ranks
 from kvclient.vllm.retried import Retried
-from kvclient.vllm.runner import is_v2_runner, uses_v2_runner
+from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.spec import lengths_of, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
@@ -49,13 +49,17 @@ class _Plan(KVConnectorMetadata):
 
 
 @dataclass
-class _Handshake(KVConnectorHandshakeMetadata):
+class _Worker:
     """What a worker is going to register: the canonical model spec without the weights, and the worker's shard."""
 
     spec: str
     pp_rank: int
     tp_rank: int
     in_place: bool
+
+    def rank(self) -> tuple[int, int]:
+        """The order of shards."""
+        return self.pp_rank, self.tp_rank
 
 
 @dataclass
@@ -137,9 +141,22 @@ def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
         return str(error)
 
 
+def _describe_worker(worker: Any, engine_id: str) -> _Worker | str:
+    """Runs in each worker: what it is going to register, or why it does not."""
+    try:
+        return _of_worker(worker, engine_id).describe()
+    except KvError as error:
+        return str(error)
+
+
 def _register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
     """Runs in each worker: its ranks, whether its memory is registered under the model, and if not, why."""
-    return _of_worker(worker, engine_id).register_under(ModelSpec.from_canonical(canonical))
+    connector = _of_worker(worker, engine_id)
+    try:
+        connector.watch_steps(worker)
+    except KvError as error:
+        return 0, 0, False, str(error)
+    return connector.register_under(ModelSpec.from_canonical(canonical))
 
 
 class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
@@ -175,7 +192,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._client: Client | None = None
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
-        self._handshake: _Handshake | None = None
+        self._described: _Worker | None = None
         self._layout: KvLayout | None = None
         self._kv_caches: dict[str, torch.Tensor] = {}
         self._model: EngineModel | None = None
@@ -183,8 +200,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._declaring: Retried[Any] | None = None
         self._registered: ModelSpec | None = None
         self._times_registered = 0
-        # Workers whose memory is not registered under it yet
-        self._unregistered: set[tuple[int, int]] = set()
+        self._watches_steps = False
+        self._unregistered: set[tuple[int, int]] = set()  # workers whose memory is not registered under it yet
         self._near_misses = NearMissLog()
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
@@ -225,7 +242,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._handshake = _Handshake(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
+        self._described = _Worker(spec.canonical(), *_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -235,16 +252,16 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     def measure(self, worker: Any) -> Measured:
         """Measure the weights that this worker has loaded. UnsupportedError: they can't be identified."""
-        if self._off or self._handshake is None:
+        if self._off or self._described is None:
             raise UnsupportedError(self._off or "the worker has registered no KV memory")
-        return measure(worker, self._handshake.pp_rank, self._handshake.tp_rank, self._kv_caches)
+        return measure(worker, self._described.pp_rank, self._described.tp_rank, self._kv_caches)
 
     def register_under(self, spec: ModelSpec) -> tuple[int, int, bool, str]:
         """Register this worker's memory under ``spec``: its ranks, whether it is registered, and an error."""
-        handshake = self._handshake
-        if self._off or self._worker is None or handshake is None or self._layout is None:
+        described = self._described
+        if self._off or self._worker is None or described is None or self._layout is None:
             return 0, 0, False, self._off or "the worker has registered no KV memory"
-        pp_rank, tp_rank = handshake.pp_rank, handshake.tp_rank
+        pp_rank, tp_rank = described.pp_rank, described.tp_rank
         shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
         again = f".{self._times_registered}" if self._times_registered else ""
         self._times_registered += 1
@@ -259,31 +276,37 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._registered = spec
         return pp_rank, tp_rank, done, ""
 
-    @_guarded(lambda: None)
-    def unregister_kv_caches(self) -> None:
-        """Withdraw and unregister this worker's memory: vLLM is about to unmap it, to sleep."""
-        if self._worker is not None:
-            self._worker.close()
-
-    @_guarded(lambda: None)
-    def restore_kv_caches(self) -> None:
-        """Register this worker's memory again; nothing that it held before is published."""
-        if self._worker is not None and self._registered is not None and not self._worker.sharing:
-            self.register_under(self._registered)
+    def describe(self) -> _Worker | str:
+        """What this worker is going to register, or why it does not."""
+        return self._described or self._off or "the worker has registered no KV memory"
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        """What this worker is going to register."""
-        return self._handshake
+        """None: a MultiConnector gives the first connector's metadata to all, and others refuse what is not theirs."""
+        return None
 
     @_guarded(lambda: None)
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        """Publish and withdraw, before the step touches any block."""
+        """Begin imports to blocks that the step does not write: ``start_load_kv`` comes after the forward pass."""
         if self._worker is not None and isinstance(kv_connector_metadata, _Plan):
             self._worker.before_step(kv_connector_metadata.plan)
+            self._worker.start_early_loads(kv_connector_metadata.plan)
+
+    @_guarded(lambda: None)
+    def _before_step(self, metadata: Any) -> None:
+        """Publish and withdraw, before the model runner touches any block. ``metadata``: of this or all connectors."""
+        for each in getattr(metadata, "metadata", None) or (metadata,):
+            if self._worker is not None and isinstance(each, _Plan):
+                self._worker.before_step(each.plan)
+
+    def watch_steps(self, worker: Any) -> None:
+        """Have ``_before_step`` called by this vLLM worker. UnsupportedError: it can't be."""
+        if not self._watches_steps:
+            before_each_step(worker, self._before_step)
+            self._watches_steps = True
 
     @_guarded(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Begin the step's imports."""
+        """Begin the step's other imports."""
         if self._worker is not None:
             metadata = self._get_connector_metadata()
             assert isinstance(metadata, _Plan)
@@ -326,25 +349,25 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """All workers have described themselves: measure the weights, register, and look up blocks from now on."""
+        """All workers have KV memory: measure the weights, register, and look up blocks from now on.
+
+        ``metadata`` is that of other connectors, or empty.
+        """
         if self._off or self._scheduler is None:
             return
         parallel = self._vllm_config.parallel_config
         wanted = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-        workers = [each for _, each in sorted(metadata.items()) if isinstance(each, _Handshake)]
-        specs = {worker.spec for worker in workers}
-        if len(workers) != wanted or not specs:
-            self._turn_off(f"{len(workers)} of {wanted} workers share their memory")
-            return
         try:
-            # One model is declared for all: stages of a pipeline with different numbers of layers
-            # don't have one.
-            if len(specs) > 1:
-                raise UnsupportedError(
-                    "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "
-                    "divides the layers"
-                )
             executor = executor_of(self._vllm_config)
+            _check_policy(executor)
+            described = executor.collective_rpc(_describe_worker, args=(self._engine_id,))
+            workers = sorted((each for each in described if isinstance(each, _Worker)), key=_Worker.rank)
+            if len(workers) != wanted:
+                why = next((f": {each}" for each in described if isinstance(each, str)), "")
+                raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
+            # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
+            if len({worker.spec for worker in workers}) > 1:
+                raise UnsupportedError("workers with different layouts")
             spec = ModelSpec.from_canonical(workers[0].spec)
             hashes = None
             if self._options.keys == "auto":
@@ -449,8 +472,12 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded(lambda: None)
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Record the blocks for the tokens to import."""
-        if num_external_tokens and self._scheduler is not None:
+        if self._off or self._scheduler is None:
+            return
+        if num_external_tokens:
             self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+        else:
+            self._scheduler.given(request, lambda: blocks.get_block_ids()[0])
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """The step's plan; after a failure, one plan that withdraws all blocks, then empty ones."""
@@ -536,6 +563,62 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._client is not None:
             self._client = None
             _SharedClient.give_back(self._options.socket, self._name)
+
+
+def _unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why the connector can't be exact with this engine; "" if it can."""
+    if kv_cache_config is None:
+        return "this vLLM does not tell connectors its KV-cache configuration"
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        return (
+            f"the model has {len(groups)} KV-cache groups, and vLLM's recovery of failed loads handles one; "
+            "--disable-hybrid-kv-cache-manager makes it one where the model allows"
+        )
+    if not hasattr(groups[0].kv_cache_spec, "head_size"):
+        return f"a {type(groups[0].kv_cache_spec).__name__} is not made of attention blocks"
+    parallel = vllm_config.parallel_config
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"{name} is above 1: a block's tokens are spread over ranks"
+    return ""
+
+
+def _check_policy(executor: Any) -> None:
+    """UnsupportedError: the engine ends requests whose load fails. A connector of several sees its own policy alone."""
+    transfer = getattr(getattr(executor, "vllm_config", None), "kv_transfer_config", None)
+    policy = getattr(transfer, "kv_load_failure_policy", "recompute")
+    if policy != "recompute":
+        raise UnsupportedError(
+            f"kv_load_failure_policy must be recompute in --kv-transfer-config itself (it is {policy!r}), as well as "
+            "in this connector's part of kv_connector_extra_config"
+        )
+
+
+def _backends(vllm_config: Any, layers: Iterable[str]) -> dict[str, Any]:
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, list(layers))
+    return {name: layer.get_attn_backend() for name, layer in found.items()}
+
+
+def _block_dim(backend: Any, kv_spec: Any, cache_dtype: str) -> int | None:
+    ask = getattr(backend, "get_kv_cache_block_dim", None)
+    if ask is None:
+        return None
+    try:
+        return int(
+            ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype)
+        )
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _ranks() -> tuple[int, int]:
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return get_pp_group().rank_in_group, get_tp_group().rank_in_group
 
 
 __all__ = ["KvMarketConnector"]

@@ -24,6 +24,7 @@ from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
 from kvclient.vllm.stats import Counters
+from kvclient.vllm.wishes import wishes_of
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class _Tracked:
     next_block: int = 0  # the first one that has not been considered for publishing
     since: int = 0  # step of its last (re)start; its blocks are computed in later steps
     local_blocks: int = 0  # found in the engine's own prefix cache when last asked
+    local_tokens: int = 0  # the same in tokens
+    publishes: bool = True  # False: the request asks that its blocks be not published
+    imports: bool = True
     loading: bool = False
     load_failed: bool = False  # the present load
     failed_loads: int = 0
@@ -85,6 +89,10 @@ class SchedulerSide:
         self._published: dict[int, Any] = {}
         self._loads: list[Load] = []
         self._allocated: list[int] = []  # for loads, since the last plan
+        # Requests that another connector may load blocks for, since the last plan, and their blocks.
+        self._given: dict[str, Callable[[], Sequence[int]]] = {}
+        self._parked: set[str] = set()  # requests that wait for a load in the background
+        self._outside: dict[str, int] = {}  # request -> tokens that it had from a load that its step waits for
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
         # Request -> blocks that others may compute again as well
         self._recomputed: dict[str, set[int]] = {}
@@ -140,7 +148,9 @@ class SchedulerSide:
         began = time.perf_counter()
         self._settle()
         tracked = self._track(request)
-        if not self._sharing(tracked, computed):
+        tracked.local_tokens = computed
+        self._parked.discard(request.request_id)
+        if not self._sharing(tracked, computed) or not tracked.imports:
             return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
             return 0, False
@@ -188,6 +198,16 @@ class SchedulerSide:
         self._allocated += blocks[first:]
         if wait:
             self._waited.add(request.request_id)
+        else:
+            self._parked.add(request.request_id)
+
+    def given(self, request: Any, blocks: Callable[[], Sequence[int]]) -> None:
+        """The engine has allocated ``blocks()``, all of the request's, and this connector loads none of them.
+
+        Another connector may; then the request is not in the step, and its blocks are written nevertheless.
+        """
+        if self.active:
+            self._given[request.request_id] = blocks
 
     def plan(self, output: Any) -> StepPlan:
         """The plan of the step that the engine is about to launch; called at the end of every ``schedule()``."""
@@ -208,13 +228,15 @@ class SchedulerSide:
             self._published.clear()
             self._ended.clear()
         plan.begin = self._fresh(self._attached(output))
-        # Other requests may already use blocks of a load that the step waits for, so its result
-        # must be known first.
-        if self._options.publish and not self._waited and self._known and not self._mixed:
+        # Other requests may already use blocks of a load that the step waits for, so its result must be known first.
+        if self._options.publish and not self._waits() and self._known and not self._mixed:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
             self._ended.clear()
         plan.loads, self._loads = self._loads, []
+        written = set(_written_by_engine(output)) if plan.loads else set()
+        for load in plan.loads:
+            load.early = not load.wait and written.isdisjoint(load.blocks)
         return plan
 
     def failed(self, blocks: set[int]) -> None:
@@ -268,7 +290,12 @@ class SchedulerSide:
         self._candidates.pop(request.request_id, None)
         recomputed = self._recomputed.pop(request.request_id, None)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
+        outside = self._outside.pop(request.request_id, None)
+        self._given.pop(request.request_id, None)
+        self._parked.discard(request.request_id)
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
+            return
+        if not tracked.publishes or (outside is not None and _confirmed(request) <= outside):
             return
         if not tracked.shared or not self._known or self._mixed or not tracked.keys.certain:
             return
@@ -352,6 +379,7 @@ class SchedulerSide:
         if tracked is None:
             adapter = self.adapters.of(request.lora_request) if request.lora_request is not None else None
             tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
+            tracked.publishes, tracked.imports = wishes_of(request)
             self._tracked[request.request_id] = tracked
         return tracked
 
@@ -370,9 +398,14 @@ class SchedulerSide:
         """All blocks that the step may write to for the first time; it may contain others."""
         attached = set(self._allocated)
         self._allocated = []
+        given, self._given = self._given, {}
+        for request_id, all_blocks in given.items():
+            if request_id not in output.num_scheduled_tokens:
+                self._parked.add(request_id)
+                attached.update(all_blocks())
         for new in output.scheduled_new_reqs:
             blocks = new.block_ids[0]
-            self._restart(new.req_id, blocks)
+            self._restart(new.req_id, blocks, at_once=new.req_id in given)
             attached.update(blocks)
         cached = output.scheduled_cached_reqs
         # Most running requests got no block. vLLM gives a resumed one all of its blocks.
@@ -381,21 +414,25 @@ class SchedulerSide:
         ):
             blocks = block_ids[0]
             if request_id in cached.resumed_req_ids:
-                self._restart(request_id, blocks)
+                self._restart(request_id, blocks, at_once=request_id in given)
             elif request_id in self._tracked:
                 tracked = self._tracked[request_id]
                 tracked.blocks += blocks
                 self._candidates[request_id] = tracked
             attached.update(blocks)
-        attached.update(getattr(output, "new_block_ids_to_zero", None) or ())
-        for copy in getattr(output, "kv_cache_block_copies", None) or ():
-            attached.add(copy.dst_block_id)
+        attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached
 
-    def _restart(self, request_id: str, blocks: Sequence[int]) -> None:
+    def _restart(self, request_id: str, blocks: Sequence[int], *, at_once: bool) -> None:
+        """``at_once``: in the step in which its blocks were allocated; a load of them in the background has ended."""
         tracked = self._tracked.get(request_id)
+        self._outside.pop(request_id, None)
         if tracked is not None:
+            computed = tracked.request.num_computed_tokens
+            if at_once and request_id not in self._parked and computed > tracked.local_tokens:
+                self._outside[request_id] = computed
+            self._parked.discard(request_id)
             tracked.blocks = list(blocks)
             tracked.next_block = 0
             tracked.since = self._step
@@ -426,7 +463,8 @@ class SchedulerSide:
         unsure = fresh | self._recomputed_now()
         for request_id, tracked in list(self._candidates.items()):
             tracked.shared = tracked.shared and tracked.keys.certain
-            if not tracked.shared or tracked.loading:  # until it starts over, or the load has ended
+            # Until it starts over, or the load has ended.
+            if not tracked.shared or not tracked.publishes or tracked.loading:
                 del self._candidates[request_id]
                 continue
             if tracked.since == self._step:
@@ -440,6 +478,17 @@ class SchedulerSide:
             if tracked.next_block >= reached:
                 del self._candidates[request_id]
 
+    def _waits(self) -> bool:
+        """Whether the result of a load that a step waits for is not known yet, of this connector or another one.
+
+        Other requests may use these blocks as their prefix at once.
+        """
+        for request_id, tokens in list(self._outside.items()):
+            request = self._tracked[request_id].request if request_id in self._tracked else None
+            if request is None or _confirmed(request) > tokens:
+                del self._outside[request_id]
+        return bool(self._waited or self._outside)
+
     def _recomputed_now(self) -> set[int]:
         """Blocks that several requests may be computing."""
         return set().union(*self._recomputed.values()) if self._recomputed else set()
@@ -447,9 +496,7 @@ class SchedulerSide:
     def _runs(self, tracked: _Tracked, unsure: AbstractSet[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
         """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``."""
         request = tracked.request
-        ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
-        confirmed = min(request.num_computed_tokens - ahead, request.num_tokens)
-        last = min(confirmed // self._block_tokens, len(tracked.blocks))
+        last = min(_confirmed(request) // self._block_tokens, len(tracked.blocks))
         index = tracked.next_block
         content: Any = None
         while index < last:
@@ -477,6 +524,19 @@ class SchedulerSide:
             else:
                 index += 1
         tracked.next_block = max(index, tracked.next_block)
+
+
+def _confirmed(request: Any) -> int:
+    """Leading tokens whose step has ended."""
+    ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
+    return int(min(request.num_computed_tokens - ahead, request.num_tokens))
+
+
+def _written_by_engine(output: Any) -> Iterable[int]:
+    """Blocks that the step zeroes or copies to before its forward pass."""
+    yield from getattr(output, "new_block_ids_to_zero", None) or ()
+    for copy in getattr(output, "kv_cache_block_copies", None) or ():
+        yield copy.dst_block_id
 
 
 __all__ = ["SchedulerSide"]

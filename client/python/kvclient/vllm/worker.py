@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
@@ -33,6 +34,8 @@ class WorkerSide:
         self._failed_blocks: set[int] = set()
         self._report = WorkerReport()
         self._applied: StepPlan | None = None
+        self._started: StepPlan | None = None
+        self._started_early: StepPlan | None = None
 
     def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> bool:
         """Register the engine's memory under ``spec``; an earlier registration ends. Whether it has been registered.
@@ -98,9 +101,21 @@ class WorkerSide:
         """Whether the plan's keys are of the model that the memory is registered under."""
         return plan.model in ("", self._fingerprint)
 
+    def start_early_loads(self, plan: StepPlan) -> None:
+        """Begin the imports that need not wait for the step's own work. Further calls with the same plan do nothing."""
+        if plan is not self._started_early:
+            self._started_early = plan
+            self._start_all(plan, [load for load in plan.loads if load.early])
+
     def start_loads(self, plan: StepPlan) -> None:
-        """Begin the imports of a plan."""
-        for load in plan.loads:
+        """Begin the imports of a plan that have not begun. Further calls with the same plan do nothing."""
+        if plan is not self._started:
+            self._started = plan
+            begun = plan is self._started_early
+            self._start_all(plan, [load for load in plan.loads if not (begun and load.early)])
+
+    def _start_all(self, plan: StepPlan, loads: Sequence[Load]) -> None:
+        for load in loads:
             timed = TimedLoad(load.request_id, load.blocks, load.wait)
             if self.memory is not None and self._is_of(plan):
                 try:
