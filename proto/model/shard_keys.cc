@@ -13,7 +13,7 @@
 namespace kvm {
 namespace {
 
-constexpr std::string_view kRootTag = "kvm.shard.1";
+constexpr std::string_view kShardRootTag = "kvm.shard.1";
 constexpr std::size_t kRunBlocks = 4096;  // of one call of OpenSSL, which counts bytes in an int
 
 template <class T>
@@ -22,7 +22,7 @@ void Append(std::string& bytes, const T& value) {
 }
 
 BlockKey RootOf(const Fingerprint& fingerprint, const Shard& shard, std::span<const ExtraKey> extras) {
-  std::string bytes(kRootTag);
+  std::string bytes(kShardRootTag);
   bytes.append(reinterpret_cast<const char*>(fingerprint.bytes.data()), fingerprint.bytes.size());
   for (const std::uint16_t part : {shard.tp_rank, shard.tp_size, shard.pp_rank, shard.pp_size, shard.kv_group}) Append(bytes, part);
   for (const ExtraKey& extra : extras) {
