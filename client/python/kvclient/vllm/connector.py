@@ -242,7 +242,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._described = _Worker(spec.canonical(), *_ranks(), layout.device.type == "cuda")
+        self._described = _Worker(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -275,6 +275,18 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             return pp_rank, tp_rank, False, str(error)
         self._registered = spec
         return pp_rank, tp_rank, done, ""
+
+    @_guarded(lambda: None)
+    def unregister_kv_caches(self) -> None:
+        """Withdraw and unregister this worker's memory: vLLM is about to unmap it, to sleep."""
+        if self._worker is not None:
+            self._worker.close()
+
+    @_guarded(lambda: None)
+    def restore_kv_caches(self) -> None:
+        """Register this worker's memory again; nothing that it held before is published."""
+        if self._worker is not None and self._registered is not None and not self._worker.sharing:
+            self.register_under(self._registered)
 
     def describe(self) -> _Worker | str:
         """What this worker is going to register, or why it does not."""
@@ -367,7 +379,10 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
             # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
             if len({worker.spec for worker in workers}) > 1:
-                raise UnsupportedError("workers with different layouts")
+                raise UnsupportedError(
+                    "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "
+                    "divides the layers"
+                )
             spec = ModelSpec.from_canonical(workers[0].spec)
             hashes = None
             if self._options.keys == "auto":
@@ -565,25 +580,6 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             _SharedClient.give_back(self._options.socket, self._name)
 
 
-def _unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
-    """Why the connector can't be exact with this engine; "" if it can."""
-    if kv_cache_config is None:
-        return "this vLLM does not tell connectors its KV-cache configuration"
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        return (
-            f"the model has {len(groups)} KV-cache groups, and vLLM's recovery of failed loads handles one; "
-            "--disable-hybrid-kv-cache-manager makes it one where the model allows"
-        )
-    if not hasattr(groups[0].kv_cache_spec, "head_size"):
-        return f"a {type(groups[0].kv_cache_spec).__name__} is not made of attention blocks"
-    parallel = vllm_config.parallel_config
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            return f"{name} is above 1: a block's tokens are spread over ranks"
-    return ""
-
-
 def _check_policy(executor: Any) -> None:
     """UnsupportedError: the engine ends requests whose load fails. A connector of several sees its own policy alone."""
     transfer = getattr(getattr(executor, "vllm_config", None), "kv_transfer_config", None)
@@ -593,32 +589,3 @@ def _check_policy(executor: Any) -> None:
             f"kv_load_failure_policy must be recompute in --kv-transfer-config itself (it is {policy!r}), as well as "
             "in this connector's part of kv_connector_extra_config"
         )
-
-
-def _backends(vllm_config: Any, layers: Iterable[str]) -> dict[str, Any]:
-    from vllm.config import get_layers_from_vllm_config
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, list(layers))
-    return {name: layer.get_attn_backend() for name, layer in found.items()}
-
-
-def _block_dim(backend: Any, kv_spec: Any, cache_dtype: str) -> int | None:
-    ask = getattr(backend, "get_kv_cache_block_dim", None)
-    if ask is None:
-        return None
-    try:
-        return int(
-            ask(kv_spec.block_size, getattr(kv_spec, "num_kv_heads", 1), kv_spec.head_size, cache_dtype_str=cache_dtype)
-        )
-    except (TypeError, ValueError, NotImplementedError):
-        return None
-
-
-def _ranks() -> tuple[int, int]:
-    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-
-    return get_pp_group().rank_in_group, get_tp_group().rank_in_group
-
-
-__all__ = ["KvMarketConnector"]
