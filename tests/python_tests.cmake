@@ -60,7 +60,8 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "vLLM engines" TIMEOUT 900 COMMAND ${pytest_vllm} -rs test_vllm_engine.py)
   kvm_python_test(NAME "engines of the newest vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_engine.py)
   kvm_python_test(NAME "a trained model in Transformers" TIMEOUT 600 COMMAND ${pytest} -rs test_real_model.py)
-  set_tests_properties("python/vLLM engines" "python/engines of the newest vLLM"
+  kvm_python_test(NAME "a trained model in vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_real_model_vllm.py)
+  set_tests_properties("python/vLLM engines" "python/engines of the newest vLLM" "python/a trained model in vLLM"
     PROPERTIES SKIP_RETURN_CODE 5)
   kvm_python_test(NAME "the example shows hits and parity" COMMAND ${pytest} test_example.py)
   kvm_python_test(NAME "style and types" COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/python/check.sh ${KVM_PYTHON_ENV})
