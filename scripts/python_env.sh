@@ -6,8 +6,9 @@
 #
 #   scripts/python_env.sh [--vllm] [--no-package]
 #
-# --vllm: also makes build/vllm-env on top of it, with vLLM's CPU build, for the tests of the
-# connector, and prints that folder. --no-package: installs only the downloaded packages.
+# --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints that one. And
+# build/vllm-newest-env on top of both, with the newest vLLM's and its PyTorch; if that one can't be made, a line says so.
+# --no-package: what is downloaded alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 with_vllm=no
@@ -24,8 +25,11 @@ for argument in "$@"; do
 done
 environment=build/python-env
 vllm=build/vllm-env
+newest=build/vllm-newest-env
 requirements=tests/python/requirements.txt
+model_requirements=tests/python/requirements-model.txt
 vllm_requirements=(tests/python/requirements-vllm-deps.txt tests/python/requirements-vllm.txt)
+newest_requirements=tests/python/requirements-vllm-newest.txt
 
 fail() {
   echo "python_env.sh: $*" >&2
@@ -74,11 +78,39 @@ install_index() {
   install "$@"
 }
 
+# site_packages ENVIRONMENT: its folder of packages.
+site_packages() {
+  echo "$PWD/$(echo "$1"/lib/python3*/site-packages)"
+}
+
+# make_newest STAMP: PyTorch and vLLM alone; all other packages are those of the environments below. PyTorch's wheel wants
+# NVIDIA's libraries by name only, and those of the other PyTorch have the same names: bound lazily, as the first
+# line in the environment makes Python load extensions, the few functions that are missing there are never looked for on
+# a CPU. That saves 2 GiB of downloads.
+make_newest() {
+  echo "making $newest (once)" >&2
+  rm -rf "$newest"
+  python3 -m venv --without-pip "$newest" >&2 || return 1
+  local packages
+  packages=$(site_packages "$newest")
+  echo 'import os, sys; sys.setdlopenflags(os.RTLD_LAZY)' >"$packages/bound-lazily.pth"
+  site_packages "$environment" >"$packages/environments.pth"
+  site_packages "$vllm" >>"$packages/environments.pth"
+  find_uv "$environment"
+  if [ "$uv" = none ] || ! install_by_uv "$newest" --no-deps -r "$newest_requirements"; then
+    "$environment/bin/pip" --python "$newest" install --quiet --no-compile --disable-pip-version-check --no-deps \
+      -r "$newest_requirements" >&2 || return 1
+  fi
+  "$newest/bin/python" -c 'import torch, vllm' 2>&1 >/dev/null | tail -n 1 >&2
+  [ "${PIPESTATUS[0]}" -eq 0 ] || return 1
+  printf '%s\n' "$1" >"$newest/installed"
+}
+
 install() {
   "$1/bin/pip" install --quiet --no-compile --disable-pip-version-check "${@:2}" >&2
 }
 
-wanted=$(python3 --version && cat "$requirements")
+wanted=$(python3 --version && cat "$requirements" "$model_requirements")
 if ! up_to_date "$environment" "$wanted"; then
   mkdir -p build
   free_mib=$(df -Pm build | awk 'NR == 2 {print $4}')
@@ -87,6 +119,9 @@ if ! up_to_date "$environment" "$wanted"; then
   fresh "$environment"
   install_index "$environment" -r "$requirements" ||
     fail "the packages of $requirements could not be installed (is the package index reachable? scripts/test.sh --cpp needs none)"
+  # Without what it requires, to run the model in another way.
+  install_index "$environment" --no-deps -r "$model_requirements" ||
+    echo "python_env.sh: no model (${model_requirements}): the tests with a trained one are skipped" >&2
   printf '%s\n' "$wanted" >"$environment/installed"
 fi
 [ "$package" = no ] || install "$environment" --no-build-isolation --no-deps --no-index ./client/python ||
@@ -97,12 +132,16 @@ if [ "$with_vllm" = yes ]; then
   if ! up_to_date "$vllm" "$wanted"; then
     echo "making $vllm (once)" >&2
     fresh "$vllm"
-    packages=$(echo "$environment"/lib/python3*/site-packages)
-    echo "$PWD/$packages" >"$(echo "$vllm"/lib/python3*/site-packages)/python-env.pth"
-    # Uses pip: uv does not see the packages of the environment below, and would install them twice.
+    site_packages "$environment" >"$(site_packages "$vllm")/python-env.pth"
+    # By pip: uv does not see what the environment below has, and would install it twice.
     install "$vllm" -r "${vllm_requirements[0]}" || fail "what vLLM needs could not be installed"
     install_index "$vllm" --no-deps -r "${vllm_requirements[1]}" || fail "vLLM could not be installed"
     printf '%s\n' "$wanted" >"$vllm/installed"
+  fi
+  wanted=$(printf '%s\n' "$wanted" && cat "$newest_requirements")
+  if ! up_to_date "$newest" "$wanted" && ! make_newest "$wanted"; then
+    rm -rf "$newest"
+    echo "python_env.sh: the newest vLLM could not be installed: its tests are skipped" >&2
   fi
   environment=$vllm
 fi

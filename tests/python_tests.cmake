@@ -1,12 +1,15 @@
-# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the
-# virtual environment that scripts/python_env.sh makes; without it there are none, and nothing here
-# needs Python packages. KVM_VLLM_ENV is the one that its --vllm makes; without it the tests with
-# real vLLM engines skip.
+# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the virtual
+# environment that scripts/python_env.sh makes; without it there are none, and nothing here needs Python packages.
+# KVM_VLLM_ENV and KVM_VLLM_NEWEST_ENV are those that its --vllm makes; without them the tests with real vLLM engines skip.
+set(KVM_VLLM_NEWEST_ENV "" CACHE PATH "Virtual environment with the newest vLLM, from scripts/python_env.sh --vllm")
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
-# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one
-# at a time, and skipped if all of the file's tests are.
+# Compiled Python is kept beside the build, not beside the sources: without it each process with an engine in it compiles
+# PyTorch's, Transformers' and vLLM's sources again, which takes longer than most tests.
+#
+# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one at a time, and skipped if
+# all of the file's tests are.
 function(kvm_python_test)
   cmake_parse_arguments(PARSE_ARGV 0 arg "GPU" "NAME;TIMEOUT" "COMMAND")
   if(NOT arg_TIMEOUT)
@@ -14,7 +17,7 @@ function(kvm_python_test)
   endif()
   add_test(NAME "python/${arg_NAME}" COMMAND ${arg_COMMAND} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/python)
   set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS python TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=1")
+    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/pycache")
   if(arg_GPU)
     set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS "python;gpu" RESOURCE_LOCK gpu SKIP_REGULAR_EXPRESSION "[\n][0-9]+ skipped in")
   endif()
@@ -26,6 +29,10 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   set(pytest_vllm ${pytest})
   if(KVM_VLLM_ENV)
     set(pytest_vllm ${KVM_VLLM_ENV}/bin/python ${pytest_arguments})
+  endif()
+  set(pytest_newest ${pytest})
+  if(KVM_VLLM_NEWEST_ENV)
+    set(pytest_newest ${KVM_VLLM_NEWEST_ENV}/bin/python ${pytest_arguments})
   endif()
   kvm_python_test(NAME "blocks between processes" COMMAND ${pytest} test_two_processes.py)
   kvm_python_test(NAME "the package's own types and errors" COMMAND ${pytest} test_package.py)
@@ -42,13 +49,20 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "digests of weights" COMMAND ${pytest} test_weights.py)
   kvm_python_test(NAME "how processes end" TIMEOUT 300 COMMAND ${pytest} test_process_end.py)
   kvm_python_test(NAME "interrupted calls" COMMAND ${pytest} test_interrupt.py)
-  kvm_python_test(NAME "parts of the vLLM connector" COMMAND ${pytest} test_vllm_parts.py)
+  kvm_python_test(NAME "parts of the vLLM connector" COMMAND ${pytest} test_vllm_parts.py test_vllm_refusals.py)
   kvm_python_test(NAME "what changes under the vLLM connector" COMMAND ${pytest} test_vllm_changes.py test_vllm_retried.py)
   kvm_python_test(NAME "weights and adapters of the vLLM connector" COMMAND ${pytest} test_vllm_weights.py test_vllm_adapters.py)
   kvm_python_test(NAME "fields of engines' configuration" COMMAND ${pytest_vllm} -rs test_engine_fields.py)
+  kvm_python_test(NAME "fields of the newest vLLM's configuration" COMMAND ${pytest_newest} -rs test_engine_fields.py)
+  kvm_python_test(NAME "vLLM's interface" TIMEOUT 300 COMMAND ${pytest_vllm} -rs test_vllm_interface.py)
+  kvm_python_test(NAME "the newest vLLM's interface" TIMEOUT 300 COMMAND ${pytest_newest} -rs test_vllm_interface.py)
   kvm_python_test(NAME "the vLLM connector under a model engine" TIMEOUT 300 COMMAND ${pytest} test_vllm_model.py)
   kvm_python_test(NAME "vLLM engines" TIMEOUT 900 COMMAND ${pytest_vllm} -rs test_vllm_engine.py)
-  set_tests_properties("python/vLLM engines" PROPERTIES SKIP_RETURN_CODE 5)
+  kvm_python_test(NAME "engines of the newest vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_engine.py)
+  kvm_python_test(NAME "a trained model in Transformers" TIMEOUT 600 COMMAND ${pytest} -rs test_real_model.py)
+  kvm_python_test(NAME "a trained model in vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_real_model_vllm.py)
+  set_tests_properties("python/vLLM engines" "python/engines of the newest vLLM" "python/a trained model in vLLM"
+    PROPERTIES SKIP_RETURN_CODE 5)
   kvm_python_test(NAME "the example shows hits and parity" COMMAND ${pytest} test_example.py)
   kvm_python_test(NAME "style and types" COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/python/check.sh ${KVM_PYTHON_ENV})
 endif()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.vllm_worker import BLOCK
 from support.worker import Worker
 
-pytest.importorskip("vllm", reason="vLLM is not installed (scripts/python_env.sh --vllm)")
+if find_spec("vllm") is None:  # not imported: only the engines' processes need it
+    pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
 
 ENGINE = "support.vllm_worker"
-BLOCK = 16
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -41,14 +44,33 @@ class Engines(dict[str, Worker]):
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
     arguments = {
-        "plain": (None, 200),
-        "first": (daemon.socket, 200),
-        "second": (daemon.socket, 60, {"load": "sync"}),
+        "plain": (None, 100),
+        "first": (daemon.socket, 100),
+        "second": (daemon.socket, 30, {"load": "sync"}),
     }
     workers = Engines(arguments)
     yield workers
-    for worker in workers.values():
-        worker.stop()
+    with contextlib.ExitStack() as ending:  # all of them, whatever happens to one
+        for worker in workers.values():
+            ending.callback(worker.stop)
+
+
+def same_bytes(engines: dict[str, Worker], ids: list[int], blocks: int) -> None:
+    """The first blocks of a prompt hold the same bytes in all engines, whether computed or imported."""
+    engines["plain"].call("generate", [ids], 1)
+    computed = engines["plain"].call("kv_digests", ids)
+    assert len(computed) >= blocks
+    for name in ("first", "second"):
+        assert engines[name].call("kv_digests", ids)[:blocks] == computed[:blocks], name
+
+
+def test_answers_depend_on_the_whole_prompt(engines: dict[str, Worker]) -> None:
+    """Else the same answer would say nothing of what was imported."""
+    ids = prompt(203, seed=2)
+    for changed in (0, 1, 40, 101, 201):
+        other = [*ids[:changed], ids[changed] + 1, *ids[changed + 1 :]]
+        [(answer, _), (theirs, _)] = engines["plain"].call("generate", [ids, other], 12)
+        assert answer != theirs, changed
 
 
 def test_an_engine_starts_from_what_another_one_computed(engines: dict[str, Worker]) -> None:
@@ -57,11 +79,9 @@ def test_an_engine_starts_from_what_another_one_computed(engines: dict[str, Work
     assert cached == 0
     assert engines["first"].call("generate", [ids], 24) == [(expected, 0)]
     before = engines["second"].call("stats")["imported"]
-    assert engines["second"].call("generate", [ids], 24) == [(expected, 12 * BLOCK)]
-    assert engines["second"].call("stats")["imported"] - before == 12
-    theirs, ours = engines["first"].call("kv_digests", ids), engines["second"].call("kv_digests", ids)
-    assert len(ours) == 12
-    assert theirs[:12] == ours
+    assert engines["second"].call("generate", [ids], 24) == [(expected, 6 * BLOCK)]
+    assert engines["second"].call("stats")["imported"] - before == 6
+    same_bytes(engines, ids, 6)
 
 
 def test_a_shorter_prefix_and_one_that_ends_inside_a_block(engines: dict[str, Worker]) -> None:
@@ -69,7 +89,8 @@ def test_a_shorter_prefix_and_one_that_ends_inside_a_block(engines: dict[str, Wo
     engines["first"].call("generate", [ids], 4)
     longer = ids[:101] + prompt(60, seed=9)
     [(expected, _)] = engines["plain"].call("generate", [longer], 16)
-    assert engines["second"].call("generate", [longer], 16) == [(expected, 6 * BLOCK)]
+    assert engines["second"].call("generate", [longer], 16) == [(expected, 3 * BLOCK)]
+    same_bytes(engines, longer, 3)
 
 
 def test_both_directions_and_with_background_loads(engines: dict[str, Worker]) -> None:
@@ -78,7 +99,9 @@ def test_both_directions_and_with_background_loads(engines: dict[str, Worker]) -
     engines["second"].call("generate", prompts, 12)
     got = engines["first"].call("generate", prompts, 12)
     assert [tokens for tokens, _ in got] == expected
-    assert [cached for _, cached in got] == [7 * BLOCK] * 3
+    assert [cached for _, cached in got] == [3 * BLOCK] * 3
+    for ids in prompts:
+        same_bytes(engines, ids, 3)
 
 
 def test_salts_do_not_share(engines: dict[str, Worker]) -> None:
@@ -86,7 +109,7 @@ def test_salts_do_not_share(engines: dict[str, Worker]) -> None:
     engines["first"].call("generate", [ids], 4, salt="a")
     assert engines["second"].call("generate", [ids], 4, salt="b")[0][1] == 0
     assert engines["second"].call("generate", [ids], 4)[0][1] == 0
-    assert engines["first"].call("generate", [ids], 4, salt="b")[0][1] == 6 * BLOCK
+    assert engines["first"].call("generate", [ids], 4, salt="b")[0][1] == 3 * BLOCK
 
 
 def test_what_was_generated_is_shared_too(engines: dict[str, Worker]) -> None:
@@ -94,7 +117,7 @@ def test_what_was_generated_is_shared_too(engines: dict[str, Worker]) -> None:
     [(answer, _)] = engines["first"].call("generate", [ids], 40)
     engines["first"].call("idle_step")
     turn = ids + answer + prompt(20, seed=5)
-    assert engines["second"].call("generate", [turn], 4)[0][1] == 6 * BLOCK
+    assert engines["second"].call("generate", [turn], 4)[0][1] == 3 * BLOCK
 
 
 def test_answers_stay_the_same_while_blocks_are_reused(engines: dict[str, Worker]) -> None:
@@ -109,6 +132,21 @@ def test_answers_stay_the_same_while_blocks_are_reused(engines: dict[str, Worker
 
 def test_vllm_makes_a_new_hash_object_for_each_caching(engines: dict[str, Worker]) -> None:
     assert engines["first"].call("hash_objects_are_new")
+
+
+def test_memory_that_sleep_unmaps_is_withdrawn_and_registered_again(engines: dict[str, Worker]) -> None:
+    first, second = engines["first"], engines["second"]
+    ids, fresh = prompt(100, seed=13), prompt(100, seed=14)
+    first.call("generate", [ids], 4)
+    first.call("idle_step")
+    first.call("hooks_of_sleep", "unregister_kv_caches")
+    assert second.call("generate", [ids[:70]], 4)[0][1] == 0
+    first.call("hooks_of_sleep", "restore_kv_caches")
+    first.call("reset_prefix_cache")  # vLLM's own sleep() empties it as well
+    first.call("generate", [fresh], 4)
+    first.call("idle_step")
+    assert second.call("generate", [fresh], 4)[0][1] == 3 * BLOCK
+    same_bytes(engines, fresh, 3)
 
 
 def test_counters_reach_prometheus(engines: dict[str, Worker]) -> None:
@@ -185,28 +223,27 @@ def test_weights_that_are_changed_in_place_make_another_model(engines: dict[str,
     first.call("generate", [ids], 4)
     first.call("idle_step")
     before = first.call("model")
-    second.call("change_weights", 6)
+    second.call("change_weights", 2.0)
     # Its cache may hold blocks of the old weights, and peers have no others.
     assert second.call("generate", [ids], 4)[0][1] == 0
     second.call("reset_prefix_cache")
     assert second.call("generate", [prompt(100, seed=32)], 1)[0][1] == 0
     assert second.call("generate", [ids], 4)[0][1] == 0
     assert first.call("model") == before != second.call("model")
-    first.call("change_weights", 6)
+    first.call("change_weights", 2.0)
     first.call("reset_prefix_cache")
     first.call("generate", [fresh], 4)
     first.call("idle_step")
     assert first.call("model") == second.call("model")
-    assert second.call("generate", [fresh], 4)[0][1] == 6 * BLOCK
+    assert second.call("generate", [fresh], 4)[0][1] == 3 * BLOCK
     for worker in (first, second):
-        worker.call("change_weights", 5)
+        worker.call("change_weights", 1.0)
         worker.call("reset_prefix_cache")
     first.call("generate", [ids], 4)
     first.call("idle_step")
     assert first.call("model") == before
-    # The first step after a reset withdraws, and looks nothing up
-    second.call("generate", [prompt(20, seed=33)], 1)
-    assert second.call("generate", [ids], 4)[0][1] == 6 * BLOCK
+    second.call("generate", [prompt(20, seed=33)], 1)  # the first step after a reset withdraws, and looks nothing up
+    assert second.call("generate", [ids], 4)[0][1] == 3 * BLOCK
 
 
 def test_the_longest_prompt_counts_where_it_chooses_the_position_embedding(daemon: PrivateDaemon) -> None:
@@ -222,7 +259,7 @@ def test_the_longest_prompt_counts_where_it_chooses_the_position_embedding(daemo
     }
     specs = []
     for length in (256, 512):
-        worker = Worker(ENGINE, daemon.socket, 60, {}, model, {"max_model_len": length})
+        worker = Worker(ENGINE, daemon.socket, 30, {}, model, {"max_model_len": length})
         assert not worker.call("stats")["off"]
         specs.append(worker.call("model"))
         worker.stop()
@@ -234,7 +271,7 @@ def test_another_models_blocks_are_not_found(engines: dict[str, Worker], daemon:
     ids = prompt(100, seed=12)
     engines["first"].call("generate", [ids], 4)
     engines["first"].call("idle_step")
-    other = Worker(ENGINE, daemon.socket, 60, {}, {"rms_norm_eps": 1e-6})
+    other = Worker(ENGINE, daemon.socket, 30, {}, {"rms_norm_eps": 1e-6})
     try:
         assert other.call("generate", [ids], 4)[0][1] == 0
         assert not other.call("stats")["off"]

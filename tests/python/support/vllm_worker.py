@@ -1,57 +1,49 @@
-"""A process with a real vLLM engine over a small model with random weights."""
+"""A process with a real vLLM engine over a small model."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from support.small_models import write_model
+
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+# Models this small gain nothing from a second thread, and on a busy machine the two wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "torch_dtype": "float32",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+#: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.
+BLOCK = 32
 
 
-def spread(model: Any, seed: int = 5) -> None:
-    """Weights with which logits depend on the whole prompt; vLLM's dummy ones are within 0.001 of zero."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    for _, weight in sorted(model.named_parameters()):
-        if weight.dim() > 1:
-            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.15)
+def change_weights(model: Any, factor: float) -> None:
+    """Multiply every weight that lies in a parameter by ``factor``; 1 gives the first values back, to the bit."""
+    first = model.__dict__.setdefault("_first_weights", {})
+    for name, weight in sorted(model.named_parameters()):
+        if weight.dim() > 1 and weight.numel():
+            weight.data.copy_(first.setdefault(name, weight.data.clone()) * factor)
 
 
 class VllmWorker:
     def __init__(
-        self, socket: str | None, blocks: int, options: dict[str, Any], model: dict[str, Any], engine: dict[str, Any]
+        self,
+        socket: str | None,
+        blocks: int,
+        options: dict[str, Any],
+        model: dict[str, Any] | Path,
+        engine: dict[str, Any],
     ) -> None:
         from vllm import LLM
 
-        folder = Path(tempfile.mkdtemp(prefix="kvclient-model-"))
-        (folder / "config.json").write_text(json.dumps({**MODEL, **model}))
+        # Every engine's folder is another one: what the model is called must not depend on it.
+        self._folder = tempfile.TemporaryDirectory(prefix="kvclient-model-")
+        if isinstance(model, dict):
+            write_model(Path(self._folder.name), model)
         arguments: dict[str, Any] = {}
         if socket is not None:
             arguments["kv_transfer_config"] = {
@@ -59,26 +51,34 @@ class VllmWorker:
                 "kv_connector_module_path": "kvclient.vllm",
                 "kv_role": "kv_both",
                 "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": 16, **options},
+                "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": BLOCK, **options},
             }
-        # Every engine's folder is another one: what the model is called must not depend on it.
         self.llm = LLM(
-            model=str(folder),
-            load_format="dummy",
+            model=self._folder.name if isinstance(model, dict) else str(model),
+            load_format="safetensors",
             skip_tokenizer_init=True,
             enforce_eager=True,
             dtype="float32",
             enable_prefix_caching=True,
             max_num_seqs=4,
             max_num_batched_tokens=256,
-            block_size=16,
+            block_size=BLOCK,
             num_gpu_blocks_override=blocks,
             disable_log_stats=True,
             **{"max_model_len": 512, **engine},
             **arguments,
         )
-        self.llm.apply_model(spread)
         self._core = self.llm.llm_engine.engine_core.engine_core
+        if socket is not None:
+            self._wait_until_registered()
+
+    def _wait_until_registered(self) -> None:
+        """On a busy machine kvmd may answer late; the connector then asks again, and learns of it in its steps."""
+        connector = self._core.scheduler.connector
+        deadline = time.monotonic() + 60
+        while not connector._off and not connector._model_now(False)[1] and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.generate([[5, 6, 7]], 1)
 
     def generate(self, prompts: list[list[int]], tokens: int, salt: str | None = None) -> list[tuple[list[int], int]]:
         """For each prompt the tokens that follow, greedily, and how many of its tokens were not computed."""
@@ -91,6 +91,16 @@ class VllmWorker:
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
         return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
 
+    def log_probabilities(self, prompt: list[int], tokens: int) -> tuple[list[int], list[dict[int, float]], int]:
+        """Greedy tokens, the log-probabilities of the five likeliest at each, and how many were not computed."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, detokenize=False, ignore_eos=True, logprobs=5)
+        [output] = self.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+        answer = output.outputs[0]
+        likeliest = [{token: each.logprob for token, each in step.items()} for step in answer.logprobs]
+        return list(answer.token_ids), likeliest, output.num_cached_tokens or 0
+
     def idle_step(self) -> None:
         """One more step, as an engine in its own process makes after a request has ended."""
         self._core.step_fn()
@@ -98,9 +108,9 @@ class VllmWorker:
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
 
-    def change_weights(self, seed: int) -> None:
-        """In place, as a trainer does; ``seed`` 5 is what the engine began with."""
-        self.llm.apply_model(partial(spread, seed=seed))
+    def change_weights(self, factor: float) -> None:
+        """In place, as a trainer does; a ``factor`` of 1 gives back what the engine began with."""
+        self.llm.apply_model(partial(change_weights, factor=factor))
 
     def model(self) -> str:
         """The canonical spec that the engine's keys are of."""
@@ -142,6 +152,14 @@ class VllmWorker:
             "published": counted.blocks_published if counted else 0,
         }
 
+    def hooks_of_sleep(self, *hooks: str) -> None:
+        """Call the worker's hooks, twice each, as vLLM 0.33 does around sleep."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        for hook in hooks:
+            for _ in range(2):
+                getattr(get_kv_transfer_group(), hook)()
+
     def hash_objects_are_new(self) -> bool:
         """Whether a block that is cached again gets another hash object, which the connector relies on."""
         from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
@@ -177,7 +195,7 @@ def make(
     socket: str | None,
     blocks: int,
     options: dict[str, Any] | None = None,
-    model: dict[str, Any] | None = None,
+    model: dict[str, Any] | Path | None = None,
     engine: dict[str, Any] | None = None,
 ) -> VllmWorker:
     return VllmWorker(socket, blocks, options or {}, model or {}, engine or {})

@@ -74,7 +74,7 @@ class Worker:
         self._process.stdin.close()
         self._process.stdout.close()
         try:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)  # an engine's interpreter takes seconds to end
         except subprocess.TimeoutExpired:
             self.kill()
             raise
