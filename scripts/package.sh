@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes Debian packages of this tree, for the distribution that it runs on (Debian 12, Ubuntu 24.04): kvmd with kvctl
-# and the service, the library, and its headers. Prints their paths. Support for GPUs is in them if the CUDA toolkit
-# was there: one package then serves machines with and without a GPU.
+# Makes Debian packages of this tree, for the distribution that it runs on (Debian 12, Ubuntu
+# 24.04): kvmd with kvctl and the service, the library, and its headers. Prints their paths. Support
+# for GPUs is in them if the CUDA toolkit was there: one package then serves machines with and
+# without a GPU.
 #
 #   scripts/package.sh [--out DIR] [--no-lint]
 #

@@ -6,9 +6,9 @@
 #
 #   scripts/python_env.sh [--vllm] [--no-package]
 #
-# --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints that one. And
-# build/vllm-newest-env on top of both, with the newest vLLM's and its PyTorch; if that one can't be made, a line says so.
-# --no-package: what is downloaded alone.
+# --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints
+# that one. And build/vllm-newest-env on top of both, with the newest vLLM's and its PyTorch; if
+# that one can't be made, a line says so. --no-package: what is downloaded alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 with_vllm=no
@@ -83,10 +83,10 @@ site_packages() {
   echo "$PWD/$(echo "$1"/lib/python3*/site-packages)"
 }
 
-# make_newest STAMP: PyTorch and vLLM alone; all other packages are those of the environments below. PyTorch's wheel wants
-# NVIDIA's libraries by name only, and those of the other PyTorch have the same names: bound lazily, as the first
-# line in the environment makes Python load extensions, the few functions that are missing there are never looked for on
-# a CPU. That saves 2 GiB of downloads.
+# make_newest STAMP: PyTorch and vLLM alone; all other packages are those of the environments below.
+# PyTorch's wheel wants NVIDIA's libraries by name only, and those of the other PyTorch have the
+# same names: bound lazily, as the first line in the environment makes Python load extensions, the
+# few functions that are missing there are never looked for on a CPU. That saves 2 GiB of downloads.
 make_newest() {
   echo "making $newest (once)" >&2
   rm -rf "$newest"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Checks the vLLM connector against a release of vLLM that is not installed, by the source in its wheel: every hook,
-# attribute and configuration field that the connector uses (tests/python/test_vllm_interface.py). A wheel for GPUs can be
-# checked on any machine. Needs the environment of python_env.sh.
+# Checks the vLLM connector against a release of vLLM that is not installed, by the source in its
+# wheel: every hook, attribute and configuration field that the connector uses
+# (tests/python/test_vllm_interface.py). A wheel for GPUs can be checked on any machine. Needs the
+# environment of python_env.sh.
 #
 #   scripts/vllm_interface.sh [PACKAGE==VERSION | WHEEL]     default: vllm, the newest one
 set -euo pipefail

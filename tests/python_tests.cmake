@@ -1,15 +1,17 @@
-# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the virtual
-# environment that scripts/python_env.sh makes; without it there are none, and nothing here needs Python packages.
-# KVM_VLLM_ENV and KVM_VLLM_NEWEST_ENV are those that its --vllm makes; without them the tests with real vLLM engines skip.
+# The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the
+# virtual environment that scripts/python_env.sh makes; without it there are none, and nothing here
+# needs Python packages. KVM_VLLM_ENV and KVM_VLLM_NEWEST_ENV are those that its --vllm makes;
+# without them the tests with real vLLM engines skip.
 set(KVM_VLLM_NEWEST_ENV "" CACHE PATH "Virtual environment with the newest vLLM, from scripts/python_env.sh --vllm")
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
-# Compiled Python is kept beside the build, not beside the sources: without it each process with an engine in it compiles
-# PyTorch's, Transformers' and vLLM's sources again, which takes longer than most tests.
+# Compiled Python is kept beside the build, not beside the sources: without it each process with an
+# engine in it compiles PyTorch's, Transformers' and vLLM's sources again, which takes longer than
+# most tests.
 #
-# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one at a time, and skipped if
-# all of the file's tests are.
+# kvm_python_test(NAME sentence [TIMEOUT seconds] [GPU] COMMAND …); GPU: labelled gpu as well, one
+# at a time, and skipped if all of the file's tests are.
 function(kvm_python_test)
   cmake_parse_arguments(PARSE_ARGV 0 arg "GPU" "NAME;TIMEOUT" "COMMAND")
   if(NOT arg_TIMEOUT)

@@ -126,7 +126,8 @@ Status Link::ConnectOnce() {
   std::memcpy(address.sun_path, options_.socket_path.c_str(), options_.socket_path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return SystemError("socket");
-  // A Unix socket connects at once or, while more wait to be accepted than may, says EAGAIN: kvmd is there.
+  // A Unix socket connects at once or, while more wait to be accepted than may, says EAGAIN: kvmd
+  // is there.
   const Deadline until = After(options_.timeout);
   milliseconds pause = kFullPause;
   const auto connect_once = [&] { return ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0; };

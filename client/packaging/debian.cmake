@@ -1,5 +1,5 @@
-# Debian packages by CPack (scripts/package.sh): kvmd with kvctl and the service, the library, and what programs
-# are built with. Each holds the install() rules of one component.
+# Debian packages by CPack (scripts/package.sh): kvmd with kvctl and the service, the library, and
+# what programs are built with. Each holds the install() rules of one component.
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME kvmd)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})

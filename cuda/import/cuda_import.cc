@@ -92,8 +92,8 @@ class CudaImportJob final : public ImportJob {
     phase_ = next;
   }
 
-  // A part was queued and another failed: all of it counts as failed, once the queued part has ended, which may take long
-  // on a stream of the caller's.
+  // A part was queued and another failed: all of it counts as failed, once the queued part has
+  // ended, which may take long on a stream of the caller's.
   void Drain() noexcept {
     const DeviceGuard guard(*device_);
     // A launch that failed did not touch `arrivals`; one that ran has reset it.
@@ -324,7 +324,8 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
 Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool fused) {
   const DeviceGuard guard(*device_);
   if (phase_ == ImportPhase::kPreparing) Enter(ImportPhase::kQueueing);
-  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;  // each wave has its own
+  // Each wave has its own
+  std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;
   Result<const void*> queued = QueueTableAndCopies(plan, slot_->staged_table() + table_used_, own_table, stream_);
   if (!queued) return queued.error();
   const void* device_table = *queued;

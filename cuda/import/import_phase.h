@@ -14,7 +14,8 @@
 //   queueing   a part may be on the stream, and there is more to queue
 //   running    the GPU has all that it gets, and reports
 //   draining   the import has failed, but the part that was queued still writes to the destination
-//   ended      the statuses are final; nothing writes to the destination any more, unless the GPU has failed
+//   ended      the statuses are final; nothing writes to the destination any more, unless the GPU
+//              has failed
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,8 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::size_t kMaxUnmappedReasonBytes = 200;  // of a client's text, which is kept for operators
+// Of a client's text, which is kept for operators
+constexpr std::size_t kMaxUnmappedReasonBytes = 200;
 constexpr std::size_t kMaxWaitingReplies = 16;
 
 void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }

@@ -52,13 +52,14 @@ class Broker {
   // The same for a message whose descriptors kvmd could not take: it is refused, the client is
   // kept.
   [[nodiscard]] Status HandleWithoutDescriptors(ClientId client, const kvmwire::ClientMessage& message, const Error& why);
-  // Whether the client's last message is not done yet: it has taken a slice of work (work_meter.h), and
-  // GoOn does the next. Until it is done, nothing else of the client's should be handed over; if it is,
-  // the rest is done first, at once.
+  // Whether the client's last message is not done yet: it has taken a slice of work (work_meter.h),
+  // and GoOn does the next. Until it is done, nothing else of the client's should be handed over;
+  // if it is, the rest is done first, at once.
   bool Busy(ClientId client) const;
   void GoOn(ClientId client);
   bool Greeted(ClientId client) const;
-  // Whether there is something that the client has still to be told of; sends it, as far as the client takes it.
+  // Whether there is something that the client has still to be told of; sends it, as far as the
+  // client takes it.
   bool HasToTell(ClientId client) const;
   void GoOnAnnouncing(ClientId client);
   // Whether so many answers wait behind announcements that no more of the client's messages should

@@ -28,8 +28,8 @@ struct Client {
   void ReplyError(std::uint64_t request_id, const Error& error) const;
   Owner AsOwner() const noexcept { return {id, credentials.pid, credentials.uid}; }
 
-  // A message that may take more than one slice of work: does one slice of it. True: it is done. What
-  // it works on may have changed, or gone, between two slices.
+  // A message that may take more than one slice of work: does one slice of it. True: it is done.
+  // What it works on may have changed, or gone, between two slices.
   using Slice = std::function<bool(Client&, const WorkBudget&)>;
   // Begins it. Nothing else of this client is handled until it is done (GoOn).
   void Work(Slice slice);

@@ -63,8 +63,10 @@ class OffloadService final : private HostCacheEvents {
   RegionAnnouncer& announcer_;
   Persistence& persistence_;
   std::unique_ptr<HostCache> host_cache_;
-  std::map<ClientId, std::uint32_t> ungranted_;         // slabs that the store is to know of before their writers
-  std::map<ClientId, kvmwire::ClientMessage> waiting_;  // offers that nothing could be decided about yet
+  // Slabs that the store is to know of before their writers
+  std::map<ClientId, std::uint32_t> ungranted_;
+  // Offers that nothing could be decided about yet
+  std::map<ClientId, kvmwire::ClientMessage> waiting_;
 };
 
 }  // namespace kvm::daemon

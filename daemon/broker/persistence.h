@@ -32,8 +32,8 @@ class Persistence {
   // For a slab of the host cache.
   void PersistSlab(const Domain& domain, Region& region, const HostCache& host_cache);
   void ForgetRegion(Region& region);
-  // Runs `then` when the store has all that was said of the user's regions so far, or at once: before that, a
-  // next kvmd could hold the region of one process for another's.
+  // Runs `then` when the store has all that was said of the user's regions so far, or at once:
+  // before that, a next kvmd could hold the region of one process for another's.
   void AfterStored(std::uint32_t user, std::function<void()> then) const;
 
  private:

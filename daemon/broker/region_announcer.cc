@@ -32,7 +32,8 @@ void RegionAnnouncer::DeclareModel(Client& client, const kvmwire::ClientMessage&
 }
 
 void RegionAnnouncer::AnnounceToAll(const Domain& domain, const Region& region) {
-  // An announcement may have as many descriptors as a frame takes: so the first few are told now, the others in slices.
+  // An announcement may have as many descriptors as a frame takes: so the first few are told now,
+  // the others in slices.
   const WorkBudget budget;
   clients_.ForEach([&](Client& client) {
     Spend(1);

@@ -41,7 +41,8 @@ class RegionAnnouncer {
   // Sends announcements that wait for the client, as far as it reads them.
   void GoOn(Client& to);
   void GoOnAll();  // the same of all, in slices
-  // A slice of announcing to those that were not told at once, since there are many; true if there is more.
+  // A slice of announcing to those that were not told at once, since there are many; true if there
+  // is more.
   bool Work();
 
   // ---- withdrawing

@@ -39,8 +39,9 @@ struct PersistedState {
   std::vector<PersistedRegion> regions;
 };
 
-// Single-threaded. Does nothing where there is no store. What is stored for one user reaches the store in order, but not at
-// once (daemon/system/notify_queue.h): what must not be done before a next kvmd would know of it waits (AfterStored).
+// Single-threaded. Does nothing where there is no store. What is stored for one user reaches the
+// store in order, but not at once (daemon/system/notify_queue.h): what must not be done before a
+// next kvmd would know of it waits (AfterStored).
 class StateStore {
  public:
   explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
@@ -56,7 +57,8 @@ class StateStore {
   // owner's, or null. `slab`: set for a slab of the host cache, else null.
   void PersistRegion(const Domain& domain, Region& region, const WatchedProcess* process, const kvmwire::StoredSlab* slab = nullptr);
   void ForgetRegion(Region& region);
-  // Runs `then` when the store has all that was said of the user's regions so far; at once, if it has.
+  // Runs `then` when the store has all that was said of the user's regions so far; at once, if it
+  // has.
   void AfterStored(std::uint32_t user, std::function<void()> then) const { manager_.AfterStored(user, std::move(then)); }
 
   // Interprets the descriptors that came back from the service manager. Incomplete state is removed

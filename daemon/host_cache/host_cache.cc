@@ -106,8 +106,8 @@ bool HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteSto
   return next >= done.outcomes_size();
 }
 
-// Each run is a request of its own: two of one prefix are two uses. But a message that names one end twice tells of one
-// moment, so the chain is told once.
+// Each run is a request of its own: two of one prefix are two uses. But a message that names one
+// end twice tells of one moment, so the chain is told once.
 bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget) {
   const auto end_of = [&](int at) {
     const kvmwire::HostCacheRun& run = use.runs(at);

@@ -52,7 +52,7 @@ class HostCache {
     Generation write = 0;
   };
   // What became of an offer. Records from `decided` on wait for memory that is being allocated or
-  // given up, or for their client's next turn: it offers them again.
+  // freed, or for their client's next turn: it offers them again.
   struct Decision {
     std::size_t decided = 0;
     std::vector<Grant> grants;
@@ -69,8 +69,8 @@ class HostCache {
   // `source`: a live region of the client's. `asked`: admission is not in question. An offer of
   // which the first records take a slice of work is decided as far as that.
   Decision Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records, bool asked);
-  // Both go on with what the message names from `next` on, until the budget is used up. True: nothing
-  // is left to do.
+  // Both go on with what the message names from `next` on, until the budget is used up. True:
+  // nothing is left to do.
   bool Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget);
   bool Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget);
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process) { writers_.Leave(client, std::move(process)); }

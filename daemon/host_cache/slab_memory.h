@@ -29,8 +29,8 @@ class SlabMemory {
   // do. Errors as Create.
   [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
 
-  // Gives the memory back to the machine, whoever still has a descriptor of it: what they write from then on is new memory,
-  // and their own.
+  // Gives the memory back to the machine, also while clients still have descriptors of it: what a
+  // client writes from then on is new memory, and counts as the client's.
   void Empty() noexcept;
 
   std::uint64_t size() const noexcept { return bytes_; }

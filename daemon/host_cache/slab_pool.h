@@ -10,8 +10,8 @@
 //   - A block is in the index only while its slot's generation is the even one it was published
 //     with.
 //   - Memory of a closed slab counts until its region has left the domain, since importers have it
-//     mapped until then. Then it is emptied, so that no descriptor that a client has kept, or sent on,
-//     holds memory of the cache.
+//     mapped until then. Then it is emptied, so that no descriptor that a client has kept, or sent
+//     on, holds memory of the cache.
 // Single-threaded.
 #pragma once
 

@@ -17,7 +17,8 @@ constexpr std::uint32_t kFirstSlabs = 4;
 constexpr std::size_t kLongestPath = 16'384;
 // What one call of Use follows; blocks beyond are told without their prefixes.
 constexpr std::size_t kMostAtOnce = kLongestPath;
-// How far a block that may leave from now on is moved up among the others, to stand where its last use puts it.
+// How far a block that may leave from now on is moved up among the others, to stand where its last
+// use puts it.
 constexpr int kMostPlaces = 32;
 // Within this, a prefix that goes on has not been used once more.
 constexpr std::uint64_t kOneUseMs = 1000;

@@ -90,8 +90,8 @@ class SlotTable {
   // once a second unless they were `imported`.
   void Use(std::span<const Slot> slots, std::uint64_t now_ms, bool imported);
 
-  // Among the stored, unpinned blocks of these slabs; not the parent of the block that the place is for. That none may
-  // leave is known without a search, however many slots there are.
+  // Among the stored, unpinned blocks of these slabs; not the parent of the block that the place is
+  // for. That none may leave is known without a search, however many slots there are.
   std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
 
   std::uint64_t stored() const noexcept { return stored_; }
@@ -101,7 +101,8 @@ class SlotTable {
     bool present = false;
     std::vector<std::uint32_t> free;  // slots in the slab; the last element is granted next
     std::uint32_t pinned = 0;         // slots with pins
-    policy::ListEnds may_leave;       // slots whose block may be evicted; the one used least recently is at the back
+    // Slots whose block may be evicted; the one used least recently is at the back
+    policy::ListEnds may_leave;
   };
 
   void Grow();

@@ -6,9 +6,10 @@
 // conversation that comes back. This takes about 400 bytes a slot in all, more for caches below
 // 4,096 blocks.
 //
-// The guard (lru_guard.h) keeps a loss against LRU small, though not impossible: it compares the policy with an LRU cache of
-// its capacity, which the order of use (use_order.h) keeps, and at times has blocks leave in LRU's order. The guard and
-// growth need OnRequest; everything else works without it.
+// The guard (lru_guard.h) keeps a loss against LRU small, though not impossible: it compares the
+// policy with an LRU cache of its capacity, which the order of use (use_order.h) keeps, and at
+// times has blocks leave in LRU's order. The guard and growth need OnRequest; everything else works
+// without it.
 //
 // Invariants:
 //   P1. A resident block is in exactly one leaf list if it has no resident child, else in none.
@@ -46,10 +47,12 @@ class HitDensityPolicy final : public EvictionPolicy {
 
   // For tests.
   std::uint64_t hits() const noexcept { return guard_.hits(); }
-  std::uint64_t lru_hits() const noexcept { return guard_.lru_hits(); }  // of an LRU cache of this capacity
+  // Of an LRU cache of this capacity
+  std::uint64_t lru_hits() const noexcept { return guard_.lru_hits(); }
   bool follows_lru() const noexcept { return guard_.follows_lru(); }
   bool IsLeaf(Slot slot) const { return nodes_[node_of_[slot]].run != kNil; }
-  double Worth(Slot slot) const { return leaves_.Worth(node_of_[slot]); }  // of a leaf: the least one leaves, unless LRU is followed
+  // Of a leaf: the least one leaves, unless LRU is followed
+  double Worth(Slot slot) const { return leaves_.Worth(node_of_[slot]); }
 
  private:
   // A block of the request that is being reported.

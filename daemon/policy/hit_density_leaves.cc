@@ -52,7 +52,8 @@ std::uint32_t HitDensityLeaves::WorstAmong(const Evictable& evictable) {
   lists_.ForEachFilled([&](std::uint32_t list) {
     if (found != kNil || looked >= kMaxVictimsLookedAt) return;
     const auto look = [&](std::uint32_t at) {
-      // A rootless leaf whose parent came back is none any more: where it belongs is not known, so it leaves last.
+      // A rootless leaf whose parent came back is none any more: where it belongs is not known, so
+      // it leaves last.
       const bool came_back = list == kRootless && nodes_.Resident(nodes_[at].parent);
       std::uint32_t& leaf = came_back ? with_parent : found;
       if (leaf == kNil && evictable(nodes_[at].slot)) leaf = at;

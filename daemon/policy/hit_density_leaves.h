@@ -1,8 +1,9 @@
-// The leaves of HitDensityPolicy: resident blocks without a resident child, in lists of equal worth.
+// The leaves of HitDensityPolicy: resident blocks without a resident child, in lists of equal
+// worth.
 //
-// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list. Those that have
-// grown too old for their list are at its back, then. What a list stands for beside the age does not change while a
-// block is in it.
+// Lists hold the youngest in front, about: a block that became a leaf goes to the back of its list.
+// Those that have grown too old for their list are at its back, then. What a list stands for beside
+// the age does not change while a block is in it.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,8 @@ class HitDensityLeaves {
 
   // The least of all leaves; kNil: there is none.
   std::uint32_t Worst(std::uint32_t now);
-  // The least of those that `evictable` lets go, of the first kMaxVictimsLookedAt; kNil: none of them.
+  // The least of those that `evictable` allows, of the first kMaxVictimsLookedAt; kNil: none of
+  // them.
   std::uint32_t WorstAmong(const Evictable& evictable);
   double Worth(std::uint32_t node) const { return WorthOfList(lists_.ListOf(nodes_[node].run)); }
 

@@ -5,8 +5,9 @@
 namespace kvm::policy {
 namespace {
 
-// How far behind LRU the cache may come, of the blocks asked for: half of 0.003, the goal, since what is expected of the
-// blocks that are not here is an estimate. Less, and it turns to LRU before it has learnt anything.
+// How far behind LRU the cache may come, of the blocks asked for: half of 0.003, the goal, since
+// what is expected of the blocks that are not here is an estimate. Less, and it turns to LRU before
+// it has learnt anything.
 constexpr double kTolerated = 0.0015;
 constexpr double kFewBlocks = 20;  // of a request, while none was announced
 

@@ -1,8 +1,8 @@
-// Counts the hits of a cache and those that an LRU cache of its capacity would have had, and says when to do as that one
-// does.
+// Counts the hits of a cache and those that an LRU cache of its capacity would have had, and says
+// when to do as that one does.
 //
-// When LRU's lead and the hits to expect from blocks that only the LRU cache would hold exceed 0.0015 of the blocks asked
-// for, follows_lru() is true until the sum is less again.
+// When LRU's lead and the hits to expect from blocks that only the LRU cache would hold exceed
+// 0.0015 of the blocks asked for, follows_lru() is true until the sum is less again.
 #pragma once
 
 #include <cstdint>
@@ -40,10 +40,12 @@ class LruGuard {
  private:
   const std::uint32_t capacity_;
   std::uint64_t requests_ = 0, asked_ = 0, hits_ = 0, lru_hits_ = 0;
-  double lead_ = 0;                     // hits more than LRU, at most capacity
-  std::uint64_t absent_ = 0;            // blocks in the LRU cache that are not here
-  double lru_used_ = 0, lru_left_ = 0;  // uses of blocks that the LRU cache had, blocks that left it
-  double missed_ = 0, spared_ = 0;      // what became of the absent: used while LRU had them, or left LRU as well
+  double lead_ = 0;           // hits more than LRU, at most capacity
+  std::uint64_t absent_ = 0;  // blocks in the LRU cache that are not here
+  // Uses of blocks that the LRU cache had, blocks that left it
+  double lru_used_ = 0, lru_left_ = 0;
+  // What became of the absent: used while LRU had them, or left LRU as well
+  double missed_ = 0, spared_ = 0;
   bool follows_lru_ = false;
 };
 

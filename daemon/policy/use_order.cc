@@ -24,7 +24,7 @@ void UseOrder::Used(std::uint32_t at, std::uint32_t before, bool known) {
   lru_back_ = out.use.newer;
   if (lru_back_ != kNil) nodes_.Fetch(nodes_[lru_back_].use.newer);  // leaves after the next one
   --lru_size_;
-  // The one that is used now has its slot, though nobody could see it yet.
+  // The one that is used now has its slot, though that is not recorded yet.
   guard_.LeftLru(out.slot == kNoSlot && &out != &node);
 }
 

@@ -1,5 +1,5 @@
-// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it, or its
-// user over all connections, may have more of them.
+// What each client holds in one domain: regions, blocks, descriptors, entries, and whether it, or
+// its user over all connections, may have more of them.
 //
 // Called by Domain, OrphanRegions and EntryTable when a region or an entry is added, is removed or
 // gets another owner. It owns the accounts. It also counts this domain's descriptors in the quota
@@ -35,8 +35,8 @@ class Accounts {
   [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
   // Whether a user may have one more region. kResourceExhausted, user and option named.
   [[nodiscard]] Status CheckUser(ClientId client, std::uint32_t uid) const;
-  // How many of `entries` an account may have before others' go first. Users share alike, and so do the clients of
-  // a user; what kvmd keeps itself is one user more.
+  // How many of `entries` an account may have before others' go first. Users share alike, and so do
+  // the clients of a user; what kvmd keeps itself is one user more.
   std::uint64_t ShareOf(const Account& account, std::uint64_t entries) const noexcept;
   // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
   [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }

@@ -1,6 +1,6 @@
-// How many descriptors kvmd may keep for regions: of all domains together, and of each. They come out of the one table that
-// connections need, too (RLIMIT_NOFILE), so connections come first: a socket and a pidfd for each of --max-clients, and what waits for one
-// user.
+// How many descriptors kvmd may keep for regions: of all domains together, and of each. They come
+// out of the one table that connections need, too (RLIMIT_NOFILE), so connections come first: a
+// socket and a pidfd for each of --max-clients, and what waits for one user.
 //
 // Not thread-safe.
 #pragma once
@@ -13,14 +13,14 @@
 
 namespace kvm::daemon {
 
-// Descriptors that may wait for all connections of one user: --max-waiting-fds-per-user, or if that is 0 an eighth of what this
-// process may have, at most 16,384.
+// Descriptors that may wait for all connections of one user: --max-waiting-fds-per-user, or if that
+// is 0 an eighth of what this process may have, at most 16,384.
 std::uint64_t WaitingDescriptorsPerUser(const Config& config) noexcept;
 
 class DescriptorQuota {
  public:
-  // `stored`: a service manager takes copies, each of which costs this process another descriptor; `store_size`: at most so
-  // many, if it says.
+  // `stored`: a service manager takes copies, each of which costs this process another descriptor;
+  // `store_size`: at most so many, if it says.
   DescriptorQuota(const Config& config, bool stored, std::optional<std::uint64_t> store_size = {});
   DescriptorQuota(const Config& config, bool stored, std::uint64_t process_limit);
 

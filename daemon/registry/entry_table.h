@@ -35,15 +35,15 @@ class EntryTable {
     std::size_t next = 0;  // record
     kvmwire::PublishAck ack;
   };
-  // `records`: whole ones, in `publish`. Goes on where it stopped, until the budget is used up. True:
-  // nothing is left to do.
+  // `records`: whole ones, in `publish`. Goes on where it stopped, until the budget is used up.
+  // True: nothing is left to do.
   bool Publish(ClientId client, const kvmwire::Publish& publish, Publishing& progress, const WorkBudget& budget);
   // Takes over an entry of an older registry, if its block is still what it says. True: it is in.
   bool Restore(Region& region, const IndexEntry& entry);
   // The same of the blocks of `retract`, from `next` on.
   bool Retract(ClientId client, const kvmwire::Retract& retract, int& next, const WorkBudget& budget);
-  // Drops entries whose block has been rewritten since, looking at `slots` slots at most, and as far as
-  // one slice of work goes; slows down by itself while there is little to find.
+  // Drops entries whose block has been rewritten since, looking at `slots` slots at most, and as
+  // far as one slice of work goes; slows down by itself while there is little to find.
   void Sweep(std::uint32_t slots);
   // Drops entries of a region that is leaving, as many as `blocks` allows, and takes them off it.
   // True: none is left.

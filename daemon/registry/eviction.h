@@ -2,8 +2,8 @@
 //
 // A hand goes round the slots and looks at a bounded number of them for each choice; among those it
 // prefers the best standing. Of these, those published in the earlier half of the time are old, and
-// the deepest of the old goes: the tail of a prefix is of no use without its head, the head is without
-// its tail, and of a conversation that grows the head is the oldest.
+// the deepest of the old goes: the tail of a prefix is of no use without its head, the head is
+// without its tail, and of a conversation that grows the head is the oldest.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ class ClockEviction {
  public:
   using Judge = std::function<Standing(const IndexEntry&)>;
 
-  // `best`: nothing but what is stale has a better standing, so a few of these are enough to choose from. kNoSlot: nothing
-  // near the hand may go.
+  // `best`: nothing but what is stale has a better standing, so a few of these are enough to choose
+  // from. kNoSlot: nothing near the hand may go.
   std::uint64_t ChooseVictim(const BlockIndexWriter& index, Standing best, const Judge& judge);
 
  private:

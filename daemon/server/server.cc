@@ -141,8 +141,8 @@ Status Server::Impl::Listen() {
   return {};
 }
 
-// Takes connections faster than one user can make them, so that the queue of the socket has room for the others.
-// What a connection costs beyond that is part of its user's turn.
+// Takes connections faster than one user can make them, so that the queue of the socket has room
+// for the others. What a connection costs beyond that is part of its user's turn.
 asio::awaitable<void> Server::Impl::AcceptLoop() {
   while (!stopping) {
     boost::system::error_code error;

@@ -29,7 +29,8 @@ constexpr std::size_t kMaxQueuedFds = 4096;
 constexpr std::size_t kMaxFdsInFlight = 256;
 // A connection that holds no more is not ended for what others of its user hold.
 constexpr std::size_t kSmallLoad = 64 * 1024;
-constexpr std::size_t kMaxReasonBytes = 1024;  // of a goodbye: it may quote what the client has sent
+// Of a goodbye: it may quote what the client has sent
+constexpr std::size_t kMaxReasonBytes = 1024;
 // How often to try again: no event tells when a client has read the descriptors in flight.
 constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 

@@ -5,11 +5,11 @@
 // when the server ends it. The broker is told once. The object lives as long as one of its
 // coroutines does.
 //
-// What arrives is handled in turns (fair_turns.h): a session that can be read from waits until its user has one, and
-// stops when the turn's work is done, in the middle of a message if need be.
+// What arrives is handled in turns (fair_turns.h): a session that can be read from waits until its
+// user has one, and stops when the turn's work is done, in the middle of a message if need be.
 //
-// kvmd does not read from a client that does not take its replies, so the memory that the client can take
-// is bounded; announcements of others come on top, up to --max-queue-bytes.
+// kvmd does not read from a client that does not take its replies, so the memory that the client
+// can take is bounded; announcements of others come on top, up to --max-queue-bytes.
 //
 // If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or
 // an answer is too large for one message, the connection does not end: the message waits, or the

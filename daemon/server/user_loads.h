@@ -1,8 +1,10 @@
-// What all connections of a user together have waiting in kvmd: bytes of replies, announcements and half-read
-// messages, and descriptors with them. What each connection may have is small; a user may have hundreds of them.
+// What all connections of a user together have waiting in kvmd: bytes of replies, announcements and
+// half-read messages, and descriptors with them. What each connection may have is small; a user may
+// have hundreds of them.
 //
-// Sessions report what they hold. One that takes its user beyond the limit of bytes is ended; while a user is at its
-// limit of descriptors, nothing more is read from it, so it waits for itself. Single-threaded.
+// Sessions report what they hold. One that takes its user beyond the limit of bytes is ended; while
+// a user is at its limit of descriptors, nothing more is read from it, so it waits for itself.
+// Single-threaded.
 #pragma once
 
 #include <cstdint>

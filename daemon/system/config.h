@@ -81,12 +81,12 @@ ParsedArguments ParseArguments(int argc, char** argv);
 // --max-clients, at least 64.
 std::uint32_t ConnectionsPerUser(const Config& config) noexcept;
 
-// The most regions of one user in a domain: --max-regions-per-user, or if that is 0 all of --max-regions where a domain has
-// one user, else three quarters of it.
+// The most regions of one user in a domain: --max-regions-per-user, or if that is 0 all of
+// --max-regions where a domain has one user, else three quarters of it.
 std::uint32_t RegionsPerUser(const Config& config) noexcept;
 
-// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read, or
-// something else in it is wrong.
+// The log level that `file` sets, kInfo if it sets none. kInvalidArgument: the file can't be read,
+// or something else in it is wrong.
 [[nodiscard]] Result<LogLevel> ReadLogLevel(const std::string& file);
 
 }  // namespace kvm::daemon

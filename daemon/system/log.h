@@ -32,8 +32,9 @@ void SetLogLevel(LogLevel level);
 bool LogEnabled(LogLevel level);
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
-// For events that a client can cause at will. Lines are counted for the user in whose name kvmd is at work (LogScope), else
-// for the event: a user that has had its part is left out, with a count, and hides no line of another's.
+// For events that a client can cause at will. Lines are counted for the user in whose name kvmd is
+// at work (LogScope), else for the event: a user that has had its part is left out, with a count,
+// and hides no line of another's.
 void LogLimited(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
 // Lines a second that one user, or one event, may cause for long; ten times as many at once.
@@ -51,7 +52,8 @@ class LogScope {
   const std::optional<std::uint32_t> before_;
 };
 
-// Which of the lines that one source wants to write are written: `rate` a second, ten times as many at once.
+// Which of the lines that one source wants to write are written: `rate` a second, ten times as many
+// at once.
 class LogBucket {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -68,7 +70,8 @@ class LogBucket {
   Time filled_{}, told_{};
 };
 
-// Waits until all lines are written, before the process ends. False: they were not read within `timeout`.
+// Waits until all lines are written, before the process ends. False: they were not read within
+// `timeout`.
 bool DrainLog(std::chrono::milliseconds timeout);
 
 // The line without priority and newline; for tests.

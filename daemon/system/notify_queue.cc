@@ -102,7 +102,8 @@ bool NotifyQueue::Connect() {
   return true;
 }
 
-// What can't be sent for another reason than a full socket is lost, and so is what a next kvmd would have had of it.
+// What can't be sent for another reason than a full socket is lost, and so is what a next kvmd
+// would have had of it.
 NotifyQueue::Outcome NotifyQueue::TrySend(const Item& item) {
   Spend(kSystemCallUnits);
   for (int tries = 0; tries < 2; ++tries) {

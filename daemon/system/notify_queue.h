@@ -1,14 +1,17 @@
 // NotifyQueue: what is still to be said to the service manager, and sent as fast as it listens.
 //
-// ServiceManager puts messages in; Server feeds the socket when it takes more. A service manager that needs
-// milliseconds for each descriptor, as PID 1 does with a long store, never keeps kvmd's thread.
+// ServiceManager puts messages in; Server feeds the socket when it takes more. A service manager
+// that needs milliseconds for each descriptor, as PID 1 does with a long store, never keeps kvmd's
+// thread.
 //
-// Messages have lanes, one for each user and one for kvmd itself (kOwnLane). Within a lane they go out in order, so
-// at any moment the store holds what kvmd would have left if it had died a little earlier; no lane waits for another
-// one's length, since each has its turn. What must not happen before the store knows of it waits in the lane, too (After).
+// Messages have lanes, one for each user and one for kvmd itself (kOwnLane). Within a lane they go
+// out in order, so at any moment the store holds what kvmd would have left if it had died a little
+// earlier; no lane waits for another one's length, since each has its turn. What must not happen
+// before the store knows of it waits in the lane, too (After).
 //
-// Invariant: a message waits only while what it stores is kept. One that is not needed any more is taken back (Cancel),
-// so the queue is as long as what kvmd keeps and what the store still has to drop.
+// Invariant: a message waits only while what it stores is kept. One that is not needed any more is
+// taken back (Cancel), so the queue is as long as what kvmd keeps and what the store still has to
+// drop.
 //
 // Owns its socket, and nothing that is stored. Single-threaded.
 #pragma once
@@ -34,8 +37,9 @@ class NotifyQueue {
   // `path`: NOTIFY_SOCKET; '@' begins an abstract name.
   explicit NotifyQueue(std::string path) : path_(std::move(path)) {}
 
-  // Sends it at once if nothing of its lane waits and the socket takes it; else it waits. `fd`: goes with it, and stays
-  // open until the message has been sent or taken back; -1: none. `name`: of what is stored, for Cancel.
+  // Sends it at once if nothing of its lane waits and the socket takes it; else it waits. `fd`:
+  // goes with it, and stays open until the message has been sent or taken back; -1: none. `name`:
+  // of what is stored, for Cancel.
   void Send(Lane lane, std::string text, const std::string& name = "", int fd = -1);
   // The same with a descriptor that the queue closes.
   void SendOwned(Lane lane, std::string text, const std::string& name, UniqueFd fd);
@@ -47,9 +51,11 @@ class NotifyQueue {
   // The same of all lanes.
   void AfterAll(std::function<void()> then);
 
-  // Sends up to `most` messages. False: something is left, for when the socket takes more, or for the next call.
+  // Sends up to `most` messages. False: something is left, for when the socket takes more, or for
+  // the next call.
   bool Feed(std::size_t most);
-  // Whether the last Feed or Send has stopped because the socket is full; fd() then polls writable later.
+  // Whether the last Feed or Send has stopped because the socket is full; fd() then polls writable
+  // later.
   bool full() const noexcept { return full_; }
   std::size_t waiting() const noexcept { return waiting_; }
   int fd() const noexcept { return socket_.get(); }  // -1: not made yet
@@ -65,7 +71,8 @@ class NotifyQueue {
   };
   struct Waiting {
     std::list<Item> items;
-    std::unordered_map<std::string, std::list<Item>::iterator> by_name;  // messages that store something
+    // Messages that store something
+    std::unordered_map<std::string, std::list<Item>::iterator> by_name;
   };
   enum class Outcome { kSent, kFull };
 

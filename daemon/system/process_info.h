@@ -21,13 +21,15 @@ UniqueFd PeerPidFd(int socket, std::uint32_t pid) noexcept;
 // What PeerPidFd does on kernels before 6.5.
 UniqueFd PidFdByNumber(int socket, std::uint32_t pid) noexcept;
 
-// Whether the process at the other end has closed, though what it sent before may not have been read yet.
+// Whether the process at the other end has closed, though what it sent before may not have been
+// read yet.
 bool HasHungUp(int socket) noexcept;
 // Whether it has closed and is not waiting for an answer either.
 bool HasGone(int socket) noexcept;
 
-// Whether the kernel can say who is at the other end. A process of a user that has no number in kvmd's user namespace shows as
-// the overflow user, and so do all others of that kind. kPermissionDenied: it says why; `group`: the same of its group.
+// Whether the kernel can say who is at the other end. A process of a user that has no number in
+// kvmd's user namespace shows as the overflow user, and so do all others of that kind.
+// kPermissionDenied: it says why; `group`: the same of its group.
 [[nodiscard]] Status CheckUser(int socket, bool group) noexcept;
 
 // User of the process that connected; 2^32 - 1 (no user) if the kernel does not say.

@@ -70,7 +70,8 @@ std::vector<PassedFd> ServiceManager::TakeStored() noexcept {
   return out;
 }
 
-// FDPOLL=0: a pidfd is stored to be asked later whether its process has ended, not to be dropped when it has.
+// FDPOLL=0: a pidfd is stored to be asked later whether its process has ended, not to be dropped
+// when it has.
 void ServiceManager::Store(std::uint32_t user, const std::string& name, int fd) const {
   if (has_store_) queue_->Send(user, "FDSTORE=1\nFDNAME=" + name + "\nFDPOLL=0\n", name, fd);
 }

@@ -21,8 +21,8 @@ struct PassedFd {
   UniqueFd fd;
 };
 
-// Not thread-safe. Does nothing without a service manager. Nothing here waits for it: what it does not take at once is
-// sent when it does (notify_queue.h).
+// Not thread-safe. Does nothing without a service manager. Nothing here waits for it: what it does
+// not take at once is sent when it does (notify_queue.h).
 class ServiceManager {
  public:
   ServiceManager() = default;  // there is no service manager
@@ -38,14 +38,15 @@ class ServiceManager {
   // The descriptors that an earlier process of this service stored.
   std::vector<PassedFd> TakeStored() noexcept;
 
-  // Keeps a duplicate of `fd` until it is removed or the service is stopped. `name`: differs from all that are
-  // stored, ASCII without colons, at most 255 bytes. `user`: whose it is; NotifyQueue::kOwnLane: kvmd's. `fd` stays open
-  // until it is removed.
+  // Keeps a duplicate of `fd` until it is removed or the service is stopped. `name`: differs from
+  // all that are stored, ASCII without colons, at most 255 bytes. `user`: whose it is;
+  // NotifyQueue::kOwnLane: kvmd's. `fd` stays open until it is removed.
   void Store(std::uint32_t user, const std::string& name, int fd) const;
-  // The same of a descriptor that nobody else keeps.
+  // The same, and the manager's copy is the only one: `fd` is closed once it has been sent.
   void StoreOwned(std::uint32_t user, const std::string& name, UniqueFd fd) const;
   void Remove(std::uint32_t user, const std::string& name) const;
-  // Runs `then` when the store knows of everything that was stored and removed for the user so far; maybe at once.
+  // Runs `then` when the store knows of everything that was stored and removed for the user so far;
+  // maybe at once.
   void AfterStored(std::uint32_t user, std::function<void()> then) const;
   // The same for what was stored and removed for anybody.
   void AfterAllStored(std::function<void()> then) const { queue_->AfterAll(std::move(then)); }

@@ -1,13 +1,14 @@
 // How much work kvmd's one thread has done, in units that do not depend on the machine.
 //
-// A message of a few bytes can ask for much: a chain of 16,384 blocks, a search over every slot of a slab,
-// 129 descriptors. So no limit on bytes or messages bounds what a client costs. Whatever loops over something
-// that a client made as long as it is counts its steps here (Spend), and whatever can stop in the middle asks
-// a WorkBudget whether it should. daemon/server/fair_turns.h divides the thread by what was spent.
+// A message of a few bytes can ask for much: a chain of 16,384 blocks, a search over every slot of
+// a slab, 129 descriptors. So no limit on bytes or messages bounds what a client costs. Whatever
+// loops over something that a client made as long as it is counts its steps here (Spend), and
+// whatever can stop in the middle asks a WorkBudget whether it should. daemon/server/fair_turns.h
+// divides the thread by what was spent.
 //
-// A unit is about one look at a record, slot, row or step of a path: 20 to 100 ns. kSliceUnits of them take
-// about a millisecond on a quiet machine. Work that can't be cut (a path that a policy must be told as a whole)
-// may go beyond a slice once; its user then waits for so much longer.
+// A unit is about one look at a record, slot, row or step of a path: 20 to 100 ns. kSliceUnits of
+// them take about a millisecond on a quiet machine. Work that can't be cut (a path that a policy
+// must be told as a whole) may go beyond a slice once; its user then waits for so much longer.
 //
 // Each thread counts for itself.
 #pragma once

@@ -1,5 +1,5 @@
-// Deterministic random numbers and mixing: the same on every machine and standard library, since seeds
-// are part of kvctl's interface, and tests print theirs (std distributions are not portable).
+// Deterministic random numbers and mixing: the same on every machine and standard library, since
+// seeds are part of kvctl's interface, and tests print theirs (std distributions are not portable).
 //
 // Source: splitmix64, Sebastiano Vigna, https://prng.di.unimi.it/splitmix64.c (public domain).
 #pragma once

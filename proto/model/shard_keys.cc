@@ -1,4 +1,5 @@
-// Derivation of shards' keys. The bytes hashed and encrypted here are a published format: see docs/PROTOCOL.md.
+// Derivation of shards' keys. The bytes hashed and encrypted here are a published format: see
+// docs/PROTOCOL.md.
 #include "kvm/shard_keys.h"
 
 #include <openssl/evp.h>

@@ -26,9 +26,11 @@ using ctl::CopiedRow;
 using ctl::Samples;
 using ctl::Unit;
 
-constexpr std::uint64_t kGoalBytes = std::uint64_t{1} << 30;  // of an import: goals are for this many
+// Of an import: goals are for this many
+constexpr std::uint64_t kGoalBytes = std::uint64_t{1} << 30;
 constexpr std::uint32_t kChunkCallRounds = 3;
-constexpr const char* kChunkedRow = "scattered_64k";  // what CUDA's calls for chunks are compared with
+// What CUDA's calls for chunks are compared with
+constexpr const char* kChunkedRow = "scattered_64k";
 
 struct Goal {
   double value;

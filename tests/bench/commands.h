@@ -1,5 +1,6 @@
-// Commands of kvm_bench that put kvmd next to something else, in one run: `kvm_bench find`, `kvm_bench import`. They are
-// kvctl's benchmarks (client/kvctl/bench) with rows for the other one. Without a command, kvm_bench runs the micro-benchmarks.
+// Commands of kvm_bench that put kvmd next to something else, in one run: `kvm_bench find`,
+// `kvm_bench import`. They are kvctl's benchmarks (client/kvctl/bench) with rows for the other one.
+// Without a command, kvm_bench runs the micro-benchmarks.
 #pragma once
 
 #include "client/kvctl/cli/common_options.h"

@@ -13,7 +13,8 @@
 namespace kvm::bench {
 namespace {
 
-// A buffer on the importer's GPU and one on the owner's, or without `owner` in pinned host memory, with access to it.
+// A buffer on the importer's GPU and one on the owner's, or without `owner` in pinned host memory,
+// with access to it.
 class CopyBuffers {
  public:
   using Queue = std::function<cudaError_t(cudaStream_t)>;
@@ -48,7 +49,8 @@ class CopyBuffers {
     return cudaMemcpyPeerAsync(destination_, importer_->ordinal(), source_, owner_->ordinal(), bytes_, stream);
   }
 
-  // Seconds of each of `rounds`, from the call until the host has seen the end, after one that warms up.
+  // Seconds of each of `rounds`, from the call until the host has seen the end, after one that
+  // warms up.
   Result<std::vector<double>> Time(unsigned rounds, const Queue& queue) const {
     const DeviceGuard guard(*importer_);
     std::vector<double> seconds;

@@ -25,10 +25,10 @@ struct CopyBaseline {
   unsigned rounds = 15;
 };
 
-// Seconds of each round, from the call until the host knows that the copy is complete. Allocates `bytes`
-// on both sides, copies once more to warm up, and frees them.
-// kInvalidArgument: sizes. kNotFound: no such GPU. kResourceExhausted: no memory. kUnsupported: no driver, no peer access
-// between the two, or a toolkit without that call. kSystem.
+// Seconds of each round, from the call until the host knows that the copy is complete. Allocates
+// `bytes` on both sides, copies once more to warm up, and frees them.
+// kInvalidArgument: sizes. kNotFound: no such GPU. kResourceExhausted: no memory. kUnsupported: no
+// driver, no peer access between the two, or a toolkit without that call. kSystem.
 [[nodiscard]] Result<std::vector<double>> MeasureCopy(const CopyBaseline& baseline);
 
 }  // namespace kvm::bench

@@ -24,7 +24,8 @@ TEST_CASE("Copy baselines: as many readings as asked for, and wrong sizes are re
   for (const BaselineCall call : {BaselineCall::kContiguous, BaselineCall::kEachChunk, BaselineCall::kBatch}) {
     baseline.call = call;
     const Result<std::vector<double>> seconds = MeasureCopy(baseline);
-    if (!seconds && seconds.error().code == Errc::kUnsupported) continue;  // no peer access, or an older toolkit
+    // No peer access, or an older toolkit
+    if (!seconds && seconds.error().code == Errc::kUnsupported) continue;
     KVM_REQUIRE_OK(seconds);
     CHECK(seconds->size() == 3);
     for (const double second : *seconds) CHECK(second > 0);

@@ -1,5 +1,6 @@
-// A worker built against the installed packages: publishes a prompt's blocks, then answers each line of its standard
-// input with how many of them a find has and how many an import copies as they were published. Ends with its input.
+// A worker built against the installed packages: publishes a prompt's blocks, then answers each
+// line of its standard input with how many of them a find has and how many an import copies as they
+// were published. Ends with its input.
 //
 //   worker SOCKET
 #include <kvclient/kvclient.h>

@@ -13,7 +13,8 @@ from support.worker import Worker
 pytestmark = pytest.mark.skipif(bool(real_model.missing()), reason=real_model.missing())
 
 PROMPT, NEW = 600, 24
-#: Products of another shape round differently: a prompt that continues a prefix, against one computed in one piece.
+# : Products of another shape round differently: a prompt that continues a prefix, against one
+# computed in one piece.
 ROUNDING = 1e-3
 
 
@@ -38,4 +39,5 @@ def test_answers_with_an_imported_prefix_are_those_of_the_model_alone(
         assert second.call("stats")["reused_tokens"] >= asked * (PROMPT - 16)
     _, other = second.call("answer", changed, NEW, False)
     _, own = second.call("answer", questions[0], NEW, False)
-    assert real_model.furthest(other[:1], own[:1]) > 100 * ROUNDING  # the text matters, so a wrong prefix would show
+    # The text matters, so a wrong prefix would show
+    assert real_model.furthest(other[:1], own[:1]) > 100 * ROUNDING

@@ -53,4 +53,5 @@ def test_answers_with_an_imported_prefix_are_those_of_an_engine_alone(engines: l
     assert second.call("kv_digests", question)[:BLOCKS] == first.call("kv_digests", questions[0])[:BLOCKS]
     _, other, _ = plain.call("log_probabilities", changed, 1)
     _, own, _ = plain.call("log_probabilities", questions[0], 1)
-    assert real_model.furthest(other, own) > 100 * ROUNDING  # the text matters, so a wrong prefix would show
+    # The text matters, so a wrong prefix would show
+    assert real_model.furthest(other, own) > 100 * ROUNDING

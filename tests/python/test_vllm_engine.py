@@ -242,7 +242,8 @@ def test_weights_that_are_changed_in_place_make_another_model(engines: dict[str,
     first.call("generate", [ids], 4)
     first.call("idle_step")
     assert first.call("model") == before
-    second.call("generate", [prompt(20, seed=33)], 1)  # the first step after a reset withdraws, and looks nothing up
+    # The first step after a reset withdraws, and looks nothing up
+    second.call("generate", [prompt(20, seed=33)], 1)
     assert second.call("generate", [ids], 4)[0][1] == 3 * BLOCK
 
 

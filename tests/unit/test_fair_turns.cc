@@ -59,7 +59,7 @@ TEST_CASE("Turns: users get the same amount of work, however many tasks they hav
   }
 }
 
-TEST_CASE("Turns: a debt makes its user pass, and nobody else", "[unit]") {
+TEST_CASE("Turns: a debt makes its user pass, and no other user", "[unit]") {
   Turns turns;
   turns.Add(1, 8 * kSliceUnits, 2);
   turns.turns.Run();
@@ -69,7 +69,7 @@ TEST_CASE("Turns: a debt makes its user pass, and nobody else", "[unit]") {
   CHECK(turns.order == std::vector<std::uint32_t>{2, 2, 2, 2, 1});
 }
 
-TEST_CASE("Turns: with nobody else waiting, a user in debt goes on at once", "[unit]") {
+TEST_CASE("Turns: with no other user waiting, a user in debt goes on at once", "[unit]") {
   Turns turns;
   turns.Add(1, 100 * kSliceUnits, 3);
   for (int i = 0; i < 3; ++i) turns.turns.Run();

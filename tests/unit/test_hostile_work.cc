@@ -1,8 +1,9 @@
-// What hostile clients cost the others: how much work kvmd does before an honest bystander of another user is
-// served. Work is counted (daemon/system/work_meter.h), time is not, so the figures are the same on any machine.
+// What hostile clients cost the others: how much work kvmd does before an honest bystander of
+// another user is served. Work is counted (daemon/system/work_meter.h), time is not, so the figures
+// are the same on any machine.
 //
-// Each case was seen to fail with its defence taken out: messages worked on as a whole, turns by connection, every slot
-// searched, one wait for the service manager after the other.
+// Each case was seen to fail with its defence taken out: messages worked on as a whole, turns by
+// connection, every slot searched, one wait for the service manager after the other.
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -234,7 +235,7 @@ TEST_CASE("Hostile: a region of many segments is announced to many clients in sl
   }
 }
 
-TEST_CASE("Hostile: memory of a slab that was closed is the machine's again, whoever keeps a descriptor", "[unit]") {
+TEST_CASE("Hostile: memory of a slab that was closed is the machine's again, also while a client keeps a descriptor", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker worker(node, "hoarder");
   REQUIRE(worker.PrepareStore(worker.Write(0, 4)) == 4);

@@ -1,4 +1,5 @@
-// How many connections kvmd takes, of all and of one user, and what those of one user may leave waiting.
+// How many connections kvmd takes, of all and of one user, and what those of one user may leave
+// waiting.
 #include "daemon/server/connection_quota.h"
 
 #include <fcntl.h>
@@ -64,7 +65,8 @@ TEST_CASE("kvmd: a connection above the user's limit is told the option, and the
   CHECK(status->rejected_connections() >= 1);
 }
 
-// What kvmd says to a process of user and group `id` that connects; only system calls behind the fork.
+// What kvmd says to a process of user and group `id` that connects; only system calls behind the
+// fork.
 std::string SaidToUser(const std::string& socket_path, unsigned id) {
   int said[2];
   REQUIRE(::pipe2(said, O_CLOEXEC) == 0);

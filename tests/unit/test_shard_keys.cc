@@ -1,4 +1,5 @@
-// Keys of shards derived from names: appended in order, of each length, and not told from one another by a constant.
+// Keys of shards derived from names: appended in order, of each length, and not told from one
+// another by a constant.
 #include <algorithm>
 #include <cstdint>
 #include <set>

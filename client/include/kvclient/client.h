@@ -64,9 +64,10 @@ struct ClientOptions {
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
 
-// A peer's region that this process can't copy from, and why. Find ignores such a region when it looks
-// for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this process had
-// no descriptors left for it; the client tries again, after pauses that double up to a minute.
+// A peer's region that this process can't copy from, and why. Find ignores such a region when it
+// looks for blocks to import. kResourceExhausted with EMFILE ("out of descriptors (limit N)"): this
+// process had no descriptors left for it; the client tries again, after pauses that double up to a
+// minute.
 struct UnmappedRegion {
   std::string name;
   DeviceUuid for_device{};  // the importing GPU; zeros: host memory

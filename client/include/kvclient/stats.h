@@ -1,11 +1,12 @@
-// What a client counts. This table is the only list of it: ClientStats, what kvmd is told (the message StatsReport, `kvctl
-// clients`), Python's ClientStats and the tests of docs/OPERATIONS.md are made from it.
+// What a client counts. This table is the only list of it: ClientStats, what kvmd is told (the
+// message StatsReport, `kvctl clients`), Python's ClientStats and the tests of docs/OPERATIONS.md
+// are made from it.
 #pragma once
 
 #include <cstdint>
 
-// REPORTED: kvmd is told; COUNTED: only this process sees it; both are cumulative since the client connected. CURRENT: as it
-// is now. Each takes a name and its meaning.
+// REPORTED: kvmd is told; COUNTED: only this process sees it; both are cumulative since the client
+// connected. CURRENT: as it is now. Each takes a name and its meaning.
 #define KVCLIENT_STATS(REPORTED, COUNTED, CURRENT)                                                       \
   REPORTED(finds, "Lookups.")                                                                            \
   REPORTED(keys_looked_up, "Keys of all lookups.")                                                       \

@@ -1,5 +1,5 @@
-// bench find: lookups of chains of present keys, with the publisher in another process; optionally while
-// another one publishes at full rate.
+// bench find: lookups of chains of present keys, with the publisher in another process; optionally
+// while another one publishes at full rate.
 #include "client/kvctl/bench/bench_find.h"
 
 #include <algorithm>
@@ -13,7 +13,8 @@ using std::chrono::steady_clock;
 
 constexpr std::uint64_t kChurnBlocks = 64 * 1024;
 
-// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find less is to be faster.
+// Microseconds of lookups that find all of their keys. One that misses a key is an error: to find
+// less is to be faster.
 Result<Samples> MeasureFind(const Client& client, Lookups& lookups, const BenchOptions& options) {
   Samples us;
   us.Reserve(options.rounds);

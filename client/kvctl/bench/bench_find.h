@@ -33,7 +33,8 @@ class Lookups {
 // Called behind the last lookup of `run`, whose times are `find_us`, to add figures to the report.
 using BesideFind = std::function<Status(std::uint64_t run, Samples& find_us, BenchReport& report)>;
 
-// kInvalidArgument: fewer entries than keys. kStale, kSystem: a lookup did not find all of its keys.
+// kInvalidArgument: fewer entries than keys. kStale, kSystem: a lookup did not find all of its
+// keys.
 [[nodiscard]] Result<BenchReport> BenchFind(const CommonOptions& common, const BenchOptions& options, const BesideFind& beside = {});
 
 }  // namespace kvm::ctl

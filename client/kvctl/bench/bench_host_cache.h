@@ -15,8 +15,8 @@ std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t b
 // kDeadlineExceeded: the host cache did not have that many blocks in time.
 [[nodiscard]] Status WaitUntilCached(const std::string& socket, std::uint64_t blocks);
 
-// `options.bytes` in scattered 64 KiB chunks, and in blocks of that size, from the host cache to the last of `devices`. The
-// blocks are offloaded by a process on the first of `devices`.
+// `options.bytes` in scattered 64 KiB chunks, and in blocks of that size, from the host cache to
+// the last of `devices`. The blocks are offloaded by a process on the first of `devices`.
 [[nodiscard]] Result<std::vector<BenchRow>> HostCacheRows(const CommonOptions& common, const BenchOptions& options,
                                                           const std::vector<DeviceUuid>& devices, const BesideRow& beside);
 

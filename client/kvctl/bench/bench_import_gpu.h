@@ -10,8 +10,9 @@
 
 namespace kvm::ctl {
 
-// What the GPUs of `memory` can do: the first is the exporter's, the second the importer's; without a second one, the rows
-// of one GPU only. None is of the host cache with --on-this-node: that kvmd's is not ours to fill.
+// What the GPUs of `memory` can do: the first is the exporter's, the second the importer's; without
+// a second one, the rows of one GPU only. None is of the host cache with --on-this-node: that
+// kvmd's is not ours to fill.
 [[nodiscard]] Result<std::vector<BenchRow>> MeasureGpuImports(const CommonOptions& common, const BenchOptions& options,
                                                               const PoolMemory& memory, const BesideRow& beside = {});
 // The report of such rows, but for the rows themselves.

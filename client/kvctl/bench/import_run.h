@@ -30,8 +30,8 @@ struct CopiedRow {
   std::uint64_t bytes = 0;
   std::uint32_t rounds = 0;
 };
-// Called before a row's imports and again after them, so that a drift of the machine meets both; may be empty. An error ends
-// the benchmark.
+// Called before a row's imports and again after them, so that a drift of the machine meets both;
+// may be empty. An error ends the benchmark.
 using BesideRow = std::function<Status(const CopiedRow&)>;
 
 class ImportRun {

@@ -58,8 +58,8 @@ class Observer {
   RegistryView registry_;
 };
 
-// A line for the operator where kvmd's answer would not fit into one message, so that its lists lack
-// clients, leases, orphans or domains (its totals are whole); else empty.
+// A line for the operator where kvmd's answer would not fit into one message, so that its lists
+// lack clients, leases, orphans or domains (its totals are whole); else empty.
 std::string CutListNote(const kvmwire::StatusReply& status);
 // Prints that line, if there is one, to standard error.
 void PrintCutListNote(const kvmwire::StatusReply& status);

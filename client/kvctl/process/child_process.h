@@ -16,9 +16,10 @@ namespace kvm::ctl {
 struct ChildStreams {
   int keep_fd = -1;             // stays open in the child, under the same number; -1: none
   int input = -1, output = -1;  // its stdin and stdout; -1: its parent's
-  std::string log_path{};       // file that takes its stderr and, unless there is `output`, its stdout; empty: its parent's
-  // A process group of its own, so that Ctrl-C reaches its parent alone, which then stops what it started in order; and
-  // the signals that end a process do so, whatever its parent does with them.
+  // File that takes its stderr and, unless there is `output`, its stdout; empty: its parent's
+  std::string log_path{};
+  // A process group of its own, so that Ctrl-C reaches its parent alone, which then stops what it
+  // started in order; and the signals that end a process do so, whatever its parent does with them.
   bool own_group = true;
 };
 
@@ -37,12 +38,15 @@ class ChildProcess {
   bool Running();
   // Waits, without a signal, until the process ends; false if `timeout` has passed.
   bool WaitFor(std::chrono::milliseconds timeout);
-  // SIGTERM, then after `grace` SIGKILL; with a grace of 0, SIGKILL at once. Afterwards it has ended.
+  // SIGTERM, then after `grace` SIGKILL; with a grace of 0, SIGKILL at once. Afterwards it has
+  // ended.
   void Stop(std::chrono::milliseconds grace);
   // Whether its exit status is 0; valid once it has ended.
   bool Succeeded() const noexcept;
-  std::string Ending() const;                                // "exited with 3", "killed by signal 9 (Killed)"
-  int wait_status() const noexcept { return wait_status_; }  // as waitpid's; meaningful once it has ended
+  // "exited with 3", "killed by signal 9 (Killed)"
+  std::string Ending() const;
+  // As waitpid's; meaningful once it has ended
+  int wait_status() const noexcept { return wait_status_; }
 
  private:
   pid_t pid_ = -1;

@@ -60,14 +60,16 @@ void CheckPairs(const Topology& topology, std::vector<Check>& checks) {
   if (reached > 0) checks.push_back({"peer access", Verdict::kOk, std::to_string(reached) + " pairs of GPUs, see kvctl topo"});
 }
 
-// Fields that follow from an engine's options or release. Other weights alone are another model, which is no mistake.
+// Fields that follow from an engine's options or release. Other weights alone are another model,
+// which is no mistake.
 bool IsSetting(const std::string& field) {
   constexpr std::array<std::string_view, 9> kSettings = {"revision",     "kv_dtype",       "kv_scales", "layout", "quantization",
                                                          "block_tokens", "sliding_window", "tp_size",   "pp_size"};
   return std::find(kSettings.begin(), kSettings.end(), field) != kSettings.end();
 }
 
-// Whether two specs may be of one model: with another type or release its weights have another digest, too.
+// Whether two specs may be of one model: with another type or release its weights have another
+// digest, too.
 bool MayBeOneModel(const ModelSpec& a, const ModelSpec& b) {
   const bool same_shape =
       a.model_id == b.model_id && a.num_layers == b.num_layers && a.num_kv_heads == b.num_kv_heads && a.head_size == b.head_size;

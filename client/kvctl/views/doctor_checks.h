@@ -30,12 +30,12 @@ std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
 // much there is, whose it is, and until when kvmd keeps it. Empty if there is none.
 std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status);
 
-// Models in use that have one name and one shape, but differ in how their engines lay out or compute a block, so that these
-// engines share nothing. None is the healthy state.
+// Models in use that have one name and one shape, but differ in how their engines lay out or
+// compute a block, so that these engines share nothing. None is the healthy state.
 std::vector<Check> CheckModels(const std::vector<ModelEntry>& models, const std::vector<RegionEntry>& regions);
 
-// Whether this kvctl can see GPUs, and whether they reach each other. That there is no CUDA or no GPU is no
-// finding. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
+// Whether this kvctl can see GPUs, and whether they reach each other. That there is no CUDA or no
+// GPU is no finding. `toolkit`: CudaToolkitVersion(); `topology`: ReadTopology().
 std::vector<Check> CheckGpus(const std::string& toolkit, const Result<Topology>& topology);
 
 // Compares the GPU regions in the registry with the GPUs that this kvctl sees; for information

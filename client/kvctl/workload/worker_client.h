@@ -13,7 +13,8 @@ namespace kvm::ctl {
 struct WorkerClientOptions {
   std::string socket, name;
   ModelSpec model{};
-  std::vector<DeviceUuid> devices{};  // GPUs that blocks are imported to; those of host memory (zeros) are left out
+  // GPUs that blocks are imported to; those of host memory (zeros) are left out
+  std::vector<DeviceUuid> devices{};
   std::chrono::milliseconds connect_timeout{30'000};
 };
 
@@ -36,8 +37,8 @@ inline constexpr std::chrono::milliseconds kSetUpTimeout{30'000};
 // Connects and declares the model. The errors of Client::Connect and Client::DeclareModel.
 [[nodiscard]] Result<WorkerClient> ConnectWorker(const WorkerClientOptions& options);
 
-// A region that ends with this process: no other one takes the place of a worker of kvctl. The errors of
-// Client::AllocateRegion.
+// A region that ends with this process: no other one takes the place of a worker of kvctl. The
+// errors of Client::AllocateRegion.
 [[nodiscard]] Result<std::shared_ptr<Region>> AllocatePool(Client& client, const Model& model, const PoolOptions& options);
 
 }  // namespace kvm::ctl

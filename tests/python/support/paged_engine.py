@@ -253,7 +253,8 @@ class Engine:
         self.wrong = 0  # of them, with other bytes than their tokens say
         self.published_wrong = 0  # blocks published with other bytes than their key says
         self.written_readable = 0  # blocks written while others could read them
-        self.passed_over = 0  # runs that a step could have published, of requests that it did not look at
+        # Runs that a step could have published, of requests that it did not look at
+        self.passed_over = 0
         self.read_wrong = 0  # blocks of a request's prefix that were wrong when it was computed on
         self.finished = 0
         self.preempted = 0

@@ -14,7 +14,8 @@ from support.small_models import write_model
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-# Models this small gain nothing from a second thread, and on a busy machine the two wait for each other.
+# Models this small gain nothing from a second thread, and on a busy machine the two wait for each
+# other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.

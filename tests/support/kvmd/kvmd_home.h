@@ -1,7 +1,8 @@
-// Where a test's kvmd lives: a directory with its socket and its log, and the command line that every one is started with.
-// A test starts a kvmd by
+// Where a test's kvmd lives: a directory with its socket and its log, and the command line that
+// every one is started with. A test starts a kvmd by
 //   KvmdProcess   the program, as a user starts it
-//   Supervisor    the program, as a service manager starts it: socket passed, descriptors stored over its death
+//   Supervisor    the program, as a service manager starts it: socket passed, descriptors stored
+//                 over its death
 //   ServerRunner  the server in the test's own process (unit tests)
 #pragma once
 
@@ -24,7 +25,8 @@ class KvmdHome {
   std::string socket() const { return dir_ / "kvmd.sock"; }
   std::string log_path() const { return dir_ / "kvmd.log"; }
   std::string Log() const;
-  // Of a kvmd with `options`: with small tables, so that a test starts it in milliseconds, unless they say otherwise.
+  // Of a kvmd with `options`: with small tables, so that a test starts it in milliseconds, unless
+  // they say otherwise.
   std::vector<std::string> CommandLine(const std::vector<std::string>& options) const;
 
  private:

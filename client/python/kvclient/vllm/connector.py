@@ -201,7 +201,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._registered: ModelSpec | None = None
         self._times_registered = 0
         self._watches_steps = False
-        self._unregistered: set[tuple[int, int]] = set()  # workers whose memory is not registered under it yet
+        # Workers whose memory is not registered under it yet
+        self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
@@ -377,7 +378,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             if len(workers) != wanted:
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
-            # One model is declared for all: stages of a pipeline with different numbers of layers don't have one.
+            # One model is declared for all: stages of a pipeline with different numbers of layers
+            # don't have one.
             if len({worker.spec for worker in workers}) > 1:
                 raise UnsupportedError(
                     "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "

@@ -113,7 +113,8 @@ class RequestKeys:
     def upto(self, blocks: int) -> list[BlockKeys]:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
         if self._input_now() != self._input:
-            # A streaming session has gone on, with other tokens or items that reach into earlier blocks.
+            # A streaming session has gone on, with other tokens or items that reach into earlier
+            # blocks.
             self._dropped = not self.certain
             self._start()
         if blocks > len(self._names):

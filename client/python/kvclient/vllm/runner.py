@@ -49,7 +49,8 @@ def before_each_step(worker: Any, act: Callable[[Any], None]) -> None:
     def execute_model(scheduler_output: Any, *arguments: Any, **keywords: Any) -> Any:
         metadata = getattr(scheduler_output, "kv_connector_metadata", None)
         if metadata is not None:  # None: a step without requests, to warm up
-            with torch.inference_mode():  # as the runner's own steps: its KV tensors can't be written outside of it
+            # As the runner's own steps: its KV tensors can't be written outside of it
+            with torch.inference_mode():
                 act(metadata)
         return execute(scheduler_output, *arguments, **keywords)
 

@@ -81,18 +81,22 @@ class SchedulerSide:
         self._cache_map: Any = None
         self._step = 0
         self._tracked: dict[str, _Tracked] = {}
-        # Those of them that may have blocks to publish: a step must not cost more because more requests run.
+        # Those of them that may have blocks to publish: a step must not cost more because more
+        # requests run.
         self._candidates: dict[str, _Tracked] = {}
-        self._adapter_of: dict[str, str] = {}  # LoRA name -> identity that the running requests with it have
+        # LoRA name -> identity that the running requests with it have
+        self._adapter_of: dict[str, str] = {}
         self._ended: list[_Ended] = []
         # Block -> hash object of the content that was published
         self._published: dict[int, Any] = {}
         self._loads: list[Load] = []
         self._allocated: list[int] = []  # for loads, since the last plan
-        # Requests that another connector may load blocks for, since the last plan, and their blocks.
+        # Requests that another connector may load blocks for, since the last plan, and their
+        # blocks.
         self._given: dict[str, Callable[[], Sequence[int]]] = {}
         self._parked: set[str] = set()  # requests that wait for a load in the background
-        self._outside: dict[str, int] = {}  # request -> tokens that it had from a load that its step waits for
+        # Request -> tokens that it had from a load that its step waits for
+        self._outside: dict[str, int] = {}
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
         # Request -> blocks that others may compute again as well
         self._recomputed: dict[str, set[int]] = {}
@@ -228,7 +232,8 @@ class SchedulerSide:
             self._published.clear()
             self._ended.clear()
         plan.begin = self._fresh(self._attached(output))
-        # Other requests may already use blocks of a load that the step waits for, so its result must be known first.
+        # Other requests may already use blocks of a load that the step waits for, so its result
+        # must be known first.
         if self._options.publish and not self._waits() and self._known and not self._mixed:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
@@ -368,7 +373,8 @@ class SchedulerSide:
             tracked.adapter, tracked.keys = adapter, self._keys_of(tracked.request, adapter)
         if adapter is not None and self._adapter_of.get(lora.lora_name) != adapter.identity:
             self._adapter_of[lora.lora_name] = adapter.identity
-            for other in self._tracked.values():  # may have begun with the adapter's earlier content
+            # Others may have begun with the adapter's earlier content
+            for other in self._tracked.values():
                 theirs = other.request.lora_request
                 if theirs is not None and theirs.lora_name == lora.lora_name and other.adapter:
                     other.shared = other.shared and other.adapter.identity == adapter.identity
@@ -472,8 +478,8 @@ class SchedulerSide:
             for run, hashes in self._runs(tracked, unsure):
                 self._published.update(zip(run.blocks, hashes, strict=True))
                 yield run
-            # The last block becomes full without notice, and then the request is given another one or ends. A block
-            # before it may have been taken for tokens that were then rejected.
+            # The last block becomes full without notice, and then the request is given another one
+            # or ends. A block before it may have been taken for tokens that were then rejected.
             reached = max(len(tracked.blocks) - 1, tracked.request.num_computed_tokens // self._block_tokens)
             if tracked.next_block >= reached:
                 del self._candidates[request_id]
