@@ -9,6 +9,7 @@
 #include "client/kvctl/cli/registry_tables.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/views/views.h"
+#include "kvclient/stats.h"
 
 namespace kvm::ctl {
 namespace {
