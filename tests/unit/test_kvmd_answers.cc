@@ -29,18 +29,22 @@ struct Connection {
     boost::system::error_code error;
     socket.assign(boost::asio::local::stream_protocol(), sockets.theirs.Release(), error);
     REQUIRE_FALSE(error);
-    session = std::make_shared<daemon::Session>(std::move(socket), config, broker, [this](ClientId) { ended = true; });
+    session = std::make_shared<daemon::Session>(std::move(socket), config, broker, turns, loads, [this](ClientId) { ended = true; });
     session->Start();
   }
   // Whatever is to be done now.
   void Run() {
-    context.restart();
-    context.poll();
+    do {
+      context.restart();
+      context.poll();
+    } while (turns.waiting() > 0 && (turns.Run(), true));
   }
 
   const Config config;
   boost::asio::io_context context;
   Broker broker;
+  daemon::FairTurns turns{[] {}};
+  daemon::UserLoads loads{config};
   SocketPair sockets;
   std::shared_ptr<daemon::Session> session;
   bool ended = false;
