@@ -11,6 +11,7 @@
 namespace kvm {
 
 struct AtomicStats {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): the name of a member
 #define KVM_ATOMIC_COUNTER(name, meaning) std::atomic<std::uint64_t> name{0};
 #define KVM_NOT_COUNTED(name, meaning)
   KVCLIENT_STATS(KVM_ATOMIC_COUNTER, KVM_ATOMIC_COUNTER, KVM_NOT_COUNTED)

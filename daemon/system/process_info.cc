@@ -9,8 +9,12 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <limits>
+#include <optional>
 #include <string>
 #include <utility>
+
+#include "proto/base/text_files.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -22,14 +26,14 @@ namespace {
 
 constexpr std::uint32_t kUsualOverflowId = 65'534;
 
-// Of users or groups that this user namespace has no number for.
-std::uint32_t OverflowId(const char* path) noexcept {
-  std::FILE* file = std::fopen(path, "re");
-  if (file == nullptr) return kUsualOverflowId;
-  unsigned id = 0;
-  const int got = std::fscanf(file, "%u", &id);
-  std::fclose(file);
-  return got == 1 ? id : kUsualOverflowId;
+// The number that stands for users or groups without one in this user namespace. Empty: all have
+// one, so that the number is that of a user like the others ("nobody").
+std::optional<std::uint32_t> NamelessId(const char* map, const char* overflow) {
+  const Result<std::string> ids = ReadTextFile(map);
+  // Without the file the kernel has no user namespaces.
+  if (ids ? MapsEveryId(*ids) : ids.error().code == Errc::kNotFound) return std::nullopt;
+  const Result<std::string> text = ReadTextFile(overflow);
+  return static_cast<std::uint32_t>(text ? ParseNumber(*text).value_or(kUsualOverflowId) : kUsualOverflowId);
 }
 
 }  // namespace
@@ -91,15 +95,25 @@ std::uint32_t PeerUid(int socket) noexcept {
   return peer.uid;
 }
 
+bool MapsEveryId(std::string_view map) noexcept {
+  std::uint64_t ids = 0;
+  for (const std::string_view line : SplitText(map, '\n')) {
+    const std::size_t at = line.find_last_of(' ');
+    if (at != std::string_view::npos) ids += ParseNumber(line.substr(at)).value_or(0);
+  }
+  return ids >= std::numeric_limits<std::uint32_t>::max();  // 2^32 - 1 is no user
+}
+
 Status CheckUser(int socket, bool group) noexcept {
-  static const std::uint32_t no_user = OverflowId("/proc/sys/kernel/overflowuid"), no_group = OverflowId("/proc/sys/kernel/overflowgid");
+  static const std::optional<std::uint32_t> no_user = NamelessId("/proc/self/uid_map", "/proc/sys/kernel/overflowuid");
+  static const std::optional<std::uint32_t> no_group = NamelessId("/proc/self/gid_map", "/proc/sys/kernel/overflowgid");
   ucred peer{};
   socklen_t size = sizeof(peer);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return SystemError("who connects can't be told");
   const bool nameless = peer.uid == no_user;
   if (!nameless && (!group || peer.gid != no_group)) return {};
   return MakeError(Errc::kPermissionDenied,
-                   std::string(nameless ? "user " : "group ") + std::to_string(nameless ? no_user : no_group) +
+                   std::string(nameless ? "user " : "group ") + std::to_string(nameless ? *no_user : *no_group) +
                        " is what the kernel shows for all that kvmd's user namespace has no number for, so it can't tell them apart");
 }
 

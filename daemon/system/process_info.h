@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-
+#include <string_view>
 #include <utility>
 
 #include "kvm/error.h"
@@ -27,8 +27,13 @@ bool HasHungUp(int socket) noexcept;
 // Whether it has closed and is not waiting for an answer either.
 bool HasGone(int socket) noexcept;
 
+// Whether /proc/PID/uid_map or gid_map gives every user or group a number, as outside of user
+// namespaces.
+bool MapsEveryId(std::string_view map) noexcept;
+
 // Whether the kernel can say who is at the other end. A process of a user that has no number in
-// kvmd's user namespace shows as the overflow user, and so do all others of that kind.
+// kvmd's user namespace shows as the overflow user, and so do all others of that kind. Where every
+// user has a number, no user is refused.
 // kPermissionDenied: it says why; `group`: the same of its group.
 [[nodiscard]] Status CheckUser(int socket, bool group) noexcept;
 

@@ -345,6 +345,15 @@ TEST_CASE("kvmd memory: a process that has ended is never taken for another one 
   CHECK((!process.known() || process.Ended()));
 }
 
+TEST_CASE("kvmd memory: outside of user namespaces, and in one that maps all, every user has a number", "[unit]") {
+  CHECK(daemon::MapsEveryId("         0          0 4294967295\n"));
+  CHECK(daemon::MapsEveryId("0 0 1000\n1000 0 4294966295\n"));
+  CHECK_FALSE(daemon::MapsEveryId("         0       1000          1\n"));
+  CHECK_FALSE(daemon::MapsEveryId("0 100000 65536\n"));
+  CHECK_FALSE(daemon::MapsEveryId(""));
+  CHECK_FALSE(daemon::MapsEveryId("0 0 many\n"));
+}
+
 TEST_CASE("kvmd memory: a process that runs is identified by its PID if the kernel has no better way", "[unit]") {
   int ends[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);

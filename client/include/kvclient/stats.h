@@ -28,6 +28,7 @@
 namespace kvm {
 
 struct ClientStats {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): the name of a member
 #define KVCLIENT_STATS_MEMBER(name, meaning) std::uint64_t name = 0;
   KVCLIENT_STATS(KVCLIENT_STATS_MEMBER, KVCLIENT_STATS_MEMBER, KVCLIENT_STATS_MEMBER)
 #undef KVCLIENT_STATS_MEMBER
