@@ -2,8 +2,8 @@
 // another user is served. Work is counted (daemon/system/work_meter.h), time is not, so the figures
 // are the same on any machine.
 //
-// Each case was seen to fail with its defence taken out: messages worked on as a whole, turns by
-// connection, every slot searched, one wait for the service manager after the other.
+// What each case is against: messages worked on as a whole, turns by connection, every slot
+// searched, one wait for the service manager after the other.
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
