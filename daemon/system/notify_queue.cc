@@ -56,7 +56,7 @@ void NotifyQueue::After(Lane lane, std::function<void()> then) {
   PutLast(lanes_[lane], std::move(item));
 }
 
-void NotifyQueue::AfterAll(std::function<void()> then) {
+void NotifyQueue::AfterAll(const std::function<void()>& then) {
   if (lanes_.empty()) return then();
   const auto left = std::make_shared<std::size_t>(lanes_.size());
   for (auto& [lane, waiting] : lanes_) {

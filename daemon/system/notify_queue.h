@@ -49,7 +49,7 @@ class NotifyQueue {
   void After(Lane lane, std::function<void()> then);
 
   // The same of all lanes.
-  void AfterAll(std::function<void()> then);
+  void AfterAll(const std::function<void()>& then);
 
   // Sends up to `most` messages. False: something is left, for when the socket takes more, or for
   // the next call.

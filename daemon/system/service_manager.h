@@ -49,7 +49,7 @@ class ServiceManager {
   // maybe at once.
   void AfterStored(std::uint32_t user, std::function<void()> then) const;
   // The same for what was stored and removed for anybody.
-  void AfterAllStored(std::function<void()> then) const { queue_->AfterAll(std::move(then)); }
+  void AfterAllStored(const std::function<void()>& then) const { queue_->AfterAll(then); }
   bool has_store() const noexcept { return has_store_; }
   // How many descriptors it stores; none: it does not say.
   std::optional<std::uint64_t> store_size() const noexcept { return store_size_; }
