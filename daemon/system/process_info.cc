@@ -104,16 +104,20 @@ bool MapsEveryId(std::string_view map) noexcept {
   return ids >= std::numeric_limits<std::uint32_t>::max();  // 2^32 - 1 is no user
 }
 
-Status CheckUser(int socket, bool group) noexcept {
-  static const std::optional<std::uint32_t> no_user = NamelessId("/proc/self/uid_map", "/proc/sys/kernel/overflowuid");
-  static const std::optional<std::uint32_t> no_group = NamelessId("/proc/self/gid_map", "/proc/sys/kernel/overflowgid");
+const NamelessIds& NamelessIds::OfThisNamespace() {
+  static const NamelessIds ids{NamelessId("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
+                               NamelessId("/proc/self/gid_map", "/proc/sys/kernel/overflowgid")};
+  return ids;
+}
+
+Status CheckUser(int socket, bool group, const NamelessIds& nameless) {
   ucred peer{};
   socklen_t size = sizeof(peer);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return SystemError("who connects can't be told");
-  const bool nameless = peer.uid == no_user;
-  if (!nameless && (!group || peer.gid != no_group)) return {};
+  const bool user = peer.uid == nameless.user;
+  if (!user && (!group || peer.gid != nameless.group)) return {};
   return MakeError(Errc::kPermissionDenied,
-                   std::string(nameless ? "user " : "group ") + std::to_string(nameless ? *no_user : *no_group) +
+                   std::string(user ? "user " : "group ") + std::to_string(user ? peer.uid : peer.gid) +
                        " is what the kernel shows for all that kvmd's user namespace has no number for, so it can't tell them apart");
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -31,11 +32,18 @@ bool HasGone(int socket) noexcept;
 // namespaces.
 bool MapsEveryId(std::string_view map) noexcept;
 
+// The numbers that stand for users and groups without one in a user namespace; empty where all have
+// one, so that no number is ambiguous.
+struct NamelessIds {
+  std::optional<std::uint32_t> user, group;
+  static const NamelessIds& OfThisNamespace();
+};
+
 // Whether the kernel can say who is at the other end. A process of a user that has no number in
 // kvmd's user namespace shows as the overflow user, and so do all others of that kind. Where every
 // user has a number, no user is refused.
 // kPermissionDenied: it says why; `group`: the same of its group.
-[[nodiscard]] Status CheckUser(int socket, bool group) noexcept;
+[[nodiscard]] Status CheckUser(int socket, bool group, const NamelessIds& nameless = NamelessIds::OfThisNamespace());
 
 // User of the process that connected; 2^32 - 1 (no user) if the kernel does not say.
 std::uint32_t PeerUid(int socket) noexcept;

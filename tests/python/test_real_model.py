@@ -13,7 +13,7 @@ from support.worker import Worker
 pytestmark = pytest.mark.skipif(bool(real_model.missing()), reason=real_model.missing())
 
 PROMPT, NEW = 600, 24
-# : Products of another shape round differently: a prompt that continues a prefix, against one
+# Products of another shape round differently: a prompt that continues a prefix, against one
 # computed in one piece.
 ROUNDING = 1e-3
 

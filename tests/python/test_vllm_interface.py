@@ -17,8 +17,8 @@ METRICS = "distributed/kv_transfer/kv_connector/v1/metrics.py"
 RELEASES = releases()
 pytestmark = pytest.mark.skipif(not RELEASES, reason="vLLM is not installed (scripts/python_env.sh --vllm)")
 
-# : File below vllm/ -> class -> names that kvclient.vllm reads or calls; "name?": not in every
-# release, and it can do : without.
+# File below vllm/ -> class -> names that kvclient.vllm reads or calls; "name?": not in every
+# release, and it can do without.
 READ: dict[str, dict[str, str]] = {
     "v1/core/block_pool.py": {
         "BlockPool": "blocks cached_block_hash_to_block num_gpu_blocks enable_caching get_num_free_blocks"
@@ -96,9 +96,11 @@ CALLED = (
     "reset_cache",
 )
 
-# : Public names of our own, and the base's of some releases only -> what stands in where they are
+# Public names of our own, and the base's of some releases only -> what stands in where they are
 # missing.
 OURS = {
+    "describe": "called by the scheduler's side through the executor",
+    "watch_steps": "called by the scheduler's side through the executor",
     "measure": "called by the scheduler's side through the executor",
     "register_under": "called by the scheduler's side through the executor",
     "totals": "for tests and demos",

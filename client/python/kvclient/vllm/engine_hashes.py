@@ -26,8 +26,8 @@ _COLLISION_RESISTANT = ("sha256", "sha256_cbor")
 class EngineHashes:
     """How an engine hashes blocks; the same ``text`` in two engines means the same hash of the same content."""
 
-    # : For ModelSpec.tokenizer_digest: algorithm, and a hash of fixed content, which holds seed and
-    # encoding.
+    #: For ModelSpec.tokenizer_digest: algorithm, and a hash of fixed content, which holds seed and
+    #: encoding.
     text: str
     #: Whether a streaming session that drops a token drops the hash of its block, too.
     follow_sessions: bool

@@ -35,8 +35,8 @@ class ConnectorOptions:
     #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round
     #: differently.
     share_across_versions: bool = False
-    # : ``auto``: from vLLM's own block hashes where these are the same in every process;
-    # ``tokens``: always from tokens.
+    #: ``auto``: from vLLM's own block hashes where these are the same in every process;
+    #: ``tokens``: always from tokens.
     keys: Literal["auto", "tokens"] = "auto"
     #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30

@@ -27,8 +27,8 @@ class Load:
     keys: list[BlockKeys]
     parents: list[BlockKey]
     wait: bool  # for the copy, in this step
-    # : The engine itself writes to none of the blocks in this step, so the copy may begin before
-    # the step's own work.
+    #: The engine itself writes to none of the blocks in this step, so the copy may begin before
+    #: the step's own work.
     early: bool = False
 
 
