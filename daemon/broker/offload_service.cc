@@ -113,8 +113,8 @@ Status OffloadService::Use(Client& client, kvmwire::ClientMessage message) {
   if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns))
     return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
   if (!host_cache_) return {};
-  client.Work([this, use = std::move(use), next = 0](Client& its, const WorkBudget& budget) mutable {
-    return host_cache_->Used(*its.domain, use, next, budget);
+  client.Work([this, use = std::move(use), progress = HostCache::Using()](Client& its, const WorkBudget& budget) mutable {
+    return host_cache_->Used(*its.domain, use, progress, budget);
   });
   return {};
 }

@@ -1,7 +1,5 @@
 #include "daemon/host_cache/host_cache.h"
 
-#include <set>
-#include <tuple>
 #include <unordered_map>
 
 #include "proto/base/fault_point.h"
@@ -108,13 +106,8 @@ bool HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteSto
 
 // Each run is a request of its own: two of one prefix are two uses. But a message that names one
 // end twice tells of one moment, so the chain is told once.
-bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget) {
-  const auto end_of = [&](int at) {
-    const kvmwire::HostCacheRun& run = use.runs(at);
-    return std::tuple(run.region(), run.region_epoch(), run.slot());
-  };
-  std::set<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>> told;
-  for (int at = 0; at < next; ++at) told.insert(end_of(at));
+bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, Using& progress, const WorkBudget& budget) {
+  int& next = progress.next;
   for (const int from = next; next < use.runs_size() && (next == from || !budget.used_up()); ++next) {
     Spend(1);
     const kvmwire::HostCacheRun& run = use.runs(next);
@@ -124,7 +117,8 @@ bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next
     const CacheSlot& slot = slab->group.blocks[at];
     if (slot.state != CacheSlot::State::kStored) continue;
     counters_[domain].hits += std::min(run.blocks(), slot.record.depth + 1);
-    if (told.insert(end_of(next)).second) pool_.Use(slab->group, std::span(&at, 1), true, now_);
+    const bool first = progress.told.emplace(run.region(), run.region_epoch(), run.slot()).second;
+    if (first) pool_.Use(slab->group, std::span(&at, 1), true, now_);
   }
   return next >= use.runs_size();
 }

@@ -18,8 +18,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -69,10 +71,16 @@ class HostCache {
   // `source`: a live region of the client's. `asked`: admission is not in question. An offer of
   // which the first records take a slice of work is decided as far as that.
   Decision Offer(const Offerer& offerer, Domain& domain, Region& source, std::span<const PublishRecord> records, bool asked);
+  // How far a HostCacheUse has been worked on.
+  struct Using {
+    int next = 0;
+    // Ends of chains that the policy has been told: region, its epoch, slot
+    std::set<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>> told;
+  };
   // Both go on with what the message names from `next` on, until the budget is used up. True:
   // nothing is left to do.
   bool Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget);
-  bool Used(Domain& domain, const kvmwire::HostCacheUse& use, int& next, const WorkBudget& budget);
+  bool Used(Domain& domain, const kvmwire::HostCacheUse& use, Using& progress, const WorkBudget& budget);
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process) { writers_.Leave(client, std::move(process)); }
 
   // ---- memory

@@ -91,10 +91,7 @@ std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord
   slots_[slot] = CacheSlot{};
   slots_[slot].state = CacheSlot::State::kGranted;
   slots_[slot].record = record;
-  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) {
-    ++slots_[parent->second].coming;
-    NoteWhetherItMayLeave(parent->second);
-  }
+  IsComing(record);
   by_key_.emplace(record.key.lo, slot);
   return slot;
 }
@@ -103,14 +100,15 @@ std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord
 void SlotTable::NoteWhetherItMayLeave(Slot slot) noexcept {
   CacheSlot& at = slots_[slot];
   const bool may = at.state == CacheSlot::State::kStored && at.listed && at.pins == 0 && at.coming == 0;
-  if (may == std::exchange(at.may_leave, may)) return;
+  if (may == at.may_leave) return;
   if (may) return LetLeave(slot);
-  policy::Unlink(slabs_[PositionOf(slot)].may_leave, slot, [this](Slot one) -> policy::Links& { return slots_[one].leaving; });
+  KeepFromLeaving(slot);
 }
 
 // Into the slab's list, about where the time of its last use puts it.
 void SlotTable::LetLeave(Slot slot) noexcept {
-  const auto links = [this](Slot one) -> policy::Links& { return slots_[one].leaving; };
+  slots_[slot].may_leave = true;
+  const auto links = Leaving();
   policy::ListEnds& list = slabs_[PositionOf(slot)].may_leave;
   // Of those that one request used, the end of the prefix goes first.
   const auto before = [&](Slot other) {
@@ -122,6 +120,20 @@ void SlotTable::LetLeave(Slot slot) noexcept {
   for (int places = 0; places < kMostPlaces && before(newer); ++places) newer = slots_[newer].leaving.older;
   if (newer == list.front) return policy::PushFront(list, slot, links);
   policy::InsertBehind(list, slots_[newer].leaving.newer, slot, links);
+}
+
+// Out of the slab's list.
+void SlotTable::KeepFromLeaving(Slot slot) noexcept {
+  slots_[slot].may_leave = false;
+  policy::Unlink(slabs_[PositionOf(slot)].may_leave, slot, Leaving());
+}
+
+// The policy will be told of the block of `record`: until then its parent stays.
+void SlotTable::IsComing(const PublishRecord& record) noexcept {
+  const auto parent = by_key_.find(record.parent_lo);
+  if (record.depth == 0 || parent == by_key_.end()) return;
+  ++slots_[parent->second].coming;
+  NoteWhetherItMayLeave(parent->second);
 }
 
 // The block in `slot` is known to the policy, or will never be.
@@ -165,10 +177,7 @@ bool SlotTable::Restore(Slot slot, const PublishRecord& record) {
   CacheSlot& at = slots_[slot];
   at.record = record;
   at.state = CacheSlot::State::kStored;
-  if (const auto parent = by_key_.find(record.parent_lo); record.depth > 0 && parent != by_key_.end()) {
-    ++slots_[parent->second].coming;
-    NoteWhetherItMayLeave(parent->second);
-  }
+  IsComing(record);
   ++stored_;
   return true;
 }
@@ -244,8 +253,7 @@ void SlotTable::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool impo
       policy_->OnHit(path[i]);
     }
     at.used_ms = now_ms;
-    if (std::exchange(at.may_leave, false))
-      policy::Unlink(slabs_[PositionOf(path[i])].may_leave, path[i], [this](Slot one) -> policy::Links& { return slots_[one].leaving; });
+    if (at.may_leave) KeepFromLeaving(path[i]);  // its place in the list is that of its last use
     NoteWhetherItMayLeave(path[i]);
   }
 }

@@ -107,9 +107,14 @@ class SlotTable {
 
   void Grow();
   void UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool imported);
+  void IsComing(const PublishRecord& record) noexcept;
   void HasCome(Slot slot);
   void NoteWhetherItMayLeave(Slot slot) noexcept;
   void LetLeave(Slot slot) noexcept;
+  void KeepFromLeaving(Slot slot) noexcept;
+  auto Leaving() noexcept {
+    return [this](Slot slot) -> policy::Links& { return slots_[slot].leaving; };
+  }
   std::optional<Slot> OldestThatMayLeave(std::span<const std::uint32_t> positions, Slot but) const noexcept;
   policy::Block BlockIn(Slot slot) const;
 

@@ -165,9 +165,11 @@ bool Server::Impl::AcceptOne(boost::system::error_code& error) {
     if (errno != EAGAIN && errno != EWOULDBLOCK) error.assign(errno, boost::system::system_category());
     return false;
   }
-  const std::uint32_t uid = PeerUid(socket.get());
   if (HasGone(socket.get())) return true;
-  if (const Status known = CheckUser(socket.get(), config.domain_mode == DomainMode::kGid); !known) {
+  const Result<ucred> peer = PeerOf(socket.get());
+  const std::uint32_t uid = peer ? peer->uid : static_cast<uid_t>(-1);
+  const Status known = peer ? CheckUser(*peer, config.domain_mode == DomainMode::kGid) : Status(peer.error());
+  if (!known) {
     Refuse(socket.get(), uid, known.error().message);
     return true;
   }

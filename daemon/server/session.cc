@@ -57,15 +57,14 @@ void Session::LetGoOfProcess() {
 }
 
 void Session::Start() {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
-    Log(LogLevel::kWarn, "no_peer_credentials", {{"reason", SystemError("getsockopt").ToString()}});
+  const Result<ucred> peer = PeerOf(socket_.native_handle());
+  if (!peer) {
+    Log(LogLevel::kWarn, "no_peer_credentials", {{"reason", peer.error().ToString()}});
     boost::system::error_code ignored;
     socket_.close(ignored);
     return;
   }
-  credentials_ = {static_cast<std::uint32_t>(peer.pid), peer.uid, peer.gid};
+  credentials_ = {static_cast<std::uint32_t>(peer->pid), peer->uid, peer->gid};
   id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
   const int process = broker_.ProcessOf(id_);
   if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {

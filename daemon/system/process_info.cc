@@ -88,11 +88,11 @@ bool HasGone(int socket) noexcept {
   return ::poll(&peer, 1, 0) == 1 && (peer.revents & (POLLHUP | POLLERR)) != 0;
 }
 
-std::uint32_t PeerUid(int socket) noexcept {
+Result<ucred> PeerOf(int socket) noexcept {
   ucred peer{};
   socklen_t size = sizeof(peer);
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return static_cast<uid_t>(-1);
-  return peer.uid;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return SystemError("who connects can't be told");
+  return peer;
 }
 
 bool MapsEveryId(std::string_view map) noexcept {
@@ -110,10 +110,7 @@ const NamelessIds& NamelessIds::OfThisNamespace() {
   return ids;
 }
 
-Status CheckUser(int socket, bool group, const NamelessIds& nameless) {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return SystemError("who connects can't be told");
+Status CheckUser(const ucred& peer, bool group, const NamelessIds& nameless) {
   const bool user = peer.uid == nameless.user;
   if (!user && (!group || peer.gid != nameless.group)) return {};
   return MakeError(Errc::kPermissionDenied,

@@ -1,6 +1,8 @@
 // What /proc says of kvmd itself, and how kvmd learns that another process has ended.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -39,14 +41,13 @@ struct NamelessIds {
   static const NamelessIds& OfThisNamespace();
 };
 
-// Whether the kernel can say who is at the other end. A process of a user that has no number in
-// kvmd's user namespace shows as the overflow user, and so do all others of that kind. Where every
-// user has a number, no user is refused.
-// kPermissionDenied: it says why; `group`: the same of its group.
-[[nodiscard]] Status CheckUser(int socket, bool group, const NamelessIds& nameless = NamelessIds::OfThisNamespace());
+// The process that connected, as the kernel knows it.
+[[nodiscard]] Result<ucred> PeerOf(int socket) noexcept;
 
-// User of the process that connected; 2^32 - 1 (no user) if the kernel does not say.
-std::uint32_t PeerUid(int socket) noexcept;
+// Whether the kernel's answer names one user. A process of a user that has no number in kvmd's user
+// namespace shows as the overflow user, and so do all others of that kind. Where every user has a
+// number, no user is refused. kPermissionDenied: it says why; `group`: the same of its group.
+[[nodiscard]] Status CheckUser(const ucred& peer, bool group, const NamelessIds& nameless = NamelessIds::OfThisNamespace());
 
 // WatchedProcess: a process whose connection has ended. It tells whether the process still runs.
 class WatchedProcess {

@@ -98,13 +98,15 @@ TEST_CASE("kvmd: the user that stands for all without a number is refused with t
   int ends[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
   const UniqueFd one(ends[0]), other(ends[1]);
+  const Result<ucred> peer = daemon::PeerOf(one.get());
+  KVM_REQUIRE_OK(peer);
   const std::uint32_t user = ::geteuid(), group = ::getegid();
-  const Status refused = daemon::CheckUser(one.get(), false, {user, std::nullopt});
+  const Status refused = daemon::CheckUser(*peer, false, {user, std::nullopt});
   KVM_CHECK_ERROR(refused, Errc::kPermissionDenied, "user " + std::to_string(user));
   KVM_CHECK_ERROR(refused, Errc::kPermissionDenied, "user namespace");
-  KVM_REQUIRE_OK(daemon::CheckUser(one.get(), false, {user + 1, group}));
-  KVM_CHECK_ERROR(daemon::CheckUser(one.get(), true, {user + 1, group}), Errc::kPermissionDenied, "group " + std::to_string(group));
-  KVM_REQUIRE_OK(daemon::CheckUser(one.get(), true, {}));
+  KVM_REQUIRE_OK(daemon::CheckUser(*peer, false, {user + 1, group}));
+  KVM_CHECK_ERROR(daemon::CheckUser(*peer, true, {user + 1, group}), Errc::kPermissionDenied, "group " + std::to_string(group));
+  KVM_REQUIRE_OK(daemon::CheckUser(*peer, true, {}));
 }
 
 TEST_CASE("kvmd: where every user has a number, that of `nobody` is one like the others", "[unit]") {
