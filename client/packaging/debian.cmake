@@ -51,7 +51,6 @@ set(CPACK_DEBIAN_DEVELOPMENT_DESCRIPTION "headers of libkvclient
  What a program is built with that shares KV cache blocks through kvmd: headers,
  a CMake package and a pkg-config file.")
 
-set(CPACK_PROJECT_CONFIG_FILE "")
 include(CPack)
 
 # Documents that every Debian package has, and the manual pages that package.sh makes of --help.
