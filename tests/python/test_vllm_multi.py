@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.vllm_worker import BLOCK
 from support.worker import Worker
 
 pytest.importorskip("vllm", reason="vLLM is not installed (scripts/python_env.sh --vllm)")
@@ -24,7 +25,7 @@ def several(socket: str, files: Path, ours_first: bool, policy: str) -> dict[str
         "kv_connector_module_path": "kvclient.vllm",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": 16},
+        "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": BLOCK},
     }
     others = [
         {
@@ -58,7 +59,7 @@ def test_ours_shares_beside_other_connectors_in_either_order(
         {},
         {"kv_transfer_config": several(kvmd.socket, tmp_path, ours_first, "recompute")},
     )
-    ids = prompt(99)
+    ids = prompt(6 * BLOCK + 3)
     [(first, _)] = engine.call("generate", [ids], 8)
     engine.call("idle_step")
     stats = engine.call("stats")
@@ -67,7 +68,7 @@ def test_ours_shares_beside_other_connectors_in_either_order(
     engine.call("reset_prefix_cache")
     [(again, cached)] = engine.call("generate", [ids], 8)
     assert again == first
-    assert cached >= 64
+    assert cached >= 4 * BLOCK
 
 
 def test_an_engine_that_ends_requests_whose_load_fails_does_not_share(
