@@ -43,7 +43,7 @@ constexpr std::size_t kPeerBlocks = 16, kLeftBlocks = 24;
 
 class Life {
  public:
-  // `heir`: the worker adopts "heritage", the region of a dead worker.
+  // With `heir` set, the worker adopts "heritage": the region that a dead worker left.
   Life(std::string socket, bool heir) : socket_(std::move(socket)), heir_(heir) {}
 
   // Exit code. kvmd may die at any moment, and comes back.

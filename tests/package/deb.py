@@ -104,12 +104,6 @@ class Service:
     def pid(self):
         return self.run("systemctl", "show", "--property", "MainPID", "--value", "kvmd.service")
 
-    def states(self):
-        """{name: state} of the regions of root's domain."""
-        listed = json.loads(self.run("kvctl", "regions", "--json"))
-        listed = listed["regions"] if isinstance(listed, dict) else listed
-        return {region["name"]: region["state"] for region in listed}
-
     def is_active(self, unit):
         return self.run("systemctl", "is-active", unit, check=False) == "active"
 
@@ -146,7 +140,7 @@ def check_upgrade(service, machine):
     assert NEXT_VERSION in service.run("dpkg-query", "-W", "kvmd")
     assert service.pid() not in (before, "0")
     assert service.run("grep", "^max-models", "/etc/kvmd/kvmd.toml") == "max-models = 65", "the configuration was replaced"
-    eventually("the worker's return", lambda: service.states() == {"pool": "live", "copies": "live"})
+    eventually("the worker's return", lambda: machine.regions("kvctl") == {"pool": "live", "copies": "live"})
     assert ask(worker) == (8, 8)
     worker.stdin.close()
     assert worker.wait(20) == 0

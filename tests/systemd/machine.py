@@ -1,5 +1,6 @@
 """A small machine with systemd of its own: a root directory that systemd-nspawn boots, and commands in it."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -133,6 +134,11 @@ class Machine:
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
         join = "for g in /sys/fs/cgroup/memory /sys/fs/cgroup; do echo $$ >$g/init.scope/cgroup.procs; done 2>/dev/null"
         return [*enter, "sh", "-c", join + '; exec "$0" "$@"', *arguments]
+
+    def regions(self, kvctl):
+        """{name: state} of the regions in root's domain, as this kvctl says."""
+        listed = json.loads(self.run(kvctl, "regions", "--json", check=True).stdout)
+        return {region["name"]: region["state"] for region in listed["regions"]}
 
     def run(self, *arguments, check=False):
         """Run to the end; its output as text."""

@@ -145,9 +145,7 @@ class Node:
 
     def regions(self):
         """{name: state} of root's domain."""
-        regions = json.loads(self.kvctl("regions", "--json").stdout)
-        listed = regions["regions"] if isinstance(regions, dict) else regions
-        return {region["name"]: region["state"] for region in listed}
+        return self.machine.regions(self.install.kvctl)
 
     def worker(self, name, mib):
         """A worker with a pool of so many MiB, two blocks of it published."""
