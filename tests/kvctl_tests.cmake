@@ -13,6 +13,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
   unit/test_listening_sockets.cc
+  unit/test_live.cc
   unit/test_metric_page.cc
   unit/test_pool_memory.cc
   unit/test_replay_pace.cc
@@ -27,7 +28,7 @@ if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_exporter_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
-    SOURCES integration/test_exporter.cc)
+    SOURCES integration/test_exporter.cc integration/test_kvctl_live.cc)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
   kvm_test(NAME kvctl_retained_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_retained.cc)
