@@ -3,7 +3,8 @@
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME kvmd)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
-set(CPACK_PACKAGE_CONTACT "The kvmd authors <kvmd@users.noreply.github.com>" CACHE STRING "Maintainer: field of the packages")
+set(KVM_PACKAGE_CONTACT "The kvmd authors <kvmd@users.noreply.github.com>" CACHE STRING "Maintainer: field of the packages")
+set(CPACK_PACKAGE_CONTACT ${KVM_PACKAGE_CONTACT})
 # Else CPack puts one summary before the description of each package.
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "")
 set(CPACK_COMPONENTS_ALL service library development)
