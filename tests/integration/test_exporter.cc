@@ -268,7 +268,7 @@ TEST_CASE("Exporter: a descriptor that does not listen is refused as a passed so
 }
 
 TEST_CASE("Exporter: promtool finds nothing wrong with the metrics", "[integration]") {
-  if (::system("command -v promtool >/dev/null") != 0) KVM_SKIP("no promtool here (Debian package prometheus)");
+  if (::system("command -v promtool >/dev/null") != 0) KVM_SKIP("no promtool here (scripts/install_deps.sh --metrics)");
   KvmdProcess kvmd({"--host-cache", "64M"});
   auto worker = StartWorker(kvmd, "worker");
   worker->Publish("a:8", 0);

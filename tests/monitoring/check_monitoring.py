@@ -100,7 +100,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.promtool:
         if shutil.which("promtool") is None:
-            print("SKIPPED: no promtool here (Debian package prometheus)")
+            print("SKIPPED: no promtool here (scripts/install_deps.sh --metrics)")
             return 77
         return subprocess.run(["promtool", "check", "rules", str(arguments.source / RULES)], check=False).returncode
     wrong = list((self_test if arguments.self_test else check)(arguments.source, arguments.kvctl))

@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     if shutil.which("prometheus") is None:
-        print("SKIPPED: no prometheus here (Debian package prometheus)")
+        print("SKIPPED: no prometheus here (scripts/install_deps.sh --metrics)")
         return 77
     with tempfile.TemporaryDirectory(prefix="kvmd-scrape-") as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
