@@ -2,12 +2,13 @@
 """Checks that what is written about metrics is true: documents, alert rules, dashboard.
 
     check_monitoring.py --source DIR --kvctl KVCTL      holds them to kvctl's table of metrics
-    check_monitoring.py --source DIR --promtool         promtool checks the rules; 77: there is no promtool
+    check_monitoring.py --source DIR --promtool         promtool checks the rules, and that each alert fires where it
+                                                        should; 77: there is no promtool
     check_monitoring.py --self-test --source DIR --kvctl KVCTL
 
 docs/METRICS.md has the table as `kvctl exporter --list` prints it; alerts and dashboard use no other metric;
-counters are used through rate(), increase() and the like; each alert has a section of docs/OPERATIONS.md, and
-there is none besides.
+counters are used through rate(), increase() and the like; each alert has a section of docs/OPERATIONS.md and a
+case of promtool's test that it fires and one that it does not, and there is none besides.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from metrics import names_in, table_of
 
 MONITORING = "client/packaging/monitoring"
 RULES = f"{MONITORING}/kvmd.rules.yml"
+RULES_TEST = "tests/monitoring/kvmd.rules.test.yml"
 DASHBOARD = f"{MONITORING}/kvmd-dashboard.json"
 
 
@@ -61,6 +63,10 @@ def check(source, kvctl):
         yield from check_expression(f"{RULES}: {name}", expression, types)
         if runbook != f"docs/OPERATIONS.md#{name.lower()}":
             yield f"{RULES}: {name}: its runbook is {runbook}, not docs/OPERATIONS.md#{name.lower()}"
+    tested = (source / RULES_TEST).read_text()
+    for name, *_ in alerts:
+        if f"alertname: {name}," not in tested or f'alertname="{name}"' not in tested:
+            yield f"{RULES_TEST}: {name} is not in both of its tests"
     for name in sorted(sections ^ {alert[0] for alert in alerts}):
         yield f"{name} is either no alert of {RULES} or no section of docs/OPERATIONS.md"
     for panel, expression in expressions_of(json.loads((source / DASHBOARD).read_text())):
@@ -77,12 +83,13 @@ def self_test(source, kvctl):
         (RULES, "#kvmddown", "#kvmdup"),
         (RULES, "rate(kvmd_dropped_blocks_total{", "(kvmd_dropped_blocks_total{"),
         ("docs/OPERATIONS.md", "### KvmdDown\n", ""),
+        (RULES_TEST, 'alertname="KvmdSlow"', 'alertname="KvmdFast"'),
         (DASHBOARD, "kvmd_leased_bytes", "kvmd_leased_bits"),
     ]
     for file, old, new in spoilt:
         with tempfile.TemporaryDirectory() as name:
             copy = pathlib.Path(name)
-            for each in ("docs/METRICS.md", "docs/OPERATIONS.md", RULES, DASHBOARD):
+            for each in ("docs/METRICS.md", "docs/OPERATIONS.md", RULES, RULES_TEST, DASHBOARD):
                 (copy / each).parent.mkdir(parents=True, exist_ok=True)
                 text = (source / each).read_text()
                 assert each != file or old in text, (file, old)
@@ -102,7 +109,8 @@ def main():
         if shutil.which("promtool") is None:
             print("SKIPPED: no promtool here (scripts/install_deps.sh --metrics)")
             return 77
-        return subprocess.run(["promtool", "check", "rules", str(arguments.source / RULES)], check=False).returncode
+        tools = (["check", "rules", RULES], ["test", "rules", RULES_TEST])
+        return max(subprocess.run(["promtool", *each], cwd=arguments.source, check=False).returncode for each in tools)
     wrong = list((self_test if arguments.self_test else check)(arguments.source, arguments.kvctl))
     for line in wrong:
         print(line)
