@@ -42,6 +42,8 @@ TEST_CASE("kvctl stat: prints a line for each interval, and as JSON an object fo
     CHECK(Number(value, "clients") == 2);
   }
   CHECK(count == 3);
+  const auto top = sandbox.Run("top --interval 0.1 --count 1 --json --socket " + kvmd.socket());
+  CHECK(Number(top.Json(), "blocks") == 8);
 }
 
 TEST_CASE("kvctl top: without a terminal it prints plain pages, with the workers", "[integration]") {

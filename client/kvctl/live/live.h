@@ -12,9 +12,9 @@ struct LiveOptions {
   std::uint64_t count = 0;  // how often, 0: until it is interrupted
 };
 // A page of the terminal that is drawn anew; plain pages, one after the other, where the output is
-// no terminal. kvmd may be restarted meanwhile.
+// no terminal; with --json what RunStat prints. kvmd may be restarted meanwhile.
 int RunTop(const CommonOptions& common, const LiveOptions& options);
-// A line for each interval.
+// A line for each interval; with --json an object.
 int RunStat(const CommonOptions& common, const LiveOptions& options);
 
 }  // namespace kvm::ctl

@@ -19,7 +19,9 @@ void AddLiveCommands(CLI::App& app, const CommonOptions& common, Action& action)
     return command;
   };
   add("top", "What workers look up, find and import, as a page that is drawn anew", &RunTop)
-      ->footer("Root and kvmd's user see all domains, other users their own. Where the output is no terminal, pages follow each other.");
+      ->footer(
+          "Root and kvmd's user see all domains, other users their own. Where the output is no terminal, pages follow each other; --json: "
+          "as kvctl stat.");
   add("stat", "What workers look up, find and import, a line for each interval", &RunStat)
       ->footer("With --json, each line is a JSON object.");
 }

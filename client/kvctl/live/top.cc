@@ -52,6 +52,7 @@ class Screen {
 }  // namespace
 
 int RunTop(const CommonOptions& common, const LiveOptions& options) {
+  if (common.json) return RunStat(common, options);
   StatusFeed feed(common, options.interval_s);
   if (Status begun = feed.Begin(); !begun) return Fail(begun.error());
   CatchInterrupts();
