@@ -2,7 +2,8 @@
 # Installs the distribution's packages that a build needs, on Debian 12 and Ubuntu 24.04. Options
 # add the packages for other work: --lint for the linters, --bench for benchmarks, --python for the
 # Python package, --systemd for the test of the unit under a real systemd, --package for making
-# Debian packages. It downloads only packages that are missing.
+# Debian packages, --metrics for the tests with a real Prometheus (its package starts a service). It
+# downloads only packages that are missing.
 set -euo pipefail
 
 lint=no
@@ -10,6 +11,7 @@ bench=no
 python=no
 systemd=no
 debian_packages=no
+metrics=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
@@ -17,8 +19,9 @@ for argument in "$@"; do
     --python) python=yes ;;
     --systemd) systemd=yes ;;
     --package) debian_packages=yes ;;
+    --metrics) metrics=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics]"
       exit 0
       ;;
     *)
@@ -44,11 +47,12 @@ if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
 fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
-  libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev python3 git binutils spin)
+  libcli11-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev prometheus-cpp-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
 [ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man)
+[ "$metrics" = yes ] && packages+=(prometheus)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -62,8 +62,9 @@ done
 version=$(sed -n 's/^project(kvmd VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 # shellcheck source=/dev/null
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-unstable}")
-printf 'kvmd (%s) %s; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n -- The kvmd authors <kvmd@localhost.localdomain>  %s\n' \
-  "$version" "$codename" "$(git log -1 --format=%cD 2>/dev/null || date -R)" | gzip -9n >"$pages/changelog.gz"
+contact=$(sed -n 's/^KVM_PACKAGE_CONTACT:STRING=//p' "$build/CMakeCache.txt")
+printf 'kvmd (%s) %s; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n -- %s  %s\n' \
+  "$version" "$codename" "$contact" "$(git log -1 --format=%cD 2>/dev/null || date -R)" | gzip -9n >"$pages/changelog.gz"
 
 mkdir -p "$out"
 rm -f "$out"/*.deb

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the configured unit files with systemd-analyze; skipped (77) where that is missing.
 #
-#   verify.sh BUILD_DIR KVMD
+#   verify.sh BUILD_DIR KVMD KVCTL
 set -euo pipefail
 command -v systemd-analyze >/dev/null || {
   echo "SKIPPED: no systemd-analyze here"
@@ -10,10 +10,11 @@ command -v systemd-analyze >/dev/null || {
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 here=$(cd "$(dirname "$0")" && pwd)
-# The unit names an installed program; verify it with the program that was built.
+# The units name installed programs; verify them with the programs that were built.
 sed -E "s|^ExecStart=[^ ]+|ExecStart=$2|" "$1/systemd/kvmd.service" >"$work/kvmd.service"
-cp "$here/kvmd.socket" "$work/"
-output=$(SYSTEMD_UNIT_PATH="$work:" systemd-analyze verify --man=no "$work/kvmd.service" "$work/kvmd.socket" 2>&1) || {
+sed -E "s|^ExecStart=[^ ]+|ExecStart=$3|" "$1/systemd/kvmd-exporter.service" >"$work/kvmd-exporter.service"
+cp "$here/kvmd.socket" "$here/kvmd-exporter.socket" "$work/"
+output=$(SYSTEMD_UNIT_PATH="$work:" systemd-analyze verify --man=no "$work"/kvmd* 2>&1) || {
   echo "$output"
   exit 1
 }

@@ -4,6 +4,7 @@ set(KVM_DAEMON_TEST_SOURCES
   support/kvmd/wire_client.cc
   support/process/temp_dir.cc
   unit/test_block_index.cc
+  unit/test_client_totals.cc
   unit/test_dispatcher.cc
   unit/test_fair_turns.cc
   unit/test_hostile_work.cc
@@ -20,6 +21,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_kvmd_sessions.cc
   unit/test_leases.cc
   unit/test_log_sink.cc
+  unit/test_monitor.cc
   unit/test_notify_queue.cc
   unit/test_orphan_policy.cc
   unit/test_registry.cc

@@ -6,11 +6,15 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_compared_rows.cc
   unit/test_doctor_host_cache.cc
   unit/test_doctor_models.cc
+  support/process/temp_dir.cc
   unit/test_key_query.cc
   unit/test_kvctl_gpus.cc
   unit/test_kvctl_output.cc
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
+  unit/test_listening_sockets.cc
+  unit/test_live.cc
+  unit/test_metric_page.cc
   unit/test_pool_memory.cc
   unit/test_replay_pace.cc
   unit/test_simulate.cc
@@ -23,6 +27,8 @@ set(KVM_KVCTL_TEST_SOURCES
 if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
+  kvm_test(NAME kvctl_exporter_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
+    SOURCES integration/test_exporter.cc integration/test_kvctl_live.cc)
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
   kvm_test(NAME kvctl_retained_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_retained.cc)

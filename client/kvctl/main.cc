@@ -45,6 +45,8 @@ int Main(int argc, char** argv) {
   Action action;
   AddViewCommands(app, common, action);
   AddKeyCommands(app, common, action);
+  AddLiveCommands(app, common, action);
+  AddExporterCommand(app, common, action);
   AddReplayCommand(app, common, action);
   AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);

@@ -3,8 +3,10 @@
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME kvmd)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
-set(CPACK_PACKAGE_CONTACT "The kvmd authors <kvmd@localhost.localdomain>" CACHE STRING "Maintainer: field of the packages")
-set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
+set(KVM_PACKAGE_CONTACT "The kvmd authors <kvmd@users.noreply.github.com>" CACHE STRING "Maintainer: field of the packages")
+set(CPACK_PACKAGE_CONTACT ${KVM_PACKAGE_CONTACT})
+# Else CPack puts one summary before the description of each package.
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "")
 set(CPACK_COMPONENTS_ALL service library development)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_SET_DESTDIR ON)  # the configuration's path is absolute
@@ -18,16 +20,17 @@ set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 set(CPACK_DEBIAN_PACKAGE_CONTROL_STRICT_PERMISSION ON)
 
 set(debian_dir ${CMAKE_CURRENT_LIST_DIR}/debian)
+# The first line of a description is its summary; CPack indents the others.
 set(CPACK_DEBIAN_SERVICE_PACKAGE_NAME kvmd)
 set(CPACK_DEBIAN_SERVICE_PACKAGE_SECTION admin)
 set(CPACK_DEBIAN_SERVICE_PACKAGE_DEPENDS "systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles, init-system-helpers (>= 1.54)")
 set(CPACK_DEBIAN_SERVICE_DESCRIPTION "registry of KV cache blocks shared between inference processes
- kvmd keeps the registry of the KV cache blocks that the inference processes of
- a node have computed, and hands each process the memory handles of its peers,
- so that a prompt's prefix is computed once a node.
- .
- This package has the service, its configuration, and kvctl, which shows what
- is shared, by whom, and why a prompt was a miss.")
+kvmd keeps the registry of the KV cache blocks that the inference processes of
+a node have computed, and hands each process the memory handles of its peers,
+so that a prompt's prefix is computed once a node.
+
+This package has the service, its configuration, and kvctl, which shows what
+is shared, by whom, and why a prompt was a miss.")
 set(CPACK_DEBIAN_SERVICE_PACKAGE_CONTROL_EXTRA
   "${debian_dir}/kvmd/postinst;${debian_dir}/kvmd/prerm;${debian_dir}/kvmd/postrm;${debian_dir}/kvmd/conffiles")
 
@@ -37,9 +40,9 @@ set(library_package libkvclient${soname_version})
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_NAME ${library_package})
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_LIBRARY_DESCRIPTION "library that shares KV cache blocks through kvmd
- libkvclient publishes KV cache blocks in place, finds the longest common prefix
- of a prompt in shared memory, and copies its blocks from the memory of the
- process that has them, validated.")
+libkvclient publishes KV cache blocks in place, finds the longest common prefix
+of a prompt in shared memory, and copies its blocks from the memory of the
+process that has them, validated.")
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_EXTRA "${debian_dir}/library/triggers;${PROJECT_BINARY_DIR}/debian/shlibs")
 file(WRITE ${PROJECT_BINARY_DIR}/debian/shlibs "libkvclient ${soname_version} ${library_package} (>= ${PROJECT_VERSION})\n")
 
@@ -48,8 +51,8 @@ set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 # What kvclientConfig.cmake asks for: 1.81 or newer, which Debian 12 has beside its default.
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS "${library_package} (= ${PROJECT_VERSION}), libboost-dev (>= 1.81) | libboost1.81-dev")
 set(CPACK_DEBIAN_DEVELOPMENT_DESCRIPTION "headers of libkvclient
- What a program is built with that shares KV cache blocks through kvmd: headers,
- a CMake package and a pkg-config file.")
+What a program is built with that shares KV cache blocks through kvmd: headers,
+a CMake package and a pkg-config file.")
 
 include(CPack)
 
@@ -62,5 +65,6 @@ foreach(pair "service kvmd" "library ${library_package}" "development libkvclien
   install(FILES ${debian_dir}/copyright DESTINATION ${doc_dir}/${package} COMPONENT ${component})
   install(FILES ${PROJECT_BINARY_DIR}/debian/changelog.gz DESTINATION ${doc_dir}/${package} COMPONENT ${component} OPTIONAL)
 endforeach()
+install(FILES ${debian_dir}/library/lintian-overrides DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/lintian/overrides RENAME ${library_package} COMPONENT library)
 install(FILES ${PROJECT_BINARY_DIR}/debian/kvmd.8.gz DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT service OPTIONAL)
 install(DIRECTORY ${PROJECT_BINARY_DIR}/debian/man1 DESTINATION ${CMAKE_INSTALL_MANDIR} COMPONENT service OPTIONAL)

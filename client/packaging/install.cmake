@@ -19,12 +19,16 @@ install(FILES ${PROJECT_BINARY_DIR}/kvclientConfig.cmake ${PROJECT_BINARY_DIR}/k
 configure_file(${CMAKE_CURRENT_LIST_DIR}/kvclient.pc.in ${PROJECT_BINARY_DIR}/kvclient.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/kvclient.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT development)
 
-configure_file(${PROJECT_SOURCE_DIR}/systemd/kvmd.service.in ${PROJECT_BINARY_DIR}/systemd/kvmd.service @ONLY)
+foreach(unit kvmd.service kvmd-exporter.service)
+  configure_file(${PROJECT_SOURCE_DIR}/systemd/${unit}.in ${PROJECT_BINARY_DIR}/systemd/${unit} @ONLY)
+endforeach()
 set(systemd_dir lib/systemd/system)
 install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket
+  ${PROJECT_BINARY_DIR}/systemd/kvmd-exporter.service ${PROJECT_SOURCE_DIR}/systemd/kvmd-exporter.socket
   DESTINATION ${systemd_dir} COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf COMPONENT service)
+install(DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/monitoring DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/kvmd COMPONENT service)
 # Below /usr the configuration belongs in /etc, as the unit file says.
 set(config_dir ${CMAKE_INSTALL_SYSCONFDIR}/kvmd)
 if(CMAKE_INSTALL_PREFIX STREQUAL "/usr")

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "daemon/broker/client_totals.h"
 #include "daemon/broker/status.h"
 #include "daemon/system/log.h"
 #include "proto/wire/protocol_limits.h"
@@ -21,6 +22,8 @@ void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.
 void NoteStats(Client& client, kvmwire::ClientMessage message) {
   kvmwire::StatsReport& report = *message.mutable_stats_report();
   report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
+  AddReport(client.domain->client_totals, client.has_reported ? &client.stats : nullptr, report);
+  client.has_reported = true;
   client.stats = std::move(report);
 }
 
@@ -52,6 +55,8 @@ auto To(Service& service, Method method, Body body) {
     return StatusOf([&] { return (service.*method)(client, (request.message.*body)()); });
   };
 }
+
+std::string DomainName(const Client& client) { return client.domain == nullptr ? "none" : client.domain->name(); }
 
 LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug; }
 
@@ -111,20 +116,24 @@ void Broker::GoOnAnnouncing(ClientId id) {
 
 void Broker::Leave(ClientId id, bool died) {
   const std::unique_ptr<Client> client = clients_.Take(id);
-  if (!client || client->domain == nullptr) return;
+  if (!client || !client->greeted) return;
   if (died) client->process->NoteEnd();
-  leases_.Leave(*client);
+  if (client->domain != nullptr) LeaveDomain(*client);
+  LogLimited(LevelOf(*client), died ? "client_died" : "client_left",
+             {{"client", id}, {"name", client->name}, {"pid", client->credentials.pid}, {"domain", DomainName(*client)}});
+}
+
+void Broker::LeaveDomain(Client& client) {
+  leases_.Leave(client);
   // A kvmd that stops leaves its state unchanged for the next one.
   if (!closing_) {
-    regions_.Leave(*client);
-    orphans_.Leave(*client);
-    announcer_.Leave(*client);
+    regions_.Leave(client);
+    orphans_.Leave(client);
+    announcer_.Leave(client);
   }
-  offload_.Leave(*client);
-  client->domain->models().ForgetClient(id);
-  --client->domain->clients;
-  LogLimited(LevelOf(*client), died ? "client_died" : "client_left",
-             {{"client", id}, {"name", client->name}, {"pid", client->credentials.pid}, {"domain", client->domain->name()}});
+  offload_.Leave(client);
+  client.domain->models().ForgetClient(client.id);
+  --client.domain->clients;
 }
 
 Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
@@ -136,15 +145,18 @@ Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
     return error;
   }
   if (hello.client_name().size() > kMaxNameBytes) return MakeError(Errc::kInvalidArgument, "client name is too long");
-  if (hello.role() != kvmwire::WORKER && hello.role() != kvmwire::OBSERVER) return MakeError(Errc::kProtocol, "unknown role");
-  Result<Domain*> domain = domains_.For(client.credentials);
-  if (!domain) {
-    client.ReplyError(message.request_id(), domain.error());
-    return domain.error();
+  if (hello.role() != kvmwire::WORKER && hello.role() != kvmwire::OBSERVER && hello.role() != kvmwire::MONITOR)
+    return MakeError(Errc::kProtocol, "unknown role");
+  if (hello.role() != kvmwire::MONITOR) {
+    Result<Domain*> domain = domains_.For(client.credentials);
+    if (!domain) {
+      client.ReplyError(message.request_id(), domain.error());
+      return domain.error();
+    }
+    client.domain = *domain;
+    ++client.domain->clients;
   }
   client.greeted = true;
-  client.domain = *domain;
-  ++client.domain->clients;
   client.role = hello.role();
   client.name = hello.client_name();
   client.instance = hello.instance();
@@ -154,17 +166,21 @@ Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
   kvmwire::HelloReply& reply = *message_out.mutable_hello_reply();
   reply.set_protocol_version(kProtocolVersion);
   reply.set_client_id(client.id);
-  reply.set_domain(client.domain->name());
-  reply.set_epoch(client.domain->segment().header().epoch);
   reply.set_server_version(KVM_VERSION);
-  offload_.Describe(reply);
-  client.connection->Send(message_out, {client.domain->segment().fd()});
+  std::vector<int> registry;
+  if (client.domain != nullptr) {
+    reply.set_domain(client.domain->name());
+    reply.set_epoch(client.domain->segment().header().epoch);
+    offload_.Describe(reply);
+    registry.push_back(client.domain->segment().fd());
+  }
+  client.connection->Send(message_out, registry);
   LogLimited(LevelOf(client), "client_joined",
              {{"client", client.id},
               {"name", client.name},
               {"pid", client.credentials.pid},
               {"uid", client.credentials.uid},
-              {"domain", client.domain->name()},
+              {"domain", DomainName(client)},
               {"library", hello.library_version().substr(0, 32)}});
   return {};
 }
@@ -196,9 +212,9 @@ std::vector<MessageRule> Broker::Rules() {
   };
   return {
       {Message::kHello, "hello", kStranger, kNoFds, kReply, To(*this, &Broker::Hello)},
-      {Message::kPing, "ping", kMember, kNoFds, kReply, To(&Ping)},
+      {Message::kPing, "ping", kAll, kNoFds, kReply, To(&Ping)},
       {Message::kStatsReport, "stats report", kMember, kNoFds, kNone, To(&NoteStats)},
-      {Message::kStatusQuery, "status query", kMember, kNoFds, kReply, To(*this, &Broker::ReplyStatus)},
+      {Message::kStatusQuery, "status query", kAll, kNoFds, kReply, To(*this, &Broker::ReplyStatus)},
 
       {Message::kDeclareModel, "declare model", kWorker, kNoFds, kReply, To(announcer_, &RegionAnnouncer::DeclareModel)},
       {Message::kWithdrawAck, "withdraw ack", kMember, kNoFds, kNone,

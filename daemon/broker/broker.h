@@ -79,6 +79,7 @@ class Broker {
 
  private:
   std::vector<MessageRule> Rules();
+  void LeaveDomain(Client& client);
   Status Hello(Client& client, const kvmwire::ClientMessage& message);
   void ReplyStatus(const Client& client, const kvmwire::ClientMessage& message) const;
 

@@ -46,9 +46,10 @@ struct Client {
   kvmwire::Role role = kvmwire::WORKER;
   bool wants_payload = false;
   std::string name;
-  Domain* domain = nullptr;  // null: it has not sent its hello
+  Domain* domain = nullptr;  // null: it has not sent its hello, or is a monitor
   std::uint64_t connected_ms = 0;
-  kvmwire::StatsReport stats;
+  kvmwire::StatsReport stats;  // the last one
+  bool has_reported = false;
   Announcements announcements;
 
  private:

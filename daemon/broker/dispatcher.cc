@@ -36,6 +36,10 @@ Status Dispatcher::Handle(Client& client, Request request) const {
     client.ReplyError(request.message.request_id(), MakeError(Errc::kPermissionDenied, "observers only read"));
     return {};
   }
+  if (rule->sender == Sender::kMember && client.role == kvmwire::MONITOR) {
+    client.ReplyError(request.message.request_id(), MakeError(Errc::kPermissionDenied, "monitors ask for the status only"));
+    return {};
+  }
   return rule->handle(client, request);
 }
 

@@ -23,9 +23,9 @@ struct Request {
   std::vector<UniqueFd> fds;
 };
 
-// Who may send a message: a client's first message must be one for strangers, and all later ones
-// must be for members.
-enum class Sender { kStranger, kWorker, kMember };
+// Who may send a message: a client's first message must be one for strangers. Workers and observers
+// are members of a domain; a monitor is none, and may only send what is for all.
+enum class Sender { kStranger, kWorker, kMember, kAll };
 enum class Descriptors { kNone, kAllowed };
 // kReply: with the request's id. kAck: with a message that has no request id. If a handler returns
 // a protocol error, there is no answer.

@@ -13,14 +13,13 @@ DomainTable::DomainTable(const Config& config, Persistence& persistence, std::fu
       dropping_(std::move(dropping)),
       descriptors_(config, persistence.stores(), persistence.store_size()) {}
 
-Result<Domain*> DomainTable::For(const Credentials& credentials) {
-  std::string name = "node";
+std::string DomainTable::NameFor(const Credentials& credentials) const {
   switch (config_.domain_mode) {
-    case DomainMode::kUid: name = "uid-" + std::to_string(credentials.uid); break;
-    case DomainMode::kGid: name = "gid-" + std::to_string(credentials.gid); break;
+    case DomainMode::kUid: return "uid-" + std::to_string(credentials.uid);
+    case DomainMode::kGid: return "gid-" + std::to_string(credentials.gid);
     case DomainMode::kNode: break;
   }
-  return Named(name);
+  return "node";
 }
 
 Result<Domain*> DomainTable::Named(const std::string& name) {

@@ -31,7 +31,9 @@ class DomainTable {
   DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
 
   // The domain follows from the credentials alone. Errors: those of Named.
-  [[nodiscard]] Result<Domain*> For(const Credentials& credentials);
+  [[nodiscard]] Result<Domain*> For(const Credentials& credentials) { return Named(NameFor(credentials)); }
+  // Null if it has not been made.
+  Domain* FindFor(const Credentials& credentials) const { return Find(NameFor(credentials)); }
   // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory
   // for its registry.
   [[nodiscard]] Result<Domain*> Named(const std::string& name);
@@ -50,6 +52,7 @@ class DomainTable {
   const DescriptorQuota& descriptors() const noexcept { return descriptors_; }
 
  private:
+  std::string NameFor(const Credentials& credentials) const;
   bool DropIdle();
 
   const Config& config_;

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "daemon/broker/memory_groups.h"
 #include "daemon/system/option_names.h"
 #include "daemon/system/process_info.h"
 #include "daemon/system/work_meter.h"
@@ -24,9 +25,7 @@ std::uint64_t MillisecondsUntil(SteadyTime time) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(left, 0));
 }
 
-// `domain`: of it alone; null: of all.
-void Describe(const HostCache& host_cache, const Config& config, const Domain* domain, kvmwire::HostCacheStatus& status) {
-  const HostCache::Usage all = host_cache.UsageOf(domain);
+void Describe(const HostCache& host_cache, const Config& config, const HostCache::Usage& all, kvmwire::HostCacheStatus& status) {
   status.set_max_bytes(host_cache.max_bytes());
   status.set_bytes(all.bytes);
   status.set_slab_bytes(host_cache.slab_bytes());
@@ -34,6 +33,19 @@ void Describe(const HostCache& host_cache, const Config& config, const Domain* d
   status.set_admission(std::string(AdmissionName(config.host_cache_admission)));
   status.set_huge_bytes(all.huge_bytes);
   status.set_transparent_bytes(all.transparent_bytes);
+}
+
+void Describe(const layout::Counters& counters, kvmwire::RegistryCounters& out) {
+  const auto value = [](const std::atomic<std::uint64_t>& counter) { return counter.load(std::memory_order_relaxed); };
+  out.set_published(value(counters.published));
+  out.set_replaced(value(counters.replaced));
+  out.set_retracted(value(counters.retracted));
+  out.set_swept(value(counters.swept));
+  out.set_reaped(value(counters.reaped));
+  out.set_evicted(value(counters.evicted));
+  out.set_refused_full(value(counters.refused_full));
+  out.set_refused_replicas(value(counters.refused_replicas));
+  out.set_refused_stale(value(counters.refused_stale));
 }
 
 void Describe(const HostCache& host_cache, const Domain& domain, kvmwire::HostCacheDomain& status) {
@@ -53,13 +65,19 @@ void Describe(const HostCache& host_cache, const Domain& domain, kvmwire::HostCa
 class StatusBuilder {
  public:
   StatusBuilder(const StatusSources& sources, const Client& asking)
-      : sources_(sources), asking_(asking), sees_all_(asking.credentials.uid == 0 || asking.credentials.uid == ::geteuid()) {}
+      : sources_(sources),
+        asking_(asking),
+        sees_all_(asking.credentials.uid == 0 || asking.credentials.uid == ::geteuid()),
+        own_(asking.domain != nullptr ? asking.domain : sources.domains.FindFor(asking.credentials)) {}
 
   kvmwire::StatusReply Build(const kvmwire::StatusQuery& query) {
     DescribeDaemon();
     bytes_ = reply_.ByteSizeLong();
     sources_.domains.ForEach([&](Domain& domain) {
-      if (MaySee(domain) && !Full()) Count(Describe(domain, *reply_.add_domains()));
+      if (!MaySee(domain) || Full()) return;
+      kvmwire::DomainStatus& described = *reply_.add_domains();
+      Count(Describe(domain, described));
+      if (query.memory()) DescribeMemory(domain, described);
     });
     if (query.clients()) {
       sources_.clients.ForEach([&](const Client& client) {
@@ -83,7 +101,7 @@ class StatusBuilder {
   }
 
  private:
-  bool MaySee(const Domain& domain) const { return sees_all_ || &domain == asking_.domain; }
+  bool MaySee(const Domain& domain) const { return sees_all_ || &domain == own_; }
   bool Full() {
     if (bytes_ > kMaxListBytes) reply_.set_lists_cut(true);
     return bytes_ > kMaxListBytes;
@@ -94,6 +112,7 @@ class StatusBuilder {
   }
 
   void DescribeDaemon();
+  void DescribeMemory(Domain& domain, kvmwire::DomainStatus& out);
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
   const kvmwire::ClientStatus& Describe(const Client& client, kvmwire::ClientStatus& out) const;
   const kvmwire::LeaseStatus& Describe(const Lease& lease, kvmwire::LeaseStatus& out) const;
@@ -102,6 +121,7 @@ class StatusBuilder {
   const StatusSources& sources_;
   const Client& asking_;
   const bool sees_all_;
+  const Domain* const own_;  // a monitor's: that of its user; null: there is none
   kvmwire::StatusReply reply_;
   std::size_t bytes_ = 0;
 };
@@ -125,8 +145,18 @@ void StatusBuilder::DescribeDaemon() {
     reply_.set_protocol_errors(sources_.protocol_errors);
     reply_.set_retained_fds(sources_.domains.descriptors().kept());
   }
-  if (sources_.host_cache != nullptr)
-    kvm::daemon::Describe(*sources_.host_cache, config, sees_all_ ? nullptr : asking_.domain, *reply_.mutable_host_cache());
+  if (sources_.host_cache != nullptr) {
+    HostCache::Usage usage;
+    if (sees_all_ || own_ != nullptr) usage = sources_.host_cache->UsageOf(sees_all_ ? nullptr : own_);
+    kvm::daemon::Describe(*sources_.host_cache, config, usage, *reply_.mutable_host_cache());
+  }
+}
+
+void StatusBuilder::DescribeMemory(Domain& domain, kvmwire::DomainStatus& out) {
+  for (kvmwire::MemoryGroup& group : GroupMemory(domain)) {
+    if (Full()) return;
+    Count(*out.add_memory() = std::move(group));
+  }
 }
 
 const kvmwire::DomainStatus& StatusBuilder::Describe(Domain& domain, kvmwire::DomainStatus& out) const {
@@ -151,6 +181,8 @@ const kvmwire::DomainStatus& StatusBuilder::Describe(Domain& domain, kvmwire::Do
   out.set_leased_blocks(leased.blocks);
   out.set_leased_bytes(leased.bytes);
   out.set_leased_orphans(domain.leased_orphans());
+  kvm::daemon::Describe(domain.segment().header().counters, *out.mutable_counters());
+  *out.mutable_client_totals() = domain.client_totals;
   return out;
 }
 

@@ -129,7 +129,10 @@ class Domain {
   void Unpin(Region& region, std::uint32_t block) noexcept { region.Unpin(block); }
   std::uint32_t leased_orphans() const noexcept { return retained_.leased_orphans(); }
 
-  std::uint32_t clients = 0;  // connected ones; the broker counts them
+  // The broker writes these two: how many clients are connected, and what clients have reported
+  // (client_totals.h).
+  std::uint32_t clients = 0;
+  kvmwire::StatsReport client_totals;
 
  private:
   Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment);

@@ -72,15 +72,17 @@ RULES = {
     "client/region": CLIENT | {"client/offload", "client/peers", "client/connection", "client/stats"},
     "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
     "client": CLIENT | {f"client/{each}" for each in ("import", "region", "lease", "offload", "find", "peers", "connection", "stats")},
-    # views, replay, simulate, bench → workload, process → cli.
+    # views, exporter, live, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/workload": KVCTL | {"client/kvctl/cli", "daemon/policy"},
     "client/kvctl/views": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/exporter": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
-    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "replay", "simulate", "bench")},
+    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "bench")},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/", "tests/bench/")

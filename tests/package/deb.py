@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The Debian packages in a clean machine with systemd: install, run, upgrade with a live worker, remove, purge.
+"""The Debian packages in a clean machine with systemd: install, first hit, metrics, upgrade with a live worker, remove, purge.
 
     deb.py --root ROOT --packages DIR
 
@@ -8,14 +8,17 @@ Exit code 77: it can't run here; the reason is said.
 """
 
 import argparse
+import http.client
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "systemd"))
@@ -45,6 +48,12 @@ def proxy():
     return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": found[1]} if found else {})}
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def build_worker(packages, folder):
     """Compile worker.cc with what the development package has, and nothing of this tree."""
     for package in packages:
@@ -69,8 +78,8 @@ def next_version(packages, folder):
         shutil.rmtree(unpacked)
 
 
-class Installed:
-    """Puts the packages into the machine's root, by its own apt, as the making of an image does."""
+class Copied:
+    """Puts the packages into the machine's root, where its own apt will find them."""
 
     def __init__(self, packages, worker, upgrade):
         self.packages, self.worker, self.upgrade = packages, worker, upgrade
@@ -84,10 +93,25 @@ class Installed:
             shutil.copy(package, folder / "next")
         shutil.copy(self.worker, root / "usr/local/bin/worker")
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        # The development package asks for Boost's headers, 200 MB that nothing here reads.
-        names = [f"{PACKAGES}/{package.name}" for package in self.packages if "-dev_" not in package.name]
-        run("chroot", root, "apt-get", "-qq", "update", env=proxy())
-        run("chroot", root, "apt-get", "-qq", "-y", "--no-install-recommends", "install", *names, env=proxy())
+
+
+class OverUnixSocket(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("kvmd", timeout=20)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self.path)
+
+
+def scrape(connection):
+    """{series: value} that an exporter says."""
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    assert response.status == 200, response.status
+    lines = [line.rsplit(" ", 1) for line in response.read().decode().splitlines() if not line.startswith("#")]
+    return {series: float(value) for series, value in lines}
 
 
 class Service:
@@ -101,8 +125,8 @@ class Service:
         assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def pid(self):
-        return self.run("systemctl", "show", "--property", "MainPID", "--value", "kvmd.service")
+    def pid(self, unit="kvmd.service"):
+        return self.run("systemctl", "show", "--property", "MainPID", "--value", unit)
 
     def is_active(self, unit):
         return self.run("systemctl", "is-active", unit, check=False) == "active"
@@ -115,30 +139,68 @@ def ask(worker):
     return tuple(int(each) for each in worker.stdout.readline().split())
 
 
-def check_installed(service):
-    print("kvmd runs after the machine's start, under its own user, and its manual pages are there")
-    eventually("kvmd's start", lambda: service.is_active("kvmd.service"))
-    assert service.is_active("kvmd.socket")
-    assert service.run("systemctl", "is-enabled", "kvmd.service") == "enabled"
-    assert service.run("stat", "-c", "%U", f"/proc/{service.pid()}") == "kvmd"
-    assert json.loads(service.run("kvctl", "doctor", "--json"))["healthy"]
-    assert service.run("stat", "-c", "%U", "/run/kvmd") == "kvmd"
-
-
-def check_upgrade(service, machine):
-    print("an upgrade restarts kvmd, and a live worker loses nothing")
+def check_install(machine):
+    """Installs as an operator does, and returns the worker that had the first hit."""
+    # The development package asks for Boost's headers, 200 MB that nothing here reads.
+    names = [f"{PACKAGES}/{path.name}" for path in sorted(machine.root.glob(f"{PACKAGES[1:]}/*.deb")) if "-dev_" not in path.name]
+    apt = machine.command("apt-get", "-qq", "-o", "Dpkg::Use-Pty=0")
+    run(*apt, "update", env=proxy(), timeout=300)
+    begin = time.monotonic()
+    run(*apt, "-y", "--no-install-recommends", "install", *names, env=proxy(), timeout=300)
     worker = subprocess.Popen(
         machine.command("/usr/local/bin/worker", SOCKET), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert worker.stdout.readline().strip() == "ok"
     assert ask(worker) == (8, 8)
+    print(f"from the installation's start to the first hit: {time.monotonic() - begin:.1f} s")
+    return worker
+
+
+def check_installed(service):
+    print("kvmd runs once it is installed, under its own user, and will after the machine's start")
+    assert service.is_active("kvmd.service")
+    assert service.is_active("kvmd.socket")
+    for unit in ("kvmd.service", "kvmd.socket", "kvmd-exporter.socket"):
+        assert service.run("systemctl", "is-enabled", unit) == "enabled"
+    assert service.run("stat", "-c", "%U", f"/proc/{service.pid()}") == "kvmd"
+    assert json.loads(service.run("kvctl", "doctor", "--json"))["healthy"]
+    assert service.run("stat", "-c", "%U", "/run/kvmd") == "kvmd"
+
+
+def check_metrics(service, machine):
+    print("the first scrape starts the exporter, in its sandbox, over both kinds of sockets")
+    assert not service.is_active("kvmd-exporter.service")
+    assert service.run("stat", "-c", "%U %G %a", "/run/kvmd/exporter.sock") == "kvmd kvmd 660"
+    by_path = f"/proc/{machine.leader}/root/run/kvmd/exporter.sock"
+    found = scrape(OverUnixSocket(by_path))
+    assert found["kvmd_up"] == 1
+    lookups = 'kvmd_lookup_keys_total{domain="uid-0",result="found"}'
+    eventually("the worker's report", lambda: scrape(OverUnixSocket(by_path)).get(lookups) == 8)
+    assert not [series for series in found if "uid-0" not in series and "domain=" in series], "a domain was made for the exporter"
+    assert service.is_active("kvmd-exporter.service")
+    port = free_port()
+    drop_in = "/etc/systemd/system/kvmd-exporter.socket.d"
+    service.run("mkdir", drop_in)
+    service.run("sh", "-c", f"printf '[Socket]\\nListenStream=127.0.0.1:{port}\\n' >{drop_in}/tcp.conf")
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "stop", "kvmd-exporter.service")
+    service.run("systemctl", "restart", "kvmd-exporter.socket")
+    assert scrape(http.client.HTTPConnection("127.0.0.1", port, timeout=20))["kvmd_up"] == 1
+    assert scrape(OverUnixSocket(by_path))["kvmd_up"] == 1
+    service.run("rm", "-r", drop_in)
+
+
+def check_upgrade(service, machine, worker):
+    print("an upgrade restarts kvmd and the exporter, and a live worker loses nothing")
+    assert ask(worker) == (8, 8)
     service.run("sed", "-i", "s/^max-models = .*/max-models = 65/", "/etc/kvmd/kvmd.toml")
-    before = service.pid()
+    before, exporter = service.pid(), service.pid("kvmd-exporter.service")
     following = machine.root / PACKAGES.lstrip("/") / "next"
     names = [f"{PACKAGES}/next/{path.name}" for path in following.iterdir() if "-dev_" not in path.name]
     service.run("dpkg", "-i", *names)
     assert NEXT_VERSION in service.run("dpkg-query", "-W", "kvmd")
     assert service.pid() not in (before, "0")
+    assert service.pid("kvmd-exporter.service") not in (exporter, "0")
     assert service.run("grep", "^max-models", "/etc/kvmd/kvmd.toml") == "max-models = 65", "the configuration was replaced"
     eventually("the worker's return", lambda: machine.regions("kvctl") == {"pool": "live", "copies": "live"})
     assert ask(worker) == (8, 8)
@@ -149,8 +211,8 @@ def check_upgrade(service, machine):
 def check_removal(service):
     print("removed, nothing runs and the configuration stays; purged, nothing is left but the user")
     service.run("dpkg", "-r", "kvmd")
-    assert not service.is_active("kvmd.service")
-    assert not service.is_active("kvmd.socket")
+    for unit in ("kvmd.service", "kvmd.socket", "kvmd-exporter.service", "kvmd-exporter.socket"):
+        assert not service.is_active(unit), unit
     service.run("test", "-e", "/etc/kvmd/kvmd.toml")
     installed = service.run("dpkg-query", "-W", "-f", "${Package}\n").split()
     service.run("dpkg", "-P", "kvmd", *[name for name in installed if name.startswith("libkvclient")])
@@ -181,10 +243,12 @@ def main():
         worker = build_worker(packages, folder)
         next_version(packages, folder / "next")
         try:
-            with Machine(arguments.root, folder, Installed(packages, worker, folder / "next")) as machine:
+            with Machine(arguments.root, folder, Copied(packages, worker, folder / "next")) as machine:
                 service = Service(machine)
+                user = check_install(machine)
                 check_installed(service)
-                check_upgrade(service, machine)
+                check_metrics(service, machine)
+                check_upgrade(service, machine, user)
                 check_removal(service)
         except CannotBootError as error:
             skip(f"systemd can't be booted in a container here: {error}")

@@ -130,6 +130,26 @@ TEST_CASE("Dispatch: observers may send queries, an acknowledgement and a reclai
   CHECK(let_through == std::set<std::string>{"ping", "stats report", "status query", "withdraw ack", "reclaim"});
 }
 
+TEST_CASE("Dispatch: monitors may send a ping and a status query, and no other message", "[unit]") {
+  unsigned handled = 0;
+  const Dispatcher dispatcher(CountingRules(handled));
+  std::set<std::string> let_through;
+  for (const MessageRule& rule : dispatcher.rules()) {
+    if (rule.sender == Sender::kStranger) continue;
+    INFO(rule.name);
+    FakeConnection connection;
+    Client client = Member(connection, kvmwire::MONITOR);
+    handled = 0;
+    KVM_REQUIRE_OK(dispatcher.Handle(client, {Empty(rule), {}}));
+    if (handled == 1) {
+      let_through.insert(rule.name);
+    } else {
+      CheckSays(connection.TakeError(), "only");
+    }
+  }
+  CHECK(let_through == std::set<std::string>{"ping", "status query"});
+}
+
 TEST_CASE("Dispatch: descriptors come with the registration of a region and with nothing else", "[unit]") {
   unsigned handled = 0;
   const Dispatcher dispatcher(CountingRules(handled));

@@ -47,7 +47,7 @@ Status CheckSocketPath(const std::string& path) {
                    "socket path has " + std::to_string(path.size()) + " bytes, 1 to " + std::to_string(kMax) + " are possible");
 }
 
-Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds timeout) {
+Result<Observer> Observer::Join(const std::string& socket_path, milliseconds timeout, kvmwire::Role role, std::vector<UniqueFd>& fds) {
   Result<UniqueFd> socket = OpenSocket(socket_path);
   if (!socket) return socket.error();
   Observer observer;
@@ -57,21 +57,32 @@ Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds 
   kvmwire::ClientMessage message;
   kvmwire::Hello& hello = *message.mutable_hello();
   hello.set_protocol_version(kProtocolVersion);
-  hello.set_role(kvmwire::OBSERVER);
+  hello.set_role(role);
   hello.set_client_name("kvctl");
   hello.set_library_version(KVM_VERSION);
-  std::vector<UniqueFd> fds;
   Result<kvmwire::ServerMessage> reply = observer.Ask(std::move(message), &fds);
   if (!reply) return reply.error();
-  if (reply->body_case() != kvmwire::ServerMessage::kHelloReply || fds.empty()) {
+  if (reply->body_case() != kvmwire::ServerMessage::kHelloReply || fds.empty() != (role == kvmwire::MONITOR)) {
     return MakeError(Errc::kProtocol, socket_path + ": the answer to hello is not kvmd's");
   }
   observer.hello_ = std::move(*reply->mutable_hello_reply());
+  return observer;
+}
+
+Result<Observer> Observer::ConnectAsMonitor(const std::string& socket_path, milliseconds timeout) {
+  std::vector<UniqueFd> none;
+  return Join(socket_path, timeout, kvmwire::MONITOR, none);
+}
+
+Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds timeout) {
+  std::vector<UniqueFd> fds;
+  Result<Observer> observer = Join(socket_path, timeout, kvmwire::OBSERVER, fds);
+  if (!observer) return observer;
   Result<MappedMemory> memory = MappedMemory::Attach(fds.front().get());
   if (!memory) return memory.error();
   Result<RegistryView> view = RegistryView::Open(std::move(*memory));
   if (!view) return view.error();
-  observer.registry_ = std::move(*view);
+  observer->registry_ = std::move(*view);
   return observer;
 }
 

@@ -1,5 +1,5 @@
-// Observer: kvctl's connection to kvmd in the role OBSERVER. Its calls block, up to a deadline; it
-// maps the registry.
+// Observer: kvctl's connection to kvmd in the role OBSERVER, or MONITOR. Its calls block, up to a
+// deadline; an observer maps the registry.
 //
 // Reading the registry needs no further round trips. kvmd may write it at any time; RegistryView
 // returns consistent copies of rows and slots. Movable; not thread-safe.
@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "kvm/error.h"
 #include "proto/base/unique_fd.h"
@@ -27,11 +28,16 @@ class Observer {
   // kVersionMismatch, kProtocol: another version, or not a kvmd. Any other code: kvmd's answer.
   [[nodiscard]] static Result<Observer> Connect(const std::string& socket_path, std::chrono::milliseconds timeout);
 
+  // In no domain, so that none is made for this user, and without a registry. Only Query and Ping
+  // may be called then.
+  [[nodiscard]] static Result<Observer> ConnectAsMonitor(const std::string& socket_path, std::chrono::milliseconds timeout);
+
   const kvmwire::HelloReply& hello() const noexcept { return hello_; }
-  const RegistryView& registry() const noexcept { return registry_; }
+  const RegistryView& registry() const noexcept { return registry_; }  // empty for a monitor
 
   [[nodiscard]] Result<kvmwire::StatusReply> QueryStatus(bool with_clients, bool with_orphans = false);
   [[nodiscard]] Result<kvmwire::StatusReply> QueryLeases();
+  [[nodiscard]] Result<kvmwire::StatusReply> Query(const kvmwire::StatusQuery& query);
   // Waits for importers as long as the request says.
   [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);
   // Round trip of an empty request.
@@ -43,7 +49,8 @@ class Observer {
  private:
   using Deadline = std::chrono::steady_clock::time_point;
 
-  [[nodiscard]] Result<kvmwire::StatusReply> Query(const kvmwire::StatusQuery& query);
+  [[nodiscard]] static Result<Observer> Join(const std::string& socket_path, std::chrono::milliseconds timeout, kvmwire::Role role,
+                                             std::vector<UniqueFd>& fds);
   [[nodiscard]] Status Say(const kvmwire::ClientMessage& message, Deadline deadline);
   [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds);
   [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds);

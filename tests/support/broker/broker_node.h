@@ -109,7 +109,7 @@ class Node {
     hello.mutable_hello()->set_instance(instance);
     Handle(id, hello);
     connection.Take(Body::kHelloReply);
-    if (role == kvmwire::OBSERVER) return id;
+    if (role != kvmwire::WORKER) return id;
     kvmwire::ClientMessage model;
     model.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
     Handle(id, model);

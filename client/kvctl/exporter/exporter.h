@@ -1,0 +1,20 @@
+// kvctl exporter: kvmd's metrics for Prometheus, over HTTP.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "client/kvctl/cli/common_options.h"
+
+namespace kvm::ctl {
+
+struct ExporterOptions {
+  std::string listen;                   // path of a Unix socket; empty: exporter.sock beside kvmd's
+  std::string listen_mode = "0660";     // of that socket
+  std::vector<std::string> listen_tcp;  // addresses of the loopback interface, with port
+  bool once = false;                    // print the metrics and return
+  bool list = false;                    // print the table of metrics and return
+};
+int RunExporter(const CommonOptions& common, const ExporterOptions& options);
+
+}  // namespace kvm::ctl

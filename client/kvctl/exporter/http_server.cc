@@ -1,0 +1,139 @@
+#include "client/kvctl/exporter/http_server.h"
+
+#include <sys/socket.h>
+
+#include <chrono>
+#include <csignal>
+#include <string_view>
+#include <utility>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/basic_socket_acceptor.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/beast/core/basic_stream.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http.hpp>
+
+namespace kvm::ctl {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = beast::http;
+using Protocol = asio::generic::stream_protocol;
+using Acceptor = asio::basic_socket_acceptor<Protocol, asio::io_context::executor_type>;
+using Stream = beast::basic_stream<Protocol, asio::io_context::executor_type>;
+using Request = http::request<http::empty_body>;
+using Response = http::response<http::string_body>;
+
+constexpr std::size_t kMaxHeaderBytes = 8192, kMaxConnections = 64;
+constexpr std::chrono::seconds kPatience{30};  // for a request, and for a response to be read
+constexpr std::chrono::milliseconds kAcceptPause{100};
+
+Response ResponseTo(const Request& request, const HttpServer::Content& content) {
+  Response response(http::status::ok, request.version());
+  response.keep_alive(request.keep_alive());
+  const std::string_view target(request.target().data(), request.target().size());
+  if (request.method() != http::verb::get && request.method() != http::verb::head) {
+    response.result(http::status::method_not_allowed);
+    response.set(http::field::allow, "GET, HEAD");
+  } else if (std::optional<HttpContent> found = content(target.substr(0, target.find('?')))) {
+    response.set(http::field::content_type, found->type);
+    response.body() = std::move(found->body);
+  } else {
+    response.result(http::status::not_found);
+    response.set(http::field::content_type, "text/plain; charset=utf-8");
+    response.body() = "Nothing is here; see /metrics\n";
+  }
+  response.content_length(response.body().size());
+  if (request.method() == http::verb::head) response.body().clear();
+  return response;
+}
+
+}  // namespace
+
+class HttpServer::Impl {
+ public:
+  Impl(std::vector<UniqueFd> sockets, Content content) : content_(std::move(content)), signals_(context_, SIGINT, SIGTERM) {
+    for (UniqueFd& socket : sockets) {
+      sockaddr address{};
+      socklen_t size = sizeof(address);
+      ::getsockname(socket.get(), &address, &size);
+      Acceptor& acceptor = acceptors_.emplace_back(context_);
+      acceptor.assign(Protocol(address.sa_family, 0), socket.Release());
+      acceptor.non_blocking(true);
+    }
+  }
+
+  void Run() {
+    signals_.async_wait([this](const boost::system::error_code&, int) { context_.stop(); });
+    for (Acceptor& acceptor : acceptors_) asio::co_spawn(context_, Accept(acceptor), asio::detached);
+    context_.run();
+  }
+
+ private:
+  asio::awaitable<void, asio::io_context::executor_type> Accept(Acceptor& acceptor) {
+    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, asio::io_context::executor_type>
+        pause(context_);
+    for (;;) {
+      boost::system::error_code error;
+      Stream stream(context_);
+      co_await acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
+      if (!error && connections_ < kMaxConnections) {
+        asio::co_spawn(context_, Serve(std::move(stream)), asio::detached);
+      } else if (error) {
+        // Mostly for lack of descriptors, which a connection's end brings back.
+        pause.expires_after(kAcceptPause);
+        co_await pause.async_wait(asio::redirect_error(token_, error));
+      }
+    }
+  }
+
+  asio::awaitable<void, asio::io_context::executor_type> Serve(Stream stream) {
+    const Counted counted(connections_);
+    beast::flat_buffer buffer(kMaxHeaderBytes);
+    boost::system::error_code error;
+    for (bool again = true; again;) {
+      http::request_parser<http::empty_body> parser;
+      parser.header_limit(kMaxHeaderBytes);
+      stream.expires_after(kPatience);
+      co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
+      if (error) co_return;
+      Response response = ResponseTo(parser.get(), content_);
+      again = response.keep_alive();
+      stream.expires_after(kPatience);
+      co_await http::async_write(stream, response, asio::redirect_error(token_, error));
+      if (error) co_return;
+    }
+  }
+
+  struct Counted {
+    explicit Counted(std::size_t& connections) : count(connections) { ++count; }
+    ~Counted() { --count; }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
+    std::size_t& count;
+  };
+
+  static constexpr asio::use_awaitable_t<asio::io_context::executor_type> token_{};
+
+  const Content content_;
+  std::size_t connections_ = 0;
+  asio::io_context context_{1};
+  asio::signal_set signals_;
+  std::vector<Acceptor> acceptors_;
+};
+
+HttpServer::HttpServer(std::vector<UniqueFd> sockets, Content content)
+    : impl_(std::make_unique<Impl>(std::move(sockets), std::move(content))) {}
+HttpServer::~HttpServer() = default;
+void HttpServer::Run() { impl_->Run(); }
+
+}  // namespace kvm::ctl

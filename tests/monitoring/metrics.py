@@ -1,0 +1,19 @@
+"""The table of metrics as `kvctl exporter --list` prints it, and the names that a PromQL expression uses."""
+
+import re
+import subprocess
+
+NAME = re.compile(r"\bkvmd_\w+")
+
+
+def table_of(kvctl):
+    """The table's text, and {name: type}."""
+    text = subprocess.run([kvctl, "exporter", "--list"], check=True, capture_output=True, text=True).stdout
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", text, re.MULTILINE)
+    assert len(rows) > 20, text
+    return text, dict(rows)
+
+
+def names_in(expression):
+    """The metrics that an expression names."""
+    return set(NAME.findall(re.sub(r'"[^"]*"', '""', expression)))

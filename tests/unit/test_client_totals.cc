@@ -1,0 +1,80 @@
+// What a domain's clients have done, added up over clients, connections and reports.
+#include <limits>
+#include <set>
+#include <string>
+
+#include "daemon/broker/client_totals.h"
+#include "tests/catch.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/data/wire_schema.h"
+
+namespace kvm::test {
+namespace {
+
+kvmwire::ClientMessage Report(std::uint64_t finds, std::uint64_t reconnects = 0) {
+  kvmwire::ClientMessage message;
+  message.mutable_stats_report()->set_finds(finds);
+  message.mutable_stats_report()->set_reconnects(reconnects);
+  return message;
+}
+
+}  // namespace
+
+TEST_CASE("Client totals: every counter of a report is added up, and nothing else", "[unit]") {
+  std::string bytes;
+  std::set<std::string> counters;
+  for (const WireField& field : ReadWireMessages().at("StatsReport")) {
+    if (field.type != "uint64" || field.name == "reconnects") continue;
+    counters.insert(field.name);
+    AppendVarint(bytes, static_cast<std::uint64_t>(field.number) << 3);
+    AppendVarint(bytes, 1000 + static_cast<std::uint64_t>(field.number));
+  }
+  REQUIRE(counters.size() > 10);
+  kvmwire::StatsReport report, totals;
+  REQUIRE(report.ParseFromString(bytes));
+  const std::string counted = report.SerializeAsString();
+  report.set_unmapped_regions(3);
+  report.set_unmapped_reason("no GPU");
+  daemon::AddReport(totals, nullptr, report);
+  CHECK(totals.SerializeAsString() == counted);
+}
+
+TEST_CASE("Client totals: what has been counted is not counted again, over reports and reconnections", "[unit]") {
+  Node node;
+  FakeConnection connection, again;
+  const ClientId client = node.Join(connection);
+  node.Handle(client, Report(10));
+  node.Handle(client, Report(15));
+  CHECK(node.Domain().client_totals().finds() == 15);
+  node.broker.Leave(client, false);
+  CHECK(node.Domain().client_totals().finds() == 15);
+  const ClientId returned = node.Join(again);
+  node.Handle(returned, Report(16, 1));
+  node.Handle(returned, Report(20, 1));
+  CHECK(node.Domain().client_totals().finds() == 19);
+  CHECK(node.Domain().client_totals().reconnects() == 1);
+}
+
+TEST_CASE("Client totals: a domain's clients are added up, and another domain's are not", "[unit]") {
+  Node node;
+  FakeConnection first, second, other;
+  node.Handle(node.Join(first), Report(1));
+  node.Handle(node.Join(second), Report(2));
+  node.Handle(node.Join(other, kDeadPid, 1001), Report(4));
+  CHECK(node.Domain(1000).client_totals().finds() == 3);
+  CHECK(node.Domain(1001).client_totals().finds() == 4);
+}
+
+TEST_CASE("Client totals: counters that go backwards or overflow take nothing away", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  node.Handle(client, Report(10));
+  node.Handle(client, Report(3));
+  CHECK(node.Domain().client_totals().finds() == 10);
+  constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+  node.Handle(client, Report(kMost));
+  CHECK(node.Domain().client_totals().finds() == kMost);
+}
+
+}  // namespace kvm::test
