@@ -34,12 +34,16 @@ READ: dict[str, dict[str, str]] = {
         "Request": "request_id num_tokens num_computed_tokens num_output_placeholders num_in_flight_tokens? "
         "prompt_token_ids all_token_ids prompt_embeds mm_features cache_salt lora_request skip_reading_prefix_cache"
     },
-    "v1/outputs.py": {"KVConnectorOutput": "finished_recving invalid_block_ids kv_connector_worker_meta"},
+    "v1/outputs.py": {
+        "KVConnectorOutput": "finished_recving invalid_block_ids kv_connector_worker_meta failed_recving?"
+    },
     "v1/kv_cache_interface.py": {
         "KVCacheConfig": "num_blocks kv_cache_groups",
-        "KVCacheGroupSpec": "kv_cache_spec",
+        "KVCacheGroupSpec": "kv_cache_spec layer_names is_eagle_group?",
         "KVCacheSpec": "block_size",
         "AttentionSpec": "num_kv_heads head_size dtype",
+        "SlidingWindowSpec": "sliding_window extra_retained_tokens?",
+        "UniformTypeKVCacheSpecs": "kv_cache_specs",
     },
     "v1/executor/abstract.py": {"Executor": "collective_rpc is_sleeping"},
     "v1/engine/core.py": {"EngineCore": "model_executor"},
@@ -107,6 +111,7 @@ OURS = {
     "requires_kv_delivery": "before 0.27 vLLM never computes a preempted request again because of a hand-over",
     "unregister_kv_caches": "before 0.33 the memory of an engine that can sleep is refused when it is registered",
     "restore_kv_caches": "as unregister_kv_caches",
+    "get_transfer_results": "before 0.30 several KV-cache groups are refused, and blocks that fail are reported",
 }
 
 

@@ -333,7 +333,7 @@ class Engine:
             if not background:
                 self._cache(request, computed + count)
             if external:
-                self.scheduler.allocated(request, [b.block_id for b in request.blocks], external)
+                self.scheduler.allocated(request, ([b.block_id for b in request.blocks],), external)
             request.num_computed_tokens = computed
             if background:
                 request.waiting_for_load = True
@@ -476,11 +476,12 @@ class Engine:
             looked_at = request_id in side._candidates or tracked.loading or not tracked.shared
             if looked_at or tracked.since == side._step:
                 continue
-            next_block = tracked.next_block
-            runs = [run for run, _ in side._runs(tracked, side._recomputed_now())]
-            tracked.next_block = next_block
+            [table] = tracked.tables
+            next_block = table.next_block
+            runs = [run for run, _ in side._runs(tracked, side._recomputed_now(), hashed=False)]
+            table.next_block = next_block
             # The last block is published when the request is given another one, or ends.
-            self.passed_over += sum(run.depth < len(tracked.blocks) - 1 for run in runs)
+            self.passed_over += sum(run.depth < len(table.blocks) - 1 for run in runs)
 
     def _check_publishes(self, output: Output) -> None:
         for run in output.plan.publish:

@@ -25,13 +25,21 @@ from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError, UnsupportedError
 from kvclient.vllm.engine_hashes import engine_hashes
 from kvclient.vllm.engine_model import EngineModel, executor_of
+from kvclient.vllm.groups import describe, groups_of, layer_specs
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.refusals import refusal
-from kvclient.vllm.releases import attention_backends, block_dimension, hit_source, worker_ranks
+from kvclient.vllm.releases import (
+    attention_backends,
+    block_dimension,
+    fails_by_request,
+    hit_source,
+    transfer_results,
+    worker_ranks,
+)
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
@@ -207,7 +215,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
             _workers[self._engine_id] = self
-        reason = refusal(vllm_config, kv_cache_config)
+        reason = refusal(vllm_config, kv_cache_config, by_request=fails_by_request(), load=self._options.load)
         if reason:
             self._turn_off(reason)
 
@@ -227,16 +235,22 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._worker is None:
             return
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
-        kv_spec = groups[0].kv_cache_spec
+        spec_of_layer = {
+            name: getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, group.kv_cache_spec)
+            for group in groups
+            for name in group.layer_names
+        }
+        kv_spec = layer_specs(groups[0].kv_cache_spec)[0]
         try:
             backends = attention_backends(config, kv_caches)
             blocks = self._kv_cache_config.num_blocks
 
             def block_dim(layer: str) -> int | None:
                 dtype = config.cache_config.cache_dtype
-                return block_dimension(backends.get(layer), kv_spec, dtype, kv_caches[layer], blocks)
+                of_layer = spec_of_layer.get(layer, kv_spec)
+                return block_dimension(backends.get(layer), of_layer, dtype, kv_caches[layer], blocks)
 
-            layout = read_layout(kv_caches, blocks, block_dim)
+            layout = read_layout(kv_caches, blocks, block_dim, describe(self._kv_cache_config, list(kv_caches)))
             names = sorted({backend.get_name() for backend in backends.values()})
             spec = spec_of(config, kv_spec, layout=layout.text, backend="+".join(names), options=self._options)
         except KvError as error:
@@ -342,6 +356,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         finished = self._worker.finished_loads()
         return None, finished or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """``get_finished``, and requests whose imports failed as a whole; the engine computes them."""
+        finished = self.get_finished(finished_req_ids)[1] or set()
+        return transfer_results(finished, self._worker.take_failed_requests() if self._worker is not None else set())
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks whose import failed; the engine computes them."""
         return self._worker.take_failed_blocks() if self._worker is not None else set()
@@ -420,6 +439,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 include_own=not workers[0].in_place,
                 hashes=hashes,
                 model=self._model_now,
+                groups=groups_of(self._kv_cache_config),
+                by_request=fails_by_request(),
             )
             self._model_now(False)
         except KvError as error:
@@ -492,9 +513,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._scheduler is None:
             return
         if num_external_tokens:
-            self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+            self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
         else:
-            self._scheduler.given(request, lambda: blocks.get_block_ids()[0])
+            self._scheduler.given(request, lambda: [each for table in blocks.get_block_ids() for each in table])
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """The step's plan; after a failure, one plan that withdraws all blocks, then empty ones."""
@@ -519,6 +540,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             ours = self._declared.fingerprint().hex
             done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
             self._unregistered -= done
+        self._scheduler.failed_requests(getattr(connector_output, "failed_recving", ()))
         if connector_output.invalid_block_ids:
             self._scheduler.failed(connector_output.invalid_block_ids)
         self._scheduler.loaded(connector_output.finished_recving or (), waited)
