@@ -41,9 +41,16 @@ GEMMA: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+#: Changes that make LLAMA a Mistral: all layers have windows of 64 tokens.
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 64,
+}
+
 
 def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
-    """Write configuration and weights of LLAMA with ``changes`` (GEMMA, or a Phi-3); equal arguments give equal bytes.
+    """Write configuration and weights of LLAMA with ``changes`` (GEMMA, MISTRAL, Phi-3); equal arguments, equal bytes.
 
     The weights are in a file because engines pack them when they load them: what a test writes to an engine's
     parameters afterwards reaches some of the layers only. Their deviation makes attention, and so each answer, depend

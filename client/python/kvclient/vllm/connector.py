@@ -236,7 +236,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             return
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
         spec_of_layer = {
-            name: getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, group.kv_cache_spec)
+            name: getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, layer_specs(group.kv_cache_spec)[0])
             for group in groups
             for name in group.layer_names
         }

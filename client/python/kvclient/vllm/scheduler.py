@@ -139,6 +139,8 @@ class SchedulerSide:
         always ``spec``.
         """
         self._groups, self._shard_count = list(groups), len(shards)
+        # A request whose step waits for its load can't be told of
+        by_request = by_request and self._options.load == "async"
         self._by_request = by_request and (len(groups) > 1 or groups[0].window > 0)
         of_groups = [_shard_of(shard, number) for number in range(len(groups)) for shard in shards]
         self._client, self._spec, self._keys = client, spec, KeySource(spec, of_groups, hashes)
