@@ -198,6 +198,26 @@ def test_blocks_that_left_the_window_and_went_to_another_request_are_withdrawn(s
     assert taken <= set(published(plan))
 
 
+def test_a_block_that_went_to_another_request_unseen_is_not_published_for_the_first_one(side: SchedulerSide) -> None:
+    """While a step waits for a load nothing is published, and the pool goes on."""
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(20)))
+    windowed = ids(engine.tables["r"][1])
+    side.plan(output)
+    engine.computed(request)
+    while engine.pool.free_count() > 10:
+        engine.pool.take(1)
+    other, theirs = engine.start("other", list(range(100, 120)))
+    taken = set(ids(engine.tables["other"][0] + engine.tables["other"][1])) & set(windowed)
+    assert taken
+    side._waited.add("a third one")
+    assert side.plan(theirs).publish == []
+    side.loaded((), ["a third one"])
+    assert not taken & set(published(side.plan(engine.next("r"))))
+    engine.computed(other)
+    assert taken <= set(published(side.plan(engine.next("other"))))
+
+
 def test_a_block_that_another_group_gets_is_withdrawn(side: SchedulerSide) -> None:
     """One generation for each block, whichever group has it."""
     engine = Engine(side)
