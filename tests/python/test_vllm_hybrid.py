@@ -11,9 +11,9 @@ import pytest
 from kvclient.daemon import PrivateDaemon
 from kvclient.vllm.releases import fails_by_request
 from support.small_models import GEMMA, MISTRAL
+from support.vllm_engines import ENGINE, Engines, prompt
 from support.vllm_worker import BLOCK
 from support.worker import Worker
-from test_vllm_engine import ENGINE, Engines, prompt
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
