@@ -16,6 +16,7 @@ from kvclient.torch import geometry_of
 from kvclient.vllm.groups import KvGroup, groups_of
 from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.layout import KvLayout, read_layout
+from kvclient.vllm.refusals import refusal
 from kvclient.vllm.releases import fails_by_request
 
 if find_spec("vllm") is None:
@@ -158,6 +159,7 @@ def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
 # ---- where blocks lie ----
 
 BLOCKS = 6
+ONE_RANK = SimpleNamespace(parallel_config=SimpleNamespace())
 
 
 class Memory:
@@ -179,8 +181,8 @@ class Memory:
         self.groups = of
         self.caches = allocate_kv_cache(made, torch.device("cpu"), named)
 
-    def read(self) -> KvLayout:
-        return read_layout(self.caches, BLOCKS, lambda _: 0, "groups")
+    def read(self, text: str = "groups") -> KvLayout:
+        return read_layout(self.caches, BLOCKS, lambda _: 0, text)
 
     def layers(self, group: int) -> list[torch.Tensor]:
         return [self.caches[name] for name in self.groups[group].layer_names]
@@ -217,6 +219,24 @@ def test_a_block_is_all_that_any_group_has_in_it_and_no_more(of: Any, layout: st
                 to[block] = tensor[block]
             for layer, copied in zip(source.layers(group), target.layers(group), strict=True):
                 assert torch.equal(layer, copied), (group, block)
+
+
+def test_one_group_of_layers_whose_pages_differ_has_all_of_them_in_a_block() -> None:
+    """A sparse-attention indexer, or a draft with other heads, beside the model's layers."""
+    from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+
+    names = [f"model.layers.{layer}" for layer in range(4)]
+    of_layers = {name: spec_of(heads=1 + layer % 2) for layer, name in enumerate(names)}
+    of = groups((UniformTypeKVCacheSpecs.from_specs(of_layers), 4))
+    source, target = Memory(of, "LBNHC"), Memory(of, "LBNHC")
+    assert refusal(ONE_RANK, SimpleNamespace(kv_cache_groups=of)) == ""
+    assert groups_of(SimpleNamespace(kv_cache_groups=of)) == [KvGroup()]
+    for layer in source.layers(0):
+        layer[3] = torch.randn(layer[3].shape)
+    for tensor, to in zip(source.read("").tensors, target.read("").tensors, strict=True):
+        to[3] = tensor[3]
+    for layer, copied in zip(source.layers(0), target.layers(0), strict=True):
+        assert torch.equal(layer, copied)
 
 
 def test_one_groups_tensors_are_not_the_blocks_of_another_whose_pages_differ() -> None:

@@ -173,6 +173,17 @@ def test_transfer_results_are_those_of_the_older_hook(release: Source) -> None:
     assert results is None or "self.get_finished(finished_req_ids)" in ast.unparse(results)
 
 
+def test_a_request_whose_load_failed_loses_all_of_its_blocks(release: Source) -> None:
+    """Where vLLM can be told so: then several KV-cache groups are shared."""
+    results = release.classes(BASE).get("KVConnectorTransferResults")
+    if results is None or "failed_recving" not in results.names:
+        return
+    handles = release.classes("v1/core/sched/scheduler.py")["Scheduler"].methods
+    assert "request.num_computed_tokens = 0" in ast.unparse(handles["_handle_failed_recving"])
+    assert "self.kv_cache_manager.free(request)" in ast.unparse(handles["_update_waiting_for_remote_kv"])
+    assert "failed_recving" in release.classes("v1/outputs.py")["KVConnectorOutput"].names
+
+
 def test_every_attribute_that_is_read_exists(release: Source) -> None:
     lacking = []
     for path, classes in READ.items():
