@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -43,9 +41,11 @@ from kvclient.vllm.releases import (
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
+from kvclient.vllm.shared_client import SharedClient
 from kvclient.vllm.spec import lengths_of, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
 from kvclient.vllm.worker import WorkerSide
+from kvclient.vllm.worker_calls import Described, connectors, describe_worker, measure_worker, register_worker
 
 _log = logging.getLogger("vllm.kvclient")
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -54,20 +54,6 @@ _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 @dataclass
 class _Plan(KVConnectorMetadata):
     plan: StepPlan = field(default_factory=StepPlan)
-
-
-@dataclass
-class _Worker:
-    """What a worker is going to register: the canonical model spec without the weights, and the worker's shard."""
-
-    spec: str
-    pp_rank: int
-    tp_rank: int
-    in_place: bool
-
-    def rank(self) -> tuple[int, int]:
-        """The order of shards."""
-        return self.pp_rank, self.tp_rank
 
 
 @dataclass
@@ -94,77 +80,6 @@ def _guarded(default: Callable[[], Any]) -> Callable[[_Hook], _Hook]:
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-class _SharedClient:
-    """One client for the scheduler and the worker of an engine in one process: it knows the engine's own blocks."""
-
-    _all: ClassVar[dict[tuple[str, str], _SharedClient]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.users = 0
-
-    @classmethod
-    def take(cls, socket: str, name: str, *, lookup_only: bool) -> Client:
-        with cls._lock:
-            shared = cls._all.get((socket, name))
-            if shared is None:
-                client = Client(socket, name=name, start_offline=True, map_payload=not lookup_only)
-                try:
-                    client.wait_connected(1.0)
-                except KvError as error:
-                    _log.warning("no kvmd at %s yet (%s); the engine goes on without", socket, error)
-                shared = cls._all[(socket, name)] = cls(client)
-            shared.users += 1
-            return shared.client
-
-    @classmethod
-    def give_back(cls, socket: str, name: str) -> None:
-        with cls._lock:
-            shared = cls._all[(socket, name)]
-            shared.users -= 1
-            if shared.users == 0:
-                del cls._all[(socket, name)]
-                shared.client.close()
-
-
-# The workers' connectors in this process by engine id, through which calls to workers find theirs.
-_workers: weakref.WeakValueDictionary[str, KvMarketConnector] = weakref.WeakValueDictionary()
-
-
-def _of_worker(worker: Any, engine_id: str) -> KvMarketConnector:
-    connector = _workers.get(engine_id)
-    if connector is None:
-        raise UnsupportedError(f"a worker of {engine_id} has no connector")
-    return connector
-
-
-def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
-    """Runs in each worker: measures its weights, or returns why they can't be."""
-    try:
-        return _of_worker(worker, engine_id).measure(worker)
-    except KvError as error:
-        return str(error)
-
-
-def _describe_worker(worker: Any, engine_id: str) -> _Worker | str:
-    """Runs in each worker: what it is going to register, or why it does not."""
-    try:
-        return _of_worker(worker, engine_id).describe()
-    except KvError as error:
-        return str(error)
-
-
-def _register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
-    """Runs in each worker: its ranks, whether its memory is registered under the model, and if not, why."""
-    connector = _of_worker(worker, engine_id)
-    try:
-        connector.watch_steps(worker)
-    except KvError as error:
-        return 0, 0, False, str(error)
-    return connector.register_under(ModelSpec.from_canonical(canonical))
 
 
 class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
@@ -200,7 +115,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._client: Client | None = None
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
-        self._described: _Worker | None = None
+        self._described: Described | None = None
         self._layout: KvLayout | None = None
         self._kv_caches: dict[str, torch.Tensor] = {}
         self._model: EngineModel | None = None
@@ -214,7 +129,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._near_misses = NearMissLog()
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
-            _workers[self._engine_id] = self
+            connectors[self._engine_id] = self
         reason = refusal(vllm_config, kv_cache_config, by_request=fails_by_request(), load=self._options.load)
         if reason:
             self._turn_off(reason)
@@ -257,7 +172,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._described = _Worker(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
+        self._described = Described(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -282,7 +197,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._times_registered += 1
         try:
             if self._client is None:
-                self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=False)
+                self._client = SharedClient.take(self._options.socket, self._name, lookup_only=False)
             name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
             done = self._worker.attach(self._client, spec, shard, self._layout, name)
         except KvError as error:
@@ -303,7 +218,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None and self._registered is not None and not self._worker.sharing:
             self.register_under(self._registered)
 
-    def describe(self) -> _Worker | str:
+    def describe(self) -> Described | str:
         """What this worker is going to register, or why it does not."""
         return self._described or self._off or "the worker has registered no KV memory"
 
@@ -392,8 +307,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         try:
             executor = executor_of(self._vllm_config)
             _check_policy(executor)
-            described = executor.collective_rpc(_describe_worker, args=(self._engine_id,))
-            workers = sorted((each for each in described if isinstance(each, _Worker)), key=_Worker.rank)
+            described = executor.collective_rpc(describe_worker, args=(self._engine_id,))
+            workers = sorted((each for each in described if isinstance(each, Described)), key=Described.rank)
             if len(workers) != wanted:
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
@@ -420,8 +335,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
             )
             # A worker in this process imports with the same client
-            here = self._engine_id in _workers
-            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
+            here = self._engine_id in connectors
+            self._client = SharedClient.take(self._options.socket, self._name, lookup_only=not here)
             self._model.adapter_loading = self._scheduler.adapters.loading
             whole = self._model.settle()
             assert whole is not None  # an engine does not begin asleep
@@ -447,7 +362,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(str(error))
 
     def _measure_all(self, call: Callable[..., list[Any]]) -> Sequence[Measured]:
-        measured = call(_measure_worker, args=(self._engine_id,))
+        measured = call(measure_worker, args=(self._engine_id,))
         for each in measured:
             if not isinstance(each, Measured):
                 raise UnsupportedError(f"a worker's weights: {each}")
@@ -478,7 +393,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._declared, self._declaring = spec, None
         self._unregistered = set()
         for pp_rank, tp_rank, done, reason in self._model.call(
-            _register_worker, args=(self._engine_id, spec.canonical())
+            register_worker, args=(self._engine_id, spec.canonical())
         ):
             if reason:
                 raise UnsupportedError(f"worker {pp_rank}.{tp_rank}: {reason}")
@@ -601,7 +516,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._declaring.cancel()
         if self._client is not None:
             self._client = None
-            _SharedClient.give_back(self._options.socket, self._name)
+            SharedClient.give_back(self._options.socket, self._name)
 
 
 def _check_policy(executor: Any) -> None:
