@@ -562,7 +562,7 @@ class SchedulerSide:
         self, tracked: _Tracked, number: int, unsure: AbstractSet[int], hashed: bool
     ) -> Iterable[tuple[PublishRun, list[Any]]]:
         request, table = tracked.request, tracked.tables[number]
-        skips = hashed and self._groups[number].window > 0
+        windowed, pool = self._groups[number].window > 0, self._pool.blocks
         last = min(_confirmed(request) // self._block_tokens, len(table.blocks))
         index = table.next_block
         content: Any = None
@@ -570,7 +570,10 @@ class SchedulerSide:
             first, hashes = index, []
             while index < last:
                 block = table.blocks[index]
-                content = table.content(index, self._pool, request.num_computed_tokens)
+                if windowed:
+                    content = table.content(index, self._pool, request.num_computed_tokens)
+                else:
+                    content = pool[block].block_hash
                 if content is None or block in unsure or self._published.get(block) is content:
                     break
                 hashes.append(content)
@@ -586,7 +589,7 @@ class SchedulerSide:
                     ),
                     hashes,
                 )
-            elif content is None and not skips:
+            elif content is None and not (windowed and hashed):
                 break  # not cached yet: the next step asks again
             else:
                 index += 1
