@@ -42,7 +42,8 @@ class BlockTable:
     def content(self, place: int, pool: Any, computed: int) -> Any:
         """The hash object under which the block at ``place`` holds the request's content; None: none yet, or no more.
 
-        Without a window that is what the pool says of the block. ``computed``: the request's computed tokens, as of the engine's last look at which blocks it can free.
+        Without a window that is what the pool says of the block. ``computed``: the request's computed tokens, as of
+        the engine's last look at which blocks it can free.
         """
         now = pool.blocks[self.blocks[place]].block_hash
         if not self._group.window or now is None:
