@@ -9,35 +9,18 @@ from importlib.util import find_spec
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.vllm_engines import ENGINE, Engines, prompt
 from support.vllm_worker import BLOCK
 from support.worker import Worker
 
 if find_spec("vllm") is None:  # not imported: only the engines' processes need it
     pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
 
-ENGINE = "support.vllm_worker"
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return [(7 * i * i + 13 * i + 101 * seed) % 500 + 5 for i in range(length)]
-
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[PrivateDaemon]:
     with PrivateDaemon() as started:
         yield started
-
-
-class Engines(dict[str, Worker]):
-    """Each is started when a test first asks for it."""
-
-    def __init__(self, arguments: dict[str, tuple[object, ...]]) -> None:
-        super().__init__()
-        self._arguments = arguments
-
-    def __missing__(self, name: str) -> Worker:
-        self[name] = Worker(ENGINE, *self._arguments[name])
-        return self[name]
 
 
 @pytest.fixture(scope="module")

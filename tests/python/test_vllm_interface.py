@@ -34,12 +34,16 @@ READ: dict[str, dict[str, str]] = {
         "Request": "request_id num_tokens num_computed_tokens num_output_placeholders num_in_flight_tokens? "
         "prompt_token_ids all_token_ids prompt_embeds mm_features cache_salt lora_request skip_reading_prefix_cache"
     },
-    "v1/outputs.py": {"KVConnectorOutput": "finished_recving invalid_block_ids kv_connector_worker_meta"},
+    "v1/outputs.py": {
+        "KVConnectorOutput": "finished_recving invalid_block_ids kv_connector_worker_meta failed_recving?"
+    },
     "v1/kv_cache_interface.py": {
         "KVCacheConfig": "num_blocks kv_cache_groups",
-        "KVCacheGroupSpec": "kv_cache_spec",
+        "KVCacheGroupSpec": "kv_cache_spec layer_names is_eagle_group?",
         "KVCacheSpec": "block_size",
         "AttentionSpec": "num_kv_heads head_size dtype",
+        "SlidingWindowSpec": "sliding_window extra_retained_tokens?",
+        "UniformTypeKVCacheSpecs": "kv_cache_specs",
     },
     "v1/executor/abstract.py": {"Executor": "collective_rpc is_sleeping"},
     "v1/engine/core.py": {"EngineCore": "model_executor"},
@@ -107,6 +111,7 @@ OURS = {
     "requires_kv_delivery": "before 0.27 vLLM never computes a preempted request again because of a hand-over",
     "unregister_kv_caches": "before 0.33 the memory of an engine that can sleep is refused when it is registered",
     "restore_kv_caches": "as unregister_kv_caches",
+    "get_transfer_results": "before 0.30 several KV-cache groups are refused, and blocks that fail are reported",
 }
 
 
@@ -166,6 +171,17 @@ def test_a_release_that_binds_the_cache_manager_binds_the_pool_with_it(release: 
 def test_transfer_results_are_those_of_the_older_hook(release: Source) -> None:
     results = release.classes(BASE)["KVConnectorBase_V1"].methods.get("get_transfer_results")
     assert results is None or "self.get_finished(finished_req_ids)" in ast.unparse(results)
+
+
+def test_a_request_whose_load_failed_loses_all_of_its_blocks(release: Source) -> None:
+    """Where vLLM can be told so: then several KV-cache groups are shared."""
+    results = release.classes(BASE).get("KVConnectorTransferResults")
+    if results is None or "failed_recving" not in results.names:
+        return
+    handles = release.classes("v1/core/sched/scheduler.py")["Scheduler"].methods
+    assert "request.num_computed_tokens = 0" in ast.unparse(handles["_handle_failed_recving"])
+    assert "self.kv_cache_manager.free(request)" in ast.unparse(handles["_update_waiting_for_remote_kv"])
+    assert "failed_recving" in release.classes("v1/outputs.py")["KVConnectorOutput"].names
 
 
 def test_every_attribute_that_is_read_exists(release: Source) -> None:

@@ -42,3 +42,34 @@ def test_no_stale_block_is_accepted(
         assert result["published"] > 100, result
     # Owners reused blocks under way often enough to matter.
     assert sum(result["failed"] for result in results) > 10, results
+
+
+@pytest.mark.parametrize(
+    ("windows", "blocks", "runner", "zeroes"),
+    [((0, 9), 70, "v1", False), ((0, 9), 70, "v2", True), ((6, 0, 14), 90, "v2", True), ((9,), 30, "v1", False)],
+)
+def test_no_stale_block_is_accepted_of_any_group(
+    kvmd: PrivateDaemon,
+    start_worker: Callable[..., Worker],
+    windows: tuple[int, ...],
+    blocks: int,
+    runner: str,
+    zeroes: bool,
+) -> None:
+    """Several KV-cache groups, or a window alone: blocks go from group to group, and windows leave them early."""
+    engines = [
+        start_worker(
+            "support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i, 1, "async", blocks, runner, zeroes, windows
+        )
+        for i in range(2)
+    ]
+    calls = [engine.start("run", ROUNDS) for engine in engines]
+    results = [call() for call in calls]
+    for result in results:
+        for count in ("wrong", "read_wrong", "published_wrong", "written_readable", "passed_over"):
+            assert result[count] == 0, result
+        assert result["finished"] > 100, result
+        assert result["preempted"] > 10, result
+        assert result["imported"] > 100, result
+        assert result["published"] > 100, result
+    assert sum(result["dropped"] for result in results) > 5, results

@@ -149,7 +149,7 @@ def test_a_load_begins_early_unless_the_step_writes_to_its_blocks(
 ) -> None:
     loading: Any = Request("l", list(range(20, 32)), 1)
     side.matched_tokens(loading, 0)
-    side.allocated(loading, [20, 21, 22], 8)
+    side.allocated(loading, ([20, 21, 22],), 8)
     output = Output()
     output.new_block_ids_to_zero = written
     assert [load.early for load in side.plan(output).loads] == [early]

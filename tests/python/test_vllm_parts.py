@@ -344,7 +344,7 @@ def test_nothing_is_published_while_a_step_waits_for_a_load(side: SchedulerSide)
     made.num_computed_tokens = 8
     loading = Request("l", list(range(20, 32)), 1)
     side.matched_tokens(loading, 0)
-    side.allocated(loading, [20, 21, 22], 8)
+    side.allocated(loading, ([20, 21, 22],), 8)
     plan = side.plan(Output())
     assert plan.publish == []
     assert [(load.request_id, load.blocks, load.wait) for load in plan.loads] == [("l", [20, 21], True)]
@@ -398,7 +398,7 @@ def failing(side: SchedulerSide, name: str, failed: bool = True) -> int:
     if tokens == 0:
         return 0
     assert background
-    side.allocated(made, [10, 11, 12, 13, 14, 15, 16, 17], tokens)
+    side.allocated(made, ([10, 11, 12, 13, 14, 15, 16, 17],), tokens)
     side.plan(Output())
     if failed:
         side.failed({10})

@@ -27,29 +27,49 @@ def kv_spec(kind: str, **fields: Any) -> Any:
 
 ATTENTION = {"head_size": 128, "block_size": 16}
 FULL, SLIDING = kv_spec("FullAttentionSpec", **ATTENTION), kv_spec("SlidingWindowSpec", **ATTENTION)
-MLA = kv_spec("MLAAttentionSpec", **ATTENTION)
-MAMBA, UNIFORM = kv_spec("MambaSpec", block_size=16), kv_spec("UniformTypeKVCacheSpecs", block_size=16)
+MLA, CHUNKED = kv_spec("MLAAttentionSpec", **ATTENTION), kv_spec("ChunkedLocalAttentionSpec", **ATTENTION)
+WIDE = kv_spec("SlidingWindowSpec", head_size=64, block_size=32)
+MAMBA = kv_spec("MambaSpec", block_size=16)
+INDEXER = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": MLA, "indexer": MLA})
+MIXED = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": FULL, "b": CHUNKED})
+DRAFT = object()
 
 
-def why(*specs: Any, **parallel: Any) -> str:
-    groups = [SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+def why(*specs: Any, by_request: bool = True, load: str = "async", **parallel: Any) -> str:
+    groups = [
+        SimpleNamespace(kv_cache_spec=FULL if spec is DRAFT else spec, is_eagle_group=spec is DRAFT) for spec in specs
+    ]
     return refusal(
-        SimpleNamespace(parallel_config=SimpleNamespace(**parallel)), SimpleNamespace(kv_cache_groups=groups)
+        SimpleNamespace(parallel_config=SimpleNamespace(**parallel)),
+        SimpleNamespace(kv_cache_groups=groups),
+        by_request=by_request,
+        load=load,
     )
 
 
 def test_one_group_of_attention_layers_is_shared() -> None:
-    for spec in (FULL, SLIDING, MLA):
+    for spec in (FULL, SLIDING, MLA, INDEXER):
         assert why(spec) == ""
+        assert why(spec, by_request=False, load="sync") == ""
     assert why(FULL, decode_context_parallel_size=1) == ""
 
 
+def test_groups_of_full_attention_and_sliding_windows_are_shared() -> None:
+    assert why(FULL, SLIDING, SLIDING) == ""
+    assert why(SLIDING, MLA) == ""
+
+
+DISABLE = "--disable-hybrid-kv-cache-manager"
 #: What is refused -> the reason's words, which docs/ENGINES.md has too.
 REFUSED = {
-    "sliding and full": (why(FULL, SLIDING), "KV-cache groups", "--disable-hybrid-kv-cache-manager"),
+    "groups, failures by block": (why(FULL, SLIDING, by_request=False), "a failed load of one group only", DISABLE),
+    "groups with other blocks": (why(FULL, WIDE), "hold different numbers of tokens", DISABLE),
+    "chunks": (why(FULL, CHUNKED), "not all of them are full attention or a sliding window", DISABLE),
+    "groups, one of a draft": (why(FULL, SLIDING, DRAFT), "one of them of a draft model", "speculative_config"),
+    "groups, waiting": (why(FULL, SLIDING, load="sync"), "can load in the background only", "load=async"),
     "states beside attention": (why(FULL, MAMBA), "nothing makes one of them", ""),
     "states alone": (why(MAMBA), "a state instead of the KV of each token", ""),
-    "an indexer, or a draft's heads": (why(UNIFORM), "KV of different sizes in one block", "speculative_config"),
+    "sizes and kinds": (why(MIXED), "KV of different sizes in one block", ""),
     "encoders": (why(), "no KV cache", "without the connector"),
     "context parallelism": (why(FULL, decode_context_parallel_size=2), "spreads a block's tokens over ranks", "to 1"),
 }
@@ -67,7 +87,8 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
 
 
 def test_a_remedy_is_only_given_where_it_helps() -> None:
-    assert "--disable-hybrid-kv-cache-manager" not in why(FULL, MAMBA)
+    assert DISABLE not in why(FULL, MAMBA)
+    assert DISABLE not in why(FULL, SLIDING, load="sync")
 
 
 # ---- engines that do not share ----

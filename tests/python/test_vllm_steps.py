@@ -41,9 +41,9 @@ class Running:
         self.visited: list[str] = []
         runs = self.side._runs
 
-        def counted(tracked: Any, unsure: Any) -> Any:
+        def counted(tracked: Any, unsure: Any, *, hashed: bool) -> Any:
             self.visited.append(tracked.request.request_id)
-            return runs(tracked, unsure)
+            return runs(tracked, unsure, hashed=hashed)
 
         self.side._runs = counted  # type: ignore[method-assign]
 
@@ -122,7 +122,7 @@ def test_a_block_taken_for_tokens_that_were_rejected_does_not_hide_the_one_befor
 
 def test_a_request_whose_load_has_ended_is_looked_at(running: Running) -> None:
     tracked = running.side._tracked["r5"]
-    tracked.loading, tracked.next_block = True, 0
+    tracked.loading, tracked.tables[0].next_block = True, 0
     running.side._published.clear()
     running.side.loaded({"r5"}, ())
     running.step()

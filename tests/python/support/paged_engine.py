@@ -4,6 +4,9 @@ It drives kvclient.vllm's scheduler and worker sides as vLLM 0.26 does: prefix c
 caching, hashes assigned when blocks are allocated and before they are computed, eviction inside schedule(), preemption,
 loads in the background into blocks that are not hashed yet, steps launched ahead of the last one's results. Its runners
 call the connector, and zero new blocks, in the order of vLLM's two model runners.
+
+With several KV-cache groups it drives them as vLLM 0.32 does: one pool, a table for each group, blocks that left a
+window freed in schedule(), loads that fail reported by request, which then loses all of its blocks.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import hashlib
 import random
 import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 import kvclient
+from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load
 from kvclient.vllm.runner import before_each_step
@@ -110,7 +115,7 @@ class Request:
         self.mm_features: list[Any] = []
         self.lora_request = None
         self.cache_salt = None
-        self.blocks: list[Block] = []
+        self.tables: list[list[Block]] = [[]]  # for each group; the null block where the window has left
         self.waiting_for_load = False
         self.was_scheduled = False
         self.epoch = 0  # of preemptions: results of steps before the last one are dropped
@@ -119,8 +124,18 @@ class Request:
     def num_tokens(self) -> int:
         return len(self.all_token_ids)
 
-    def content(self, index: int) -> bytes:
-        return hashlib.sha256(str(self.all_token_ids[: (index + 1) * BLOCK_TOKENS]).encode()).digest()
+    @property
+    def blocks(self) -> list[Block]:
+        """Of the first group."""
+        return self.tables[0]
+
+    @blocks.setter
+    def blocks(self, blocks: list[Block]) -> None:
+        self.tables[0] = blocks
+
+    def content(self, index: int, group: int = 0) -> bytes:
+        """What the engine's prefix cache knows a block by."""
+        return hashlib.sha256(f"{group}:{self.all_token_ids[: (index + 1) * BLOCK_TOKENS]}".encode()).digest()
 
 
 @dataclass
@@ -144,13 +159,22 @@ class Output:
     plan: Any = None
     kv_connector_metadata: Any = None
     new_block_ids_to_zero: list[int] | None = None
-    #: Request, its blocks, first token computed, how many, the request's epoch.
-    work: list[tuple[Request, list[Block], int, int, int]] = field(default_factory=list)
+    #: Request, its blocks for each group, first token computed, how many, the request's epoch.
+    work: list[tuple[Request, list[list[Block]], int, int, int]] = field(default_factory=list)
 
 
-def block_bytes(tokens: list[int]) -> np.ndarray:
-    """What a block holds whose prefix, itself included, is ``tokens``: [BLOCK_BYTES]."""
-    return np.frombuffer(hashlib.shake_128(str(tokens).encode()).digest(BLOCK_BYTES), np.uint8)
+def block_bytes(tokens: list[int], group: int = 0) -> np.ndarray:
+    """What a group's block holds whose prefix, itself included, is ``tokens``: [BLOCK_BYTES]."""
+    return np.frombuffer(hashlib.shake_128(f"{group}:{tokens}".encode()).digest(BLOCK_BYTES), np.uint8)
+
+
+def _ids(tables: list[list[Block]]) -> tuple[list[int], ...]:
+    return tuple([block.block_id for block in table] for table in tables)
+
+
+def _has(table: list[Block], load: Load) -> bool:
+    """Whether a load is of this table's group."""
+    return [block.block_id for block in table[load.depth : load.depth + len(load.blocks)]] == load.blocks
 
 
 def next_token(tokens: list[int]) -> int:
@@ -218,7 +242,10 @@ class Engine:
         batch: int = 4,
         runner: str = "v1",
         zeroes: bool = False,
+        windows: Sequence[int] = (0,),
     ) -> None:
+        """``windows``: for each KV-cache group the tokens that its attention reaches; 0: all."""
+        self._windows = list(windows)
         self.random = random.Random(seed)
         self.name = name
         self._ahead = ahead
@@ -234,7 +261,9 @@ class Engine:
         self.bytes = region.segment().reshape(blocks, BLOCK_BYTES)
         self.pool = Pool(blocks)
         self.scheduler = SchedulerSide(options)
-        self.scheduler.attach(self.client, spec, [kvclient.Shard()])
+        groups = [KvGroup(window) for window in self._windows]
+        self.scheduler.attach(self.client, spec, [kvclient.Shard()], groups=groups, by_request=any(self._windows))
+        self._keys_of = [kvclient.ShardKeys(spec, kvclient.Shard(kv_group=group)) for group in range(len(groups))]
         self.scheduler.bind_pool(self.pool)
         self.worker = WorkerSide(options)
         self.region = region
@@ -245,7 +274,7 @@ class Engine:
         self.running: list[Request] = []
         self._launched: deque[Output] = deque()
         self._loaded: set[str] = set()
-        self._load_of: dict[str, Load] = {}
+        self._loads_of: dict[str, list[Load]] = {}
         # Failed blocks: requests that share them may read them too early, as in vLLM
         self._to_recompute: set[int] = set()
         self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}
@@ -258,11 +287,14 @@ class Engine:
         self.read_wrong = 0  # blocks of a request's prefix that were wrong when it was computed on
         self.finished = 0
         self.preempted = 0
+        self.dropped = 0  # requests that lost their blocks because a load failed
         self._number = 0
 
     def submit(self, tokens: list[int], output_tokens: int) -> None:
         self._number += 1
-        self.waiting.append(Request(f"{self.name}-{self._number}", tokens, output_tokens))
+        request = Request(f"{self.name}-{self._number}", tokens, output_tokens)
+        request.tables = self._no_blocks()
+        self.waiting.append(request)
 
     def step(self) -> None:
         output = self._schedule()
@@ -300,7 +332,7 @@ class Engine:
             if new is None:
                 continue
             output.scheduled_cached_reqs.req_ids.append(request.request_id)
-            output.scheduled_cached_reqs.new_block_ids.append(([b.block_id for b in new],) if new else None)
+            output.scheduled_cached_reqs.new_block_ids.append(_ids(new) if any(new) else None)
             self._launch(request, count, output)
             budget -= count
         skipped: list[Request] = []
@@ -312,34 +344,41 @@ class Engine:
                     continue
                 self._end_load(request)
             external, background = 0, False
-            hits: list[Block] = []
+            hits = self._no_blocks()
+            local = 0
             if request.num_computed_tokens == 0:
-                limit = (request.num_tokens - 1) // BLOCK_TOKENS
-                for index in range(limit):
-                    block = self.pool.cached(request.content(index))
-                    if block is None:
-                        break
-                    hits.append(block)
-                external, background = self.scheduler.matched_tokens(request, len(hits) * BLOCK_TOKENS)
-            computed = request.num_computed_tokens or len(hits) * BLOCK_TOKENS + external
+                local = self._cached_blocks(request)
+                external, background = self.scheduler.matched_tokens(request, local * BLOCK_TOKENS)
+            computed = request.num_computed_tokens or local * BLOCK_TOKENS + external
             count = 0 if background else min(request.num_tokens - computed, 16, budget)
-            need = -(-(computed + count) // BLOCK_TOKENS) - len(hits) - len(request.blocks)
-            if need > self.pool.free_count() - sum(block.ref_cnt == 0 for block in hits):
+            if request.num_computed_tokens:
+                self._leave_windows(request)
+            else:
+                hits = self._hits(request, local, computed)
+            need = [
+                max(0, -(-(computed + count) // BLOCK_TOKENS) - len(held) - len(hit))
+                for held, hit in zip(request.tables, hits, strict=True)
+            ]
+            in_pool = {block.block_id for hit in hits for block in hit if block.block_id and block.ref_cnt == 0}
+            if sum(need) > self.pool.free_count() - len(in_pool):
                 self.waiting.appendleft(request)
                 break
-            for block in hits:
-                self.pool.touch(block)
-            request.blocks += hits + self.pool.take(max(need, 0))
+            for hit in hits:
+                for block in hit:
+                    if block.block_id:
+                        self.pool.touch(block)
+            for table, hit, wanted in zip(request.tables, hits, need, strict=True):
+                table += hit + self.pool.take(wanted)
             if not background:
                 self._cache(request, computed + count)
             if external:
-                self.scheduler.allocated(request, [b.block_id for b in request.blocks], external)
+                self.scheduler.allocated(request, _ids(request.tables), external)
             request.num_computed_tokens = computed
             if background:
                 request.waiting_for_load = True
                 skipped.append(request)
                 continue
-            ids = ([b.block_id for b in request.blocks],)
+            ids = _ids(request.tables)
             if request.was_scheduled:
                 output.scheduled_cached_reqs.req_ids.append(request.request_id)
                 output.scheduled_cached_reqs.resumed_req_ids.add(request.request_id)
@@ -364,25 +403,73 @@ class Engine:
 
     def _launch(self, request: Request, count: int, output: Output) -> None:
         output.num_scheduled_tokens[request.request_id] = count
-        output.work.append((request, list(request.blocks), request.num_computed_tokens, count, request.epoch))
+        tables = [list(table) for table in request.tables]
+        output.work.append((request, tables, request.num_computed_tokens, count, request.epoch))
 
-    def _grow(self, request: Request, tokens: int, output: Output) -> list[Block] | None:
-        need = -(-tokens // BLOCK_TOKENS) - len(request.blocks)
-        while need > self.pool.free_count():
+    def _no_blocks(self) -> list[list[Block]]:
+        return [[] for _ in self._windows]
+
+    def _first(self, group: int, tokens: int) -> int:
+        """The first block that a group needs to go on after ``tokens``."""
+        window = self._windows[group]
+        return max(0, tokens - window + 1) // BLOCK_TOKENS if window else 0
+
+    def _cached_blocks(self, request: Request) -> int:
+        """How many blocks of the prefix the engine itself can begin after: all groups have what they need there."""
+        for blocks in range((request.num_tokens - 1) // BLOCK_TOKENS, 0, -1):
+            if all(
+                self.pool.cached(request.content(index, group))
+                for group in range(len(self._windows))
+                for index in range(self._first(group, blocks * BLOCK_TOKENS), blocks)
+            ):
+                return blocks
+        return 0
+
+    def _hits(self, request: Request, local: int, computed: int) -> list[list[Block]]:
+        """The engine's own blocks for a request that is to go on after ``computed`` tokens; null before windows."""
+        hits = self._no_blocks()
+        for group, table in enumerate(hits):
+            first = self._first(group, computed)
+            table += [self.pool.blocks[0]] * first
+            for index in range(first, local):
+                block = self.pool.cached(request.content(index, group))
+                assert block is not None
+                table.append(block)
+        return hits
+
+    def _leave_windows(self, request: Request) -> None:
+        """Free the blocks that no window reaches any more, once the steps that read them have ended."""
+        for group, table in enumerate(request.tables):
+            first = self._first(group, max(0, request.num_computed_tokens - request.num_in_flight_tokens))
+            first = min(first, len(table))
+            self.pool.give_back([block for block in table[:first] if block.block_id])
+            table[:first] = [self.pool.blocks[0]] * first
+
+    def _grow(self, request: Request, tokens: int, output: Output) -> list[list[Block]] | None:
+        self._leave_windows(request)
+        need = [max(0, -(-tokens // BLOCK_TOKENS) - len(table)) for table in request.tables]
+        while sum(need) > self.pool.free_count():
             victim = self.running[-1]
             self._preempt(victim, output)
             if victim is request:
                 return None
-        new = self.pool.take(max(need, 0))
-        request.blocks += new
+        new = [self.pool.take(wanted) for wanted in need]
+        for table, blocks in zip(request.tables, new, strict=True):
+            table += blocks
         self._cache(request, tokens)
         return new
 
     def _cache(self, request: Request, tokens: int) -> None:
         """Hashes are given when blocks are allocated, before they are computed; as far as the tokens are known."""
-        for index in range(min(tokens, request.num_tokens) // BLOCK_TOKENS):
-            if request.blocks[index].block_hash is None:
-                self.pool.cache(request.blocks[index], request.content(index))
+        for group, table in enumerate(request.tables):
+            for index in range(min(tokens, request.num_tokens) // BLOCK_TOKENS):
+                if table[index].block_id and table[index].block_hash is None:
+                    self.pool.cache(table[index], request.content(index, group))
+
+    def _give_back(self, request: Request) -> None:
+        for table in request.tables:
+            self.pool.give_back([block for block in table if block.block_id])
+        request.tables = self._no_blocks()
 
     def _preempt(self, request: Request, output: Output) -> None:
         self.preempted += 1
@@ -395,8 +482,7 @@ class Engine:
             del cached.req_ids[at], cached.new_block_ids[at]
             cached.resumed_req_ids.discard(request.request_id)
         output.scheduled_new_reqs = [new for new in output.scheduled_new_reqs if new.req_id != request.request_id]
-        self.pool.give_back(request.blocks)
-        request.blocks = []
+        self._give_back(request)
         request.num_computed_tokens = 0
         request.num_output_placeholders = 0
         request.num_in_flight_tokens = 0
@@ -407,8 +493,7 @@ class Engine:
         self._loaded.discard(request.request_id)
         request.waiting_for_load = False
         if request.num_computed_tokens == 0:
-            self.pool.give_back(request.blocks)
-            request.blocks = []
+            self._give_back(request)
         else:
             self._cache(request, request.num_computed_tokens)
 
@@ -444,29 +529,46 @@ class Engine:
         self.worker.start_loads(output.plan)
 
     def _forward(self, output: Output) -> None:
-        self._load_of.update({load.request_id: load for load in output.plan.loads})
+        for load in output.plan.loads:
+            self._loads_of.setdefault(load.request_id, []).append(load)
         certain = not any(load.wait for load in output.plan.loads)
-        for request, blocks, start, count, _ in output.work:
+        for request, tables, start, count, _ in output.work:
             tokens = list(request.all_token_ids)
             # Sampled by the step before, still on its way to the scheduler
             while len(tokens) < start + count:
                 tokens.append(next_token(tokens))
             full = tokens[: (start + count) // BLOCK_TOKENS * BLOCK_TOKENS]
-            for index, key in enumerate(kvclient.KeyChain(self._spec).extend(full)):
-                self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS]))
-            for index in range((start + count - 1) // BLOCK_TOKENS + 1):
-                # Of all tokens known: requests that share a block may compute parts of it, of the
-                # same content.
-                content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS])
-                memory = self.bytes[blocks[index].block_id]
-                if (index + 1) * BLOCK_TOKENS <= start:
-                    sound = certain and blocks[index].block_id not in self._to_recompute
-                    self.read_wrong += sound and not np.array_equal(memory, content)
-                else:
-                    self._written(blocks[index].block_id)
-                    memory[:] = 0
-                    memory[:] = content
-                    self._to_recompute.discard(blocks[index].block_id)
+            names = kvclient.KeyChain(self._spec).extend(full)
+            for group, blocks in enumerate(tables):
+                for index, key in enumerate(self._keys(group, names)):
+                    self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS], group))
+                # Blocks before the window are not read, and are not there
+                for index in range(self._first(group, start), (start + count - 1) // BLOCK_TOKENS + 1):
+                    self._compute(tokens, group, blocks, index, start, certain)
+
+    def _keys(self, group: int, names: kvclient.BlockKeys) -> kvclient.BlockKeys:
+        if len(self._windows) == 1:
+            return names
+        keys = kvclient.BlockKeys()
+        self._keys_of[group].extend(keys, names)
+        return keys
+
+    def _compute(
+        self, tokens: list[int], group: int, blocks: list[Block], index: int, start: int, certain: bool
+    ) -> None:
+        # Of all tokens known: requests that share a block may compute parts of it, of the same
+        # content.
+        content = block_bytes(tokens[: (index + 1) * BLOCK_TOKENS], group)
+        block = blocks[index].block_id
+        memory = self.bytes[block]
+        if (index + 1) * BLOCK_TOKENS <= start:
+            sound = certain and block not in self._to_recompute
+            self.read_wrong += sound and not np.array_equal(memory, content)
+        else:
+            self._written(block)
+            memory[:] = 0
+            memory[:] = content
+            self._to_recompute.discard(block)
 
     def _check_passed_over(self) -> None:
         side = self.scheduler
@@ -476,11 +578,12 @@ class Engine:
             looked_at = request_id in side._candidates or tracked.loading or not tracked.shared
             if looked_at or tracked.since == side._step:
                 continue
-            next_block = tracked.next_block
-            runs = [run for run, _ in side._runs(tracked, side._recomputed_now())]
-            tracked.next_block = next_block
+            before = [table.next_block for table in tracked.tables]
+            runs = [run for run, _ in side._runs(tracked, side._recomputed_now(), hashed=False)]
+            for table, next_block in zip(tracked.tables, before, strict=True):
+                table.next_block = next_block
             # The last block is published when the request is given another one, or ends.
-            self.passed_over += sum(run.depth < len(tracked.blocks) - 1 for run in runs)
+            self.passed_over += sum(run.depth < len(tracked.tables[0].blocks) - 1 for run in runs)
 
     def _check_publishes(self, output: Output) -> None:
         for run in output.plan.publish:
@@ -495,8 +598,13 @@ class Engine:
         done = self.worker.finished_loads()
         report = self.worker.take_report()
         failed = self.worker.take_failed_blocks()
+        dropped = self.worker.take_failed_requests()
         waited = report.waited if report else set()
-        self._check_loads(done | waited, failed)
+        self._check_loads(done | waited, failed, dropped)
+        self.dropped += len(dropped)
+        for request in self.waiting:
+            if request.request_id in dropped:
+                request.num_computed_tokens = 0
         starts = {work[0].request_id: work[2] for work in output.work}
         marked: set[int] = set()
         affected = set()
@@ -507,6 +615,7 @@ class Engine:
             if request in self.running and request.epoch == epoch and request.request_id not in affected:
                 self._finish_step(request, count)
         self._loaded |= done
+        self.scheduler.failed_requests(dropped)
         if failed:
             self.scheduler.failed(failed)
         self.scheduler.loaded(done, waited)
@@ -523,20 +632,26 @@ class Engine:
             self._cache(request, request.num_computed_tokens)
             if request.num_tokens >= request.target:
                 self.running.remove(request)
+                self._leave_windows(request)
                 self.scheduler.finished(request)
-                self.pool.give_back(request.blocks)
+                self._give_back(request)
                 self.finished += 1
 
-    def _check_loads(self, done: set[str], failed: set[int]) -> None:
+    def _check_loads(self, done: set[str], failed: set[int], dropped: set[str]) -> None:
         by_id = {request.request_id: request for request in [*self.waiting, *self.running]}
         for request_id in done:
-            load = self._load_of.pop(request_id)
-            for offset, block in enumerate(load.blocks):
-                if block in failed:
-                    break
-                tokens = by_id[request_id].all_token_ids[: (load.depth + offset + 1) * BLOCK_TOKENS]
-                self.accepted += 1
-                self.wrong += not np.array_equal(self.bytes[block], block_bytes(tokens))
+            loads = self._loads_of.pop(request_id)
+            for load in loads if request_id not in dropped else ():
+                group = next(number for number, table in enumerate(by_id[request_id].tables) if _has(table, load))
+                for offset, block in enumerate(load.blocks):
+                    if block in failed:
+                        break
+                    tokens = by_id[request_id].all_token_ids[: (load.depth + offset + 1) * BLOCK_TOKENS]
+                    content = block_bytes(tokens, group)
+                    self.accepted += 1
+                    self.wrong += not np.array_equal(self.bytes[block], content)
+                    # It may be published before the request is computed on
+                    self._content_of.setdefault(load.keys[0][offset], content)
 
     def _invalidate(
         self, request: Request, failed: set[int], done: set[str], marked: set[int], starts: dict[str, int]
@@ -571,9 +686,20 @@ class RandomTraffic:
     """An engine under requests that share prefixes with those of other processes that have the same ``family`` seed."""
 
     def __init__(
-        self, socket: str, name: str, seed: int, ahead: int, load: str, blocks: int, runner: str, zeroes: bool
+        self,
+        socket: str,
+        name: str,
+        seed: int,
+        ahead: int,
+        load: str,
+        blocks: int,
+        runner: str,
+        zeroes: bool,
+        windows: Sequence[int],
     ) -> None:
-        self.engine = Engine(socket, name, seed, ahead=ahead, load=load, blocks=blocks, runner=runner, zeroes=zeroes)
+        self.engine = Engine(
+            socket, name, seed, ahead=ahead, load=load, blocks=blocks, runner=runner, zeroes=zeroes, windows=windows
+        )
         family = random.Random(7)
         self._prefixes = [[family.randrange(50) for _ in range(4 * BLOCK_TOKENS)] for _ in range(12)]
 
@@ -601,6 +727,7 @@ class RandomTraffic:
             "written_readable": engine.written_readable,
             "passed_over": engine.passed_over,
             "preempted": engine.preempted,
+            "dropped": engine.dropped,
             "failed": stats.blocks_failed,
             "imported": stats.blocks_imported,
             "published": stats.blocks_published,
@@ -608,6 +735,14 @@ class RandomTraffic:
 
 
 def make(
-    socket: str, name: str, seed: int, ahead: int, load: str, blocks: int, runner: str, zeroes: bool
+    socket: str,
+    name: str,
+    seed: int,
+    ahead: int,
+    load: str,
+    blocks: int,
+    runner: str,
+    zeroes: bool,
+    windows: Sequence[int] = (0,),
 ) -> RandomTraffic:
-    return RandomTraffic(socket, name, seed, ahead, load, blocks, runner, zeroes)
+    return RandomTraffic(socket, name, seed, ahead, load, blocks, runner, zeroes, windows)

@@ -27,9 +27,30 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+#: Changes that make LLAMA a Gemma 3 with windows of 64 tokens: layers 1 and 4 attend to all tokens, the others to a
+#: window, so that vLLM has three KV-cache groups, the last of them with a layer less than the others.
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 5,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+    "sliding_window": 64,
+    "query_pre_attn_scalar": 32,
+    "rope_local_base_freq": 10000.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
+
+#: Changes that make LLAMA a Mistral: all layers have windows of 64 tokens.
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 64,
+}
+
 
 def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
-    """Write configuration and weights of LLAMA with ``changes`` (or a Phi-3); equal arguments give equal bytes.
+    """Write configuration and weights of LLAMA with ``changes`` (GEMMA, MISTRAL, Phi-3); equal arguments, equal bytes.
 
     The weights are in a file because engines pack them when they load them: what a test writes to an engine's
     parameters afterwards reaches some of the layers only. Their deviation makes attention, and so each answer, depend
@@ -58,11 +79,15 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         layer = {f"self_attn.{name}_proj": (count, hidden) for name, count in rows.items()}
         layer |= {f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
     layer |= {"self_attn.o_proj": (hidden, heads), "mlp.down_proj": (hidden, inner)}
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config["model_type"] == "gemma3_text":
+        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
     for index in range(config["num_hidden_layers"]):
         for name, shape in layer.items():
             yield f"model.layers.{index}.{name}.weight", shape
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"model.layers.{index}.{name}.weight", (hidden,)
+        for name, width in norms.items():
+            yield f"model.layers.{index}.{name}.weight", (width,)
     yield "model.norm.weight", (hidden,)
-    for name in ("model.embed_tokens", "lm_head"):
+    for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
         yield f"{name}.weight", (config["vocab_size"], hidden)

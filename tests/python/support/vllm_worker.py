@@ -118,7 +118,11 @@ class VllmWorker:
         return str(self._core.scheduler.connector._declared.canonical())
 
     def kv_digests(self, prompt: list[int]) -> list[str]:
-        """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has."""
+        """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has; of the first group."""
+        return list(self.group_digests(prompt)[0].values())
+
+    def group_digests(self, prompt: list[int]) -> list[dict[int, str]]:
+        """The same for each KV-cache group, by the block's place in the prompt: of a window only the end is there."""
         import torch
         from vllm import SamplingParams
         from vllm.v1.request import Request
@@ -130,14 +134,58 @@ class VllmWorker:
             pooling_params=None,
             block_hasher=self._core.request_block_hasher,
         )
-        blocks = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)[0].get_block_ids()[0]
+        manager = self._core.scheduler.kv_cache_manager
         runner = self._core.model_executor.driver_worker.worker.model_runner
-        return [
-            hashlib.sha256(
-                b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in runner.kv_caches)
-            ).hexdigest()
-            for block in blocks
-        ]
+        digests = []
+        for group, blocks in zip(
+            manager.kv_cache_config.kv_cache_groups,
+            manager.get_computed_blocks(request)[0].get_block_ids(),
+            strict=True,
+        ):
+            # The runner has them in the order of layers
+            layers = [int(next(part for part in name.split(".") if part.isdigit())) for name in group.layer_names]
+            caches = [runner.kv_caches[layer] for layer in layers]
+            digests.append(
+                {
+                    place: hashlib.sha256(
+                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
+                    ).hexdigest()
+                    for place, block in enumerate(blocks)
+                    if block
+                }
+            )
+        return digests
+
+    def fail_loads(self, every: int, *, reported: bool = True, depth: int | None = None) -> None:
+        """Each ``every``-th block of a load fails from now on, and has other bytes; 0: none does any more.
+
+        ``reported``: False: the connector does not learn of it. ``depth``: only loads that begin there.
+        """
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        from kvclient.vllm.stores import _Done
+
+        memory = get_kv_transfer_group()._worker.memory
+        memory.__dict__.pop("load", None)
+        # Failures of other tests must not keep the connector from trying
+        side = self._core.scheduler.connector._scheduler
+        side._failures_in_a_row, side._paused_until = 0, 0.0
+        if not every:
+            return
+        load, count = memory.load, 0
+
+        def failing(keys: Any, parent: Any, begin: int, blocks: list[int], wait: bool) -> Any:
+            nonlocal count
+            valid = load(keys, parent, begin, blocks, wait).wait()
+            for place, block in enumerate(blocks[:valid] if depth in (None, begin) else ()):
+                count += 1
+                if count % every == 0:
+                    for tensor in memory._layout.tensors:
+                        tensor[block] = 3
+                    return _Done(place if reported else valid)
+            return _Done(valid)
+
+        memory.load = failing
 
     def stats(self) -> dict[str, int]:
         """The client's counters and whether the connector is on."""
@@ -152,6 +200,16 @@ class VllmWorker:
             "failed": counted.blocks_failed if counted else 0,
             "published": counted.blocks_published if counted else 0,
         }
+
+    def totals(self) -> dict[str, float]:
+        """The counters of the connector's worker side."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return dict(get_kv_transfer_group().totals())
+
+    def reason(self) -> str:
+        """Why the connector is off."""
+        return str(self._core.scheduler.connector._off)
 
     def hooks_of_sleep(self, *hooks: str) -> None:
         """Call the worker's hooks, twice each, as vLLM 0.33 does around sleep."""

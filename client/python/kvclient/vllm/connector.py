@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -25,19 +23,29 @@ from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError, UnsupportedError
 from kvclient.vllm.engine_hashes import engine_hashes
 from kvclient.vllm.engine_model import EngineModel, executor_of
+from kvclient.vllm.groups import describe, groups_of, layer_specs
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.refusals import refusal
-from kvclient.vllm.releases import attention_backends, block_dimension, hit_source, worker_ranks
+from kvclient.vllm.releases import (
+    attention_backends,
+    block_dimension,
+    fails_by_request,
+    hit_source,
+    transfer_results,
+    worker_ranks,
+)
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
+from kvclient.vllm.shared_client import SharedClient
 from kvclient.vllm.spec import lengths_of, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
 from kvclient.vllm.worker import WorkerSide
+from kvclient.vllm.worker_calls import Described, connectors, describe_worker, measure_worker, register_worker
 
 _log = logging.getLogger("vllm.kvclient")
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -46,20 +54,6 @@ _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 @dataclass
 class _Plan(KVConnectorMetadata):
     plan: StepPlan = field(default_factory=StepPlan)
-
-
-@dataclass
-class _Worker:
-    """What a worker is going to register: the canonical model spec without the weights, and the worker's shard."""
-
-    spec: str
-    pp_rank: int
-    tp_rank: int
-    in_place: bool
-
-    def rank(self) -> tuple[int, int]:
-        """The order of shards."""
-        return self.pp_rank, self.tp_rank
 
 
 @dataclass
@@ -86,77 +80,6 @@ def _guarded(default: Callable[[], Any]) -> Callable[[_Hook], _Hook]:
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-class _SharedClient:
-    """One client for the scheduler and the worker of an engine in one process: it knows the engine's own blocks."""
-
-    _all: ClassVar[dict[tuple[str, str], _SharedClient]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.users = 0
-
-    @classmethod
-    def take(cls, socket: str, name: str, *, lookup_only: bool) -> Client:
-        with cls._lock:
-            shared = cls._all.get((socket, name))
-            if shared is None:
-                client = Client(socket, name=name, start_offline=True, map_payload=not lookup_only)
-                try:
-                    client.wait_connected(1.0)
-                except KvError as error:
-                    _log.warning("no kvmd at %s yet (%s); the engine goes on without", socket, error)
-                shared = cls._all[(socket, name)] = cls(client)
-            shared.users += 1
-            return shared.client
-
-    @classmethod
-    def give_back(cls, socket: str, name: str) -> None:
-        with cls._lock:
-            shared = cls._all[(socket, name)]
-            shared.users -= 1
-            if shared.users == 0:
-                del cls._all[(socket, name)]
-                shared.client.close()
-
-
-# The workers' connectors in this process by engine id, through which calls to workers find theirs.
-_workers: weakref.WeakValueDictionary[str, KvMarketConnector] = weakref.WeakValueDictionary()
-
-
-def _of_worker(worker: Any, engine_id: str) -> KvMarketConnector:
-    connector = _workers.get(engine_id)
-    if connector is None:
-        raise UnsupportedError(f"a worker of {engine_id} has no connector")
-    return connector
-
-
-def _measure_worker(worker: Any, engine_id: str) -> Measured | str:
-    """Runs in each worker: measures its weights, or returns why they can't be."""
-    try:
-        return _of_worker(worker, engine_id).measure(worker)
-    except KvError as error:
-        return str(error)
-
-
-def _describe_worker(worker: Any, engine_id: str) -> _Worker | str:
-    """Runs in each worker: what it is going to register, or why it does not."""
-    try:
-        return _of_worker(worker, engine_id).describe()
-    except KvError as error:
-        return str(error)
-
-
-def _register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
-    """Runs in each worker: its ranks, whether its memory is registered under the model, and if not, why."""
-    connector = _of_worker(worker, engine_id)
-    try:
-        connector.watch_steps(worker)
-    except KvError as error:
-        return 0, 0, False, str(error)
-    return connector.register_under(ModelSpec.from_canonical(canonical))
 
 
 class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
@@ -192,7 +115,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._client: Client | None = None
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
-        self._described: _Worker | None = None
+        self._described: Described | None = None
         self._layout: KvLayout | None = None
         self._kv_caches: dict[str, torch.Tensor] = {}
         self._model: EngineModel | None = None
@@ -206,8 +129,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._near_misses = NearMissLog()
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
-            _workers[self._engine_id] = self
-        reason = refusal(vllm_config, kv_cache_config)
+            connectors[self._engine_id] = self
+        reason = refusal(vllm_config, kv_cache_config, by_request=fails_by_request(), load=self._options.load)
         if reason:
             self._turn_off(reason)
 
@@ -227,23 +150,29 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._worker is None:
             return
         config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
-        kv_spec = groups[0].kv_cache_spec
+        spec_of_layer = {
+            name: getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, layer_specs(group.kv_cache_spec)[0])
+            for group in groups
+            for name in group.layer_names
+        }
+        kv_spec = layer_specs(groups[0].kv_cache_spec)[0]
         try:
             backends = attention_backends(config, kv_caches)
             blocks = self._kv_cache_config.num_blocks
 
             def block_dim(layer: str) -> int | None:
                 dtype = config.cache_config.cache_dtype
-                return block_dimension(backends.get(layer), kv_spec, dtype, kv_caches[layer], blocks)
+                of_layer = spec_of_layer.get(layer, kv_spec)
+                return block_dimension(backends.get(layer), of_layer, dtype, kv_caches[layer], blocks)
 
-            layout = read_layout(kv_caches, blocks, block_dim)
+            layout = read_layout(kv_caches, blocks, block_dim, describe(self._kv_cache_config, list(kv_caches)))
             names = sorted({backend.get_name() for backend in backends.values()})
             spec = spec_of(config, kv_spec, layout=layout.text, backend="+".join(names), options=self._options)
         except KvError as error:
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._described = _Worker(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
+        self._described = Described(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
             self._kv_cache_config.num_blocks,
@@ -268,7 +197,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._times_registered += 1
         try:
             if self._client is None:
-                self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=False)
+                self._client = SharedClient.take(self._options.socket, self._name, lookup_only=False)
             name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
             done = self._worker.attach(self._client, spec, shard, self._layout, name)
         except KvError as error:
@@ -289,7 +218,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None and self._registered is not None and not self._worker.sharing:
             self.register_under(self._registered)
 
-    def describe(self) -> _Worker | str:
+    def describe(self) -> Described | str:
         """What this worker is going to register, or why it does not."""
         return self._described or self._off or "the worker has registered no KV memory"
 
@@ -342,6 +271,11 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         finished = self._worker.finished_loads()
         return None, finished or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """``get_finished``, and requests whose imports failed as a whole; the engine computes them."""
+        finished = self.get_finished(finished_req_ids)[1] or set()
+        return transfer_results(finished, self._worker.take_failed_requests() if self._worker is not None else set())
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks whose import failed; the engine computes them."""
         return self._worker.take_failed_blocks() if self._worker is not None else set()
@@ -373,8 +307,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         try:
             executor = executor_of(self._vllm_config)
             _check_policy(executor)
-            described = executor.collective_rpc(_describe_worker, args=(self._engine_id,))
-            workers = sorted((each for each in described if isinstance(each, _Worker)), key=_Worker.rank)
+            described = executor.collective_rpc(describe_worker, args=(self._engine_id,))
+            workers = sorted((each for each in described if isinstance(each, Described)), key=Described.rank)
             if len(workers) != wanted:
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
@@ -401,8 +335,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
             )
             # A worker in this process imports with the same client
-            here = self._engine_id in _workers
-            self._client = _SharedClient.take(self._options.socket, self._name, lookup_only=not here)
+            here = self._engine_id in connectors
+            self._client = SharedClient.take(self._options.socket, self._name, lookup_only=not here)
             self._model.adapter_loading = self._scheduler.adapters.loading
             whole = self._model.settle()
             assert whole is not None  # an engine does not begin asleep
@@ -420,13 +354,15 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 include_own=not workers[0].in_place,
                 hashes=hashes,
                 model=self._model_now,
+                groups=groups_of(self._kv_cache_config),
+                by_request=fails_by_request(),
             )
             self._model_now(False)
         except KvError as error:
             self._turn_off(str(error))
 
     def _measure_all(self, call: Callable[..., list[Any]]) -> Sequence[Measured]:
-        measured = call(_measure_worker, args=(self._engine_id,))
+        measured = call(measure_worker, args=(self._engine_id,))
         for each in measured:
             if not isinstance(each, Measured):
                 raise UnsupportedError(f"a worker's weights: {each}")
@@ -457,7 +393,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._declared, self._declaring = spec, None
         self._unregistered = set()
         for pp_rank, tp_rank, done, reason in self._model.call(
-            _register_worker, args=(self._engine_id, spec.canonical())
+            register_worker, args=(self._engine_id, spec.canonical())
         ):
             if reason:
                 raise UnsupportedError(f"worker {pp_rank}.{tp_rank}: {reason}")
@@ -492,9 +428,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._scheduler is None:
             return
         if num_external_tokens:
-            self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+            self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
         else:
-            self._scheduler.given(request, lambda: blocks.get_block_ids()[0])
+            self._scheduler.given(request, lambda: [each for table in blocks.get_block_ids() for each in table])
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """The step's plan; after a failure, one plan that withdraws all blocks, then empty ones."""
@@ -519,6 +455,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             ours = self._declared.fingerprint().hex
             done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
             self._unregistered -= done
+        self._scheduler.failed_requests(getattr(connector_output, "failed_recving", ()))
         if connector_output.invalid_block_ids:
             self._scheduler.failed(connector_output.invalid_block_ids)
         self._scheduler.loaded(connector_output.finished_recving or (), waited)
@@ -579,7 +516,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._declaring.cancel()
         if self._client is not None:
             self._client = None
-            _SharedClient.give_back(self._options.socket, self._name)
+            SharedClient.give_back(self._options.socket, self._name)
 
 
 def _check_policy(executor: Any) -> None:

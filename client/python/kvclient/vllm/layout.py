@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from kvclient.errors import UnsupportedError
-from kvclient.torch import physical_order
+from kvclient.torch import geometry_of, physical_order
 
 
 @dataclass(frozen=True)
 class KvLayout:
-    """``tensors``: one for each distinct KV tensor, in layer order; dimension 0 counts blocks."""
+    """``tensors``: what makes up a block, in layer order, no byte twice; dimension 0 counts blocks."""
 
     tensors: tuple[torch.Tensor, ...]
     #: Order of a block's bytes, for ModelSpec.layout: two engines whose texts are equal can share.
@@ -35,12 +36,14 @@ def read_layout(
     kv_caches: Mapping[str, torch.Tensor],
     block_count: int,
     block_dim: Callable[[str], int | None] = lambda _: None,
+    groups: str = "",
 ) -> KvLayout:
     """View every layer's KV tensor as ``[blocks, …]``, the other dimensions in the order of memory.
 
     ``kv_caches``: layer name -> tensor, as vLLM's ``register_kv_caches`` gets it. ``block_count``: the engine's
     blocks; a tensor may count smaller ones, several of which make up one. ``block_dim(layer)``: the dimension that
-    counts blocks, None if that is not known: then the only one that fits.
+    counts blocks, None if that is not known: then the only one that fits. ``groups``: groups.describe(); where there
+    are several, their tensors overlay each other, and a block is everything that any of them has in it.
 
     Layouts of vLLM's releases: ``[2, blocks, tokens, heads, size]``, ``[blocks, 2, …]``, heads and tokens exchanged by
     strides, K and V in one last dimension, MLA's ``[blocks, tokens, size]``, layers as strided views of one buffer.
@@ -71,7 +74,49 @@ def read_layout(
         raise UnsupportedError("the engine has registered no KV tensors")
     if len({tensor.device for tensor in tensors}) > 1:
         raise UnsupportedError("KV tensors on different devices")
-    return KvLayout(tuple(tensors), _summary(texts))
+    return KvLayout(tuple(_overlaid(tensors) if groups else tensors), _summary(texts, groups))
+
+
+def _overlaid(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The bytes of all tensors, each once: those that overlap become one tensor of bytes, at the first one's place."""
+    merged: list[torch.Tensor] = []
+    for tensor in tensors:
+        overlapping = [each for each in merged if _overlap(_chunks(tensor), _chunks(each))]
+        if not overlapping:
+            merged.append(tensor)
+            continue
+        place = next(index for index, each in enumerate(merged) if each is overlapping[0])
+        merged = [each for each in merged if not any(each is other for other in overlapping)]
+        merged.insert(place, _joined([*overlapping, tensor]))
+    return merged
+
+
+def _chunks(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """The bytes of block 0, as addresses [begin, end), ascending."""
+    base = tensor.untyped_storage().data_ptr()
+    parts = geometry_of([tensor], 0).geometry.parts
+    begins = [
+        (base + part.offset + i * part.repeat_stride, part.chunk_bytes) for part in parts for i in range(part.count)
+    ]
+    return sorted((begin, begin + count) for begin, count in begins)
+
+
+def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+    both = sorted([*one, *other])
+    return any(before[1] > after[0] for before, after in pairwise(both))
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    first, chunks = tensors[0], [_chunks(tensor) for tensor in tensors]
+    strides = {tensor.stride(0) * tensor.element_size() for tensor in tensors}
+    if len(strides) == 1 and all(each == chunks[0] for each in chunks):
+        return first
+    begin, end = min(each[0][0] for each in chunks), max(each[-1][1] for each in chunks)
+    if len(strides) > 1 or any(len(each) > 1 for each in chunks) or end - begin > min(strides):
+        raise UnsupportedError("KV-cache groups lie over each other in pieces: set VLLM_KV_CACHE_LAYOUT=LBNHC")
+    storage = first.untyped_storage()
+    of_bytes = torch.empty(0, dtype=torch.uint8, device=first.device)
+    return of_bytes.set_(storage, begin - storage.data_ptr(), (first.shape[0], end - begin), (strides.pop(), 1))
 
 
 def _only_block_dim(name: str, tensor: torch.Tensor, block_count: int) -> int:
@@ -94,15 +139,15 @@ def _describe(blocks: torch.Tensor, order: Sequence[int]) -> str:
     return text if ranks == sorted(ranks) else text + "@" + "".join(map(str, ranks))
 
 
-def _summary(texts: Sequence[str]) -> str:
-    """``12*bfloat16x2x16x8x128`` while short, else with a digest."""
+def _summary(texts: Sequence[str], groups: str) -> str:
+    """``12*bfloat16x2x16x8x128``, and of several groups ``|full:0,3;sliding512:1,2``; if long, a digest of it."""
     runs: list[tuple[str, int]] = []
     for text in texts:
         if runs and runs[-1][0] == text:
             runs[-1] = (text, runs[-1][1] + 1)
         else:
             runs.append((text, 1))
-    joined = "+".join(f"{count}*{text}" for text, count in runs)
+    joined = "+".join(f"{count}*{text}" for text, count in runs) + (f"|{groups}" if groups else "")
     return joined if len(joined) <= 200 else "sha256:" + hashlib.sha256(joined.encode()).hexdigest()
 
 

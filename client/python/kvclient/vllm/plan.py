@@ -9,7 +9,7 @@ from kvclient._native import BlockKey, BlockKeys
 
 @dataclass
 class PublishRun:
-    """Consecutive blocks of one request whose content has been computed."""
+    """Consecutive blocks of one request, of one KV-cache group, whose content has been computed."""
 
     blocks: list[int]
     depth: int  # blocks before the first one
@@ -19,7 +19,7 @@ class PublishRun:
 
 @dataclass
 class Load:
-    """Blocks of one request to import."""
+    """Blocks of one request to import, of one KV-cache group."""
 
     request_id: str
     blocks: list[int]
@@ -30,6 +30,8 @@ class Load:
     #: The engine itself writes to none of the blocks in this step, so the copy may begin before
     #: the step's own work.
     early: bool = False
+    #: A block that fails fails the request's whole load, of all groups.
+    whole: bool = False
 
 
 @dataclass

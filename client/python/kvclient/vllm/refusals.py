@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-# Specs of vLLM whose blocks hold the KV of their tokens and nothing else.
-_SLIDING = ("SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
+from kvclient.vllm.groups import attends, kinds_of
+
+# Specs that vLLM can treat as full attention, so that one group is left.
+_PROMOTED = ("FullAttentionSpec", "SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
+_DISABLE = "--disable-hybrid-kv-cache-manager makes one of them, which takes more memory"
 
 
-def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
-    """Why the connector is off with this engine; "" if it is on."""
+def refusal(vllm_config: Any, kv_cache_config: Any, *, by_request: bool = True, load: str = "async") -> str:
+    """Why the connector is off with this engine; "" if it is on.
+
+    ``by_request``: vLLM's scheduler takes requests whose load failed. ``load``: the connector's option.
+    """
     if kv_cache_config is None:
         return "this vLLM does not tell connectors its KV-cache configuration: 0.26 and newer do"
     groups = kv_cache_config.kv_cache_groups
     if not groups:
         return "the model has no KV cache, so there is nothing to share: start it without the connector"
-    kinds = [type(group.kv_cache_spec).__name__ for group in groups]
+    specs = [group.kv_cache_spec for group in groups]
     if len(groups) > 1:
-        return _several(kinds)
-    if kinds[0] == "UniformTypeKVCacheSpecs":
+        reason = _several(groups, by_request, load)
+        if reason:
+            return reason
+    elif kinds_of(specs[0]) != [type(specs[0]).__name__] and not attends(specs[0]):
         return (
-            "layers have KV of different sizes in one block (a sparse-attention indexer, or a draft model with other "
-            "heads than the model), which is not supported; if it is the draft, start without speculative_config"
+            f"layers have KV of different sizes in one block, not all of them of full attention "
+            f"({', '.join(kinds_of(specs[0]))}), which is not supported"
         )
-    if not hasattr(groups[0].kv_cache_spec, "head_size"):
-        return f"the model keeps a state instead of the KV of each token ({kinds[0]}), which is not supported"
+    elif not attends(specs[0]) and not hasattr(specs[0], "head_size"):
+        kind = type(specs[0]).__name__
+        return f"the model keeps a state instead of the KV of each token ({kind}), which is not supported"
     parallel = vllm_config.parallel_config
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
@@ -32,12 +42,24 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     return ""
 
 
-def _several(kinds: list[str]) -> str:
-    listed = ", ".join(sorted(set(kinds)))
-    text = f"the model has {len(kinds)} KV-cache groups ({listed}), and only one is supported"
-    if all(kind == "FullAttentionSpec" or kind in _SLIDING for kind in kinds):
-        return f"{text}: --disable-hybrid-kv-cache-manager makes one of them, which takes more memory"
-    return f"{text}; nothing makes one of them"
+def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
+    kinds = sorted({kind for group in groups for kind in kinds_of(group.kv_cache_spec)})
+    text = f"the model has {len(groups)} KV-cache groups ({', '.join(kinds)})"
+    if not all(attends(group.kv_cache_spec) for group in groups):
+        remedy = _DISABLE if all(kind in _PROMOTED for kind in kinds) else "nothing makes one of them"
+        return f"{text}, and not all of them are full attention or a sliding window: {remedy}"
+    if not by_request:
+        return (
+            f"{text}, and this vLLM recovers a failed load of one group only: vLLM 0.30 and newer of several; or "
+            f"{_DISABLE}"
+        )
+    if len({group.kv_cache_spec.block_size for group in groups}) > 1:
+        return f"{text} whose blocks hold different numbers of tokens: {_DISABLE}"
+    if any(getattr(group, "is_eagle_group", False) for group in groups):
+        return f"{text}, one of them of a draft model: start without speculative_config, or {_DISABLE}"
+    if load == "sync":
+        return f"{text}, which vLLM can load in the background only: use load=async"
+    return ""
 
 
 __all__ = ["refusal"]

@@ -8,6 +8,7 @@ calls those that it knows. tests/python/test_vllm_interface.py has the table of 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -49,6 +50,30 @@ def hit_source() -> Any:
     return CacheHitSource.P2P
 
 
+def fails_by_request() -> bool:
+    """Whether the scheduler can be told of a request whose load failed, which it computes anew: from 0.30 on.
+
+    It can be told of blocks in any release, but takes these of a single KV-cache group only.
+    """
+    results = _transfer_results()
+    return results is not None and "failed_recving" in {field.name for field in fields(results)}
+
+
+def transfer_results(finished: set[str], failed: set[str]) -> Any:
+    """What ``get_transfer_results`` returns; only a release that has such results calls it."""
+    results = _transfer_results()
+    assert results is not None
+    return results(finished_recving=finished, failed_recving=failed)
+
+
+def _transfer_results() -> Any:
+    try:
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+    except ImportError:
+        return None
+    return KVConnectorTransferResults
+
+
 def worker_ranks() -> tuple[int, int]:
     """Pipeline and tensor rank of the calling worker."""
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
@@ -56,4 +81,11 @@ def worker_ranks() -> tuple[int, int]:
     return get_pp_group().rank_in_group, get_tp_group().rank_in_group
 
 
-__all__ = ["attention_backends", "block_dimension", "hit_source", "worker_ranks"]
+__all__ = [
+    "attention_backends",
+    "block_dimension",
+    "fails_by_request",
+    "hit_source",
+    "transfer_results",
+    "worker_ranks",
+]

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
 from kvclient.vllm.stats import Counters
+from kvclient.vllm.tables import BlockTable
 from kvclient.vllm.wishes import wishes_of
 
 _log = logging.getLogger(__name__)
+_Of = TypeVar("_Of")
 
 # vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after
 # so many failures the request is computed.
@@ -44,8 +48,7 @@ class _Tracked:
     keys: RequestKeys
     adapter: Adapter | None = None
     shared: bool = True  # False: the content of its blocks is not certain
-    blocks: list[int] = field(default_factory=list)
-    next_block: int = 0  # the first one that has not been considered for publishing
+    tables: list[BlockTable] = field(default_factory=list)  # for each KV-cache group
     since: int = 0  # step of its last (re)start; its blocks are computed in later steps
     local_blocks: int = 0  # found in the engine's own prefix cache when last asked
     local_tokens: int = 0  # the same in tokens
@@ -76,7 +79,9 @@ class SchedulerSide:
         self._keys: KeySource | None = None
         self._include_own = False
         self._block_tokens = 0
-        self._sliding = False
+        self._groups: list[KvGroup] = [KvGroup()]
+        self._shard_count = 1
+        self._by_request = False
         self._pool: Any = None
         self._cache_map: Any = None
         self._step = 0
@@ -119,8 +124,13 @@ class SchedulerSide:
         include_own: bool = False,
         hashes: EngineHashes | None = None,
         model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None,
+        groups: Sequence[KvGroup] = (KvGroup(),),
+        by_request: bool = False,
     ) -> None:
         """Every worker has registered its memory: ``shards`` in their order.
+
+        ``groups``: the engine's KV-cache groups. ``by_request``: the engine can be told of a request whose load failed,
+        rather than of blocks, and drops all that the request has; several groups need that.
 
         ``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens.
         ``include_own``: ``client`` has published copies of the engine's blocks, which can be imported again.
@@ -128,12 +138,16 @@ class SchedulerSide:
         workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
         always ``spec``.
         """
-        self._client, self._spec, self._keys = client, spec, KeySource(spec, shards, hashes)
+        self._groups, self._shard_count = list(groups), len(shards)
+        # A request whose step waits for its load can't be told of
+        by_request = by_request and self._options.load == "async"
+        self._by_request = by_request and (len(groups) > 1 or groups[0].window > 0)
+        of_groups = [_shard_of(shard, number) for number in range(len(groups)) for shard in shards]
+        self._client, self._spec, self._keys = client, spec, KeySource(spec, of_groups, hashes)
         self._fingerprint = spec.fingerprint().hex
         self._include_own = include_own
         self._model = model
         self._block_tokens = spec.block_tokens
-        self._sliding = spec.sliding_window > 0
 
     def bind_pool(self, pool: Any) -> None:
         """``pool``: vLLM's BlockPool; ``blocks[id].block_hash`` and ``cached_block_hash_to_block`` are read."""
@@ -165,7 +179,7 @@ class SchedulerSide:
         first = computed // self._block_tokens
         tracked.local_blocks = first
         # The last token is computed in any case, and with it its block.
-        last = (request.num_tokens - 1) // self._block_tokens
+        last = self._without_gaps((request.num_tokens - 1) // self._block_tokens)
         if last <= first or (last - first) * self._block_tokens < self._options.min_prefix_tokens:
             return 0, False
         blocks = self._find(tracked, first, last)
@@ -177,29 +191,32 @@ class SchedulerSide:
         self.counters.time("find", time.perf_counter() - began)
         return tokens, tokens > 0 and self._options.load == "async"
 
-    def allocated(self, request: Any, blocks: Sequence[int], external_tokens: int) -> None:
-        """The engine has allocated ``blocks``, all of the request's, for ``external_tokens`` to import."""
+    def allocated(self, request: Any, tables: Sequence[Sequence[int]], external_tokens: int) -> None:
+        """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
         if not self.active or external_tokens == 0:
             return
         tracked = self._track(request)
         first = tracked.local_blocks
         last = first + external_tokens // self._block_tokens
-        keys = tracked.keys.upto(last)
         wait = self._options.load == "sync"
-        tracked.blocks = list(blocks)
-        tracked.next_block = 0
         tracked.loading = True
-        self._loads.append(
-            Load(
-                request_id=request.request_id,
-                blocks=list(blocks[first:last]),
-                depth=first,
-                keys=[each[first:last] for each in keys],
-                parents=tracked.keys.parents(first),
-                wait=wait,
+        for number, blocks in enumerate(tables):
+            tracked.tables[number].restart(blocks, self._pool)
+            begin = max(first, self._groups[number].first_block(last * self._block_tokens, self._block_tokens))
+            self._allocated += blocks[begin:]
+            if begin == last:
+                continue
+            self._loads.append(
+                Load(
+                    request_id=request.request_id,
+                    blocks=list(blocks[begin:last]),
+                    depth=begin,
+                    keys=[each[begin:last] for each in self._of_group(number, tracked.keys.upto(last))],
+                    parents=self._of_group(number, tracked.keys.parents(begin)),
+                    wait=wait,
+                    whole=self._by_request,
+                )
             )
-        )
-        self._allocated += blocks[first:]
         if wait:
             self._waited.add(request.request_id)
         else:
@@ -236,13 +253,21 @@ class SchedulerSide:
         # must be known first.
         if self._options.publish and not self._waits() and self._known and not self._mixed:
             fresh = set(plan.begin)
-            plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh)]
+            plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh, output.num_scheduled_tokens)]
             self._ended.clear()
         plan.loads, self._loads = self._loads, []
         written = set(_written_by_engine(output)) if plan.loads else set()
+        later = {load.request_id for load in plan.loads if load.wait or not written.isdisjoint(load.blocks)}
         for load in plan.loads:
-            load.early = not load.wait and written.isdisjoint(load.blocks)
+            load.early = load.request_id not in later
         return plan
+
+    def failed_requests(self, request_ids: Iterable[str]) -> None:
+        """Requests whose load failed, of which the engine drops all blocks. Call before ``loaded``."""
+        for request_id in request_ids:
+            tracked = self._tracked.get(request_id)
+            if tracked is not None and tracked.loading:
+                tracked.load_failed = True
 
     def failed(self, blocks: set[int]) -> None:
         """Blocks whose load failed. Call before ``loaded``.
@@ -251,12 +276,13 @@ class SchedulerSide:
         may now compute the same blocks at different times, so none is published as long as one of them lives.
         """
         for request_id, tracked in self._tracked.items():
-            tracked.load_failed = tracked.load_failed or (tracked.loading and not blocks.isdisjoint(tracked.blocks))
+            table = tracked.tables[0].blocks  # several groups fail by ``failed_requests``
+            tracked.load_failed = tracked.load_failed or (tracked.loading and not blocks.isdisjoint(table))
             if tracked.loading and request_id not in self._waited:
                 continue  # loaded in the background: no other request uses them yet
-            first = next((i for i, block in enumerate(tracked.blocks) if block in blocks), None)
+            first = next((i for i, block in enumerate(table) if block in blocks), None)
             if first is not None:
-                self._recomputed.setdefault(request_id, set()).update(tracked.blocks[first:])
+                self._recomputed.setdefault(request_id, set()).update(table[first:])
 
     def loaded(self, request_ids: Iterable[str], waited: Iterable[str]) -> None:
         """Loads that have ended, successfully or not; the engine already knows which blocks failed."""
@@ -304,7 +330,7 @@ class SchedulerSide:
             return
         if not tracked.shared or not self._known or self._mixed or not tracked.keys.certain:
             return
-        for run, hashes in self._runs(tracked, self._recomputed_now()):
+        for run, hashes in self._runs(tracked, self._recomputed_now(), hashed=True):
             self._ended.append(_Ended(hashes, run))
 
     def reset(self) -> None:
@@ -385,17 +411,41 @@ class SchedulerSide:
         if tracked is None:
             adapter = self.adapters.of(request.lora_request) if request.lora_request is not None else None
             tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
+            tracked.tables = [BlockTable(group, self._block_tokens) for group in self._groups]
             tracked.publishes, tracked.imports = wishes_of(request)
             self._tracked[request.request_id] = tracked
         return tracked
 
+    def _without_gaps(self, blocks: int) -> int:
+        """At most ``blocks``: as many leading blocks as a request keeps all of, if failed blocks are reported as such.
+
+        For these, vLLM goes on after the last block before the first failed one, and a window before its end must be
+        there; it is not if a hit of more blocks has left the window's out.
+        """
+        window = self._groups[0].window
+        if not window or self._by_request:
+            return blocks
+        return min(blocks, (window + self._groups[0].kept - 2) // self._block_tokens + 1)
+
+    def _of_group(self, number: int, of_shards: Sequence[_Of]) -> list[_Of]:
+        """What belongs to one group, of a list with something for each group and shard."""
+        return list(of_shards[number * self._shard_count : (number + 1) * self._shard_count])
+
     def _find(self, tracked: _Tracked, first: int, last: int) -> int:
-        assert self._client is not None
-        keys = [each[first:last] for each in tracked.keys.upto(last)]
+        client = self._client
+        assert client is not None
+        keys = tracked.keys.upto(last)
+
+        def run(groups: Sequence[int], begin: int, end: int) -> int:
+            if begin >= end:
+                return 0
+            wanted = [each[begin:end] for number in groups for each in self._of_group(number, keys)]
+            if len(wanted) == 1:
+                return len(client.find(wanted[0], include_own=self._include_own))
+            return min(len(match) for match in client.find_shards(wanted, include_own=self._include_own))
+
         try:
-            if len(keys) == 1:
-                return len(self._client.find(keys[0], include_own=self._include_own))
-            return min(len(match) for match in self._client.find_shards(keys, include_own=self._include_own))
+            return longest_hit(self._groups, first, last, self._block_tokens, run) - first
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
             return 0
@@ -410,27 +460,26 @@ class SchedulerSide:
                 self._parked.add(request_id)
                 attached.update(all_blocks())
         for new in output.scheduled_new_reqs:
-            blocks = new.block_ids[0]
-            self._restart(new.req_id, blocks, at_once=new.req_id in given)
-            attached.update(blocks)
+            self._restart(new.req_id, new.block_ids, at_once=new.req_id in given)
+            attached.update(*new.block_ids)
         cached = output.scheduled_cached_reqs
         # Most running requests got no block. vLLM gives a resumed one all of its blocks.
         for request_id, block_ids in compress(
             zip(cached.req_ids, cached.new_block_ids, strict=True), cached.new_block_ids
         ):
-            blocks = block_ids[0]
             if request_id in cached.resumed_req_ids:
-                self._restart(request_id, blocks, at_once=request_id in given)
+                self._restart(request_id, block_ids, at_once=request_id in given)
             elif request_id in self._tracked:
                 tracked = self._tracked[request_id]
-                tracked.blocks += blocks
+                for table, blocks in zip(tracked.tables, block_ids, strict=True):
+                    table.extend(blocks, self._pool)
                 self._candidates[request_id] = tracked
-            attached.update(blocks)
+            attached.update(*block_ids)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached
 
-    def _restart(self, request_id: str, blocks: Sequence[int], *, at_once: bool) -> None:
+    def _restart(self, request_id: str, tables: Sequence[Sequence[int]], *, at_once: bool) -> None:
         """``at_once``: in the step in which its blocks were allocated; a load of them in the background has ended."""
         tracked = self._tracked.get(request_id)
         self._outside.pop(request_id, None)
@@ -439,8 +488,8 @@ class SchedulerSide:
             if at_once and request_id not in self._parked and computed > tracked.local_tokens:
                 self._outside[request_id] = computed
             self._parked.discard(request_id)
-            tracked.blocks = list(blocks)
-            tracked.next_block = 0
+            for table, blocks in zip(tracked.tables, tables, strict=True):
+                table.restart(blocks, self._pool)
             tracked.since = self._step
             self._candidates[request_id] = tracked
             self._recomputed.pop(request_id, None)
@@ -465,7 +514,7 @@ class SchedulerSide:
                 self._published.update(zip(ended.run.blocks, ended.hashes, strict=True))
                 yield ended.run
 
-    def _publish_running(self, fresh: set[int]) -> Iterable[PublishRun]:
+    def _publish_running(self, fresh: set[int], scheduled: Container[str]) -> Iterable[PublishRun]:
         unsure = fresh | self._recomputed_now()
         for request_id, tracked in list(self._candidates.items()):
             tracked.shared = tracked.shared and tracked.keys.certain
@@ -475,13 +524,13 @@ class SchedulerSide:
                 continue
             if tracked.since == self._step:
                 continue
-            for run, hashes in self._runs(tracked, unsure):
+            for run, hashes in self._runs(tracked, unsure, hashed=request_id in scheduled):
                 self._published.update(zip(run.blocks, hashes, strict=True))
                 yield run
             # The last block becomes full without notice, and then the request is given another one
             # or ends. A block before it may have been taken for tokens that were then rejected.
-            reached = max(len(tracked.blocks) - 1, tracked.request.num_computed_tokens // self._block_tokens)
-            if tracked.next_block >= reached:
+            computed = tracked.request.num_computed_tokens // self._block_tokens
+            if all(table.next_block >= max(len(table.blocks) - 1, computed) for table in tracked.tables):
                 del self._candidates[request_id]
 
     def _waits(self) -> bool:
@@ -499,37 +548,58 @@ class SchedulerSide:
         """Blocks that several requests may be computing."""
         return set().union(*self._recomputed.values()) if self._recomputed else set()
 
-    def _runs(self, tracked: _Tracked, unsure: AbstractSet[int]) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``."""
-        request = tracked.request
-        last = min(_confirmed(request) // self._block_tokens, len(tracked.blocks))
-        index = tracked.next_block
+    def _runs(
+        self, tracked: _Tracked, unsure: AbstractSet[int], *, hashed: bool
+    ) -> Iterable[tuple[PublishRun, list[Any]]]:
+        """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``.
+
+        ``hashed``: the engine has given a hash to every block of the confirmed tokens that is ever going to have one.
+        """
+        for number in range(len(tracked.tables)):
+            yield from self._runs_of(tracked, number, unsure, hashed)
+
+    def _runs_of(
+        self, tracked: _Tracked, number: int, unsure: AbstractSet[int], hashed: bool
+    ) -> Iterable[tuple[PublishRun, list[Any]]]:
+        request, table = tracked.request, tracked.tables[number]
+        windowed, pool = self._groups[number].window > 0, self._pool.blocks
+        last = min(_confirmed(request) // self._block_tokens, len(table.blocks))
+        index = table.next_block
         content: Any = None
         while index < last:
             first, hashes = index, []
             while index < last:
-                block = tracked.blocks[index]
-                content = self._pool.blocks[block].block_hash
+                block = table.blocks[index]
+                if windowed:
+                    content = table.content(index, self._pool, request.num_computed_tokens)
+                else:
+                    content = pool[block].block_hash
                 if content is None or block in unsure or self._published.get(block) is content:
                     break
                 hashes.append(content)
                 index += 1
             if hashes:
-                keys = tracked.keys.upto(index)
+                keys = self._of_group(number, tracked.keys.upto(index))
                 yield (
                     PublishRun(
-                        blocks=tracked.blocks[first:index],
+                        blocks=table.blocks[first:index],
                         depth=first,
                         keys=[each[first:index] for each in keys],
-                        parents=tracked.keys.parents(first),
+                        parents=self._of_group(number, tracked.keys.parents(first)),
                     ),
                     hashes,
                 )
-            elif content is None and not self._sliding:
+            elif content is None and not (windowed and hashed):
                 break  # not cached yet: the next step asks again
             else:
                 index += 1
-        tracked.next_block = max(index, tracked.next_block)
+        table.passed(index)
+
+
+def _shard_of(shard: Shard, group: int) -> Shard:
+    return Shard(
+        tp_rank=shard.tp_rank, tp_size=shard.tp_size, pp_rank=shard.pp_rank, pp_size=shard.pp_size, kv_group=group
+    )
 
 
 def _confirmed(request: Any) -> int:

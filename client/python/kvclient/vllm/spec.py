@@ -25,8 +25,8 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "model.safetens
 def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, options: ConnectorOptions) -> ModelSpec:
     """Describe the engine exactly, except for its weights.
 
-    ``kv_spec``: vLLM's KVCacheSpec of the only KV-cache group. ``layout``: KvLayout.text. ``backend``: name of the
-    attention backend, whose kernels decide the last bits of every layer's KV but the first one's.
+    ``kv_spec``: vLLM's KVCacheSpec of a layer. ``layout``: KvLayout.text, which tells how others differ. ``backend``:
+    name of the attention backend, whose kernels decide the last bits of every layer's KV but the first one's.
 
     UnsupportedError: scales that change while the engine runs.
     """

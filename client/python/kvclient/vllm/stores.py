@@ -244,12 +244,13 @@ def share(
 class TimedLoad:
     """A load with its request and its starting time."""
 
-    def __init__(self, request_id: str, blocks: Sequence[int], wait: bool) -> None:
+    def __init__(self, request_id: str, blocks: Sequence[int], wait: bool, whole: bool = False) -> None:
         """Starts the clock. The caller sets ``load``; it stays None if the load could not be started."""
         self.load: PendingLoad | None = None
         self.request_id = request_id
         self.blocks = list(blocks)
         self.waits = wait
+        self.whole = whole
         self.began = time.perf_counter()
 
     def done(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from kvclient._native import Client, ModelSpec, Shard
-from kvclient.errors import KvError
+from kvclient.errors import InvalidArgumentError, KvError
 from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, StepPlan, WorkerReport
@@ -16,6 +16,7 @@ from kvclient.vllm.stats import Counters
 from kvclient.vllm.stores import BlockMemory, PendingLoad, Run, TimedLoad, share
 
 _log = logging.getLogger(__name__)
+_NULL_BLOCK = 0  # vLLM's, which no request writes to
 
 
 class WorkerSide:
@@ -32,6 +33,7 @@ class WorkerSide:
         self._fingerprint = ""
         self._loads: list[TimedLoad] = []
         self._failed_blocks: set[int] = set()
+        self._failed_requests: set[str] = set()
         self._report = WorkerReport()
         self._applied: StepPlan | None = None
         self._started: StepPlan | None = None
@@ -116,7 +118,7 @@ class WorkerSide:
 
     def _start_all(self, plan: StepPlan, loads: Sequence[Load]) -> None:
         for load in loads:
-            timed = TimedLoad(load.request_id, load.blocks, load.wait)
+            timed = TimedLoad(load.request_id, load.blocks, load.wait, load.whole)
             if self.memory is not None and self._is_of(plan):
                 try:
                     timed.load = self._start(load)
@@ -127,19 +129,25 @@ class WorkerSide:
 
     def _start(self, load: Load) -> PendingLoad:
         assert self.memory is not None
+        if _NULL_BLOCK in load.blocks:
+            raise InvalidArgumentError("the engine has no block for a part of the prefix")
         index = self._shard_index
         return self.memory.load(load.keys[index], load.parents[index], load.depth, load.blocks, load.wait)
 
     def finished_loads(self) -> set[str]:
         """Requests whose background loads are done. Waits for the loads that the step itself needed."""
-        ready = [load for load in self._loads if load.waits or load.done()]
+        under_way = {load.request_id for load in self._loads if not load.waits and not load.done()}
+        ready = [load for load in self._loads if load.request_id not in under_way]
         if not ready:
             return set()
         self._loads = [load for load in self._loads if load not in ready]
         finished: set[str] = set()
         for load in ready:
             valid = load.valid()
-            self._failed_blocks.update(load.blocks[valid:])
+            if not load.whole:
+                self._failed_blocks.update(load.blocks[valid:])
+            elif valid < len(load.blocks):
+                self._failed_requests.add(load.request_id)
             self.counters.add("imported_blocks", valid)
             self.counters.add("failed_blocks", len(load.blocks) - valid)
             if self.memory is not None:
@@ -151,6 +159,11 @@ class WorkerSide:
     def take_failed_blocks(self) -> set[int]:
         """Blocks whose load failed since the last call."""
         failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def take_failed_requests(self) -> set[str]:
+        """Requests of which a load failed that is ``whole``, since the last call."""
+        failed, self._failed_requests = self._failed_requests, set()
         return failed
 
     def take_report(self) -> WorkerReport | None:

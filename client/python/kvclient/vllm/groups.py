@@ -1,0 +1,88 @@
+"""The KV-cache groups of an engine: layers that have one block table, over a pool that all groups share.
+
+How vLLM lays them out (0.32, v1/core/kv_cache_utils.py ``get_kv_cache_config_from_groups``, v1/worker/utils.py
+``allocate_kv_cache``): all layers of all groups are views of one buffer. Layer ``l`` of a group has block ``b`` at
+``offset + l * layer_stride + b * block_stride``, and every group begins at offset 0, so that the groups overlay each
+other: block 7 is the same bytes whichever group has it, seen by one group as pages of its layers and by another as
+pages of other layers. vLLM gives a block to one group at a time. So a block has one generation, and one geometry, which
+is everything that any group may write (layout.py); what a block holds is told by its key alone, which names the group.
+A group with fewer layers than the others leaves the rest of its blocks as it was, and these bytes are copied as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Specs of vLLM whose layers need the KV of all tokens before.
+_FULL = ("FullAttentionSpec", "MLAAttentionSpec")
+#: Specs whose layers need the last ``sliding_window`` tokens.
+_SLIDING = ("SlidingWindowSpec",)
+
+
+@dataclass(frozen=True)
+class KvGroup:
+    """What a group's layers need of the tokens before; without arguments: all of them."""
+
+    #: Tokens that attention reaches, the token itself included; 0: all.
+    window: int = 0
+    #: Further tokens before the window whose blocks the engine keeps.
+    kept: int = 0
+
+    def first_block(self, tokens: int, block_tokens: int) -> int:
+        """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it."""
+        return max(0, tokens - self.window + 1 - self.kept) // block_tokens if self.window else 0
+
+
+def layer_specs(spec: Any) -> list[Any]:
+    """The specs of a group's layers, all equal unless their KV differs in size."""
+    return list(getattr(spec, "kv_cache_specs", {}).values()) or [spec]
+
+
+def kinds_of(spec: Any) -> list[str]:
+    """Names of the specs of a group's layers."""
+    return sorted({type(each).__name__ for each in layer_specs(spec)})
+
+
+def attends(spec: Any) -> bool:
+    """Whether a group's layers keep the KV of tokens and nothing else, and need all tokens or those of one window."""
+    kinds = kinds_of(spec)
+    return all(kind in _FULL for kind in kinds) or kinds == list(_SLIDING)
+
+
+def groups_of(kv_cache_config: Any) -> list[KvGroup]:
+    """The groups of an engine that ``refusal`` (refusals.py) lets share, in vLLM's order."""
+    return [_group(layer_specs(group.kv_cache_spec)[0]) for group in kv_cache_config.kv_cache_groups]
+
+
+def _group(spec: Any) -> KvGroup:
+    if not any(kind.__name__ in _SLIDING for kind in type(spec).__mro__):
+        return KvGroup()  # of a window that a full group's spec names, vLLM keeps all blocks
+    return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)))
+
+
+def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
+    """The groups as text: two engines with the same text have the same layers in each. "": there is one.
+
+    ``layers``: those of one worker. They are numbered in the model's order, from 0 in each worker, so that all stages
+    of a pipeline have one text.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) == 1:
+        return ""
+    place = {name: str(index) for index, name in enumerate(sorted(layers, key=_by_number))}
+    texts = []
+    for group, needs in zip(groups, groups_of(kv_cache_config), strict=True):
+        kind = f"sliding{needs.window}" if needs.window else "full"
+        texts.append(f"{kind}:{','.join(place[name] for name in group.layer_names if name in place)}")
+    return ";".join(texts)
+
+
+def _by_number(layer: str) -> list[Any]:
+    """``model.layers.10`` comes after ``model.layers.9``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
+
+
+__all__ = ["KvGroup", "attends", "describe", "groups_of", "kinds_of", "layer_specs"]

@@ -1,0 +1,68 @@
+"""What the scheduler's side has every worker do before blocks are shared, through the engine's executor."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvclient._native import ModelSpec
+from kvclient.errors import KvError, UnsupportedError
+from kvclient.vllm.weights import Measured
+
+if TYPE_CHECKING:
+    from kvclient.vllm.connector import KvMarketConnector
+
+
+@dataclass
+class Described:
+    """What a worker is going to register: the canonical model spec without the weights, and the worker's shard."""
+
+    spec: str
+    pp_rank: int
+    tp_rank: int
+    in_place: bool
+
+    def rank(self) -> tuple[int, int]:
+        """The order of shards."""
+        return self.pp_rank, self.tp_rank
+
+
+# The workers' connectors in this process by engine id, through which calls to workers find theirs.
+connectors: weakref.WeakValueDictionary[str, KvMarketConnector] = weakref.WeakValueDictionary()
+
+
+def _of(worker: Any, engine_id: str) -> KvMarketConnector:
+    connector = connectors.get(engine_id)
+    if connector is None:
+        raise UnsupportedError(f"a worker of {engine_id} has no connector")
+    return connector
+
+
+def measure_worker(worker: Any, engine_id: str) -> Measured | str:
+    """Runs in each worker: measures its weights, or returns why they can't be."""
+    try:
+        return _of(worker, engine_id).measure(worker)
+    except KvError as error:
+        return str(error)
+
+
+def describe_worker(worker: Any, engine_id: str) -> Described | str:
+    """Runs in each worker: what it is going to register, or why it does not."""
+    try:
+        return _of(worker, engine_id).describe()
+    except KvError as error:
+        return str(error)
+
+
+def register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, int, bool, str]:
+    """Runs in each worker: its ranks, whether its memory is registered under the model, and if not, why."""
+    connector = _of(worker, engine_id)
+    try:
+        connector.watch_steps(worker)
+    except KvError as error:
+        return 0, 0, False, str(error)
+    return connector.register_under(ModelSpec.from_canonical(canonical))
+
+
+__all__ = ["Described", "connectors", "describe_worker", "measure_worker", "register_worker"]

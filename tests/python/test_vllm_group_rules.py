@@ -1,0 +1,258 @@
+"""Compared with vLLM's own code: how long a hit is over several KV-cache groups, and where their blocks lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from kvclient.errors import UnsupportedError
+from kvclient.torch import geometry_of
+from kvclient.vllm.groups import KvGroup, groups_of
+from kvclient.vllm.hits import longest_hit
+from kvclient.vllm.layout import KvLayout, read_layout
+from kvclient.vllm.refusals import refusal
+from kvclient.vllm.releases import fails_by_request
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
+if not fails_by_request():
+    pytest.skip("this vLLM does not recover failed loads of several groups", allow_module_level=True)
+
+BLOCK = 32
+
+
+def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+    fields: dict[str, Any] = {
+        "block_size": BLOCK,
+        "num_kv_heads": heads,
+        "head_size": size,
+        "dtype": torch.float32,
+    }
+    return SlidingWindowSpec(sliding_window=window, **fields) if window else FullAttentionSpec(**fields)
+
+
+def groups(*specs: tuple[Any, int]) -> list[Any]:
+    """``specs``: of each group, with its number of layers."""
+    from vllm.v1.kv_cache_interface import KVCacheGroupSpec
+
+    return [
+        KVCacheGroupSpec([f"model.layers.{100 * number + layer}" for layer in range(layers)], spec)
+        for number, (spec, layers) in enumerate(specs)
+    ]
+
+
+# ---- hits ----
+
+
+class Cached:
+    """vLLM's coordinator over a pool that holds some of a prompt's blocks."""
+
+    def __init__(self, windows: Sequence[int], blocks: int) -> None:
+        from vllm.v1.core.kv_cache_coordinator import get_kv_cache_coordinator
+        from vllm.v1.kv_cache_interface import KVCacheConfig
+
+        of = groups(*((spec_of(window), 1) for window in windows))
+        config = KVCacheConfig(num_blocks=len(windows) * blocks + 1, kv_cache_tensors=[], kv_cache_groups=of)
+        self.groups = groups_of(config)
+        self._coordinator = get_kv_cache_coordinator(
+            config,
+            max_model_len=BLOCK * blocks,
+            max_in_flight_tokens=BLOCK * blocks,
+            use_eagle=False,
+            enable_caching=True,
+            enable_kv_cache_events=False,
+            dcp_world_size=1,
+            pcp_world_size=1,
+            scheduler_block_size=BLOCK,
+            hash_block_size=BLOCK,
+        )
+        self._hashes: list[Any] = [bytes([index]) * 32 for index in range(blocks)]
+        self.present = [[False] * blocks for _ in windows]
+
+    def add(self, group: int, index: int) -> None:
+        from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
+        pool = self._coordinator.block_pool
+        [block] = pool.get_new_blocks(1)
+        content = make_block_hash_with_group_id(self._hashes[index], group)
+        pool._insert_block_hash(content, block, num_tokens=(index + 1) * BLOCK)
+        self.present[group][index] = True
+
+    def theirs(self, most: int) -> int:
+        return int(self._coordinator.find_longest_cache_hit(self._hashes, most * BLOCK)[1]) // BLOCK
+
+    def ours(self, most: int, of: Sequence[KvGroup] | None = None) -> int:
+        def run(numbers: Sequence[int], begin: int, end: int) -> int:
+            for index in range(begin, end):
+                if not all(self.present[number][index] for number in numbers):
+                    return index - begin
+            return end - begin
+
+        return longest_hit(of or self.groups, 0, most, BLOCK, run)
+
+
+def random_cases() -> list[tuple[Cached, int]]:
+    dice, cases = random.Random(14), []
+    for _ in range(400):
+        windows = [0] * dice.choice((0, 1, 1, 1, 2))
+        windows += [dice.choice((2, 31, 32, 33, 34, 64, 65, 66, 97, 200)) for _ in range(dice.choice((1, 1, 2, 3)))]
+        dice.shuffle(windows)
+        blocks = dice.randrange(1, 14)
+        cached = Cached(windows, blocks)
+        density = dice.choice((0.6, 0.8, 0.9, 1.0))
+        for group, window in enumerate(windows):
+            reach = dice.randrange(blocks // 2, blocks + 1)
+            for index in range(blocks):
+                if (index < reach) if not window else (dice.random() < density):
+                    cached.add(group, index)
+        cases.append((cached, dice.randrange(0, blocks + 1)))
+    return cases
+
+
+def test_a_hit_is_as_long_as_vllms_own_would_be() -> None:
+    cases = random_cases()
+    for cached, most in cases:
+        assert cached.ours(most) == cached.theirs(most), (cached.groups, cached.present, most)
+    lengths = {cached.theirs(most) for cached, most in cases}
+    assert len(lengths) > 8
+
+
+@pytest.mark.parametrize("by", [BLOCK, -BLOCK])
+def test_the_comparison_sees_a_window_that_is_a_block_off(by: int) -> None:
+    def wrong(group: KvGroup) -> KvGroup:
+        return KvGroup(max(2, group.window + by)) if group.window else group
+
+    cases = random_cases()
+    assert (
+        sum(cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases)
+        > 10
+    )
+
+
+def test_the_comparison_sees_a_rule_that_wants_all_blocks_of_all_groups() -> None:
+    cases = random_cases()
+    assert (
+        sum(cached.ours(most, [KvGroup()] * len(cached.groups)) != cached.theirs(most) for cached, most in cases) > 50
+    )
+
+
+def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
+    """What vLLM's manager leaves out as skipped is what a load leaves out."""
+    from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
+
+    for window in (2, 31, 32, 33, 64, 65, 200):
+        for kept in (0, 3, 40):
+            manager: Any = SimpleNamespace(sliding_window=window, extra_retained_tokens=kept)
+            for blocks in range(1, 12):
+                skipped = SlidingWindowManager.get_num_skipped_tokens(manager, blocks * BLOCK) // BLOCK
+                assert KvGroup(window, kept).first_block(blocks * BLOCK, BLOCK) == skipped
+
+
+# ---- where blocks lie ----
+
+BLOCKS = 6
+ONE_RANK = SimpleNamespace(parallel_config=SimpleNamespace())
+
+
+class Memory:
+    """KV memory as vLLM allocates it, and as the connector reads it."""
+
+    def __init__(self, of: list[Any], layout: str) -> None:
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups
+        from vllm.v1.kv_cache_layout import KVCacheLayout
+        from vllm.v1.worker.utils import allocate_kv_cache
+
+        named = KVCacheLayout[layout]
+        cache = SimpleNamespace(
+            get_resolved_kv_cache_layout=lambda: named,
+            num_gpu_blocks_override=BLOCKS,
+            prefix_cache_retention_interval=None,
+        )
+        config: Any = SimpleNamespace(attention_config=SimpleNamespace(hisparse_config=None), cache_config=cache)
+        made = get_kv_cache_config_from_groups(config, of, 1 << 30)
+        self.groups = of
+        self.caches = allocate_kv_cache(made, torch.device("cpu"), named)
+
+    def read(self, text: str = "groups") -> KvLayout:
+        return read_layout(self.caches, BLOCKS, lambda _: 0, text)
+
+    def layers(self, group: int) -> list[torch.Tensor]:
+        return [self.caches[name] for name in self.groups[group].layer_names]
+
+
+SAME = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 2)]
+PADDED = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 1)]
+OTHER_HEADS = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=4, size=16), 2)]
+OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2)]
+
+
+@pytest.mark.parametrize(
+    ("of", "layout"),
+    [
+        *((of, layout) for of in (SAME, PADDED, OTHER_HEADS) for layout in ("LBNHC", "LBHNC", "BLNHC", "BLHNC")),
+        (SAME, "LHBNC"),
+        (SAME, "BHLNC"),
+        (OTHER_PAGES, "BLNHC"),
+    ],
+)
+def test_a_block_is_all_that_any_group_has_in_it_and_no_more(of: Any, layout: str) -> None:
+    source, target = Memory(groups(*of), layout), Memory(groups(*of), layout)
+    ours, theirs = source.read(), target.read()
+    geometry_of(ours.tensors, 0)  # raises if blocks overlapped
+    dice = torch.Generator().manual_seed(3)
+    for group in range(len(of)):
+        for block in range(BLOCKS):
+            # Only this group writes, and only one block, which is then copied as an import does.
+            for memory in (source, target):
+                next(iter(memory.caches.values())).untyped_storage().fill_(0)
+            for layer in source.layers(group):
+                layer[block] = torch.randn(layer[block].shape, generator=dice)
+            for tensor, to in zip(ours.tensors, theirs.tensors, strict=True):
+                to[block] = tensor[block]
+            for layer, copied in zip(source.layers(group), target.layers(group), strict=True):
+                assert torch.equal(layer, copied), (group, block)
+
+
+def test_one_group_of_layers_whose_pages_differ_has_all_of_them_in_a_block() -> None:
+    """A sparse-attention indexer, or a draft with other heads, beside the model's layers."""
+    from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+
+    names = [f"model.layers.{layer}" for layer in range(4)]
+    of_layers = {name: spec_of(heads=1 + layer % 2) for layer, name in enumerate(names)}
+    of = groups((UniformTypeKVCacheSpecs.from_specs(of_layers), 4))
+    source, target = Memory(of, "LBNHC"), Memory(of, "LBNHC")
+    assert refusal(ONE_RANK, SimpleNamespace(kv_cache_groups=of)) == ""
+    assert groups_of(SimpleNamespace(kv_cache_groups=of)) == [KvGroup()]
+    for layer in source.layers(0):
+        layer[3] = torch.randn(layer[3].shape)
+    for tensor, to in zip(source.read("").tensors, target.read("").tensors, strict=True):
+        to[3] = tensor[3]
+    for layer, copied in zip(source.layers(0), target.layers(0), strict=True):
+        assert torch.equal(layer, copied)
+
+
+def test_one_groups_tensors_are_not_the_blocks_of_another_whose_pages_differ() -> None:
+    """The test above would see it: what one group alone has in a block is less than a block."""
+    memory = Memory(groups(*OTHER_PAGES), "BLNHC")
+    alone = {name: cache for name, cache in memory.caches.items() if name in memory.groups[0].layer_names}
+    assert read_layout(alone, BLOCKS, lambda _: 0).block_bytes < memory.read().block_bytes
+
+
+def test_groups_that_lie_over_each_other_in_pieces_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="VLLM_KV_CACHE_LAYOUT=LBNHC"):
+        Memory(groups(*PADDED), "BHLNC").read()
+
+
+def test_engines_that_differ_in_their_groups_have_other_layouts() -> None:
+    def read(groups: str) -> str:
+        return read_layout({"a": torch.zeros(4, 8)}, 4, lambda _: 0, groups).text
+
+    assert read("full:0;sliding64:1") != read("full:1;sliding64:0")

@@ -1,0 +1,460 @@
+"""Several KV-cache groups over one block pool: what is published, found and loaded for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import kvclient
+from kvclient._native import BlockKeys, ShardKeys
+from kvclient.daemon import PrivateDaemon
+from kvclient.vllm import ConnectorOptions
+from kvclient.vllm.groups import KvGroup, describe
+from kvclient.vllm.hits import longest_hit
+from kvclient.vllm.plan import Load, StepPlan
+from kvclient.vllm.scheduler import SchedulerSide
+from kvclient.vllm.stores import Run
+from kvclient.vllm.tables import BlockTable
+from kvclient.vllm.worker import WorkerSide
+from support.paged_engine import Cached, NewRequest, Output, Pool, Request
+from support.specs import small_spec
+
+SPEC = small_spec()
+FULL, WINDOW = KvGroup(), KvGroup(window=6)  # tokens; four make a block
+GROUPS = (FULL, WINDOW)
+
+
+def side_of(socket: str, groups: tuple[KvGroup, ...], by_request: bool = True, load: Any = "async") -> SchedulerSide:
+    made = SchedulerSide(ConnectorOptions(socket=socket, min_prefix_tokens=4, load=load))
+    made.attach(kvclient.Client(socket, name="s"), SPEC, [kvclient.Shard()], groups=groups, by_request=by_request)
+    made.bind_pool(Pool(64))
+    return made
+
+
+@pytest.fixture
+def side(kvmd: PrivateDaemon) -> SchedulerSide:
+    return side_of(kvmd.socket, GROUPS)
+
+
+def keys_of(group: int, tokens: list[int], groups: int = 2) -> BlockKeys:
+    """Keys of one group's blocks."""
+    names = kvclient.KeyChain(SPEC, kvclient.Shard()).extend(tokens)
+    if groups == 1:
+        return names
+    keys = BlockKeys()
+    ShardKeys(SPEC, kvclient.Shard(kv_group=group)).extend(keys, names)
+    return keys
+
+
+# ---- which blocks are needed ----
+
+
+@pytest.mark.parametrize(("tokens", "first"), [(0, 0), (4, 0), (8, 0), (12, 1), (16, 2), (40, 8)])
+def test_a_window_needs_the_blocks_that_it_reaches_into(tokens: int, first: int) -> None:
+    assert WINDOW.first_block(tokens, 4) == first
+    assert FULL.first_block(tokens, 4) == 0
+
+
+def test_blocks_that_the_engine_keeps_before_the_window_are_needed_too() -> None:
+    assert KvGroup(window=6, kept=4).first_block(40, 4) == 7
+
+
+def hit(present: list[str], groups: tuple[KvGroup, ...] = GROUPS, first: int = 0) -> int:
+    """``present``: for each group a text with ``x`` for each block that is published."""
+
+    def run(numbers: Any, begin: int, end: int) -> int:
+        parts = [present[number][begin:end] for number in numbers]
+        return min(len(part) - len(part.lstrip("x")) for part in parts)
+
+    return longest_hit(groups, first, len(present[0]), 4, run)
+
+
+def test_a_hit_needs_the_tail_of_a_window_only() -> None:
+    assert hit(["xxxxx", "...xx"]) == 5
+    assert hit(["xxxxx", "..xx."]) == 4
+    assert hit(["xxxxx", "xx..."]) == 2
+    assert hit(["xx.xx", "...xx"]) == 0
+    assert hit(["xxxxx", "x...."]) == 1
+    assert hit(["xxxxx", "x.x.x"]) == 1
+
+
+def test_blocks_of_the_engines_own_cache_need_not_be_published() -> None:
+    assert hit([".....", "....."], first=5) == 5
+    assert hit(["...xx", "...xx"], first=3) == 5
+    assert hit(["...xx", "....x"], first=3) == 3
+
+
+def test_windows_of_different_lengths_are_all_needed() -> None:
+    groups = (FULL, WINDOW, KvGroup(window=10))
+    assert hit(["xxxxxx", "...xxx", "..xxxx"], groups) == 6
+    assert hit(["xxxxxx", "..xxxx", "..xxx."], groups) == 5
+    assert hit(["xxxxxx", "..xx..", "..xxx."], groups) == 0
+
+
+def test_a_lookup_that_finds_only_pieces_of_windows_ends() -> None:
+    groups, calls = (FULL, KvGroup(window=400)), 0
+
+    def run(numbers: Any, begin: int, end: int) -> int:
+        nonlocal calls
+        calls += 1
+        return end - begin if numbers == [0] else max(0, end - begin - 1)
+
+    assert longest_hit(groups, 0, 4000, 4, run) == 0
+    assert calls < 100
+
+
+# ---- publishing ----
+
+
+class Engine:
+    """Requests whose blocks of the second group are freed as the window moves on, as vLLM does."""
+
+    def __init__(self, side: SchedulerSide) -> None:
+        self.side, self.pool = side, side._pool
+        self.tables: dict[str, list[list[Any]]] = {}
+
+    def start(self, name: str, tokens: list[int]) -> tuple[Any, Output]:
+        request: Any = Request(name, tokens, 8)
+        assert self.side.matched_tokens(request, 0) == (0, False)
+        tables = [self.pool.take(-(-len(tokens) // 4)) for _ in GROUPS]
+        for group, blocks in enumerate(tables):
+            for index in range(len(tokens) // 4):
+                self.pool.cache(blocks[index], request.content(index) + bytes([group]))
+        self.tables[name] = tables
+        ids = tuple([block.block_id for block in blocks] for blocks in tables)
+        return request, Output(scheduled_new_reqs=[NewRequest(name, ids)], num_scheduled_tokens={name: len(tokens)})
+
+    def computed(self, request: Any) -> None:
+        request.num_computed_tokens = request.num_tokens
+        blocks = self.tables[request.request_id][1]
+        first = WINDOW.first_block(request.num_computed_tokens, 4)
+        self.pool.give_back([block for block in blocks[:first] if block.block_id])
+        blocks[:first] = [self.pool.blocks[0]] * first
+
+    def next(self, *names: str) -> Output:
+        cached = Cached(req_ids=list(names), new_block_ids=[None] * len(names))
+        return Output(scheduled_cached_reqs=cached, num_scheduled_tokens=dict.fromkeys(names, 1))
+
+
+def ids(blocks: list[Any]) -> list[int]:
+    return [block.block_id for block in blocks]
+
+
+def published(plan: StepPlan) -> dict[int, Any]:
+    """Block -> key of what a plan publishes."""
+    return {block: key for run in plan.publish for block, key in zip(run.blocks, run.keys[0], strict=True)}
+
+
+def test_groups_have_keys_of_their_own(side: SchedulerSide) -> None:
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(10)))
+    tables = [ids(blocks) for blocks in engine.tables["r"]]
+    plan = side.plan(output)
+    assert sorted(plan.begin) == sorted(tables[0] + tables[1])
+    assert plan.publish == []
+    request.num_computed_tokens = 10
+    expected = {
+        block: key
+        for group in (0, 1)
+        for block, key in zip(tables[group][:2], keys_of(group, list(range(8))), strict=True)
+    }
+    assert len(set(expected.values())) == 4
+    assert published(side.plan(engine.next("r"))) == expected
+
+
+def test_blocks_that_left_the_window_are_published_while_the_pool_keeps_them(side: SchedulerSide) -> None:
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(20)))
+    windowed = ids(engine.tables["r"][1])
+    side.plan(output)
+    engine.computed(request)
+    assert set(windowed) <= set(published(side.plan(engine.next("r"))))
+
+
+def test_blocks_that_left_the_window_and_went_to_another_request_are_withdrawn(side: SchedulerSide) -> None:
+    """Else the other request's bytes would be published under keys of the first one's."""
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(20)))
+    full, windowed = (ids(blocks) for blocks in engine.tables["r"])
+    side.plan(output)
+    engine.computed(request)
+    while engine.pool.free_count() > 10:
+        engine.pool.take(1)
+    other, theirs = engine.start("other", list(range(100, 120)))
+    taken = set(ids(engine.tables["other"][0] + engine.tables["other"][1])) & set(windowed)
+    assert taken
+    both = engine.next("r")
+    both.scheduled_new_reqs = theirs.scheduled_new_reqs
+    both.num_scheduled_tokens |= theirs.num_scheduled_tokens
+    plan = side.plan(both)
+    assert taken <= set(plan.begin)
+    assert set(published(plan)) == set(full + windowed) - taken
+    engine.computed(other)
+    plan = side.plan(engine.next("r", "other"))
+    mine = {key for group in (0, 1) for key in keys_of(group, list(range(20)))}
+    assert not mine & set(published(plan).values())
+    assert taken <= set(published(plan))
+
+
+def test_a_block_that_went_to_another_request_unseen_is_not_published_for_the_first_one(side: SchedulerSide) -> None:
+    """While a step waits for a load nothing is published, and the pool goes on."""
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(20)))
+    windowed = ids(engine.tables["r"][1])
+    side.plan(output)
+    engine.computed(request)
+    while engine.pool.free_count() > 10:
+        engine.pool.take(1)
+    other, theirs = engine.start("other", list(range(100, 120)))
+    taken = set(ids(engine.tables["other"][0] + engine.tables["other"][1])) & set(windowed)
+    assert taken
+    side._waited.add("a third one")
+    assert side.plan(theirs).publish == []
+    side.loaded((), ["a third one"])
+    assert not taken & set(published(side.plan(engine.next("r"))))
+    engine.computed(other)
+    assert taken <= set(published(side.plan(engine.next("other"))))
+
+
+def test_a_block_that_another_group_gets_is_withdrawn(side: SchedulerSide) -> None:
+    """One generation for each block, whichever group has it."""
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(8)))
+    side.plan(output)
+    engine.computed(request)
+    block = engine.tables["r"][0][0].block_id
+    assert block in published(side.plan(engine.next("r")))
+    engine.pool.give_back(engine.tables["r"][0] + engine.tables["r"][1])
+    side.finished(request)
+    side.plan(Output())
+    while True:
+        [taken] = engine.pool.take(1)
+        if taken.block_id == block:
+            break
+    engine.pool.cache(taken, b"of the other group" + bytes([1]))
+    other: Any = Request("other", list(range(50, 58)), 1)
+    side.matched_tokens(other, 0)
+    plan = side.plan(Output(scheduled_new_reqs=[NewRequest("other", ([], [block]))], num_scheduled_tokens={"other": 8}))
+    assert plan.begin == [block]
+
+
+def test_blocks_that_the_engine_never_caches_are_passed_over(side: SchedulerSide) -> None:
+    """Of a window, vLLM gives a hash only to blocks at which a request can begin."""
+    engine = Engine(side)
+    request, output = engine.start("r", list(range(20)))
+    windowed = engine.tables["r"][1]
+    for block in windowed[:3]:
+        engine.pool.evict(block)
+    side.plan(output)
+    request.num_computed_tokens = 20
+    waiting = engine.next("r")
+    waiting.num_scheduled_tokens.clear()  # a step without this request: it may still be about to be hashed
+    assert not set(ids(windowed)) & set(published(side.plan(waiting)))
+    assert set(ids(windowed)[3:]) <= set(published(side.plan(engine.next("r"))))
+    assert "r" not in side._candidates
+
+
+def test_a_table_without_a_window_knows_its_blocks_by_the_pool_alone() -> None:
+    pool = Pool(4)
+    [block] = pool.take(1)
+    table = BlockTable(FULL, 4)
+    table.restart([block.block_id], pool)
+    pool.cache(block, b"later")
+    assert table.content(0, pool, 4) is block.block_hash
+
+
+def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests() -> None:
+    pool = Pool(4)
+    [block] = pool.take(1)
+    table = BlockTable(WINDOW, 4)
+    table.restart([block.block_id], pool)
+    pool.cache(block, b"of whom?")
+    assert table.content(0, pool, 12) is None
+    assert table.content(0, pool, 8) is block.block_hash
+    assert table.content(0, pool, 12) is block.block_hash
+
+
+# ---- importing ----
+
+
+@pytest.fixture
+def peer(kvmd: PrivateDaemon) -> Iterator[Any]:
+    """Publishes keys: ``peer(keys)``."""
+    client = kvclient.Client(kvmd.socket, name="peer")
+    region = client.allocate_region(client.declare_model(SPEC), kvclient.Geometry.contiguous(64, 16), name="peer")
+    used = 0
+
+    def publish(keys: Any) -> None:
+        nonlocal used
+        writes = region.begin_writes(list(range(used, used + len(keys))))
+        used += len(keys)
+        region.publish_run(BlockKeys(keys), keys[0], 0, writes)
+        region.flush()
+
+    yield publish
+    client.close()
+
+
+TOKENS = list(range(100, 132))
+
+
+def asked(side: SchedulerSide, name: str = "r") -> tuple[Any, int]:
+    request: Any = Request(name, TOKENS, 1)
+    side._client.declare_model(SPEC)  # type: ignore[union-attr]
+    return request, side.matched_tokens(request, 0)[0]
+
+
+def test_a_load_has_all_blocks_of_full_groups_and_the_tail_of_windows(side: SchedulerSide, peer: Any) -> None:
+    full, windowed = keys_of(0, TOKENS), keys_of(1, TOKENS)
+    peer(full)
+    peer(windowed[5:7])
+    request, tokens = asked(side)
+    assert tokens == 28
+    side.allocated(request, (list(range(10, 18)), [0, 0, 0, 0, 0, 30, 31, 32]), tokens)
+    first, second = side.plan(Output()).loads
+    assert (first.blocks, first.depth, list(first.keys[0])) == (list(range(10, 17)), 0, list(full[:7]))
+    assert (second.blocks, second.depth, list(second.keys[0])) == ([30, 31], 5, list(windowed[5:7]))
+    assert second.parents == [windowed[4]]
+    assert first.whole
+    assert second.whole
+
+
+def test_a_window_that_is_not_there_shortens_the_hit(side: SchedulerSide, peer: Any) -> None:
+    peer(keys_of(0, TOKENS))
+    assert asked(side)[1] == 0
+    peer(keys_of(1, TOKENS)[2:4])
+    assert asked(side, "again")[1] == 16
+
+
+def test_a_request_whose_loads_fail_is_computed_in_the_end(side: SchedulerSide, peer: Any) -> None:
+    for group in (0, 1):
+        peer(keys_of(group, TOKENS))
+    for expected in (28, 28, 0):
+        request, tokens = asked(side)
+        assert tokens == expected
+        if tokens:
+            side.allocated(request, (list(range(10, 18)), [0, 0, 0, 0, 0, 30, 31, 32]), tokens)
+            side.plan(Output())
+            side.failed_requests({"r"})
+            side.loaded({"r"}, ())
+
+
+@pytest.mark.parametrize(("by_request", "load"), [(False, "async"), (True, "sync")])
+def test_where_blocks_are_reported_only_prefixes_without_gaps_are_loaded(
+    kvmd: PrivateDaemon, peer: Any, by_request: bool, load: str
+) -> None:
+    """The engine goes on from the first failed block; a window before it is not there if it was left out."""
+    peer(keys_of(0, TOKENS, groups=1))
+    side = side_of(kvmd.socket, (WINDOW,), by_request, load)
+    request, tokens = asked(side)
+    assert tokens == 8
+    assert WINDOW.first_block(8, 4) == 0 < WINDOW.first_block(12, 4)
+    side.allocated(request, ([10, 11, 12, 13, 14, 15, 16, 17],), tokens)
+    [loaded] = side.plan(Output()).loads
+    assert not loaded.whole
+
+
+def test_a_model_of_windows_alone_hits_beyond_the_window(kvmd: PrivateDaemon, peer: Any) -> None:
+    peer(keys_of(0, TOKENS, groups=1)[5:7])
+    side = side_of(kvmd.socket, (WINDOW,))
+    request, tokens = asked(side)
+    assert tokens == 28
+    side.allocated(request, ([0, 0, 0, 0, 0, 30, 31, 32],), tokens)
+    [loaded] = side.plan(Output()).loads
+    assert (loaded.blocks, loaded.depth, loaded.whole) == ([30, 31], 5, True)
+
+
+# ---- the worker ----
+
+
+class Loads:
+    """Memory whose loads end when the test says so."""
+
+    block_bytes = 16
+
+    def __init__(self) -> None:
+        self.region: Any = self
+        self.ended: dict[int, int] = {}  # first block -> valid blocks
+
+    def begin(self, blocks: Any) -> None: ...
+
+    def publish(self, runs: list[Run]) -> None: ...
+
+    def withdraw_all(self) -> None: ...
+
+    def load(self, keys: Any, parent: Any, depth: int, blocks: list[int], wait: bool) -> Any:
+        ended = self.ended
+
+        class Pending:
+            def done(self) -> bool:
+                return blocks[0] in ended
+
+            def wait(self) -> int:
+                return ended[blocks[0]]
+
+        return Pending()
+
+
+def loads_of(*tables: list[int]) -> StepPlan:
+    root = kvclient.KeyChain(SPEC).parent
+    keys = keys_of(0, TOKENS)
+    return StepPlan(loads=[Load("r", table, 0, [keys[: len(table)]], [root], False, whole=True) for table in tables])
+
+
+@pytest.fixture
+def worker() -> tuple[WorkerSide, Loads]:
+    made, memory = WorkerSide(ConnectorOptions(socket="/s")), Loads()
+    made.serve(memory, SPEC)
+    return made, memory
+
+
+def test_a_load_has_ended_when_it_has_in_all_groups(worker: tuple[WorkerSide, Loads]) -> None:
+    made, memory = worker
+    made.start_loads(loads_of([1, 2], [3]))
+    memory.ended[1] = 2
+    assert made.finished_loads() == set()
+    memory.ended[3] = 1
+    assert made.finished_loads() == {"r"}
+    assert made.take_failed_requests() == set()
+
+
+def test_a_block_that_fails_in_any_group_fails_the_request(worker: tuple[WorkerSide, Loads]) -> None:
+    made, memory = worker
+    made.start_loads(loads_of([1, 2], [3]))
+    memory.ended.update({1: 2, 3: 0})
+    assert made.finished_loads() == {"r"}
+    assert made.take_failed_requests() == {"r"}
+    assert made.take_failed_requests() == set()
+    assert made.take_failed_blocks() == set()
+
+
+def test_a_load_into_the_null_block_fails(worker: tuple[WorkerSide, Loads]) -> None:
+    made, memory = worker
+    made.start_loads(loads_of([1, 2], [3, 0]))
+    memory.ended.update({1: 2, 3: 2})
+    assert made.finished_loads() == {"r"}
+    assert made.take_failed_requests() == {"r"}
+
+
+# ---- the spec ----
+
+
+def test_engines_whose_groups_have_other_layers_have_another_spec() -> None:
+    from types import SimpleNamespace
+
+    full, sliding = type("FullAttentionSpec", (), {})(), type("SlidingWindowSpec", (), {"sliding_window": 64})()
+
+    def text(*groups: tuple[Any, list[int]], stage: int = 0) -> str:
+        of = [
+            SimpleNamespace(kv_cache_spec=spec, layer_names=[f"model.layers.{stage + layer}.attn" for layer in layers])
+            for spec, layers in groups
+        ]
+        names = [name for group in of for name in group.layer_names]
+        return describe(SimpleNamespace(kv_cache_groups=of), names)
+
+    assert text((full, [0, 1])) == ""
+    assert text((sliding, [0, 2, 10]), (full, [9, 11])) == "sliding64:0,1,3;full:2,4"
+    assert text((sliding, [0, 2]), (full, [1])) != text((sliding, [0, 1]), (full, [2]))
+    assert text((sliding, [0, 2]), (full, [1])) == text((sliding, [0, 2]), (full, [1]), stage=3)
