@@ -51,7 +51,8 @@ TEST_CASE("Log: a full pipe does not stop kvmd, and once it is read again the lo
   WireClient bystander = kvmd.Join();
   // One page of pipe, so that few lines fill it.
   REQUIRE(::fcntl(kvmd.reader.get(), F_SETPIPE_SZ, 4096) >= 0);
-  // 9,000 lines of more than 300 bytes, within the limit that PipedKvmd sets: more than pipe and queue hold together.
+  // 9,000 lines of more than 300 bytes, within the limit that PipedKvmd sets: more than pipe and
+  // queue hold together.
   for (int i = 0; i < 9'000; ++i) {
     kvmwire::ClientMessage message;
     message.mutable_adopt_region()->mutable_expected()->set_name(std::string(250, 'x'));

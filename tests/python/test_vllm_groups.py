@@ -250,7 +250,8 @@ def test_blocks_that_the_engine_never_caches_are_passed_over(side: SchedulerSide
     side.plan(output)
     request.num_computed_tokens = 20
     waiting = engine.next("r")
-    waiting.num_scheduled_tokens.clear()  # a step without this request: it may still be about to be hashed
+    # A step without this request: it may still be about to be hashed.
+    waiting.num_scheduled_tokens.clear()
     assert not set(ids(windowed)) & set(published(side.plan(waiting)))
     assert set(ids(windowed)[3:]) <= set(published(side.plan(engine.next("r"))))
     assert "r" not in side._candidates

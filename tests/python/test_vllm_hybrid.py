@@ -176,7 +176,8 @@ def test_a_failed_block_that_was_used_would_change_the_answer(
     got, cached = answer(engines, "second", ids)
     engines["second"].call("fail_loads", 0)
     engines["second"].call("reset_prefix_cache")
-    engines["second"].call("generate", [prompt(20)], 1)  # the first step after a reset looks nothing up
+    # The first step after a reset looks nothing up.
+    engines["second"].call("generate", [prompt(20)], 1)
     assert cached == 6 * BLOCK
     assert got != expected, group
 

@@ -115,7 +115,8 @@ class Request:
         self.mm_features: list[Any] = []
         self.lora_request = None
         self.cache_salt = None
-        self.tables: list[list[Block]] = [[]]  # for each group; the null block where the window has left
+        # For each group; the null block where the window has left.
+        self.tables: list[list[Block]] = [[]]
         self.waiting_for_load = False
         self.was_scheduled = False
         self.epoch = 0  # of preemptions: results of steps before the last one are dropped
