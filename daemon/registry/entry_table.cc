@@ -175,7 +175,8 @@ bool EntryTable::PublishCached(Region& region, const PublishRecord& record) {
 
 void EntryTable::EraseCached(Region& region, std::uint32_t block) {
   const std::uint32_t slot = region.slots.Get(block);
-  if (slot != SlotMap::kNone) Erase(slot, segment_.counters().evicted);
+  // Not `evicted`, which says that the index is too small.
+  if (slot != SlotMap::kNone) Erase(slot, segment_.counters().replaced);
   WriteCount();
 }
 

@@ -286,6 +286,18 @@ TEST_CASE("Host cache: a late worker gets its share, from workers that have more
   CHECK(Status(node).evicted() == kSlots);
 }
 
+TEST_CASE("Host cache: blocks that leave it for others are replaced; none is evicted for lack of room in the index", "[unit]") {
+  Config config = CacheOf(1);
+  config.host_cache_policy = policy::PolicyKind::kLru;
+  Node node(config);
+  OffloadingWorker writer(node, "writer");
+  REQUIRE(writer.PrepareStore(writer.Write(0, kSlots)) == kSlots);
+  REQUIRE(writer.PrepareStore(writer.Write(kSlots, 2 * kSlots)) == kSlots);
+  REQUIRE(Status(node).evicted() == kSlots);
+  CHECK(node.Domain().counters().replaced() == kSlots);
+  CHECK(node.Domain().counters().evicted() == 0);
+}
+
 TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") {
   const auto policy = GENERATE(policy::PolicyKind::kLru, policy::PolicyKind::kS3Fifo, policy::PolicyKind::kHitDensity);
   Config config = CacheOf(1);

@@ -45,8 +45,8 @@
   GAUGE(kvmd_domain_fds_limit, "domain", "The limit: --max-fds-per-domain.") \
   COUNTER(kvmd_indexed_blocks_total, "domain", "Published blocks that kvmd put into the index.") \
   COUNTER(kvmd_dropped_blocks_total, "domain reason", \
-    "Blocks that left the index: replaced (published under another key), retracted or swept " \
-    "(rewritten), reaped (their region went), evicted (the index was full).") \
+    "Blocks that left the index: replaced (published under another key, or left the host cache), " \
+    "retracted or swept (rewritten), reaped (their region went), evicted (the index was full).") \
   COUNTER(kvmd_refused_blocks_total, "domain reason", \
     "Published blocks that did not get into the index: full, replicas (enough copies), stale " \
     "(rewritten before kvmd saw them).") \
