@@ -12,9 +12,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_kvctl_output.cc
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
-  unit/test_listening_sockets.cc
   unit/test_live.cc
-  unit/test_metric_page.cc
   unit/test_pool_memory.cc
   unit/test_replay_pace.cc
   unit/test_simulate.cc
@@ -23,12 +21,19 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_trace_formats.cc
   unit/test_workload.cc)
 
+if(TARGET kvctl_tests AND PROMETHEUS_CORE_FOUND)
+  target_sources(kvctl_tests PRIVATE unit/test_listening_sockets.cc unit/test_metric_page.cc)
+endif()
+
 # The command line, with kvmd and worker processes.
 if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
-  kvm_test(NAME kvctl_exporter_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
-    SOURCES integration/test_exporter.cc integration/test_kvctl_live.cc)
+  kvm_test(NAME kvctl_live_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
+    SOURCES integration/test_kvctl_live.cc)
+  if(TARGET kvctl_live_tests AND PROMETHEUS_CORE_FOUND)
+    target_sources(kvctl_live_tests PRIVATE integration/test_exporter.cc)
+  endif()
   kvm_test(NAME kvctl_replay_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_replay_policy.cc)
   kvm_test(NAME kvctl_retained_tests LABEL integration LIBS kvm_kvctl kvm_process_support DEPENDS kvctl SOURCES integration/test_kvctl_retained.cc)

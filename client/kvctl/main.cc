@@ -46,7 +46,9 @@ int Main(int argc, char** argv) {
   AddViewCommands(app, common, action);
   AddKeyCommands(app, common, action);
   AddLiveCommands(app, common, action);
+#ifdef KVM_HAVE_PROMETHEUS
   AddExporterCommand(app, common, action);
+#endif
   AddReplayCommand(app, common, action);
   AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);
