@@ -80,6 +80,7 @@ class Slab final : public RegionFiller {
   std::uint32_t uid = 0;               // of its writers
   std::shared_ptr<SlabWriter> writer;  // null: no process has been able to write it yet
   std::uint64_t used_ms = 0;
+  bool mismatched = false;  // to be closed: its user has registered blocks of another size
   bool restoring = false;  // entries of an older registry are still to come
 
  private:
