@@ -73,8 +73,8 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
       Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
       if (!plan) {
         if (plan.error().code != Errc::kBadGeometry) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
-        // Another user's worker has blocks of another size: they are a miss, and Find does not match
-        // them again.
+        // Another user's worker has blocks of another size: they are a miss, and Find does not
+        // match them again.
         sources.mappings[sources.mapping_of[at]]->GiveUpPaths();
         break;
       }

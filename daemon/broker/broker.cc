@@ -62,7 +62,7 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
     : config_(config),
       work_to_do_(std::move(work_to_do)),
       persistence_(state_store, clients_),
-      domains_(config, persistence_, 
+      domains_(config, persistence_,
                [this](Domain& domain) {
                  offload_.Forget(domain);
                  leases_.Forget(domain);

@@ -68,7 +68,8 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
   const Result<Domain*> domain = domains_.Named(manifest.domain());
   if (!domain) return domain.error();
   ModelTable& models = (*domain)->models();
-  if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, manifest.owner_uid(), *spec); !declared) return declared.error();
+  if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, manifest.owner_uid(), *spec); !declared)
+    return declared.error();
   Owner as{owner, manifest.owner_pid(), manifest.owner_uid()};
   if (manifest.has_slab()) as = {kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};
   Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(as.client, manifest.descriptor_(), std::move(persisted.fds));

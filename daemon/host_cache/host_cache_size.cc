@@ -45,9 +45,8 @@ Status CheckHostCache(const Config& config, bool restored) {
     limits.emplace_back(rule.max_host_cache.value_or(0), "[domain." + rule.name + "] max-host-cache");
   for (const auto& [bytes, option] : limits) {
     if (bytes != 0 && bytes < slab) {
-      return MakeError(Errc::kInvalidArgument, option + ": " + std::to_string(bytes) +
-                                                   " bytes are less than a slab of the host cache, " + std::to_string(slab) +
-                                                   " bytes (--host-cache-slab)");
+      return MakeError(Errc::kInvalidArgument, option + ": " + std::to_string(bytes) + " bytes are less than a slab of the host cache, " +
+                                                   std::to_string(slab) + " bytes (--host-cache-slab)");
     }
   }
   return {};

@@ -36,7 +36,8 @@ SlabClass& SlabPool::ClassOf(Domain& domain, const Region& source) {
   std::unique_ptr<SlabClass>& group = classes_[kind];
   if (!group) {
     const auto slots = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(slab_bytes_ / kind.block_bytes, 1, kMaxSlotsPerSlab));
-    const std::uint64_t most = std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, domain.config().max_regions);
+    const std::uint64_t most =
+        std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, domain.config().max_regions);
     group = std::make_unique<SlabClass>(kind, domain, SlotTable(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most)),
                                         source.descriptor.fingerprint(), std::move(shard));
   }
@@ -98,7 +99,9 @@ void SlabPool::GiveUp(Slab& slab) {
 void SlabPool::DropMismatched(Domain& domain, const Region& region) {
   for (const auto& slab : slabs_) {
     const SlabClass& group = slab->group;
-    if (&group.domain != &domain || slab->uid != region.info.owner_uid || group.kind.model != region.info.model || group.kind.block_bytes == region.info.block_bytes) continue;
+    if (&group.domain != &domain || slab->uid != region.info.owner_uid || group.kind.model != region.info.model ||
+        group.kind.block_bytes == region.info.block_bytes)
+      continue;
     if (std::equal(group.shard.begin(), group.shard.end(), region.descriptor.shard().begin(), region.descriptor.shard().end()))
       slab->mismatched = true;
   }

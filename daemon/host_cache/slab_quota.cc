@@ -49,7 +49,8 @@ std::string SlabQuota::Reason(Limit limit, const SlabClass& group, std::uint32_t
     case Limit::kNone: break;
     case Limit::kClient:
       return "this client's limit of host cache is " + Mib(config_.max_host_cache_per_client) + " (--max-host-cache-per-client)";
-    case Limit::kUser: return user + ": the limit of host cache is " + Mib(config_.max_host_cache_per_user) + " (--max-host-cache-per-user)";
+    case Limit::kUser:
+      return user + ": the limit of host cache is " + Mib(config_.max_host_cache_per_user) + " (--max-host-cache-per-user)";
     case Limit::kHeld:
       return user + ": processes still have memory of closed slabs; with it, the limit is " + Mib(2 * config_.host_cache_bytes) +
              " (twice --host-cache)";

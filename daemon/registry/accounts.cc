@@ -9,9 +9,7 @@
 namespace kvm::daemon {
 namespace {
 
-std::optional<std::uint32_t> UserOf(const Account& account) noexcept {
-  return account.own ? std::nullopt : std::optional(account.uid);
-}
+std::optional<std::uint32_t> UserOf(const Account& account) noexcept { return account.own ? std::nullopt : std::optional(account.uid); }
 
 }  // namespace
 
@@ -41,8 +39,10 @@ Status Accounts::CheckUser(ClientId client, std::uint32_t uid, std::uint64_t blo
   const auto found = users_.find(uid);
   const UserAccount user = found == users_.end() ? UserAccount{} : found->second;
   const std::string whose = " of user " + std::to_string(uid);
-  if (user.regions >= RegionsPerUser(config_)) return Exhausted("too many regions" + whose, RegionsPerUser(config_), "--max-regions-per-user");
-  if (user.blocks + blocks > BlocksPerUser(config_)) return Exhausted("too many blocks" + whose, BlocksPerUser(config_), "--max-blocks-per-user");
+  if (user.regions >= RegionsPerUser(config_))
+    return Exhausted("too many regions" + whose, RegionsPerUser(config_), "--max-regions-per-user");
+  if (user.blocks + blocks > BlocksPerUser(config_))
+    return Exhausted("too many blocks" + whose, BlocksPerUser(config_), "--max-blocks-per-user");
   return CheckUserDescriptors(uid, fds);
 }
 

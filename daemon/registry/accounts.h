@@ -62,7 +62,7 @@ class Accounts {
   std::size_t size() const noexcept { return accounts_.size(); }
   std::uint64_t fds() const noexcept;     // that kvmd keeps for regions and slabs
   std::uint64_t blocks() const noexcept;  // of all regions, published or not
-  std::uint64_t max_fds() const noexcept { 
+  std::uint64_t max_fds() const noexcept {
     return config_.max_fds_per_domain != 0 ? config_.max_fds_per_domain : descriptors_.max_of_domain();
   }
 
@@ -74,7 +74,7 @@ class Accounts {
   DescriptorQuota& descriptors_;
   std::map<ClientId, Account> accounts_;
   std::map<std::uint32_t, UserAccount> users_;  // kvmd is none
-  bool keeps_ = false;                   // kvmd has an account, too
+  bool keeps_ = false;                          // kvmd has an account, too
 };
 
 }  // namespace kvm::daemon

@@ -45,7 +45,8 @@ DescriptorQuota::DescriptorQuota(const Config& config, bool stored, std::uint64_
     : DescriptorQuota(config, MaxOf(config, stored, process_limit)) {}
 
 DescriptorQuota::DescriptorQuota(const Config& config, std::uint64_t max)
-    : max_(max), max_of_domain_(config.max_fds_per_domain != 0 ? config.max_fds_per_domain : std::max(kLeast, max_ / 2)),
+    : max_(max),
+      max_of_domain_(config.max_fds_per_domain != 0 ? config.max_fds_per_domain : std::max(kLeast, max_ / 2)),
       max_of_user_(config.max_fds_per_user) {}
 
 Status DescriptorQuota::Check(std::uint64_t of_domain, std::uint64_t more, std::uint64_t max_of_domain) const {

@@ -46,7 +46,8 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
 }
 
 Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> added) {
-  if (Status allowed = accounts_.CheckUser(owner.client, owner.uid, added->info.block_count, added->descriptors()); !allowed) return allowed.error();
+  if (Status allowed = accounts_.CheckUser(owner.client, owner.uid, added->info.block_count, added->descriptors()); !allowed)
+    return allowed.error();
   Result<Region*> region = regions_.Add(owner, std::move(added));
   if (!region) return region;
   accounts_.Join(**region, owner.client);

@@ -58,7 +58,9 @@ class Domain {
   bool nearly_full() const noexcept;  // few rows are left
   bool idle() const noexcept;         // no client has a region here
 
-  [[nodiscard]] Status CheckUserDescriptors(std::uint32_t uid, std::uint64_t more) const { return accounts_.CheckUserDescriptors(uid, more); }
+  [[nodiscard]] Status CheckUserDescriptors(std::uint32_t uid, std::uint64_t more) const {
+    return accounts_.CheckUserDescriptors(uid, more);
+  }
 
   // ---- adding and removing regions
 
@@ -127,7 +129,9 @@ class Domain {
   void EraseCached(Region& region, std::uint32_t block) { entries_.EraseCached(region, block); }
   using RecordList = EntryTable::RecordList;
   [[nodiscard]] static Result<RecordList> BeginRecords(const Region& region) { return EntryTable::BeginRecords(region); }
-  bool GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const { return entries_.GoOnRecords(region, list, budget); }
+  bool GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const {
+    return entries_.GoOnRecords(region, list, budget);
+  }
 
   // ---- leases: retained_blocks.h
 

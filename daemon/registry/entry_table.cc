@@ -169,7 +169,9 @@ bool EntryTable::MakeRoomForReplica(const Region& publisher, const BlockKey& key
   if (of_worker(publisher) > 0) return false;
   const bool user_has_none = of_user(publisher) == 0;
   std::optional<std::size_t> victim;
-  const auto key_of = [&](std::size_t i) { return std::tuple(of_user(region_of(i)), of_worker(region_of(i)), ~index_.At(slots[i]).published_s); };
+  const auto key_of = [&](std::size_t i) {
+    return std::tuple(of_user(region_of(i)), of_worker(region_of(i)), ~index_.At(slots[i]).published_s);
+  };
   for (std::size_t i = 0; i < replicas; ++i) {
     const IndexEntry entry = index_.At(slots[i]);
     const Region& its = region_of(i);

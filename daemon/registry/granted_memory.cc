@@ -63,8 +63,11 @@ void GrantedMemory::Registered(const Region& region) {
     Grant& grant = found->second;
     Watch(grant, {});
     if (!added) continue;
-    grant = Grant{region.info.owner_uid, i == 0 ? region.generation_memory.size() : region.descriptor.segments(static_cast<int>(i) - 1).size_bytes(),
-                  false, false, {}};
+    grant = Grant{region.info.owner_uid,
+                  i == 0 ? region.generation_memory.size() : region.descriptor.segments(static_cast<int>(i) - 1).size_bytes(),
+                  false,
+                  false,
+                  {}};
     Count(grant, true);
   }
 }

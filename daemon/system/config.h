@@ -42,18 +42,19 @@ struct Config {
   std::uint32_t max_regions_per_client = 64;
   std::uint32_t max_regions_per_user = 0;  // of a domain; 0: see RegionsPerUser
   std::uint64_t max_blocks_per_client = std::uint64_t{64} << 20;
-  std::uint64_t max_blocks_per_user = 0;  // 0: four times that of a client
+  std::uint64_t max_blocks_per_user = 0;   // 0: four times that of a client
   std::uint64_t max_entries_per_user = 0;  // of a domain; 0: all, others' shares come first
   std::uint32_t max_models_per_user = 0;   // of a domain; 0: see ModelsPerUser
   std::uint32_t max_fds_per_client = 512;
-  std::uint32_t max_fds_per_user = 0;               // 0: see DescriptorQuota
-  std::uint64_t max_granted_memory_per_user = 0;    // 0: as much as the machine has
-  std::uint32_t max_fds_per_domain = 0;  // 0: by the process's own limit
+  std::uint32_t max_fds_per_user = 0;             // 0: see DescriptorQuota
+  std::uint64_t max_granted_memory_per_user = 0;  // 0: as much as the machine has
+  std::uint32_t max_fds_per_domain = 0;           // 0: by the process's own limit
   std::uint32_t max_replicas = layout::kMaxReplicas;
   std::uint32_t orphan_ttl_s = 300;  // 0: the memory of a dead worker goes at once
   std::uint32_t max_orphans = 64;    // a domain
   std::uint32_t reclaim_others_after_s = 30;
-  std::vector<std::uint32_t> admins;  // users who may reclaim all orphans, beside root and kvmd's own
+  // Users who may reclaim all orphans, beside root and kvmd's own
+  std::vector<std::uint32_t> admins;
   std::uint32_t withdraw_timeout_ms = 1000;
   std::uint32_t hello_timeout_ms = 5000;
   std::uint32_t frame_timeout_ms = 10'000;

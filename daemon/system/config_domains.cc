@@ -14,9 +14,7 @@ using Section = std::vector<std::pair<std::string, std::vector<std::string>>>;
 constexpr const char* kSection = "domain";
 constexpr std::size_t kMaxNameBytes = 32;
 
-[[noreturn]] void Refuse(const std::string& name, const std::string& why) {
-  throw CLI::ValidationError("[domain." + name + "]", why);
-}
+[[noreturn]] void Refuse(const std::string& name, const std::string& why) { throw CLI::ValidationError("[domain." + name + "]", why); }
 
 void CheckName(const std::string& name) {
   const bool plain = !name.empty() && name.size() <= kMaxNameBytes &&

@@ -1,7 +1,7 @@
 // The [domain.NAME] sections of kvmd's configuration file.
 //
-// Called by config.cc while CLI11 reads the file: the formatter takes these sections out, and leaves
-// all other keys to the options.
+// Called by config.cc while CLI11 reads the file: the formatter takes these sections out, and
+// leaves all other keys to the options.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -100,7 +100,8 @@ TEST_CASE("Hostile: the blocks of a long lease are unpinned in slices, and count
   for (std::uint32_t block = 0; block < kBlocks; ++block) records.push_back(pool.Write(block, {block, block * 0x9E37'79B9'7F4A'7C15}));
   for (std::size_t from = 0; from < records.size(); from += kMaxPublishBatch) {
     const std::size_t to = std::min(records.size(), from + kMaxPublishBatch);
-    node.Handle(owner, pool.PublishMessage({records.begin() + static_cast<std::ptrdiff_t>(from), records.begin() + static_cast<std::ptrdiff_t>(to)}));
+    node.Handle(owner, pool.PublishMessage(
+                           {records.begin() + static_cast<std::ptrdiff_t>(from), records.begin() + static_cast<std::ptrdiff_t>(to)}));
   }
   node.broker.Leave(owner, true);
   FakeConnection holder_connection;

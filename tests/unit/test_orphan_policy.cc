@@ -34,8 +34,8 @@ kvmwire::Reclaim Request(const std::string& name = "", const std::string& device
 }
 
 const std::string kDevice(16, 'd'), kOtherDevice(16, 'e');
-const OrphanPolicy::Claimant kOwnTool{kOwner, false, false, 60}, kOtherTool{kOther, false, false, 60}, kOtherWorker{kOther, false, true, 60},
-    kRoot{0, true, false, 60};
+const OrphanPolicy::Claimant kOwnTool{kOwner, false, false, 60}, kOtherTool{kOther, false, false, 60},
+    kOtherWorker{kOther, false, true, 60}, kRoot{0, true, false, 60};
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 // Quotas by user over all of its connections: each refusal names the user and the option, an honest
 // bystander of another user in the same domain is served, and memory counts until no process can
-// write it any more. Each case failed before its quota was there: the refused call succeeded.
+// write it any more.
 #include "tests/support/broker/broker_node.h"
 #include "tests/support/broker/offloading_worker.h"
 
@@ -60,7 +60,8 @@ TEST_CASE("Quotas: one user's models leave rows of the table to others, over all
   node.Handle(second.id, DeclareMessage(0));
   node.broker.Leave(first.id, true);
   node.Handle(second.id, DeclareMessage(6));
-  CHECK_FALSE(std::any_of(second.connection.sent.begin(), second.connection.sent.end(), [](const Received& one) { return one.message.has_error(); }));
+  CHECK_FALSE(std::any_of(second.connection.sent.begin(), second.connection.sent.end(),
+                          [](const Received& one) { return one.message.has_error(); }));
 }
 
 TEST_CASE("Quotas: blocks and descriptors of a user count over all connections", "[unit]") {
