@@ -26,4 +26,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_orphan_policy.cc
   unit/test_registry.cc
   unit/test_slot_table.cc
-  unit/test_start_lock.cc)
+  unit/test_start_lock.cc
+  unit/test_domains.cc
+  unit/test_hostile_slices.cc
+  unit/test_user_quotas.cc)

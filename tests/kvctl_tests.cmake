@@ -21,8 +21,8 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_trace_formats.cc
   unit/test_workload.cc)
 
-if(TARGET kvctl_tests AND PROMETHEUS_CORE_FOUND)
-  target_sources(kvctl_tests PRIVATE unit/test_listening_sockets.cc unit/test_metric_page.cc)
+if(PROMETHEUS_CORE_FOUND)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_listening_sockets.cc unit/test_metric_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.

@@ -71,7 +71,13 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
         break;
       }
       Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
-      if (!plan) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+      if (!plan) {
+        if (plan.error().code != Errc::kBadGeometry) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+        // Another user's worker has blocks of another size: they are a miss, and Find does not
+        // match them again.
+        sources.mappings[sources.mapping_of[at]]->GiveUpPaths();
+        break;
+      }
       request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, 0});
       keep.plans.push_back(std::move(*plan));
       keep.payloads.push_back(std::move(payload));

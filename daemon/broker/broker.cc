@@ -16,6 +16,7 @@ namespace {
 // Of a client's text, which is kept for operators
 constexpr std::size_t kMaxUnmappedReasonBytes = 200;
 constexpr std::size_t kMaxWaitingReplies = 16;
+constexpr std::size_t kLookedAtOnce = 128;  // files of granted memory, in a tick
 
 void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }
 
@@ -66,8 +67,12 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
     : config_(config),
       work_to_do_(std::move(work_to_do)),
       persistence_(state_store, clients_),
-      domains_(config, persistence_, [this](Domain& domain) { offload_.Forget(domain); }),
-      leases_(config, clients_),
+      domains_(config, persistence_,
+               [this](Domain& domain) {
+                 offload_.Forget(domain);
+                 leases_.Forget(domain);
+               }),
+      leases_(config, work_to_do_, clients_),
       announcer_(config, work_to_do_, clients_, domains_, leases_, persistence_),
       offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_),
       restorer_(work_to_do_, clients_, domains_, persistence_, offload_.host_cache()),
@@ -268,6 +273,7 @@ void Broker::Tick(SteadyTime now) {
   });
   announcer_.GoOnAll();
   offload_.Tick(now);
+  domains_.granted().Look(kLookedAtOnce);
 }
 
 SteadyTime Broker::next_deadline() const noexcept { return std::min(announcer_.next_deadline(), orphans_.next_deadline()); }
@@ -275,6 +281,7 @@ SteadyTime Broker::next_deadline() const noexcept { return std::min(announcer_.n
 bool Broker::Work() {
   constexpr std::uint32_t kSlice = 4096;
   bool more = restorer_.Work();
+  more = leases_.Work() || more;
   domains_.ForEach([&](Domain& domain) {
     Spend(1);
     more = domain.Reap(kSlice) || more;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "daemon/system/config_domains.h"
 #include "daemon/system/log.h"
 #include "proto/base/fault_point.h"
 
@@ -14,6 +15,7 @@ DomainTable::DomainTable(const Config& config, Persistence& persistence, std::fu
       descriptors_(config, persistence.stores(), persistence.store_size()) {}
 
 std::string DomainTable::NameFor(const Credentials& credentials) const {
+  if (const DomainRule* rule = RuleFor(config_, credentials.uid, credentials.gid)) return rule->name;
   switch (config_.domain_mode) {
     case DomainMode::kUid: return "uid-" + std::to_string(credentials.uid);
     case DomainMode::kGid: return "gid-" + std::to_string(credentials.gid);
@@ -34,6 +36,7 @@ Result<Domain*> DomainTable::Named(const std::string& name) {
     return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + domain.error().ToString());
   }
   LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
+  (*domain)->OnFreed([this](Region& region) { granted_->Freed(region); });
   persistence_.PersistRegistry((*domain)->segment());
   KVM_FAULT_POINT(kvmd_restore_registry);
   return domains_.emplace(name, std::move(*domain)).first->second.get();
@@ -58,7 +61,7 @@ std::uint64_t DomainTable::blocks() const {
 }
 
 std::uint64_t DomainTable::RegistryBytesToCome() const {
-  const std::uint64_t registry = RegistrySegment::BytesFor({config_.max_entries, config_.max_regions, config_.max_models});
+  const std::uint64_t registry = LargestRegistryBytes(config_);
   const std::uint64_t most = MostDomains(config_), made = domains_.size();
   // The next kvmd makes registries of its own beside those that it takes over.
   const std::uint64_t again = persistence_.stores() ? made : 0;
@@ -73,7 +76,10 @@ bool DomainTable::DropIdle() {
     LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
     domain->second->segment().SetState(layout::SegmentState::kSuperseded);
     dropping_(*domain->second);
-    domain->second->ForEachRegion([&](Region& region) { persistence_.ForgetRegion(region); });
+    domain->second->ForEachRegion([&](Region& region) {
+      persistence_.ForgetRegion(region);
+      granted_->Freed(region);
+    });
     persistence_.ForgetRegistry(domain->second->epoch());
     domains_.erase(domain);
     return true;

@@ -1,8 +1,8 @@
 // DomainTable: all domains by name, and the domain of each client.
 //
 // Broker asks it for a client's domain and the restorer for those of an earlier kvmd; a domain is
-// made when it is first asked for. Owns the domains and the count of descriptors that all of them
-// keep. Single-threaded.
+// made when it is first asked for. Owns the domains, and the counts of the descriptors that all of
+// them keep and of the memory that is granted. Single-threaded.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@
 #include "daemon/broker/persistence.h"
 #include "daemon/registry/descriptor_quota.h"
 #include "daemon/registry/domain.h"
+#include "daemon/registry/granted_memory.h"
 #include "daemon/system/config.h"
 
 namespace kvm::daemon {
@@ -30,7 +31,8 @@ class DomainTable {
   // `dropping` is called before a domain is destroyed. All outlive the table.
   DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
 
-  // The domain follows from the credentials alone. Errors: those of Named.
+  // The domain follows from the credentials alone: that of a [domain.NAME] which names the user or
+  // the group, or else the one of --domain-mode. Errors: those of Named.
   [[nodiscard]] Result<Domain*> For(const Credentials& credentials) { return Named(NameFor(credentials)); }
   // Null if it has not been made.
   Domain* FindFor(const Credentials& credentials) const { return Find(NameFor(credentials)); }
@@ -50,6 +52,7 @@ class DomainTable {
   // The memory of registries that may still have to be made.
   std::uint64_t RegistryBytesToCome() const;
   const DescriptorQuota& descriptors() const noexcept { return descriptors_; }
+  GrantedMemory& granted() const noexcept { return *granted_; }
 
  private:
   std::string NameFor(const Credentials& credentials) const;
@@ -59,6 +62,7 @@ class DomainTable {
   Persistence& persistence_;
   const std::function<void(Domain&)> dropping_;
   DescriptorQuota descriptors_;  // of all domains
+  const std::unique_ptr<GrantedMemory> granted_ = std::make_unique<GrantedMemory>(config_, descriptors_);
   std::map<std::string, std::unique_ptr<Domain>> domains_;
 };
 

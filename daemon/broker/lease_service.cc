@@ -53,11 +53,29 @@ void LeaseService::Renew(Client& client, const kvmwire::ClientMessage& message) 
 }
 
 void LeaseService::Release(Client& client, const kvmwire::ReleaseLease& release) {
-  if (const Result<Lease*> lease = lessor_.Find(client.id, release.lease())) lessor_.Revoke(**lease);
+  const Result<Lease*> lease = lessor_.Find(client.id, release.lease());
+  if (!lease) return;
+  lessor_.Revoke(**lease);
+  WorkNow();
+}
+
+void LeaseService::Expire(SteadyTime now) {
+  lessor_.Expire(now);
+  WorkNow();
+}
+
+void LeaseService::Leave(const Client& client) {
+  lessor_.RevokeAllOf(client.id);
+  WorkNow();
+}
+
+// What is small ends at once, so that its blocks may go before anything else is asked for.
+void LeaseService::WorkNow() {
+  if (Work()) work_to_do_();
 }
 
 std::uint32_t LeaseService::CutOff(const Domain& domain, const Region& region, const char* why) {
-  return lessor_.CutOff(domain, region, [&](const Lease& lease, std::size_t left) {
+  const std::uint32_t cut = lessor_.CutOff(domain, region, [&](const Lease& lease, std::size_t left) {
     LogLimited(LogLevel::kInfo, "lease_shrunk",
                {{"lease", lease.id}, {"client", lease.client}, {"region", region.descriptor.name()}, {"blocks", left}, {"reason", why}});
     kvmwire::ServerMessage message;
@@ -66,6 +84,8 @@ std::uint32_t LeaseService::CutOff(const Domain& domain, const Region& region, c
     message.mutable_lease_shrunk()->set_reason(region.descriptor.name() + ": " + why);
     clients_.Send(lease.client, message);
   });
+  WorkNow();
+  return cut;
 }
 
 }  // namespace kvm::daemon

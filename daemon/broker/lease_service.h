@@ -6,6 +6,8 @@
 // Lessor, which has the leases. Single-threaded.
 #pragma once
 
+#include <functional>
+
 #include "daemon/broker/client_table.h"
 #include "daemon/broker/lessor.h"
 
@@ -13,14 +15,20 @@ namespace kvm::daemon {
 
 class LeaseService {
  public:
-  LeaseService(const Config& config, const ClientTable& clients) : clients_(clients), lessor_(config) {}
+  // `work_to_do` is called when Work has something to do. All outlive the service.
+  LeaseService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients)
+      : work_to_do_(work_to_do), clients_(clients), lessor_(config) {}
 
   // kProtocol: more blocks than a message may have.
   [[nodiscard]] Status Acquire(Client& client, const kvmwire::ClientMessage& message);
   void Renew(Client& client, const kvmwire::ClientMessage& message);
   void Release(Client& client, const kvmwire::ReleaseLease& release);
-  void Expire(SteadyTime now) { lessor_.Expire(now); }
-  void Leave(const Client& client) { lessor_.RevokeAllOf(client.id); }
+  void Expire(SteadyTime now);
+  void Leave(const Client& client);
+  // A slice of ending leases; true if there is more.
+  bool Work() { return lessor_.Work(WorkBudget()); }
+  // Called before the domain is destroyed.
+  void Forget(const Domain& domain) { lessor_.Forget(domain); }
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
   // their clients are told. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const char* why);
@@ -28,6 +36,9 @@ class LeaseService {
   const Lessor& lessor() const noexcept { return lessor_; }
 
  private:
+  void WorkNow();
+
+  const std::function<void()>& work_to_do_;
   const ClientTable& clients_;
   Lessor lessor_;
 };

@@ -59,6 +59,7 @@ Result<Lease*> Lessor::Grant(ClientId client, Domain& domain, std::uint32_t ttl_
   ++of_client_[client].leases;
   ++of_domain_[&domain].leases;
   by_deadline_.emplace(lease->deadline, lease->id);
+  by_client_.emplace(client, lease->id);
   return leases_.emplace(lease->id, std::move(lease)).first->second.get();
 }
 
@@ -82,14 +83,15 @@ Status Lessor::CheckLimits(const Lease& lease, const Region& region) const {
                           {"this domain", domain, config_.max_leased_percent_per_domain, "--max-leased-percent-per-domain"},
                           {"all", total_, config_.max_leased_percent, "--max-leased-percent"}};
   for (const Share& share : shares) {
-    const std::uint64_t cache = config_.host_cache_bytes * share.percent / 100, entries = config_.max_entries * share.percent / 100;
+    const std::uint64_t cache = config_.host_cache_bytes * share.percent / 100,
+                        entries = lease.domain->config().max_entries * share.percent / 100;
     if (region.filler != nullptr && share.usage.cache_bytes + bytes > cache)
       return Exhausted("lease: bytes of the host cache held by leases of " + std::string(share.of), cache, share.option);
     if (&share.usage != &total_ && share.usage.blocks + 1 > entries)
       return Exhausted("lease: blocks held by leases of " + std::string(share.of), entries, share.option);
   }
-  if (region.orphan && region.pinned.empty() && lease.domain->leased_orphans() >= MaxLeasedOrphans(config_))
-    return Exhausted("lease: too many dead workers' regions held", MaxLeasedOrphans(config_), "--max-leased-orphans");
+  if (region.orphan && region.pinned.empty() && lease.domain->leased_orphans() >= MaxLeasedOrphans(lease.domain->config()))
+    return Exhausted("lease: too many dead workers' regions held", MaxLeasedOrphans(lease.domain->config()), "--max-leased-orphans");
   return {};
 }
 
@@ -101,6 +103,7 @@ Status Lessor::Add(Lease& lease, const kvmwire::LeaseSource& source) {
   if (Status allowed = CheckLimits(lease, region); !allowed) return allowed;
   if (!lease.domain->Pin(region, kept->block)) return MakeError(Errc::kStale, "lease: the block has just been given up");
   if (lease.blocks.empty()) lease.model = region.info.model;
+  lease.first_of.try_emplace({region.row, region.info.region_epoch}, lease.blocks.size());
   lease.blocks.push_back({region.row, region.info.region_epoch, kept->block, region.filler != nullptr, region.info.block_bytes});
   Count(lease, lease.blocks.back(), true);
   return {};
@@ -120,20 +123,63 @@ Status Lessor::Renew(Lease& lease, std::uint32_t ttl_ms) {
   return {};
 }
 
-// Unpins all but the first `blocks`. A lease without blocks is removed.
+// Takes all but the first `blocks` off. A lease without blocks is removed.
 void Lessor::Cut(Lease& lease, std::size_t blocks) {
-  while (lease.blocks.size() > blocks) {
-    Spend(2);
-    const LeasedBlock& last = lease.blocks.back();
-    if (Region* region = lease.domain->FindRegion(last.row, last.region_epoch)) lease.domain->Unpin(*region, last.block);
-    Count(lease, last, false);
-    lease.blocks.pop_back();
+  const ClientId client = lease.client;
+  const Domain* const domain = lease.domain;
+  if (lease.blocks.size() > blocks) {
+    Lease& lost = lost_.emplace_back();
+    lost.client = client;
+    lost.domain = lease.domain;
+    if (blocks == 0) {
+      lost.blocks = std::move(lease.blocks);
+      lease.blocks.clear();
+    } else {
+      Spend((lease.blocks.size() - blocks) / 16);
+      const auto from = lease.blocks.begin() + static_cast<std::ptrdiff_t>(blocks);
+      lost.blocks.assign(from, lease.blocks.end());
+      lease.blocks.erase(from, lease.blocks.end());
+    }
+    std::erase_if(lease.first_of, [&](const auto& entry) { return entry.second >= blocks; });
   }
   if (!lease.blocks.empty()) return;
-  if (--of_client_[lease.client].leases == 0) of_client_.erase(lease.client);
-  if (--of_domain_[lease.domain].leases == 0) of_domain_.erase(lease.domain);
+  --of_client_[client].leases;
+  --of_domain_[domain].leases;
+  by_client_.erase({client, lease.id});
   by_deadline_.erase({lease.deadline, lease.id});
   leases_.erase(lease.id);
+  DropUnused(client, domain);
+}
+
+void Lessor::DropUnused(ClientId client, const Domain* domain) {
+  const auto unused = [](const Usage& usage) { return usage.leases == 0 && usage.blocks == 0; };
+  if (const auto found = of_client_.find(client); found != of_client_.end() && unused(found->second)) of_client_.erase(found);
+  if (const auto found = of_domain_.find(domain); found != of_domain_.end() && unused(found->second)) of_domain_.erase(found);
+}
+
+bool Lessor::Work(const WorkBudget& budget) {
+  for (; !lost_.empty(); lost_.pop_front()) {
+    Lease& lost = lost_.front();
+    while (!lost.blocks.empty()) {
+      if (budget.used_up()) return true;
+      Spend(2);
+      const LeasedBlock& last = lost.blocks.back();
+      if (Region* region = lost.domain->FindRegion(last.row, last.region_epoch)) lost.domain->Unpin(*region, last.block);
+      Count(lost, last, false);
+      lost.blocks.pop_back();
+    }
+    DropUnused(lost.client, lost.domain);
+  }
+  return false;
+}
+
+void Lessor::Forget(const Domain& domain) {
+  std::erase_if(lost_, [&](const Lease& lost) {
+    if (lost.domain != &domain) return false;
+    for (const LeasedBlock& block : lost.blocks) Count(lost, block, false);
+    DropUnused(lost.client, lost.domain);
+    return true;
+  });
 }
 
 void Lessor::Expire(SteadyTime now) {
@@ -145,10 +191,9 @@ void Lessor::Expire(SteadyTime now) {
 }
 
 void Lessor::RevokeAllOf(ClientId client) {
-  if (!of_client_.contains(client)) return;
-  for (auto next = leases_.begin(); next != leases_.end();) {
-    Lease& lease = *(next++)->second;
-    if (lease.client == client) Revoke(lease);
+  for (auto next = by_client_.lower_bound({client, 0}); next != by_client_.end() && next->first == client;) {
+    Spend(1);
+    Revoke(*leases_.at((next++)->second));
   }
 }
 
@@ -158,12 +203,10 @@ std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const s
   for (auto next = leases_.begin(); next != leases_.end();) {
     Lease& lease = *(next++)->second;
     if (lease.domain != &domain) continue;
-    Spend(1 + lease.blocks.size() / 8);
-    const auto first = std::find_if(lease.blocks.begin(), lease.blocks.end(), [&](const LeasedBlock& block) {
-      return block.row == region.row && block.region_epoch == region.info.region_epoch;
-    });
-    if (first == lease.blocks.end()) continue;
-    const auto left = static_cast<std::size_t>(first - lease.blocks.begin());
+    Spend(1);
+    const auto first = lease.first_of.find({region.row, region.info.region_epoch});
+    if (first == lease.first_of.end()) continue;
+    const std::size_t left = first->second;
     losing(lease, left);
     Cut(lease, left);
     ++cut;

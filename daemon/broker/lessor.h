@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,6 +22,7 @@
 
 #include "daemon/registry/domain.h"
 #include "daemon/system/config.h"
+#include "daemon/system/work_meter.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm::daemon {
@@ -39,6 +41,8 @@ struct Lease {
   Domain* domain = nullptr;
   std::uint32_t model = 0;          // row of the model table
   std::vector<LeasedBlock> blocks;  // in the order of the match
+  // Of each region (row, epoch), the first of these
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::size_t> first_of;
   SteadyTime deadline;
 };
 
@@ -62,13 +66,17 @@ class Lessor {
   [[nodiscard]] Status Add(Lease& lease, const kvmwire::LeaseSource& source);
   // Makes the lease end `ttl_ms` from now. kInvalidArgument: see Grant.
   [[nodiscard]] Status Renew(Lease& lease, std::uint32_t ttl_ms);
-  // Unpins all blocks of the lease and removes it.
+  // Removes the lease. Its blocks stay pinned and counted until Work has come to them.
   void Revoke(Lease& lease) { Cut(lease, 0); }
   void RevokeAllOf(ClientId client);
+  // Unpins blocks that leases have lost, until the budget is used up. True: there are more.
+  bool Work(const WorkBudget& budget);
+  // Called before the domain is destroyed, whose clients have left.
+  void Forget(const Domain& domain);
   // Revokes those whose time is over.
   void Expire(SteadyTime now);
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
-  // all behind them. The callback gets each lease before it loses blocks, with the number that it
+  // all behind them; Work unpins them. The callback gets each lease before it loses blocks, with the number that it
   // keeps. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing);
 
@@ -81,9 +89,12 @@ class Lessor {
   Status CheckLimits(const Lease& lease, const Region& region) const;
   void Cut(Lease& lease, std::size_t blocks);
   void Count(const Lease& lease, const LeasedBlock& block, bool held);
+  void DropUnused(ClientId client, const Domain* domain);
 
   const Config& config_;
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;
+  std::set<std::pair<ClientId, LeaseId>> by_client_;
+  std::deque<Lease> lost_;  // what leases have lost and Work has to unpin
   std::set<std::pair<SteadyTime, LeaseId>> by_deadline_;
   std::map<ClientId, Usage> of_client_;
   std::map<const Domain*, Usage> of_domain_;

@@ -142,7 +142,10 @@ void OffloadService::Tick(SteadyTime now) {
 }
 
 bool OffloadService::Work() {
-  const bool more = host_cache_ && host_cache_->Work();
+  bool more = host_cache_ && host_cache_->Work();
+  AnswerWaiting();
+  if (more || !host_cache_) return more;
+  more = host_cache_->Work();  // an answer may have begun a slab
   AnswerWaiting();
   return more;
 }
@@ -156,6 +159,7 @@ void OffloadService::SlabOpened(Slab& slab) {
 }
 
 void OffloadService::SlabGranted(Slab& slab) {
+  domains_.granted().AddSlab(slab.uid, *slab.region);
   Client* client = clients_.Find(slab.writer->client);
   if (client == nullptr) return;
   // Persisted first, so that no later kvmd gives the slab to another writer.

@@ -55,6 +55,7 @@ class OffloadService final : private HostCacheEvents {
   void SlabClosing(Domain& domain, Region& region) override;
   void WorkToDo() override { work_to_do_(); }
   std::uint64_t RegistryBytesToCome() const override { return domains_.RegistryBytesToCome(); }
+  std::uint64_t ClosedSlabBytesOf(std::uint32_t uid) const override { return domains_.granted().SlabBytesOf(uid); }
 
   const Config& config_;
   const std::function<void()>& work_to_do_;

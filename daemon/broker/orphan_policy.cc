@@ -12,14 +12,14 @@ constexpr std::chrono::seconds kMayBeAway{10};
 
 }  // namespace
 
-bool OrphanPolicy::Keeps(const Region& region) const {
-  if (config_.orphan_ttl_s == 0 || config_.max_orphans == 0 || !region.outlives_owner()) return false;
+bool OrphanPolicy::Keeps(const Domain& domain, const Region& region) {
+  if (domain.config().orphan_ttl_s == 0 || domain.config().max_orphans == 0 || !region.outlives_owner()) return false;
   // It has ended in an orderly way, and its message was lost or is late: the generations show the
   // end as well.
   return !region.generations.all_ended();
 }
 
-bool OrphanPolicy::Full(const Domain& domain) const { return domain.orphans() >= config_.max_orphans; }
+bool OrphanPolicy::Full(const Domain& domain) { return domain.orphans() >= domain.config().max_orphans; }
 
 bool OrphanPolicy::RowsAreFew(const Domain& domain) { return domain.orphans() > 0 && domain.nearly_full(); }
 
@@ -32,12 +32,13 @@ Region* OrphanPolicy::Oldest(Domain& domain) {
   return nullptr;
 }
 
-const char* OrphanPolicy::WhyExpired(const Region& region, SteadyTime now) const {
+const char* OrphanPolicy::WhyExpired(const Domain& domain, const Region& region, SteadyTime now) {
   if (region.generations.all_ended()) return "its owner has given it up";
   if (!region.pinned.empty()) return nullptr;
-  const bool kept = config_.orphan_ttl_s > 0 && region.outlives_owner();
+  const std::uint32_t ttl_s = domain.config().orphan_ttl_s;
+  const bool kept = ttl_s > 0 && region.outlives_owner();
   const auto age = now - region.orphan->since;
-  if (kept) return age >= std::chrono::seconds(config_.orphan_ttl_s) ? "nobody came for it (--orphan-ttl-s)" : nullptr;
+  if (kept) return age >= std::chrono::seconds(ttl_s) ? "nobody came for it (--orphan-ttl-s)" : nullptr;
   return age >= kMayBeAway || region.orphan->process->Ended() ? "its owner did not come back" : nullptr;
 }
 
@@ -47,10 +48,11 @@ OrphanPolicy::Claim OrphanPolicy::Claims(const kvmwire::Reclaim& request, const 
   if (!request.name().empty() && request.name() != region.descriptor.name()) return Claim::kNo;
   if (!request.device_uuid().empty() && request.device_uuid() != device) return Claim::kNo;
   if (now - region.orphan->since < std::chrono::seconds(request.min_age_s())) return Claim::kNo;
-  // A worker that needs memory of a device may reclaim that of any dead worker of the domain;
-  // otherwise users reclaim their own.
+  // A worker that needs memory of a device may reclaim that of any dead worker of the domain, after
+  // the time in which the dead worker's user may start it anew; otherwise users reclaim their own.
   const bool own = claimant.rules_all || info.owner_uid == claimant.uid;
-  if (!own && (!claimant.is_worker || request.device_uuid().empty())) return Claim::kNo;
+  const bool is_old = now - region.orphan->since >= std::chrono::seconds(claimant.others_after_s);
+  if (!own && (!claimant.is_worker || !is_old || request.device_uuid().empty())) return Claim::kNo;
   if (!region.pinned.empty() && (!request.force() || !own)) return Claim::kLeased;
   return Claim::kYes;
 }

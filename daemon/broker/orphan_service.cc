@@ -15,6 +15,11 @@
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {
+namespace {
+
+bool Names(const std::vector<std::uint32_t>& users, std::uint32_t uid) { return std::find(users.begin(), users.end(), uid) != users.end(); }
+
+}  // namespace
 
 void OrphanService::AllocateMemory(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::AllocateMemory& request = message.allocate_memory();
@@ -47,13 +52,19 @@ void OrphanService::ReplyMemory(Client& client, std::uint64_t request_id, const 
     // None of it is allocated yet, so each piece alone might still fit.
     if (__builtin_add_overflow(sum, bytes, &sum)) sum = std::numeric_limits<std::uint64_t>::max();
   }
+  const std::uint32_t uid = client.credentials.uid;
+  GrantedMemory& granted = domains_.granted();
+  if (Status allowed = client.domain->CheckUserDescriptors(uid, static_cast<std::uint64_t>(request.size_bytes_size())); !allowed)
+    return client.ReplyError(request_id, allowed.error());
   if (Status fits = CheckMachineRoom(sum, "the bytes that " + client.name + " asks for"); !fits)
     return client.ReplyError(request_id, fits.error());
+  if (Status allowed = granted.Check(uid, sum); !allowed) return client.ReplyError(request_id, allowed.error());
   for (const std::uint64_t bytes : request.size_bytes()) {
     const GrantRole role = made.empty() ? GrantRole::kGenerationTable : GrantRole::kPayload;
     Spend(kNewMemoryUnits);
-    Result<UniqueFd> fd = MakeGrant(role, client.credentials.uid, client.name, bytes);
+    Result<UniqueFd> fd = MakeGrant(role, uid, client.name, bytes);
     if (!fd) return client.ReplyError(request_id, fd.error());
+    if (Status watched = granted.Add(uid, fd->get(), bytes); !watched) return client.ReplyError(request_id, watched.error());
     fds.push_back(fd->get());
     made.push_back(std::move(*fd));
   }
@@ -68,8 +79,8 @@ void OrphanService::ReplyMemory(Client& client, std::uint64_t request_id, const 
 }
 
 bool OrphanService::Keep(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process) {
-  if (!policy_.Keeps(region)) return false;
-  if (policy_.Full(domain)) {
+  if (!OrphanPolicy::Keeps(domain, region)) return false;
+  if (OrphanPolicy::Full(domain)) {
     // The limit holds: if leases keep all others, this one is not kept.
     Region* oldest = OrphanPolicy::Oldest(domain);
     if (oldest == nullptr && domain.leased_orphans() > 0) return false;
@@ -139,10 +150,26 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   const std::string what = "adopt region " + expected.name() + ": ";
   const Result<Region*> found = FindAdoptable(client, expected, what);
   if (!found) return refuse(found.error());
+  Result<Domain::RecordList> begun = Domain::BeginRecords(**found);
+  if (!begun) return refuse(begun.error());
+  client.Work([this, expected, request_id = message.request_id(), ref = DomainTable::RefOf(*client.domain, **found),
+               list = std::make_shared<Domain::RecordList>(std::move(*begun))](Client& its, const WorkBudget& budget) {
+    const Region* region = domains_.Find(ref);
+    if (region != nullptr && region->serving() && !its.domain->GoOnRecords(*region, *list, budget)) return false;
+    TakeOver(its, request_id, expected, ref, list);
+    return true;
+  });
+}
+
+void OrphanService::TakeOver(Client& client, std::uint64_t request_id, const kvmwire::RegionDescriptor& expected, const RegionRef& ref,
+                             std::shared_ptr<Domain::RecordList> list) {
+  const auto refuse = [&](const Error& error) { client.ReplyError(request_id, error); };
+  const std::string what = "adopt region " + expected.name() + ": ";
+  // It may have gone, or may have an owner, since the list was begun.
+  const Result<Region*> found = FindAdoptable(client, expected, what);
+  if (!found) return refuse(found.error());
+  if (*found != domains_.Find(ref)) return refuse(MakeError(Errc::kUnavailable, what + "another has taken its place meanwhile"));
   Region& region = **found;
-  std::uint64_t records = 0;
-  Result<OwnedMemory> list = client.domain->Records(region, records);
-  if (!list) return refuse(list.error());
   if (Status taken = client.domain->TakeOver(region, client.AsOwner()); !taken) return refuse(taken.error());
   // The new owner may overwrite its blocks at any time.
   leases_.CutOff(*client.domain, region, "another process has adopted it");
@@ -152,14 +179,12 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
   persistence_.PersistRegion(*client.domain, region);
   KVM_FAULT_POINT(kvmd_adoption_persisted);
   // It writes from then on.
-  persistence_.AfterStored(client.credentials.uid,
-                           [this, id = client.id, request_id = message.request_id(), ref = DomainTable::RefOf(*client.domain, region),
-                            records, list = std::make_shared<OwnedMemory>(std::move(*list))] {
-                             Client* adopter = clients_.Find(id);
-                             Region* adopted = domains_.Find(ref);
-                             if (adopter != nullptr && adopted != nullptr && adopted->owner == id)
-                               AnswerAdopter(*adopter, request_id, *adopted, records, list->fd());
-                           });
+  persistence_.AfterStored(client.credentials.uid, [this, id = client.id, request_id, ref, list] {
+    Client* adopter = clients_.Find(id);
+    Region* adopted = domains_.Find(ref);
+    if (adopter != nullptr && adopted != nullptr && adopted->owner == id)
+      AnswerAdopter(*adopter, request_id, *adopted, list->count, list->memory.fd());
+  });
 }
 
 void OrphanService::AnswerAdopter(Client& client, std::uint64_t request_id, Region& region, std::uint64_t records, int list) {
@@ -216,7 +241,7 @@ void OrphanService::Expire(SteadyTime now) {
   domains_.ForEach([&](Domain& domain) {
     if (domain.orphans() == 0) return;
     for (Region* region : domain.Orphans()) {
-      if (const char* why = policy_.WhyExpired(*region, now)) GiveUp(domain, *region, why);
+      if (const char* why = OrphanPolicy::WhyExpired(domain, *region, now)) GiveUp(domain, *region, why);
     }
   });
 }
@@ -227,13 +252,15 @@ void OrphanService::Reclaim(Client& client, const kvmwire::ClientMessage& messag
     return client.ReplyError(message.request_id(), MakeError(Errc::kInvalidArgument, "reclaim: device_uuid is not 16 bytes"));
   const SteadyTime now = std::chrono::steady_clock::now();
   const std::uint32_t uid = client.credentials.uid;
-  const OrphanPolicy::Claimant claimant{uid, uid == 0 || uid == ::geteuid(), client.role == kvmwire::WORKER};
+  const bool everywhere = uid == 0 || uid == ::geteuid() || Names(config_.admins, uid);
+  const OrphanPolicy::Claimant claimant{uid, everywhere || Names(client.domain->config().admins, uid), client.role == kvmwire::WORKER,
+                                        config_.reclaim_others_after_s};
   Waiting waiting;
   waiting.client = client.id;
   waiting.request_id = message.request_id();
   waiting.deadline = announcer_.AckDeadline(request.ack_timeout_ms());
   domains_.ForEach([&](Domain& domain) {
-    if (!claimant.rules_all && &domain != client.domain) return;
+    if (!everywhere && &domain != client.domain) return;
     for (Region* region : domain.Orphans()) {
       switch (OrphanPolicy::Claims(request, claimant, *region, now)) {
         case OrphanPolicy::Claim::kNo: break;

@@ -27,7 +27,7 @@ class OrphanService {
   // All outlive the service.
   OrphanService(const Config& config, const ClientTable& clients, const DomainTable& domains, LeaseService& leases,
                 Persistence& persistence, RegionAnnouncer& announcer, const Restorer& restorer)
-      : policy_(config),
+      : config_(config),
         clients_(clients),
         domains_(domains),
         leases_(leases),
@@ -71,18 +71,22 @@ class OrphanService {
     std::optional<kvmwire::AllocateMemory> then;  // the request for which the memory is freed
   };
 
-  static void ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
-                          const kvmwire::ReclaimReply* reclaimed);
+  void ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
+                   const kvmwire::ReclaimReply* reclaimed);
   // The orphan that a client may adopt now. kNotFound, kAlreadyExists, kUnsupported, kUnavailable
   // (not yet), and what CheckExpected says.
   Result<Region*> FindAdoptable(const Client& client, const kvmwire::RegionDescriptor& expected, const std::string& what);
+  // The list of the region's records is complete: gives the region to the client, if it may still
+  // have it.
+  void TakeOver(Client& client, std::uint64_t request_id, const kvmwire::RegionDescriptor& expected, const RegionRef& region,
+                std::shared_ptr<Domain::RecordList> list);
   // The region is the client's, and the store knows of it. `list`: of its records.
   void AnswerAdopter(Client& client, std::uint64_t request_id, Region& region, std::uint64_t records, int list);
   void GiveUpFor(Waiting& waiting, Domain& domain, Region& region, const char* why);
   void MakeRoomForRegions(Domain& domain);
   bool Answer(Waiting& waiting, SteadyTime now);
 
-  const OrphanPolicy policy_;
+  const Config& config_;
   const ClientTable& clients_;
   const DomainTable& domains_;
   LeaseService& leases_;

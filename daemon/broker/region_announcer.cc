@@ -17,7 +17,7 @@ constexpr std::uint32_t kMaxAckTimeoutMs = 600'000;
 void RegionAnnouncer::DeclareModel(Client& client, const kvmwire::ClientMessage& message) {
   Result<ModelSpec> spec = ModelSpec::FromCanonical(message.declare_model().spec());
   if (!spec) return client.ReplyError(message.request_id(), spec.error());
-  const Result<ModelTable::Declared> declared = client.domain->models().Declare(client.id, *spec);
+  const Result<ModelTable::Declared> declared = client.domain->models().Declare(client.id, client.credentials.uid, *spec);
   if (!declared) return client.ReplyError(message.request_id(), declared.error());
   if (!declared->before || message.declare_model().announce_again()) {
     for (Region* region : client.domain->ServingRegionsOfModel(declared->row)) {

@@ -71,7 +71,9 @@ Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescri
   if (!region) return region.error();
   if (Status belongs = CheckBelongs(**region, client.credentials.uid); !belongs) return belongs.error();
   orphans_.MakeWayFor(domain, **region, client.credentials.uid);
-  return domain.AddRegion(client.AsOwner(), std::move(*region));
+  Result<Region*> added = domain.AddRegion(client.AsOwner(), std::move(*region));
+  if (added) domains_.granted().Registered(**added);
+  return added;
 }
 
 void RegionService::Unregister(Client& client, const kvmwire::ClientMessage& message) {

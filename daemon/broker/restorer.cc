@@ -68,7 +68,8 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
   const Result<Domain*> domain = domains_.Named(manifest.domain());
   if (!domain) return domain.error();
   ModelTable& models = (*domain)->models();
-  if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, *spec); !declared) return declared.error();
+  if (const Result<ModelTable::Declared> declared = models.Declare(kNobody, manifest.owner_uid(), *spec); !declared)
+    return declared.error();
   Owner as{owner, manifest.owner_pid(), manifest.owner_uid()};
   if (manifest.has_slab()) as = {kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};
   Result<std::unique_ptr<Region>> prepared = (*domain)->PrepareRegion(as.client, manifest.descriptor_(), std::move(persisted.fds));
@@ -81,6 +82,11 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
       (*domain)->StartLeaving(region, /*asks_importers=*/false);
       return restored.error();
     }
+  }
+  if (manifest.has_slab()) {
+    domains_.granted().AddSlab(manifest.slab().writer_uid(), region);
+  } else {
+    domains_.granted().Registered(region);
   }
   region.owner_instance = manifest.owner_instance();
   region.persisted_user = UserOf(manifest);

@@ -11,13 +11,13 @@ HostCache::HostCache(const Config& config, HostCacheEvents& host)
       pool_(config, host, counters_),
       writers_(pool_, host, counters_),
       allocator_(pool_, host),
-      quota_(config, pool_, allocator_),
+      quota_(config, host, pool_, allocator_),
       places_(config, host, pool_, writers_, allocator_, quota_),
       restore_(pool_, writers_, allocator_, quota_) {}
 
 bool HostCache::Admitted(const Domain& domain, const BlockKey& key, bool asked) {
   if (config_.host_cache_admission != HostCacheAdmission::kSecondHit) return true;
-  const auto seen = seen_.try_emplace(&domain, config_.max_entries).first;
+  const auto seen = seen_.try_emplace(&domain, domain.config().max_entries).first;
   return seen->second.Add(key) || asked;
 }
 

@@ -86,8 +86,11 @@ class HostCache {
   // ---- memory
 
   void Tick(SteadyTime now);
-  // Allocates some memory; true if more is to be allocated.
-  bool Work() { return allocator_.Work(now_); }
+  // A slice of closing slabs and of allocating memory; true if there is more to do.
+  bool Work() {
+    const bool more = pool_.Work(WorkBudget());
+    return allocator_.Work(now_) || more;
+  }
   // Whether memory has been allocated or freed since the last call, so that waiting offers can be
   // tried again.
   bool TakeProgress() noexcept { return pool_.TakeProgress(); }

@@ -25,6 +25,11 @@ class HostCacheEvents {
   // The memory that registries which kvmd may still create will need, and that the host cache must
   // leave free.
   virtual std::uint64_t RegistryBytesToCome() const { return 0; }
+  // The memory of closed slabs that processes of this user may still write.
+  virtual std::uint64_t ClosedSlabBytesOf(std::uint32_t uid) const {
+    static_cast<void>(uid);
+    return 0;
+  }
 };
 
 }  // namespace kvm::daemon

@@ -1,7 +1,9 @@
 #include "daemon/host_cache/host_cache_size.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "daemon/registry/registry_segment.h"
 #include "proto/base/memory_room.h"
@@ -26,7 +28,7 @@ Status CheckHostCache(const Config& config, bool restored) {
   // kvmd takes over the memory of the previous one.
   const MemoryLevel& level = room->smallest();
   const std::uint64_t domains = MostDomains(config), registries = restored ? 2 * domains : domains;
-  const std::uint64_t registry = RegistrySegment::BytesFor({config.max_entries, config.max_regions, config.max_models});
+  const std::uint64_t registry = LargestRegistryBytes(config);
   const std::uint64_t most = level.limit_bytes - level.limit_bytes / kOthersPart;
   if (config.host_cache_bytes > most || registry > (most - config.host_cache_bytes) / registries) {
     return MakeError(Errc::kInvalidArgument, "--host-cache: " + Mib(config.host_cache_bytes) + " are asked for, beside " +
@@ -36,12 +38,15 @@ Status CheckHostCache(const Config& config, bool restored) {
                                                  " allows " + Mib(level.limit_bytes) + ", of which " + Mib(most) + " are for both");
   }
   const std::uint64_t slab = HostCacheSlabBytes(config);
-  for (const auto& [bytes, option] : {std::pair(config.max_host_cache_per_domain, "--max-host-cache-per-domain"),
-                                      std::pair(config.max_host_cache_per_client, "--max-host-cache-per-client")}) {
+  std::vector<std::pair<std::uint64_t, std::string>> limits{{config.max_host_cache_per_domain, "--max-host-cache-per-domain"},
+                                                            {config.max_host_cache_per_user, "--max-host-cache-per-user"},
+                                                            {config.max_host_cache_per_client, "--max-host-cache-per-client"}};
+  for (const DomainRule& rule : config.domains)
+    limits.emplace_back(rule.max_host_cache.value_or(0), "[domain." + rule.name + "] max-host-cache");
+  for (const auto& [bytes, option] : limits) {
     if (bytes != 0 && bytes < slab) {
-      return MakeError(Errc::kInvalidArgument, std::string(option) + ": " + std::to_string(bytes) +
-                                                   " bytes are less than a slab of the host cache, " + std::to_string(slab) +
-                                                   " bytes (--host-cache-slab)");
+      return MakeError(Errc::kInvalidArgument, option + ": " + std::to_string(bytes) + " bytes are less than a slab of the host cache, " +
+                                                   std::to_string(slab) + " bytes (--host-cache-slab)");
     }
   }
   return {};

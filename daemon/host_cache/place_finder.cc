@@ -56,9 +56,9 @@ Placement PlaceFinder::MakeRoom(SlabClass& group, const std::shared_ptr<SlabWrit
   }
   Candidate others;
   const std::optional<policy::Slot> own = has_slab ? OwnVictim(group, *writer, record) : std::nullopt;
-  if ((limit == Limit::kFull || limit == Limit::kDomain) && !pool_.closing()) {
+  if ((limit == Limit::kFull || limit == Limit::kDomain || limit == Limit::kUser) && !pool_.closing()) {
     const auto used_ms = own ? std::optional(group.blocks[*own].used_ms) : std::nullopt;
-    others = ToGiveUp(group, *writer, used_ms, limit == Limit::kDomain);
+    others = ToGiveUp(group, *writer, used_ms, limit);
     if (others.slab != nullptr) pool_.Close(*others.slab);
   }
   if (own) {
@@ -68,11 +68,11 @@ Placement PlaceFinder::MakeRoom(SlabClass& group, const std::shared_ptr<SlabWrit
   }
   // Memory of closing slabs is free soon, and blocks that are being stored can be evicted once they
   // are stored.
-  if ((pool_.closing() && limit != Limit::kClient) || (has_slab && writer->granted > 0))
-    return Placement::None(Outcome::kWait, quota_.Reason(limit));
+  if ((pool_.closing() && limit != Limit::kClient && limit != Limit::kHeld) || (has_slab && writer->granted > 0))
+    return Placement::None(Outcome::kWait, quota_.Reason(limit, group, writer->uid));
   if (others.leased || HoldsPinned(group, *writer))
     return Placement::None(Outcome::kLeased, "leased: leases hold the blocks that could make room (kvctl leases)");
-  return Placement::None(Outcome::kFull, quota_.Reason(limit));
+  return Placement::None(Outcome::kFull, quota_.Reason(limit, group, writer->uid));
 }
 
 std::optional<policy::Slot> PlaceFinder::OwnVictim(SlabClass& group, const SlabWriter& writer, const PublishRecord& wanted) const {
@@ -112,15 +112,17 @@ void PlaceFinder::AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& wr
 // would evict, and, if this writer is below its share, slabs of a writer above its share. Among
 // those, the slab that was used least recently is chosen.
 PlaceFinder::Candidate PlaceFinder::ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms,
-                                             bool same_domain) const {
-  const std::uint64_t share = config_.host_cache_bytes / std::max<std::uint64_t>(1, writers_.SharersWith(writer));
-  const bool poor = writer.bytes + group.slab_bytes() <= share;
+                                             SlabQuota::Limit limit) const {
+  const auto share_of = [&](const SlabWriter& its) { return writers_.ShareOf(its, writer, config_.host_cache_bytes); };
+  const bool poor = writer.bytes + group.slab_bytes() <= share_of(writer);
   Candidate best;
   for (const auto& slab : pool_.slabs()) {
-    if (slab->WritableBy(writer) || (same_domain && &slab->group.domain != &group.domain)) continue;
+    if (slab->WritableBy(writer)) continue;
+    if (limit == SlabQuota::Limit::kDomain && &slab->group.domain != &group.domain) continue;
+    if (limit == SlabQuota::Limit::kUser && slab->uid != writer.uid) continue;
     const bool nobodys = !slab->writer || slab->writer->client == 0;
     const bool older = own_used_ms && slab->used_ms + kMuchOlderMs < *own_used_ms;
-    const bool too_rich = !nobodys && poor && slab->writer->bytes > share;
+    const bool too_rich = !nobodys && poor && slab->writer->bytes > share_of(*slab->writer);
     if (!(nobodys && !own_used_ms) && !older && !too_rich) continue;
     if (best.slab != nullptr && best.slab->used_ms <= slab->used_ms) continue;
     if (slab->group.blocks.pinned_in(slab->position) > 0) {

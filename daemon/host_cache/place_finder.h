@@ -72,7 +72,8 @@ class PlaceFinder {
     Slab* slab = nullptr;
     bool leased = false;
   };
-  Candidate ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms, bool same_domain) const;
+  Candidate ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms,
+                     SlabQuota::Limit limit) const;
   void AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& writer);
 
   const Config& config_;

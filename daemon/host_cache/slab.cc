@@ -78,6 +78,7 @@ Result<std::unique_ptr<Slab>> Slab::Reopen(SlabObserver& observer, SlabClass& gr
 }
 
 void Slab::GiveUp() noexcept {
+  Spend(group.blocks.slots_per_slab() / 4);
   generations_.EndAll();
   Close();
 }

@@ -80,7 +80,8 @@ class Slab final : public RegionFiller {
   std::uint32_t uid = 0;               // of its writers
   std::shared_ptr<SlabWriter> writer;  // null: no process has been able to write it yet
   std::uint64_t used_ms = 0;
-  bool restoring = false;  // entries of an older registry are still to come
+  bool mismatched = false;  // to be closed: its user has registered blocks of another size
+  bool restoring = false;   // entries of an older registry are still to come
 
  private:
   Slab(SlabObserver& observer, std::string name, SlabClass& its_group) : group(its_group), observer_(observer), name_(std::move(name)) {}

@@ -108,6 +108,12 @@ void SlabAllocator::Forget(const Domain& domain) {
   std::erase_if(allocating_, [&](const auto& slab) { return &slab->group.domain == &domain; });
 }
 
+std::uint64_t SlabAllocator::BytesOf(std::uint32_t uid) const {
+  std::uint64_t bytes = 0;
+  for (const auto& slab : allocating_) bytes += slab->uid == uid ? slab->bytes() : 0;
+  return bytes;
+}
+
 void SlabAllocator::Count(const Domain* domain, HostCacheUsage& usage) const {
   for (const auto& slab : allocating_) {
     if (domain == nullptr || &slab->group.domain == domain) usage.Add(*slab);

@@ -38,6 +38,7 @@ class SlabAllocator {
   void Avoid(std::string_view name);
 
   // Adds the memory that is being allocated for the domain; null: for all domains.
+  std::uint64_t BytesOf(std::uint32_t uid) const;  // of the user's
   void Count(const Domain* domain, HostCacheUsage& usage) const;
 
  private:

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "daemon/host_cache/huge_pages.h"
+#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
 #include "proto/base/memory_room.h"
 #include "proto/base/round_up.h"
@@ -20,6 +21,8 @@ namespace kvm::daemon {
 namespace {
 
 constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
+constexpr std::uint64_t kEmptiedBytes = std::uint64_t{16} << 20;  // at once
+constexpr std::uint64_t kBytesPerEmptiedUnit = 4096;
 constexpr const char* kWhat = "a slab of the host cache, beside the registries that may come";
 
 }  // namespace
@@ -72,8 +75,14 @@ Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
 }
 
 // A refusal only costs speed.
-void SlabMemory::Empty() noexcept {
-  if (fd_) static_cast<void>(::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes_)));
+bool SlabMemory::EmptySome() noexcept {
+  const std::uint64_t bytes = std::min(kEmptiedBytes, bytes_ - emptied_);
+  if (!fd_ || bytes == 0) return false;
+  Spend(bytes / kBytesPerEmptiedUnit);
+  static_cast<void>(
+      ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(emptied_), static_cast<off_t>(bytes)));
+  emptied_ += bytes;
+  return emptied_ < bytes_;
 }
 
 void SlabMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {

@@ -31,7 +31,8 @@ class SlabMemory {
 
   // Gives the memory back to the machine, also while clients still have descriptors of it: what a
   // client writes from then on is new memory, and counts as the client's.
-  void Empty() noexcept;
+  // It is done in slices: true if there is more.
+  bool EmptySome() noexcept;
 
   std::uint64_t size() const noexcept { return bytes_; }
   // Of ordinary memory
@@ -46,6 +47,7 @@ class SlabMemory {
 
   UniqueFd fd_;
   std::uint64_t bytes_ = 0, allocated_ = 0, transparent_ = 0;
+  std::uint64_t emptied_ = 0;
   bool reserved_ = false;
 };
 

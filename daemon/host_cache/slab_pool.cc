@@ -36,7 +36,8 @@ SlabClass& SlabPool::ClassOf(Domain& domain, const Region& source) {
   std::unique_ptr<SlabClass>& group = classes_[kind];
   if (!group) {
     const auto slots = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(slab_bytes_ / kind.block_bytes, 1, kMaxSlotsPerSlab));
-    const std::uint64_t most = std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, config_.max_regions);
+    const std::uint64_t most =
+        std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, domain.config().max_regions);
     group = std::make_unique<SlabClass>(kind, domain, SlotTable(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most)),
                                         source.descriptor.fingerprint(), std::move(shard));
   }
@@ -81,7 +82,7 @@ void SlabPool::Close(Slab& slab) {
   LogLimited(LogLevel::kInfo, "host_cache_shrunk",
              {{"domain", group.domain.name()}, {"region", slab.region->descriptor.name()}, {"bytes", slab.bytes()}});
   Region& region = *slab.region;
-  closing_.push_back({&group.domain, region.row, region.info.region_epoch, slab.bytes(), std::move(slab.memory)});
+  closing_.push_back({&group.domain, region.row, region.info.region_epoch, slab.bytes(), slab.uid, std::move(slab.memory)});
   group.blocks.RemoveSlab(slab.position);
   slab.GiveUp();
   host_.SlabClosing(group.domain, region);
@@ -96,14 +97,39 @@ void SlabPool::GiveUp(Slab& slab) {
 }
 
 void SlabPool::DropMismatched(Domain& domain, const Region& region) {
-  std::vector<Slab*> wrong;
   for (const auto& slab : slabs_) {
     const SlabClass& group = slab->group;
-    if (&group.domain != &domain || group.kind.model != region.info.model || group.kind.block_bytes == region.info.block_bytes) continue;
+    if (&group.domain != &domain || slab->uid != region.info.owner_uid || group.kind.model != region.info.model ||
+        group.kind.block_bytes == region.info.block_bytes)
+      continue;
     if (std::equal(group.shard.begin(), group.shard.end(), region.descriptor.shard().begin(), region.descriptor.shard().end()))
-      wrong.push_back(slab.get());
+      slab->mismatched = true;
   }
-  for (Slab* slab : wrong) GiveUp(*slab);
+  if (CloseMismatched(WorkBudget())) host_.WorkToDo();
+}
+
+bool SlabPool::CloseMismatched(const WorkBudget& budget) {
+  for (;;) {
+    const auto found = std::find_if(slabs_.begin(), slabs_.end(), [](const auto& slab) { return slab->mismatched; });
+    if (found == slabs_.end()) return false;
+    if (budget.used_up()) return true;
+    GiveUp(**found);
+  }
+}
+
+bool SlabPool::Work(const WorkBudget& budget) {
+  if (CloseMismatched(budget)) return true;
+  for (auto closing = closing_.begin(); closing != closing_.end();) {
+    if (!closing->emptying) {
+      ++closing;
+      continue;
+    }
+    if (budget.used_up()) return true;
+    if (closing->memory.EmptySome()) continue;
+    closing = closing_.erase(closing);
+    NoteProgress();
+  }
+  return false;
 }
 
 void SlabPool::Forget(Domain& domain) {
@@ -111,24 +137,25 @@ void SlabPool::Forget(Domain& domain) {
   for (const auto& slab : slabs_) {
     if (!in_domain(slab)) continue;
     slab->GiveUp();
-    slab->memory.Empty();
+    closing_.push_back({nullptr, 0, 0, slab->bytes(), slab->uid, std::move(slab->memory), true});
   }
   std::erase_if(slabs_, in_domain);
   for (Closing& closing : closing_) {
-    if (closing.domain == &domain) closing.memory.Empty();
+    if (closing.domain != &domain) continue;
+    closing.domain = nullptr;
+    closing.emptying = true;
   }
-  std::erase_if(closing_, [&](const Closing& closing) { return closing.domain == &domain; });
+  host_.WorkToDo();
   std::erase_if(classes_, [&](const auto& entry) { return &entry.second->domain == &domain; });
   NoteProgress();
 }
 
 void SlabPool::Tick() {
-  const auto gone = [](Closing& closing) {
-    if (closing.domain->FindRegion(closing.row, closing.region_epoch) != nullptr) return false;
-    closing.memory.Empty();
-    return true;
-  };
-  if (std::erase_if(closing_, gone) > 0) NoteProgress();
+  for (Closing& closing : closing_) {
+    if (closing.emptying || closing.domain->FindRegion(closing.row, closing.region_epoch) != nullptr) continue;
+    closing.emptying = true;
+    host_.WorkToDo();
+  }
   std::erase_if(classes_, [](const auto& entry) { return entry.second->slabs == 0; });
 }
 
@@ -162,6 +189,13 @@ void SlabPool::Use(SlabClass& group, std::span<const policy::Slot> slots, bool i
   for (const auto& slab : slabs_) {
     if (&slab->group == &group && slab->position < used.size() && used[slab->position]) slab->used_ms = SteadyMs(now);
   }
+}
+
+std::uint64_t SlabPool::BytesOf(std::uint32_t uid) const {
+  std::uint64_t bytes = 0;
+  for (const auto& slab : slabs_) bytes += slab->uid == uid ? slab->bytes() : 0;
+  for (const Closing& closing : closing_) bytes += closing.uid == uid ? closing.bytes : 0;
+  return bytes;
 }
 
 void SlabPool::Count(const Domain* domain, HostCacheUsage& usage) const {

@@ -62,12 +62,16 @@ class SlabPool final : public SlabObserver {
   void Close(Slab& slab);
   // Does the same, and destroys the class if it is empty now.
   void GiveUp(Slab& slab);
-  // Drops slabs of the region's model and shard whose blocks have another size than the region's.
+  // Drops slabs of the region's user, model and shard whose blocks have another size than the
+  // region's: one slice of them at once, the others in Work.
   void DropMismatched(Domain& domain, const Region& region);
   // Called before the domain and all its regions are destroyed.
   void Forget(Domain& domain);
-  // Stops counting closed slabs whose regions have left, and destroys empty classes.
+  // Begins to empty closed slabs whose regions have left, and destroys empty classes.
   void Tick();
+  // Closes mismatched slabs and empties closed ones, until the budget is used up; true if there is
+  // more to do.
+  bool Work(const WorkBudget& budget);
   bool closing() const noexcept { return !closing_.empty(); }
 
   // Takes a stored block out of its slot and out of the index.
@@ -76,6 +80,7 @@ class SlabPool final : public SlabObserver {
   void Use(SlabClass& group, std::span<const policy::Slot> slots, bool imported, SteadyTime now);
   void OnEntryErased(Slab& slab, std::uint32_t slot) noexcept override;
 
+  std::uint64_t BytesOf(std::uint32_t uid) const;  // of slabs of the user's, closing ones included
   // Adds the slabs of the domain; null: of all domains.
   void Count(const Domain* domain, HostCacheUsage& usage) const;
   std::uint64_t slab_bytes() const noexcept { return slab_bytes_; }
@@ -88,13 +93,17 @@ class SlabPool final : public SlabObserver {
   static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 14;
 
  private:
-  // A closed slab whose memory importers may still have mapped.
+  // A closed slab whose memory importers may still have mapped, or that is being emptied.
   struct Closing {
-    Domain* domain;
+    Domain* domain;  // null: it is gone
     std::uint32_t row, region_epoch;
     std::uint64_t bytes;
+    std::uint32_t uid;
     SlabMemory memory;
+    bool emptying = false;
   };
+
+  bool CloseMismatched(const WorkBudget& budget);
 
   const Config& config_;
   HostCacheEvents& host_;

@@ -1,6 +1,7 @@
 #include "daemon/host_cache/slab_writers.h"
 
 #include <algorithm>
+#include <set>
 
 namespace kvm::daemon {
 
@@ -128,10 +129,15 @@ void SlabWriters::Tick(SteadyTime now) {
   });
 }
 
-std::uint64_t SlabWriters::SharersWith(const SlabWriter& writer) const {
-  std::uint64_t sharers = 0;
-  for (const auto& [client, other] : writers_) sharers += other->bytes > 0 || other.get() == &writer;
-  return sharers;
+std::uint64_t SlabWriters::ShareOf(const SlabWriter& writer, const SlabWriter& asking, std::uint64_t bytes) const {
+  std::set<std::uint32_t> users;
+  std::uint64_t of_user = 0;
+  for (const auto& [client, other] : writers_) {
+    if (other->bytes == 0 && other.get() != &asking) continue;
+    users.insert(other->uid);
+    of_user += other->uid == writer.uid;
+  }
+  return bytes / std::max<std::uint64_t>(users.size(), 1) / std::max<std::uint64_t>(of_user, 1);
 }
 
 }  // namespace kvm::daemon

@@ -43,8 +43,9 @@ class SlabWriters {
   // Does the same for all writers, and frees the slots of writers whose processes have ended.
   void Tick(SteadyTime now);
 
-  // The number of clients that have slabs; `writer` counts in any case.
-  std::uint64_t SharersWith(const SlabWriter& writer) const;
+  // The part of `bytes` that a writer may have before others lack it: users that have slabs share
+  // alike, and so do the clients of a user. `asking` counts in any case.
+  std::uint64_t ShareOf(const SlabWriter& writer, const SlabWriter& asking, std::uint64_t bytes) const;
 
  private:
   std::shared_ptr<SlabWriter> Resume(const Offerer& offerer, Domain& domain);

@@ -69,6 +69,7 @@ void SlotTable::Grow() {
 }
 
 void SlotTable::RemoveSlab(std::uint32_t position) {
+  Spend(2 * slots_per_slab_);
   for (std::uint32_t i = 0; i < slots_per_slab_; ++i) {
     const Slot slot = SlotAt(position, i);
     if (slots_[slot].state != CacheSlot::State::kFree) Free(slot);

@@ -1,11 +1,17 @@
 #include "daemon/registry/accounts.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "daemon/registry/quota_error.h"
 
 namespace kvm::daemon {
+namespace {
+
+std::optional<std::uint32_t> UserOf(const Account& account) noexcept { return account.own ? std::nullopt : std::optional(account.uid); }
+
+}  // namespace
 
 Account Accounts::Of(ClientId client) const {
   const auto found = accounts_.find(client);
@@ -24,10 +30,20 @@ Status Accounts::Check(ClientId client, std::uint64_t blocks, std::size_t fds) c
   return {};
 }
 
-Status Accounts::CheckUser(ClientId client, std::uint32_t uid) const {
-  const auto user = users_.find(uid);
-  if (client == kNoClient || user == users_.end() || user->second.regions < RegionsPerUser(config_)) return {};
-  return Exhausted("too many regions of user " + std::to_string(uid), RegionsPerUser(config_), "--max-regions-per-user");
+Accounts::~Accounts() {
+  for (const auto& [client, account] : accounts_) descriptors_.Remove(account.fds, UserOf(account));
+}
+
+Status Accounts::CheckUser(ClientId client, std::uint32_t uid, std::uint64_t blocks, std::size_t fds) const {
+  if (client == kNoClient) return {};
+  const auto found = users_.find(uid);
+  const UserAccount user = found == users_.end() ? UserAccount{} : found->second;
+  const std::string whose = " of user " + std::to_string(uid);
+  if (user.regions >= RegionsPerUser(config_))
+    return Exhausted("too many regions" + whose, RegionsPerUser(config_), "--max-regions-per-user");
+  if (user.blocks + blocks > BlocksPerUser(config_))
+    return Exhausted("too many blocks" + whose, BlocksPerUser(config_), "--max-blocks-per-user");
+  return CheckUserDescriptors(uid, fds);
 }
 
 std::uint64_t Accounts::ShareOf(const Account& account, std::uint64_t entries) const noexcept {
@@ -42,26 +58,34 @@ void Accounts::Add(ClientId client, Account& account, const Region& region) {
     account.own = client == kNoClient;
     account.uid = region.info.owner_uid;
     keeps_ = keeps_ || account.own;
-    if (!account.own) ++users_[account.uid].clients;
+    if (!account.own) {
+      account.user = &users_[account.uid];
+      ++account.user->clients;
+    }
   }
-  if (!account.own) ++users_[account.uid].regions;
+  if (account.user != nullptr) {
+    ++account.user->regions;
+    account.user->blocks += region.info.block_count;
+    account.user->entries += region.entries;
+  }
   account.regions += 1;
   account.blocks += region.info.block_count;
   account.fds += region.descriptors();
   account.entries += region.entries;
-  descriptors_.Add(region.descriptors());
+  descriptors_.Add(region.descriptors(), UserOf(account));
 }
 
 void Accounts::Remove(ClientId client, Account& account, const Region& region) noexcept {
   account.blocks -= region.info.block_count;
   account.fds -= region.descriptors();
   account.entries -= region.entries;
-  descriptors_.Remove(region.descriptors());
-  const auto user = account.own ? users_.end() : users_.find(account.uid);
-  if (user != users_.end()) {
-    --user->second.regions;
-    user->second.clients -= account.regions == 1 ? 1 : 0;
-    if (user->second.clients == 0) users_.erase(user);
+  descriptors_.Remove(region.descriptors(), UserOf(account));
+  if (UserAccount* user = account.user) {
+    --user->regions;
+    user->blocks -= region.info.block_count;
+    user->entries -= region.entries;
+    user->clients -= account.regions == 1 ? 1 : 0;
+    if (user->clients == 0) users_.erase(account.uid);
   }
   if (account.regions == 1 && account.own) keeps_ = false;
   if (--account.regions == 0) accounts_.erase(client);

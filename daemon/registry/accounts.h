@@ -27,19 +27,28 @@ class Accounts {
   Accounts(const Config& config, DescriptorQuota& descriptors) : config_(config), descriptors_(descriptors) {}
   Accounts(const Accounts&) = delete;
   Accounts& operator=(const Accounts&) = delete;
-  ~Accounts() { descriptors_.Remove(fds()); }
+  ~Accounts();
 
   Account Of(ClientId client) const;  // zeros if it has none
   // Whether the client may have one more region of so many blocks and descriptors.
   // kResourceExhausted, the option named.
   [[nodiscard]] Status Check(ClientId client, std::uint64_t blocks, std::size_t fds) const;
-  // Whether a user may have one more region. kResourceExhausted, user and option named.
-  [[nodiscard]] Status CheckUser(ClientId client, std::uint32_t uid) const;
+  // Whether a user may have one more region of so many blocks and descriptors. kResourceExhausted,
+  // user and option named.
+  [[nodiscard]] Status CheckUser(ClientId client, std::uint32_t uid, std::uint64_t blocks, std::size_t fds) const;
+  // Whether the account's user has as many entries as --max-entries-per-user allows.
+  bool HasAllEntries(const Account& account) const noexcept {
+    return config_.max_entries_per_user != 0 && account.user != nullptr && account.user->entries >= config_.max_entries_per_user;
+  }
+  // Whether a user may have so many more descriptors. What DescriptorQuota::CheckUser says.
+  [[nodiscard]] Status CheckUserDescriptors(std::uint32_t uid, std::uint64_t more) const {
+    return descriptors_.CheckUser(uid, more, max_fds(), config_.domain_mode != DomainMode::kUid);
+  }
   // How many of `entries` an account may have before others' go first. Users share alike, and so do
   // the clients of a user; what kvmd keeps itself is one user more.
   std::uint64_t ShareOf(const Account& account, std::uint64_t entries) const noexcept;
   // Whether the domain may have so many more descriptors. What DescriptorQuota::Check says.
-  [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more); }
+  [[nodiscard]] Status CheckDescriptors(std::uint64_t more) const { return descriptors_.Check(fds(), more, max_fds()); }
 
   // Adds a region that belongs to no account, and its entries, to the client's account.
   void Join(Region& region, ClientId client);
@@ -53,7 +62,9 @@ class Accounts {
   std::size_t size() const noexcept { return accounts_.size(); }
   std::uint64_t fds() const noexcept;     // that kvmd keeps for regions and slabs
   std::uint64_t blocks() const noexcept;  // of all regions, published or not
-  std::uint64_t max_fds() const noexcept { return descriptors_.max_of_domain(); }
+  std::uint64_t max_fds() const noexcept {
+    return config_.max_fds_per_domain != 0 ? config_.max_fds_per_domain : descriptors_.max_of_domain();
+  }
 
  private:
   void Add(ClientId client, Account& account, const Region& region);
@@ -61,13 +72,9 @@ class Accounts {
 
   const Config& config_;
   DescriptorQuota& descriptors_;
-  struct User {
-    std::uint32_t regions = 0, clients = 0;
-  };
-
   std::map<ClientId, Account> accounts_;
-  std::map<std::uint32_t, User> users_;  // kvmd is none
-  bool keeps_ = false;                   // kvmd has an account, too
+  std::map<std::uint32_t, UserAccount> users_;  // kvmd is none
+  bool keeps_ = false;                          // kvmd has an account, too
 };
 
 }  // namespace kvm::daemon

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 
 #include "daemon/system/config.h"
@@ -24,11 +25,15 @@ class DescriptorQuota {
   DescriptorQuota(const Config& config, bool stored, std::optional<std::uint64_t> store_size = {});
   DescriptorQuota(const Config& config, bool stored, std::uint64_t process_limit);
 
-  // Whether a domain that has `of_domain` descriptors may have `more`. kResourceExhausted: the
-  // message names the option or limit that is reached.
-  [[nodiscard]] Status Check(std::uint64_t of_domain, std::uint64_t more) const;
-  void Add(std::uint64_t descriptors) noexcept { kept_ += descriptors; }
-  void Remove(std::uint64_t descriptors) noexcept { kept_ -= descriptors; }
+  // Whether a domain that has `of_domain` descriptors, `max_of_domain` at most, may have `more`.
+  // kResourceExhausted: the message names the option or limit that is reached.
+  [[nodiscard]] Status Check(std::uint64_t of_domain, std::uint64_t more, std::uint64_t max_of_domain) const;
+  // Whether a user may have `more` over all domains: --max-fds-per-user, or if that is 0 as many as
+  // a domain, three quarters of that where the domain is `shared` with other users.
+  [[nodiscard]] Status CheckUser(std::uint32_t uid, std::uint64_t more, std::uint64_t max_of_domain, bool shared) const;
+  // `uid`: none for kvmd's own.
+  void Add(std::uint64_t descriptors, std::optional<std::uint32_t> uid);
+  void Remove(std::uint64_t descriptors, std::optional<std::uint32_t> uid) noexcept;
 
   std::uint64_t kept() const noexcept { return kept_; }
   std::uint64_t max() const noexcept { return max_; }
@@ -39,8 +44,9 @@ class DescriptorQuota {
  private:
   DescriptorQuota(const Config& config, std::uint64_t max);
 
-  const std::uint64_t max_, max_of_domain_;
+  const std::uint64_t max_, max_of_domain_, max_of_user_;
   std::uint64_t kept_ = 0;
+  std::map<std::uint32_t, std::uint64_t> of_user_;
 };
 
 }  // namespace kvm::daemon

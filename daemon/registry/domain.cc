@@ -2,21 +2,32 @@
 
 #include <algorithm>
 
-namespace kvm::daemon {
+#include "daemon/system/config_domains.h"
 
-Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Config& config, DescriptorQuota& descriptors) {
-  Result<RegistrySegment> segment = RegistrySegment::Create(name, {config.max_entries, config.max_regions, config.max_models});
-  if (!segment) return segment.error();
-  return std::unique_ptr<Domain>(new Domain(name, config, descriptors, std::move(*segment)));
+namespace kvm::daemon {
+namespace {
+
+std::optional<std::uint32_t> UserOf(const Region& region) noexcept {
+  return region.account->own ? std::nullopt : std::optional(region.info.owner_uid);
 }
 
-Domain::Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment)
+}  // namespace
+
+Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Config& config, DescriptorQuota& descriptors) {
+  Config settings = SettingsOf(config, name);
+  Result<RegistrySegment> segment = RegistrySegment::Create(name, {settings.max_entries, settings.max_regions, settings.max_models});
+  if (!segment) return segment.error();
+  return std::unique_ptr<Domain>(new Domain(name, std::move(settings), descriptors, std::move(*segment)));
+}
+
+Domain::Domain(std::string name, Config config, DescriptorQuota& descriptors, RegistrySegment segment)
     : name_(std::move(name)),
+      config_(std::move(config)),
       segment_(std::move(segment)),
-      models_(segment_, config.max_models),
-      accounts_(config, descriptors),
-      regions_(segment_, config.max_regions),
-      entries_(config, segment_, regions_, accounts_),
+      models_(segment_, config_.max_models, ModelsPerUser(config_)),
+      accounts_(config_, descriptors),
+      regions_(segment_, config_.max_regions),
+      entries_(config_, segment_, regions_, accounts_),
       orphans_(regions_, accounts_),
       retained_(regions_, entries_) {}
 
@@ -35,11 +46,12 @@ Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::R
 }
 
 Result<Region*> Domain::AddRegion(const Owner& owner, std::unique_ptr<Region> added) {
-  if (Status allowed = accounts_.CheckUser(owner.client, owner.uid); !allowed) return allowed.error();
+  if (Status allowed = accounts_.CheckUser(owner.client, owner.uid, added->info.block_count, added->descriptors()); !allowed)
+    return allowed.error();
   Result<Region*> region = regions_.Add(owner, std::move(added));
   if (!region) return region;
   accounts_.Join(**region, owner.client);
-  models_.AddRegion((*region)->info.model);
+  models_.AddRegion((*region)->info.model, UserOf(**region));
   return region;
 }
 
@@ -84,9 +96,11 @@ bool Domain::Reap(std::uint32_t blocks) {
       continue;
     }
     const std::uint32_t model = region.info.model;
+    const std::optional<std::uint32_t> user = UserOf(region);
     accounts_.Leave(region);
+    if (freed_) freed_(region);
     regions_.Free(region);
-    models_.RemoveRegion(model);
+    models_.RemoveRegion(model, user);
     row = leaving_.erase(row);
   }
   entries_.WriteCount();

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -34,10 +35,12 @@ namespace kvm::daemon {
 
 class Domain {
  public:
-  // kSystem: no memory for the segment. `config` and `descriptors` must outlive the domain.
+  // kSystem: no memory for the segment. `descriptors` must outlive the domain. The domain has its own
+  // settings (config_domains.h).
   [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors);
 
   const std::string& name() const noexcept { return name_; }
+  const Config& config() const noexcept { return config_; }
   RegistrySegment& segment() noexcept { return segment_; }
   ModelTable& models() noexcept { return models_; }
   std::uint64_t epoch() const noexcept { return segment_.header().epoch; }
@@ -55,6 +58,10 @@ class Domain {
   bool nearly_full() const noexcept;  // few rows are left
   bool idle() const noexcept;         // no client has a region here
 
+  [[nodiscard]] Status CheckUserDescriptors(std::uint32_t uid, std::uint64_t more) const {
+    return accounts_.CheckUserDescriptors(uid, more);
+  }
+
   // ---- adding and removing regions
 
   // Checks everything that does not depend on other regions. kNotFound (model), kResourceExhausted
@@ -71,6 +78,8 @@ class Domain {
   // Drops up to `blocks` entries of leaving regions. Frees the rows of leaving regions that have no
   // entry left and wait for no importer. True if entries are left to drop.
   bool Reap(std::uint32_t blocks);
+  // `freed` is called before a region that has left is destroyed.
+  void OnFreed(std::function<void(Region&)> freed) { freed_ = std::move(freed); }
 
   // ---- regions: region_table.h
 
@@ -118,7 +127,11 @@ class Domain {
   void Sweep(std::uint32_t slots) { entries_.Sweep(slots); }
   bool PublishCached(Region& region, const PublishRecord& record) { return entries_.PublishCached(region, record); }
   void EraseCached(Region& region, std::uint32_t block) { entries_.EraseCached(region, block); }
-  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const { return entries_.Records(region, count); }
+  using RecordList = EntryTable::RecordList;
+  [[nodiscard]] static Result<RecordList> BeginRecords(const Region& region) { return EntryTable::BeginRecords(region); }
+  bool GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const {
+    return entries_.GoOnRecords(region, list, budget);
+  }
 
   // ---- leases: retained_blocks.h
 
@@ -135,9 +148,10 @@ class Domain {
   kvmwire::StatsReport client_totals;
 
  private:
-  Domain(std::string name, const Config& config, DescriptorQuota& descriptors, RegistrySegment segment);
+  Domain(std::string name, Config config, DescriptorQuota& descriptors, RegistrySegment segment);
 
   const std::string name_;
+  const Config config_;
   RegistrySegment segment_;
   ModelTable models_;
   Accounts accounts_;
@@ -146,6 +160,7 @@ class Domain {
   OrphanRegions orphans_;
   RetainedBlocks retained_;
   std::set<std::uint32_t> leaving_;  // rows
+  std::function<void(Region&)> freed_;
 };
 
 }  // namespace kvm::daemon

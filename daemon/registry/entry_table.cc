@@ -2,7 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
 
+#include "daemon/registry/quota_error.h"
+#include "daemon/system/log.h"
 #include "proto/base/fault_point.h"
 
 namespace kvm::daemon {
@@ -41,7 +46,7 @@ void EntryTable::Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) 
   Region& region = regions_.At(entry.region);
   region.slots.Set(entry.block, SlotMap::kNone);
   --region.entries;
-  --region.account->entries;
+  region.account->RemoveEntry();
   index_.Erase(slot);
   KVM_FAULT_POINT(kvmd_entry_erased);
   Add(counter);
@@ -130,15 +135,91 @@ EntryTable::Outcome EntryTable::PublishOne(Region& region, const PublishRecord& 
     Erase(old, segment_.counters().replaced);
   }
   std::uint64_t slots[layout::kMaxReplicas];
-  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !DropStaleReplica(record.key)) return Outcome::kReplicas;
+  if (index_.Replicas(record.key, slots) >= config_.max_replicas && !MakeRoomForReplica(region, record.key)) return Outcome::kReplicas;
+  if (accounts_.HasAllEntries(*region.account) && !MakeRoomOfUser(region)) return Outcome::kFull;
   if (index_.full() && !MakeRoom(region)) return Outcome::kFull;
   const std::uint64_t slot = index_.Insert(entry);
   if (slot == kNoSlot) return Outcome::kFull;
   KVM_FAULT_POINT(kvmd_entry_inserted);
   region.slots.Set(record.block, slot);
   ++region.entries;
-  ++region.account->entries;
+  region.account->AddEntry();
   return Outcome::kInserted;
+}
+
+// A worker that has no replica of the key yet gets one at the price of a worker that has several, or
+// at the price of a user who has more than the worker's user, who has none. So others' replicas,
+// which may be wrong, never keep a worker's own block out. Of the replicas that may go, the one that
+// was published longest ago goes.
+bool EntryTable::MakeRoomForReplica(const Region& publisher, const BlockKey& key) {
+  if (DropStaleReplica(key)) return true;
+  std::uint64_t slots[layout::kMaxReplicas];
+  const std::size_t replicas = index_.Replicas(key, slots);
+  const auto region_of = [&](std::size_t i) -> const Region& { return regions_.At(index_.At(slots[i]).region); };
+  const auto count = [&](auto&& same) {
+    std::size_t of = 0;
+    for (std::size_t i = 0; i < replicas; ++i) of += same(region_of(i));
+    return of;
+  };
+  const auto of_worker = [&](const Region& its) { return count([&](const Region& other) { return other.account == its.account; }); };
+  const auto of_user = [&](const Region& its) {
+    return count([&](const Region& other) { return !other.account->own && other.info.owner_uid == its.info.owner_uid; });
+  };
+  Spend(replicas * replicas);
+  if (of_worker(publisher) > 0) return false;
+  const bool user_has_none = of_user(publisher) == 0;
+  std::optional<std::size_t> victim;
+  const auto key_of = [&](std::size_t i) {
+    return std::tuple(of_user(region_of(i)), of_worker(region_of(i)), ~index_.At(slots[i]).published_s);
+  };
+  for (std::size_t i = 0; i < replicas; ++i) {
+    const IndexEntry entry = index_.At(slots[i]);
+    const Region& its = region_of(i);
+    if (its.filler != nullptr || its.Pinned(entry.block) || (!user_has_none && of_worker(its) < 2)) continue;
+    if (!victim || key_of(i) > key_of(*victim)) victim = i;
+  }
+  if (!victim) return false;
+  Erase(slots[*victim], segment_.counters().replaced);
+  return true;
+}
+
+// The user has as many entries as it may: one of its own makes room, of its region with the most.
+// The index is not searched, where it may have few among many. Of some blocks from anywhere on, a
+// rewritten one goes, or else the deepest.
+bool EntryTable::MakeRoomOfUser(const Region& publisher) {
+  constexpr std::uint32_t kMostBlocks = 4096, kCandidates = 16;
+  const UserAccount* user = publisher.account->user;
+  const Region* richest = nullptr;
+  for (const auto& region : regions_.rows()) {
+    if (region && region->account->user == user && (richest == nullptr || region->entries > richest->entries)) richest = region.get();
+  }
+  Spend(regions_.rows().size() / 16);
+  std::uint32_t victim = SlotMap::kNone, candidates = 0;
+  const std::uint32_t blocks = richest == nullptr ? 0 : richest->info.block_count;
+  std::uint32_t block = blocks == 0 ? 0 : static_cast<std::uint32_t>(MonotonicNs() % blocks);
+  for (std::uint32_t left = std::min(blocks, kMostBlocks); left > 0 && candidates < kCandidates; --left) {
+    Spend(1);
+    const std::uint32_t slot = richest->slots.Get(block);
+    const bool pinned = slot != SlotMap::kNone && richest->Pinned(block);
+    block = block + 1 == blocks ? 0 : block + 1;
+    if (slot == SlotMap::kNone || pinned) continue;
+    ++candidates;
+    if (victim == SlotMap::kNone || index_.At(slot).depth > index_.At(victim).depth) victim = slot;
+    if (!IsStale(index_.At(slot))) continue;
+    victim = slot;
+    break;
+  }
+  if (victim == SlotMap::kNone) {
+    LogLimited(LogLevel::kWarn, "entries_refused",
+               {{"uid", publisher.account->uid},
+                {"region", publisher.descriptor.name()},
+                {"reason", Exhausted("too many entries of user " + std::to_string(publisher.account->uid), config_.max_entries_per_user,
+                                     "--max-entries-per-user")
+                               .message}});
+    return false;
+  }
+  Erase(victim, segment_.counters().evicted);
+  return true;
 }
 
 bool EntryTable::DropStaleReplica(const BlockKey& key) {
@@ -257,14 +338,19 @@ IndexEntry EntryTable::Of(const Region& region, std::uint32_t block) const noexc
   return slot == SlotMap::kNone ? IndexEntry{} : index_.At(slot);
 }
 
-Result<OwnedMemory> EntryTable::Records(const Region& region, std::uint64_t& count) const {
-  constexpr std::uint32_t kAhead = 16;
-  count = 0;
-  const std::uint64_t room = std::max<std::uint64_t>(region.entries, 1);
-  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:records", room * sizeof(PublishRecord));
+Result<EntryTable::RecordList> EntryTable::BeginRecords(const Region& region) {
+  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:records", std::max<std::uint64_t>(region.entries, 1) * sizeof(PublishRecord));
   if (!memory) return memory.error();
+  return RecordList{std::move(*memory), 0, 0};
+}
+
+bool EntryTable::GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const {
+  constexpr std::uint32_t kAhead = 16;
   const std::uint32_t blocks = region.info.block_count;
-  for (std::uint32_t block = 0; block < blocks && count < room; ++block) {
+  const std::uint64_t room = list.memory.size() / sizeof(PublishRecord);
+  for (std::uint32_t& block = list.next; block < blocks && list.count < room; ++block) {
+    if (budget.used_up()) return false;
+    Spend(1);
     if (block + kAhead < blocks) {
       region.generations.Prefetch(block + kAhead);
       index_.PrefetchSlot(region.slots.Get(block + kAhead));
@@ -273,11 +359,12 @@ Result<OwnedMemory> EntryTable::Records(const Region& region, std::uint64_t& cou
     if (slot == SlotMap::kNone) continue;
     const IndexEntry entry = index_.At(slot);
     if (region.generations.Current(block) != entry.generation) continue;
+    Spend(1);
     const PublishRecord record{entry.key, entry.parent_lo, entry.generation, block, entry.depth};
-    std::memcpy(memory->data() + count * sizeof(record), &record, sizeof(record));
-    ++count;
+    std::memcpy(list.memory.data() + list.count * sizeof(record), &record, sizeof(record));
+    ++list.count;
   }
-  return memory;
+  return true;
 }
 
 }  // namespace kvm::daemon

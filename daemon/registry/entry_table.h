@@ -55,9 +55,17 @@ class EntryTable {
   bool PublishCached(Region& region, const PublishRecord& record);
   void EraseCached(Region& region, std::uint32_t block);
 
-  // A kvm::PublishRecord for each block that is published and not rewritten since; `count` is set
-  // to their number. kSystem: no memory for the records.
-  [[nodiscard]] Result<OwnedMemory> Records(const Region& region, std::uint64_t& count) const;
+  // A list with a kvm::PublishRecord for each block of an orphan that is published and not rewritten
+  // since. It is written in slices; entries may leave meanwhile, and none is added.
+  struct RecordList {
+    OwnedMemory memory;
+    std::uint64_t count = 0;  // written by now
+    std::uint32_t next = 0;   // block
+  };
+  // An empty list with room for all. kSystem: no memory for it.
+  [[nodiscard]] static Result<RecordList> BeginRecords(const Region& region);
+  // Goes on until the budget is used up. True: nothing is left to do.
+  bool GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const;
 
   std::uint64_t size() const noexcept { return index_.entries(); }
   // The entry of a block; its region_epoch is 0 if the block has none. Precondition: block <
@@ -71,9 +79,11 @@ class EntryTable {
  private:
   enum class Outcome { kInserted, kFull, kReplicas, kStale, kInvalid };
   Outcome PublishOne(Region& region, const PublishRecord& record, std::uint32_t now_s);
+  bool MakeRoomForReplica(const Region& publisher, const BlockKey& key);
   bool DropStaleReplica(const BlockKey& key);
   void DropReplica(const BlockKey& key);
   bool MakeRoom(const Region& publisher);
+  bool MakeRoomOfUser(const Region& publisher);
   void Erase(std::uint64_t slot, std::atomic<std::uint64_t>& counter) noexcept;
   std::uint32_t SecondsSinceStart() const noexcept { return static_cast<std::uint32_t>((MonotonicNs() - started_ns_) / 1'000'000'000); }
 

@@ -4,24 +4,33 @@
 #include <cstring>
 #include <string>
 
+#include "daemon/registry/quota_error.h"
+
 namespace kvm::daemon {
 
-Result<ModelTable::Declared> ModelTable::Declare(ClientId client, const ModelSpec& spec) {
+Result<ModelTable::Declared> ModelTable::Declare(ClientId client, std::uint32_t uid, const ModelSpec& spec) {
   if (Status valid = spec.Validate(); !valid) return valid.error();
   const Fingerprint fingerprint = spec.ComputeFingerprint();
+  const auto rows = rows_of_user_.find(uid);
+  const bool has_its_part = rows != rows_of_user_.end() && rows->second >= rows_per_user_;
+  const auto refuse = [&] { return Exhausted("too many models of user " + std::to_string(uid), rows_per_user_, "--max-models-per-user"); };
   auto free = models_.end();
   for (auto model = models_.begin(); model != models_.end(); ++model) {
     if (!*model) {
       if (free == models_.end()) free = model;
     } else if ((*model)->fingerprint == fingerprint) {
-      const bool is_new = (*model)->declared_by.insert(client).second;
+      if (has_its_part && !(*model)->users.contains(uid)) return refuse();
+      const bool is_new = (*model)->declared_by.emplace(client, uid).second;
+      if (is_new) AddUser(**model, uid);
       return Declared{static_cast<std::uint32_t>(model - models_.begin()), !is_new};
     }
   }
+  if (has_its_part) return refuse();
   if (free == models_.end()) {
     return MakeError(Errc::kResourceExhausted, "model table is full: the limit is " + std::to_string(models_.size()) + " (--max-models)");
   }
-  *free = std::make_unique<Model>(Model{spec, fingerprint, {client}, 0});
+  *free = std::make_unique<Model>(Model{spec, fingerprint, {{client, uid}}, 0, {}});
+  AddUser(**free, uid);
   ++live_;
   const auto row = static_cast<std::uint32_t>(free - models_.begin());
   WriteRow(row);
@@ -43,13 +52,36 @@ bool ModelTable::HasDeclared(ClientId client, std::uint32_t row) const noexcept 
 
 void ModelTable::ForgetClient(ClientId client) noexcept {
   for (std::uint32_t row = 0; row < models_.size(); ++row) {
-    if (models_[row] && models_[row]->declared_by.erase(client) > 0) DropIfUnused(row);
+    if (!models_[row]) continue;
+    const auto declared = models_[row]->declared_by.find(client);
+    if (declared == models_[row]->declared_by.end()) continue;
+    RemoveUser(*models_[row], declared->second);
+    models_[row]->declared_by.erase(declared);
+    DropIfUnused(row);
   }
 }
 
-void ModelTable::RemoveRegion(std::uint32_t row) noexcept {
+void ModelTable::AddRegion(std::uint32_t row, std::optional<std::uint32_t> uid) {
+  ++models_[row]->regions;
+  if (uid) AddUser(*models_[row], *uid);
+}
+
+void ModelTable::RemoveRegion(std::uint32_t row, std::optional<std::uint32_t> uid) noexcept {
   --models_[row]->regions;
+  if (uid) RemoveUser(*models_[row], *uid);
   DropIfUnused(row);
+}
+
+void ModelTable::AddUser(Model& model, std::uint32_t uid) {
+  if (++model.users[uid] == 1) ++rows_of_user_[uid];
+}
+
+void ModelTable::RemoveUser(Model& model, std::uint32_t uid) noexcept {
+  const auto user = model.users.find(uid);
+  if (--user->second > 0) return;
+  model.users.erase(user);
+  const auto rows = rows_of_user_.find(uid);
+  if (--rows->second == 0) rows_of_user_.erase(rows);
 }
 
 void ModelTable::DropIfUnused(std::uint32_t row) noexcept {

@@ -2,12 +2,14 @@
 // them to readers.
 //
 // A row is in use while a connected client has declared its model or a region holds blocks of it;
-// then it is free.
+// then it is free. Each user may keep so many rows in use, so that none can fill the table for the
+// others.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -20,15 +22,16 @@ using ClientId = std::uint64_t;
 
 class ModelTable {
  public:
-  ModelTable(RegistrySegment& segment, std::uint32_t rows) : segment_(segment), models_(rows) {}
+  ModelTable(RegistrySegment& segment, std::uint32_t rows, std::uint32_t rows_per_user)
+      : segment_(segment), rows_per_user_(rows_per_user), models_(rows) {}
 
   // Row of the model; declares it if it is new. `before`: this client has declared it before.
-  // kInvalidArgument, kResourceExhausted.
+  // kInvalidArgument. kResourceExhausted: the table is full, or the user has its part of it.
   struct Declared {
     std::uint32_t row = 0;
     bool before = false;
   };
-  [[nodiscard]] Result<Declared> Declare(ClientId client, const ModelSpec& spec);
+  [[nodiscard]] Result<Declared> Declare(ClientId client, std::uint32_t uid, const ModelSpec& spec);
 
   // Row of the model with this fingerprint; kNotFound.
   [[nodiscard]] Result<std::uint32_t> Find(std::string_view fingerprint) const;
@@ -37,8 +40,9 @@ class ModelTable {
   bool HasDeclared(ClientId client, std::uint32_t row) const noexcept;
 
   void ForgetClient(ClientId client) noexcept;
-  void AddRegion(std::uint32_t row) noexcept { ++models_[row]->regions; }
-  void RemoveRegion(std::uint32_t row) noexcept;
+  // `uid`: the owner's; none: kvmd's own.
+  void AddRegion(std::uint32_t row, std::optional<std::uint32_t> uid);
+  void RemoveRegion(std::uint32_t row, std::optional<std::uint32_t> uid) noexcept;
 
   std::uint32_t live() const noexcept { return live_; }
 
@@ -46,15 +50,20 @@ class ModelTable {
   struct Model {
     ModelSpec spec;
     Fingerprint fingerprint;
-    std::set<ClientId> declared_by;
+    std::map<ClientId, std::uint32_t> declared_by;  // and their users
     std::uint32_t regions = 0;
+    std::map<std::uint32_t, std::uint32_t> users;  // declarations and regions of each
   };
 
+  void AddUser(Model& model, std::uint32_t uid);
+  void RemoveUser(Model& model, std::uint32_t uid) noexcept;
   void DropIfUnused(std::uint32_t row) noexcept;
   void WriteRow(std::uint32_t row) noexcept;
 
   RegistrySegment& segment_;
+  const std::uint32_t rows_per_user_;
   std::vector<std::unique_ptr<Model>> models_;  // by row; null: free
+  std::map<std::uint32_t, std::uint32_t> rows_of_user_;
   std::uint32_t live_ = 0;
 };
 

@@ -19,7 +19,8 @@ std::vector<Region*> OrphanRegions::InTheWayOf(const Region& region, std::uint32
   std::vector<Region*> out;
   for (const auto& other : regions_.rows()) {
     if (!other || !other->orphan || (!other->orphan->process->Ended() && !other->generations.all_ended())) continue;
-    const bool same_name = other->info.owner_uid == owner_uid && other->descriptor.name() == region.descriptor.name();
+    if (other->info.owner_uid != owner_uid) continue;
+    const bool same_name = other->descriptor.name() == region.descriptor.name();
     const bool same_blocks = other->info.model == region.info.model && SameShard(*other, region);
     if (same_name || (same_blocks && other->info.block_bytes != region.info.block_bytes)) out.push_back(other.get());
   }

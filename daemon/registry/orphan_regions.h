@@ -23,8 +23,8 @@ class OrphanRegions {
   OrphanRegions(RegionTable& regions, Accounts& accounts) : regions_(regions), accounts_(accounts) {}
 
   std::vector<Region*> All() noexcept;  // the oldest first
-  // Orphans that conflict with `region` and whose owner's process has ended: those of the same
-  // name, and those of the same model and shard with blocks of another size.
+  // Orphans of this user that conflict with `region` and whose owner's process has ended: those of
+  // the same name, and those of the same model and shard with blocks of another size.
   std::vector<Region*> InTheWayOf(const Region& region, std::uint32_t owner_uid) noexcept;
   // The same for a region that a client is going to register. Only orphans of this user are
   // returned, since the client's statements have not been checked yet.

@@ -26,8 +26,24 @@
 
 namespace kvm::daemon {
 
+// What all clients of one user hold in a domain.
+struct UserAccount {
+  std::uint32_t regions = 0, clients = 0;
+  std::uint64_t blocks = 0, entries = 0;
+};
+
 // What one client holds in a domain, over all its regions.
 struct Account {
+  void AddEntry() noexcept {
+    ++entries;
+    if (user != nullptr) ++user->entries;
+  }
+  void RemoveEntry() noexcept {
+    --entries;
+    if (user != nullptr) --user->entries;
+  }
+
+  UserAccount* user = nullptr;  // null: kvmd's own; lives as long as the account
   std::uint32_t regions = 0;
   std::uint64_t blocks = 0;
   std::uint64_t fds = 0;

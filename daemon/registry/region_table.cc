@@ -13,9 +13,10 @@ Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner)
                                                  (other->orphan ? ", which is not connected but still runs" : ""));
     }
     // Slabs of the host cache do not count: the cache drops them when a worker registers blocks of
-    // another size.
-    if (other->filler == nullptr && other->info.model == region.info.model && SameShard(*other, region) &&
-        other->info.block_bytes != region.info.block_bytes) {
+    // another size. Nor do other users' regions, or the first user who registers a model would
+    // decide for all; an importer refuses blocks of another size than its own.
+    if (other->filler == nullptr && other->info.owner_uid == owner.uid && other->info.model == region.info.model &&
+        SameShard(*other, region) && other->info.block_bytes != region.info.block_bytes) {
       return MakeError(Errc::kBadGeometry, "region: blocks of " + std::to_string(region.info.block_bytes) + " bytes, but " +
                                                other->descriptor.name() + " of the same model and shard has blocks of " +
                                                std::to_string(other->info.block_bytes));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "daemon/system/config_domains.h"
 #include "proto/base/round_up.h"
 
 namespace kvm::daemon {
@@ -81,5 +82,15 @@ bool RegistrySegment::MakeSomeHuge() noexcept {
 }
 
 void RegistrySegment::Heartbeat() noexcept { header().heartbeat_ns.store(MonotonicNs(), std::memory_order_relaxed); }
+
+std::uint64_t LargestRegistryBytes(const Config& config) {
+  const auto bytes = [&](const std::string& domain) {
+    const Config its = SettingsOf(config, domain);
+    return RegistrySegment::BytesFor({its.max_entries, its.max_regions, its.max_models});
+  };
+  std::uint64_t largest = bytes("");
+  for (const DomainRule& rule : config.domains) largest = std::max(largest, bytes(rule.name));
+  return largest;
+}
 
 }  // namespace kvm::daemon

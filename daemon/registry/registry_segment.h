@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "daemon/system/config.h"
 #include "kvm/error.h"
 #include "proto/shm/layout.h"
 #include "proto/shm/sealed_memory.h"
@@ -55,5 +56,8 @@ inline void Add(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) noexce
 
 std::uint64_t MonotonicNs() noexcept;
 std::uint64_t RealtimeMs() noexcept;
+
+// The size in bytes of the largest segment that a domain of these settings can have.
+std::uint64_t LargestRegistryBytes(const Config& config);
 
 }  // namespace kvm::daemon

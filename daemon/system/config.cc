@@ -7,6 +7,7 @@
 #include <map>
 #include <vector>
 
+#include "daemon/system/config_domains.h"
 #include "daemon/system/option_names.h"
 
 namespace kvm::daemon {
@@ -56,6 +57,7 @@ void AddHostCacheOptions(CLI::App& app, Config& c) {
       ->default_str(std::string(AdmissionName(c.host_cache_admission)));
   Size(app, "--host-cache-slab", c.host_cache_slab_bytes, "Memory that one worker at a time may write; 0: by the size of the cache");
   Size(app, "--max-host-cache-per-domain", c.max_host_cache_per_domain, "Host cache a domain may have; 0: all");
+  Size(app, "--max-host-cache-per-user", c.max_host_cache_per_user, "Host cache all clients of a user may write; 0: all");
   Size(app, "--max-host-cache-per-client", c.max_host_cache_per_client, "Host cache a client may write; 0: all");
   Number<std::uint32_t>(app, "--offload-timeout-ms", c.offload_timeout_ms, "How long a worker may take to copy a block into its slot", 1,
                         600'000);
@@ -95,7 +97,20 @@ void AddOptions(CLI::App& app, Config& c) {
                         65'535);
   Number<std::uint64_t>(app, "--max-blocks-per-client", c.max_blocks_per_client, "Blocks all regions of a client may have together", 1,
                         std::uint64_t{1} << 36);
+  Number<std::uint64_t>(app, "--max-blocks-per-user", c.max_blocks_per_user,
+                        "Blocks all regions of a user may have together in a domain; 0: four times --max-blocks-per-client", 0,
+                        std::uint64_t{1} << 40);
+  Number<std::uint64_t>(app, "--max-entries-per-user", c.max_entries_per_user,
+                        "Published blocks a user may have in a domain; 0: all that others leave of their shares", 0,
+                        std::uint64_t{1} << 30);
+  Number<std::uint32_t>(app, "--max-models-per-user", c.max_models_per_user,
+                        "Models a user may have in a domain; 0: all, or three quarters of --max-models where others are in it", 0, 65'535);
   Number<std::uint32_t>(app, "--max-fds-per-client", c.max_fds_per_client, "Descriptors kvmd keeps for a client", 1, 1'000'000);
+  Number<std::uint32_t>(app, "--max-fds-per-user", c.max_fds_per_user,
+                        "Descriptors kvmd keeps for a user in all domains; 0: all of a domain's, or three quarters where others are in it",
+                        0, 100'000'000);
+  Size(app, "--max-granted-memory-per-user", c.max_granted_memory_per_user,
+       "Memory that kvmd has made for a user and that a process may still write; 0: as much as the machine has");
   Number<std::uint32_t>(app, "--max-fds-per-domain", c.max_fds_per_domain,
                         "Descriptors kvmd keeps for a domain; 0: half of kvmd's own limit minus those of the connections", 0, 100'000'000);
   Number<std::uint32_t>(app, "--max-replicas", c.max_replicas, "Copies of one block that are indexed", 1, layout::kMaxReplicas);
@@ -104,6 +119,11 @@ void AddOptions(CLI::App& app, Config& c) {
                         0, 31'536'000);
   Number<std::uint32_t>(app, "--max-orphans", c.max_orphans,
                         "Regions of dead workers that kvmd keeps in a domain; further ones replace the oldest", 0, 65'535);
+  Number<std::uint32_t>(app, "--reclaim-others-after-s", c.reclaim_others_after_s,
+                        "How long only its own user may reclaim the memory of a dead worker; then each worker that needs the device", 0,
+                        31'536'000);
+  app.add_option("--admins", c.admins, "Users (numbers) who may reclaim all memory of dead workers, beside root and kvmd's own user")
+      ->delimiter(',');
   Number<std::uint32_t>(app, "--withdraw-timeout-ms", c.withdraw_timeout_ms,
                         "How long an unregistering client waits for importers to unmap", 1, 600'000);
   Number<std::uint32_t>(app, "--hello-timeout-ms", c.hello_timeout_ms, "How long a connection may take to say hello", 1, 600'000);
@@ -127,7 +147,8 @@ void AddOptions(CLI::App& app, Config& c) {
       ->default_str(std::string(LogLevelName(c.log_level)));
 }
 
-void AddConfigFile(CLI::App& app) {
+void AddConfigFile(CLI::App& app, Config& config) {
+  app.config_formatter(std::make_shared<ConfigWithDomains>(config.domains));
   app.set_config("--config", "", "TOML file with the options below, without the dashes in front (max-entries = 1000000)");
   app.allow_config_extras(CLI::config_extras_mode::error);
 }
@@ -138,7 +159,7 @@ ParsedArguments ParseArguments(int argc, char** argv) {
   ParsedArguments out;
   CLI::App app{"kvmd: registry and descriptor broker for KV cache blocks shared between the processes of a node", "kvmd"};
   app.set_version_flag("--version", std::string("kvmd ") + KVM_VERSION);
-  AddConfigFile(app);
+  AddConfigFile(app, out.config);
   AddOptions(app, out.config);
   app.add_flag("--check-config", out.config.check_config, "Check options and file, then exit")->configurable(false);
   try {
@@ -160,7 +181,7 @@ ParsedArguments ParseArguments(int argc, char** argv) {
 Result<LogLevel> ReadLogLevel(const std::string& file) {
   CLI::App app;
   Config config;
-  AddConfigFile(app);
+  AddConfigFile(app, config);
   AddOptions(app, config);
   try {
     app.parse(std::vector<std::string>{file, "--config"});  // CLI11 takes them from the back
@@ -170,9 +191,25 @@ Result<LogLevel> ReadLogLevel(const std::string& file) {
   return config.log_level;
 }
 
+namespace {
+
+// What one user may have of a table of a domain, so that no user can fill it for the others.
+std::uint32_t PartOfUser(const Config& config, std::uint32_t all) noexcept {
+  return config.domain_mode == DomainMode::kUid ? all : std::max(1u, all - all / 4);
+}
+
+}  // namespace
+
 std::uint32_t RegionsPerUser(const Config& config) noexcept {
-  if (config.max_regions_per_user != 0) return config.max_regions_per_user;
-  return config.domain_mode == DomainMode::kUid ? config.max_regions : std::max(1u, config.max_regions - config.max_regions / 4);
+  return config.max_regions_per_user != 0 ? config.max_regions_per_user : PartOfUser(config, config.max_regions);
+}
+
+std::uint32_t ModelsPerUser(const Config& config) noexcept {
+  return config.max_models_per_user != 0 ? config.max_models_per_user : PartOfUser(config, config.max_models);
+}
+
+std::uint64_t BlocksPerUser(const Config& config) noexcept {
+  return config.max_blocks_per_user != 0 ? config.max_blocks_per_user : 4 * config.max_blocks_per_client;
 }
 
 std::uint32_t ConnectionsPerUser(const Config& config) noexcept {

@@ -200,6 +200,11 @@ Result<UniqueFd> CreateGrantable(const std::string& name, std::size_t size_bytes
   const unsigned pages = pool == PagePool::kReservedHuge ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
   UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | pages));
   if (!fd) return SystemError("memfd_create " + name);
+  // Opened once more: the kernel counts those who may write a file by what was opened, not by what
+  // memfd_create made (MayBeWritten).
+  const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
+  fd = UniqueFd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!fd) return SystemError("open " + name);
   if (::fchmod(fd.get(), 0400) != 0) return SystemError("fchmod " + name);
   if (::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) return SystemError("ftruncate " + name);
   if (::fcntl(fd.get(), F_ADD_SEALS, kSizeSeals) != 0) return SystemError("seal " + name);
@@ -211,6 +216,12 @@ Result<UniqueFd> ReopenReadOnly(int fd) {
   UniqueFd reopened(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!reopened) return SystemError("open shared memory read-only");
   return reopened;
+}
+
+bool MayBeWritten(int fd) noexcept {
+  if (::fcntl(fd, F_SETLEASE, F_RDLCK) != 0) return errno == EAGAIN;
+  static_cast<void>(::fcntl(fd, F_SETLEASE, F_UNLCK));
+  return false;
 }
 
 Writers WritersOf(int fd) noexcept {

@@ -122,6 +122,10 @@ enum class PagePool {
 // may not open it.
 [[nodiscard]] Result<UniqueFd> ReopenReadOnly(int fd);
 
+// Whether a process has granted memory open for writing, or mapped through such a descriptor. `fd`:
+// from ReopenReadOnly. False also where the kernel can't tell (a file system without leases).
+bool MayBeWritten(int fd) noexcept;
+
 // Which processes can make a writable mapping of the memory behind `fd`.
 enum class Writers {
   kNobody,   // sealed

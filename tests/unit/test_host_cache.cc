@@ -312,7 +312,7 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   daemon::DescriptorQuota descriptors(config, false);
   Result<std::unique_ptr<daemon::Domain>> domain = daemon::Domain::Create("test", config, descriptors);
   KVM_REQUIRE_OK(domain);
-  KVM_REQUIRE_OK((*domain)->models().Declare(1, LlamaSpec()));
+  KVM_REQUIRE_OK((*domain)->models().Declare(1, 1000, LlamaSpec()));
   WireRegion region("pool", LlamaSpec(), 64, kBlockBytes);
   std::vector<UniqueFd> fds;
   for (const int fd : region.fds()) fds.emplace_back(::dup(fd));

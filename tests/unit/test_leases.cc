@@ -320,6 +320,7 @@ TEST_CASE("Leases: reclaiming skips leased regions; with force it takes them, an
 TEST_CASE("Leases: only the region's own user may reclaim by force", "[unit]") {
   Config config;
   config.domain_mode = daemon::DomainMode::kNode;
+  config.reclaim_others_after_s = 0;
   Node node(config);
   Dead dead(node);
   Holder holder(node);

@@ -34,8 +34,8 @@ kvmwire::Reclaim Request(const std::string& name = "", const std::string& device
 }
 
 const std::string kDevice(16, 'd'), kOtherDevice(16, 'e');
-const OrphanPolicy::Claimant kOwnTool{kOwner, false, false}, kOtherTool{kOther, false, false}, kOtherWorker{kOther, false, true},
-    kRoot{0, true, false};
+const OrphanPolicy::Claimant kOwnTool{kOwner, false, false, 60}, kOtherTool{kOther, false, false, 60},
+    kOtherWorker{kOther, false, true, 60}, kRoot{0, true, false, 60};
 
 }  // namespace
 
@@ -59,6 +59,9 @@ TEST_CASE("Orphans: another user's are freed only for a worker that needs the de
   CHECK(OrphanPolicy::Claims(Request(), kOtherWorker, pool, kNow) == Claim::kNo);
   CHECK(OrphanPolicy::Claims(Request("", kDevice), kOtherWorker, pool, kNow) == Claim::kYes);
   CHECK(OrphanPolicy::Claims(Request(), kRoot, pool, kNow) == Claim::kYes);
+  // Its own user may come first (--reclaim-others-after-s).
+  CHECK(OrphanPolicy::Claims(Request("", kDevice), kOtherWorker, pool, kNow - seconds(1)) == Claim::kNo);
+  CHECK(OrphanPolicy::Claims(Request("", kDevice), kOwnTool, pool, kNow - seconds(1)) == Claim::kYes);
 }
 
 TEST_CASE("Orphans: a leased one stays, unless its own user or root reclaims it by force", "[unit]") {

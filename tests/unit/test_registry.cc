@@ -30,7 +30,7 @@ struct Registry {
     Result<std::unique_ptr<Domain>> made = Domain::Create("test", config, descriptors);
     KVM_REQUIRE_OK(made);
     domain = std::move(*made);
-    KVM_REQUIRE_OK(domain->models().Declare(1, LlamaSpec()));
+    KVM_REQUIRE_OK(domain->models().Declare(1, 1000, LlamaSpec()));
     Result<MappedMemory> memory = MappedMemory::Attach(domain->segment().fd());
     KVM_REQUIRE_OK(memory);
     Result<RegistryView> opened = RegistryView::Open(std::move(*memory));
@@ -109,7 +109,7 @@ TEST_CASE("Registry: a full index makes room instead of growing", "[unit]") {
 
 TEST_CASE("Registry: a client over its share evicts its own entries, not those of a client below it", "[unit]") {
   Registry registry(Small(256));
-  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, 1000, LlamaSpec()));
   WireRegion greedy("greedy", LlamaSpec(), 4000), modest("modest", LlamaSpec(), 64);
   KVM_REQUIRE_OK(registry.Register(1, greedy));
   KVM_REQUIRE_OK(registry.Register(2, modest));
@@ -121,7 +121,7 @@ TEST_CASE("Registry: a client over its share evicts its own entries, not those o
 
 TEST_CASE("Registry: a new client gets room from clients that have more than their share", "[unit]") {
   Registry registry(Small(256));
-  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, 1000, LlamaSpec()));
   WireRegion first("first", LlamaSpec(), 256), second("second", LlamaSpec(), 256);
   KVM_REQUIRE_OK(registry.Register(1, first));
   CHECK(registry.PublishRange(1, first, 0, 256, 0).inserted() == 256);
@@ -133,7 +133,7 @@ TEST_CASE("Registry: a new client gets room from clients that have more than the
 
 TEST_CASE("Registry: entries of an owner that has gone make room before a live owner's", "[unit]") {
   Registry registry(Small(256));
-  KVM_REQUIRE_OK(registry.domain->models().Declare(2, LlamaSpec()));
+  KVM_REQUIRE_OK(registry.domain->models().Declare(2, 1000, LlamaSpec()));
   WireRegion gone("gone", LlamaSpec(), 192), live("live", LlamaSpec(), 256);
   Result<Region*> orphan = registry.Register(2, gone);
   KVM_REQUIRE_OK(orphan);
@@ -173,7 +173,7 @@ TEST_CASE("Registry: a user with many connections has the share of one user", "[
   Registry registry(config);
   std::vector<std::unique_ptr<WireRegion>> regions;
   const auto publish = [&](ClientId client, std::uint32_t uid, std::uint32_t blocks) {
-    KVM_REQUIRE_OK(registry.domain->models().Declare(client, LlamaSpec()));
+    KVM_REQUIRE_OK(registry.domain->models().Declare(client, 1000, LlamaSpec()));
     regions.push_back(std::make_unique<WireRegion>("pool-" + std::to_string(client), LlamaSpec(), blocks));
     KVM_REQUIRE_OK(registry.Register(client, *regions.back(), uid));
     registry.PublishRange(client, *regions.back(), 0, blocks, 1000 * client);
@@ -410,10 +410,10 @@ TEST_CASE("Registry: a model's row lives while a client declares the model or ha
   ModelSpec spec = LlamaSpec();
   for (int i = 0; i < 2; ++i) {
     spec.revision = std::to_string(i);
-    KVM_REQUIRE_OK(registry.domain->models().Declare(1, spec));
+    KVM_REQUIRE_OK(registry.domain->models().Declare(1, 1000, spec));
   }
   spec.revision = "one too many";
-  KVM_CHECK_ERROR(registry.domain->models().Declare(1, spec), Errc::kResourceExhausted, "--max-models");
+  KVM_CHECK_ERROR(registry.domain->models().Declare(1, 1000, spec), Errc::kResourceExhausted, "--max-models");
 }
 
 TEST_CASE("Registry: a domain's descriptors have a limit, which its clients share and get back", "[unit]") {

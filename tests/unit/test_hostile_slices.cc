@@ -1,0 +1,181 @@
+// Messages whose work grows with what a client has: an adoption, the end of leases, slabs that are
+// closed. Each step of kvmd's thread does one slice of them. Work is counted
+// (daemon/system/work_meter.h), time is not. Before they were cut, one step did all of it.
+#include <sys/stat.h>
+
+#include "daemon/system/work_meter.h"
+#include "tests/support/broker/broker_node.h"
+#include "tests/support/broker/offloading_worker.h"
+
+namespace kvm::test {
+namespace {
+
+using daemon::kSliceUnits;
+using daemon::WorkMeter;
+using daemon::WorkUnits;
+
+// A slice, what had begun when it was used up, and the answer.
+constexpr WorkUnits kMostOfStep = kSliceUnits + kSliceUnits / 2;
+
+template <class Step>
+WorkUnits Cost(Step&& step) {
+  const WorkUnits before = WorkMeter::spent();
+  step();
+  return WorkMeter::spent() - before;
+}
+
+// The most work of one of kvmd's steps until nothing is left to do, and how many there were.
+struct Steps {
+  WorkUnits worst = 0;
+  int count = 0;
+};
+Steps WorkStepwise(Node& node) {
+  Steps steps;
+  for (bool more = true; more; ++steps.count) steps.worst = std::max(steps.worst, Cost([&] { more = node.broker.Work(); }));
+  return steps;
+}
+
+}  // namespace
+
+TEST_CASE("Hostile: the records of a huge adopted region are written in slices", "[unit]") {
+  constexpr std::uint32_t kBlocks = 200'000;
+  Node node;
+  WireRegion pool("", LlamaSpec(), 1);
+  {
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection);
+    pool = node.Granted(owner, connection, "pool", kBlocks, 1);
+    node.Register(owner, connection, pool);
+    // The last blocks are published, so the list is complete at the end only.
+    std::vector<PublishRecord> records;
+    for (std::uint32_t block = kBlocks - 100; block < kBlocks; ++block) records.push_back(pool.Write(block, {block, 1}));
+    node.Handle(owner, pool.PublishMessage(records));
+    node.broker.Leave(owner, true);
+  }
+  FakeConnection connection;
+  const ClientId heir = node.Join(connection);
+  std::vector<WorkUnits> steps{Cost([&] { KVM_REQUIRE_OK(node.broker.Handle(heir, Node::Adopt(pool), {})); })};
+  CHECK(node.broker.Busy(heir));
+  while (node.broker.Busy(heir)) steps.push_back(Cost([&] { node.broker.GoOn(heir); }));
+  CHECK(steps.size() > kBlocks / kSliceUnits);
+  CHECK(*std::max_element(steps.begin(), steps.end()) <= kMostOfStep);
+  CHECK(connection.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 100);
+}
+
+TEST_CASE("Hostile: a region that goes while its records are written is not adopted", "[unit]") {
+  constexpr std::uint32_t kBlocks = 100'000;
+  Node node;
+  WireRegion pool("", LlamaSpec(), 1);
+  {
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection);
+    pool = node.Granted(owner, connection, "pool", kBlocks, 1);
+    node.Register(owner, connection, pool);
+    std::vector<PublishRecord> records{pool.Write(kBlocks - 1, {1, 1})};
+    node.Handle(owner, pool.PublishMessage(records));
+    node.broker.Leave(owner, true);
+  }
+  FakeConnection first_connection, second_connection;
+  const ClientId first = node.Join(first_connection), second = node.Join(second_connection);
+  KVM_REQUIRE_OK(node.broker.Handle(first, Node::Adopt(pool), {}));
+  REQUIRE(node.broker.Busy(first));
+  node.Handle(second, Node::Adopt(pool));
+  second_connection.Take(Body::kAdoptRegionReply);
+  while (node.broker.Busy(first)) node.broker.GoOn(first);
+  CheckSays(first_connection.TakeError(), "it belongs to process");
+}
+
+TEST_CASE("Hostile: the blocks of a long lease are unpinned in slices, and count until then", "[unit]") {
+  constexpr std::uint32_t kBlocks = 9000, kRounds = 8;
+  Config config;
+  config.max_leased_percent_per_domain = config.max_leased_percent_per_client = 100;
+  config.max_leases_per_client = 64;
+  config.max_entries = 10'000;
+  Node node(config);
+  FakeConnection connection;
+  const ClientId owner = node.Join(connection);
+  WireRegion pool = node.Granted(owner, connection, "pool", kBlocks, 1);
+  node.Register(owner, connection, pool);
+  std::vector<PublishRecord> records;
+  for (std::uint32_t block = 0; block < kBlocks; ++block) records.push_back(pool.Write(block, {block, block * 0x9E37'79B9'7F4A'7C15}));
+  for (std::size_t from = 0; from < records.size(); from += kMaxPublishBatch) {
+    const std::size_t to = std::min(records.size(), from + kMaxPublishBatch);
+    node.Handle(owner, pool.PublishMessage(
+                           {records.begin() + static_cast<std::ptrdiff_t>(from), records.begin() + static_cast<std::ptrdiff_t>(to)}));
+  }
+  node.broker.Leave(owner, true);
+  FakeConnection holder_connection;
+  const ClientId holder = node.Join(holder_connection);
+  std::uint64_t held = 0;
+  // Several leases of one client, each of many blocks: as many as its limit allows.
+  for (std::uint32_t round = 0; round < kRounds && held < kBlocks; ++round) {
+    std::uint64_t lease = 0, of_lease = 0;
+    while (of_lease < 3000 && held < kBlocks) {
+      kvmwire::ClientMessage message;
+      kvmwire::AcquireLease& acquire = *message.mutable_acquire_lease();
+      acquire.set_registry_epoch(node.Domain().epoch());
+      acquire.set_ttl_ms(60'000);
+      acquire.set_lease(lease);
+      acquire.set_after(static_cast<std::uint32_t>(of_lease));
+      const std::uint64_t end = std::min<std::uint64_t>(std::min<std::uint64_t>(held + kMaxLeaseBatch, kBlocks), held + 3000 - of_lease);
+      for (std::uint64_t i = held; i < end; ++i) {
+        kvmwire::LeaseSource& source = *acquire.add_sources();
+        source.set_region(pool.row);
+        source.set_region_epoch(pool.region_epoch);
+        source.set_block(records[i].block);
+        source.set_generation(records[i].generation);
+      }
+      node.Handle(holder, message);
+      const kvmwire::AcquireLeaseReply reply = holder_connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
+      lease = reply.lease();
+      REQUIRE(reply.blocks() == of_lease + (end - held));
+      of_lease = reply.blocks();
+      held = end;
+    }
+  }
+  REQUIRE(held == kBlocks);
+  CHECK(Cost([&] { node.broker.Leave(holder, true); }) <= kMostOfStep);
+  CHECK(node.Domain().leased_blocks() > 0);
+  const Steps steps = WorkStepwise(node);
+  CHECK(steps.worst <= kMostOfStep);
+  CHECK(node.Domain().leased_blocks() == 0);
+}
+
+TEST_CASE("Hostile: slabs of another block size are closed and emptied in slices", "[unit]") {
+  constexpr std::uint32_t kSlabs = 8;
+  constexpr std::uint64_t kBytes = std::uint64_t{4} << 20, kBlock = 4096;
+  Config config;
+  config.host_cache_slab_bytes = kBytes;
+  config.host_cache_bytes = kSlabs * kBytes;
+  config.orphan_ttl_s = 0;
+  Node node(config);
+  OffloadingWorker worker(node, "hoarder", 1000, kSlabs * kBytes / kBlock, kBlock);
+  for (std::uint32_t from = 0; from < kSlabs * kBytes / kBlock; from += kMaxStoreBatch / 2) {
+    std::vector<PublishRecord> records = worker.Write(from, from + kMaxStoreBatch / 2);
+    for (PublishRecord& record : records) record.key.hi = record.block * 0x9E37'79B9'7F4A'7C15;
+    while (!records.empty()) {
+      const kvmwire::PrepareStoreReply reply = worker.Offer(records, true);
+      REQUIRE(reply.decided() > 0);
+      worker.Done(reply);
+      records.erase(records.begin(), records.begin() + reply.decided());
+    }
+  }
+  REQUIRE(node.Domain().host_cache().bytes() == kSlabs * kBytes);
+  node.Handle(worker.id, worker.region.UnregisterMessage());
+  node.WorkAll();
+  WireRegion other("other", LlamaSpec(), 8, 2 * kBlock);
+  CHECK(Cost([&] { node.Register(worker.id, worker.connection, other); }) <= 2 * kSliceUnits);
+  Steps steps = WorkStepwise(node);
+  SteadyTime now = std::chrono::steady_clock::now();
+  for (int i = 0; i < 4; ++i) {
+    CHECK(Cost([&] { node.broker.Tick(now += seconds(2)); }) <= kMostOfStep);
+    const Steps more = WorkStepwise(node);
+    steps.worst = std::max(steps.worst, more.worst);
+    steps.count += more.count;
+  }
+  CHECK(node.Domain().host_cache().bytes() == 0);
+  CHECK(steps.worst <= 2 * kSliceUnits);
+  CHECK(steps.count > 2);
+}
+
+}  // namespace kvm::test
