@@ -46,6 +46,16 @@ TEST_CASE("Fuzz smoke: geometries survive arbitrary numbers", "[unit]") { Smoke(
 
 TEST_CASE("Fuzz smoke: generation tables survive arbitrary bytes", "[unit]") { Smoke("generation_table", 30000, 6); }
 
+TEST_CASE("Fuzz smoke: block keys are as different as what goes into them", "[unit]") { Smoke("block_key", 5000, 7); }
+
+TEST_CASE("Fuzz smoke: a broker serves two honest users whatever a third one sends", "[unit]") { Smoke("broker", 100, 8); }
+
+TEST_CASE("Fuzz smoke: configuration files survive arbitrary text", "[unit]") { Smoke("config_file", 100, 9); }
+
+TEST_CASE("Fuzz smoke: a kvmd that starts from arbitrary manifests and registries serves", "[unit]") { Smoke("restore", 200, 10); }
+
+TEST_CASE("Fuzz smoke: traces survive arbitrary text", "[unit]") { Smoke("trace", 10000, 11); }
+
 TEST_CASE("Fuzz smoke: a broken property aborts", "[unit]") {
   CHECK(test::RunInChild([]() -> int { fuzz::Broken("none; this test breaks it on purpose"); }).signal == SIGABRT);
 }

@@ -7,9 +7,17 @@ namespace kvm::fuzz {
 
 const std::vector<Target>& Targets() {
   static const std::vector<Target> targets = {
-      {"frame_reader", FrameReaderTarget, FrameReaderSeeds}, {"wire", WireTarget, WireSeeds},
-      {"model_spec", ModelSpecTarget, ModelSpecSeeds},       {"registry_view", RegistryViewTarget, RegistryViewSeeds},
-      {"geometry", GeometryTarget, GeometrySeeds},           {"generation_table", GenerationTableTarget, GenerationTableSeeds},
+      {"frame_reader", FrameReaderTarget, FrameReaderSeeds},
+      {"wire", WireTarget, WireSeeds},
+      {"model_spec", ModelSpecTarget, ModelSpecSeeds},
+      {"registry_view", RegistryViewTarget, RegistryViewSeeds},
+      {"geometry", GeometryTarget, GeometrySeeds},
+      {"generation_table", GenerationTableTarget, GenerationTableSeeds},
+      {"block_key", BlockKeyTarget, BlockKeySeeds},
+      {"broker", BrokerTarget, BrokerSeeds},
+      {"config_file", ConfigFileTarget, ConfigFileSeeds},
+      {"restore", RestoreTarget, RestoreSeeds},
+      {"trace", TraceTarget, TraceSeeds},
   };
   return targets;
 }

@@ -61,5 +61,15 @@ void GeometryTarget(Bytes input);
 std::vector<std::string> GeometrySeeds();
 void GenerationTableTarget(Bytes input);
 std::vector<std::string> GenerationTableSeeds();
+void BlockKeyTarget(Bytes input);
+std::vector<std::string> BlockKeySeeds();
+void BrokerTarget(Bytes input);
+std::vector<std::string> BrokerSeeds();
+void ConfigFileTarget(Bytes input);
+std::vector<std::string> ConfigFileSeeds();
+void RestoreTarget(Bytes input);
+std::vector<std::string> RestoreSeeds();
+void TraceTarget(Bytes input);
+std::vector<std::string> TraceSeeds();
 
 }  // namespace kvm::fuzz
