@@ -27,9 +27,9 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-#: Changes that make LLAMA a Gemma 3 with windows of 64 tokens: layers 1 and 4 attend to all tokens,
-#: the others to a window, so that vLLM has three KV-cache groups, the last of them with a layer less
-#: than the others.
+#: Changes that make LLAMA a Gemma 3 with windows of 64 tokens: layers 1 and 4 attend to all
+#: tokens, the others to a window, so that vLLM has three KV-cache groups, the last of them with a
+#: layer less than the others.
 GEMMA: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
