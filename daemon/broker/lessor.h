@@ -76,8 +76,8 @@ class Lessor {
   // Revokes those whose time is over.
   void Expire(SteadyTime now);
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
-  // all behind them; Work unpins them. The callback gets each lease before it loses blocks, with the number that it
-  // keeps. Returns the number of these leases.
+  // all behind them; Work unpins them. The callback gets each lease before it loses blocks, with
+  // the number that it keeps. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing);
 
   const std::map<LeaseId, std::unique_ptr<Lease>>& all() const noexcept { return leases_; }

@@ -1,7 +1,7 @@
 // OrphanPolicy: which regions stay when their owner has gone, and which of those are freed.
 //
-// It only decides; OrphanService asks it, and acts. It knows regions and the settings of their domain,
-// and no clients. A region with leased blocks is not freed to make room. It has no state.
+// It only decides; OrphanService asks it, and acts. It knows regions and the settings of their
+// domain, and no clients. A region with leased blocks is not freed to make room. It has no state.
 #pragma once
 
 #include <cstdint>

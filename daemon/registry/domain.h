@@ -35,8 +35,8 @@ namespace kvm::daemon {
 
 class Domain {
  public:
-  // kSystem: no memory for the segment. `descriptors` must outlive the domain. The domain has its own
-  // settings (config_domains.h).
+  // kSystem: no memory for the segment. `descriptors` must outlive the domain. The domain has its
+  // own settings (config_domains.h).
   [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors);
 
   const std::string& name() const noexcept { return name_; }

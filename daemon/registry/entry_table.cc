@@ -147,10 +147,10 @@ EntryTable::Outcome EntryTable::PublishOne(Region& region, const PublishRecord& 
   return Outcome::kInserted;
 }
 
-// A worker that has no replica of the key yet gets one at the price of a worker that has several, or
-// at the price of a user who has more than the worker's user, who has none. So others' replicas,
-// which may be wrong, never keep a worker's own block out. Of the replicas that may go, the one that
-// was published longest ago goes.
+// A worker that has no replica of the key yet gets one at the price of a worker that has several,
+// or at the price of a user who has more than the worker's user, who has none. So others' replicas,
+// which may be wrong, never keep a worker's own block out. Of the replicas that may go, the one
+// that was published longest ago goes.
 bool EntryTable::MakeRoomForReplica(const Region& publisher, const BlockKey& key) {
   if (DropStaleReplica(key)) return true;
   std::uint64_t slots[layout::kMaxReplicas];

@@ -55,8 +55,8 @@ class EntryTable {
   bool PublishCached(Region& region, const PublishRecord& record);
   void EraseCached(Region& region, std::uint32_t block);
 
-  // A list with a kvm::PublishRecord for each block of an orphan that is published and not rewritten
-  // since. It is written in slices; entries may leave meanwhile, and none is added.
+  // A list with a kvm::PublishRecord for each block of an orphan that is published and not
+  // rewritten since. It is written in slices; entries may leave meanwhile, and none is added.
   struct RecordList {
     OwnedMemory memory;
     std::uint64_t count = 0;  // written by now

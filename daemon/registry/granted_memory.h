@@ -1,9 +1,9 @@
 // GrantedMemory: the memory that kvmd has made for each user and that a process may still write, by
 // inode.
 //
-// A client that lets go of a region may keep the memory's descriptor, or pass it on, so neither the
-// end of a region nor that of a connection says that the memory is free. The kernel does: it refuses
-// a lease on a read-only descriptor (F_SETLEASE) while a file is open for writing or mapped through
+// A client that ends a region may keep the memory's descriptor, or pass it on, so neither the end
+// of a region nor that of a connection says that the memory is free. The kernel does: it refuses a
+// lease on a read-only descriptor (F_SETLEASE) while a file is open for writing or mapped through
 // such a descriptor. Importers' read-only mappings do not count.
 //
 // OrphanService adds what it grants, OffloadService slabs that a client may write; Broker looks at
