@@ -7,6 +7,7 @@
 #include "client/connection/wait.h"
 #include "client/find/find.h"
 #include "client/import/start_import.h"
+#include "client/join/join_cache.h"
 #include "client/region/granted_memory.h"
 #include "proto/wire/protocol_limits.h"
 
@@ -178,6 +179,11 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
     return MakeError(Errc::kInvalidArgument, "import: region " + destination.name() + " belongs to another client");
   const ImportServices services{{impl_, &impl_->stats}, {impl_, &impl_->host_cache_uses}, impl_->options.timeout};
   return StartImport(services, match, destination, blocks, options);
+}
+
+JoinOutcome Client::JoinCache(const Region& destination, std::span<const BlockKey> keys, const JoinOptions& options) const {
+  if (!impl_->process.Here()) return {0, 0, BelongsToParent("client").message};
+  return kvm::JoinCache(*this, destination, keys, options);
 }
 
 ClientStats Client::Stats() const noexcept { return impl_->process.Here() ? impl_->Stats() : ClientStats(); }

@@ -2,7 +2,7 @@
 # service manager's files and the default configuration. Components: what each Debian package holds.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
+install(TARGETS kvmd kvctl kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
 install(TARGETS kvclient EXPORT kvclientTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
@@ -25,6 +25,7 @@ endforeach()
 set(systemd_dir lib/systemd/system)
 install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket
   ${PROJECT_BINARY_DIR}/systemd/kvmd-exporter.service ${PROJECT_SOURCE_DIR}/systemd/kvmd-exporter.socket
+  ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.service
   DESTINATION ${systemd_dir} COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf COMPONENT service)

@@ -31,6 +31,7 @@ LABELS = ("unit", "integration", "fault", "gpu")
 # client/include/kvclient. What a folder may include, it may include from the folder itself and from
 # those below it that have no rule of their own.
 PROTO = {"proto/base", "proto/model", "proto/shm", "proto/wire", "kvm"}
+MESH = {"proto/base", "proto/mesh", "proto/shm", "proto/wire", "kvclient", "kvm"}
 CLIENT = PROTO | {"cuda", "kvclient"}
 KVCTL = {"proto/base", "proto/shm", "proto/wire", "kvclient", "kvm"}
 RULES = {
@@ -39,6 +40,7 @@ RULES = {
     "proto/model": {"proto/base", "kvm"},
     "proto/shm": {"proto/base", "kvm"},
     "proto/wire": {"proto/base", "proto/shm", "proto/model", "kvm"},
+    "proto/mesh": {"kvm"},
     # The interface, then what needs no CUDA, then what is built on CUDA.
     "cuda": PROTO | {"cuda/include"},
     "cuda/no_cuda.cc": {"cuda", "cuda/topology", "kvm"},
@@ -71,7 +73,15 @@ RULES = {
     "client/offload": CLIENT | {"client/find", "client/peers", "client/connection", "client/stats"},
     "client/region": CLIENT | {"client/offload", "client/peers", "client/connection", "client/stats"},
     "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
-    "client": CLIENT | {f"client/{each}" for each in ("import", "region", "lease", "offload", "find", "peers", "connection", "stats")},
+    "client/join": {"client/connection", "proto/base", "proto/mesh", "kvclient", "kvm"},
+    "client": CLIENT | {f"client/{each}" for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")},
+    # node → memory → threads → transfer; directory stands alone. A scan has kvctl's connection.
+    "client/mesh/directory": {"proto/mesh", "kvm"},
+    "client/mesh/transfer": {"proto/mesh", "kvm"},
+    "client/mesh/threads": {"client/mesh/transfer", "kvm"},
+    "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
+    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "memory", "threads", "transfer")} | {"client/kvctl/cli"},
+    "client/mesh": MESH | {"client/mesh/node"},  # main.cc
     # views, exporter, live, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "kvclient/import.h"
+#include "kvclient/join.h"
 #include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"
@@ -184,6 +185,13 @@ class Client {
   // block has been touched.
   [[nodiscard]] Result<ImportTicket> Import(const Match& match, Region& destination, std::span<const std::uint32_t> blocks,
                                             const ImportOptions& options = {});
+
+  // Asks this node's kvmd-mesh to bring the blocks of `keys` here that are on other nodes (join.h);
+  // Find finds them afterwards. `keys`: a prefix from its first block on, for blocks as
+  // `destination` has them (model, shard, size of a block); nothing is written to `destination`.
+  // Waits until options.deadline at most. Never an error: without kvmd-mesh, or if no other node
+  // has the blocks, fewer are here, and the outcome says why.
+  JoinOutcome JoinCache(const Region& destination, std::span<const BlockKey> keys, const JoinOptions& options = {}) const;
 
   // Asks kvmd to keep, for `ttl` from now, the leading blocks of `match` that are in kvmd's own
   // memory (lease.h): at most kvmd's --max-lease-ttl-s, and renewable. Waits for kvmd's answer,

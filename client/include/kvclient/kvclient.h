@@ -19,6 +19,7 @@
 #include "kvclient/client.h"
 #include "kvclient/import.h"
 #include "kvclient/interrupt.h"
+#include "kvclient/join.h"
 #include "kvclient/lease.h"
 #include "kvclient/match.h"
 #include "kvclient/region.h"

@@ -1,0 +1,99 @@
+#include "client/join/join_request.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <span>
+
+#include "client/connection/wait.h"
+#include "proto/base/unique_fd.h"
+#include "proto/mesh/mesh_frame.h"
+
+namespace kvm {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kQuestionInterval{50};  // how often an interrupted thread notices
+
+Error TooLate() { return MakeError(Errc::kDeadlineExceeded, "kvmd-mesh did not answer in time"); }
+
+Result<UniqueFd> Connect(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) return MakeError(Errc::kInvalidArgument, "the path of kvmd-mesh's socket is too long");
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return SystemError("socket");
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return socket;
+  Error error = SystemError("no kvmd-mesh on " + path);
+  error.code = Errc::kUnavailable;
+  return error;
+}
+
+Status WaitFor(int socket, short events, Deadline deadline) {
+  for (;;) {
+    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0 || Interrupted()) return TooLate();
+    pollfd waiting{socket, events, 0};
+    const int ready = ::poll(&waiting, 1, static_cast<int>(std::min(left, kQuestionInterval).count()));
+    if (ready > 0) return {};
+    if (ready < 0 && errno != EINTR) return SystemError("poll");
+  }
+}
+
+// Moves all of `bytes` with `move`, a send or recv.
+template <class Bytes, class Move>
+Status MoveAll(int socket, short events, Bytes bytes, Deadline deadline, Move move) {
+  while (!bytes.empty()) {
+    const ssize_t moved = move(socket, bytes);
+    if (moved > 0) {
+      bytes = bytes.subspan(static_cast<std::size_t>(moved));
+    } else if (moved == 0) {
+      return MakeError(Errc::kUnavailable, "kvmd-mesh has closed the connection");
+    } else if (errno == EAGAIN) {
+      if (Status ready = WaitFor(socket, events, deadline); !ready) return ready;
+    } else if (errno != EINTR) {
+      Error error = SystemError("kvmd-mesh's socket");
+      error.code = Errc::kUnavailable;
+      return error;
+    }
+  }
+  return {};
+}
+
+Status SendAll(int socket, std::span<const std::byte> bytes, Deadline deadline) {
+  return MoveAll(socket, POLLOUT, bytes, deadline,
+                 [](int to, std::span<const std::byte> rest) { return ::send(to, rest.data(), rest.size(), MSG_NOSIGNAL); });
+}
+
+Status ReceiveAll(int socket, std::span<std::byte> bytes, Deadline deadline) {
+  return MoveAll(socket, POLLIN, bytes, deadline,
+                 [](int from, std::span<std::byte> rest) { return ::recv(from, rest.data(), rest.size(), 0); });
+}
+
+}  // namespace
+
+Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmmesh::LocalMessage& request, Deadline deadline) {
+  Result<UniqueFd> socket = Connect(socket_path);
+  if (!socket) return socket.error();
+  std::string bytes = request.SerializeAsString();
+  if (bytes.size() > mesh::kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
+  mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
+  if (Status sent = SendAll(socket->get(), header, deadline); !sent) return sent.error();
+  if (Status sent = SendAll(socket->get(), std::as_bytes(std::span(bytes)), deadline); !sent) return sent.error();
+  if (Status received = ReceiveAll(socket->get(), header, deadline); !received) return received.error();
+  const Result<mesh::MeshFrameHeader> lengths = mesh::DecodeMeshHeader(header);
+  if (!lengths) return lengths.error();
+  bytes.resize(lengths->message_bytes);
+  if (Status received = ReceiveAll(socket->get(), std::as_writable_bytes(std::span(bytes)), deadline); !received) return received.error();
+  kvmmesh::LocalMessage answer;
+  if (lengths->payload_bytes != 0 || !answer.ParseFromString(bytes)) return MakeError(Errc::kProtocol, "kvmd-mesh's answer is not valid");
+  return answer;
+}
+
+}  // namespace kvm

@@ -1,0 +1,74 @@
+#include "client/mesh/directory/node_summary.h"
+
+#include <algorithm>
+#include <boost/endian/conversion.hpp>
+#include <random>
+
+namespace kvm::mesh {
+
+NodeSummary::NodeSummary() { Rebuild(); }
+
+void NodeSummary::Rebuild() {
+  std::vector<std::uint32_t> changed;
+  for (std::uint64_t buckets = CuckooFilter::BucketsFor(keys_.size());; buckets *= 2) {
+    filter_ = CuckooFilter(buckets);
+    changed.clear();
+    const bool all = std::all_of(keys_.begin(), keys_.end(), [&](const BlockKey& key) { return filter_.Add(key, changed); });
+    // Larger than this it stays incomplete, which costs hits only.
+    if (all || buckets >= CuckooFilter::kMaxBuckets) break;
+  }
+  std::random_device random;
+  epoch_ = (static_cast<std::uint64_t>(random()) << 32 | random()) | 1;  // never 0
+  sequence_ = 0;
+  changes_.clear();
+}
+
+void NodeSummary::Update(std::unordered_set<BlockKey> keys) {
+  std::vector<std::uint32_t> changed;
+  for (const BlockKey& key : keys_)
+    if (!keys.contains(key)) filter_.Remove(key, changed);
+  bool room = CuckooFilter::BucketsFor(keys.size()) <= filter_.buckets().size();
+  for (auto key = keys.begin(); room && key != keys.end(); ++key)
+    if (!keys_.contains(*key)) room = filter_.Add(*key, changed);
+  keys_ = std::move(keys);
+  if (!room) {
+    Rebuild();
+    return;
+  }
+  if (changed.empty()) return;
+  std::sort(changed.begin(), changed.end());
+  changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
+  ++sequence_;
+  changes_.push_back(std::move(changed));
+  if (changes_.size() > kRemembered) changes_.pop_front();
+}
+
+SummaryImage NodeSummary::Answer(std::uint64_t epoch, std::uint64_t sequence) const {
+  SummaryImage out{epoch_, sequence_, true, filter_.buckets().size(), keys_.size(), {}};
+  std::vector<std::uint32_t> changed;
+  if (epoch == epoch_ && sequence <= sequence_ && sequence_ - sequence <= changes_.size()) {
+    out.snapshot = false;
+    for (std::size_t i = changes_.size() - static_cast<std::size_t>(sequence_ - sequence); i < changes_.size(); ++i)
+      changed.insert(changed.end(), changes_[i].begin(), changes_[i].end());
+    std::sort(changed.begin(), changed.end());
+    changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
+    // 12 bytes a bucket against 8.
+    out.snapshot = changed.size() * 12 > filter_.buckets().size() * 8;
+  }
+  unsigned char word[12];
+  if (out.snapshot) {
+    for (const std::uint64_t image : filter_.buckets()) {
+      boost::endian::store_little_u64(word, image);
+      out.payload.append(reinterpret_cast<const char*>(word), 8);
+    }
+  } else {
+    for (const std::uint32_t bucket : changed) {
+      boost::endian::store_little_u32(word, bucket);
+      boost::endian::store_little_u64(word + 4, filter_.buckets()[bucket]);
+      out.payload.append(reinterpret_cast<const char*>(word), 12);
+    }
+  }
+  return out;
+}
+
+}  // namespace kvm::mesh

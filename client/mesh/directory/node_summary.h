@@ -1,0 +1,53 @@
+// NodeSummary: what this node tells its peers about the keys that it has.
+//
+// The exact set of keys and a CuckooFilter of it. Each Update with changes gets a sequence number,
+// and the buckets that it changed are remembered for a while, so that a peer that knows an earlier
+// sequence gets only those. The epoch changes when the filter is built anew; a peer with another
+// epoch, or one that is too far behind, gets the whole filter. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "client/mesh/directory/cuckoo_filter.h"
+#include "kvm/block_key.h"
+
+namespace kvm::mesh {
+
+// What a peer is sent: kvmmesh.Summary and the payload of its frame.
+struct SummaryImage {
+  std::uint64_t epoch = 0;
+  std::uint64_t sequence = 0;
+  bool snapshot = false;
+  std::uint64_t buckets = 0;
+  std::uint64_t keys = 0;
+  std::string payload;
+};
+
+class NodeSummary {
+ public:
+  NodeSummary();
+
+  // The node has exactly these keys now.
+  void Update(std::unordered_set<BlockKey> keys);
+  // For a peer that knows `sequence` of `epoch`; 0: it knows nothing.
+  SummaryImage Answer(std::uint64_t epoch, std::uint64_t sequence) const;
+  std::size_t keys() const noexcept { return keys_.size(); }
+
+ private:
+  void Rebuild();
+
+  static constexpr std::size_t kRemembered = 64;  // updates
+
+  std::unordered_set<BlockKey> keys_;
+  CuckooFilter filter_;
+  std::uint64_t epoch_ = 0;
+  std::uint64_t sequence_ = 0;
+  // changes_[i]: the buckets of update sequence_ - changes_.size() + 1 + i
+  std::deque<std::vector<std::uint32_t>> changes_;
+};
+
+}  // namespace kvm::mesh

@@ -1,0 +1,22 @@
+// kvmd-mesh: parse, build, run.
+#include <csignal>
+#include <iostream>
+
+#include "client/mesh/node/config.h"
+#include "client/mesh/node/mesh_node.h"
+#include "proto/base/standard_fds.h"
+
+int main(int argc, char** argv) {
+  kvm::OpenStandardFds();
+  std::signal(SIGPIPE, SIG_IGN);
+  const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
+  if (arguments.exit) return arguments.exit_code;
+  kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node = kvm::mesh::MeshNode::Create(arguments.config);
+  if (!node) {
+    std::cerr << "kvmd-mesh: " << node.error().ToString() << '\n';
+    return 1;
+  }
+  std::cout << "kvmd-mesh: node " << arguments.config.node << ", peers connect to " << (*node)->address() << std::endl;
+  (*node)->Run();
+  return 0;
+}

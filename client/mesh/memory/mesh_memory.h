@@ -1,0 +1,45 @@
+// MeshMemory: the regions of the mesh process, two for each shape of blocks: one into which blocks
+// of peers are received and which is published, and one for staging, which is never published.
+//
+// A region is made at its first use. Coroutines of one io_context.
+#pragma once
+
+#include <boost/asio/thread_pool.hpp>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "client/mesh/memory/shape.h"
+#include "client/mesh/memory/slot_pool.h"
+#include "client/mesh/transfer/transfer.h"
+#include "kvclient/client.h"
+
+namespace kvm::mesh {
+
+enum class PoolUse : std::uint8_t { kLanding, kStaging };
+
+class MeshMemory {
+ public:
+  // `bytes`: of each region of that use. `threads`: where calls that wait for kvmd run.
+  MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes)
+      : client_(std::move(client)), threads_(threads), use_(use), bytes_(bytes) {}
+
+  // The pool for blocks of `shape`, which has at least two blocks. kResourceExhausted: kMaxPools
+  // others exist, another call is making it, or there is too little memory.
+  Awaitable<Result<std::shared_ptr<SlotPool>>> Get(Model model, BlockShape shape);
+  // Null: there is none.
+  std::shared_ptr<SlotPool> Existing(const BlockShape& shape) const;
+
+  static constexpr std::size_t kMaxPools = 24;
+
+ private:
+  std::shared_ptr<Client> client_;
+  boost::asio::thread_pool& threads_;
+  const PoolUse use_;
+  const std::uint64_t bytes_;
+  std::map<BlockShape, std::shared_ptr<SlotPool>> pools_;  // null: being made
+  unsigned made_ = 0;
+};
+
+}  // namespace kvm::mesh

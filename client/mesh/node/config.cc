@@ -1,0 +1,117 @@
+#include "client/mesh/node/config.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <iostream>
+#include <set>
+
+#include "client/mesh/transfer/tcp_transfer.h"
+#include "proto/mesh/mesh_frame.h"
+#include "proto/mesh/mesh_socket.h"
+
+namespace kvm::mesh {
+namespace {
+
+void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
+  app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str(std::to_string(field))->type_name("SIZE");
+}
+
+Status CheckName(const std::string& option, const std::string& name) {
+  const bool good = !name.empty() && name.size() <= 63 &&
+                    std::all_of(name.begin(), name.end(), [](unsigned char c) { return c > ' ' && c < 127 && c != '='; });
+  if (good) return {};
+  return MakeError(Errc::kInvalidArgument, option + ": a name has 1 to 63 printable characters without spaces and '='");
+}
+
+Status CheckAddress(const std::string& option, const std::string& address, bool allow_unencrypted) {
+  const auto at = ParseAddress(address);
+  if (!at) return MakeError(Errc::kInvalidArgument, option + ": " + at.error().message);
+  if (at->address().is_loopback() || allow_unencrypted) return {};
+  return MakeError(Errc::kInvalidArgument, option + ": " + address +
+                                               " is not on this machine, and blocks would travel unencrypted to a peer that is not "
+                                               "authenticated; --allow-unencrypted allows that on a network that you trust");
+}
+
+void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
+  app.add_option("--node", c.node, "This node's name, as its peers' configurations have it")->required();
+  app.add_option("--socket", c.kvmd_socket, "kvmd's Unix socket")->capture_default_str();
+  app.add_option("--mesh-socket", c.mesh_socket, "Unix socket for this node's workers; empty: " + DefaultMeshSocket());
+  app.add_option("--listen", c.listen, "Address and port for peers")->capture_default_str();
+  app.add_option("--peers", peers, "The other nodes: NAME=ADDRESS:PORT")->type_name("PEER");
+  app.add_flag("--allow-unencrypted", c.allow_unencrypted, "Allow addresses of other machines, without encryption and authentication");
+  Size(app, "--pool-size", c.pool_bytes, "Memory for blocks of other nodes, for each model and shard");
+  Size(app, "--staging-size", c.staging_bytes, "Memory for blocks that are being sent, for each model and shard");
+  Size(app, "--max-block-size", c.max_block_bytes, "The largest block that is sent or received");
+  app.add_option("--pull-interval-ms", c.pull_interval_ms, "Pause between two looks at the registry, and at peers' summaries")
+      ->check(CLI::Range(10u, 600'000u))
+      ->capture_default_str();
+  app.add_option("--stall-timeout-ms", c.stall_timeout_ms, "A source that sends nothing for so long is left, and another one is asked")
+      ->check(CLI::Range(10u, 600'000u))
+      ->capture_default_str();
+  app.add_option("--max-connections", c.max_connections, "Connections of peers, and of workers")
+      ->check(CLI::Range(1u, 65'536u))
+      ->capture_default_str();
+}
+
+Result<std::vector<PeerConfig>> SplitPeers(const std::vector<std::string>& peers) {
+  std::vector<PeerConfig> out;
+  for (const std::string& peer : peers) {
+    const std::size_t equals = peer.find('=');
+    if (equals == std::string::npos) return MakeError(Errc::kInvalidArgument, "--peers: " + peer + ": NAME=ADDRESS:PORT is needed");
+    out.push_back({peer.substr(0, equals), peer.substr(equals + 1)});
+  }
+  return out;
+}
+
+}  // namespace
+
+Status CheckConfig(const Config& config) {
+  if (Status good = CheckName("--node", config.node); !good) return good;
+  if (Status good = CheckAddress("--listen", config.listen, config.allow_unencrypted); !good) return good;
+  std::set<std::string> names{config.node};
+  for (const PeerConfig& peer : config.peers) {
+    if (Status good = CheckName("--peers", peer.node); !good) return good;
+    if (!names.insert(peer.node).second) return MakeError(Errc::kInvalidArgument, "--peers: " + peer.node + " is named twice");
+    if (Status good = CheckAddress("--peers", peer.address, config.allow_unencrypted); !good) return good;
+  }
+  if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
+    return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");
+  return {};
+}
+
+ParsedArguments ParseArguments(int argc, char** argv) {
+  ParsedArguments out;
+  std::vector<std::string> peers;
+  bool check = false;
+  CLI::App app{"kvmd-mesh: brings KV cache blocks of other nodes to this one", "kvmd-mesh"};
+  app.set_version_flag("--version", std::string("kvmd-mesh ") + KVM_VERSION);
+  app.set_config("--config", "", "TOML file with the options below, without the dashes in front (peers = [\"b=127.0.0.1:7601\"])");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  AddOptions(app, out.config, peers);
+  app.add_flag("--check-config", check, "Check options and file, then exit")->configurable(false);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    out.exit = true;
+    out.exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
+    return out;
+  }
+  Result<std::vector<PeerConfig>> split = SplitPeers(peers);
+  Status good = split ? Status() : Status(split.error());
+  if (split) {
+    out.config.peers = std::move(*split);
+    good = CheckConfig(out.config);
+  }
+  if (!good) {
+    std::cerr << good.error().message << '\n';
+    out.exit = true;
+    out.exit_code = 1;
+  } else if (check) {
+    std::cout << "kvmd-mesh: configuration is good\n";
+    out.exit = true;
+  }
+  if (out.config.mesh_socket.empty()) out.config.mesh_socket = DefaultMeshSocket();
+  return out;
+}
+
+}  // namespace kvm::mesh

@@ -1,0 +1,44 @@
+// kvmd-mesh's settings. Each field is a command line option and a key of the TOML file (config.cc).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kvm/error.h"
+
+namespace kvm::mesh {
+
+struct PeerConfig {
+  std::string node;
+  std::string address;
+};
+
+struct Config {
+  std::string node;  // this node's name
+  std::string kvmd_socket = "/run/kvmd/kvmd.sock";
+  std::string mesh_socket;  // for this node's workers; empty: DefaultMeshSocket()
+  std::string listen = "127.0.0.1:7600";
+  std::vector<PeerConfig> peers;
+  bool allow_unencrypted = false;
+  std::uint64_t pool_bytes = std::uint64_t{1} << 30;      // of each model and shard
+  std::uint64_t staging_bytes = std::uint64_t{64} << 20;  // the same
+  std::uint64_t max_block_bytes = std::uint64_t{64} << 20;
+  std::uint32_t pull_interval_ms = 1000;
+  std::uint32_t stall_timeout_ms = 2000;
+  std::uint32_t max_connections = 256;
+};
+
+// What main should do after parsing.
+struct ParsedArguments {
+  Config config;
+  bool exit = false;  // --help, --version, --check-config or an error: print has been done
+  int exit_code = 0;
+};
+ParsedArguments ParseArguments(int argc, char** argv);
+
+// kInvalidArgument, the option named: a bad name or address, a name twice, or an address that is
+// not of the loopback without allow_unencrypted.
+[[nodiscard]] Status CheckConfig(const Config& config);
+
+}  // namespace kvm::mesh

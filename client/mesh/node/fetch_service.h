@@ -1,0 +1,35 @@
+// FetchService: answers a peer's requests on one connection: the summary of this node's keys, and
+// blocks.
+//
+// A block is imported into staging memory by libkvclient, which checks its generation before and
+// after the copy. From then on its bytes are private and fixed: what the owner of the block does
+// later can't reach the peer. Called for each connection that a peer opens; owns nothing.
+#pragma once
+
+#include <memory>
+
+#include "client/mesh/node/node_state.h"
+#include "client/mesh/transfer/transfer.h"
+#include "proto/mesh/mesh.pb.h"
+
+namespace kvm::mesh {
+
+class FetchService {
+ public:
+  FetchService(NodeState& node, std::shared_ptr<Channel> channel) : node_(node), channel_(std::move(channel)) {}
+
+  // Until the peer closes the connection, breaks the protocol or is silent for too long.
+  Awaitable<void> Run();
+
+ private:
+  Awaitable<Status> Greet();
+  Awaitable<Status> Answer(kvmmesh::PeerMessage message);
+  Awaitable<Status> SendSummary(kvmmesh::SummaryQuery query);
+  Awaitable<Status> SendBlocks(kvmmesh::Fetch fetch);
+  Awaitable<Result<kvmmesh::FetchEnd::Reason>> SendBatches(kvmmesh::Fetch fetch, Time deadline);
+
+  NodeState& node_;
+  std::shared_ptr<Channel> channel_;
+};
+
+}  // namespace kvm::mesh

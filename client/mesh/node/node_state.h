@@ -1,0 +1,43 @@
+// NodeState: what the services of one mesh process share. Of the io_context's thread.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "client/mesh/directory/node_summary.h"
+#include "client/mesh/memory/mesh_memory.h"
+#include "client/mesh/node/config.h"
+#include "kvclient/client.h"
+
+namespace kvm::mesh {
+
+struct NodeCounters {
+  std::uint64_t served_blocks = 0, served_bytes = 0;
+  std::uint64_t joins = 0, joined_blocks = 0;
+};
+
+struct NodeState {
+  NodeState(const Config& settings, std::shared_ptr<Client> connected)
+      : config(settings),
+        client(std::move(connected)),
+        landing(client, control_threads, PoolUse::kLanding, config.pool_bytes),
+        staging(client, control_threads, PoolUse::kStaging, config.staging_bytes) {}
+
+  const Config config;
+  boost::asio::io_context io{1};
+  std::shared_ptr<Client> client;
+  boost::asio::thread_pool control_threads{1};  // calls that wait for kvmd, and the scan
+  boost::asio::thread_pool copy_threads{2};     // imports into staging, checksums
+  MeshMemory landing;
+  MeshMemory staging;
+  std::map<Fingerprint, Model> models;  // that workers of this node have declared
+  std::set<BlockShape> shapes;          // of blocks that this node has
+  NodeSummary summary;
+  NodeCounters counters;
+};
+
+}  // namespace kvm::mesh

@@ -1,0 +1,78 @@
+// Peer: another node, as this one sees it: its summary, its connections, and what is known about
+// its speed and its failures.
+//
+// Pull runs for as long as the process. Fetch is called by JoinService. A peer is another machine's
+// process and may send anything: every length, key and number is compared with what was asked for,
+// and after a lie the peer is not asked for a while. Of the io_context's thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/mesh/directory/peer_summary.h"
+#include "client/mesh/node/config.h"
+#include "client/mesh/node/node_state.h"
+#include "client/mesh/transfer/transfer.h"
+#include "proto/mesh/mesh.pb.h"
+
+namespace kvm::mesh {
+
+// What JoinService wants from a peer. What it refers to lives until Fetch has ended.
+struct FetchJob {
+  BlockShape shape;
+  std::span<const BlockKey> keys;  // consecutive ones of a prefix
+  BlockKey parent;                 // the key before them; zeros: they begin the prefix
+  std::uint32_t depth = 0;         // blocks before them in the prefix
+  std::shared_ptr<SlotPool> pool;
+  Time deadline;
+};
+
+struct FetchOutcome {
+  std::size_t fetched = 0;  // leading blocks that were received, checked and published
+  std::string reason;       // why there are no more; empty: all
+};
+
+class Peer {
+ public:
+  Peer(NodeState& node, Transfer& transfer, PeerConfig config) : node_(node), transfer_(transfer), config_(std::move(config)) {}
+
+  const std::string& name() const noexcept { return config_.node; }
+  // Keeps the summary up to date.
+  Awaitable<void> Pull();
+  // Whether it answers, so that its summary counts.
+  bool fresh() const noexcept;
+  // As PeerSummary has it; `known` if the peer is not to be asked.
+  std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept;
+  std::uint64_t bytes_per_s() const noexcept { return bytes_per_s_; }
+  std::size_t in_flight() const noexcept { return in_flight_; }
+
+  // Never an error: fewer blocks, and a reason.
+  Awaitable<FetchOutcome> Fetch(FetchJob job);
+  void Describe(kvmmesh::PeerStatus& out) const;
+
+ private:
+  Awaitable<Result<std::shared_ptr<Channel>>> Open(Time deadline);
+  Awaitable<Status> PullOnce(std::shared_ptr<Channel> channel);
+  Awaitable<Result<FetchOutcome>> FetchOn(std::shared_ptr<Channel> channel, FetchJob job, std::size_t& fetched);
+  Awaitable<Result<std::uint32_t>> ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
+                                                const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes);
+  void Note(const Error& error);
+
+  NodeState& node_;
+  Transfer& transfer_;
+  const PeerConfig config_;
+  PeerSummary summary_;
+  std::vector<std::shared_ptr<Channel>> idle_;  // connections for Fetch that are in no use
+  std::uint64_t next_request_ = 1;
+  std::size_t in_flight_ = 0;
+  std::uint64_t bytes_per_s_ = 0;
+  std::uint64_t fetched_blocks_ = 0, fetched_bytes_ = 0, failures_ = 0;
+  unsigned failed_pulls_ = 0;  // in a row
+  std::string last_error_;
+  Time pulled_{}, shunned_until_{};
+};
+
+}  // namespace kvm::mesh

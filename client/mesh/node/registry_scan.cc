@@ -1,0 +1,85 @@
+#include "client/mesh/node/registry_scan.h"
+
+#include <vector>
+
+namespace kvm::mesh {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kScanTimeout{2000};
+
+bool IsServed(const layout::RegionInfo& region) {
+  const auto state = static_cast<layout::RegionState>(region.state);
+  return (state == layout::RegionState::kLive || state == layout::RegionState::kOrphan) &&
+         static_cast<layout::HandleKind>(region.handle_kind) == layout::HandleKind::kHostMemfd;
+}
+
+// Grows with every change of the index or of the regions.
+std::uint64_t Changes(const layout::RegistryHeader& header) {
+  const layout::Counters& c = header.counters;
+  std::uint64_t sum = header.region_changes.load(std::memory_order_relaxed);
+  for (const auto* counter : {&c.published, &c.replaced, &c.retracted, &c.swept, &c.reaped, &c.evicted})
+    sum += counter->load(std::memory_order_relaxed);
+  return sum + 1;
+}
+
+}  // namespace
+
+Status RegistryScan::Connect() {
+  if (observer_ && observer_->registry().state() == layout::SegmentState::kLive && observer_->HeartbeatAge() < ctl::kHeartbeatLimit)
+    return {};
+  observer_.reset();
+  changes_ = 0;
+  Result<ctl::Observer> connected = ctl::Observer::Connect(socket_, kScanTimeout);
+  if (!connected) return connected.error();
+  observer_ = std::make_unique<ctl::Observer>(std::move(*connected));
+  return {};
+}
+
+void RegistryScan::DeclareNew(ScanResult& out) {
+  const RegistryView& registry = observer_->registry();
+  for (std::uint32_t row = 0; row < registry.model_rows(); ++row) {
+    layout::ModelInfo info;
+    if (!registry.ReadModel(row, info) || info.state != 1 || declared_.contains(info.fingerprint)) continue;
+    const Result<ModelSpec> spec = ModelSpec::FromCanonical({info.spec, info.spec_bytes});
+    if (!spec) continue;
+    const Result<Model> model = client_->DeclareModel(*spec, After(kScanTimeout));
+    if (!model) continue;
+    declared_.emplace(model->fingerprint, *model);
+    out.new_models.emplace(model->fingerprint, *model);
+  }
+}
+
+void RegistryScan::ReadIndex(ScanResult& out) const {
+  const RegistryView& registry = observer_->registry();
+  // By row: the epoch of the region; 0: its blocks are not served.
+  std::vector<std::uint32_t> served(registry.region_rows(), 0);
+  for (std::uint32_t row = 0; row < registry.region_rows(); ++row) {
+    layout::RegionInfo region;
+    layout::ModelInfo model;
+    if (!registry.ReadRegion(row, region) || !IsServed(region) || !registry.ReadModel(region.model, model)) continue;
+    served[row] = region.region_epoch;
+    const Shard shard{region.tp_rank, region.tp_size, region.pp_rank, region.pp_size, region.kv_group};
+    out.shapes.insert({model.fingerprint, shard, region.block_bytes});
+  }
+  std::unordered_set<BlockKey>& keys = out.keys.emplace();
+  IndexEntry entry;
+  for (std::uint64_t slot = 0; slot < registry.index().slots(); ++slot) {
+    if (!registry.index().ReadSlot(slot, entry) || entry.region >= served.size()) continue;
+    if (entry.region_epoch != 0 && served[entry.region] == entry.region_epoch) keys.insert(entry.key);
+  }
+}
+
+Result<ScanResult> RegistryScan::Run() {
+  if (Status connected = Connect(); !connected) return connected.error();
+  ScanResult out;
+  DeclareNew(out);
+  const std::uint64_t changes = Changes(observer_->registry().header());
+  if (changes == changes_) return out;
+  changes_ = changes;
+  ReadIndex(out);
+  return out;
+}
+
+}  // namespace kvm::mesh

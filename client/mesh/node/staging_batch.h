@@ -1,0 +1,42 @@
+// StagingBatch: some blocks of a prefix on their way to a peer. Owns slots of the staging pool
+// until it is destroyed, which must be after the transfer has ended. Of the io_context's thread,
+// except Import.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "client/mesh/memory/slot_pool.h"
+#include "kvclient/client.h"
+
+namespace kvm::mesh {
+
+class StagingBatch {
+ public:
+  // Takes up to `blocks` slots; fewer, or none, if the pool has no more.
+  StagingBatch(std::shared_ptr<SlotPool> pool, std::size_t blocks);
+  ~StagingBatch();
+  StagingBatch(const StagingBatch&) = delete;
+  StagingBatch& operator=(const StagingBatch&) = delete;
+
+  std::size_t size() const noexcept { return slots_.size(); }
+  // Finds the leading ones of `keys` and copies them here, validated, with their checksums. Returns
+  // how many there are. On any thread, for it copies.
+  [[nodiscard]] std::size_t Import(Client& client, std::span<const BlockKey> keys, Deadline deadline);
+
+  // Of the i-th block that Import has copied.
+  std::span<const std::byte> bytes(std::size_t i) const noexcept;
+  std::uint64_t checksum(std::size_t i) const noexcept { return checksums_[i]; }
+
+ private:
+  std::shared_ptr<SlotPool> pool_;
+  std::vector<std::uint32_t> slots_;
+  std::vector<std::uint64_t> checksums_;
+};
+
+// XXH3 with 64 bits: what FetchedBlock.checksum is.
+std::uint64_t TransferChecksum(std::span<const std::byte> bytes) noexcept;
+
+}  // namespace kvm::mesh

@@ -1,0 +1,88 @@
+#include "client/mesh/transfer/tcp_transfer.h"
+
+#include <charconv>
+
+#include "client/mesh/transfer/stream_channel.h"
+
+namespace kvm::mesh {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+
+std::shared_ptr<Channel> MakeChannel(tcp::socket socket) {
+  boost::system::error_code ignored;
+  socket.set_option(tcp::no_delay(true), ignored);
+  return std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
+}
+
+}  // namespace
+
+Result<tcp::endpoint> ParseAddress(const std::string& address) {
+  const std::size_t colon = address.rfind(':');
+  std::uint16_t port = 0;
+  if (colon != std::string::npos) {
+    std::string host = address.substr(0, colon);
+    if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+    const char* const end = address.data() + address.size();
+    const auto [last, wrong] = std::from_chars(address.data() + colon + 1, end, port);
+    boost::system::error_code error;
+    const asio::ip::address ip = asio::ip::make_address(host, error);
+    if (!error && wrong == std::errc() && last == end) return tcp::endpoint(ip, port);
+  }
+  return MakeError(Errc::kInvalidArgument, "address " + address + ": an IP address and a port are needed, as in 127.0.0.1:7600");
+}
+
+Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, const std::string& address) {
+  Result<tcp::endpoint> at = ParseAddress(address);
+  if (!at) return at.error();
+  std::unique_ptr<TcpTransfer> out(new TcpTransfer(io));
+  boost::system::error_code error;
+  out->acceptor_.open(at->protocol(), error);
+  if (!error) out->acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) out->acceptor_.bind(*at, error);
+  if (!error) out->acceptor_.listen(asio::socket_base::max_listen_connections, error);
+  if (error) return SystemError("listen on " + address, error.value());
+  return out;
+}
+
+std::string TcpTransfer::address() const {
+  boost::system::error_code ignored;
+  const tcp::endpoint at = acceptor_.local_endpoint(ignored);
+  const std::string host = at.address().to_string();
+  return (at.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(at.port());
+}
+
+Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Connect(std::string address, Time deadline) {
+  Result<tcp::endpoint> at = ParseAddress(address);
+  if (!at) co_return at.error();
+  const auto socket = std::make_shared<tcp::socket>(io_);
+  asio::steady_timer timer(io_, deadline);
+  const auto connecting = std::make_shared<bool>(true);
+  timer.async_wait([socket, connecting](boost::system::error_code error) {
+    boost::system::error_code ignored;
+    if (!error && *connecting) socket->close(ignored);
+  });
+  boost::system::error_code error;
+  co_await socket->async_connect(*at, asio::redirect_error(asio::use_awaitable, error));
+  *connecting = false;
+  timer.cancel();
+  if (!error) co_return MakeChannel(std::move(*socket));
+  const bool late = std::chrono::steady_clock::now() >= deadline;
+  co_return MakeError(late ? Errc::kDeadlineExceeded : Errc::kUnavailable, "connect to " + address + ": " + error.message());
+}
+
+Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Accept() {
+  boost::system::error_code error;
+  tcp::socket socket = co_await acceptor_.async_accept(asio::redirect_error(asio::use_awaitable, error));
+  if (!error) co_return MakeChannel(std::move(socket));
+  if (!acceptor_.is_open()) co_return MakeError(Errc::kCancelled, "the listener is closed");
+  co_return SystemError("accept", error.value());
+}
+
+void TcpTransfer::Stop() noexcept {
+  boost::system::error_code ignored;
+  acceptor_.close(ignored);
+}
+
+}  // namespace kvm::mesh

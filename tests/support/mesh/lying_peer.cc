@@ -1,0 +1,130 @@
+#include "tests/support/mesh/lying_peer.h"
+
+#include <arpa/inet.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <span>
+
+#include "client/mesh/node/staging_batch.h"
+#include "proto/mesh/mesh_frame.h"
+#include "tests/catch.h"
+#include "tests/support/worker/worker.h"
+
+namespace kvm::test {
+namespace {
+
+bool ReceiveAll(int socket, void* to, std::size_t bytes, const std::atomic<bool>& stop) {
+  auto* at = static_cast<char*>(to);
+  while (bytes > 0) {
+    pollfd waiting{socket, POLLIN, 0};
+    if (::poll(&waiting, 1, 20) <= 0) {
+      if (stop) return false;
+      continue;
+    }
+    const ssize_t got = ::recv(socket, at, bytes, 0);
+    if (got <= 0) return false;
+    at += got;
+    bytes -= static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+bool SendFrame(int socket, const kvmmesh::PeerMessage& message, const std::string& payload) {
+  const std::string body = message.SerializeAsString();
+  const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(body.size()), payload.size()});
+  std::string bytes(reinterpret_cast<const char*>(header.data()), header.size());
+  bytes += body + payload;
+  return ::send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+}
+
+}  // namespace
+
+LyingPeer::LyingPeer(std::string node, std::string domain, std::vector<BlockKey> claimed, Lie lie)
+    : node_(std::move(node)),
+      domain_(std::move(domain)),
+      lie_(std::move(lie)),
+      listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  summary_.Update({claimed.begin(), claimed.end()});
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  REQUIRE(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
+  REQUIRE(::listen(listener_.get(), 16) == 0);
+  REQUIRE(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  port_ = ntohs(address.sin_port);
+  acceptor_ = std::jthread([this] { Accept(); });
+}
+
+LyingPeer::~LyingPeer() {
+  stop_ = true;
+  acceptor_.join();
+}
+
+std::string LyingPeer::as_peer() const { return node_ + "=127.0.0.1:" + std::to_string(port_); }
+
+void LyingPeer::Accept() {
+  while (!stop_) {
+    pollfd waiting{listener_.get(), POLLIN, 0};
+    if (::poll(&waiting, 1, 20) <= 0) continue;
+    const int socket = ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC);
+    if (socket >= 0) threads_.emplace_back([this, socket] { Serve(socket); });
+  }
+}
+
+void LyingPeer::Serve(int socket) {
+  const UniqueFd closes(socket);
+  for (;;) {
+    mesh::MeshHeaderBytes header{};
+    if (!ReceiveAll(socket, header.data(), header.size(), stop_)) return;
+    const auto lengths = mesh::DecodeMeshHeader(header);
+    if (!lengths || lengths->payload_bytes != 0) return;
+    std::string body(lengths->message_bytes, '\0');
+    kvmmesh::PeerMessage asked;
+    if (!ReceiveAll(socket, body.data(), body.size(), stop_) || !asked.ParseFromString(body)) return;
+    if (asked.has_fetch()) {
+      ++fetches_;
+      for (const PeerAnswer& answer : lie_(asked.fetch()))
+        if (!SendFrame(socket, answer.message, answer.payload)) return;
+      continue;
+    }
+    std::string payload;
+    const kvmmesh::PeerMessage answer = Answer(asked, payload);
+    if (!SendFrame(socket, answer, payload)) return;
+  }
+}
+
+kvmmesh::PeerMessage LyingPeer::Answer(const kvmmesh::PeerMessage& asked, std::string& payload) const {
+  kvmmesh::PeerMessage out;
+  if (asked.has_hello()) {
+    out.mutable_hello()->set_version(mesh::kMeshVersion);
+    out.mutable_hello()->set_node(node_);
+    out.mutable_hello()->set_domain(domain_);
+    return out;
+  }
+  const mesh::SummaryImage image = summary_.Answer(asked.summary_query().epoch(), asked.summary_query().sequence());
+  out.mutable_summary()->set_epoch(image.epoch);
+  out.mutable_summary()->set_sequence(image.sequence);
+  out.mutable_summary()->set_snapshot(image.snapshot);
+  out.mutable_summary()->set_buckets(image.buckets);
+  out.mutable_summary()->set_keys(image.keys);
+  payload = image.payload;
+  return out;
+}
+
+PeerAnswer HonestBlock(const kvmmesh::Fetch& fetch, std::uint32_t index) {
+  PeerAnswer out;
+  const BlockKey key = mesh::DecodeKeys(fetch.keys()).value()[index];
+  out.payload.resize(fetch.shape().block_bytes());
+  FillContent(key, 0, reinterpret_cast<std::byte*>(out.payload.data()), out.payload.size());
+  kvmmesh::FetchedBlock& block = *out.message.mutable_block();
+  block.set_request(fetch.request());
+  block.set_index(index);
+  block.set_key(mesh::EncodeKeys(std::span(&key, 1)));
+  block.set_bytes(out.payload.size());
+  block.set_checksum(mesh::TransferChecksum(std::as_bytes(std::span(out.payload))));
+  return out;
+}
+
+}  // namespace kvm::test

@@ -1,0 +1,44 @@
+// The real kvmd-mesh beside a kvmd of the test; killed at the end of the test.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kvclient/join.h"
+#include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/process/child_process.h"
+
+namespace kvm::test {
+
+std::string MeshBinary();
+
+// On a port of the loopback that the kernel chooses, and a Unix socket in kvmd's directory.
+class MeshProcess {
+ public:
+  // `peers`: NAME=ADDRESS. `environment`: NAME=VALUE.
+  MeshProcess(const KvmdProcess& kvmd, std::string node, const std::vector<std::string>& peers = {},
+              const std::vector<std::string>& environment = {}, const std::vector<std::string>& options = {});
+
+  std::string socket() const { return socket_; }
+  std::string address() const { return address_; }
+  std::string as_peer() const { return node_ + "=" + address_; }
+  pid_t pid() const noexcept { return process_.pid(); }
+  bool running() { return process_.running(); }
+  void Kill() { process_.Kill(); }
+  ProcessEnd Stop();
+  void Signal(int signal) { process_.Signal(signal); }
+
+ private:
+  std::string node_, socket_, address_;
+  ChildProcess process_;
+};
+
+// Options of a join by way of `mesh`, with a deadline in `timeout` from now.
+inline JoinOptions JoinBy(const MeshProcess& mesh, std::chrono::milliseconds timeout) {
+  JoinOptions options;
+  options.mesh_socket = mesh.socket();
+  options.deadline = After(timeout);
+  return options;
+}
+
+}  // namespace kvm::test

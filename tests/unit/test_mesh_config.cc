@@ -1,0 +1,78 @@
+// Which configurations kvmd-mesh refuses, and what it makes of the shape that a peer names.
+#include "client/mesh/memory/shape.h"
+#include "client/mesh/node/config.h"
+#include "tests/catch.h"
+
+namespace {
+
+using namespace kvm;
+using mesh::BlockShape;
+using mesh::CheckConfig;
+using mesh::Config;
+
+Config Good() {
+  Config config;
+  config.node = "a";
+  config.peers = {{"b", "127.0.0.1:7601"}, {"c", "[::1]:7602"}};
+  return config;
+}
+
+kvmmesh::BlockShape GoodShape() {
+  BlockShape shape;
+  shape.block_bytes = 4096;
+  return shape.ToMessage();
+}
+
+}  // namespace
+
+TEST_CASE("Mesh configuration: addresses of the loopback need no further option", "[unit]") { KVM_REQUIRE_OK(CheckConfig(Good())); }
+
+TEST_CASE("Mesh configuration: an address of another machine is refused unless unencrypted transfer is allowed", "[unit]") {
+  Config config = Good();
+  config.peers[0].address = "192.0.2.1:7601";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "unencrypted");
+  config.allow_unencrypted = true;
+  KVM_REQUIRE_OK(CheckConfig(config));
+  config = Good();
+  for (const char* everywhere : {"0.0.0.0:7600", "[::]:7600"}) {
+    config.listen = everywhere;
+    KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "unencrypted");
+  }
+}
+
+TEST_CASE("Mesh configuration: names that are missing, twice or not printable are refused, and so are host names", "[unit]") {
+  Config config = Good();
+  config.node = "";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--node");
+  config = Good();
+  config.peers[1].node = "b";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "named twice");
+  config = Good();
+  config.peers[1].node = "a";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "named twice");
+  for (const char* address : {"localhost:7600", "127.0.0.1", "127.0.0.1:", "127.0.0.1:70000", "127.0.0.1:76x", ":7600", ""}) {
+    config = Good();
+    config.peers[0].address = address;
+    INFO(address);
+    KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "an IP address and a port");
+  }
+}
+
+TEST_CASE("Mesh shape: a message is taken only if every field of it is in range", "[unit]") {
+  const auto good = BlockShape::FromMessage(GoodShape(), 4096);
+  KVM_REQUIRE_OK(good);
+  CHECK(good->block_bytes == 4096);
+  KVM_CHECK_ERROR(BlockShape::FromMessage(GoodShape(), 4095), Errc::kProtocol, "4096 bytes");
+  kvmmesh::BlockShape bad = GoodShape();
+  bad.set_block_bytes(0);
+  KVM_CHECK_ERROR(BlockShape::FromMessage(bad, 4096), Errc::kProtocol, "0 bytes");
+  bad = GoodShape();
+  bad.set_fingerprint("short");
+  KVM_CHECK_ERROR(BlockShape::FromMessage(bad, 4096), Errc::kProtocol, "32 bytes");
+  bad = GoodShape();
+  bad.set_tp_size(65536 + 1);  // 1 in 16 bits
+  KVM_CHECK_ERROR(BlockShape::FromMessage(bad, 4096), Errc::kProtocol, "out of range");
+  bad = GoodShape();
+  bad.set_tp_rank(1);
+  KVM_CHECK_ERROR(BlockShape::FromMessage(bad, 4096), Errc::kProtocol, "");
+}
