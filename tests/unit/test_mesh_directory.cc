@@ -187,3 +187,18 @@ TEST_CASE("Directory: a peer without a summary matches nothing", "[unit]") {
   const std::vector<BlockKey> prefix = SomeKeys(8, 14);
   CHECK(PeerSummary().MatchedDepth(prefix, 3) == 3);
 }
+
+TEST_CASE("Node summary: keys that no size has room for cost neither memory nor the hits of other keys", "[unit]") {
+  const std::vector<BlockKey> ordinary = SomeKeys(1000, 21);
+  std::unordered_set<BlockKey> keys = AsSet(ordinary);
+  NodeSummary summary;
+  summary.Update(keys);
+  const std::uint64_t before = summary.Answer(0, 0).buckets;
+  for (std::uint64_t i = 0; i < 100; ++i) keys.insert({7, std::uint64_t{0xABCD} << 48 | i});  // one fingerprint, two buckets
+  summary.Update(keys);
+  const SummaryImage image = summary.Answer(0, 0);
+  CHECK(image.buckets <= 4 * before);
+  PeerSummary peer;
+  REQUIRE(peer.Apply(image));
+  CHECK(Missing(peer, keys) == 0);
+}

@@ -9,18 +9,32 @@ namespace kvm::mesh {
 NodeSummary::NodeSummary() { Rebuild(); }
 
 void NodeSummary::Rebuild() {
-  std::vector<std::uint32_t> changed;
-  for (std::uint64_t buckets = CuckooFilter::BucketsFor(keys_.size());; buckets *= 2) {
+  // Workers choose keys: some may share their buckets and their fingerprint, which no size has room
+  // for. The last size takes one of those for all, and what it has no room for costs hits only.
+  constexpr int kSizes = 3;
+  std::uint64_t buckets = CuckooFilter::BucketsFor(keys_.size());
+  bool all = false;
+  for (int size = 1; size <= kSizes && !all; ++size) {
     filter_ = CuckooFilter(buckets);
-    changed.clear();
-    const bool all = std::all_of(keys_.begin(), keys_.end(), [&](const BlockKey& key) { return filter_.Add(key, changed); });
-    // Larger than this it stays incomplete, which costs hits only.
-    if (all || buckets >= CuckooFilter::kMaxBuckets) break;
+    all = Fill(size == kSizes);
+    buckets = std::min(buckets * 2, CuckooFilter::kMaxBuckets);
   }
   std::random_device random;
   epoch_ = (static_cast<std::uint64_t>(random()) << 32 | random()) | 1;  // never 0
   sequence_ = 0;
   changes_.clear();
+}
+
+bool NodeSummary::Fill(bool as_far_as_possible) {
+  bool all = true;
+  std::vector<std::uint32_t> changed;
+  for (const BlockKey& key : keys_) {
+    if (as_far_as_possible && filter_.Contains(key)) continue;
+    changed.clear();
+    all = filter_.Add(key, changed) && all;
+    if (!all && !as_far_as_possible) return false;
+  }
+  return all;
 }
 
 void NodeSummary::Update(std::unordered_set<BlockKey> keys) {
