@@ -2,7 +2,10 @@
 # service manager's files and the default configuration. Components: what each Debian package holds.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS kvmd kvctl kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
+install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
+if(TARGET kvmd-mesh)
+  install(TARGETS kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
+endif()
 install(TARGETS kvclient EXPORT kvclientTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
