@@ -9,6 +9,7 @@
 
 #include "client/find/match_impl.h"
 #include "proto/base/fault_point.h"
+#include "proto/wire/region_descriptor.h"
 
 namespace kvm {
 namespace {
@@ -72,7 +73,9 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
       }
       Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
       if (!plan) {
-        if (plan.error().code != Errc::kBadGeometry) return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+        if (mapping.content != ContentOf(region.Descriptor())) {
+          return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+        }
         // Another user's worker has blocks of another size: they are a miss, and Find does not
         // match them again.
         sources.mappings[sources.mapping_of[at]]->GiveUpPaths();

@@ -130,6 +130,7 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   const kvmwire::RegionDescriptor& wire = announce.descriptor_();
   parts.kept = announce.host_cache();
   parts.geometry = GeometryOf(wire);
+  parts.content = ContentOf(wire);
   std::vector<std::uint64_t> segment_bytes;
   for (const kvmwire::Segment& segment : wire.segments()) segment_bytes.push_back(segment.size_bytes());
   if (Status valid = parts.geometry.Validate(segment_bytes); !valid) return valid.error();

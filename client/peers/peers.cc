@@ -34,6 +34,7 @@ PeerMapping::PeerMapping(Parts parts)
     : geometry(std::move(parts.geometry)),
       generations(std::move(parts.generations)),
       name(std::move(parts.name)),
+      content(std::move(parts.content)),
       identity(parts.identity),
       devices(parts.devices),
       own(parts.own),

@@ -44,6 +44,7 @@ class PeerMapping {
     PeerGenerations generations;
     std::shared_ptr<PeerPayload> payload;  // null: only generations are mapped
     std::string name;                      // of the region
+    std::string content;                   // ContentOf the region
     // Of the generation table; it does not change when kvmd restarts
     FileId identity;
     std::size_t devices = 0;  // how many of the client's devices were considered
@@ -57,6 +58,7 @@ class PeerMapping {
   const Geometry geometry;
   const PeerGenerations generations;
   const std::string name;
+  const std::string content;
   const FileId identity;
   const std::size_t devices;
   const bool own;

@@ -9,6 +9,7 @@
 #include "client/region/region_options.h"
 #include "proto/base/memory_room.h"
 #include "proto/wire/protocol_limits.h"
+#include "proto/wire/region_descriptor.h"
 
 namespace kvm {
 namespace {
@@ -39,6 +40,7 @@ Result<std::shared_ptr<PeerMapping>> MapOwn(const Region::Impl::Parts& region, s
       std::shared_ptr<PeerMemory>(view->release(), [keep = region.memory](PeerMemory* peer) { delete peer; });
   parts.geometry = region.options.geometry;
   parts.name = region.options.name;
+  parts.content = ContentOf(ExpectedDescriptor(region.model, region.options));
   parts.identity = FileIdOf(region.generation_memory.fd());
   parts.devices = devices;
   parts.own = true;

@@ -162,7 +162,7 @@ void OrphanService::Adopt(Client& client, const kvmwire::ClientMessage& message)
 }
 
 void OrphanService::TakeOver(Client& client, std::uint64_t request_id, const kvmwire::RegionDescriptor& expected, const RegionRef& ref,
-                             std::shared_ptr<Domain::RecordList> list) {
+                             const std::shared_ptr<Domain::RecordList>& list) {
   const auto refuse = [&](const Error& error) { client.ReplyError(request_id, error); };
   const std::string what = "adopt region " + expected.name() + ": ";
   // It may have gone, or may have an owner, since the list was begun.

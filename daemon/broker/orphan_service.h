@@ -79,7 +79,7 @@ class OrphanService {
   // The list of the region's records is complete: gives the region to the client, if it may still
   // have it.
   void TakeOver(Client& client, std::uint64_t request_id, const kvmwire::RegionDescriptor& expected, const RegionRef& region,
-                std::shared_ptr<Domain::RecordList> list);
+                const std::shared_ptr<Domain::RecordList>& list);
   // The region is the client's, and the store knows of it. `list`: of its records.
   void AnswerAdopter(Client& client, std::uint64_t request_id, Region& region, std::uint64_t records, int list);
   void GiveUpFor(Waiting& waiting, Domain& domain, Region& region, const char* why);

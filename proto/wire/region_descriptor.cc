@@ -16,6 +16,12 @@ Status CheckRegionName(const std::string& name) {
   return {};
 }
 
+std::string ContentOf(const kvmwire::RegionDescriptor& descriptor) {
+  std::string content = descriptor.fingerprint();
+  for (const std::uint32_t number : descriptor.shard()) content += "," + std::to_string(number);
+  return content;
+}
+
 Geometry GeometryOf(const kvmwire::RegionDescriptor& descriptor) {
   Geometry geometry;
   geometry.block_count = descriptor.block_count();

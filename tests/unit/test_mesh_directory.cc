@@ -194,7 +194,8 @@ TEST_CASE("Node summary: keys that no size has room for cost neither memory nor 
   NodeSummary summary;
   summary.Update(keys);
   const std::uint64_t before = summary.Answer(0, 0).buckets;
-  for (std::uint64_t i = 0; i < 100; ++i) keys.insert({7, std::uint64_t{0xABCD} << 48 | i});  // one fingerprint, two buckets
+  // One fingerprint, two buckets.
+  for (std::uint64_t i = 0; i < 100; ++i) keys.insert({7, std::uint64_t{0xABCD} << 48 | i});
   summary.Update(keys);
   const SummaryImage image = summary.Answer(0, 0);
   CHECK(image.buckets <= 4 * before);

@@ -39,8 +39,8 @@ class NodeSummary {
 
  private:
   void Rebuild();
-  // Adds all keys to an empty filter_. False: there was no room for one; further ones are added only
-  // if `as_far_as_possible`.
+  // Adds all keys to an empty filter_. False: there was no room for one; further ones are added
+  // only if `as_far_as_possible`.
   bool Fill(bool as_far_as_possible);
 
   static constexpr std::size_t kRemembered = 64;  // updates
