@@ -34,7 +34,9 @@ void ReachFaultPoint(FaultPoint point) noexcept {
   if (read < 2 || std::string_view(name) != kNames[static_cast<std::size_t>(point)]) return;
   const unsigned now = ++reached;
   if (std::string_view(action) == "stop") {
-    if (now == count) ::kill(::getpid(), SIGSTOP);
+    // To this thread: a signal to the process may be taken by another thread, and this one would
+    // go on for a moment.
+    if (now == count) ::raise(SIGSTOP);
   } else if (now >= count) {
     ::kill(::getpid(), SIGKILL);
   }
