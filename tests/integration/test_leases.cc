@@ -205,7 +205,8 @@ TEST_CASE("Leases: errors name their reason, and a moved lease covers the same b
 }
 
 TEST_CASE("Quotas: a domain at its limit of descriptors refuses regions by name, and serves those it has", "[integration]") {
-  KvmdProcess kvmd({"--max-fds-per-domain", "14"});  // a worker's region takes four
+  // A worker's region takes four, and memory that a process can still write counts for its user.
+  KvmdProcess kvmd({"--max-fds-per-domain", "14", "--max-fds-per-user", "64"});
   RegistryProbe probe(kvmd.socket());
   RemoteWorker publisher({.socket = kvmd.socket(), .name = "publisher"});
   publisher.Publish("a:10", 0);
