@@ -55,6 +55,31 @@ std::vector<UniqueFd> OneDescriptor() {
   return fds;
 }
 
+// What a member of this role may send; all else is refused with an error that says `refusal`.
+std::set<std::string> MessagesLetThrough(kvmwire::Role role, const std::string& refusal) {
+  unsigned handled = 0;
+  const Dispatcher dispatcher(CountingRules(handled));
+  std::set<std::string> let_through;
+  for (const MessageRule& rule : dispatcher.rules()) {
+    if (rule.sender == Sender::kStranger) continue;
+    INFO(rule.name);
+    FakeConnection connection;
+    Client client = Member(connection, role);
+    handled = 0;
+    KVM_REQUIRE_OK(dispatcher.Handle(client, {Empty(rule), {}}));
+    if (handled == 1) {
+      let_through.insert(rule.name);
+    } else {
+      CheckSays(connection.TakeError(), refusal);
+    }
+    Client worker = Member(connection, kvmwire::WORKER);
+    handled = 0;
+    KVM_REQUIRE_OK(dispatcher.Handle(worker, {Empty(rule), {}}));
+    CHECK(handled == 1);
+  }
+  return let_through;
+}
+
 }  // namespace
 
 TEST_CASE("Dispatch: every message that the wire has for kvmd has a rule, and there is none besides", "[unit]") {
@@ -107,47 +132,12 @@ TEST_CASE("Dispatch: a hello comes first, and only first", "[unit]") {
 }
 
 TEST_CASE("Dispatch: observers may send queries, an acknowledgement and a reclaim, and no other message", "[unit]") {
-  unsigned handled = 0;
-  const Dispatcher dispatcher(CountingRules(handled));
-  std::set<std::string> let_through;
-  for (const MessageRule& rule : dispatcher.rules()) {
-    if (rule.sender == Sender::kStranger) continue;
-    INFO(rule.name);
-    FakeConnection connection;
-    Client client = Member(connection, kvmwire::OBSERVER);
-    handled = 0;
-    KVM_REQUIRE_OK(dispatcher.Handle(client, {Empty(rule), {}}));
-    if (handled == 1) {
-      let_through.insert(rule.name);
-    } else {
-      CheckSays(connection.TakeError(), "observers only read");
-    }
-    Client worker = Member(connection, kvmwire::WORKER);
-    handled = 0;
-    KVM_REQUIRE_OK(dispatcher.Handle(worker, {Empty(rule), {}}));
-    CHECK(handled == 1);
-  }
-  CHECK(let_through == std::set<std::string>{"ping", "stats report", "status query", "withdraw ack", "reclaim"});
+  CHECK(MessagesLetThrough(kvmwire::OBSERVER, "observers only read") ==
+        std::set<std::string>{"ping", "stats report", "status query", "withdraw ack", "reclaim"});
 }
 
 TEST_CASE("Dispatch: monitors may send a ping and a status query, and no other message", "[unit]") {
-  unsigned handled = 0;
-  const Dispatcher dispatcher(CountingRules(handled));
-  std::set<std::string> let_through;
-  for (const MessageRule& rule : dispatcher.rules()) {
-    if (rule.sender == Sender::kStranger) continue;
-    INFO(rule.name);
-    FakeConnection connection;
-    Client client = Member(connection, kvmwire::MONITOR);
-    handled = 0;
-    KVM_REQUIRE_OK(dispatcher.Handle(client, {Empty(rule), {}}));
-    if (handled == 1) {
-      let_through.insert(rule.name);
-    } else {
-      CheckSays(connection.TakeError(), "only");
-    }
-  }
-  CHECK(let_through == std::set<std::string>{"ping", "status query"});
+  CHECK(MessagesLetThrough(kvmwire::MONITOR, "only") == std::set<std::string>{"ping", "status query"});
 }
 
 TEST_CASE("Dispatch: descriptors come with the registration of a region and with nothing else", "[unit]") {

@@ -53,10 +53,10 @@ TEST_CASE("Hostile: the records of a huge adopted region are written in slices",
     node.broker.Leave(owner, true);
   }
   FakeConnection connection;
-  const ClientId heir = node.Join(connection);
-  std::vector<WorkUnits> steps{Cost([&] { KVM_REQUIRE_OK(node.broker.Handle(heir, Node::Adopt(pool), {})); })};
-  CHECK(node.broker.Busy(heir));
-  while (node.broker.Busy(heir)) steps.push_back(Cost([&] { node.broker.GoOn(heir); }));
+  const ClientId adopter = node.Join(connection);
+  std::vector<WorkUnits> steps{Cost([&] { KVM_REQUIRE_OK(node.broker.Handle(adopter, Node::Adopt(pool), {})); })};
+  CHECK(node.broker.Busy(adopter));
+  while (node.broker.Busy(adopter)) steps.push_back(Cost([&] { node.broker.GoOn(adopter); }));
   CHECK(steps.size() > kBlocks / kSliceUnits);
   CHECK(*std::max_element(steps.begin(), steps.end()) <= kMostOfStep);
   CHECK(connection.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 100);

@@ -12,7 +12,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 class Engines(dict[str, Worker]):
-    """Each is started when a test first asks for it."""
+    """Engines' processes by name; one starts when a test first uses it."""
 
     def __init__(self, arguments: dict[str, tuple[object, ...]]) -> None:
         super().__init__()
