@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not RELEASES, reason="vLLM is not installed (scr
 # release, and it can do without.
 READ: dict[str, dict[str, str]] = {
     "v1/core/block_pool.py": {
-        "BlockPool": "blocks cached_block_hash_to_block num_gpu_blocks enable_caching get_num_free_blocks"
+        "BlockPool": "blocks cached_block_hash_to_block num_gpu_blocks enable_caching get_num_free_blocks "
+        "get_cached_block hash_block_size"
     },
     "v1/core/kv_cache_utils.py": {"KVCacheBlock": "block_hash"},
     "v1/core/kv_cache_manager.py": {"KVCacheBlocks": "get_block_ids"},
@@ -32,7 +33,8 @@ READ: dict[str, dict[str, str]] = {
     },
     "v1/request.py": {
         "Request": "request_id num_tokens num_computed_tokens num_output_placeholders num_in_flight_tokens? "
-        "prompt_token_ids all_token_ids prompt_embeds mm_features cache_salt lora_request skip_reading_prefix_cache"
+        "prompt_token_ids all_token_ids prompt_embeds mm_features cache_salt lora_request skip_reading_prefix_cache "
+        "block_hashes"
     },
     "v1/outputs.py": {
         "KVConnectorOutput": "finished_recving invalid_block_ids kv_connector_worker_meta failed_recving?"
@@ -54,7 +56,13 @@ READ: dict[str, dict[str, str]] = {
     "config/kv_transfer.py": {"KVTransferConfig": "kv_load_failure_policy kv_connector_extra_config engine_id"},
     "config/vllm.py": {
         "VllmConfig": "model_config cache_config parallel_config load_config kv_transfer_config speculative_config "
-        "offload_config use_v2_model_runner"
+        "offload_config use_v2_model_runner kv_events_config"
+    },
+    "config/kv_events.py": {"KVEventsConfig": "enable_kv_cache_events"},
+    "distributed/kv_events.py": {
+        "BlockStored": "block_hashes parent_block_hash token_ids block_size lora_id medium lora_name extra_keys "
+        "group_idx kv_cache_spec_kind kv_cache_spec_sliding_window",
+        "BlockRemoved": "block_hashes medium group_idx",
     },
     "config/cache.py": {"CacheConfig": "cache_dtype calculate_kv_scales?"},
     "config/model.py": {
@@ -77,6 +85,8 @@ READ: dict[str, dict[str, str]] = {
 FUNCTIONS = {
     "config/vllm.py": "get_layers_from_vllm_config",
     "distributed/parallel_state.py": "get_pp_group get_tp_group",
+    "v1/core/kv_cache_utils.py": "maybe_convert_block_hash",
+    "v1/kv_cache_interface.py": "get_kv_cache_spec_kind get_kv_cache_spec_sliding_window",
 }
 CONFIGURATION = "vllm cache model parallel scheduler lora speculative attention compilation kernel multimodal"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError, UnsupportedError
 from kvclient.vllm.engine_hashes import engine_hashes
 from kvclient.vllm.engine_model import EngineModel, executor_of
+from kvclient.vllm.events import event_of
 from kvclient.vllm.groups import describe, groups_of, layer_specs
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
@@ -357,9 +358,18 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 groups=groups_of(self._kv_cache_config),
                 by_request=fails_by_request(),
             )
+            self._report_held(spec.block_tokens)
             self._model_now(False)
         except KvError as error:
             self._turn_off(str(error))
+
+    def _report_held(self, block_tokens: int) -> None:
+        """Have ``take_events`` report, if the engine publishes KV events and has a hash for each block."""
+        events, pool = getattr(self._vllm_config, "kv_events_config", None), self._pool
+        if events is None or not events.enable_kv_cache_events or pool is None or pool.hash_block_size != block_tokens:
+            return
+        assert self._scheduler is not None
+        self._scheduler.report_held(lambda content: pool.get_cached_block(content, [0]) is not None)
 
     def _measure_all(self, call: Callable[..., list[Any]]) -> Sequence[Measured]:
         measured = call(measure_worker, args=(self._engine_id,))
@@ -476,6 +486,14 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     def _request_finished(self, request: Any) -> None:
         if self._scheduler is not None and not self._off:
             self._scheduler.finished(request)
+
+    @_guarded(lambda: ())
+    def take_events(self) -> Iterable[Any]:
+        """KV events of the medium CPU: blocks of this engine's prefixes that it can import, or no longer can."""
+        if self._scheduler is None:
+            return ()
+        group = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        return [event_of(change, group) for change in self._scheduler.held_changes()]
 
     def reset_cache(self) -> bool | None:
         """Withdraw all blocks that this engine has published, with the next step."""

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, TypeVar
 
-from kvclient._native import Client, ModelSpec, Shard
+from kvclient._native import BlockKeys, Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
@@ -114,6 +115,8 @@ class SchedulerSide:
         # As of the last look, the weights are known and memory is registered under them
         self._known = True
         self._mixed = False  # the pool holds blocks that other weights have computed
+        self._held: HeldBlocks | None = None
+        self._held_map: Any = None  # the pool's map, as of the last report
 
     def attach(
         self,
@@ -153,6 +156,26 @@ class SchedulerSide:
         """``pool``: vLLM's BlockPool; ``blocks[id].block_hash`` and ``cached_block_hash_to_block`` are read."""
         self._pool = pool
         self._cache_map = pool.cached_block_hash_to_block
+
+    def report_held(self, cached: Callable[[bytes], bool]) -> None:
+        """Have ``held_changes`` report; of a single group without a window. ``cached``: see HeldBlocks."""
+        if len(self._groups) == 1 and not self._groups[0].window:
+            self._held, self._held_map = HeldBlocks(self._run_of_shards, cached), self._cache_map
+
+    def held_changes(self) -> Iterator[Stored | Removed]:
+        """What the marketplace has come to hold, or no longer holds, of prefixes that the engine has computed."""
+        if self._held is None:
+            return
+        if not self.active or not self._known or self._mixed:
+            yield from self._held.taken_back()
+            return
+        if self._pool.cached_block_hash_to_block is not self._held_map:
+            self._held_map = self._pool.cached_block_hash_to_block
+            self._held.cleared()
+        try:
+            yield from self._held.changes()
+        except KvError as error:
+            _log.warning("kvclient: no lookup: %s", error)
 
     @property
     def active(self) -> bool:
@@ -324,14 +347,20 @@ class SchedulerSide:
         outside = self._outside.pop(request.request_id, None)
         self._given.pop(request.request_id, None)
         self._parked.discard(request.request_id)
+        if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
+            self._held.add(prefix_of(request, tracked.keys, _confirmed(request), self._block_tokens))
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return
         if not tracked.publishes or (outside is not None and _confirmed(request) <= outside):
             return
-        if not tracked.shared or not self._known or self._mixed or not tracked.keys.certain:
+        if not self._shares(tracked):
             return
         for run, hashes in self._runs(tracked, self._recomputed_now(), hashed=True):
             self._ended.append(_Ended(hashes, run))
+
+    def _shares(self, tracked: _Tracked) -> bool:
+        """Whether the keys of an ended request's blocks say what they hold."""
+        return tracked.shared and self._known and not self._mixed and tracked.keys.certain
 
     def reset(self) -> None:
         """Withdraw all blocks with the next step: the weights or the cache have changed."""
@@ -365,6 +394,8 @@ class SchedulerSide:
         self._spec, self._fingerprint = spec, spec.fingerprint().hex
         self._keys = KeySource(spec, self._keys.shards, self._keys.hashes)
         self._mixed = not empty
+        if self._held is not None:
+            self._held.clear()
         if self._mixed:
             _log.warning(
                 "kvclient: the weights have been changed under a prefix cache that holds blocks of the old ones; "
@@ -432,23 +463,26 @@ class SchedulerSide:
         return list(of_shards[number * self._shard_count : (number + 1) * self._shard_count])
 
     def _find(self, tracked: _Tracked, first: int, last: int) -> int:
-        client = self._client
-        assert client is not None
         keys = tracked.keys.upto(last)
 
         def run(groups: Sequence[int], begin: int, end: int) -> int:
             if begin >= end:
                 return 0
-            wanted = [each[begin:end] for number in groups for each in self._of_group(number, keys)]
-            if len(wanted) == 1:
-                return len(client.find(wanted[0], include_own=self._include_own))
-            return min(len(match) for match in client.find_shards(wanted, include_own=self._include_own))
+            return self._run_of_shards([each[begin:end] for number in groups for each in self._of_group(number, keys)])
 
         try:
             return longest_hit(self._groups, first, last, self._block_tokens, run) - first
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
             return 0
+
+    def _run_of_shards(self, keys: Sequence[BlockKeys]) -> int:
+        """How many leading blocks are published, whose keys are given for each shard."""
+        client = self._client
+        assert client is not None
+        if len(keys) == 1:
+            return len(client.find(keys[0], include_own=self._include_own))
+        return min(len(match) for match in client.find_shards(keys, include_own=self._include_own))
 
     def _attached(self, output: Any) -> set[int]:
         """All blocks that the step may write to for the first time; it may contain others."""
