@@ -23,7 +23,8 @@ kvmwire::ClientMessage Report(std::uint64_t finds, std::uint64_t reconnects = 0)
 TEST_CASE("Client totals: every counter of a report is added up, and nothing else", "[unit]") {
   std::string bytes;
   std::set<std::string> counters;
-  for (const WireField& field : ReadWireMessages().at("StatsReport")) {
+  const auto messages = ReadWireMessages();
+  for (const WireField& field : messages.at("StatsReport")) {
     if (field.type != "uint64" || field.name == "reconnects") continue;
     counters.insert(field.name);
     AppendVarint(bytes, static_cast<std::uint64_t>(field.number) << 3);
