@@ -138,7 +138,8 @@ void BrokerTarget(Bytes input) {
   for (int messages = 0; messages < 64 && !consumer.empty(); ++messages) {
     const auto connection = consumer.Take<std::uint8_t>();
     const auto descriptors = consumer.Take<std::uint8_t>();
-    const std::size_t bytes = std::min<std::size_t>(consumer.Take<std::uint16_t>(), consumer.left().size());
+    const std::size_t wanted = consumer.Take<std::uint16_t>();
+    const std::size_t bytes = std::min(wanted, consumer.left().size());
     const std::size_t of = connection % node.ids.size();
     if (connection >= 0xF0) {
       node.Tick(bytes == 0 ? 50 : 20'000);

@@ -48,7 +48,8 @@ UniqueFd Sealed(Bytes bytes) {
 void RestoreTarget(Bytes input) {
   const google::protobuf::LogSilencer quiet;
   Consumer consumer(input);
-  const std::size_t manifest_bytes = std::min<std::size_t>(consumer.Take<std::uint16_t>(), consumer.left().size());
+  const std::size_t wanted = consumer.Take<std::uint16_t>();
+  const std::size_t manifest_bytes = std::min(wanted, consumer.left().size());
   const Bytes manifest = consumer.left().first(manifest_bytes), registry = consumer.left().subspan(manifest_bytes);
   const test::WireRegion region("pool", test::LlamaSpec(), kBlocks);
   std::vector<daemon::PassedFd> passed;
