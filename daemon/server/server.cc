@@ -1,6 +1,5 @@
 #include "daemon/server/server.h"
 
-#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -16,7 +15,6 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -27,6 +25,7 @@
 #include "daemon/server/connection_quota.h"
 #include "daemon/server/fair_turns.h"
 #include "daemon/server/listener.h"
+#include "daemon/server/manager_feed.h"
 #include "daemon/server/session.h"
 #include "daemon/server/user_loads.h"
 #include "daemon/system/process_info.h"
@@ -46,8 +45,6 @@ constexpr milliseconds kTick{50};
 constexpr milliseconds kAcceptPause{100};
 // Before other events have their turn. Those who connect and drop are no work but this.
 constexpr int kAcceptedAtOnce = 256;
-constexpr std::size_t kNotifiedAtOnce = 64;
-constexpr milliseconds kNotifyPause{20};
 
 // kvmd needs many descriptors; the soft limit exists for programs that use select().
 void RaiseDescriptorLimit() {
@@ -86,18 +83,15 @@ struct Server::Impl {
   void WorkSoon();
   void Reload();
   void ReloadLogLevel();
-  void FeedWatchdog(SteadyTime now);
-  void FeedManager();
-  void FlushManager();
   void BeginStop(const char* why);
 
   const Config config;
   ServiceManager manager;
   StateStore state_store;
   asio::io_context context{1};
-  asio::posix::stream_descriptor notify{context};  // the manager's; borrowed while its queue waits
+  ManagerFeed manager_feed{context, manager};
   stream_protocol::acceptor acceptor;
-  asio::steady_timer tick, sweep, notify_pause{context};
+  asio::steady_timer tick, sweep;
   asio::signal_set signals;
   Broker broker;
   FairTurns turns;
@@ -105,12 +99,9 @@ struct Server::Impl {
   ConnectionQuota quota;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
-  SteadyTime watchdog_fed{};
   bool stopping = false;
   bool working = false;
   bool turning = false;
-  bool feeding = false;
-  bool stuck = false;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -242,7 +233,7 @@ asio::awaitable<void> Server::Impl::TickLoop() {
     if (stopping) co_return;
     const SteadyTime now = steady_clock::now();
     broker.Tick(now);
-    FeedWatchdog(now);
+    manager_feed.FeedWatchdog(now);
     std::vector<std::shared_ptr<Session>> overdue;  // dropping one takes it out of the map
     for (const auto& [id, session] : sessions) {
       if (session->Overdue(now)) overdue.push_back(session);
@@ -267,49 +258,6 @@ asio::awaitable<void> Server::Impl::SignalLoop() {
     if (error) co_return;
     if (signal != SIGHUP) co_return BeginStop(signal == SIGTERM ? "SIGTERM" : "SIGINT");
     Reload();
-  }
-}
-
-// Runs on the same loop as everything else, so the service manager restarts a kvmd whose loop does
-// not run.
-void Server::Impl::FeedWatchdog(SteadyTime now) {
-  if (!manager.watchdog() || now - watchdog_fed < *manager.watchdog() / 3) return;
-  watchdog_fed = now;
-  manager.Notify("WATCHDOG=1\n");
-}
-
-// Sends what waits for the service manager, in slices, and whenever it takes more.
-void Server::Impl::FeedManager() {
-  if (feeding || manager.queue().waiting() == 0) return;
-  feeding = true;
-  const auto feed = [this](const boost::system::error_code&) {
-    if (notify.is_open()) static_cast<void>(notify.release());
-    const std::size_t before = manager.queue().waiting();
-    manager.queue().Feed(kNotifiedAtOnce);
-    // Writable, and yet it takes nothing: kvmd's user has too many descriptors in flight.
-    stuck = manager.queue().full() && manager.queue().waiting() == before;
-    feeding = false;
-    FeedManager();
-  };
-  boost::system::error_code error;
-  if (stuck) {
-    notify_pause.expires_after(kNotifyPause);
-    return notify_pause.async_wait(feed);
-  }
-  if (manager.queue().full()) notify.assign(manager.queue().fd(), error);
-  if (notify.is_open() && !error) {
-    notify.async_wait(asio::posix::stream_descriptor::wait_write, feed);
-  } else {
-    asio::post(context, [feed] { feed({}); });
-  }
-}
-
-// Before the end: what has not been said by then, a next kvmd does not have.
-void Server::Impl::FlushManager() {
-  const SteadyTime deadline = steady_clock::now() + milliseconds(config.drain_timeout_ms);
-  while (!manager.queue().Feed(kNotifiedAtOnce) && steady_clock::now() < deadline) {
-    pollfd writable{manager.queue().fd(), POLLOUT, 0};
-    if (manager.queue().full()) static_cast<void>(::poll(&writable, 1, 5));
   }
 }
 
@@ -375,8 +323,7 @@ Status Server::Run() {
   server.signals.add(SIGTERM, error);
   server.signals.add(SIGINT, error);
   server.signals.add(SIGHUP, error);
-  server.manager.queue().OnWaiting([&server] { server.FeedManager(); });
-  server.FeedManager();
+  server.manager_feed.Start();
   asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
   asio::co_spawn(server.context, server.TickLoop(), asio::detached);
   asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
@@ -386,7 +333,7 @@ Status Server::Run() {
   Log(LogLevel::kInfo, "listening", {{"version", KVM_VERSION}, {"socket", path}, {"pid", static_cast<int>(::getpid())}});
   server.manager.Notify("READY=1\nSTATUS=Listening on " + path + "\n");
   server.context.run();
-  server.FlushManager();
+  server.manager_feed.Flush(steady_clock::now() + milliseconds(server.config.drain_timeout_ms));
   server.listener.RemoveFile();
   Log(LogLevel::kInfo, "stopped");
   return {};
