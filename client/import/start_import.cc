@@ -68,7 +68,7 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
       if (!payload || !payload->memories[region.device]) break;
       if (payload->memories[region.device]->lost()) {
         // So that Find does not match it again
-        sources.mappings[sources.mapping_of[at]]->GiveUpPaths();
+        sources.mappings[sources.mapping_of[at]]->DropPaths();
         break;
       }
       Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
@@ -78,7 +78,7 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
         }
         // Another user's worker has blocks of another size: they are a miss, and Find does not
         // match them again.
-        sources.mappings[sources.mapping_of[at]]->GiveUpPaths();
+        sources.mappings[sources.mapping_of[at]]->DropPaths();
         break;
       }
       request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, 0});

@@ -51,12 +51,12 @@ std::shared_ptr<const PeerPayload> PeerMapping::payload() const {
   return payload_;
 }
 
-void PeerMapping::GiveUpPaths() const noexcept {
+void PeerMapping::DropPaths() const noexcept {
   for (std::atomic<std::uint8_t>& path : paths_) path.store(kNone, std::memory_order_relaxed);
 }
 
 void PeerMapping::Retire(std::function<void()> released) {
-  GiveUpPaths();
+  DropPaths();
   std::shared_ptr<PeerPayload> payload;
   {
     MutexLock lock(mutex_);

@@ -73,7 +73,7 @@ class PeerMapping {
   }
   // From now on PathTo is empty for all devices, until the region is mapped again; imports under
   // way go on. Lock-free.
-  void GiveUpPaths() const noexcept;
+  void DropPaths() const noexcept;
   // The memory, kept mapped while the result lives; null once withdrawn. Thread-safe.
   std::shared_ptr<const PeerPayload> payload() const;
   // Drops the memory; `released` is called once no import uses it any more (at once if none does).
