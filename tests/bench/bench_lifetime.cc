@@ -124,13 +124,13 @@ void Adoption(std::uint32_t blocks, int rounds) {
       if (pool.ReadLine(std::chrono::seconds(120)) != "ready") Die("the pool's worker did not get ready");
       pool.Kill();
     }
-    const auto heir = MustStart({.socket = kvmd.socket(), .name = "heir", .blocks = 0});
+    const auto adopter = MustStart({.socket = kvmd.socket(), .name = "adopter", .blocks = 0});
     RegionOptions options;
     options.name = "pool";
     options.geometry = Geometry::Contiguous(blocks, 4096);
     SleepMs(20);  // kvmd has seen the end of the process
     const auto start = Clock::now();
-    const Result<AdoptedRegion> adopted = heir->client().AdoptRegion(heir->model(), options, After(std::chrono::seconds(10)));
+    const Result<AdoptedRegion> adopted = adopter->client().AdoptRegion(adopter->model(), options, After(std::chrono::seconds(10)));
     times.push_back(Milliseconds(Clock::now() - start));
     if (!adopted) Die(adopted.error().ToString());
     if (adopted->blocks.size() != blocks) Die("adopted " + std::to_string(adopted->blocks.size()) + " blocks");

@@ -43,8 +43,8 @@ constexpr std::size_t kPeerBlocks = 16, kLeftBlocks = 24;
 
 class Life {
  public:
-  // With `heir` set, the worker adopts "heritage": the region that a dead worker left.
-  Life(std::string socket, bool heir) : socket_(std::move(socket)), heir_(heir) {}
+  // With `adopter` set, the worker adopts "heritage": the region that a dead worker left.
+  Life(std::string socket, bool adopter) : socket_(std::move(socket)), adopter_(adopter) {}
 
   // Exit code. kvmd may die at any moment, and comes back.
   int Run() {
@@ -89,7 +89,7 @@ class Life {
   // What was left holds what its keys say.
   bool TakeOver() {
     if (!Until([&] { return (heritage_ = Started("heritage", true)) != nullptr; })) return false;
-    if (heir_ && heritage_->adopted().size() < kLeftBlocks) {
+    if (adopter_ && heritage_->adopted().size() < kLeftBlocks) {
       code_ = kNotAdopted;
       return false;
     }
@@ -112,7 +112,7 @@ class Life {
   }
 
   const std::string socket_;
-  const bool heir_;
+  const bool adopter_;
   const std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::now() + kLifetime;
   int code_ = 0;
   std::unique_ptr<Worker> own_, heritage_;
@@ -120,7 +120,7 @@ class Life {
 
 const test::ChildMain life_main("fault_life", [](const std::vector<std::string>& arguments) {
   ::setenv("KVM_FAULT_FILE", arguments.at(1).c_str(), 1);
-  return Life(arguments.at(0), arguments.at(2) == "heir").Run();
+  return Life(arguments.at(0), arguments.at(2) == "adopter").Run();
 });
 
 // ---- an observer -------------------------------------------------------------------------------
@@ -380,8 +380,8 @@ class Scenario {
     kvmd_.Start();
   }
 
-  ChildProcess StartLife(bool heir) const {
-    return ChildProcess::Self("fault_life", {kvmd_.socket(), dir_ / "life", heir ? "heir" : "anybody"});
+  ChildProcess StartLife(bool adopter) const {
+    return ChildProcess::Self("fault_life", {kvmd_.socket(), dir_ / "life", adopter ? "adopter" : "anybody"});
   }
 
   const test::TempDir dir_;

@@ -74,17 +74,17 @@ void Round(Supervisor& kvmd, Worker& reader) {
     CHECK(reader.FindAndImport("a:30", 0).valid == 30);
   }
   const Lease adopted = LeaseEventually(reader, "a:30");
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  CHECK(heir->adopted().size() == 30);
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(adopter->adopted().size() == 30);
   CHECK(test::Eventually([&] { return !adopted.valid(); }));
-  heir->Publish("b:10", 5);
-  KVM_REQUIRE_OK(heir->Flush());
+  adopter->Publish("b:10", 5);
+  KVM_REQUIRE_OK(adopter->Flush());
   kvmd.Kill();
   kvmd.Start();
-  KVM_REQUIRE_OK(heir->client().WaitConnected(After(kSoon)));
+  KVM_REQUIRE_OK(adopter->client().WaitConnected(After(kSoon)));
   KVM_REQUIRE_OK(reader.client().WaitConnected(After(kSoon)));
-  KVM_REQUIRE_OK(heir->Flush());
-  heir->DropClient();
+  KVM_REQUIRE_OK(adopter->Flush());
+  adopter->DropClient();
   RemoteWorker({.socket = kvmd.socket(), .name = "lost"}).Publish("c:20", 0);
   REQUIRE(test::Eventually([&] { return reader.Find("c:20").size() == 20; }));
   {

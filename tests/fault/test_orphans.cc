@@ -61,27 +61,27 @@ TEST_CASE("Orphans: a restarted worker gets its pool with its blocks, and import
   victim.BeginWrites(19, 1);
   victim.Kill();
 
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  REQUIRE(heir->adopted().size() == 29);
-  for (const AdoptedBlock& block : heir->adopted()) CHECK(heir->Holds(block.block, block.key));
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  REQUIRE(adopter->adopted().size() == 29);
+  for (const AdoptedBlock& block : adopter->adopted()) CHECK(adopter->Holds(block.block, block.key));
   const std::vector<BlockKey> b = reader->Keys("b:10");
   for (std::uint32_t i = 0; i < 29; ++i) {
-    const AdoptedBlock& block = heir->adopted()[i];
+    const AdoptedBlock& block = adopter->adopted()[i];
     CHECK(block.block == (i < 19 ? i : i + 11));
     CHECK(block.key == (i < 19 ? a[i] : b[i - 19]));
     CHECK(block.depth == (i < 19 ? i : i - 19));
   }
   // It finds them itself without importing, and so do the others.
-  const Match own = heir->Find("a:20");
+  const Match own = adopter->Find("a:20");
   REQUIRE(own.size() == 19);
   CHECK(own[0].own);
   CHECK(reader->FindAndImport("a:20", 0).valid == 19);
   // What it writes now, a match from before its time notices.
-  CHECK(heir->Publish("c:1", 5).readable == 1);
+  CHECK(adopter->Publish("c:1", 5).readable == 1);
   const test::ImportCheck import = reader->Import(found_before, a, 0);
   CHECK(import.valid == 5);
   CHECK(import.wrong == 0);
-  KVM_REQUIRE_OK(heir->Flush());
+  KVM_REQUIRE_OK(adopter->Flush());
   REQUIRE(test::Eventually([&] { return reader->Find("c:1").size() == 1; }));
   CHECK(reader->FindAndImport("c:1", 30).valid == 1);
   // And it comes back as any worker does.
@@ -99,10 +99,10 @@ TEST_CASE("Orphans: importers that kvmd can't reach notice what an adopting work
   victim.Publish("a:20", 0);
   REQUIRE(test::Eventually([&] { return reader.Find("a:20") == 20; }));
   victim.Kill();
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  REQUIRE(heir->adopted().size() == 20);
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  REQUIRE(adopter->adopted().size() == 20);
   kvmd.Kill();  // so that the reader gets no message
-  heir->Publish("b:1", 7);
+  adopter->Publish("b:1", 7);
   const test::RemoteImport import = reader.Import("a:20", 0);
   CHECK(import.valid == 7);
   CHECK(import.wrong == 0);
@@ -197,7 +197,7 @@ TEST_CASE("Orphans: adoptions after workers are killed at random moments give no
   const std::uint64_t seed = 77;
   INFO("seed " << seed);
   test::Random random(seed);
-  test::BusyCrew crew(kvmd.socket(), seed, 4, test::BusyCrew::Successor::kHeir);
+  test::BusyCrew crew(kvmd.socket(), seed, 4, test::BusyCrew::Successor::kAdopter);
   std::size_t adopted_blocks = 0;
   for (int kill = 0; kill < 60; ++kill) {
     test::SleepMs(static_cast<int>(random.Below(60)));

@@ -102,6 +102,6 @@ TEST_CASE("Ownership: an owner that dies right after it has ended its blocks lea
   CHECK(end->signal == SIGKILL);
   CHECK(Eventually([&] { return probe.RegionRows() == 0 && probe.live_entries() == 0; }));
   CHECK(probe.Status().domains(0).orphans() == 0);
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  CHECK(heir->adopted().empty());
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(adopter->adopted().empty());
 }

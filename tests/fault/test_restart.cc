@@ -59,14 +59,14 @@ TEST_CASE("Restart: blocks of a worker that died meanwhile are found again", "[f
   const test::ImportCheck import = newcomer->FindAndImport("a:30", 0);
   CHECK(import.valid == 29);
   CHECK(import.wrong == 0);
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  CHECK(heir->adopted().size() == 29);
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(adopter->adopted().size() == 29);
   // And once more, with the new owner.
   kvmd.Kill();
   kvmd.Start();
-  KVM_REQUIRE_OK(heir->client().WaitConnected(After(kSoon)));
-  heir->Publish("b:4", 40);
-  KVM_REQUIRE_OK(heir->Flush());
+  KVM_REQUIRE_OK(adopter->client().WaitConnected(After(kSoon)));
+  adopter->Publish("b:4", 40);
+  KVM_REQUIRE_OK(adopter->Flush());
   const auto late = test::StartWorker({.socket = kvmd.socket(), .name = "late"});
   CHECK(test::Eventually([&] { return late->Find("a:30").size() == 29 && late->Find("b:4").size() == 4; }));
 }
@@ -148,7 +148,7 @@ TEST_CASE("Restart: restarts under load, with workers that die too, give no wron
   const auto steady = test::StartWorker({.socket = kvmd.socket(), .name = "steady"});
   steady->Publish("steady:20", 0);
   KVM_REQUIRE_OK(steady->Flush());
-  test::BusyCrew crew(kvmd.socket(), 500, 3, test::BusyCrew::Successor::kHeir);
+  test::BusyCrew crew(kvmd.socket(), 500, 3, test::BusyCrew::Successor::kAdopter);
   test::Random random(5);
   for (int restart = 0; restart < 8; ++restart) {
     test::SleepMs(static_cast<int>(random.Between(50, 250)));
@@ -210,12 +210,12 @@ TEST_CASE("Restart: several regions of one worker, restored twice, can still be 
     if (round == 0) victim->WaitConnected();
     REQUIRE(test::Eventually([&] { return Count(kvmd.Log(), "event=registry_restored") == static_cast<std::size_t>(round) + 1; }));
   }
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  CHECK(heir->adopted().size() == 5);
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(adopter->adopted().size() == 5);
   RegionOptions options;
   options.name = "second";
   options.geometry = Geometry::Contiguous(64, 4096);
-  KVM_REQUIRE_OK(heir->client().AdoptRegion(heir->model(), options, After(kSoon)));
+  KVM_REQUIRE_OK(adopter->client().AdoptRegion(adopter->model(), options, After(kSoon)));
 }
 
 TEST_CASE("Restart: the service manager hears the watchdog and reloads", "[fault]") {

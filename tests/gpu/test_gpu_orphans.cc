@@ -70,16 +70,16 @@ TEST_CASE("GPU orphans: a killed worker's blocks can still be imported, and a ne
     GpuWorkerOptions options = Options(kvmd.socket(), "exporter-1", kBlocks);
     options.adopt = true;
     const auto start = std::chrono::steady_clock::now();
-    auto heir = GpuWorker::Start(options);
-    KVM_REQUIRE_OK(heir);
+    auto adopter = GpuWorker::Start(options);
+    KVM_REQUIRE_OK(adopter);
     std::cout << "adoption of " << kBlocks << " blocks of " << (kBlockBytes >> 10) << " KiB on a GPU, with connecting: "
               << std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count() << " us"
               << std::endl;
-    REQUIRE((*heir)->adopted().size() == kBlocks);
-    CHECK((*heir)->CountWrong(all, 0) == 0);
+    REQUIRE((*adopter)->adopted().size() == kBlocks);
+    CHECK((*adopter)->CountWrong(all, 0) == 0);
     CHECK(FreeBytes() + kBlocks * kBlockBytes + kSlack >= before);  // once, not twice
     // An import of a match from before the adoption notices what the adopting worker rewrites.
-    KVM_REQUIRE_OK((*heir)->Publish(Contents(7000, 1), 9));
+    KVM_REQUIRE_OK((*adopter)->Publish(Contents(7000, 1), 9));
     import = (*reader)->Import(held, some, 0);
     CHECK(import.valid == 9);
     CHECK(import.wrong == 0);
@@ -103,14 +103,14 @@ TEST_CASE("GPU orphans: killed while it rewrites at full speed, no wrong block i
     for (int i = 0; i < 20; ++i) importer.Round(64);
     options = Options(kvmd.socket(), "exporter-1", kBlocks);
     options.adopt = true;
-    auto heir = GpuWorker::Start(options);
-    KVM_REQUIRE_OK(heir);
-    CHECK((*heir)->adopted().size() + 64 >= kBlocks);  // all but those that it was writing
+    auto adopter = GpuWorker::Start(options);
+    KVM_REQUIRE_OK(adopter);
+    CHECK((*adopter)->adopted().size() + 64 >= kBlocks);  // all but those that it was writing
     std::size_t wrong = 0;
-    for (const AdoptedBlock& block : (*heir)->adopted()) {
-      const Content content = ExporterContent(1, block.block, (*heir)->region().CurrentGeneration(block.block));
+    for (const AdoptedBlock& block : (*adopter)->adopted()) {
+      const Content content = ExporterContent(1, block.block, (*adopter)->region().CurrentGeneration(block.block));
       CHECK(KeyOf(content) == block.key);
-      wrong += (*heir)->CountWrong(std::span(&content, 1), block.block);
+      wrong += (*adopter)->CountWrong(std::span(&content, 1), block.block);
     }
     CHECK(wrong == 0);
   }
@@ -160,10 +160,10 @@ TEST_CASE("GPU orphans: after the death of a worker and of kvmd, a new worker ad
   CHECK(import.wrong == 0);
   GpuWorkerOptions options = Options(kvmd.socket(), "exporter-1", kBlocks);
   options.adopt = true;
-  auto heir = GpuWorker::Start(options);
-  KVM_REQUIRE_OK(heir);
-  CHECK((*heir)->adopted().size() == kBlocks);
-  CHECK((*heir)->CountWrong(ExporterContents(kBlocks), 0) == 0);
+  auto adopter = GpuWorker::Start(options);
+  KVM_REQUIRE_OK(adopter);
+  CHECK((*adopter)->adopted().size() == kBlocks);
+  CHECK((*adopter)->CountWrong(ExporterContents(kBlocks), 0) == 0);
 }
 
 }  // namespace

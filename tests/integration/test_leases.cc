@@ -128,8 +128,8 @@ TEST_CASE("Leases: an adoption takes the blocks from the lease, and the lease sh
     lease = holder->client().AcquireLease(holder->Find("a:20"), kLong, Soon());
     return lease.has_value();
   }));
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
-  CHECK(heir->adopted().size() == 20);
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "pool", .adopt = true});
+  CHECK(adopter->adopted().size() == 20);
   REQUIRE(Eventually([&] { return !lease->valid(); }));
   CHECK(lease->reason().code == Errc::kNotFound);
   CHECK(lease->reason().message.find("adopted") != std::string::npos);

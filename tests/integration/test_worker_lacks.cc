@@ -60,24 +60,24 @@ TEST_CASE("Descriptors: a worker that lacks descriptors for a region that it ado
           "[integration]") {
   if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
-  const auto heir = test::StartWorker({.socket = kvmd.socket(), .name = "heir"});
+  const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "adopter"});
   test::RemoteWorker owner({.socket = kvmd.socket(), .name = "pool"});
   owner.Publish("a:4", 0);
   owner.Kill();
   REQUIRE(Eventually([&] { return Says(kvmd, "event=region_orphaned"); }));
-  REQUIRE(Eventually([&] { return heir->Find("a:4").size() == 4; }));
+  REQUIRE(Eventually([&] { return adopter->Find("a:4").size() == 4; }));
   RegionOptions options;
   options.name = "pool";
-  options.geometry = heir->region().geometry();
+  options.geometry = adopter->region().geometry();
   {
     const FewDescriptors few(0);
-    KVM_CHECK_ERROR(heir->client().AdoptRegion(heir->model(), options, After(10s)), Errc::kResourceExhausted, few.Says());
+    KVM_CHECK_ERROR(adopter->client().AdoptRegion(adopter->model(), options, After(10s)), Errc::kResourceExhausted, few.Says());
   }
   // No process writes it, and no blocks are found in it.
   CHECK(Eventually([&] { return Says(kvmd, "event=region_unregistered", "region=pool"); }));
-  CHECK(Eventually([&] { return heir->Find("a:4").empty(); }));
-  KVM_REQUIRE_OK(heir->client().AllocateRegion(heir->model(), options, After(10s)));
-  CHECK(heir->client().Stats().reconnects == 0);
+  CHECK(Eventually([&] { return adopter->Find("a:4").empty(); }));
+  KVM_REQUIRE_OK(adopter->client().AllocateRegion(adopter->model(), options, After(10s)));
+  CHECK(adopter->client().Stats().reconnects == 0);
 }
 
 TEST_CASE("Registering: a region that kvmd had no room for on a new connection is registered once there is some", "[integration]") {

@@ -1,6 +1,6 @@
 /* docs/PROTOCOL.md in Promela: one block, its generations, and one importer. region.pml and host_cache.pml say who writes it.
  *
- * Property: a copy that the checks let pass holds the bytes of its entry's key, and so does a block that an heir is told it
+ * Property: a copy that the checks let pass holds the bytes of its entry's key, and so does a block that an adopter is told it
  * has. Every write has a key of its own, numbered from 1; bytes come and go in two halves, so that torn copies exist, and a
  * half is known by the key that wrote it.
  *

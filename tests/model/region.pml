@@ -1,4 +1,4 @@
-/* A block of a worker's region: its owner, kvmd, kvmd's restart, an heir, or a newcomer in the region's row. */
+/* A block of a worker's region: its owner, kvmd, kvmd's restart, an adopter, or a newcomer in the region's row. */
 #include "protocol.pml"
 
 /* ---- Owner, and whoever comes after it: a scheduler that begins writes, streams and workers that end them ------------- */
@@ -46,7 +46,7 @@ proctype Scheduler(byte p) {
      atomic { CPU(p); begin_write(p, KEY(p, n)) }
 #endif
   :: atomic {                        /* Unregister, or any other end of ownership. kvmd need not be there; if it is, */
-       CPU(p) && p == 0 && !gone;    /* it may still take this region for one that waits for its owner, or for an heir */
+       CPU(p) && p == 0 && !gone;    /* it may still take this region for one that waits for its owner, or for an adopter */
        gone = true;
 #ifndef NO_ODD_AT_UNREGISTER
        end(p)
@@ -66,7 +66,7 @@ active proctype FirstOwner() {
   atomic { !over; ended[0] = true }
 }
 
-active proctype Heir() {
+active proctype Adopter() {
   byte k, half[2];
   atomic {
     if

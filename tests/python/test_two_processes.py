@@ -84,7 +84,7 @@ def test_a_killed_workers_pool_serves_on_and_is_adopted(kvmd: PrivateDaemon, sta
     owner.call("retract", [6])
     owner.kill()
     assert reader.call("fetch", tokens, list(range(6))) == (6, 0)
-    client = kvclient.Client(kvmd.socket, name="heir")
+    client = kvclient.Client(kvmd.socket, name="adopter")
     model = client.declare_model(spec())
     geometry = kvclient.Geometry.contiguous(64, BLOCK_BYTES)
     # Until kvmd has seen the end of the process, it has an owner.

@@ -219,7 +219,7 @@ TEST_CASE("Host cache: a dead writer's slab goes to another process of its user,
   int granted = 0;
   SECTION("of the same user") { granted = kSlots / 2; }
   SECTION("not to another user's") { uid = 1001; }
-  OffloadingWorker heir(node, "heir", uid);
+  OffloadingWorker adopter(node, "adopter", uid);
   OffloadingWorker filler(node, "filler", uid);  // has the other slab
   {
     OffloadingWorker writer(node, "writer");
@@ -231,21 +231,21 @@ TEST_CASE("Host cache: a dead writer's slab goes to another process of its user,
     node.WorkAll();
   }
   CHECK(Status(node).blocks() == kSlots + kSlots / 2);
-  heir.Send(heir.Write(0, kSlots / 2, 5));
+  adopter.Send(adopter.Write(0, kSlots / 2, 5));
   node.WorkAll();
   if (granted > 0) {
-    const kvmwire::PrepareStoreReply reply = heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply();
+    const kvmwire::PrepareStoreReply reply = adopter.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply();
     CHECK(reply.grants_size() == granted);
-    heir.Done(reply);
-    CHECK(heir.connection.Has(Body::kSlabGrant));
+    adopter.Done(reply);
+    CHECK(adopter.connection.Has(Body::kSlabGrant));
     CHECK(Status(node).blocks() == 2 * kSlots);
     CHECK(Status(node).evicted() == 0);
     return;
   }
   // Another user's process gets none of that memory: the slab goes, and new memory comes in its
   // place.
-  CHECK_FALSE(heir.connection.Has(Body::kSlabGrant));
-  for (const OffloadingWorker* importer : {&heir, &filler}) {
+  CHECK_FALSE(adopter.connection.Has(Body::kSlabGrant));
+  for (const OffloadingWorker* importer : {&adopter, &filler}) {
     for (const Received& received : importer->connection.sent) {
       if (received.message.body_case() != Body::kRegionWithdraw || !received.message.region_withdraw().wants_ack()) continue;
       kvmwire::ClientMessage ack;
@@ -257,7 +257,7 @@ TEST_CASE("Host cache: a dead writer's slab goes to another process of its user,
   node.WorkAll();
   node.broker.Tick(std::chrono::steady_clock::now());
   node.WorkAll();
-  CHECK(heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == kSlots / 2);
+  CHECK(adopter.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == kSlots / 2);
   CHECK(Status(node).evicted() == kSlots / 2);
 }
 

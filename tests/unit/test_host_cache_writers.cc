@@ -25,14 +25,14 @@ TEST_CASE("Host cache: a slab gets no other writer while the process that wrote 
   CHECK(living.Offer(living.Write(0, kSlots)).grants_size() == kSlots);
   node.broker.Leave(living.id, /*died=*/false);  // its connection has ended, it has not
   node.WorkAll();
-  OffloadingWorker heir(node, "heir");
-  heir.Send(heir.Write(0, 4, 2));
+  OffloadingWorker adopter(node, "adopter");
+  adopter.Send(adopter.Write(0, 4, 2));
   node.WorkAll();
-  CHECK_FALSE(heir.connection.Has(Body::kSlabGrant));
+  CHECK_FALSE(adopter.connection.Has(Body::kSlabGrant));
   process.Kill();
   LetTimePass(node);
-  CHECK(heir.connection.Has(Body::kSlabGrant));
-  CHECK(heir.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == 4);
+  CHECK(adopter.connection.Has(Body::kSlabGrant));
+  CHECK(adopter.connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply().grants_size() == 4);
 }
 
 TEST_CASE("Host cache: a client that reconnects keeps its slabs, and another client of its process does not get them", "[unit]") {

@@ -112,22 +112,22 @@ TEST_CASE("kvmd answers: one that is too large for a frame is answered with the 
 
 TEST_CASE("kvmd answers: a region that can't be handed over for lack of descriptors stays an orphan, to be adopted later", "[unit]") {
   Node node;
-  FakeConnection owner_peer, heir_peer;
+  FakeConnection owner_peer, adopter_peer;
   const ClientId owner = node.Join(owner_peer);
   WireRegion region = node.Granted(owner, owner_peer, "pool", 8);
   node.Register(owner, owner_peer, region);
   node.Publish(owner, owner_peer, region);
   node.broker.Leave(owner, /*died=*/true);
   const Sleeper process;
-  const ClientId heir = node.Join(heir_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), 77);
-  heir_peer.kvmd_lacks_descriptors = true;
-  node.Handle(heir, Node::Adopt(region));
-  CheckSays(heir_peer.TakeError(), "kvmd is out of descriptors");
+  const ClientId adopter = node.Join(adopter_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), 77);
+  adopter_peer.kvmd_lacks_descriptors = true;
+  node.Handle(adopter, Node::Adopt(region));
+  CheckSays(adopter_peer.TakeError(), "kvmd is out of descriptors");
   CHECK(node.Domain().orphans() == 1);
   CHECK(node.Domain().entries() == 8);
-  heir_peer.kvmd_lacks_descriptors = false;
-  node.Handle(heir, Node::Adopt(region));
-  const Received adopted = heir_peer.Take(Body::kAdoptRegionReply);
+  adopter_peer.kvmd_lacks_descriptors = false;
+  node.Handle(adopter, Node::Adopt(region));
+  const Received adopted = adopter_peer.Take(Body::kAdoptRegionReply);
   CHECK(adopted.message.adopt_region_reply().records() == 8);
   CHECK(adopted.fds.size() == 3);
   CHECK(node.Domain().orphans() == 0);

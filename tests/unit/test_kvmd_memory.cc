@@ -222,16 +222,16 @@ TEST_CASE("kvmd memory: a generation table that is gone drops its region and not
 
 TEST_CASE("kvmd memory: a dead worker's region with a hole is not given to the next one", "[unit]") {
   Node node;
-  FakeConnection owner_peer, heir_peer;
+  FakeConnection owner_peer, adopter_peer;
   const ClientId owner = node.Join(owner_peer);
   WireRegion region = node.Granted(owner, owner_peer, "pool", kBlocks);
   node.Register(owner, owner_peer, region);
   CHECK(PublishOne(node, owner, owner_peer, region, 0).inserted() == 1);
   node.broker.Leave(owner, /*died=*/true);
   PunchHole(region.generation_memory.fd(), 4096);
-  const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
-  node.Handle(heir, Node::Adopt(region));
-  CheckSays(heir_peer.TakeError(), "hole in its memory");
+  const ClientId adopter = node.Join(adopter_peer, kDeadPid + 1);
+  node.Handle(adopter, Node::Adopt(region));
+  CheckSays(adopter_peer.TakeError(), "hole in its memory");
   node.WorkAll();
   CHECK(node.Domain().regions() == 0);
 }

@@ -320,16 +320,16 @@ TEST_CASE("kvmd orphans: an owner that has ended its blocks leaves none, even if
     node.broker.Leave(owner, /*died=*/true);
     node.WorkAll();
     CHECK(node.Domain().orphans() == 1);
-    FakeConnection heir_peer;
-    const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
-    node.Handle(heir, Node::Adopt(region));
-    CHECK(heir_peer.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 0);
+    FakeConnection adopter_peer;
+    const ClientId adopter = node.Join(adopter_peer, kDeadPid + 1);
+    node.Handle(adopter, Node::Adopt(region));
+    CHECK(adopter_peer.Take(Body::kAdoptRegionReply).message.adopt_region_reply().records() == 0);
   }
 }
 
 TEST_CASE("kvmd orphans: one whose owner ends its blocks while not connected can't be adopted, and is freed", "[unit]") {
   Node node;
-  FakeConnection owner_peer, importer_peer, heir_peer;
+  FakeConnection owner_peer, importer_peer, adopter_peer;
   Sleeper process;
   const ClientId owner = node.Join(owner_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
   node.Join(importer_peer, 1);
@@ -340,17 +340,17 @@ TEST_CASE("kvmd orphans: one whose owner ends its blocks while not connected can
   REQUIRE(node.Domain().orphans() == 1);
   region.generations.EndAll();
   SECTION("not by the client that had it") {
-    const ClientId again = node.Join(heir_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
+    const ClientId again = node.Join(adopter_peer, process.pid(), 1000, kvmwire::WORKER, process.PidFd(), /*instance=*/7);
     node.Handle(again, Node::Adopt(region));
-    CheckSays(heir_peer.TakeError(), "has given it up");
+    CheckSays(adopter_peer.TakeError(), "has given it up");
     // Nor does it go on in it.
     node.Handle(again, region.RegisterMessage(), region.fds());
-    CHECK(heir_peer.Take(Body::kRegisterRegionReply).message.register_region_reply().region_epoch() != region.region_epoch);
+    CHECK(adopter_peer.Take(Body::kRegisterRegionReply).message.register_region_reply().region_epoch() != region.region_epoch);
   }
   SECTION("another region takes its name, though that process runs") {
-    const ClientId heir = node.Join(heir_peer, 1);
-    WireRegion other = node.Granted(heir, heir_peer, "pool", 8);
-    node.Register(heir, heir_peer, other);
+    const ClientId adopter = node.Join(adopter_peer, 1);
+    WireRegion other = node.Granted(adopter, adopter_peer, "pool", 8);
+    node.Register(adopter, adopter_peer, other);
     CHECK(node.Domain().orphans() == 0);
   }
   SECTION("by itself") {

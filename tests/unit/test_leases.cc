@@ -365,17 +365,17 @@ TEST_CASE("Leases: a client that adopts a region gets all of it, and the lease k
   node.Handle(holder.id, message);
   const kvmwire::AcquireLeaseReply lease = holder.connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply();
   CHECK(lease.blocks() == 6);
-  FakeConnection heir_peer;
-  const ClientId heir = node.Join(heir_peer, kDeadPid + 1);
-  node.Handle(heir, Node::Adopt(dead));
-  heir_peer.Take(Body::kAdoptRegionReply);
+  FakeConnection adopter_peer;
+  const ClientId adopter = node.Join(adopter_peer, kDeadPid + 1);
+  node.Handle(adopter, Node::Adopt(dead));
+  adopter_peer.Take(Body::kAdoptRegionReply);
   const kvmwire::LeaseShrunk cut = holder.connection.Take(Body::kLeaseShrunk).message.lease_shrunk();
   CHECK(cut.blocks() == 3);
   CheckSays(cut.reason(), "adopted");
   CHECK(node.Domain().leased_blocks() == 3);
   CHECK(node.Domain().leased_orphans() == 0);
   // The adopting worker's region ends like any other: it has no pins of the lease.
-  node.broker.Leave(heir, /*died=*/true);
+  node.broker.Leave(adopter, /*died=*/true);
   CHECK(node.Domain().orphans() == 1);
   node.broker.Tick(std::chrono::steady_clock::now() + seconds(301));
   node.WorkAll();

@@ -158,8 +158,8 @@ BusyCrew::BusyCrew(std::string socket, std::uint64_t seed, std::size_t workers, 
 
 ChildProcess BusyCrew::Started(std::size_t worker) {
   ++started_;
-  const bool heir = successor_ == Successor::kHeir;
-  return StartBusyWorker(socket_, "busy-" + std::to_string(heir ? worker : started_), seed_ + started_, heir);
+  const bool adopter = successor_ == Successor::kAdopter;
+  return StartBusyWorker(socket_, "busy-" + std::to_string(adopter ? worker : started_), seed_ + started_, adopter);
 }
 
 pid_t BusyCrew::Kill(std::size_t worker) {

@@ -24,7 +24,7 @@ class BusyCrew {
  public:
   // The worker that replaces a killed one: one with a new name, or one that adopts the killed one's
   // region.
-  enum class Successor { kStranger, kHeir };
+  enum class Successor { kStranger, kAdopter };
   BusyCrew(std::string socket, std::uint64_t seed, std::size_t workers, Successor successor = Successor::kStranger);
 
   std::size_t size() const noexcept { return workers_.size(); }
