@@ -62,6 +62,15 @@ BlockWrite Region::BeginWrite(std::uint32_t block) noexcept {
   return write;
 }
 
+// Asks once for all blocks whether this process was forked.
+void Region::Retract(std::span<const std::uint32_t> blocks) noexcept {
+  if (!impl_->process.Here()) return;
+  const std::uint32_t count = block_count();
+  for (const std::uint32_t block : blocks) {
+    if (block < count) static_cast<void>(impl_->generations.BeginWrite(block));
+  }
+}
+
 PublishOutcome Region::Publish(std::span<const PublishRequest> requests) noexcept {
   if (!impl_->process.Here()) return PublishOutcome{0, requests.size(), 0};
   try {

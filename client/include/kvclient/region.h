@@ -146,9 +146,8 @@ class Region {
   BlockWrite BeginWrite(std::uint32_t block) noexcept;
   // Withdraws `block` without a write to follow. It is the same operation as BeginWrite.
   void Retract(std::uint32_t block) noexcept { static_cast<void>(BeginWrite(block)); }
-  void Retract(std::span<const std::uint32_t> blocks) noexcept {
-    for (const std::uint32_t block : blocks) Retract(block);
-  }
+  // The same for each of `blocks`; for many it is faster than one by one.
+  void Retract(std::span<const std::uint32_t> blocks) noexcept;
 
   // Makes the blocks readable and tells kvmd, batched and without waiting: callers see the effect
   // in other processes some tens of microseconds later (Flush waits for it). While kvmd is away the
