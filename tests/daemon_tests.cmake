@@ -10,6 +10,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_hostile_work.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc
+  unit/test_huge_pages.cc
   unit/test_known_fields.cc
   unit/test_kvmd_config.cc
   unit/test_kvmd_answers.cc

@@ -63,9 +63,10 @@ LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ?
 
 }  // namespace
 
-Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStore* state_store)
+Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStore* state_store, HugePageMaker* huge_pages)
     : config_(config),
       work_to_do_(std::move(work_to_do)),
+      huge_pages_(huge_pages != nullptr ? *huge_pages : huge_pages_now_),
       persistence_(state_store, clients_),
       domains_(config, persistence_,
                [this](Domain& domain) {
@@ -74,7 +75,7 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
                }),
       leases_(config, work_to_do_, clients_),
       announcer_(config, work_to_do_, clients_, domains_, leases_, persistence_),
-      offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_),
+      offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_, huge_pages_),
       restorer_(work_to_do_, clients_, domains_, persistence_, offload_.host_cache()),
       orphans_(config, clients_, domains_, leases_, persistence_, announcer_, restorer_),
       regions_(config, clients_, domains_, persistence_, announcer_, offload_, orphans_),
@@ -285,7 +286,7 @@ bool Broker::Work() {
   domains_.ForEach([&](Domain& domain) {
     Spend(1);
     more = domain.Reap(kSlice) || more;
-    more = domain.segment().MakeSomeHuge() || more;
+    more = domain.segment().MakeSomeHuge(huge_pages_) || more;
   });
   more = announcer_.Work() || more;
   announcer_.AnswerWaiting(SteadyTime::min());

@@ -28,15 +28,17 @@
 #include "daemon/broker/restorer.h"
 #include "daemon/broker/state_store.h"
 #include "daemon/system/config.h"
+#include "daemon/system/huge_page_maker.h"
 
 namespace kvm::daemon {
 
 class Broker {
  public:
-  // `work_to_do` runs whenever Work has something to do. `state_store`, if any, outlives the
-  // broker.
+  // `work_to_do` runs whenever Work has something to do. `state_store` and `huge_pages`, if any,
+  // outlive the broker. Without `huge_pages` they are made within Work.
   explicit Broker(
-      const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr);
+      const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr,
+      HugePageMaker* huge_pages = nullptr);
 
   // Restores the state that an earlier kvmd stored. To be called before the first client joins.
   void Restore(PersistedState state) { restorer_.Restore(std::move(state)); }
@@ -85,6 +87,8 @@ class Broker {
 
   const Config& config_;
   const std::function<void()> work_to_do_;
+  HugePagesNow huge_pages_now_;
+  HugePageMaker& huge_pages_;
   const std::uint64_t started_ms_ = RealtimeMs();
   bool closing_ = false;
   ClientTable clients_;

@@ -23,9 +23,9 @@ kvmwire::HostCacheAdmission ToWire(HostCacheAdmission admission) {
 }  // namespace
 
 OffloadService::OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients,
-                               const DomainTable& domains, RegionAnnouncer& announcer, Persistence& persistence)
+                               const DomainTable& domains, RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages)
     : config_(config), work_to_do_(work_to_do), clients_(clients), domains_(domains), announcer_(announcer), persistence_(persistence) {
-  if (config.host_cache_bytes != 0) host_cache_ = std::make_unique<HostCache>(config, static_cast<HostCacheEvents&>(*this));
+  if (config.host_cache_bytes != 0) host_cache_ = std::make_unique<HostCache>(config, static_cast<HostCacheEvents&>(*this), huge_pages);
 }
 
 OffloadService::~OffloadService() = default;

@@ -23,7 +23,7 @@ class OffloadService final : private HostCacheEvents {
  public:
   // All outlive the service.
   OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients, const DomainTable& domains,
-                 RegionAnnouncer& announcer, Persistence& persistence);
+                 RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages);
   ~OffloadService() override;
 
   HostCache* host_cache() const noexcept { return host_cache_.get(); }  // null: there is none

@@ -6,11 +6,11 @@
 
 namespace kvm::daemon {
 
-HostCache::HostCache(const Config& config, HostCacheEvents& host)
+HostCache::HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages)
     : config_(config),
       pool_(config, host, counters_),
       writers_(pool_, host, counters_),
-      allocator_(pool_, host),
+      allocator_(pool_, host, huge_pages),
       quota_(config, host, pool_, allocator_),
       places_(config, host, pool_, writers_, allocator_, quota_),
       restore_(pool_, writers_, allocator_, quota_) {}

@@ -63,8 +63,8 @@ class HostCache {
     std::string reason;  // why there was no room for the `full` ones
   };
 
-  // `config.host_cache_bytes` is not 0. Both outlive the cache.
-  HostCache(const Config& config, HostCacheEvents& host);
+  // `config.host_cache_bytes` is not 0. All outlive the cache.
+  HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages);
 
   // ---- clients
 

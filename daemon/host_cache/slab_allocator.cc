@@ -61,8 +61,8 @@ bool SlabAllocator::Start(SlabClass& group, const std::shared_ptr<SlabWriter>& w
 
 bool SlabAllocator::Work(SteadyTime now) {
   if (allocating_.empty()) return false;
-  const Result<bool> more = allocating_.front()->memory.AllocateSome(host_.RegistryBytesToCome());
-  if (more && *more) return true;
+  const Result<bool> more = allocating_.front()->memory.AllocateSome(huge_pages_, host_.RegistryBytesToCome());
+  if (more && *more) return !allocating_.front()->memory.waits();
   std::unique_ptr<Slab> slab = std::move(allocating_.front());
   allocating_.pop_front();
   pool_.NoteProgress();

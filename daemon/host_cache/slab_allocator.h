@@ -22,13 +22,14 @@ namespace kvm::daemon {
 
 class SlabAllocator {
  public:
-  // Both outlive the allocator.
-  SlabAllocator(SlabPool& pool, HostCacheEvents& host) : pool_(pool), host_(host) {}
+  // All outlive the allocator.
+  SlabAllocator(SlabPool& pool, HostCacheEvents& host, HugePageMaker& huge_pages) : pool_(pool), host_(host), huge_pages_(huge_pages) {}
 
   // Begins a slab for the writer. False if the machine has no memory for it, or had none a short
   // time ago.
   bool Start(SlabClass& group, const std::shared_ptr<SlabWriter>& writer, SteadyTime now);
-  // Allocates some memory; true if more is to be allocated.
+  // Allocates some memory; true if more is to be allocated now. It is to be called again whenever
+  // the maker of huge pages has made some.
   bool Work(SteadyTime now);
   // Whether a slab of the class is being made for the writer.
   bool Allocating(const SlabClass& group, const SlabWriter& writer) const;
@@ -49,6 +50,7 @@ class SlabAllocator {
 
   SlabPool& pool_;
   HostCacheEvents& host_;
+  HugePageMaker& huge_pages_;
   std::deque<std::unique_ptr<Slab>> allocating_;
   std::uint64_t next_name_ = 0;
   SteadyTime no_memory_until_{};

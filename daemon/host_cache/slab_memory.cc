@@ -1,7 +1,6 @@
 #include "daemon/host_cache/slab_memory.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,10 +11,6 @@
 #include "proto/base/memory_room.h"
 #include "proto/base/round_up.h"
 #include "proto/shm/sealed_memory.h"
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 
 namespace kvm::daemon {
 namespace {
@@ -52,12 +47,13 @@ SlabMemory SlabMemory::Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, s
   SlabMemory memory;
   memory.fd_ = std::move(fd);
   memory.bytes_ = memory.allocated_ = bytes;
-  memory.transparent_ = transparent;
+  memory.huge_->bytes = transparent;
   memory.reserved_ = reserved;
   return memory;
 }
 
-Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
+Result<bool> SlabMemory::AllocateSome(HugePageMaker& huge_pages, std::uint64_t promised) {
+  if (waits()) return true;
   const std::uint64_t bytes = std::min(kSliceBytes, bytes_ - allocated_);
   if (bytes == 0) return false;
   if (!reserved_) {
@@ -68,10 +64,16 @@ Result<bool> SlabMemory::AllocateSome(std::uint64_t promised) {
     if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;
     return error;
   }
-  if (!reserved_) MakeHuge(allocated_, bytes);
+  if (!reserved_ && bytes >= kHugePageBytes) {
+    ++huge_->waiting;
+    huge_pages.Make(fd_.get(), allocated_, bytes, [huge = huge_](std::uint64_t moved) {
+      --huge->waiting;
+      huge->bytes += moved;
+    });
+  }
   allocated_ += bytes;
   KVM_FAULT_POINT(kvmd_slab_allocating);
-  return allocated_ < bytes_;
+  return waits() || allocated_ < bytes_;
 }
 
 // A refusal only costs speed.
@@ -83,20 +85,6 @@ bool SlabMemory::EmptySome() noexcept {
       ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(emptied_), static_cast<off_t>(bytes)));
   emptied_ += bytes;
   return emptied_ < bytes_;
-}
-
-void SlabMemory::MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept {
-  const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
-  if (whole == 0) return;
-  // The kernel maps a huge page only where address and file offset are aligned alike.
-  const std::uint64_t reserved = whole + kHugePageBytes;
-  void* const base = ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) return;
-  const std::uint64_t head = (kHugePageBytes - reinterpret_cast<std::uintptr_t>(base) % kHugePageBytes) % kHugePageBytes;
-  void* const at = ::mmap(static_cast<std::byte*>(base) + head, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_.get(),
-                          static_cast<off_t>(offset));
-  if (at != MAP_FAILED && ::madvise(at, whole, MADV_COLLAPSE) == 0) transparent_ += whole;
-  ::munmap(base, reserved);
 }
 
 }  // namespace kvm::daemon

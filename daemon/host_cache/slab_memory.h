@@ -7,8 +7,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "daemon/system/huge_page_maker.h"
 #include "kvm/error.h"
 #include "proto/base/unique_fd.h"
 
@@ -25,9 +27,12 @@ class SlabMemory {
   // kvmd has stored of it.
   static SlabMemory Reopen(UniqueFd fd, std::uint64_t bytes, bool reserved, std::uint64_t transparent) noexcept;
 
-  // Allocates the next few MiB, if the rest fits beside `promised` bytes; true if there is more to
-  // do. Errors as Create.
-  [[nodiscard]] Result<bool> AllocateSome(std::uint64_t promised = 0);
+  // Allocates the next few MiB, if the rest fits beside `promised` bytes, and has `huge_pages` move
+  // them; true if there is more to do. Errors as Create.
+  [[nodiscard]] Result<bool> AllocateSome(HugePageMaker& huge_pages, std::uint64_t promised = 0);
+  // Whether the next call has to wait for `huge_pages`: later the pages could not be moved, since
+  // clients have them pinned.
+  bool waits() const noexcept { return huge_->waiting > 0; }
 
   // Gives the memory back to the machine, also while clients still have descriptors of it: what a
   // client writes from then on is new memory, and counts as the client's.
@@ -40,13 +45,18 @@ class SlabMemory {
   int writable_fd() const noexcept { return fd_.get(); }
   // How much of the memory is on huge pages.
   std::uint64_t reserved_huge_bytes() const noexcept { return reserved_ ? allocated_ : 0; }
-  std::uint64_t transparent_huge_bytes() const noexcept { return transparent_; }
+  std::uint64_t transparent_huge_bytes() const noexcept { return huge_->bytes; }
 
  private:
-  void MakeHuge(std::uint64_t offset, std::uint64_t bytes) noexcept;
+  // Of transparent huge pages; shared with what `huge_pages` calls when it is done.
+  struct Huge {
+    std::uint64_t bytes = 0;
+    int waiting = 0;
+  };
 
   UniqueFd fd_;
-  std::uint64_t bytes_ = 0, allocated_ = 0, transparent_ = 0;
+  std::shared_ptr<Huge> huge_ = std::make_shared<Huge>();
+  std::uint64_t bytes_ = 0, allocated_ = 0;
   std::uint64_t emptied_ = 0;
   bool reserved_ = false;
 };

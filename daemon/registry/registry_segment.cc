@@ -73,12 +73,14 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
   return segment;
 }
 
-bool RegistrySegment::MakeSomeHuge() noexcept {
+bool RegistrySegment::MakeSomeHuge(HugePageMaker& huge_pages) {
   constexpr std::size_t kSlice = std::size_t{8} << 20;
-  if (huge_until_ >= memory_.size()) return false;
-  memory_.MakeHuge(huge_until_, kSlice);
+  if (*moving_ || huge_until_ >= memory_.size()) return false;
+  *moving_ = true;
+  const std::size_t bytes = std::min(kSlice, memory_.size() - huge_until_);
+  huge_pages.Make(memory_.fd(), huge_until_, bytes, [moving = moving_](std::uint64_t) { *moving = false; });
   huge_until_ += kSlice;
-  return huge_until_ < memory_.size();
+  return !*moving_ && huge_until_ < memory_.size();
 }
 
 void RegistrySegment::Heartbeat() noexcept { header().heartbeat_ns.store(MonotonicNs(), std::memory_order_relaxed); }

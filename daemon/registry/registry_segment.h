@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "daemon/system/config.h"
+#include "daemon/system/huge_page_maker.h"
 #include "kvm/error.h"
 #include "proto/shm/layout.h"
 #include "proto/shm/sealed_memory.h"
@@ -38,15 +40,17 @@ class RegistrySegment {
   layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
   layout::Counters& counters() const noexcept { return header().counters; }
 
-  // Moves the next part of the segment to huge pages, which copies it; true if more is left to
-  // move.
-  bool MakeSomeHuge() noexcept;
+  // Has the next part of the segment moved to huge pages; true if another part can be moved now.
+  // To be called again whenever `huge_pages` has made some.
+  bool MakeSomeHuge(HugePageMaker& huge_pages);
   void Heartbeat() noexcept;
   void SetState(layout::SegmentState state) noexcept { header().state.store(static_cast<std::uint64_t>(state), std::memory_order_release); }
 
  private:
   OwnedMemory memory_;
   std::size_t huge_until_ = 0;
+  // While a part is being moved; shared with what the maker calls then
+  std::shared_ptr<bool> moving_ = std::make_shared<bool>(false);
 };
 
 // There is one writer, so a plain load and store suffice.

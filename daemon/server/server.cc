@@ -24,6 +24,7 @@
 #include "daemon/broker/broker.h"
 #include "daemon/server/connection_quota.h"
 #include "daemon/server/fair_turns.h"
+#include "daemon/server/huge_page_thread.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/manager_feed.h"
 #include "daemon/server/session.h"
@@ -65,8 +66,9 @@ struct Server::Impl {
         tick(context),
         sweep(context),
         signals(context),
+        huge_pages(context, [this] { WorkSoon(); }),
         broker(
-            config, [this] { WorkSoon(); }, &state_store),
+            config, [this] { WorkSoon(); }, &state_store, &huge_pages),
         turns([this] { RunTurns(); }),
         loads(config),
         quota(config) {}
@@ -93,6 +95,7 @@ struct Server::Impl {
   stream_protocol::acceptor acceptor;
   asio::steady_timer tick, sweep;
   asio::signal_set signals;
+  HugePageThread huge_pages;
   Broker broker;
   FairTurns turns;
   UserLoads loads;

@@ -82,6 +82,13 @@ Result<ipc::mapped_region> Map(int fd, ipc::mode_t mode, std::size_t size, HugeP
   }
 }
 
+// Lookups in a large table are bound by address translation. This asks for huge pages now,
+// independent of the system-wide setting for shared memory. Kernels before 6.1 and machines short
+// of memory refuse.
+void MakeHuge(const OwnedMemory& memory) noexcept {
+  if (memory.size() >= kHugePageBytes) ::madvise(memory.data(), memory.size(), MADV_COLLAPSE);
+}
+
 }  // namespace
 
 Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
@@ -98,7 +105,7 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
-  if (huge == HugePages::kTry) memory.MakeHuge(0, size_bytes);
+  if (huge == HugePages::kTry) MakeHuge(memory);
   if (::fcntl(fd, F_ADD_SEALS, kSizeSeals | F_SEAL_FUTURE_WRITE) != 0) return SystemError("seal " + name);
   return memory;
 }
@@ -123,7 +130,7 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   OwnedMemory memory;
   memory.fd_ = std::move(fd);
   memory.mapping_ = std::move(*mapping);
-  if (huge == HugePages::kTry) memory.MakeHuge(0, size_bytes);
+  if (huge == HugePages::kTry) MakeHuge(memory);
   return memory;
 }
 
@@ -137,14 +144,6 @@ OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
 }
 
 void OwnedMemory::Guard() { guard_ = MemoryGuard(data(), size(), PageBytesOf(fd_.get()), MemoryGuard::Access::kWrite); }
-
-// Lookups in a large table are bound by address translation. This asks for huge pages now,
-// independent of the system-wide setting for shared memory. Kernels before 6.1 and machines short
-// of memory refuse.
-void OwnedMemory::MakeHuge(std::size_t offset, std::size_t bytes) noexcept {
-  if (offset >= size() || size() < kHugePageBytes) return;
-  ::madvise(data() + offset, std::min(bytes, size() - offset), MADV_COLLAPSE);
-}
 
 Result<std::size_t> CheckSealed(int fd, std::size_t min_size_bytes) {
   const int seals = ::fcntl(fd, F_GET_SEALS);

@@ -29,8 +29,9 @@
 
 namespace kvm {
 
-// kTry: transparent huge pages, if the kernel grants them. kLater: the same, but the maker asks for
-// them in slices (OwnedMemory::MakeHuge), since the kernel copies the memory to make them.
+// kTry: transparent huge pages, if the kernel grants them. kLater: the mapping
+// is aligned for them, and the maker asks for them itself, in parts, since the kernel copies the
+// memory.
 enum class HugePages { kNever, kTry, kLater };
 
 // The maker's side: writable.
@@ -51,10 +52,6 @@ class OwnedMemory {
   // another size.
   // kResourceExhausted, kUnsupported as for Create. kSystem: fallocate or mmap failed.
   [[nodiscard]] static Result<OwnedMemory> Take(UniqueFd fd, std::size_t size_bytes, HugePages huge = HugePages::kNever);
-
-  // Asks for huge pages in [offset, offset + bytes), both multiples of 2 MiB. If the kernel
-  // refuses, accesses are slower.
-  void MakeHuge(std::size_t offset, std::size_t bytes) noexcept;
 
   std::byte* data() const noexcept { return static_cast<std::byte*>(mapping_.get_address()); }
   std::size_t size() const noexcept { return mapping_.get_size(); }

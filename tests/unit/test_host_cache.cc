@@ -320,7 +320,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   KVM_REQUIRE_OK(prepared);
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
   KVM_REQUIRE_OK(source);
-  daemon::HostCache cache(config, host);
+  daemon::HugePagesNow huge_pages;
+  daemon::HostCache cache(config, host, huge_pages);
   // Of each block that was offloaded: slab and slot
   std::map<std::uint32_t, std::pair<daemon::Slab*, std::uint32_t>> at;
   const auto offload = [&](std::uint32_t block) {

@@ -92,11 +92,11 @@ Config With(T Config::*option, T value) {
 // kvmd without sockets.
 class Node {
  public:
-  // `store`, if any, outlives the node.
-  explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr)
+  // `store` and `huge_pages`, if any, outlive the node.
+  explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr, daemon::HugePageMaker* huge_pages = nullptr)
       : config_(Small(config)),
         broker(
-            config_, [] {}, store) {}
+            config_, [] {}, store, huge_pages) {}
 
   ClientId Join(FakeConnection& connection, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER,
                 UniqueFd process = {}, std::uint64_t instance = 0) {
@@ -148,13 +148,14 @@ class Node {
   void WorkAll() {
     while (broker.Work()) continue;
   }
-  kvmwire::DomainStatus Domain(std::uint32_t uid = 1000) {
+  kvmwire::DomainStatus Domain(std::uint32_t uid = 1000) { return Status(uid).domains(0); }
+  kvmwire::StatusReply Status(std::uint32_t uid = 1000) {
     FakeConnection connection;
     const ClientId id = Join(connection, 1, uid, kvmwire::OBSERVER);
     kvmwire::ClientMessage query;
     query.mutable_status_query();
     Handle(id, query);
-    kvmwire::DomainStatus out = connection.Take(Body::kStatusReply).message.status_reply().domains(0);
+    kvmwire::StatusReply out = connection.Take(Body::kStatusReply).message.status_reply();
     broker.Leave(id, false);
     return out;
   }
