@@ -11,7 +11,7 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   target_compile_definitions(kvm_mesh_support PRIVATE KVM_MESH_BINARY="$<TARGET_FILE:kvmd-mesh>")
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
-    SOURCES integration/test_mesh.cc integration/test_mesh_peers.cc)
+    SOURCES integration/test_mesh.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
   kvm_test(NAME mesh_tls_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_tls.cc)
   kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc)
 endif()

@@ -16,7 +16,7 @@
 namespace kvm {
 namespace {
 
-constexpr std::chrono::seconds kLockPatience{5};  // a starting process holds the lock for milliseconds
+constexpr std::chrono::seconds kLockPatience{5};  // one that starts holds it for milliseconds
 constexpr std::chrono::milliseconds kPause{10};
 
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }

@@ -40,9 +40,9 @@ struct ParsedArguments {
 };
 ParsedArguments ParseArguments(int argc, char** argv);
 
-// kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not of
-// the loopback without certificates or allow_unencrypted, or some of the files of TLS without the
-// others. The files are not read.
+// kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
+// of the loopback without certificates or allow_unencrypted, or some of the files of TLS without
+// the others. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

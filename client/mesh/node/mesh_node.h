@@ -19,8 +19,8 @@ namespace kvm::mesh {
 class MeshNode {
  public:
   // Listens on both sockets. kvmd may be away; it is connected to when it is there.
-  // kAlreadyExists: another process serves the workers' socket. kInvalidArgument: also a certificate
-  // that is not good. kSystem.
+  // kAlreadyExists: another process serves the workers' socket. kInvalidArgument: also a
+  // certificate that is not good. kSystem.
   [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config);
   ~MeshNode();
 

@@ -1,8 +1,8 @@
 // PeerRate: how fast blocks come from a peer.
 //
-// A measurement loses its weight with time, so that no peer is left out for good because it was slow
-// once, or because others were measured first: the expected rate doubles each minute. A peer that
-// has not been measured is expected to be fast, so that it will be. Not thread-safe.
+// A measurement loses its weight with time, so that no peer is left out for good because it was
+// slow once, or because others were measured first: the expected rate doubles each minute. A peer
+// that has not been measured is expected to be fast, so that it will be. Not thread-safe.
 #pragma once
 
 #include <chrono>

@@ -1,5 +1,5 @@
-// WorkerSocket: the Unix socket on which a mesh process listens for the workers of its node, and its
-// file. The file is of this user only, and is removed at the end.
+// WorkerSocket: the Unix socket on which a mesh process listens for the workers of its node, and
+// its file. The file is of this user only, and is removed at the end.
 #pragma once
 
 #include <sys/types.h>

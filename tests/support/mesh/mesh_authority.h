@@ -15,8 +15,8 @@ class MeshAuthority {
  public:
   MeshAuthority();
 
-  // --tls-ca, --tls-cert, --tls-key for a node. `valid_for`: seconds from now, negative for one that
-  // has expired.
+  // --tls-ca, --tls-cert, --tls-key for a node. `valid_for`: seconds from now, negative for one
+  // that has expired.
   std::vector<std::string> Options(const std::string& domain, const std::string& node, std::time_t valid_for = 3600) const;
   // The same with the node's certificate of this authority, and another authority for its peers.
   std::vector<std::string> Options(const std::string& domain, const std::string& node, const MeshAuthority& trusted) const;
