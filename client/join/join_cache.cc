@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "client/connection/wait.h"
-#include "client/join/join_request.h"
 #include "proto/mesh/mesh_frame.h"
+#include "proto/mesh/mesh_request.h"
 #include "proto/mesh/mesh_socket.h"
 
 namespace kvm {
@@ -33,6 +33,8 @@ kvmmesh::LocalMessage MakeRequest(const Region& destination, std::span<const Blo
   join.set_min_blocks(static_cast<std::uint32_t>(std::min(options.min_blocks, keys.size() + 1)));
   join.set_source_hint(options.source_hint.substr(0, kMaxHintBytes));
   join.set_known(static_cast<std::uint32_t>(known));
+  const std::uint32_t block_tokens = destination.model().spec.block_tokens;
+  if (options.prefill_tokens_per_s > 0 && block_tokens > 0) join.set_prefill_blocks_per_s(options.prefill_tokens_per_s / block_tokens);
   return message;
 }
 
@@ -49,7 +51,8 @@ JoinOutcome JoinCache(const Client& client, const Region& destination, std::span
     out.reason = "kvmd-mesh takes " + std::to_string(mesh::kMaxKeys) + " keys at a time";
     return out;
   }
-  const Result<kvmmesh::LocalMessage> answer = AskMesh(socket, MakeRequest(destination, asked, out.blocks, options), options.deadline);
+  const Result<kvmmesh::LocalMessage> answer =
+      mesh::AskMesh(socket, MakeRequest(destination, asked, out.blocks, options), options.deadline, Interrupted);
   if (!answer || !answer->has_joined()) {
     out.reason = answer ? "kvmd-mesh answered with something else" : answer.error().ToString();
     out.blocks = client.Find(keys, find).size();  // some may have arrived

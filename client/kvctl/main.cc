@@ -49,6 +49,7 @@ int Main(int argc, char** argv) {
 #ifdef KVM_HAVE_PROMETHEUS
   AddExporterCommand(app, common, action);
 #endif
+  AddMeshCommands(app, common, action);
   AddReplayCommand(app, common, action);
   AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);

@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "daemon/system/start_lock.h"
+#include "proto/base/start_lock.h"
 
 namespace kvm::daemon {
 namespace {

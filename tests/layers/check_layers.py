@@ -40,7 +40,7 @@ RULES = {
     "proto/model": {"proto/base", "kvm"},
     "proto/shm": {"proto/base", "kvm"},
     "proto/wire": {"proto/base", "proto/shm", "proto/model", "kvm"},
-    "proto/mesh": {"kvm"},
+    "proto/mesh": {"proto/base", "kvm"},
     # The interface, then what needs no CUDA, then what is built on CUDA.
     "cuda": PROTO | {"cuda/include"},
     "cuda/no_cuda.cc": {"cuda", "cuda/topology", "kvm"},
@@ -87,6 +87,7 @@ RULES = {
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/workload": KVCTL | {"client/kvctl/cli", "daemon/policy"},
     "client/kvctl/views": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/mesh": KVCTL | {"client/kvctl/cli", "client/kvctl/views", "proto/mesh"},
     "client/kvctl/exporter": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},

@@ -1,6 +1,7 @@
 // Which configurations kvmd-mesh refuses, and what it makes of the shape that a peer names.
 #include "client/mesh/memory/shape.h"
 #include "client/mesh/node/config.h"
+#include "proto/mesh/mesh_identity.h"
 #include "tests/catch.h"
 
 namespace {
@@ -38,6 +39,30 @@ TEST_CASE("Mesh configuration: an address of another machine is refused unless u
     config.listen = everywhere;
     KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "unencrypted");
   }
+}
+
+TEST_CASE("Mesh configuration: certificates allow addresses of other machines, and only all of their files do", "[unit]") {
+  Config config = Good();
+  config.listen = "0.0.0.0:7600";
+  config.peers[0].address = "192.0.2.1:7601";
+  config.tls = {"ca.pem", "a.pem", "a.key"};
+  KVM_REQUIRE_OK(CheckConfig(config));
+  config.allow_unencrypted = true;
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--allow-unencrypted");
+  config.allow_unencrypted = false;
+  for (std::string mesh::TlsFiles::*file : {&mesh::TlsFiles::authority, &mesh::TlsFiles::certificate, &mesh::TlsFiles::key}) {
+    config.tls = {"ca.pem", "a.pem", "a.key"};
+    (config.tls.*file).clear();
+    KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "all of them or none");
+  }
+}
+
+TEST_CASE("Mesh identity: a node's name has one spelling, and no name can pass for another one's", "[unit]") {
+  CHECK(mesh::MeshIdentity("uid:1000", "rack3-node7") == "kvmd://uid:1000/rack3-node7");
+  CHECK(mesh::MeshIdentity("uid:1", "a/b") == "kvmd://uid:1/a%2Fb");
+  CHECK(mesh::MeshIdentity("uid:1/a", "b") == "kvmd://uid:1%2Fa/b");
+  CHECK(mesh::MeshIdentity("d", "a%2Fb") == "kvmd://d/a%252Fb");
+  CHECK(mesh::MeshIdentity("d", "a:\xc3\xa9") == "kvmd://d/a%3A%C3%A9");
 }
 
 TEST_CASE("Mesh configuration: names that are missing, twice or not printable are refused, and so are host names", "[unit]") {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "daemon/server/listener.h"
-#include "daemon/system/start_lock.h"
+#include "proto/base/start_lock.h"
 #include "tests/catch.h"
 #include "tests/support/process/temp_dir.h"
 
@@ -19,7 +19,7 @@ namespace kvm::test {
 namespace {
 
 using daemon::Listener;
-using daemon::StartLock;
+using kvm::StartLock;
 
 TEST_CASE("Start lock: a user who may read the socket's directory can't delay kvmd", "[unit]") {
   const TempDir dir;

@@ -20,6 +20,10 @@ struct JoinOptions {
   Deadline deadline = After(std::chrono::milliseconds(500));
   // Nothing is fetched unless this many leading blocks can be expected to be here afterwards.
   std::size_t min_blocks = 1;
+  // How fast this worker computes the KV states of a prompt, in tokens per second. kvmd-mesh then
+  // fetches blocks from a peer only if that is expected to take less time than computing them, by
+  // the rate at which blocks have come from that peer. 0: unknown, so that it always fetches.
+  double prefill_tokens_per_s = 0;
   // The node to ask first, by the name that kvmd-mesh's configuration has for it; empty: the one
   // that seems to have the most blocks. At most 63 bytes are used.
   std::string source_hint{};
@@ -30,7 +34,9 @@ struct JoinOptions {
 struct JoinOutcome {
   std::size_t blocks = 0;   // leading ones that Find finds here now
   std::size_t fetched = 0;  // how many blocks this call brought here
-  std::string reason;       // why there are no more; empty if all are here
+  // Why there are no more, for people: no peer has them, the peer was busy, computing is faster, …
+  // Empty if all are here.
+  std::string reason;
 };
 
 }  // namespace kvm

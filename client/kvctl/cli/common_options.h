@@ -32,6 +32,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
 void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddExporterCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddLiveCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddMeshCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action);

@@ -1,6 +1,9 @@
 #include "client/mesh/memory/mesh_memory.h"
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
+#include <random>
 
 #include "client/mesh/threads/on_thread.h"
 
@@ -9,7 +12,35 @@ namespace {
 
 constexpr std::chrono::milliseconds kAllocateTimeout{2000};
 
+// A user may run several of these processes beside one kvmd, which tells regions of a user apart by
+// their names; and a region of a process that has ended may still be there.
+std::string UniqueNames(PoolUse use) {
+  std::random_device random;
+  std::array<char, 17> id{};
+  std::snprintf(id.data(), id.size(), "%08x%08x", static_cast<unsigned>(random()), static_cast<unsigned>(random()));
+  return std::string(use == PoolUse::kLanding ? "mesh-landing-" : "mesh-staging-") + id.data() + '-';
+}
+
 }  // namespace
+
+// Marks a shape whose pool is being made.
+class MeshMemory::Making {
+ public:
+  Making(Pools& pools, const BlockShape& shape) : pools_(pools), shape_(shape) { pools_.emplace(shape_, nullptr); }
+  ~Making() {
+    const auto found = pools_.find(shape_);
+    if (found != pools_.end() && !found->second) pools_.erase(found);
+  }
+  Making(const Making&) = delete;
+  Making& operator=(const Making&) = delete;
+
+ private:
+  Pools& pools_;
+  BlockShape shape_;
+};
+
+MeshMemory::MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes)
+    : client_(std::move(client)), threads_(threads), use_(use), bytes_(bytes), names_(UniqueNames(use)) {}
 
 std::shared_ptr<SlotPool> MeshMemory::Existing(const BlockShape& shape) const {
   const auto found = pools_.find(shape);
@@ -20,10 +51,13 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
   if (std::shared_ptr<SlotPool> pool = Existing(shape)) co_return pool;
   if (pools_.contains(shape)) co_return MakeError(Errc::kResourceExhausted, "memory for these blocks is being made");
   if (pools_.size() >= kMaxPools) co_return MakeError(Errc::kResourceExhausted, "too many models and shards");
-  pools_.emplace(shape, nullptr);
-  const auto blocks = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(bytes_ / shape.block_bytes, 2, Geometry::kMaxBlocks));
+  if (bytes_ < shape.block_bytes) {
+    co_return MakeError(Errc::kUnsupported, std::string(use_ == PoolUse::kLanding ? "--pool-size" : "--staging-size") + ": " +
+                                                std::to_string(bytes_) + " bytes hold no block of " + std::to_string(shape.block_bytes));
+  }
+  const auto blocks = static_cast<std::uint32_t>(std::min<std::uint64_t>(bytes_ / shape.block_bytes, Geometry::kMaxBlocks));
   RegionOptions options;
-  options.name = (use_ == PoolUse::kLanding ? "mesh-landing-" : "mesh-staging-") + std::to_string(++made_);
+  options.name = names_ + std::to_string(++made_);
   options.shard = shape.shard;
   options.geometry = Geometry::Contiguous(blocks, shape.block_bytes);
   // The pool is a cache itself, and what it holds came from another node's.
@@ -32,11 +66,10 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
   std::function<Result<std::shared_ptr<Region>>()> allocate = [this, &model, &options] {
     return client_->AllocateRegion(model, options, After(kAllocateTimeout));
   };
+  // However this ends, the next call may try again unless there is a pool now.
+  const Making making(pools_, shape);
   Result<std::shared_ptr<Region>> region = co_await OnThread(threads_, allocate);
-  if (!region) {
-    pools_.erase(shape);
-    co_return region.error();
-  }
+  if (!region) co_return region.error();
   std::shared_ptr<SlotPool> pool = std::make_shared<SlotPool>(std::move(*region));
   pools_[shape] = pool;
   co_return pool;

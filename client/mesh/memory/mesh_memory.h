@@ -22,11 +22,11 @@ enum class PoolUse : std::uint8_t { kLanding, kStaging };
 class MeshMemory {
  public:
   // `bytes`: of each region of that use. `threads`: where calls that wait for kvmd run.
-  MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes)
-      : client_(std::move(client)), threads_(threads), use_(use), bytes_(bytes) {}
+  MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes);
 
-  // The pool for blocks of `shape`, which has at least two blocks. kResourceExhausted: kMaxPools
-  // others exist, another call is making it, or there is too little memory.
+  // The pool for blocks of `shape`. kUnsupported: the configured size is less than one block.
+  // kResourceExhausted: kMaxPools others exist, another call is making it, or there is too little
+  // memory.
   Awaitable<Result<std::shared_ptr<SlotPool>>> Get(Model model, BlockShape shape);
   // Null: there is none.
   std::shared_ptr<SlotPool> Existing(const BlockShape& shape) const;
@@ -34,11 +34,15 @@ class MeshMemory {
   static constexpr std::size_t kMaxPools = 24;
 
  private:
+  using Pools = std::map<BlockShape, std::shared_ptr<SlotPool>>;
+  class Making;
+
   std::shared_ptr<Client> client_;
   boost::asio::thread_pool& threads_;
   const PoolUse use_;
   const std::uint64_t bytes_;
-  std::map<BlockShape, std::shared_ptr<SlotPool>> pools_;  // null: being made
+  const std::string names_;  // of its regions: the part before their numbers
+  Pools pools_;              // null: being made
   unsigned made_ = 0;
 };
 

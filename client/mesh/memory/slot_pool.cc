@@ -4,15 +4,13 @@ namespace kvm::mesh {
 
 SlotPool::SlotPool(std::shared_ptr<Region> region)
     : region_(std::move(region)), at_(region_->block_count()), keys_(region_->block_count()) {
-  for (std::uint32_t slot = 0; slot < keys_.size(); ++slot) Append(slot);
+  for (std::uint32_t slot = 0; slot < keys_.size(); ++slot) at_[slot] = order_.insert(order_.end(), slot);
 }
-
-void SlotPool::Append(std::uint32_t slot) { at_[slot] = order_.insert(order_.end(), slot); }
 
 std::optional<BlockWrite> SlotPool::Take() {
   if (order_.empty()) return std::nullopt;
   const std::uint32_t slot = order_.front();
-  order_.pop_front();
+  taken_.splice(taken_.end(), order_, order_.begin());
   if (keys_[slot]) {
     if (const auto found = slots_.find(*keys_[slot]); found != slots_.end() && found->second == slot) slots_.erase(found);
     keys_[slot].reset();
@@ -20,7 +18,7 @@ std::optional<BlockWrite> SlotPool::Take() {
   return region_->BeginWrite(slot);
 }
 
-void SlotPool::Return(std::uint32_t slot) { at_[slot] = order_.insert(order_.begin(), slot); }
+void SlotPool::Return(std::uint32_t slot) noexcept { order_.splice(order_.begin(), taken_, at_[slot]); }
 
 void SlotPool::Publish(std::span<const PublishRequest> requests) {
   static_cast<void>(region_->Publish(requests));
@@ -32,7 +30,7 @@ void SlotPool::Publish(std::span<const PublishRequest> requests) {
     }
     keys_[slot] = request->key;
     slots_[request->key] = slot;
-    Append(slot);
+    order_.splice(order_.end(), taken_, at_[slot]);
   }
 }
 

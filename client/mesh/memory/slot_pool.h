@@ -24,12 +24,12 @@ class SlotPool {
 
   Region& region() noexcept { return *region_; }
   std::size_t size() const noexcept { return keys_.size(); }
-  std::size_t taken() const noexcept { return keys_.size() - order_.size(); }
+  std::size_t taken() const noexcept { return taken_.size(); }
 
   // A slot that BeginWrite has been called for. Empty: all are taken.
   std::optional<BlockWrite> Take();
-  // A taken slot that holds nothing.
-  void Return(std::uint32_t slot);
+  // A taken slot that holds nothing. Takes no memory, so that it can't fail.
+  void Return(std::uint32_t slot) noexcept;
   // Publishes taken slots, shallowest first, and makes them the last to be taken again. Those that
   // the region could not publish are free.
   void Publish(std::span<const PublishRequest> requests);
@@ -39,13 +39,29 @@ class SlotPool {
 
  private:
   using Order = std::list<std::uint32_t>;
-  void Append(std::uint32_t slot);
 
   std::shared_ptr<Region> region_;
   Order order_;  // not taken; the next to be taken first
+  Order taken_;
   std::vector<Order::iterator> at_;
   std::vector<std::optional<BlockKey>> keys_;
   std::unordered_map<BlockKey, std::uint32_t> slots_;
+};
+
+// A slot that Take has given, while it is written; it is returned if nothing was published in it.
+class TakenSlot {
+ public:
+  TakenSlot(SlotPool& pool, std::uint32_t slot) noexcept : pool_(&pool), slot_(slot) {}
+  ~TakenSlot() {
+    if (pool_ != nullptr) pool_->Return(slot_);
+  }
+  TakenSlot(const TakenSlot&) = delete;
+  TakenSlot& operator=(const TakenSlot&) = delete;
+  void Published() noexcept { pool_ = nullptr; }
+
+ private:
+  SlotPool* pool_;
+  std::uint32_t slot_;
 };
 
 }  // namespace kvm::mesh

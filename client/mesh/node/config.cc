@@ -12,6 +12,8 @@
 namespace kvm::mesh {
 namespace {
 
+constexpr std::uint64_t kLeastSummaryBytes = std::uint64_t{64} << 10;
+
 void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
   app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str(std::to_string(field))->type_name("SIZE");
 }
@@ -23,13 +25,15 @@ Status CheckName(const std::string& option, const std::string& name) {
   return MakeError(Errc::kInvalidArgument, option + ": a name has 1 to 63 printable characters without spaces and '='");
 }
 
-Status CheckAddress(const std::string& option, const std::string& address, bool allow_unencrypted) {
+Status CheckAddress(const std::string& option, const std::string& address, bool any_machine) {
   const auto at = ParseAddress(address);
   if (!at) return MakeError(Errc::kInvalidArgument, option + ": " + at.error().message);
-  if (at->address().is_loopback() || allow_unencrypted) return {};
-  return MakeError(Errc::kInvalidArgument, option + ": " + address +
-                                               " is not on this machine, and blocks would travel unencrypted to a peer that is not "
-                                               "authenticated; --allow-unencrypted allows that on a network that you trust");
+  if (at->address().is_loopback() || any_machine) return {};
+  return MakeError(
+      Errc::kInvalidArgument,
+      option + ": " + address +
+          " is not on this machine, and blocks would travel unencrypted to a peer that is not "
+          "authenticated. Give certificates (--tls-ca, --tls-cert, --tls-key), or --allow-unencrypted for a network that you trust");
 }
 
 void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
@@ -38,10 +42,14 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--mesh-socket", c.mesh_socket, "Unix socket for this node's workers; empty: " + DefaultMeshSocket());
   app.add_option("--listen", c.listen, "Address and port for peers")->capture_default_str();
   app.add_option("--peers", peers, "The other nodes: NAME=ADDRESS:PORT")->type_name("PEER");
+  app.add_option("--tls-ca", c.tls.authority, "File with the certificates of the authority that peers' certificates are of (PEM)");
+  app.add_option("--tls-cert", c.tls.certificate, "File with this node's certificate (PEM); kvctl mesh cert makes one");
+  app.add_option("--tls-key", c.tls.key, "File with its key (PEM)");
   app.add_flag("--allow-unencrypted", c.allow_unencrypted, "Allow addresses of other machines, without encryption and authentication");
   Size(app, "--pool-size", c.pool_bytes, "Memory for blocks of other nodes, for each model and shard");
   Size(app, "--staging-size", c.staging_bytes, "Memory for blocks that are being sent, for each model and shard");
   Size(app, "--max-block-size", c.max_block_bytes, "The largest block that is sent or received");
+  Size(app, "--max-summary-size", c.max_summary_bytes, "The largest summary of keys that is taken from a peer");
   app.add_option("--pull-interval-ms", c.pull_interval_ms, "Pause between two looks at the registry, and at peers' summaries")
       ->check(CLI::Range(10u, 600'000u))
       ->capture_default_str();
@@ -67,15 +75,24 @@ Result<std::vector<PeerConfig>> SplitPeers(const std::vector<std::string>& peers
 
 Status CheckConfig(const Config& config) {
   if (Status good = CheckName("--node", config.node); !good) return good;
-  if (Status good = CheckAddress("--listen", config.listen, config.allow_unencrypted); !good) return good;
+  if (config.tls.any() && !config.tls.all())
+    return MakeError(Errc::kInvalidArgument, "--tls-ca, --tls-cert and --tls-key: all of them or none");
+  if (config.tls.any() && config.allow_unencrypted)
+    return MakeError(Errc::kInvalidArgument, "--allow-unencrypted: with --tls-cert every connection is encrypted");
+  const bool any_machine = config.tls.all() || config.allow_unencrypted;
+  if (Status good = CheckAddress("--listen", config.listen, any_machine); !good) return good;
   std::set<std::string> names{config.node};
   for (const PeerConfig& peer : config.peers) {
     if (Status good = CheckName("--peers", peer.node); !good) return good;
     if (!names.insert(peer.node).second) return MakeError(Errc::kInvalidArgument, "--peers: " + peer.node + " is named twice");
-    if (Status good = CheckAddress("--peers", peer.address, config.allow_unencrypted); !good) return good;
+    if (Status good = CheckAddress("--peers", peer.address, any_machine); !good) return good;
   }
   if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
     return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");
+  if (config.max_summary_bytes < kLeastSummaryBytes || config.max_summary_bytes > kMaxPayloadBytes / 2) {
+    return MakeError(Errc::kInvalidArgument, "--max-summary-size: " + std::to_string(kLeastSummaryBytes) + " to " +
+                                                 std::to_string(kMaxPayloadBytes / 2) + " bytes");
+  }
   return {};
 }
 
@@ -106,6 +123,11 @@ ParsedArguments ParseArguments(int argc, char** argv) {
     std::cerr << good.error().message << '\n';
     out.exit = true;
     out.exit_code = 1;
+  } else if (check && out.config.tls.all()) {
+    const Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(out.config.tls, out.config.node);
+    std::cout << "kvmd-mesh: " << (identity ? "configuration is good" : identity.error().message) << '\n';
+    out.exit = true;
+    out.exit_code = identity ? 0 : 1;
   } else if (check) {
     std::cout << "kvmd-mesh: configuration is good\n";
     out.exit = true;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "client/mesh/transfer/tls_identity.h"
 #include "kvm/error.h"
 
 namespace kvm::mesh {
@@ -20,10 +21,12 @@ struct Config {
   std::string mesh_socket;  // for this node's workers; empty: DefaultMeshSocket()
   std::string listen = "127.0.0.1:7600";
   std::vector<PeerConfig> peers;
+  TlsFiles tls;  // none: connections are not encrypted
   bool allow_unencrypted = false;
   std::uint64_t pool_bytes = std::uint64_t{1} << 30;      // of each model and shard
   std::uint64_t staging_bytes = std::uint64_t{64} << 20;  // the same
   std::uint64_t max_block_bytes = std::uint64_t{64} << 20;
+  std::uint64_t max_summary_bytes = std::uint64_t{64} << 20;
   std::uint32_t pull_interval_ms = 1000;
   std::uint32_t stall_timeout_ms = 2000;
   std::uint32_t max_connections = 256;
@@ -37,8 +40,9 @@ struct ParsedArguments {
 };
 ParsedArguments ParseArguments(int argc, char** argv);
 
-// kInvalidArgument, the option named: a bad name or address, a name twice, or an address that is
-// not of the loopback without allow_unencrypted.
+// kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
+// of the loopback without certificates or allow_unencrypted, or some of the files of TLS without
+// the others. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

@@ -13,7 +13,8 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kHelloTimeout{5000};
-constexpr milliseconds kSendTimeout{10'000};
+constexpr milliseconds kSendTimeout{60'000};
+constexpr milliseconds kSendStall{10'000};
 constexpr milliseconds kIdleTimeout{120'000};
 constexpr std::uint32_t kMaxWithinMs = 600'000;
 // Blocks that are copied before the first one is sent: enough to make up for the change of threads.
@@ -22,32 +23,41 @@ constexpr std::size_t kMaxBatchBlocks = 256;
 
 }  // namespace
 
-Awaitable<void> FetchService::Run() {
-  Status good = co_await Greet();
-  while (good) {
+Awaitable<void> FetchService::Serve() {
+  Status good;
+  // A channel whose certificates are out of date, or have been replaced, takes no further request.
+  while (good && channel_->current()) {
     Result<Received> received = co_await channel_->Receive(steady_clock::now() + kIdleTimeout);
     kvmmesh::PeerMessage message;
     if (!received || received->payload_bytes != 0 || !message.ParseFromString(received->message)) break;
+    // Its certificates may have been replaced while it waited.
+    if (!channel_->current()) break;
     good = co_await Answer(std::move(message));
   }
-  channel_->Close();
 }
 
 Awaitable<Status> FetchService::Greet() {
-  Result<Received> received = co_await channel_->Receive(steady_clock::now() + kHelloTimeout);
+  const Time deadline = steady_clock::now() + kHelloTimeout;
+  Status secured = co_await channel_->Handshake(deadline);
+  if (!secured) co_return secured;
+  Result<Received> received = co_await channel_->Receive(deadline);
   if (!received) co_return received.error();
   kvmmesh::PeerMessage message;
   if (received->payload_bytes != 0 || !message.ParseFromString(received->message) || !message.has_hello())
     co_return MakeError(Errc::kProtocol, "no hello");
   // The domain is not known before kvmd has been connected to.
-  const bool fits =
-      message.hello().version() == kMeshVersion && !message.hello().domain().empty() && message.hello().domain() == node_.client->domain();
+  const std::string domain = node_.client->domain();
+  const bool fits = message.hello().version() == kMeshVersion && !domain.empty() && message.hello().domain() == domain;
+  if (!domain.empty() && !channel_->IsNode(domain, message.hello().node())) {
+    co_return MakeError(Errc::kPermissionDenied,
+                        "the peer's certificate is not of node " + message.hello().node() + " of domain " + domain);
+  }
   kvmmesh::PeerMessage answer;
   answer.mutable_hello()->set_version(kMeshVersion);
   answer.mutable_hello()->set_node(node_.config.node);
-  answer.mutable_hello()->set_domain(node_.client->domain());
+  answer.mutable_hello()->set_domain(domain);
   const std::string bytes = answer.SerializeAsString();
-  Status sent = co_await channel_->Send(bytes, {}, steady_clock::now() + kHelloTimeout);
+  Status sent = co_await channel_->Send(bytes, {}, deadline);
   if (sent && !fits) co_return MakeError(Errc::kPermissionDenied, "another version or domain");
   co_return sent;
 }
@@ -69,7 +79,7 @@ Awaitable<Status> FetchService::SendSummary(kvmmesh::SummaryQuery query) {
   summary.set_keys(image.keys);
   const std::string bytes = answer.SerializeAsString();
   const std::span<const std::byte> payload = std::as_bytes(std::span(image.payload));
-  co_return co_await channel_->Send(bytes, payload, steady_clock::now() + kSendTimeout);
+  co_return co_await channel_->Send(bytes, payload, {steady_clock::now() + kSendTimeout, kSendStall});
 }
 
 Awaitable<Status> FetchService::SendBlocks(kvmmesh::Fetch fetch) {
@@ -80,7 +90,7 @@ Awaitable<Status> FetchService::SendBlocks(kvmmesh::Fetch fetch) {
   answer.mutable_end()->set_request(fetch.request());
   answer.mutable_end()->set_reason(*reason);
   const std::string bytes = answer.SerializeAsString();
-  co_return co_await channel_->Send(bytes, {}, steady_clock::now() + kSendTimeout);
+  co_return co_await channel_->Send(bytes, {}, steady_clock::now() + kSendStall);
 }
 
 // An error: the connection is not usable any more.
@@ -93,7 +103,7 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
   const auto model = node_.models.find(shape->fingerprint);
   if (model == node_.models.end() || !node_.shapes.contains(*shape)) co_return Reason::NOT_HERE;
   Result<std::shared_ptr<SlotPool>> pool = co_await node_.staging.Get(model->second, *shape);
-  if (!pool) co_return Reason::BUSY;
+  if (!pool) co_return pool.error().code == Errc::kUnsupported ? Reason::TOO_LARGE : Reason::BUSY;
 
   const std::size_t batch_blocks = std::clamp<std::size_t>(kBatchBytes / shape->block_bytes, 1, kMaxBatchBlocks);
   for (std::size_t next = 0; next < keys->size();) {
@@ -113,8 +123,7 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
       block.set_checksum(batch.checksum(i));
       const std::string bytes = message.SerializeAsString();
       // A peer that does not read must not keep staging memory from others for long.
-      const Time sent_by = std::min(deadline, steady_clock::now() + kSendTimeout);
-      Status sent = co_await channel_->Send(bytes, batch.bytes(i), sent_by);
+      Status sent = co_await channel_->Send(bytes, batch.bytes(i), {deadline, kSendStall});
       if (!sent) co_return sent.error();
       ++node_.counters.served_blocks;
       node_.counters.served_bytes += shape->block_bytes;

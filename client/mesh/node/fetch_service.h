@@ -18,11 +18,13 @@ class FetchService {
  public:
   FetchService(NodeState& node, std::shared_ptr<Channel> channel) : node_(node), channel_(std::move(channel)) {}
 
+  // First. The peer has proven to be a node of this domain afterwards, if connections are
+  // encrypted; else it says so. kPermissionDenied, and the errors of Channel.
+  Awaitable<Status> Greet();
   // Until the peer closes the connection, breaks the protocol or is silent for too long.
-  Awaitable<void> Run();
+  Awaitable<void> Serve();
 
  private:
-  Awaitable<Status> Greet();
   Awaitable<Status> Answer(kvmmesh::PeerMessage message);
   Awaitable<Status> SendSummary(kvmmesh::SummaryQuery query);
   Awaitable<Status> SendBlocks(kvmmesh::Fetch fetch);

@@ -4,7 +4,6 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <tuple>
 
 #include "proto/mesh/mesh_frame.h"
 
@@ -15,8 +14,6 @@ namespace asio = boost::asio;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr milliseconds kWorkerIdleTimeout{600'000};
-constexpr milliseconds kAnswerTimeout{1000};
 constexpr std::uint32_t kMaxJoinMs = 600'000;
 constexpr std::size_t kMaxSources = 3;  // peers that one request asks
 constexpr milliseconds kIndexTimeout{500};
@@ -30,35 +27,171 @@ Time AnswerBy(std::uint32_t within_ms) {
 
 }  // namespace
 
-Awaitable<void> JoinService::Serve(std::shared_ptr<Channel> channel) {
-  for (;;) {
-    Result<Received> received = co_await channel->Receive(steady_clock::now() + kWorkerIdleTimeout);
-    kvmmesh::LocalMessage message, answer;
-    if (!received || received->payload_bytes != 0 || !message.ParseFromString(received->message)) break;
-    if (message.has_join()) {
-      *answer.mutable_joined() = co_await Join(message.join(), AnswerBy(message.join().within_ms()));
-    } else if (message.has_status_query()) {
-      *answer.mutable_status() = Describe();
-    } else {
-      break;
-    }
-    const std::string bytes = answer.SerializeAsString();
-    Status sent = co_await channel->Send(bytes, {}, steady_clock::now() + kAnswerTimeout);
-    if (!sent) break;
+// Marks the first key that a request lacks, so that others wait instead of fetching it, too.
+class JoinService::Fetching {
+ public:
+  Fetching(std::unordered_set<BlockKey>& all, const BlockKey& key) : all_(all), key_(key), alone_(all.insert(key).second) {}
+  ~Fetching() {
+    if (alone_) all_.erase(key_);
   }
-  channel->Close();
+  Fetching(const Fetching&) = delete;
+  Fetching& operator=(const Fetching&) = delete;
+  bool alone() const noexcept { return alone_; }
+
+ private:
+  std::unordered_set<BlockKey>& all_;
+  const BlockKey key_;
+  const bool alone_;
+};
+
+struct JoinService::Run {
+  const kvmmesh::Join& join;
+  const BlockShape shape;
+  const std::vector<BlockKey> keys;
+  const Time deadline;
+  std::shared_ptr<SlotPool> pool{};
+  std::vector<Peer*> asked{};
+  std::size_t have = 0;     // leading blocks: local ones, and those that were fetched
+  std::size_t fetched = 0;  // of them
+  std::string reason{};
+};
+
+Awaitable<kvmmesh::Joined> JoinService::Join(kvmmesh::Join join) {
+  ++node_.counters.joins;
+  const Time begin = steady_clock::now();
+  kvmmesh::Joined out;
+  const Result<std::vector<BlockKey>> keys = DecodeKeys(join.keys());
+  const Result<BlockShape> shape = BlockShape::FromMessage(join.shape(), node_.config.max_block_bytes);
+  if (!keys || !shape) {
+    out.set_reason(keys ? shape.error().message : keys.error().message);
+    co_return out;
+  }
+  Run run{join, *shape, *keys, AnswerBy(join.within_ms())};
+  // Another request may be fetching the same blocks.
+  std::size_t local = Local(run.keys, join.known());
+  while (local < run.keys.size() && fetching_.contains(run.keys[local]) && steady_clock::now() < run.deadline) {
+    co_await Pause(kLook);
+    local = Local(run.keys, join.known());
+  }
+  JoinRecord record{{}, {}, run.keys.size(), local, 0, {}, {}};
+  run.have = local;
+  if (local < run.keys.size() && steady_clock::now() < run.deadline) {
+    co_await BringMissing(run);
+    local = co_await WaitUntilIndexed(run, run.have);
+    node_.counters.joined_blocks += run.fetched;
+  }
+  out.set_fetched(static_cast<std::uint32_t>(run.fetched));
+  out.set_local(static_cast<std::uint32_t>(local));
+  if (local < run.keys.size()) out.set_reason(run.reason);
+  record.ended = steady_clock::now();
+  record.took = std::chrono::floor<milliseconds>(record.ended - begin);
+  record.fetched = run.fetched;
+  for (const Peer* peer : run.asked) record.sources += (record.sources.empty() ? "" : ",") + peer->name();
+  record.reason = out.reason();
+  log_.Add(std::move(record));
+  co_return out;
 }
 
-kvmmesh::Status JoinService::Describe() const {
-  kvmmesh::Status out;
-  out.set_node(node_.config.node);
-  out.set_domain(node_.client->domain());
-  out.set_keys(node_.summary.keys());
-  out.set_served_blocks(node_.counters.served_blocks);
-  out.set_served_bytes(node_.counters.served_bytes);
-  out.set_joins(node_.counters.joins);
-  out.set_joined_blocks(node_.counters.joined_blocks);
-  for (const auto& peer : peers_) peer->Describe(*out.add_peers());
+Awaitable<void> JoinService::BringMissing(Run& run) {
+  const Fetching fetching(fetching_, run.keys[run.have]);
+  if (fetching.alone()) co_await FetchFromPeers(run);
+}
+
+// kvmd indexes what was published in a moment.
+Awaitable<std::size_t> JoinService::WaitUntilIndexed(const Run& run, std::size_t expected) const {
+  const Time by = std::min(run.deadline, steady_clock::now() + kIndexTimeout);
+  std::size_t local = Local(run.keys, run.join.known());
+  while (local < expected && steady_clock::now() < by) {
+    co_await Pause(kLook);
+    local = Local(run.keys, run.join.known());
+  }
+  co_return local;
+}
+
+Awaitable<void> JoinService::FetchFromPeers(Run& run) {
+  run.reason = "no peer seems to have more";
+  while (run.have < run.keys.size() && run.asked.size() < kMaxSources && steady_clock::now() < run.deadline) {
+    const Choice choice = Choose(run.keys, run.have, run.join, run.shape.block_bytes, run.asked);
+    if (!choice.chosen) {
+      // What the last peer that was asked has said explains more.
+      if (run.asked.empty()) run.reason = choice.reason;
+      co_return;
+    }
+    Peer& peer = *peers_[*choice.chosen];
+    run.asked.push_back(&peer);
+    const bool further = co_await FetchFrom(peer, choice.depth, run);
+    if (!further) co_return;
+  }
+}
+
+Awaitable<bool> JoinService::FetchFrom(Peer& peer, std::size_t depth, Run& run) {
+  if (!run.pool) {
+    Result<std::shared_ptr<SlotPool>> made = co_await Pool(run.shape);
+    if (!made) {
+      run.reason = made.error().message;
+      co_return false;
+    }
+    run.pool = *made;
+  }
+  const std::span<const BlockKey> keys = run.keys;
+  // Blocks of this prefix that are in the pool are not to be replaced by later ones of it.
+  const std::size_t kept = run.pool->Touch(keys.first(run.have));
+  const std::size_t room = run.pool->size() - std::min(run.pool->size(), run.pool->taken() + kept);
+  if (room == 0) {
+    run.reason = "the pool is too small for the prefix";
+    co_return false;
+  }
+  FetchJob job{run.shape,
+               keys.subspan(run.have, std::min(depth - run.have, room)),
+               run.have == 0 ? BlockKey() : keys[run.have - 1],
+               static_cast<std::uint32_t>(run.have),
+               run.pool,
+               run.deadline};
+  const FetchOutcome outcome = co_await peer.Fetch(job);
+  run.have += outcome.fetched;
+  run.fetched += outcome.fetched;
+  run.reason = outcome.reason.empty() ? "no peer seems to have more" : peer.name() + ": " + outcome.reason;
+  run.pool->Touch(keys.first(run.have));
+  co_return true;
+}
+
+Choice JoinService::Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
+                           const std::vector<Peer*>& asked) const {
+  const Time now = steady_clock::now();
+  std::vector<Candidate> candidates;
+  for (const auto& peer : peers_) {
+    Candidate& candidate = candidates.emplace_back();
+    candidate.node = peer->name();
+    candidate.fresh = peer->fresh();
+    candidate.shunned = peer->shunned();
+    candidate.depth = candidate.fresh ? peer->MatchedDepth(keys, local) : local;
+    candidate.bytes_per_s = peer->rate().Expected(now);
+    candidate.in_flight = peer->in_flight();
+    candidate.round_trip = peer->round_trip();
+    candidate.hinted = !peer->name().empty() && peer->name() == join.source_hint();
+    candidate.asked = std::find(asked.begin(), asked.end(), peer.get()) != asked.end();
+  }
+  return ChooseSource(candidates, {local, keys.size(), join.min_blocks(), block_bytes, join.prefill_blocks_per_s()});
+}
+
+kvmmesh::ExplainAnswer JoinService::Explain(const kvmmesh::Join& join) const {
+  kvmmesh::ExplainAnswer out;
+  const Result<std::vector<BlockKey>> keys = DecodeKeys(join.keys());
+  if (!keys) {
+    out.set_reason(keys.error().message);
+    return out;
+  }
+  const std::size_t local = Local(*keys, join.known());
+  out.set_local(static_cast<std::uint32_t>(local));
+  const Choice choice = Choose(*keys, local, join, join.shape().block_bytes(), {});
+  out.set_reason(local == keys->size() ? "all blocks are here" : choice.reason);
+  for (std::size_t i = 0; i < peers_.size(); ++i) {
+    kvmmesh::ExplainAnswer::Source& source = *out.add_sources();
+    source.set_node(peers_[i]->name());
+    source.set_blocks(static_cast<std::uint32_t>(peers_[i]->fresh() ? peers_[i]->MatchedDepth(*keys, 0) : 0));
+    source.set_chosen(choice.chosen == i && local < keys->size());
+    source.set_verdict(choice.verdicts[i]);
+  }
   return out;
 }
 
@@ -68,69 +201,10 @@ std::size_t JoinService::Local(std::span<const BlockKey> keys, std::size_t known
   return first + node_.client->Find(keys.subspan(first)).size();
 }
 
-Awaitable<void> JoinService::Pause(milliseconds time) {
+Awaitable<void> JoinService::Pause(milliseconds time) const {
   asio::steady_timer timer(node_.io, time);
   boost::system::error_code ignored;
   co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-}
-
-Awaitable<kvmmesh::Joined> JoinService::Join(kvmmesh::Join join, Time deadline) {
-  ++node_.counters.joins;
-  kvmmesh::Joined out;
-  const Result<std::vector<BlockKey>> keys = DecodeKeys(join.keys());
-  const Result<BlockShape> shape = BlockShape::FromMessage(join.shape(), node_.config.max_block_bytes);
-  if (!keys || !shape) {
-    out.set_reason(keys ? shape.error().message : keys.error().message);
-    co_return out;
-  }
-  // Another request may be fetching the same blocks.
-  std::size_t local = Local(*keys, join.known());
-  while (local < keys->size() && fetching_.contains((*keys)[local]) && steady_clock::now() < deadline) {
-    co_await Pause(kLook);
-    local = Local(*keys, join.known());
-  }
-  std::string reason;
-  if (local < keys->size() && steady_clock::now() < deadline) {
-    const BlockKey first = (*keys)[local];
-    const bool alone = fetching_.insert(first).second;
-    const std::size_t fetched = alone ? co_await FetchFromPeers(*shape, *keys, join, deadline, reason) : 0;
-    if (alone) fetching_.erase(first);
-    // kvmd indexes what was published in a moment.
-    const std::size_t expected = local + fetched;
-    local = Local(*keys, join.known());
-    const Time indexed_by = std::min(deadline, steady_clock::now() + kIndexTimeout);
-    while (local < expected && steady_clock::now() < indexed_by) {
-      co_await Pause(kLook);
-      local = Local(*keys, join.known());
-    }
-    out.set_fetched(static_cast<std::uint32_t>(fetched));
-    node_.counters.joined_blocks += fetched;
-  }
-  out.set_local(static_cast<std::uint32_t>(local));
-  if (local < keys->size()) out.set_reason(reason);
-  co_return out;
-}
-
-Peer* JoinService::Best(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, const std::vector<Peer*>& asked,
-                        std::size_t& depth) const {
-  Peer* best = nullptr;
-  depth = local;
-  for (const auto& peer : peers_) {
-    if (std::find(asked.begin(), asked.end(), peer.get()) != asked.end()) continue;
-    // The worker was told that the blocks are there; the peer's own answer decides.
-    if (peer->name() == join.source_hint() && asked.empty()) {
-      depth = keys.size();
-      return peer.get();
-    }
-    const std::size_t reaches = peer->MatchedDepth(keys, local);
-    if (reaches == local) continue;
-    const auto rank = [](std::size_t matched, const Peer& of) { return std::tuple(matched, of.bytes_per_s() / (of.in_flight() + 1)); };
-    if (best == nullptr || rank(reaches, *peer) > rank(depth, *best)) {
-      best = peer.get();
-      depth = reaches;
-    }
-  }
-  return best;
 }
 
 // Errors: those of MeshMemory::Get; kNotFound: the model is not known.
@@ -143,47 +217,6 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> JoinService::Pool(const BlockShape&
   }
   if (model == node_.models.end()) co_return MakeError(Errc::kNotFound, "no worker of this node has declared the model");
   co_return co_await node_.landing.Get(model->second, shape);
-}
-
-Awaitable<std::size_t> JoinService::FetchFromPeers(const BlockShape& shape, std::span<const BlockKey> keys, const kvmmesh::Join& join,
-                                                   Time deadline, std::string& reason) {
-  std::shared_ptr<SlotPool> pool;
-  const std::size_t local = Local(keys, join.known());
-  std::size_t have = local;
-  std::vector<Peer*> asked;
-  reason = "no peer seems to have more";
-  while (have < keys.size() && asked.size() < kMaxSources && steady_clock::now() < deadline) {
-    std::size_t depth = have;
-    Peer* const peer = Best(keys, have, join, asked, depth);
-    if (peer == nullptr || depth < join.min_blocks()) break;
-    asked.push_back(peer);
-    if (!pool) {
-      Result<std::shared_ptr<SlotPool>> made = co_await Pool(shape);
-      if (!made) {
-        reason = made.error().message;
-        break;
-      }
-      pool = *made;
-    }
-    // Blocks of this prefix that are in the pool are not to be replaced by later ones of it.
-    const std::size_t kept = pool->Touch(keys.first(have));
-    const std::size_t room = pool->size() - std::min(pool->size(), pool->taken() + kept);
-    if (room == 0) {
-      reason = "the pool is too small for the prefix";
-      break;
-    }
-    FetchJob job{shape,
-                 keys.subspan(have, std::min(depth - have, room)),
-                 have == 0 ? BlockKey() : keys[have - 1],
-                 static_cast<std::uint32_t>(have),
-                 pool,
-                 deadline};
-    const FetchOutcome outcome = co_await peer->Fetch(job);
-    have += outcome.fetched;
-    reason = outcome.reason.empty() ? "no peer seems to have more" : peer->name() + ": " + outcome.reason;
-    pool->Touch(keys.first(have));
-  }
-  co_return have - local;
 }
 
 }  // namespace kvm::mesh

@@ -1,19 +1,21 @@
-// JoinService: makes blocks local for workers of this node, who ask over a Unix socket.
+// JoinService: makes blocks local for workers of this node.
 //
 // A request never fails because of a peer: the answer is how many leading blocks are here now. It
-// ranks the peers by how far the prefix reaches into their summaries, then by speed and load, asks
-// a few of them one after another, and answers before the worker's deadline. Of the io_context's
-// thread.
+// asks up to three peers one after another, each chosen by ChooseSource, and answers before the
+// worker's deadline. WorkerService calls it. Of the io_context's thread.
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <vector>
 
+#include "client/mesh/node/join_log.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer.h"
 #include "client/mesh/node/scanner.h"
+#include "client/mesh/node/source_choice.h"
 
 namespace kvm::mesh {
 
@@ -22,25 +24,35 @@ class JoinService {
   JoinService(NodeState& node, Scanner& scanner, std::vector<std::unique_ptr<Peer>>& peers)
       : node_(node), scanner_(scanner), peers_(peers) {}
 
-  // Requests of one connection, until it ends.
-  Awaitable<void> Serve(std::shared_ptr<Channel> channel);
+  // Answers within the time that the request has.
+  Awaitable<kvmmesh::Joined> Join(kvmmesh::Join join);
+  // What Join would do now.
+  kvmmesh::ExplainAnswer Explain(const kvmmesh::Join& join) const;
+  const JoinLog& log() const noexcept { return log_; }
 
  private:
-  Awaitable<kvmmesh::Joined> Join(kvmmesh::Join join, Time deadline);
+  struct Run;  // one request
+  class Fetching;
+
+  // Brings what it can, and notes in `run` how many blocks, and why no more.
+  Awaitable<void> BringMissing(Run& run);
+  Awaitable<void> FetchFromPeers(Run& run);
+  // Asks one peer. False: it is of no use to ask another one.
+  Awaitable<bool> FetchFrom(Peer& peer, std::size_t depth, Run& run);
+  Choice Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
+                const std::vector<Peer*>& asked) const;
   // Blocks of the prefix that this node has, as the mesh process or the worker finds them.
   std::size_t Local(std::span<const BlockKey> keys, std::size_t known) const;
-  Awaitable<std::size_t> FetchFromPeers(const BlockShape& shape, std::span<const BlockKey> keys, const kvmmesh::Join& join, Time deadline,
-                                        std::string& reason);
+  // Looks until the node has `expected` blocks, or `by` has come.
+  Awaitable<std::size_t> WaitUntilIndexed(const Run& run, std::size_t expected) const;
   Awaitable<Result<std::shared_ptr<SlotPool>>> Pool(const BlockShape& shape);
-  Peer* Best(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, const std::vector<Peer*>& asked,
-             std::size_t& depth) const;
-  Awaitable<void> Pause(std::chrono::milliseconds time);
-  kvmmesh::Status Describe() const;
+  Awaitable<void> Pause(std::chrono::milliseconds time) const;
 
   NodeState& node_;
   Scanner& scanner_;
   std::vector<std::unique_ptr<Peer>>& peers_;
   std::unordered_set<BlockKey> fetching_;  // the first key that each request under way lacks
+  JoinLog log_;
 };
 
 }  // namespace kvm::mesh

@@ -1,18 +1,20 @@
 #include "client/mesh/node/mesh_node.h"
 
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <csignal>
+#include <iostream>
 
 #include "client/mesh/node/fetch_service.h"
+#include "client/mesh/node/worker_service.h"
+#include "client/mesh/threads/counted.h"
+#include "client/mesh/threads/keep_running.h"
 #include "client/mesh/transfer/stream_channel.h"
 
 namespace kvm::mesh {
@@ -47,10 +49,16 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
   Result<std::shared_ptr<Client>> client = Client::Connect(options);
   if (!client) return client.error();
   std::unique_ptr<MeshNode> node(new MeshNode(config, std::move(*client)));
-  Result<std::unique_ptr<TcpTransfer>> transfer = TcpTransfer::Listen(node->state_.io, config.listen);
+  std::shared_ptr<TlsIdentity> identity;
+  if (config.tls.all()) {
+    Result<std::shared_ptr<TlsIdentity>> loaded = TlsIdentity::Load(config.tls, config.node);
+    if (!loaded) return loaded.error();
+    identity = std::move(*loaded);
+  }
+  Result<std::unique_ptr<TcpTransfer>> transfer = TcpTransfer::Listen(node->state_.io, config.listen, std::move(identity));
   if (!transfer) return transfer.error();
   node->transfer_ = std::move(*transfer);
-  if (Status listening = node->ListenForWorkers(); !listening) return listening.error();
+  if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
   for (const PeerConfig& peer : config.peers) node->peers_.push_back(std::make_unique<Peer>(node->state_, *node->transfer_, peer));
   return node;
 }
@@ -60,31 +68,41 @@ MeshNode::~MeshNode() {
   state_.control_threads.join();
 }
 
-Status MeshNode::ListenForWorkers() {
-  const std::string& path = state_.config.mesh_socket;
-  if (path.size() >= sizeof(sockaddr_un::sun_path)) return MakeError(Errc::kInvalidArgument, "--mesh-socket: " + path + " is too long");
-  boost::system::error_code error;
-  Local::socket probe(state_.io);
-  probe.connect(Local::endpoint(path), error);
-  if (!error) return MakeError(Errc::kAlreadyExists, "another kvmd-mesh listens on " + path);
-  ::unlink(path.c_str());
-  const mode_t before = ::umask(0177);
-  workers_.open(Local(), error);
-  if (!error) workers_.bind(Local::endpoint(path), error);
-  ::umask(before);
-  if (!error) workers_.listen(asio::socket_base::max_listen_connections, error);
-  return error ? Status(SystemError("listen on " + path, error.value())) : Status();
-}
-
 void MeshNode::Run() {
   asio::signal_set signals(state_.io, SIGTERM, SIGINT);
   signals.async_wait([this](boost::system::error_code, int) { state_.io.stop(); });
-  asio::co_spawn(state_.io, scanner_.Run(), asio::detached);
-  asio::co_spawn(state_.io, AcceptPeers(), asio::detached);
-  asio::co_spawn(state_.io, AcceptWorkers(), asio::detached);
-  for (const auto& peer : peers_) asio::co_spawn(state_.io, peer->Pull(), asio::detached);
-  state_.io.run();
-  ::unlink(state_.config.mesh_socket.c_str());
+  boost::system::error_code ignored;
+  reload_.add(SIGHUP, ignored);
+  KeepRunning::Start(state_.io, [this] { return ReloadOnSignal(); });
+  KeepRunning::Start(state_.io, [this] { return scanner_.Run(); });
+  KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
+  KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
+  for (const auto& peer : peers_) KeepRunning::Start(state_.io, [each = peer.get()] { return each->Pull(); });
+  while (!state_.io.stopped()) {
+    try {
+      state_.io.run();
+    } catch (const std::exception& failed) {
+      // A lack of memory in a handler; those of other connections go on.
+      std::cerr << "kvmd-mesh: " << failed.what() << std::endl;
+    }
+  }
+  workers_.RemoveFile();
+}
+
+Awaitable<void> MeshNode::ReloadOnSignal() {
+  for (;;) {
+    boost::system::error_code error;
+    co_await reload_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return;
+    if (!state_.config.tls.all()) continue;
+    Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
+    if (identity) {
+      transfer_->UseIdentity(std::move(*identity));
+      std::cerr << "kvmd-mesh: the certificates have been read again" << std::endl;
+    } else {
+      std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << std::endl;
+    }
+  }
 }
 
 Awaitable<void> MeshNode::AcceptPeers() {
@@ -96,22 +114,27 @@ Awaitable<void> MeshNode::AcceptPeers() {
     } else if (peer_connections_ >= state_.config.max_connections) {
       (*channel)->Close();
     } else {
-      asio::co_spawn(state_.io, ServePeer(*channel), asio::detached);
+      asio::co_spawn(state_.io, ServePeer(*channel), kAlone);
     }
   }
 }
 
 Awaitable<void> MeshNode::ServePeer(std::shared_ptr<Channel> channel) {
-  ++peer_connections_;
-  FetchService service(state_, std::move(channel));
-  co_await service.Run();
-  --peer_connections_;
+  const Counted connected(peer_connections_);
+  FetchService service(state_, channel);
+  Status greeted;
+  {
+    const GreetingPeers::Entry greeting(greeting_, channel);
+    greeted = co_await service.Greet();
+  }
+  if (greeted) co_await service.Serve();
+  channel->Close();
 }
 
 Awaitable<void> MeshNode::AcceptWorkers() {
   for (;;) {
     boost::system::error_code error;
-    Local::socket socket = co_await workers_.async_accept(asio::redirect_error(asio::use_awaitable, error));
+    Local::socket socket = co_await workers_.acceptor().async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (error) {
       co_await PauseAccepting(state_.io);
       continue;
@@ -119,14 +142,14 @@ Awaitable<void> MeshNode::AcceptWorkers() {
     // Destroying the socket closes it.
     if (worker_connections_ >= state_.config.max_connections || !IsOwnUser(socket)) continue;
     std::shared_ptr<Channel> channel = std::make_shared<StreamChannel<Local::socket>>(std::move(socket));
-    asio::co_spawn(state_.io, ServeWorker(channel), asio::detached);
+    asio::co_spawn(state_.io, ServeWorker(channel), kAlone);
   }
 }
 
 Awaitable<void> MeshNode::ServeWorker(std::shared_ptr<Channel> channel) {
-  ++worker_connections_;
-  co_await joins_.Serve(std::move(channel));
-  --worker_connections_;
+  const Counted connected(worker_connections_);
+  WorkerService service(state_, joins_, peers_, address());
+  co_await service.Serve(std::move(channel));
 }
 
 }  // namespace kvm::mesh

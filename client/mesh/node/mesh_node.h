@@ -2,14 +2,16 @@
 // runs it.
 #pragma once
 
-#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/signal_set.hpp>
 #include <memory>
 #include <vector>
 
+#include "client/mesh/node/greeting_peers.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer.h"
 #include "client/mesh/node/scanner.h"
+#include "client/mesh/node/worker_socket.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 
 namespace kvm::mesh {
@@ -17,31 +19,37 @@ namespace kvm::mesh {
 class MeshNode {
  public:
   // Listens on both sockets. kvmd may be away; it is connected to when it is there.
-  // kAlreadyExists: another process serves the workers' socket. kInvalidArgument, kSystem.
+  // kAlreadyExists: another process serves the workers' socket. kInvalidArgument: also a
+  // certificate that is not good. kSystem.
   [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config);
   ~MeshNode();
 
-  // Until SIGTERM or SIGINT.
+  // Until SIGTERM or SIGINT. SIGHUP reads the certificates again.
   void Run();
   std::string address() const { return transfer_->address(); }  // where peers connect
 
  private:
-  using LocalAcceptor = boost::asio::local::stream_protocol::acceptor;
-
   MeshNode(const Config& config, std::shared_ptr<Client> client)
-      : state_(config, std::move(client)), workers_(state_.io), scanner_(state_), joins_(state_, scanner_, peers_) {}
-  [[nodiscard]] Status ListenForWorkers();
+      : state_(config, std::move(client)),
+        workers_(state_.io),
+        scanner_(state_),
+        joins_(state_, scanner_, peers_),
+        greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
+        reload_(state_.io) {}
   Awaitable<void> AcceptPeers();
   Awaitable<void> AcceptWorkers();
   Awaitable<void> ServePeer(std::shared_ptr<Channel> channel);
   Awaitable<void> ServeWorker(std::shared_ptr<Channel> channel);
+  Awaitable<void> ReloadOnSignal();
 
   NodeState state_;
   std::unique_ptr<TcpTransfer> transfer_;
-  LocalAcceptor workers_;
+  WorkerSocket workers_;
   std::vector<std::unique_ptr<Peer>> peers_;
   Scanner scanner_;
   JoinService joins_;
+  GreetingPeers greeting_;
+  boost::asio::signal_set reload_;
   std::size_t peer_connections_ = 0, worker_connections_ = 0;
 };
 

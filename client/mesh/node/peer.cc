@@ -4,8 +4,10 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <new>
 
 #include "client/mesh/node/staging_batch.h"
+#include "client/mesh/threads/counted.h"
 #include "proto/mesh/mesh_frame.h"
 
 namespace kvm::mesh {
@@ -15,11 +17,12 @@ namespace asio = boost::asio;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr milliseconds kConnectTimeout{1000};
-constexpr milliseconds kPullTimeout{5000};
+constexpr milliseconds kPullTimeout{60'000};  // of a whole summary
+constexpr milliseconds kPullStall{5000};
 constexpr milliseconds kShunned{30'000};  // after a lie
 constexpr unsigned kMaxPauseFactor = 16;
-constexpr std::size_t kMaxIdle = 4;
+constexpr std::uint64_t kDeltaBytes = 12;  // of one bucket in a delta
+constexpr std::uint64_t kBucketBytes = 8;
 
 milliseconds Left(Time deadline) { return std::max(milliseconds(0), std::chrono::floor<milliseconds>(deadline - steady_clock::now())); }
 
@@ -29,8 +32,18 @@ std::string ReasonText(kvmmesh::FetchEnd::Reason reason) {
     case kvmmesh::FetchEnd::NOT_HERE: return "not there";
     case kvmmesh::FetchEnd::BUSY: return "busy";
     case kvmmesh::FetchEnd::LATE: return "too late";
+    case kvmmesh::FetchEnd::TOO_LARGE: return "its staging memory is smaller than a block";
     default: return "refused";
   }
+}
+
+// Text that contains what a peer has sent, for people: short, and nothing but printable characters.
+std::string Harmless(const std::string& text) {
+  constexpr std::size_t kMaxText = 300;
+  std::string out = text.substr(0, kMaxText);
+  std::replace_if(
+      out.begin(), out.end(), [](unsigned char c) { return c < ' ' || c > '~'; }, '?');
+  return out;
 }
 
 }  // namespace
@@ -39,14 +52,13 @@ bool Peer::fresh() const noexcept {
   return pulled_ != Time() && steady_clock::now() - pulled_ < milliseconds(3 * node_.config.pull_interval_ms + 1000);
 }
 
-std::size_t Peer::MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept {
-  if (!fresh() || steady_clock::now() < shunned_until_) return known;
-  return summary_.MatchedDepth(keys, known);
-}
+bool Peer::shunned() const noexcept { return steady_clock::now() < shunned_until_; }
+
+Limits Peer::UntilStalled(Time deadline) const noexcept { return {deadline, milliseconds(node_.config.stall_timeout_ms)}; }
 
 void Peer::Note(const Error& error) {
   ++failures_;
-  last_error_ = error.ToString();
+  last_error_ = Harmless(error.ToString());
   if (error.code == Errc::kProtocol) shunned_until_ = steady_clock::now() + kShunned;
 }
 
@@ -58,32 +70,11 @@ void Peer::Describe(kvmmesh::PeerStatus& out) const {
   out.set_fetched_blocks(fetched_blocks_);
   out.set_fetched_bytes(fetched_bytes_);
   out.set_failures(failures_);
-  out.set_bytes_per_s(bytes_per_s_);
+  out.set_bytes_per_s(rate_.measured());
   out.set_last_error(last_error_);
-}
-
-Awaitable<Result<std::shared_ptr<Channel>>> Peer::Open(Time deadline) {
-  if (node_.client->domain().empty()) co_return MakeError(Errc::kUnavailable, "not connected to kvmd yet");
-  const Time connected_by = std::min(deadline, steady_clock::now() + kConnectTimeout);
-  Result<std::shared_ptr<Channel>> channel = co_await transfer_.Connect(config_.address, connected_by);
-  if (!channel) co_return channel.error();
-  kvmmesh::PeerMessage message;
-  message.mutable_hello()->set_version(kMeshVersion);
-  message.mutable_hello()->set_node(node_.config.node);
-  message.mutable_hello()->set_domain(node_.client->domain());
-  const std::string bytes = message.SerializeAsString();
-  Status sent = co_await (*channel)->Send(bytes, {}, connected_by);
-  if (!sent) co_return sent.error();
-  Result<Received> received = co_await (*channel)->Receive(connected_by);
-  if (!received) co_return received.error();
-  if (received->payload_bytes != 0 || !message.ParseFromString(received->message) || !message.has_hello())
-    co_return MakeError(Errc::kProtocol, config_.node + " answered a hello with something else");
-  const kvmmesh::Hello& hello = message.hello();
-  if (hello.version() != kMeshVersion) co_return MakeError(Errc::kVersionMismatch, config_.node + " has another version of the protocol");
-  if (hello.node() != config_.node) co_return MakeError(Errc::kPermissionDenied, "the peer calls itself " + hello.node());
-  if (hello.domain() != node_.client->domain())
-    co_return MakeError(Errc::kPermissionDenied, config_.node + " is of domain " + hello.domain() + ", not " + node_.client->domain());
-  co_return channel;
+  out.set_shunned(shunned());
+  out.set_in_flight(static_cast<std::uint32_t>(in_flight_));
+  out.set_round_trip_us(static_cast<std::uint64_t>(round_trip_.count() * 1e6));
 }
 
 Awaitable<void> Peer::Pull() {
@@ -91,15 +82,11 @@ Awaitable<void> Peer::Pull() {
   asio::steady_timer pause(node_.io);
   for (;;) {
     Status good;
-    if (!channel || !channel->open()) {
-      Result<std::shared_ptr<Channel>> opened = co_await Open(steady_clock::now() + kPullTimeout);
-      if (opened) {
-        channel = *opened;
-      } else {
-        good = opened.error();
-      }
+    try {
+      good = co_await PullOn(channel);
+    } catch (const std::bad_alloc&) {
+      good = MakeError(Errc::kResourceExhausted, "no memory for the summary of " + config_.node);
     }
-    if (good) good = co_await PullOnce(channel);
     if (good) {
       pulled_ = steady_clock::now();
       failed_pulls_ = 0;
@@ -110,7 +97,7 @@ Awaitable<void> Peer::Pull() {
       if (again) continue;
       Note(good.error());
       ++failed_pulls_;
-      if (channel) channel->Close();
+      channel.reset();
     }
     const unsigned factor = std::min(1u << std::min(failed_pulls_, 5u), kMaxPauseFactor);
     pause.expires_after(milliseconds(node_.config.pull_interval_ms) * factor);
@@ -119,70 +106,103 @@ Awaitable<void> Peer::Pull() {
   }
 }
 
+Awaitable<Status> Peer::PullOn(std::shared_ptr<Channel>& channel) {
+  const bool reused = channel && channel->current();
+  if (reused) {
+    Status pulled = co_await PullOnce(channel);
+    // A source closes connections that are idle, and all when its certificates change.
+    if (pulled || pulled.error().code != Errc::kUnavailable) co_return pulled;
+  }
+  channel.reset();
+  Result<std::shared_ptr<Channel>> opened = co_await channels_.Open(steady_clock::now() + kPullStall);
+  if (!opened) co_return opened.error();
+  channel = *opened;
+  co_return co_await PullOnce(channel);
+}
+
 Awaitable<Status> Peer::PullOnce(std::shared_ptr<Channel> channel) {
-  const Time deadline = steady_clock::now() + kPullTimeout;
+  const Limits limits(steady_clock::now() + kPullTimeout, kPullStall);
   kvmmesh::PeerMessage message;
   message.mutable_summary_query()->set_epoch(summary_.epoch());
   message.mutable_summary_query()->set_sequence(summary_.sequence());
   const std::string bytes = message.SerializeAsString();
-  Status sent = co_await channel->Send(bytes, {}, deadline);
+  const Time asked = steady_clock::now();
+  Status sent = co_await channel->Send(bytes, {}, limits);
   if (!sent) co_return sent;
-  Result<Received> received = co_await channel->Receive(deadline);
+  Result<Received> received = co_await channel->Receive(limits);
   if (!received) co_return received.error();
+  const std::chrono::duration<double> answered = steady_clock::now() - asked;
+  round_trip_ = round_trip_.count() == 0 ? answered : (round_trip_ * 3 + answered) / 4;
   if (!message.ParseFromString(received->message) || !message.has_summary())
     co_return MakeError(Errc::kProtocol, config_.node + " answered a query with something else");
-  // The payload's length was checked against the frames' limit; memory is taken for no more.
-  SummaryImage image{message.summary().epoch(),   message.summary().sequence(), message.summary().snapshot(),
-                     message.summary().buckets(), message.summary().keys(),     std::string()};
-  image.payload.resize(received->payload_bytes);
-  const std::span<std::byte> payload = std::as_writable_bytes(std::span(image.payload));
-  Status taken = co_await channel->ReceivePayload(payload, deadline);
-  if (!taken) co_return taken;
+  co_return co_await TakeSummary(channel, message.summary(), received->payload_bytes, limits);
+}
+
+Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, const kvmmesh::Summary& summary, std::uint64_t payload_bytes,
+                                    Limits limits) {
+  // What a summary takes is bounded before its bytes are read: a filter of that size, and a payload
+  // that is no longer than the filter's buckets explain.
+  if (summary.buckets() > node_.config.max_summary_bytes / kBucketBytes) {
+    co_return MakeError(Errc::kProtocol,
+                        config_.node + " has a summary of " + std::to_string(summary.buckets()) + " buckets, more than --max-summary-size");
+  }
+  if (payload_bytes > summary.buckets() * (summary.snapshot() ? kBucketBytes : kDeltaBytes)) {
+    co_return MakeError(Errc::kProtocol, config_.node + " sent a summary of " + std::to_string(summary.buckets()) + " buckets in " +
+                                             std::to_string(payload_bytes) + " bytes");
+  }
+  SummaryImage image{summary.epoch(), summary.sequence(), summary.snapshot(), summary.buckets(), summary.keys(), std::string()};
+  Result<std::string> payload = co_await channel->TakePayload(limits);
+  if (!payload) co_return payload.error();
+  image.payload = std::move(*payload);
   co_return summary_.Apply(image);
 }
 
 Awaitable<FetchOutcome> Peer::Fetch(FetchJob job) {
   FetchOutcome out;
-  std::shared_ptr<Channel> channel;
-  while (!idle_.empty() && !channel) {
-    channel = std::move(idle_.back());
-    idle_.pop_back();
-    if (!channel->open()) channel.reset();
-  }
-  if (!channel) {
-    Result<std::shared_ptr<Channel>> opened = co_await Open(job.deadline);
-    if (!opened) {
-      Note(opened.error());
-      out.reason = opened.error().message;
-      co_return out;
-    }
-    channel = *opened;
-  }
-  ++in_flight_;
+  const Counted busy(in_flight_);
   const Time begin = steady_clock::now();
-  Result<FetchOutcome> ended = co_await FetchOn(channel, job, out.fetched);
-  --in_flight_;
-  if (ended) {
-    out.reason = ended->reason;
-    if (channel->open() && idle_.size() < kMaxIdle) idle_.push_back(channel);
-  } else {
-    channel->Close();
-    Note(ended.error());
-    out.reason = ended.error().message;
+  Status ended;
+  try {
+    ended = co_await FetchAnyhow(job, out);
+  } catch (const std::bad_alloc&) {
+    ended = MakeError(Errc::kResourceExhausted, "no memory");
   }
+  const Time now = steady_clock::now();
   const std::uint64_t bytes = out.fetched * job.shape.block_bytes;
   fetched_blocks_ += out.fetched;
   fetched_bytes_ += bytes;
-  const double seconds = std::chrono::duration<double>(steady_clock::now() - begin).count();
-  if (bytes > 0 && seconds > 0) {
-    const auto now = static_cast<std::uint64_t>(static_cast<double>(bytes) / seconds);
-    bytes_per_s_ = bytes_per_s_ == 0 ? now : (bytes_per_s_ * 3 + now) / 4;
+  rate_.Measured(bytes, now - begin, now);
+  if (!ended) {
+    rate_.Failed(now);
+    Note(ended.error());
+    out.reason = Harmless(ended.error().message);
   }
   co_return out;
 }
 
-// `fetched` counts up as blocks are published, whatever happens afterwards.
-Awaitable<Result<FetchOutcome>> Peer::FetchOn(std::shared_ptr<Channel> channel, FetchJob job, std::size_t& fetched) {
+Awaitable<Status> Peer::FetchAnyhow(FetchJob job, FetchOutcome& out) {
+  for (;;) {
+    std::shared_ptr<Channel> channel = channels_.TakeIdle();
+    const bool reused = channel != nullptr;
+    if (!channel) {
+      Result<std::shared_ptr<Channel>> opened = co_await channels_.Open(job.deadline);
+      if (!opened) co_return opened.error();
+      channel = *opened;
+    }
+    Status ended = co_await FetchOn(channel, job, out);
+    if (ended) {
+      channels_.GiveBack(std::move(channel));
+      co_return ended;
+    }
+    channel->Close();
+    // The source had closed the connection since its last use, which says nothing about the source.
+    if (!reused || out.fetched > 0 || ended.error().code != Errc::kUnavailable || steady_clock::now() >= job.deadline) co_return ended;
+    channels_.DropIdle();
+  }
+}
+
+// `out.fetched` counts up as blocks are published, whatever happens afterwards.
+Awaitable<Status> Peer::FetchOn(std::shared_ptr<Channel> channel, FetchJob job, FetchOutcome& out) {
   const std::uint64_t request = next_request_++;
   kvmmesh::PeerMessage message;
   kvmmesh::Fetch& fetch = *message.mutable_fetch();
@@ -191,31 +211,29 @@ Awaitable<Result<FetchOutcome>> Peer::FetchOn(std::shared_ptr<Channel> channel, 
   fetch.set_keys(EncodeKeys(job.keys));
   fetch.set_within_ms(static_cast<std::uint32_t>(Left(job.deadline).count()));
   const std::string bytes = message.SerializeAsString();
-  Status sent = co_await channel->Send(bytes, {}, job.deadline);
+  Status sent = co_await channel->Send(bytes, {}, UntilStalled(job.deadline));
   if (!sent) co_return sent.error();
   for (;;) {
-    const Time next_by = std::min(job.deadline, steady_clock::now() + milliseconds(node_.config.stall_timeout_ms));
-    Result<Received> received = co_await channel->Receive(next_by);
+    Result<Received> received = co_await channel->Receive(UntilStalled(job.deadline));
     if (!received) co_return received.error();
     if (!message.ParseFromString(received->message)) co_return MakeError(Errc::kProtocol, config_.node + " sent no message");
     if (message.has_end() && message.end().request() == request && received->payload_bytes == 0) {
-      FetchOutcome out;
       out.reason = ReasonText(message.end().reason());
-      if (out.reason.empty() && fetched < job.keys.size()) co_return MakeError(Errc::kProtocol, config_.node + " ended early");
-      co_return out;
+      if (out.reason.empty() && out.fetched < job.keys.size()) co_return MakeError(Errc::kProtocol, config_.node + " ended early");
+      co_return Status();
     }
     if (!message.has_block() || message.block().request() != request)
       co_return MakeError(Errc::kProtocol, config_.node + " answered a request with something else");
-    Result<std::uint32_t> slot = co_await ReceiveBlock(channel, job, fetched, message.block(), received->payload_bytes);
-    if (!slot) co_return slot.error();
-    ++fetched;
+    Status arrived = co_await ReceiveBlock(channel, job, out.fetched, message.block(), received->payload_bytes);
+    if (!arrived) co_return arrived;
+    ++out.fetched;
   }
 }
 
 // Receives the block into a slot of its own and publishes it. The slot's generation is odd until
 // the bytes have arrived and their checksum agrees; after any failure it holds nothing.
-Awaitable<Result<std::uint32_t>> Peer::ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
-                                                    const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes) {
+Awaitable<Status> Peer::ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
+                                     const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes) {
   if (index >= job.keys.size() || block.index() != index) co_return MakeError(Errc::kProtocol, config_.node + " sent a block out of turn");
   if (block.key() != EncodeKeys(job.keys.subspan(index, 1))) co_return MakeError(Errc::kProtocol, config_.node + " sent another block");
   if (block.bytes() != job.shape.block_bytes || payload_bytes != job.shape.block_bytes) {
@@ -224,19 +242,17 @@ Awaitable<Result<std::uint32_t>> Peer::ReceiveBlock(std::shared_ptr<Channel> cha
   }
   const std::optional<BlockWrite> write = job.pool->Take();
   if (!write) co_return MakeError(Errc::kResourceExhausted, "all memory for blocks of peers is in use");
+  TakenSlot slot(*job.pool, write->block);
   const std::span<std::byte> into(job.pool->region().BlockData(write->block), job.shape.block_bytes);
-  const Time by = std::min(job.deadline, steady_clock::now() + milliseconds(node_.config.stall_timeout_ms));
-  Status arrived = co_await channel->ReceivePayload(into, by);
-  if (arrived && TransferChecksum(into) != block.checksum())
-    arrived = MakeError(Errc::kProtocol, config_.node + " sent a block that does not have its checksum");
-  if (!arrived) {
-    job.pool->Return(write->block);
-    co_return arrived.error();
-  }
+  Status arrived = co_await channel->ReceivePayload(into, UntilStalled(job.deadline));
+  if (!arrived) co_return arrived;
+  if (TransferChecksum(into) != block.checksum())
+    co_return MakeError(Errc::kProtocol, config_.node + " sent a block that does not have its checksum");
   const PublishRequest request{job.keys[index], index == 0 ? job.parent : job.keys[index - 1],
                                job.depth + static_cast<std::uint32_t>(index), *write};
   job.pool->Publish(std::span(&request, 1));
-  co_return write->block;
+  slot.Published();
+  co_return Status();
 }
 
 }  // namespace kvm::mesh

@@ -6,6 +6,7 @@
 // and after a lie the peer is not asked for a while. Of the io_context's thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -15,6 +16,8 @@
 #include "client/mesh/directory/peer_summary.h"
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/node_state.h"
+#include "client/mesh/node/peer_channels.h"
+#include "client/mesh/node/peer_rate.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/mesh/mesh.pb.h"
 
@@ -37,16 +40,23 @@ struct FetchOutcome {
 
 class Peer {
  public:
-  Peer(NodeState& node, Transfer& transfer, PeerConfig config) : node_(node), transfer_(transfer), config_(std::move(config)) {}
+  Peer(NodeState& node, Transfer& transfer, PeerConfig config)
+      : node_(node), config_(std::move(config)), channels_(node, transfer, config_) {}
+  Peer(const Peer&) = delete;
+  Peer& operator=(const Peer&) = delete;
 
   const std::string& name() const noexcept { return config_.node; }
   // Keeps the summary up to date.
   Awaitable<void> Pull();
   // Whether it answers, so that its summary counts.
   bool fresh() const noexcept;
-  // As PeerSummary has it; `known` if the peer is not to be asked.
-  std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept;
-  std::uint64_t bytes_per_s() const noexcept { return bytes_per_s_; }
+  // It has lied, and is not asked for blocks for a while.
+  bool shunned() const noexcept;
+  // As PeerSummary has it.
+  std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept { return summary_.MatchedDepth(keys, known); }
+  const PeerRate& rate() const noexcept { return rate_; }
+  // From a question to its answer; 0: not measured.
+  std::chrono::duration<double> round_trip() const noexcept { return round_trip_; }
   std::size_t in_flight() const noexcept { return in_flight_; }
 
   // Never an error: fewer blocks, and a reason.
@@ -54,21 +64,28 @@ class Peer {
   void Describe(kvmmesh::PeerStatus& out) const;
 
  private:
-  Awaitable<Result<std::shared_ptr<Channel>>> Open(Time deadline);
+  // One question for the summary; opens `channel` if it is not usable, and replaces one that the
+  // peer has closed since.
+  Awaitable<Status> PullOn(std::shared_ptr<Channel>& channel);
   Awaitable<Status> PullOnce(std::shared_ptr<Channel> channel);
-  Awaitable<Result<FetchOutcome>> FetchOn(std::shared_ptr<Channel> channel, FetchJob job, std::size_t& fetched);
-  Awaitable<Result<std::uint32_t>> ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
-                                                const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes);
+  Awaitable<Status> TakeSummary(std::shared_ptr<Channel> channel, const kvmmesh::Summary& summary, std::uint64_t payload_bytes,
+                                Limits limits);
+  // As Fetch; an error: the connection is not usable any more.
+  Awaitable<Status> FetchAnyhow(FetchJob job, FetchOutcome& out);
+  Awaitable<Status> FetchOn(std::shared_ptr<Channel> channel, FetchJob job, FetchOutcome& out);
+  Awaitable<Status> ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
+                                 const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes);
+  Limits UntilStalled(Time deadline) const noexcept;
   void Note(const Error& error);
 
   NodeState& node_;
-  Transfer& transfer_;
   const PeerConfig config_;
+  PeerChannels channels_;
   PeerSummary summary_;
-  std::vector<std::shared_ptr<Channel>> idle_;  // connections for Fetch that are in no use
+  PeerRate rate_;
+  std::chrono::duration<double> round_trip_{};
   std::uint64_t next_request_ = 1;
   std::size_t in_flight_ = 0;
-  std::uint64_t bytes_per_s_ = 0;
   std::uint64_t fetched_blocks_ = 0, fetched_bytes_ = 0, failures_ = 0;
   unsigned failed_pulls_ = 0;  // in a row
   std::string last_error_;

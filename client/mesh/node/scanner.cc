@@ -3,6 +3,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <new>
 
 #include "client/mesh/threads/on_thread.h"
 
@@ -23,8 +24,11 @@ Awaitable<Status> Scanner::Once() {
 Awaitable<void> Scanner::Run() {
   boost::asio::steady_timer pause(node_.io);
   for (;;) {
-    // Without kvmd there is nothing new, and the next scan tries again.
-    static_cast<void>(co_await Once());
+    // Without kvmd, or without memory, there is nothing new, and the next scan tries again.
+    try {
+      static_cast<void>(co_await Once());
+    } catch (const std::bad_alloc&) {
+    }
     pause.expires_after(std::chrono::milliseconds(node_.config.pull_interval_ms));
     boost::system::error_code ignored;
     co_await pause.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));

@@ -1,33 +1,48 @@
-// StreamChannel: a Channel over a stream socket of Asio, TCP or Unix.
+// StreamChannel: a Channel over a stream of Asio: a TCP or Unix socket, or TLS over one.
 //
-// A deadline closes the socket. The operation under way then completes with an error, and it is the
-// completion that ends the call, so the kernel is done with the caller's memory by then.
+// A limit that has passed closes the socket. The operation under way then completes with an error,
+// and it is the completion that ends the call, so the kernel is done with the caller's memory by
+// then.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <memory>
+#include <new>
 #include <utility>
 
+#include "client/mesh/transfer/stall_guard.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/mesh/mesh_frame.h"
 
 namespace kvm::mesh {
 
-template <class Socket>
-class StreamChannel final : public Channel {
+template <class Stream>
+class StreamChannel : public Channel {
  public:
-  explicit StreamChannel(Socket socket) : state_(std::make_shared<State>(std::move(socket))) {}
-  ~StreamChannel() override { Close(); }
+  // The stream is made from `arguments`.
+  template <class... Arguments>
+  explicit StreamChannel(Arguments&&... arguments) : state_(std::make_shared<State>(std::forward<Arguments>(arguments)...)) {
+    state_->guard = std::make_shared<StallGuard>(state_->stream.get_executor(), [weak = std::weak_ptr<State>(state_)] {
+      if (const std::shared_ptr<State> state = weak.lock()) state->Close();
+    });
+  }
+  ~StreamChannel() override {
+    state_->guard->Stop();
+    Close();
+  }
   StreamChannel(const StreamChannel&) = delete;
   StreamChannel& operator=(const StreamChannel&) = delete;
 
-  Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Time deadline) override {
+  Awaitable<Status> Handshake(Time) override { co_return Status(); }
+  bool IsNode(const std::string&, const std::string&) const override { return true; }
+
+  Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) override {
     if (message.size() > kMaxMessageBytes || payload.size() > kMaxPayloadBytes)
       co_return Fail(MakeError(Errc::kInvalidArgument, "a message or payload over the limit"));
     const std::shared_ptr<State> state = state_;
@@ -35,87 +50,105 @@ class StreamChannel final : public Channel {
     const std::array<boost::asio::const_buffer, 3> buffers{boost::asio::buffer(header), boost::asio::buffer(message),
                                                            boost::asio::buffer(payload.data(), payload.size())};
     boost::system::error_code error;
-    Arm(state, deadline);
-    co_await boost::asio::async_write(state->socket, buffers, boost::asio::redirect_error(boost::asio::use_awaitable, error));
-    co_return Disarm(*state, error, "send");
+    state->guard->Begin(limits);
+    co_await boost::asio::async_write(state->stream, buffers, Counted(state),
+                                      boost::asio::redirect_error(boost::asio::use_awaitable, error));
+    co_return Ended(*state, error, "send");
   }
 
-  Awaitable<Result<Received>> Receive(Time deadline) override {
-    const std::shared_ptr<State> state = state_;
-    if (state->untaken != 0) co_return Fail(MakeError(Errc::kProtocol, "a payload was not expected"));
+  Awaitable<Result<Received>> Receive(Limits limits) override {
+    if (state_->untaken != 0) co_return Fail(MakeError(Errc::kProtocol, "a payload was not expected"));
     MeshHeaderBytes bytes{};
-    boost::system::error_code error;
-    Arm(state, deadline);
-    co_await boost::asio::async_read(state->socket, boost::asio::buffer(bytes),
-                                     boost::asio::redirect_error(boost::asio::use_awaitable, error));
-    Status arrived = Disarm(*state, error, "receive");
+    Status arrived = co_await Read(bytes, limits, "receive");
     if (!arrived) co_return arrived.error();
     Result<MeshFrameHeader> header = DecodeMeshHeader(bytes);
     if (!header) co_return Fail(header.error());
-    Received out;
-    out.message.resize(header->message_bytes);
-    out.payload_bytes = header->payload_bytes;
-    Arm(state, deadline);
-    co_await boost::asio::async_read(state->socket, boost::asio::buffer(out.message),
-                                     boost::asio::redirect_error(boost::asio::use_awaitable, error));
-    arrived = Disarm(*state, error, "receive");
-    if (!arrived) co_return arrived.error();
-    state->untaken = out.payload_bytes;
-    co_return out;
+    Result<std::string> message = co_await ReadGrowing(header->message_bytes, limits, "receive");
+    if (!message) co_return message.error();
+    state_->untaken = header->payload_bytes;
+    co_return Received{std::move(*message), header->payload_bytes};
   }
 
-  Awaitable<Status> ReceivePayload(std::span<std::byte> into, Time deadline) override {
-    const std::shared_ptr<State> state = state_;
-    boost::system::error_code error;
-    Arm(state, deadline);
-    co_await boost::asio::async_read(state->socket, boost::asio::buffer(into.data(), into.size()),
-                                     boost::asio::redirect_error(boost::asio::use_awaitable, error));
-    state->untaken = 0;
-    co_return Disarm(*state, error, "receive a payload");
+  Awaitable<Status> ReceivePayload(std::span<std::byte> into, Limits limits) override {
+    state_->untaken = 0;
+    co_return co_await Read(into, limits, "receive a payload");
+  }
+
+  Awaitable<Result<std::string>> TakePayload(Limits limits) override {
+    const std::uint64_t bytes = std::exchange(state_->untaken, 0);
+    co_return co_await ReadGrowing(bytes, limits, "receive a payload");
   }
 
   void Close() noexcept override { state_->Close(); }
-  bool open() const noexcept override { return state_->socket.is_open(); }
+  bool open() const noexcept override { return state_->stream.lowest_layer().is_open(); }
+  bool current() const noexcept override { return open(); }
 
- private:
+ protected:
   struct State {
-    explicit State(Socket opened) : socket(std::move(opened)), timer(socket.get_executor()) {}
+    template <class... Arguments>
+    explicit State(Arguments&&... arguments) : stream(std::forward<Arguments>(arguments)...) {}
     void Close() noexcept {
       boost::system::error_code ignored;
-      socket.close(ignored);
+      stream.lowest_layer().close(ignored);
     }
-    Socket socket;
-    boost::asio::steady_timer timer;
-    std::uint64_t operation = 0;  // number of the one that the timer belongs to
-    std::uint64_t untaken = 0;    // bytes of a payload that was announced and not received
-    bool late = false;
+    Stream stream;
+    std::shared_ptr<StallGuard> guard;
+    std::uint64_t untaken = 0;  // bytes of a payload that was announced and not received
   };
 
-  // A timer that fired just before its operation completed must not close the socket under the next
-  // operation, hence the number.
-  static void Arm(const std::shared_ptr<State>& state, Time deadline) {
-    const std::uint64_t operation = ++state->operation;
-    state->timer.expires_at(deadline);
-    state->timer.async_wait([state, operation](boost::system::error_code error) {
-      if (error || state->operation != operation) return;
-      state->late = true;
-      state->Close();
-    });
-  }
-
-  Status Disarm(State& state, const boost::system::error_code& error, const char* what) {
-    ++state.operation;
-    state.timer.cancel();
+  // What an operation that has completed means; an error closes the channel.
+  Status Ended(State& state, const boost::system::error_code& error, const std::string& what) {
+    state.guard->End();
     if (!error) return {};
-    const bool late = state.late;
-    return Fail(
-        MakeError(late ? Errc::kDeadlineExceeded : Errc::kUnavailable, std::string(what) + (late ? ": too late" : ": " + error.message())));
+    const char* const cause = state.guard->cause();
+    if (cause != nullptr) return Fail(MakeError(Errc::kDeadlineExceeded, what + ": " + cause));
+    return Fail(MakeError(Errc::kUnavailable, what + ": " + error.message()));
   }
 
   Error Fail(Error error) {
     Close();
     return error;
   }
+
+  const std::shared_ptr<State>& state() const noexcept { return state_; }
+
+ private:
+  // Tells the guard of progress, between two steps of a composed operation.
+  static auto Counted(const std::shared_ptr<State>& state) {
+    return [guard = state->guard](const boost::system::error_code& error, std::size_t moved) -> std::size_t {
+      guard->Progress(moved);
+      return error ? 0 : kStepBytes;
+    };
+  }
+
+  Awaitable<Status> Read(std::span<std::byte> into, Limits limits, const char* what) {
+    const std::shared_ptr<State> state = state_;
+    boost::system::error_code error;
+    state->guard->Begin(limits);
+    co_await boost::asio::async_read(state->stream, boost::asio::buffer(into.data(), into.size()), Counted(state),
+                                     boost::asio::redirect_error(boost::asio::use_awaitable, error));
+    co_return Ended(*state, error, what);
+  }
+
+  // Another process announces `bytes`; memory is taken as they arrive, at most twice as much.
+  Awaitable<Result<std::string>> ReadGrowing(std::uint64_t bytes, Limits limits, const char* what) {
+    std::string out;
+    while (out.size() < bytes) {
+      const std::size_t begin = out.size();
+      const std::size_t step = std::min<std::uint64_t>(bytes - begin, std::max(kFirstBytes, begin));
+      try {
+        out.resize(begin + step);
+      } catch (const std::bad_alloc&) {
+        co_return Fail(MakeError(Errc::kResourceExhausted, "no memory for a message of " + std::to_string(bytes) + " bytes"));
+      }
+      Status arrived = co_await Read(std::as_writable_bytes(std::span(out)).subspan(begin), limits, what);
+      if (!arrived) co_return arrived.error();
+    }
+    co_return out;
+  }
+
+  static constexpr std::size_t kStepBytes = std::size_t{1} << 20;
+  static constexpr std::size_t kFirstBytes = std::size_t{16} << 10;
 
   std::shared_ptr<State> state_;
 };

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "client/mesh/transfer/stream_channel.h"
+#include "client/mesh/transfer/tls_channel.h"
 
 namespace kvm::mesh {
 namespace {
@@ -10,13 +11,22 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 
-std::shared_ptr<Channel> MakeChannel(tcp::socket socket) {
+}  // namespace
+
+std::shared_ptr<Channel> TcpTransfer::MakeChannel(tcp::socket socket, bool accepted) const {
   boost::system::error_code ignored;
   socket.set_option(tcp::no_delay(true), ignored);
-  return std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
+  // A peer whose machine has gone without a word is noticed, and its connection closed.
+  socket.set_option(asio::socket_base::keep_alive(true), ignored);
+  if (!identity_) return std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
+  const TlsChannel::Role role = accepted ? TlsChannel::Role::server : TlsChannel::Role::client;
+  return std::make_shared<TlsChannel>(std::move(socket), identity_, role);
 }
 
-}  // namespace
+void TcpTransfer::UseIdentity(std::shared_ptr<TlsIdentity> identity) {
+  if (identity_) identity_->Replace();
+  identity_ = std::move(identity);
+}
 
 Result<tcp::endpoint> ParseAddress(const std::string& address) {
   const std::size_t colon = address.rfind(':');
@@ -33,10 +43,11 @@ Result<tcp::endpoint> ParseAddress(const std::string& address) {
   return MakeError(Errc::kInvalidArgument, "address " + address + ": an IP address and a port are needed, as in 127.0.0.1:7600");
 }
 
-Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, const std::string& address) {
+Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, const std::string& address,
+                                                         std::shared_ptr<TlsIdentity> identity) {
   Result<tcp::endpoint> at = ParseAddress(address);
   if (!at) return at.error();
-  std::unique_ptr<TcpTransfer> out(new TcpTransfer(io));
+  std::unique_ptr<TcpTransfer> out(new TcpTransfer(io, std::move(identity)));
   boost::system::error_code error;
   out->acceptor_.open(at->protocol(), error);
   if (!error) out->acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
@@ -67,7 +78,7 @@ Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Connect(std::string add
   co_await socket->async_connect(*at, asio::redirect_error(asio::use_awaitable, error));
   *connecting = false;
   timer.cancel();
-  if (!error) co_return MakeChannel(std::move(*socket));
+  if (!error) co_return MakeChannel(std::move(*socket), false);
   const bool late = std::chrono::steady_clock::now() >= deadline;
   co_return MakeError(late ? Errc::kDeadlineExceeded : Errc::kUnavailable, "connect to " + address + ": " + error.message());
 }
@@ -75,7 +86,7 @@ Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Connect(std::string add
 Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Accept() {
   boost::system::error_code error;
   tcp::socket socket = co_await acceptor_.async_accept(asio::redirect_error(asio::use_awaitable, error));
-  if (!error) co_return MakeChannel(std::move(socket));
+  if (!error) co_return MakeChannel(std::move(socket), true);
   if (!acceptor_.is_open()) co_return MakeError(Errc::kCancelled, "the listener is closed");
   co_return SystemError("accept", error.value());
 }

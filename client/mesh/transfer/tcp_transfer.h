@@ -1,4 +1,5 @@
-// TcpTransfer: the Transfer over TCP, which every machine has. Neither encrypted nor authenticated.
+// TcpTransfer: the Transfer over TCP, which every machine has. With a TlsIdentity it is TLS, and
+// both ends are authenticated; without one it is neither encrypted nor authenticated.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -6,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "client/mesh/transfer/tls_identity.h"
 #include "client/mesh/transfer/transfer.h"
 
 namespace kvm::mesh {
@@ -16,8 +18,11 @@ namespace kvm::mesh {
 
 class TcpTransfer final : public Transfer {
  public:
-  // Listens. kInvalidArgument, kSystem.
-  [[nodiscard]] static Result<std::unique_ptr<TcpTransfer>> Listen(boost::asio::io_context& io, const std::string& address);
+  // Listens. `identity`: null for no encryption. kInvalidArgument, kSystem.
+  [[nodiscard]] static Result<std::unique_ptr<TcpTransfer>> Listen(boost::asio::io_context& io, const std::string& address,
+                                                                   std::shared_ptr<TlsIdentity> identity);
+  // For connections from now on; those there are stop being current().
+  void UseIdentity(std::shared_ptr<TlsIdentity> identity);
 
   Awaitable<Result<std::shared_ptr<Channel>>> Connect(std::string address, Time deadline) override;
   Awaitable<Result<std::shared_ptr<Channel>>> Accept() override;
@@ -26,10 +31,13 @@ class TcpTransfer final : public Transfer {
   std::string address() const;  // with the port that the kernel chose, if the configuration has 0
 
  private:
-  explicit TcpTransfer(boost::asio::io_context& io) : io_(io), acceptor_(io) {}
+  TcpTransfer(boost::asio::io_context& io, std::shared_ptr<TlsIdentity> identity)
+      : io_(io), acceptor_(io), identity_(std::move(identity)) {}
+  std::shared_ptr<Channel> MakeChannel(boost::asio::ip::tcp::socket socket, bool accepted) const;
 
   boost::asio::io_context& io_;
   boost::asio::ip::tcp::acceptor acceptor_;
+  std::shared_ptr<TlsIdentity> identity_;
 };
 
 }  // namespace kvm::mesh

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <span>
 
 #include "client/mesh/node/staging_batch.h"
@@ -30,14 +31,6 @@ bool ReceiveAll(int socket, void* to, std::size_t bytes, const std::atomic<bool>
   return true;
 }
 
-bool SendFrame(int socket, const kvmmesh::PeerMessage& message, const std::string& payload) {
-  const std::string body = message.SerializeAsString();
-  const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(body.size()), payload.size()});
-  std::string bytes(reinterpret_cast<const char*>(header.data()), header.size());
-  bytes += body + payload;
-  return ::send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
-}
-
 }  // namespace
 
 LyingPeer::LyingPeer(std::string node, std::string domain, std::vector<BlockKey> claimed, Lie lie)
@@ -62,6 +55,21 @@ LyingPeer::~LyingPeer() {
   acceptor_.join();
 }
 
+PeerAnswer EndOf(const kvmmesh::Fetch& fetch) {
+  PeerAnswer out;
+  out.message.mutable_end()->set_request(fetch.request());
+  out.message.mutable_end()->set_reason(kvmmesh::FetchEnd::COMPLETE);
+  return out;
+}
+
+std::vector<PeerAnswer> HonestAnswer(const kvmmesh::Fetch& fetch) {
+  std::vector<PeerAnswer> out;
+  const std::size_t keys = mesh::DecodeKeys(fetch.keys()).value().size();
+  for (std::uint32_t index = 0; index < keys; ++index) out.push_back(HonestBlock(fetch, index));
+  out.push_back(EndOf(fetch));
+  return out;
+}
+
 std::string LyingPeer::as_peer() const { return node_ + "=127.0.0.1:" + std::to_string(port_); }
 
 void LyingPeer::Accept() {
@@ -71,6 +79,21 @@ void LyingPeer::Accept() {
     const int socket = ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC);
     if (socket >= 0) threads_.emplace_back([this, socket] { Serve(socket); });
   }
+}
+
+bool LyingPeer::Send(int socket, const PeerAnswer& answer) const {
+  const std::string body = answer.message.SerializeAsString();
+  const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(body.size()), answer.payload.size()});
+  std::string bytes(reinterpret_cast<const char*>(header.data()), header.size());
+  bytes += body + answer.payload;
+  const std::size_t step = answer.step_bytes == 0 ? bytes.size() : answer.step_bytes;
+  for (std::size_t sent = 0; sent < bytes.size();) {
+    if (answer.step_bytes != 0) std::this_thread::sleep_for(answer.pause);
+    const std::size_t next = std::min(step, bytes.size() - sent);
+    if (stop_ || ::send(socket, bytes.data() + sent, next, MSG_NOSIGNAL) != static_cast<ssize_t>(next)) return false;
+    sent += next;
+  }
+  return true;
 }
 
 void LyingPeer::Serve(int socket) {
@@ -86,12 +109,17 @@ void LyingPeer::Serve(int socket) {
     if (asked.has_fetch()) {
       ++fetches_;
       for (const PeerAnswer& answer : lie_(asked.fetch()))
-        if (!SendFrame(socket, answer.message, answer.payload)) return;
-      continue;
+        if (!Send(socket, answer)) return;
+    } else if (asked.has_summary_query() && summary_answer_) {
+      ++summaries_;
+      if (!Send(socket, *summary_answer_)) return;
+    } else {
+      PeerAnswer answer;
+      answer.message = Answer(asked, answer.payload);
+      if (!Send(socket, answer)) return;
+      if (asked.has_summary_query()) ++summaries_;
     }
-    std::string payload;
-    const kvmmesh::PeerMessage answer = Answer(asked, payload);
-    if (!SendFrame(socket, answer, payload)) return;
+    if (closes_after_answers_ && !asked.has_hello()) return;
   }
 }
 

@@ -12,7 +12,7 @@ std::string MeshBinary() { return KVM_MESH_BINARY; }
 
 MeshProcess::MeshProcess(const KvmdProcess& kvmd, std::string node, const std::vector<std::string>& peers,
                          const std::vector<std::string>& environment, const std::vector<std::string>& options)
-    : node_(std::move(node)), socket_(kvmd.dir().path().string() + "/mesh.sock") {
+    : node_(std::move(node)), socket_(kvmd.dir().path().string() + "/mesh-" + node_ + ".sock") {
   std::vector<std::string> arguments{"/usr/bin/env"};
   arguments.insert(arguments.end(), environment.begin(), environment.end());
   arguments.insert(arguments.end(), {MeshBinary(), "--node", node_, "--socket", kvmd.socket(), "--mesh-socket", socket_});

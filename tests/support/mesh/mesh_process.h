@@ -12,7 +12,8 @@ namespace kvm::test {
 
 std::string MeshBinary();
 
-// On a port of the loopback that the kernel chooses, and a Unix socket in kvmd's directory.
+// On a port of the loopback that the kernel chooses, and a Unix socket of its name in kvmd's
+// directory.
 class MeshProcess {
  public:
   // `peers`: NAME=ADDRESS. `environment`: NAME=VALUE.

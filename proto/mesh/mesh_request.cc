@@ -1,4 +1,4 @@
-#include "client/join/join_request.h"
+#include "proto/mesh/mesh_request.h"
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -9,14 +9,18 @@
 #include <cstring>
 #include <span>
 
-#include "client/connection/wait.h"
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh_frame.h"
 
-namespace kvm {
+namespace kvm::mesh {
 namespace {
 
 using std::chrono::milliseconds;
+
+struct Patience {
+  std::chrono::steady_clock::time_point deadline;
+  bool (*interrupted)();
+};
 
 constexpr milliseconds kQuestionInterval{50};  // how often an interrupted thread notices
 
@@ -35,10 +39,10 @@ Result<UniqueFd> Connect(const std::string& path) {
   return error;
 }
 
-Status WaitFor(int socket, short events, Deadline deadline) {
+Status WaitFor(int socket, short events, const Patience& patience) {
   for (;;) {
-    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
-    if (left.count() <= 0 || Interrupted()) return TooLate();
+    const auto left = std::chrono::ceil<milliseconds>(patience.deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0 || (patience.interrupted != nullptr && patience.interrupted())) return TooLate();
     pollfd waiting{socket, events, 0};
     const int ready = ::poll(&waiting, 1, static_cast<int>(std::min(left, kQuestionInterval).count()));
     if (ready > 0) return {};
@@ -48,7 +52,7 @@ Status WaitFor(int socket, short events, Deadline deadline) {
 
 // Moves all of `bytes` with `move`, a send or recv.
 template <class Bytes, class Move>
-Status MoveAll(int socket, short events, Bytes bytes, Deadline deadline, Move move) {
+Status MoveAll(int socket, short events, Bytes bytes, const Patience& patience, Move move) {
   while (!bytes.empty()) {
     const ssize_t moved = move(socket, bytes);
     if (moved > 0) {
@@ -56,7 +60,7 @@ Status MoveAll(int socket, short events, Bytes bytes, Deadline deadline, Move mo
     } else if (moved == 0) {
       return MakeError(Errc::kUnavailable, "kvmd-mesh has closed the connection");
     } else if (errno == EAGAIN) {
-      if (Status ready = WaitFor(socket, events, deadline); !ready) return ready;
+      if (Status ready = WaitFor(socket, events, patience); !ready) return ready;
     } else if (errno != EINTR) {
       Error error = SystemError("kvmd-mesh's socket");
       error.code = Errc::kUnavailable;
@@ -66,34 +70,36 @@ Status MoveAll(int socket, short events, Bytes bytes, Deadline deadline, Move mo
   return {};
 }
 
-Status SendAll(int socket, std::span<const std::byte> bytes, Deadline deadline) {
-  return MoveAll(socket, POLLOUT, bytes, deadline,
+Status SendAll(int socket, std::span<const std::byte> bytes, const Patience& patience) {
+  return MoveAll(socket, POLLOUT, bytes, patience,
                  [](int to, std::span<const std::byte> rest) { return ::send(to, rest.data(), rest.size(), MSG_NOSIGNAL); });
 }
 
-Status ReceiveAll(int socket, std::span<std::byte> bytes, Deadline deadline) {
-  return MoveAll(socket, POLLIN, bytes, deadline,
+Status ReceiveAll(int socket, std::span<std::byte> bytes, const Patience& patience) {
+  return MoveAll(socket, POLLIN, bytes, patience,
                  [](int from, std::span<std::byte> rest) { return ::recv(from, rest.data(), rest.size(), 0); });
 }
 
 }  // namespace
 
-Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmmesh::LocalMessage& request, Deadline deadline) {
+Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmmesh::LocalMessage& request,
+                                      std::chrono::steady_clock::time_point deadline, bool (*interrupted)()) {
+  const Patience patience{deadline, interrupted};
   Result<UniqueFd> socket = Connect(socket_path);
   if (!socket) return socket.error();
   std::string bytes = request.SerializeAsString();
-  if (bytes.size() > mesh::kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
-  mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
-  if (Status sent = SendAll(socket->get(), header, deadline); !sent) return sent.error();
-  if (Status sent = SendAll(socket->get(), std::as_bytes(std::span(bytes)), deadline); !sent) return sent.error();
-  if (Status received = ReceiveAll(socket->get(), header, deadline); !received) return received.error();
-  const Result<mesh::MeshFrameHeader> lengths = mesh::DecodeMeshHeader(header);
+  if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
+  MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
+  if (Status sent = SendAll(socket->get(), header, patience); !sent) return sent.error();
+  if (Status sent = SendAll(socket->get(), std::as_bytes(std::span(bytes)), patience); !sent) return sent.error();
+  if (Status received = ReceiveAll(socket->get(), header, patience); !received) return received.error();
+  const Result<MeshFrameHeader> lengths = DecodeMeshHeader(header);
   if (!lengths) return lengths.error();
   bytes.resize(lengths->message_bytes);
-  if (Status received = ReceiveAll(socket->get(), std::as_writable_bytes(std::span(bytes)), deadline); !received) return received.error();
+  if (Status received = ReceiveAll(socket->get(), std::as_writable_bytes(std::span(bytes)), patience); !received) return received.error();
   kvmmesh::LocalMessage answer;
   if (lengths->payload_bytes != 0 || !answer.ParseFromString(bytes)) return MakeError(Errc::kProtocol, "kvmd-mesh's answer is not valid");
   return answer;
 }
 
-}  // namespace kvm
+}  // namespace kvm::mesh

@@ -1,4 +1,4 @@
-#include "daemon/system/start_lock.h"
+#include "proto/base/start_lock.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -13,10 +13,10 @@
 
 #include "proto/base/text_files.h"
 
-namespace kvm::daemon {
+namespace kvm {
 namespace {
 
-constexpr std::chrono::seconds kLockPatience{5};  // a starting kvmd holds the lock for milliseconds
+constexpr std::chrono::seconds kLockPatience{5};  // one that starts holds it for milliseconds
 constexpr std::chrono::milliseconds kPause{10};
 
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
@@ -74,7 +74,7 @@ Result<StartLock> StartLock::Take(const std::string& path) {
     if (std::chrono::steady_clock::now() >= deadline) {
       return MakeError(Errc::kAlreadyExists, HolderOf(opened) + " has held the lock " + path + " for " +
                                                  std::to_string(kLockPatience.count()) +
-                                                 " s: another kvmd that is starting, or was stopped while it started");
+                                                 " s: another process that is starting, or was stopped while it started");
     }
     std::this_thread::sleep_for(kPause);
   }
@@ -87,4 +87,4 @@ StartLock::~StartLock() {
   if (::fstat(file_.get(), &own) == 0 && ::lstat(path_.c_str(), &there) == 0 && SameFile(own, there)) ::unlink(path_.c_str());
 }
 
-}  // namespace kvm::daemon
+}  // namespace kvm

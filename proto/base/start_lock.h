@@ -1,7 +1,7 @@
-// StartLock: prevents two kvmds from starting on one socket at the same time. While it checks and
-// makes the socket, kvmd holds a lock on a file that only its own user can open; it removes the
-// file afterwards. (Any user could hold a lock on the directory, or on a file that others can
-// open.)
+// StartLock: prevents two processes, kvmd or kvmd-mesh, from starting on one socket at the same
+// time. While it checks and makes the socket, the process holds a lock on a file that only its own
+// user can open; it removes the file afterwards. (Any user could hold a lock on the directory, or
+// on a file that others can open.)
 #pragma once
 
 #include <string>
@@ -10,11 +10,11 @@
 #include "kvm/error.h"
 #include "proto/base/unique_fd.h"
 
-namespace kvm::daemon {
+namespace kvm {
 
 class StartLock {
  public:
-  // Waits some seconds for another kvmd that is starting. kAlreadyExists: the other kvmd still
+  // Waits some seconds for another process that is starting. kAlreadyExists: the other one still
   // holds the lock; the message names its process. kPermissionDenied: the file belongs to another
   // user, or is no plain file of mode 0600. kSystem: the directory is missing, no permission, …
   [[nodiscard]] static Result<StartLock> Take(const std::string& path);
@@ -30,4 +30,4 @@ class StartLock {
   UniqueFd file_;
 };
 
-}  // namespace kvm::daemon
+}  // namespace kvm

@@ -1,0 +1,224 @@
+// kvctl mesh status, peers, find, explain: what this user's kvmd-mesh answers.
+#include <algorithm>
+#include <iostream>
+#include <set>
+
+#include "client/kvctl/cli/exit_codes.h"
+#include "client/kvctl/cli/json.h"
+#include "client/kvctl/cli/observer.h"
+#include "client/kvctl/cli/text.h"
+#include "client/kvctl/mesh/mesh_commands.h"
+#include "proto/mesh/mesh_frame.h"
+#include "proto/mesh/mesh_request.h"
+#include "proto/mesh/mesh_socket.h"
+
+namespace kvm::ctl {
+namespace {
+
+Result<kvmmesh::LocalMessage> Ask(const CommonOptions& common, const std::string& socket, const kvmmesh::LocalMessage& request) {
+  return mesh::AskMesh(socket.empty() ? mesh::DefaultMeshSocket() : socket, request, std::chrono::steady_clock::now() + common.timeout());
+}
+
+int FailWithoutAnswer(const Result<kvmmesh::LocalMessage>& answer) {
+  return Fail(answer ? MakeError(Errc::kProtocol, "kvmd-mesh answered with something else") : answer.error());
+}
+
+Result<kvmmesh::LocalMessage> AskStatus(const CommonOptions& common, const std::string& socket) {
+  kvmmesh::LocalMessage request;
+  request.mutable_status_query();
+  return Ask(common, socket, request);
+}
+
+std::string Rate(std::uint64_t bytes_per_s) { return bytes_per_s == 0 ? "-" : HumanBytes(bytes_per_s) + "/s"; }
+
+boost::json::object ToJson(const kvmmesh::PeerStatus& peer) {
+  return {{"node", peer.node()},
+          {"address", peer.address()},
+          {"fresh", peer.fresh()},
+          {"shunned", peer.shunned()},
+          {"keys", peer.keys()},
+          {"fetched_blocks", peer.fetched_blocks()},
+          {"fetched_bytes", peer.fetched_bytes()},
+          {"in_flight", peer.in_flight()},
+          {"bytes_per_s", peer.bytes_per_s()},
+          {"round_trip_us", peer.round_trip_us()},
+          {"failures", peer.failures()},
+          {"last_error", Printable(peer.last_error())}};
+}
+
+// The prompt's keys, with the registry's regions if kvmd is there. Keys in hex need no kvmd.
+struct Question {
+  KeyQuery query;
+  std::vector<RegionEntry> regions;
+};
+
+Result<Question> Resolve(const CommonOptions& common, const KeyQueryOptions& options) {
+  Question out;
+  std::vector<ModelEntry> models;
+  Result<Observer> observer = Observer::Connect(common.socket, common.timeout());
+  if (observer) {
+    models = ReadModels(observer->registry());
+    out.regions = ReadRegions(observer->registry());
+  }
+  Result<KeyQuery> query = ResolveKeys(options, models);
+  if (!query) return query.error();
+  out.query = std::move(*query);
+  if (out.query.keys.size() > mesh::kMaxKeys)
+    return MakeError(Errc::kInvalidArgument, "kvmd-mesh takes " + std::to_string(mesh::kMaxKeys) + " keys at a time");
+  return out;
+}
+
+// Zero: the regions differ, or there is none.
+std::uint64_t BlockBytes(const std::vector<RegionEntry>& regions) {
+  std::set<std::uint64_t> sizes;
+  for (const RegionEntry& region : regions) sizes.insert(region.info.block_bytes);
+  return sizes.size() == 1 ? *sizes.begin() : 0;
+}
+
+int ShowRecent(const CommonOptions& common, const kvmmesh::ExplainAnswer& answer) {
+  if (common.json) {
+    boost::json::array joins;
+    for (const auto& join : answer.recent()) {
+      joins.push_back({{"ago_ms", join.ago_ms()},
+                       {"keys", join.keys()},
+                       {"local_before", join.before()},
+                       {"fetched", join.fetched()},
+                       {"took_ms", join.took_ms()},
+                       {"sources", Printable(join.sources())},
+                       {"reason", Printable(join.reason())}});
+    }
+    PrintJson(boost::json::object{{"joins", std::move(joins)}});
+    return kHealthy;
+  }
+  Table table({">ago", ">blocks", ">local", ">fetched", ">took", "asked", "why no more"});
+  for (const auto& join : answer.recent()) {
+    table.Add({HumanNanoseconds(static_cast<double>(join.ago_ms()) * 1e6), std::to_string(join.keys()), std::to_string(join.before()),
+               std::to_string(join.fetched()), std::to_string(join.took_ms()) + " ms",
+               join.sources().empty() ? "-" : Printable(join.sources()), Printable(join.reason())});
+  }
+  if (table.empty()) std::cout << "no joins yet\n";
+  if (!table.empty()) table.Print(std::cout);
+  return kHealthy;
+}
+
+int ShowPlan(const CommonOptions& common, const kvmmesh::ExplainAnswer& answer) {
+  if (common.json) {
+    boost::json::array sources;
+    for (const auto& source : answer.sources()) {
+      sources.push_back(
+          {{"node", source.node()}, {"blocks", source.blocks()}, {"chosen", source.chosen()}, {"verdict", Printable(source.verdict())}});
+    }
+    PrintJson(boost::json::object{{"local", answer.local()}, {"reason", Printable(answer.reason())}, {"sources", std::move(sources)}});
+    return kHealthy;
+  }
+  std::cout << answer.local() << " leading blocks are on this node\n";
+  Table table({"node", ">blocks", "chosen", "verdict"});
+  for (const auto& source : answer.sources())
+    table.Add({source.node(), std::to_string(source.blocks()), source.chosen() ? "yes" : "no", Printable(source.verdict())});
+  if (!table.empty()) table.Print(std::cout);
+  if (!answer.reason().empty()) std::cout << "nothing would be fetched: " << Printable(answer.reason()) << '\n';
+  return kHealthy;
+}
+
+}  // namespace
+
+int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
+  const Result<kvmmesh::LocalMessage> answer = AskStatus(common, socket);
+  if (!answer || !answer->has_status()) return FailWithoutAnswer(answer);
+  const kvmmesh::Status& status = answer->status();
+  const auto fresh = std::count_if(status.peers().begin(), status.peers().end(), [](const auto& peer) { return peer.fresh(); });
+  if (common.json) {
+    boost::json::array peers;
+    for (const auto& peer : status.peers()) peers.push_back(ToJson(peer));
+    PrintJson(boost::json::object{{"node", status.node()},
+                                  {"domain", status.domain()},
+                                  {"listen", status.listen()},
+                                  {"encrypted", status.encrypted()},
+                                  {"keys", status.keys()},
+                                  {"served_blocks", status.served_blocks()},
+                                  {"served_bytes", status.served_bytes()},
+                                  {"joins", status.joins()},
+                                  {"joined_blocks", status.joined_blocks()},
+                                  {"peers", std::move(peers)}});
+    return kHealthy;
+  }
+  FieldList fields;
+  fields.Add("node", status.node());
+  fields.Add("domain", status.domain().empty() ? "not connected to kvmd yet" : status.domain());
+  fields.Add("peers connect to", status.listen() + (status.encrypted() ? " (TLS)" : " (not encrypted)"));
+  fields.Add("peers that answer", std::to_string(fresh) + " of " + std::to_string(status.peers_size()));
+  fields.Add("blocks for peers", HumanCount(status.keys()));
+  fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()));
+  fields.Add("joins", HumanCount(status.joins()) + ", which brought " + HumanCount(status.joined_blocks()) + " blocks");
+  fields.Print(std::cout);
+  return kHealthy;
+}
+
+int RunMeshPeers(const CommonOptions& common, const std::string& socket) {
+  const Result<kvmmesh::LocalMessage> answer = AskStatus(common, socket);
+  if (!answer || !answer->has_status()) return FailWithoutAnswer(answer);
+  if (common.json) {
+    boost::json::array peers;
+    for (const auto& peer : answer->status().peers()) peers.push_back(ToJson(peer));
+    PrintJson(boost::json::object{{"peers", std::move(peers)}});
+    return kHealthy;
+  }
+  Table table({"node", "address", "state", ">blocks", ">fetched", ">rate", ">round trip", ">failures", "last error"});
+  for (const auto& peer : answer->status().peers()) {
+    table.Add({peer.node(), peer.address(),
+               peer.shunned() ? "shunned"
+               : peer.fresh() ? "answers"
+                              : "silent",
+               HumanCount(peer.keys()), HumanBytes(peer.fetched_bytes()), Rate(peer.bytes_per_s()),
+               peer.round_trip_us() == 0 ? "-" : HumanNanoseconds(static_cast<double>(peer.round_trip_us()) * 1e3),
+               HumanCount(peer.failures()), Printable(peer.last_error())});
+  }
+  if (table.empty()) std::cout << "no peers are configured\n";
+  if (!table.empty()) table.Print(std::cout);
+  return kHealthy;
+}
+
+int RunMeshFind(const CommonOptions& common, const std::string& socket, const KeyQueryOptions& options) {
+  const Result<Question> question = Resolve(common, options);
+  if (!question) return Fail(question.error());
+  kvmmesh::LocalMessage request;
+  request.mutable_find_query()->set_keys(mesh::EncodeKeys(question->query.keys));
+  const Result<kvmmesh::LocalMessage> answer = Ask(common, socket, request);
+  if (!answer || !answer->has_find_answer()) return FailWithoutAnswer(answer);
+  const kvmmesh::FindAnswer& found = answer->find_answer();
+  if (common.json) {
+    boost::json::array nodes;
+    for (const auto& node : found.nodes()) nodes.push_back({{"node", node.node()}, {"blocks", node.blocks()}, {"fresh", node.fresh()}});
+    PrintJson(boost::json::object{{"keys", question->query.keys.size()}, {"local", found.local()}, {"nodes", std::move(nodes)}});
+    return kHealthy;
+  }
+  Table table({"node", ">blocks", ""});
+  table.Add({"this node", std::to_string(found.local()) + " of " + std::to_string(question->query.keys.size()), ""});
+  for (const auto& node : found.nodes()) table.Add({node.node(), std::to_string(node.blocks()), node.fresh() ? "" : "it does not answer"});
+  table.Print(std::cout);
+  return kHealthy;
+}
+
+int RunMeshExplain(const CommonOptions& common, const std::string& socket, const MeshExplainOptions& options) {
+  kvmmesh::LocalMessage request;
+  kvmmesh::ExplainQuery& query = *request.mutable_explain_query();
+  const bool planned = !options.query.keys.empty() || !options.query.tokens.empty() || !options.query.tokens_file.empty();
+  if (planned) {
+    const Result<Question> question = Resolve(common, options.query);
+    if (!question) return Fail(question.error());
+    const std::uint64_t block_bytes = options.block_bytes != 0 ? options.block_bytes : BlockBytes(question->regions);
+    if (options.prefill_blocks_per_s > 0 && block_bytes == 0)
+      return Fail(MakeError(Errc::kInvalidArgument, "--block-size is needed: the regions here do not agree, or there is none"));
+    kvmmesh::Join& join = *query.mutable_join();
+    join.set_keys(mesh::EncodeKeys(question->query.keys));
+    join.mutable_shape()->set_block_bytes(block_bytes);
+    join.set_min_blocks(options.min_blocks);
+    join.set_source_hint(options.source_hint);
+    join.set_prefill_blocks_per_s(options.prefill_blocks_per_s);
+  }
+  const Result<kvmmesh::LocalMessage> answer = Ask(common, socket, request);
+  if (!answer || !answer->has_explain_answer()) return FailWithoutAnswer(answer);
+  return planned ? ShowPlan(common, answer->explain_answer()) : ShowRecent(common, answer->explain_answer());
+}
+
+}  // namespace kvm::ctl

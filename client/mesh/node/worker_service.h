@@ -1,0 +1,37 @@
+// WorkerService: answers what workers of this node, and kvctl, ask over the Unix socket: joins, and
+// questions about the state of this process and its peers. One for each connection; owns nothing.
+// Of the io_context's thread.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "client/mesh/node/join_service.h"
+#include "client/mesh/node/node_state.h"
+#include "client/mesh/node/peer.h"
+
+namespace kvm::mesh {
+
+class WorkerService {
+ public:
+  // `address`: where peers connect.
+  WorkerService(NodeState& node, JoinService& joins, const std::vector<std::unique_ptr<Peer>>& peers, std::string address)
+      : node_(node), joins_(joins), peers_(peers), address_(std::move(address)) {}
+
+  // Requests of one connection, until it ends.
+  Awaitable<void> Serve(std::shared_ptr<Channel> channel);
+
+ private:
+  // False: a message that is no request.
+  Awaitable<bool> Answer(const kvmmesh::LocalMessage& request, kvmmesh::LocalMessage& answer);
+  void Describe(kvmmesh::Status& out) const;
+  void Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const;
+  void Explain(const kvmmesh::ExplainQuery& query, kvmmesh::ExplainAnswer& out) const;
+
+  NodeState& node_;
+  JoinService& joins_;
+  const std::vector<std::unique_ptr<Peer>>& peers_;
+  const std::string address_;
+};
+
+}  // namespace kvm::mesh
