@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <vector>
 
@@ -123,6 +124,20 @@ TEST_CASE("Mesh: a source that sends single bytes makes no progress, and is left
   CHECK(joined.blocks == 0);
   CHECK(joined.reason.find("no progress") != std::string::npos);
   CHECK(joiner->Find("p:1").empty());
+}
+
+TEST_CASE("Mesh: SIGTERM in the middle of a fetch and of a greeting ends the process in an orderly way", "[integration]") {
+  constexpr std::size_t kBlockBytes = std::size_t{1} << 20;
+  KvmdProcess kvmd;
+  const auto joiner = Start(kvmd, "joiner", kBlockBytes);
+  LyingPeer source("source", joiner->client().domain(), KeysOf(*joiner, {"p:2"}),
+                   [](const kvmmesh::Fetch& fetch) { return Slowly(fetch, std::size_t{64} << 10, 300ms); });
+  MeshProcess mesh(kvmd, "b", {source.as_peer()}, {}, {"--pool-size", "8M"});
+  const UniqueFd silent = test::ConnectTo(mesh.address());
+  auto join = std::async(std::launch::async, [&] { return Join(*joiner, mesh, "p:2", "source"); });
+  REQUIRE(Eventually([&] { return source.fetches() == 1; }));
+  CHECK(mesh.Stop().clean());
+  CHECK(join.get().blocks < 2);
 }
 
 TEST_CASE("Mesh: a source that has lied is not asked for a while, not even if a worker names it", "[integration]") {

@@ -75,16 +75,6 @@ std::string JoinBetween(const std::vector<std::string>& options_a, const std::ve
 
 bool Contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-UniqueFd Connect(const std::string& address) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  to.sin_port = htons(static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1))));
-  UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0);
-  return socket;
-}
-
 // Whether the other end closes the connection, and says nothing that is not an alert before.
 bool IsClosed(const UniqueFd& socket) {
   for (;;) {
@@ -216,11 +206,11 @@ TEST_CASE("Mesh TLS: handshakes that stall or are cut off end, and keep no peer 
   const std::string begun("\x16\x03\x01\x01\xf4\x01\x00\x01", 8);
   std::vector<UniqueFd> stalled;
   for (int i = 0; i < 40; ++i) {
-    stalled.push_back(Connect(mesh_a.address()));
+    stalled.push_back(test::ConnectTo(mesh_a.address()));
     static_cast<void>(::send(stalled.back().get(), begun.data(), begun.size(), MSG_NOSIGNAL));
   }
   {
-    const UniqueFd cut = Connect(mesh_a.address());
+    const UniqueFd cut = test::ConnectTo(mesh_a.address());
     static_cast<void>(::send(cut.get(), begun.data(), begun.size(), MSG_NOSIGNAL));
   }
   MeshProcess mesh_b(b.kvmd, "b", {mesh_a.as_peer()}, {}, authority.Options(b.domain(), "b"));

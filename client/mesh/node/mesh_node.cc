@@ -66,6 +66,8 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
 MeshNode::~MeshNode() {
   state_.copy_threads.join();
   state_.control_threads.join();
+  // Coroutines that are in the middle of something undo it in what the members below state_ own.
+  state_.io.shutdown();
 }
 
 void MeshNode::Run() {

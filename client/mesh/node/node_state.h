@@ -20,6 +20,14 @@ struct NodeCounters {
   std::uint64_t joins = 0, joined_blocks = 0;
 };
 
+// An io_context whose coroutines can be destroyed while the objects that they refer to exist.
+class MeshIo : public boost::asio::io_context {
+ public:
+  MeshIo() : io_context(1) {}
+  // Nothing runs afterwards.
+  using execution_context::shutdown;
+};
+
 struct NodeState {
   NodeState(const Config& settings, std::shared_ptr<Client> connected)
       : config(settings),
@@ -28,7 +36,7 @@ struct NodeState {
         staging(client, control_threads, PoolUse::kStaging, config.staging_bytes) {}
 
   const Config config;
-  boost::asio::io_context io{1};
+  MeshIo io;
   std::shared_ptr<Client> client;
   boost::asio::thread_pool control_threads{1};  // calls that wait for kvmd, and the scan
   boost::asio::thread_pool copy_threads{2};     // imports into staging, checksums

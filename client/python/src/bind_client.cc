@@ -198,6 +198,15 @@ void BindRegions(ClientClass& client) {
 
 void BindSharing(ClientClass& client) {
   client
+      .def("join_cache", &JoinCache, "keys"_a, "destination"_a, nb::kw_only(), "timeout_s"_a = 0.5, "min_blocks"_a = 1,
+           "prefill_tokens_per_s"_a = 0.0, "source_hint"_a = "", "mesh_socket"_a = "",
+           "Asks this node's kvmd-mesh to bring the blocks of `keys` here that are on other nodes; find() finds them afterwards.\n"
+           "keys: of a prefix, from its first block on. destination: a region whose blocks look as these do (model, shard, size);\n"
+           "nothing is written to it. Returns after timeout_s at the latest, and never fails because of kvmd-mesh or the network:\n"
+           "the prefix is shorter then, and the outcome's `reason` says why. min_blocks: nothing is fetched unless so many leading\n"
+           "blocks can be expected to be here. prefill_tokens_per_s: how fast this process computes a prompt; blocks are fetched\n"
+           "only where that is expected to take less time. 0: unknown, they always are. source_hint: the node to ask first.\n"
+           "mesh_socket: empty for /run/kvmd-mesh/UID/mesh.sock.")
       .def("find", &Find, "keys"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
            "Finds the longest run of leading `keys`, consecutive keys of one chain, that is published. It reads shared memory, which\n"
            "takes microseconds and no system call. include_own: also find blocks in this client's own regions. destination: the region\n"

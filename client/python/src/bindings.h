@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <nanobind/nanobind.h>
@@ -42,6 +43,10 @@ PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32
 // Client.acquire_lease.
 PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
 
+// Client.join_cache.
+JoinOutcome JoinCache(const PyClient& self, const BlockKeys& keys, const PyRegion& destination, double timeout_s, std::size_t min_blocks,
+                      double prefill_tokens_per_s, std::string source_hint, std::string mesh_socket);
+
 // In the order in which they must be called: each uses types that earlier ones have bound.
 void BindModel(nb::module_& module);     // kvm/model_spec.h
 void BindKeys(nb::module_& module);      // kvm/block_key.h
@@ -51,6 +56,7 @@ void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h:
 void BindRegion(nb::module_& module);    // kvclient/region.h
 void BindImport(nb::module_& module);    // kvclient/match.h, kvclient/import.h
 void BindLease(nb::module_& module);     // kvclient/lease.h
+void BindJoin(nb::module_& module);      // kvclient/join.h
 void BindStats(nb::module_& module);     // kvclient/client.h: counters, unmapped regions
 void BindClient(nb::module_& module);    // kvclient/client.h
 

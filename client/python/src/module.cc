@@ -14,6 +14,7 @@ NB_MODULE(_native, module) {
   kvm::python::BindRegion(module);
   kvm::python::BindImport(module);
   kvm::python::BindLease(module);
+  kvm::python::BindJoin(module);
   kvm::python::BindStats(module);
   kvm::python::BindClient(module);
 }

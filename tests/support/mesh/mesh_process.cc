@@ -1,5 +1,8 @@
 #include "tests/support/mesh/mesh_process.h"
 
+#include <arpa/inet.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <csignal>
 #include <utility>
@@ -28,6 +31,16 @@ MeshProcess::MeshProcess(const KvmdProcess& kvmd, std::string node, const std::v
   const std::optional<std::string> line = process_.ReadLine(std::chrono::seconds(20));
   REQUIRE(line);
   address_ = line->substr(line->rfind(' ') + 1);
+}
+
+UniqueFd ConnectTo(const std::string& address) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = htons(static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1))));
+  UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0);
+  return socket;
 }
 
 ProcessEnd MeshProcess::Stop() {

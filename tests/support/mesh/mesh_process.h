@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kvclient/join.h"
+#include "proto/base/unique_fd.h"
 #include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/process/child_process.h"
 
@@ -33,6 +34,9 @@ class MeshProcess {
   std::string node_, socket_, address_;
   ChildProcess process_;
 };
+
+// A connection to a port of the loopback, as MeshProcess::address has it.
+UniqueFd ConnectTo(const std::string& address);
 
 // Options of a join by way of `mesh`, with a deadline in `timeout` from now.
 inline JoinOptions JoinBy(const MeshProcess& mesh, std::chrono::milliseconds timeout) {
