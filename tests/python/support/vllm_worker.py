@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvclient.errors import KvError
 from support.small_models import write_model
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
@@ -71,9 +73,9 @@ class VllmWorker:
         )
         self._core = self.llm.llm_engine.engine_core.engine_core
         if socket is not None:
-            self._wait_until_registered()
+            self.wait_until_registered()
 
-    def _wait_until_registered(self) -> None:
+    def wait_until_registered(self) -> None:
         """On a busy machine kvmd may answer late; the connector then asks again, and learns of it in its steps."""
         connector = self._core.scheduler.connector
         deadline = time.monotonic() + 60
@@ -90,6 +92,7 @@ class VllmWorker:
             {"prompt_token_ids": prompt, **({"cache_salt": salt} if salt else {})} for prompt in prompts
         ]
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        self._flush()
         return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
 
     def log_probabilities(self, prompt: list[int], tokens: int) -> tuple[list[int], list[dict[int, float]], int]:
@@ -105,6 +108,20 @@ class VllmWorker:
     def idle_step(self) -> None:
         """One more step, as an engine in its own process makes after a request has ended."""
         self._core.step_fn()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Wait until peers can find what the steps so far have published; on a busy machine kvmd may answer late."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+        if not has_kv_transfer_group():
+            return
+        connector = get_kv_transfer_group()
+        for each in getattr(connector, "_connectors", (connector,)):
+            memory = getattr(getattr(each, "_worker", None), "memory", None)
+            if memory is not None:
+                with contextlib.suppress(KvError):  # without kvmd: the engine has to go on
+                    memory.region.flush(10.0)
 
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
