@@ -43,7 +43,7 @@ from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
-from kvclient.vllm.spec import lengths_of, source_of, spec_of
+from kvclient.vllm.spec import lengths_of, of_all_stages, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
 from kvclient.vllm.worker import WorkerSide
 from kvclient.vllm.worker_calls import (
@@ -329,14 +329,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             if len(workers) != wanted:
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
-            # One model is declared for all: stages of a pipeline with different numbers of layers
-            # don't have one.
-            if len({worker.spec for worker in workers}) > 1:
-                raise UnsupportedError(
-                    "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "
-                    "divides the layers"
-                )
-            spec = ModelSpec.from_canonical(workers[0].spec)
+            spec = of_all_stages([(worker.pp_rank, worker.spec) for worker in workers])
             hashes = None
             if self._options.keys == "auto":
                 hashes = engine_hashes(self._vllm_config, self._pool, spec.block_tokens)
