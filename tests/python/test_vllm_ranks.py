@@ -16,7 +16,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed (scripts/python_env.sh
 
 #: The first stage holds two layers, the second one.
 MODEL = {"num_hidden_layers": 3}
-FOUR_WORKERS = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+FOUR_WORKERS = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "distributed_executor_backend": "fork"}
 
 
 def test_engines_of_two_ranks_in_each_of_two_unequal_stages_share(

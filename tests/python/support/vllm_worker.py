@@ -79,6 +79,10 @@ class VllmWorker:
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": BLOCK, **options},
             }
+        if engine.get("distributed_executor_backend") == "fork":
+            from support.forking_executor import ForkingExecutor
+
+            engine = {**engine, "distributed_executor_backend": ForkingExecutor}
         self.llm = LLM(
             model=self._folder.name if isinstance(model, dict) else str(model),
             load_format="safetensors",
@@ -90,8 +94,7 @@ class VllmWorker:
             max_num_batched_tokens=256,
             block_size=BLOCK,
             num_gpu_blocks_override=blocks,
-            disable_log_stats=True,
-            **{"max_model_len": 512, **engine},
+            **{"max_model_len": 512, "disable_log_stats": True, **engine},
             **arguments,
         )
         self._core = self.llm.llm_engine.engine_core.engine_core
@@ -247,7 +250,7 @@ class VllmWorker:
         return KeepingConnector.loaded
 
     def fail_kept(self, fails: bool) -> None:
-        """Whether its loads fail from now on."""
+        """Whether its next load fails; it has nothing any more afterwards."""
         from support.keeping_connector import KeepingConnector
 
         KeepingConnector.fails = fails
@@ -269,6 +272,11 @@ class VllmWorker:
             "failed": counted.blocks_failed if counted else 0,
             "published": counted.blocks_published if counted else 0,
         }
+
+    def speculation(self) -> tuple[int, int]:
+        """Tokens proposed and accepted since the engine started; of an engine that logs statistics."""
+        counted = {metric.name: metric.value for metric in self.llm.get_metrics() if hasattr(metric, "value")}
+        return tuple(int(counted[f"vllm:spec_decode_num_{what}_tokens"]) for what in ("draft", "accepted"))  # type: ignore[return-value]
 
     def totals(self) -> dict[str, float]:
         """The counters of the connector's worker side."""
