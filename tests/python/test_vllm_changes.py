@@ -200,6 +200,20 @@ def test_weights_that_come_and_go_while_no_memory_is_registered_are_not_forgotte
     assert engine.ask(Request("e", TOKENS, 1)) == 28
 
 
+def test_what_left_with_its_memory_is_published_again_once_memory_is_registered(engine: Engine) -> None:
+    """As after sleep, where kvmd answers late: the engine's own cache may still have the blocks."""
+    first = Request("a", list(range(8)), 1)
+    [run] = engine.run(first)
+    engine.registered = False
+    assert engine.step(first) == []
+    engine.registered = True
+    again = Request("b", list(range(8)), 1)
+    engine.ask(again)
+    again.blocks = first.blocks
+    engine.side.plan(Output(scheduled_new_reqs=[NewRequest("b", (ids_of(again),))]))
+    assert [each.blocks for each in engine.step(again)] == [run.blocks]
+
+
 # ---- adapters ----
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -130,6 +132,27 @@ def test_memory_that_sleep_unmaps_is_withdrawn_and_registered_again(engines: dic
     first.call("idle_step")
     assert second.call("generate", [fresh], 4)[0][1] == 3 * BLOCK
     same_bytes(engines, fresh, 3)
+
+
+def test_memory_that_kvmd_registers_late_after_sleep_shares_what_was_computed_meanwhile(
+    engines: dict[str, Worker], daemon: PrivateDaemon
+) -> None:
+    first, second = engines["first"], engines["second"]
+    ids = prompt(100, seed=15)
+    first.call("hooks_of_sleep", "unregister_kv_caches")
+    assert daemon.pid is not None
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        first.call("hooks_of_sleep", "restore_kv_caches")
+        first.call("reset_prefix_cache")
+        [(expected, _)] = first.call("generate", [ids], 4)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    first.call("wait_until_registered")
+    assert first.call("generate", [ids], 4) == [(expected, 3 * BLOCK)]
+    first.call("idle_step")
+    assert second.call("generate", [ids], 4) == [(expected, 3 * BLOCK)]
+    same_bytes(engines, ids, 3)
 
 
 def test_counters_reach_prometheus(engines: dict[str, Worker]) -> None:

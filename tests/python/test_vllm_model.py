@@ -17,7 +17,14 @@ def run_without_a_wrong_block(engines: list[Worker]) -> list[dict[str, int]]:
     calls = [engine.start("run", ROUNDS) for engine in engines]
     results = [call() for call in calls]
     for result in results:
-        for count in ("wrong", "read_wrong", "published_wrong", "written_readable", "passed_over"):
+        for count in (
+            "wrong",
+            "read_wrong",
+            "published_wrong",
+            "published_loaded_wrong",
+            "written_readable",
+            "passed_over",
+        ):
             assert result[count] == 0, result
         assert result["finished"] > 100, result
         assert result["preempted"] > 10, result

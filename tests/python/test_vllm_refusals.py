@@ -16,6 +16,7 @@ from kvclient.vllm.layout import read_layout
 from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.refusals import refusal
 from kvclient.vllm.releases import block_dimension
+from kvclient.vllm.spec import of_all_stages
 from support.specs import small_spec
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ENGINES.md"
@@ -144,3 +145,35 @@ def test_without_one_the_first_dimension_counts_them_even_if_another_one_could()
 def test_a_tensor_whose_first_dimension_cannot_count_them_is_left_to_its_shape() -> None:
     assert block_dimension(object, FULL, "auto", torch.zeros(2, 5, 16, 2, 8), 5) is None
     assert block_dimension(object, FULL, "auto", torch.zeros(20), 5) is None  # bytes, not blocks
+
+
+def stages(*layouts: str, tensor_ranks: int = 2) -> list[tuple[int, str]]:
+    return [
+        (stage, small_spec(layout=layout, pp_size=len(layouts), tp_size=tensor_ranks).canonical())
+        for stage, layout in enumerate(layouts)
+        for _ in range(tensor_ranks)
+    ]
+
+
+def test_stages_of_a_pipeline_that_hold_different_layers_have_one_spec_that_tells_them_apart() -> None:
+    whole = of_all_stages(stages("2*x", "1*x"))
+    whole.validate()
+    assert whole.fingerprint() == of_all_stages(stages("2*x", "1*x")).fingerprint()
+    for others in (("1*x", "2*x"), ("2*x", "2*x"), ("1*x", "1*x"), ("2*x", "1*y")):
+        assert whole.fingerprint() != of_all_stages(stages(*others)).fingerprint()
+
+
+def test_stages_that_hold_the_same_are_described_as_before() -> None:
+    assert of_all_stages(stages("2*x", "2*x")).layout == "2*x"
+
+
+def test_long_layouts_of_stages_fit_a_spec() -> None:
+    of_all_stages(stages(*(f"{i}*" + "x" * 190 for i in range(8)))).validate()
+
+
+def test_workers_that_differ_in_more_than_their_stages_layers_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="ranks of one stage"):
+        of_all_stages([stages("a")[0], stages("b")[0]])
+    wide = small_spec(layout="b", head_size=16, pp_size=2, tp_size=2)
+    with pytest.raises(UnsupportedError, match="differ in more than the layers"):
+        of_all_stages([stages("a", "b")[0], (1, wide.canonical())])

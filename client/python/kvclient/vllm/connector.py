@@ -43,10 +43,17 @@ from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
-from kvclient.vllm.spec import lengths_of, source_of, spec_of
+from kvclient.vllm.spec import lengths_of, of_all_stages, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
 from kvclient.vllm.worker import WorkerSide
-from kvclient.vllm.worker_calls import Described, connectors, describe_worker, measure_worker, register_worker
+from kvclient.vllm.worker_calls import (
+    Described,
+    connectors,
+    describe_worker,
+    measure_worker,
+    register_worker,
+    registration_of_worker,
+)
 
 _log = logging.getLogger("vllm.kvclient")
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -219,6 +226,15 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None and self._registered is not None and not self._worker.sharing:
             self.register_under(self._registered)
 
+    def registration(self) -> tuple[int, int, str]:
+        """The worker's ranks, and the fingerprint under which its memory is registered; "": it is not.
+
+        UnsupportedError: it can't be any more.
+        """
+        if self._off or self._worker is None or self._described is None:
+            raise UnsupportedError(self._off or "the worker has registered no KV memory")
+        return self._described.pp_rank, self._described.tp_rank, self._worker.registered_under
+
     def describe(self) -> Described | str:
         """What this worker is going to register, or why it does not."""
         return self._described or self._off or "the worker has registered no KV memory"
@@ -313,14 +329,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             if len(workers) != wanted:
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
-            # One model is declared for all: stages of a pipeline with different numbers of layers
-            # don't have one.
-            if len({worker.spec for worker in workers}) > 1:
-                raise UnsupportedError(
-                    "workers hold different numbers of layers or other layouts: choose a pipeline_parallel_size that "
-                    "divides the layers"
-                )
-            spec = ModelSpec.from_canonical(workers[0].spec)
+            spec = of_all_stages([(worker.pp_rank, worker.spec) for worker in workers])
             hashes = None
             if self._options.keys == "auto":
                 hashes = engine_hashes(self._vllm_config, self._pool, spec.block_tokens)
@@ -376,7 +385,21 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         for each in measured:
             if not isinstance(each, Measured):
                 raise UnsupportedError(f"a worker's weights: {each}")
+        if self._declared is not None:
+            self._look_for_unregistered(call)
         return measured
+
+    def _look_for_unregistered(self, call: Callable[..., list[Any]]) -> None:
+        """Workers may have unregistered their memory, to sleep, and kvmd may not have answered since they woke up."""
+        assert self._declared is not None
+        ours = self._declared.fingerprint().hex
+        self._unregistered = set()
+        for each in call(registration_of_worker, args=(self._engine_id,)):
+            if isinstance(each, str):
+                raise UnsupportedError(f"a worker's memory: {each}")
+            pp_rank, tp_rank, fingerprint = each
+            if fingerprint != ours:
+                self._unregistered.add((pp_rank, tp_rank))
 
     def _model_now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
         """For SchedulerSide: the spec of the model that runs, and whether all memory is registered under it."""

@@ -384,6 +384,10 @@ class SchedulerSide:
         if self._model is None:
             return
         spec, registered = self._model(reset)
+        if self._known and not registered:
+            # What was published left with the memory that was registered
+            self._published.clear()
+            self._ended.clear()
         self._known = spec is not None and registered
         if spec is not None and spec is not self._spec and spec != self._spec:
             self._renew(spec, empty=reset or self._pool_is_empty())

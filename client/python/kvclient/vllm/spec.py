@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,28 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
     )
     spec.validate()
     return spec
+
+
+def of_all_stages(workers: Sequence[tuple[int, str]]) -> ModelSpec:
+    """The spec of an engine of several workers, given each one's stage of the pipeline and ``spec_of`` (canonical).
+
+    Stages may hold different layers, and so differ in layout; a key then means each stage's own, since a shard's key
+    names the stage. UnsupportedError: they differ in anything else, or ranks of one stage differ.
+    """
+    layouts: dict[int, str] = {}
+    texts: set[str] = set()
+    for stage, canonical in workers:
+        spec = ModelSpec.from_canonical(canonical)
+        if layouts.setdefault(stage, spec.layout) != spec.layout:
+            raise UnsupportedError("ranks of one stage of the pipeline hold their KV in different layouts")
+        spec.layout = "of the stage"
+        texts.add(spec.canonical())
+    if len(texts) > 1:
+        raise UnsupportedError("stages of the pipeline differ in more than the layers that they hold")
+    whole = ModelSpec.from_canonical(workers[0][1])
+    if len(set(layouts.values())) > 1:
+        whole.layout = _short("/".join(layouts[stage] for stage in sorted(layouts)))
+    return whole
 
 
 def with_weights(spec: ModelSpec, weights: str, length: str = "") -> ModelSpec:
@@ -140,4 +163,4 @@ def _short(text: str) -> str:
     return text if len(text.encode()) <= 400 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-__all__ = ["lengths_of", "source_of", "spec_of", "with_weights"]
+__all__ = ["lengths_of", "of_all_stages", "source_of", "spec_of", "with_weights"]

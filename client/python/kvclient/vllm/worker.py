@@ -79,6 +79,11 @@ class WorkerSide:
         """Whether memory has been registered, or a registration is under way."""
         return self._memory is not None or self._coming is not None
 
+    @property
+    def registered_under(self) -> str:
+        """Fingerprint of the model that memory is registered under; "": none is. KvError: as ``memory``."""
+        return self._fingerprint if self.memory is not None else ""
+
     def before_step(self, plan: StepPlan) -> None:
         """Publish and withdraw, before the step writes to KV memory. Further calls with the same plan do nothing."""
         if plan is self._applied:

@@ -65,4 +65,19 @@ def register_worker(worker: Any, engine_id: str, canonical: str) -> tuple[int, i
     return connector.register_under(ModelSpec.from_canonical(canonical))
 
 
-__all__ = ["Described", "connectors", "describe_worker", "measure_worker", "register_worker"]
+def registration_of_worker(worker: Any, engine_id: str) -> tuple[int, int, str] | str:
+    """Runs in each worker: its ranks and the fingerprint that its memory is registered under, or why it can't be."""
+    try:
+        return _of(worker, engine_id).registration()
+    except KvError as error:
+        return str(error)
+
+
+__all__ = [
+    "Described",
+    "connectors",
+    "describe_worker",
+    "measure_worker",
+    "register_worker",
+    "registration_of_worker",
+]
