@@ -1,5 +1,6 @@
 #include "tests/simulation/checks.h"
 
+#include <algorithm>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -15,10 +16,15 @@ using daemon::CacheSlot;
 using daemon::Domain;
 using daemon::Region;
 
-// Of one step of kvmd's: a slice, and the message that begins it.
+// Of one step of kvmd's: a slice, and the message that begins it
 constexpr daemon::WorkUnits kMostWork = 4 * daemon::kSliceUnits;
 
-std::uint32_t UserOf(const Domain& domain) { return static_cast<std::uint32_t>(std::stoul(domain.name().substr(4))); }  // uid-NUMBER
+// Of a domain uid-NUMBER
+std::uint32_t UserOf(const Domain& domain) { return static_cast<std::uint32_t>(std::stoul(domain.name().substr(4))); }
+
+bool IsZero(const std::byte* block) {
+  return std::all_of(block, block + kBlockBytes, [](std::byte byte) { return byte == std::byte{0}; });
+}
 
 IndexReader IndexOf(Domain& domain) {
   daemon::RegistrySegment& segment = domain.segment();
@@ -132,12 +138,14 @@ void Checks::OnlyOwnersWriteGenerations(Domain& domain) {
   });
 }
 
-// A slot is readable exactly while it is stored; a granted one has the odd value of its grant.
+// A slot is readable exactly while it is stored; a granted one has the odd value of its grant; a
+// free one holds zeros (zero-on-free).
 void Checks::SlotsAndGenerationsAgree(Domain& domain) {
   domain.ForEachRegion([&](Region& region) {
     if (region.filler == nullptr) return;
     auto& slab = *static_cast<daemon::Slab*>(region.filler);
     if (slab.restoring) return;
+    const std::byte* const payload = PayloadOf(domain, region);
     for (std::uint32_t slot = 0; slot < region.info.block_count; ++slot) {
       const CacheSlot& state = slab.group.blocks[slab.group.blocks.SlotAt(slab.position, slot)];
       const Generation generation = region.generations.Current(slot);
@@ -145,6 +153,8 @@ void Checks::SlotsAndGenerationsAgree(Domain& domain) {
       if (stored != IsReadable(generation)) world_.Fail("host cache: a slot is readable and not stored, or stored and not readable");
       if (stored != (region.slots.Get(slot) != daemon::SlotMap::kNone))
         world_.Fail("host cache: a slot is stored and not in the index, or in it and not stored");
+      if (state.state == CacheSlot::State::kFree && payload != nullptr && !IsZero(payload + slot * kBlockBytes))
+        world_.Fail("host cache: a free slot holds bytes of the block that has left");
       if (state.state == CacheSlot::State::kGranted && generation != state.write)
         world_.Fail("host cache: a grant is not the slot's generation");
     }

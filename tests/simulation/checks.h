@@ -36,7 +36,8 @@ class Checks {
   };
 
   void EntriesAreRight(daemon::Domain& domain, bool changed);
-  const daemon::Region& EntryNamesARegion(daemon::Domain& domain, const IndexEntry& entry, std::uint64_t slot);  // I2
+  // I2
+  const daemon::Region& EntryNamesARegion(daemon::Domain& domain, const IndexEntry& entry, std::uint64_t slot);
   void ReadableBlockHoldsItsKey(daemon::Domain& domain, const daemon::Region& region, const IndexEntry& entry,
                                 std::uint32_t user);                                  // I2, I3
   void KeyIsOfItsModel(const daemon::Region& region, const IndexEntry& entry) const;  // I9
@@ -51,7 +52,8 @@ class Checks {
   const std::byte* PayloadOf(daemon::Domain& domain, const daemon::Region& region);
 
   World& world_;
-  std::map<std::uint32_t, std::vector<Payload>> payloads_;  // by the domain's user and by row
+  // By the domain's user and by row
+  std::map<std::uint32_t, std::vector<Payload>> payloads_;
 };
 
 }  // namespace kvm::simulation

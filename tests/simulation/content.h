@@ -14,14 +14,15 @@ namespace kvm::simulation {
 
 inline constexpr std::uint32_t kWords = 16;
 inline constexpr std::uint64_t kBlockBytes = kWords * sizeof(std::uint64_t);
-inline constexpr std::uint32_t kNumbers = 48;  // of keys: even ones of one model, odd ones of the other
-inline constexpr std::uint32_t kChain = 8;     // blocks of a prefix
+// Of keys: even ones of one model, odd ones of the other
+inline constexpr std::uint32_t kNumbers = 48;
+inline constexpr std::uint32_t kChain = 8;  // blocks of a prefix
 
 using BlockBytes = std::array<std::uint64_t, kWords>;
 
 inline constexpr std::uint64_t kHonest = 0x486F6E657374, kLie = 0x4C6965;
 
-// `kind`: kHonest, or kLie for what a hostile client publishes, whose bytes nobody vouches for.
+// `kind`: kHonest, or kLie for what a hostile client publishes, whose bytes no check looks at.
 inline BlockKey KeyOf(std::uint32_t number, std::uint64_t kind = kHonest) { return {Mix(kind, number), kind << 8 | number}; }
 inline bool IsHonest(const BlockKey& key) { return key.hi >> 8 == kHonest; }
 inline std::uint32_t NumberOf(const BlockKey& key) { return static_cast<std::uint32_t>(key.hi & 0xFF); }

@@ -72,6 +72,11 @@ void ServiceStore::Take(const std::string& text, UniqueFd fd) {
   if (remove) stored_.erase(name);
 }
 
+void ServiceStore::Clear() {
+  while (ReadOne()) continue;
+  stored_.clear();
+}
+
 std::vector<daemon::PassedFd> ServiceStore::Pass() {
   while (ReadOne()) continue;
   std::vector<daemon::PassedFd> passed;

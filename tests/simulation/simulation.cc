@@ -74,6 +74,7 @@ daemon::Config SmallNode() {
   config.max_lease_ttl_s = 30;
   config.max_leases_per_client = 8;
   config.sweep_slots = 16;
+  config.zero_on_free = true;
   config.log_level = kSilent;
   return config;
 }
