@@ -30,4 +30,5 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_start_lock.cc
   unit/test_domains.cc
   unit/test_hostile_slices.cc
-  unit/test_user_quotas.cc)
+  unit/test_user_quotas.cc
+  unit/test_zero_on_free.cc)

@@ -74,7 +74,10 @@ class Broker {
   void Sweep();
   void Close();  // called at an orderly end of kvmd
 
+  // For tests, which compare what the services say with each other.
   const Dispatcher& dispatcher() const noexcept { return dispatcher_; }
+  const DomainTable& domains() const noexcept { return domains_; }
+  const Lessor& lessor() const noexcept { return leases_.lessor(); }
 
   std::uint64_t rejected_connections = 0;
   std::uint64_t protocol_errors = 0;

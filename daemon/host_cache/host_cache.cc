@@ -96,7 +96,7 @@ bool HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteSto
       stored[&slab->group].push_back(at);
       ++counters_[domain].stored;
     } else {
-      blocks.Free(at);
+      slab->FreeSlot(outcome.slot());
     }
   }
   for (const auto& [group, slots] : stored) pool_.Use(*group, slots, false, now_);

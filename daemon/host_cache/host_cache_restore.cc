@@ -15,6 +15,8 @@ Status HostCacheRestore::Restore(Domain& domain, Region& region, const kvmwire::
   };
   if (group.blocks.slots_per_slab() != region.info.block_count)
     return refuse(MakeError(Errc::kInvalidArgument, "slabs have another size than they had (--host-cache, --host-cache-slab)"));
+  if (domain.config().zero_on_free && stored.reserved_huge())
+    return refuse(MakeError(Errc::kUnsupported, "a slab on reserved huge pages can't be zeroed (zero-on-free)"));
   if (Status room = quota_.CheckRestored(group, stored.size_bytes()); !room) return refuse(room.error());
   Result<std::unique_ptr<Slab>> reopened = Slab::Reopen(pool_, group, region, stored);
   if (!reopened) return refuse(reopened.error());
@@ -36,7 +38,7 @@ bool HostCacheRestore::RestoreEntry(Region& region, const IndexEntry& entry) {
   if (blocks[at].state != CacheSlot::State::kUnknown || !blocks.Restore(at, record)) return false;
   if (!slab.PublishAgain(record)) {
     slab.BeginWrite(entry.block);
-    blocks.Free(at);
+    slab.FreeSlot(entry.block);
     return false;
   }
   restored_[&slab.group].push_back(at);
@@ -62,7 +64,7 @@ void HostCacheRestore::FinishRestore(Region& region) {
     if (blocks[at].state != CacheSlot::State::kUnknown) continue;
     // The block is stored, but was not in the old index.
     if (slab.readable(i)) slab.BeginWrite(i);
-    being_written ? blocks.GiveUp(at) : blocks.Free(at);
+    being_written ? blocks.GiveUp(at) : slab.FreeSlot(i);
   }
   slab.restoring = false;
   pool_.NoteProgress();

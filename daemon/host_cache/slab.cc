@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "daemon/system/log.h"
 #include "proto/base/fault_point.h"
 #include "proto/wire/region_descriptor.h"
 
@@ -10,7 +11,9 @@ namespace kvm::daemon {
 
 Result<std::unique_ptr<Slab>> Slab::Create(SlabObserver& observer, std::string name, SlabClass& group, std::uint64_t promised) {
   std::unique_ptr<Slab> slab(new Slab(observer, std::move(name), group));
-  Result<SlabMemory> memory = SlabMemory::Create(slab->name_, group.kind.block_bytes * group.blocks.slots_per_slab(), promised);
+  // Reserved huge pages can't be written without a mapping, so no block in them could be zeroed.
+  const bool reserved = !group.domain.config().zero_on_free;
+  Result<SlabMemory> memory = SlabMemory::Create(slab->name_, group.kind.block_bytes * group.blocks.slots_per_slab(), promised, reserved);
   if (!memory) return memory.error();
   slab->memory = std::move(*memory);
   return slab;
@@ -97,6 +100,17 @@ bool Slab::Publish(std::uint32_t slot, Generation write, PublishRecord record, s
   if (group.domain.PublishCached(*region, record)) return true;
   BeginWrite(slot);
   return false;
+}
+
+void Slab::FreeSlot(std::uint32_t slot) noexcept {
+  group.blocks.Free(group.blocks.SlotAt(position, slot));
+  ZeroSlot(slot);
+}
+
+void Slab::ZeroSlot(std::uint32_t slot) noexcept {
+  if (!group.domain.config().zero_on_free) return;
+  if (Status zeroed = memory.Zero(slot * group.kind.block_bytes, group.kind.block_bytes); !zeroed)
+    LogLimited(LogLevel::kError, "block_not_zeroed", {{"region", name_}, {"slot", slot}, {"reason", zeroed.error().ToString()}});
 }
 
 void Slab::Unpublish(std::uint32_t slot) {

@@ -66,6 +66,11 @@ class Slab final : public RegionFiller {
   void Unpublish(std::uint32_t slot);
   // Puts a block that is readable already into the index; false if the index has no room.
   [[nodiscard]] bool PublishAgain(const PublishRecord& record) { return group.domain.PublishCached(*region, record); }
+  // Makes a slot free. Where the domain asks for it (zero-on-free), its bytes become zeros.
+  // Preconditions: no reader takes the slot, and no process writes it.
+  void FreeSlot(std::uint32_t slot) noexcept;
+  // The second half of FreeSlot, for a slot that is free already.
+  void ZeroSlot(std::uint32_t slot) noexcept;
   bool readable(std::uint32_t slot) const noexcept { return IsReadable(generations_.Current(slot)); }
 
   std::uint64_t bytes() const noexcept { return memory.size(); }

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 
 #include "daemon/host_cache/huge_pages.h"
 #include "daemon/system/work_meter.h"
@@ -18,15 +20,17 @@ namespace {
 constexpr std::uint64_t kSliceBytes = std::uint64_t{4} << 20;
 constexpr std::uint64_t kEmptiedBytes = std::uint64_t{16} << 20;  // at once
 constexpr std::uint64_t kBytesPerEmptiedUnit = 4096;
+constexpr std::uint64_t kBytesPerZeroedUnit = 512;
+constexpr std::size_t kZeros = std::size_t{256} << 10;  // written by one call
 constexpr const char* kWhat = "a slab of the host cache, beside the registries that may come";
 
 }  // namespace
 
-Result<SlabMemory> SlabMemory::Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised) {
+Result<SlabMemory> SlabMemory::Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised, bool reserved) {
   SlabMemory memory;
   memory.bytes_ = RoundUp(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
   const std::uint64_t on_huge_pages = RoundUp(bytes, kHugePageBytes);
-  if (bytes >= kHugePageBytes && FreeReservedHugeBytes() >= on_huge_pages) {
+  if (reserved && bytes >= kHugePageBytes && FreeReservedHugeBytes() >= on_huge_pages) {
     // Another process may take the pages meanwhile; then the allocation fails, and the next slab is
     // on small pages.
     if (Result<UniqueFd> fd = CreateGrantable("kvm:" + name, on_huge_pages, PagePool::kReservedHuge); fd) {
@@ -85,6 +89,19 @@ bool SlabMemory::EmptySome() noexcept {
       ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(emptied_), static_cast<off_t>(bytes)));
   emptied_ += bytes;
   return emptied_ < bytes_;
+}
+
+Status SlabMemory::Zero(std::uint64_t offset, std::uint64_t bytes) noexcept {
+  static constexpr std::array<char, kZeros> zeros{};
+  if (reserved_) return MakeError(Errc::kUnsupported, "reserved huge pages can't be written without a mapping");
+  Spend(kSystemCallUnits + bytes / kBytesPerZeroedUnit);
+  for (const std::uint64_t end = offset + bytes; offset < end;) {
+    const ssize_t written = ::pwrite(fd_.get(), zeros.data(), std::min<std::uint64_t>(kZeros, end - offset), static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return SystemError("zero a block");
+    offset += static_cast<std::uint64_t>(written);
+  }
+  return {};
 }
 
 }  // namespace kvm::daemon

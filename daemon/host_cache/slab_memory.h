@@ -19,9 +19,11 @@ namespace kvm::daemon {
 class SlabMemory {
  public:
   SlabMemory() = default;
-  // At least `bytes`, rounded up to pages. kResourceExhausted: this process may not allocate so
-  // much beside `promised` bytes (proto/base/memory_room.h). kSystem, kUnsupported.
-  [[nodiscard]] static Result<SlabMemory> Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised = 0);
+  // At least `bytes`, rounded up to pages. `reserved`: on reserved huge pages, if enough are free.
+  // kResourceExhausted: this process may not allocate so much beside `promised` bytes
+  // (proto/base/memory_room.h). kSystem, kUnsupported.
+  [[nodiscard]] static Result<SlabMemory> Create(const std::string& name, std::uint64_t bytes, std::uint64_t promised = 0,
+                                                 bool reserved = true);
 
   // Takes memory that an earlier kvmd has allocated completely. The other arguments are what that
   // kvmd has stored of it.
@@ -38,6 +40,11 @@ class SlabMemory {
   // client writes from then on is new memory, and counts as the client's.
   // It is done in slices: true if there is more.
   bool EmptySome() noexcept;
+
+  // Overwrites these bytes with zeros. It goes through the descriptor: a mapping would raise a
+  // signal where a process has punched a hole and no memory is left. kUnsupported: on reserved huge
+  // pages. kSystem.
+  [[nodiscard]] Status Zero(std::uint64_t offset, std::uint64_t bytes) noexcept;
 
   std::uint64_t size() const noexcept { return bytes_; }
   // Of ordinary memory

@@ -166,6 +166,7 @@ void SlabPool::Evict(Slab& slab, policy::Slot slot) {
   SlotTable& blocks = slab.group.blocks;
   blocks.Free(slot);
   slab.Unpublish(blocks.InSlab(slot));
+  slab.ZeroSlot(blocks.InSlab(slot));
   ++counters_[slab.group.domain].evicted;
 }
 
@@ -173,7 +174,7 @@ void SlabPool::OnEntryErased(Slab& slab, std::uint32_t slot) noexcept {
   const policy::Slot at = slab.group.blocks.SlotAt(slab.position, slot);
   if (slab.group.blocks[at].state != CacheSlot::State::kStored) return;
   slab.BeginWrite(slot);
-  slab.group.blocks.Free(at);
+  slab.FreeSlot(slot);
   ++counters_[slab.group.domain].evicted;
 }
 

@@ -40,7 +40,7 @@ std::shared_ptr<SlabWriter> SlabWriters::Resume(const Offerer& offerer, Domain& 
     SlotTable& blocks = slab->group.blocks;
     for (std::uint32_t i = blocks.slots_per_slab(); i-- > 0;) {
       const policy::Slot at = blocks.SlotAt(slab->position, i);
-      if (blocks[at].state == CacheSlot::State::kExpired) blocks.Free(at);
+      if (blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);
     }
     host_.SlabGranted(*slab);
   }
@@ -112,7 +112,7 @@ void SlabWriters::Departed(SlabWriter& writer) {
     for (std::uint32_t i = 0; i < blocks.slots_per_slab(); ++i) {
       const policy::Slot at = blocks.SlotAt(slab->position, i);
       if (blocks[at].state == CacheSlot::State::kGranted) blocks.Expire(at);
-      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) blocks.Free(at);
+      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);
     }
   }
 }

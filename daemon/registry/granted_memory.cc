@@ -125,6 +125,11 @@ void GrantedMemory::Watch(Grant& grant, UniqueFd read_only) {
   if (grant.watch) descriptors_.Add(1, grant.uid);
 }
 
+std::uint64_t GrantedMemory::watched() const noexcept {
+  return static_cast<std::uint64_t>(
+      std::count_if(grants_.begin(), grants_.end(), [](const auto& grant) { return bool(grant.second.watch); }));
+}
+
 std::uint64_t GrantedMemory::BytesOf(std::uint32_t uid) const {
   const auto user = users_.find(uid);
   return user == users_.end() ? 0 : user->second.bytes;

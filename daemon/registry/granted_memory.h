@@ -47,6 +47,7 @@ class GrantedMemory {
   // Looks at the next `most` of the files that have no region.
   void Look(std::size_t most);
 
+  std::uint64_t watched() const noexcept;  // files without a region
   std::uint64_t BytesOf(std::uint32_t uid) const;
   // Of closed slabs among these
   std::uint64_t SlabBytesOf(std::uint32_t uid) const;

@@ -26,7 +26,8 @@ struct DomainRule {
   std::vector<std::uint32_t> admins;      // may reclaim all of its orphans
   std::optional<std::uint64_t> max_entries, max_host_cache;
   std::optional<std::uint32_t> max_regions, max_models, max_fds, max_orphans;
-  bool orphans = true;  // false: the memory of a dead worker goes at once
+  bool orphans = true;        // false: the memory of a dead worker goes at once
+  bool zero_on_free = false;  // blocks that leave the host cache are overwritten
 };
 
 struct Config {
@@ -80,6 +81,7 @@ struct Config {
   std::uint32_t max_leased_orphans = 0;       // a domain; 0: half of max_orphans
   std::uint32_t max_log_lines_per_user = 20;  // a second
   LogLevel log_level = LogLevel::kInfo;
+  bool zero_on_free = false;  // of a domain, by its section only
   std::vector<DomainRule> domains;
   std::string config_file;
   bool check_config = false;  // parse, report, exit

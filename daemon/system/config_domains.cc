@@ -45,6 +45,7 @@ DomainRule ParseRule(const std::string& name, const Section& section) {
   app.add_option_function<std::uint64_t>("--max-host-cache", [&](const std::uint64_t& bytes) { rule.max_host_cache = bytes; })
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--orphans", rule.orphans);
+  app.add_option("--zero-on-free", rule.zero_on_free);
   std::vector<std::string> arguments;
   for (const auto& [key, values] : section) {
     arguments.push_back("--" + key);
@@ -120,6 +121,7 @@ Config SettingsOf(const Config& config, const std::string& domain) {
     settings.max_orphans = rule.max_orphans.value_or(config.max_orphans);
     settings.max_host_cache_per_domain = rule.max_host_cache.value_or(config.max_host_cache_per_domain);
     if (!rule.orphans) settings.orphan_ttl_s = 0;
+    settings.zero_on_free = rule.zero_on_free;
     settings.admins.insert(settings.admins.end(), rule.admins.begin(), rule.admins.end());
   }
   return settings;

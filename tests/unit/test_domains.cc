@@ -39,6 +39,7 @@ max-entries = 1000
 max-regions = 8
 max-host-cache = "1G"
 orphans = false
+zero-on-free = true
 admins = [2002]
 [domain.web]
 gids = [300]
@@ -59,6 +60,8 @@ TEST_CASE("Domains: the file names users and groups, and what differs for them",
   CHECK(team.max_entries == 1000u);
   CHECK(team.max_host_cache == std::uint64_t{1} << 30);
   CHECK_FALSE(team.orphans);
+  CHECK(team.zero_on_free);
+  CHECK_FALSE(parsed.config.domains[1].zero_on_free);
   CHECK(parsed.config.domains[1].gids == std::vector<std::uint32_t>{300});
 }
 

@@ -1,0 +1,340 @@
+// A node over a long time: replay, workers that are killed and adopted, importers, kvmd killed and
+// stopped under a service manager that stores its descriptors, seven hostile clients of other
+// users, a small host cache. At the end nothing is wrong, lost or left.
+//
+// KVM_SOAK_MINUTES says how long (scripts/soak.sh); one minute without it.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "tests/catch.h"
+#include "tests/support/data/random.h"
+#include "tests/support/kvmd/supervisor.h"
+#include "tests/support/kvmd/wire_client.h"
+#include "tests/support/process/eventually.h"
+#include "tests/support/process/open_fds.h"
+#include "tests/support/worker/busy_worker.h"
+#include "tests/support/worker/hostile_clients.h"
+#include "tests/support/worker/worker.h"
+
+namespace {
+
+using namespace kvm;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+using test::ChildProcess;
+
+const std::vector<std::string> kHostCache = {"--host-cache", "16M", "--host-cache-slab", "1M"};
+const std::vector<std::string> kOptions = {"--orphan-ttl-s", "15",  "--max-entries", "200000",
+                                           "--max-regions",  "128", "--log-level",   "error"};
+constexpr std::uint32_t kFirstHostileUser = 60'001;
+constexpr std::uint32_t kKept = 32;  // blocks of a worker that lives all the time
+
+std::vector<std::string> With(std::vector<std::string> options, const std::vector<std::string>& more) {
+  options.insert(options.end(), more.begin(), more.end());
+  return options;
+}
+
+// A number in /proc/PID/status, in KiB.
+std::uint64_t StatusKib(pid_t pid, const std::string& field) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) return std::stoull(line.substr(field.size() + 1));
+  }
+  return 0;
+}
+
+std::size_t SharedMappings(pid_t pid) {
+  std::ifstream maps("/proc/" + std::to_string(pid) + "/maps");
+  std::size_t count = 0;
+  for (std::string line; std::getline(maps, line);) count += line.find("/memfd:") != std::string::npos;
+  return count;
+}
+
+// Memfds that a process has open, by inode, and their bytes.
+struct Inodes {
+  explicit Inodes(pid_t pid) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", error)) {
+      struct stat info {};
+      const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+      if (target.starts_with("/memfd:") && ::stat(entry.path().c_str(), &info) == 0 && numbers.insert(info.st_ino).second)
+        bytes += static_cast<std::uint64_t>(info.st_blocks) * 512;
+    }
+  }
+  std::set<ino_t> numbers;
+  std::uint64_t bytes = 0;
+};
+
+std::uint64_t NumberAfter(const std::string& text, const std::string& key) {
+  const std::size_t at = text.find("\"" + key + "\":");
+  return at == std::string::npos ? 0 : std::strtoull(text.c_str() + at + key.size() + 3, nullptr, 10);
+}
+
+struct Counts {
+  std::uint64_t requests = 0, replays = 0, replays_cut = 0, imported = 0, stale = 0, mismatched = 0, workers_killed = 0,
+                workers_stopped = 0, importers_killed = 0, kvmd_killed = 0, kvmd_stopped = 0, hostile_started = 0;
+};
+
+class Soak {
+ public:
+  Soak() : kvmd_(With(kOptions, kHostCache)) {
+    // Other users connect, too.
+    ::chmod(std::filesystem::path(kvmd_.socket()).parent_path().c_str(), 0755);
+    ::chmod(kvmd_.socket().c_str(), 0666);
+    keeper_ = test::StartWorker({.socket = kvmd_.socket(), .name = "keeper"});
+    keeper_->Publish(KeptPrompt(), 0);
+    KVM_REQUIRE_OK(keeper_->Flush());
+    crew_ = std::make_unique<test::BusyCrew>(kvmd_.socket(), 1, 4, test::BusyCrew::Successor::kHeir);
+    for (const std::string& name : kRecyclers) recyclers_.push_back(test::StartRecycler(kvmd_.socket(), name));
+    importers_.resize(2);
+    hostile_.resize(test::kHostileKinds.size());
+  }
+
+  void Run(seconds time) {
+    const auto began = steady_clock::now();
+    // kvmd lives from here on, so that its memory can be compared.
+    const auto quiet_from = began + time * 7 / 10;
+    const auto warm = began + time * 8 / 10, end = began + time;
+    std::uint64_t warm_kib = 0;
+    while (steady_clock::now() < end) {
+      Restart();
+      Disturb(steady_clock::now() < quiet_from);
+      if (warm_kib == 0 && steady_clock::now() >= warm) warm_kib = StatusKib(kvmd_.pid(), "RssAnon");
+      std::this_thread::sleep_for(milliseconds(random_.Between(20, 200)));
+    }
+    const std::uint64_t end_kib = StatusKib(kvmd_.pid(), "RssAnon");
+    std::cout << "kvmd's own memory: " << warm_kib << " KiB after warm-up, " << end_kib << " KiB at the end" << std::endl;
+    CHECK(end_kib <= warm_kib + warm_kib / 2 + 8192);
+  }
+
+  void Finish() {
+    for (ChildProcess& each : hostile_) each.Kill();
+    FinishReplay(seconds(60));
+    for (ChildProcess& importer : importers_) FinishImporter(importer, seconds(60));
+    CHECK(crew_->EndWell());
+    for (ChildProcess& recycler : recyclers_) CHECK(test::Finish(recycler).has_value());
+    std::size_t found = 0;
+    test::Eventually([&] { return (found = keeper_->Find(KeptPrompt()).size()) == kKept; }, seconds(20));
+    const test::ImportCheck kept = keeper_->FindAndImport(KeptPrompt(), kKept);
+    counts_.mismatched += kept.wrong;
+    Print(kKept - found);
+    CHECK(counts_.mismatched == 0);
+    CHECK(found == kKept);
+    CHECK(counts_.requests > 0);
+    keeper_.reset();
+    NothingIsLeft();
+  }
+
+ private:
+  static std::string KeptPrompt() { return "kept:" + std::to_string(kKept); }
+
+  static ChildProcess StartReplay(const std::string& socket, std::uint64_t seed) {
+    const std::string kvctl = std::filesystem::path(test::KvmdBinary()).parent_path() / "kvctl";
+    return ChildProcess({kvctl,
+                         "--socket",
+                         socket,
+                         "--json",
+                         "replay",
+                         "--workload",
+                         "chat",
+                         "--seed",
+                         std::to_string(seed),
+                         "--requests",
+                         "400",
+                         "--workers",
+                         "4",
+                         "--pool-blocks",
+                         "256",
+                         "--block-bytes",
+                         "4096",
+                         "--prefill-us-per-token",
+                         "0",
+                         "--model-id",
+                         "soak"},
+                        "/dev/null");
+  }
+
+  // What has ended begins again.
+  void Restart() {
+    if (replay_.pid() <= 0 || !replay_.running()) {
+      FinishReplay(seconds(5));
+      replay_ = StartReplay(kvmd_.socket(), ++started_);
+    }
+    for (std::size_t i = 0; i < importers_.size(); ++i) {
+      if (importers_[i].pid() > 0 && importers_[i].running()) continue;
+      FinishImporter(importers_[i], seconds(5));
+      importers_[i] = test::StartStressImporter(kvmd_.socket(), "importer-" + std::to_string(i), kRecyclers, 20'000);
+    }
+    for (std::size_t i = 0; i < hostile_.size(); ++i) {
+      if (hostile_[i].pid() > 0 && hostile_[i].running()) continue;
+      const std::uint32_t uid = ::geteuid() == 0 ? kFirstHostileUser + static_cast<std::uint32_t>(i) : 0;
+      hostile_[i] = test::StartHostileClient(kvmd_.socket(), test::kHostileKinds[i], ++started_, uid);
+      ++counts_.hostile_started;
+    }
+  }
+
+  void Disturb(bool kvmd_too) {
+    const std::size_t worker = random_.Below(crew_->size());
+    switch (random_.Below(kvmd_too ? 12 : 9)) {
+      case 0:
+      case 1:
+        crew_->Kill(worker);
+        crew_->Replace(worker);
+        ++counts_.workers_killed;
+        break;
+      case 2:
+        StopFor((*crew_)[worker].pid());
+        ++counts_.workers_stopped;
+        break;
+      case 3:
+        random_.Pick(importers_).Kill();
+        ++counts_.importers_killed;
+        break;
+      case 4: random_.Pick(hostile_).Kill(); break;
+      case 5:
+        if (random_.OneIn(8)) replay_.Kill();
+        break;
+      case 9:
+        if (!random_.OneIn(4)) break;
+        kvmd_.Kill();
+        std::this_thread::sleep_for(milliseconds(random_.Below(300)));
+        kvmd_.Start();
+        ++counts_.kvmd_killed;
+        break;
+      case 10:
+        StopFor(kvmd_.pid());
+        ++counts_.kvmd_stopped;
+        break;
+      default: break;
+    }
+  }
+
+  void StopFor(pid_t pid) {
+    ::kill(pid, SIGSTOP);
+    std::this_thread::sleep_for(milliseconds(random_.Between(10, 300)));
+    ::kill(pid, SIGCONT);
+  }
+
+  void FinishReplay(milliseconds patience) {
+    if (replay_.pid() <= 0) return;
+    std::string text;
+    while (const std::optional<std::string> line = replay_.ReadLine(patience)) text += *line;
+    replay_.Kill();
+    if (text.find("\"requests\":") == std::string::npos) {
+      ++counts_.replays_cut;
+    } else {
+      ++counts_.replays;
+      counts_.requests += NumberAfter(text, "requests");
+      counts_.mismatched += NumberAfter(text, "mismatched_blocks");
+    }
+    replay_ = ChildProcess();
+  }
+
+  void FinishImporter(ChildProcess& importer, milliseconds patience) {
+    if (importer.pid() <= 0) return;
+    if (const std::optional<std::string> line = importer.ReadLine(patience)) {
+      std::uint64_t valid = 0, stale = 0, wrong = 0;
+      std::istringstream(*line) >> valid >> stale >> wrong;
+      counts_.imported += valid;
+      counts_.stale += stale;
+      counts_.mismatched += wrong;
+    }
+    importer.Kill();
+    importer = ChildProcess();
+  }
+
+  void Print(std::size_t lost) const {
+    std::cout << "requests " << counts_.requests << " in " << counts_.replays << " replays, " << counts_.replays_cut
+              << " replays cut short\n"
+              << "blocks imported beside them " << counts_.imported << ", refused as stale " << counts_.stale << "\n"
+              << "kills: workers " << counts_.workers_killed << ", importers " << counts_.importers_killed << ", kvmd "
+              << counts_.kvmd_killed << "; stops: workers " << counts_.workers_stopped << ", kvmd " << counts_.kvmd_stopped << "\n"
+              << "hostile clients started " << counts_.hostile_started << "\n"
+              << "mismatched " << counts_.mismatched << ", lost " << lost << std::endl;
+  }
+
+  // All workers have gone: kvmd gives back what it has of them. Then, without its host cache, it
+  // has what a new one has.
+  void NothingIsLeft() {
+    const pid_t long_lived = kvmd_.pid();
+    const auto regions = [&] { return Regions(); };
+    std::uint64_t left = 0;
+    CHECK(test::Eventually([&] { return (left = regions()) == 0; }, seconds(60)));
+    const std::size_t fds = static_cast<std::size_t>(test::OpenFds(long_lived)), mappings = SharedMappings(long_lived);
+    const Inodes inodes(long_lived);
+    kvmd_.Reconfigure(kOptions);
+    kvmd_.Kill();
+    kvmd_.Start();
+    test::Eventually([&] { return Inodes(kvmd_.pid()).bytes < inodes.bytes; }, seconds(5));
+    test::Supervisor fresh(kOptions);
+    Domains(fresh.socket());
+    Domains(kvmd_.socket());
+    std::vector<std::string> stored;
+    test::Eventually(
+        [&] {
+          stored = kvmd_.Stored();
+          return std::all_of(stored.begin(), stored.end(), [](const std::string& name) { return name.starts_with("kept.registry."); });
+        },
+        seconds(20));
+    const auto registries = static_cast<std::size_t>(
+        std::count_if(stored.begin(), stored.end(), [](const std::string& name) { return name.starts_with("kept.registry."); }));
+    const auto of_new = static_cast<std::size_t>(test::OpenFds(fresh.pid())), now = static_cast<std::size_t>(test::OpenFds(kvmd_.pid()));
+    std::cout << "left in the kvmd that lived last: regions of workers " << left << ", descriptors " << fds << ", mappings " << mappings
+              << ", inodes " << inodes.numbers.size() << " (" << (inodes.bytes >> 10) << " KiB), its host cache included\n"
+              << "after it, without host cache: stored " << stored.size() << " (registries " << registries << "), descriptors " << now
+              << " (a new kvmd: " << of_new << "), inodes " << Inodes(kvmd_.pid()).numbers.size() << ", mappings "
+              << SharedMappings(kvmd_.pid()) << " (a new kvmd: " << SharedMappings(fresh.pid()) << ")" << std::endl;
+    CHECK(stored.size() == registries);
+    CHECK(Inodes(kvmd_.pid()).numbers.size() == registries);
+    CHECK(SharedMappings(kvmd_.pid()) == registries);
+    CHECK(now - registries == of_new - Inodes(fresh.pid()).numbers.size());
+  }
+
+  static kvmwire::StatusReply Domains(const std::string& socket) {
+    Result<test::WireClient> client = test::WireClient::Connect(socket);
+    KVM_REQUIRE_OK(client);
+    KVM_REQUIRE_OK(client->Hello("soak", kvmwire::OBSERVER));
+    Result<kvmwire::StatusReply> status = client->QueryStatus();
+    KVM_REQUIRE_OK(status);
+    return *status;
+  }
+  // Of workers: live ones and orphans; slabs are not counted.
+  std::uint64_t Regions() const {
+    std::uint64_t regions = 0;
+    const kvmwire::StatusReply status = Domains(kvmd_.socket());
+    for (const kvmwire::DomainStatus& domain : status.domains())
+      regions += domain.regions() + domain.orphans() - domain.host_cache().slabs();
+    return regions;
+  }
+
+  const std::vector<std::string> kRecyclers = {"recycler-0", "recycler-1"};
+
+  test::Supervisor kvmd_;
+  test::Random random_{20'261'129};
+  std::unique_ptr<test::Worker> keeper_;
+  std::unique_ptr<test::BusyCrew> crew_;
+  std::vector<ChildProcess> recyclers_, importers_, hostile_;
+  ChildProcess replay_;
+  std::uint64_t started_ = 0;
+  Counts counts_;
+};
+
+}  // namespace
+
+TEST_CASE("Soak: a node under kills, stops and hostile clients serves right bytes, loses none and leaks nothing", "[fault][nightly]") {
+  const char* const minutes = std::getenv("KVM_SOAK_MINUTES");
+  Soak soak;
+  soak.Run(seconds(minutes == nullptr ? 60 : 60 * std::strtol(minutes, nullptr, 10)));
+  soak.Finish();
+}
