@@ -19,6 +19,9 @@ if find_spec("vllm") is None:  # not imported: only the engines' processes need 
     pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+
+
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[PrivateDaemon]:
     with PrivateDaemon() as started:
@@ -27,11 +30,15 @@ def daemon() -> Iterator[PrivateDaemon]:
 
 @pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
-    """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
+    """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks.
+
+    ``speculating``: proposes tokens from the prompt.
+    """
     arguments = {
         "plain": (None, 100),
-        "first": (daemon.socket, 100),
-        "second": (daemon.socket, 30, {"load": "sync"}),
+        "first": (daemon.socket, 100, {"prefill_wait_s": 60.0}),
+        "second": (daemon.socket, 30, {"load": "sync", "prefill_wait_s": 60.0}),
+        "speculating": (daemon.socket, 100, {}, {}, {"speculative_config": NGRAM, "disable_log_stats": False}),
     }
     workers = Engines(arguments)
     yield workers
@@ -103,6 +110,58 @@ def test_what_was_generated_is_shared_too(engines: dict[str, Worker]) -> None:
     engines["first"].call("idle_step")
     turn = ids + answer + prompt(20, seed=5)
     assert engines["second"].call("generate", [turn], 4)[0][1] == 3 * BLOCK
+
+
+def test_a_decode_engine_starts_from_what_a_prefill_engine_computed(engines: dict[str, Worker]) -> None:
+    """As vLLM's proxies call, which hand on what the prefill engine answers before it has published anything."""
+    for_prefill = {
+        "do_remote_decode": True,
+        "do_remote_prefill": False,
+        "remote_engine_id": None,
+        "remote_block_ids": None,
+        "remote_host": None,
+        "remote_port": None,
+    }
+    ids = prompt(203, seed=16)
+    for prefill, decode in (("first", "second"), ("second", "first")):
+        [(expected, _)] = engines["plain"].call("generate", [ids], 24)
+        first, answer = engines[prefill].call("prefill", ids, for_prefill)
+        assert first == expected[0]
+        assert answer == {"kvmarket_prefilled": len(ids) // BLOCK * BLOCK}
+        decoding = engines[decode].start("generate", [ids], 24, params=answer)
+        engines[prefill].call("idle_step")
+        assert decoding() == [(expected, (len(ids) - 1) // BLOCK * BLOCK)]
+        engines[decode].call("idle_step")
+        # The conversation goes on the other way round
+        ids = ids + expected + prompt(30, seed=17)
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="vLLM's ngram speculation needs numba")
+def test_an_engine_that_speculates_from_the_prompt_shares_with_others_and_proposes_as_well(
+    engines: dict[str, Worker],
+) -> None:
+    speculating = engines["speculating"]
+    ids = prompt(203, seed=18)
+    turn = ids + prompt(203, seed=18)[:60]
+    [(expected, _)] = engines["plain"].call("generate", [turn], 48)
+    assert speculating.call("generate", [turn], 48, params={"kvmarket": False}) == [(expected, 0)]
+    alone = speculating.call("speculation")
+    assert alone[0] > 0
+    speculating.call("reset_prefix_cache")
+    # The first step after a reset looks nothing up
+    speculating.call("generate", [prompt(20, seed=19)], 1)
+    engines["first"].call("generate", [turn], 1)
+    engines["first"].call("idle_step")
+    before = speculating.call("speculation")
+    assert speculating.call("generate", [turn], 48) == [(expected, 8 * BLOCK)]
+    speculating.call("idle_step")
+    after = speculating.call("speculation")
+    assert tuple(now - then for now, then in zip(after, before, strict=True)) == alone
+    # Rejected tokens have left no trace in what is published
+    again = turn + expected + prompt(30, seed=20)
+    [(expected, _)] = engines["plain"].call("generate", [again], 8)
+    assert engines["second"].call("generate", [again], 8) == [(expected, 9 * BLOCK)]
+    same_bytes(engines, again, 9)
 
 
 def test_answers_stay_the_same_while_blocks_are_reused(engines: dict[str, Worker]) -> None:

@@ -13,7 +13,7 @@ from kvclient.errors import UnsupportedError
 from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.runner import before_each_step
 from kvclient.vllm.scheduler import SchedulerSide
-from kvclient.vllm.wishes import wishes_of
+from kvclient.vllm.wishes import answer_of_prefill, prefilled_of, wishes_of
 from support.paged_engine import NewRequest, Output, Pool, Request
 from support.specs import small_spec
 
@@ -138,6 +138,55 @@ def test_a_request_that_says_so_has_nothing_imported(kvmd: PrivateDaemon, side: 
     computing.kv_transfer_params = {"kvmarket": {"import": False}}
     assert side.matched_tokens(computing, 0) == (0, False)
     peer.close()
+
+
+# ---- prefill and decode in two engines ----
+
+
+def test_a_decode_engine_asks_again_until_what_a_prefill_engine_says_is_found(
+    kvmd: PrivateDaemon, side: SchedulerSide
+) -> None:
+    decoding: Any = Request("r", list(range(32)), 1)
+    decoding.kv_transfer_params = {"kvmarket_prefilled": 32}
+    side._options = ConnectorOptions(socket=kvmd.socket, min_prefix_tokens=4, prefill_wait_s=600.0)
+    assert side.matched_tokens(decoding, 0) == (None, False)
+    peer = kvclient.Client(kvmd.socket, name="peer")
+    region = peer.allocate_region(peer.declare_model(SPEC), kvclient.Geometry.contiguous(8, 256), name="prefill")
+    chain = kvclient.KeyChain(SPEC)
+    root, keys = chain.parent, list(chain.extend(list(range(32))))
+    region.publish_run(keys[:4], root, 0, region.begin_writes(list(range(4))))
+    region.flush()
+    assert side._client is not None
+    side._client.declare_model(SPEC)
+    assert side.matched_tokens(decoding, 0) == (None, False)
+    region.publish_run(keys[4:], keys[3], 4, region.begin_writes(list(range(4, 8))))
+    region.flush()
+    assert side.matched_tokens(decoding, 0) == (28, True)
+    peer.close()
+
+
+@pytest.mark.parametrize("params", [{"kvmarket_prefilled": 32}, {"kvmarket_prefilled": "32"}, {}])
+def test_a_decode_engine_computes_what_is_not_found_in_the_end(side: SchedulerSide, params: dict[str, Any]) -> None:
+    decoding: Any = Request("r", list(range(32)), 1)
+    decoding.kv_transfer_params = params
+    side._options = ConnectorOptions(socket=side._options.socket, min_prefix_tokens=4, prefill_wait_s=0.0)
+    assert side.matched_tokens(decoding, 0) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("params", "answer"),
+    [({"do_remote_decode": True}, 8), ({"do_remote_decode": True, "kvmarket": False}, 0), ({}, 0), (None, 0)],
+)
+def test_a_prefill_engine_answers_how_much_is_about_to_be_found(
+    side: SchedulerSide, params: dict[str, Any] | None, answer: int
+) -> None:
+    made = allocated(side, "r", list(range(10)), kv_transfer_params=params)
+    side.plan(started(made))
+    made.num_computed_tokens = 10
+    said = answer_of_prefill(made, side.finished(made))
+    assert said == ({"kvmarket_prefilled": answer} if answer else None)
+    made.kv_transfer_params = said
+    assert prefilled_of(made) == answer
 
 
 # ---- loads that begin early ----

@@ -29,7 +29,7 @@ def test_engines_of_two_ranks_in_each_of_two_unequal_stages_share(
     expected = [tokens for tokens, _ in second.call("generate", prompts, 12, params=alone)]
     assert expected[0] != expected[1]
     second.call("reset_prefix_cache")
-    # The first step after a reset looks nothing up.
+    # The first step after a reset looks nothing up
     second.call("generate", [prompt(20, seed=2)], 1)
     assert first.call("generate", prompts, 12) == [(tokens, 0) for tokens in expected]
     first.call("idle_step")

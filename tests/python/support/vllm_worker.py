@@ -133,6 +133,15 @@ class VllmWorker:
         self._flush()
         return [(list(output.outputs[0].token_ids), output.num_cached_tokens or 0) for output in outputs]
 
+    def prefill(self, prompt: list[int], params: dict[str, Any]) -> tuple[int, Any]:
+        """The first token that follows, and what the engine answers in kv_transfer_params."""
+        from vllm import SamplingParams
+
+        extra = {"kv_transfer_params": params}
+        sampling = SamplingParams(max_tokens=1, temperature=0, detokenize=False, ignore_eos=True, extra_args=extra)
+        [output] = self.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+        return output.outputs[0].token_ids[0], output.kv_transfer_params
+
     def log_probabilities(self, prompt: list[int], tokens: int) -> tuple[list[int], list[dict[int, float]], int]:
         """Greedy tokens, the log-probabilities of the five likeliest at each, and how many were not computed."""
         from vllm import SamplingParams

@@ -45,6 +45,7 @@ from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
 from kvclient.vllm.spec import lengths_of, of_all_stages, source_of, spec_of
 from kvclient.vllm.weights import Measured, measure
+from kvclient.vllm.wishes import answer_of_prefill
 from kvclient.vllm.worker import WorkerSide
 from kvclient.vllm.worker_calls import (
     Described,
@@ -495,20 +496,19 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Record the request's blocks that are still to be published; the engine may free them."""
-        self._request_finished(request)
-        return False, None
+        return False, self._request_finished(request)
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """``request_finished`` of an engine with several KV-cache groups."""
-        self._request_finished(request)
-        return False, None
+        return False, self._request_finished(request)
 
     @_guarded(lambda: None)
-    def _request_finished(self, request: Any) -> None:
-        if self._scheduler is not None and not self._off:
-            self._scheduler.finished(request)
+    def _request_finished(self, request: Any) -> dict[str, Any] | None:
+        if self._scheduler is None or self._off:
+            return None
+        return answer_of_prefill(request, self._scheduler.finished(request))
 
     @_guarded(lambda: ())
     def take_events(self) -> Iterable[Any]:

@@ -114,7 +114,7 @@ def counted(vllm_config: Any) -> dict[str, Any]:
     settings: dict[str, Any] = _plain(vllm_config, 0)
     speculative = getattr(vllm_config, "speculative_config", None)
     if speculative is not None and getattr(speculative, "method", None) in _NO_DRAFT:
-        settings.pop("speculative_config", None)
+        settings["speculative_config"] = None  # as that of an engine that does not speculate
     parallel = settings.get("parallel_config")
     if isinstance(parallel, dict) and parallel.get("is_moe_model") is False:
         parallel.pop("data_parallel_size", None)

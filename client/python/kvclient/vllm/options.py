@@ -28,6 +28,8 @@ class ConnectorOptions:
     verify: bool = False
     #: Blocks not copied by then are computed.
     import_timeout_s: float = 5.0
+    #: A request that a prefill engine has just computed waits so long until its blocks are found.
+    prefill_wait_s: float = 1.0
     #: Identity of the weights when the engine starts, as text; used instead of their digest.
     weights_digest: str = ""
     #: The model's name in listings; the same in every engine. Default: its architecture.
@@ -65,7 +67,7 @@ class ConnectorOptions:
             raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
         if options.keys not in ("auto", "tokens"):
             raise InvalidArgumentError(f"kv_connector_extra_config: keys is {options.keys!r}, not auto or tokens")
-        for name in ("min_prefix_tokens", "max_sms", "host_cache_bytes", "import_timeout_s"):
+        for name in ("min_prefix_tokens", "max_sms", "host_cache_bytes", "import_timeout_s", "prefill_wait_s"):
             if getattr(options, name) < 0:
                 raise InvalidArgumentError(f"kv_connector_extra_config: {name} is negative")
         return options if options.socket else cls(**{**given, "socket": default_socket()})

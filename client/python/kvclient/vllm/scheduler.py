@@ -28,7 +28,7 @@ from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.tables import BlockTable
-from kvclient.vllm.wishes import wishes_of
+from kvclient.vllm.wishes import prefilled_of, wishes_of
 
 _log = logging.getLogger(__name__)
 _Of = TypeVar("_Of")
@@ -55,6 +55,8 @@ class _Tracked:
     local_tokens: int = 0  # the same in tokens
     publishes: bool = True  # False: the request asks that its blocks be not published
     imports: bool = True
+    prefilled: int = 0  # tokens that a prefill engine has computed for it
+    first_asked: float = 0.0
     loading: bool = False
     load_failed: bool = False  # the present load
     failed_loads: int = 0
@@ -182,8 +184,11 @@ class SchedulerSide:
         """Whether both the client and the pool are known."""
         return self._client is not None and self._pool is not None
 
-    def matched_tokens(self, request: Any, computed: int) -> tuple[int, bool]:
-        """How many tokens after the first ``computed`` can be imported, and whether that happens in the background."""
+    def matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """How many tokens after the first ``computed`` can be imported, and whether that happens in the background.
+
+        None: ask again. A prefill engine has computed the request, and its blocks are not found yet.
+        """
         if not self.active:
             return 0, False
         began = time.perf_counter()
@@ -206,6 +211,10 @@ class SchedulerSide:
         if last <= first or (last - first) * self._block_tokens < self._options.min_prefix_tokens:
             return 0, False
         blocks = self._find(tracked, first, last)
+        if first + blocks < min(tracked.prefilled // self._block_tokens, last):
+            tracked.first_asked = tracked.first_asked or began
+            if began - tracked.first_asked < self._options.prefill_wait_s:
+                return None, False
         self.counters.add("queried_tokens", (last - first) * self._block_tokens)
         tokens = blocks * self._block_tokens
         if tokens < max(self._options.min_prefix_tokens, 1):
@@ -338,8 +347,8 @@ class SchedulerSide:
                 _PAUSE_S,
             )
 
-    def finished(self, request: Any) -> None:
-        """The request has ended; its blocks are about to be freed."""
+    def finished(self, request: Any) -> int:
+        """The request has ended; its blocks are about to be freed. Its leading tokens that peers are about to find."""
         tracked = self._tracked.pop(request.request_id, None)
         self._candidates.pop(request.request_id, None)
         recomputed = self._recomputed.pop(request.request_id, None)
@@ -350,13 +359,14 @@ class SchedulerSide:
         if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
             self._held.add(prefix_of(request, tracked.keys, _confirmed(request), self._block_tokens))
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
-            return
+            return 0
         if not tracked.publishes or (outside is not None and _confirmed(request) <= outside):
-            return
+            return 0
         if not self._shares(tracked):
-            return
+            return 0
         for run, hashes in self._runs(tracked, self._recomputed_now(), hashed=True):
             self._ended.append(_Ended(hashes, run))
+        return _confirmed(request) // self._block_tokens * self._block_tokens
 
     def _shares(self, tracked: _Tracked) -> bool:
         """Whether the keys of an ended request's blocks say what they hold."""
@@ -448,6 +458,7 @@ class SchedulerSide:
             tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
             tracked.tables = [BlockTable(group, self._block_tokens) for group in self._groups]
             tracked.publishes, tracked.imports = wishes_of(request)
+            tracked.prefilled = prefilled_of(request)
             self._tracked[request.request_id] = tracked
         return tracked
 

@@ -1,4 +1,9 @@
-"""What a request asks for itself: ``kv_transfer_params: {"kvmarket": {"publish": false, "import": false}}``."""
+"""What a request's ``kv_transfer_params`` say: ``{"kvmarket": {"publish": false, "import": false}}``, and prefill.
+
+Proxies for prefill/decode disaggregation ask a prefill engine with ``do_remote_decode``, and hand what it answers in
+``kv_transfer_params`` to the decode engine. There the blocks are found by content, so all that the answer says is how
+many tokens are about to be found: the prefill engine publishes them in the step after it has answered.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 _NAME = "kvmarket"
 _WISHES = ("publish", "import")
+_PREFILLED = "kvmarket_prefilled"
 
 
 def wishes_of(request: Any) -> tuple[bool, bool]:
@@ -28,4 +34,18 @@ def wishes_of(request: Any) -> tuple[bool, bool]:
     return False, False
 
 
-__all__ = ["wishes_of"]
+def answer_of_prefill(request: Any, tokens: int) -> dict[str, Any] | None:
+    """What the answer says, of whose leading ``tokens`` the blocks are published; None: the request is no prefill."""
+    params = getattr(request, "kv_transfer_params", None)
+    asked = isinstance(params, Mapping) and params.get("do_remote_decode") is True
+    return {_PREFILLED: tokens} if asked and tokens > 0 else None
+
+
+def prefilled_of(request: Any) -> int:
+    """Leading tokens that a prefill engine says it has published for the request."""
+    params = getattr(request, "kv_transfer_params", None)
+    tokens = params.get(_PREFILLED, 0) if isinstance(params, Mapping) else 0
+    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else 0
+
+
+__all__ = ["answer_of_prefill", "prefilled_of", "wishes_of"]
