@@ -22,7 +22,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_workload.cc)
 
 if(PROMETHEUS_CORE_FOUND)
-  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_listening_sockets.cc unit/test_metric_page.cc)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_host_header.cc unit/test_listening_sockets.cc unit/test_metric_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.
