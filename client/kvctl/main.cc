@@ -52,6 +52,7 @@ int Main(int argc, char** argv) {
   AddReplayCommand(app, common, action);
   AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);
+  AddSupportCommands(app, common, action);
   AddCompletionCommand(app, action);
   try {
     app.parse(argc, argv);

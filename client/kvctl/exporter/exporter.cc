@@ -71,8 +71,7 @@ class Reachability {
 void PrintTable() {
   std::cout << "| metric | type | labels | meaning |\n|---|---|---|---|\n";
   for (const MetricDescription& metric : kMetrics) {
-    std::cout << "| `" << metric.name << "` | " << (metric.counter ? "counter" : "gauge") << " | " << metric.labels << " | " << metric.help
-              << " |\n";
+    std::cout << "| `" << metric.name << "` | " << KindName(metric.kind) << " | " << metric.labels << " | " << metric.help << " |\n";
   }
 }
 
