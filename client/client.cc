@@ -8,6 +8,7 @@
 #include "client/find/find.h"
 #include "client/import/start_import.h"
 #include "client/join/join_cache.h"
+#include "client/near_misses.h"
 #include "client/region/granted_memory.h"
 #include "proto/wire/protocol_limits.h"
 
@@ -18,6 +19,13 @@ namespace {
 bool IsFinal(Errc code) {
   return code == Errc::kPermissionDenied || code == Errc::kVersionMismatch || code == Errc::kInvalidArgument || code == Errc::kProtocol ||
          code == Errc::kResourceExhausted;
+}
+
+// The match of a shard that was not looked up, beside one that ended in this way.
+Match NoBlocks(MatchEnd other) {
+  auto none = std::make_shared<Match::Impl>();
+  none->end = other == MatchEnd::kUnavailable ? other : MatchEnd::kComplete;
+  return Match(std::move(none), 0, 0);
 }
 
 }  // namespace
@@ -81,21 +89,9 @@ Result<Model> Client::DeclareModel(const ModelSpec& spec, Deadline deadline) {
 }
 
 std::vector<NearMiss> Client::NearMisses(const Model& model) const {
-  std::vector<NearMiss> out;
-  if (!impl_->process.Here()) return out;
+  if (!impl_->process.Here()) return {};
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
-  if (!snapshots.current) return out;
-  const RegistryView& registry = snapshots.current->registry;
-  for (std::uint32_t row = 0; row < registry.model_rows(); ++row) {
-    layout::ModelInfo info;
-    if (!registry.ReadModel(row, info) || info.fingerprint == model.fingerprint) continue;
-    Result<ModelSpec> theirs = ModelSpec::FromCanonical({info.spec, info.spec_bytes});
-    if (!theirs) continue;
-    std::vector<ModelFieldDifference> differences = Difference(model.spec, *theirs);
-    // The same name and another content, or the same content under another name.
-    if (theirs->model_id == model.spec.model_id || differences.size() == 1) out.push_back({*theirs, std::move(differences)});
-  }
-  return out;
+  return snapshots.current ? NearMissesOf(snapshots.current->registry, model) : std::vector<NearMiss>();
 }
 
 Result<std::shared_ptr<Region>> Client::AllocateRegion(const Model& model, RegionOptions options, Deadline deadline) {
@@ -130,6 +126,10 @@ std::vector<UnmappedRegion> Client::UnmappedRegions() const {
 
 Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
   if (!impl_->process.Here()) return Match();
+  AtomicStats& stats = impl_->stats;
+  using Clock = std::chrono::steady_clock;
+  const bool timed = stats.finds.fetch_add(1, std::memory_order_relaxed) % kLookupsPerTime == 0;
+  const Clock::time_point begun = timed ? Clock::now() : Clock::time_point();
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
   std::shared_ptr<Match::Impl> best;
   try {
@@ -154,9 +154,12 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
     return Match();
   }
   const std::size_t found = best->sources.size();
-  impl_->stats.finds.fetch_add(1, std::memory_order_relaxed);
-  impl_->stats.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
-  impl_->stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
+  stats.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
+  stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
+  if (timed) stats.lookup_times.Add(Clock::now() - begun);
+  if (found == keys.size() && !keys.empty()) [[likely]]
+    return Match(std::move(best), 0, found);
+  impl_->misses.Note(best->end, found);
   return Match(std::move(best), 0, found);
 }
 
@@ -164,7 +167,12 @@ std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>>
   std::vector<Match> matches;
   std::size_t shortest = static_cast<std::size_t>(-1);
   for (const std::span<const BlockKey> keys : keys_by_shard) {
-    // Blocks that an earlier shard lacks need not be looked up for later shards.
+    // Blocks that an earlier shard lacks need not be looked up for later shards. Where it has none,
+    // the later shard is not looked up at all, and has missed nothing by itself.
+    if (shortest == 0) {
+      matches.push_back(NoBlocks(matches.back().end()));
+      continue;
+    }
     matches.push_back(Find(keys.first(std::min(keys.size(), shortest)), options));
     shortest = std::min(shortest, matches.back().size());
   }

@@ -166,8 +166,10 @@ void Client::Impl::OnTick() {
   }
   if (mapper.TakeRetry()) models.DeclareAgain();
   registrar.Tick();
-  if (const kvmwire::ClientMessage uses = host_cache_uses.Take(); uses.host_cache_use().runs_size() > 0) link.Post(uses);
+  const kvmwire::ClientMessage uses = host_cache_uses.Take();
+  if (uses.host_cache_use().runs_size() > 0 || uses.host_cache_use().imports_size() > 0) link.Post(uses);
   kvmwire::StatsReport report = ReportOf(Stats());
+  ReportTimes(stats, report);
   if (const std::vector<UnmappedRegion> unmapped = mapper.Unmapped(); !unmapped.empty()) {
     report.set_unmapped_regions(static_cast<std::uint32_t>(unmapped.size()));
     report.set_unmapped_reason(unmapped.front().name + ": " + unmapped.front().reason.ToString());

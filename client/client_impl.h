@@ -15,6 +15,7 @@
 #include "client/connection/owner_process.h"
 #include "client/declared_models.h"
 #include "client/lease/leases.h"
+#include "client/misses.h"
 #include "client/offload/host_cache_uses.h"
 #include "client/offload/offloader.h"
 #include "client/peers/device_set.h"
@@ -53,6 +54,7 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   HostCacheUses host_cache_uses;
   Link link;
   DeclaredModels models{link, mapper, devices};
+  Misses misses{stats, link, peers, models};
   Leases leases{link, peers};
   Offloader offloader{link, stats, options.max_queued_offloads};
   PublishWindow window;

@@ -26,10 +26,9 @@ class DeclaredModels {
   void DeclareAgain() KVM_EXCLUDES(mutex_);
   // Returns the device's index. On return, peers' regions are mapped for the device.
   [[nodiscard]] Result<std::size_t> OpenDevice(const DeviceUuid& device, Deadline deadline) KVM_EXCLUDES(mutex_);
-
- private:
   std::vector<Model> Models() const KVM_EXCLUDES(mutex_);
 
+ private:
   Link& link_;
   PeerMapper& mapper_;
   DeviceSet& devices_;

@@ -51,7 +51,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
 [ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
-[ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man)
+[ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man zsh fish)
 [ "$metrics" = yes ] && packages+=(prometheus)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes Debian packages of this tree, for the distribution that it runs on (Debian 12, Ubuntu
-# 24.04): kvmd with kvctl and the service, the library, and its headers. Prints their paths. Support
-# for GPUs is in them if the CUDA toolkit was there: one package then serves machines with and
-# without a GPU.
+# 24.04): kvmd with kvctl and the service, kvmd-mesh, the library, and its headers. Prints their
+# paths. Support for GPUs is in them if the CUDA toolkit was there: one package then serves machines
+# with and without a GPU.
 #
 #   scripts/package.sh [--out DIR] [--no-lint]
 #
@@ -40,7 +40,7 @@ cmake --build --preset package >&2
 
 # Manual pages say what --help says, one page a command.
 pages=$build/debian
-rm -rf "$pages/man1" "$pages/kvmd.8.gz"
+rm -rf "$pages/man1" "$pages"/*.8.gz
 mkdir -p "$pages/man1"
 # manual PROGRAM SECTION NAME WHAT OUTPUT [COMMAND]: COMMAND of kvctl has a page of its own.
 manual() {
@@ -54,8 +54,15 @@ manual() {
 }
 manual "$build/bin/kvmd" 8 kvmd "registry of KV cache blocks shared between inference processes" "$pages/kvmd.8"
 manual "$build/bin/kvctl" 1 kvctl "show and exercise kvmd" "$pages/man1/kvctl.1"
+[ ! -x "$build/bin/kvmd-mesh" ] || manual "$build/bin/kvmd-mesh" 8 kvmd-mesh "brings KV cache blocks of other nodes to this one" "$pages/kvmd-mesh.8"
 "$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
   manual "$build/bin/kvctl" 1 "kvctl-$command" "kvctl's command $command" "$pages/man1/kvctl-$command.1" "$command"
+done
+
+# What shells complete.
+for shell in bash zsh fish; do
+  "$build/bin/kvctl" completion "$shell" >"$pages/kvctl.$shell"
+  [ ! -x "$build/bin/kvmd-mesh" ] || "$build/bin/kvmd-mesh" --completion "$shell" >"$pages/kvmd-mesh.$shell"
 done
 
 # Debian's form of the changelog: one entry, which names the document that has them all.

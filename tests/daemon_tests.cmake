@@ -5,8 +5,10 @@ set(KVM_DAEMON_TEST_SOURCES
   support/process/temp_dir.cc
   unit/test_block_index.cc
   unit/test_client_totals.cc
+  unit/test_config_check.cc
   unit/test_dispatcher.cc
   unit/test_fair_turns.cc
+  unit/test_hot_prefixes.cc
   unit/test_hostile_work.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc

@@ -7,14 +7,17 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_doctor_host_cache.cc
   unit/test_doctor_models.cc
   support/process/temp_dir.cc
+  unit/test_hot_tree.cc
   unit/test_key_query.cc
   unit/test_kvctl_gpus.cc
   unit/test_kvctl_output.cc
   unit/test_kvctl_processes.cc
   unit/test_kvctl_text.cc
   unit/test_live.cc
+  unit/test_miss_checks.cc
   unit/test_pool_memory.cc
   unit/test_replay_pace.cc
+  unit/test_restart_losses.cc
   unit/test_simulate.cc
   unit/test_simulate_bound.cc
   unit/test_trace.cc
@@ -22,7 +25,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_workload.cc)
 
 if(PROMETHEUS_CORE_FOUND)
-  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_listening_sockets.cc unit/test_metric_page.cc)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_host_header.cc unit/test_listening_sockets.cc unit/test_metric_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.
@@ -30,7 +33,7 @@ if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_live_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
-    SOURCES integration/test_kvctl_live.cc)
+    SOURCES integration/test_kvctl_live.cc integration/test_kvctl_operate.cc)
   if(TARGET kvctl_live_tests AND PROMETHEUS_CORE_FOUND)
     target_sources(kvctl_live_tests PRIVATE integration/test_exporter.cc)
   endif()

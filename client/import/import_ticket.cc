@@ -23,6 +23,12 @@ ImportFailure Failure(BlockStatus status) {
 
 }  // namespace
 
+ImportTicket::Impl::~Impl() {
+  // Dropped before its end was seen; the job's end, which comes first, ends the copy.
+  job.reset();
+  if (!finished) stats->imports_ended.fetch_add(1, std::memory_order_relaxed);
+}
+
 std::optional<ImportFailure> ImportTicket::Impl::Verify() {
   if (checksums.empty() || result.valid == 0) return std::nullopt;
   const Region::Impl& region = *keep->destination;
@@ -49,6 +55,8 @@ void ImportTicket::Impl::FailInChild() {
 void ImportTicket::Impl::Finish() {
   if (finished) return;
   finished = true;
+  stats->imports_ended.fetch_add(1, std::memory_order_relaxed);
+  stats->import_times.Add(std::chrono::steady_clock::now() - begun);
   std::span<const BlockStatus> statuses = job ? job->statuses() : std::span<const BlockStatus>();
   while (result.valid < statuses.size() && statuses[result.valid] == BlockStatus::kValid) ++result.valid;
   const std::optional<ImportFailure> corrupt = Verify();

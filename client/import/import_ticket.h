@@ -2,6 +2,7 @@
 // ended, and then makes its result from the backend's status of each block.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -25,7 +26,13 @@ struct ImportKeep {
 };
 
 struct ImportTicket::Impl {
+  Impl() = default;
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl();
+
   const OwnerProcess process;
+  const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
   // Parts of the import's client.
   std::shared_ptr<AtomicStats> stats;
   std::shared_ptr<HostCacheUses> host_cache_uses;

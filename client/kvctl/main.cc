@@ -53,6 +53,8 @@ int Main(int argc, char** argv) {
   AddReplayCommand(app, common, action);
   AddSimulateCommand(app, common, action);
   AddBenchCommands(app, common, action);
+  AddSupportCommands(app, common, action);
+  AddCompletionCommand(app, action);
   try {
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");

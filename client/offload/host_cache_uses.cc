@@ -6,7 +6,7 @@
 namespace kvm {
 
 std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
-  if (match.impl() == nullptr) return 0;
+  if (match.impl() == nullptr || valid == 0) return 0;
   const Match::Impl& sources = *match.impl();
   std::vector<kvmwire::HostCacheRun> runs;
   std::size_t kept = 0;
@@ -28,8 +28,15 @@ std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
     run.set_slot(source.block);
     run.set_blocks(run.blocks() + 1);
   }
-  if (runs.empty()) return kept;
+  const BlockSource& last = sources.sources[match.first() + valid - 1];
   MutexLock lock(mutex_);
+  if (imports_.size() < kMaxHostCacheRuns) {
+    kvmwire::HostCacheRun& import = imports_.emplace_back();
+    import.set_region(last.region);
+    import.set_region_epoch(last.region_epoch);
+    import.set_slot(last.block);
+    import.set_blocks(static_cast<std::uint32_t>(valid));
+  }
   for (kvmwire::HostCacheRun& run : runs) {
     if (runs_.size() < kMaxHostCacheRuns) runs_.push_back(std::move(run));
   }
@@ -41,7 +48,9 @@ kvmwire::ClientMessage HostCacheUses::Take() {
   kvmwire::HostCacheUse& use = *message.mutable_host_cache_use();
   MutexLock lock(mutex_);
   for (kvmwire::HostCacheRun& run : runs_) *use.add_runs() = std::move(run);
+  for (kvmwire::HostCacheRun& import : imports_) *use.add_imports() = std::move(import);
   runs_.clear();
+  imports_.clear();
   return message;
 }
 

@@ -1,5 +1,5 @@
-# Debian packages by CPack (scripts/package.sh): kvmd with kvctl and the service, the library, and
-# what programs are built with. Each holds the install() rules of one component.
+# Debian packages by CPack (scripts/package.sh): kvmd with kvctl and the service, kvmd-mesh, the
+# library, and what programs are built with. Each holds the install() rules of one component.
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME kvmd)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
@@ -8,6 +8,9 @@ set(CPACK_PACKAGE_CONTACT ${KVM_PACKAGE_CONTACT})
 # Else CPack puts one summary before the description of each package.
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "")
 set(CPACK_COMPONENTS_ALL service library development)
+if(TARGET kvmd-mesh)
+  list(APPEND CPACK_COMPONENTS_ALL mesh)
+endif()
 set(CPACK_STRIP_FILES ON)
 set(CPACK_SET_DESTDIR ON)  # the configuration's path is absolute
 set(CPACK_INSTALL_PREFIX ${CMAKE_INSTALL_PREFIX})
@@ -34,6 +37,18 @@ is shared, by whom, and why a prompt was a miss.")
 set(CPACK_DEBIAN_SERVICE_PACKAGE_CONTROL_EXTRA
   "${debian_dir}/kvmd/postinst;${debian_dir}/kvmd/prerm;${debian_dir}/kvmd/postrm;${debian_dir}/kvmd/conffiles")
 
+set(CPACK_DEBIAN_MESH_PACKAGE_NAME kvmd-mesh)
+set(CPACK_DEBIAN_MESH_PACKAGE_SECTION admin)
+set(CPACK_DEBIAN_MESH_PACKAGE_DEPENDS "kvmd (= ${PROJECT_VERSION}), init-system-helpers (>= 1.54)")
+set(CPACK_DEBIAN_MESH_DESCRIPTION "brings KV cache blocks of other nodes to this one
+kvmd-mesh, one process on each node for each user, asks the kvmd-mesh of other
+nodes for the blocks of a prompt's prefix, and publishes them on this node like
+any worker of kvmd.
+
+No instance runs until one is configured and enabled: see the example in
+/usr/share/doc/kvmd-mesh/examples, and kvmd-mesh(8).")
+set(CPACK_DEBIAN_MESH_PACKAGE_CONTROL_EXTRA "${debian_dir}/mesh/postinst;${debian_dir}/mesh/prerm;${debian_dir}/mesh/postrm")
+
 # The library's name in Debian says its SONAME: libkvclient.so.0.2 is in libkvclient0.2.
 set(soname_version ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 set(library_package libkvclient${soname_version})
@@ -56,9 +71,14 @@ a CMake package and a pkg-config file.")
 
 include(CPack)
 
-# Documents that every Debian package has, and the manual pages that package.sh makes of --help.
+# Documents that every Debian package has, and what package.sh makes of the programs' own
+# description.
 set(doc_dir ${CMAKE_INSTALL_DATAROOTDIR}/doc)
-foreach(pair "service kvmd" "library ${library_package}" "development libkvclient-dev")
+set(documented "service kvmd" "library ${library_package}" "development libkvclient-dev")
+if(TARGET kvmd-mesh)
+  list(APPEND documented "mesh kvmd-mesh")
+endif()
+foreach(pair IN LISTS documented)
   separate_arguments(pair UNIX_COMMAND "${pair}")
   list(GET pair 0 component)
   list(GET pair 1 package)
@@ -66,5 +86,18 @@ foreach(pair "service kvmd" "library ${library_package}" "development libkvclien
   install(FILES ${PROJECT_BINARY_DIR}/debian/changelog.gz DESTINATION ${doc_dir}/${package} COMPONENT ${component} OPTIONAL)
 endforeach()
 install(FILES ${debian_dir}/library/lintian-overrides DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/lintian/overrides RENAME ${library_package} COMPONENT library)
-install(FILES ${PROJECT_BINARY_DIR}/debian/kvmd.8.gz DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT service OPTIONAL)
 install(DIRECTORY ${PROJECT_BINARY_DIR}/debian/man1 DESTINATION ${CMAKE_INSTALL_MANDIR} COMPONENT service OPTIONAL)
+# Manual pages and completion of the programs: of kvmd there is nothing to complete.
+foreach(pair "service kvmd" "service kvctl" "mesh kvmd-mesh")
+  separate_arguments(pair UNIX_COMMAND "${pair}")
+  list(GET pair 0 component)
+  list(GET pair 1 program)
+  if(component STREQUAL mesh AND NOT TARGET kvmd-mesh)
+    continue()
+  endif()
+  set(made ${PROJECT_BINARY_DIR}/debian)
+  install(FILES ${made}/${program}.8.gz DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT ${component} OPTIONAL)
+  install(FILES ${made}/${program}.bash DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/bash-completion/completions RENAME ${program} COMPONENT ${component} OPTIONAL)
+  install(FILES ${made}/${program}.zsh DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/zsh/vendor-completions RENAME _${program} COMPONENT ${component} OPTIONAL)
+  install(FILES ${made}/${program}.fish DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/fish/vendor_completions.d COMPONENT ${component} OPTIONAL)
+endforeach()

@@ -3,9 +3,6 @@
 include(CMakePackageConfigHelpers)
 
 install(TARGETS kvmd kvctl RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
-if(TARGET kvmd-mesh)
-  install(TARGETS kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT service)
-endif()
 install(TARGETS kvclient EXPORT kvclientTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/client/include/kvclient ${PROJECT_SOURCE_DIR}/proto/include/kvm
@@ -28,7 +25,6 @@ endforeach()
 set(systemd_dir lib/systemd/system)
 install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/systemd/kvmd.socket
   ${PROJECT_BINARY_DIR}/systemd/kvmd-exporter.service ${PROJECT_SOURCE_DIR}/systemd/kvmd-exporter.socket
-  ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.service
   DESTINATION ${systemd_dir} COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf COMPONENT service)
@@ -39,3 +35,10 @@ if(CMAKE_INSTALL_PREFIX STREQUAL "/usr")
   set(config_dir ${CMAKE_INSTALL_FULL_SYSCONFDIR}/kvmd)
 endif()
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.toml DESTINATION ${config_dir} COMPONENT service)
+
+if(TARGET kvmd-mesh)
+  install(TARGETS kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT mesh)
+  install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.service DESTINATION ${systemd_dir} COMPONENT mesh)
+  # Each user's instance has a file of its own, so there is none to install but an example.
+  install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh.toml DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/kvmd-mesh/examples COMPONENT mesh)
+endif()

@@ -22,4 +22,9 @@ kvmwire::StatsReport ReportOf(const ClientStats& stats) {
   return report;
 }
 
+void ReportTimes(const AtomicStats& stats, kvmwire::StatsReport& report) {
+  stats.lookup_times.Report(*report.mutable_lookup_times());
+  stats.import_times.Report(*report.mutable_import_times());
+}
+
 }  // namespace kvm

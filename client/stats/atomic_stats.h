@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "client/stats/durations.h"
 #include "kvclient/stats.h"
 #include "proto/wire/wire.pb.h"
 
@@ -17,12 +18,20 @@ struct AtomicStats {
   KVCLIENT_STATS(KVM_ATOMIC_COUNTER, KVM_ATOMIC_COUNTER, KVM_NOT_COUNTED)
 #undef KVM_ATOMIC_COUNTER
 #undef KVM_NOT_COUNTED
+  // For kvmd only: how long lookups took (one of kLookupsPerTime), and imports from their start
+  // until their caller saw the end.
+  AtomicDurations lookup_times, import_times;
 };
+
+// So many lookups are counted for one that is timed: two looks at a clock would be felt in a lookup
+// of few keys.
+inline constexpr std::uint64_t kLookupsPerTime = 8;
 
 // The counters; what is not counted is 0.
 ClientStats Load(const AtomicStats& stats) noexcept;
 
 // Those that kvmd is told.
 kvmwire::StatsReport ReportOf(const ClientStats& stats);
+void ReportTimes(const AtomicStats& stats, kvmwire::StatsReport& report);
 
 }  // namespace kvm

@@ -20,12 +20,16 @@ constexpr std::size_t kLookedAtOnce = 128;  // files of granted memory, in a tic
 
 void Ping(const Client& client, const kvmwire::ClientMessage& message) { client.ReplyEmpty(message.request_id()); }
 
-void NoteStats(Client& client, kvmwire::ClientMessage message) {
+Status NoteStats(Client& client, kvmwire::ClientMessage message) {
   kvmwire::StatsReport& report = *message.mutable_stats_report();
+  for (const kvmwire::Durations* times : {&report.lookup_times(), &report.import_times()}) {
+    if (times->counts_size() > static_cast<int>(kDurationBuckets)) return MakeError(Errc::kProtocol, "stats report: too many durations");
+  }
   report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
   AddReport(client.domain->client_totals, client.has_reported ? &client.stats : nullptr, report);
   client.has_reported = true;
   client.stats = std::move(report);
+  return {};
 }
 
 // Handlers of messages: a function or a service's method that takes the message, or a method that
@@ -253,6 +257,7 @@ void Broker::ReplyStatus(const Client& client, const kvmwire::ClientMessage& mes
                                                .domains = domains_,
                                                .lessor = leases_.lessor(),
                                                .host_cache = offload_.host_cache(),
+                                               .keeps_state = persistence_.stores(),
                                                .started_ms = started_ms_,
                                                .rejected_connections = rejected_connections,
                                                .protocol_errors = protocol_errors},

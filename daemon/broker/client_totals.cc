@@ -4,19 +4,44 @@
 #include <limits>
 
 namespace kvm::daemon {
+namespace {
+
+constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+
+// `total` and what has been counted since; a counter that has gone backwards adds nothing.
+std::uint64_t Sum(std::uint64_t total, std::uint64_t seen, std::uint64_t now) {
+  const std::uint64_t more = now > seen ? now - seen : 0;
+  return more > kMost - total ? kMost : total + more;
+}
+
+void AddTimes(kvmwire::Durations& totals, const kvmwire::Durations& before, const kvmwire::Durations& now) {
+  for (int i = 0; i < now.counts_size(); ++i) {
+    if (i == totals.counts_size()) totals.add_counts(0);
+    totals.set_counts(i, Sum(totals.counts(i), i < before.counts_size() ? before.counts(i) : 0, now.counts(i)));
+  }
+  totals.set_sum_ns(Sum(totals.sum_ns(), before.sum_ns(), now.sum_ns()));
+}
+
+}  // namespace
 
 void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before, const kvmwire::StatsReport& report) {
   const bool counted_before = before == nullptr && report.reconnects() > 0;
   const auto add = [&](auto get, auto set) {
     const std::uint64_t now = (report.*get)(), seen = before != nullptr ? (before->*get)() : counted_before ? now : 0;
-    const std::uint64_t total = (totals.*get)(), more = now > seen ? now - seen : 0;
-    (totals.*set)(more > std::numeric_limits<std::uint64_t>::max() - total ? std::numeric_limits<std::uint64_t>::max() : total + more);
+    (totals.*set)(Sum((totals.*get)(), seen, now));
   };
   using Report = kvmwire::StatsReport;
   add(&Report::finds, &Report::set_finds);
   add(&Report::keys_looked_up, &Report::set_keys_looked_up);
   add(&Report::keys_matched, &Report::set_keys_matched);
+  add(&Report::misses_absent, &Report::set_misses_absent);
+  add(&Report::misses_other_model, &Report::set_misses_other_model);
+  add(&Report::misses_stale, &Report::set_misses_stale);
+  add(&Report::misses_unreachable, &Report::set_misses_unreachable);
+  add(&Report::misses_too_short, &Report::set_misses_too_short);
+  add(&Report::misses_kvmd_away, &Report::set_misses_kvmd_away);
   add(&Report::imports, &Report::set_imports);
+  add(&Report::imports_ended, &Report::set_imports_ended);
   add(&Report::blocks_imported, &Report::set_blocks_imported);
   add(&Report::blocks_failed, &Report::set_blocks_failed);
   add(&Report::bytes_imported, &Report::set_bytes_imported);
@@ -25,6 +50,9 @@ void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before,
   add(&Report::blocks_offloaded, &Report::set_blocks_offloaded);
   add(&Report::offloads_dropped, &Report::set_offloads_dropped);
   add(&Report::blocks_from_host_cache, &Report::set_blocks_from_host_cache);
+  const kvmwire::StatsReport& seen = before != nullptr ? *before : counted_before ? report : kvmwire::StatsReport::default_instance();
+  if (report.has_lookup_times()) AddTimes(*totals.mutable_lookup_times(), seen.lookup_times(), report.lookup_times());
+  if (report.has_import_times()) AddTimes(*totals.mutable_import_times(), seen.import_times(), report.import_times());
   // It rises between two connections, never during one.
   if (counted_before) totals.set_reconnects(totals.reconnects() + 1);
 }

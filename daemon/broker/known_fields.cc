@@ -47,7 +47,11 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
     case Message::kPublish: return Drop(*message.mutable_publish());
     case Message::kRetract: return Drop(*message.mutable_retract());
     case Message::kWithdrawAck: return Drop(*message.mutable_withdraw_ack());
-    case Message::kStatsReport: return Drop(*message.mutable_stats_report());
+    case Message::kStatsReport:
+      Drop(*message.mutable_stats_report());
+      if (message.stats_report().has_lookup_times()) Drop(*message.mutable_stats_report()->mutable_lookup_times());
+      if (message.stats_report().has_import_times()) Drop(*message.mutable_stats_report()->mutable_import_times());
+      return;
     case Message::kStatusQuery: return Drop(*message.mutable_status_query());
     case Message::kPing: return Drop(*message.mutable_ping());
     case Message::kAllocateMemory:
@@ -63,7 +67,10 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
     case Message::kCompleteStore:
       Drop(*message.mutable_complete_store());
       return DropEach(message.mutable_complete_store()->mutable_outcomes());
-    case Message::kHostCacheUse: Drop(*message.mutable_host_cache_use()); return DropEach(message.mutable_host_cache_use()->mutable_runs());
+    case Message::kHostCacheUse:
+      Drop(*message.mutable_host_cache_use());
+      DropEach(message.mutable_host_cache_use()->mutable_runs());
+      return DropEach(message.mutable_host_cache_use()->mutable_imports());
     case Message::kAcquireLease:
       Drop(*message.mutable_acquire_lease());
       return DropEach(message.mutable_acquire_lease()->mutable_sources());

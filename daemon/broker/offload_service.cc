@@ -1,10 +1,13 @@
 #include "daemon/broker/offload_service.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <iterator>
 #include <utility>
 #include <vector>
 
+#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
 #include "proto/wire/protocol_limits.h"
 
@@ -108,10 +111,24 @@ Status OffloadService::CompleteStore(Client& client, kvmwire::ClientMessage mess
   return {};
 }
 
+// As many as a message may have are a part of a slice.
+void OffloadService::NoteImports(Domain& domain, const kvmwire::HostCacheUse& use) {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  for (const kvmwire::HostCacheRun& import : use.imports()) {
+    Spend(1);
+    const Region* region = domain.FindRegion(import.region(), import.region_epoch());
+    if (region == nullptr || import.slot() >= region->info.block_count) continue;
+    const IndexEntry entry = domain.EntryOf(*region, import.slot());
+    if (entry.region_epoch == 0) continue;
+    domain.hot.Note(entry.key, entry.depth, domain.SpecOf(*region).model_id, std::min(import.blocks(), entry.depth + 1), now);
+  }
+}
+
 Status OffloadService::Use(Client& client, kvmwire::ClientMessage message) {
   kvmwire::HostCacheUse& use = *message.mutable_host_cache_use();
-  if (use.runs_size() > static_cast<int>(kMaxHostCacheRuns))
+  if (std::max(use.runs_size(), use.imports_size()) > static_cast<int>(kMaxHostCacheRuns))
     return MakeError(Errc::kProtocol, "host cache use: too many runs in one message");
+  NoteImports(*client.domain, use);
   if (!host_cache_) return {};
   client.Work([this, use = std::move(use), progress = HostCache::Using()](Client& its, const WorkBudget& budget) mutable {
     return host_cache_->Used(*its.domain, use, progress, budget);

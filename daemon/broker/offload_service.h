@@ -1,9 +1,10 @@
 // OffloadService: handles clients' messages about the host cache, and the host cache's events.
 //
 // Broker passes it PrepareStore, CompleteStore and HostCacheUse, the ticks and the end of clients.
-// The host cache decides; this class turns its decisions into messages and lets an offer wait while
-// memory is being allocated. At the cache's events (HostCacheEvents) it announces, grants, persists
-// and withdraws slabs. Owns the host cache, if there is one. Single-threaded.
+// What a HostCacheUse says of whole imports goes to the domain's HotPrefixes, with a host cache or
+// without. The host cache decides; this class turns its decisions into messages and lets an offer
+// wait while memory is being allocated. At the cache's events (HostCacheEvents) it announces,
+// grants, persists and withdraws slabs. Owns the host cache, if there is one. Single-threaded.
 #pragma once
 
 #include <functional>
@@ -47,6 +48,7 @@ class OffloadService final : private HostCacheEvents {
  private:
   bool AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message);
   void AnswerWaiting();
+  static void NoteImports(Domain& domain, const kvmwire::HostCacheUse& use);
   void GrantOnceStored(const Client& client, const Slab& slab);
   static void SendGrant(const Client& client, const Slab& slab);
   void SendAnswer(const Client& client, kvmwire::ServerMessage answer);

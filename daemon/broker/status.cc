@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -62,6 +63,13 @@ void Describe(const HostCache& host_cache, const Domain& domain, kvmwire::HostCa
   status.set_expired(counters.expired);
 }
 
+std::string KeyBytes(const BlockKey& key) {
+  std::string bytes(2 * sizeof(std::uint64_t), '\0');
+  std::memcpy(bytes.data(), &key.lo, sizeof(key.lo));
+  std::memcpy(bytes.data() + sizeof(key.lo), &key.hi, sizeof(key.hi));
+  return bytes;
+}
+
 class StatusBuilder {
  public:
   StatusBuilder(const StatusSources& sources, const Client& asking)
@@ -78,6 +86,7 @@ class StatusBuilder {
       kvmwire::DomainStatus& described = *reply_.add_domains();
       Count(Describe(domain, described));
       if (query.memory()) DescribeMemory(domain, described);
+      if (query.hot() > 0) DescribeHot(domain, query.hot(), described);
     });
     if (query.clients()) {
       sources_.clients.ForEach([&](const Client& client) {
@@ -113,6 +122,7 @@ class StatusBuilder {
 
   void DescribeDaemon();
   void DescribeMemory(Domain& domain, kvmwire::DomainStatus& out);
+  void DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out);
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
   const kvmwire::ClientStatus& Describe(const Client& client, kvmwire::ClientStatus& out) const;
   const kvmwire::LeaseStatus& Describe(const Lease& lease, kvmwire::LeaseStatus& out) const;
@@ -136,6 +146,7 @@ void StatusBuilder::DescribeDaemon() {
   const auto of_user = static_cast<std::uint32_t>(sources_.clients.OfUser(asking_.credentials.uid));
   reply_.set_user_clients(of_user);
   reply_.set_max_retained_fds(sources_.domains.descriptors().max());
+  reply_.set_keeps_state(sources_.keeps_state);
   // What all have together would tell one user of the others.
   reply_.set_clients(sees_all_ ? static_cast<std::uint32_t>(sources_.clients.size()) : of_user);
   if (sees_all_) {
@@ -156,6 +167,19 @@ void StatusBuilder::DescribeMemory(Domain& domain, kvmwire::DomainStatus& out) {
   for (kvmwire::MemoryGroup& group : GroupMemory(domain)) {
     if (Full()) return;
     Count(*out.add_memory() = std::move(group));
+  }
+}
+
+void StatusBuilder::DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out) {
+  for (const HotPrefixes::Prefix& prefix : domain.hot.List(most, std::chrono::steady_clock::now())) {
+    if (Full()) return;
+    kvmwire::HotPrefix& described = *out.add_hot();
+    described.set_key(KeyBytes(prefix.key));
+    described.set_depth(prefix.depth);
+    described.set_uses(prefix.uses);
+    described.set_blocks(prefix.blocks);
+    described.set_model_id(prefix.model_id);
+    Count(described);
   }
 }
 

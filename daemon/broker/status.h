@@ -19,6 +19,7 @@ struct StatusSources {
   const DomainTable& domains;
   const Lessor& lessor;
   const HostCache* host_cache;  // null: none
+  bool keeps_state = false;     // Persistence::stores()
   std::uint64_t started_ms = 0, rejected_connections = 0, protocol_errors = 0;
 };
 

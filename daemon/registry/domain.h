@@ -24,6 +24,7 @@
 
 #include "daemon/registry/accounts.h"
 #include "daemon/registry/entry_table.h"
+#include "daemon/registry/hot_prefixes.h"
 #include "daemon/registry/model_table.h"
 #include "daemon/registry/orphan_regions.h"
 #include "daemon/registry/region_table.h"
@@ -127,6 +128,8 @@ class Domain {
   void Sweep(std::uint32_t slots) { entries_.Sweep(slots); }
   bool PublishCached(Region& region, const PublishRecord& record) { return entries_.PublishCached(region, record); }
   void EraseCached(Region& region, std::uint32_t block) { entries_.EraseCached(region, block); }
+  // Precondition: block < block_count.
+  IndexEntry EntryOf(const Region& region, std::uint32_t block) const noexcept { return entries_.Of(region, block); }
   using RecordList = EntryTable::RecordList;
   [[nodiscard]] static Result<RecordList> BeginRecords(const Region& region) { return EntryTable::BeginRecords(region); }
   bool GoOnRecords(const Region& region, RecordList& list, const WorkBudget& budget) const {
@@ -142,10 +145,12 @@ class Domain {
   void Unpin(Region& region, std::uint32_t block) noexcept { region.Unpin(block); }
   std::uint32_t leased_orphans() const noexcept { return retained_.leased_orphans(); }
 
-  // The broker writes these two: how many clients are connected, and what clients have reported
+  // The broker writes these: how many clients are connected, and what clients have reported
   // (client_totals.h).
   std::uint32_t clients = 0;
   kvmwire::StatsReport client_totals;
+  // What clients have imported most (hot_prefixes.h)
+  HotPrefixes hot;
 
  private:
   Domain(std::string name, Config config, DescriptorQuota& descriptors, RegistrySegment segment);

@@ -3,10 +3,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <fstream>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <vector>
 
+#include "daemon/system/config_check.h"
 #include "daemon/system/config_domains.h"
 #include "daemon/system/option_names.h"
 
@@ -153,6 +156,34 @@ void AddConfigFile(CLI::App& app, Config& config) {
   app.allow_config_extras(CLI::config_extras_mode::error);
 }
 
+// What is wrong with the text of a configuration file; empty: nothing.
+std::string FaultIn(const std::string& text) {
+  CLI::App app;
+  Config config;
+  AddConfigFile(app, config);
+  AddOptions(app, config);
+  std::istringstream input(text);
+  try {
+    app.parse_from_stream(input);
+  } catch (const CLI::ConfigError&) {
+    return "kvmd has no such option";
+  } catch (const CLI::ParseError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// Prints every fault of the file as FILE:LINE: OPTION: what, as compilers do; false: there is none.
+bool PrintFaults(const std::string& file) {
+  std::ifstream input(file);
+  std::ostringstream text;
+  text << input.rdbuf();
+  const std::vector<ConfigFault> faults = FaultsOf(text.str(), FaultIn);
+  for (const ConfigFault& fault : faults)
+    std::cerr << file << ':' << fault.line << ": " << (fault.option.empty() ? "" : fault.option + ": ") << fault.what << '\n';
+  return !faults.empty();
+}
+
 }  // namespace
 
 ParsedArguments ParseArguments(int argc, char** argv) {
@@ -161,11 +192,15 @@ ParsedArguments ParseArguments(int argc, char** argv) {
   app.set_version_flag("--version", std::string("kvmd ") + KVM_VERSION);
   AddConfigFile(app, out.config);
   AddOptions(app, out.config);
-  app.add_flag("--check-config", out.config.check_config, "Check options and file, then exit")->configurable(false);
+  const CLI::Option* check =
+      app.add_flag("--check-config", out.config.check_config, "Check options and file, name every fault, then exit")->configurable(false);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     out.exit = true;
+    out.exit_code = 1;
+    const CLI::Option* file = app.get_config_ptr();
+    if (check->count() > 0 && file != nullptr && file->count() > 0 && PrintFaults(file->as<std::string>())) return out;
     out.exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
     return out;
   }

@@ -48,6 +48,7 @@ DomainRule ParseRule(const std::string& name, const Section& section) {
   app.add_option("--zero-on-free", rule.zero_on_free);
   std::vector<std::string> arguments;
   for (const auto& [key, values] : section) {
+    if (app.get_option_no_throw("--" + key) == nullptr) Refuse(name, "--" + key + ": a domain has no such option");
     arguments.push_back("--" + key);
     arguments.insert(arguments.end(), values.begin(), values.end());
   }
@@ -89,6 +90,12 @@ std::vector<CLI::ConfigItem> ConfigWithDomains::from_config(std::istream& input)
     if (item.parents.size() < 2) continue;
     Section& section = sections[item.parents[1]];
     if (!border) section.emplace_back(item.name, std::move(item.inputs));
+  }
+  // CLI11 would take the first and say nothing.
+  std::set<std::string> names;
+  for (const CLI::ConfigItem& item : others) {
+    const bool border = item.name == "++" || item.name == "--";
+    if (!border && !names.insert(item.fullname()).second) throw CLI::ValidationError("--" + item.fullname(), "the key is there twice");
   }
   rules_.clear();
   for (const auto& [name, section] : sections) rules_.push_back(ParseRule(name, section));

@@ -17,7 +17,9 @@ inline constexpr std::size_t kMaxPublishBatch = 8192;  // records of one Publish
 // Records of one PrepareStore, outcomes of one CompleteStore
 inline constexpr std::size_t kMaxStoreBatch = 1024;
 inline constexpr std::size_t kMaxHostCacheRuns = 256;  // of one HostCacheUse
-inline constexpr std::size_t kMaxLeaseBatch = 8192;    // sources of one AcquireLease
+// Of Durations: 2^0 to 2^22 microseconds (4.2 s), and longer
+inline constexpr std::size_t kDurationBuckets = 24;
+inline constexpr std::size_t kMaxLeaseBatch = 8192;  // sources of one AcquireLease
 inline constexpr std::size_t kMaxNameBytes = 63;
 // Of one region with descriptors; the generation table and the records need one more each
 inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 2;

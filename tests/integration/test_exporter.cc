@@ -56,8 +56,8 @@ class Connection {
     for (ssize_t size; (size = ::recv(socket_.get(), all.data(), all.size(), 0)) > 0;) out.append(all, 0, static_cast<std::size_t>(size));
     return out;
   }
-  std::string Get(const std::string& target, const std::string& method = "GET") {
-    Send(method + " " + target + " HTTP/1.1\r\nHost: kvmd\r\nConnection: close\r\n\r\n");
+  std::string Get(const std::string& target, const std::string& method = "GET", const std::string& host = "kvmd") {
+    Send(method + " " + target + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n");
     return ReadAll();
   }
 
@@ -105,6 +105,13 @@ struct Exporter {
     CHECK(response.starts_with("HTTP/1.1 200 OK\r\n"));
     CHECK(response.find("text/plain; version=0.0.4") != response.npos);
     return BodyOf(response);
+  }
+  // Of its TCP socket.
+  std::uint16_t Port() const {
+    const std::string said = ReadFile(log);
+    std::smatch match;
+    REQUIRE(std::regex_search(said, match, std::regex("http://127.0.0.1:(\\d+)")));
+    return static_cast<std::uint16_t>(std::stoi(match[1]));
   }
 
   Sandbox sandbox;
@@ -189,11 +196,23 @@ TEST_CASE("Exporter: its socket file has the mode that is asked for, and goes at
 TEST_CASE("Exporter: serves a loopback address of TCP as well, if asked", "[integration]") {
   KvmdProcess kvmd;
   const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0"});
-  const std::string log = ReadFile(exporter.log);
-  std::smatch match;
-  REQUIRE(std::regex_search(log, match, std::regex("http://127.0.0.1:(\\d+)")));
-  const std::string response = Connection::ToPort(static_cast<std::uint16_t>(std::stoi(match[1]))).Get("/metrics?name[]=kvmd_up");
+  const std::string response = Connection::ToPort(exporter.Port()).Get("/metrics?name[]=kvmd_up", "GET", "127.0.0.1");
   CHECK(Value(BodyOf(response), "kvmd_up") == 1.0);
+}
+
+TEST_CASE("Exporter: over TCP a foreign page's host name is not answered, a proxy's is if it is named", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0", "--allow-host", "metrics.example"});
+  const auto get = [&](const std::string& host) { return Connection::ToPort(exporter.Port()).Get("/metrics", "GET", host); };
+  const std::string refused = get("page.example:9464");
+  CHECK(refused.starts_with("HTTP/1.1 421 "));
+  CHECK(refused.find("kvmd_up") == refused.npos);
+  CHECK(get("").starts_with("HTTP/1.1 421 "));
+  CHECK(get("localhost:9464").starts_with("HTTP/1.1 200 "));
+  CHECK(get("Metrics.Example").starts_with("HTTP/1.1 200 "));
+  Connection nameless = Connection::ToPort(exporter.Port());
+  nameless.Send("GET /metrics HTTP/1.0\r\n\r\n");
+  CHECK(nameless.ReadAll().find(" 421 ") != std::string::npos);
 }
 
 TEST_CASE("Exporter: other paths, methods and bytes are answered as HTTP says, and it goes on", "[integration]") {

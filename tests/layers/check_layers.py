@@ -82,18 +82,19 @@ RULES = {
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "memory", "threads", "transfer")} | {"client/kvctl/cli"},
     "client/mesh": MESH | {"client/mesh/node"},  # main.cc
-    # views, exporter, live, replay, simulate, bench → workload, process → cli.
+    # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/workload": KVCTL | {"client/kvctl/cli", "daemon/policy"},
     "client/kvctl/views": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/mesh": KVCTL | {"client/kvctl/cli", "client/kvctl/views", "proto/mesh"},
+    "client/kvctl/support": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/exporter": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
-    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "bench")},
+    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "support", "bench")},
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/", "tests/bench/")

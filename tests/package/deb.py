@@ -167,6 +167,24 @@ def check_installed(service):
     assert service.run("stat", "-c", "%U", "/run/kvmd") == "kvmd"
 
 
+def check_documents(service):
+    print("each program has a manual page, and what a shell completes of it is installed")
+    for path in ("man/man8/kvmd.8.gz", "man/man8/kvmd-mesh.8.gz", "man/man1/kvctl.1.gz", "man/man1/kvctl-doctor.1.gz",
+                 "doc/kvmd-mesh/examples/kvmd-mesh.toml"):
+        service.run("test", "-s", f"/usr/share/{path}")
+    for program in ("kvctl", "kvmd-mesh"):
+        for path in (f"bash-completion/completions/{program}", f"zsh/vendor-completions/_{program}", f"fish/vendor_completions.d/{program}.fish"):
+            service.run("test", "-s", f"/usr/share/{path}")
+
+
+def check_mesh(service):
+    print("an instance of kvmd-mesh runs once it is configured, and none before")
+    assert service.run("systemctl", "list-units", "--no-legend", "kvmd-mesh@*") == ""
+    service.run("sh", "-c", "sed 's/^peers.*//' /usr/share/doc/kvmd-mesh/examples/kvmd-mesh.toml >/etc/kvmd/mesh-0.toml")
+    service.run("systemctl", "start", "kvmd-mesh@0.service")
+    eventually("kvmd-mesh's connection", lambda: "kvmd-mesh" in service.run("kvctl", "clients"))
+
+
 def check_metrics(service, machine):
     print("the first scrape starts the exporter, in its sandbox, over both kinds of sockets")
     assert not service.is_active("kvmd-exporter.service")
@@ -210,12 +228,13 @@ def check_upgrade(service, machine, worker):
 
 def check_removal(service):
     print("removed, nothing runs and the configuration stays; purged, nothing is left but the user")
-    service.run("dpkg", "-r", "kvmd")
-    for unit in ("kvmd.service", "kvmd.socket", "kvmd-exporter.service", "kvmd-exporter.socket"):
+    service.run("dpkg", "-r", "kvmd-mesh", "kvmd")
+    for unit in ("kvmd.service", "kvmd.socket", "kvmd-exporter.service", "kvmd-exporter.socket", "kvmd-mesh@0.service"):
         assert not service.is_active(unit), unit
+    service.run("rm", "/etc/kvmd/mesh-0.toml")
     service.run("test", "-e", "/etc/kvmd/kvmd.toml")
     installed = service.run("dpkg-query", "-W", "-f", "${Package}\n").split()
-    service.run("dpkg", "-P", "kvmd", *[name for name in installed if name.startswith("libkvclient")])
+    service.run("dpkg", "-P", "kvmd-mesh", "kvmd", *[name for name in installed if name.startswith("libkvclient")])
     names = ["-name", "*kvmd*", "-o", "-name", "*kvclient*", "-o", "-name", "*kvctl*"]
     found = service.run("find", "/", "-xdev", "(", *names, ")").split()
     left = [path for path in found if not path.startswith((PACKAGES, "/var/log/", "/proc/", "/sys/"))]
@@ -237,7 +256,7 @@ def main():
     if made.returncode != 0:
         sys.exit(made.returncode)
     packages = sorted(arguments.packages.glob("*.deb"))
-    assert len(packages) == 3, f"{arguments.packages} has {packages}, not the three that scripts/package.sh makes"
+    assert len(packages) == 4, f"{arguments.packages} has {packages}, not the four that scripts/package.sh makes"
     with tempfile.TemporaryDirectory(dir=arguments.root.parent) as name:
         folder = pathlib.Path(name)
         worker = build_worker(packages, folder)
@@ -247,6 +266,8 @@ def main():
                 service = Service(machine)
                 user = check_install(machine)
                 check_installed(service)
+                check_documents(service)
+                check_mesh(service)
                 check_metrics(service, machine)
                 check_upgrade(service, machine, user)
                 check_removal(service)

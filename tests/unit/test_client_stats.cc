@@ -11,7 +11,7 @@ namespace {
 using namespace kvm;
 
 // What StatsReport has besides counters.
-const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason"};
+const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason", "lookup_times", "import_times"};
 
 std::set<std::string> Reported() {
   std::set<std::string> names;
@@ -51,4 +51,25 @@ TEST_CASE("Client stats: each counter arrives under its own name", "[unit]") {
 #undef LEAVE
 #undef SEEN
 #undef TOLD
+}
+
+TEST_CASE("Durations: a bucket holds what is above half of its limit, up to its limit", "[unit]") {
+  using std::chrono::nanoseconds, std::chrono::microseconds, std::chrono::hours;
+  const auto bucket = [](nanoseconds took) { return AtomicDurations::BucketOf(took); };
+  CHECK(bucket(nanoseconds(-1)) == 0);
+  CHECK(bucket(nanoseconds(1000)) == 0);
+  CHECK(bucket(nanoseconds(1001)) == 1);
+  CHECK(bucket(microseconds(2)) == 1);
+  CHECK(bucket(nanoseconds(2001)) == 2);
+  CHECK(bucket(microseconds(1 << 22)) == 22);
+  CHECK(bucket(microseconds((1 << 22) + 1)) == kDurationBuckets - 1);
+  CHECK(bucket(hours(9)) == kDurationBuckets - 1);
+  AtomicStats stats;
+  stats.lookup_times.Add(microseconds(3));
+  stats.lookup_times.Add(microseconds(4));
+  kvmwire::StatsReport report;
+  ReportTimes(stats, report);
+  REQUIRE(report.lookup_times().counts_size() == static_cast<int>(kDurationBuckets));
+  CHECK(report.lookup_times().counts(2) == 2);
+  CHECK(report.lookup_times().sum_ns() == 7000);
 }

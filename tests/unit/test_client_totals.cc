@@ -2,6 +2,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "daemon/broker/client_totals.h"
 #include "tests/catch.h"
@@ -64,6 +65,38 @@ TEST_CASE("Client totals: a domain's clients are added up, and another domain's 
   node.Handle(node.Join(other, kDeadPid, 1001), Report(4));
   CHECK(node.Domain(1000).client_totals().finds() == 3);
   CHECK(node.Domain(1001).client_totals().finds() == 4);
+}
+
+TEST_CASE("Client totals: durations are added up bucket by bucket, and not again over reports", "[unit]") {
+  const auto report = [](std::vector<std::uint64_t> counts, std::uint64_t sum_ns) {
+    kvmwire::ClientMessage message;
+    kvmwire::Durations& times = *message.mutable_stats_report()->mutable_lookup_times();
+    for (const std::uint64_t count : counts) times.add_counts(count);
+    times.set_sum_ns(sum_ns);
+    return message;
+  };
+  Node node;
+  FakeConnection first, second;
+  const ClientId client = node.Join(first);
+  node.Handle(client, report({1, 0, 2}, 100));
+  node.Handle(client, report({3, 1, 2}, 250));
+  node.Handle(node.Join(second), report({10}, 7));
+  const kvmwire::Durations times = node.Domain().client_totals().lookup_times();
+  REQUIRE(times.counts_size() == 3);
+  CHECK(times.counts(0) == 13);
+  CHECK(times.counts(1) == 1);
+  CHECK(times.counts(2) == 2);
+  CHECK(times.sum_ns() == 257);
+}
+
+TEST_CASE("Client totals: a report with more durations than there are buckets ends the connection", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  kvmwire::ClientMessage message;
+  for (std::size_t i = 0; i <= kDurationBuckets; ++i) message.mutable_stats_report()->mutable_import_times()->add_counts(1);
+  const Status refused = node.broker.Handle(node.Join(connection), message, {});
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kProtocol);
 }
 
 TEST_CASE("Client totals: counters that go backwards or overflow take nothing away", "[unit]") {

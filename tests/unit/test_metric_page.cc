@@ -8,6 +8,7 @@
 #include "client/kvctl/exporter/metric_table.h"
 #include "client/kvctl/exporter/status_metrics.h"
 #include "proto/shm/layout.h"
+#include "proto/wire/protocol_limits.h"
 #include "tests/catch.h"
 
 namespace {
@@ -44,6 +45,9 @@ kvmwire::StatusReply FullStatus() {
   totals.set_keys_matched(70);
   totals.set_blocks_imported(50);
   totals.set_blocks_from_host_cache(20);
+  totals.set_misses_stale(3);
+  for (const std::uint64_t count : {0u, 5u, 0u, 2u}) totals.mutable_lookup_times()->add_counts(count);
+  totals.mutable_lookup_times()->set_sum_ns(24'000);
   domain.mutable_host_cache()->set_blocks(5);
   *domain.add_memory() = Group("org/model", std::string(32, '\xab'));
   return status;
@@ -67,7 +71,7 @@ TEST_CASE("Metrics: a name is used once, begins with kvmd_, and counters alone e
     INFO(metric.name);
     CHECK(names.insert(metric.name).second);
     CHECK(metric.name.starts_with("kvmd_"));
-    CHECK(metric.name.ends_with("_total") == metric.counter);
+    CHECK(metric.name.ends_with("_total") == (metric.kind == MetricKind::kCounter));
     CHECK(metric.help.ends_with("."));
     CHECK(metric.help.find('|') == metric.help.npos);
   }
@@ -99,6 +103,7 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
   CHECK(HasLine(text, "kvmd_dropped_blocks_total{domain=\"uid-1000\",reason=\"evicted\"} 7"));
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"found\"} 70"));
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"missed\"} 30"));
+  CHECK(HasLine(text, "kvmd_misses_total{domain=\"uid-1000\",reason=\"stale\"} 3"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"worker\"} 30"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"host_cache\"} 20"));
   CHECK(HasLine(text,
@@ -143,4 +148,18 @@ TEST_CASE("Metrics: counters of clients that contradict each other give no negat
   kvmwire::StatusReply status = FullStatus();
   status.mutable_domains(0)->mutable_client_totals()->set_keys_looked_up(1);
   CHECK(HasLine(TextOf(status), "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"missed\"} 0"));
+}
+
+TEST_CASE("Metrics: a histogram's buckets add up to its count, with the limits in seconds", "[unit]") {
+  const std::string text = TextOf(FullStatus());
+  INFO(text);
+  CHECK(HasLine(text, "# TYPE kvmd_lookup_duration_seconds histogram"));
+  const std::string bucket = "kvmd_lookup_duration_seconds_bucket{domain=\"uid-1000\",le=";
+  CHECK(text.find(bucket + "\"1e-06\"} 0\n") != text.npos);
+  CHECK(text.find(bucket + "\"2e-06\"} 5\n") != text.npos);
+  CHECK(text.find(bucket + "\"8e-06\"} 7\n") != text.npos);
+  CHECK(text.find(bucket + "\"+Inf\"} 7\n") != text.npos);
+  CHECK(LinesThatBegin(text, bucket) == kDurationBuckets);
+  CHECK(text.find("kvmd_lookup_duration_seconds_count{domain=\"uid-1000\"} 7\n") != text.npos);
+  CHECK(text.find("kvmd_lookup_duration_seconds_sum{domain=\"uid-1000\"} 2.4") != text.npos);
 }

@@ -11,7 +11,14 @@
   REPORTED(finds, "Lookups.")                                                                            \
   REPORTED(keys_looked_up, "Keys of all lookups.")                                                       \
   REPORTED(keys_matched, "Of keys_looked_up: those in front of the first that was not found.")           \
+  REPORTED(misses_absent, "Lookups that ended at a block that is not published, or not any more.")       \
+  REPORTED(misses_other_model, "Lookups that found nothing; a model that nearly agrees is served.")      \
+  REPORTED(misses_stale, "Lookups that ended at a block that was rewritten after its publish.")          \
+  REPORTED(misses_unreachable, "Lookups that ended at a block that this client can't import.")           \
+  REPORTED(misses_too_short, "Lookups without a key: of less than a block.")                             \
+  REPORTED(misses_kvmd_away, "Lookups that ended early while kvmd was away.")                            \
   REPORTED(imports, "Imports that were started.")                                                        \
+  REPORTED(imports_ended, "Of imports: those that are not under way any more.")                          \
   REPORTED(blocks_imported, "Validated ones only.")                                                      \
   REPORTED(blocks_failed, "Blocks of imports that did not come; the first of an import fails the rest.") \
   REPORTED(bytes_imported, "Of validated blocks.")                                                       \

@@ -36,6 +36,8 @@ void AddMeshCommands(CLI::App& app, const CommonOptions& common, Action& action)
 void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddBenchCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddSupportCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddCompletionCommand(CLI::App& app, Action& action);  // `app`: of the whole program
 
 // Prints one line to stderr, "kvctl: what went wrong"; returns the exit code for the error.
 int Fail(const Error& error);

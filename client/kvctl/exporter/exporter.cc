@@ -9,6 +9,7 @@
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/text.h"
+#include "client/kvctl/exporter/host_header.h"
 #include "client/kvctl/exporter/http_server.h"
 #include "client/kvctl/exporter/listening_sockets.h"
 #include "client/kvctl/exporter/status_metrics.h"
@@ -70,8 +71,7 @@ class Reachability {
 void PrintTable() {
   std::cout << "| metric | type | labels | meaning |\n|---|---|---|---|\n";
   for (const MetricDescription& metric : kMetrics) {
-    std::cout << "| `" << metric.name << "` | " << (metric.counter ? "counter" : "gauge") << " | " << metric.labels << " | " << metric.help
-              << " |\n";
+    std::cout << "| `" << metric.name << "` | " << KindName(metric.kind) << " | " << metric.labels << " | " << metric.help << " |\n";
   }
 }
 
@@ -105,13 +105,14 @@ int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
   if (Status listens = Listen(common, options, *sockets); !listens) return Fail(listens.error());
   for (const std::string& name : sockets->names()) std::cerr << "kvctl: metrics on " << name << std::endl;
   Reachability reachability;
-  HttpServer server(sockets->TakeSockets(), [&](std::string_view path) -> std::optional<HttpContent> {
+  const auto content = [&](std::string_view path) -> std::optional<HttpContent> {
     if (path == "/") return HttpContent{"text/html; charset=utf-8", "<title>kvmd</title><a href=\"/metrics\">Metrics</a>\n"};
     if (path != "/metrics") return std::nullopt;
     Result<MetricPage> page = kvmd.Ask();
     reachability.Note(page ? Status() : Status(page.error()));
     return HttpContent{kTextFormat, page ? page->Text() : MetricsWithoutKvmd().Text()};
-  });
+  };
+  HttpServer server(sockets->TakeSockets(), content, [&](std::string_view host) { return HostIsAllowed(host, options.allow_host); });
   server.Run();
   return kHealthy;
 }

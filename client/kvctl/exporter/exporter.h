@@ -12,6 +12,7 @@ struct ExporterOptions {
   std::string listen;                   // path of a Unix socket; empty: exporter.sock beside kvmd's
   std::string listen_mode = "0660";     // of that socket
   std::vector<std::string> listen_tcp;  // addresses of the loopback interface, with port
+  std::vector<std::string> allow_host;  // names that TCP requests may have (host_header.h)
   bool once = false;                    // print the metrics and return
   bool list = false;                    // print the table of metrics and return
 };

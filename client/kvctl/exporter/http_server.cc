@@ -37,11 +37,17 @@ constexpr std::size_t kMaxHeaderBytes = 8192, kMaxConnections = 64;
 constexpr std::chrono::seconds kPatience{30};  // for a request, and for a response to be read
 constexpr std::chrono::milliseconds kAcceptPause{100};
 
-Response ResponseTo(const Request& request, const HttpServer::Content& content) {
+// `host_check`: null: any Host will do.
+Response ResponseTo(const Request& request, const HttpServer::Content& content, const HttpServer::HostCheck* host_check) {
   Response response(http::status::ok, request.version());
   response.keep_alive(request.keep_alive());
   const std::string_view target(request.target().data(), request.target().size());
-  if (request.method() != http::verb::get && request.method() != http::verb::head) {
+  const auto host = request[http::field::host];
+  if (host_check != nullptr && !(*host_check)(std::string_view(host.data(), host.size()))) {
+    response.result(http::status::misdirected_request);
+    response.set(http::field::content_type, "text/plain; charset=utf-8");
+    response.body() = "This Host is not answered over TCP; a proxy's is with --allow-host\n";
+  } else if (request.method() != http::verb::get && request.method() != http::verb::head) {
     response.result(http::status::method_not_allowed);
     response.set(http::field::allow, "GET, HEAD");
   } else if (std::optional<HttpContent> found = content(target.substr(0, target.find('?')))) {
@@ -61,12 +67,14 @@ Response ResponseTo(const Request& request, const HttpServer::Content& content) 
 
 class HttpServer::Impl {
  public:
-  Impl(std::vector<UniqueFd> sockets, Content content) : content_(std::move(content)), signals_(context_, SIGINT, SIGTERM) {
+  Impl(std::vector<UniqueFd> sockets, Content content, HostCheck host_check)
+      : content_(std::move(content)), host_check_(std::move(host_check)), signals_(context_, SIGINT, SIGTERM) {
     for (UniqueFd& socket : sockets) {
       sockaddr address{};
       socklen_t size = sizeof(address);
       ::getsockname(socket.get(), &address, &size);
       Acceptor& acceptor = acceptors_.emplace_back(context_);
+      by_tcp_.push_back(address.sa_family != AF_UNIX);
       acceptor.assign(Protocol(address.sa_family, 0), socket.Release());
       acceptor.non_blocking(true);
     }
@@ -74,12 +82,12 @@ class HttpServer::Impl {
 
   void Run() {
     signals_.async_wait([this](const boost::system::error_code&, int) { context_.stop(); });
-    for (Acceptor& acceptor : acceptors_) asio::co_spawn(context_, Accept(acceptor), asio::detached);
+    for (std::size_t i = 0; i < acceptors_.size(); ++i) asio::co_spawn(context_, Accept(acceptors_[i], by_tcp_[i]), asio::detached);
     context_.run();
   }
 
  private:
-  asio::awaitable<void, asio::io_context::executor_type> Accept(Acceptor& acceptor) {
+  asio::awaitable<void, asio::io_context::executor_type> Accept(Acceptor& acceptor, bool by_tcp) {
     asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, asio::io_context::executor_type>
         pause(context_);
     for (;;) {
@@ -87,7 +95,7 @@ class HttpServer::Impl {
       Stream stream(context_);
       co_await acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
       if (!error && connections_ < kMaxConnections) {
-        asio::co_spawn(context_, Serve(std::move(stream)), asio::detached);
+        asio::co_spawn(context_, Serve(std::move(stream), by_tcp), asio::detached);
       } else if (error) {
         // Mostly for lack of descriptors, which a connection's end brings back.
         pause.expires_after(kAcceptPause);
@@ -96,7 +104,7 @@ class HttpServer::Impl {
     }
   }
 
-  asio::awaitable<void, asio::io_context::executor_type> Serve(Stream stream) {
+  asio::awaitable<void, asio::io_context::executor_type> Serve(Stream stream, bool by_tcp) {
     const Counted counted(connections_);
     beast::flat_buffer buffer(kMaxHeaderBytes);
     boost::system::error_code error;
@@ -106,7 +114,7 @@ class HttpServer::Impl {
       stream.expires_after(kPatience);
       co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
       if (error) co_return;
-      Response response = ResponseTo(parser.get(), content_);
+      Response response = ResponseTo(parser.get(), content_, by_tcp ? &host_check_ : nullptr);
       again = response.keep_alive();
       stream.expires_after(kPatience);
       co_await http::async_write(stream, response, asio::redirect_error(token_, error));
@@ -125,14 +133,16 @@ class HttpServer::Impl {
   static constexpr asio::use_awaitable_t<asio::io_context::executor_type> token_{};
 
   const Content content_;
+  const HostCheck host_check_;
   std::size_t connections_ = 0;
   asio::io_context context_{1};
   asio::signal_set signals_;
   std::vector<Acceptor> acceptors_;
+  std::vector<bool> by_tcp_;  // [acceptors_]
 };
 
-HttpServer::HttpServer(std::vector<UniqueFd> sockets, Content content)
-    : impl_(std::make_unique<Impl>(std::move(sockets), std::move(content))) {}
+HttpServer::HttpServer(std::vector<UniqueFd> sockets, Content content, HostCheck host_check)
+    : impl_(std::make_unique<Impl>(std::move(sockets), std::move(content), std::move(host_check))) {}
 HttpServer::~HttpServer() = default;
 void HttpServer::Run() { impl_->Run(); }
 

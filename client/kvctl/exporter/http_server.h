@@ -25,8 +25,11 @@ class HttpServer {
  public:
   // The content of a path, without its query; none: 404. Called in Run.
   using Content = std::function<std::optional<HttpContent>(std::string_view path)>;
+  // Whether a request of TCP with this Host header is answered (host_header.h); else it gets 421.
+  // Who may connect to a Unix socket is decided by its file.
+  using HostCheck = std::function<bool(std::string_view host)>;
 
-  HttpServer(std::vector<UniqueFd> sockets, Content content);
+  HttpServer(std::vector<UniqueFd> sockets, Content content, HostCheck host_check);
   ~HttpServer();
 
   // Serves until SIGINT or SIGTERM.

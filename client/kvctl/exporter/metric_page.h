@@ -2,7 +2,9 @@
 // Not thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,11 +22,17 @@ class MetricPage {
   // with the same labels is added to the first, since no page may have a series twice.
   void Add(Metric metric, double value, std::initializer_list<std::string> labels = {});
 
+  // A histogram's buckets: counts[i] calls of at most 2^i microseconds and more than 2^(i-1), the
+  // last: all longer ones. A second one with the same labels is added to the first.
+  void AddTimes(Metric metric, std::span<const std::uint64_t> counts, double sum_seconds, std::initializer_list<std::string> labels);
+
   // Metrics without a value are left out.
   std::string Text() const;
   const std::vector<prometheus::MetricFamily>& families() const noexcept { return families_; }
 
  private:
+  prometheus::ClientMetric& Series(Metric metric, std::initializer_list<std::string> labels);
+
   std::vector<prometheus::MetricFamily> families_;  // in the order of the table
 };
 

@@ -10,7 +10,7 @@
 // Each takes a name, a type, label names separated by spaces, and its meaning. Counters end in
 // _total, units are seconds and bytes.
 // clang-format off
-#define KVM_METRICS(COUNTER, GAUGE) \
+#define KVM_METRICS(COUNTER, GAUGE, HISTOGRAM) \
   GAUGE(kvmd_up, "", "1 if kvmd answered this scrape, else 0 and no other metric of kvmd.") \
   GAUGE(kvmd_status_duration_seconds, "", "How long kvmd took to answer this scrape.") \
   GAUGE(kvmd_status_lists_cut, "", \
@@ -67,6 +67,13 @@
   COUNTER(kvmd_lookups_total, "domain", "Lookups of clients.") \
   COUNTER(kvmd_lookup_keys_total, "domain result", \
     "Keys of those lookups. found: in front of the first that was not found; missed: all others.") \
+  COUNTER(kvmd_misses_total, "domain reason", \
+    "Lookups that ended before their last key. absent: the next block is not published; other_model: " \
+    "nothing was found, while a model is served that nearly agrees; stale: the next block was rewritten; " \
+    "unreachable: it can't be imported; too_short: less than a block; kvmd_away.") \
+  HISTOGRAM(kvmd_lookup_duration_seconds, "domain", "How long lookups took; one of 8 is timed.") \
+  HISTOGRAM(kvmd_import_duration_seconds, "domain", \
+    "How long imports took, until their callers saw the end.") \
   COUNTER(kvmd_imports_total, "domain", "Imports that clients started.") \
   COUNTER(kvmd_imported_blocks_total, "domain source", \
     "Blocks that clients imported and validated, from a worker's memory or the host cache.") \
@@ -101,23 +108,36 @@ namespace kvm::ctl {
 
 enum class Metric {
 #define KVM_METRIC(name, labels, help) name,
-  KVM_METRICS(KVM_METRIC, KVM_METRIC)
+  KVM_METRICS(KVM_METRIC, KVM_METRIC, KVM_METRIC)
 #undef KVM_METRIC
 };
 
+enum class MetricKind { kCounter, kGauge, kHistogram };
+
+constexpr std::string_view KindName(MetricKind kind) noexcept {
+  switch (kind) {
+    case MetricKind::kCounter: return "counter";
+    case MetricKind::kGauge: return "gauge";
+    case MetricKind::kHistogram: return "histogram";
+  }
+  return "untyped";
+}
+
 struct MetricDescription {
   std::string_view name;
-  bool counter;             // else a gauge
+  MetricKind kind;
   std::string_view labels;  // separated by spaces
   std::string_view help;
 };
 
 inline constexpr auto kMetrics = std::to_array<MetricDescription>({
-#define KVM_COUNTER(name, labels, help) {#name, true, labels, help},
-#define KVM_GAUGE(name, labels, help) {#name, false, labels, help},
-    KVM_METRICS(KVM_COUNTER, KVM_GAUGE)
+#define KVM_COUNTER(name, labels, help) {#name, MetricKind::kCounter, labels, help},
+#define KVM_GAUGE(name, labels, help) {#name, MetricKind::kGauge, labels, help},
+#define KVM_HISTOGRAM(name, labels, help) {#name, MetricKind::kHistogram, labels, help},
+    KVM_METRICS(KVM_COUNTER, KVM_GAUGE, KVM_HISTOGRAM)
 #undef KVM_COUNTER
 #undef KVM_GAUGE
+#undef KVM_HISTOGRAM
 });
 
 constexpr const MetricDescription& Describe(Metric metric) { return kMetrics[static_cast<std::size_t>(metric)]; }

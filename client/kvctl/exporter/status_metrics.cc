@@ -99,6 +99,17 @@ void AddClients(MetricPage& page, const kvmwire::StatusReply& status, const kvmw
   page.Add(kvmd_lookups_total, Value(totals.finds()), {name});
   page.Add(kvmd_lookup_keys_total, Value(totals.keys_matched()), {name, "found"});
   page.Add(kvmd_lookup_keys_total, rest(totals.keys_looked_up(), totals.keys_matched()), {name, "missed"});
+  page.Add(kvmd_misses_total, Value(totals.misses_absent()), {name, "absent"});
+  page.Add(kvmd_misses_total, Value(totals.misses_other_model()), {name, "other_model"});
+  page.Add(kvmd_misses_total, Value(totals.misses_stale()), {name, "stale"});
+  page.Add(kvmd_misses_total, Value(totals.misses_unreachable()), {name, "unreachable"});
+  page.Add(kvmd_misses_total, Value(totals.misses_too_short()), {name, "too_short"});
+  page.Add(kvmd_misses_total, Value(totals.misses_kvmd_away()), {name, "kvmd_away"});
+  const auto times = [&](Metric metric, const kvmwire::Durations& all) {
+    page.AddTimes(metric, {all.counts().data(), static_cast<std::size_t>(all.counts_size())}, Value(all.sum_ns()) / 1e9, {name});
+  };
+  times(kvmd_lookup_duration_seconds, totals.lookup_times());
+  times(kvmd_import_duration_seconds, totals.import_times());
   page.Add(kvmd_imports_total, Value(totals.imports()), {name});
   page.Add(kvmd_imported_blocks_total, rest(totals.blocks_imported(), totals.blocks_from_host_cache()), {name, "worker"});
   page.Add(kvmd_imported_blocks_total, Value(totals.blocks_from_host_cache()), {name, "host_cache"});

@@ -27,7 +27,20 @@ bool IsProgram(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(path.c_str(), X_OK) == 0;
 }
 
-Result<std::string> FindProgram(const std::string& given) {
+Result<std::string> MakeDirectory() {
+  const char* base = std::getenv("TMPDIR");
+  std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/kvctl-XXXXXX";
+  if (::mkdtemp(pattern.data()) == nullptr) {
+    Error error = SystemError("make a directory for the private kvmd under TMPDIR, " + pattern);
+    error.code = Errc::kInvalidArgument;
+    return error;
+  }
+  return pattern;
+}
+
+}  // namespace
+
+Result<std::string> FindKvmd(const std::string& given) {
   if (!given.empty()) {
     if (IsProgram(given)) return given;
     return MakeError(Errc::kNotFound, "--kvmd " + given + " is not a program");
@@ -45,21 +58,8 @@ Result<std::string> FindProgram(const std::string& given) {
   return MakeError(Errc::kNotFound, "no kvmd next to kvctl or in PATH; give --kvmd PATH");
 }
 
-Result<std::string> MakeDirectory() {
-  const char* base = std::getenv("TMPDIR");
-  std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/kvctl-XXXXXX";
-  if (::mkdtemp(pattern.data()) == nullptr) {
-    Error error = SystemError("make a directory for the private kvmd under TMPDIR, " + pattern);
-    error.code = Errc::kInvalidArgument;
-    return error;
-  }
-  return pattern;
-}
-
-}  // namespace
-
 Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
-  Result<std::string> program = FindProgram(options.program);
+  Result<std::string> program = FindKvmd(options.program);
   if (!program) return program.error();
   Result<std::string> directory = MakeDirectory();
   if (!directory) return directory.error();

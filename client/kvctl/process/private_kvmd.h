@@ -12,6 +12,9 @@
 
 namespace kvm::ctl {
 
+// kvmd's program: `given`, or if that is empty the one beside this program, or of PATH. kNotFound.
+[[nodiscard]] Result<std::string> FindKvmd(const std::string& given);
+
 struct PrivateKvmdOptions {
   std::string program;  // empty: kvmd next to this binary, else from PATH
   std::uint64_t max_entries = 1'000'000;

@@ -1,5 +1,5 @@
-// Command line of the views: status, clients, regions, models, leases, doctor, topo, ls, find,
-// explain; and of reclaim.
+// Command line of the views: status, clients, regions, models, leases, doctor, drain, hot, verify,
+// topo, ls, find, explain; and of reclaim.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -38,6 +38,27 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   AddSimple(app, "models", "Declared models", common, action, RunModels);
   AddSimple(app, "leases", "Leases: their holders, blocks, and time left", common, action, RunLeases);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
+
+  AddSimple(app, "drain", "Whether kvmd may be restarted now, and who would lose what; exit code 3 if something would be lost", common,
+            action, RunDrain);
+
+  auto hot = std::make_shared<HotOptions>();
+  CLI::App* hot_command = app.add_subcommand("hot", "The prefixes that workers import most");
+  hot_command->add_option("--limit", hot->limit, "Rows to show, 0 for all")->capture_default_str();
+  hot_command->footer("A use counts half after ten minutes. What an engine finds in its own memory is no import.");
+  hot_command->callback([&common, &action, hot] { action = [&common, hot] { return RunHot(common, *hot); }; });
+
+  auto verify = std::make_shared<VerifyOptions>();
+  CLI::App* verify_command =
+      app.add_subcommand("verify", "Reads a sample of blocks twice, as a worker does, and compares; exit code 3 if one differs");
+  verify_command->add_option("--sample", verify->sample, "Blocks to read")->capture_default_str()->check(CLI::Range(1u, 1'000'000u));
+  verify_command->add_option("--pause-ms", verify->pause_ms, "Time between the two readings")
+      ->capture_default_str()
+      ->check(CLI::Range(0u, 600'000u));
+  verify_command->add_option("--model", verify->model, "Only of this model: model_id, row or fingerprint");
+  verify_command->add_option("--region", verify->region, "Only of this region: name or row");
+  verify_command->footer("Run it as the workers' user: it connects as a worker, with a region of its own that publishes nothing.");
+  verify_command->callback([&common, &action, verify] { action = [&common, verify] { return RunVerify(common, *verify); }; });
 
   auto topo = std::make_shared<TopoOptions>();
   CLI::App* topo_command = app.add_subcommand("topo", "This machine's GPUs and the paths between them; needs no kvmd");

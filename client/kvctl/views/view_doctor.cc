@@ -12,6 +12,7 @@
 #include "client/kvctl/cli/registry_tables.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/views/miss_checks.h"
 #include "client/kvctl/views/views.h"
 #include "kvclient/client.h"
 
@@ -144,6 +145,7 @@ class Doctor {
     Add("protocol errors", status_.protocol_errors() > 0 ? Verdict::kWarn : Verdict::kOk,
         HumanCount(status_.protocol_errors()) + " since kvmd started");
     AddAll(CheckClientList(status_));
+    AddAll(CheckMisses(status_));
     AddAll(CheckHostCache(status_));
     AddAll(CheckOrphans(status_));
     AddAll(CheckModels(ReadModels(observer_->registry()), ReadRegions(observer_->registry())));

@@ -17,6 +17,20 @@ int RunRegions(const CommonOptions& common);
 int RunModels(const CommonOptions& common);
 int RunLeases(const CommonOptions& common);
 int RunDoctor(const CommonOptions& common);
+int RunDrain(const CommonOptions& common);
+
+struct HotOptions {
+  std::uint64_t limit = 20;  // rows; 0 for all
+};
+int RunHot(const CommonOptions& common, const HotOptions& options);
+
+struct VerifyOptions {
+  std::uint32_t sample = 256;    // blocks
+  std::uint32_t pause_ms = 200;  // between the two readings
+  std::string model;             // row, model_id or fingerprint; empty for all
+  std::string region;            // row or name; empty for all
+};
+int RunVerify(const CommonOptions& common, const VerifyOptions& options);
 
 struct TopoOptions {
   bool measure = false;

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <set>
 
+#include "client/kvctl/cli/completion.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
 #include "proto/mesh/mesh_socket.h"
@@ -105,6 +106,14 @@ ParsedArguments ParseArguments(int argc, char** argv) {
   app.set_config("--config", "", "TOML file with the options below, without the dashes in front (peers = [\"b=127.0.0.1:7601\"])");
   app.allow_config_extras(CLI::config_extras_mode::error);
   AddOptions(app, out.config, peers);
+  const auto complete = [&app](ctl::Shell shell) {
+    std::cout << ctl::CompletionScript(app, shell);
+    throw CLI::Success();
+  };
+  app.add_option_function<ctl::Shell>("--completion", complete, "Print the completion script of a shell: bash, zsh or fish")
+      ->transform(CLI::CheckedTransformer(ctl::ShellNames()))
+      ->trigger_on_parse()
+      ->configurable(false);
   app.add_flag("--check-config", check, "Check options and file, then exit")->configurable(false);
   try {
     app.parse(argc, argv);
