@@ -3,10 +3,17 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <array>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/write.hpp>
 #include <csignal>
+#include <filesystem>
 #include <vector>
 
+#include "client/mesh/transfer/tcp_transfer.h"
+#include "client/mesh/transfer/tls_channel.h"
 #include "proto/base/unique_fd.h"
+#include "proto/mesh/mesh_frame.h"
 #include "proto/mesh/mesh_request.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
@@ -192,6 +199,44 @@ TEST_CASE("Mesh TLS: a peer without TLS gets nothing from a node with it, and th
   const std::string reason = JoinBetween({}, authority.Options(b.domain(), "b"), a, b);
   INFO(reason);
   CHECK(Contains(reason, "TLS handshake"));
+}
+
+TEST_CASE("Mesh TLS: a process without a certificate gets no answer, and neither does an older TLS", "[integration]") {
+  namespace asio = boost::asio;
+  Node a("a");
+  const MeshAuthority authority;
+  MeshProcess mesh_a(a.kvmd, "a", {}, {}, authority.Options(a.domain(), "a"));
+  kvmmesh::PeerMessage hello;
+  hello.mutable_hello()->set_version(mesh::kMeshVersion);
+  hello.mutable_hello()->set_node("b");
+  hello.mutable_hello()->set_domain(a.domain());
+  const std::string body = hello.SerializeAsString();
+  const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(body.size()), 0});
+  // Whether a hello was answered.
+  const auto answered = [&](asio::ssl::context& context) {
+    asio::io_context io;
+    mesh::TlsStream stream(io, context);
+    stream.lowest_layer().connect(*mesh::ParseAddress(mesh_a.address()));
+    boost::system::error_code error;
+    stream.handshake(asio::ssl::stream_base::client, error);
+    // The client learns of the refusal of TLS 1.3 at its first read.
+    if (!error) asio::write(stream, std::array<asio::const_buffer, 2>{asio::buffer(header), asio::buffer(body)}, error);
+    char byte = 0;
+    return !error && stream.read_some(asio::buffer(&byte, 1), error) > 0;
+  };
+  asio::ssl::context context(asio::ssl::context::tlsv13_client);
+  context.load_verify_file(authority.authority_file());
+  context.set_verify_mode(asio::ssl::verify_peer);
+  CHECK_FALSE(answered(context));
+  authority.Issue(a.domain(), "b");
+  context.use_certificate_chain_file(authority.certificate_file("b"));
+  context.use_private_key_file(authority.key_file("b"), asio::ssl::context::pem);
+  CHECK(answered(context));
+  asio::ssl::context older(asio::ssl::context::tlsv12_client);
+  older.use_certificate_chain_file(authority.certificate_file("b"));
+  older.use_private_key_file(authority.key_file("b"), asio::ssl::context::pem);
+  CHECK_FALSE(answered(older));
+  CHECK(mesh_a.running());
 }
 
 TEST_CASE("Mesh TLS: handshakes that stall or are cut off end, and keep no peer out", "[integration]") {

@@ -85,7 +85,7 @@ void MeshNode::Run() {
       state_.io.run();
     } catch (const std::exception& failed) {
       // A lack of memory in a handler; those of other connections go on.
-      std::cerr << "kvmd-mesh: " << failed.what() << std::endl;
+      std::cerr << "kvmd-mesh: " << failed.what() << '\n';
     }
   }
   workers_.RemoveFile();
@@ -100,9 +100,9 @@ Awaitable<void> MeshNode::ReloadOnSignal() {
     Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
     if (identity) {
       transfer_->UseIdentity(std::move(*identity));
-      std::cerr << "kvmd-mesh: the certificates have been read again" << std::endl;
+      std::cerr << "kvmd-mesh: the certificates have been read again" << '\n';
     } else {
-      std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << std::endl;
+      std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << '\n';
     }
   }
 }

@@ -33,6 +33,8 @@ class RegistryScan {
 
   // kUnavailable, kDeadlineExceeded: no kvmd; the next call tries again.
   [[nodiscard]] Result<ScanResult> Run();
+  // The caller could not use the last result: the next call reads all of it again.
+  void ReadAgain() noexcept { changes_ = 0; }
 
  private:
   [[nodiscard]] Status Connect();

@@ -25,9 +25,12 @@ Awaitable<void> Scanner::Run() {
   boost::asio::steady_timer pause(node_.io);
   for (;;) {
     // Without kvmd, or without memory, there is nothing new, and the next scan tries again.
+    Status scanned;
     try {
-      static_cast<void>(co_await Once());
+      scanned = co_await Once();
     } catch (const std::bad_alloc&) {
+      scanned = MakeError(Errc::kResourceExhausted, "no memory for a scan");
+      scan_.ReadAgain();
     }
     pause.expires_after(std::chrono::milliseconds(node_.config.pull_interval_ms));
     boost::system::error_code ignored;
