@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -226,6 +227,7 @@ def main() -> int:
 
     from kvclient.daemon import PrivateDaemon, default_socket, is_running
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end as well
     with ExitStack() as ending:
         kvmd = default_socket()
         if not is_running(kvmd):
