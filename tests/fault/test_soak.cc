@@ -95,7 +95,7 @@ class Soak {
     keeper_ = test::StartWorker({.socket = kvmd_.socket(), .name = "keeper"});
     keeper_->Publish(KeptPrompt(), 0);
     KVM_REQUIRE_OK(keeper_->Flush());
-    crew_ = std::make_unique<test::BusyCrew>(kvmd_.socket(), 1, 4, test::BusyCrew::Successor::kHeir);
+    crew_ = std::make_unique<test::BusyCrew>(kvmd_.socket(), 1, 4, test::BusyCrew::Successor::kAdopter);
     importers_ = std::make_unique<test::BusyCrew>(kvmd_.socket(), 1000, 2);
     hostile_.resize(test::kHostileKinds.size());
   }
