@@ -32,9 +32,9 @@ class SlabMemory {
   // Allocates the next few MiB, if the rest fits beside `promised` bytes, and has `huge_pages` move
   // them; true if there is more to do. Errors as Create.
   [[nodiscard]] Result<bool> AllocateSome(HugePageMaker& huge_pages, std::uint64_t promised = 0);
-  // Whether the next call has to wait for `huge_pages`: later the pages could not be moved, since
-  // clients have them pinned.
-  bool waits() const noexcept { return huge_->waiting > 0; }
+  // Whether the next call has to wait for `huge_pages`: for the last part, or for one of many. Once
+  // the slab is in use its pages can't be moved any more, since clients have them pinned.
+  bool waits() const noexcept { return huge_->waiting >= (allocated_ == bytes_ ? 1 : kPartsAhead); }
 
   // Gives the memory back to the machine, also while clients still have descriptors of it: what a
   // client writes from then on is new memory, and counts as the client's.
@@ -55,6 +55,8 @@ class SlabMemory {
   std::uint64_t transparent_huge_bytes() const noexcept { return huge_->bytes; }
 
  private:
+  static constexpr int kPartsAhead = 8;  // each has a descriptor of kvmd's
+
   // Of transparent huge pages; shared with what `huge_pages` calls when it is done.
   struct Huge {
     std::uint64_t bytes = 0;

@@ -84,7 +84,7 @@ TEST_CASE("kvctl replay: workers that share and whose pools keep parts of a pref
 TEST_CASE("kvctl replay: with a host cache small pools hit more, and every block is right", "[integration]") {
   const Sandbox sandbox;
   const std::string replay =
-      "replay --json --private --backend host --workload chat --requests 400 --seed 4 --workers 2 --in-order "
+      "replay --json --private --backend host --workload chat --requests 3000 --seed 4 --workers 2 --in-order "
       "--pool-blocks 300 --block-bytes 4096";
   const Sandbox::Output without = sandbox.Run(replay);
   REQUIRE(without.code == 0);
