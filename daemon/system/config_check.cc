@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <tuple>
 
 namespace kvm::daemon {
 namespace {
@@ -61,7 +62,7 @@ Parts Split(const std::string& text) {
 // The statements as a file, without those that `leave_out` names.
 template <class LeaveOut>
 std::string Joined(const Parts& parts, LeaveOut&& leave_out) {
-  std::string text, section;
+  std::string text;
   const auto add = [&](const std::string& title) {
     for (const Statement& statement : parts.statements) {
       if (statement.section == title && !leave_out(statement)) text += statement.text;
@@ -115,6 +116,7 @@ std::vector<ConfigFault> FaultsOf(const std::string& text, const std::function<s
   CheckEach(parts, fault_of, faults);
   // Then those of several statements together: a key that is there twice, a domain without users.
   std::vector<unsigned> left_out;
+  left_out.reserve(faults.size());
   for (const ConfigFault& fault : faults) left_out.push_back(fault.line);
   std::vector<std::string> sections_left_out;
   const auto leave_out = [&](const Statement& statement) {
@@ -143,7 +145,8 @@ std::vector<ConfigFault> FaultsOf(const std::string& text, const std::function<s
     faults.push_back(fault);
     if (fault.line == 0) break;
   }
-  std::stable_sort(faults.begin(), faults.end(), [](const ConfigFault& a, const ConfigFault& b) { return a.line < b.line; });
+  std::sort(faults.begin(), faults.end(),
+            [](const ConfigFault& a, const ConfigFault& b) { return std::tie(a.line, a.option) < std::tie(b.line, b.option); });
   return faults;
 }
 
