@@ -114,6 +114,7 @@ CALLED = (
 # missing.
 OURS = {
     "describe": "called by the scheduler's side through the executor",
+    "registration": "called by the scheduler's side through the executor",
     "watch_steps": "called by the scheduler's side through the executor",
     "measure": "called by the scheduler's side through the executor",
     "register_under": "called by the scheduler's side through the executor",
