@@ -157,9 +157,8 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
   stats.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
   stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
   if (timed) stats.lookup_times.Add(Clock::now() - begun);
-  if (found == keys.size() && !keys.empty()) [[likely]]
-    return Match(std::move(best), 0, found);
-  impl_->misses.Note(best->end, found);
+  if (found < keys.size() || keys.empty()) [[unlikely]]
+    impl_->misses.Note(best->end, found);
   return Match(std::move(best), 0, found);
 }
 

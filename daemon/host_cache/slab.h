@@ -66,7 +66,7 @@ class Slab final : public RegionFiller {
   void Unpublish(std::uint32_t slot);
   // Puts a block that is readable already into the index; false if the index has no room.
   [[nodiscard]] bool PublishAgain(const PublishRecord& record) { return group.domain.PublishCached(*region, record); }
-  // Makes a slot free. Where the domain asks for it (zero-on-free), its bytes become zeros.
+  // Frees a slot. In a domain with zero-on-free, its bytes are overwritten with zeros.
   // Preconditions: no reader takes the slot, and no process writes it.
   void FreeSlot(std::uint32_t slot) noexcept;
   // The second half of FreeSlot, for a slot that is free already.

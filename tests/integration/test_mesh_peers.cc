@@ -25,6 +25,7 @@ using test::KvmdProcess;
 using test::LyingPeer;
 using test::MeshProcess;
 using test::PeerAnswer;
+using test::StatusOf;
 using test::Worker;
 
 std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, std::uint64_t block_bytes = 4096) {
@@ -45,12 +46,14 @@ JoinOutcome Join(Worker& worker, const MeshProcess& mesh, const std::string& pro
   return worker.client().JoinCache(worker.region(), worker.Keys(prompt), options);
 }
 
-kvmmesh::Status StatusOf(const MeshProcess& mesh) {
-  kvmmesh::LocalMessage request;
-  request.mutable_status_query();
-  const auto answer = mesh::AskMesh(mesh.socket(), request, std::chrono::steady_clock::now() + 10s);
-  KVM_REQUIRE_OK(answer);
-  return answer->status();
+// A summary of so many buckets of 8 bytes.
+PeerAnswer SnapshotOf(std::uint64_t buckets) {
+  PeerAnswer answer;
+  answer.message.mutable_summary()->set_epoch(1);
+  answer.message.mutable_summary()->set_snapshot(true);
+  answer.message.mutable_summary()->set_buckets(buckets);
+  answer.payload.assign(8 * buckets, 'x');
+  return answer;
 }
 
 std::vector<PeerAnswer> Slowly(const kvmmesh::Fetch& fetch, std::size_t step_bytes, std::chrono::milliseconds pause) {
@@ -213,12 +216,7 @@ TEST_CASE("Mesh: a summary of more buckets than allowed is refused before its by
   KvmdProcess kvmd;
   const auto joiner = Start(kvmd, "joiner");
   LyingPeer liar("liar", joiner->client().domain(), {}, HonestAnswer);
-  PeerAnswer answer;
-  answer.message.mutable_summary()->set_epoch(1);
-  answer.message.mutable_summary()->set_snapshot(true);
-  answer.message.mutable_summary()->set_buckets(std::uint64_t{1} << 20);
-  answer.payload.assign(std::size_t{8} << 20, 'x');
-  liar.AnswerSummaries(answer);
+  liar.AnswerSummaries(SnapshotOf(std::uint64_t{1} << 20));
   MeshProcess mesh(kvmd, "b", {liar.as_peer()}, {}, {"--max-summary-size", "4M"});
   CHECK(Eventually([&] { return StatusOf(mesh).peers(0).last_error().find("--max-summary-size") != std::string::npos; }));
 }
@@ -228,18 +226,14 @@ TEST_CASE("Mesh: a summary for which there is no memory is refused, and the proc
   KvmdProcess kvmd;
   const auto joiner = Start(kvmd, "joiner");
   LyingPeer liar("liar", joiner->client().domain(), {}, HonestAnswer);
-  PeerAnswer answer;
-  answer.message.mutable_summary()->set_epoch(1);
-  answer.message.mutable_summary()->set_snapshot(true);
-  answer.message.mutable_summary()->set_buckets(std::uint64_t{1} << 24);
-  answer.payload.assign(std::size_t{128} << 20, 'x');
-  liar.AnswerSummaries(answer);
-  // The limit is there before the process connects for the first time: it waits for kvmd.
-  MeshProcess mesh(kvmd, "b", {liar.as_peer()}, {}, {"--max-summary-size", "128M", "--pull-interval-ms", "500"});
+  liar.AnswerSummaries(SnapshotOf(std::uint64_t{1} << 24));
+  // The limit is there before the process connects for the first time: it waits for kvmd. There is
+  // room for its threads, whose heaps would else reserve 64 MiB each, and not for the summary.
+  MeshProcess mesh(kvmd, "b", {liar.as_peer()}, {"MALLOC_ARENA_MAX=1"}, {"--max-summary-size", "128M", "--pull-interval-ms", "500"});
   std::ifstream statm("/proc/" + std::to_string(mesh.pid()) + "/statm");
   std::uint64_t pages = 0;
   REQUIRE(statm >> pages);
-  const rlim_t limit = pages * 4096 + (rlim_t{64} << 20);
+  const rlim_t limit = pages * 4096 + (rlim_t{96} << 20);
   const rlimit room{limit, limit};
   REQUIRE(::prlimit(mesh.pid(), RLIMIT_AS, &room, nullptr) == 0);
   const int before = liar.summaries();

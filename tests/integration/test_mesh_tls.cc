@@ -31,6 +31,7 @@ using test::JoinBy;
 using test::KvmdProcess;
 using test::MeshAuthority;
 using test::MeshProcess;
+using test::StatusOf;
 using test::Worker;
 
 // A node with a worker, and a mesh process that is started later.
@@ -46,14 +47,6 @@ JoinOutcome Join(Worker& worker, const MeshProcess& mesh, const std::string& hin
   JoinOptions options = JoinBy(mesh, 20s);
   options.source_hint = hint;
   return worker.client().JoinCache(worker.region(), worker.Keys("p:8"), options);
-}
-
-kvmmesh::Status StatusOf(const MeshProcess& mesh) {
-  kvmmesh::LocalMessage request;
-  request.mutable_status_query();
-  const auto answer = mesh::AskMesh(mesh.socket(), request, std::chrono::steady_clock::now() + 10s);
-  KVM_REQUIRE_OK(answer);
-  return answer->status();
 }
 
 // Node a with these options of TLS, node b with those; b joins what a has. Returns why b got no

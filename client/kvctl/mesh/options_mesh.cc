@@ -7,17 +7,6 @@
 namespace kvm::ctl {
 namespace {
 
-void AddKeys(CLI::App& command, KeyQueryOptions& query) {
-  command.add_option("--keys", query.keys, "Block keys of one chain, in order: HEX,HEX,… (32 digits each)");
-  command.add_option("--tokens", query.tokens, "Token ids of a prompt: 1,2,3,…");
-  command.add_option("--tokens-file", query.tokens_file, "File with token ids, separated by commas or space, or a JSON array; - for stdin");
-  command.add_option("--model-spec", query.model_spec_file, "File with the model's spec: a JSON object, or name=value lines");
-  command.add_option("--model", query.model, "A declared model: model_id, row or fingerprint");
-  command.add_option("--shard", query.shard, "tp_rank/tp_size[/pp_rank/pp_size[/kv_group]]; default: rank 0 of the model's sizes");
-  command.add_option("--lora", query.lora, "LoRA adapter of the request (an extra key)");
-  command.add_option("--salt", query.salt, "Cache salt of the request (an extra key)");
-}
-
 void AddViews(CLI::App& mesh, const CommonOptions& common, Action& action) {
   auto socket = std::make_shared<std::string>();
   const auto add_socket = [socket](CLI::App* command) {
@@ -31,12 +20,12 @@ void AddViews(CLI::App& mesh, const CommonOptions& common, Action& action) {
       ->callback([&common, &action, socket] { action = [&common, socket] { return RunMeshPeers(common, *socket); }; });
   auto query = std::make_shared<KeyQueryOptions>();
   CLI::App* find = add_socket(mesh.add_subcommand("find", "Which nodes seem to have the blocks of a prompt"));
-  AddKeys(*find, *query);
+  AddKeyOptions(*find, *query);
   find->callback([&common, &action, socket, query] { action = [&common, socket, query] { return RunMeshFind(common, *socket, *query); }; });
 
   auto explain = std::make_shared<MeshExplainOptions>();
   CLI::App* command = add_socket(mesh.add_subcommand("explain", "What a join would do and why; without keys: what the latest ones did"));
-  AddKeys(*command, explain->query);
+  AddKeyOptions(*command, explain->query);
   command->add_option("--prefill-blocks-per-s", explain->prefill_blocks_per_s, "How fast a worker computes blocks; 0: unknown")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--block-size", explain->block_bytes, "Bytes of a block; default: that of the regions here, if they agree")

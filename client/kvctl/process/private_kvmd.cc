@@ -12,6 +12,7 @@
 
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/process/interrupt.h"
+#include "client/kvctl/process/temporary_directory.h"
 
 namespace kvm::ctl {
 namespace {
@@ -25,17 +26,6 @@ constexpr milliseconds kStopTimeout{5'000};
 bool IsProgram(const std::string& path) {
   struct stat info {};
   return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(path.c_str(), X_OK) == 0;
-}
-
-Result<std::string> MakeDirectory() {
-  const char* base = std::getenv("TMPDIR");
-  std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/kvctl-XXXXXX";
-  if (::mkdtemp(pattern.data()) == nullptr) {
-    Error error = SystemError("make a directory for the private kvmd under TMPDIR, " + pattern);
-    error.code = Errc::kInvalidArgument;
-    return error;
-  }
-  return pattern;
 }
 
 }  // namespace
@@ -61,7 +51,7 @@ Result<std::string> FindKvmd(const std::string& given) {
 Result<PrivateKvmd> PrivateKvmd::Start(const PrivateKvmdOptions& options) {
   Result<std::string> program = FindKvmd(options.program);
   if (!program) return program.error();
-  Result<std::string> directory = MakeDirectory();
+  Result<std::string> directory = MakeTemporaryDirectory("for the private kvmd ");
   if (!directory) return directory.error();
   PrivateKvmd kvmd;
   kvmd.directory_ = *directory;

@@ -19,6 +19,7 @@
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/process/child_process.h"
 #include "client/kvctl/process/private_kvmd.h"
+#include "client/kvctl/process/temporary_directory.h"
 #include "client/kvctl/support/program_output.h"
 #include "client/kvctl/support/support.h"
 
@@ -40,14 +41,9 @@ std::string TimeText() {
 class TemporaryDirectory {
  public:
   [[nodiscard]] Status Make() {
-    const char* base = std::getenv("TMPDIR");
-    std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/kvctl-XXXXXX";
-    if (::mkdtemp(pattern.data()) == nullptr) {
-      Error error = SystemError("make a directory under TMPDIR, " + pattern);
-      error.code = Errc::kInvalidArgument;
-      return error;
-    }
-    path_ = pattern;
+    Result<std::string> made = MakeTemporaryDirectory();
+    if (!made) return made.error();
+    path_ = std::move(*made);
     return {};
   }
   ~TemporaryDirectory() {

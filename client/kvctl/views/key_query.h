@@ -8,6 +8,10 @@
 
 #include "client/kvctl/cli/registry_tables.h"
 
+namespace CLI {
+class App;
+}
+
 namespace kvm::ctl {
 
 struct KeyQueryOptions {
@@ -33,6 +37,9 @@ struct KeyQuery {
   // Keys of the same tokens under another model, shard or set of extra keys.
   std::vector<BlockKey> KeysFor(const ModelSpec& other_spec, const Shard& other_shard, const std::vector<ExtraKey>& other_extras) const;
 };
+
+// Adds an option for each member; `query` outlives the command. Defined in options_views.cc.
+void AddKeyOptions(CLI::App& command, KeyQueryOptions& query);
 
 // kInvalidArgument: options that contradict each other, or text that can't be read; the option or
 // the file and line is named. kNotFound: no such file or declared model.

@@ -17,6 +17,8 @@ void AddSimple(CLI::App& app, const std::string& name, const std::string& help, 
   app.add_subcommand(name, help)->callback([&common, &action, run] { action = [&common, run] { return run(common); }; });
 }
 
+}  // namespace
+
 void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
   command.add_option("--keys", query.keys, "Block keys of one chain, in order: HEX,HEX,… (32 digits each)");
   command.add_option("--tokens", query.tokens, "Token ids of a prompt: 1,2,3,…");
@@ -28,8 +30,6 @@ void AddKeyOptions(CLI::App& command, KeyQueryOptions& query) {
   command.add_option("--lora", query.lora, "LoRA adapter of the request (an extra key)");
   command.add_option("--salt", query.salt, "Cache salt of the request (an extra key)");
 }
-
-}  // namespace
 
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action) {
   AddSimple(app, "status", "Shows kvmd's own state; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <utility>
 
+#include "proto/mesh/mesh_request.h"
 #include "tests/catch.h"
 
 namespace kvm::test {
@@ -31,6 +32,14 @@ MeshProcess::MeshProcess(const KvmdProcess& kvmd, std::string node, const std::v
   const std::optional<std::string> line = process_.ReadLine(std::chrono::seconds(20));
   REQUIRE(line);
   address_ = line->substr(line->rfind(' ') + 1);
+}
+
+kvmmesh::Status StatusOf(const MeshProcess& mesh) {
+  kvmmesh::LocalMessage request;
+  request.mutable_status_query();
+  const auto answer = mesh::AskMesh(mesh.socket(), request, std::chrono::steady_clock::now() + std::chrono::seconds(10));
+  KVM_REQUIRE_OK(answer);
+  return answer->status();
 }
 
 UniqueFd ConnectTo(const std::string& address) {

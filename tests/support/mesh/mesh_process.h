@@ -6,6 +6,7 @@
 
 #include "kvclient/join.h"
 #include "proto/base/unique_fd.h"
+#include "proto/mesh/mesh.pb.h"
 #include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/process/child_process.h"
 
@@ -34,6 +35,9 @@ class MeshProcess {
   std::string node_, socket_, address_;
   ChildProcess process_;
 };
+
+// What the process says of itself and its peers.
+kvmmesh::Status StatusOf(const MeshProcess& mesh);
 
 // A connection to a port of the loopback, as MeshProcess::address has it.
 UniqueFd ConnectTo(const std::string& address);
