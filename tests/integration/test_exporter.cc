@@ -108,9 +108,13 @@ struct Exporter {
   }
   // Of its TCP socket.
   std::uint16_t Port() const {
-    const std::string said = ReadFile(log);
+    // It listens before it says so.
+    std::string said;
     std::smatch match;
-    REQUIRE(std::regex_search(said, match, std::regex("http://127.0.0.1:(\\d+)")));
+    REQUIRE(Eventually([&] {
+      said = ReadFile(log);
+      return std::regex_search(said, match, std::regex("http://127.0.0.1:(\\d+)"));
+    }));
     return static_cast<std::uint16_t>(std::stoi(match[1]));
   }
 
