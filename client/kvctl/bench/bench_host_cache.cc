@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "client/kvctl/bench/bench_setup.h"
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/text.h"
 
@@ -11,9 +12,7 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
 constexpr std::uint32_t kRounds = 15;
-constexpr std::chrono::milliseconds kTimeout{60'000};
 
 Result<BenchRow> MeasureRow(const CommonOptions& common, const BenchOptions& options, const std::vector<DeviceUuid>& devices,
                             std::uint64_t block_bytes, CopiedRow what, const BesideRow& beside) {
@@ -49,9 +48,9 @@ std::vector<std::string> HostCacheArguments(std::uint64_t bytes, std::uint64_t b
 }
 
 Status WaitUntilCached(const std::string& socket, std::uint64_t blocks) {
-  Result<Observer> observer = Observer::Connect(socket, kTimeout);
+  Result<Observer> observer = Observer::Connect(socket, kBenchTimeout);
   if (!observer) return observer.error();
-  for (const Deadline deadline = After(kTimeout);;) {
+  for (const Deadline deadline = After(kBenchTimeout);;) {
     const Result<kvmwire::StatusReply> status = observer->QueryStatus(false);
     if (!status) return status.error();
     std::uint64_t held = 0;

@@ -7,6 +7,7 @@
 #include "client/kvctl/bench/bench_host_cache.h"
 #include "client/kvctl/bench/bench_import_gpu.h"
 #include "client/kvctl/bench/bench_setup.h"
+#include "client/kvctl/cli/clock.h"
 #include "client/kvctl/workload/block_content.h"
 #include "proto/base/random.h"
 
@@ -15,11 +16,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr auto kImportTimeout = std::chrono::seconds(60);
 constexpr std::uint32_t kCopyRounds = 7;
 constexpr std::uint64_t kSmallImportBytes = 1 << 20;
-
-double Seconds(steady_clock::time_point start) { return std::chrono::duration<double>(steady_clock::now() - start).count(); }
 
 class ImportBench {
  public:
@@ -95,7 +93,7 @@ class ImportBench {
     Samples seconds;
     // Until the publisher's region has left, some may come from there, or be gone by the time they
     // are copied.
-    for (const Deadline deadline = After(kImportTimeout); seconds.count() < kCopyRounds;) {
+    for (const Deadline deadline = After(kBenchTimeout); seconds.count() < kCopyRounds;) {
       if (Status go_on = GoOn(); !go_on) return go_on.error();
       const std::uint64_t before = client_->Stats().blocks_from_host_cache;
       Result<Timing> timing = Import(0, blocks_);
@@ -149,13 +147,13 @@ class ImportBench {
     Timing timing;
     const auto start = steady_clock::now();
     const Match match = client_->Find(std::span(keys_).subspan(first, count));
-    timing.find_s = Seconds(start);
+    timing.find_s = SecondsSince(start);
     if (Status all = AllFound(*client_, match, count); !all) return all.error();
     const auto import_start = steady_clock::now();
     Result<ImportTicket> ticket = client_->Import(match, *destination_, std::span(targets_).subspan(first, count));
     if (!ticket) return ticket.error();
-    if (Status done = ticket->Wait(After(kImportTimeout)); !done) return done.error();
-    timing.import_s = Seconds(import_start);
+    if (Status done = ticket->Wait(After(kBenchTimeout)); !done) return done.error();
+    timing.import_s = SecondsSince(import_start);
     if (Status all = AllImported(ticket->result()); !all) return all.error();
     return timing;
   }
@@ -163,14 +161,14 @@ class ImportBench {
   double CopyWhole() {
     const auto start = steady_clock::now();
     std::memcpy(destination_->SegmentData(), source_->SegmentData(), blocks_ * options_.block_bytes);
-    return Seconds(start);
+    return SecondsSince(start);
   }
 
   // The blocks of the import, in its order, without keys and generations.
   double CopyBlocks() {
     const auto start = steady_clock::now();
     for (const std::uint32_t block : targets_) std::memcpy(destination_->BlockData(block), source_->BlockData(block), options_.block_bytes);
-    return Seconds(start);
+    return SecondsSince(start);
   }
 
   Result<Samples> MeasureSmall() {

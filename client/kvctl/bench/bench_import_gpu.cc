@@ -5,12 +5,12 @@
 #include <utility>
 
 #include "client/kvctl/bench/bench_host_cache.h"
+#include "client/kvctl/bench/bench_setup.h"
 #include "client/kvctl/cli/text.h"
 
 namespace kvm::ctl {
 namespace {
 
-constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
 constexpr std::uint32_t kLargeRounds = 15, kMediumRounds = 51;
 
 class GpuImportBench {

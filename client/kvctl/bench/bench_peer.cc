@@ -20,9 +20,9 @@ namespace {
 using namespace std::chrono_literals;
 using std::chrono::steady_clock;
 
-constexpr std::uint64_t kBatch = 512;
-constexpr std::uint64_t kFlushEvery = 64 * kBatch;  // bounds what is under way to kvmd
-constexpr auto kTimeout = 30'000ms;
+constexpr std::uint64_t kRewriteBatch = 512;
+constexpr std::uint64_t kFlushEvery = 64 * kRewriteBatch;  // bounds what is under way to kvmd
+constexpr auto kPeerTimeout = 30'000ms;
 constexpr auto kReadyTimeout = 600s;
 
 class PeerProcess {
@@ -98,12 +98,12 @@ class PeerProcess {
   }
 
   Status PublishAll() {
-    for (std::uint64_t n = 0; n < config_.entries; n += kBatch) {
-      if (Status published = PublishBatch(n, std::min(kBatch, config_.entries - n)); !published) return published;
+    for (std::uint64_t n = 0; n < config_.entries; n += kRewriteBatch) {
+      if (Status published = PublishBatch(n, std::min(kRewriteBatch, config_.entries - n)); !published) return published;
       if (n % kFlushEvery != 0) continue;
-      if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
+      if (Status flushed = region_->Flush(After(kPeerTimeout)); !flushed) return flushed;
     }
-    if (Status flushed = region_->Flush(After(kTimeout)); !flushed) return flushed;
+    if (Status flushed = region_->Flush(After(kPeerTimeout)); !flushed) return flushed;
     return CheckNoneRefused();
   }
 
@@ -118,10 +118,10 @@ class PeerProcess {
     const auto start = steady_clock::now();
     std::uint64_t n = 0;
     while (!channel_.Readable()) {
-      for (std::uint64_t end = n + kFlushEvery; n < end; n += kBatch) {
-        if (!PublishBatch(n, kBatch)) return kUnhealthy;
+      for (std::uint64_t end = n + kFlushEvery; n < end; n += kRewriteBatch) {
+        if (!PublishBatch(n, kRewriteBatch)) return kUnhealthy;
       }
-      if (!region_->Flush(After(kTimeout))) return kUnhealthy;
+      if (!region_->Flush(After(kPeerTimeout))) return kUnhealthy;
     }
     if (!channel_.ReceiveStruct<PeerStop>()) return kUnhealthy;
     const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();

@@ -6,6 +6,7 @@
 
 #include "client/kvctl/bench/bench.h"
 #include "client/kvctl/bench/bench_setup.h"
+#include "client/kvctl/cli/clock.h"
 #include "proto/base/random.h"
 
 namespace kvm::ctl {
@@ -13,11 +14,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::uint64_t kBatch = 512;
-constexpr auto kFlushTimeout = std::chrono::seconds(60);
-constexpr std::uint32_t kWarmUpRounds = 50;
-
-double Seconds(steady_clock::time_point start) { return std::chrono::duration<double>(steady_clock::now() - start).count(); }
+constexpr std::uint64_t kPublishBatch = 512;
+constexpr std::uint32_t kWarmUpBatches = 50;
 
 struct PublishTimes {
   Samples batch_us;         // of the calls that begin and publish one batch
@@ -28,26 +26,26 @@ struct PublishTimes {
 Result<PublishTimes> PublishAll(Region& region, std::uint64_t run, std::uint64_t first_key) {
   const std::uint64_t entries = region.block_count();
   PublishTimes times;
-  times.batch_us.Reserve(entries / kBatch + 1);
+  times.batch_us.Reserve(entries / kPublishBatch + 1);
   std::vector<PublishRequest> batch;
   // Keys come out of a prefill; making them is not part of publishing.
   std::vector<BlockKey> keys(entries);
   for (std::uint64_t n = 0; n < entries; ++n) keys[n] = BenchKey(run, first_key + n);
   const auto start = steady_clock::now();
-  for (std::uint64_t n = 0; n < entries; n += kBatch) {
+  for (std::uint64_t n = 0; n < entries; n += kPublishBatch) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
     const auto batch_start = steady_clock::now();
     batch.clear();
-    for (std::uint64_t i = n; i < std::min(n + kBatch, entries); ++i) {
+    for (std::uint64_t i = n; i < std::min(n + kPublishBatch, entries); ++i) {
       const auto depth = static_cast<std::uint32_t>(i - n);
       batch.push_back({keys[i], depth == 0 ? BlockKey{} : keys[i - 1], depth, region.BeginWrite(static_cast<std::uint32_t>(i))});
     }
     const PublishOutcome outcome = region.Publish(batch);
     if (outcome.readable != batch.size()) return MakeError(Errc::kSystem, "not all blocks of a batch could be published");
-    times.batch_us.Add(1e6 * Seconds(batch_start));
+    times.batch_us.Add(1e6 * SecondsSince(batch_start));
   }
-  if (Status flushed = region.Flush(After(kFlushTimeout)); !flushed) return flushed.error();
-  times.blocks_per_s = static_cast<double>(entries) / Seconds(start);
+  if (Status flushed = region.Flush(After(kBenchTimeout)); !flushed) return flushed.error();
+  times.blocks_per_s = static_cast<double>(entries) / SecondsSince(start);
   return times;
 }
 
@@ -56,10 +54,10 @@ Status CheckFound(const Client& client, std::uint64_t run, std::uint64_t first_k
   if (const std::uint64_t refused = client.Stats().publishes_refused; refused > 0)
     return MakeError(Errc::kResourceExhausted, "kvmd refused " + std::to_string(refused) + " of the published blocks");
   std::vector<BlockKey> keys;
-  for (std::uint64_t n = 0; n < entries; n += kBatch) {
+  for (std::uint64_t n = 0; n < entries; n += kPublishBatch) {
     if (Status go_on = GoOn(); !go_on) return go_on;
     keys.clear();
-    for (std::uint64_t i = n; i < std::min(n + kBatch, entries); ++i) keys.push_back(BenchKey(run, first_key + i));
+    for (std::uint64_t i = n; i < std::min(n + kPublishBatch, entries); ++i) keys.push_back(BenchKey(run, first_key + i));
     if (Status all = AllFound(client, client.Find(keys), keys.size()); !all) return all;
   }
   return {};
@@ -79,21 +77,21 @@ Result<Samples> MeasureVisibility(const BenchSetup& setup, Region& region, std::
   if (!watcher) return watcher.error();
   Samples us;
   SplitMix random(setup.run());
-  for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
+  for (std::uint32_t round = 0; round < kWarmUpBatches + rounds; ++round) {
     const BlockKey key = BenchKey(setup.run(), first_key + round);
     const std::uint32_t block = round % region.block_count();
     const BlockWrite write = region.BeginWrite(block);
     if (Status sent = watcher->channel.SendStruct(WatchFor{key}); !sent) return sent.error();
-    if (Result<WatchStarted> started = watcher->channel.ReceiveStruct<WatchStarted>(After(kFlushTimeout)); !started) return started.error();
+    if (Result<WatchStarted> started = watcher->channel.ReceiveStruct<WatchStarted>(After(kBenchTimeout)); !started) return started.error();
     // Publishes don't come in step with anything in kvmd.
     std::this_thread::sleep_for(std::chrono::microseconds(random.Between(100, 400)));
     const PublishRequest request{key, BlockKey{}, 0, write};
     const std::int64_t published_ns = MonotonicNs();
     if (region.Publish({&request, 1}).readable != 1) return MakeError(Errc::kSystem, "a block could not be published");
-    Result<WatchSeen> seen = watcher->channel.ReceiveStruct<WatchSeen>(After(kFlushTimeout));
+    Result<WatchSeen> seen = watcher->channel.ReceiveStruct<WatchSeen>(After(kBenchTimeout));
     if (!seen) return seen.error();
     if (seen->at_ns == 0) return MakeError(Errc::kSystem, "a published block was not visible to another process within a second");
-    if (round >= kWarmUpRounds) us.Add(static_cast<double>(seen->at_ns - published_ns) / 1e3);
+    if (round >= kWarmUpBatches) us.Add(static_cast<double>(seen->at_ns - published_ns) / 1e3);
   }
   return us;
 }
@@ -106,13 +104,13 @@ Result<double> MeasureRetract(const Client& client, Region& region, std::uint64_
   if (Status found = CheckFound(client, run, first_key, order.size()); !found) return found.error();
   const auto start = steady_clock::now();
   region.Retract(order);
-  const double each_ns = 1e9 * Seconds(start) / static_cast<double>(order.size());
+  const double each_ns = 1e9 * SecondsSince(start) / static_cast<double>(order.size());
   if (Status none = CheckNoneFound(client, run, first_key, order.size()); !none) return none.error();
   return each_ns;
 }
 
 Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& options) {
-  Result<BenchSetup> setup = BenchSetup::Start(common, options, options.entries + kBatch);
+  Result<BenchSetup> setup = BenchSetup::Start(common, options, options.entries + kPublishBatch);
   if (!setup) return setup.error();
   Result<std::shared_ptr<Client>> client = setup->Connect("bench-publish");
   if (!client) return client.error();
@@ -138,7 +136,7 @@ Result<BenchReport> Measure(const CommonOptions& common, const BenchOptions& opt
   BenchReport report("publish");
   report.AddKvmd(common, options);
   report.Add("entries", "blocks", static_cast<double>(options.entries), Unit::kCount);
-  report.Add("batch", "blocks a batch", static_cast<double>(kBatch), Unit::kCount);
+  report.Add("batch", "blocks a batch", static_cast<double>(kPublishBatch), Unit::kCount);
   report.AddPercentiles("", "publish call, one batch", fresh->batch_us);
   report.Add("rate_per_s", "published, new blocks", fresh->blocks_per_s, Unit::kPerSecond);
   report.Add("reuse_rate_per_s", "published, reused blocks", reused->blocks_per_s, Unit::kPerSecond);

@@ -6,6 +6,8 @@
 // publishes one.
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,6 +19,10 @@
 #include "kvclient/kvclient.h"
 
 namespace kvm::ctl {
+
+inline constexpr std::uint64_t kKiB = 1 << 10, kMiB = 1 << 20;
+// The longest that a step of a benchmark may take: a flush, an import, an offload.
+inline constexpr std::chrono::seconds kBenchTimeout{60};
 
 class BenchSetup {
  public:

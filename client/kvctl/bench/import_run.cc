@@ -9,10 +9,9 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kImportTimeout{60};
-constexpr std::uint32_t kWarmUpRounds = 2;
+constexpr std::uint32_t kWarmUpImports = 2;
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+double Between(steady_clock::time_point from, steady_clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
 Status AllRight(const Result<std::size_t>& wrong, std::uint64_t blocks) {
   if (!wrong) return wrong.error();
@@ -86,13 +85,13 @@ Status ImportRun::ImportOnce(std::span<const BlockKey> keys, const Target& targe
   const auto called = steady_clock::now();
   Result<ImportTicket> ticket = client_->Import(match, *target.region, blocks, options);
   if (!ticket) return ticket.error();
-  if (Status done = ticket->Wait(After(kImportTimeout)); !done) return done;
+  if (Status done = ticket->Wait(After(kBenchTimeout)); !done) return done;
   const auto end = steady_clock::now();
   if (Status all = AllImported(ticket->result()); !all) return all;
   if (timing == nullptr) return {};
-  timing->find_s.Add(Seconds(start, found));
-  timing->import_s.Add(Seconds(called, end));
-  timing->whole_s.Add(Seconds(start, end));
+  timing->find_s.Add(Between(start, found));
+  timing->import_s.Add(Between(called, end));
+  timing->whole_s.Add(Between(start, end));
   return {};
 }
 
@@ -101,11 +100,11 @@ Result<ImportRun::Timing> ImportRun::Import(const SourceBlocks& source, const Ta
   const std::uint64_t count = bytes / source.block_bytes;
   SplitMix random(Mix(setup_.run(), 0x77));
   Timing timing;
-  for (std::uint32_t round = 0; round < kWarmUpRounds + rounds; ++round) {
+  for (std::uint32_t round = 0; round < kWarmUpImports + rounds; ++round) {
     if (Status go_on = GoOn(); !go_on) return go_on.error();
     const std::uint64_t first = wander ? random.Below(source.blocks - count + 1) : 0;
     Status imported = ImportOnce(std::span(source.keys).subspan(first, count), target, std::span(target.blocks).subspan(first, count),
-                                 max_sms, round < kWarmUpRounds ? nullptr : &timing);
+                                 max_sms, round < kWarmUpImports ? nullptr : &timing);
     if (!imported) return imported.error();
   }
   if (Status right = ImportOverOther(source, target, count, max_sms); !right) return right.error();
@@ -143,7 +142,7 @@ Result<BenchRow> ImportRun::Measure(const SourceBlocks& source, const Target& ta
 
 Status ImportRun::WaitForHostCacheOnly(const SourceBlocks& source, const Target& target) {
   std::string last;
-  for (const Deadline deadline = After(kImportTimeout); steady_clock::now() < deadline;) {
+  for (const Deadline deadline = After(kBenchTimeout); steady_clock::now() < deadline;) {
     if (Status go_on = GoOn(); !go_on) return go_on;
     const std::uint64_t before = client_->Stats().blocks_from_host_cache;
     Status imported = ImportOnce(source.keys, target, target.blocks, 0, nullptr);

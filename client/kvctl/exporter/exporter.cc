@@ -68,7 +68,7 @@ class Reachability {
   bool reachable_ = true;
 };
 
-void PrintTable() {
+void PrintMetricTable() {
   std::cout << "| metric | type | labels | meaning |\n|---|---|---|---|\n";
   for (const MetricDescription& metric : kMetrics) {
     std::cout << "| `" << metric.name << "` | " << KindName(metric.kind) << " | " << metric.labels << " | " << metric.help << " |\n";
@@ -90,7 +90,7 @@ Status Listen(const CommonOptions& common, const ExporterOptions& options, Liste
 
 int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
   if (options.list) {
-    PrintTable();
+    PrintMetricTable();
     return kHealthy;
   }
   Kvmd kvmd(common);

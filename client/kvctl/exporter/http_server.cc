@@ -34,7 +34,7 @@ using Request = http::request<http::empty_body>;
 using Response = http::response<http::string_body>;
 
 constexpr std::size_t kMaxHeaderBytes = 8192, kMaxConnections = 64;
-constexpr std::chrono::seconds kPatience{30};  // for a request, and for a response to be read
+constexpr std::chrono::seconds kRequestTimeout{30};  // for a request, and for a response to be read
 constexpr std::chrono::milliseconds kAcceptPause{100};
 
 // `host_check`: null: any Host will do.
@@ -111,12 +111,12 @@ class HttpServer::Impl {
     for (bool again = true; again;) {
       http::request_parser<http::empty_body> parser;
       parser.header_limit(kMaxHeaderBytes);
-      stream.expires_after(kPatience);
+      stream.expires_after(kRequestTimeout);
       co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
       if (error) co_return;
       Response response = ResponseTo(parser.get(), content_, by_tcp ? &host_check_ : nullptr);
       again = response.keep_alive();
-      stream.expires_after(kPatience);
+      stream.expires_after(kRequestTimeout);
       co_await http::async_write(stream, response, asio::redirect_error(token_, error));
       if (error) co_return;
     }

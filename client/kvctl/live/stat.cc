@@ -6,6 +6,7 @@
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
 
+#include "client/kvctl/cli/clock.h"
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/json.h"
 #include "client/kvctl/cli/text.h"
@@ -18,14 +19,9 @@ namespace {
 
 constexpr std::uint64_t kLinesOfATitle = 20;
 
-std::uint64_t NowMs() {
-  return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
-}
-
 boost::json::object LineJson(const Activity& activity) {
   const Rates& rates = activity.rates;
-  return {{"time_ms", NowMs()},
+  return {{"time_ms", UnixTimeMs()},
           {"clients", activity.clients},
           {"blocks", activity.blocks},
           {"lookups_per_s", rates.lookups},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <sstream>
 
 #include "client/kvctl/cli/text.h"
@@ -16,7 +17,7 @@ std::size_t CharactersOf(const std::string& text) {
 // "1,234", with a digit behind the point for what would be 0 otherwise.
 std::string Short(double rate) {
   if (rate > 0 && rate < 10) return FormatFixed(rate, 1);
-  return rate < 100'000 ? HumanCount(static_cast<std::uint64_t>(rate + 0.5)) : FormatFixed(rate / 1000, 0) + "k";
+  return rate < 100'000 ? HumanCount(static_cast<std::uint64_t>(std::llround(rate))) : FormatFixed(rate / 1000, 0) + "k";
 }
 
 std::string BytesRate(double bytes) { return HumanBytes(static_cast<std::uint64_t>(bytes)) + "/s"; }

@@ -10,7 +10,7 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kPatience{5};
+constexpr std::chrono::seconds kStatusTimeout{5};
 constexpr std::chrono::milliseconds kPause{20};
 
 // Names a region or model of the run that is left; empty if there is none.
@@ -38,7 +38,7 @@ Status CheckRoom(const Observer& observer, std::uint64_t blocks) {
 }
 
 Status CheckNothingLeft(const std::string& socket, std::chrono::milliseconds timeout, const RunMarks& marks) {
-  for (const auto deadline = steady_clock::now() + kPatience;;) {
+  for (const auto deadline = steady_clock::now() + kStatusTimeout;;) {
     const Result<Observer> observer = Observer::Connect(socket, timeout);
     if (!observer) return observer.error();
     const std::string left = FirstLeft(observer->registry(), marks);

@@ -36,13 +36,13 @@ Result<std::string> FindKvmd(const std::string& given) {
     return MakeError(Errc::kNotFound, "--kvmd " + given + " is not a program");
   }
   if (Result<std::string> own = OwnBinary()) {
-    const std::string beside = std::filesystem::path(*own).parent_path() / "kvmd";
+    std::string beside = std::filesystem::path(*own).parent_path() / "kvmd";
     if (IsProgram(beside)) return beside;
   }
   const char* path = std::getenv("PATH");
   std::istringstream directories(path != nullptr ? path : "");
   for (std::string directory; std::getline(directories, directory, ':');) {
-    const std::string candidate = directory + "/kvmd";
+    std::string candidate = directory + "/kvmd";
     if (!directory.empty() && IsProgram(candidate)) return candidate;
   }
   return MakeError(Errc::kNotFound, "no kvmd next to kvctl or in PATH; give --kvmd PATH");

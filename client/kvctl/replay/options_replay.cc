@@ -12,11 +12,11 @@
 namespace kvm::ctl {
 namespace {
 
-constexpr const char* kHelp =
+constexpr const char* kReplayHelp =
     "Serves a request trace with separate worker processes that share their blocks through kvmd; every imported block's bytes are "
     "compared with what its key says.";
 
-constexpr const char* kFooter =
+constexpr const char* kReplayFooter =
     "Pools lie on the GPUs where this machine has any (--backend auto), else in host memory.\n"
     "Policies are those of kvctl simulate; one worker hits what it says for --policy and --capacity-blocks.\n"
     "Without --paced timestamps are not used: requests are served as fast as the workers can, none far ahead of the\n"
@@ -48,8 +48,8 @@ const std::map<std::string, policy::PolicyKind>& Policies() {
 
 void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action) {
   auto options = std::make_shared<ReplayOptions>();
-  CLI::App* command = app.add_subcommand("replay", kHelp);
-  command->footer(std::string(kRequestSourceHelp) + kFooter);
+  CLI::App* command = app.add_subcommand("replay", kReplayHelp);
+  command->footer(std::string(kRequestSourceHelp) + kReplayFooter);
   AddRequestOptions(*command, *options);
   command->add_option("--workers", options->workers, "Worker processes")->capture_default_str()->check(CLI::Range(1u, 256u));
   command->add_option("--pool-blocks", options->pool_blocks, "Blocks of each worker's pool: its capacity")

@@ -30,7 +30,7 @@ using std::chrono::steady_clock;
 
 // A request takes milliseconds; a worker silent for this long is stuck.
 constexpr auto kAnswerTimeout = 60s;
-constexpr auto kStartTimeout = 60s;
+constexpr auto kWorkerStartTimeout = 60s;
 constexpr milliseconds kExitGrace{5000};
 constexpr std::size_t kWindowPerWorker = 2;
 // How long a wait may go on before an interrupt is seen.
@@ -106,7 +106,7 @@ class Coordinator {
       config.name.Set(ReplayRegionPrefix() + std::to_string(i));
       if (Status sent = workers_.back()->channel.SendStruct(config); !sent) return WorkerError(i, sent.error());
     }
-    const auto deadline = steady_clock::now() + kStartTimeout;
+    const auto deadline = steady_clock::now() + kWorkerStartTimeout;
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       Result<WorkerReady> ready = workers_[i]->channel.ReceiveStruct<WorkerReady>(deadline);
       if (!ready) return WorkerError(i, ready.error());
@@ -121,7 +121,7 @@ class Coordinator {
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       if (Status sent = workers_[i]->channel.SendStruct(MeetPeers{}); !sent) return WorkerError(i, sent.error());
     }
-    const auto deadline = steady_clock::now() + kStartTimeout;
+    const auto deadline = steady_clock::now() + kWorkerStartTimeout;
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       Result<PeersMet> met = workers_[i]->channel.ReceiveStruct<PeersMet>(deadline);
       if (!met) return WorkerError(i, met.error());

@@ -9,11 +9,11 @@
 namespace kvm::ctl {
 namespace {
 
-constexpr const char* kHelp =
+constexpr const char* kSimulateHelp =
     "Prints how much of a request trace a cache of KV cache blocks would hit, by eviction policy and capacity, next to "
     "the most that any policy could. Needs no kvmd. Requests come one after the other; timestamps are not used.";
 
-constexpr const char* kFooter =
+constexpr const char* kSimulateFooter =
     "Policies:\n"
     "  lru          evicts the block that was used longest ago; later blocks of a request first\n"
     "  s3-fifo      a small queue for new blocks, a main queue for blocks that are used again\n"
@@ -28,8 +28,8 @@ constexpr const char* kFooter =
 
 void AddSimulateCommand(CLI::App& app, const CommonOptions& common, Action& action) {
   auto options = std::make_shared<SimulateOptions>();
-  CLI::App* command = app.add_subcommand("simulate", kHelp);
-  command->footer(std::string(kRequestSourceHelp) + kFooter);
+  CLI::App* command = app.add_subcommand("simulate", kSimulateHelp);
+  command->footer(std::string(kRequestSourceHelp) + kSimulateFooter);
   AddRequestOptions(*command, *options);
   std::vector<std::string> names = SimulatedPolicies();
   names.emplace_back("all");

@@ -12,7 +12,7 @@ namespace {
 
 // The chosen policies, in the order of SimulatedPolicies(), each once.
 Result<std::vector<std::string>> ChosenPolicies(const std::vector<std::string>& names) {
-  const std::vector<std::string> known = SimulatedPolicies();
+  std::vector<std::string> known = SimulatedPolicies();
   for (const std::string& name : names) {
     if (name != "all" && std::find(known.begin(), known.end(), name) == known.end())
       return MakeError(Errc::kInvalidArgument, "--policy: unknown policy " + name);

@@ -14,7 +14,7 @@
 namespace kvm::ctl {
 namespace {
 
-constexpr std::chrono::seconds kPatience{30};
+constexpr std::chrono::seconds kCheckTimeout{30};
 
 // "FILE:LINE: OPTION: what" or any other line.
 boost::json::object FaultOf(const std::string& line, const std::string& file) {
@@ -37,7 +37,7 @@ boost::json::object FaultOf(const std::string& line, const std::string& file) {
 int RunConfigCheck(const CommonOptions& common, const ConfigCheckOptions& options) {
   const Result<std::string> kvmd = FindKvmd(options.kvmd);
   if (!kvmd) return Fail(kvmd.error());
-  const Result<ProgramOutput> said = OutputOf(*kvmd, {"--config", options.file, "--check-config"}, kPatience);
+  const Result<ProgramOutput> said = OutputOf(*kvmd, {"--config", options.file, "--check-config"}, kCheckTimeout);
   if (!said) return Fail(said.error());
   if (common.json) {
     boost::json::array faults;

@@ -26,7 +26,7 @@
 namespace kvm::ctl {
 namespace {
 
-constexpr std::chrono::seconds kPatience{30};
+constexpr std::chrono::seconds kProgramTimeout{30};
 constexpr const char* kEventLines = "5000";
 
 std::string TimeText() {
@@ -72,8 +72,8 @@ class Bundle {
                {"--dmesg", "--no-pager", "--output=short-iso", "--lines=300", "--grep=kvmd|oom|NVRM|memory"});
     AddProgram("unit.txt", "systemctl", {"show", "kvmd.service", "kvmd.socket", "--no-pager"});
     if (const Result<std::string> kvmd = FindKvmd(options.kvmd); kvmd) {
-      Add("kvmd-version.txt", OutputOf(*kvmd, {"--version"}, kPatience));
-      Add("config-check.txt", OutputOf(*kvmd, {"--config", options.config, "--check-config"}, kPatience));
+      Add("kvmd-version.txt", OutputOf(*kvmd, {"--version"}, kProgramTimeout));
+      Add("config-check.txt", OutputOf(*kvmd, {"--config", options.config, "--check-config"}, kProgramTimeout));
     } else {
       Fail("kvmd-version.txt", kvmd.error());
     }
@@ -92,7 +92,7 @@ class Bundle {
     // Names and configuration are not for all users of the machine.
     const mode_t mask = ::umask(0077);
     const Result<ProgramOutput> said =
-        OutputOf(tar, {"--create", "--file", output, "--directory", folder_.parent_path(), folder_.filename()}, kPatience);
+        OutputOf(tar, {"--create", "--file", output, "--directory", folder_.parent_path(), folder_.filename()}, kProgramTimeout);
     ::umask(mask);
     if (!said) return said.error();
     if (!said->succeeded) return MakeError(Errc::kInvalidArgument, "support-bundle: tar " + said->ending + ": " + said->text);
@@ -125,13 +125,13 @@ class Bundle {
   void AddProgram(const std::string& name, const std::string& program, const std::vector<std::string>& arguments) {
     const std::string path = ProgramInPath(program);
     if (path.empty()) return missing_.push_back({name, "no " + program + " in PATH"});
-    Add(name, OutputOf(path, arguments, kPatience));
+    Add(name, OutputOf(path, arguments, kProgramTimeout));
   }
   void AddOwn(const std::string& name, std::vector<std::string> arguments) {
     const Result<std::string> own = OwnBinary();
     if (!own) return Fail(name, own.error());
     arguments.insert(arguments.end(), {"--socket", common_.socket, "--timeout-ms", std::to_string(common_.timeout_ms)});
-    Add(name, OutputOf(*own, arguments, kPatience));
+    Add(name, OutputOf(*own, arguments, kProgramTimeout));
   }
   void AddFile(const std::string& name, const std::string& path) {
     std::ifstream file(path);

@@ -40,7 +40,7 @@ std::vector<HotPrefixRow> HottestPrefixes(const std::vector<HotEnd>& ends, const
       node.row.uses += end.uses;
       node.children.insert(child_lo);
       child_lo = parent->key.lo;
-      block = std::move(parent);
+      block = parent;
     }
   }
   std::vector<HotPrefixRow> rows;

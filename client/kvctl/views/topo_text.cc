@@ -9,9 +9,9 @@
 namespace kvm::ctl {
 namespace {
 
-std::string Name(const DeviceInfo& device) { return "GPU " + std::to_string(device.ordinal); }
+std::string DeviceName(const DeviceInfo& device) { return "GPU " + std::to_string(device.ordinal); }
 
-std::string Cell(const LinkInfo& link) {
+std::string LinkCell(const LinkInfo& link) {
   if (!link.reachable) return "-";
   std::string cell = MemoryPathName(link.path);
   if (link.nvlinks > 0) cell += " x" + std::to_string(link.nvlinks);
@@ -30,11 +30,11 @@ void PrintDevices(std::ostream& out, const Topology& topology) {
 
 void PrintMatrix(std::ostream& out, const Topology& topology) {
   std::vector<std::string> titles{"importer"};
-  for (const DeviceInfo& owner : topology.devices) titles.push_back("from " + Name(owner));
+  for (const DeviceInfo& owner : topology.devices) titles.push_back("from " + DeviceName(owner));
   Table table(std::move(titles));
   for (std::size_t importer = 0; importer < topology.devices.size(); ++importer) {
-    std::vector<std::string> cells{Name(topology.devices[importer])};
-    for (std::size_t owner = 0; owner < topology.devices.size(); ++owner) cells.push_back(Cell(topology.Link(importer, owner)));
+    std::vector<std::string> cells{DeviceName(topology.devices[importer])};
+    for (std::size_t owner = 0; owner < topology.devices.size(); ++owner) cells.push_back(LinkCell(topology.Link(importer, owner)));
     table.Add(std::move(cells));
   }
   table.Print(out);
@@ -43,12 +43,13 @@ void PrintMatrix(std::ostream& out, const Topology& topology) {
 void PrintNotes(std::ostream& out, const Topology& topology) {
   FieldList notes;
   for (const DeviceInfo& device : topology.devices) {
-    if (!device.unusable.empty()) notes.Add(Name(device), "not used: " + device.unusable);
+    if (!device.unusable.empty()) notes.Add(DeviceName(device), "not used: " + device.unusable);
   }
   for (std::size_t importer = 0; importer < topology.devices.size(); ++importer) {
     for (std::size_t owner = 0; owner < topology.devices.size(); ++owner) {
       const std::string& note = topology.Link(importer, owner).note;
-      if (!note.empty()) notes.Add(Name(topology.devices[importer]) + " from " + Name(topology.devices[owner]), Printable(note));
+      if (!note.empty())
+        notes.Add(DeviceName(topology.devices[importer]) + " from " + DeviceName(topology.devices[owner]), Printable(note));
     }
   }
   if (notes.empty()) return;

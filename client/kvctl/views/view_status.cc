@@ -3,6 +3,7 @@
 #include <chrono>
 #include <iostream>
 
+#include "client/kvctl/cli/clock.h"
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/json.h"
 #include "client/kvctl/cli/observer.h"
@@ -14,13 +15,8 @@
 namespace kvm::ctl {
 namespace {
 
-std::uint64_t NowMs() {
-  return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
-}
-
-std::uint64_t SecondsSince(std::uint64_t started_ms) {
-  const std::uint64_t now_ms = NowMs();
+std::uint64_t AgeSeconds(std::uint64_t started_ms) {
+  const std::uint64_t now_ms = UnixTimeMs();
   return now_ms > started_ms ? (now_ms - started_ms) / 1000 : 0;
 }
 
@@ -112,7 +108,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
           {"server_version", status.server_version()},
           {"pid", status.pid()},
           {"started_ms", status.started_ms()},
-          {"uptime_s", SecondsSince(status.started_ms())},
+          {"uptime_s", AgeSeconds(status.started_ms())},
           {"resident_bytes", status.resident_bytes()},
           {"open_fds", status.open_fds()},
           {"retained_fds", status.retained_fds()},
@@ -136,7 +132,7 @@ boost::json::object StatusJson(const Observer& observer, const kvmwire::StatusRe
 void PrintStatus(const Observer& observer, const kvmwire::StatusReply& status) {
   FieldList fields;
   fields.Add("kvmd",
-             status.server_version() + ", pid " + std::to_string(status.pid()) + ", up " + HumanSeconds(SecondsSince(status.started_ms())));
+             status.server_version() + ", pid " + std::to_string(status.pid()) + ", up " + HumanSeconds(AgeSeconds(status.started_ms())));
   fields.Add("heartbeat", std::to_string(observer.HeartbeatAge().count()) + " ms ago, registry " +
                               std::string(SegmentStateName(observer.registry().state())));
   fields.Add("memory", HumanBytes(status.resident_bytes()) + " resident, " + std::to_string(status.open_fds()) + " descriptors, " +
@@ -268,7 +264,7 @@ int RunClients(const CommonOptions& common) {
     const kvmwire::StatsReport& stats = client.stats();
     table.Add({std::to_string(client.client_id()), Printable(client.name()), std::to_string(client.pid()), std::to_string(client.uid()),
                Printable(client.domain()), client.role() == kvmwire::OBSERVER ? "observer" : "worker",
-               HumanSeconds(SecondsSince(client.connected_ms())), std::to_string(client.regions()), HumanCount(client.entries()),
+               HumanSeconds(AgeSeconds(client.connected_ms())), std::to_string(client.regions()), HumanCount(client.entries()),
                HumanCount(stats.finds()),
                HumanPercent(static_cast<double>(stats.keys_matched()), static_cast<double>(stats.keys_looked_up())),
                HumanCount(stats.blocks_imported()), HumanCount(stats.blocks_failed()), HumanBytes(stats.bytes_imported()),

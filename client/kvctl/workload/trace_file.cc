@@ -13,7 +13,7 @@
 namespace kvm::ctl {
 namespace {
 
-constexpr unsigned kBufferBytes = 256 << 10;
+constexpr unsigned kGzipBufferBytes = 256 << 10;
 
 struct CloseGz {
   void operator()(gzFile_s* file) const noexcept { ::gzclose(file); }
@@ -46,7 +46,7 @@ Result<LineReader::Source> OpenTraceFile(const std::string& path) {
   const std::shared_ptr<gzFile_s> file(::gzdopen(fd.get(), "rb"), CloseGz());
   if (!file) return MakeError(Errc::kResourceExhausted, "open " + path + ": out of memory");
   static_cast<void>(fd.Release());  // zlib closes it
-  ::gzbuffer(file.get(), kBufferBytes);
+  ::gzbuffer(file.get(), kGzipBufferBytes);
   return LineReader::Source([file](std::span<char> into) { return ReadGz(file.get(), into); });
 }
 

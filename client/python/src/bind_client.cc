@@ -95,6 +95,7 @@ PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry
   const Deadline deadline = ToDeadline(timeout_s);
   const RegionOptions options = OptionsOf(geometry, std::move(name), device, shard, checksums, outlives_owner, offload);
   std::vector<DeviceRange> ranges;
+  ranges.reserve(segments.size());
   for (const auto& [address, size_bytes] : segments) ranges.push_back({reinterpret_cast<void*>(address), size_bytes});
   std::shared_ptr<Region> region = Unwrap(WaitWithoutGil([&] { return client->RegisterRegion(model, options, ranges, deadline); }));
   return {{KeepAlive(std::move(region), std::move(keep_alive)), "region"}};
@@ -232,15 +233,8 @@ void BindSharing(ClientClass& client) {
            "DeadlineExceededError.");
 }
 
-}  // namespace
-
-void BindClient(nb::module_& module) {
+void BindConnection(ClientClass& client) {
   const ClientOptions defaults;
-  ClientClass client(
-      module, "Client",
-      "A process's connection to the node's marketplace. Thread-safe. Lookups and imports read shared memory and need no running kvmd;\n"
-      "regions are registered and blocks published over a socket, by a background thread that reconnects by itself. After fork(), a\n"
-      "child makes a client of its own: calls of its parent's client raise UnsupportedError.");
   client
       .def("__init__", &Connect, "socket_path"_a = nb::none(), nb::kw_only(), "name"_a = defaults.name, "timeout_s"_a = 2.0,
            "start_offline"_a = defaults.start_offline, "map_payload"_a = defaults.map_payload, "devices"_a = nb::tuple(),
@@ -273,13 +267,18 @@ void BindClient(nb::module_& module) {
             const Deadline deadline = ToDeadline(timeout_s);
             Check(WaitWithoutGil([&] { return client->WaitConnected(deadline); }));
           },
-          "timeout_s"_a = 2.0, "DeadlineExceededError.")
+          "timeout_s"_a = 2.0, "DeadlineExceededError.");
+}
+
+void BindModels(ClientClass& client) {
+  client
       .def(
           "declare_model",
           [](const PyClient& self, const ModelSpec& spec, double timeout_s) {
             const std::shared_ptr<Client> client = self.client.Get();
             const Deadline deadline = ToDeadline(timeout_s);
-            const ModelSpec copy = spec;
+            // Another thread may change `spec` while the GIL is released.
+            const ModelSpec copy = spec;  // NOLINT(performance-unnecessary-copy-initialization)
             return Unwrap(WaitWithoutGil([&] { return client->DeclareModel(copy, deadline); }));
           },
           "spec"_a, "timeout_s"_a = 2.0,
@@ -302,7 +301,11 @@ void BindClient(nb::module_& module) {
             return WithoutGil([&] { return client->UnmappedRegions(); });
           },
           "Regions of peers that could not be mapped, with the reasons; normally there are none.")
-      .def("stats", [](const PyClient& self) { return self.client.Get()->Stats(); })
+      .def("stats", [](const PyClient& self) { return self.client.Get()->Stats(); });
+}
+
+void BindClose(ClientClass& client) {
+  client
       .def(
           "close", [](PyClient& self) { self.client.Close(); },
           "Ends the regions and the connection; every later call raises\n"
@@ -313,6 +316,19 @@ void BindClient(nb::module_& module) {
       .def(
           "__exit__", [](PyClient& self, const nb::args&) { self.client.Close(); }, "exception"_a,
           nb::sig("def __exit__(self, *exception: object) -> None"));
+}
+
+}  // namespace
+
+void BindClient(nb::module_& module) {
+  ClientClass client(
+      module, "Client",
+      "A process's connection to the node's marketplace. Thread-safe. Lookups and imports read shared memory and need no running kvmd;\n"
+      "regions are registered and blocks published over a socket, by a background thread that reconnects by itself. After fork(), a\n"
+      "child makes a client of its own: calls of its parent's client raise UnsupportedError.");
+  BindConnection(client);
+  BindModels(client);
+  BindClose(client);
   BindRegions(client);
   BindSharing(client);
 }

@@ -12,7 +12,7 @@ namespace {
 
 using namespace nb::literals;
 
-std::string Represent(const GeometryPart& part) {
+std::string RepresentPart(const GeometryPart& part) {
   std::ostringstream text;
   text << "GeometryPart(segment=" << part.segment << ", offset=" << part.offset << ", chunk_bytes=" << part.chunk_bytes
        << ", block_stride=" << part.block_stride << ", count=" << part.count << ", repeat_stride=" << part.repeat_stride << ")";
@@ -38,7 +38,7 @@ void BindGeometry(nb::module_& module) {
       .def_ro("count", &GeometryPart::count, "Chunks of this part in each block.")
       .def_ro("repeat_stride", &GeometryPart::repeat_stride, "Between two chunks of one block; 0 if and only if count is 1.")
       .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
-      .def("__repr__", &Represent);
+      .def("__repr__", &RepresentPart);
 
   nb::class_<Geometry>(
       module, "Geometry",

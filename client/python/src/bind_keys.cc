@@ -80,9 +80,7 @@ void ExtendWithHashes(BlockKeys& keys, const nb::list& hashes, std::size_t last)
   }
 }
 
-}  // namespace
-
-void BindKeys(nb::module_& module) {
+void BindBlockKey(nb::module_& module) {
   nb::class_<BlockKey>(module, "BlockKey", "128-bit name of a block's content. Immutable, hashable, picklable.")
       .def(nb::init<std::uint64_t, std::uint64_t>(), "lo"_a = 0, "hi"_a = 0, "Digest bytes 0..7 and 8..15, little endian.")
       .def_ro("lo", &BlockKey::lo)
@@ -98,7 +96,9 @@ void BindKeys(nb::module_& module) {
       .def("__setstate__", [](BlockKey& self, const std::tuple<std::uint64_t, std::uint64_t>& state) {
         new (&self) BlockKey{std::get<0>(state), std::get<1>(state)};
       });
+}
 
+void BindBlockKeys(nb::module_& module) {
   static_assert(sizeof(BlockKey) == 2 * sizeof(std::uint64_t));
   nb::bind_vector<BlockKeys>(module, "BlockKeys")
       .def_static(
@@ -130,7 +130,9 @@ void BindKeys(nb::module_& module) {
   module.attr("BlockKeys").attr("__doc__") =
       "List of BlockKey without a Python object for each element. Every function that takes keys takes such a list or any iterable of\n"
       "BlockKey.";
+}
 
+void BindShard(nb::module_& module) {
   nb::class_<Shard>(module, "Shard", "Which part of a model's KV a block holds.")
       .def(
           "__init__",
@@ -151,7 +153,9 @@ void BindKeys(nb::module_& module) {
       .def("__hash__", [](const Shard& self) {
         return nb::hash(nb::make_tuple(self.tp_rank, self.tp_size, self.pp_rank, self.pp_size, self.kv_group));
       });
+}
 
+void BindExtraKey(nb::module_& module) {
   nb::class_<ExtraKey> extra(module, "ExtraKey", "Something besides the tokens that changes the KV bytes.");
   nb::enum_<ExtraKey::Kind>(extra, "Kind")
       .value("LORA", ExtraKey::Kind::kLora, "Adapter name or digest; of the request.")
@@ -170,7 +174,9 @@ void BindKeys(nb::module_& module) {
       .def_prop_ro(
           "value", [](const ExtraKey& self) { return nb::bytes(self.value.data(), self.value.size()); },
           "As bytes; a str is encoded as UTF-8.");
+}
 
+void BindKeyChain(nb::module_& module) {
   nb::class_<PyKeyChain>(module, "KeyChain",
                          "Derives the keys of one request's blocks, in order. Not thread-safe; make one for each request.\n\n"
                          "`extras`: the extra keys of the whole request (LoRA, cache salt). Their order matters.")
@@ -200,6 +206,16 @@ void BindKeys(nb::module_& module) {
            nb::sig("def __init__(self, model: ModelSpec, shard: Shard, extras: collections.abc.Sequence[ExtraKey] = ...) -> None"))
       .def_prop_ro("root", &PyShardKeys::root, nb::rv_policy::copy, "Parent of the first block.")
       .def("extend", &PyShardKeys::Extend, "keys"_a, "names"_a, "Appends the keys of `names[len(keys):]` to `keys`.");
+}
+
+}  // namespace
+
+void BindKeys(nb::module_& module) {
+  BindBlockKey(module);
+  BindBlockKeys(module);
+  BindShard(module);
+  BindExtraKey(module);
+  BindKeyChain(module);
 }
 
 }  // namespace kvm::python

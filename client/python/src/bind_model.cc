@@ -17,7 +17,7 @@ nb::dict FieldsOf(const ModelSpec& spec) {
   return fields;
 }
 
-std::string Represent(const ModelSpec& spec) {
+std::string RepresentSpec(const ModelSpec& spec) {
   const std::vector<std::pair<std::string, std::string>> defaults = Fields(ModelSpec{});
   const std::vector<std::pair<std::string, std::string>> fields = Fields(spec);
   std::string text = "ModelSpec(";
@@ -39,16 +39,16 @@ void Initialize(ModelSpec* self, const nb::kwargs& fields) {
   new (self) ModelSpec(std::move(spec));
 }
 
-}  // namespace
-
-void BindModel(nb::module_& module) {
+void BindFingerprint(nb::module_& module) {
   nb::class_<Fingerprint>(module, "Fingerprint", "SHA-256 of a canonical ModelSpec. Immutable, hashable.")
       .def_prop_ro("hex", &Fingerprint::ToHex, "64 lower-case digits.")
       .def("__bytes__", [](const Fingerprint& self) { return nb::bytes(self.bytes.data(), self.bytes.size()); })
       .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
       .def("__hash__", [](const Fingerprint& self) { return nb::hash(nb::bytes(self.bytes.data(), self.bytes.size())); })
       .def("__repr__", [](const Fingerprint& self) { return "Fingerprint('" + self.ToHex() + "')"; });
+}
 
+void BindDifferences(nb::module_& module) {
   nb::class_<ModelFieldDifference>(module, "ModelFieldDifference", "One field in which two specs differ.")
       .def_ro("field", &ModelFieldDifference::field)
       .def_ro("ours", &ModelFieldDifference::ours)
@@ -56,7 +56,9 @@ void BindModel(nb::module_& module) {
       .def("__repr__", [](const ModelFieldDifference& self) {
         return "ModelFieldDifference(" + self.field + ": ours '" + self.ours + "', theirs '" + self.theirs + "')";
       });
+}
 
+void BindModelSpec(nb::module_& module) {
   nb::class_<ModelSpec> spec(
       module, "ModelSpec",
       "Everything about a model that changes the bytes of a KV block. Two workers share blocks if and only if their specs are equal.\n"
@@ -97,13 +99,15 @@ void BindModel(nb::module_& module) {
           "difference", [](const ModelSpec& self, const ModelSpec& other) { return Difference(self, other); }, "theirs"_a,
           "The fields in which two specs differ, in order; empty if they are equal.")
       .def(nb::self == nb::self, nb::sig("def __eq__(self, other: object, /) -> bool"))
-      .def("__repr__", &Represent)
+      .def("__repr__", &RepresentSpec)
       .def("__getstate__", [](const ModelSpec& self) { return std::make_tuple(self.Canonical()); })
       .def("__setstate__", [](ModelSpec& self, const std::tuple<std::string>& state) {
         new (&self) ModelSpec(Unwrap(ModelSpec::FromCanonical(std::get<0>(state))));
       });
   spec.def("__hash__", [](const ModelSpec&) -> Py_hash_t { throw nb::type_error("a ModelSpec can change: hash its fingerprint"); });
+}
 
+void BindDeclaredModels(nb::module_& module) {
   nb::class_<Model>(module, "Model", "A model that this client has declared. Immutable.")
       .def_ro("spec", &Model::spec, nb::rv_policy::copy, "A copy of the spec.")
       .def_ro("fingerprint", &Model::fingerprint, nb::rv_policy::copy);
@@ -121,6 +125,15 @@ void BindModel(nb::module_& module) {
         }
         return text + ")";
       });
+}
+
+}  // namespace
+
+void BindModel(nb::module_& module) {
+  BindFingerprint(module);
+  BindDifferences(module);
+  BindModelSpec(module);
+  BindDeclaredModels(module);
 }
 
 }  // namespace kvm::python

@@ -42,7 +42,8 @@ class Owned {
     value_.reset();
     if (!value) return;
     if (process_ != ::getpid()) {
-      static_cast<void>(new std::shared_ptr<T>(std::move(value)));
+      // In a forked child it is never destroyed; without the memory for that the child ends.
+      static_cast<void>(new std::shared_ptr<T>(std::move(value)));  // NOLINT(bugprone-unhandled-exception-at-new)
       return;
     }
     const WithoutGilScope scope;

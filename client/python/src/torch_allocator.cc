@@ -28,7 +28,7 @@ void* kvm_torch_allocate(ssize_t size, int device, void* /*stream*/) {
 void kvm_torch_free(void* address, ssize_t /*size*/, int /*device*/, void* /*stream*/) {
   try {
     if (address != nullptr) static_cast<void>(kvm::FreeExportable(address));
-  } catch (const std::exception&) {
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
     // torch frees at exit too, when CUDA may be gone.
   }
 }

@@ -33,6 +33,7 @@ sockaddr_un Address(const std::string& path) {
 
 UniqueFd Bound(const std::string& path, int type) {
   UniqueFd socket(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
+  REQUIRE(socket);
   const sockaddr_un address = Address(path);
   REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
   return socket;

@@ -65,7 +65,7 @@ bool HasContent(const BlockKey& key, std::uint64_t at, const std::byte* from, st
   return std::memcmp(expected.data(), from, bytes) == 0;
 }
 
-Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
+Result<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& options) {
   auto worker = std::make_unique<Worker>();
   ClientOptions client;
   client.socket_path = options.socket;
@@ -106,8 +106,8 @@ Result<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   return worker;
 }
 
-std::unique_ptr<Worker> StartWorker(WorkerOptions options) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start(std::move(options));
+std::unique_ptr<Worker> StartWorker(const WorkerOptions& options) {
+  Result<std::unique_ptr<Worker>> worker = Worker::Start(options);
   KVM_REQUIRE_OK(worker);
   return std::move(*worker);
 }

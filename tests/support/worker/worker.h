@@ -48,7 +48,7 @@ struct ImportCheck {
 
 class Worker {
  public:
-  static Result<std::unique_ptr<Worker>> Start(WorkerOptions options);
+  static Result<std::unique_ptr<Worker>> Start(const WorkerOptions& options);
 
   Client& client() { return *client_; }
   const std::shared_ptr<Client>& shared_client() { return client_; }
@@ -92,7 +92,7 @@ class Worker {
 };
 
 // Calls Worker::Start; the test ends if it fails.
-std::unique_ptr<Worker> StartWorker(WorkerOptions options);
+std::unique_ptr<Worker> StartWorker(const WorkerOptions& options);
 
 // Bytes [at, at + bytes) of the content of `key`'s block.
 void FillContent(const BlockKey& key, std::uint64_t at, std::byte* to, std::uint64_t bytes);
