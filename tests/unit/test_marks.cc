@@ -189,7 +189,9 @@ TEST_CASE("Marks: an observer may not mark", "[unit]") {
   Node node;
   FakeConnection connection;
   const ClientId id = node.Join(connection, kDeadPid, 1000, kvmwire::OBSERVER);
-  CHECK_FALSE(node.broker.Handle(id, MarkMessage(1, SomeKeys(1)), {}).has_value());
+  node.Handle(id, MarkMessage(1, SomeKeys(1)));
+  CheckSays(connection.TakeError(), "observer");
+  CHECK(DomainOf(node).marks().size() == 0);
 }
 
 TEST_CASE("Marks: marking costs work in proportion to the keys, and ending does as well", "[unit]") {
