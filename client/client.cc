@@ -6,6 +6,7 @@
 #include "client/client_impl.h"
 #include "client/connection/wait.h"
 #include "client/find/find.h"
+#include "client/find/marked_keys.h"
 #include "client/import/start_import.h"
 #include "client/join/join_cache.h"
 #include "client/near_misses.h"
@@ -150,6 +151,10 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
         best = std::move(other);
       }
     }
+    impl_->NoteSample(keys, *best);
+    // While kvmd is away, nothing that is published now can be found.
+    if (options.computing && best->sources.size() < keys.size() && snapshots.current && impl_->link.connected())
+      best->being_computed = FindMark(snapshots.current->registry.marks(), keys, best->sources.size(), impl_->link.client_id());
   } catch (const std::bad_alloc&) {
     return Match();
   }
@@ -160,6 +165,21 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
   if (found < keys.size() || keys.empty()) [[unlikely]]
     impl_->misses.Note(best->end, found);
   return Match(std::move(best), 0, found);
+}
+
+Match Client::FindWaiting(std::span<const BlockKey> keys, const WaitOptions& wait, FindOptions options) const noexcept {
+  options.computing = true;
+  if (!impl_->process.Here()) return Match();
+  try {
+    return impl_->waits.Find(wait, [&] { return Find(keys, options); });
+  } catch (const std::bad_alloc&) {
+    return Match();
+  }
+}
+
+ComputingMark Client::MarkComputing(std::span<const BlockKey> missing, std::chrono::milliseconds ttl) {
+  if (!impl_->process.Here() || missing.empty()) return {};
+  return impl_->marks.Mark(missing, ttl);
 }
 
 std::vector<Match> Client::FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options) const {

@@ -39,6 +39,7 @@ void Client::Impl::Stop() {
 
 void Client::Impl::Start() {
   registrar.Start(std::shared_ptr<RegionHost>(shared_from_this(), &registrar));
+  marks.Start(std::shared_ptr<ComputingMarks>(shared_from_this(), &marks));
   leases.Start(std::shared_ptr<Leases>(shared_from_this(), &leases));
   link.Start();
 }
@@ -60,11 +61,27 @@ ClientStats Client::Impl::Stats() const {
   return out;
 }
 
+void Client::Impl::NoteSample(std::span<const BlockKey> keys, Match::Impl& match) const {
+  if (options.verify_one_in == 0) return;
+  for (std::uint32_t i = 0; i < match.sources.size(); ++i) {
+    if (InSample(keys[i], options.verify_one_in)) match.sampled.push_back(i);
+  }
+}
+
+RegionOptions Client::Impl::WithSample(RegionOptions region) const {
+  if (!region.checksums && options.verify_one_in != 0) {
+    region.checksums = true;
+    region.checksum_one_in = options.verify_one_in;
+  }
+  return region;
+}
+
 // ---- regions ------------------------------------------------------------------------------------
 
 Result<std::shared_ptr<Region>> Client::Impl::AllocateRegion(const Model& model, RegionOptions region, Deadline deadline) {
   const Result<std::size_t> device = models.OpenDevice(region.device, deadline);
   if (!device) return device.error();
+  region = WithSample(std::move(region));
   if (Status sound = Complete(region); !sound) return sound.error();
   Result<std::shared_ptr<Region::Impl>> made = AllocateInPlaceOfTheDead(link, model, region, devices, *device, deadline);
   if (!made) return made.error();
@@ -83,7 +100,7 @@ Result<std::shared_ptr<Region>> Client::Impl::RegisterRegion(const Model& model,
   const Result<std::size_t> device = models.OpenDevice(region.device, deadline);
   if (!device) return device.error();
   Result<std::shared_ptr<Region::Impl>> made =
-      MakeRegistered(model, region, devices, *device, segments, GrantUntil(link, region, deadline));
+      MakeRegistered(model, WithSample(region), devices, *device, segments, GrantUntil(link, region, deadline));
   if (!made) return made.error();
   return registrar.Add(std::move(*made), deadline);
 }
@@ -91,7 +108,7 @@ Result<std::shared_ptr<Region>> Client::Impl::RegisterRegion(const Model& model,
 Result<AdoptedRegion> Client::Impl::AdoptRegion(const Model& model, RegionOptions region, Deadline deadline) {
   const Result<std::size_t> device = models.OpenDevice(region.device, deadline);
   if (!device) return device.error();
-  return kvm::AdoptRegion(link, registrar, devices, *device, model, std::move(region), deadline);
+  return kvm::AdoptRegion(link, registrar, devices, *device, model, WithSample(std::move(region)), deadline);
 }
 
 // ---- events, on the link's thread ---------------------------------------------------------------

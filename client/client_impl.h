@@ -11,9 +11,12 @@
 #include <memory>
 #include <string>
 
+#include "client/computing_marks.h"
+#include "client/computing_waits.h"
 #include "client/connection/link.h"
 #include "client/connection/owner_process.h"
 #include "client/declared_models.h"
+#include "client/find/match_impl.h"
 #include "client/lease/leases.h"
 #include "client/misses.h"
 #include "client/offload/host_cache_uses.h"
@@ -43,6 +46,8 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions region, Deadline deadline);
 
   ClientStats Stats() const;
+  // Sets Match::Impl::sampled of a match of these keys.
+  void NoteSample(std::span<const BlockKey> keys, Match::Impl& match) const;
   std::string Domain() const KVM_EXCLUDES(mutex_);
 
   const OwnerProcess process;
@@ -56,11 +61,15 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   DeclaredModels models{link, mapper, devices};
   Misses misses{stats, link, peers, models};
   Leases leases{link, peers};
+  ComputingMarks marks{link, peers};
+  mutable ComputingWaits waits{stats};
   Offloader offloader{link, stats, options.max_queued_offloads};
   PublishWindow window;
   Registrar registrar{link, peers, window, offloader, stats, options.timeout};
 
  private:
+  // What the region's options say of checksums, with the sample of this client.
+  RegionOptions WithSample(RegionOptions region) const;
   // Called on the link's thread.
   Status OnConnected(const kvmwire::HelloReply& hello, Fds fds);
   void OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds> fds);

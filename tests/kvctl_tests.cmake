@@ -4,6 +4,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_block_pieces.cc
   unit/test_block_pool.cc
   unit/test_compared_rows.cc
+  unit/test_doctor_clients.cc
   unit/test_doctor_host_cache.cc
   unit/test_doctor_models.cc
   support/process/temp_dir.cc

@@ -23,6 +23,10 @@ Match::Match(std::shared_ptr<const Impl> impl, std::size_t first, std::size_t co
     : impl_(std::move(impl)), first_(first), count_(count) {}
 std::size_t Match::size() const noexcept { return count_; }
 MatchEnd Match::end() const noexcept { return impl_ ? impl_->end : MatchEnd::kUnavailable; }
+const std::optional<BeingComputed>& Match::being_computed() const noexcept {
+  static const std::optional<BeingComputed> kNone;
+  return impl_ ? impl_->being_computed : kNone;
+}
 const BlockSource& Match::operator[](std::size_t i) const noexcept { return impl_->sources[first_ + i]; }
 
 Match Match::Slice(std::size_t first, std::size_t count) const {

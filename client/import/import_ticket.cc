@@ -30,19 +30,29 @@ ImportTicket::Impl::~Impl() {
 }
 
 std::optional<ImportFailure> ImportTicket::Impl::Verify() {
-  if (checksums.empty() || result.valid == 0) return std::nullopt;
+  std::vector<std::size_t> at;  // of the blocks that are compared
+  std::vector<std::uint32_t> compared;
+  for (std::size_t i = 0; i < std::min(result.valid, checksums.size()); ++i) {
+    if (!checksums[i]) continue;
+    at.push_back(i);
+    compared.push_back(blocks[i]);
+  }
+  if (compared.empty()) return std::nullopt;
   const Region::Impl& region = *keep->destination;
-  const auto sums = region.backend->Checksum(*region.memory, region.options.geometry, std::span(blocks).first(result.valid));
+  const auto sums = region.backend->Checksum(*region.memory, region.options.geometry, compared);
   if (!sums) {
     result.valid = 0;
     return ImportFailure::kError;
   }
-  for (std::size_t i = 0; i < result.valid; ++i) {
-    if (!checksums[i] || *checksums[i] == (*sums)[i]) continue;
-    result.valid = i;
-    return ImportFailure::kCorrupt;
+  std::size_t corrupt = 0;
+  for (std::size_t i = at.size(); i-- > 0;) {
+    if (*checksums[at[i]] == (*sums)[i]) continue;
+    ++corrupt;
+    result.valid = at[i];
   }
-  return std::nullopt;
+  stats->blocks_verified.fetch_add(compared.size(), std::memory_order_relaxed);
+  stats->blocks_corrupt.fetch_add(corrupt, std::memory_order_relaxed);
+  return corrupt == 0 ? std::nullopt : std::optional(ImportFailure::kCorrupt);
 }
 
 void ImportTicket::Impl::FailInChild() {

@@ -41,7 +41,7 @@ struct ImportTicket::Impl {
   std::vector<std::uint32_t> blocks;
   std::size_t mapped = 0;  // leading blocks the job covers
   std::uint64_t block_bytes = 0;
-  // Of the leading blocks; empty: nothing is compared
+  // Of the leading blocks, those that are compared; empty: none is
   std::vector<std::optional<std::uint64_t>> checksums;
   ImportResult result;
   bool finished = false;

@@ -50,6 +50,13 @@ Status CheckDestination(const Match& match, const Region::Impl& region, std::spa
 
 using Checksums = std::vector<std::optional<std::uint64_t>>;
 
+// The checksum to compare with, if the publisher has recorded one. The one that is read here
+// belongs to the source's generation, since the import checks that before and after the copy.
+std::optional<std::uint64_t> ChecksumOf(const GenerationReader& reader, std::uint32_t block) {
+  const std::uint64_t checksum = reader.has_checksums() ? reader.Checksum(block) : kNoChecksum;
+  return checksum == kNoChecksum ? std::nullopt : std::optional(checksum);
+}
+
 // Adds the runs of `match` up to the first block that can't be reached from the destination. The
 // objects that they refer to are added to `keep`, and the checksums to compare with, if any, to
 // `checksums`.
@@ -59,6 +66,8 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
   const Region::Impl& region = *keep.destination;
   const Match::Impl& sources = *match.impl();
   const PeerMapping* last = nullptr;
+  auto sampled = std::lower_bound(sources.sampled.begin(), sources.sampled.end(), match.first());
+  const bool compares = verify || !sources.sampled.empty();
   for (std::size_t i = 0; i < match.size(); ++i) {
     const std::size_t at = match.first() + i;
     const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
@@ -88,11 +97,10 @@ Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool v
     }
     request.runs.back().count++;
     request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
-    if (!verify) continue;
-    // The checksum read here belongs to the source's generation, since the import checks that
-    // before and after the copy.
-    const GenerationReader& reader = mapping.generations.reader;
-    checksums.push_back(reader.has_checksums() ? std::optional(reader.Checksum(sources.sources[at].block)) : std::nullopt);
+    if (!compares) continue;
+    const bool in_sample = sampled != sources.sampled.end() && *sampled == at;
+    if (in_sample) ++sampled;
+    checksums.push_back(verify || in_sample ? ChecksumOf(mapping.generations.reader, sources.sources[at].block) : std::nullopt);
   }
   return {};
 }

@@ -1,5 +1,7 @@
 #include "client/region/make_region.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -23,6 +25,12 @@ Result<OwnedMemory> MakeGenerations(const RegionOptions& options, UniqueFd grant
                                        : OwnedMemory::Create("kvm:" + options.name + ":generations", bytes, HugePages::kTry);
   if (memory) GenerationWriter::Format({memory->data(), memory->size()}, options.geometry.block_count, options.checksums);
   return memory;
+}
+
+// Whether the table has checksums; false as well if it is none, which Open refuses.
+bool HasChecksums(int table) {
+  GenerationHeader header{};
+  return ::pread(table, &header, sizeof(header), 0) == static_cast<ssize_t>(sizeof(header)) && header.has_checksums != 0;
 }
 
 Result<std::shared_ptr<PeerMapping>> MapOwn(const Region::Impl::Parts& region, std::size_t devices) {
@@ -132,6 +140,10 @@ Result<std::shared_ptr<Region::Impl>> MakeAdopted(const Model& model, RegionOpti
                                                   const kvmwire::AdoptRegionReply& reply, Fds fds) {
   Result<std::vector<SegmentHandle>> segments = HandlesOf(reply.descriptor_(), fds);
   if (!segments) return segments.error();
+  // The table stays as its last owner made it, whatever this one records.
+  const bool has_checksums = HasChecksums(fds.front().get());
+  if (has_checksums && !options.checksums) options.checksum_one_in = 0;
+  options.checksums = has_checksums;
   const std::size_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
   Result<OwnedMemory> generations = OwnedMemory::Take(std::move(fds.front()), bytes, HugePages::kTry);
   if (!generations) return MakeError(generations.error().code, "region " + options.name + ": generations: " + generations.error().message);

@@ -55,10 +55,16 @@ bool Region::Impl::closed() const {
 
 Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const PublishRequest> requests) {
   if (!options.checksums) return std::vector<std::uint64_t>();
+  std::vector<std::uint64_t> checksums(requests.size(), kNoChecksum);
+  std::vector<std::size_t> at;  // of the blocks that get one
   std::vector<std::uint32_t> blocks;
-  // A block out of range is refused later; block 0 stands in for it here.
-  for (const PublishRequest& request : requests)
-    blocks.push_back(request.write.block < options.geometry.block_count ? request.write.block : 0);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    // A block out of range is refused later.
+    if (!InSample(requests[i].key, options.checksum_one_in) || requests[i].write.block >= options.geometry.block_count) continue;
+    at.push_back(i);
+    blocks.push_back(requests[i].write.block);
+  }
+  if (blocks.empty()) return checksums;
   {
     // Registered memory may be freed once the region is closed.
     MutexLock lock(mutex_);
@@ -69,7 +75,10 @@ Result<std::vector<std::uint64_t>> Region::Impl::Checksums(std::span<const Publi
     MutexLock lock(mutex_);
     if (--reading_ == 0) read_.notify_all();
   });
-  return backend->Checksum(*memory, options.geometry, blocks);
+  const Result<std::vector<std::uint64_t>> sums = backend->Checksum(*memory, options.geometry, blocks);
+  if (!sums) return sums.error();
+  for (std::size_t i = 0; i < at.size(); ++i) checksums[at[i]] = (*sums)[i];
+  return checksums;
 }
 
 void Region::Impl::MakeReadable(std::span<const PublishRequest> requests, std::span<const std::uint64_t> checksums,

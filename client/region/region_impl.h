@@ -112,7 +112,8 @@ struct Region::Impl final : OffloadSource, std::enable_shared_from_this<Region::
   const PeerMapping& Mapping() const noexcept override { return *own_mapping; }
 
  private:
-  // The checksums of the blocks; an empty list if the region has none. After an error nothing may
+  // The checksum of each request's block, kNoChecksum if it is not in the sample; an empty list if
+  // the region's table has none. After an error nothing may
   // be published: they could not be computed, or the region is closed.
   Result<std::vector<std::uint64_t>> Checksums(std::span<const PublishRequest> requests) KVM_EXCLUDES(mutex_);
   // Makes the blocks readable for which no other write has begun, stores their records, and appends

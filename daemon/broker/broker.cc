@@ -135,6 +135,7 @@ void Broker::Leave(ClientId id, bool died) {
 
 void Broker::LeaveDomain(Client& client) {
   leases_.Leave(client);
+  marks_.Leave(client);
   // A kvmd that stops leaves its state unchanged for the next one.
   if (!closing_) {
     regions_.Leave(client);
@@ -246,6 +247,9 @@ std::vector<MessageRule> Broker::Rules() {
       {Message::kAcquireLease, "acquire lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Acquire)},
       {Message::kRenewLease, "renew lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Renew)},
       {Message::kReleaseLease, "release lease", kWorker, kNoFds, kNone, To(leases_, &LeaseService::Release, &Message::release_lease)},
+
+      {Message::kMarkComputing, "mark computing", kWorker, kNoFds, kReply, To(marks_, &MarkService::Mark)},
+      {Message::kEndComputing, "end computing", kWorker, kNoFds, kNone, To(marks_, &MarkService::End, &Message::end_computing)},
   };
 }
 
@@ -273,9 +277,10 @@ void Broker::Tick(SteadyTime now) {
   orphans_.Expire(now);
   announcer_.AnswerWaiting(now);
   orphans_.AnswerWaiting(now);
-  domains_.ForEach([](Domain& domain) {
+  domains_.ForEach([now](Domain& domain) {
     domain.segment().Heartbeat();
     domain.WriteRows();
+    domain.marks().Expire(static_cast<std::uint64_t>(now.time_since_epoch().count()), WorkBudget());
   });
   announcer_.GoOnAll();
   offload_.Tick(now);

@@ -20,6 +20,7 @@
 #include "daemon/broker/dispatcher.h"
 #include "daemon/broker/domain_table.h"
 #include "daemon/broker/lease_service.h"
+#include "daemon/broker/mark_service.h"
 #include "daemon/broker/offload_service.h"
 #include "daemon/broker/orphan_service.h"
 #include "daemon/broker/persistence.h"
@@ -98,6 +99,7 @@ class Broker {
   Persistence persistence_;
   DomainTable domains_;
   LeaseService leases_;
+  MarkService marks_;
   RegionAnnouncer announcer_;
   OffloadService offload_;
   Restorer restorer_;

@@ -50,6 +50,10 @@ void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before,
   add(&Report::blocks_offloaded, &Report::set_blocks_offloaded);
   add(&Report::offloads_dropped, &Report::set_offloads_dropped);
   add(&Report::blocks_from_host_cache, &Report::set_blocks_from_host_cache);
+  add(&Report::blocks_verified, &Report::set_blocks_verified);
+  add(&Report::blocks_corrupt, &Report::set_blocks_corrupt);
+  add(&Report::computing_waits, &Report::set_computing_waits);
+  add(&Report::computing_waits_in_vain, &Report::set_computing_waits_in_vain);
   const kvmwire::StatsReport& seen = before != nullptr ? *before : counted_before ? report : kvmwire::StatsReport::default_instance();
   if (report.has_lookup_times()) AddTimes(*totals.mutable_lookup_times(), seen.lookup_times(), report.lookup_times());
   if (report.has_import_times()) AddTimes(*totals.mutable_import_times(), seen.import_times(), report.import_times());

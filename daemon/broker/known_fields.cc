@@ -76,6 +76,8 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
       return DropEach(message.mutable_acquire_lease()->mutable_sources());
     case Message::kRenewLease: return Drop(*message.mutable_renew_lease());
     case Message::kReleaseLease: return Drop(*message.mutable_release_lease());
+    case Message::kMarkComputing: return Drop(*message.mutable_mark_computing());
+    case Message::kEndComputing: return Drop(*message.mutable_end_computing());
     case Message::BODY_NOT_SET: return;
   }
 }

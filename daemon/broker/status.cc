@@ -205,6 +205,7 @@ const kvmwire::DomainStatus& StatusBuilder::Describe(Domain& domain, kvmwire::Do
   out.set_leased_blocks(leased.blocks);
   out.set_leased_bytes(leased.bytes);
   out.set_leased_orphans(domain.leased_orphans());
+  out.set_marked_keys(domain.marks().size());
   kvm::daemon::Describe(domain.segment().header().counters, *out.mutable_counters());
   *out.mutable_client_totals() = domain.client_totals;
   return out;
@@ -225,6 +226,7 @@ const kvmwire::ClientStatus& StatusBuilder::Describe(const Client& client, kvmwi
   const Lessor::Usage leased = sources_.lessor.UsageOf(client.id);
   out.set_leases(leased.leases);
   out.set_leased_bytes(leased.bytes);
+  out.set_marked_keys(client.domain->marks().OfClient(client.id));
   out.set_queued_bytes(client.connection->queued_bytes());
   *out.mutable_stats() = client.stats;
   if (sources_.host_cache != nullptr) out.set_host_cache_bytes(sources_.host_cache->BytesOf(client.id));

@@ -25,6 +25,7 @@ Domain::Domain(std::string name, Config config, DescriptorQuota& descriptors, Re
       config_(std::move(config)),
       segment_(std::move(segment)),
       models_(segment_, config_.max_models, ModelsPerUser(config_)),
+      marks_(config_, segment_),
       accounts_(config_, descriptors),
       regions_(segment_, config_.max_regions),
       entries_(config_, segment_, regions_, accounts_),

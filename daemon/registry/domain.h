@@ -2,9 +2,9 @@
 //
 // Called by the services of daemon/broker/ and by the host cache. It owns the segment, of which it
 // is the only writer, and the parts that do the work, each with invariants of its own: Accounts
-// (how much each client has), RegionTable (rows and states), OrphanRegions, EntryTable (the index)
-// and RetainedBlocks (the blocks that a lease can cover). Domain itself does what concerns several
-// of them: it adds and removes regions.
+// (how much each client has), MarkTable (keys that are being computed), RegionTable (rows and
+// states), OrphanRegions, EntryTable (the index) and RetainedBlocks (the blocks that a lease can
+// cover). Domain itself does what concerns several of them: it adds and removes regions.
 //
 // Everything that a client sends arrives here parsed, and is checked here; no call can fail in a
 // way that harms another client. Work that grows with a client's size (dropping its entries,
@@ -25,6 +25,7 @@
 #include "daemon/registry/accounts.h"
 #include "daemon/registry/entry_table.h"
 #include "daemon/registry/hot_prefixes.h"
+#include "daemon/registry/mark_table.h"
 #include "daemon/registry/model_table.h"
 #include "daemon/registry/orphan_regions.h"
 #include "daemon/registry/region_table.h"
@@ -44,6 +45,7 @@ class Domain {
   const Config& config() const noexcept { return config_; }
   RegistrySegment& segment() noexcept { return segment_; }
   ModelTable& models() noexcept { return models_; }
+  MarkTable& marks() noexcept { return marks_; }
   std::uint64_t epoch() const noexcept { return segment_.header().epoch; }
   const ModelSpec& SpecOf(const Region& region) const noexcept { return models_.spec(region.info.model); }
   std::uint64_t entries() const noexcept { return entries_.size(); }
@@ -159,6 +161,7 @@ class Domain {
   const Config config_;
   RegistrySegment segment_;
   ModelTable models_;
+  MarkTable marks_;
   Accounts accounts_;
   RegionTable regions_;
   EntryTable entries_;

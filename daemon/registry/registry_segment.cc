@@ -18,9 +18,12 @@ std::uint64_t Clock(clockid_t clock) noexcept {
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+// 512 KiB. Eight engines that compute prompts of 100,000 tokens at once mark a fifth of the rows.
+constexpr std::uint64_t kMarkBuckets = 2048;
+
 // The offsets of a segment's parts, and the segment's size.
 struct Places {
-  std::uint64_t models, regions, tags, index, end;
+  std::uint64_t models, regions, tags, index, marks, end;
 };
 
 Places PlacesFor(const RegistrySegment::Sizes& sizes) {
@@ -30,7 +33,8 @@ Places PlacesFor(const RegistrySegment::Sizes& sizes) {
   at.regions = at.models + sizes.max_models * sizeof(layout::ModelRow);
   at.tags = RoundUp(at.regions + sizes.max_regions * sizeof(layout::RegionRow), 4096);
   at.index = RoundUp(at.tags + layout::TagWords(slots) * sizeof(layout::TagWord), 4096);
-  at.end = at.index + slots * sizeof(layout::IndexSlot);
+  at.marks = at.index + slots * sizeof(layout::IndexSlot);
+  at.end = at.marks + kMarkBuckets * layout::kMarksPerBucket * sizeof(layout::MarkRow);
   return at;
 }
 
@@ -63,6 +67,8 @@ Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const
   header.region_rows_offset = at.regions;
   header.index_offset = at.index;
   header.tags_offset = at.tags;
+  header.marks_offset = at.marks;
+  header.mark_buckets = kMarkBuckets;
   header.model_rows = sizes.max_models;
   header.region_rows = sizes.max_regions;
   header.index_slots = slots;

@@ -38,6 +38,7 @@ class RegistrySegment {
   layout::RegionRow* regions() const noexcept { return reinterpret_cast<layout::RegionRow*>(memory_.data() + header().region_rows_offset); }
   layout::IndexSlot* slots() const noexcept { return reinterpret_cast<layout::IndexSlot*>(memory_.data() + header().index_offset); }
   layout::TagWord* tags() const noexcept { return reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset); }
+  layout::MarkRow* marks() const noexcept { return reinterpret_cast<layout::MarkRow*>(memory_.data() + header().marks_offset); }
   layout::Counters& counters() const noexcept { return header().counters; }
 
   // Has the next part of the segment moved to huge pages; true if another part can be moved now.

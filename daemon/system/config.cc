@@ -80,6 +80,15 @@ void AddLeaseOptions(CLI::App& app, Config& c) {
       "Regions of dead workers that leases may keep in a domain; 0: half of --max-orphans, at most a quarter of --max-regions", 0, 65'535);
 }
 
+void AddMarkOptions(CLI::App& app, Config& c) {
+  Number<std::uint32_t>(app, "--max-mark-ttl-s", c.max_mark_ttl_s, "The longest time for which a key is marked as being computed", 1, 3600);
+  Number<std::uint32_t>(app, "--max-marked-keys-per-client", c.max_marked_keys_per_client,
+                        "Keys that a client may mark as being computed; 0: none", 0, 65'535);
+  Number<std::uint32_t>(app, "--max-marked-keys-per-user", c.max_marked_keys_per_user,
+                        "Keys that a user may mark so in a domain; 0: all of the table's, or three quarters where others are in it", 0,
+                        65'535);
+}
+
 void AddOptions(CLI::App& app, Config& c) {
   app.add_option("--socket", c.socket_path, "Unix socket to listen on (ignored when systemd passes one)")->capture_default_str();
   app.add_option("--socket-mode", c.socket_mode, "File mode of the socket, octal")->check(kOctalMode)->capture_default_str();
@@ -143,6 +152,7 @@ void AddOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--drain-timeout-ms", c.drain_timeout_ms, "How long SIGTERM waits for replies to be taken", 0, 600'000);
   AddHostCacheOptions(app, c);
   AddLeaseOptions(app, c);
+  AddMarkOptions(app, c);
   Number<std::uint32_t>(app, "--max-log-lines-per-user", c.max_log_lines_per_user,
                         "Log lines a second that one user may cause for long; ten times as many at once", 1, 100'000);
   app.add_option("--log-level", c.log_level, "error, warn, info or debug")
@@ -241,6 +251,10 @@ std::uint32_t RegionsPerUser(const Config& config) noexcept {
 
 std::uint32_t ModelsPerUser(const Config& config) noexcept {
   return config.max_models_per_user != 0 ? config.max_models_per_user : PartOfUser(config, config.max_models);
+}
+
+std::uint32_t MarkedKeysPerUser(const Config& config, std::uint32_t rows) noexcept {
+  return config.max_marked_keys_per_user != 0 ? config.max_marked_keys_per_user : PartOfUser(config, rows);
 }
 
 std::uint64_t BlocksPerUser(const Config& config) noexcept {

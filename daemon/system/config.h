@@ -78,8 +78,11 @@ struct Config {
   std::uint32_t max_leased_percent = 75;  // of the host cache: what leases of all may hold
   std::uint32_t max_leased_percent_per_domain = 50;
   std::uint32_t max_leased_percent_per_client = 25;
-  std::uint32_t max_leased_orphans = 0;       // a domain; 0: half of max_orphans
-  std::uint32_t max_log_lines_per_user = 20;  // a second
+  std::uint32_t max_leased_orphans = 0;  // a domain; 0: half of max_orphans
+  std::uint32_t max_mark_ttl_s = 60;
+  std::uint32_t max_marked_keys_per_client = 1024;
+  std::uint32_t max_marked_keys_per_user = 0;  // of a domain; 0: see MarkedKeysPerUser
+  std::uint32_t max_log_lines_per_user = 20;   // a second
   LogLevel log_level = LogLevel::kInfo;
   bool zero_on_free = false;  // of a domain, by its section only
   std::vector<DomainRule> domains;
@@ -114,6 +117,10 @@ std::uint32_t RegionsPerUser(const Config& config) noexcept;
 // The most models of one user in a domain: --max-models-per-user, or if that is 0 the same parts of
 // --max-models.
 std::uint32_t ModelsPerUser(const Config& config) noexcept;
+
+// The most keys of one user that are marked as being computed: --max-marked-keys-per-user, or if
+// that is 0 the same parts of the table's `rows`.
+std::uint32_t MarkedKeysPerUser(const Config& config, std::uint32_t rows) noexcept;
 
 // The most blocks of one user's regions: --max-blocks-per-user, or if that is 0 four times
 // --max-blocks-per-client.

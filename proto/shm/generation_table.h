@@ -8,7 +8,8 @@
 //
 // Only the region's owner process(es) write it; everyone else maps it read-only. Layout: a 64-byte
 // header, then block_count 64-bit counters, then, if the header says so, as many 64-bit checksums
-// of the blocks' contents. All calls are lock-free and safe from any thread.
+// of the blocks' contents; an owner may record those of a sample only. All calls are lock-free and
+// safe from any thread.
 //
 // Owner:  g = BeginWrite(b) → overwrite the bytes → FinishWrite(b, g) → publish (key, b, g + 1).
 // Reader: Current(b) == g → copy → acquire fence → Current(b) == g again, else throw the copy away.
@@ -39,6 +40,9 @@ constexpr bool IsReadable(Generation generation) noexcept { return generation !=
 inline constexpr Generation kGenerationEnded = Generation{1} << 63;
 constexpr bool IsEnded(Generation generation) noexcept { return (generation & kGenerationEnded) != 0; }
 
+// In the place of a checksum: there is none.
+inline constexpr std::uint64_t kNoChecksum = 0;
+
 struct GenerationHeader {
   std::uint64_t magic;
   std::uint32_t layout_version;
@@ -68,10 +72,10 @@ class GenerationReader {
 
   bool has_checksums() const noexcept { return checksums_ != nullptr; }
   // The checksum of the content that the block's generation stands for. It is valid if the
-  // generation is the same before and after this call. Precondition: has_checksums(). 0 for a block
-  // out of range.
+  // generation is the same before and after this call. kNoChecksum: the owner has recorded none, or
+  // the block is out of range. Precondition: has_checksums().
   std::uint64_t Checksum(std::uint32_t block) const noexcept {
-    return block < block_count_ ? checksums_[block].load(std::memory_order_acquire) : 0;
+    return block < block_count_ ? checksums_[block].load(std::memory_order_acquire) : kNoChecksum;
   }
 
   // 0 (never readable) for a block out of range.
@@ -154,8 +158,9 @@ class GenerationWriter : public GenerationReader {
     for (std::uint32_t block = 0; block < block_count(); ++block) TakeUp(block);
   }
 
-  // To be called between BeginWrite and FinishWrite. Preconditions: has_checksums(), block <
-  // block_count().
+  // To be called between BeginWrite and FinishWrite, of every block of a table with checksums, with
+  // kNoChecksum if there is none: else the block would keep that of its last content.
+  // Preconditions: has_checksums(), block < block_count().
   void SetChecksum(std::uint32_t block, std::uint64_t checksum) noexcept {
     const_cast<std::atomic<std::uint64_t>&>(checksums_[block]).store(checksum, std::memory_order_relaxed);
   }

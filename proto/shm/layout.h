@@ -1,6 +1,7 @@
 // The registry segment, byte for byte. kvmd writes it; everyone else maps it read-only (I1).
 //
-//   [header 4096][model rows][region rows][tags][block index]      offsets and counts in the header
+//   [header 4096][model rows][region rows][tags][block index][marks]     offsets and counts in the
+//                                                                        header
 //
 // Rows and slots carry a version word, used as a seqlock by a single writer: it is odd while the
 // row or slot is being written. All fields are read with atomic loads of their word. The reader
@@ -68,6 +69,10 @@ struct RegistryHeader {
   std::atomic<std::uint64_t> region_changes;           // +1 whenever a region row changes
   alignas(64) std::atomic<std::uint64_t> index_moves;  // odd while an entry moves; see IndexSlot
   alignas(64) Counters counters;
+  // Zeros in a segment without marks; a reader that does not know of marks does not look here.
+  std::uint64_t marks_offset;
+  std::uint64_t mark_buckets;             // of kMarksPerBucket rows each
+  std::atomic<std::uint64_t> live_marks;  // so that a reader need not look where there are none
 };
 inline constexpr std::size_t kHeaderBytes = 4096;
 static_assert(sizeof(RegistryHeader) <= kHeaderBytes);
@@ -190,8 +195,27 @@ constexpr std::uint64_t Tag(const BlockKey& key) noexcept { return 0x80 | (key.l
 // Two words more than the slots need, so that a reader may look 16 tags ahead of any slot.
 constexpr std::uint64_t TagWords(std::uint64_t slots) noexcept { return slots / 8 + 3; }
 
+// A key whose block a client is computing: a hint for others, which may wait for it. It lies in the
+// bucket that MarkBucket names, in any row of it.
+struct MarkInfo {
+  std::uint64_t key_lo, key_hi;  // both 0: the row is free
+  std::uint64_t client_id;       // the client that computes
+  std::uint64_t marked_ns;       // CLOCK_MONOTONIC, as is the next
+  std::uint64_t expires_ns;      // from then on a reader ignores it
+};
+static_assert(sizeof(MarkInfo) == 40);
+using MarkRow = Row<MarkInfo>;
+static_assert(sizeof(MarkRow) == 64);
+inline constexpr std::uint64_t kMarksPerBucket = 4;
+// --max-mark-ttl-s has no larger value. A mark with more time left is damaged, or made by another
+// clock, and counts as none.
+inline constexpr std::uint64_t kLongestMarkNs = 3'600'000'000'000;
+
 __extension__ typedef unsigned __int128 Uint128;
 
+constexpr std::uint64_t MarkBucket(const BlockKey& key, std::uint64_t buckets) noexcept {
+  return static_cast<std::uint64_t>((static_cast<Uint128>(key.hi) * buckets) >> 64);
+}
 // First slot of a key's probe chain. The key is a hash already.
 constexpr std::uint64_t Home(const BlockKey& key, std::uint64_t slots) noexcept {
   return static_cast<std::uint64_t>((static_cast<Uint128>(key.hi) * slots) >> 64);

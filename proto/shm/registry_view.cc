@@ -101,6 +101,16 @@ bool IndexReader::ReadSlot(std::uint64_t slot, IndexEntry& out) const noexcept {
   return slot < count_ && Read<IndexEntry>(slots_[slot], nullptr, out) == SlotState::kMatch;
 }
 
+bool MarkReader::Find(const BlockKey& key, std::uint64_t now_ns, layout::MarkInfo& out) const noexcept {
+  if (!any()) return false;
+  const layout::MarkRow* bucket = rows_ + layout::MarkBucket(key, buckets_) * layout::kMarksPerBucket;
+  for (std::uint64_t i = 0; i < layout::kMarksPerBucket; ++i) {
+    if (bucket[i].Read(out) && out.key_lo == key.lo && out.key_hi == key.hi)
+      return now_ns < out.expires_ns && out.expires_ns - now_ns <= layout::kLongestMarkNs;
+  }
+  return false;
+}
+
 Result<RegistryView> RegistryView::Open(MappedMemory memory) {
   if (memory.size() < layout::kHeaderBytes) return MakeError(Errc::kProtocol, "registry segment: too small");
   RegistryView view;
@@ -120,7 +130,9 @@ Result<RegistryView> RegistryView::Open(MappedMemory memory) {
   if (!Inside(header.model_rows_offset, header.model_rows, sizeof(layout::ModelRow), header.segment_bytes) ||
       !Inside(header.region_rows_offset, header.region_rows, sizeof(layout::RegionRow), header.segment_bytes) ||
       !Inside(header.index_offset, header.index_slots, sizeof(IndexSlot), header.segment_bytes) ||
-      !Inside(header.tags_offset, layout::TagWords(header.index_slots), sizeof(layout::TagWord), header.segment_bytes)) {
+      !Inside(header.tags_offset, layout::TagWords(header.index_slots), sizeof(layout::TagWord), header.segment_bytes) ||
+      (header.mark_buckets != 0 &&
+       !Inside(header.marks_offset, header.mark_buckets, layout::kMarksPerBucket * sizeof(layout::MarkRow), header.segment_bytes))) {
     return MakeError(Errc::kProtocol, "registry segment: a table leaves the segment");
   }
   const std::byte* base = view.memory_->data();
@@ -130,6 +142,7 @@ Result<RegistryView> RegistryView::Open(MappedMemory memory) {
   view.region_rows_ = header.region_rows;
   view.index_ = IndexReader(reinterpret_cast<const IndexSlot*>(base + header.index_offset), header.index_slots, &header.index_moves,
                             reinterpret_cast<const layout::TagWord*>(base + header.tags_offset));
+  view.marks_ = MarkReader(reinterpret_cast<const layout::MarkRow*>(base + header.marks_offset), header.mark_buckets, &header.live_marks);
   return view;
 }
 

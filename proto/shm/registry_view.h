@@ -120,6 +120,26 @@ class IndexReader {
   const layout::TagWord* tags_ = nullptr;
 };
 
+// The marks of keys that clients are computing.
+class MarkReader {
+ public:
+  MarkReader() = default;
+  MarkReader(const layout::MarkRow* rows, std::uint64_t buckets, const std::atomic<std::uint64_t>* live) noexcept
+      : rows_(rows), buckets_(buckets), live_(live) {}
+
+  // False: the segment is of a kvmd that knows no marks.
+  bool exist() const noexcept { return buckets_ != 0; }
+  // False: nothing is marked, so no key need be looked up.
+  bool any() const noexcept { return buckets_ != 0 && live_->load(std::memory_order_relaxed) != 0; }
+  // The mark of `key`, if it has one that has not expired at `now_ns` (CLOCK_MONOTONIC).
+  bool Find(const BlockKey& key, std::uint64_t now_ns, layout::MarkInfo& out) const noexcept;
+
+ private:
+  const layout::MarkRow* rows_ = nullptr;
+  std::uint64_t buckets_ = 0;
+  const std::atomic<std::uint64_t>* live_ = nullptr;
+};
+
 class RegistryView {
  public:
   RegistryView() = default;
@@ -130,6 +150,7 @@ class RegistryView {
   explicit operator bool() const noexcept { return memory_ != nullptr; }
   const layout::RegistryHeader& header() const noexcept { return *reinterpret_cast<const layout::RegistryHeader*>(memory_->data()); }
   const IndexReader& index() const noexcept { return index_; }
+  const MarkReader& marks() const noexcept { return marks_; }
   std::uint32_t model_rows() const noexcept { return model_rows_; }
   std::uint32_t region_rows() const noexcept { return region_rows_; }
 
@@ -145,6 +166,7 @@ class RegistryView {
   const layout::RegionRow* regions_ = nullptr;
   std::uint32_t model_rows_ = 0, region_rows_ = 0;
   IndexReader index_;
+  MarkReader marks_;
 };
 
 }  // namespace kvm

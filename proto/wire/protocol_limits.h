@@ -20,6 +20,7 @@ inline constexpr std::size_t kMaxHostCacheRuns = 256;  // of one HostCacheUse
 // Of Durations: 2^0 to 2^22 microseconds (4.2 s), and longer
 inline constexpr std::size_t kDurationBuckets = 24;
 inline constexpr std::size_t kMaxLeaseBatch = 8192;  // sources of one AcquireLease
+inline constexpr std::size_t kMaxMarkBatch = 1024;   // keys of one MarkComputing
 inline constexpr std::size_t kMaxNameBytes = 63;
 // Of one region with descriptors; the generation table and the records need one more each
 inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 2;

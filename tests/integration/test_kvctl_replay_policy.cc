@@ -107,3 +107,29 @@ TEST_CASE("kvctl replay: with a host cache small pools hit more, and every block
   CHECK(refused.code == 1);
   CHECK(refused.err.find("--private") != std::string::npos);
 }
+
+TEST_CASE("kvctl replay: equal prompts at one time are computed once, where workers wait for each other", "[integration]") {
+  const Sandbox sandbox;
+  std::string trace;
+  for (int request = 0; request < 8; ++request) {
+    trace += R"({"timestamp": 0, "input_length": 10240, "output_length": 1, "hash_ids": [)";
+    for (int block = 1; block <= 20; ++block) trace += (block == 1 ? "" : ",") + std::to_string(block);
+    trace += "]}\n";
+  }
+  const std::string path = sandbox.Write("equal.jsonl", trace).string();
+  const std::string command =
+      "replay --json --private --backend host --workers 4 --block-bytes 64 --prefill-takes-time "
+      "--prefill-us-per-token 10 --trace " +
+      path;
+  const Sandbox::Output waiting = sandbox.Run(command + " --wait-computing-ms 60000");
+  INFO(waiting.err);
+  REQUIRE(waiting.code == 0);
+  const boost::json::value report = waiting.Json();
+  CHECK(Number(report, "blocks_computed") == 20);
+  CHECK(Number(report, "mismatched_blocks") == 0);
+  CHECK(Number(report, "computing_waits") > 0);
+  CHECK(Number(report, "computing_waits_in_vain") == 0);
+  const boost::json::value without = sandbox.Run(command).Json();
+  CHECK(Number(without, "computing_waits") == 0);
+  CHECK(Number(without, "mismatched_blocks") == 0);
+}

@@ -50,6 +50,8 @@ def test_options_have_defaults_and_take_what_json_gives() -> None:
         ({"max_sms": -1}, "max_sms"),
         ({"min_prefix_tokens": "64"}, "min_prefix_tokens"),
         ({"verify": 1}, "verify"),
+        ({"verify_one_in": -1}, "verify_one_in"),
+        ({"wait_for_computing_s": -1}, "wait_for_computing_s"),
     ],
 )
 def test_a_wrong_option_is_named(config: dict[str, Any], named: str) -> None:

@@ -47,6 +47,7 @@ void Checks::All() {
     SlotsAndGenerationsAgree(domain);
     DomainsAreApart(domain);
     SumsAreRight(domain);
+    MarksAreCounted(domain);
   });
   if (!changed) return;
   LeasesPinWhatTheySay();
@@ -189,6 +190,28 @@ void Checks::SumsAreRight(Domain& domain) {
       world_.Fail("I11: an account is not the sum of its regions");
   }
   if (fds != domain.fds() || blocks != domain.blocks()) world_.Fail("I11: a domain's sums are not those of its regions");
+}
+
+// The rows of marks are as many as is counted, each key has one, and each is of a client that may
+// have it.
+void Checks::MarksAreCounted(Domain& domain) {
+  const layout::RegistryHeader& header = domain.segment().header();
+  std::uint64_t used = 0;
+  std::set<std::pair<std::uint64_t, std::uint64_t>> keys;
+  std::map<daemon::ClientId, std::uint32_t> of_client;
+  layout::MarkInfo mark{};
+  for (std::uint64_t row = 0; row < header.mark_buckets * layout::kMarksPerBucket && used < domain.marks().size(); ++row) {
+    if (!domain.segment().marks()[row].Read(mark) || mark.client_id == 0) continue;
+    ++used;
+    ++of_client[mark.client_id];
+    if (!keys.emplace(mark.key_lo, mark.key_hi).second) world_.Fail("I11: a key has two marks");
+  }
+  if (used != domain.marks().size() || used != header.live_marks) world_.Fail("I11: the marks are not as many as is counted");
+  for (const auto& [client, count] : of_client) {
+    if (count != domain.marks().OfClient(client) || count > domain.config().max_marked_keys_per_client)
+      world_.Fail("I11: a client has other marks than is counted, or too many");
+    if (!world_.kvmd.broker()->Greeted(client)) world_.Fail("I11: a client that has left has marks");
+  }
 }
 
 // Each block of a lease is pinned, is readable, and stays in the index; nothing else is pinned.

@@ -46,6 +46,7 @@ class Checks {
   void SlotsAndGenerationsAgree(daemon::Domain& domain);                              // host cache
   void DomainsAreApart(daemon::Domain& domain);                                       // I5
   void SumsAreRight(daemon::Domain& domain);                                          // I11
+  void MarksAreCounted(daemon::Domain& domain);                                       // I11
   void LeasesPinWhatTheySay();
   void DescriptorsAreCounted();  // I11
   void WorkIsBounded();          // I11

@@ -193,7 +193,9 @@ void SimClient::DoSomething(const std::vector<SimClient*>& all) {
       if (random.OneIn(200)) return Unregister();
       if (before_ != nullptr && random.OneIn(50)) before_.reset();
       break;
-    default: break;
+    default:
+      if (greeted_ && random.OneIn(4)) return MarkSomething();
+      break;
   }
   if (!greeted_) return;
   for (const RegionName& region : now_->TakeUnmapped()) {
@@ -328,6 +330,21 @@ void SimClient::RenewOrRelease() {
   message.mutable_release_lease()->set_lease(lease);
   std::erase(leases_, lease);
   link_.Send(std::move(message));
+}
+
+void SimClient::MarkSomething() {
+  test::Random& random = world_.random;
+  kvmwire::ClientMessage message;
+  if (random.OneIn(3)) {
+    message.mutable_end_computing()->set_mark(random.Between(1, 3));
+    return link_.Send(std::move(message));
+  }
+  std::vector<BlockKey> keys;
+  for (std::uint64_t i = random.Below(5); i > 0; --i) keys.push_back(KeyOf(static_cast<std::uint32_t>(random.Below(kNumbers))));
+  message.mutable_mark_computing()->set_mark(random.Between(1, 3));
+  message.mutable_mark_computing()->set_ttl_ms(static_cast<std::uint32_t>(random.Between(1, 10'000)));
+  message.mutable_mark_computing()->set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+  link_.Ask({}, std::move(message));
 }
 
 void SimClient::Unregister() {

@@ -49,6 +49,7 @@ class SimClient {
   void Import();
   void LeaseSomething(const IndexHit& hit);
   void RenewOrRelease();
+  void MarkSomething();
   void Unregister();
 
   World& world_;

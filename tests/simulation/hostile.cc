@@ -176,6 +176,15 @@ kvmwire::ClientMessage Hostile::AboutBlocks(std::uint64_t kind) {
   return message;
 }
 
+void Hostile::Mark(kvmwire::MarkComputing& mark) {
+  std::vector<BlockKey> keys;
+  for (std::uint64_t i = world_.random.Below(20); i > 0; --i)
+    keys.push_back(KeyOf(static_cast<std::uint32_t>(world_.random.Below(kNumbers))));
+  mark.set_mark(world_.random.Below(4));
+  mark.set_ttl_ms(static_cast<std::uint32_t>(world_.random.Next()));
+  mark.set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+}
+
 kvmwire::ClientMessage Hostile::AboutMemory(std::uint64_t kind) {
   kvmwire::ClientMessage message;
   const std::string victim = std::to_string(victim_) + "-" + std::to_string(world_.random.Below(3));
@@ -201,7 +210,13 @@ kvmwire::ClientMessage Hostile::AboutMemory(std::uint64_t kind) {
       message.mutable_renew_lease()->set_lease(world_.random.Below(200));
       message.mutable_renew_lease()->set_ttl_ms(static_cast<std::uint32_t>(world_.random.Next()));
       break;
-    case 13: message.mutable_release_lease()->set_lease(world_.random.Below(200)); break;
+    case 13:
+      if (world_.random.OneIn(2)) {
+        message.mutable_release_lease()->set_lease(world_.random.Below(200));
+        break;
+      }
+      Mark(*message.mutable_mark_computing());
+      break;
     default: message.mutable_status_query()->set_leases(true); break;
   }
   return message;

@@ -37,6 +37,7 @@ class Hostile {
   kvmwire::ClientMessage AboutBlocks(std::uint64_t kind);
   kvmwire::ClientMessage AboutMemory(std::uint64_t kind);
   std::string AnyRecords(const Place& place);
+  void Mark(kvmwire::MarkComputing& mark);
   kvmwire::ClientMessage Garbage();
 
   World& world_;

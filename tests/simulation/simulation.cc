@@ -73,6 +73,8 @@ daemon::Config SmallNode() {
   config.max_granted_memory_per_user = 256 << 10;
   config.max_lease_ttl_s = 30;
   config.max_leases_per_client = 8;
+  config.max_mark_ttl_s = 5;
+  config.max_marked_keys_per_client = 6;
   config.sweep_slots = 16;
   config.zero_on_free = true;
   config.log_level = kSilent;

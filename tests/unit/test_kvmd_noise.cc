@@ -41,6 +41,7 @@ Config Tight() {
   config.max_leases_per_client = 4;
   config.max_lease_ttl_s = 20;
   config.orphan_ttl_s = 30;
+  config.max_marked_keys_per_client = 8;
   config.offload_timeout_ms = 200;
   config.withdraw_timeout_ms = 20;
   config.host_cache_bytes = 4 * kBlocks * kBlockBytes;
@@ -138,6 +139,7 @@ class Noise {
     CHECK(domain.models() <= limits.max_models);
     CHECK(domain.fds() <= limits.max_fds_per_domain);
     CHECK(domain.leases() <= (talkers_.size() + 1) * limits.max_leases_per_client);
+    CHECK(domain.marked_keys() <= talkers_.size() * limits.max_marked_keys_per_client);
     CHECK(domain.host_cache().bytes() <= limits.host_cache_bytes);
     CHECK(domain.host_cache().used_bytes() <= domain.host_cache().bytes());
     const auto raise = [](std::uint64_t& deepest, std::uint64_t now) { deepest = std::max(deepest, now); };
@@ -370,7 +372,18 @@ class Noise {
         message.mutable_renew_lease()->set_ttl_ms(AnyMs());
         return;
       case 14: message.mutable_release_lease()->set_lease(AnyLease()); return;
-      case 15: SetPlace(*message.mutable_withdraw_ack(), place); return;
+      case 15:
+        if (random_.OneIn(2)) {
+          std::vector<BlockKey> keys;
+          for (std::uint64_t i = random_.Below(12); i > 0; --i) keys.push_back({random_.Next(), random_.Below(4) << 62});
+          message.mutable_mark_computing()->set_mark(random_.Below(5));
+          message.mutable_mark_computing()->set_ttl_ms(AnyMs());
+          message.mutable_mark_computing()->set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+          return;
+        }
+        if (random_.OneIn(2)) return message.mutable_end_computing()->set_mark(random_.Below(5));
+        SetPlace(*message.mutable_withdraw_ack(), place);
+        return;
       case 16:
         SetPlace(*message.mutable_retract(), place);
         for (std::uint64_t i = random_.Below(6); i > 0; --i) message.mutable_retract()->add_blocks(AnyBlock());

@@ -64,7 +64,10 @@ TEST_CASE("Layout: the registry header", "[unit]") {
   KVM_PIN(RegistryHeader, region_changes, 232);
   KVM_PIN(RegistryHeader, index_moves, 256);
   KVM_PIN(RegistryHeader, counters, 320);
-  KVM_PIN_SIZE(RegistryHeader, 448);
+  KVM_PIN(RegistryHeader, marks_offset, 448);
+  KVM_PIN(RegistryHeader, mark_buckets, 456);
+  KVM_PIN(RegistryHeader, live_marks, 464);
+  KVM_PIN_SIZE(RegistryHeader, 512);
 }
 
 TEST_CASE("Layout: the counters", "[unit]") {
@@ -79,6 +82,19 @@ TEST_CASE("Layout: the counters", "[unit]") {
   KVM_PIN(Counters, evicted, 64);
   KVM_PIN(Counters, reserved, 72);
   KVM_PIN_SIZE(Counters, 128);
+}
+
+TEST_CASE("Layout: a row of the marks", "[unit]") {
+  KVM_PIN(MarkInfo, key_lo, 0);
+  KVM_PIN(MarkInfo, key_hi, 8);
+  KVM_PIN(MarkInfo, client_id, 16);
+  KVM_PIN(MarkInfo, marked_ns, 24);
+  KVM_PIN(MarkInfo, expires_ns, 32);
+  KVM_PIN_SIZE(MarkInfo, 40);
+  KVM_PIN_SIZE(MarkRow, 64);
+  REQUIRE(kMarksPerBucket == 4);
+  REQUIRE(MarkBucket({0, 0}, 2048) == 0);
+  REQUIRE(MarkBucket({0, ~std::uint64_t{0}}, 2048) == 2047);
 }
 
 TEST_CASE("Layout: a row of the model table", "[unit]") {

@@ -46,6 +46,9 @@ kvmwire::StatusReply FullStatus() {
   totals.set_blocks_imported(50);
   totals.set_blocks_from_host_cache(20);
   totals.set_misses_stale(3);
+  totals.set_blocks_corrupt(2);
+  totals.set_computing_waits(9);
+  totals.set_computing_waits_in_vain(4);
   for (const std::uint64_t count : {0u, 5u, 0u, 2u}) totals.mutable_lookup_times()->add_counts(count);
   totals.mutable_lookup_times()->set_sum_ns(24'000);
   domain.mutable_host_cache()->set_blocks(5);
@@ -104,6 +107,9 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"found\"} 70"));
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"missed\"} 30"));
   CHECK(HasLine(text, "kvmd_misses_total{domain=\"uid-1000\",reason=\"stale\"} 3"));
+  CHECK(HasLine(text, "kvmd_corrupt_blocks_total{domain=\"uid-1000\"} 2"));
+  CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"found\"} 5"));
+  CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"in_vain\"} 4"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"worker\"} 30"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"host_cache\"} 20"));
   CHECK(HasLine(text,

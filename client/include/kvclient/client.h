@@ -27,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include "kvclient/computing.h"
 #include "kvclient/import.h"
 #include "kvclient/join.h"
 #include "kvclient/lease.h"
@@ -61,6 +62,14 @@ struct ClientOptions {
   // How many blocks may wait to be copied to kvmd's host cache; further ones are not copied, and
   // counted as dropped.
   std::size_t max_queued_offloads = std::size_t{1} << 16;
+  // Compare one in so many imported blocks with the checksum that its publisher has recorded; 0:
+  // none. Blocks with other bytes fail (ImportFailure::kCorrupt) and are counted
+  // (ClientStats::blocks_corrupt). The option is for both sides: it also makes this client's
+  // regions record checksums of the same blocks, which their keys choose, unless they record those
+  // of all (RegionOptions::checksums). Give all workers the same number. It finds faults of memory
+  // and links, and owners that write without BeginWrite; it does not find a publisher that lies,
+  // since that makes the checksum itself.
+  std::uint32_t verify_one_in = 0;
 };
 
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
@@ -178,6 +187,19 @@ class Client {
   // all have the same length. All returned matches have the length of the shortest, since a prefix
   // that lacks one shard is useless (I8).
   std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
+
+  // Find, with FindOptions::computing; and while another client computes the first missing block,
+  // as its mark says, finds again until it is there, the mark ends, or wait.bound has passed. What
+  // is found by then is returned: an engine computes the rest. Each lookup counts as one. Not for
+  // threads that must not wait: those call Find and decide themselves.
+  Match FindWaiting(std::span<const BlockKey> keys, const WaitOptions& wait, FindOptions options = {}) const noexcept;
+
+  // Says that this client is about to compute the blocks of `missing` (computing.h): consecutive
+  // keys of one prompt, from the first missing one to the last. A key that another client has
+  // marked keeps that mark; look the keys up again once ComputingMark::Answered to see whose it is.
+  // `ttl`: kvmd ends the mark then, or after its --max-mark-ttl-s. Never waits and never fails:
+  // without kvmd nothing is marked.
+  ComputingMark MarkComputing(std::span<const BlockKey> missing, std::chrono::milliseconds ttl);
 
   // Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of
   // this client. See import.h. kInvalidArgument: lengths differ, a block out of range or named

@@ -25,7 +25,9 @@ enum class ImportFailure : std::uint8_t {
   kDeadline = 3,      // not copied in time
   kUnmapped = 4,      // the source region was withdrawn, or can't be reached from the destination
   kError = 5,         // the copy could not be made
-  kCorrupt = 6,       // ImportOptions::verify: the bytes are not those that were published
+  // ImportOptions::verify, ClientOptions::verify_one_in: the bytes are not those that were
+  // published
+  kCorrupt = 6,
 };
 
 std::string_view ImportFailureName(ImportFailure failure) noexcept;  // "stale", "behind_failed", …
@@ -47,7 +49,8 @@ struct ImportOptions {
   // Blocks that are not copied by then fail with kDeadline.
   Deadline deadline = Deadline::max();
   // Compare the copied bytes with the checksums that their publishers recorded
-  // (RegionOptions::checksums); blocks of regions without any are not compared. Guards against
+  // (RegionOptions::checksums); blocks without one are not compared. False: only the sample of
+  // ClientOptions::verify_one_in is. Guards against
   // memory and link faults, and against owners that write without BeginWrite. The call of the
   // ticket that finds the copy complete reads the bytes once more to do so.
   bool verify = false;

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "kvclient/client.h"
+#include "kvclient/computing.h"
 #include "kvclient/import.h"
 #include "kvclient/interrupt.h"
 #include "kvclient/join.h"

@@ -9,7 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
+#include "kvclient/computing.h"
 #include "kvclient/types.h"
 
 namespace kvm {
@@ -40,6 +42,9 @@ class Match {
   std::size_t size() const noexcept;
   bool empty() const noexcept { return size() == 0; }
   MatchEnd end() const noexcept;
+  // With FindOptions::computing: the mark of a missing block of the lookup, if there is one. The
+  // same for all slices of a match.
+  const std::optional<BeingComputed>& being_computed() const noexcept;
   // Precondition: i < size().
   const BlockSource& operator[](std::size_t i) const noexcept;
 
@@ -66,6 +71,9 @@ struct FindOptions {
   const Region* destination = nullptr;
   // False: leave out this client's own regions, whose blocks the caller knows.
   bool include_own = true;
+  // Look for marks of the keys that are missing (kvclient/computing.h). Costs a few reads of shared
+  // memory, and only if a key is missing.
+  bool computing = false;
 };
 
 }  // namespace kvm

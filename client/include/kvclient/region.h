@@ -65,6 +65,9 @@ struct RegionOptions {
   // ImportOptions::verify. It costs the publisher one reading of the bytes, and Publish then waits
   // for the GPU to have read them.
   bool checksums = false;
+  // With `checksums`: of one in so many blocks, which their keys choose (InSample in
+  // kvm/block_key.h); 0: of none.
+  std::uint32_t checksum_one_in = 1;
   OffloadMode offload = OffloadMode::kAuto;
   // If this process dies, kvmd keeps the memory for a while (--orphan-ttl-s): its blocks can still
   // be imported, and a process that replaces this one can take it over (Client::AdoptRegion).

@@ -30,6 +30,10 @@
   REPORTED(offloads_dropped, "Not copied: the queue was full, or the block was reused before.")          \
   COUNTED(offloads_refused, "By kvmd: no room for them.")                                                \
   REPORTED(blocks_from_host_cache, "Of blocks_imported.")                                                \
+  REPORTED(blocks_verified, "Blocks of imports that were compared with their publisher's checksum.")     \
+  REPORTED(blocks_corrupt, "Of blocks_verified: those with other bytes than were published; not used.")  \
+  REPORTED(computing_waits, "Waits for blocks that another client was computing.")                       \
+  REPORTED(computing_waits_in_vain, "Of computing_waits: those that brought no further block.")          \
   CURRENT(mapped_regions, "Peers mapped now.")
 
 namespace kvm {

@@ -27,6 +27,7 @@ struct BenchOptions {
   bool shuffle = false;  // keys of a lookup from anywhere instead of one chain
   std::uint64_t bytes = std::uint64_t{1} << 30;
   std::uint64_t block_bytes = 64 << 10;
+  std::uint32_t verify_one_in = 0;  // of both sides' clients
   std::uint32_t tokens = 8192;
   std::uint32_t block_tokens = 16;
   BackendChoice backend = BackendChoice::kAuto;

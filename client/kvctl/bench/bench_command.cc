@@ -34,6 +34,9 @@ BenchCommand& BenchCommand::Lookups() {
 
 BenchCommand& BenchCommand::Imports() {
   command_->add_option("--bytes", options_->bytes, "Bytes of one large import; on GPUs a multiple of 64 MiB")->capture_default_str();
+  command_
+      ->add_option("--verify-one-in", options_->verify_one_in, "Compare one in so many blocks with a checksum of its publisher; 0: none")
+      ->capture_default_str();
   return Rounds("Imports of 1 MiB");
 }
 

@@ -45,6 +45,7 @@ class PeerProcess {
     options.name = config_.name.Get();
     options.devices = {config_.device};
     options.model = BenchModel(config_.run);
+    options.verify_one_in = config_.verify_one_in;
     Result<WorkerClient> worker = ConnectWorker(options);
     if (!worker) return worker.error();
     client_ = std::move(worker->client);

@@ -30,7 +30,8 @@ struct PeerConfig {
   std::uint64_t first_entry = 0;  // keys [first_entry, first_entry + entries)
   std::uint64_t entries = 0;
   std::uint64_t block_bytes = 64;
-  std::uint32_t chain = 512;      // keys of one chain
+  std::uint32_t chain = 512;  // keys of one chain
+  std::uint32_t verify_one_in = 0;
   bool offload = true;            // kvmd's host cache gets the blocks if it asks for them
   bool fill = false;              // write the blocks' bytes
   bool scatter = false;           // neighbours of a chain lie far apart in memory

@@ -29,6 +29,7 @@ Result<BenchSetup> BenchSetup::Start(const CommonOptions& common, const BenchOpt
   CatchInterrupts();
   BenchSetup setup;
   setup.run_ = RunNumber();
+  setup.verify_one_in_ = options.verify_one_in;
   if (options.on_this_node) {
     setup.socket_ = common.socket;
     setup.offloader_ = false;
@@ -56,6 +57,7 @@ PeerConfig BenchSetup::Config(PeerRole role, std::string_view name) const {
   config.name.Set(std::string(name) + NameMark());
   config.run = run_;
   config.offload = offloader_;
+  config.verify_one_in = verify_one_in_;
   return config;
 }
 
@@ -65,6 +67,7 @@ Result<std::shared_ptr<Client>> BenchSetup::Connect(std::string_view name, std::
   options.name = std::string(name) + NameMark();
   options.model = BenchModel(run_);
   options.devices = std::move(devices);
+  options.verify_one_in = verify_one_in_;
   Result<WorkerClient> worker = ConnectWorker(options);
   if (!worker) return worker.error();
   model_ = std::move(worker->model);

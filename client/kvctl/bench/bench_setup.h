@@ -48,6 +48,7 @@ class BenchSetup {
   std::string socket_;
   std::uint64_t run_ = 0;
   bool offloader_ = true;  // the host cache may have the blocks
+  std::uint32_t verify_one_in_ = 0;
   Model model_;
 };
 

@@ -81,6 +81,11 @@
   COUNTER(kvmd_import_failed_blocks_total, "domain", \
     "Blocks of imports that did not come, since their owner had reused them or one in front of them; " \
     "computed instead.") \
+  COUNTER(kvmd_verified_blocks_total, "domain", "Blocks of imports that were compared with their checksums.") \
+  COUNTER(kvmd_corrupt_blocks_total, "domain", "Of those: other bytes than were published. Not used.") \
+  GAUGE(kvmd_marked_keys, "domain", "Keys that clients have marked as being computed.") \
+  COUNTER(kvmd_computing_waits_total, "domain result", \
+    "Waits for blocks that another client was computing. found: they brought blocks; in_vain: they did not.") \
   COUNTER(kvmd_published_blocks_total, "domain", "Blocks that clients made readable.") \
   COUNTER(kvmd_deferred_publishes_total, "domain", "Of those: sent later, because kvmd was away or behind.") \
   COUNTER(kvmd_offloaded_blocks_total, "domain", "Blocks that clients copied to the host cache.") \

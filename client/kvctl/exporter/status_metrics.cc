@@ -115,6 +115,11 @@ void AddClients(MetricPage& page, const kvmwire::StatusReply& status, const kvmw
   page.Add(kvmd_imported_blocks_total, Value(totals.blocks_from_host_cache()), {name, "host_cache"});
   page.Add(kvmd_imported_bytes_total, Value(totals.bytes_imported()), {name});
   page.Add(kvmd_import_failed_blocks_total, Value(totals.blocks_failed()), {name});
+  page.Add(kvmd_verified_blocks_total, Value(totals.blocks_verified()), {name});
+  page.Add(kvmd_corrupt_blocks_total, Value(totals.blocks_corrupt()), {name});
+  page.Add(kvmd_marked_keys, domain.marked_keys(), {name});
+  page.Add(kvmd_computing_waits_total, rest(totals.computing_waits(), totals.computing_waits_in_vain()), {name, "found"});
+  page.Add(kvmd_computing_waits_total, Value(totals.computing_waits_in_vain()), {name, "in_vain"});
   page.Add(kvmd_published_blocks_total, Value(totals.blocks_published()), {name});
   page.Add(kvmd_deferred_publishes_total, Value(totals.publishes_deferred()), {name});
   page.Add(kvmd_client_reconnects_total, Value(totals.reconnects()), {name});

@@ -20,7 +20,8 @@ constexpr const char* kReplayFooter =
     "Pools lie on the GPUs where this machine has any (--backend auto), else in host memory.\n"
     "Policies are those of kvctl simulate; one worker hits what it says for --policy and --capacity-blocks.\n"
     "Without --paced timestamps are not used: requests are served as fast as the workers can, none far ahead of the\n"
-    "others, so that hits of requests that are close in time depend on the machine. Computing takes no time in a replay.\n"
+    "others, so that hits of requests that are close in time depend on the machine. Computing takes no time in a replay,\n"
+    "unless --prefill-takes-time is given.\n"
     "Without --private the blocks lie at the node's kvmd for the time of the run; one that has no room for them is refused.\n"
     "Routing: round-robin; sticky (by the first two full blocks, so that conversations stay); random.\n"
     "Time to first token is modelled: measured key derivation, find and import, plus --prefill-us-per-token\n"
@@ -76,6 +77,13 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
   command->add_option("--prefill-us-per-token", options->prefill_us_per_token, "Of the modelled prefill")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1e6));
+  command->add_flag("--prefill-takes-time", options->prefill_takes_time,
+                    "A worker is busy for the modelled prefill before it publishes, so that equal prompts can meet in time");
+  command
+      ->add_option("--wait-computing-ms", options->wait_computing_ms,
+                   "Workers mark what they compute, and wait so long for blocks that another one computes; 0: neither")
+      ->capture_default_str()
+      ->check(CLI::Range(0u, 600'000u));
   command->add_flag("--private", options->private_kvmd, "Run on a kvmd of its own, stopped at the end");
   command->add_option("--kvmd", options->kvmd_program, "The kvmd that --private starts; default: next to kvctl, else from PATH");
   command->add_option("--host-cache", options->host_cache_bytes, "Host memory in which that one keeps blocks (64G); 0: none")

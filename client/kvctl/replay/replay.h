@@ -38,6 +38,9 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
   double speed = 1;  // of a paced replay: this many times as fast
   bool publish_imported = true;
   double prefill_us_per_token = 33;
+  bool prefill_takes_time = false;  // a worker sleeps for so long before it publishes
+  // Workers mark what they compute, and wait so long for what others do; 0: neither
+  std::uint32_t wait_computing_ms = 0;
   bool private_kvmd = false;
   std::string kvmd_program;
   std::uint64_t host_cache_bytes = 0;  // of the private kvmd
@@ -64,6 +67,7 @@ struct ReplayReport {
   std::uint64_t blocks_offloaded = 0;  // copied to the host cache
   // Blocks that were reused first; blocks that had no room
   std::uint64_t offloads_dropped = 0, offloads_refused = 0;
+  std::uint64_t computing_waits = 0, computing_waits_in_vain = 0;
   // By a pool of the same size that shares nothing
   std::uint64_t blocks_hit_alone = 0;
   // Of a paced replay: sent so long after it was due

@@ -91,6 +91,8 @@ class Coordinator {
     config.policy = options_.policy;
     config.in_order = options_.in_order;
     config.publish_imported = options_.publish_imported;
+    if (options_.prefill_takes_time) config.prefill_us_per_block = options_.prefill_us_per_token * options_.block_tokens;
+    config.wait_computing_ms = options_.wait_computing_ms;
     // On the node's kvmd, copies of a model that only this run uses would evict the node's own
     // blocks from its host cache, and stay there.
     config.offload = options_.private_kvmd || !options_.model_id.empty();
@@ -273,6 +275,8 @@ class Coordinator {
       report_.blocks_offloaded += summary->blocks_offloaded;
       report_.offloads_dropped += summary->offloads_dropped;
       report_.offloads_refused += summary->offloads_refused;
+      report_.computing_waits += summary->computing_waits;
+      report_.computing_waits_in_vain += summary->computing_waits_in_vain;
     }
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       if (!workers_[i]->process.WaitFor(kExitGrace)) return WorkerError(i, MakeError(Errc::kSystem, "does not end"));

@@ -54,6 +54,10 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"blocks_offloaded", report.blocks_offloaded},
           {"offloads_dropped", report.offloads_dropped},
           {"offloads_refused", report.offloads_refused},
+          {"wait_computing_ms", options.wait_computing_ms},
+          {"prefill_takes_time", options.prefill_takes_time},
+          {"computing_waits", report.computing_waits},
+          {"computing_waits_in_vain", report.computing_waits_in_vain},
           {"late_ms", Percentiles(report.late_ms)},
           {"keys_us", Percentiles(report.keys_us)},
           {"find_us", Percentiles(report.find_us)},
@@ -127,6 +131,9 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
                                HumanPercent(static_cast<double>(report.tokens_saved), static_cast<double>(report.tokens_total)) + ")");
   tail.Add("mean first token", Us(1e3 * report.ttft_ms.Mean()) + ", without sharing " + Us(1e3 * report.ttft_alone_ms.Mean()) + " (at " +
                                    FormatFixed(options.prefill_us_per_token, 1) + " µs a token)");
+  if (options.wait_computing_ms > 0)
+    tail.Add("waited for others",
+             HumanCount(report.computing_waits) + " times, " + HumanCount(report.computing_waits_in_vain) + " of them in vain");
   tail.Add("bytes moved", HumanBytes(report.bytes_imported));
   tail.Add("failed imports",
            HumanCount(report.failed_imports) + " (" + HumanCount(report.failed_import_blocks) + " blocks, computed instead)");

@@ -31,6 +31,8 @@ struct WorkerConfig {
   // Publishes are visible before a request counts as served
   bool in_order = false;
   bool publish_imported = true;
+  double prefill_us_per_block = 0;  // that computing takes; 0: no time
+  std::uint32_t wait_computing_ms = 0;
   bool offload = true;  // kvmd's host cache gets the blocks if it asks for them
 };
 
@@ -68,6 +70,7 @@ struct WorkerSummary {
   std::uint64_t evictions = 0;
   std::uint64_t publishes_refused = 0, publishes_deferred = 0;
   std::uint64_t blocks_from_host_cache = 0, blocks_offloaded = 0, offloads_dropped = 0, offloads_refused = 0;
+  std::uint64_t computing_waits = 0, computing_waits_in_vain = 0;
 };
 
 }  // namespace kvm::ctl

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/replay/replay_wire.h"
@@ -22,6 +23,8 @@ using std::chrono::steady_clock;
 constexpr auto kConnectTimeout = 10'000ms;
 constexpr auto kImportTimeout = 5'000ms;
 constexpr auto kFlushTimeout = 5'000ms;
+constexpr auto kMarkTimeout = 1'000ms;
+constexpr auto kMarkTtl = 60'000ms;
 
 class Stopwatch {
  public:
@@ -95,6 +98,7 @@ class Worker {
       reply.published = outcome.readable > 0;
       if (config_.in_order) Flush(reply);
     }
+    mark_.End();  // kvmd reads it after the publish
     return reply;
   }
 
@@ -108,6 +112,8 @@ class Worker {
     summary.blocks_offloaded = stats.blocks_offloaded;
     summary.offloads_dropped = stats.offloads_dropped;
     summary.offloads_refused = stats.offloads_refused;
+    summary.computing_waits = stats.computing_waits;
+    summary.computing_waits_in_vain = stats.computing_waits_in_vain;
     return summary;
   }
 
@@ -178,10 +184,20 @@ class Worker {
     options.include_own = false;
     options.destination = region_.get();
     Stopwatch watch;
-    Match match = client_->Find(std::span(keys_).subspan(at), options);
+    const std::span<const BlockKey> keys = std::span(keys_).subspan(at);
+    Match match = client_->Find(keys, options);
+    if (config_.wait_computing_ms > 0 && match.size() < keys.size()) match = FindOrMark(keys, match.size(), options);
     reply.find_ns += watch.Lap();
     reply.looked_up = true;
     return match;
+  }
+
+  // Of several workers that miss the same keys at once, the one whose mark came first computes
+  // them.
+  Match FindOrMark(std::span<const BlockKey> keys, std::size_t found, const FindOptions& options) {
+    mark_ = client_->MarkComputing(keys.subspan(found), kMarkTtl);
+    static_cast<void>(mark_.Wait(After(kMarkTimeout)));
+    return client_->FindWaiting(keys, {.bound = std::chrono::milliseconds(config_.wait_computing_ms)}, options);
   }
 
   // `match` is of the keys from `at` on. The number of leading blocks that are valid; what failed
@@ -218,6 +234,9 @@ class Worker {
       blocks.push_back(places_[at].kept);
       Keep(at, region_->BeginWrite(places_[at].kept), true);
     }
+    if (config_.prefill_us_per_block > 0)
+      std::this_thread::sleep_for(
+          std::chrono::duration<double, std::micro>(config_.prefill_us_per_block * static_cast<double>(keys.size())));
     return bytes_->Fill(keys, blocks);
   }
 
@@ -259,6 +278,7 @@ class Worker {
   std::span<const BlockPool::Place> places_;  // of keys_
   std::vector<bool> written_;                 // of keys_, by this request
   std::vector<PublishRequest> requests_;
+  ComputingMark mark_;
 };
 
 // The hash ids that follow a ServeRequest; an error if it is none, or if others come.

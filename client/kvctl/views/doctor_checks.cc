@@ -11,6 +11,9 @@
 namespace kvm::ctl {
 namespace {
 
+// So many waits in vain are no finding.
+constexpr std::uint64_t kFewWaits = 10;
+
 void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks) {
   const std::string who = Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ")";
   const kvmwire::StatsReport& stats = client.stats();
@@ -24,6 +27,17 @@ void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks
   if (stats.offloads_dropped() > 0) {
     warn(" dropped " + HumanCount(stats.offloads_dropped()) + " blocks instead of copying them to the host cache, and copied " +
          HumanCount(stats.blocks_offloaded()) + ": it publishes faster than it can copy, or reuses blocks before they are copied");
+  }
+  if (stats.blocks_corrupt() > 0) {
+    warn(" was given " + HumanCount(stats.blocks_corrupt()) + " wrong blocks by other workers, of " + HumanCount(stats.blocks_verified()) +
+         " that it has compared with their checksums, and has not used them: memory is faulty, or an engine writes its blocks without "
+         "withdrawing them. kvctl verify names regions whose blocks change; see the machine's log for memory errors (EDAC, Xid)");
+  }
+  if (stats.computing_waits_in_vain() > kFewWaits && stats.computing_waits_in_vain() > stats.computing_waits() / 2) {
+    warn(" has waited " + HumanCount(stats.computing_waits()) + " times for blocks that other workers said to compute, " +
+         HumanCount(stats.computing_waits_in_vain()) +
+         " times in vain: its bound is too short, or a worker marks what it does not compute; "
+         "kvctl clients --json has marked_keys");
   }
   if (stats.unmapped_regions() > 0) {
     warn(" can't import from " + HumanCount(stats.unmapped_regions()) + (stats.unmapped_regions() == 1 ? " region" : " regions") +

@@ -202,7 +202,8 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
                            {"queued_bytes", client.queued_bytes()},
                            {"fds", client.fds()},
                            {"leases", client.leases()},
-                           {"leased_bytes", client.leased_bytes()}};
+                           {"leased_bytes", client.leased_bytes()},
+                           {"marked_keys", client.marked_keys()}};
 #define KVM_MEMBER(name, meaning) json[#name] = stats.name();
 #define KVM_LEAVE(name, meaning)
   KVCLIENT_STATS(KVM_MEMBER, KVM_LEAVE, KVM_LEAVE)

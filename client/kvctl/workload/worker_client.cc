@@ -9,6 +9,7 @@ Result<WorkerClient> ConnectWorker(const WorkerClientOptions& options) {
   client_options.socket_path = options.socket;
   client_options.name = options.name;
   client_options.timeout = options.connect_timeout;
+  client_options.verify_one_in = options.verify_one_in;
   for (const DeviceUuid& device : options.devices) {
     if (device != kHostMemory) client_options.devices.push_back(device);
   }

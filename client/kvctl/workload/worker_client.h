@@ -16,6 +16,7 @@ struct WorkerClientOptions {
   // GPUs that blocks are imported to; those of host memory (zeros) are left out
   std::vector<DeviceUuid> devices{};
   std::chrono::milliseconds connect_timeout{30'000};
+  std::uint32_t verify_one_in = 0;
 };
 
 struct PoolOptions {

@@ -22,6 +22,7 @@ from importlib.metadata import version as _version
 
 from kvclient._native import (
     AdoptedBlock,
+    BeingComputed,
     BlockKey,
     BlockKeys,
     BlockSource,
@@ -29,6 +30,7 @@ from kvclient._native import (
     BlockWrites,
     Client,
     ClientStats,
+    ComputingMark,
     ConnectionState,
     DeviceInfo,
     DeviceSegment,
@@ -71,6 +73,7 @@ __version__ = _version("kvclient")
 
 __all__ = [
     "AdoptedBlock",
+    "BeingComputed",
     "BlockKey",
     "BlockKeys",
     "BlockSource",
@@ -78,6 +81,7 @@ __all__ = [
     "BlockWrites",
     "Client",
     "ClientStats",
+    "ComputingMark",
     "ConnectionState",
     "DeviceInfo",
     "DeviceSegment",

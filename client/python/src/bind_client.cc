@@ -26,7 +26,7 @@ std::string SocketPath(const std::optional<std::string>& given) {
 
 void Connect(PyClient* self, const std::optional<std::string>& socket_path, std::string name, double timeout_s, bool start_offline,
              bool map_payload, const std::vector<DeviceId>& devices, std::size_t max_mapped_regions, double reconnect_min_s,
-             double reconnect_max_s, std::size_t max_queued_publishes) {
+             double reconnect_max_s, std::size_t max_queued_publishes, std::uint32_t verify_one_in) {
   ClientOptions options;
   options.socket_path = SocketPath(socket_path);
   options.name = std::move(name);
@@ -38,6 +38,7 @@ void Connect(PyClient* self, const std::optional<std::string>& socket_path, std:
   options.reconnect_min = ToMilliseconds(reconnect_min_s, "reconnect_min_s");
   options.reconnect_max = ToMilliseconds(reconnect_max_s, "reconnect_max_s");
   options.max_queued_publishes = max_queued_publishes;
+  options.verify_one_in = verify_one_in;
   new (self) PyClient{{Unwrap(WaitWithoutGil([&] { return Client::Connect(options); })), "client"}};
 }
 
@@ -103,18 +104,28 @@ PyRegion RegisterRegion(const PyClient& self, const Model& model, const Geometry
 
 // The arguments of a lookup; they keep the destination alive while it runs.
 struct FindArguments {
-  FindArguments(bool include_own, const PyRegion* destination) : region(destination != nullptr ? destination->region.Get() : nullptr) {
+  FindArguments(bool include_own, const PyRegion* destination, bool computing = false)
+      : region(destination != nullptr ? destination->region.Get() : nullptr) {
     options.include_own = include_own;
     options.destination = region.get();
+    options.computing = computing;
   }
   const std::shared_ptr<Region> region;
   FindOptions options;
 };
 
-Match Find(const PyClient& self, const BlockKeys& keys, bool include_own, const PyRegion* destination) {
+Match Find(const PyClient& self, const BlockKeys& keys, bool include_own, const PyRegion* destination, bool computing) {
+  const std::shared_ptr<Client> client = self.client.Get();
+  const FindArguments arguments(include_own, destination, computing);
+  return WithoutGil([&] { return client->Find(keys, arguments.options); });
+}
+
+Match FindWaiting(const PyClient& self, const BlockKeys& keys, double bound_s, std::size_t min_blocks, bool include_own,
+                  const PyRegion* destination) {
   const std::shared_ptr<Client> client = self.client.Get();
   const FindArguments arguments(include_own, destination);
-  return WithoutGil([&] { return client->Find(keys, arguments.options); });
+  const WaitOptions wait{ToMilliseconds(bound_s, "bound_s"), min_blocks};
+  return WaitWithoutGil([&] { return client->FindWaiting(keys, wait, arguments.options); });
 }
 
 std::vector<Match> FindShards(const PyClient& self, const std::vector<const BlockKeys*>& keys_by_shard, bool include_own,
@@ -208,11 +219,21 @@ void BindSharing(ClientClass& client) {
            "blocks can be expected to be here. prefill_tokens_per_s: how fast this process computes a prompt; blocks are fetched\n"
            "only where that is expected to take less time. 0: unknown, they always are. source_hint: the node to ask first.\n"
            "mesh_socket: empty for /run/kvmd-mesh/UID/mesh.sock.")
-      .def("find", &Find, "keys"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
+      .def("find", &Find, "keys"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(), "computing"_a = false,
            "Finds the longest run of leading `keys`, consecutive keys of one chain, that is published. It reads shared memory, which\n"
            "takes microseconds and no system call. include_own: also find blocks in this client's own regions. destination: the region\n"
            "of this client to which the blocks are to be copied. The sources nearest to it are chosen (same GPU, NVLink, PCIe, host),\n"
-           "and a block that can't be reached from there ends the match (UNMAPPED). None: all known blocks are found.")
+           "and a block that can't be reached from there ends the match (UNMAPPED). None: all known blocks are found. computing: look for\n"
+           "marks of the missing keys, too (Match.being_computed).")
+      .def("find_waiting", &FindWaiting, "keys"_a, "bound_s"_a, nb::kw_only(), "min_blocks"_a = 1, "include_own"_a = true,
+           "destination"_a.none() = nb::none(),
+           "find(), and while another client computes the first missing block, as its mark says, finds again: until it is there, the\n"
+           "mark ends, or bound_s has passed. Returns what is found by then; never fails. min_blocks: wait only if that brings so many\n"
+           "blocks more. A client whose marks were waited for in vain is not waited for again for 10 s.")
+      .def("mark_computing", &MarkComputing, "missing"_a, "ttl_s"_a,
+           "Says that this client is about to compute the blocks of `missing`: consecutive keys of one prompt, from the first missing\n"
+           "one to the last. A key that another client has marked keeps that mark. kvmd ends the mark after ttl_s, or after its\n"
+           "--max-mark-ttl-s. Never waits; without kvmd nothing is marked. See ComputingMark.")
       .def("find_shards", &FindShards, "keys_by_shard"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
            "The same for a model that is divided into shards; every match has the length of the shortest.")
       .def("import_blocks", &ImportBlocks, "match"_a, "destination"_a, "blocks"_a, "timeout_s"_a = nb::none(), nb::kw_only(),
@@ -239,12 +260,14 @@ void BindConnection(ClientClass& client) {
       .def("__init__", &Connect, "socket_path"_a = nb::none(), nb::kw_only(), "name"_a = defaults.name, "timeout_s"_a = 2.0,
            "start_offline"_a = defaults.start_offline, "map_payload"_a = defaults.map_payload, "devices"_a = nb::tuple(),
            "max_mapped_regions"_a = defaults.max_mapped_regions, "reconnect_min_s"_a = 0.02, "reconnect_max_s"_a = 1.0,
-           "max_queued_publishes"_a = defaults.max_queued_publishes,
+           "max_queued_publishes"_a = defaults.max_queued_publishes, "verify_one_in"_a = defaults.verify_one_in,
            "socket_path: default $KVMD_SOCKET, else /run/kvmd/kvmd.sock. name: shown by kvctl, at most 63 bytes. timeout_s: how long to\n"
            "wait for kvmd. start_offline: succeed also if kvmd is not running. map_payload: False for a process that only looks up keys.\n"
            "devices: GPUs that this process will import to: peers' memory is mapped for them as soon as it is announced. A GPU on which\n"
            "a region is made is added to them. max_mapped_regions: blocks of further regions are not found. max_queued_publishes: blocks\n"
-           "that may wait for kvmd's answer; further ones are deferred. UnavailableError: nothing listens. DeadlineExceededError.\n"
+           "that may wait for kvmd's answer; further ones are deferred. verify_one_in: compare one in so many imported blocks with their\n"
+           "publisher's checksum, and record checksums of the same blocks of own regions; give all workers the same number. 0: none.\n"
+           "UnavailableError: nothing listens. DeadlineExceededError.\n"
            "PermissionDeniedError, VersionMismatchError, ResourceExhaustedError: kvmd refused; the message says why. NotFoundError,\n"
            "UnsupportedError: there is no such GPU, or no CUDA.")
       .def_prop_ro("state",

@@ -44,6 +44,9 @@ void BindMatch(nb::module_& module) {
       .def("__bool__", [](const Match& self) { return !self.empty(); })
       .def("__getitem__", &Source, "index"_a)
       .def_prop_ro("end", &Match::end)
+      .def_prop_ro(
+          "being_computed", [](const Match& self) { return self.being_computed(); },
+          "Of a lookup with `computing`: the mark of a missing block, if there is one; the same for all slices of a match.")
       .def(
           "slice",
           [](const Match& self, std::size_t first, std::optional<std::size_t> count) {
@@ -59,7 +62,8 @@ void BindResult(nb::module_& module) {
       .value("DEADLINE", ImportFailure::kDeadline, "Not copied in time.")
       .value("UNMAPPED", ImportFailure::kUnmapped, "The source region was withdrawn, or can't be reached from the destination.")
       .value("ERROR", ImportFailure::kError, "The copy could not be made.")
-      .value("CORRUPT", ImportFailure::kCorrupt, "With verify: the bytes are not those that were published.");
+      .value("CORRUPT", ImportFailure::kCorrupt,
+             "With verify, or in the sample of verify_one_in: the bytes are not those that were published.");
   nb::class_<FailedBlock>(module, "FailedBlock", "A block that contains arbitrary bytes and must be computed.")
       .def_ro("index", &FailedBlock::index, "Into the match.")
       .def_ro("block", &FailedBlock::block, "Of the destination region.")

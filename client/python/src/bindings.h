@@ -33,6 +33,10 @@ struct PyLease {
   Owned<Lease> lease;
 };
 
+struct PyComputingMark {
+  Owned<ComputingMark> mark;
+};
+
 // The region, with a Python object that is released once the region has been unregistered; None for
 // no object.
 std::shared_ptr<Region> KeepAlive(std::shared_ptr<Region> region, nb::object memory);
@@ -43,21 +47,25 @@ PublishRequests RunOf(const BlockKeys& keys, const BlockKey& parent, std::uint32
 // Client.acquire_lease.
 PyLease AcquireLease(const PyClient& self, const Match& match, double ttl_s, double timeout_s);
 
+// Client.mark_computing.
+PyComputingMark MarkComputing(const PyClient& self, const BlockKeys& missing, double ttl_s);
+
 // Client.join_cache.
 JoinOutcome JoinCache(const PyClient& self, const BlockKeys& keys, const PyRegion& destination, double timeout_s, std::size_t min_blocks,
                       double prefill_tokens_per_s, std::string source_hint, std::string mesh_socket);
 
 // In the order in which they must be called: each uses types that earlier ones have bound.
-void BindModel(nb::module_& module);     // kvm/model_spec.h
-void BindKeys(nb::module_& module);      // kvm/block_key.h
-void BindGeometry(nb::module_& module);  // kvm/geometry.h
-void BindDevice(nb::module_& module);    // kvm/device.h
-void BindWrites(nb::module_& module);    // kvclient/types.h, kvclient/region.h: requests to publish
-void BindRegion(nb::module_& module);    // kvclient/region.h
-void BindImport(nb::module_& module);    // kvclient/match.h, kvclient/import.h
-void BindLease(nb::module_& module);     // kvclient/lease.h
-void BindJoin(nb::module_& module);      // kvclient/join.h
-void BindStats(nb::module_& module);     // kvclient/client.h: counters, unmapped regions
-void BindClient(nb::module_& module);    // kvclient/client.h
+void BindModel(nb::module_& module);      // kvm/model_spec.h
+void BindKeys(nb::module_& module);       // kvm/block_key.h
+void BindGeometry(nb::module_& module);   // kvm/geometry.h
+void BindDevice(nb::module_& module);     // kvm/device.h
+void BindWrites(nb::module_& module);     // kvclient/types.h, region.h: requests to publish
+void BindRegion(nb::module_& module);     // kvclient/region.h
+void BindComputing(nb::module_& module);  // kvclient/computing.h
+void BindImport(nb::module_& module);     // kvclient/match.h, kvclient/import.h
+void BindLease(nb::module_& module);      // kvclient/lease.h
+void BindJoin(nb::module_& module);       // kvclient/join.h
+void BindStats(nb::module_& module);      // kvclient/client.h: counters, unmapped regions
+void BindClient(nb::module_& module);     // kvclient/client.h
 
 }  // namespace kvm::python

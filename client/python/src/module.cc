@@ -12,6 +12,7 @@ NB_MODULE(_native, module) {
   kvm::python::BindDevice(module);
   kvm::python::BindWrites(module);
   kvm::python::BindRegion(module);
+  kvm::python::BindComputing(module);
   kvm::python::BindImport(module);
   kvm::python::BindLease(module);
   kvm::python::BindJoin(module);

@@ -36,6 +36,11 @@ struct BlockKey {
 };
 static_assert(sizeof(BlockKey) == 16);
 
+// Whether a block is one of a sample of one in `one_in` blocks; 0: of no sample, 1: all blocks are.
+// The key decides, so publisher and importer choose the same blocks without a word, and of two
+// samples the smaller one is part of the larger.
+constexpr bool InSample(const BlockKey& key, std::uint32_t one_in) noexcept { return one_in != 0 && key.lo <= ~std::uint64_t{0} / one_in; }
+
 // SHA-256 of a canonical ModelSpec (kvm/model_spec.h).
 struct Fingerprint {
   std::array<std::uint8_t, 32> bytes{};

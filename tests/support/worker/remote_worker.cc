@@ -68,6 +68,10 @@ bool Serve(Worker& worker, const std::vector<std::string>& words) {
                                                        After(std::chrono::seconds(10)));
     Answer(lease ? "ok " + std::to_string(lease->blocks()) : "error " + lease.error().ToString());
     if (lease) Held() = std::move(*lease);
+  } else if (verb == "mark") {
+    static ComputingMark mark;
+    mark = worker.client().MarkComputing(worker.Keys(words[1]), std::chrono::milliseconds(std::stol(words[2])));
+    AnswerStatus(mark.Wait(After(kPatience)));
   } else if (verb == "release") {
     Held().Release();
     Answer("ok");
@@ -88,6 +92,7 @@ int Main(const std::vector<std::string>& arguments) {
   options.blocks = static_cast<std::uint32_t>(std::stoul(arguments.at(2)));
   options.block_bytes = std::stoull(arguments.at(3));
   const auto uid = static_cast<uid_t>(std::stoul(arguments.at(4)));
+  options.verify_one_in = static_cast<std::uint32_t>(std::stoul(arguments.at(5)));
   if (uid != 0 && (::setgroups(0, nullptr) != 0 || ::setgid(uid) != 0 || ::setuid(uid) != 0)) {
     Answer("error can't become user " + arguments.at(4));
     return 1;
@@ -107,8 +112,9 @@ const ChildMain kRegistered("worker", Main);
 }  // namespace
 
 RemoteWorker::RemoteWorker(const WorkerOptions& options, unsigned uid)
-    : process_(ChildProcess::Self("worker", {options.socket, options.name, std::to_string(options.blocks),
-                                             std::to_string(options.block_bytes), std::to_string(uid)})) {
+    : process_(
+          ChildProcess::Self("worker", {options.socket, options.name, std::to_string(options.blocks), std::to_string(options.block_bytes),
+                                        std::to_string(uid), std::to_string(options.verify_one_in)})) {
   const std::optional<std::string> started = process_.ReadLine(kPatience);
   INFO("worker process: " << started.value_or("no answer"));
   REQUIRE(started == "ok");
@@ -147,6 +153,10 @@ void RemoteWorker::BeginWrites(std::uint32_t first_block, std::uint32_t count) {
 
 std::size_t RemoteWorker::AcquireLease(const std::string& prompt, std::chrono::milliseconds ttl) {
   return std::stoul(Ask("hold " + prompt + " " + std::to_string(ttl.count())).at(1));
+}
+
+void RemoteWorker::Mark(const std::string& prompt, std::chrono::milliseconds ttl) {
+  Ask("mark " + prompt + " " + std::to_string(ttl.count()));
 }
 
 void RemoteWorker::Release() { Ask("release"); }

@@ -17,9 +17,9 @@ struct RemoteImport {
 
 class RemoteWorker {
  public:
-  // Only socket, name, blocks and block_bytes of the options are passed on; the model is
-  // SmallSpec(). `uid`: runs as that user and group, if this process may; 0: as this process's
-  // user.
+  // Only socket, name, blocks, block_bytes and verify_one_in of the options are passed on; the
+  // model is SmallSpec(). `uid`: runs as that user and group, if this process may; 0: as this
+  // process's user.
   explicit RemoteWorker(const WorkerOptions& options, unsigned uid = 0);
 
   pid_t pid() const noexcept { return process_.pid(); }
@@ -38,6 +38,8 @@ class RemoteWorker {
   // blocks it covers.
   std::size_t AcquireLease(const std::string& prompt, std::chrono::milliseconds ttl);
   void Release();
+  // Marks the prompt's blocks as being computed, and waits until kvmd has done so.
+  void Mark(const std::string& prompt, std::chrono::milliseconds ttl);
   // Makes another region, of the same number of blocks.
   void Allocate(const std::string& name);
   void Unregister();

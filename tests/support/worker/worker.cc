@@ -76,6 +76,7 @@ Result<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& options) {
   client.reconnect_min = std::chrono::milliseconds(5);
   client.reconnect_max = std::chrono::milliseconds(50);
   client.max_queued_publishes = options.max_queued_publishes;
+  client.verify_one_in = options.verify_one_in;
   Result<std::shared_ptr<Client>> connected = Client::Connect(client);
   if (!connected) return connected.error();
   worker->client_ = *connected;

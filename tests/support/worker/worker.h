@@ -34,6 +34,7 @@ struct WorkerOptions {
   OffloadMode offload = OffloadMode::kAuto;
   std::chrono::milliseconds timeout{5000};
   std::size_t max_queued_publishes = std::size_t{1} << 20;
+  std::uint32_t verify_one_in = 0;
 };
 
 // A model with 4 tokens a block, so that prompts are short.

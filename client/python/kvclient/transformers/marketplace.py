@@ -89,6 +89,7 @@ class Marketplace:
         weights_digest: str | None = None,
         tokenizer: Any = None,
         import_timeout_s: float = 5.0,
+        verify_one_in: int = 0,
         connect_timeout_s: float = 1.0,
     ) -> None:
         """Describe the model, allocate a pool of ``pool_blocks`` blocks in host memory and register it.
@@ -99,7 +100,8 @@ class Marketplace:
         ``min_prefix_tokens``: shorter matches are computed. ``publish``: False to import only.
         ``publish_generated``: also publish blocks with generated tokens, for the next turn of a chat.
         ``model_id``, ``revision``, ``weights_digest``, ``tokenizer``: see ``spec_of``.
-        ``import_timeout_s``: blocks not copied by then are computed.
+        ``import_timeout_s``: blocks not copied by then are computed. ``verify_one_in``: see ``Client``; of the client
+        that the marketplace makes.
 
         UnsupportedError: a model whose cache is not made of KV blocks. Other KvErrors: see
         ``Client.declare_model`` and ``Client.allocate_region``.
@@ -118,7 +120,7 @@ class Marketplace:
         self._import_timeout_s = import_timeout_s
         self._refreshes = 0
         self._owns_client = client is None
-        self.client = client or Client(socket_path, name=self._name, start_offline=True)
+        self.client = client or Client(socket_path, name=self._name, start_offline=True, verify_one_in=verify_one_in)
         self._min_prefix_tokens = min_prefix_tokens
         self._publish_enabled = publish
         self._publish_generated = publish_generated

@@ -206,7 +206,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._times_registered += 1
         try:
             if self._client is None:
-                self._client = SharedClient.take(self._options.socket, self._name, lookup_only=False)
+                self._client = SharedClient.take(
+                    self._options.socket, self._name, lookup_only=False, verify_one_in=self._options.verify_one_in
+                )
             name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
             done = self._worker.attach(self._client, spec, shard, self._layout, name)
         except KvError as error:
@@ -347,7 +349,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             )
             # A worker in this process imports with the same client
             here = self._engine_id in connectors
-            self._client = SharedClient.take(self._options.socket, self._name, lookup_only=not here)
+            self._client = SharedClient.take(
+                self._options.socket, self._name, lookup_only=not here, verify_one_in=self._options.verify_one_in
+            )
             self._model.adapter_loading = self._scheduler.adapters.loading
             whole = self._model.settle()
             assert whole is not None  # an engine does not begin asleep

@@ -26,10 +26,15 @@ class ConnectorOptions:
     load: Literal["async", "sync"] = "async"
     #: Record checksums of published blocks, and compare imported blocks with them.
     verify: bool = False
+    #: The same for one in so many blocks, which their keys choose; 0: none. Alike in all engines.
+    verify_one_in: int = 0
     #: Blocks not copied by then are computed.
     import_timeout_s: float = 5.0
     #: A request that a prefill engine has just computed waits so long until its blocks are found.
     prefill_wait_s: float = 1.0
+    #: Mark prompts that this engine is about to compute, and have a request wait so long for blocks
+    #: that another engine is computing; 0: neither.
+    wait_for_computing_s: float = 0.0
     #: Identity of the weights when the engine starts, as text; used instead of their digest.
     weights_digest: str = ""
     #: The model's name in listings; the same in every engine. Default: its architecture.
@@ -67,8 +72,8 @@ class ConnectorOptions:
             raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
         if options.keys not in ("auto", "tokens"):
             raise InvalidArgumentError(f"kv_connector_extra_config: keys is {options.keys!r}, not auto or tokens")
-        for name in ("min_prefix_tokens", "max_sms", "host_cache_bytes", "import_timeout_s", "prefill_wait_s"):
-            if getattr(options, name) < 0:
+        for name, field in known.items():
+            if isinstance(field.default, int | float) and getattr(options, name) < 0:
                 raise InvalidArgumentError(f"kv_connector_extra_config: {name} is negative")
         return options if options.socket else cls(**{**given, "socket": default_socket()})
 

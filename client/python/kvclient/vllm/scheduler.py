@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from kvclient._native import BlockKeys, Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
+from kvclient.vllm.computing import Computing
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
@@ -77,6 +78,7 @@ class SchedulerSide:
         """Inactive until ``attach``."""
         self._options = options
         self.counters = Counters()
+        self._computing = Computing(options.wait_for_computing_s)
         self._client: Client | None = None
         self._spec: ModelSpec | None = None
         self._keys: KeySource | None = None
@@ -187,7 +189,8 @@ class SchedulerSide:
     def matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """How many tokens after the first ``computed`` can be imported, and whether that happens in the background.
 
-        None: ask again. A prefill engine has computed the request, and its blocks are not found yet.
+        None: ask again. A prefill engine has computed the request, and its blocks are not found yet, or another engine
+        is computing them.
         """
         if not self.active:
             return 0, False
@@ -215,6 +218,8 @@ class SchedulerSide:
             tracked.first_asked = tracked.first_asked or began
             if began - tracked.first_asked < self._options.prefill_wait_s:
                 return None, False
+        if first + blocks < last and self._waits_for_others(tracked, first, blocks, last, began):
+            return None, False
         self.counters.add("queried_tokens", (last - first) * self._block_tokens)
         tokens = blocks * self._block_tokens
         if tokens < max(self._options.min_prefix_tokens, 1):
@@ -222,6 +227,26 @@ class SchedulerSide:
         self.counters.add("matched_tokens", tokens)
         self.counters.time("find", time.perf_counter() - began)
         return tokens, tokens > 0 and self._options.load == "async"
+
+    def _waits_for_others(self, tracked: _Tracked, first: int, found: int, last: int, now: float) -> bool:
+        """Whether another engine is computing the request's next block, and it is to be asked for again."""
+        assert self._client is not None
+        keys = tracked.keys.upto(last)[0][first:last]
+        least = -(-self._options.min_prefix_tokens // self._block_tokens) - found
+        try:
+            return self._computing.waits(self._client, tracked.request.request_id, keys, found, least, now)
+        except KvError as error:
+            _log.warning("kvclient: no lookup: %s", error)
+            return False
+
+    def _computed(self, request_id: str) -> bool:
+        """Whether all blocks of a request are computed whose tokens are known."""
+        tracked = self._tracked.get(request_id)
+        if tracked is None:
+            return True
+        return (
+            _confirmed(tracked.request) // self._block_tokens >= (tracked.request.num_tokens - 1) // self._block_tokens
+        )
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], external_tokens: int) -> None:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
@@ -274,6 +299,7 @@ class SchedulerSide:
 
     def _plan(self, output: Any) -> StepPlan:
         self._settle()
+        self._computing.step(self._computed)
         plan = StepPlan(model=self._fingerprint)
         if self._withdraw:
             plan.withdraw_all = True
@@ -350,6 +376,7 @@ class SchedulerSide:
     def finished(self, request: Any) -> int:
         """The request has ended; its blocks are about to be freed. Its leading tokens that peers are about to find."""
         tracked = self._tracked.pop(request.request_id, None)
+        self._computing.finished(request.request_id)
         self._candidates.pop(request.request_id, None)
         recomputed = self._recomputed.pop(request.request_id, None)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
@@ -378,6 +405,7 @@ class SchedulerSide:
 
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
+        self._computing.leave()
         self._client = None
         loads, self._loads = self._loads, []
         return StepPlan(withdraw_all=True, loads=loads)

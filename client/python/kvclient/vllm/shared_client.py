@@ -24,12 +24,21 @@ class SharedClient:
         self.users = 0
 
     @classmethod
-    def take(cls, socket: str, name: str, *, lookup_only: bool) -> Client:
-        """The client of that name; a new one if there is none. ``lookup_only``: it need not import."""
+    def take(cls, socket: str, name: str, *, lookup_only: bool, verify_one_in: int = 0) -> Client:
+        """The client of that name; a new one if there is none. ``lookup_only``: it need not import.
+
+        ``verify_one_in``: of a new one.
+        """
         with cls._lock:
             shared = cls._all.get((socket, name))
             if shared is None:
-                client = Client(socket, name=name, start_offline=True, map_payload=not lookup_only)
+                client = Client(
+                    socket,
+                    name=name,
+                    start_offline=True,
+                    map_payload=not lookup_only,
+                    verify_one_in=verify_one_in,
+                )
                 try:
                     client.wait_connected(1.0)
                 except KvError as error:
