@@ -63,8 +63,8 @@ for python in "${pythons[@]}"; do
   PATH=$PWD/$environment/bin:$PATH "$environment/bin/pip" wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
     --wheel-dir "$raw" --config-settings=build-dir="../../build/wheel-$tag" --config-settings=cmake.define.KVM_SELF_CONTAINED=ON \
     --config-settings=cmake.define.KVM_UNITY=ON ./client/python >&2
-  # Names the oldest C library that the wheel runs with, and puts nothing in: there is nothing
-  # outside that it needs.
+  # Names the oldest C library that the wheel runs with, and puts in the one library that the
+  # extension needs besides: protobuf, under a name that no other copy of it has.
   mkdir -p "$out"
   PATH=$PWD/$environment/bin:$PATH "$environment/bin/auditwheel" repair --plat auto --wheel-dir "$raw/tagged" "$raw"/*.whl >&2
   for wheel in "$raw"/tagged/*.whl; do
