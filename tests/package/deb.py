@@ -85,7 +85,7 @@ class Copied:
         self.packages, self.worker, self.upgrade = packages, worker, upgrade
 
     def __call__(self, root):
-        # The root leaves out manuals and documents of all packages; those of ours are a part of the test.
+        # The root leaves out manuals and documents of all packages; the test asks for ours.
         for settings in (root / "etc/dpkg/dpkg.cfg.d").iterdir():
             settings.write_text("".join(line for line in settings.read_text().splitlines(True) if "path-exclude" not in line))
         folder = root / PACKAGES.lstrip("/")

@@ -22,4 +22,4 @@ def kvmd() -> NoReturn:
 
 def kvctl() -> NoReturn:
     """Become kvctl, with the arguments of this process."""
-    _become("kvctl", "a wheel of scripts/wheel.sh has it, and `cmake --build --preset release --target kvctl` builds it")
+    _become("kvctl", "a wheel of scripts/wheel.sh has it, and `cmake --build --preset release` builds it")
