@@ -272,3 +272,29 @@ def test_the_package_is_typed() -> None:
         if name not in ("KvError", "__version__"):
             assert re.search(rf"^(class|def) {name}\b", stub, re.MULTILINE), name
     assert os.access(folder / "bin" / "kvmd", os.X_OK)
+
+
+def become(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package as if it were installed in ``folder``."""
+    code = (
+        "import sys, kvclient.programs as programs\n"
+        f"programs.__file__ = {str(folder / 'programs.py')!r}\n"
+        f"sys.argv = [{name!r}, '--socket', 'a b']\n"
+        f"programs.{name}()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_command_becomes_the_program_in_the_package_with_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "kvmd"
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\nexit 3\n')
+    program.chmod(0o755)
+    done = become("kvmd", tmp_path)
+    assert (done.stdout, done.returncode) == ("--socket|a b|", 3)
+
+
+def test_a_package_without_kvctl_says_where_there_is_one(tmp_path: Path) -> None:
+    done = become("kvctl", tmp_path)
+    assert done.returncode == 1
+    assert "scripts/wheel.sh" in done.stderr

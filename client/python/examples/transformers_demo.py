@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two processes, one model, one prompt prefix: what the marketplace saves, and that the answer stays the same.
 
-    pip install ./client/python
+    pip install "./client/python[transformers]"
     python client/python/examples/transformers_demo.py
 
 Each process builds the same Llama-shaped model with random weights (nothing is downloaded). The first one

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """KV blocks from the GPU of one process into that of another: how fast, and whether every byte is right.
 
-    pip install ./client/python
+    pip install "./client/python[torch]"
     python client/python/examples/two_gpu_demo.py
 
 The owner allocates the paged KV tensors of a model of 8 B parameters in exportable memory, fills and publishes
