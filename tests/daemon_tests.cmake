@@ -9,6 +9,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_dispatcher.cc
   unit/test_fair_turns.cc
   unit/test_hot_prefixes.cc
+  unit/test_hostile_sessions.cc
   unit/test_hostile_work.cc
   unit/test_host_cache.cc
   unit/test_host_cache_writers.cc

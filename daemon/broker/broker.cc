@@ -276,7 +276,7 @@ void Broker::Tick(SteadyTime now) {
   regions_.DropDamagedRegions();
   orphans_.Expire(now);
   announcer_.AnswerWaiting(now);
-  orphans_.AnswerWaiting(now);
+  static_cast<void>(orphans_.AnswerWaiting(now));  // the next tick comes at once if one is overdue
   domains_.ForEach([now](Domain& domain) {
     domain.segment().Heartbeat();
     domain.WriteRows();
@@ -300,7 +300,7 @@ bool Broker::Work() {
   });
   more = announcer_.Work() || more;
   announcer_.AnswerWaiting(SteadyTime::min());
-  orphans_.AnswerWaiting(SteadyTime::min());
+  more = orphans_.AnswerWaiting(SteadyTime::min()) || more;
   return offload_.Work() || more;
 }
 

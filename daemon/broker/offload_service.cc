@@ -91,13 +91,25 @@ bool OffloadService::AnswerPrepareStore(Client& client, const kvmwire::ClientMes
   return true;
 }
 
-void OffloadService::AnswerWaiting() {
-  if (!host_cache_ || !host_cache_->TakeProgress()) return;
-  for (auto waiting = waiting_.begin(); waiting != waiting_.end();) {
+// Each progress gives every offer one chance. An offer may cost a slice, and a user may have as
+// many as it has connections.
+bool OffloadService::AnswerWaiting() {
+  if (!host_cache_) return false;
+  if (!next_waiting_ && host_cache_->TakeProgress()) next_waiting_ = ClientId{0};
+  if (!next_waiting_) return false;
+  const WorkBudget budget;
+  for (auto waiting = waiting_.lower_bound(*next_waiting_); waiting != waiting_.end();) {
+    if (budget.used_up()) {
+      next_waiting_ = waiting->first;
+      return true;
+    }
+    Spend(1);
     Client* client = clients_.Find(waiting->first);
     const bool answered = client == nullptr || AnswerPrepareStore(*client, waiting->second);
     waiting = answered ? waiting_.erase(waiting) : std::next(waiting);
   }
+  next_waiting_.reset();
+  return false;
 }
 
 Status OffloadService::CompleteStore(Client& client, kvmwire::ClientMessage message) {
@@ -155,16 +167,15 @@ void OffloadService::Leave(const Client& client) {
 
 void OffloadService::Tick(SteadyTime now) {
   if (host_cache_) host_cache_->Tick(now);
-  AnswerWaiting();
+  if (AnswerWaiting()) work_to_do_();
 }
 
 bool OffloadService::Work() {
   bool more = host_cache_ && host_cache_->Work();
-  AnswerWaiting();
+  more = AnswerWaiting() || more;
   if (more || !host_cache_) return more;
   more = host_cache_->Work();  // an answer may have begun a slab
-  AnswerWaiting();
-  return more;
+  return AnswerWaiting() || more;
 }
 
 // ---- slabs -------------------------------------------------------------------------------------

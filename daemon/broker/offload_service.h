@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "daemon/broker/client_table.h"
 #include "daemon/broker/domain_table.h"
@@ -47,7 +48,7 @@ class OffloadService final : private HostCacheEvents {
 
  private:
   bool AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message);
-  void AnswerWaiting();
+  bool AnswerWaiting();  // true: there is more
   static void NoteImports(Domain& domain, const kvmwire::HostCacheUse& use);
   void GrantOnceStored(const Client& client, const Slab& slab);
   static void SendGrant(const Client& client, const Slab& slab);
@@ -70,6 +71,7 @@ class OffloadService final : private HostCacheEvents {
   std::map<ClientId, std::uint32_t> ungranted_;
   // Offers that nothing could be decided about yet
   std::map<ClientId, kvmwire::ClientMessage> waiting_;
+  std::optional<ClientId> next_waiting_;  // while each of them is tried
 };
 
 }  // namespace kvm::daemon

@@ -40,7 +40,7 @@ void OrphanService::AllocateMemory(Client& client, const kvmwire::ClientMessage&
   waiting.deadline = announcer_.AckDeadline(request.ack_timeout_ms());
   waiting.then = request;
   waiting_.push_back(std::move(waiting));
-  AnswerWaiting(std::chrono::steady_clock::now());
+  static_cast<void>(AnswerWaiting(std::chrono::steady_clock::now()));
 }
 
 void OrphanService::ReplyMemory(Client& client, std::uint64_t request_id, const kvmwire::AllocateMemory& request,
@@ -273,17 +273,26 @@ void OrphanService::Reclaim(Client& client, const kvmwire::ClientMessage& messag
     }
   });
   waiting_.push_back(std::move(waiting));
-  AnswerWaiting(now);
+  static_cast<void>(AnswerWaiting(now));
 }
 
-void OrphanService::AnswerWaiting(SteadyTime now) {
-  std::erase_if(waiting_, [&](Waiting& waiting) { return Answer(waiting, now); });
+// An answer may make as much memory as a frame takes descriptors, and a user may have as many
+// requests as orphans, all of which become due at once.
+bool OrphanService::AnswerWaiting(SteadyTime now) {
+  const WorkBudget budget;
+  bool more = false;
+  std::erase_if(waiting_, [&](Waiting& waiting) {
+    more = budget.used_up();
+    return !more && Answer(waiting, now);
+  });
+  return more;
 }
 
 // False: it is not time yet.
 bool OrphanService::Answer(Waiting& waiting, SteadyTime now) {
   std::uint32_t left = 0;
   for (const RegionRef& ref : waiting.regions) {
+    Spend(1);
     Region* region = domains_.Find(ref);
     left += region != nullptr;
     if (region != nullptr && now >= waiting.deadline) announcer_.StopWaiting(*region);

@@ -55,8 +55,9 @@ class OrphanService {
   // ---- time
 
   void Expire(SteadyTime now);
-  // Answers clients whose orphans are gone, and clients whose deadline has passed.
-  void AnswerWaiting(SteadyTime now);
+  // Answers clients whose orphans are gone, and clients whose deadline has passed: a slice of them.
+  // True: there are more.
+  bool AnswerWaiting(SteadyTime now);
   SteadyTime next_deadline() const noexcept;
   void Leave(const Client& client);
 

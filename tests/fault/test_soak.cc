@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <regex>
 #include <set>
 #include <string>
 #include <thread>
@@ -82,8 +84,9 @@ std::uint64_t NumberAfter(const std::string& text, const std::string& key) {
 }
 
 struct Counts {
-  std::uint64_t requests = 0, replays = 0, replays_cut = 0, mismatched = 0, workers_killed = 0, workers_stopped = 0, importers_killed = 0,
-                kvmd_killed = 0, kvmd_stopped = 0, hostile_started = 0;
+  std::uint64_t requests = 0, replays = 0, replays_killed = 0, mismatched = 0, workers_killed = 0, workers_stopped = 0,
+                importers_killed = 0, kvmd_killed = 0, kvmd_stopped = 0, hostile_started = 0;
+  std::map<std::string, std::uint64_t> replays_failed;  // by what they said
 };
 
 class Soak {
@@ -138,7 +141,9 @@ class Soak {
  private:
   static std::string KeptPrompt() { return "kept:" + std::to_string(kKept); }
 
-  static ChildProcess StartReplay(const std::string& socket, std::uint64_t seed) {
+  std::string ReplayErrors() const { return kvmd_.dir() / "replay.err"; }
+
+  static ChildProcess StartReplay(const std::string& socket, const std::string& errors, std::uint64_t seed) {
     const std::string kvctl = std::filesystem::path(test::KvmdBinary()).parent_path() / "kvctl";
     return ChildProcess({kvctl,
                          "--socket",
@@ -161,14 +166,15 @@ class Soak {
                          "0",
                          "--model-id",
                          "soak"},
-                        "/dev/null");
+                        errors);
   }
 
   // What has ended begins again.
   void Restart() {
     if (replay_.pid() <= 0 || !replay_.running()) {
       FinishReplay(seconds(5));
-      replay_ = StartReplay(kvmd_.socket(), ++started_);
+      std::filesystem::remove(ReplayErrors());
+      replay_ = StartReplay(kvmd_.socket(), ReplayErrors(), ++started_);
     }
     Revive(*crew_);
     Revive(*importers_);
@@ -209,7 +215,9 @@ class Soak {
         break;
       case 4: random_.Pick(hostile_).Kill(); break;
       case 5:
-        if (random_.OneIn(8)) replay_.Kill();
+        if (!random_.OneIn(8)) break;
+        replay_killed_ = replay_.running();
+        replay_.Kill();
         break;
       case 9:
         if (!random_.OneIn(4)) break;
@@ -238,8 +246,9 @@ class Soak {
     while (const std::optional<std::string> line = replay_.ReadLine(patience)) text += *line;
     replay_.Kill();
     if (text.find("\"requests\":") == std::string::npos) {
-      ++counts_.replays_cut;
+      std::exchange(replay_killed_, false) ? ++counts_.replays_killed : ++counts_.replays_failed[WhyReplayFailed()];
     } else {
+      replay_killed_ = false;
       ++counts_.replays;
       counts_.requests += NumberAfter(text, "requests");
       counts_.mismatched += NumberAfter(text, "mismatched_blocks");
@@ -247,10 +256,19 @@ class Soak {
     replay_ = ChildProcess();
   }
 
+  // Its last line, without what differs each time.
+  std::string WhyReplayFailed() const {
+    std::ifstream errors(ReplayErrors());
+    std::string last;
+    for (std::string line; std::getline(errors, line);) last = line;
+    return last.empty() ? "without a word" : std::regex_replace(last, std::regex("[0-9]+"), "N");
+  }
+
   void Print(std::size_t lost) const {
-    std::cout << "requests " << counts_.requests << " in " << counts_.replays << " replays, " << counts_.replays_cut
-              << " replays cut short\n"
-              << "kills: workers " << counts_.workers_killed << ", importers " << counts_.importers_killed << ", kvmd "
+    std::cout << "requests " << counts_.requests << " in " << counts_.replays << " replays; " << counts_.replays_killed
+              << " replays killed\n";
+    for (const auto& [why, times] : counts_.replays_failed) std::cout << "replays that failed: " << times << " x " << why << "\n";
+    std::cout << "kills: workers " << counts_.workers_killed << ", importers " << counts_.importers_killed << ", kvmd "
               << counts_.kvmd_killed << "; stops: workers " << counts_.workers_stopped << ", kvmd " << counts_.kvmd_stopped << "\n"
               << "hostile clients started " << counts_.hostile_started << "\n"
               << "mismatched " << counts_.mismatched << ", lost " << lost << std::endl;
@@ -311,6 +329,7 @@ class Soak {
   std::unique_ptr<test::BusyCrew> crew_, importers_;
   std::vector<ChildProcess> hostile_;
   ChildProcess replay_;
+  bool replay_killed_ = false;
   std::uint64_t started_ = 0;
   Counts counts_;
 };

@@ -1,6 +1,7 @@
 #include "tests/simulation/checks.h"
 
 #include <algorithm>
+#include <charconv>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -20,7 +21,12 @@ using daemon::Region;
 constexpr daemon::WorkUnits kMostWork = 4 * daemon::kSliceUnits;
 
 // Of a domain uid-NUMBER
-std::uint32_t UserOf(const Domain& domain) { return static_cast<std::uint32_t>(std::stoul(domain.name().substr(4))); }
+std::uint32_t UserOf(const Domain& domain) noexcept {
+  const std::string& name = domain.name();
+  std::uint32_t user = 0;
+  std::from_chars(name.data() + 4, name.data() + name.size(), user);
+  return user;
+}
 
 bool IsZero(const std::byte* block) {
   return std::all_of(block, block + kBlockBytes, [](std::byte byte) { return byte == std::byte{0}; });

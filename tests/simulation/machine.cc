@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <string_view>
 
 namespace kvm::simulation {
 namespace {
@@ -36,6 +38,19 @@ int Allocate(int fd, int mode, std::int64_t offset, std::int64_t bytes) noexcept
 int Control(int fd, int command, void* argument) noexcept {
   if ((command == F_DUPFD_CLOEXEC || command == F_DUPFD) && Lacks(&Machine::lacks_descriptors)) return Refuse(EMFILE);
   return static_cast<int>(::syscall(SYS_fcntl, fd, command, argument));
+}
+
+// The simulated machine has no control groups and no /sys: how much memory the real one has left
+// changes no run, and costs none the time to read a dozen files.
+bool IsOfTheRealMachine(std::string_view path) noexcept {
+  return path.starts_with("/sys/") || path == "/proc/meminfo" || path == "/proc/self/cgroup" || path == "/proc/self/status";
+}
+
+int Open(const char* path, int flags, mode_t mode) noexcept {
+  if (current != nullptr && IsOfTheRealMachine(path)) return Refuse(ENOENT);
+  // It is readable and empty, which tells that /proc hides nothing.
+  if (current != nullptr && std::string_view(path) == "/proc/self/mountinfo") path = "/dev/null";
+  return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 
 }  // namespace
@@ -73,6 +88,23 @@ ssize_t getrandom(void* out, size_t bytes, unsigned flags) noexcept {
     done += part;
   }
   return static_cast<ssize_t>(bytes);
+}
+
+int sysinfo(struct sysinfo* out) noexcept {
+  if (kvm::simulation::Machine::Current() == nullptr) return static_cast<int>(::syscall(SYS_sysinfo, out));
+  *out = {};
+  out->mem_unit = 1 << 20;
+  out->totalram = 16'384;
+  out->freeram = 8'192;
+  return 0;
+}
+
+int open(const char* path, int flags, ...) {
+  va_list arguments;
+  va_start(arguments, flags);
+  const auto mode = static_cast<mode_t>((flags & (O_CREAT | O_TMPFILE)) != 0 ? va_arg(arguments, unsigned) : 0);
+  va_end(arguments);
+  return kvm::simulation::Open(path, flags, mode);
 }
 
 int memfd_create(const char* name, unsigned flags) noexcept {

@@ -156,13 +156,14 @@ TEST_CASE("Hostile: a message that names 256 long chains is told in slices", "[u
 TEST_CASE("Hostile: that nothing may leave is known without a look at any slot", "[unit]") {
   for (const policy::PolicyKind kind : policy::kAllPolicies) {
     INFO(policy::PolicyName(kind));
-    daemon::SlotTable blocks(kind, 4096, 4);
+    constexpr std::uint32_t kManySlots = 3 * policy::kMaxVictimsLookedAt;
+    daemon::SlotTable blocks(kind, kManySlots, 4);
     std::vector<std::uint32_t> slabs{blocks.AddSlab(), blocks.AddSlab()};
     const auto fill = [&](std::uint32_t slab, bool stored) {
       std::vector<policy::Slot> slots;
-      for (std::uint64_t i = 0; i < 4096; ++i) {
+      for (std::uint64_t i = 0; i < kManySlots; ++i) {
         PublishRecord record;
-        record.key = {slab * 10'000 + i + 1, i};
+        record.key = {slab * 100'000 + i + 1, i};
         const std::optional<policy::Slot> slot = blocks.Grant(slab, record);
         REQUIRE(slot.has_value());
         stored ? blocks.Commit(*slot) : blocks.Expire(*slot);
@@ -177,10 +178,11 @@ TEST_CASE("Hostile: that nothing may leave is known without a look at any slot",
     WorkUnits before = WorkMeter::spent();
     for (int i = 0; i < 1024; ++i) REQUIRE_FALSE(blocks.ChooseVictim(slabs, {}).has_value());
     CHECK(WorkMeter::spent() - before <= 1024 * 4);
-    // One that may: it is found, however many may not.
-    blocks.Unpin(pinned[2000]);
+    // One that may: it is found, however many may not, and wherever the policy has it in its order.
+    const policy::Slot free = pinned[kManySlots / 2];
+    blocks.Unpin(free);
     before = WorkMeter::spent();
-    CHECK(blocks.ChooseVictim(slabs, {}) == pinned[2000]);
+    CHECK(blocks.ChooseVictim(slabs, {}) == free);
     CHECK(WorkMeter::spent() - before <= 3 * policy::kMaxVictimsLookedAt + 4);
   }
 }
@@ -204,7 +206,8 @@ TEST_CASE("Hostile: memory of 129 pieces a message is given out one message a tu
 TEST_CASE("Hostile: a region of many segments is announced to many clients in slices, and to each once", "[unit]") {
   BusyNode node;
   std::vector<std::unique_ptr<FakeConnection>> connections;
-  for (int i = 0; i < 100; ++i) {
+  constexpr int kClients = 200;
+  for (int i = 0; i < kClients; ++i) {
     connections.push_back(std::make_unique<FakeConnection>());
     node.Join(*connections.back(), kDeadPid, kAttacker);
   }
@@ -226,9 +229,13 @@ TEST_CASE("Hostile: a region of many segments is announced to many clients in sl
   const WorkUnits before = WorkMeter::spent();
   node.Handle(owner, region.RegisterMessage(), fds);
   CHECK(WorkMeter::spent() - before <= kMostBefore);
-  CHECK(told() < 100);
-  node.WorkAll();
-  CHECK(told() == 100);
+  CHECK(told() < kClients / 2);
+  for (bool left = true; left;) {
+    const WorkUnits before_step = WorkMeter::spent();
+    left = node.broker.Work();
+    CHECK(WorkMeter::spent() - before_step <= 2 * kSliceUnits);
+  }
+  CHECK(told() == kClients);
   for (const auto& one : connections) {
     one->Take(Body::kRegionAnnounce);
     CHECK_FALSE(one->Has(Body::kRegionAnnounce));
@@ -338,14 +345,18 @@ TEST_CASE("Hostile: a slab is granted once the store knows its writer, and the o
   CHECK(at(Body::kSlabGrant) < at(Body::kPrepareStoreReply));
 }
 
-TEST_CASE("Hostile: a domain that is dropped leaves nothing in the service manager's store", "[unit]") {
+// Where DomainTable::DropIdle does not tell StateStore, the slab's descriptors stay in the store;
+// where it does not tell HostCache, the slab keeps its memory: both seen.
+TEST_CASE("Hostile: a domain that is dropped leaves nothing in the service manager's store, and no memory", "[unit]") {
   SlowManager manager;
+  Received grant;
   Config config = CacheOf(4);
   config.max_domains = 1;
   Node node(config, manager.store.get());
   {
     OffloadingWorker worker(node, "first", 1000);
     REQUIRE(worker.PrepareStore(worker.Write(0, 4)) == 4);
+    grant = worker.connection.Take(Body::kSlabGrant);
     node.Handle(worker.id, worker.region.UnregisterMessage());
     node.WorkAll();
     node.broker.Leave(worker.id, true);
@@ -360,6 +371,10 @@ TEST_CASE("Hostile: a domain that is dropped leaves nothing in the service manag
   node.Join(connection, kDeadPid, 1001);
   CHECK(of_regions() == 0);
   CHECK(manager.Hear().size() == 1);
+  node.WorkAll();
+  struct stat info {};
+  REQUIRE(::fstat(grant.fds.at(0).get(), &info) == 0);
+  CHECK(info.st_blocks == 0);
 }
 
 }  // namespace

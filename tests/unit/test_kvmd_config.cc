@@ -177,6 +177,17 @@ TEST_CASE("kvmd options: how many descriptors are for regions follows from the p
   CHECK(DescriptorQuota(config, false, 262'144).max_of_domain() == 7);
 }
 
+// Without the store's size in DescriptorQuota a domain may have more than the store takes, and what
+// another one has is lost at the next restart: seen.
+TEST_CASE("kvmd options: regions have no more descriptors than the service manager's store takes", "[unit]") {
+  const Config config;
+  const DescriptorQuota unlimited(config, true), quota(config, true, std::optional<std::uint64_t>(400));
+  REQUIRE(unlimited.max() > 400);
+  CHECK(quota.max() == 300);  // manifests and registries are stored as well
+  CHECK(quota.max_of_domain() == 150);
+  CHECK(DescriptorQuota(config, false, std::optional<std::uint64_t>(400)).max() > 400);
+}
+
 TEST_CASE("kvmd options: the log level can be read again, from a good file only", "[unit]") {
   const Directory directory;
   const Result<LogLevel> level = ReadLogLevel(directory.Write("a.toml", "log-level = \"warn\"\nmax-entries = 100\n"));

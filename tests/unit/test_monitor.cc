@@ -52,7 +52,10 @@ TEST_CASE("Monitor: a user's sees that user's domain, root's sees all", "[unit]"
   REQUIRE(own.domains_size() == 1);
   CHECK(own.domains(0).name() == "uid-1001");
   CHECK(own.resident_bytes() == 0);
+  // Only of its own connections: the worker's, and the one that asks.
+  CHECK(own.clients() == 2);
   CHECK(AskAs(node, 1002).domains_size() == 0);
+  CHECK(AskAs(node, 1002).clients() == 1);
   CHECK(AskAs(node, 0).domains_size() == 2);
 }
 

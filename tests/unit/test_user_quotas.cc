@@ -1,6 +1,10 @@
 // Quotas by user over all of its connections: each refusal names the user and the option, an honest
 // bystander of another user in the same domain is served, and memory counts until no process can
 // write it any more.
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "tests/support/broker/broker_node.h"
 #include "tests/support/broker/offloading_worker.h"
 
@@ -168,6 +172,47 @@ TEST_CASE("Quotas: the host cache of a user counts over all connections", "[unit
   CheckSays(reply.reason(), "--max-host-cache-per-user");
   CHECK(node.Domain().host_cache().bytes() <= 2 * kSlab);
   CHECK(node.Domain().host_cache().blocks() == 2 * kSlots);
+}
+
+// Without the limit in SlabQuota::LimitFor the third worker gets slabs, and so on: the processes of
+// one user hold any multiple of the host cache. Seen.
+TEST_CASE("Quotas: memory of closed slabs counts for its user while a process may write it", "[unit]") {
+  Node node(CacheOf(2));
+  std::vector<Received> kept;
+  SteadyTime now = std::chrono::steady_clock::now();
+  std::vector<std::unique_ptr<OffloadingWorker>> workers;
+  const auto next_worker = [&]() -> OffloadingWorker& {
+    const auto round = static_cast<std::uint32_t>(workers.size());
+    workers.push_back(std::make_unique<OffloadingWorker>(node, "worker-" + std::to_string(round), kAttacker, 64, kBlockBytes << round));
+    // Blocks of another size: the slabs of the worker before are closed.
+    for (int i = 0; i < 4; ++i) {
+      node.WorkAll();
+      node.broker.Tick(now += seconds(1));
+    }
+    return *workers.back();
+  };
+  const auto end = [&](OffloadingWorker& worker) {
+    node.Handle(worker.id, worker.region.UnregisterMessage());
+    node.WorkAll();
+    node.broker.Leave(worker.id, true);
+    node.WorkAll();
+  };
+  for (int round = 0; round < 2; ++round) {
+    OffloadingWorker& worker = next_worker();
+    const std::uint32_t slots = 2 * kSlots >> round;
+    for (std::uint32_t from = 0; from < slots; from += slots / 2)
+      REQUIRE(worker.PrepareStore(worker.Write(from, from + slots / 2)) == static_cast<int>(slots / 2));
+    for (int slab = 0; slab < 2; ++slab) kept.push_back(worker.connection.Take(Body::kSlabGrant));
+    end(worker);
+  }
+  OffloadingWorker& worker = next_worker();
+  const kvmwire::PrepareStoreReply refused = worker.Offer(worker.Write(0, 1));
+  CHECK(refused.grants_size() == 0);
+  CheckSays(refused.reason(), "user 2001: processes still have memory of closed slabs");
+  kept.clear();
+  for (const auto& each : workers) each->connection.sent.clear();
+  node.broker.Tick(now += seconds(1));
+  CHECK(worker.PrepareStore(worker.Write(1, 2)) == 1);
 }
 
 TEST_CASE("Quotas: others' replicas keep no worker's own block out", "[unit]") {

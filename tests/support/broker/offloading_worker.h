@@ -61,7 +61,7 @@ struct OffloadingWorker {
     node.WorkAll();
     return connection.Take(Body::kPrepareStoreReply).message.prepare_store_reply();
   }
-  void Done(const kvmwire::PrepareStoreReply& reply, bool stored = true) {
+  static kvmwire::ClientMessage DoneMessage(const kvmwire::PrepareStoreReply& reply, bool stored = true) {
     kvmwire::ClientMessage message;
     for (const kvmwire::StoreGrant& grant : reply.grants()) {
       kvmwire::StoreOutcome& outcome = *message.mutable_complete_store()->add_outcomes();
@@ -71,7 +71,10 @@ struct OffloadingWorker {
       outcome.set_generation(grant.generation());
       outcome.set_stored(stored);
     }
-    node.Handle(id, message);
+    return message;
+  }
+  void Done(const kvmwire::PrepareStoreReply& reply, bool stored = true) {
+    node.Handle(id, DoneMessage(reply, stored));
     node.WorkAll();
   }
   // Returns how many were granted.
