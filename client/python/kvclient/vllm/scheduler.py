@@ -23,6 +23,7 @@ from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.hits import longest_hit
+from kvclient.vllm.joins import Joins
 from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
@@ -112,6 +113,7 @@ class SchedulerSide:
         self._failures_in_a_row = 0
         self._paused_until = 0.0
         self.adapters = Adapters()
+        self._joins = Joins(options)
         self._fingerprint = ""
         self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
         # As of the last look, the weights are known and memory is registered under them
@@ -187,7 +189,8 @@ class SchedulerSide:
     def matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """How many tokens after the first ``computed`` can be imported, and whether that happens in the background.
 
-        None: ask again. A prefill engine has computed the request, and its blocks are not found yet.
+        None: ask again. A prefill engine has computed the request, and its blocks are not found yet; or kvmd-mesh is
+        asked for blocks of other nodes.
         """
         if not self.active:
             return 0, False
@@ -215,6 +218,8 @@ class SchedulerSide:
             tracked.first_asked = tracked.first_asked or began
             if began - tracked.first_asked < self._options.prefill_wait_s:
                 return None, False
+        if first + blocks < last and self._waits_for_join(tracked, first + blocks, last):
+            return None, False
         self.counters.add("queried_tokens", (last - first) * self._block_tokens)
         tokens = blocks * self._block_tokens
         if tokens < max(self._options.min_prefix_tokens, 1):
@@ -222,6 +227,20 @@ class SchedulerSide:
         self.counters.add("matched_tokens", tokens)
         self.counters.time("find", time.perf_counter() - began)
         return tokens, tokens > 0 and self._options.load == "async"
+
+    def _waits_for_join(self, tracked: _Tracked, found: int, last: int) -> bool:
+        """Whether kvmd-mesh is asked for the blocks after ``found`` ones; of an engine with one KV-cache group."""
+        if len(self._groups) > 1 or self._groups[0].window:
+            return False
+        if (last - found) * self._block_tokens < self._options.min_prefix_tokens:
+            return False
+        keys = [each[:last] for each in tracked.keys.upto(last)]
+        return self._joins.waits(tracked.request.request_id, keys, found)
+
+    def joined(self, request_ids: Iterable[str]) -> None:
+        """kvmd-mesh has been asked for one shard of these requests, each named once for each shard."""
+        for request_id in request_ids:
+            self._joins.joined(request_id)
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], external_tokens: int) -> None:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
@@ -287,6 +306,7 @@ class SchedulerSide:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh, output.num_scheduled_tokens)]
             self._ended.clear()
+        plan.joins = self._joins.take()
         plan.loads, self._loads = self._loads, []
         written = set(_written_by_engine(output)) if plan.loads else set()
         later = {load.request_id for load in plan.loads if load.wait or not written.isdisjoint(load.blocks)}
@@ -355,6 +375,7 @@ class SchedulerSide:
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         outside = self._outside.pop(request.request_id, None)
         self._given.pop(request.request_id, None)
+        self._joins.forget(request.request_id)
         self._parked.discard(request.request_id)
         if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
             self._held.add(prefix_of(request, tracked.keys, _confirmed(request), self._block_tokens))
