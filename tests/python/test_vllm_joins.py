@@ -53,9 +53,9 @@ def test_a_request_waits_until_each_shard_has_been_asked_for(joins: Joins) -> No
     assert (join.request_id, join.found, len(join.keys)) == ("r", 3, 2)
     assert joins.waits("r", keys, 3)
     assert joins.take() == []
-    joins.joined("r")
+    joins.joined("r", 0)
     assert joins.waits("r", keys, 3)
-    joins.joined("r")
+    joins.joined("r", 0)
     assert not joins.waits("r", keys, 3)
     assert joins.take() == []
 
@@ -66,7 +66,7 @@ def test_a_request_waits_no_longer_than_the_option_says(joins: Joins, clock: Clo
     assert joins.waits("r", [kvclient.BlockKeys()], 0)
     clock.now += 0.2
     assert not joins.waits("r", [kvclient.BlockKeys()], 0)
-    joins.joined("r")  # too late
+    joins.joined("r", 0)  # too late
     assert not joins.waits("r", [kvclient.BlockKeys()], 0)
 
 
@@ -81,6 +81,14 @@ def test_a_mesh_that_does_not_answer_is_left_alone_for_a_while(joins: Joins, clo
     clock.now += 60
     assert late("again")
     assert not late("still silent")
+
+
+def test_a_mesh_that_brings_blocks_late_is_asked_again(joins: Joins, clock: Clock) -> None:
+    for name in map(str, range(6)):
+        assert joins.waits(name, [kvclient.BlockKeys()], 0)
+        clock.now += 3
+        assert not joins.waits(name, [kvclient.BlockKeys()], 0)
+        joins.joined(name, 5)
 
 
 def test_a_request_that_has_ended_is_not_asked_for(joins: Joins) -> None:

@@ -503,7 +503,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             ours = self._declared.fingerprint().hex
             done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
             self._unregistered -= done
-        self._scheduler.joined(request_id for each in workers for request_id in each.joined)
+        self._scheduler.joined(join for each in workers for join in each.joined)
         self._scheduler.failed_requests(getattr(connector_output, "failed_recving", ()))
         if connector_output.invalid_block_ids:
             self._scheduler.failed(connector_output.invalid_block_ids)

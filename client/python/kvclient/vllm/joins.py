@@ -21,10 +21,9 @@ from kvclient.vllm.plan import Join
 
 _log = logging.getLogger(__name__)
 
-# Joins of a worker at a time, and of an engine; the blocks of further requests are not asked for.
-_THREADS = 4
+# Joins at a time, each on a thread that waits; the blocks of further requests are not asked for.
 _MOST_AT_ONCE = 16
-# After so many joins in a row that took too long, none is tried for a while.
+# After so many joins in a row that took too long and brought nothing, none is tried for a while.
 _MOST_LATE = 4
 _PAUSE_S = 60.0
 # Where no kvmd-mesh listens, so often it is looked for.
@@ -85,8 +84,10 @@ class Joins:
         new, self._new = self._new, []
         return new
 
-    def joined(self, request_id: str) -> None:
-        """One shard's join has ended, whatever came of it."""
+    def joined(self, request_id: str, fetched: int) -> None:
+        """One shard's join has ended, and brought ``fetched`` blocks here, maybe too late for the request."""
+        if fetched:
+            self._late = 0
         waiting = self._waiting.get(request_id)
         if waiting is not None:
             waiting.left -= 1
@@ -120,21 +121,21 @@ class WorkerJoins:
         """Without threads until the first join."""
         self._options = options
         self._threads: ThreadPoolExecutor | None = None
-        self._running: list[tuple[str, Future[None]]] = []
+        self._running: list[tuple[str, Future[int]]] = []
 
     def start(self, client: Client, region: Region, request_id: str, keys: BlockKeys, found: int) -> None:
         """Ask for the blocks of ``keys`` of which ``found`` leading ones are here."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kvclient-join")
+            self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="kvclient-join")
         self._running.append((request_id, self._threads.submit(self._join, client, region, keys, found)))
 
-    def ended(self) -> list[str]:
-        """Requests whose join has ended since the last call."""
+    def ended(self) -> list[tuple[str, int]]:
+        """Requests whose join has ended since the last call, and how many blocks it brought."""
         running, self._running = self._running, []
         done = []
         for request_id, future in running:
             if future.done():
-                done.append(request_id)
+                done.append((request_id, 0 if future.cancelled() else future.result()))
             else:
                 self._running.append((request_id, future))
         return done
@@ -145,7 +146,7 @@ class WorkerJoins:
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _join(self, client: Client, region: Region, keys: BlockKeys, found: int) -> None:
+    def _join(self, client: Client, region: Region, keys: BlockKeys, found: int) -> int:
         try:
             outcome = client.join_cache(
                 keys,
@@ -156,8 +157,10 @@ class WorkerJoins:
                 mesh_socket=self._options.mesh_socket,
             )
             _log.debug("kvclient: join: %r", outcome)
+            return outcome.fetched
         except KvError as error:
             _log.warning("kvclient: no join: %s", error)
+            return 0
 
 
 __all__ = ["Joins", "WorkerJoins"]

@@ -66,8 +66,8 @@ class WorkerReport:
     waited: set[str] = field(default_factory=set)
     #: (pipeline rank, tensor rank, fingerprint) of memory that has been registered.
     registered: set[tuple[int, int, str]] = field(default_factory=set)
-    #: Requests of which this worker's shard has been asked for at kvmd-mesh.
-    joined: list[str] = field(default_factory=list)
+    #: Requests of which this worker's shard has been asked for at kvmd-mesh, and blocks that came.
+    joined: list[tuple[str, int]] = field(default_factory=list)
 
 
 __all__ = ["Join", "Load", "PublishRun", "StepPlan", "WorkerReport"]

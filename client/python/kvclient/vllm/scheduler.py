@@ -237,10 +237,10 @@ class SchedulerSide:
         keys = [each[:last] for each in tracked.keys.upto(last)]
         return self._joins.waits(tracked.request.request_id, keys, found)
 
-    def joined(self, request_ids: Iterable[str]) -> None:
-        """kvmd-mesh has been asked for one shard of these requests, each named once for each shard."""
-        for request_id in request_ids:
-            self._joins.joined(request_id)
+    def joined(self, joins: Iterable[tuple[str, int]]) -> None:
+        """kvmd-mesh has been asked for one shard of each of these requests, and has brought so many blocks."""
+        for request_id, fetched in joins:
+            self._joins.joined(request_id, fetched)
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], external_tokens: int) -> None:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
