@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.mesh import MeshProcess
 from support.worker import Worker
 
 
@@ -28,3 +29,17 @@ def start_worker() -> Iterator[Callable[..., Worker]]:
     yield start
     for worker in workers:
         worker.stop()
+
+
+@pytest.fixture
+def start_mesh() -> Iterator[Callable[..., MeshProcess]]:
+    """Starts a kvmd-mesh beside a kvmd; ended with the test."""
+    started: list[MeshProcess] = []
+
+    def start(kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> MeshProcess:
+        started.append(MeshProcess(kvmd, node, peers))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()

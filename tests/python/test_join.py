@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,50 +11,11 @@ import kvclient
 from kvclient import Geometry, KeyChain, errors
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import spec
+from support.mesh import MeshProcess
 from support.waiting import eventually
 
 BLOCKS, BLOCK_BYTES = 8, 4096
 TOKENS = list(range(BLOCKS * 4))
-
-
-def mesh_binary() -> str:
-    """The kvmd-mesh that was built beside the kvmd under test; without one there is nothing to test."""
-    beside = pathlib.Path(os.environ.get("KVMD_BINARY", "kvmd")).with_name("kvmd-mesh")
-    found = str(beside) if beside.is_file() else shutil.which("kvmd-mesh")
-    if found is None:
-        pytest.skip("no kvmd-mesh beside KVMD_BINARY or in PATH")
-    return found
-
-
-class MeshProcess:
-    """A kvmd-mesh beside a kvmd, on a port of the loopback that the kernel chooses."""
-
-    def __init__(self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> None:
-        self.socket = str(pathlib.Path(kvmd.socket).with_name("mesh.sock"))
-        command = [mesh_binary(), "--node", node, "--socket", kvmd.socket, "--mesh-socket", self.socket]
-        command += ["--listen", "127.0.0.1:0", "--pull-interval-ms", "50", "--pool-size", "1M", "--staging-size", "64K"]
-        for peer in peers:
-            command += ["--peers", peer]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.as_peer = f"{node}={self._process.stdout.readline().split()[-1]}"
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.fixture
-def start_mesh() -> Iterator[Callable[..., MeshProcess]]:
-    started: list[MeshProcess] = []
-
-    def start(kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> MeshProcess:
-        started.append(MeshProcess(kvmd, node, peers))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.stop()
 
 
 def node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from kvclient.daemon import PrivateDaemon
 from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.transformers import Marketplace, rope_of, spec_of
 from kvclient.transformers.spec import attention_layers
+from support.mesh import MeshProcess
 from support.models import make_model, prompt
 from support.waiting import eventually
 from support.worker import Worker
@@ -362,3 +364,28 @@ def test_a_marketplace_that_is_killed_leaves_no_memory_behind(
     owner.kill()
     eventually(lambda: len(peer.client.find(keys)) == 0)
     assert peer.client.reclaim_orphans().regions == 0
+
+
+# ---- other nodes ----
+
+
+def test_a_prompt_that_another_node_has_computed_is_fetched(
+    model: Any, start_mesh: Callable[..., MeshProcess], tmp_path: Path
+) -> None:
+    ids = prompt(100, seed=31)
+    with PrivateDaemon() as kvmd_a, PrivateDaemon() as kvmd_b:
+        mesh_a = start_mesh(kvmd_a, "a")
+        mesh_b = start_mesh(kvmd_b, "b", (mesh_a.as_peer,))
+        none = str(tmp_path / "none.sock")
+        with (
+            Marketplace(model, socket_path=kvmd_a.socket, name="a", pool_blocks=16, mesh_socket=none) as there,
+            Marketplace(
+                model, socket_path=kvmd_b.socket, name="b", pool_blocks=16, mesh_socket=mesh_b.socket, mesh_wait_s=10.0
+            ) as here,
+            Marketplace(model, socket_path=kvmd_b.socket, name="c", pool_blocks=16, mesh_socket=none) as alone,
+        ):
+            expected = there.generate(ids, max_new_tokens=8, do_sample=False)
+            assert alone.fetch(ids).tokens == 0
+            # Node b learns after a moment what node a has
+            eventually(lambda: here.fetch(ids).tokens == 96)
+            assert here.generate(ids, max_new_tokens=8, do_sample=False).tolist() == expected.tolist()

@@ -76,6 +76,8 @@ READ: dict[str, dict[str, str]] = {
     },
     "config/speculative.py": {"SpeculativeConfig": "draft_model_config method"},
     "model_executor/layers/attention_layer_base.py": {"AttentionLayerBase": "get_attn_backend"},
+    "model_executor/layers/linear.py": {"QKVParallelLinear": "num_kv_head_replicas total_num_kv_heads"},
+    "model_executor/layers/attention/attention.py": {"Attention": "layer_name"},
     "distributed/parallel_state.py": {"GroupCoordinator": "rank_in_group"},
     METRICS: {
         "KVConnectorStats": "data reset aggregate reduce is_empty",
@@ -222,6 +224,12 @@ def test_layers_tensors_count_blocks_first_where_no_backend_says_which_dimension
         if isinstance(node, ast.FunctionDef) and node.name == "allocate_kv_cache"
     )
     assert "``[B, H, N, C]`` per layer" in " ".join((ast.get_docstring(views) or "").split())
+
+
+def test_ranks_with_the_same_kv_head_are_neighbours(release: Source) -> None:
+    projection = release.classes("model_executor/layers/linear.py")["QKVParallelLinear"].methods
+    assert "self.tp_rank // self.num_kv_head_replicas" in ast.unparse(projection["weight_loader"])
+    assert "divide(tp_size, self.total_num_kv_heads)" in ast.unparse(projection["__init__"])
 
 
 def test_the_kind_of_a_hit_exists_where_vllm_counts_them(release: Source) -> None:

@@ -68,7 +68,7 @@ REFUSED = {
     "chunks": (why(FULL, CHUNKED), "not all of them are full attention or a sliding window", DISABLE),
     "groups, one of a draft": (why(FULL, SLIDING, DRAFT), "one of them of a draft model", "speculative_config"),
     "groups, waiting": (why(FULL, SLIDING, load="sync"), "can load in the background only", "load=async"),
-    "states beside attention": (why(FULL, MAMBA), "nothing makes one of them", ""),
+    "states beside attention": (why(FULL, MAMBA), "of states, which vLLM copies from block to block within a step", ""),
     "states alone": (why(MAMBA), "a state instead of the KV of each token", ""),
     "sizes and kinds": (why(MIXED), "KV of different sizes in one block", ""),
     "encoders": (why(), "no KV cache", "without the connector"),

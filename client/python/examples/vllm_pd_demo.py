@@ -100,6 +100,9 @@ class Server:
         """Starts it. ``path``: answers once it is ready."""
         self.name, self.port, self._log = name, free_port(), log
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {})}
+        if not gpus:
+            # Both engines would bind their threads to the same cores, and wait for each other
+            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(self.port)],
@@ -110,7 +113,7 @@ class Server:
             )
         self._path = path
 
-    def wait(self, timeout_s: float = 600.0) -> None:
+    def wait(self, timeout_s: float) -> None:
         """Until it is ready; SystemExit with the end of its log if it ends or takes longer."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -147,6 +150,8 @@ def engine(name: str, model: str, kvmd: str, folder: Path, options: argparse.Nam
         "--served-model-name",
         "demo",
         "--enable-prompt-tokens-details",
+        # In 16 bits, a cached and a computed prefix may differ in last bits, and so in what follows
+        *(() if options.model else ("--dtype", "float32")),
         "--kv-transfer-config",
         json.dumps(transfer),
         *options.engine,
@@ -214,6 +219,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt-length", type=int, default=1500, help="characters")
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--start-timeout-s", type=float, default=600.0, help="for each server to answer")
     parser.add_argument("engine", nargs="*", help="after --: further options of vllm serve, for both engines")
     options = parser.parse_args()
     if importlib.util.find_spec("vllm") is None:
@@ -242,7 +248,7 @@ def main() -> int:
             servers.append(engine(name, model, kvmd, folder, options))
             ending.callback(servers[-1].stop)
         for server in servers:
-            server.wait()
+            server.wait(options.start_timeout_s)
         proxy = None
         if options.proxy:
             command = [sys.executable, options.proxy]
@@ -250,7 +256,7 @@ def main() -> int:
                 command += [f"--{role}-host", "127.0.0.1", f"--{role}-port", str(server.port)]
             proxy = Server("proxy", command, "/healthcheck", folder / "proxy.log")
             ending.callback(proxy.stop)
-            proxy.wait()
+            proxy.wait(options.start_timeout_s)
         return run(*servers, proxy, options)
 
 

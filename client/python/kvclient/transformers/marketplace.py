@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from kvclient._native import Client, ExtraKey, Geometry, KeyChain, NearMiss
 from kvclient.errors import DeadlineExceededError, InvalidArgumentError, KvError, UnsupportedError
 from kvclient.host_store import HostStore
+from kvclient.mesh import has_mesh
 from kvclient.torch import view
 from kvclient.transformers.cache import (
     blocks_from_cache,
@@ -91,6 +92,9 @@ class Marketplace:
         import_timeout_s: float = 5.0,
         verify_one_in: int = 0,
         connect_timeout_s: float = 1.0,
+        mesh_socket: str = "",
+        mesh_wait_s: float = 0.5,
+        prefill_tokens_per_s: float = 0.0,
     ) -> None:
         """Describe the model, allocate a pool of ``pool_blocks`` blocks in host memory and register it.
 
@@ -102,6 +106,10 @@ class Marketplace:
         ``model_id``, ``revision``, ``weights_digest``, ``tokenizer``: see ``spec_of``.
         ``import_timeout_s``: blocks not copied by then are computed. ``verify_one_in``: see ``Client``; of the client
         that the marketplace makes.
+        ``mesh_socket``: of this node's kvmd-mesh, which is asked for blocks of other nodes; default
+        /run/kvmd-mesh/UID/mesh.sock. Where there is none, it is not asked. ``mesh_wait_s``: a prompt waits so long for
+        them; 0: never. ``prefill_tokens_per_s``: how fast the model computes a prompt; only what comes sooner is
+        fetched. 0: unknown.
 
         UnsupportedError: a model whose cache is not made of KV blocks. Other KvErrors: see
         ``Client.declare_model`` and ``Client.allocate_region``.
@@ -118,6 +126,8 @@ class Marketplace:
         self._name = name or f"transformers-{os.getpid()}-{id(self):x}"
         self._pool_blocks = pool_blocks
         self._import_timeout_s = import_timeout_s
+        self._mesh_socket, self._mesh_wait_s = mesh_socket, mesh_wait_s
+        self._prefill_tokens_per_s = prefill_tokens_per_s
         self._refreshes = 0
         self._owns_client = client is None
         self.client = client or Client(socket_path, name=self._name, start_offline=True, verify_one_in=verify_one_in)
@@ -170,7 +180,8 @@ class Marketplace:
 
         ``token_ids``: [tokens] or [1, tokens]. ``lora``: name or digest of the adapter that is active.
         ``cache_salt``: shares only with requests of the same salt. At least one token is left to compute.
-        Waits at most ``import_timeout_s``. An error of kvmd is not raised: it counts as a miss.
+        Waits at most ``mesh_wait_s`` for other nodes, and ``import_timeout_s`` for the copy. An error of kvmd is not
+        raised: it counts as a miss.
         """
         ids = _flat(token_ids)
         with self._lock:
@@ -298,6 +309,15 @@ class Marketplace:
         chain = KeyChain(self._declared, extras=extras)
         root = chain.parent
         keys = chain.extend(ids[: usable * block_tokens])
+        if self._mesh_wait_s > 0 and has_mesh(self._mesh_socket):
+            self.client.join_cache(
+                keys,
+                self.region,
+                timeout_s=self._mesh_wait_s,
+                min_blocks=-(-self._min_prefix_tokens // block_tokens),
+                prefill_tokens_per_s=self._prefill_tokens_per_s,
+                mesh_socket=self._mesh_socket,
+            )
         return self._store.fetch(keys, root, min_blocks=-(-self._min_prefix_tokens // block_tokens))
 
     def _publish(self, ids: list[int], cache: DynamicCache, extras: list[ExtraKey]) -> int:

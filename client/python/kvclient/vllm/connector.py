@@ -25,6 +25,7 @@ from kvclient.vllm.engine_hashes import engine_hashes
 from kvclient.vllm.engine_model import EngineModel, executor_of
 from kvclient.vllm.events import event_of
 from kvclient.vllm.groups import describe, groups_of, layer_specs
+from kvclient.vllm.kv_shards import Rank, count_shards, shard_of, with_shards
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.near_misses import NearMissLog
@@ -44,7 +45,7 @@ from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
 from kvclient.vllm.spec import lengths_of, of_all_stages, source_of, spec_of
-from kvclient.vllm.weights import Measured, measure
+from kvclient.vllm.weights import Measured, measure, models_of
 from kvclient.vllm.wishes import answer_of_prefill
 from kvclient.vllm.worker import WorkerSide
 from kvclient.vllm.worker_calls import (
@@ -127,6 +128,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._described: Described | None = None
         self._layout: KvLayout | None = None
         self._kv_caches: dict[str, torch.Tensor] = {}
+        self._kv_specs: dict[str, Any] = {}  # layer -> vLLM's KVCacheSpec
         self._model: EngineModel | None = None
         self._declared: ModelSpec | None = None
         self._declaring: Retried[Any] | None = None
@@ -181,6 +183,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._turn_off(str(error))
             return
         self._layout, self._kv_caches = layout, dict(kv_caches)
+        self._kv_specs = {layer: spec_of_layer.get(layer, kv_spec) for layer in kv_caches}
         self._described = Described(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
         _log.info(
             "KvMarketConnector: %s blocks of %d bytes, %s",
@@ -201,7 +204,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._worker is None or described is None or self._layout is None:
             return 0, 0, False, self._off or "the worker has registered no KV memory"
         pp_rank, tp_rank = described.pp_rank, described.tp_rank
-        shard = Shard(tp_rank=tp_rank, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
+        index, replica = shard_of(tp_rank, self._vllm_config.parallel_config.tensor_parallel_size, spec.tp_size)
+        shard = Shard(tp_rank=index, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
         again = f".{self._times_registered}" if self._times_registered else ""
         self._times_registered += 1
         try:
@@ -210,7 +214,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                     self._options.socket, self._name, lookup_only=False, verify_one_in=self._options.verify_one_in
                 )
             name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
-            done = self._worker.attach(self._client, spec, shard, self._layout, name)
+            rank = Rank(pp_rank, tp_rank)
+            done = self._worker.attach(self._client, spec, shard, self._layout, name, rank=rank, replica=replica)
         except KvError as error:
             self._turn_off(str(error))
             return pp_rank, tp_rank, False, str(error)
@@ -238,9 +243,14 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             raise UnsupportedError(self._off or "the worker has registered no KV memory")
         return self._described.pp_rank, self._described.tp_rank, self._worker.registered_under
 
-    def describe(self) -> Described | str:
+    def describe(self, worker: Any) -> Described | str:
         """What this worker is going to register, or why it does not."""
-        return self._described or self._off or "the worker has registered no KV memory"
+        if self._described is None:
+            return self._off or "the worker has registered no KV memory"
+        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        if ranks > 1:
+            self._described.kv_shards = count_shards(models_of(worker).values(), self._kv_specs, ranks)
+        return self._described
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """None: a MultiConnector gives the first connector's metadata to all, and others refuse what is not theirs."""
@@ -333,6 +343,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 why = next((f": {each}" for each in described if isinstance(each, str)), "")
                 raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
             spec = of_all_stages([(worker.pp_rank, worker.spec) for worker in workers])
+            counts = [worker.kv_shards for worker in workers]
+            with_shards(spec, counts, across_sizes=self._options.share_across_tp_sizes)
             hashes = None
             if self._options.keys == "auto":
                 hashes = engine_hashes(self._vllm_config, self._pool, spec.block_tokens)
@@ -360,7 +372,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                     "load=sync on a V2 model runner, though the configuration does not say it is one"
                 )
             shards = [
-                Shard(tp_rank=w.tp_rank, tp_size=spec.tp_size, pp_rank=w.pp_rank, pp_size=spec.pp_size) for w in workers
+                Shard(tp_rank=index, tp_size=spec.tp_size, pp_rank=stage, pp_size=spec.pp_size)
+                for stage in range(spec.pp_size)
+                for index in range(spec.tp_size)
             ]
             self._scheduler.attach(
                 self._client,
@@ -493,6 +507,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             ours = self._declared.fingerprint().hex
             done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
             self._unregistered -= done
+        self._scheduler.joined(join for each in workers for join in each.joined)
         self._scheduler.failed_requests(getattr(connector_output, "failed_recving", ()))
         if connector_output.invalid_block_ids:
             self._scheduler.failed(connector_output.invalid_block_ids)

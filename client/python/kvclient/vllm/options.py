@@ -35,6 +35,14 @@ class ConnectorOptions:
     #: Mark prompts that this engine is about to compute, and have a request wait so long for blocks
     #: that another engine is computing; 0: neither.
     wait_for_computing_s: float = 0.0
+    #: A request of which other nodes may have more waits so long for kvmd-mesh; 0: it is not asked.
+    mesh_wait_s: float = 0.5
+    #: kvmd-mesh's socket; default /run/kvmd-mesh/UID/mesh.sock. Where there is none, it is not
+    #: asked.
+    mesh_socket: str = ""
+    #: How fast this engine computes prompts: kvmd-mesh then fetches only what comes sooner. 0:
+    #: unknown.
+    prefill_tokens_per_s: float = 0.0
     #: Identity of the weights when the engine starts, as text; used instead of their digest.
     weights_digest: str = ""
     #: The model's name in listings; the same in every engine. Default: its architecture.
@@ -42,6 +50,9 @@ class ConnectorOptions:
     #: Share with engines of other releases of vLLM and PyTorch, whose kernels may round
     #: differently.
     share_across_versions: bool = False
+    #: Share with engines of other tensor-parallel sizes that have as many KV shards; needs
+    #: ``weights_digest``.
+    share_across_tp_sizes: bool = False
     #: ``auto``: from vLLM's own block hashes where these are the same in every process;
     #: ``tokens``: always from tokens.
     keys: Literal["auto", "tokens"] = "auto"
@@ -72,6 +83,11 @@ class ConnectorOptions:
             raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
         if options.keys not in ("auto", "tokens"):
             raise InvalidArgumentError(f"kv_connector_extra_config: keys is {options.keys!r}, not auto or tokens")
+        if options.share_across_tp_sizes and not options.weights_digest:
+            raise InvalidArgumentError(
+                "kv_connector_extra_config: share_across_tp_sizes needs weights_digest, the same text in every engine: "
+                "ranks of different sizes hold different parts of the weights"
+            )
         for name, field in known.items():
             if isinstance(field.default, int | float) and getattr(options, name) < 0:
                 raise InvalidArgumentError(f"kv_connector_extra_config: {name} is negative")

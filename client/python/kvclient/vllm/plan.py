@@ -35,6 +35,15 @@ class Load:
 
 
 @dataclass
+class Join:
+    """Blocks of a request to ask kvmd-mesh for."""
+
+    request_id: str
+    keys: list[BlockKeys]  # for each shard, from the first block on
+    found: int  # how many leading ones are on this node
+
+
+@dataclass
 class StepPlan:
     """Work for one step, carried out in this order before the step writes to KV memory."""
 
@@ -43,6 +52,7 @@ class StepPlan:
     begin: list[int] = field(default_factory=list)
     withdraw_all: bool = False
     loads: list[Load] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
     #: Fingerprint (hex) of the keys' model; "": the model under which the worker's memory is
     #: registered.
     model: str = ""
@@ -56,6 +66,8 @@ class WorkerReport:
     waited: set[str] = field(default_factory=set)
     #: (pipeline rank, tensor rank, fingerprint) of memory that has been registered.
     registered: set[tuple[int, int, str]] = field(default_factory=set)
+    #: Requests of which this worker's shard has been asked for at kvmd-mesh, and blocks that came.
+    joined: list[tuple[str, int]] = field(default_factory=list)
 
 
-__all__ = ["Load", "PublishRun", "StepPlan", "WorkerReport"]
+__all__ = ["Join", "Load", "PublishRun", "StepPlan", "WorkerReport"]

@@ -9,6 +9,8 @@ from kvclient.vllm.groups import attends, kinds_of
 
 # Specs that vLLM can treat as full attention, so that one group is left.
 _PROMOTED = ("FullAttentionSpec", "SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
+# Of a state in place of the KV of each token: Mamba, linear attention, short convolutions.
+_STATE = "MambaSpec"
 _DISABLE = "--disable-hybrid-kv-cache-manager makes one of them, which takes more memory"
 
 
@@ -45,6 +47,8 @@ def refusal(vllm_config: Any, kv_cache_config: Any, *, by_request: bool = True, 
 def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
     kinds = sorted({kind for group in groups for kind in kinds_of(group.kv_cache_spec)})
     text = f"the model has {len(groups)} KV-cache groups ({', '.join(kinds)})"
+    if _STATE in kinds:
+        return f"{text}, one of them of states, which vLLM copies from block to block within a step: nothing is shared"
     if not all(attends(group.kv_cache_spec) for group in groups):
         remedy = _DISABLE if all(kind in _PROMOTED for kind in kinds) else "nothing makes one of them"
         return f"{text}, and not all of them are full attention or a sliding window: {remedy}"

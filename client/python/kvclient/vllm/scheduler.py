@@ -24,6 +24,7 @@ from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.hits import longest_hit
+from kvclient.vllm.joins import Joins
 from kvclient.vllm.keys import KeySource, RequestKeys
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, PublishRun, StepPlan
@@ -114,6 +115,7 @@ class SchedulerSide:
         self._failures_in_a_row = 0
         self._paused_until = 0.0
         self.adapters = Adapters()
+        self._joins = Joins(options)
         self._fingerprint = ""
         self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
         # As of the last look, the weights are known and memory is registered under them
@@ -189,8 +191,8 @@ class SchedulerSide:
     def matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """How many tokens after the first ``computed`` can be imported, and whether that happens in the background.
 
-        None: ask again. A prefill engine has computed the request, and its blocks are not found yet, or another engine
-        is computing them.
+        None: ask again. A prefill engine has computed the request, and its blocks are not found yet; or another engine
+        is computing them; or kvmd-mesh is asked for blocks of other nodes.
         """
         if not self.active:
             return 0, False
@@ -220,6 +222,8 @@ class SchedulerSide:
                 return None, False
         if first + blocks < last and self._waits_for_others(tracked, first, blocks, last, began):
             return None, False
+        if first + blocks < last and self._waits_for_join(tracked, first + blocks, last):
+            return None, False
         self.counters.add("queried_tokens", (last - first) * self._block_tokens)
         tokens = blocks * self._block_tokens
         if tokens < max(self._options.min_prefix_tokens, 1):
@@ -247,6 +251,20 @@ class SchedulerSide:
         return (
             _confirmed(tracked.request) // self._block_tokens >= (tracked.request.num_tokens - 1) // self._block_tokens
         )
+
+    def _waits_for_join(self, tracked: _Tracked, found: int, last: int) -> bool:
+        """Whether kvmd-mesh is asked for the blocks after ``found`` ones; of an engine with one KV-cache group."""
+        if len(self._groups) > 1 or self._groups[0].window:
+            return False
+        if (last - found) * self._block_tokens < self._options.min_prefix_tokens:
+            return False
+        keys = [each[:last] for each in tracked.keys.upto(last)]
+        return self._joins.waits(tracked.request.request_id, keys, found)
+
+    def joined(self, joins: Iterable[tuple[str, int]]) -> None:
+        """kvmd-mesh has been asked for one shard of each of these requests, and has brought so many blocks."""
+        for request_id, fetched in joins:
+            self._joins.joined(request_id, fetched)
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], external_tokens: int) -> None:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
@@ -313,6 +331,7 @@ class SchedulerSide:
             fresh = set(plan.begin)
             plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh, output.num_scheduled_tokens)]
             self._ended.clear()
+        plan.joins = self._joins.take()
         plan.loads, self._loads = self._loads, []
         written = set(_written_by_engine(output)) if plan.loads else set()
         later = {load.request_id for load in plan.loads if load.wait or not written.isdisjoint(load.blocks)}
@@ -382,6 +401,7 @@ class SchedulerSide:
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         outside = self._outside.pop(request.request_id, None)
         self._given.pop(request.request_id, None)
+        self._joins.forget(request.request_id)
         self._parked.discard(request.request_id)
         if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
             self._held.add(prefix_of(request, tracked.keys, _confirmed(request), self._block_tokens))

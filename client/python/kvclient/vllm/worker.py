@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import InvalidArgumentError, KvError
+from kvclient.vllm.joins import WorkerJoins
+from kvclient.vllm.kv_shards import ONLY, Rank, Replica, published_by
 from kvclient.vllm.layout import KvLayout
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load, StepPlan, WorkerReport
@@ -26,9 +28,12 @@ class WorkerSide:
         """Inactive until ``attach``: plans are ignored, loads fail."""
         self._options = options
         self.counters = Counters()
+        self._client: Client | None = None
+        self._joins = WorkerJoins(options)
         self._memory: BlockMemory | None = None
         self._coming: Retried[BlockMemory] | None = None
-        self._shard = Shard()
+        self._rank = Rank(0, 0)
+        self._replica = ONLY
         self._shard_index = 0
         self._fingerprint = ""
         self._loads: list[TimedLoad] = []
@@ -39,14 +44,28 @@ class WorkerSide:
         self._started: StepPlan | None = None
         self._started_early: StepPlan | None = None
 
-    def attach(self, client: Client, spec: ModelSpec, shard: Shard, layout: KvLayout, name: str) -> bool:
+    def attach(
+        self,
+        client: Client,
+        spec: ModelSpec,
+        shard: Shard,
+        layout: KvLayout,
+        name: str,
+        *,
+        rank: Rank | None = None,
+        replica: Replica = ONLY,
+    ) -> bool:
         """Register the engine's memory under ``spec``; an earlier registration ends. Whether it has been registered.
+
+        ``rank``: the worker's; default: the shard's. ``replica``: which one of the ranks that hold the same.
 
         False: kvmd did not answer in time. The registration is then retried in the background, and ``take_report``
         reports its success. Any other KvError: the memory can't be shared, for the reason given, and is not registered.
         """
         self.close()
-        self._shard, self._shard_index = shard, shard.pp_rank * spec.tp_size + shard.tp_rank
+        self._client = client
+        self._rank, self._replica = rank or Rank(shard.pp_rank, shard.tp_rank), replica
+        self._shard_index = shard.pp_rank * spec.tp_size + shard.tp_rank
         self._fingerprint = spec.fingerprint().hex
 
         def register() -> BlockMemory:
@@ -71,7 +90,7 @@ class WorkerSide:
                 raise
             if self._memory is not None:
                 self._coming = None
-                self._report.registered.add((self._shard.pp_rank, self._shard.tp_rank, self._fingerprint))
+                self._report.registered.add((*self._rank, self._fingerprint))
         return self._memory
 
     @property
@@ -95,14 +114,25 @@ class WorkerSide:
         index = self._shard_index
         try:
             if plan.publish and self._is_of(plan):
-                runs = [Run(each.blocks, each.keys[index], each.parents[index], each.depth) for each in plan.publish]
-                memory.publish(runs)
+                memory.publish(
+                    [
+                        Run(each.blocks[first:last], each.keys[index][first:last], parent, each.depth + first)
+                        for each in plan.publish
+                        for first, last, parent in published_by(
+                            self._replica, each.keys[index], each.parents[index], each.depth
+                        )
+                    ]
+                )
         except KvError as error:
             self._note("publish", error)
         if plan.withdraw_all:
             memory.withdraw_all()
         if plan.begin:
             memory.begin(plan.begin)
+        # One rank asks for all that hold the same
+        if self._client is not None and self._replica.index == 0 and self._is_of(plan):
+            for join in plan.joins:
+                self._joins.start(self._client, memory.region, join.request_id, join.keys[index], join.found)
 
     def _is_of(self, plan: StepPlan) -> bool:
         """Whether the plan's keys are of the model that the memory is registered under."""
@@ -174,10 +204,12 @@ class WorkerSide:
     def take_report(self) -> WorkerReport | None:
         """The report to the scheduler's side; None: there is no news."""
         report, self._report = self._report, WorkerReport()
-        return report if report.waited or report.registered else None
+        report.joined = self._joins.ended()
+        return report if report.waited or report.registered or report.joined else None
 
     def close(self) -> None:
         """Unregister the memory; waits up to two seconds for importers."""
+        self._joins.close()
         coming, self._coming = self._coming, None
         if coming is not None:
             coming.cancel()

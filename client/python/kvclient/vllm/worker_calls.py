@@ -22,6 +22,8 @@ class Described:
     pp_rank: int
     tp_rank: int
     in_place: bool
+    #: Shards of the KV among the ranks of the worker's stage.
+    kv_shards: int = 1
 
     def rank(self) -> tuple[int, int]:
         """The order of shards."""
@@ -50,7 +52,7 @@ def measure_worker(worker: Any, engine_id: str) -> Measured | str:
 def describe_worker(worker: Any, engine_id: str) -> Described | str:
     """Runs in each worker: what it is going to register, or why it does not."""
     try:
-        return _of(worker, engine_id).describe()
+        return _of(worker, engine_id).describe(worker)
     except KvError as error:
         return str(error)
 
