@@ -11,8 +11,8 @@
 namespace kvm::daemon {
 
 // A mapping of its own, since the kernel uses a huge page only where address and file offset are
-// aligned alike. It is read-only, as a sealed segment allows no other. Other mappings of the file get
-// the huge page with their next access.
+// aligned alike. It is read-only, as a sealed segment allows no other. Other mappings of the file
+// get the huge page with their next access.
 std::uint64_t MoveToHugePages(int fd, std::uint64_t offset, std::uint64_t bytes) noexcept {
   const std::uint64_t whole = bytes / kHugePageBytes * kHugePageBytes;
   if (whole == 0) return 0;

@@ -6,8 +6,8 @@
 // Rows and slots carry a version word, used as a seqlock by a single writer: it is odd while the
 // row or slot is being written. All fields are read with atomic loads of their word. The reader
 // bounds-checks indices that it finds here and bounds its retries. A writer that died in the middle
-// leaves an odd version, which readers take for a miss. A change that an older reader would misread
-// needs a higher kLayoutVersion (what follows all else does not); tests/unit pins sizes and offsets.
+// leaves an odd version, which readers take for a miss. A change that older readers would misread
+// needs a higher kLayoutVersion; what lies behind all else does not. tests/unit pins the offsets.
 #pragma once
 
 #include <atomic>

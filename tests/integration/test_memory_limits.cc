@@ -167,7 +167,7 @@ TEST_CASE("Memory limits: kvmd doesn't start with a host cache that its group ha
     CheckHas(log, "allows 200 MiB");
   }
   // Alone it would fit.
-  CheckHas(start(Sight::kWhole, "100M", "2", "beside"), "beside 2 registries of 82 MiB");
+  CheckHas(start(Sight::kWhole, "100M", "2", "beside"), "beside 2 registries of 83 MiB");
   CHECK(group->Killed() == 0);
 }
 
@@ -197,7 +197,7 @@ TEST_CASE("Memory limits: a host cache leaves room for the registries that may c
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(250 * kMib, why);
   if (!group) KVM_SKIP(why);
-  // A registry has 82 MiB: with both of them, what is in use and the spare part, the cache's one
+  // A registry has 83 MiB: with both of them, what is in use and the spare part, the cache's one
   // slab does not fit.
   KvmdProcess kvmd({"--max-entries", "1000000", "--max-domains", "2", "--host-cache", "64M", "--host-cache-slab", "64M"}, group->Enter());
   std::filesystem::permissions(kvmd.dir().path(), std::filesystem::perms::all);
