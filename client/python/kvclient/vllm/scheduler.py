@@ -248,9 +248,8 @@ class SchedulerSide:
         tracked = self._tracked.get(request_id)
         if tracked is None:
             return True
-        return (
-            _confirmed(tracked.request) // self._block_tokens >= (tracked.request.num_tokens - 1) // self._block_tokens
-        )
+        last: int = (tracked.request.num_tokens - 1) // self._block_tokens
+        return bool(_confirmed(tracked.request) // self._block_tokens >= last)
 
     def _waits_for_join(self, tracked: _Tracked, found: int, last: int) -> bool:
         """Whether kvmd-mesh is asked for the blocks after ``found`` ones; of an engine with one KV-cache group."""
