@@ -1,7 +1,7 @@
 // The machine that a simulation runs on: its clock, its random numbers, and what it lacks.
 //
 // machine.cc defines the functions of the C library by which kvmd asks the kernel for time, random
-// numbers, memory (what there is, and more of it) and descriptors. While a Machine exists they
+// numbers, memory (how much it has, and allocations) and descriptors. While a Machine exists they
 // answer as it says, otherwise as the kernel does. One Machine at a time, and one thread.
 #pragma once
 

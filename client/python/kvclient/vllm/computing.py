@@ -37,13 +37,18 @@ class Computing:
         self._asked: dict[str, _Asked] = {}
         self._ignored: dict[int, float] = {}  # client -> until when
 
+    @property
+    def on(self) -> bool:
+        """Whether requests wait, and are marked, at all."""
+        return self._wait_s > 0
+
     def waits(self, client: Client, request_id: str, keys: BlockKeys, found: int, min_blocks: int, now: float) -> bool:
         """Whether the request waits for another engine that computes its next block, and is to be asked for again.
 
         ``keys``: those of its blocks that may be imported, of which ``found`` leading ones are published. A wait that
         brings less than ``min_blocks`` more is not worth it. The first call marks the others.
         """
-        if not self._wait_s or found >= len(keys):
+        if not self.on or found >= len(keys):
             return False
         asked = self._asked.get(request_id)
         if asked is None:

@@ -59,6 +59,14 @@ class Joins:
             self._listens, self._next_look = has_mesh(self._options.mesh_socket), now + _LOOK_S
         return self._listens
 
+    def may_wait(self, request_id: str) -> bool:
+        """Whether ``waits`` depends on the request's keys, which then have to be put together."""
+        if request_id in self._waiting:
+            return True
+        if request_id in self._asked or not self.on or self._now() < self._paused_until:
+            return False
+        return len(self._waiting) < _MOST_AT_ONCE
+
     def waits(self, request_id: str, keys: Sequence[BlockKeys], found: int) -> bool:
         """Whether the request has to wait for a join; the first call begins it.
 
@@ -70,9 +78,7 @@ class Joins:
                 return True
             self._end(request_id, late=True)
             return False
-        if request_id in self._asked or not self.on or self._now() < self._paused_until:
-            return False
-        if len(self._waiting) >= _MOST_AT_ONCE:
+        if not self.may_wait(request_id):
             return False
         self._asked.add(request_id)
         self._waiting[request_id] = _Waiting(self._now() + self._options.mesh_wait_s, len(keys))

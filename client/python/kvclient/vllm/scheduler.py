@@ -220,7 +220,7 @@ class SchedulerSide:
             tracked.first_asked = tracked.first_asked or began
             if began - tracked.first_asked < self._options.prefill_wait_s:
                 return None, False
-        if first + blocks < last and self._waits_for_others(tracked, first, blocks, last, began):
+        if self._computing.on and first + blocks < last and self._waits_for_others(tracked, first, blocks, last, began):
             return None, False
         if first + blocks < last and self._waits_for_join(tracked, first + blocks, last):
             return None, False
@@ -257,8 +257,10 @@ class SchedulerSide:
             return False
         if (last - found) * self._block_tokens < self._options.min_prefix_tokens:
             return False
-        keys = [each[:last] for each in tracked.keys.upto(last)]
-        return self._joins.waits(tracked.request.request_id, keys, found)
+        request_id = tracked.request.request_id
+        if not self._joins.may_wait(request_id):
+            return False
+        return self._joins.waits(request_id, [each[:last] for each in tracked.keys.upto(last)], found)
 
     def joined(self, joins: Iterable[tuple[str, int]]) -> None:
         """kvmd-mesh has been asked for one shard of each of these requests, and has brought so many blocks."""
