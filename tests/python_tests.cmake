@@ -19,7 +19,7 @@ function(kvm_python_test)
   endif()
   add_test(NAME "python/${arg_NAME}" COMMAND ${arg_COMMAND} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/python)
   set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS python TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/pycache")
+    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=;PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/pycache")
   if(arg_GPU)
     set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS "python;gpu" RESOURCE_LOCK gpu SKIP_REGULAR_EXPRESSION "[\n][0-9]+ skipped in")
   endif()

@@ -9,6 +9,7 @@ import pytest
 
 from kvclient.daemon import PrivateDaemon
 from support import real_model
+from support.forked_worker import ForkedWorker
 from support.vllm_worker import BLOCK
 from support.worker import Worker
 
@@ -28,7 +29,7 @@ def engines() -> Iterator[list[Worker]]:
     with PrivateDaemon() as daemon:
         for socket in (None, daemon.socket, daemon.socket):
             settings = {"max_model_len": 1024}
-            workers.append(Worker("support.vllm_worker", socket, 80, {}, real_model.folder(), settings))
+            workers.append(ForkedWorker("support.vllm_worker", socket, 80, {}, real_model.folder(), settings))
         yield workers
         for worker in workers:
             worker.stop()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.forked_worker import ForkedWorker
 from support.vllm_engines import ENGINE, Engines, prompt
 from support.vllm_worker import BLOCK
 from support.worker import Worker
@@ -328,7 +329,7 @@ def test_the_longest_prompt_counts_where_it_chooses_the_position_embedding(daemo
     }
     specs = []
     for length in (256, 512):
-        worker = Worker(ENGINE, daemon.socket, 30, {}, model, {"max_model_len": length})
+        worker = ForkedWorker(ENGINE, daemon.socket, 30, {}, model, {"max_model_len": length})
         assert not worker.call("stats")["off"]
         specs.append(worker.call("model"))
         worker.stop()
@@ -340,7 +341,7 @@ def test_another_models_blocks_are_not_found(engines: dict[str, Worker], daemon:
     ids = prompt(100, seed=12)
     engines["first"].call("generate", [ids], 4)
     engines["first"].call("idle_step")
-    other = Worker(ENGINE, daemon.socket, 30, {}, {"rms_norm_eps": 1e-6})
+    other = ForkedWorker(ENGINE, daemon.socket, 30, {}, {"rms_norm_eps": 1e-6})
     try:
         assert other.call("generate", [ids], 4)[0][1] == 0
         assert not other.call("stats")["off"]

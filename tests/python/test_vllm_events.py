@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.forked_worker import ForkedWorker
 from support.vllm_engines import prompt
 from support.vllm_worker import BLOCK
 from support.worker import Worker
@@ -25,9 +26,9 @@ BLOCKS = 203 // BLOCK
 def engines() -> Iterator[tuple[Worker, Worker]]:
     """The second one publishes nothing, so that all that its events tell of is the first one's."""
     with PrivateDaemon() as daemon:
-        first = Worker(ENGINE, daemon.socket, 100, {})
+        first = ForkedWorker(ENGINE, daemon.socket, 100, {})
         try:
-            second = Worker(ENGINE, daemon.socket, 100, {"publish": False})
+            second = ForkedWorker(ENGINE, daemon.socket, 100, {"publish": False})
             try:
                 yield first, second
             finally:

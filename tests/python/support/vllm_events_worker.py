@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.vllm_worker import VllmWorker
+from support.vllm_worker import PRELOAD, VllmWorker
 
 
 class EventsWorker(VllmWorker):
@@ -29,3 +29,6 @@ class EventsWorker(VllmWorker):
 
 def make(socket: str, blocks: int, options: dict[str, Any]) -> EventsWorker:
     return EventsWorker(socket, blocks, options)
+
+
+__all__ = ["PRELOAD", "EventsWorker", "make"]

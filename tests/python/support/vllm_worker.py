@@ -20,6 +20,9 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 # other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+#: What every engine imports (see support/forked_worker.py).
+PRELOAD = ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.v1.core.sched.scheduler", "kvclient.vllm")
+
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.
 BLOCK = 32
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 
@@ -34,24 +35,37 @@ class Worker:
     """The test's side. ``worker.call("method", ...)`` waits for the answer."""
 
     def __init__(self, module: str, *arguments: object) -> None:
-        here = Path(__file__).resolve().parent.parent
+        self._launch(module)
+        self._request(arguments)
+        self._answer()
+
+    def _launch(self, module: str) -> None:
+        """Starts the process: ``pid``, ``_requests`` and ``_answers`` are its own."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.worker", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=here,
+            cwd=Path(__file__).resolve().parent.parent,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests: BinaryIO = self._process.stdin
+        self._answers: BinaryIO = self._process.stdout
         self.pid = self._process.pid
-        self._request(arguments)
-        self._answer()
+
+    def _ended(self, timeout: float) -> bool:
+        """Whether the process has ended within so many seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _request(self, value: object) -> None:
-        assert self._process.stdin is not None
-        _send(self._process.stdin, value)
+        _send(self._requests, value)
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        outcome, value = _receive(self._process.stdout)
+        outcome, value = _receive(self._answers)
         if outcome == "raised":
             raise value
         return value
@@ -69,23 +83,15 @@ class Worker:
         self._process.wait()
 
     def stop(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        try:
-            self._process.wait(timeout=60)  # an engine's interpreter takes seconds to end
-        except subprocess.TimeoutExpired:
+        self._requests.close()
+        self._answers.close()
+        if not self._ended(60):  # an engine's interpreter takes seconds to end
             self.kill()
-            raise
+            raise TimeoutError(f"process {self.pid} did not end")
 
 
-def main() -> None:
-    # What prints by accident must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    requests = sys.stdin.buffer
-    module = importlib.import_module(sys.argv[1])
+def serve(module: ModuleType, requests: BinaryIO, answers: BinaryIO) -> None:
+    """The worker's side: makes the object and answers until there are no more requests."""
     try:
         target = module.make(*_receive(requests))
     except Exception as error:
@@ -101,6 +107,13 @@ def main() -> None:
             _send(answers, ("returned", getattr(target, method)(*arguments, **keywords)))
         except Exception as error:
             _send(answers, ("raised", error))
+
+
+def main() -> None:
+    # What prints by accident must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(importlib.import_module(sys.argv[1]), sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":
