@@ -103,6 +103,8 @@ class Server:
         if not gpus:
             # Both engines would bind their threads to the same cores, and wait for each other
             environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            # Without it each would take nearly all of the machine's memory
+            environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(self.port)],
@@ -122,8 +124,11 @@ class Server:
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        end = "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
-        raise SystemExit(f"the {self.name} server does not answer:\n{end}")
+        lines = self._log.read_text(errors="replace").splitlines()
+        # The cause is told long before the end, by the engine's own process
+        errors = [line for line in lines if "Error: " in line]
+        told = "\n".join(dict.fromkeys([*errors[:5], *lines[-10:]]))
+        raise SystemExit(f"the {self.name} server does not answer:\n{told}")
 
     def stop(self) -> None:
         """End it."""
@@ -154,10 +159,12 @@ def engine(name: str, model: str, kvmd: str, folder: Path, options: argparse.Nam
         *(() if options.model else ("--dtype", "float32")),
         "--kv-transfer-config",
         json.dumps(transfer),
-        *options.engine,
     ]
     # Its own GPU first, then the peer's, which it must see to map its memory
     gpus = options.gpus.split(",")
+    if len(set(gpus)) == 1:
+        command += ["--gpu-memory-utilization", "0.4"]  # both engines are on it; the last one given counts
+    command += options.engine
     visible = ",".join(dict.fromkeys(gpus if name == "prefill" else reversed(gpus)))
     return Server(name, command, "/health", folder / f"{name}.log", visible)
 
