@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 
 #include "proto/wire/protocol_limits.h"
 
@@ -68,15 +69,27 @@ Error OutOfDescriptors(int sys_errno) {
 
 bool IsOutOfDescriptors(const Error& error) noexcept { return error.sys_errno == EMFILE || error.sys_errno == ENFILE; }
 
-Result<ReadOutcome> FrameReader::Fill(int socket) {
+// For read_bytes_ behind what is held.
+void FrameReader::MakeRoom() {
   if (begin_ == end_) begin_ = end_ = 0;
-  if (begin_ > 0 && buffer_.size() - end_ < read_bytes_) {
-    std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
-    end_ -= begin_;
-    begin_ = 0;
+  if (capacity_ - end_ >= read_bytes_) return;
+  const std::size_t held = end_ - begin_;
+  if (capacity_ - held >= read_bytes_) {
+    std::memmove(buffer_.get(), buffer_.get() + begin_, held);
+  } else {
+    const std::size_t size = held + std::max(read_bytes_, held / 2);  // a large frame is moved a few times only
+    auto larger = std::make_unique_for_overwrite<char[]>(size);
+    if (held > 0) std::memcpy(larger.get(), buffer_.get() + begin_, held);
+    buffer_ = std::move(larger);
+    capacity_ = size;
   }
-  if (buffer_.size() - end_ < read_bytes_) buffer_.resize(end_ + read_bytes_);
-  iovec vector{buffer_.data() + end_, buffer_.size() - end_};
+  begin_ = 0;
+  end_ = held;
+}
+
+Result<ReadOutcome> FrameReader::Fill(int socket) {
+  MakeRoom();
+  iovec vector{buffer_.get() + end_, capacity_ - end_};
   alignas(cmsghdr) ControlBuffer control;
   msghdr message{};
   message.msg_iov = &vector;
@@ -87,7 +100,10 @@ Result<ReadOutcome> FrameReader::Fill(int socket) {
   if (got < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
       // An idle connection keeps no memory of a busy one.
-      if (!InsideFrame() && buffer_.size() > kIdleBytes) std::string().swap(buffer_);
+      if (!InsideFrame() && capacity_ > kIdleBytes) {
+        buffer_.reset();
+        capacity_ = begin_ = end_ = 0;
+      }
       return ReadOutcome::kWouldBlock;
     }
     return SystemError("recvmsg");
@@ -118,7 +134,7 @@ Result<ReadOutcome> FrameReader::Fill(int socket) {
 Result<std::optional<Frame>> FrameReader::Next() {
   if (end_ - begin_ < kFrameHeaderBytes) return std::optional<Frame>();
   FrameHeader header;
-  std::memcpy(&header, buffer_.data() + begin_, sizeof(header));
+  std::memcpy(&header, buffer_.get() + begin_, sizeof(header));
   if (header.mark != kFrameMark) return MakeError(Errc::kProtocol, "not a kvmd frame");
   if (header.payload_bytes > kMaxFrameBytes) {
     return MakeError(Errc::kProtocol,
@@ -144,7 +160,7 @@ Result<std::optional<Frame>> FrameReader::Next() {
     return MakeError(Errc::kProtocol,
                      "frame announces " + std::to_string(header.fd_count) + " descriptors, " + std::to_string(frame.fds.size()) + " came");
   }
-  frame.payload.assign(buffer_.data() + begin_ + kFrameHeaderBytes, header.payload_bytes);
+  frame.payload.assign(buffer_.get() + begin_ + kFrameHeaderBytes, header.payload_bytes);
   begin_ += kFrameHeaderBytes + header.payload_bytes;
   if (begin_ == end_ && !fds_.empty()) return MakeError(Errc::kProtocol, "descriptors that no frame announced");
   return std::optional<Frame>(std::move(frame));

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -61,13 +62,16 @@ class FrameReader {
   [[nodiscard]] Result<std::optional<Frame>> Next();
 
   // What it has in memory, and descriptors that came with what is not complete yet.
-  std::size_t held_bytes() const noexcept { return buffer_.size(); }
+  std::size_t held_bytes() const noexcept { return capacity_; }
   std::size_t held_fds() const noexcept { return fds_.size(); }
   // True while part of a frame has arrived and its rest has not.
   bool InsideFrame() const noexcept { return end_ != begin_; }
 
  private:
-  std::string buffer_;
+  void MakeRoom();
+
+  std::unique_ptr<char[]> buffer_;  // never filled with zeros: a read needs none
+  std::size_t capacity_ = 0;
   std::size_t begin_ = 0, end_ = 0;
   // The buffer starts small (a node may have a thousand connections) and grows while reads fill it.
   std::size_t read_bytes_ = std::size_t{16} << 10;
