@@ -11,7 +11,7 @@ namespace {
 using namespace kvm;
 
 // What StatsReport has besides counters.
-const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason", "lookup_times", "import_times"};
+const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason", "lookup_times", "import_times", "recent_misses", "traffic"};
 
 std::set<std::string> Reported() {
   std::set<std::string> names;

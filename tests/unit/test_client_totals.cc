@@ -111,4 +111,39 @@ TEST_CASE("Client totals: counters that go backwards or overflow take nothing aw
   CHECK(node.Domain().client_totals().finds() == kMost);
 }
 
+TEST_CASE("Client totals: the last misses are shown to the operator who asks for them, and nowhere else", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage report = Report(3);
+  kvmwire::RecentMiss& miss = *report.mutable_stats_report()->add_recent_misses();
+  miss.set_reason(kvmwire::MISS_STALE);
+  miss.set_key(std::string(16, 'k'));
+  node.Handle(client, report);
+  const auto misses = [&](bool asked) {
+    kvmwire::ClientMessage query;
+    query.mutable_status_query()->set_clients(true);
+    query.mutable_status_query()->set_details(asked);
+    node.Handle(client, query);
+    return connection.Take(Body::kStatusReply).message.status_reply().client_list(0).stats().recent_misses_size();
+  };
+  CHECK(misses(false) == 0);
+  CHECK(misses(true) == 1);
+  CHECK(node.Domain().client_totals().recent_misses_size() == 0);
+}
+
+TEST_CASE("Client totals: more misses than a report may have, or half a key, break the protocol", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage report = Report(3);
+  for (std::size_t i = 0; i < kMaxRecentMisses; ++i) report.mutable_stats_report()->add_recent_misses();
+  node.Handle(client, report);
+  kvmwire::ClientMessage half = report;
+  half.mutable_stats_report()->mutable_recent_misses(0)->set_key("half");
+  CHECK_FALSE(node.broker.Handle(client, half, {}));
+  report.mutable_stats_report()->add_recent_misses();
+  CHECK_FALSE(node.broker.Handle(client, report, {}));
+}
+
 }  // namespace kvm::test

@@ -52,12 +52,17 @@ Response ResponseTo(const Request& request, const HttpServer::Content& content, 
     response.set(http::field::allow, "GET, HEAD");
   } else if (std::optional<HttpContent> found = content(target.substr(0, target.find('?')))) {
     response.set(http::field::content_type, found->type);
+    if (!found->security_policy.empty()) response.set("Content-Security-Policy", found->security_policy);
     response.body() = std::move(found->body);
   } else {
     response.result(http::status::not_found);
     response.set(http::field::content_type, "text/plain; charset=utf-8");
     response.body() = "Nothing is here; see /metrics\n";
   }
+  // What is served is of this moment, and of the type that it says.
+  response.set(http::field::cache_control, "no-store");
+  response.set("X-Content-Type-Options", "nosniff");
+  response.set("Referrer-Policy", "no-referrer");
   response.content_length(response.body().size());
   if (request.method() == http::verb::head) response.body().clear();
   return response;

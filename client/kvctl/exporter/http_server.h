@@ -18,6 +18,7 @@ namespace kvm::ctl {
 struct HttpContent {
   std::string type;  // Content-Type
   std::string body;
+  std::string security_policy = {};  // Content-Security-Policy; empty: none is sent
 };
 
 // Not thread-safe.

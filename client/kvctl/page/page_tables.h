@@ -1,0 +1,21 @@
+// The parts of the exporter's page that are tables: devices and the traffic between them, workers,
+// prefixes, misses, the host cache. Each is one <section>.
+#pragma once
+
+#include <string>
+
+#include "client/kvctl/page/status_history.h"
+#include "proto/wire/wire.pb.h"
+
+namespace kvm::ctl {
+
+std::string DeviceSection(const kvmwire::StatusReply& status);
+std::string WorkerSection(const kvmwire::StatusReply& status);
+std::string HotSection(const kvmwire::StatusReply& status);
+std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now);
+std::string HostCacheSection(const kvmwire::StatusReply& status);
+// Of all lookups, by reason; the colours are those of MissChart.
+std::string MissTable(const kvmwire::StatusReply& status);
+std::string EventSection(const StatusHistory& history, StatusHistory::Time now);
+
+}  // namespace kvm::ctl
