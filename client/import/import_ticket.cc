@@ -68,12 +68,11 @@ void ImportTicket::Impl::CountTraffic() {
   if (match.impl() == nullptr) return;
   const Match::Impl& sources = *match.impl();
   const DeviceUuid& to = keep->destination->options.device;
+  const auto from = [&](std::size_t block) { return sources.mappings[sources.mapping_of[match.first() + block]].get(); };
   for (std::size_t i = 0, end = 0; i < result.valid; i = end) {
-    const auto device = [&](std::size_t block) -> const DeviceUuid& {
-      return sources.mappings[sources.mapping_of[match.first() + block]]->device_uuid;
-    };
-    for (end = i + 1; end < result.valid && device(end) == device(i);) ++end;
-    stats->traffic.Add(device(i), to, end - i, (end - i) * block_bytes);
+    const PeerMapping* const source = from(i);
+    for (end = i + 1; end < result.valid && (from(end) == source || from(end)->device_uuid == source->device_uuid);) ++end;
+    stats->traffic.Add(source->device_uuid, to, end - i, (end - i) * block_bytes);
   }
 }
 

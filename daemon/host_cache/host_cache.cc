@@ -7,8 +7,8 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr WorkUnits kEvictUnits = 4;  // to take one block out of its slot, the policy and the index
-constexpr std::size_t kZeroedBytesPerUnit = 1024;
+// To take one block out of its slot, the policy and the index; its memory counts for itself.
+constexpr WorkUnits kEvictUnits = 4;
 
 }  // namespace
 
@@ -138,7 +138,7 @@ void HostCache::EvictSlot(Slab& slab, policy::Slot slot, Evicting& progress) {
     ++progress.leased;
     return;
   }
-  Spend(kEvictUnits + (slab.group.domain.config().zero_on_free ? slab.group.kind.block_bytes / kZeroedBytesPerUnit : 0));
+  Spend(kEvictUnits);
   pool_.Evict(slab, slot);
   ++progress.blocks;
   progress.bytes += slab.group.kind.block_bytes;

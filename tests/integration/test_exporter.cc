@@ -157,6 +157,7 @@ TEST_CASE("Exporter: counters and gauges follow what workers do", "[integration]
   CHECK(Value(text, "kvmd_lookup_keys_total", "result=\"found\"") == 8.0);
   CHECK(Value(text, "kvmd_lookup_keys_total", "result=\"missed\"") == 2.0);
   CHECK(Value(text, "kvmd_imported_bytes_total") == 8 * 4096.0);
+  CHECK(Value(text, "kvmd_device_imported_bytes_total", "from=\"host\",to=\"host\"") == 8 * 4096.0);
   CHECK(Value(text, "kvmd_pool_regions", "owner=\"worker\"") == 2.0);
   CHECK(Value(text, "kvmd_pool_blocks", "device=\"host\",path=\"host_memfd\"") == 128.0);
   CHECK(Value(text, "kvmd_pool_indexed_blocks", "model=\"" + first->model().spec.model_id + "\"") == 8.0);
@@ -226,6 +227,8 @@ TEST_CASE("Exporter: other paths, methods and bytes are answered as HTTP says, a
     return Connection::ToPath(exporter.path).Get(target, method);
   };
   CHECK(answer("/").find("href=\"/metrics\"") != std::string::npos);
+  CHECK(answer("/").find("Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-") !=
+        std::string::npos);
   CHECK(answer("/metrics/").starts_with("HTTP/1.1 404 "));
   CHECK(answer("/../etc/passwd").starts_with("HTTP/1.1 404 "));
   CHECK(answer("/metrics", "DELETE").starts_with("HTTP/1.1 405 "));

@@ -91,6 +91,20 @@ TEST_CASE("Status page: it has shares, reasons, workers, prefixes, misses, devic
   }
 }
 
+TEST_CASE("Status page: the newest miss comes first, also within a millisecond", "[unit]") {
+  kvmwire::StatusReply status = StatusOf(10, 5);
+  kvmwire::StatsReport& stats = *AddWorker(status, 1, "engine").mutable_stats();
+  for (const char digit : {'\x11', '\x22', '\x33'}) {
+    kvmwire::RecentMiss& miss = *stats.add_recent_misses();
+    miss.set_at_ms(digit == '\x33' ? 7001 : 7000);
+    miss.set_key(std::string(16, digit));
+  }
+  const std::string page = Page(status);
+  REQUIRE(Has(page, "111111111111"));
+  CHECK(page.find("333333333333") < page.find("222222222222"));
+  CHECK(page.find("222222222222") < page.find("111111111111"));
+}
+
 TEST_CASE("Status page: without kvmd it says why", "[unit]") {
   CHECK(Has(StatusPage(nullptr, "nothing listens", StatusHistory(), kStart), "nothing listens"));
 }

@@ -160,7 +160,9 @@ std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::T
   HtmlTable table({">ago", "worker", ">found", ">of", "~>times", "-reason", "~first block not found"});
   std::vector<std::pair<const kvmwire::ClientStatus*, const kvmwire::RecentMiss*>> all;
   for (const kvmwire::ClientStatus& client : status.client_list()) {
-    for (const kvmwire::RecentMiss& miss : client.stats().recent_misses()) all.emplace_back(&client, &miss);
+    // A worker's own are in order, also those of one millisecond.
+    const auto& misses = client.stats().recent_misses();
+    for (auto miss = misses.rbegin(); miss != misses.rend(); ++miss) all.emplace_back(&client, &*miss);
   }
   std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second->at_ms() > b.second->at_ms(); });
   constexpr std::size_t kMostMisses = 12;

@@ -33,7 +33,7 @@ std::string Tiles(const kvmwire::StatusReply& status, const StatusHistory& histo
   const auto share = [](std::uint64_t part, std::uint64_t whole) {
     return HumanPercent(static_cast<double>(part), static_cast<double>(whole));
   };
-  std::string tiles = Tile("found since kvmd's start", share(found, looked_up));
+  std::string tiles = Tile("found since start", share(found, looked_up));
   if (!history.intervals().empty()) {
     const Interval& last = history.intervals().back();
     tiles += Tile("found now", share(last.keys_found, last.keys_looked_up));

@@ -45,8 +45,10 @@ std::vector<Explained> ExplainAll(const Observer& observer, const kvmwire::Statu
   std::vector<Explained> all;
   for (const kvmwire::ClientStatus& client : status.client_list()) {
     if (!Named(client, worker)) continue;
-    for (const kvmwire::RecentMiss& miss : client.stats().recent_misses()) {
-      Explained explained{&client, &miss, KeyOf(miss), std::nullopt};
+    // A worker's own are in order, also those of one millisecond.
+    const auto& misses = client.stats().recent_misses();
+    for (auto miss = misses.rbegin(); miss != misses.rend(); ++miss) {
+      Explained explained{&client, &*miss, KeyOf(*miss), std::nullopt};
       if (explained.key && client.domain() == observer.hello().domain())
         explained.entries = LookUp(observer.registry(), std::span(&*explained.key, 1)).front().entries.size();
       all.push_back(explained);
