@@ -82,8 +82,8 @@ void PrintText(const std::vector<Explained>& all) {
     too_late |= miss.reason() == kvmwire::MISS_ABSENT && each.entries.value_or(0) > 0;
   }
   table.Print(std::cout);
-  for (const auto& [name, reason] : reasons) std::cout << '\n' << name << ": " << reason.meaning << ". " << reason.advice << '\n';
-  if (too_late) std::cout << "\nBlocks that were absent and are published now came too late for these requests\n";
+  for (const auto& [name, reason] : reasons) std::cout << '\n' << name << ": " << reason.meaning << "; " << reason.advice << '\n';
+  if (too_late) std::cout << "\nBlocks that were absent and are published now were computed since, too late for these requests\n";
 }
 
 boost::json::object Json(const std::vector<Explained>& all, bool lists_cut) {
