@@ -205,6 +205,18 @@ TEST_CASE("Exporter: serves a loopback address of TCP as well, if asked", "[inte
   CHECK(Value(BodyOf(response), "kvmd_up") == 1.0);
 }
 
+TEST_CASE("Exporter: its page names keys to those who may open its socket, and not over TCP", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0"});
+  auto seeker = StartWorker(kvmd, "seeker");
+  REQUIRE(seeker->Find("a:1").empty());
+  const std::string digits = seeker->Keys("a:1")[0].ToHex().substr(0, 12);
+  CHECK(Eventually([&] { return Connection::ToPath(exporter.path).Get("/").find(digits) != std::string::npos; }));
+  const std::string by_tcp = Connection::ToPort(exporter.Port()).Get("/", "GET", "127.0.0.1");
+  CHECK(by_tcp.find("seeker") != std::string::npos);
+  CHECK(by_tcp.find(digits) == std::string::npos);
+}
+
 TEST_CASE("Exporter: over TCP a foreign page's host name is not answered, a proxy's is if it is named", "[integration]") {
   KvmdProcess kvmd;
   const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0", "--allow-host", "metrics.example"});
@@ -218,6 +230,17 @@ TEST_CASE("Exporter: over TCP a foreign page's host name is not answered, a prox
   Connection nameless = Connection::ToPort(exporter.Port());
   nameless.Send("GET /metrics HTTP/1.0\r\n\r\n");
   CHECK(nameless.ReadAll().find(" 421 ") != std::string::npos);
+}
+
+TEST_CASE("Exporter: over its socket, which a port may be forwarded to, a foreign page's host name is not answered", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd, {"--allow-host", "metrics.example"});
+  const auto get = [&](const std::string& host) { return Connection::ToPath(exporter.path).Get("/", "GET", host); };
+  CHECK(get("page.example:9464").starts_with("HTTP/1.1 421 "));
+  for (const char* host : {"", "kvmd", "localhost:9464", "127.0.0.1:9464", "metrics.example"}) {
+    INFO(host);
+    CHECK(get(host).starts_with("HTTP/1.1 200 "));
+  }
 }
 
 TEST_CASE("Exporter: other paths, methods and bytes are answered as HTTP says, and it goes on", "[integration]") {

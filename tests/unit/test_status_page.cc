@@ -37,7 +37,9 @@ kvmwire::ClientStatus& AddWorker(kvmwire::StatusReply& status, std::uint64_t id,
   return client;
 }
 
-std::string Page(const kvmwire::StatusReply& status, const StatusHistory& history = {}) { return StatusPage(&status, "", history, kStart); }
+std::string Page(const kvmwire::StatusReply& status, const StatusHistory& history = {}) {
+  return StatusPage(&status, "", history, kStart, Keys::kShown);
+}
 
 bool Has(const std::string& page, const std::string& text) { return page.find(text) != std::string::npos; }
 
@@ -61,7 +63,7 @@ TEST_CASE("Status page: what clients call themselves can't become part of the pa
   const std::string page = Page(status, history);
   CHECK_FALSE(Has(page, "<script>alert"));
   CHECK(Has(page, "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
-  CHECK_FALSE(Has(StatusPage(nullptr, evil, history, kStart), "<script>alert"));
+  CHECK_FALSE(Has(StatusPage(nullptr, evil, history, kStart, Keys::kShown), "<script>alert"));
 }
 
 TEST_CASE("Status page: it has shares, reasons, workers, prefixes, misses, devices and their traffic", "[unit]") {
@@ -105,8 +107,16 @@ TEST_CASE("Status page: the newest miss comes first, also within a millisecond",
   CHECK(page.find("222222222222") < page.find("111111111111"));
 }
 
+TEST_CASE("Status page: it has no digit of a key where every user may see it", "[unit]") {
+  kvmwire::StatusReply status = StatusOf(10, 5);
+  AddWorker(status, 1, "engine").mutable_stats()->add_recent_misses()->set_key(std::string(16, '\xab'));
+  status.mutable_domains(0)->add_hot()->set_key(std::string(16, '\xab'));
+  CHECK(Has(Page(status), "abab"));
+  CHECK_FALSE(Has(StatusPage(&status, "", {}, kStart, Keys::kHidden), "abab"));
+}
+
 TEST_CASE("Status page: without kvmd it says why", "[unit]") {
-  CHECK(Has(StatusPage(nullptr, "nothing listens", StatusHistory(), kStart), "nothing listens"));
+  CHECK(Has(StatusPage(nullptr, "nothing listens", StatusHistory(), kStart, Keys::kShown), "nothing listens"));
 }
 
 TEST_CASE("Status page: it fetches nothing from elsewhere, and is small with long lists", "[unit]") {

@@ -61,9 +61,9 @@ class Contents {
  public:
   explicit Contents(const CommonOptions& common) : kvmd_(common) {}
 
-  std::optional<HttpContent> Of(std::string_view path) {
+  std::optional<HttpContent> Of(std::string_view path, bool by_tcp) {
     if (path == "/metrics") return Metrics();
-    if (path == "/") return Page();
+    if (path == "/") return Page(by_tcp ? Keys::kHidden : Keys::kShown);
     return std::nullopt;
   }
 
@@ -74,11 +74,11 @@ class Contents {
     Note(status);
     return {kTextFormat, (status ? MetricsOf(*status, std::chrono::steady_clock::now() - begin) : MetricsWithoutKvmd()).Text()};
   }
-  HttpContent Page() {
+  HttpContent Page(Keys keys) {
     const Result<kvmwire::StatusReply> status = kvmd_.Ask(kHotPrefixes);
     Note(status);
     const std::string why = status ? "" : Printable(status.error().ToString());
-    return {"text/html; charset=utf-8", StatusPage(status ? &*status : nullptr, why, history_, std::chrono::system_clock::now()),
+    return {"text/html; charset=utf-8", StatusPage(status ? &*status : nullptr, why, history_, std::chrono::system_clock::now(), keys),
             StatusPagePolicy()};
   }
   void Note(const Result<kvmwire::StatusReply>& status) {
@@ -136,8 +136,12 @@ int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
   if (Status listens = Listen(common, options, *sockets); !listens) return Fail(listens.error());
   for (const std::string& name : sockets->names()) std::cerr << "kvctl: metrics on " << name << std::endl;
   HttpServer server(
-      sockets->TakeSockets(), [&](std::string_view path) { return contents.Of(path); },
-      [&](std::string_view host) { return HostIsAllowed(host, options.allow_host); });
+      sockets->TakeSockets(), [&](std::string_view path, bool by_tcp) { return contents.Of(path, by_tcp); },
+      [&](std::string_view host, bool by_tcp) {
+        // Who may open a Unix socket is decided by its file. But a browser may get there, too, by a
+        // forwarded port: no web site has a name without a dot.
+        return (!by_tcp && host.find('.') == host.npos) || HostIsAllowed(host, options.allow_host);
+      });
   server.Run();
   return kHealthy;
 }

@@ -63,9 +63,9 @@ DeviceUuid DeviceOf(const std::string& bytes) {
 // "host", "GPU-8f7a12b3"
 std::string ShortDevice(const DeviceUuid& device) { return DeviceName(device).substr(0, 12); }
 
-std::string ShortKey(const std::string& bytes) {
+std::string ShortKey(const std::string& bytes, Keys keys) {
   BlockKey key;
-  if (bytes.size() != sizeof(key)) return "-";
+  if (keys == Keys::kHidden || bytes.size() != sizeof(key)) return "-";
   std::memcpy(&key, bytes.data(), sizeof(key));
   return "<code>" + key.ToHex().substr(0, kKeyDigits) + "…</code>";
 }
@@ -142,7 +142,7 @@ std::string WorkerSection(const kvmwire::StatusReply& status) {
   return Section("Workers", table.empty() ? Nothing("No worker is connected.") : table.Html());
 }
 
-std::string HotSection(const kvmwire::StatusReply& status) {
+std::string HotSection(const kvmwire::StatusReply& status, Keys keys) {
   HtmlTable table({">uses", ">blocks", "-model", "~domain", "last block"});
   std::vector<std::pair<const kvmwire::DomainStatus*, const kvmwire::HotPrefix*>> all;
   for (const kvmwire::DomainStatus& domain : status.domains()) {
@@ -151,12 +151,12 @@ std::string HotSection(const kvmwire::StatusReply& status) {
   std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second->uses() > b.second->uses(); });
   for (const auto& [domain, hot] : all) {
     table.Add({HumanCount(hot->uses()), HumanCount(std::uint64_t{hot->depth()} + 1), hot->model_id().empty() ? "-" : Text(hot->model_id()),
-               Text(domain->name()), ShortKey(hot->key())});
+               Text(domain->name()), ShortKey(hot->key(), keys)});
   }
   return Section("Hottest prefixes", table.empty() ? Nothing("No import was reported lately.") : table.Html());
 }
 
-std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now) {
+std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now, Keys keys) {
   HtmlTable table({">ago", "worker", ">found", ">of", "~>times", "-reason", "~first block not found"});
   std::vector<std::pair<const kvmwire::ClientStatus*, const kvmwire::RecentMiss*>> all;
   for (const kvmwire::ClientStatus& client : status.client_list()) {
@@ -173,7 +173,7 @@ std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::T
     const std::uint64_t seconds =
         static_cast<std::uint64_t>(now_ms) > miss->at_ms() ? (static_cast<std::uint64_t>(now_ms) - miss->at_ms()) / 1000 : 0;
     table.Add({HumanSeconds(seconds), Text(client->name()), HumanCount(miss->found()), HumanCount(miss->keys()), HumanCount(miss->times()),
-               std::string(ReasonOf(*miss).meaning), ShortKey(miss->key())});
+               std::string(ReasonOf(*miss).meaning), ShortKey(miss->key(), keys)});
   }
   return Section("Last misses", table.empty() ? Nothing("No lookup has ended before its last block.") : table.Html());
 }

@@ -9,10 +9,14 @@
 
 namespace kvm::ctl {
 
+// Whether the page has the first digits of blocks' keys: with a key, a guess of a prompt can be
+// confirmed, also by a user of another domain.
+enum class Keys { kShown, kHidden };
+
 std::string DeviceSection(const kvmwire::StatusReply& status);
 std::string WorkerSection(const kvmwire::StatusReply& status);
-std::string HotSection(const kvmwire::StatusReply& status);
-std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now);
+std::string HotSection(const kvmwire::StatusReply& status, Keys keys);
+std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now, Keys keys);
 std::string HostCacheSection(const kvmwire::StatusReply& status);
 // Of all lookups, by reason; the colours are those of MissChart.
 std::string MissTable(const kvmwire::StatusReply& status);

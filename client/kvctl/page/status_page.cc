@@ -57,7 +57,7 @@ std::string Clock(StatusHistory::Time time) {
   return text;
 }
 
-std::string Body(const kvmwire::StatusReply& status, const StatusHistory& history, StatusHistory::Time now) {
+std::string Body(const kvmwire::StatusReply& status, const StatusHistory& history, StatusHistory::Time now, Keys keys) {
   const auto now_s = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(now.time_since_epoch()).count());
   const std::uint64_t started_s = status.started_ms() / 1000;
   std::string body = "<header><h1>kvmd " + EscapeHtml(Printable(status.server_version())) + "</h1><p class=good>up " +
@@ -68,8 +68,8 @@ std::string Body(const kvmwire::StatusReply& status, const StatusHistory& histor
   body += Tiles(status, history);
   body += "<div class=columns><section><h2>Blocks found, of those that were looked up</h2>" + HitChart(history.intervals()) +
           "<h2>Lookups that ended early, by reason</h2>" + MissChart(history.intervals()) + MissTable(status) + "</section>";
-  body += DeviceSection(status) + WorkerSection(status) + LastMissSection(status, now) + HotSection(status) + HostCacheSection(status) +
-          EventSection(history, now) + "</div>";
+  body += DeviceSection(status) + WorkerSection(status) + LastMissSection(status, now, keys) + HotSection(status, keys) +
+          HostCacheSection(status) + EventSection(history, now) + "</div>";
   return body;
 }
 
@@ -102,10 +102,11 @@ std::string StatusPagePolicy() {
          "'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 }
 
-std::string StatusPage(const kvmwire::StatusReply* status, const std::string& why, const StatusHistory& history, StatusHistory::Time now) {
+std::string StatusPage(const kvmwire::StatusReply* status, const std::string& why, const StatusHistory& history, StatusHistory::Time now,
+                       Keys keys) {
   std::string body;
   if (status != nullptr) {
-    body = Body(*status, history, now);
+    body = Body(*status, history, now, keys);
   } else {
     body = "<header><h1>kvmd</h1><p class=bad>does not answer</p><p id=asof>" + Clock(now) +
            "</p><p><a href=\"/metrics\">metrics</a></p></header><section><p>" + EscapeHtml(why) + "</p></section>" +

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "client/kvctl/page/page_tables.h"
 #include "client/kvctl/page/status_history.h"
 #include "proto/wire/wire.pb.h"
 
@@ -15,7 +16,8 @@ namespace kvm::ctl {
 
 // `status`: with clients, memory, hot prefixes and details. Null: kvmd does not answer, for the
 // reason `why`.
-std::string StatusPage(const kvmwire::StatusReply* status, const std::string& why, const StatusHistory& history, StatusHistory::Time now);
+std::string StatusPage(const kvmwire::StatusReply* status, const std::string& why, const StatusHistory& history, StatusHistory::Time now,
+                       Keys keys);
 
 // The Content-Security-Policy that the page needs, and no more: no script but the page's own runs,
 // whatever a client calls itself.
