@@ -22,7 +22,7 @@ header p,.none,.note{margin:0;color:var(--dim)}
 .columns{columns:620px 2;column-gap:10px}.columns section{break-inside:avoid;margin-bottom:10px}
 .devices{grid-template-columns:repeat(auto-fit,minmax(min(100%,260px),1fr))}
 section,.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px;min-width:0}
-.tile p{margin:0;color:var(--dim)}.tile strong{font-size:20px;font-weight:600}
+.tile p{margin:0;color:var(--dim)}.tile strong{font-size:17px;font-weight:600}
 .device{border:1px solid var(--line);border-radius:6px;padding:8px;min-width:0}
 .fill{height:8px;background:var(--line);border-radius:4px;overflow:hidden;margin:2px 0 8px}.fill i{display:block;height:100%;background:var(--found)}
 .device p{margin:0}
@@ -39,7 +39,7 @@ code{font:12px ui-monospace,monospace}
 .key{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}
 .m0{fill:var(--m0);background:var(--m0)}.m1{fill:var(--m1);background:var(--m1)}.m2{fill:var(--m2);background:var(--m2)}
 .m3{fill:var(--m3);background:var(--m3)}.m4{fill:var(--m4);background:var(--m4)}.m5{fill:var(--m5);background:var(--m5)}
-@media(max-width:620px){.wide{display:none}.t{min-width:0}th,td{padding-right:6px}main{padding:8px}.tiles{grid-template-columns:1fr 1fr}.tile strong{font-size:17px}}
+@media(max-width:620px){.wide{display:none}.t{min-width:0}th,td{padding-right:6px}main{padding:8px}.tiles{grid-template-columns:1fr 1fr}}
 )";
 
 // Without a script the page stays as it was loaded.
