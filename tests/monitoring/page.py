@@ -25,8 +25,15 @@ import urllib.request
 from scrape import eventually, free_port, running
 
 WIDTHS = (400, 1600)
-SECTIONS = ("Blocks found, of those that were looked up", "Memory of this node, and traffic", "Workers", "Last misses", "Hottest prefixes",
-            "Host cache", "Recent events")
+SECTIONS = (
+    "Blocks found, of those that were looked up",
+    "Memory of this node, and traffic",
+    "Workers",
+    "Last misses",
+    "Hottest prefixes",
+    "Host cache",
+    "Recent events",
+)
 MOST_BYTES = 200_000
 
 
@@ -44,9 +51,23 @@ class Browser:
             os.dup2(second, 4)
 
         self.process = subprocess.Popen(
-            [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server", "--hide-scrollbars",
-             "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=descriptors,
+            [
+                program,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-proxy-server",
+                "--hide-scrollbars",
+                "--remote-debugging-pipe",
+                f"--user-data-dir={folder}",
+                "about:blank",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            close_fds=False,
+            preexec_fn=descriptors,
         )
         os.close(to_browser)
         os.close(from_browser)
@@ -84,7 +105,10 @@ class Browser:
     def open(self, url, width, dark, scripts):
         self.events = []
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.ask(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.ask("Page.navigate", url=url)
         deadline = time.monotonic() + 120
@@ -96,8 +120,12 @@ class Browser:
 
     def screenshot(self, path, width):
         height = self.ask("Page.getLayoutMetrics")["cssContentSize"]["height"]
-        picture = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True,
-                           clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1})
+        picture = self.ask(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=True,
+            clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
+        )
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def close(self):
@@ -113,7 +141,9 @@ def check(browser, url, out):
                 print(name, flush=True)
                 browser.open(url, width, dark, scripts)
                 assert browser.value("document.documentElement.scrollWidth") <= width, f"{name}: wider than the window"
-                cut = browser.value("[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)")
+                cut = browser.value(
+                    "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+                )
                 assert not cut, f"{name}: tables that are cut off: {cut}"
                 text = browser.value("document.body.innerText")
                 missing = [section for section in SECTIONS if section not in text]
@@ -127,13 +157,27 @@ def check(browser, url, out):
                     browser.screenshot(out / f"page-{width}-{'dark' if dark else 'light'}.png", width)
     browser.open(url, 1600, False, True)
     before = browser.value("document.getElementById('asof').textContent")
-    eventually("a page that was drawn anew", lambda: browser.value("document.getElementById('asof').textContent") != before)
-    asked = {event["params"]["request"]["url"] for event in browser.events if event.get("method") == "Network.requestWillBeSent"}
+    eventually(
+        "a page that was drawn anew", lambda: browser.value("document.getElementById('asof').textContent") != before
+    )
+    asked = {
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event.get("method") == "Network.requestWillBeSent"
+    }
     foreign = [each for each in asked if not each.startswith(url) or each not in (url, url + "favicon.ico")]
     assert asked, "no request was seen"
     assert not foreign, f"the page asked for {foreign}"
-    failed = [event for event in browser.events if event.get("method") == "Runtime.exceptionThrown" or
-              (event.get("method") == "Log.entryAdded" and "favicon" not in json.dumps(event) and event["params"]["entry"]["level"] == "error")]
+    failed = [
+        event
+        for event in browser.events
+        if event.get("method") == "Runtime.exceptionThrown"
+        or (
+            event.get("method") == "Log.entryAdded"
+            and "favicon" not in json.dumps(event)
+            and event["params"]["entry"]["level"] == "error"
+        )
+    ]
     assert not failed, failed
 
 
@@ -162,8 +206,25 @@ def main():
                 return answer.read().decode()
 
         eventually("the page", page)
-        stack.enter_context(running(folder, kvctl, "--socket", sock, "replay", "--workload", "chat", "--requests", "10000000", "--workers", "3",
-                                    "--pool-blocks", "4000", "--block-bytes", "16384"))
+        stack.enter_context(
+            running(
+                folder,
+                kvctl,
+                "--socket",
+                sock,
+                "replay",
+                "--workload",
+                "chat",
+                "--requests",
+                "400000",
+                "--workers",
+                "3",
+                "--pool-blocks",
+                "4000",
+                "--block-bytes",
+                "16384",
+            )
+        )
         eventually("imports and a curve", lambda: "class=grid" in page() and "<td>host</td><td>host</td>" in page())
         assert len(page().encode()) <= MOST_BYTES
         browser = Browser(program, folder / "profile")
