@@ -163,7 +163,7 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
   stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
   if (timed) stats.lookup_times.Add(Clock::now() - begun);
   if (found < keys.size() || keys.empty()) [[unlikely]]
-    impl_->misses.Note(best->end, found);
+    impl_->misses.Note(best->end, found, keys);
   return Match(std::move(best), 0, found);
 }
 

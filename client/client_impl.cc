@@ -187,6 +187,7 @@ void Client::Impl::OnTick() {
   if (uses.host_cache_use().runs_size() > 0 || uses.host_cache_use().imports_size() > 0) link.Post(uses);
   kvmwire::StatsReport report = ReportOf(Stats());
   ReportTimes(stats, report);
+  misses.Report(report);
   if (const std::vector<UnmappedRegion> unmapped = mapper.Unmapped(); !unmapped.empty()) {
     report.set_unmapped_regions(static_cast<std::uint32_t>(unmapped.size()));
     report.set_unmapped_reason(unmapped.front().name + ": " + unmapped.front().reason.ToString());

@@ -52,7 +52,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
 [ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man zsh fish)
-[ "$metrics" = yes ] && packages+=(prometheus)
+[ "$metrics" = yes ] && packages+=(prometheus chromium fonts-dejavu-core)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -7,6 +7,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_client_totals.cc
   unit/test_config_check.cc
   unit/test_dispatcher.cc
+  unit/test_evict.cc
   unit/test_fair_turns.cc
   unit/test_hot_prefixes.cc
   unit/test_hostile_sessions.cc

@@ -26,7 +26,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_workload.cc)
 
 if(PROMETHEUS_CORE_FOUND)
-  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_host_header.cc unit/test_listening_sockets.cc unit/test_metric_page.cc)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_host_header.cc unit/test_listening_sockets.cc unit/test_metric_page.cc unit/test_status_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.
@@ -34,7 +34,8 @@ if(TARGET kvctl AND TARGET kvmd)
   kvm_test(NAME kvctl_cli_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
     SOURCES integration/test_kvctl_cli.cc integration/test_kvctl_output.cc)
   kvm_test(NAME kvctl_live_tests LABEL integration TIMEOUT 120 LIBS kvm_kvctl kvm_process_support DEPENDS kvctl kvmd
-    SOURCES integration/test_kvctl_live.cc integration/test_kvctl_operate.cc)
+    SOURCES integration/test_kvctl_evict.cc integration/test_kvctl_explain_last.cc integration/test_kvctl_live.cc
+      integration/test_kvctl_operate.cc)
   if(TARGET kvctl_live_tests AND PROMETHEUS_CORE_FOUND)
     target_sources(kvctl_live_tests PRIVATE integration/test_exporter.cc)
   endif()

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "client/connection/wait.h"
+#include "client/find/match_impl.h"
 #include "proto/base/fault_point.h"
 
 namespace kvm {
@@ -62,6 +63,19 @@ void ImportTicket::Impl::FailInChild() {
   }
 }
 
+void ImportTicket::Impl::CountTraffic() {
+  const Match& match = keep->match;
+  if (match.impl() == nullptr) return;
+  const Match::Impl& sources = *match.impl();
+  const DeviceUuid& to = keep->destination->options.device;
+  const auto from = [&](std::size_t block) { return sources.mappings[sources.mapping_of[match.first() + block]].get(); };
+  for (std::size_t i = 0, end = 0; i < result.valid; i = end) {
+    const PeerMapping* const source = from(i);
+    for (end = i + 1; end < result.valid && (from(end) == source || from(end)->device_uuid == source->device_uuid);) ++end;
+    stats->traffic.Add(source->device_uuid, to, end - i, (end - i) * block_bytes);
+  }
+}
+
 void ImportTicket::Impl::Finish() {
   if (finished) return;
   finished = true;
@@ -82,6 +96,7 @@ void ImportTicket::Impl::Finish() {
   stats->blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
   stats->blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
   stats->bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
+  CountTraffic();
   if (const std::size_t kept = host_cache_uses->Add(keep->match, result.valid))
     stats->blocks_from_host_cache.fetch_add(kept, std::memory_order_relaxed);
   keep.reset();

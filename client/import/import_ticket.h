@@ -55,6 +55,7 @@ struct ImportTicket::Impl {
   // Reduces result.valid to the blocks before the first one whose bytes differ from what was
   // published; returns the reason if there is such a block.
   std::optional<ImportFailure> Verify();
+  void CountTraffic();
 };
 
 }  // namespace kvm

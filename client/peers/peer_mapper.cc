@@ -129,6 +129,8 @@ Result<std::shared_ptr<PeerMapping>> PeerMapper::Map(const kvmwire::RegionAnnoun
   }
   const kvmwire::RegionDescriptor& wire = announce.descriptor_();
   parts.kept = announce.host_cache();
+  if (wire.device_uuid().size() == parts.device_uuid.size())
+    std::copy(wire.device_uuid().begin(), wire.device_uuid().end(), parts.device_uuid.begin());
   parts.geometry = GeometryOf(wire);
   parts.content = ContentOf(wire);
   std::vector<std::uint64_t> segment_bytes;

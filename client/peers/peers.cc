@@ -39,6 +39,7 @@ PeerMapping::PeerMapping(Parts parts)
       devices(parts.devices),
       own(parts.own),
       kept(parts.kept),
+      device_uuid(parts.device_uuid),
       payload_(std::move(parts.payload)) {
   for (std::size_t device = 0; device < paths_.size(); ++device) {
     const PeerMemory* memory = payload_ ? payload_->memories[device].get() : nullptr;

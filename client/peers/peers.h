@@ -50,6 +50,7 @@ class PeerMapping {
     std::size_t devices = 0;  // how many of the client's devices were considered
     bool own = false;
     bool kept = false;  // a slab of kvmd's host cache
+    DeviceUuid device_uuid = kHostMemory;
   };
   explicit PeerMapping(Parts parts);
   PeerMapping(const PeerMapping&) = delete;
@@ -63,6 +64,7 @@ class PeerMapping {
   const std::size_t devices;
   const bool own;
   const bool kept;
+  const DeviceUuid device_uuid;
 
   // How `device` reaches the memory; empty if it can't, or if the memory has been withdrawn.
   // Lock-free.

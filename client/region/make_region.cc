@@ -51,6 +51,7 @@ Result<std::shared_ptr<PeerMapping>> MapOwn(const Region::Impl::Parts& region, s
   parts.content = ContentOf(ExpectedDescriptor(region.model, region.options));
   parts.identity = FileIdOf(region.generation_memory.fd());
   parts.devices = devices;
+  parts.device_uuid = region.options.device;
   parts.own = true;
   return std::make_shared<PeerMapping>(std::move(parts));
 }

@@ -25,6 +25,7 @@ kvmwire::StatsReport ReportOf(const ClientStats& stats) {
 void ReportTimes(const AtomicStats& stats, kvmwire::StatsReport& report) {
   stats.lookup_times.Report(*report.mutable_lookup_times());
   stats.import_times.Report(*report.mutable_import_times());
+  stats.traffic.Report(report);
 }
 
 }  // namespace kvm

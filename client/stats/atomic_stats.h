@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "client/stats/durations.h"
+#include "client/stats/traffic.h"
 #include "kvclient/stats.h"
 #include "proto/wire/wire.pb.h"
 
@@ -21,6 +22,7 @@ struct AtomicStats {
   // For kvmd only: how long lookups took (one of kLookupsPerTime), and imports from their start
   // until their caller saw the end.
   AtomicDurations lookup_times, import_times;
+  Traffic traffic;
 };
 
 // So many lookups are counted for one that is timed: two looks at a clock would be felt in a lookup
@@ -32,6 +34,7 @@ ClientStats Load(const AtomicStats& stats) noexcept;
 
 // Those that kvmd is told.
 kvmwire::StatsReport ReportOf(const ClientStats& stats);
+// Times, and the traffic between devices.
 void ReportTimes(const AtomicStats& stats, kvmwire::StatsReport& report);
 
 }  // namespace kvm

@@ -25,6 +25,19 @@ Status NoteStats(Client& client, kvmwire::ClientMessage message) {
   for (const kvmwire::Durations* times : {&report.lookup_times(), &report.import_times()}) {
     if (times->counts_size() > static_cast<int>(kDurationBuckets)) return MakeError(Errc::kProtocol, "stats report: too many durations");
   }
+  if (report.recent_misses_size() > static_cast<int>(kMaxRecentMisses)) return MakeError(Errc::kProtocol, "stats report: too many misses");
+  for (const kvmwire::RecentMiss& miss : report.recent_misses()) {
+    if (!miss.key().empty() && miss.key().size() != sizeof(BlockKey))
+      return MakeError(Errc::kProtocol, "stats report: a key is not 16 bytes");
+  }
+  if (report.traffic_size() > static_cast<int>(kMaxTrafficPairs))
+    return MakeError(Errc::kProtocol, "stats report: too many pairs of devices");
+  for (const kvmwire::DeviceTraffic& pair : report.traffic()) {
+    for (const std::string* device : {&pair.from_device(), &pair.to_device()}) {
+      if (!device->empty() && device->size() != sizeof(layout::RegionInfo::device_uuid))
+        return MakeError(Errc::kProtocol, "stats report: a device's name is not 16 bytes");
+    }
+  }
   report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
   AddReport(client.domain->client_totals, client.has_reported ? &client.stats : nullptr, report);
   client.has_reported = true;
@@ -83,6 +96,7 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
       restorer_(work_to_do_, clients_, domains_, persistence_, offload_.host_cache()),
       orphans_(config, clients_, domains_, leases_, persistence_, announcer_, restorer_),
       regions_(config, clients_, domains_, persistence_, announcer_, offload_, orphans_),
+      evictions_(config, domains_, offload_),
       dispatcher_(Rules()) {}
 
 // ---- membership ---------------------------------------------------------------------------------
@@ -243,6 +257,8 @@ std::vector<MessageRule> Broker::Rules() {
       {Message::kPrepareStore, "prepare store", kWorker, kNoFds, kReply, To(offload_, &OffloadService::PrepareStore)},
       {Message::kCompleteStore, "complete store", kWorker, kNoFds, kNone, To(offload_, &OffloadService::CompleteStore)},
       {Message::kHostCacheUse, "host cache use", kWorker, kNoFds, kNone, To(offload_, &OffloadService::Use)},
+
+      {Message::kEvict, "evict", kMember, kNoFds, kReply, To(evictions_, &EvictService::Evict)},
 
       {Message::kAcquireLease, "acquire lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Acquire)},
       {Message::kRenewLease, "renew lease", kWorker, kNoFds, kReply, To(leases_, &LeaseService::Renew)},

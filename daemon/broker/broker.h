@@ -19,6 +19,7 @@
 #include "daemon/broker/connection.h"
 #include "daemon/broker/dispatcher.h"
 #include "daemon/broker/domain_table.h"
+#include "daemon/broker/evict_service.h"
 #include "daemon/broker/lease_service.h"
 #include "daemon/broker/mark_service.h"
 #include "daemon/broker/offload_service.h"
@@ -105,6 +106,7 @@ class Broker {
   Restorer restorer_;
   OrphanService orphans_;
   RegionService regions_;
+  EvictService evictions_;
   const Dispatcher dispatcher_;
 };
 

@@ -1,7 +1,11 @@
 #include "daemon/broker/client_totals.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+
+#include "daemon/system/work_meter.h"
+#include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {
 namespace {
@@ -20,6 +24,34 @@ void AddTimes(kvmwire::Durations& totals, const kvmwire::Durations& before, cons
     totals.set_counts(i, Sum(totals.counts(i), i < before.counts_size() ? before.counts(i) : 0, now.counts(i)));
   }
   totals.set_sum_ns(Sum(totals.sum_ns(), before.sum_ns(), now.sum_ns()));
+}
+
+bool SamePair(const kvmwire::DeviceTraffic& a, const kvmwire::DeviceTraffic& b) {
+  return a.from_device() == b.from_device() && a.to_device() == b.to_device();
+}
+
+// Of one pair; null: there is none.
+const kvmwire::DeviceTraffic* FindPair(const kvmwire::StatsReport& report, const kvmwire::DeviceTraffic& pair) {
+  const auto found = std::find_if(report.traffic().begin(), report.traffic().end(), [&](const auto& each) { return SamePair(each, pair); });
+  return found == report.traffic().end() ? nullptr : &*found;
+}
+
+void AddTraffic(kvmwire::StatsReport& totals, const kvmwire::StatsReport& seen, const kvmwire::StatsReport& report) {
+  Spend(static_cast<WorkUnits>(report.traffic_size() * (totals.traffic_size() + seen.traffic_size()) / 8));
+  for (const kvmwire::DeviceTraffic& pair : report.traffic()) {
+    auto total = std::find_if(totals.mutable_traffic()->begin(), totals.mutable_traffic()->end(),
+                              [&](const auto& each) { return SamePair(each, pair); });
+    if (total == totals.mutable_traffic()->end()) {
+      if (totals.traffic_size() >= static_cast<int>(kMaxDomainTrafficPairs)) continue;
+      kvmwire::DeviceTraffic& added = *totals.add_traffic();
+      added.set_from_device(pair.from_device());
+      added.set_to_device(pair.to_device());
+      total = totals.mutable_traffic()->end() - 1;
+    }
+    const kvmwire::DeviceTraffic* const before = FindPair(seen, pair);
+    total->set_blocks(Sum(total->blocks(), before == nullptr ? 0 : before->blocks(), pair.blocks()));
+    total->set_bytes(Sum(total->bytes(), before == nullptr ? 0 : before->bytes(), pair.bytes()));
+  }
 }
 
 }  // namespace
@@ -57,6 +89,7 @@ void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before,
   const kvmwire::StatsReport& seen = before != nullptr ? *before : counted_before ? report : kvmwire::StatsReport::default_instance();
   if (report.has_lookup_times()) AddTimes(*totals.mutable_lookup_times(), seen.lookup_times(), report.lookup_times());
   if (report.has_import_times()) AddTimes(*totals.mutable_import_times(), seen.import_times(), report.import_times());
+  AddTraffic(totals, seen, report);
   // It rises between two connections, never during one.
   if (counted_before) totals.set_reconnects(totals.reconnects() + 1);
 }

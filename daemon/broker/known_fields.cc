@@ -51,7 +51,8 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
       Drop(*message.mutable_stats_report());
       if (message.stats_report().has_lookup_times()) Drop(*message.mutable_stats_report()->mutable_lookup_times());
       if (message.stats_report().has_import_times()) Drop(*message.mutable_stats_report()->mutable_import_times());
-      return;
+      DropEach(message.mutable_stats_report()->mutable_recent_misses());
+      return DropEach(message.mutable_stats_report()->mutable_traffic());
     case Message::kStatusQuery: return Drop(*message.mutable_status_query());
     case Message::kPing: return Drop(*message.mutable_ping());
     case Message::kAllocateMemory:
@@ -78,6 +79,7 @@ void DiscardUnknownFields(kvmwire::ClientMessage& message) {
     case Message::kReleaseLease: return Drop(*message.mutable_release_lease());
     case Message::kMarkComputing: return Drop(*message.mutable_mark_computing());
     case Message::kEndComputing: return Drop(*message.mutable_end_computing());
+    case Message::kEvict: return Drop(*message.mutable_evict());
     case Message::BODY_NOT_SET: return;
   }
 }

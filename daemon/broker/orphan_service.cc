@@ -1,12 +1,11 @@
 #include "daemon/broker/orphan_service.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
 
+#include "daemon/broker/admins.h"
 #include "daemon/broker/damage.h"
 #include "daemon/broker/grants.h"
 #include "daemon/system/log.h"
@@ -15,11 +14,6 @@
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {
-namespace {
-
-bool Names(const std::vector<std::uint32_t>& users, std::uint32_t uid) { return std::find(users.begin(), users.end(), uid) != users.end(); }
-
-}  // namespace
 
 void OrphanService::AllocateMemory(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::AllocateMemory& request = message.allocate_memory();
@@ -252,8 +246,8 @@ void OrphanService::Reclaim(Client& client, const kvmwire::ClientMessage& messag
     return client.ReplyError(message.request_id(), MakeError(Errc::kInvalidArgument, "reclaim: device_uuid is not 16 bytes"));
   const SteadyTime now = std::chrono::steady_clock::now();
   const std::uint32_t uid = client.credentials.uid;
-  const bool everywhere = uid == 0 || uid == ::geteuid() || Names(config_.admins, uid);
-  const OrphanPolicy::Claimant claimant{uid, everywhere || Names(client.domain->config().admins, uid), client.role == kvmwire::WORKER,
+  const bool everywhere = AdministersAll(config_, uid);
+  const OrphanPolicy::Claimant claimant{uid, Administers(config_, *client.domain, uid), client.role == kvmwire::WORKER,
                                         config_.reclaim_others_after_s};
   Waiting waiting;
   waiting.client = client.id;

@@ -90,7 +90,14 @@ class StatusBuilder {
     });
     if (query.clients()) {
       sources_.clients.ForEach([&](const Client& client) {
-        if (client.domain != nullptr && MaySee(*client.domain) && !Full()) Count(Describe(client, *reply_.add_client_list()));
+        if (client.domain == nullptr || !MaySee(*client.domain) || Full()) return;
+        kvmwire::ClientStatus& described = *reply_.add_client_list();
+        Describe(client, described);
+        if (!query.details()) {
+          described.mutable_stats()->clear_recent_misses();
+          described.mutable_stats()->clear_traffic();
+        }
+        Count(described);
       });
     }
     if (query.leases()) {

@@ -5,6 +5,12 @@
 #include "proto/base/fault_point.h"
 
 namespace kvm::daemon {
+namespace {
+
+// To take one block out of its slot, the policy and the index; its memory counts for itself.
+constexpr WorkUnits kEvictUnits = 4;
+
+}  // namespace
 
 HostCache::HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages)
     : config_(config),
@@ -121,6 +127,66 @@ bool HostCache::Used(Domain& domain, const kvmwire::HostCacheUse& use, Using& pr
     if (first) pool_.Use(slab->group, std::span(&at, 1), true, now_);
   }
   return next >= use.runs_size();
+}
+
+void HostCache::EvictSlot(Slab& slab, policy::Slot slot, Evicting& progress) {
+  const CacheSlot& at = slab.group.blocks[slot];
+  // What an earlier kvmd has left in an unknown slot comes within a moment.
+  if (at.state == CacheSlot::State::kGranted || at.state == CacheSlot::State::kUnknown) ++progress.being_stored;
+  if (at.state != CacheSlot::State::kStored) return;
+  if (at.pins > 0) {
+    ++progress.leased;
+    return;
+  }
+  Spend(kEvictUnits);
+  pool_.Evict(slab, slot);
+  ++progress.blocks;
+  progress.bytes += slab.group.kind.block_bytes;
+}
+
+bool HostCache::EvictKeys(const Filter& filter, std::span<const BlockKey> keys, Evicting& progress, const WorkBudget& budget) {
+  std::set<SlabClass*> groups;  // a key is of one model and shard, but clients name the keys
+  Spend(pool_.slabs().size());
+  for (const auto& slab : pool_.slabs()) {
+    if (filter.Matches(slab->group)) groups.insert(&slab->group);
+  }
+  for (const std::size_t from = progress.key; progress.key < keys.size() && (progress.key == from || !budget.used_up()); ++progress.key) {
+    Spend(1 + groups.size());
+    for (SlabClass* group : groups) {
+      const std::optional<policy::Slot> slot = group->blocks.Find(keys[progress.key]);
+      if (!slot) continue;
+      Spend(pool_.slabs().size() / 8);
+      EvictSlot(pool_.Holding(*group, *slot), *slot, progress);
+    }
+  }
+  return progress.key == keys.size();
+}
+
+bool HostCache::EvictSlabs(const Filter& filter, Evicting& progress, const WorkBudget& budget) {
+  if (!progress.listed) {
+    Spend(pool_.slabs().size());
+    for (const auto& slab : pool_.slabs()) {
+      if (filter.Matches(slab->group)) progress.slabs.emplace_back(slab->region->row, slab->region->info.region_epoch);
+    }
+    progress.listed = true;
+  }
+  for (; !progress.slabs.empty(); progress.slabs.pop_back(), progress.slot = 0) {
+    const auto [row, region_epoch] = progress.slabs.back();
+    Slab* const slab = pool_.Find(filter.domain, row, region_epoch);
+    if (slab == nullptr) continue;
+    for (SlotTable& blocks = slab->group.blocks; progress.slot < blocks.slots_per_slab(); ++progress.slot) {
+      if (budget.used_up()) return false;
+      Spend(1);
+      EvictSlot(*slab, blocks.SlotAt(slab->position, progress.slot), progress);
+    }
+  }
+  return true;
+}
+
+bool HostCache::Evict(const Filter& filter, std::span<const BlockKey> keys, Evicting& progress, const WorkBudget& budget) {
+  const bool done = keys.empty() ? EvictSlabs(filter, progress, budget) : EvictKeys(filter, keys, progress, budget);
+  pool_.NoteProgress();
+  return done;
 }
 
 void HostCache::Forget(Domain& domain) {

@@ -81,6 +81,28 @@ class HostCache {
   // nothing is left to do.
   bool Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget);
   bool Used(Domain& domain, const kvmwire::HostCacheUse& use, Using& progress, const WorkBudget& budget);
+  // Which blocks an Evict is about.
+  struct Filter {
+    bool Matches(const SlabClass& group) const {
+      return &group.domain == &domain && (fingerprint.empty() || group.fingerprint == fingerprint);
+    }
+
+    Domain& domain;
+    const std::string& fingerprint;  // of the model; empty: of any
+  };
+  // How far an Evict has been worked on in one domain.
+  struct Evicting {
+    std::size_t key = 0;  // the next one of `keys`
+    // Without keys: the slabs that are left (row, its epoch), of which the last one is worked on,
+    // and its next slot
+    bool listed = false;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> slabs;
+    std::uint32_t slot = 0;
+    std::uint64_t blocks = 0, bytes = 0, leased = 0, being_stored = 0;
+  };
+  // Drops stored blocks that the filter matches and no lease covers; only `keys` if there are any.
+  // Goes on as Done does.
+  bool Evict(const Filter& filter, std::span<const BlockKey> keys, Evicting& progress, const WorkBudget& budget);
   void Leave(ClientId client, std::shared_ptr<WatchedProcess> process) { writers_.Leave(client, std::move(process)); }
 
   // ---- memory
@@ -123,6 +145,9 @@ class HostCache {
   std::uint64_t slab_bytes() const noexcept { return pool_.slab_bytes(); }
 
  private:
+  bool EvictKeys(const Filter& filter, std::span<const BlockKey> keys, Evicting& progress, const WorkBudget& budget);
+  bool EvictSlabs(const Filter& filter, Evicting& progress, const WorkBudget& budget);
+  void EvictSlot(Slab& slab, policy::Slot slot, Evicting& progress);
   bool Admitted(const Domain& domain, const BlockKey& key, bool asked);
 
   const Config& config_;

@@ -21,6 +21,11 @@ inline constexpr std::size_t kMaxHostCacheRuns = 256;  // of one HostCacheUse
 inline constexpr std::size_t kDurationBuckets = 24;
 inline constexpr std::size_t kMaxLeaseBatch = 8192;  // sources of one AcquireLease
 inline constexpr std::size_t kMaxMarkBatch = 1024;   // keys of one MarkComputing
+inline constexpr std::size_t kMaxEvictKeys = 8192;   // of one Evict
+inline constexpr std::size_t kMaxRecentMisses = 8;   // of one StatsReport
+inline constexpr std::size_t kMaxTrafficPairs = 64;  // of one StatsReport
+// Of a domain's sums; kvmd leaves out what goes beyond
+inline constexpr std::size_t kMaxDomainTrafficPairs = 256;
 inline constexpr std::size_t kMaxNameBytes = 63;
 // Of one region with descriptors; the generation table and the records need one more each
 inline constexpr std::size_t kMaxSegments = kMaxFrameFds - 2;

@@ -21,7 +21,7 @@
 namespace kvm::fuzz {
 namespace {
 
-constexpr std::uint32_t kAttacker = 2001, kFirst = 2002, kSecond = 2003, kBlocks = 8;
+constexpr std::uint32_t kAttacker = 2001, kFirst = 2002, kSecond = 2003, kAdmin = 2004, kBlocks = 8;
 
 class Answers final : public daemon::Connection {
  public:
@@ -49,13 +49,14 @@ daemon::Config SmallNode() {
   config.host_cache_bytes = 64 << 10;
   config.host_cache_slab_bytes = 16 << 10;
   config.log_level = daemon::LogLevel::kError;
+  config.admins = {kAdmin};
   return config;
 }
 
 struct Node {
   Node() : broker(config, [] {}) {
     daemon::SetLogLevel(daemon::LogLevel::kError);
-    for (Answers& connection : attackers) ids.push_back(Join(connection, kAttacker));
+    for (std::size_t i = 0; i < attackers.size(); ++i) ids.push_back(Join(attackers[i], AttackerOf(i)));
     for (int i = 0; i < 2; ++i) {
       const ClientId id = Join(honest[static_cast<std::size_t>(i)], i == 0 ? kFirst : kSecond);
       regions.push_back(std::make_unique<test::WireRegion>("honest", test::LlamaSpec(), kBlocks));
@@ -68,6 +69,9 @@ struct Node {
     }
   }
   using ClientId = daemon::ClientId;
+
+  // The last one is an admin.
+  std::uint32_t AttackerOf(std::size_t connection) const { return connection + 1 == attackers.size() ? kAdmin : kAttacker; }
 
   ClientId Join(Answers& connection, std::uint32_t uid) {
     const ClientId id = broker.Join(connection, {4'000'000, uid, uid}, {});
@@ -152,7 +156,7 @@ void BrokerTarget(Bytes input) {
     daemon::DiscardUnknownFields(message);
     if (node.Send(node.ids[of], message, Descriptors(node, own, descriptors))) continue;
     node.broker.Leave(node.ids[of], (descriptors & 0x80) != 0);  // as the server ends it
-    node.ids[of] = node.Join(node.attackers[of], kAttacker);
+    node.ids[of] = node.Join(node.attackers[of], node.AttackerOf(of));
   }
   node.Tick(50);
   for (int user = 0; user < 2; ++user) {
@@ -211,6 +215,16 @@ std::vector<std::string> BrokerSeeds() {
   lease.mutable_acquire_lease()->add_sources()->set_region(3);
   add(cached, 1, 0, lease);
   out.push_back(cached);
+  std::string evicted = cached;
+  kvmwire::ClientMessage evict;
+  evict.mutable_evict()->set_keys(&records[0].key, sizeof(BlockKey));
+  add(evicted, 2, 0, evict);
+  add(evicted, 1, 0, evict);
+  evict.mutable_evict()->clear_keys();
+  evict.mutable_evict()->set_fingerprint(own.descriptor.fingerprint());
+  evict.mutable_evict()->set_domain("node");
+  add(evicted, 2, 0, evict);
+  out.push_back(evicted);
   std::string ends = life;
   kvmwire::ClientMessage retract;
   retract.mutable_retract()->set_region(own.row);
@@ -240,6 +254,8 @@ std::vector<std::string> BrokerSeeds() {
   message.mutable_release_lease()->set_lease(1);
   add(others, 1, 0, message);
   message.mutable_stats_report()->set_unmapped_reason("none");
+  message.mutable_stats_report()->add_recent_misses()->set_key(std::string(16, 'k'));
+  message.mutable_stats_report()->add_traffic()->set_from_device(std::string(16, 'd'));
   add(others, 2, 0, message);
   message.mutable_hello()->set_protocol_version(kProtocolVersion);
   add(others, 2, 0x80, message);

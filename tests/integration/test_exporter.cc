@@ -157,6 +157,7 @@ TEST_CASE("Exporter: counters and gauges follow what workers do", "[integration]
   CHECK(Value(text, "kvmd_lookup_keys_total", "result=\"found\"") == 8.0);
   CHECK(Value(text, "kvmd_lookup_keys_total", "result=\"missed\"") == 2.0);
   CHECK(Value(text, "kvmd_imported_bytes_total") == 8 * 4096.0);
+  CHECK(Value(text, "kvmd_device_imported_bytes_total", "from=\"host\",to=\"host\"") == 8 * 4096.0);
   CHECK(Value(text, "kvmd_pool_regions", "owner=\"worker\"") == 2.0);
   CHECK(Value(text, "kvmd_pool_blocks", "device=\"host\",path=\"host_memfd\"") == 128.0);
   CHECK(Value(text, "kvmd_pool_indexed_blocks", "model=\"" + first->model().spec.model_id + "\"") == 8.0);
@@ -204,6 +205,18 @@ TEST_CASE("Exporter: serves a loopback address of TCP as well, if asked", "[inte
   CHECK(Value(BodyOf(response), "kvmd_up") == 1.0);
 }
 
+TEST_CASE("Exporter: its page names keys to those who may open its socket, and not over TCP", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0"});
+  auto seeker = StartWorker(kvmd, "seeker");
+  REQUIRE(seeker->Find("a:1").empty());
+  const std::string digits = seeker->Keys("a:1")[0].ToHex().substr(0, 12);
+  CHECK(Eventually([&] { return Connection::ToPath(exporter.path).Get("/").find(digits) != std::string::npos; }));
+  const std::string by_tcp = Connection::ToPort(exporter.Port()).Get("/", "GET", "127.0.0.1");
+  CHECK(by_tcp.find("seeker") != std::string::npos);
+  CHECK(by_tcp.find(digits) == std::string::npos);
+}
+
 TEST_CASE("Exporter: over TCP a foreign page's host name is not answered, a proxy's is if it is named", "[integration]") {
   KvmdProcess kvmd;
   const Exporter exporter(kvmd, {"--listen-tcp", "127.0.0.1:0", "--allow-host", "metrics.example"});
@@ -219,6 +232,17 @@ TEST_CASE("Exporter: over TCP a foreign page's host name is not answered, a prox
   CHECK(nameless.ReadAll().find(" 421 ") != std::string::npos);
 }
 
+TEST_CASE("Exporter: over its socket, which a port may be forwarded to, a foreign page's host name is not answered", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd, {"--allow-host", "metrics.example"});
+  const auto get = [&](const std::string& host) { return Connection::ToPath(exporter.path).Get("/", "GET", host); };
+  CHECK(get("page.example:9464").starts_with("HTTP/1.1 421 "));
+  for (const char* host : {"", "kvmd", "localhost:9464", "127.0.0.1:9464", "metrics.example"}) {
+    INFO(host);
+    CHECK(get(host).starts_with("HTTP/1.1 200 "));
+  }
+}
+
 TEST_CASE("Exporter: other paths, methods and bytes are answered as HTTP says, and it goes on", "[integration]") {
   KvmdProcess kvmd;
   const Exporter exporter(kvmd);
@@ -226,6 +250,8 @@ TEST_CASE("Exporter: other paths, methods and bytes are answered as HTTP says, a
     return Connection::ToPath(exporter.path).Get(target, method);
   };
   CHECK(answer("/").find("href=\"/metrics\"") != std::string::npos);
+  CHECK(answer("/").find("Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-") !=
+        std::string::npos);
   CHECK(answer("/metrics/").starts_with("HTTP/1.1 404 "));
   CHECK(answer("/../etc/passwd").starts_with("HTTP/1.1 404 "));
   CHECK(answer("/metrics", "DELETE").starts_with("HTTP/1.1 405 "));

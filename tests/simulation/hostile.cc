@@ -52,6 +52,7 @@ void Hostile::Receive() {
     message.mutable_declare_model()->set_spec(SpecOf(static_cast<std::uint32_t>(world_.random.Below(2))).Canonical());
     link_.Ask({}, std::move(message));
   }
+  world_.counted.evicted += received->message.evict_reply().blocks();
   for (UniqueFd& fd : received->fds) {
     if (handed_.size() < 6 && world_.random.OneIn(4)) handed_.push_back(std::move(fd));
   }
@@ -169,6 +170,10 @@ kvmwire::ClientMessage Hostile::AboutBlocks(std::uint64_t kind) {
       break;
     }
     default:
+      if (world_.random.OneIn(2)) {
+        Evict(*message.mutable_evict());
+        break;
+      }
       message.mutable_withdraw_ack()->set_region(at.row);
       message.mutable_withdraw_ack()->set_region_epoch(at.region_epoch);
       break;
@@ -183,6 +188,15 @@ void Hostile::Mark(kvmwire::MarkComputing& mark) {
   mark.set_mark(world_.random.Below(4));
   mark.set_ttl_ms(static_cast<std::uint32_t>(world_.random.Next()));
   mark.set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+}
+
+void Hostile::Evict(kvmwire::Evict& evict) {
+  std::vector<BlockKey> keys;
+  if (!world_.random.OneIn(3)) {
+    for (std::uint64_t i = world_.random.Below(6); i > 0; --i)
+      keys.push_back(KeyOf(static_cast<std::uint32_t>(world_.random.Below(kNumbers))));
+  }
+  evict.set_keys(keys.data(), keys.size() * sizeof(BlockKey));
 }
 
 kvmwire::ClientMessage Hostile::AboutMemory(std::uint64_t kind) {

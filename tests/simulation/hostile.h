@@ -38,6 +38,7 @@ class Hostile {
   kvmwire::ClientMessage AboutMemory(std::uint64_t kind);
   std::string AnyRecords(const Place& place);
   void Mark(kvmwire::MarkComputing& mark);
+  void Evict(kvmwire::Evict& evict);
   kvmwire::ClientMessage Garbage();
 
   World& world_;

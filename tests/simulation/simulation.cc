@@ -38,6 +38,7 @@ constexpr Field kFields[] = {{"steps", &Counted::steps},
                              {"of these from the host cache", &Counted::validated_cached},
                              {"wrong bytes that validation caught", &Counted::caught},
                              {"blocks offloaded", &Counted::stores},
+                             {"blocks that an admin evicted", &Counted::evicted},
                              {"leases", &Counted::leases},
                              {"adoptions", &Counted::adoptions},
                              {"regions unregistered", &Counted::unregistered},
@@ -78,6 +79,7 @@ daemon::Config SmallNode() {
   config.sweep_slots = 16;
   config.zero_on_free = true;
   config.log_level = kSilent;
+  config.admins = {Simulation::kHostileUser};
   return config;
 }
 

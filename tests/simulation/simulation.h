@@ -23,6 +23,9 @@ daemon::Config SmallNode();
 
 class Simulation {
  public:
+  // The last one is an admin, too.
+  static constexpr std::uint32_t kFirstUser = 1001, kSecondUser = 1002, kHostileUser = 1003;
+
   explicit Simulation(std::uint64_t seed, Defect defect = Defect::kNone);
   Simulation(const Simulation&) = delete;
   Simulation& operator=(const Simulation&) = delete;
@@ -38,8 +41,6 @@ class Simulation {
   void Fault();
   void KvmdDoesSomething();
   std::vector<SimClient*>& ColleaguesOf(const SimClient& client) { return client.uid() == kFirstUser ? of_first_ : of_second_; }
-
-  static constexpr std::uint32_t kFirstUser = 1001, kSecondUser = 1002, kHostileUser = 1003;
 
   World world_;
   Checks checks_;

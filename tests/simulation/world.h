@@ -39,7 +39,8 @@ struct Counted {
   std::string Text() const;
 
   std::uint64_t steps = 0, checks = 0, published = 0, copies = 0, validated = 0, caught = 0, validated_while_down = 0, validated_cached = 0,
-                stores = 0, leases = 0, adoptions = 0, unregistered = 0, deaths = 0, restarts = 0, refusals = 0, lies = 0, lacks = 0;
+                stores = 0, evicted = 0, leases = 0, adoptions = 0, unregistered = 0, deaths = 0, restarts = 0, refusals = 0, lies = 0,
+                lacks = 0;
 };
 
 // What a generation table must hold: only its owner writes it.

@@ -11,7 +11,7 @@ namespace {
 using namespace kvm;
 
 // What StatsReport has besides counters.
-const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason", "lookup_times", "import_times"};
+const std::set<std::string> kOtherFields{"unmapped_regions", "unmapped_reason", "lookup_times", "import_times", "recent_misses", "traffic"};
 
 std::set<std::string> Reported() {
   std::set<std::string> names;
@@ -51,6 +51,25 @@ TEST_CASE("Client stats: each counter arrives under its own name", "[unit]") {
 #undef LEAVE
 #undef SEEN
 #undef TOLD
+}
+
+TEST_CASE("Client stats: traffic is summed up by source and destination, and pairs beyond the limit are left out", "[unit]") {
+  const auto device = [](std::size_t number) {
+    DeviceUuid uuid{};
+    uuid[0] = static_cast<std::uint8_t>(number + 1);
+    return uuid;
+  };
+  Traffic traffic;
+  traffic.Add(device(0), kHostMemory, 1, 10);
+  for (std::size_t i = 0; i < 2 * kMaxTrafficPairs; ++i) traffic.Add(device(i), kHostMemory, 2, 20);
+  kvmwire::StatsReport report;
+  traffic.Report(report);
+  REQUIRE(report.traffic_size() == static_cast<int>(kMaxTrafficPairs));
+  CHECK(report.traffic(0).from_device() == std::string(1, '\1') + std::string(15, '\0'));
+  CHECK(report.traffic(0).to_device().empty());
+  CHECK(report.traffic(0).blocks() == 3);
+  CHECK(report.traffic(0).bytes() == 30);
+  CHECK(report.traffic(1).bytes() == 20);
 }
 
 TEST_CASE("Durations: a bucket holds what is above half of its limit, up to its limit", "[unit]") {

@@ -19,6 +19,14 @@ kvmwire::ClientMessage Report(std::uint64_t finds, std::uint64_t reconnects = 0)
   return message;
 }
 
+kvmwire::DeviceTraffic& AddPair(kvmwire::StatsReport& report, char from, std::uint64_t count) {
+  kvmwire::DeviceTraffic& pair = *report.add_traffic();
+  pair.set_from_device(std::string(16, from));
+  pair.set_blocks(count);
+  pair.set_bytes(count);
+  return pair;
+}
+
 }  // namespace
 
 TEST_CASE("Client totals: every counter of a report is added up, and nothing else", "[unit]") {
@@ -109,6 +117,81 @@ TEST_CASE("Client totals: counters that go backwards or overflow take nothing aw
   constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
   node.Handle(client, Report(kMost));
   CHECK(node.Domain().client_totals().finds() == kMost);
+}
+
+TEST_CASE("Client totals: the last misses are shown to the operator who asks for them, and nowhere else", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage report = Report(3);
+  kvmwire::RecentMiss& miss = *report.mutable_stats_report()->add_recent_misses();
+  miss.set_reason(kvmwire::MISS_STALE);
+  miss.set_key(std::string(16, 'k'));
+  node.Handle(client, report);
+  const auto misses = [&](bool asked) {
+    kvmwire::ClientMessage query;
+    query.mutable_status_query()->set_clients(true);
+    query.mutable_status_query()->set_details(asked);
+    node.Handle(client, query);
+    return connection.Take(Body::kStatusReply).message.status_reply().client_list(0).stats().recent_misses_size();
+  };
+  CHECK(misses(false) == 0);
+  CHECK(misses(true) == 1);
+  CHECK(node.Domain().client_totals().recent_misses_size() == 0);
+}
+
+TEST_CASE("Client totals: more misses than a report may have, or half a key, break the protocol", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage report = Report(3);
+  for (std::size_t i = 0; i < kMaxRecentMisses; ++i) report.mutable_stats_report()->add_recent_misses();
+  node.Handle(client, report);
+  kvmwire::ClientMessage half = report;
+  half.mutable_stats_report()->mutable_recent_misses(0)->set_key("half");
+  CHECK_FALSE(node.broker.Handle(client, half, {}));
+  report.mutable_stats_report()->add_recent_misses();
+  CHECK_FALSE(node.broker.Handle(client, report, {}));
+}
+
+TEST_CASE("Client totals: traffic is added up pair by pair, and not again over reports", "[unit]") {
+  kvmwire::StatsReport first, second, totals;
+  AddPair(first, 'a', 10);
+  AddPair(second, 'b', 5);
+  AddPair(second, 'a', 12);
+  daemon::AddReport(totals, nullptr, first);
+  daemon::AddReport(totals, &first, second);
+  daemon::AddReport(totals, nullptr, first);  // of another client
+  REQUIRE(totals.traffic_size() == 2);
+  CHECK(totals.traffic(0).from_device() == std::string(16, 'a'));
+  CHECK(totals.traffic(0).bytes() == 22);
+  CHECK(totals.traffic(0).blocks() == 22);
+  CHECK(totals.traffic(1).bytes() == 5);
+}
+
+TEST_CASE("Client totals: however many devices clients name, a domain's sums have so many pairs", "[unit]") {
+  kvmwire::StatsReport totals;
+  for (std::size_t client = 0; client < 5; ++client) {
+    kvmwire::StatsReport report;
+    for (std::size_t i = 0; i < kMaxTrafficPairs; ++i)
+      AddPair(report, static_cast<char>(i), 1).set_to_device(std::string(16, char(client)));
+    daemon::AddReport(totals, nullptr, report);
+  }
+  CHECK(totals.traffic_size() == static_cast<int>(kMaxDomainTrafficPairs));
+}
+
+TEST_CASE("Client totals: more pairs than a report may have, or half a device, break the protocol", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage report = Report(3);
+  for (std::size_t i = 0; i < kMaxTrafficPairs; ++i) AddPair(*report.mutable_stats_report(), static_cast<char>(i), 1);
+  node.Handle(client, report);
+  kvmwire::ClientMessage half = report;
+  half.mutable_stats_report()->mutable_traffic(0)->set_to_device("half");
+  CHECK_FALSE(node.broker.Handle(client, half, {}));
+  AddPair(*report.mutable_stats_report(), 'x', 1);
+  CHECK_FALSE(node.broker.Handle(client, report, {}));
 }
 
 }  // namespace kvm::test

@@ -131,9 +131,9 @@ TEST_CASE("Dispatch: a hello comes first, and only first", "[unit]") {
   CHECK(handled == 0);
 }
 
-TEST_CASE("Dispatch: observers may send queries, an acknowledgement and a reclaim, and no other message", "[unit]") {
+TEST_CASE("Dispatch: observers may send queries, an acknowledgement, a reclaim and an evict, and no other message", "[unit]") {
   CHECK(MessagesLetThrough(kvmwire::OBSERVER, "observers only read") ==
-        std::set<std::string>{"ping", "stats report", "status query", "withdraw ack", "reclaim"});
+        std::set<std::string>{"ping", "stats report", "status query", "withdraw ack", "reclaim", "evict"});
 }
 
 TEST_CASE("Dispatch: monitors may send a ping and a status query, and no other message", "[unit]") {

@@ -46,6 +46,7 @@ Config Tight() {
   config.withdraw_timeout_ms = 20;
   config.host_cache_bytes = 4 * kBlocks * kBlockBytes;
   config.host_cache_slab_bytes = kBlocks * kBlockBytes;
+  config.admins = {kOtherUid};
   return config;
 }
 
@@ -139,6 +140,7 @@ class Noise {
     CHECK(domain.models() <= limits.max_models);
     CHECK(domain.fds() <= limits.max_fds_per_domain);
     CHECK(domain.leases() <= (talkers_.size() + 1) * limits.max_leases_per_client);
+    CHECK(domain.client_totals().traffic_size() <= static_cast<int>(kMaxDomainTrafficPairs));
     CHECK(domain.marked_keys() <= talkers_.size() * limits.max_marked_keys_per_client);
     CHECK(domain.host_cache().bytes() <= limits.host_cache_bytes);
     CHECK(domain.host_cache().used_bytes() <= domain.host_cache().bytes());
@@ -172,7 +174,7 @@ class Noise {
 
   // How far it came.
   struct Deepest {
-    std::uint64_t said = 0, refused = 0, regions = 0, orphans = 0, leases = 0, cached = 0;
+    std::uint64_t said = 0, refused = 0, regions = 0, orphans = 0, leases = 0, cached = 0, evicted = 0;
   };
   const Deepest& deepest() const { return deepest_; }
 
@@ -212,6 +214,7 @@ class Noise {
       }
       if (message.has_region_announce()) places_.push_back({message.region_announce().region(), message.region_announce().region_epoch()});
       if (message.has_acquire_lease_reply()) leases_.push_back(message.acquire_lease_reply().lease());
+      deepest_.evicted += message.evict_reply().blocks();
       for (const kvmwire::StoreGrant& grant : message.prepare_store_reply().grants()) {
         grants_.push_back(grant);
         talker.grants.push_back(grant);
@@ -419,13 +422,44 @@ class Noise {
         return;
       }
       default:
-        switch (random_.Below(4)) {
+        switch (random_.Below(5)) {
           case 0: message.mutable_ping(); return;
-          case 1: message.mutable_status_query()->set_clients(true); return;
-          case 2: message.mutable_stats_report()->set_unmapped_reason(std::string(random_.Below(1000), 'x')); return;
+          case 1:
+            message.mutable_status_query()->set_clients(true);
+            message.mutable_status_query()->set_details(random_.OneIn(2));
+            return;
+          case 2: return Report(*message.mutable_stats_report());
+          case 3: return Evict(*message.mutable_evict());
           default: message.mutable_hello()->set_protocol_version(kProtocolVersion); return;
         }
     }
+  }
+
+  void Report(kvmwire::StatsReport& report) {
+    report.set_unmapped_reason(std::string(random_.Below(1000), 'x'));
+    for (std::uint64_t i = random_.Below(kMaxRecentMisses + 1); i > 0; --i) {
+      kvmwire::RecentMiss& miss = *report.add_recent_misses();
+      miss.set_reason(static_cast<kvmwire::MissReason>(random_.Below(9)));
+      miss.set_at_ms(random_.Next());
+      miss.set_key(std::string(random_.OneIn(60) ? 3 : random_.OneIn(3) ? 0 : sizeof(BlockKey), 'k'));
+    }
+    for (std::uint64_t i = random_.Below(kMaxTrafficPairs + (random_.OneIn(30) ? 2 : 1)); i > 0; --i) {
+      kvmwire::DeviceTraffic& pair = *report.add_traffic();
+      pair.set_from_device(std::string(16, static_cast<char>(random_.Below(256))));
+      pair.set_to_device(std::string(random_.OneIn(400) ? 17 : random_.OneIn(3) ? 0 : 16, static_cast<char>(random_.Below(4))));
+      pair.set_bytes(random_.Next());
+      pair.set_blocks(random_.Next());
+    }
+  }
+
+  void Evict(kvmwire::Evict& evict) {
+    std::vector<BlockKey> keys;
+    if (random_.OneIn(2)) {
+      for (std::uint64_t i = random_.Below(8); i > 0; --i) keys.push_back(random_.Pick(records_).key);
+    }
+    evict.set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+    if (random_.OneIn(2)) evict.set_fingerprint(LlamaSpec().ComputeFingerprint().bytes.data(), 32);
+    if (random_.OneIn(4)) evict.set_domain("uid-" + std::to_string(kUid + random_.Below(3)));
   }
 
   // Changed somewhere, if it is still a message.
@@ -453,7 +487,7 @@ class Noise {
 
 TEST_CASE("kvmd: any messages in any order leave kvmd running, and no state once the clients have gone", "[unit]") {
   const int before = OpenFds();
-  int with_orphans = 0, with_leases = 0, with_cache = 0;
+  int with_orphans = 0, with_leases = 0, with_cache = 0, with_evicted = 0;
   for (std::uint64_t seed = 1; seed <= fuzz::Rounds(8); ++seed) {
     INFO("seed " << seed);
     Noise noise(seed);
@@ -473,10 +507,12 @@ TEST_CASE("kvmd: any messages in any order leave kvmd running, and no state once
     with_orphans += noise.deepest().orphans > 0;
     with_leases += noise.deepest().leases > 1;
     with_cache += noise.deepest().cached > 0;
+    with_evicted += noise.deepest().evicted > 0;
   }
   CHECK(with_orphans > 2);
   CHECK(with_leases > 2);
   CHECK(with_cache > 2);
+  CHECK(with_evicted > 2);
   CHECK(OpenFds() == before);
 }
 

@@ -51,6 +51,10 @@ kvmwire::StatusReply FullStatus() {
   totals.set_computing_waits_in_vain(4);
   for (const std::uint64_t count : {0u, 5u, 0u, 2u}) totals.mutable_lookup_times()->add_counts(count);
   totals.mutable_lookup_times()->set_sum_ns(24'000);
+  kvmwire::DeviceTraffic& pair = *totals.add_traffic();
+  pair.set_from_device(std::string(16, '\x11'));
+  pair.set_blocks(50);
+  pair.set_bytes(3200);
   domain.mutable_host_cache()->set_blocks(5);
   *domain.add_memory() = Group("org/model", std::string(32, '\xab'));
   return status;
@@ -108,6 +112,8 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"missed\"} 30"));
   CHECK(HasLine(text, "kvmd_misses_total{domain=\"uid-1000\",reason=\"stale\"} 3"));
   CHECK(HasLine(text, "kvmd_corrupt_blocks_total{domain=\"uid-1000\"} 2"));
+  CHECK(HasLine(
+      text, "kvmd_device_imported_bytes_total{domain=\"uid-1000\",from=\"GPU-11111111-1111-1111-1111-111111111111\",to=\"host\"} 3200"));
   CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"found\"} 5"));
   CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"in_vain\"} 4"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"worker\"} 30"));

@@ -52,6 +52,7 @@ TEST_CASE("Simulation: a node keeps its invariants over deaths, restarts, lacks 
   CHECK(counted.caught > 0);
   CHECK(counted.validated_while_down > 0);
   CHECK(counted.validated_cached > 0);
+  CHECK(counted.evicted > 0);
   CHECK(counted.leases > 0);
   CHECK(counted.adoptions > 0);
   CHECK(counted.unregistered > 0);

@@ -128,6 +128,16 @@ Result<kvmwire::ReclaimReply> Observer::Reclaim(const kvmwire::Reclaim& request)
   return std::move(*reply->mutable_reclaim_reply());
 }
 
+Result<kvmwire::EvictReply> Observer::Evict(const kvmwire::Evict& request) {
+  kvmwire::ClientMessage message;
+  *message.mutable_evict() = request;
+  Result<kvmwire::ServerMessage> reply = Ask(std::move(message), nullptr);
+  if (!reply) return reply.error();
+  if (reply->body_case() != kvmwire::ServerMessage::kEvictReply)
+    return MakeError(Errc::kProtocol, "kvmd answered an evict with something else");
+  return std::move(*reply->mutable_evict_reply());
+}
+
 Result<std::chrono::nanoseconds> Observer::Ping() {
   kvmwire::ClientMessage message;
   message.mutable_ping();

@@ -40,6 +40,7 @@ class Observer {
   [[nodiscard]] Result<kvmwire::StatusReply> Query(const kvmwire::StatusQuery& query);
   // Waits for importers as long as the request says.
   [[nodiscard]] Result<kvmwire::ReclaimReply> Reclaim(const kvmwire::Reclaim& request);
+  [[nodiscard]] Result<kvmwire::EvictReply> Evict(const kvmwire::Evict& request);
   // Round trip of an empty request.
   [[nodiscard]] Result<std::chrono::nanoseconds> Ping();
 

@@ -13,28 +13,30 @@
 #include "client/kvctl/exporter/http_server.h"
 #include "client/kvctl/exporter/listening_sockets.h"
 #include "client/kvctl/exporter/status_metrics.h"
+#include "client/kvctl/page/status_page.h"
 
 namespace kvm::ctl {
 namespace {
 
 constexpr const char* kTextFormat = "text/plain; version=0.0.4; charset=utf-8";
+constexpr std::uint32_t kHotPrefixes = 20;  // that the page shows
 
 // A connection to kvmd that is kept between scrapes.
 class Kvmd {
  public:
   explicit Kvmd(const CommonOptions& common) : common_(common) {}
 
-  [[nodiscard]] Result<MetricPage> Ask() {
+  // `hot`: so many of the hottest prefixes, and what clients say of their last misses.
+  [[nodiscard]] Result<kvmwire::StatusReply> Ask(std::uint32_t hot = 0) {
     // kvmd may have been restarted since the last scrape.
     const bool kept = connection_.has_value();
-    Result<MetricPage> page = AskOnce();
-    if (!page && kept) page = AskOnce();
-    return page;
+    Result<kvmwire::StatusReply> status = AskOnce(hot);
+    if (!status && kept) status = AskOnce(hot);
+    return status;
   }
 
  private:
-  [[nodiscard]] Result<MetricPage> AskOnce() {
-    const auto begin = std::chrono::steady_clock::now();
+  [[nodiscard]] Result<kvmwire::StatusReply> AskOnce(std::uint32_t hot) {
     if (!connection_) {
       Result<Observer> connected = Observer::ConnectAsMonitor(common_.socket, common_.timeout());
       if (!connected) return connected.error();
@@ -43,28 +45,56 @@ class Kvmd {
     kvmwire::StatusQuery query;
     query.set_clients(true);
     query.set_memory(true);
+    query.set_hot(hot);
+    query.set_details(hot > 0);
     Result<kvmwire::StatusReply> status = connection_->Query(query);
-    if (!status) {
-      connection_.reset();
-      return status.error();
-    }
-    return MetricsOf(*status, std::chrono::steady_clock::now() - begin);
+    if (!status) connection_.reset();
+    return status;
   }
 
   const CommonOptions& common_;
   std::optional<Observer> connection_;
 };
 
-// Says when kvmd's answers end, and when they come again.
-class Reachability {
+// What is served, and what has been seen. Says when kvmd's answers end, and when they come again.
+class Contents {
  public:
-  void Note(const Status& status) {
+  explicit Contents(const CommonOptions& common) : kvmd_(common) {}
+
+  std::optional<HttpContent> Of(std::string_view path, bool by_tcp) {
+    if (path == "/metrics") return Metrics();
+    if (path == "/") return Page(by_tcp ? Keys::kHidden : Keys::kShown);
+    return std::nullopt;
+  }
+
+ private:
+  HttpContent Metrics() {
+    const auto begin = std::chrono::steady_clock::now();
+    const Result<kvmwire::StatusReply> status = kvmd_.Ask();
+    Note(status);
+    return {kTextFormat, (status ? MetricsOf(*status, std::chrono::steady_clock::now() - begin) : MetricsWithoutKvmd()).Text()};
+  }
+  HttpContent Page(Keys keys) {
+    const Result<kvmwire::StatusReply> status = kvmd_.Ask(kHotPrefixes);
+    Note(status);
+    const std::string why = status ? "" : Printable(status.error().ToString());
+    return {"text/html; charset=utf-8", StatusPage(status ? &*status : nullptr, why, history_, std::chrono::system_clock::now(), keys),
+            StatusPagePolicy()};
+  }
+  void Note(const Result<kvmwire::StatusReply>& status) {
+    const auto now = std::chrono::system_clock::now();
+    if (status) {
+      history_.Add(*status, now);
+    } else {
+      history_.NoteAway(Printable(status.error().ToString()), now);
+    }
     if (status.has_value() == reachable_) return;
     reachable_ = status.has_value();
     std::cerr << "kvctl: " << (reachable_ ? std::string("kvmd answers again") : Printable(status.error().ToString())) << std::endl;
   }
 
- private:
+  Kvmd kvmd_;
+  StatusHistory history_;
   bool reachable_ = true;
 };
 
@@ -89,30 +119,29 @@ Status Listen(const CommonOptions& common, const ExporterOptions& options, Liste
 }  // namespace
 
 int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
+  const auto begin = std::chrono::steady_clock::now();
   if (options.list) {
     PrintMetricTable();
     return kHealthy;
   }
-  Kvmd kvmd(common);
+  Contents contents(common);
   if (options.once) {
-    Result<MetricPage> page = kvmd.Ask();
-    if (!page) return Fail(page.error());
-    std::cout << page->Text();
+    const Result<kvmwire::StatusReply> status = Kvmd(common).Ask();
+    if (!status) return Fail(status.error());
+    std::cout << MetricsOf(*status, std::chrono::steady_clock::now() - begin).Text();
     return kHealthy;
   }
   Result<ListeningSockets> sockets = ListeningSockets::Passed();
   if (!sockets) return Fail(sockets.error());
   if (Status listens = Listen(common, options, *sockets); !listens) return Fail(listens.error());
   for (const std::string& name : sockets->names()) std::cerr << "kvctl: metrics on " << name << std::endl;
-  Reachability reachability;
-  const auto content = [&](std::string_view path) -> std::optional<HttpContent> {
-    if (path == "/") return HttpContent{"text/html; charset=utf-8", "<title>kvmd</title><a href=\"/metrics\">Metrics</a>\n"};
-    if (path != "/metrics") return std::nullopt;
-    Result<MetricPage> page = kvmd.Ask();
-    reachability.Note(page ? Status() : Status(page.error()));
-    return HttpContent{kTextFormat, page ? page->Text() : MetricsWithoutKvmd().Text()};
-  };
-  HttpServer server(sockets->TakeSockets(), content, [&](std::string_view host) { return HostIsAllowed(host, options.allow_host); });
+  HttpServer server(
+      sockets->TakeSockets(), [&](std::string_view path, bool by_tcp) { return contents.Of(path, by_tcp); },
+      [&](std::string_view host, bool by_tcp) {
+        // Who may open a Unix socket is decided by its file. But a browser may get there, too, by a
+        // forwarded port: no web site has a name without a dot.
+        return (!by_tcp && host.find('.') == host.npos) || HostIsAllowed(host, options.allow_host);
+      });
   server.Run();
   return kHealthy;
 }

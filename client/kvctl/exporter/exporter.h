@@ -1,4 +1,4 @@
-// kvctl exporter: kvmd's metrics for Prometheus, over HTTP.
+// kvctl exporter: kvmd's metrics for Prometheus on /metrics, and a page for people on /, over HTTP.
 #pragma once
 
 #include <string>

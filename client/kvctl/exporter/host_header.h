@@ -1,4 +1,4 @@
-// Which Host headers an exporter answers over TCP.
+// Which Host headers an exporter answers.
 //
 // A web page can make a browser on this machine ask a loopback address under a name of the page's
 // own (DNS rebinding), and could then read the answer. The browser says that name in Host, so only

@@ -37,27 +37,31 @@ constexpr std::size_t kMaxHeaderBytes = 8192, kMaxConnections = 64;
 constexpr std::chrono::seconds kRequestTimeout{30};  // for a request, and for a response to be read
 constexpr std::chrono::milliseconds kAcceptPause{100};
 
-// `host_check`: null: any Host will do.
-Response ResponseTo(const Request& request, const HttpServer::Content& content, const HttpServer::HostCheck* host_check) {
+Response ResponseTo(const Request& request, const HttpServer::Content& content, const HttpServer::HostCheck& host_check, bool by_tcp) {
   Response response(http::status::ok, request.version());
   response.keep_alive(request.keep_alive());
   const std::string_view target(request.target().data(), request.target().size());
   const auto host = request[http::field::host];
-  if (host_check != nullptr && !(*host_check)(std::string_view(host.data(), host.size()))) {
+  if (!host_check(std::string_view(host.data(), host.size()), by_tcp)) {
     response.result(http::status::misdirected_request);
     response.set(http::field::content_type, "text/plain; charset=utf-8");
-    response.body() = "This Host is not answered over TCP; a proxy's is with --allow-host\n";
+    response.body() = "This Host is not answered; a proxy's is with --allow-host\n";
   } else if (request.method() != http::verb::get && request.method() != http::verb::head) {
     response.result(http::status::method_not_allowed);
     response.set(http::field::allow, "GET, HEAD");
-  } else if (std::optional<HttpContent> found = content(target.substr(0, target.find('?')))) {
+  } else if (std::optional<HttpContent> found = content(target.substr(0, target.find('?')), by_tcp)) {
     response.set(http::field::content_type, found->type);
+    if (!found->security_policy.empty()) response.set("Content-Security-Policy", found->security_policy);
     response.body() = std::move(found->body);
   } else {
     response.result(http::status::not_found);
     response.set(http::field::content_type, "text/plain; charset=utf-8");
     response.body() = "Nothing is here; see /metrics\n";
   }
+  // What is served is of this moment, and of the type that it says.
+  response.set(http::field::cache_control, "no-store");
+  response.set("X-Content-Type-Options", "nosniff");
+  response.set("Referrer-Policy", "no-referrer");
   response.content_length(response.body().size());
   if (request.method() == http::verb::head) response.body().clear();
   return response;
@@ -114,7 +118,7 @@ class HttpServer::Impl {
       stream.expires_after(kRequestTimeout);
       co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
       if (error) co_return;
-      Response response = ResponseTo(parser.get(), content_, by_tcp ? &host_check_ : nullptr);
+      Response response = ResponseTo(parser.get(), content_, host_check_, by_tcp);
       again = response.keep_alive();
       stream.expires_after(kRequestTimeout);
       co_await http::async_write(stream, response, asio::redirect_error(token_, error));

@@ -18,16 +18,17 @@ namespace kvm::ctl {
 struct HttpContent {
   std::string type;  // Content-Type
   std::string body;
+  std::string security_policy = {};  // Content-Security-Policy; empty: none is sent
 };
 
 // Not thread-safe.
 class HttpServer {
  public:
-  // The content of a path, without its query; none: 404. Called in Run.
-  using Content = std::function<std::optional<HttpContent>(std::string_view path)>;
-  // Whether a request of TCP with this Host header is answered (host_header.h); else it gets 421.
-  // Who may connect to a Unix socket is decided by its file.
-  using HostCheck = std::function<bool(std::string_view host)>;
+  // The content of a path, without its query; none: 404. `by_tcp`: every user of the machine may be
+  // asking. Called in Run.
+  using Content = std::function<std::optional<HttpContent>(std::string_view path, bool by_tcp)>;
+  // Whether a request with this Host header is answered (host_header.h); else it gets 421.
+  using HostCheck = std::function<bool(std::string_view host, bool by_tcp)>;
 
   HttpServer(std::vector<UniqueFd> sockets, Content content, HostCheck host_check);
   ~HttpServer();

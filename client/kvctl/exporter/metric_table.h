@@ -78,6 +78,8 @@
   COUNTER(kvmd_imported_blocks_total, "domain source", \
     "Blocks that clients imported and validated, from a worker's memory or the host cache.") \
   COUNTER(kvmd_imported_bytes_total, "domain", "Bytes of those blocks.") \
+  COUNTER(kvmd_device_imported_bytes_total, "domain from to", \
+    "Of those bytes: by the devices of their source and of their destination. host: host memory.") \
   COUNTER(kvmd_import_failed_blocks_total, "domain", \
     "Blocks of imports that did not come, since their owner had reused them or one in front of them; " \
     "computed instead.") \

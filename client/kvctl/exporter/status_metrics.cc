@@ -14,9 +14,9 @@ using enum Metric;
 
 double Value(std::uint64_t count) { return static_cast<double>(count); }
 
-std::string DeviceLabel(const kvmwire::MemoryGroup& group) {
+std::string DeviceLabel(const std::string& uuid) {
   DeviceUuid device{};
-  if (group.device_uuid().size() == device.size()) std::memcpy(device.data(), group.device_uuid().data(), device.size());
+  if (uuid.size() == device.size()) std::memcpy(device.data(), uuid.data(), device.size());
   return DeviceName(device);
 }
 
@@ -79,7 +79,7 @@ void AddTables(MetricPage& page, const kvmwire::DomainStatus& domain) {
 }
 
 void AddMemory(MetricPage& page, const std::string& domain, const kvmwire::MemoryGroup& group) {
-  const std::string device = DeviceLabel(group), fingerprint = FingerprintLabel(group);
+  const std::string device = DeviceLabel(group.device_uuid()), fingerprint = FingerprintLabel(group);
   const std::string path(HandleKindName(static_cast<layout::HandleKind>(group.handle_kind())));
   const char* owner = group.host_cache() ? "host_cache" : group.orphan() ? "orphan" : "worker";
   const auto add = [&](Metric metric, std::uint64_t value) {
@@ -114,6 +114,8 @@ void AddClients(MetricPage& page, const kvmwire::StatusReply& status, const kvmw
   page.Add(kvmd_imported_blocks_total, rest(totals.blocks_imported(), totals.blocks_from_host_cache()), {name, "worker"});
   page.Add(kvmd_imported_blocks_total, Value(totals.blocks_from_host_cache()), {name, "host_cache"});
   page.Add(kvmd_imported_bytes_total, Value(totals.bytes_imported()), {name});
+  for (const kvmwire::DeviceTraffic& pair : totals.traffic())
+    page.Add(kvmd_device_imported_bytes_total, Value(pair.bytes()), {name, DeviceLabel(pair.from_device()), DeviceLabel(pair.to_device())});
   page.Add(kvmd_import_failed_blocks_total, Value(totals.blocks_failed()), {name});
   page.Add(kvmd_verified_blocks_total, Value(totals.blocks_verified()), {name});
   page.Add(kvmd_corrupt_blocks_total, Value(totals.blocks_corrupt()), {name});

@@ -2,7 +2,6 @@
 // frequent reason.
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "client/kvctl/views/doctor_checks.h"

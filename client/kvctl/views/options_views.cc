@@ -1,5 +1,5 @@
 // Command line of the views: status, clients, regions, models, leases, doctor, drain, hot, verify,
-// topo, ls, find, explain; and of reclaim.
+// topo, ls, find, explain; and of reclaim and evict.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -78,6 +78,15 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   reclaim_command->footer("Users reclaim memory of their own workers; root and kvmd's user memory of all.");
   reclaim_command->callback([&common, &action, reclaim] { action = [&common, reclaim] { return RunReclaim(common, *reclaim); }; });
 
+  auto evict = std::make_shared<EvictOptions>();
+  CLI::App* evict_command = app.add_subcommand("evict", "Drops blocks from the host cache, for admins; what leases cover stays");
+  evict_command->add_option("--model", evict->model, "Only of this model: model_id, or at least 6 digits of its fingerprint");
+  evict_command->add_option("--key", evict->key, "Only this block and those behind it: KEYHEX");
+  evict_command->add_option("--domain", evict->domain, "Only in this domain; default: all that you administer");
+  evict_command->add_flag("--all", evict->all, "All blocks");
+  evict_command->footer("Workers' own blocks stay. The memory stays the host cache's. kvmd's log says who asked, and what went.");
+  evict_command->callback([&common, &action, evict] { action = [&common, evict] { return RunEvict(common, *evict); }; });
+
   auto options = std::make_shared<LsOptions>();
   CLI::App* command = app.add_subcommand("ls", "Published blocks, by region and block, or along a prefix");
   command->add_option("--model", options->model, "Only of this model: model_id, row or fingerprint");
@@ -95,9 +104,18 @@ void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action) 
   find_command->callback([&common, &action, find] { action = [&common, find] { return RunFind(common, *find); }; });
 
   auto query = std::make_shared<KeyQueryOptions>();
+  auto last = std::make_shared<ExplainLastOptions>();
   CLI::App* explain_command = app.add_subcommand("explain", "Why a prompt is a miss: model field, depth, region or shard");
   AddKeyOptions(*explain_command, *query);
-  explain_command->callback([&common, &action, query] { action = [&common, query] { return RunExplain(common, *query); }; });
+  const std::vector<CLI::Option*> of_a_prompt =
+      explain_command->get_options([](const CLI::Option* option) { return option->get_name() != "--help"; });
+  CLI::Option* of_last =
+      explain_command->add_flag("--last", last->wanted, "Of the last misses of each worker instead: no tokens are needed");
+  explain_command->add_option("--worker", last->worker, "With --last: only of this worker, by name or pid")->needs(of_last);
+  for (CLI::Option* option : of_a_prompt) of_last->excludes(option);
+  explain_command->callback([&common, &action, query, last] {
+    action = [&common, query, last] { return last->wanted ? RunExplainLast(common, *last) : RunExplain(common, *query); };
+  });
 }
 
 }  // namespace kvm::ctl

@@ -54,11 +54,25 @@ struct ReclaimCommandOptions {
 };
 int RunReclaim(const CommonOptions& common, const ReclaimCommandOptions& options);
 
+struct EvictOptions {
+  std::string model;   // model_id, or at least six digits of a fingerprint; empty for any
+  std::string key;     // in hex: this block and those behind it; empty for any
+  std::string domain;  // empty for all that this user administers
+  bool all = false;    // allows a call without model and key
+};
+int RunEvict(const CommonOptions& common, const EvictOptions& options);
+
 struct FindCommandOptions {
   KeyQueryOptions query;
   std::uint64_t limit = 50;  // rows of the table; 0 for all
 };
 int RunFind(const CommonOptions& common, const FindCommandOptions& options);
 int RunExplain(const CommonOptions& common, const KeyQueryOptions& query);
+
+struct ExplainLastOptions {
+  bool wanted = false;
+  std::string worker;  // name or pid; empty for all
+};
+int RunExplainLast(const CommonOptions& common, const ExplainLastOptions& options);
 
 }  // namespace kvm::ctl
