@@ -77,7 +77,8 @@ void FrameReader::MakeRoom() {
   if (capacity_ - held >= read_bytes_) {
     std::memmove(buffer_.get(), buffer_.get() + begin_, held);
   } else {
-    const std::size_t size = held + std::max(read_bytes_, held / 2);  // a large frame is moved a few times only
+    // Half as much again, so that a large frame is moved a few times only.
+    const std::size_t size = held + std::max(read_bytes_, held / 2);
     auto larger = std::make_unique_for_overwrite<char[]>(size);
     if (held > 0) std::memcpy(larger.get(), buffer_.get() + begin_, held);
     buffer_ = std::move(larger);

@@ -163,7 +163,11 @@ def engine(name: str, model: str, kvmd: str, folder: Path, options: argparse.Nam
     # Its own GPU first, then the peer's, which it must see to map its memory
     gpus = options.gpus.split(",")
     if len(set(gpus)) == 1:
-        command += ["--gpu-memory-utilization", "0.4"]  # both engines are on it; the last one given counts
+        # Both engines are on it. (Of an option that is given twice, vLLM takes the last.)
+        command += ["--gpu-memory-utilization", "0.4"]
+        if gpus[0]:
+            # On a GPU that share is what all processes use
+            command += ["--kv-cache-memory-bytes", str(2 << 30)]
     command += options.engine
     visible = ",".join(dict.fromkeys(gpus if name == "prefill" else reversed(gpus)))
     return Server(name, command, "/health", folder / f"{name}.log", visible)

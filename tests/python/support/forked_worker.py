@@ -41,7 +41,8 @@ class _ForkServer:
     def fork(self, requests: int, answers: int) -> tuple[int, int]:
         """Starts a worker that reads and writes these descriptors: its process and a descriptor of it."""
         socket.send_fds(self._channel, [b"fork"], [requests, answers])
-        pid, [descriptor], _, _ = socket.recv_fds(self._channel, 64, 1)  # raises if the parent has ended
+        # Raises if the parent has ended.
+        pid, [descriptor], _, _ = socket.recv_fds(self._channel, 64, 1)
         return pickle.loads(pid), descriptor
 
 
