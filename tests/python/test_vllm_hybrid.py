@@ -136,8 +136,7 @@ def test_answers_stay_the_same_while_blocks_go_from_group_to_group(engines: dict
     """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time."""
     prompts = [prompt(170, seed=40 + i % 10)[: 129 + i % 3] + prompt(30, seed=60 + i % 14) for i in range(40)]
     expected = [tokens for tokens, _ in engines["plain"].call("generate", prompts, 8)]
-    # What it computed itself is loaded from its own copies in host memory, which no client's counter
-    # has.
+    # What it computed itself is loaded from its own copies in host memory: no client counts those.
     before = engines["second"].call("totals").get("imported_blocks", 0)
     calls = [engines[name].start("generate", prompts, 8) for name in ("first", "second")]
     for call in calls:
