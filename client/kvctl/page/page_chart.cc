@@ -1,6 +1,7 @@
 #include "client/kvctl/page/page_chart.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "client/kvctl/cli/text.h"
@@ -89,7 +90,7 @@ std::string MissChart(const std::deque<Interval>& intervals) {
               " height=" + Number(height) + "></rect>";
     }
   });
-  return "<div class=chart><p class=scale><span>" + HumanCount(static_cast<std::uint64_t>(most + 0.5)) + "/s</span><span>0</span></p>" +
+  return "<div class=chart><p class=scale><span>" + HumanCount(static_cast<std::uint64_t>(std::llround(most))) + "/s</span><span>0</span></p>" +
          Begin("Lookups that ended early, by reason") + bars + "</svg></div>" + places.Legend();
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <ctime>
 
 #include <openssl/evp.h>
@@ -19,7 +20,7 @@ std::string Tile(const std::string& name, const std::string& value) {
 }
 
 std::string PerSecond(double count, const Interval& interval) {
-  return HumanCount(static_cast<std::uint64_t>(count / interval.seconds + 0.5));
+  return HumanCount(static_cast<std::uint64_t>(std::llround(count / interval.seconds)));
 }
 
 std::string Tiles(const kvmwire::StatusReply& status, const StatusHistory& history) {
