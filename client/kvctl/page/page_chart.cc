@@ -90,8 +90,8 @@ std::string MissChart(const std::deque<Interval>& intervals) {
               " height=" + Number(height) + "></rect>";
     }
   });
-  return "<div class=chart><p class=scale><span>" + HumanCount(static_cast<std::uint64_t>(std::llround(most))) + "/s</span><span>0</span></p>" +
-         Begin("Lookups that ended early, by reason") + bars + "</svg></div>" + places.Legend();
+  return "<div class=chart><p class=scale><span>" + HumanCount(static_cast<std::uint64_t>(std::llround(most))) +
+         "/s</span><span>0</span></p>" + Begin("Lookups that ended early, by reason") + bars + "</svg></div>" + places.Legend();
 }
 
 }  // namespace kvm::ctl
