@@ -11,16 +11,13 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::size_t kFingerprintBytes = 32;
+constexpr std::size_t kFingerprintBytes = sizeof(Fingerprint::bytes);
 
+// Of so many bytes.
 std::string FingerprintHex(const std::string& bytes) {
-  constexpr const char* kDigits = "0123456789abcdef";
-  std::string hex;
-  for (const char byte : bytes) {
-    hex += kDigits[static_cast<unsigned char>(byte) >> 4];
-    hex += kDigits[static_cast<unsigned char>(byte) & 15U];
-  }
-  return hex;
+  Fingerprint fingerprint;
+  std::memcpy(fingerprint.bytes.data(), bytes.data(), kFingerprintBytes);
+  return fingerprint.ToHex();
 }
 
 // One request, from slice to slice. Its end is logged in any case: a client that leaves meanwhile

@@ -1,4 +1,4 @@
-// EvictService: drops blocks of the host cache because an admin asks for it.
+// EvictService: drops blocks from the host cache when an administrator asks for it.
 //
 // Broker passes it Evict. It checks who asks, and for what; HostCache drops the blocks, a slice of
 // work at a time. Each request that is carried out has two lines in the log, one of who asked for

@@ -119,6 +119,12 @@ std::string_view HandleKindName(layout::HandleKind kind) noexcept {
   return "unknown";
 }
 
+DeviceUuid DeviceOf(const std::string& bytes) noexcept {
+  DeviceUuid device{};
+  if (bytes.size() == device.size()) std::copy(bytes.begin(), bytes.end(), device.begin());
+  return device;
+}
+
 std::string DeviceName(const DeviceUuid& device) { return device == kHostMemory ? "host" : FormatUuid(device); }
 
 std::string_view SegmentStateName(layout::SegmentState state) noexcept {

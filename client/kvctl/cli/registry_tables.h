@@ -55,6 +55,8 @@ std::vector<RegionGroup> GroupByMemory(const std::vector<RegionEntry>& regions);
 std::string_view RegionStateName(layout::RegionState state) noexcept;
 std::string_view HandleKindName(layout::HandleKind kind) noexcept;
 std::string DeviceName(const DeviceUuid& device);  // "host", "GPU-8f7a…"
+// Of a message's field; host memory, if it is not 16 bytes.
+DeviceUuid DeviceOf(const std::string& bytes) noexcept;
 std::string_view SegmentStateName(layout::SegmentState state) noexcept;
 // "tp 0/2 pp 0/1 group 0", without parts of size 1 and group 0
 std::string ShardName(const Shard& shard);

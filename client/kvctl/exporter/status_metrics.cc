@@ -14,11 +14,7 @@ using enum Metric;
 
 double Value(std::uint64_t count) { return static_cast<double>(count); }
 
-std::string DeviceLabel(const std::string& uuid) {
-  DeviceUuid device{};
-  if (uuid.size() == device.size()) std::memcpy(device.data(), uuid.data(), device.size());
-  return DeviceName(device);
-}
+std::string DeviceLabel(const std::string& uuid) { return DeviceName(DeviceOf(uuid)); }
 
 std::string FingerprintLabel(const kvmwire::MemoryGroup& group) {
   Fingerprint fingerprint;

@@ -55,11 +55,6 @@ std::string Section(const std::string& title, const std::string& body) { return 
 std::string Nothing(const std::string& text) { return "<p class=none>" + text + "</p>"; }
 std::string Text(const std::string& of_client) { return EscapeHtml(Printable(of_client)); }
 
-DeviceUuid DeviceOf(const std::string& bytes) {
-  DeviceUuid device{};
-  if (bytes.size() == device.size()) std::memcpy(device.data(), bytes.data(), device.size());
-  return device;
-}
 // "host", "GPU-8f7a12b3"
 std::string ShortDevice(const DeviceUuid& device) { return DeviceName(device).substr(0, 12); }
 
