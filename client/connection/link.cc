@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "client/connection/wait.h"
 #include "proto/base/fault_point.h"
@@ -156,6 +157,7 @@ Status Link::ConnectOnce() {
   MutexLock lock(mutex_);
   socket_ = std::move(socket);
   writer_ = FrameWriter();
+  sent_meanwhile_ = FrameWriter();
   writer_blocked_ = false;
   return SendLocked(message, {});
 }
@@ -220,11 +222,7 @@ Status Link::HandleFrame(Frame frame) {
       error.message = "can't take kvmd's registry: this process is " + error.message;
       return error;
     }
-    client_id_.store(message.hello_reply().client_id(), std::memory_order_relaxed);
-    connected_.store(true, std::memory_order_release);
-    if (Status connected = events_.connected(message.hello_reply(), std::move(frame.fds)); !connected) return connected;
-    useful_since_ = steady_clock::now();
-    return {};
+    return Greeted(message.hello_reply(), std::move(frame.fds));
   }
   if (message.request_id() == 0) {
     events_.announced(message, frame.lost_fds ? Result<Fds>(*frame.lost_fds) : Result<Fds>(std::move(frame.fds)));
@@ -243,6 +241,27 @@ Status Link::HandleFrame(Frame frame) {
   } else {
     reply(Answer{std::move(message), std::move(frame.fds), std::move(frame.lost_fds)});
   }
+  return {};
+}
+
+// Other threads may send as soon as connected() is true, or what they note while it is false would
+// be missed by the event. But what they ask for may build on what the event tells kvmd, as a region
+// does on the declaration of its model: their messages wait for the event's end.
+Status Link::Greeted(const kvmwire::HelloReply& hello, Fds fds) {
+  {
+    MutexLock lock(mutex_);
+    greeter_ = std::this_thread::get_id();
+  }
+  client_id_.store(hello.client_id(), std::memory_order_relaxed);
+  connected_.store(true, std::memory_order_release);
+  const Status connected = events_.connected(hello, std::move(fds));
+  MutexLock lock(mutex_);
+  greeter_ = {};
+  if (!connected) return connected;
+  useful_since_ = steady_clock::now();
+  writer_.Append(std::exchange(sent_meanwhile_, {}));
+  const Result<bool> drained = writer_.Drain(socket_.get());
+  writer_blocked_ = !drained || !*drained;
   return {};
 }
 
@@ -270,6 +289,7 @@ void Link::FailRequests(const Error& why) {
 Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) {
   if (!socket_) return MakeError(Errc::kUnavailable, "not connected to kvmd");
   const std::string payload = message.SerializeAsString();
+  if (greeter_ != std::thread::id() && greeter_ != std::this_thread::get_id()) return sent_meanwhile_.Append(payload, fds);
   if (writer_blocked_) return writer_.Append(payload, fds);
   const Result<bool> drained = writer_.Send(socket_.get(), payload, fds);
   if (!drained && drained.error().code != Errc::kSystem) return drained.error();

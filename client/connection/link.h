@@ -63,7 +63,9 @@ class Mailbox {
 class Link {
  public:
   struct Events {
-    // kvmd has accepted the hello. If it returns an error, the link closes the connection again.
+    // kvmd has accepted the hello. What this function sends comes before what other threads send on
+    // the connection, though connected() is true for them already. If it returns an error, the link
+    // closes the connection again.
     std::function<Status(const kvmwire::HelloReply&, Fds)> connected;
     // A message that answers no request. The second argument is an error if this process could not
     // take the descriptors.
@@ -101,6 +103,7 @@ class Link {
   Status ConnectOnce();
   Status Serve();  // returns when the connection ends
   Status HandleFrame(Frame frame);
+  Status Greeted(const kvmwire::HelloReply& hello, Fds fds);
   Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) KVM_REQUIRES(mutex_);
   void Disconnect(const Error& why);
   void FailRequests(const Error& why);
@@ -126,6 +129,9 @@ class Link {
   UniqueFd socket_ KVM_GUARDED_BY(mutex_);  // made and closed by the link's thread
   FrameWriter writer_ KVM_GUARDED_BY(mutex_);
   bool writer_blocked_ KVM_GUARDED_BY(mutex_) = false;
+  // While Events::connected runs: the link's thread, and what other threads have sent meanwhile.
+  std::thread::id greeter_ KVM_GUARDED_BY(mutex_);
+  FrameWriter sent_meanwhile_ KVM_GUARDED_BY(mutex_);
   std::uint64_t next_request_ KVM_GUARDED_BY(mutex_) = 1;
   std::unordered_map<std::uint64_t, Reply> requests_ KVM_GUARDED_BY(mutex_);
   Error last_error_ KVM_GUARDED_BY(mutex_);

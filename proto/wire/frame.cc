@@ -11,7 +11,9 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <memory>
+#include <utility>
 
 #include "proto/wire/protocol_limits.h"
 
@@ -198,6 +200,12 @@ Status FrameWriter::Append(std::string_view payload, const std::vector<int>& fds
   if (Status duplicated = Duplicate(fds, piece.fds); !duplicated) return duplicated;
   Push(payload, fds.size(), std::move(piece));
   return {};
+}
+
+void FrameWriter::Append(FrameWriter others) {
+  std::move(others.pieces_.begin(), others.pieces_.end(), std::back_inserter(pieces_));
+  queued_bytes_ += others.queued_bytes_;
+  queued_fds_ += others.queued_fds_;
 }
 
 Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::vector<int>& fds) {

@@ -103,6 +103,9 @@ class FrameWriter {
   // left to duplicate them; kSystem: dup failed for another reason. Nothing is appended then.
   [[nodiscard]] Status Append(std::string_view payload, const std::vector<int>& fds = {});
 
+  // Appends the frames of another writer, none of which has been sent in part.
+  void Append(FrameWriter others);
+
   // Append and Drain in one. Descriptors are duplicated only if the frame has to wait, so a process
   // that has no descriptor left can still send. Errors: those of both.
   [[nodiscard]] Result<bool> Send(int socket, std::string_view payload, const std::vector<int>& fds);
