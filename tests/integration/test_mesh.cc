@@ -1,4 +1,5 @@
 // Two nodes on one machine: what a worker of one has published, a worker of the other one joins.
+#include <algorithm>
 #include <vector>
 
 #include "tests/catch.h"
@@ -18,6 +19,10 @@ using test::Worker;
 
 std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, std::uint64_t block_bytes = 4096) {
   return test::StartWorker({.socket = kvmd.socket(), .name = name, .block_bytes = block_bytes});
+}
+
+std::unique_ptr<Worker> StartVerifying(const KvmdProcess& kvmd, const std::string& name, std::uint32_t one_in) {
+  return test::StartWorker({.socket = kvmd.socket(), .name = name, .verify_one_in = one_in});
 }
 
 void PublishAndFlush(Worker& worker, const std::string& prompt, std::uint32_t first_block = 0) {
@@ -56,6 +61,35 @@ TEST_CASE("Mesh: a worker joins what a worker of another node has published, byt
   const ImportCheck import = joiner->FindAndImport("p:16", 8);
   CHECK(import.valid == 16);
   CHECK(import.wrong == 0);
+}
+
+TEST_CASE("Mesh: the sample of checksums is compared at both nodes", "[integration]") {
+  constexpr std::uint32_t kOneIn = 4;
+  KvmdProcess kvmd_a, kvmd_b;
+  MeshProcess mesh_a(kvmd_a, "a", {}, {}, {"--verify-one-in", std::to_string(kOneIn)});
+  MeshProcess mesh_b(kvmd_b, "b", {mesh_a.as_peer()}, {}, {"--verify-one-in", std::to_string(kOneIn)});
+  const auto publisher = StartVerifying(kvmd_a, "publisher", kOneIn), joiner = StartVerifying(kvmd_b, "joiner", kOneIn);
+  PublishAndFlush(*publisher, "p:24");
+  const std::vector<BlockKey> keys = joiner->Keys("p:24");
+  const auto sampled = [&](std::size_t first) {
+    return std::count_if(keys.begin() + static_cast<std::ptrdiff_t>(first), keys.end(),
+                         [](const BlockKey& key) { return InSample(key, kOneIn); });
+  };
+  REQUIRE(sampled(0) > 0);
+  JoinEventually(*joiner, mesh_b, "p:24", 24);
+  CHECK(joiner->FindAndImport("p:24", 8).valid == 24);
+  CHECK(joiner->client().Stats().blocks_verified == static_cast<std::uint64_t>(sampled(0)));
+
+  // A block of the second prompt is damaged at its publisher: the sending node refuses it.
+  PublishAndFlush(*publisher, "q:8", 24);
+  const std::vector<BlockKey> damaged_keys = joiner->Keys("q:8");
+  const auto damaged = static_cast<std::size_t>(
+      std::find_if(damaged_keys.begin(), damaged_keys.end(), [](const BlockKey& key) { return InSample(key, kOneIn); }) -
+      damaged_keys.begin());
+  REQUIRE(damaged < damaged_keys.size());
+  publisher->region().BlockData(24 + static_cast<std::uint32_t>(damaged))[100] ^= std::byte{1};
+  JoinEventually(*joiner, mesh_b, "q:8", damaged);
+  CHECK(joiner->client().JoinCache(joiner->region(), damaged_keys, JoinBy(mesh_b, 1s)).blocks == damaged);
 }
 
 TEST_CASE("Mesh: blocks that have been joined are found by every worker of the node, without another join", "[integration]") {

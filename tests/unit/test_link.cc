@@ -112,7 +112,8 @@ class GreetedLink {
  private:
   void RequestTheirs() {
     was_connected = link_.connected();
-    UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));  // closed before the frame is sent
+    // Closed before the frame is sent.
+    const UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     link_.Request(Declaration("theirs"), {fd.get()}, [this](const Result<Answer>& reply) {
       if (!reply) error = reply.error().code;
       ++replies;

@@ -60,6 +60,10 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--max-connections", c.max_connections, "Connections of peers, and of workers")
       ->check(CLI::Range(1u, 65'536u))
       ->capture_default_str();
+  app.add_option("--verify-one-in", c.verify_one_in,
+                 "Compare one in so many blocks that are sent with their publishers' checksums, and record those of blocks of other nodes; "
+                 "0: none. The number that this node's workers have")
+      ->capture_default_str();
 }
 
 Result<std::vector<PeerConfig>> SplitPeers(const std::vector<std::string>& peers) {

@@ -30,6 +30,7 @@ struct Config {
   std::uint32_t pull_interval_ms = 1000;
   std::uint32_t stall_timeout_ms = 2000;
   std::uint32_t max_connections = 256;
+  std::uint32_t verify_one_in = 0;  // ClientOptions::verify_one_in
 };
 
 // What main should do after parsing.

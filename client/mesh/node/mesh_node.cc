@@ -46,6 +46,7 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
   options.socket_path = config.kvmd_socket;
   options.name = "kvmd-mesh";
   options.start_offline = true;
+  options.verify_one_in = config.verify_one_in;
   Result<std::shared_ptr<Client>> client = Client::Connect(options);
   if (!client) return client.error();
   std::unique_ptr<MeshNode> node(new MeshNode(config, std::move(*client)));
