@@ -254,7 +254,7 @@ Status Link::Greeted(const kvmwire::HelloReply& hello, Fds fds) {
   }
   client_id_.store(hello.client_id(), std::memory_order_relaxed);
   connected_.store(true, std::memory_order_release);
-  const Status connected = events_.connected(hello, std::move(fds));
+  Status connected = events_.connected(hello, std::move(fds));
   MutexLock lock(mutex_);
   greeter_ = {};
   if (!connected) return connected;

@@ -222,6 +222,7 @@ const kvmwire::ClientStatus& StatusBuilder::Describe(const Client& client, kvmwi
   out.set_client_id(client.id);
   out.set_name(client.name);
   out.set_pid(client.credentials.pid);
+  out.set_process_not_watched(!client.process->known());
   out.set_uid(client.credentials.uid);
   out.set_domain(client.domain->name());
   out.set_role(client.role);

@@ -79,7 +79,8 @@ void Session::Start() {
     static bool said = false;
     if (!std::exchange(said, true)) {
       Log(LogLevel::kWarn, "process_not_watched",
-          {{"pid", credentials_.pid}, {"reason", "other PID namespace or old kernel: only the end of the connection will tell"}});
+          {{"pid", credentials_.pid},
+           {"reason", "another PID namespace, on a kernel before 6.5: only the end of the connection will tell"}});
     }
   }
   WaitForProcess(process);

@@ -1,7 +1,10 @@
 // Workers that are killed and leave their memory with kvmd: what they published goes on being
 // imported, and a worker that takes their place goes on in it.
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <vector>
 
 #include "tests/catch.h"
@@ -137,6 +140,44 @@ TEST_CASE("Orphans: an adoption that is impossible is refused with the reason", 
   kvmd.Kill();
   KVM_CHECK_ERROR(worker->client().AdoptRegion(worker->model(), PoolOptions("pool"), After(std::chrono::milliseconds(50))),
                   Errc::kUnavailable, "");
+}
+
+// Kernels before 6.5 give no pidfd here. That such an owner is not adopted from is held by "kvmd
+// orphans: one whose process can't be watched serves, and is not adopted".
+TEST_CASE("Orphans: owners in another PID namespace are served, and adopted from only once kvmd has seen their end", "[fault]") {
+  if (::geteuid() != 0) KVM_SKIP("only root can make a PID namespace");
+  const std::vector<std::string> unshare{"/usr/bin/unshare", "--pid", "--fork", "--kill-child", "--mount-proc"};
+  std::vector<std::string> attempt = unshare;
+  attempt.emplace_back("/bin/true");
+  test::ChildProcess made(attempt);
+  if (const auto end = made.Wait(std::chrono::seconds(10)); !end || !end->clean()) KVM_SKIP("PID namespaces can't be made here");
+  KvmdProcess kvmd({}, unshare);
+  test::RegistryProbe probe(kvmd.socket());
+  RemoteWorker victim({.socket = kvmd.socket(), .name = "pool"});
+  const auto reader = test::StartWorker({.socket = kvmd.socket(), .name = "reader"});
+  victim.Publish("a:20", 0);
+  REQUIRE(test::Eventually([&] { return reader->Find("a:20").size() == 20; }));
+  const kvmwire::StatusReply status = probe.Status(true);
+  CHECK(status.client_list_size() >= 2);
+  const bool watched = kvmd.Log().find("event=process_not_watched") == std::string::npos;
+  for (const kvmwire::ClientStatus& client : status.client_list()) {
+    CHECK(client.pid() == 0);
+    CHECK(client.process_not_watched() == !watched);
+  }
+  victim.Kill();
+  REQUIRE(test::Eventually([&] { return probe.Status().domains(0).orphans() == 1; }, kSoon));
+  const test::ImportCheck import = reader->FindAndImport("a:20", 0);
+  CHECK(import.valid == 20);
+  CHECK(import.wrong == 0);
+  const Result<AdoptedRegion> adopted = reader->client().AdoptRegion(reader->model(), PoolOptions("pool"), After(kSoon));
+  if (watched) {
+    KVM_REQUIRE_OK(adopted);
+    CHECK(adopted->blocks.size() == 20);
+  } else {
+    KVM_CHECK_ERROR(adopted, Errc::kUnsupported, "PID namespace");
+    // Its name is free for the worker that takes the dead one's place.
+    CHECK(test::StartWorker({.socket = kvmd.socket(), .name = "pool"})->has_region());
+  }
 }
 
 TEST_CASE("Orphans: a reclaim on request frees their memory, rows and entries", "[fault]") {

@@ -33,6 +33,17 @@ TEST_CASE("Doctor: a client that was given damaged blocks is named, with what to
   CHECK(Says(checks, "kvctl verify"));
 }
 
+TEST_CASE("Doctor: a client whose process kvmd can't watch is named, whatever its number", "[unit]") {
+  kvmwire::StatusReply status = OneClient();
+  status.mutable_client_list(0)->set_pid(0);
+  CHECK(CheckClientList(status).empty());
+  status.mutable_client_list(0)->set_process_not_watched(true);
+  const std::vector<Check> checks = CheckClientList(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].verdict == Verdict::kWarn);
+  CHECK(Says(checks, "only by the end of the connection"));
+}
+
 TEST_CASE("Doctor: a client that mostly waits in vain is named, and a few such waits are none", "[unit]") {
   kvmwire::StatusReply status = OneClient();
   kvmwire::StatsReport& stats = *status.mutable_client_list(0)->mutable_stats();

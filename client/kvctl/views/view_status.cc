@@ -203,7 +203,8 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
                            {"fds", client.fds()},
                            {"leases", client.leases()},
                            {"leased_bytes", client.leased_bytes()},
-                           {"marked_keys", client.marked_keys()}};
+                           {"marked_keys", client.marked_keys()},
+                           {"process_watched", !client.process_not_watched()}};
 #define KVM_MEMBER(name, meaning) json[#name] = stats.name();
 #define KVM_LEAVE(name, meaning)
   KVCLIENT_STATS(KVM_MEMBER, KVM_LEAVE, KVM_LEAVE)
