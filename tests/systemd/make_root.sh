@@ -17,7 +17,9 @@ mkdir -p "$(dirname "$root")"
 exec 9>"$root.lock"
 flock 9
 if [ -f "$root.packages" ] && [ "$(cat "$root.packages")" = "$wanted" ]; then exit 0; fi
-rm -rf "$root" "$root.new" "$root.packages"
+# mmdebstrap mounts the machine's /proc, /sys and parts of /dev there. They end with a mount namespace
+# of its own, however this script ends, and nothing is removed through them.
+rm -rf --one-file-system "$root" "$root.new" "$root.packages"
 
 # shellcheck source=/dev/null
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -31,11 +33,11 @@ proxy=""
 . "$root.proxy"
 rm -f "$root.proxy"
 [ -z "$proxy" ] || export http_proxy=$proxy
-if ! mmdebstrap --mode=root --variant=minbase "--include=$wanted" \
+if ! unshare --mount mmdebstrap --mode=root --variant=minbase "--include=$wanted" \
   '--dpkgopt=path-exclude=/usr/share/doc/*' '--dpkgopt=path-exclude=/usr/share/locale/*' '--dpkgopt=path-exclude=/usr/share/man/*' \
   "$codename" "$root.new" "$mirror" >"$root.log" 2>&1; then
   tail -5 "$root.log"
-  rm -rf "$root.new"
+  rm -rf --one-file-system "$root.new"
   skip "no root could be made from $mirror"
 fi
 mv "$root.new" "$root"
