@@ -2,15 +2,16 @@
 # Builds the project and runs its test suites, on a machine that may have nothing installed.
 #
 #   scripts/test.sh [--cpp | --python] [--preset dev|ci|asan|tsan|clang]
-#                   [--label unit|integration|fault|gpu|python] [--nightly] [--jobs N]
+#                   [--label unit|integration|fault|gpu|python] [--nightly] [--retry] [--jobs N]
 #   scripts/test.sh --fuzz [SECONDS]
 #
 # --cpp: only the C++ suite, which needs no Python packages. --python: only the Python suite, in a
 # virtual environment under build/ that is made once. Without either, both suites; with a sanitizer
 # or a label, only the C++ suite, unless the label is python. --nightly: also repetitions and soaks,
-# which take much longer. The last lines and the exit status are ctest's. --fuzz: builds the
-# libFuzzer binaries with clang and runs each for so many seconds (60), from tests/fuzz/corpus and
-# with what earlier runs have found in build/fuzz/corpus.
+# which take much longer. --retry: a test that fails is run once more, and only two failures count;
+# ctest prints both. The last lines and the exit status are ctest's. --fuzz: builds the libFuzzer
+# binaries with clang and runs each for so many seconds (60), from tests/fuzz/corpus and with what
+# earlier runs have found in build/fuzz/corpus.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +19,7 @@ preset=dev
 suite=""
 label=()
 nightly=(-LE nightly)
+retry=()
 fuzz_seconds=0
 jobs=$(nproc)
 while [ $# -gt 0 ]; do
@@ -29,6 +31,7 @@ while [ $# -gt 0 ]; do
     --tsan) preset=tsan ;;
     --label) label=(-L "${2:?"--label needs a name"}") && shift ;;
     --nightly) nightly=() ;;
+    --retry) retry=(--repeat until-pass:2) ;;
     --fuzz)
       fuzz_seconds=60
       if [[ ${2:-} =~ ^[0-9]+$ ]]; then fuzz_seconds=$2 && shift; fi
@@ -97,4 +100,4 @@ fi
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 cmake --preset "$preset" "${launcher[@]}" "${python[@]}" "-DKVM_TEST_LABELS=${label[1]:-.*}" >/dev/null
 cmake --build --preset "$preset" --parallel "$jobs" "${targets[@]}"
-ctest --preset "$preset" --parallel "$jobs" "${label[@]}" "${nightly[@]}"
+ctest --preset "$preset" --parallel "$jobs" "${label[@]}" "${nightly[@]}" "${retry[@]}"
