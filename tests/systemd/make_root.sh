@@ -17,8 +17,8 @@ mkdir -p "$(dirname "$root")"
 exec 9>"$root.lock"
 flock 9
 if [ -f "$root.packages" ] && [ "$(cat "$root.packages")" = "$wanted" ]; then exit 0; fi
-# mmdebstrap mounts the machine's /proc, /sys and parts of /dev there. They end with a mount namespace
-# of its own, however this script ends, and nothing is removed through them.
+# mmdebstrap mounts the machine's /proc, /sys and parts of /dev there. They end with a mount
+# namespace of its own, however this script ends, and nothing is removed through them.
 rm -rf --one-file-system "$root" "$root.new" "$root.packages"
 
 # shellcheck source=/dev/null
