@@ -1,6 +1,7 @@
 // kvmd is killed and started again: lookups and imports go on meanwhile, clients come back by
 // themselves, and nothing that was published is lost (I6).
 #include <chrono>
+#include <csignal>
 #include <vector>
 
 #include "tests/catch.h"
@@ -74,6 +75,28 @@ TEST_CASE("kvmd death: after a restart everything published is found again, with
   const test::RemoteImport import = late.Import("a:16", 0);
   CHECK(import.valid == 15);
   CHECK(import.wrong == 0);
+}
+
+// Where the registry of before a reconnect is dropped at once, the stopped owner's blocks are
+// misses: seen.
+TEST_CASE("kvmd death: after a restart the old registry serves until owners have registered again", "[fault]") {
+  KvmdProcess kvmd;
+  RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
+  owner.Publish("a:16", 0);
+  const auto reader = Start(kvmd, "reader");
+  REQUIRE(test::Eventually([&] { return reader->Find("a:16").size() == 16; }));
+  owner.process().Signal(SIGSTOP);  // it will not register again
+  kvmd.Kill();
+  kvmd.Start();
+  REQUIRE(test::Eventually([&] { return reader->client().Stats().reconnects == 1; }));
+  KVM_REQUIRE_OK(reader->client().WaitConnected(After(std::chrono::seconds(20))));
+  const test::ImportCheck import = reader->FindAndImport("a:16", 0);
+  CHECK(import.valid == 16);
+  CHECK(import.wrong == 0);
+  owner.process().Signal(SIGCONT);
+  owner.WaitConnected();
+  const auto late = Start(kvmd, "late");
+  CHECK(test::Eventually([&] { return late->Find("a:16").size() == 16; }));
 }
 
 TEST_CASE("kvmd death: a client says that it is not connected, and keeps every deadline", "[fault]") {
