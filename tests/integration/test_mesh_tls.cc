@@ -185,6 +185,50 @@ TEST_CASE("Mesh TLS: SIGHUP reads the certificates again, and connections are op
   CHECK(mesh_a.running());
 }
 
+TEST_CASE("Mesh TLS: a node whose certificate was revoked gets nothing and is not asked, from the next SIGHUP on", "[integration]") {
+  Node a("a"), b("b");
+  MeshAuthority authority;
+  authority.Revoke();
+  const auto with_list = [&](std::vector<std::string> options) {
+    options.insert(options.end(), {"--tls-crl", authority.list_file()});
+    return options;
+  };
+  a.worker->Publish("p:8", 0);
+  KVM_REQUIRE_OK(a.worker->Flush());
+  MeshProcess mesh_a(a.kvmd, "a", {}, {}, with_list(authority.Options(a.domain(), "a")));
+  MeshProcess mesh_b(b.kvmd, "b", {mesh_a.as_peer()}, {}, authority.Options(b.domain(), "b"));
+  REQUIRE(Eventually([&] { return StatusOf(mesh_b).peers(0).fresh(); }));
+  authority.Revoke("b");
+  mesh_a.Signal(SIGHUP);
+  CHECK(Eventually([&] { return Contains(StatusOf(mesh_b).peers(0).last_error(), "revoked"); }));
+  CHECK(Join(*b.worker, mesh_b, "a").blocks == 0);
+  CHECK(StatusOf(mesh_a).served_blocks() == 0);
+  // The other direction: a node with the list does not ask one whose certificate is in it.
+  authority.Revoke("a");
+  MeshProcess asking(b.kvmd, "c", {mesh_a.as_peer()}, {}, with_list(authority.Options(b.domain(), "c")));
+  CHECK(Eventually([&] { return Contains(StatusOf(asking).peers(0).last_error(), "revoked"); }));
+}
+
+TEST_CASE("Mesh TLS: a revocation list that is damaged, foreign or out of date lets no peer in unchecked", "[integration]") {
+  Node a("a"), b("b");
+  MeshAuthority authority, other;
+  authority.Revoke();
+  other.Revoke();
+  std::vector<std::string> options = authority.Options(a.domain(), "a");
+  options.insert(options.end(), {"--tls-crl", other.list_file()});
+  // A list of another authority says nothing of this one's certificates.
+  CHECK_FALSE(JoinBetween(options, authority.Options(b.domain(), "b"), a, b).empty());
+  options.back() = authority.list_file();
+  CHECK(JoinBetween(options, authority.Options(b.domain(), "b"), a, b).empty());
+  const auto refusal = [&] { return mesh::TlsIdentity::Load({options[1], options[3], options[5], options.back()}, "a"); };
+  authority.Revoke("", -60);
+  KVM_CHECK_ERROR(refusal(), Errc::kInvalidArgument, "out of date");
+  options.back() = authority.key_file("a");
+  KVM_CHECK_ERROR(refusal(), Errc::kInvalidArgument, "no revocation list");
+  options.back() = "/nonexistent";
+  KVM_CHECK_ERROR(refusal(), Errc::kInvalidArgument, "--tls-crl");
+}
+
 TEST_CASE("Mesh TLS: a peer without TLS gets nothing from a node with it, and the other way", "[integration]") {
   Node a("a"), b("b");
   const MeshAuthority authority;
@@ -287,6 +331,11 @@ TEST_CASE("Mesh TLS: kvctl mesh makes certificates that kvmd-mesh takes, with ke
   CHECK(kvctl({"ca", at}) == 0);
   CHECK(kvctl({"cert", "a", "--ca", at, "--domain", a.domain()}) == 0);
   CHECK(kvctl({"cert", "b", "--ca", at, "--domain", b.domain()}) == 0);
+  CHECK(kvctl({"revoke", "--ca", at}) == 0);
+  CHECK(kvctl({"revoke", dir / "b.pem", "--ca", at}) == 0);
+  CHECK(kvctl({"revoke", dir / "b.pem", "--ca", at}) == 0);  // once more
+  CHECK(kvctl({"revoke", dir / "b.key", "--ca", at}) != 0);
+  CHECK_FALSE(std::filesystem::exists(dir / "crl.pem.new"));
   CHECK(kvctl({"ca", at}) != 0);  // nothing is replaced
   CHECK(kvctl({"cert", "a", "--ca", at, "--domain", a.domain()}) != 0);
   using Perms = std::filesystem::perms;
@@ -296,4 +345,7 @@ TEST_CASE("Mesh TLS: kvctl mesh makes certificates that kvmd-mesh takes, with ke
     return std::vector<std::string>{"--tls-ca", dir / "ca.pem", "--tls-cert", dir / (node + ".pem"), "--tls-key", dir / (node + ".key")};
   };
   CHECK(JoinBetween(options("a"), options("b"), a, b).empty());
+  std::vector<std::string> checking = options("a");
+  checking.insert(checking.end(), {"--tls-crl", dir / "crl.pem"});
+  CHECK_FALSE(JoinBetween(checking, options("b"), a, b).empty());
 }

@@ -55,6 +55,9 @@ TEST_CASE("Mesh configuration: certificates allow addresses of other machines, a
     (config.tls.*file).clear();
     KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "all of them or none");
   }
+  config = Good();
+  config.tls.revoked = "crl.pem";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--tls-crl");
 }
 
 TEST_CASE("Mesh identity: a node's name has one spelling, and no name can pass for another one's", "[unit]") {

@@ -1,9 +1,10 @@
-// kvctl mesh ca, kvctl mesh cert: certificates in files.
+// kvctl mesh ca, cert and revoke: certificates and revocation lists in files.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <ctime>
 #include <iostream>
 
@@ -56,6 +57,14 @@ int WriteBoth(const CommonOptions& common, const std::string& base, const Issued
   return kHealthy;
 }
 
+Result<IssuedCertificate> ReadAuthority(const std::string& directory) {
+  Result<std::string> certificate = ReadTextFile(directory + "/ca.pem");
+  if (!certificate) return certificate.error();
+  Result<std::string> key = ReadTextFile(directory + "/ca.key");
+  if (!key) return key.error();
+  return IssuedCertificate{std::move(*certificate), std::move(*key)};
+}
+
 }  // namespace
 
 int RunMeshAuthority(const CommonOptions& common, const MeshAuthorityOptions& options) {
@@ -65,16 +74,39 @@ int RunMeshAuthority(const CommonOptions& common, const MeshAuthorityOptions& op
 }
 
 int RunMeshCertificate(const CommonOptions& common, const MeshCertificateOptions& options) {
-  const Result<std::string> certificate = ReadTextFile(options.authority_directory + "/ca.pem");
-  if (!certificate) return Fail(certificate.error());
-  const Result<std::string> key = ReadTextFile(options.authority_directory + "/ca.key");
-  if (!key) return Fail(key.error());
+  const Result<IssuedCertificate> authority = ReadAuthority(options.authority_directory);
+  if (!authority) return Fail(authority.error());
   const std::string domain = options.domain.empty() ? "uid:" + std::to_string(::geteuid()) : options.domain;
-  const Result<IssuedCertificate> made = MakeNodeCertificate({*certificate, *key}, domain, options.node, For(options.days));
+  const Result<IssuedCertificate> made = MakeNodeCertificate(*authority, domain, options.node, For(options.days));
   if (!made) return Fail(made.error());
   const std::string& directory = options.directory.empty() ? options.authority_directory : options.directory;
   // As the name is spelled in the identity, so that it has no '/'.
   return WriteBoth(common, directory + "/" + mesh::IdentityNode(options.node), *made);
+}
+
+int RunMeshRevoke(const CommonOptions& common, const MeshRevokeOptions& options) {
+  const Result<IssuedCertificate> authority = ReadAuthority(options.authority_directory);
+  if (!authority) return Fail(authority.error());
+  const std::string path = options.authority_directory + "/crl.pem", next = path + ".new";
+  Result<std::string> list = ReadTextFile(path);
+  if (!list && list.error().code != Errc::kNotFound) return Fail(list.error());
+  std::vector<std::string> certificates;
+  for (const std::string& file : options.certificates) {
+    Result<std::string> certificate = ReadTextFile(file);
+    if (!certificate) return Fail(certificate.error());
+    certificates.push_back(std::move(*certificate));
+  }
+  const Result<std::string> made = MakeRevocationList(*authority, list ? *list : "", certificates, For(options.days));
+  if (!made) return Fail(made.error());
+  ::unlink(next.c_str());  // of a run that was interrupted
+  if (Status written = WriteNew(next, *made, 0644); !written) return Fail(written.error());
+  if (std::rename(next.c_str(), path.c_str()) != 0) return Fail(SystemError("replace " + path));
+  if (common.json) {
+    PrintJson(boost::json::object{{"list", path}});
+  } else {
+    std::cout << path << '\n';
+  }
+  return kHealthy;
 }
 
 }  // namespace kvm::ctl

@@ -27,6 +27,7 @@ using Certificate = std::unique_ptr<X509, Freed<X509_free>>;
 using Key = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY_free>>;
 using Memory = std::unique_ptr<BIO, Freed<BIO_free_all>>;
 using Extension = std::unique_ptr<X509_EXTENSION, Freed<X509_EXTENSION_free>>;
+using RevocationList = std::unique_ptr<X509_CRL, Freed<X509_CRL_free>>;
 using Names = std::unique_ptr<GENERAL_NAMES, Freed<GENERAL_NAMES_free>>;
 
 Error OpenSslError(const std::string& what) {
@@ -101,6 +102,54 @@ Certificate ReadCertificate(const std::string& text) {
   return Certificate(PEM_read_bio_X509(Reader(text).get(), nullptr, nullptr, nullptr));
 }
 
+struct Issuer {
+  Certificate certificate;
+  Key key;
+};
+
+Result<Issuer> ReadIssuer(const IssuedCertificate& authority) {
+  Issuer out{ReadCertificate(authority.certificate), Key(PEM_read_bio_PrivateKey(Reader(authority.key).get(), nullptr, nullptr, nullptr))};
+  if (out.certificate && out.key && X509_check_ca(out.certificate.get()) == 1 &&
+      X509_check_private_key(out.certificate.get(), out.key.get()) == 1) {
+    return out;
+  }
+  ERR_clear_error();
+  return MakeError(Errc::kInvalidArgument, "no authority, or the key is not its own");
+}
+
+bool AddToList(X509_CRL* list, X509* certificate, std::time_t when) {
+  X509_REVOKED* known = nullptr;
+  if (X509_CRL_get0_by_cert(list, &known, certificate) == 1) return true;
+  std::unique_ptr<X509_REVOKED, Freed<X509_REVOKED_free>> added(X509_REVOKED_new());
+  const std::unique_ptr<ASN1_TIME, Freed<ASN1_TIME_free>> time(ASN1_TIME_set(nullptr, when));
+  if (!added || !time || X509_REVOKED_set_serialNumber(added.get(), X509_get_serialNumber(certificate)) != 1 ||
+      X509_REVOKED_set_revocationDate(added.get(), time.get()) != 1 || X509_CRL_add0_revoked(list, added.get()) != 1) {
+    return false;
+  }
+  static_cast<void>(added.release());
+  return true;
+}
+
+// Issuer, dates, number and signature.
+bool SignList(X509_CRL* list, const Issuer& issuer, Validity validity) {
+  const std::unique_ptr<ASN1_TIME, Freed<ASN1_TIME_free>> from(ASN1_TIME_set(nullptr, validity.from)),
+      until(ASN1_TIME_set(nullptr, validity.until));
+  const std::unique_ptr<ASN1_INTEGER, Freed<ASN1_INTEGER_free>> number(ASN1_INTEGER_new());
+  X509V3_CTX context;
+  X509V3_set_ctx_nodb(&context);
+  X509V3_set_ctx(&context, issuer.certificate.get(), nullptr, nullptr, list, 0);
+  while (X509_CRL_get_ext_count(list) > 0) X509_EXTENSION_free(X509_CRL_delete_ext(list, 0));
+  const Extension authority(X509V3_EXT_conf_nid(nullptr, &context, NID_authority_key_identifier, "keyid:always"));
+  return from && until && number && authority && X509_CRL_set_version(list, X509_CRL_VERSION_2) == 1 &&
+         X509_CRL_set_issuer_name(list, X509_get_subject_name(issuer.certificate.get())) == 1 &&
+         X509_CRL_set1_lastUpdate(list, from.get()) == 1 && X509_CRL_set1_nextUpdate(list, until.get()) == 1 &&
+         X509_CRL_add_ext(list, authority.get(), -1) == 1 &&
+         // Later lists have larger numbers.
+         ASN1_INTEGER_set_int64(number.get(), std::time(nullptr)) == 1 &&
+         X509_CRL_add1_ext_i2d(list, NID_crl_number, number.get(), 0, 0) == 1 && X509_CRL_sort(list) == 1 &&
+         X509_CRL_sign(list, issuer.key.get(), EVP_sha256()) > 0;
+}
+
 }  // namespace
 
 Result<IssuedCertificate> MakeAuthority(const std::string& name, Validity validity) {
@@ -119,12 +168,9 @@ Result<IssuedCertificate> MakeAuthority(const std::string& name, Validity validi
 
 Result<IssuedCertificate> MakeNodeCertificate(const IssuedCertificate& authority, const std::string& domain, const std::string& node,
                                               Validity validity) {
-  const Certificate issuer = ReadCertificate(authority.certificate);
-  const Key issuer_key(PEM_read_bio_PrivateKey(Reader(authority.key).get(), nullptr, nullptr, nullptr));
-  if (!issuer || !issuer_key || X509_check_ca(issuer.get()) != 1 || X509_check_private_key(issuer.get(), issuer_key.get()) != 1) {
-    ERR_clear_error();
-    return MakeError(Errc::kInvalidArgument, "no authority, or the key is not its own");
-  }
+  const Result<Issuer> read = ReadIssuer(authority);
+  if (!read) return read.error();
+  const Certificate& issuer = read->certificate;
   const Key key(EVP_EC_gen("P-256"));
   if (!key) return OpenSslError("make a key");
   // A common name has at most 64 characters; it is for people, the identity counts.
@@ -137,9 +183,32 @@ Result<IssuedCertificate> MakeNodeCertificate(const IssuedCertificate& authority
                         Extend(own, issuer.get(), NID_ext_key_usage, "serverAuth,clientAuth") &&
                         Extend(own, issuer.get(), NID_subject_key_identifier, "hash") &&
                         Extend(own, issuer.get(), NID_authority_key_identifier, "keyid") &&
-                        AddIdentity(own, mesh::MeshIdentity(domain, node)) && X509_sign(own, issuer_key.get(), EVP_sha256()) > 0;
+                        AddIdentity(own, mesh::MeshIdentity(domain, node)) && X509_sign(own, read->key.get(), EVP_sha256()) > 0;
   if (!complete) return OpenSslError("make a certificate");
   return Write(own, key.get());
+}
+
+Result<std::string> MakeRevocationList(const IssuedCertificate& authority, const std::string& list,
+                                       std::span<const std::string> certificates, Validity validity) {
+  const Result<Issuer> issuer = ReadIssuer(authority);
+  if (!issuer) return issuer.error();
+  const RevocationList out(list.empty() ? X509_CRL_new() : PEM_read_bio_X509_CRL(Reader(list).get(), nullptr, nullptr, nullptr));
+  if (!out || (!list.empty() && X509_CRL_verify(out.get(), issuer->key.get()) != 1)) {
+    ERR_clear_error();
+    return MakeError(Errc::kInvalidArgument, "the list is no revocation list of this authority");
+  }
+  for (const std::string& text : certificates) {
+    const Certificate certificate = ReadCertificate(text);
+    if (!certificate || X509_verify(certificate.get(), issuer->key.get()) != 1) {
+      ERR_clear_error();
+      return MakeError(Errc::kInvalidArgument, "not a certificate of this authority");
+    }
+    if (!AddToList(out.get(), certificate.get(), std::time(nullptr))) return OpenSslError("make a revocation list");
+  }
+  const Memory text(BIO_new(BIO_s_mem()));
+  if (!SignList(out.get(), *issuer, validity) || !text || PEM_write_bio_X509_CRL(text.get(), out.get()) != 1)
+    return OpenSslError("make a revocation list");
+  return Text(text.get());
 }
 
 std::string IdentityIn(const std::string& certificate) {

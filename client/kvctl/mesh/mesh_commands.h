@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "client/kvctl/cli/common_options.h"
 #include "client/kvctl/views/key_query.h"
@@ -25,6 +26,12 @@ struct MeshCertificateOptions {
   unsigned days = 365;
 };
 
+struct MeshRevokeOptions {
+  std::vector<std::string> certificates;  // files; none: the list is signed anew
+  std::string authority_directory;
+  unsigned days = 365;
+};
+
 struct MeshExplainOptions {
   KeyQueryOptions query;  // empty: the latest joins
   double prefill_blocks_per_s = 0;
@@ -41,5 +48,7 @@ int RunMeshExplain(const CommonOptions& common, const std::string& socket, const
 // Neither replaces a file; keys are readable by their owner only.
 int RunMeshAuthority(const CommonOptions& common, const MeshAuthorityOptions& options);
 int RunMeshCertificate(const CommonOptions& common, const MeshCertificateOptions& options);
+// Replaces the list in one step, so that no reader sees half of it.
+int RunMeshRevoke(const CommonOptions& common, const MeshRevokeOptions& options);
 
 }  // namespace kvm::ctl

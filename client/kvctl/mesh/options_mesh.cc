@@ -61,6 +61,14 @@ void AddMeshCommands(CLI::App& app, const CommonOptions& common, Action& action)
   cert->add_option("--out", certificate->directory, "An existing directory; default: that of --ca");
   cert->add_option("--days", certificate->days, "How long it is valid")->check(CLI::Range(1u, 36'500u))->capture_default_str();
   cert->callback([&common, &action, certificate] { action = [&common, certificate] { return RunMeshCertificate(common, *certificate); }; });
+
+  auto revoked = std::make_shared<MeshRevokeOptions>();
+  CLI::App* revoke = mesh.add_subcommand("revoke", "Revokes certificates: adds them to the authority's list, DIR/crl.pem");
+  revoke->add_option("CERT", revoked->certificates, "Files of certificates; none: the list is only signed anew");
+  revoke->add_option("--ca", revoked->authority_directory, "The directory with ca.pem and ca.key")->required();
+  revoke->add_option("--days", revoked->days, "How long the list is valid")->check(CLI::Range(1u, 36'500u))->capture_default_str();
+  revoke->footer("Copy crl.pem to all nodes and reload their kvmd-mesh. Once a list is out of date, a node that has it refuses all peers.");
+  revoke->callback([&common, &action, revoked] { action = [&common, revoked] { return RunMeshRevoke(common, *revoked); }; });
 }
 
 }  // namespace kvm::ctl

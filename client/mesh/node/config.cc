@@ -46,6 +46,7 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--tls-ca", c.tls.authority, "File with the certificates of the authority that peers' certificates are of (PEM)");
   app.add_option("--tls-cert", c.tls.certificate, "File with this node's certificate (PEM); kvctl mesh cert makes one");
   app.add_option("--tls-key", c.tls.key, "File with its key (PEM)");
+  app.add_option("--tls-crl", c.tls.revoked, "File with revocation lists of the authorities (PEM); kvctl mesh revoke makes one");
   app.add_flag("--allow-unencrypted", c.allow_unencrypted, "Allow addresses of other machines, without encryption and authentication");
   Size(app, "--pool-size", c.pool_bytes, "Memory for blocks of other nodes, for each model and shard");
   Size(app, "--staging-size", c.staging_bytes, "Memory for blocks that are being sent, for each model and shard");
@@ -82,6 +83,8 @@ Status CheckConfig(const Config& config) {
   if (Status good = CheckName("--node", config.node); !good) return good;
   if (config.tls.any() && !config.tls.all())
     return MakeError(Errc::kInvalidArgument, "--tls-ca, --tls-cert and --tls-key: all of them or none");
+  if (!config.tls.revoked.empty() && !config.tls.any())
+    return MakeError(Errc::kInvalidArgument, "--tls-crl: without --tls-ca, --tls-cert and --tls-key there is nothing to revoke");
   if (config.tls.any() && config.allow_unencrypted)
     return MakeError(Errc::kInvalidArgument, "--allow-unencrypted: with --tls-cert every connection is encrypted");
   const bool any_machine = config.tls.all() || config.allow_unencrypted;

@@ -1,5 +1,8 @@
 #include "client/mesh/transfer/tls_identity.h"
 
+#include <openssl/bio.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
@@ -16,6 +19,13 @@ struct FreeNames {
   void operator()(GENERAL_NAMES* names) const noexcept { GENERAL_NAMES_free(names); }
 };
 
+struct FreeFile {
+  void operator()(BIO* file) const noexcept { BIO_free_all(file); }
+};
+struct FreeList {
+  void operator()(X509_CRL* list) const noexcept { X509_CRL_free(list); }
+};
+
 Error Refused(const std::string& option, const std::string& file, const std::string& why) {
   return MakeError(Errc::kInvalidArgument, option + ": " + file + ": " + why);
 }
@@ -23,6 +33,31 @@ Error Refused(const std::string& option, const std::string& file, const std::str
 bool NamesNode(const std::vector<std::string>& identities, const std::string& node) {
   const std::string end = '/' + IdentityNode(node);
   return std::any_of(identities.begin(), identities.end(), [&](const std::string& each) { return each.ends_with(end); });
+}
+
+// Peers whose certificate is in one of the file's lists, or of an authority without a list there,
+// are refused.
+Status LoadRevoked(SSL_CTX* context, const std::string& path) {
+  const auto refused = [&](const std::string& why) {
+    ERR_clear_error();
+    return Refused("--tls-crl", path, why);
+  };
+  const std::unique_ptr<BIO, FreeFile> file(BIO_new_file(path.c_str(), "r"));
+  if (!file) return refused("it can't be read");
+  X509_STORE* const store = SSL_CTX_get_cert_store(context);
+  int lists = 0;
+  while (const std::unique_ptr<X509_CRL, FreeList> list{PEM_read_bio_X509_CRL(file.get(), nullptr, nullptr, nullptr)}) {
+    const ASN1_TIME* const next = X509_CRL_get0_nextUpdate(list.get());
+    if (next != nullptr && X509_cmp_current_time(next) <= 0) return refused("a list in it is out of date");
+    if (X509_STORE_add_crl(store, list.get()) != 1) return refused("a list in it can't be used");
+    ++lists;
+  }
+  const unsigned long end = ERR_peek_last_error();
+  if (lists == 0 || ERR_GET_LIB(end) != ERR_LIB_PEM || ERR_GET_REASON(end) != PEM_R_NO_START_LINE)
+    return refused("it is no revocation list");
+  ERR_clear_error();
+  if (X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK) != 1) return refused("OpenSSL can't use it");
+  return {};
 }
 
 }  // namespace
@@ -70,6 +105,9 @@ Result<std::shared_ptr<TlsIdentity>> TlsIdentity::Load(const TlsFiles& files, co
                    "it is not of node " + node + " but of " + (identities.empty() ? "no node" : identities.front()));
   }
   if (!InDate(own)) return Refused("--tls-cert", files.certificate, "it is out of date");
+  if (!files.revoked.empty()) {
+    if (Status loaded = LoadRevoked(native, files.revoked); !loaded) return loaded.error();
+  }
   return out;
 }
 

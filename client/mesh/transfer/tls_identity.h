@@ -18,6 +18,7 @@ struct TlsFiles {
   std::string authority;    // PEM: certificates of the authorities that are trusted
   std::string certificate;  // PEM: this node's, followed by intermediate ones if there are any
   std::string key;          // PEM
+  std::string revoked{};    // PEM: revocation lists of the authorities; empty: none
 
   bool any() const noexcept { return !authority.empty() || !certificate.empty() || !key.empty(); }
   bool all() const noexcept { return !authority.empty() && !certificate.empty() && !key.empty(); }
@@ -31,7 +32,7 @@ bool InDate(const X509* certificate) noexcept;
 class TlsIdentity {
  public:
   // kInvalidArgument, the file named: it can't be read, the key does not belong to the certificate,
-  // or the certificate is not of `node` or out of date.
+  // the certificate is not of `node` or out of date, or a revocation list is out of date.
   [[nodiscard]] static Result<std::shared_ptr<TlsIdentity>> Load(const TlsFiles& files, const std::string& node);
 
   boost::asio::ssl::context& context() noexcept { return context_; }

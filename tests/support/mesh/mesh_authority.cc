@@ -2,6 +2,7 @@
 
 #include <fstream>
 
+#include "proto/base/text_files.h"
 #include "tests/catch.h"
 
 namespace kvm::test {
@@ -20,6 +21,20 @@ void MeshAuthority::Issue(const std::string& domain, const std::string& node, st
   KVM_REQUIRE_OK(made);
   std::ofstream(certificate_file(node)) << made->certificate;
   std::ofstream(key_file(node)) << made->key;
+}
+
+void MeshAuthority::Revoke(const std::string& node, std::time_t valid_for) {
+  std::vector<std::string> certificates;
+  if (!node.empty()) {
+    const auto text = ReadTextFile(certificate_file(node));
+    KVM_REQUIRE_OK(text);
+    certificates.push_back(*text);
+  }
+  const std::time_t now = std::time(nullptr);
+  const auto made = ctl::MakeRevocationList(authority_, list_, certificates, {now - 7200, now + valid_for});
+  KVM_REQUIRE_OK(made);
+  list_ = *made;
+  std::ofstream(list_file()) << list_;
 }
 
 std::vector<std::string> MeshAuthority::Options(const std::string& domain, const std::string& node, std::time_t valid_for) const {

@@ -23,6 +23,11 @@ class MeshAuthority {
   // Writes a certificate to the files that Options names for `node`, in place of that there.
   void Issue(const std::string& domain, const std::string& node, std::time_t valid_for = 3600) const;
 
+  // Writes a list with all certificates that were revoked, and the one that `node` has now; empty:
+  // no further one.
+  void Revoke(const std::string& node = "", std::time_t valid_for = 3600);
+
+  std::string list_file() const { return dir_ / "crl.pem"; }
   std::string authority_file() const { return dir_ / "ca.pem"; }
   std::string certificate_file(const std::string& node) const { return dir_ / (node + ".pem"); }
   std::string key_file(const std::string& node) const { return dir_ / (node + ".key"); }
@@ -30,6 +35,7 @@ class MeshAuthority {
  private:
   TempDir dir_;
   ctl::IssuedCertificate authority_;
+  std::string list_;
 };
 
 }  // namespace kvm::test
