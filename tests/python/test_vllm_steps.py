@@ -39,13 +39,14 @@ class Running:
         for request in self.requests:
             request.num_computed_tokens = 10
         self.visited: list[str] = []
-        runs = self.side._runs
+        self.publishing = self.side.publishing
+        runs = self.publishing.runs
 
         def counted(tracked: Any, unsure: Any, *, hashed: bool) -> Any:
             self.visited.append(tracked.request.request_id)
             return runs(tracked, unsure, hashed=hashed)
 
-        self.side._runs = counted  # type: ignore[method-assign]
+        self.publishing.runs = counted  # type: ignore[method-assign]
 
     def cache(self, request: Request) -> None:
         for index in range(request.num_tokens // BLOCK_TOKENS):
@@ -123,7 +124,7 @@ def test_a_block_taken_for_tokens_that_were_rejected_does_not_hide_the_one_befor
 def test_a_request_whose_load_has_ended_is_looked_at(running: Running) -> None:
     tracked = running.side._tracked["r5"]
     tracked.loading, tracked.tables[0].next_block = True, 0
-    running.side._published.clear()
+    running.publishing.withdrawn()
     running.side.loaded({"r5"}, ())
     running.step()
     assert running.visited == ["r5"]
@@ -133,7 +134,7 @@ def test_a_request_that_has_ended_is_forgotten(running: Running) -> None:
     new = running.grow(5, 3)
     running.step({5: new})
     running.side.finished(running.requests[5])
-    assert "r5" not in running.side._candidates
+    assert not running.publishing.is_considered("r5")
     running.requests.pop(5)
     running.step()
     assert running.visited == []

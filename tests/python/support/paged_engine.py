@@ -580,12 +580,13 @@ class Engine:
         side = self.scheduler
         if side._waited:
             return
+        publishing = side.publishing
         for request_id, tracked in side._tracked.items():
-            looked_at = request_id in side._candidates or tracked.loading or not tracked.shared
+            looked_at = publishing.is_considered(request_id) or tracked.loading or not tracked.shared
             if looked_at or tracked.since == side._step:
                 continue
             before = [table.next_block for table in tracked.tables]
-            runs = [run for run, _ in side._runs(tracked, side._recomputed_now(), hashed=False)]
+            runs = [run for run, _ in publishing.runs(tracked, publishing.unsure(), hashed=False)]
             for table, next_block in zip(tracked.tables, before, strict=True):
                 table.next_block = next_block
             # The last block is published when the request is given another one, or ends.

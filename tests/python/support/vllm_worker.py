@@ -236,8 +236,7 @@ class VllmWorker:
         memory = get_kv_transfer_group()._worker.memory
         memory.__dict__.pop("load", None)
         # Failures of other tests must not keep the connector from trying
-        side = self._core.scheduler.connector._scheduler
-        side._failures_in_a_row, side._paused_until = 0, 0.0
+        self._core.scheduler.connector._scheduler.failed_loads.forget()
         if not every:
             return
         load, count = memory.load, 0

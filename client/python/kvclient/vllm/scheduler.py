@@ -10,66 +10,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
-from typing import Any, TypeVar
+from typing import Any
 
-from kvclient._native import BlockKeys, Client, ModelSpec, Shard
+from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.computing import Computing
 from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.failed_loads import FailedLoads
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
-from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.joins import Joins
 from kvclient.vllm.keys import KeySource, RequestKeys
+from kvclient.vllm.lookups import Lookups
 from kvclient.vllm.options import ConnectorOptions
-from kvclient.vllm.plan import Load, PublishRun, StepPlan
+from kvclient.vllm.plan import Load, StepPlan
+from kvclient.vllm.publishing import Publishing
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.tables import BlockTable
+from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
 from kvclient.vllm.wishes import prefilled_of, wishes_of
 
 _log = logging.getLogger(__name__)
-_Of = TypeVar("_Of")
 
 # vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after
 # so many failures the request is computed.
 _MAX_FAILED_LOADS = 2
-# After so many failed loads in a row, of any requests, no load is tried for a while.
-_MAX_FAILURES_IN_A_ROW = 8
-_PAUSE_S = 60.0
-
-
-@dataclass
-class _Tracked:
-    """A request that has been asked for or scheduled."""
-
-    request: Any
-    keys: RequestKeys
-    adapter: Adapter | None = None
-    shared: bool = True  # False: the content of its blocks is not certain
-    tables: list[BlockTable] = field(default_factory=list)  # for each KV-cache group
-    since: int = 0  # step of its last (re)start; its blocks are computed in later steps
-    local_blocks: int = 0  # found in the engine's own prefix cache when last asked
-    local_tokens: int = 0  # the same in tokens
-    publishes: bool = True  # False: the request asks that its blocks be not published
-    imports: bool = True
-    prefilled: int = 0  # tokens that a prefill engine has computed for it
-    first_asked: float = 0.0
-    loading: bool = False
-    load_failed: bool = False  # the present load
-    failed_loads: int = 0
-
-
-@dataclass
-class _Ended:
-    """Blocks of a request that has ended, not published yet."""
-
-    hashes: list[Any]
-    run: PublishRun
 
 
 class SchedulerSide:
@@ -86,20 +54,15 @@ class SchedulerSide:
         self._include_own = False
         self._block_tokens = 0
         self._groups: list[KvGroup] = [KvGroup()]
-        self._shard_count = 1
+        self._lookups: Lookups | None = None
+        self._publishing: Publishing | None = None  # once both the shards and the pool are known
         self._by_request = False
         self._pool: Any = None
         self._cache_map: Any = None
         self._step = 0
-        self._tracked: dict[str, _Tracked] = {}
-        # Those of them that may have blocks to publish: a step must not cost more because more
-        # requests run.
-        self._candidates: dict[str, _Tracked] = {}
+        self._tracked: dict[str, TrackedRequest] = {}
         # LoRA name -> identity that the running requests with it have
         self._adapter_of: dict[str, str] = {}
-        self._ended: list[_Ended] = []
-        # Block -> hash object of the content that was published
-        self._published: dict[int, Any] = {}
         self._loads: list[Load] = []
         self._allocated: list[int] = []  # for loads, since the last plan
         # Requests that another connector may load blocks for, since the last plan, and their
@@ -109,11 +72,8 @@ class SchedulerSide:
         # Request -> tokens that it had from a load that its step waits for
         self._outside: dict[str, int] = {}
         self._waited: set[str] = set()  # loads that the step waits for, their result still unknown
-        # Request -> blocks that others may compute again as well
-        self._recomputed: dict[str, set[int]] = {}
         self._withdraw = False
-        self._failures_in_a_row = 0
-        self._paused_until = 0.0
+        self.failed_loads = FailedLoads()
         self.adapters = Adapters()
         self._joins = Joins(options)
         self._fingerprint = ""
@@ -147,7 +107,7 @@ class SchedulerSide:
         workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
         always ``spec``.
         """
-        self._groups, self._shard_count = list(groups), len(shards)
+        self._groups = list(groups)
         # A request whose step waits for its load can't be told of
         by_request = by_request and self._options.load == "async"
         self._by_request = by_request and (len(groups) > 1 or groups[0].window > 0)
@@ -157,16 +117,25 @@ class SchedulerSide:
         self._include_own = include_own
         self._model = model
         self._block_tokens = spec.block_tokens
+        self._lookups = Lookups(
+            client, groups, len(shards), spec.block_tokens, include_own=include_own, by_request=self._by_request
+        )
+        self._begin()
 
     def bind_pool(self, pool: Any) -> None:
         """``pool``: vLLM's BlockPool; ``blocks[id].block_hash`` and ``cached_block_hash_to_block`` are read."""
         self._pool = pool
         self._cache_map = pool.cached_block_hash_to_block
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._lookups is not None and self._pool is not None:
+            self._publishing = Publishing(self._pool, self._groups, self._block_tokens, self._lookups)
 
     def report_held(self, cached: Callable[[bytes], bool]) -> None:
         """Have ``held_changes`` report; of a single group without a window. ``cached``: see HeldBlocks."""
         if len(self._groups) == 1 and not self._groups[0].window:
-            self._held, self._held_map = HeldBlocks(self._run_of_shards, cached), self._cache_map
+            self._held, self._held_map = HeldBlocks(lambda keys: self._finds.leading(keys), cached), self._cache_map
 
     def held_changes(self) -> Iterator[Stored | Removed]:
         """What the marketplace has come to hold, or no longer holds, of prefixes that the engine has computed."""
@@ -182,6 +151,17 @@ class SchedulerSide:
             yield from self._held.changes()
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
+
+    @property
+    def publishing(self) -> Publishing:
+        """What is published; precondition: it has been active."""
+        assert self._publishing is not None
+        return self._publishing
+
+    @property
+    def _finds(self) -> Lookups:
+        assert self._lookups is not None
+        return self._lookups
 
     @property
     def active(self) -> bool:
@@ -205,17 +185,17 @@ class SchedulerSide:
             return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
             return 0, False
-        if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self._paused_until:
+        if tracked.failed_loads >= _MAX_FAILED_LOADS or self.failed_loads.paused(began):
             return 0, False
         if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
         first = computed // self._block_tokens
         tracked.local_blocks = first
         # The last token is computed in any case, and with it its block.
-        last = self._without_gaps((request.num_tokens - 1) // self._block_tokens)
+        last = self._finds.without_gaps((request.num_tokens - 1) // self._block_tokens)
         if last <= first or (last - first) * self._block_tokens < self._options.min_prefix_tokens:
             return 0, False
-        blocks = self._find(tracked, first, last)
+        blocks = self._finds.found(tracked.keys.upto(last), first, last)
         if first + blocks < min(tracked.prefilled // self._block_tokens, last):
             tracked.first_asked = tracked.first_asked or began
             if began - tracked.first_asked < self._options.prefill_wait_s:
@@ -232,7 +212,7 @@ class SchedulerSide:
         self.counters.time("find", time.perf_counter() - began)
         return tokens, tokens > 0 and self._options.load == "async"
 
-    def _waits_for_others(self, tracked: _Tracked, first: int, found: int, last: int, now: float) -> bool:
+    def _waits_for_others(self, tracked: TrackedRequest, first: int, found: int, last: int, now: float) -> bool:
         """Whether another engine is computing the request's next block, and it is to be asked for again."""
         assert self._client is not None
         keys = tracked.keys.upto(last)[0][first:last]
@@ -249,9 +229,9 @@ class SchedulerSide:
         if tracked is None:
             return True
         last: int = (tracked.request.num_tokens - 1) // self._block_tokens
-        return bool(_confirmed(tracked.request) // self._block_tokens >= last)
+        return bool(confirmed_tokens(tracked.request) // self._block_tokens >= last)
 
-    def _waits_for_join(self, tracked: _Tracked, found: int, last: int) -> bool:
+    def _waits_for_join(self, tracked: TrackedRequest, found: int, last: int) -> bool:
         """Whether kvmd-mesh is asked for the blocks after ``found`` ones; of an engine with one KV-cache group."""
         if len(self._groups) > 1 or self._groups[0].window:
             return False
@@ -271,6 +251,7 @@ class SchedulerSide:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
         if not self.active or external_tokens == 0:
             return
+        of_group = self._finds.of_group
         tracked = self._track(request)
         first = tracked.local_blocks
         last = first + external_tokens // self._block_tokens
@@ -287,8 +268,8 @@ class SchedulerSide:
                     request_id=request.request_id,
                     blocks=list(blocks[begin:last]),
                     depth=begin,
-                    keys=[each[begin:last] for each in self._of_group(number, tracked.keys.upto(last))],
-                    parents=self._of_group(number, tracked.keys.parents(begin)),
+                    keys=[each[begin:last] for each in of_group(number, tracked.keys.upto(last))],
+                    parents=of_group(number, tracked.keys.parents(begin)),
                     wait=wait,
                     whole=self._by_request,
                 )
@@ -317,21 +298,19 @@ class SchedulerSide:
         return plan
 
     def _plan(self, output: Any) -> StepPlan:
+        publishing = self.publishing
         self._settle()
         self._computing.step(self._computed)
         plan = StepPlan(model=self._fingerprint)
         if self._withdraw:
             plan.withdraw_all = True
             self._withdraw = False
-            self._published.clear()
-            self._ended.clear()
-        plan.begin = self._fresh(self._attached(output))
+            publishing.withdrawn()
+        plan.begin = publishing.fresh(self._attached(output))
         # Other requests may already use blocks of a load that the step waits for, so its result
         # must be known first.
         if self._options.publish and not self._waits() and self._known and not self._mixed:
-            fresh = set(plan.begin)
-            plan.publish = [*self._publish_ended(fresh), *self._publish_running(fresh, output.num_scheduled_tokens)]
-            self._ended.clear()
+            plan.publish = publishing.step(set(plan.begin), output.num_scheduled_tokens, self._step)
         plan.joins = self._joins.take()
         plan.loads, self._loads = self._loads, []
         written = set(_written_by_engine(output)) if plan.loads else set()
@@ -360,7 +339,7 @@ class SchedulerSide:
                 continue  # loaded in the background: no other request uses them yet
             first = next((i for i, block in enumerate(table) if block in blocks), None)
             if first is not None:
-                self._recomputed.setdefault(request_id, set()).update(table[first:])
+                self.publishing.recomputes(request_id, table[first:])
 
     def loaded(self, request_ids: Iterable[str], waited: Iterable[str]) -> None:
         """Loads that have ended, successfully or not; the engine already knows which blocks failed."""
@@ -372,51 +351,40 @@ class SchedulerSide:
                 self._note_result(tracked)
                 tracked.loading = False
                 tracked.since = self._step
-                self._candidates[request_id] = tracked
+                self.publishing.consider(request_id, tracked)
 
-    def _note_result(self, tracked: _Tracked) -> None:
+    def _note_result(self, tracked: TrackedRequest) -> None:
         if not tracked.loading:
             return
         if not tracked.load_failed:
-            self._failures_in_a_row = 0
+            self.failed_loads.succeeded()
             return
         tracked.load_failed = False
         tracked.failed_loads += 1
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            self._failures_in_a_row -= 1  # the next load decides anew
-            self._paused_until = time.perf_counter() + _PAUSE_S
-            _log.warning(
-                "kvclient: %d imports failed one after the other, so none is tried for %.0f s; "
-                "kvctl doctor says what a worker can't reach",
-                _MAX_FAILURES_IN_A_ROW,
-                _PAUSE_S,
-            )
+        self.failed_loads.failed(time.perf_counter())
 
     def finished(self, request: Any) -> int:
         """The request has ended; its blocks are about to be freed. Its leading tokens that peers are about to find."""
         tracked = self._tracked.pop(request.request_id, None)
         self._computing.finished(request.request_id)
-        self._candidates.pop(request.request_id, None)
-        recomputed = self._recomputed.pop(request.request_id, None)
+        recomputed = self._publishing is not None and self._publishing.drop(request.request_id)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         outside = self._outside.pop(request.request_id, None)
         self._given.pop(request.request_id, None)
         self._joins.forget(request.request_id)
         self._parked.discard(request.request_id)
         if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
-            self._held.add(prefix_of(request, tracked.keys, _confirmed(request), self._block_tokens))
+            self._held.add(prefix_of(request, tracked.keys, confirmed_tokens(request), self._block_tokens))
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
             return 0
-        if not tracked.publishes or (outside is not None and _confirmed(request) <= outside):
+        if not tracked.publishes or (outside is not None and confirmed_tokens(request) <= outside):
             return 0
         if not self._shares(tracked):
             return 0
-        for run, hashes in self._runs(tracked, self._recomputed_now(), hashed=True):
-            self._ended.append(_Ended(hashes, run))
-        return _confirmed(request) // self._block_tokens * self._block_tokens
+        self.publishing.end(tracked)
+        return confirmed_tokens(request) // self._block_tokens * self._block_tokens
 
-    def _shares(self, tracked: _Tracked) -> bool:
+    def _shares(self, tracked: TrackedRequest) -> bool:
         """Whether the keys of an ended request's blocks say what they hold."""
         return tracked.shared and self._known and not self._mixed and tracked.keys.certain
 
@@ -445,8 +413,7 @@ class SchedulerSide:
         spec, registered = self._model(reset)
         if self._known and not registered:
             # What was published left with the memory that was registered
-            self._published.clear()
-            self._ended.clear()
+            self.publishing.withdrawn()
         self._known = spec is not None and registered
         if spec is not None and spec is not self._spec and spec != self._spec:
             self._renew(spec, empty=reset or self._pool_is_empty())
@@ -464,8 +431,7 @@ class SchedulerSide:
                 "kvclient: the weights have been changed under a prefix cache that holds blocks of the old ones; "
                 "nothing is shared until it is reset (reset_prefix_cache)"
             )
-        self._published.clear()
-        self._ended.clear()
+        self.publishing.withdrawn()
         for tracked in self._tracked.values():
             tracked.shared = tracked.shared and empty
             tracked.keys = self._keys_of(tracked.request, tracked.adapter)
@@ -480,7 +446,7 @@ class SchedulerSide:
         unknown = "unknown"  # such a request is not shared: its keys are never used
         return RequestKeys(self._keys, request, adapter.identity if adapter else unknown)
 
-    def _sharing(self, tracked: _Tracked, computed: int) -> bool:
+    def _sharing(self, tracked: TrackedRequest, computed: int) -> bool:
         """Whether the content of the request's blocks is certain; ``computed``: tokens in the engine's own cache."""
         tracked.shared = self._known and not self._mixed and tracked.keys.certain
         lora = tracked.request.lora_request
@@ -500,53 +466,16 @@ class SchedulerSide:
                     other.shared = other.shared and other.adapter.identity == adapter.identity
         return tracked.shared
 
-    def _track(self, request: Any) -> _Tracked:
+    def _track(self, request: Any) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             adapter = self.adapters.of(request.lora_request) if request.lora_request is not None else None
-            tracked = _Tracked(request, self._keys_of(request, adapter), adapter, since=self._step)
+            tracked = TrackedRequest(request, self._keys_of(request, adapter), adapter, since=self._step)
             tracked.tables = [BlockTable(group, self._block_tokens) for group in self._groups]
             tracked.publishes, tracked.imports = wishes_of(request)
             tracked.prefilled = prefilled_of(request)
             self._tracked[request.request_id] = tracked
         return tracked
-
-    def _without_gaps(self, blocks: int) -> int:
-        """At most ``blocks``: as many leading blocks as a request keeps all of, if failed blocks are reported as such.
-
-        For these, vLLM goes on after the last block before the first failed one, and a window before its end must be
-        there; it is not if a hit of more blocks has left the window's out.
-        """
-        window = self._groups[0].window
-        if not window or self._by_request:
-            return blocks
-        return min(blocks, (window + self._groups[0].kept - 2) // self._block_tokens + 1)
-
-    def _of_group(self, number: int, of_shards: Sequence[_Of]) -> list[_Of]:
-        """What belongs to one group, of a list with something for each group and shard."""
-        return list(of_shards[number * self._shard_count : (number + 1) * self._shard_count])
-
-    def _find(self, tracked: _Tracked, first: int, last: int) -> int:
-        keys = tracked.keys.upto(last)
-
-        def run(groups: Sequence[int], begin: int, end: int) -> int:
-            if begin >= end:
-                return 0
-            return self._run_of_shards([each[begin:end] for number in groups for each in self._of_group(number, keys)])
-
-        try:
-            return longest_hit(self._groups, first, last, self._block_tokens, run) - first
-        except KvError as error:
-            _log.warning("kvclient: no lookup: %s", error)
-            return 0
-
-    def _run_of_shards(self, keys: Sequence[BlockKeys]) -> int:
-        """How many leading blocks are published, whose keys are given for each shard."""
-        client = self._client
-        assert client is not None
-        if len(keys) == 1:
-            return len(client.find(keys[0], include_own=self._include_own))
-        return min(len(match) for match in client.find_shards(keys, include_own=self._include_own))
 
     def _attached(self, output: Any) -> set[int]:
         """All blocks that the step may write to for the first time; it may contain others."""
@@ -571,7 +500,7 @@ class SchedulerSide:
                 tracked = self._tracked[request_id]
                 for table, blocks in zip(tracked.tables, block_ids, strict=True):
                     table.extend(blocks, self._pool)
-                self._candidates[request_id] = tracked
+                self.publishing.consider(request_id, tracked)
             attached.update(*block_ids)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
@@ -589,47 +518,7 @@ class SchedulerSide:
             for table, blocks in zip(tracked.tables, tables, strict=True):
                 table.restart(blocks, self._pool)
             tracked.since = self._step
-            self._candidates[request_id] = tracked
-            self._recomputed.pop(request_id, None)
-
-    def _fresh(self, attached: Iterable[int]) -> list[int]:
-        """Those of ``attached`` that do not keep the content under which they may have been published."""
-        fresh = []
-        for block in attached:
-            now = self._pool.blocks[block].block_hash
-            if now is None or self._published.get(block) is not now:
-                self._published.pop(block, None)
-                fresh.append(block)
-        return fresh
-
-    def _publish_ended(self, fresh: set[int]) -> Iterable[PublishRun]:
-        for ended in self._ended:
-            same = [
-                block not in fresh and self._pool.blocks[block].block_hash is content
-                for block, content in zip(ended.run.blocks, ended.hashes, strict=True)
-            ]
-            if all(same):
-                self._published.update(zip(ended.run.blocks, ended.hashes, strict=True))
-                yield ended.run
-
-    def _publish_running(self, fresh: set[int], scheduled: Container[str]) -> Iterable[PublishRun]:
-        unsure = fresh | self._recomputed_now()
-        for request_id, tracked in list(self._candidates.items()):
-            tracked.shared = tracked.shared and tracked.keys.certain
-            # Until it starts over, or the load has ended.
-            if not tracked.shared or not tracked.publishes or tracked.loading:
-                del self._candidates[request_id]
-                continue
-            if tracked.since == self._step:
-                continue
-            for run, hashes in self._runs(tracked, unsure, hashed=request_id in scheduled):
-                self._published.update(zip(run.blocks, hashes, strict=True))
-                yield run
-            # The last block becomes full without notice, and then the request is given another one
-            # or ends. A block before it may have been taken for tokens that were then rejected.
-            computed = tracked.request.num_computed_tokens // self._block_tokens
-            if all(table.next_block >= max(len(table.blocks) - 1, computed) for table in tracked.tables):
-                del self._candidates[request_id]
+            self.publishing.restarted(request_id, tracked)
 
     def _waits(self) -> bool:
         """Whether the result of a load that a step waits for is not known yet, of this connector or another one.
@@ -638,72 +527,15 @@ class SchedulerSide:
         """
         for request_id, tokens in list(self._outside.items()):
             request = self._tracked[request_id].request if request_id in self._tracked else None
-            if request is None or _confirmed(request) > tokens:
+            if request is None or confirmed_tokens(request) > tokens:
                 del self._outside[request_id]
         return bool(self._waited or self._outside)
-
-    def _recomputed_now(self) -> set[int]:
-        """Blocks that several requests may be computing."""
-        return set().union(*self._recomputed.values()) if self._recomputed else set()
-
-    def _runs(
-        self, tracked: _Tracked, unsure: AbstractSet[int], *, hashed: bool
-    ) -> Iterable[tuple[PublishRun, list[Any]]]:
-        """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``.
-
-        ``hashed``: the engine has given a hash to every block of the confirmed tokens that is ever going to have one.
-        """
-        for number in range(len(tracked.tables)):
-            yield from self._runs_of(tracked, number, unsure, hashed)
-
-    def _runs_of(
-        self, tracked: _Tracked, number: int, unsure: AbstractSet[int], hashed: bool
-    ) -> Iterable[tuple[PublishRun, list[Any]]]:
-        request, table = tracked.request, tracked.tables[number]
-        windowed, pool = self._groups[number].window > 0, self._pool.blocks
-        last = min(_confirmed(request) // self._block_tokens, len(table.blocks))
-        index = table.next_block
-        content: Any = None
-        while index < last:
-            first, hashes = index, []
-            while index < last:
-                block = table.blocks[index]
-                if windowed:
-                    content = table.content(index, self._pool, request.num_computed_tokens)
-                else:
-                    content = pool[block].block_hash
-                if content is None or block in unsure or self._published.get(block) is content:
-                    break
-                hashes.append(content)
-                index += 1
-            if hashes:
-                keys = self._of_group(number, tracked.keys.upto(index))
-                yield (
-                    PublishRun(
-                        blocks=table.blocks[first:index],
-                        depth=first,
-                        keys=[each[first:index] for each in keys],
-                        parents=self._of_group(number, tracked.keys.parents(first)),
-                    ),
-                    hashes,
-                )
-            elif content is None and not (windowed and hashed):
-                break  # not cached yet: the next step asks again
-            else:
-                index += 1
-        table.passed(index)
 
 
 def _shard_of(shard: Shard, group: int) -> Shard:
     return Shard(
         tp_rank=shard.tp_rank, tp_size=shard.tp_size, pp_rank=shard.pp_rank, pp_size=shard.pp_size, kv_group=group
     )
-
-
-def _confirmed(request: Any) -> int:
-    """Leading tokens whose step has ended."""
-    ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
-    return int(min(request.num_computed_tokens - ahead, request.num_tokens))
 
 
 def _written_by_engine(output: Any) -> Iterable[int]:

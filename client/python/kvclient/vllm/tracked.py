@@ -1,0 +1,40 @@
+"""A request as the scheduler's side follows it, from the first time that it is asked for until it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvclient.vllm.adapters import Adapter
+from kvclient.vllm.keys import RequestKeys
+from kvclient.vllm.tables import BlockTable
+
+
+@dataclass
+class TrackedRequest:
+    """A request that has been asked for or scheduled."""
+
+    request: Any  # vLLM's Request
+    keys: RequestKeys
+    adapter: Adapter | None = None
+    shared: bool = True  # False: the content of its blocks is not certain
+    tables: list[BlockTable] = field(default_factory=list)  # for each KV-cache group
+    since: int = 0  # step of its last (re)start; its blocks are computed in later steps
+    local_blocks: int = 0  # found in the engine's own prefix cache when last asked
+    local_tokens: int = 0  # the same in tokens
+    publishes: bool = True  # False: the request asks that its blocks be not published
+    imports: bool = True
+    prefilled: int = 0  # tokens that a prefill engine has computed for it
+    first_asked: float = 0.0
+    loading: bool = False
+    load_failed: bool = False  # the present load
+    failed_loads: int = 0
+
+
+def confirmed_tokens(request: Any) -> int:
+    """Leading tokens whose step has ended."""
+    ahead = max(getattr(request, "num_in_flight_tokens", 0), request.num_output_placeholders)
+    return int(min(request.num_computed_tokens - ahead, request.num_tokens))
+
+
+__all__ = ["TrackedRequest", "confirmed_tokens"]
