@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -258,6 +259,17 @@ def side(kvmd: PrivateDaemon) -> SchedulerSide:
     made.attach(kvclient.Client(kvmd.socket, name="s"), SPEC, [kvclient.Shard()])
     made.bind_pool(Pool(32))
     return made
+
+
+def test_a_side_that_has_left_keeps_no_client(kvmd: PrivateDaemon) -> None:
+    client = kvclient.Client(kvmd.socket, name="s")
+    before = sys.getrefcount(client)
+    left = SchedulerSide(ConnectorOptions(socket=kvmd.socket))
+    left.attach(client, SPEC, [kvclient.Shard()])
+    left.bind_pool(Pool(32))
+    left.leave()
+    assert not left.active
+    assert sys.getrefcount(client) == before
 
 
 def scheduled(side: SchedulerSide, tokens: list[int], name: str = "r") -> tuple[Any, Output]:

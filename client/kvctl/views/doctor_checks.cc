@@ -20,9 +20,8 @@ void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks
   const auto warn = [&](const std::string& what) { checks.push_back({"client", Verdict::kWarn, who + what}); };
   if (client.process_not_watched()) {
     warn(
-        " is in another PID namespace, and the kernel (older than 6.5) gives kvmd no pidfd of it: kvmd notices its death only by the end "
-        "of "
-        "the connection, and no other worker can take over its memory");
+        " is in another PID namespace, and the kernel (older than 6.5) gives kvmd no pidfd of it: kvmd notices its death only by the "
+        "end of the connection, and no other worker can take over its memory");
   }
   constexpr std::uint64_t kSlowBytes = 8 << 20;
   if (client.queued_bytes() > kSlowBytes) warn(" does not read: " + HumanBytes(client.queued_bytes()) + " are queued for it");

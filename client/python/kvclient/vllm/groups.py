@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+_Of = TypeVar("_Of")
 
 #: Specs of vLLM whose layers need the KV of all tokens before.
 _FULL = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -34,6 +36,11 @@ class KvGroup:
     def first_block(self, tokens: int, block_tokens: int) -> int:
         """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it."""
         return max(0, tokens - self.window + 1 - self.kept) // block_tokens if self.window else 0
+
+
+def of_group(number: int, shard_count: int, of_shards: Sequence[_Of]) -> list[_Of]:
+    """What belongs to one group, of a list with something for each group and shard."""
+    return list(of_shards[number * shard_count : (number + 1) * shard_count])
 
 
 def layer_specs(spec: Any) -> list[Any]:
@@ -85,4 +92,4 @@ def _by_number(layer: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
 
 
-__all__ = ["KvGroup", "attends", "describe", "groups_of", "kinds_of", "layer_specs"]
+__all__ = ["KvGroup", "attends", "describe", "groups_of", "kinds_of", "layer_specs", "of_group"]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
 
 from kvclient._native import BlockKeys, Client
 from kvclient.errors import KvError
-from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.hits import longest_hit
 
 _log = logging.getLogger(__name__)
-_Of = TypeVar("_Of")
 
 
 class Lookups:
@@ -38,7 +36,9 @@ class Lookups:
         def run(groups: Sequence[int], begin: int, end: int) -> int:
             if begin >= end:
                 return 0
-            return self.leading([each[begin:end] for number in groups for each in self.of_group(number, keys)])
+            return self.leading(
+                [each[begin:end] for number in groups for each in of_group(number, self._shard_count, keys)]
+            )
 
         try:
             return longest_hit(self._groups, first, last, self._block_tokens, run) - first
@@ -62,10 +62,6 @@ class Lookups:
         if not window or self._by_request:
             return blocks
         return min(blocks, (window + self._groups[0].kept - 2) // self._block_tokens + 1)
-
-    def of_group(self, number: int, of_shards: Sequence[_Of]) -> list[_Of]:
-        """What belongs to one group, of a list with something for each group and shard."""
-        return list(of_shards[number * self._shard_count : (number + 1) * self._shard_count])
 
 
 __all__ = ["Lookups"]

@@ -11,8 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from kvclient.vllm.groups import KvGroup
-from kvclient.vllm.lookups import Lookups
+from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.plan import PublishRun
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
 
@@ -28,9 +27,9 @@ class _Ended:
 class Publishing:
     """Not thread-safe."""
 
-    def __init__(self, pool: Any, groups: list[KvGroup], block_tokens: int, lookups: Lookups) -> None:
+    def __init__(self, pool: Any, groups: list[KvGroup], block_tokens: int, shard_count: int) -> None:
         """``pool``: vLLM's BlockPool, of which ``blocks[id].block_hash`` is read."""
-        self._pool, self._groups, self._block_tokens, self._lookups = pool, groups, block_tokens, lookups
+        self._pool, self._groups, self._block_tokens, self._shard_count = pool, groups, block_tokens, shard_count
         # Requests that may have blocks to publish: a step must not cost more because more requests
         # run.
         self._candidates: dict[str, TrackedRequest] = {}
@@ -157,13 +156,13 @@ class Publishing:
                 hashes.append(content)
                 index += 1
             if hashes:
-                keys = self._lookups.of_group(number, tracked.keys.upto(index))
+                keys = of_group(number, self._shard_count, tracked.keys.upto(index))
                 yield (
                     PublishRun(
                         blocks=table.blocks[first:index],
                         depth=first,
                         keys=[each[first:index] for each in keys],
-                        parents=self._lookups.of_group(number, tracked.keys.parents(first)),
+                        parents=of_group(number, self._shard_count, tracked.keys.parents(first)),
                     ),
                     hashes,
                 )

@@ -20,7 +20,7 @@ from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.computing import Computing
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.failed_loads import FailedLoads
-from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.joins import Joins
 from kvclient.vllm.keys import KeySource, RequestKeys
@@ -54,6 +54,7 @@ class SchedulerSide:
         self._include_own = False
         self._block_tokens = 0
         self._groups: list[KvGroup] = [KvGroup()]
+        self._shard_count = 1
         self._lookups: Lookups | None = None
         self._publishing: Publishing | None = None  # once both the shards and the pool are known
         self._by_request = False
@@ -107,7 +108,7 @@ class SchedulerSide:
         workers' memory is registered under it. ``reset``: the prefix cache has been emptied. By default the model is
         always ``spec``.
         """
-        self._groups = list(groups)
+        self._groups, self._shard_count = list(groups), len(shards)
         # A request whose step waits for its load can't be told of
         by_request = by_request and self._options.load == "async"
         self._by_request = by_request and (len(groups) > 1 or groups[0].window > 0)
@@ -130,7 +131,7 @@ class SchedulerSide:
 
     def _begin(self) -> None:
         if self._lookups is not None and self._pool is not None:
-            self._publishing = Publishing(self._pool, self._groups, self._block_tokens, self._lookups)
+            self._publishing = Publishing(self._pool, self._groups, self._block_tokens, self._shard_count)
 
     def report_held(self, cached: Callable[[bytes], bool]) -> None:
         """Have ``held_changes`` report; of a single group without a window. ``cached``: see HeldBlocks."""
@@ -251,7 +252,6 @@ class SchedulerSide:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
         if not self.active or external_tokens == 0:
             return
-        of_group = self._finds.of_group
         tracked = self._track(request)
         first = tracked.local_blocks
         last = first + external_tokens // self._block_tokens
@@ -268,8 +268,8 @@ class SchedulerSide:
                     request_id=request.request_id,
                     blocks=list(blocks[begin:last]),
                     depth=begin,
-                    keys=[each[begin:last] for each in of_group(number, tracked.keys.upto(last))],
-                    parents=of_group(number, tracked.keys.parents(begin)),
+                    keys=[each[begin:last] for each in of_group(number, self._shard_count, tracked.keys.upto(last))],
+                    parents=of_group(number, self._shard_count, tracked.keys.parents(begin)),
                     wait=wait,
                     whole=self._by_request,
                 )
@@ -395,7 +395,7 @@ class SchedulerSide:
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._computing.leave()
-        self._client = None
+        self._client = self._lookups = None  # neither keeps the client
         loads, self._loads = self._loads, []
         return StepPlan(withdraw_all=True, loads=loads)
 
