@@ -106,6 +106,9 @@ struct ImportRun {
   std::size_t count = 0;
 };
 
+// The number of blocks in `runs`, which cover them in order.
+inline std::size_t BlocksOf(std::span<const ImportRun> runs) noexcept { return runs.empty() ? 0 : runs.back().first + runs.back().count; }
+
 struct ImportBlock {
   std::uint32_t source_block;
   std::uint32_t destination_block;
@@ -114,8 +117,13 @@ struct ImportBlock {
 
 struct ImportRequest {
   const LocalMemory* destination = nullptr;
-  std::vector<ImportRun> runs;       // cover `blocks` in order
-  std::vector<ImportBlock> blocks;   // in prefix order
+  std::vector<ImportRun> runs;      // cover all blocks in order
+  std::vector<ImportBlock> blocks;  // in prefix order; all of them, unless there is a `prepare`
+  // Makes the blocks by part, so that a long list's first part is copied while the next is made.
+  // Import calls it, in the calling thread, before it looks at or writes to a block below `end`,
+  // with rising ends of at most the number of blocks that the runs cover; it extends `blocks` to
+  // that size. Not called behind a block that is stale before the copy. Must not throw.
+  std::function<void(std::vector<ImportBlock>& blocks, std::size_t end)> prepare;
   std::shared_ptr<const void> keep;  // objects that must live until the job is done
   SteadyTime deadline = SteadyTime::max();
   // The rest has no effect on host memory.
@@ -181,7 +189,8 @@ class MemoryBackend {
   // Lets the GPU read a generation table. After an error imports still work: the CPU validates them
   // then.
   [[nodiscard]] virtual Status AttachGenerations(PeerGenerations& generations) = 0;
-  // Starts copying. Never fails as a whole: the status of a block says whether it was copied.
+  // Starts copying. Never fails as a whole: the status of a block says whether it was copied. There
+  // are as many statuses as blocks in the runs.
   [[nodiscard]] virtual std::unique_ptr<ImportJob> Import(ImportRequest request) = 0;
 
   // Runs `action` once everything queued on `stream` so far has completed, on a thread of the

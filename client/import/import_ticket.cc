@@ -68,11 +68,12 @@ void ImportTicket::Impl::CountTraffic() {
   if (match.impl() == nullptr) return;
   const Match::Impl& sources = *match.impl();
   const DeviceUuid& to = keep->destination->options.device;
-  const auto from = [&](std::size_t block) { return sources.mappings[sources.mapping_of[match.first() + block]].get(); };
+  const auto mapping_of = std::span(sources.mapping_of).subspan(match.first(), result.valid);
   for (std::size_t i = 0, end = 0; i < result.valid; i = end) {
-    const PeerMapping* const source = from(i);
-    for (end = i + 1; end < result.valid && (from(end) == source || from(end)->device_uuid == source->device_uuid);) ++end;
-    stats->traffic.Add(source->device_uuid, to, end - i, (end - i) * block_bytes);
+    const DeviceUuid& from = sources.mappings[mapping_of[i]]->device_uuid;
+    for (end = i + 1; end < result.valid && (mapping_of[end] == mapping_of[i] || sources.mappings[mapping_of[end]]->device_uuid == from);)
+      ++end;
+    stats->traffic.Add(from, to, end - i, (end - i) * block_bytes);
   }
 }
 

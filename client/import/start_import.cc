@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -48,62 +49,85 @@ Status CheckDestination(const Match& match, const Region::Impl& region, std::spa
   return {};
 }
 
-using Checksums = std::vector<std::optional<std::uint64_t>>;
-
-// The checksum to compare with, if the publisher has recorded one. The one that is read here
-// belongs to the source's generation, since the import checks that before and after the copy.
-std::optional<std::uint64_t> ChecksumOf(const GenerationReader& reader, std::uint32_t block) {
-  const std::uint64_t checksum = reader.has_checksums() ? reader.Checksum(block) : kNoChecksum;
-  return checksum == kNoChecksum ? std::nullopt : std::optional(checksum);
-}
-
 // Adds the runs of `match` up to the first block that can't be reached from the destination. The
-// objects that they refer to are added to `keep`, and the checksums to compare with, if any, to
-// `checksums`.
-Status AddRuns(const Match& match, std::span<const std::uint32_t> blocks, bool verify, ImportKeep& keep, ImportRequest& request,
-               Checksums& checksums) {
+// objects that they refer to are added to `keep`.
+Status AddRuns(const Match& match, ImportKeep& keep, ImportRequest& request) {
   if (match.empty()) return {};
   const Region::Impl& region = *keep.destination;
   const Match::Impl& sources = *match.impl();
-  const PeerMapping* last = nullptr;
-  auto sampled = std::lower_bound(sources.sampled.begin(), sources.sampled.end(), match.first());
-  const bool compares = verify || !sources.sampled.empty();
-  for (std::size_t i = 0; i < match.size(); ++i) {
-    const std::size_t at = match.first() + i;
-    const PeerMapping& mapping = *sources.mappings[sources.mapping_of[at]];
-    if (&mapping != last) {
-      std::shared_ptr<const PeerPayload> payload = mapping.payload();
-      // Withdrawn, or not reachable from this device
-      if (!payload || !payload->memories[region.device]) break;
-      if (payload->memories[region.device]->lost()) {
-        // So that Find does not match it again
-        sources.mappings[sources.mapping_of[at]]->DropPaths();
-        break;
-      }
-      Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
-      if (!plan) {
-        if (mapping.content != ContentOf(region.Descriptor())) {
-          return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
-        }
-        // Another user's worker has blocks of another size: they are a miss, and Find does not
-        // match them again.
-        sources.mappings[sources.mapping_of[at]]->DropPaths();
-        break;
-      }
-      request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, 0});
-      keep.plans.push_back(std::move(*plan));
-      keep.payloads.push_back(std::move(payload));
-      last = &mapping;
+  const auto mapping_of = std::span(sources.mapping_of).subspan(match.first(), match.size());
+  for (std::size_t i = 0, end = 0; i < match.size(); i = end) {
+    const PeerMapping& mapping = *sources.mappings[mapping_of[i]];
+    end = static_cast<std::size_t>(
+        std::find_if(mapping_of.begin() + i, mapping_of.end(), [&](std::uint16_t other) { return other != mapping_of[i]; }) -
+        mapping_of.begin());
+    std::shared_ptr<const PeerPayload> payload = mapping.payload();
+    // Withdrawn, or not reachable from this device
+    if (!payload || !payload->memories[region.device]) break;
+    if (payload->memories[region.device]->lost()) {
+      mapping.DropPaths();  // so that Find does not match it again
+      break;
     }
-    request.runs.back().count++;
-    request.blocks.push_back({sources.sources[at].block, blocks[i], sources.sources[at].generation});
-    if (!compares) continue;
-    const bool in_sample = sampled != sources.sampled.end() && *sampled == at;
-    if (in_sample) ++sampled;
-    checksums.push_back(verify || in_sample ? ChecksumOf(mapping.generations.reader, sources.sources[at].block) : std::nullopt);
+    Result<std::shared_ptr<const CopyPlan>> plan = mapping.PlanTo(region.options.geometry);
+    if (!plan) {
+      if (mapping.content != ContentOf(region.Descriptor())) {
+        return MakeError(Errc::kInvalidArgument, "import: " + plan.error().message);
+      }
+      // Another user's worker has blocks of another size: they are a miss, and Find does not
+      // match them again.
+      mapping.DropPaths();
+      break;
+    }
+    request.runs.push_back({payload->memories[region.device].get(), &mapping.generations, plan->get(), i, end - i});
+    keep.plans.push_back(std::move(*plan));
+    keep.payloads.push_back(std::move(payload));
   }
   return {};
 }
+
+// Makes a request's blocks, and withdraws their destinations. Refers to the ticket, the region and
+// the destinations of its call of StartImport.
+class BlockMaker {
+ public:
+  BlockMaker(ImportTicket::Impl& ticket, Region& region, std::span<const std::uint32_t> destinations, bool verify)
+      : ticket_(ticket), region_(region), destinations_(destinations), verify_(verify) {}
+
+  void operator()(std::vector<ImportBlock>& blocks, std::size_t end) {
+    const Match& match = ticket_.keep->match;
+    const Match::Impl& sources = *match.impl();
+    GenerationWriter& generations = region_.impl().generations;
+    const bool compares = verify_ || !sources.sampled.empty();
+    for (std::size_t i = blocks.size(); i < end; ++i) {
+      const BlockSource& source = sources.sources[match.first() + i];
+      blocks.push_back({source.block, destinations_[i], source.generation});
+      if (i + kAhead < end) generations.Prefetch(destinations_[i + kAhead]);
+      ticket_.result.writes.push_back({destinations_[i], generations.BeginWrite(destinations_[i])});
+      if (compares) ticket_.checksums.push_back(Compared(match.first() + i) ? ChecksumOf(match.first() + i) : std::nullopt);
+    }
+    KVM_FAULT_POINT(client_import_begun);
+  }
+
+ private:
+  static constexpr std::size_t kAhead = 12;
+
+  bool Compared(std::size_t at) const {
+    const std::vector<std::uint32_t>& sampled = ticket_.keep->match.impl()->sampled;
+    return verify_ || std::binary_search(sampled.begin(), sampled.end(), at);
+  }
+  // The checksum to compare with, if the publisher has recorded one. The one that is read here
+  // belongs to the source's generation, since the import checks that before and after the copy.
+  std::optional<std::uint64_t> ChecksumOf(std::size_t at) const {
+    const Match::Impl& sources = *ticket_.keep->match.impl();
+    const GenerationReader& reader = sources.mappings[sources.mapping_of[at]]->generations.reader;
+    const std::uint64_t checksum = reader.has_checksums() ? reader.Checksum(sources.sources[at].block) : kNoChecksum;
+    return checksum == kNoChecksum ? std::nullopt : std::optional(checksum);
+  }
+
+  ImportTicket::Impl& ticket_;
+  Region& region_;
+  const std::span<const std::uint32_t> destinations_;
+  const bool verify_;
+};
 
 }  // namespace
 
@@ -119,23 +143,25 @@ Result<ImportTicket> StartImport(const ImportServices& services, const Match& ma
   request.max_sms = options.max_sms;
   request.wants_event = options.wants_event;
   request.patience = services.patience;
-  Checksums checksums;
-  if (Status added = AddRuns(match, blocks, options.verify, *keep, request, checksums); !added) return added.error();
+  if (Status added = AddRuns(match, *keep, request); !added) return added.error();
 
   auto ticket = std::make_unique<ImportTicket::Impl>();
   ticket->stats = services.stats;
   ticket->host_cache_uses = services.host_cache_uses;
+  ticket->keep = keep;
   ticket->blocks.assign(blocks.begin(), blocks.end());
   ticket->block_bytes = region.block_bytes;
-  ticket->mapped = request.blocks.size();
-  ticket->checksums = std::move(checksums);
-  ticket->result.writes.reserve(blocks.size());
-  for (const std::uint32_t block : blocks) ticket->result.writes.push_back(destination.BeginWrite(block));
-  KVM_FAULT_POINT(client_import_begun);
+  ticket->mapped = BlocksOf(request.runs);
+  std::vector<BlockWrite>& writes = ticket->result.writes;
+  writes.reserve(blocks.size());
+  request.blocks.reserve(ticket->mapped);
+  if (options.verify || (match.impl() != nullptr && !match.impl()->sampled.empty())) ticket->checksums.reserve(ticket->mapped);
+  request.prepare = BlockMaker(*ticket, destination, blocks, options.verify);
   services.stats->imports.fetch_add(1, std::memory_order_relaxed);
-  request.keep = keep;
-  if (!request.blocks.empty()) ticket->job = region.backend->Import(std::move(request));
-  ticket->keep = std::move(keep);
+  request.keep = std::move(keep);
+  if (ticket->mapped > 0) ticket->job = region.backend->Import(std::move(request));
+  // Behind a block that is stale or can't be reached
+  while (writes.size() < blocks.size()) writes.push_back(destination.BeginWrite(blocks[writes.size()]));
   return ImportTicket(std::move(ticket));
 }
 

@@ -1,5 +1,7 @@
 #include "client/offload/host_cache_uses.h"
 
+#include <algorithm>
+
 #include "client/find/match_impl.h"
 #include "proto/wire/protocol_limits.h"
 
@@ -11,7 +13,8 @@ std::size_t HostCacheUses::Add(const Match& match, std::size_t valid) {
   std::vector<kvmwire::HostCacheRun> runs;
   std::size_t kept = 0;
   bool in_run = false;
-  for (std::size_t i = 0; i < valid; ++i) {
+  const bool any_kept = std::any_of(sources.mappings.begin(), sources.mappings.end(), [](const auto& mapping) { return mapping->kept; });
+  for (std::size_t i = 0; any_kept && i < valid; ++i) {
     const std::size_t at = match.first() + i;
     if (!sources.mappings[sources.mapping_of[at]]->kept) {
       in_run = false;

@@ -198,12 +198,14 @@ class HostBackend final : public MemoryBackend {
   Status AttachGenerations(PeerGenerations&) override { return {}; }
 
   std::unique_ptr<ImportJob> Import(ImportRequest request) override {
-    std::vector<BlockStatus> statuses(request.blocks.size(), BlockStatus::kPending);
+    const std::size_t count = BlocksOf(request.runs);
+    if (request.prepare) request.prepare(request.blocks, count);
+    std::vector<BlockStatus> statuses(count, BlockStatus::kPending);
     std::uint64_t block_bytes = 0;
     if (!request.runs.empty()) {
       for (const CopyPiece& piece : *request.runs.front().plan) block_bytes += piece.bytes;
     }
-    const bool stream = block_bytes * request.blocks.size() >= kStreamFromBytes;
+    const bool stream = block_bytes * count >= kStreamFromBytes;
     bool failed = false;
     for (const ImportRun& run : request.runs) {
       for (std::size_t i = run.first; i < run.first + run.count; ++i) {

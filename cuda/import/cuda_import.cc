@@ -12,6 +12,7 @@
 #include "cuda/import/import_phase.h"
 #include "cuda/import/job_reaper.h"
 #include "cuda/import/queued_plan.h"
+#include "cuda/import/waves.h"
 #include "cuda/kernels/copy_kernels.h"
 #include "cuda/memory/device_memory.h"
 #include "cuda/memory/registered_memory.h"
@@ -25,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 class CudaImportJob final : public ImportJob {
  public:
   CudaImportJob(std::shared_ptr<const CudaDevice> device, std::shared_ptr<ImportContexts> slots, ImportRequest request)
-      : device_(std::move(device)), slots_(std::move(slots)), request_(std::move(request)), statuses_(request_.blocks.size()) {}
+      : device_(std::move(device)), slots_(std::move(slots)), request_(std::move(request)), statuses_(BlocksOf(request_.runs)) {}
 
   // Copies that were started write to the destination, which must not be reused before they have
   // ended.
@@ -35,9 +36,10 @@ class CudaImportJob final : public ImportJob {
   }
 
   void Start() {
-    if (request_.blocks.empty()) return Finish();
+    if (statuses_.empty()) return Finish();
     if (request_.deadline != SteadyTime::max() && Clock::now() >= request_.deadline) return FailFrom(0, BlockStatus::kDeadline);
     const Status submitted = Submit();
+    request_.prepare = nullptr;  // its objects live as long as the call
     if (phase_ == ImportPhase::kQueueing) return submitted ? Enter(ImportPhase::kRunning) : Drain();
     // Nothing is on the stream.
     if (!submitted) return FailAll();
@@ -77,14 +79,13 @@ class CudaImportJob final : public ImportJob {
   static constexpr unsigned kPollsPerQuery = 4096, kSpinsBeforeYield = 20'000, kSpinsBeforeSleep = 40'000;
   static constexpr std::chrono::microseconds kSleep{50};
 
-  // From so many blocks on the GPU starts with the first part of them.
-  static constexpr std::size_t kOneWaveBlocks = 2048, kFirstWaveBlocks = 1024, kMostWaves = 2;
-
   Status CheckRequest();
   std::vector<TransferRun> TakeRuns(std::size_t end);
   Status Submit();
   Status SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave);
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
+  cudaError_t QueueValidation(const TransferPlan& plan, const CopyArgs& args, const void* device_table);
+  cudaError_t RecordEnd();
   void ValidateOnCpu();
 
   void Enter(ImportPhase next) noexcept {
@@ -98,7 +99,7 @@ class CudaImportJob final : public ImportJob {
     const DeviceGuard guard(*device_);
     // A launch that failed did not touch `arrivals`; one that ran has reset it.
     static_cast<void>(cudaGetLastError());
-    if (cudaEventRecord(slot_->event(), stream_) == cudaSuccess) return Enter(ImportPhase::kDraining);
+    if (RecordEnd() == cudaSuccess) return Enter(ImportPhase::kDraining);
     static_cast<void>(cudaGetLastError());
     usable_ = false;
     FailAll();
@@ -200,8 +201,9 @@ class CudaImportJob final : public ImportJob {
   std::size_t table_used_ = 0;
   std::span<std::byte* const> destination_bases_;
   bool to_host_ = false;
-  bool on_gpu_ = true;        // who validates
-  bool stale_found_ = false;  // by the first check
+  bool on_gpu_ = true;             // who validates
+  bool stale_found_ = false;       // by the first check
+  bool validates_beside_ = false;  // on a stream of its own, beside the next wave's copy
   ImportPhase phase_ = ImportPhase::kPreparing;
 };
 
@@ -216,10 +218,11 @@ Status CudaImportJob::CheckRequest() {
   on_gpu_ = true;
   std::size_t covered = 0;
   std::vector<const ImportRun*> groups;  // one of each source and plan
-  table_bound_ = request_.blocks.size() * sizeof(PairEntry);
+  table_bound_ = statuses_.size() * sizeof(PairEntry);
+  const std::size_t waves = Waves::Count(statuses_.size());
   for (const ImportRun& run : request_.runs) {
     if (dynamic_cast<const CudaPeerMemory*>(run.source) == nullptr || run.plan == nullptr || run.generations == nullptr ||
-        run.first != covered || run.count > request_.blocks.size() - covered) {
+        run.first != covered || run.count > statuses_.size() - covered) {
       return MakeError(Errc::kInvalidArgument, "import: a run that is not of this backend, or out of order");
     }
     covered += run.count;
@@ -227,11 +230,14 @@ Status CudaImportJob::CheckRequest() {
                                    [&](const ImportRun* other) { return other->source == run.source && other->plan == run.plan; });
     if (!known) {
       groups.push_back(&run);
-      table_bound_ += kMostWaves * (sizeof(GroupEntry) + run.plan->size() * sizeof(PieceEntry));
+      table_bound_ += waves * (sizeof(GroupEntry) + run.plan->size() * sizeof(PieceEntry));
     }
     on_gpu_ = on_gpu_ && run.generations->attachment != nullptr;
   }
-  if (covered != request_.blocks.size()) return MakeError(Errc::kInvalidArgument, "import: runs that don't cover the blocks");
+  if (!request_.prepare && covered != request_.blocks.size()) {
+    return MakeError(Errc::kInvalidArgument, "import: runs that don't cover the blocks");
+  }
+  validates_beside_ = waves > 1 && on_gpu_ && !request_.stream && !request_.background;
   if (!request_.stream) return {};
   const DeviceGuard guard(*device_);
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -278,21 +284,23 @@ std::vector<TransferRun> CudaImportJob::TakeRuns(std::size_t end) {
   return runs;
 }
 
-// A long list goes in two waves: while the GPU copies the first, the CPU checks and plans the
-// second.
 Status CudaImportJob::Submit() {
   if (Status sound = CheckRequest(); !sound) return sound;
-  const std::size_t count = request_.blocks.size();
+  const std::size_t count = statuses_.size();
+  Waves waves(count);
   bool more = true;
   while (more) {
     const std::size_t first = submitted_;
-    const std::size_t end = first == 0 && count > kOneWaveBlocks && on_gpu_ ? kFirstWaveBlocks : count;
+    const std::size_t end = on_gpu_ ? waves.NextEnd() : count;
+    if (request_.prepare) request_.prepare(request_.blocks, end);
     const std::vector<TransferRun> runs = TakeRuns(end);
     more = !stale_found_ && submitted_ < count;
     if (submitted_ == first) break;
     if (Status enqueued = SubmitWave(runs, first, first == 0 && !more); !enqueued) return enqueued;
   }
-  return {};
+  if (!request_.wants_event || phase_ != ImportPhase::kQueueing) return {};
+  const DeviceGuard guard(*device_);
+  return CudaStatus(RecordEnd(), "import: recording its event");
 }
 
 Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave) {
@@ -315,7 +323,7 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
   const bool fused = only_wave && plan.item_count > 0 && plan.pair_count <= kFusedPairs;
   // Room for all waves at once: what the GPU is using must not move.
   const bool in_launch = fused && plan.table.size() <= kMaxInlineTable;
-  if (Status room = slot_->Reserve(request_.blocks.size(), in_launch ? 0 : table_bound_); !room) return room;
+  if (Status room = slot_->Reserve(statuses_.size(), in_launch ? 0 : table_bound_); !room) return room;
   std::memset(slot_->statuses() + first, 0, plan.pair_count);
   order_.insert(order_.end(), plan.order.begin(), plan.order.end());
   return Enqueue(plan, first, fused);
@@ -345,13 +353,30 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool 
   cudaError_t error = cudaSuccess;
   if (plan.item_count > 0 || !on_gpu_) error = LaunchCopy(plan.kernel, args, plan.table, device_table, stream_);
   if (error == cudaSuccess && on_gpu_ && !fused) {
-    CopyLimits limits = device_->limits();
-    limits.max_sms = request_.max_sms;
-    if (args.kept_table != nullptr) device_table = args.kept_table;
-    error = LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream_);
+    error = QueueValidation(plan, args, args.kept_table != nullptr ? args.kept_table : device_table);
   }
-  if (error == cudaSuccess && request_.wants_event) error = cudaEventRecord(slot_->event(), stream_);
   return CudaStatus(error, "import: launching the copy");
+}
+
+cudaError_t CudaImportJob::QueueValidation(const TransferPlan& plan, const CopyArgs& args, const void* device_table) {
+  cudaStream_t stream = stream_;
+  if (validates_beside_) {
+    stream = slot_->validation_stream();
+    cudaError_t error = cudaEventRecord(slot_->copied(), stream_);
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream, slot_->copied(), 0);
+    if (error != cudaSuccess) return error;
+  }
+  CopyLimits limits = device_->limits();
+  limits.max_sms = request_.max_sms;
+  return LaunchValidate(ValidationBlocks(plan.pair_count, limits), args, plan.table, device_table, stream);
+}
+
+// Records the slot's event behind all that has been queued.
+cudaError_t CudaImportJob::RecordEnd() {
+  if (!validates_beside_) return cudaEventRecord(slot_->event(), stream_);
+  cudaError_t error = cudaEventRecord(slot_->copied(), stream_);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(slot_->validation_stream(), slot_->copied(), 0);
+  return error == cudaSuccess ? cudaEventRecord(slot_->event(), slot_->validation_stream()) : error;
 }
 
 // Where the GPU can't read the generations: correct as well, since the copy has completed.

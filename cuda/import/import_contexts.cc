@@ -44,8 +44,12 @@ class SpareContexts {
 
 ImportContext::~ImportContext() {
   const DeviceGuard guard(*device_);
-  if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
-  if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
+  for (const cudaEvent_t event : {event_, copied_}) {
+    if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
+  }
+  for (const cudaStream_t stream : {stream_, validation_stream_}) {
+    if (stream != nullptr) static_cast<void>(cudaStreamDestroy(stream));
+  }
   if (pinned_ != nullptr) static_cast<void>(cudaFreeHost(pinned_));
   if (staged_ != nullptr) static_cast<void>(cudaFreeHost(staged_));
   if (table_ != nullptr) static_cast<void>(cudaFree(table_));
@@ -59,7 +63,9 @@ Status ImportContext::Make() {
   int lowest = 0, highest = 0;
   cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
   if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&validation_stream_, cudaStreamNonBlocking, highest);
   if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+  if (error == cudaSuccess) error = cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming);
   if (error == cudaSuccess) error = cudaMalloc(reinterpret_cast<void**>(&arrivals_), 256);
   if (error == cudaSuccess) error = cudaMemsetAsync(arrivals_, 0, 256, stream_);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);

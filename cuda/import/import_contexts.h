@@ -1,5 +1,5 @@
 // ImportContext: the resources of one import under way: host memory to which the GPU reports,
-// device memory for large tables, a stream, and an event. They are pooled, since making them takes
+// device memory for large tables, streams, and events. They are pooled, since making them takes
 // milliseconds and an import takes microseconds.
 //
 // Streams have the highest priority: a request waits for its import, and without a free
@@ -42,7 +42,11 @@ class ImportContext {
   TransferPlan& plan() noexcept { return plan_; }
 
   cudaStream_t stream() const noexcept { return stream_; }
+  // For validations that take place beside the next copy on stream().
+  cudaStream_t validation_stream() const noexcept { return validation_stream_; }
   cudaEvent_t event() const noexcept { return event_; }
+  // From stream() to validation_stream().
+  cudaEvent_t copied() const noexcept { return copied_; }
   std::uint32_t NextJob() noexcept { return ++job_ == 0 ? ++job_ : job_; }  // never 0
 
  private:
@@ -59,8 +63,8 @@ class ImportContext {
   // must not do. Sizes double, so these buffers are together never larger than those in use.
   std::vector<void*> retired_host_, retired_device_;
   std::uint32_t* arrivals_ = nullptr;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
+  cudaStream_t stream_ = nullptr, validation_stream_ = nullptr;
+  cudaEvent_t event_ = nullptr, copied_ = nullptr;
   std::uint32_t job_ = 0;
   TransferPlan plan_;
 };

@@ -1,5 +1,6 @@
 // The CUDA backend within one process: layouts, validation in stream order, errors, streams,
 // checksums.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <set>
@@ -129,6 +130,42 @@ TEST_CASE("CUDA backend: an import of many blocks from two sources reports the s
       for (std::uint32_t i = 0; i < bad; ++i) expected.push_back({i, blocks[i].source_block, 2});
       for (const bool wrong : pattern.Wrong(expected)) REQUIRE_FALSE(wrong);
     }
+  }
+}
+
+TEST_CASE("CUDA backend: a long list is made by part, and no block is copied before it is made", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 5000;
+  Pair pair(kBlocks, 4096);
+  for (const std::uint32_t bad : {0u, 100u, 700u, 4999u, kBlocks}) {
+    INFO("bad block " << bad);
+    const std::vector<ImportBlock> all = Reversed(kBlocks);
+    ImportRequest request = pair.Request({});
+    request.runs[0].count = kBlocks;
+    request.wants_event = true;
+    std::vector<std::size_t> ends;
+    request.prepare = [&](std::vector<ImportBlock>& blocks, std::size_t end) {
+      ends.push_back(end);
+      while (blocks.size() < end) {
+        blocks.push_back(all[blocks.size()]);
+        if (blocks.size() == bad + 1) blocks.back().generation = 4;
+      }
+    };
+    const auto job = pair.backend->Import(std::move(request));
+    const std::vector<BlockStatus> statuses = StatusesOf(*job);
+    REQUIRE(statuses.size() == kBlocks);
+    for (std::uint32_t i = 0; i < kBlocks; ++i) {
+      REQUIRE(statuses[i] == (i < bad ? BlockStatus::kValid : i == bad ? BlockStatus::kStale : BlockStatus::kBehindFailed));
+    }
+    REQUIRE_FALSE(ends.empty());
+    CHECK(std::is_sorted(ends.begin(), ends.end()));
+    CHECK((bad <= 100 ? ends.size() == 1 : ends.size() > 1));
+    CHECK((bad < kBlocks || ends.back() == kBlocks));
+    if (bad > 0) CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(job->event())) == cudaSuccess);
+    Pattern pattern(pair.destination.geometry, BasesOf(*pair.destination.memory));
+    std::vector<PatternBlock> expected;
+    for (std::uint32_t i = 0; i < bad; ++i) expected.push_back({i, all[i].source_block, 2});
+    for (const bool wrong : pattern.Wrong(expected)) REQUIRE_FALSE(wrong);
   }
 }
 

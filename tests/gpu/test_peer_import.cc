@@ -4,10 +4,12 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <iostream>
 #include <thread>
 
+#include "cuda/import/waves.h"
 #include "cuda/memory/device_memory.h"
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/exporter.h"
@@ -318,6 +320,52 @@ TEST_CASE("Soak: no block that was rewritten meanwhile ever validates", "[gpu]")
       CHECK(result.validated > 0);
       CHECK(result.rewritten > 0);
     }
+  }
+}
+
+// The parts of a long import are validated on a stream of its own, beside the next part's copy.
+// Without the event by which that stream waits for its part's copy, this test fails.
+TEST_CASE("Peer import: a block rewritten while a long import copies it never validates", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  constexpr std::uint32_t kBlocks = 640, kRewritten = 600, kImports = 150;
+  constexpr std::uint64_t kBytes = 1 << 20;
+  REQUIRE(Waves::Count(kBlocks) > 1);
+  const Geometry geometry = Geometry::Contiguous(kBlocks, kBytes);
+  for (const int importer : Importers()) {
+    INFO("importer on GPU " << importer);
+    Peer peer(importer, Options(0, HandleKind::kCudaVmmFd, {"pool", geometry, {kBlocks * kBytes}}));
+    LocalRegion destination(peer.backend, geometry, {kBlocks * kBytes});
+    const CopyPlan plan = *MakeCopyPlan(geometry, geometry);
+    Pattern pattern(geometry, BasesOf(*destination.memory));
+    std::atomic<bool> stop = false;
+    std::thread rewriter([&] {
+      Random pause(7);
+      while (!stop) {
+        peer.exporter.Rewrite({kRewritten});
+        std::this_thread::sleep_for(std::chrono::microseconds(pause.Below(8000)));
+      }
+    });
+    std::uint32_t valid = 0, stale = 0, wrong = 0;
+    for (std::uint32_t round = 0; round < kImports; ++round) {
+      std::vector<ImportBlock> blocks;
+      for (std::uint32_t i = 0; i < kBlocks; ++i) blocks.push_back({i, kBlocks - 1 - i, 2});
+      Generation& generation = blocks[kRewritten].generation;
+      do generation = peer.region.generations.reader.Current(kRewritten);
+      while (!IsReadable(generation));
+      const PatternBlock expected{kBlocks - 1 - kRewritten, kRewritten, generation};
+      const auto job = peer.backend->Import(RequestOf(*destination.memory, *peer.memory, peer.region.generations, plan, blocks));
+      const bool is_valid = StatusesOf(*job)[kRewritten] == BlockStatus::kValid;
+      valid += is_valid;
+      stale += !is_valid;
+      wrong += is_valid && pattern.Wrong({&expected, 1})[0];
+      CHECK(job->statuses()[kRewritten - 1] == BlockStatus::kValid);
+    }
+    stop = true;
+    rewriter.join();
+    std::cout << "long imports: importer on GPU " << importer << ": " << valid << " valid, " << stale << " stale" << std::endl;
+    CHECK(wrong == 0);
+    CHECK(valid > 0);
+    CHECK(stale > 0);
   }
 }
 

@@ -85,3 +85,20 @@ TEST_CASE("Import: a region for blocks of another model is the caller's error", 
   KVM_CHECK_ERROR(source.Import(), Errc::kInvalidArgument, "import");
   CHECK(source.mapping->PathTo(DeviceSet::kHost).has_value());
 }
+
+TEST_CASE("Import: every destination is withdrawn, also behind a block that can't be reached", "[unit]") {
+  LargerBlocks source(true);
+  auto impl = std::make_shared<Match::Impl>(*source.match.impl());
+  impl->sources.resize(3);
+  impl->mapping_of = {0, 0, 0};
+  const std::uint32_t blocks[] = {3, 0, 2};
+  const ImportServices services{std::make_shared<AtomicStats>(), std::make_shared<HostCacheUses>(), seconds(1)};
+  Result<ImportTicket> ticket = StartImport(services, Match(impl, 0, 3), *source.destination, blocks, {});
+  KVM_REQUIRE_OK(ticket);
+  KVM_REQUIRE_OK(ticket->Wait(std::chrono::steady_clock::now() + seconds(10)));
+  REQUIRE(ticket->result().writes.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(ticket->result().writes[i].block == blocks[i]);
+    CHECK(ticket->result().writes[i].generation % 2 == 1);
+  }
+}

@@ -1,0 +1,20 @@
+#include "cuda/import/waves.h"
+
+#include <algorithm>
+
+namespace kvm {
+
+std::size_t Waves::NextEnd() noexcept {
+  end_ = std::min(blocks_, end_ + next_);
+  next_ = std::min(next_ * kGrowth, kMost);
+  return end_;
+}
+
+std::size_t Waves::Count(std::size_t blocks) noexcept {
+  Waves waves(blocks);
+  std::size_t count = 1;
+  while (waves.NextEnd() < blocks) ++count;
+  return count;
+}
+
+}  // namespace kvm
