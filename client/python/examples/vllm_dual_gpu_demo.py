@@ -5,10 +5,11 @@
     python client/python/examples/vllm_dual_gpu_demo.py --gpus 0,1
 
 Engine A computes prompts; engine B, on the other GPU (the same one if there is only one), gets them next.
-Arms: ``off`` without the connector, ``marketplace`` with it, ``restarted`` with it and engine B a new process.
+Arms (``--arms``): ``off`` without the connector; ``marketplace`` with it, then ``restarted``, with engine B a new
+process; ``host-cache`` with a kvmd that keeps blocks in host memory, engine A having ended before B is asked;
+``lmcache``, where that is installed: its server with an L1 in pinned memory, both engines connected to it.
 Every arm has the same seeds, the same prompts in the same order, the same warm-up, and vLLM's own prefix cache on.
-Weights are random: nothing is downloaded. An ``lmcache`` arm runs where LMCache is installed.
-Uses the node's kvmd if one answers, else starts a private one.
+Weights are random: nothing is downloaded. Uses the node's kvmd if one answers, else starts a private one.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import importlib.util
 import json
 import os
 import random
+import socket as sockets
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +193,7 @@ class Remote:
     """An engine's process, from outside."""
 
     def __init__(self, gpu: str, settings: dict[str, Any], log: Path) -> None:
-        """Starts it; ``ready`` waits. ``gpu``: for CUDA_VISIBLE_DEVICES, empty for a CPU."""
+        """Starts it; ``ready`` waits until it serves. ``gpu``: for CUDA_VISIBLE_DEVICES, empty for a CPU."""
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else dict(os.environ)
         self._log = log
         with log.open("a") as errors:
@@ -205,7 +208,11 @@ class Remote:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(settings) + "\n")
         self._process.stdin.flush()
+
+    def ready(self) -> Remote:
+        """Wait until it has started."""
         self._answer()
+        return self
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -280,6 +287,56 @@ def market_config(socket: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def listens(port: int) -> bool:
+    """Whether this machine accepts connections on a port."""
+    with sockets.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def lmcache_server(gibibytes: int, log: Path) -> Iterator[dict[str, Any]]:
+    """LMCache's server, and what goes into --kv-transfer-config for it."""
+    with sockets.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "lmcache.cli.main", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--l1-size-gb", str(gibibytes), "--l1-init-size-gb", str(gibibytes), "--eviction-policy", "LRU"]
+    command += ["--max-workers", "4"]
+    with log.open("a") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 120
+        while not listens(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("lmcache server did not start:\n" + log.read_text(errors="replace")[-4000:])
+            time.sleep(0.2)
+        yield {
+            "kv_connector": "LMCacheMPConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
+        }
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_until_kept(socket: str, patience_s: float = 60) -> None:
+    """Until kvmd's host cache has stopped growing."""
+    from kvclient.daemon import find_binary
+
+    command = [str(Path(find_binary()).with_name("kvctl")), "status", "--socket", socket, "--json"]
+    last, since, end = -1, time.monotonic(), time.monotonic() + patience_s
+    while time.monotonic() < end and time.monotonic() - since < 2:
+        status = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        if status["host_cache"]["bytes"] != last:
+            last, since = status["host_cache"]["bytes"], time.monotonic()
+        time.sleep(0.1)
+
+
 def measure(engine: Remote, options: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
     """Engine B's figures in one arm."""
     before = engine.call("totals")
@@ -311,6 +368,8 @@ def main() -> int:
     parser.add_argument("--load", choices=("async", "sync"), default="async")
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: starts sooner")
+    parser.add_argument("--arms", default="off,marketplace,lmcache", help="separated by commas; default: %(default)s")
+    parser.add_argument("--cache-gib", type=int, default=16, help="of the arms host-cache and lmcache")
     parser.add_argument("--json", type=Path, help="write all readings to this file")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -322,6 +381,10 @@ def main() -> int:
         return 1
 
     from kvclient.daemon import PrivateDaemon, default_socket, is_running
+
+    arms = options.arms.split(",")
+    if not set(arms) <= {"off", "marketplace", "host-cache", "lmcache"}:
+        parser.error(f"--arms: {options.arms}")
 
     count = int(subprocess.run([sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
                                capture_output=True, text=True, check=True).stdout)  # fmt: skip
@@ -362,11 +425,15 @@ def main() -> int:
                 engine.call("throughput", [seed + 10_000 * run for seed in unrelated], length, 16) for run in range(3)
             ]
 
-        def arm(name: str, connector: dict[str, Any] | None) -> None:
-            """Engine A computes the prompts, then engine B is measured; then B starts anew and is measured again."""
+        def arm(name: str, connector: dict[str, Any] | None, kept_in: str = "") -> None:
+            """Engine A computes the prompts, then engine B is measured; then B starts anew and is measured again.
+
+            ``kept_in``: the socket of a kvmd whose host cache gets all of A's blocks before A ends.
+            """
             chosen = {**settings, "connector": connector}
-            a = Remote(visible(gpus, 0), chosen, log)
-            b = Remote(visible(gpus, 1), chosen, log)
+            a, b = Remote(visible(gpus, 0), chosen, log), Remote(visible(gpus, 1), chosen, log)
+            a.ready()
+            b.ready()
             warm_up(a)
             warm_up(b)
             readings[name] = {"throughput": throughput(b)}
@@ -374,26 +441,37 @@ def main() -> int:
             a.call("forget")
             a.call("first_tokens", seeds, options.prompt_tokens)
             a.call("idle")
+            if kept_in:
+                wait_until_kept(kept_in)
+                a.stop()
             time.sleep(0.5)
             readings[name] |= measure(b, options, seeds)
             b.stop()
             if connector is not None:
-                b = Remote(visible(gpus, 1), chosen, log)
+                b = Remote(visible(gpus, 1), chosen, log).ready()
                 # Kernels are loaded; no prompt of the arm has been seen
                 b.call("first_tokens", [1], 64)
                 readings["restarted" if name == "marketplace" else f"{name} restarted"] = measure(b, options, seeds)
                 b.stop()
-            a.stop()
+            if not kept_in:
+                a.stop()
 
-        arm("off", None)
-        arm("marketplace", market_config(socket, options))
-        if importlib.util.find_spec("lmcache") is not None:
-            arm("lmcache", {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"})
+        for name in arms:
+            if name == "off":
+                arm(name, None)
+            elif name == "marketplace":
+                arm(name, market_config(socket, options))
+            elif name == "host-cache":
+                with PrivateDaemon(["--host-cache", f"{options.cache_gib}G"]) as daemon:
+                    arm(name, market_config(daemon.socket, options), kept_in=daemon.socket)
+            elif importlib.util.find_spec("lmcache") is not None:
+                with lmcache_server(options.cache_gib, log) as connector:
+                    arm(name, connector)
     if options.json:
         options.json.write_text(json.dumps(readings, indent=1))
     report(options, gpus, readings, prompt_bytes)
     measured = [reading for reading in readings.values() if isinstance(reading, dict) and "answers" in reading]
-    same = all(reading["answers"] == readings["off"]["answers"] for reading in measured)
+    same = all(reading["answers"] == measured[0]["answers"] for reading in measured)
     return 0 if same else 2
 
 
@@ -406,7 +484,7 @@ def report(options: argparse.Namespace, gpus: list[str], readings: dict[str, Any
     heads = ("cold p50", 10), ("p99", 9), ("warm p50", 10), ("p99", 9), ("tokens/s", 10), ("cached", 8), ("MiB", 8)
     heads += ("GB/s", 7), ("parity", 8)
     print(f"{'arm':<22}" + "".join(f"{head:>{width}}" for head, width in heads))
-    off = readings["off"]
+    first = next(reading for reading in readings.values() if isinstance(reading, dict) and "answers" in reading)
     for name, reading in readings.items():
         if not isinstance(reading, dict) or "cold" not in reading:
             continue
@@ -415,12 +493,12 @@ def report(options: argparse.Namespace, gpus: list[str], readings: dict[str, Any
         moved = counted.get("imported_bytes", 0)
         rate = f"{moved / spent / 1e9:.1f}" if spent else "-"
         speed = f"{statistics.median(reading['throughput']):.0f}" if "throughput" in reading else "-"
-        same = sum(a == b for a, b in zip(reading["answers"], off["answers"], strict=True))
+        same = sum(a == b for a, b in zip(reading["answers"], first["answers"], strict=True))
         cached = statistics.median(reading["cold"]["cached"])
         print(
             f"{name:<22}{1e3 * percentile(cold, 0.5):>8.1f}ms{1e3 * percentile(cold, 0.99):>7.1f}ms"
             f"{1e3 * percentile(warm, 0.5):>8.1f}ms{1e3 * percentile(warm, 0.99):>7.1f}ms{speed:>10}"
-            f"{cached:>8.0f}{moved / 2**20:>8.0f}{rate:>7}{same:>5}/{len(off['answers'])}"
+            f"{cached:>8.0f}{moved / 2**20:>8.0f}{rate:>7}{same:>5}/{len(first['answers'])}"
         )
         if counted.get("find_count"):
             print(
