@@ -139,7 +139,7 @@ class CudaBackend final : public MemoryBackend {
                                               std::span<const std::uint32_t> blocks) override {
     const Result<const CudaLocalMemory*> own = Own(memory);
     if (!own) return own.error();
-    return ChecksumBlocks(*device_, (*own)->bases(), geometry, blocks);
+    return ChecksumBlocks(device_, (*own)->bases(), geometry, blocks);
   }
 
   Status WriteBytes(const LocalMemory& memory, std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes) override {

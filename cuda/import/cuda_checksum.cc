@@ -2,42 +2,15 @@
 #include "cuda/import/cuda_checksum.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "cuda/devices.h"
+#include "cuda/import/checksum_context.h"
 #include "cuda/kernels/checksum_kernel.h"
 
 namespace kvm {
 namespace {
-
-// Device memory of one call, freed in stream order.
-class Scratch {
- public:
-  Scratch(std::size_t bytes, cudaStream_t stream) : stream_(stream), error_(cudaMallocAsync(&data_, bytes, stream)) {}
-  ~Scratch() {
-    if (error_ == cudaSuccess) static_cast<void>(cudaFreeAsync(data_, stream_));
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  cudaError_t error() const { return error_; }
-  template <class T>
-  T* At(std::size_t offset) const {
-    return reinterpret_cast<T*>(static_cast<std::byte*>(data_) + offset);
-  }
-
- private:
-  const cudaStream_t stream_;
-  void* data_ = nullptr;
-  const cudaError_t error_;
-};
-
-struct Stream {
-  cudaStream_t handle = nullptr;
-  const cudaError_t error = cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking);
-  ~Stream() {
-    if (handle != nullptr) static_cast<void>(cudaStreamDestroy(handle));
-  }
-};
 
 std::vector<ChecksumChunk> Chunks(std::span<std::byte* const> bases, const Geometry& geometry) {
   std::vector<ChecksumChunk> chunks;
@@ -52,10 +25,32 @@ std::vector<ChecksumChunk> Chunks(std::span<std::byte* const> bases, const Geome
   return chunks;
 }
 
+// Queues the sums of `blocks`, and their copy to context.host(), and waits for it. The lists and
+// the sums lie one behind the other: [chunks][sums][blocks].
+cudaError_t Sum(ChecksumContext& context, std::span<const ChecksumChunk> chunks, std::span<const std::uint32_t> blocks,
+                std::uint64_t block_bytes) {
+  const bool whole_words = std::all_of(chunks.begin(), chunks.end(),
+                                       [](const ChecksumChunk& chunk) { return (chunk.address | chunk.stride | chunk.bytes) % 8 == 0; });
+  const std::size_t sums_at = chunks.size_bytes(), blocks_at = sums_at + blocks.size() * sizeof(std::uint64_t);
+  std::memcpy(context.host(), chunks.data(), chunks.size_bytes());
+  std::memcpy(context.host() + blocks_at, blocks.data(), blocks.size_bytes());
+  auto* sums = reinterpret_cast<std::uint64_t*>(context.device() + sums_at);
+  cudaError_t error =
+      cudaMemcpyAsync(context.device(), context.host(), blocks_at + blocks.size_bytes(), cudaMemcpyHostToDevice, context.stream());
+  if (error == cudaSuccess) {
+    error = LaunchChecksum(reinterpret_cast<const ChecksumChunk*>(context.device()), static_cast<std::uint32_t>(chunks.size()), block_bytes,
+                           whole_words, reinterpret_cast<const std::uint32_t*>(context.device() + blocks_at),
+                           static_cast<std::uint32_t>(blocks.size()), sums, context.stream());
+  }
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(context.host() + sums_at, sums, blocks_at - sums_at, cudaMemcpyDeviceToHost, context.stream());
+  return error == cudaSuccess ? cudaStreamSynchronize(context.stream()) : error;
+}
+
 }  // namespace
 
-Result<std::vector<std::uint64_t>> ChecksumBlocks(const CudaDevice& device, std::span<std::byte* const> bases, const Geometry& geometry,
-                                                  std::span<const std::uint32_t> blocks) {
+Result<std::vector<std::uint64_t>> ChecksumBlocks(const std::shared_ptr<const CudaDevice>& device, std::span<std::byte* const> bases,
+                                                  const Geometry& geometry, std::span<const std::uint32_t> blocks) {
   for (const GeometryPart& part : geometry.parts) {
     if (part.segment >= bases.size()) return MakeError(Errc::kInvalidArgument, "checksum: segment " + std::to_string(part.segment));
   }
@@ -65,39 +60,28 @@ Result<std::vector<std::uint64_t>> ChecksumBlocks(const CudaDevice& device, std:
   std::vector<std::uint64_t> sums(blocks.size());
   if (blocks.empty()) return sums;
   const std::vector<ChecksumChunk> chunks = Chunks(bases, geometry);
-  const bool whole_words = std::all_of(chunks.begin(), chunks.end(),
-                                       [](const ChecksumChunk& chunk) { return (chunk.address | chunk.stride | chunk.bytes) % 8 == 0; });
   const std::size_t chunk_bytes = chunks.size() * sizeof(ChecksumChunk), sum_bytes = sums.size() * sizeof(std::uint64_t);
 
-  const DeviceGuard guard(device);
-  const Stream stream;
-  if (stream.error != cudaSuccess) return CudaError(stream.error, "checksum: stream");
-  const Scratch scratch(chunk_bytes + sum_bytes + blocks.size_bytes(), stream.handle);
-  cudaError_t error = scratch.error();
-  auto* device_chunks = scratch.At<ChecksumChunk>(0);
-  auto* device_sums = scratch.At<std::uint64_t>(chunk_bytes);
-  auto* device_blocks = scratch.At<std::uint32_t>(chunk_bytes + sum_bytes);
-  if (error == cudaSuccess) error = cudaMemcpyAsync(device_chunks, chunks.data(), chunk_bytes, cudaMemcpyHostToDevice, stream.handle);
-  if (error == cudaSuccess)
-    error = cudaMemcpyAsync(device_blocks, blocks.data(), blocks.size_bytes(), cudaMemcpyHostToDevice, stream.handle);
-  if (error == cudaSuccess) {
-    error = LaunchChecksum(device_chunks, static_cast<std::uint32_t>(chunks.size()), geometry.BlockBytes(), whole_words, device_blocks,
-                           static_cast<std::uint32_t>(blocks.size()), device_sums, stream.handle);
+  Result<std::unique_ptr<ChecksumContext>> context = ChecksumContext::Take(device);
+  if (!context) return context.error();
+  if (Status room = (*context)->Reserve(chunk_bytes + sum_bytes + blocks.size_bytes()); !room) return room.error();
+  const DeviceGuard guard(*device);
+  if (const cudaError_t error = Sum(**context, chunks, blocks, geometry.BlockBytes()); error != cudaSuccess) {
+    return CudaError(error, "checksum");
   }
-  if (error == cudaSuccess) error = cudaMemcpyAsync(sums.data(), device_sums, sum_bytes, cudaMemcpyDeviceToHost, stream.handle);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream.handle);
-  if (error != cudaSuccess) return CudaError(error, "checksum");
+  std::memcpy(sums.data(), (*context)->host() + chunk_bytes, sum_bytes);
+  ChecksumContext::Return(std::move(*context));
   return sums;
 }
 
 Result<std::vector<std::uint64_t>> ChecksumGpuMemory(const DeviceUuid& uuid, const std::byte* base, const Geometry& geometry) {
-  const Result<std::shared_ptr<const CudaDevice>> device = CudaDevice::Open(uuid);
+  const Result<std::shared_ptr<const CudaDevice>> device = OpenForChecksums(uuid);
   if (!device) return device.error();
   std::vector<std::uint32_t> blocks(geometry.block_count);
   std::iota(blocks.begin(), blocks.end(), 0);
   // Bases are given as importers have them; nothing is written
   auto* readable = const_cast<std::byte*>(base);
-  return ChecksumBlocks(**device, {&readable, 1}, geometry, blocks);
+  return ChecksumBlocks(*device, {&readable, 1}, geometry, blocks);
 }
 
 }  // namespace kvm

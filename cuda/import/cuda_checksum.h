@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -12,7 +13,8 @@
 namespace kvm {
 
 // Waits for the result. kInvalidArgument: a block or segment that doesn't exist.
-[[nodiscard]] Result<std::vector<std::uint64_t>> ChecksumBlocks(const CudaDevice& device, std::span<std::byte* const> bases,
-                                                                const Geometry& geometry, std::span<const std::uint32_t> blocks);
+[[nodiscard]] Result<std::vector<std::uint64_t>> ChecksumBlocks(const std::shared_ptr<const CudaDevice>& device,
+                                                                std::span<std::byte* const> bases, const Geometry& geometry,
+                                                                std::span<const std::uint32_t> blocks);
 
 }  // namespace kvm

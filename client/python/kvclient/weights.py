@@ -23,7 +23,7 @@ from kvclient.torch import device_uuid
 _SUM_BYTES = 1 << 20  # of one sum
 # Bytes that one call sums; also the bytes of one copy from a device whose memory can't be summed in
 # place.
-_GPU_SHARE_BYTES = 64 * _SUM_BYTES
+_GPU_SHARE_BYTES = 256 * _SUM_BYTES
 _CPU_SHARE_BYTES = 8 * _SUM_BYTES
 _PROBES = 64  # elements of a tensor that WeightsWatch looks at
 
