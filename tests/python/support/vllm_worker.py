@@ -110,7 +110,7 @@ class VllmWorker:
         """On a busy machine kvmd may answer late; the connector then asks again, and learns of it in its steps."""
         connector = self._connector()
         deadline = time.monotonic() + 60
-        while not connector._off and not connector._model_now(False)[1] and time.monotonic() < deadline:
+        while not connector._off and not connector._registration.now(False)[1] and time.monotonic() < deadline:
             time.sleep(0.1)
             self.generate([[5, 6, 7]], 1)
 
@@ -163,8 +163,8 @@ class VllmWorker:
     def _flush(self) -> None:
         """On a busy machine kvmd may answer late, and what the steps so far have published is not found before."""
         connector = self._connector()
-        if connector is not None and connector._model is not None:
-            connector._model.call(flush_published)
+        if connector is not None and connector._registration is not None:
+            connector._registration.call(flush_published)
 
     def _connector(self) -> Any:
         """The scheduler's side of ours; None: the engine has none."""
@@ -183,7 +183,7 @@ class VllmWorker:
 
     def model(self) -> str:
         """The canonical spec that the engine's keys are of."""
-        return str(self._core.scheduler.connector._declared.canonical())
+        return str(self._core.scheduler.connector._registration.declared.canonical())
 
     def kv_digests(self, prompt: list[int]) -> list[str]:
         """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has; of the first group."""

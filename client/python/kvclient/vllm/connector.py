@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,45 +19,27 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from kvclient._native import Client, ModelSpec, Shard
+from kvclient._native import Client, ModelSpec
 from kvclient.errors import KvError, UnsupportedError
-from kvclient.vllm.engine_hashes import engine_hashes
-from kvclient.vllm.engine_model import EngineModel, executor_of
 from kvclient.vllm.events import event_of
-from kvclient.vllm.groups import describe, groups_of, layer_specs
-from kvclient.vllm.kv_shards import Rank, count_shards, shard_of, with_shards
-from kvclient.vllm.layout import KvLayout, read_layout
+from kvclient.vllm.groups import groups_of
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
-from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.refusals import refusal
-from kvclient.vllm.releases import (
-    attention_backends,
-    block_dimension,
-    fails_by_request,
-    hit_source,
-    transfer_results,
-    worker_ranks,
-)
-from kvclient.vllm.retried import Retried
-from kvclient.vllm.runner import before_each_step, is_v2_runner, uses_v2_runner
+from kvclient.vllm.registration import EngineRegistration
+from kvclient.vllm.releases import fails_by_request, hit_source, transfer_results
+from kvclient.vllm.runner import before_each_step, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
-from kvclient.vllm.spec import lengths_of, of_all_stages, source_of, spec_of
-from kvclient.vllm.weights import Measured, measure, models_of
+from kvclient.vllm.weights import Measured
 from kvclient.vllm.wishes import answer_of_prefill
 from kvclient.vllm.worker import WorkerSide
-from kvclient.vllm.worker_calls import (
-    Described,
-    connectors,
-    describe_worker,
-    measure_worker,
-    register_worker,
-    registration_of_worker,
-)
+from kvclient.vllm.worker_calls import Described, connectors
+from kvclient.vllm.worker_memory import WorkerMemory
 
 _log = logging.getLogger("vllm.kvclient")
+_NO_MEMORY = "the worker has registered no KV memory"
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
@@ -125,19 +107,9 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._client: Client | None = None
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
-        self._described: Described | None = None
-        self._layout: KvLayout | None = None
-        self._kv_caches: dict[str, torch.Tensor] = {}
-        self._kv_specs: dict[str, Any] = {}  # layer -> vLLM's KVCacheSpec
-        self._model: EngineModel | None = None
-        self._declared: ModelSpec | None = None
-        self._declaring: Retried[Any] | None = None
-        self._registered: ModelSpec | None = None
-        self._times_registered = 0
+        self._memory: WorkerMemory | None = None
+        self._registration: EngineRegistration | None = None
         self._watches_steps = False
-        # Workers whose memory is not registered under it yet
-        self._unregistered: set[tuple[int, int]] = set()
-        self._near_misses = NearMissLog()
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
             connectors[self._engine_id] = self
@@ -160,67 +132,38 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Record where the engine's KV memory lies. It is registered once all ranks' weights are known."""
         if self._off or self._worker is None:
             return
-        config, groups = self._vllm_config, self._kv_cache_config.kv_cache_groups
-        spec_of_layer = {
-            name: getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, layer_specs(group.kv_cache_spec)[0])
-            for group in groups
-            for name in group.layer_names
-        }
-        kv_spec = layer_specs(groups[0].kv_cache_spec)[0]
         try:
-            backends = attention_backends(config, kv_caches)
-            blocks = self._kv_cache_config.num_blocks
-
-            def block_dim(layer: str) -> int | None:
-                dtype = config.cache_config.cache_dtype
-                of_layer = spec_of_layer.get(layer, kv_spec)
-                return block_dimension(backends.get(layer), of_layer, dtype, kv_caches[layer], blocks)
-
-            layout = read_layout(kv_caches, blocks, block_dim, describe(self._kv_cache_config, list(kv_caches)))
-            names = sorted({backend.get_name() for backend in backends.values()})
-            spec = spec_of(config, kv_spec, layout=layout.text, backend="+".join(names), options=self._options)
+            self._memory = WorkerMemory(self._vllm_config, self._kv_cache_config, kv_caches, self._options)
         except KvError as error:
             self._turn_off(str(error))
-            return
-        self._layout, self._kv_caches = layout, dict(kv_caches)
-        self._kv_specs = {layer: spec_of_layer.get(layer, kv_spec) for layer in kv_caches}
-        self._described = Described(spec.canonical(), *worker_ranks(), layout.device.type == "cuda")
-        _log.info(
-            "KvMarketConnector: %s blocks of %d bytes, %s",
-            self._kv_cache_config.num_blocks,
-            layout.block_bytes,
-            layout.text,
-        )
 
     def measure(self, worker: Any) -> Measured:
         """Measure the weights that this worker has loaded. UnsupportedError: they can't be identified."""
-        if self._off or self._described is None:
-            raise UnsupportedError(self._off or "the worker has registered no KV memory")
-        return measure(worker, self._described.pp_rank, self._described.tp_rank, self._kv_caches)
+        return self._memory_or_reason().measure(worker)
 
     def register_under(self, spec: ModelSpec) -> tuple[int, int, bool, str]:
         """Register this worker's memory under ``spec``: its ranks, whether it is registered, and an error."""
-        described = self._described
-        if self._off or self._worker is None or described is None or self._layout is None:
-            return 0, 0, False, self._off or "the worker has registered no KV memory"
-        pp_rank, tp_rank = described.pp_rank, described.tp_rank
-        index, replica = shard_of(tp_rank, self._vllm_config.parallel_config.tensor_parallel_size, spec.tp_size)
-        shard = Shard(tp_rank=index, tp_size=spec.tp_size, pp_rank=pp_rank, pp_size=spec.pp_size)
-        again = f".{self._times_registered}" if self._times_registered else ""
-        self._times_registered += 1
+        memory = self._memory
+        if self._off or self._worker is None or memory is None:
+            return 0, 0, False, self._off or _NO_MEMORY
         try:
             if self._client is None:
-                self._client = SharedClient.take(
-                    self._options.socket, self._name, lookup_only=False, verify_one_in=self._options.verify_one_in
-                )
-            name = f"{self._name}-{pp_rank}.{tp_rank}{again}"
-            rank = Rank(pp_rank, tp_rank)
-            done = self._worker.attach(self._client, spec, shard, self._layout, name, rank=rank, replica=replica)
+                self._client = self._take_client(lookup_only=False)
+            return *memory.ranks, memory.register(self._worker, self._client, spec, self._name), ""
         except KvError as error:
             self._turn_off(str(error))
-            return pp_rank, tp_rank, False, str(error)
-        self._registered = spec
-        return pp_rank, tp_rank, done, ""
+            return *memory.ranks, False, str(error)
+
+    def _take_client(self, *, lookup_only: bool) -> Client:
+        return SharedClient.take(
+            self._options.socket, self._name, lookup_only=lookup_only, verify_one_in=self._options.verify_one_in
+        )
+
+    def _memory_or_reason(self) -> WorkerMemory:
+        """UnsupportedError: this worker shares none."""
+        if self._off or self._memory is None:
+            raise UnsupportedError(self._off or _NO_MEMORY)
+        return self._memory
 
     @_guarded(lambda: None)
     def unregister_kv_caches(self) -> None:
@@ -231,26 +174,24 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded(lambda: None)
     def restore_kv_caches(self) -> None:
         """Register this worker's memory again; nothing that it held before is published."""
-        if self._worker is not None and self._registered is not None and not self._worker.sharing:
-            self.register_under(self._registered)
+        registered = self._memory.registered if self._memory is not None else None
+        if self._worker is not None and registered is not None and not self._worker.sharing:
+            self.register_under(registered)
 
     def registration(self) -> tuple[int, int, str]:
         """The worker's ranks, and the fingerprint under which its memory is registered; "": it is not.
 
         UnsupportedError: it can't be any more.
         """
-        if self._off or self._worker is None or self._described is None:
-            raise UnsupportedError(self._off or "the worker has registered no KV memory")
-        return self._described.pp_rank, self._described.tp_rank, self._worker.registered_under
+        memory = self._memory_or_reason()
+        assert self._worker is not None
+        return *memory.ranks, self._worker.registered_under
 
     def describe(self, worker: Any) -> Described | str:
         """What this worker is going to register, or why it does not."""
-        if self._described is None:
-            return self._off or "the worker has registered no KV memory"
-        ranks = self._vllm_config.parallel_config.tensor_parallel_size
-        if ranks > 1:
-            self._described.kv_shards = count_shards(models_of(worker).values(), self._kv_specs, ranks)
-        return self._described
+        if self._memory is None:
+            return self._off or _NO_MEMORY
+        return self._memory.describe(worker)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """None: a MultiConnector gives the first connector's metadata to all, and others refuse what is not theirs."""
@@ -332,62 +273,24 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """
         if self._off or self._scheduler is None:
             return
-        parallel = self._vllm_config.parallel_config
-        wanted = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
         try:
-            executor = executor_of(self._vllm_config)
-            _check_policy(executor)
-            described = executor.collective_rpc(describe_worker, args=(self._engine_id,))
-            workers = sorted((each for each in described if isinstance(each, Described)), key=Described.rank)
-            if len(workers) != wanted:
-                why = next((f": {each}" for each in described if isinstance(each, str)), "")
-                raise UnsupportedError(f"{len(workers)} of {wanted} workers share their memory{why}")
-            spec = of_all_stages([(worker.pp_rank, worker.spec) for worker in workers])
-            counts = [worker.kv_shards for worker in workers]
-            with_shards(spec, counts, across_sizes=self._options.share_across_tp_sizes)
-            hashes = None
-            if self._options.keys == "auto":
-                hashes = engine_hashes(self._vllm_config, self._pool, spec.block_tokens)
-            if hashes is not None:
-                spec.tokenizer_digest = hashes.text
-            self._model = EngineModel(
-                executor,
-                self._measure_all,
-                spec,
-                given=self._options.weights_digest,
-                source=lambda: source_of(self._vllm_config),
-                lengths=lengths_of(self._vllm_config),
-                spread=parallel.data_parallel_size > 1 and bool(getattr(parallel, "enable_expert_parallel", False)),
-            )
+            registration = EngineRegistration(self._vllm_config, self._options, self._engine_id, self._pool)
             # A worker in this process imports with the same client
             here = self._engine_id in connectors
-            self._client = SharedClient.take(
-                self._options.socket, self._name, lookup_only=not here, verify_one_in=self._options.verify_one_in
-            )
-            self._model.adapter_loading = self._scheduler.adapters.loading
-            whole = self._model.settle()
-            assert whole is not None  # an engine does not begin asleep
-            if self._options.load == "sync" and is_v2_runner(self._model.runner):
-                raise UnsupportedError(
-                    "load=sync on a V2 model runner, though the configuration does not say it is one"
-                )
-            shards = [
-                Shard(tp_rank=index, tp_size=spec.tp_size, pp_rank=stage, pp_size=spec.pp_size)
-                for stage in range(spec.pp_size)
-                for index in range(spec.tp_size)
-            ]
+            self._client = self._take_client(lookup_only=not here)
+            self._registration = registration
             self._scheduler.attach(
                 self._client,
-                whole,
-                shards,
-                include_own=not workers[0].in_place,
-                hashes=hashes,
-                model=self._model_now,
+                registration.begin(self._client, self._scheduler.adapters.loading),
+                registration.shards,
+                include_own=not registration.in_place,
+                hashes=registration.hashes,
+                model=registration.now,
                 groups=groups_of(self._kv_cache_config),
                 by_request=fails_by_request(),
             )
-            self._report_held(spec.block_tokens)
-            self._model_now(False)
+            self._report_held(registration.block_tokens)
+            registration.now(False)
         except KvError as error:
             self._turn_off(str(error))
 
@@ -398,60 +301,6 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             return
         assert self._scheduler is not None
         self._scheduler.report_held(lambda content: pool.get_cached_block(content, [0]) is not None)
-
-    def _measure_all(self, call: Callable[..., list[Any]]) -> Sequence[Measured]:
-        measured = call(measure_worker, args=(self._engine_id,))
-        for each in measured:
-            if not isinstance(each, Measured):
-                raise UnsupportedError(f"a worker's weights: {each}")
-        if self._declared is not None:
-            self._look_for_unregistered(call)
-        return measured
-
-    def _look_for_unregistered(self, call: Callable[..., list[Any]]) -> None:
-        """Workers may have unregistered their memory, to sleep, and kvmd may not have answered since they woke up."""
-        assert self._declared is not None
-        ours = self._declared.fingerprint().hex
-        self._unregistered = set()
-        for each in call(registration_of_worker, args=(self._engine_id,)):
-            if isinstance(each, str):
-                raise UnsupportedError(f"a worker's memory: {each}")
-            pp_rank, tp_rank, fingerprint = each
-            if fingerprint != ours:
-                self._unregistered.add((pp_rank, tp_rank))
-
-    def _model_now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
-        """For SchedulerSide: the spec of the model that runs, and whether all memory is registered under it."""
-        assert self._model is not None
-        self._model.suspect = self._model.suspect or reset
-        spec = self._model.settle()
-        if spec is None:
-            return None, False
-        if self._declared is None or (spec is not self._declared and spec != self._declared):
-            self._declare(spec)
-        if self._unregistered or self._declaring is None:
-            return spec, False
-        model = self._declaring.result()
-        if model is not None and self._client is not None:
-            self._near_misses.look(self._client, model)
-        return spec, model is not None
-
-    def _declare(self, spec: ModelSpec) -> None:
-        assert self._client is not None
-        assert self._model is not None
-        client = self._client
-        if self._declaring is not None:
-            self._declaring.cancel()
-        self._declared, self._declaring = spec, None
-        self._unregistered = set()
-        for pp_rank, tp_rank, done, reason in self._model.call(
-            register_worker, args=(self._engine_id, spec.canonical())
-        ):
-            if reason:
-                raise UnsupportedError(f"worker {pp_rank}.{tp_rank}: {reason}")
-            if not done:
-                self._unregistered.add((pp_rank, tp_rank))
-        self._declaring = Retried("declaring the model", lambda: client.declare_model(spec))
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
         """``set_xfer_handshake_metadata_pp_aware`` of an engine without a pipeline."""
@@ -503,10 +352,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         report = connector_output.kv_connector_worker_meta
         workers = report.workers if isinstance(report, _Report) else []
         waited = set().union(*(each.waited for each in workers))
-        if self._unregistered and self._declared is not None:
-            ours = self._declared.fingerprint().hex
-            done = {(pp, tp) for each in workers for pp, tp, fingerprint in each.registered if fingerprint == ours}
-            self._unregistered -= done
+        if self._registration is not None:
+            self._registration.reported(workers)
         self._scheduler.joined(join for each in workers for join in each.joined)
         self._scheduler.failed_requests(getattr(connector_output, "failed_recving", ()))
         if connector_output.invalid_block_ids:
@@ -572,19 +419,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Withdraw all blocks and close the client."""
         if self._worker is not None:
             self._worker.close()
-        if self._declaring is not None:
-            self._declaring.cancel()
+        if self._registration is not None:
+            self._registration.end()
         if self._client is not None:
             self._client = None
             SharedClient.give_back(self._options.socket, self._name)
-
-
-def _check_policy(executor: Any) -> None:
-    """UnsupportedError: the engine ends requests whose load fails. A connector of several sees its own policy alone."""
-    transfer = getattr(getattr(executor, "vllm_config", None), "kv_transfer_config", None)
-    policy = getattr(transfer, "kv_load_failure_policy", "recompute")
-    if policy != "recompute":
-        raise UnsupportedError(
-            f"kv_load_failure_policy must be recompute in --kv-transfer-config itself (it is {policy!r}), as well as "
-            "in this connector's part of kv_connector_extra_config"
-        )
