@@ -35,9 +35,13 @@ Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner)
 
 Result<Region*> RegionTable::Add(const Owner& owner, std::unique_ptr<Region> added) {
   Region& region = *added;
+  if (next_region_epoch_ == 0) {
+    return MakeError(Errc::kResourceExhausted,
+                     "this domain has registered 2^32 regions since kvmd started; restart kvmd, workers go on meanwhile");
+  }
   std::uint32_t row = next_row_;
   for (std::uint32_t tried = 0; regions_[row]; ++tried) {
-    if (tried == regions_.size() || next_region_epoch_ == 0) return Exhausted("region table is full", regions_.size(), "--max-regions");
+    if (tried == regions_.size()) return Exhausted("region table is full", regions_.size(), "--max-regions");
     row = row + 1 == regions_.size() ? 0 : row + 1;
   }
   if (Status fits = CheckAgainstOthers(region, owner); !fits) return fits.error();

@@ -29,11 +29,13 @@ struct Owner {
 
 class RegionTable {
  public:
-  // The segment has room for `rows` regions and outlives the table.
-  RegionTable(RegistrySegment& segment, std::uint32_t rows) : segment_(segment), regions_(rows) {}
+  // The segment has room for `rows` regions and outlives the table. `first_epoch`: of the first
+  // region; 1, but in tests.
+  RegionTable(RegistrySegment& segment, std::uint32_t rows, std::uint32_t first_epoch = 1)
+      : segment_(segment), regions_(rows), next_region_epoch_(first_epoch) {}
 
   // kAlreadyExists (the name, or memory that another region has), kBadGeometry (it contradicts
-  // another region), kResourceExhausted (the table is full). The region is live then, and belongs
+  // another region), kResourceExhausted (the table is full, or no epoch is left). The region is live then, and belongs
   // to no account yet (accounts.h).
   [[nodiscard]] Result<Region*> Add(const Owner& owner, std::unique_ptr<Region> region);
   // Destroys the region and clears its row. Precondition: the region does not serve.
@@ -72,7 +74,7 @@ class RegionTable {
   std::uint32_t live_ = 0, orphans_ = 0;
   // Where the search for a free row begins, so that a freed row is reused as late as possible
   std::uint32_t next_row_ = 0;
-  std::uint32_t next_region_epoch_ = 1;
+  std::uint32_t next_region_epoch_;  // 0: none is left
 };
 
 }  // namespace kvm::daemon

@@ -2,12 +2,15 @@
 // it is left as it was; what did not happen is no figure.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <sstream>
+#include <thread>
 
 #include "proto/base/unique_fd.h"
 #include "tests/catch.h"
@@ -263,4 +266,40 @@ TEST_CASE("kvctl replay: a node's kvmd without room for the pools is refused, an
   CHECK(output.out.empty());
   CHECK(output.err.find("it would evict the node's own; take fewer --pool-blocks, or --private") != std::string::npos);
   node.CheckUntouched(offloaded);
+}
+
+TEST_CASE("kvctl replay: a kvmd that is restarted when it begins costs it nothing", "[integration]") {
+  const KvmdProcess kvmd;
+  const Sandbox sandbox;
+  // Stands for the kvmd that ends: it closes the first connection, and its successor has its place.
+  const std::string path = sandbox.path() / "node.sock";
+  const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  REQUIRE(path.size() < sizeof(address.sun_path));
+  path.copy(address.sun_path, path.size());
+  REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  REQUIRE(::listen(listener.get(), 1) == 0);
+  std::thread ending([&] {
+    ::close(::accept(listener.get(), nullptr, nullptr));
+    std::filesystem::create_symlink(kvmd.socket(), path + ".new");
+    std::filesystem::rename(path + ".new", path);
+  });
+  const Sandbox::Output output = sandbox.Run(
+      "replay --workload chat --requests 20 --workers 1 --pool-blocks 200 --block-bytes 64 --backend host --timeout-ms 60000 "
+      "--socket " +
+      path);
+  ending.join();
+  INFO(output.err);
+  CHECK(output.code == 0);
+}
+
+TEST_CASE("kvctl replay: without a kvmd it ends at once", "[integration]") {
+  const Sandbox sandbox;
+  const Sandbox::Output output = sandbox.Run(
+      "replay --workload chat --requests 20 --workers 1 --pool-blocks 200 --block-bytes 64 --backend host --timeout-ms 600000 "
+      "--socket " +
+      (sandbox.path() / "nothing.sock").string());
+  CHECK(output.code == 2);
+  CHECK(output.err.find("can't reach kvmd") != std::string::npos);
 }

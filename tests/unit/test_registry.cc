@@ -80,6 +80,18 @@ Config Small(std::uint64_t max_entries) {
   return config;
 }
 
+TEST_CASE("Regions: once every epoch was used, a registration is refused with what to do, and none is used twice", "[unit]") {
+  Result<RegistrySegment> segment = RegistrySegment::Create("test", {.max_entries = 1024, .max_regions = 4, .max_models = 4});
+  KVM_REQUIRE_OK(segment);
+  RegionTable table(*segment, 4, 0xffffffff);
+  Result<Region*> last = table.Add({1, 100, 1000}, std::make_unique<Region>());
+  KVM_REQUIRE_OK(last);
+  CHECK((*last)->info.region_epoch == 0xffffffff);
+  auto next = std::make_unique<Region>();
+  next->descriptor.set_name("next");
+  KVM_CHECK_ERROR(table.Add({1, 100, 1000}, std::move(next)), Errc::kResourceExhausted, "restart kvmd");
+}
+
 TEST_CASE("Registry: an entry costs less than 100 bytes", "[unit]") {
   Config config;
   const Registry registry(config);

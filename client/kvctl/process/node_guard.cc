@@ -1,5 +1,6 @@
 #include "client/kvctl/process/node_guard.h"
 
+#include <cerrno>
 #include <thread>
 
 #include "client/kvctl/cli/registry_tables.h"
@@ -27,6 +28,17 @@ std::string FirstLeft(const RegistryView& registry, const RunMarks& marks) {
 
 }  // namespace
 
+Result<Observer> ConnectDespiteRestart(const std::string& socket, std::chrono::milliseconds timeout) {
+  const auto deadline = steady_clock::now() + timeout;
+  for (bool was_there = false;; was_there = true) {
+    Result<Observer> observer = Observer::Connect(socket, timeout);
+    if (observer || observer.error().code != Errc::kUnavailable || steady_clock::now() >= deadline) return observer;
+    const int reason = observer.error().sys_errno;
+    if (!was_there && (reason == ENOENT || reason == ECONNREFUSED)) return observer;
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
 Status CheckRoom(const Observer& observer, std::uint64_t blocks) {
   const layout::RegistryHeader& header = observer.registry().header();
   const std::uint64_t live = header.live_entries.load(std::memory_order_relaxed), most = header.index_entries;
@@ -39,7 +51,7 @@ Status CheckRoom(const Observer& observer, std::uint64_t blocks) {
 
 Status CheckNothingLeft(const std::string& socket, std::chrono::milliseconds timeout, const RunMarks& marks) {
   for (const auto deadline = steady_clock::now() + kStatusTimeout;;) {
-    const Result<Observer> observer = Observer::Connect(socket, timeout);
+    const Result<Observer> observer = ConnectDespiteRestart(socket, timeout);
     if (!observer) return observer.error();
     const std::string left = FirstLeft(observer->registry(), marks);
     if (left.empty()) return {};

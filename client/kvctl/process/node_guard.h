@@ -10,6 +10,10 @@
 
 namespace kvm::ctl {
 
+// Connects, and tries again within `timeout` if kvmd is there but ends, as one that is being
+// restarted does. Errors: the last of Observer::Connect; at once if no kvmd listens at the first try.
+[[nodiscard]] Result<Observer> ConnectDespiteRestart(const std::string& socket, std::chrono::milliseconds timeout);
+
 // Checks that so many blocks can be published without an eviction of the node's own blocks.
 // kResourceExhausted: they can't.
 [[nodiscard]] Status CheckRoom(const Observer& observer, std::uint64_t blocks);
@@ -21,7 +25,7 @@ struct RunMarks {
 };
 
 // Waits until kvmd has no region and model of the run any more; the run's processes have just
-// ended. kSystem: some are left after a few seconds. Other codes: kvmd can't be asked.
+// ended. kSystem: some are left after a few seconds. Other codes: those of ConnectDespiteRestart.
 [[nodiscard]] Status CheckNothingLeft(const std::string& socket, std::chrono::milliseconds timeout, const RunMarks& marks);
 
 }  // namespace kvm::ctl

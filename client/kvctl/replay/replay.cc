@@ -53,7 +53,7 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
     if (!started) return Fail(started.error());
     kvmd = std::move(*started);
     socket = kvmd.socket();
-  } else if (Result<Observer> observer = Observer::Connect(socket, common.timeout()); !observer) {
+  } else if (Result<Observer> observer = ConnectDespiteRestart(socket, common.timeout()); !observer) {
     return Fail(observer.error());
   } else if (Status room = CheckRoom(*observer, std::uint64_t{options.workers} * options.pool_blocks); !room) {
     return Fail(MakeError(room.error().code, room.error().message + "; take fewer --pool-blocks, or --private"));
