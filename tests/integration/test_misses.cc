@@ -4,6 +4,7 @@
 
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
 #include "tests/support/process/eventually.h"
 #include "tests/support/worker/worker.h"
 
@@ -118,4 +119,19 @@ TEST_CASE("Misses: an import that is dropped before its end was seen is not unde
   }
   CHECK(seeker->client().Stats().imports == 1);
   CHECK(seeker->client().Stats().imports_ended == 1);
+}
+
+TEST_CASE("Counts: what a client did just before its end is in kvmd's sums", "[integration]") {
+  KvmdProcess kvmd;
+  RegistryProbe probe(kvmd.socket());
+  auto owner = Start(kvmd, "owner");
+  owner->Publish("a:4", 0);
+  KVM_REQUIRE_OK(owner->Flush());
+  for (int i = 1; i <= 5; ++i) {
+    auto seeker = Start(kvmd, "seeker");
+    const ImportCheck import = seeker->FindAndImport("a:4", 0);
+    REQUIRE(import.valid == 4);
+    seeker.reset();
+    CHECK(Eventually([&] { return probe.Status().domains(0).client_totals().blocks_imported() == 4u * i; }));
+  }
 }

@@ -11,6 +11,8 @@ counters are used through rate(), increase() and the like; each alert has a sect
 case of promtool's test that it fires and one that it does not, and there is none besides.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import pathlib
@@ -19,6 +21,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 from metrics import names_in, table_of
 
@@ -28,24 +32,26 @@ RULES_TEST = "tests/monitoring/kvmd.rules.test.yml"
 DASHBOARD = f"{MONITORING}/kvmd-dashboard.json"
 
 
-def alerts_of(text):
+def alerts_of(text: str) -> list[tuple[str, str, str | None]]:
     """[(name, expression, runbook)] of a rules file, whose form is that of this repository's."""
     alerts = []
     for part in re.split(r"^\s*- alert: ", text, flags=re.MULTILINE)[1:]:
         name = part.split("\n", 1)[0].strip()
-        expression = re.search(r"expr: (?:>-\n)?(.*?)\n\s+(?:for|labels):", part, re.DOTALL)[1]
+        expression = re.search(r"expr: (?:>-\n)?(.*?)\n\s+(?:for|labels):", part, re.DOTALL)
+        assert expression is not None, part
         runbook = re.search(r"runbook: (\S+)", part)
-        alerts.append((name, expression, runbook and runbook[1]))
+        alerts.append((name, expression[1], runbook[1] if runbook else None))
     return alerts
 
 
-def expressions_of(dashboard):
+def expressions_of(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
     """[(panel, expression)] of a dashboard, its variables' included."""
     found = [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    return found + [(each["name"], each["definition"]) for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    queries = [each for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    return found + [(each["name"], each["definition"]) for each in queries]
 
 
-def check_expression(where, expression, types):
+def check_expression(where: str, expression: str, types: dict[str, str]) -> Iterator[str]:
     for name in sorted(names_in(expression)):
         if name not in types:
             yield f"{where}: there is no metric {name}"
@@ -53,7 +59,7 @@ def check_expression(where, expression, types):
             yield f"{where}: {name} is a counter; take its rate() or increase()"
 
 
-def check(source, kvctl):
+def check(source: pathlib.Path, kvctl: str) -> Iterator[str]:
     table, types = table_of(kvctl)
     if table not in (source / "docs/METRICS.md").read_text():
         yield "docs/METRICS.md: its table is not the one that `kvctl exporter --list` prints"
@@ -75,7 +81,7 @@ def check(source, kvctl):
         yield from check_expression(f"{DASHBOARD}: {panel}", expression, types)
 
 
-def self_test(source, kvctl):
+def self_test(source: pathlib.Path, kvctl: str) -> Iterator[str]:
     """Each thing that is checked can fail."""
     spoilt = [
         ("docs/METRICS.md", "| `kvmd_up` | gauge |", "| `kvmd_upp` | gauge |"),
@@ -98,7 +104,7 @@ def self_test(source, kvctl):
                 yield f"{file}: nothing was found wrong with {new or 'a missing ' + old.strip()}"
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", type=pathlib.Path, required=True)
     parser.add_argument("--kvctl")

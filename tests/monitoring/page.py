@@ -7,6 +7,8 @@ At 400 and 1,600 pixels, light and dark, with scripts and without: it is as wide
 none is cut off, asks for nothing but itself, and no script of it fails. Screenshots go to --out.
 """
 
+from __future__ import annotations
+
 import argparse
 import base64
 import contextlib
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from typing import Any
 
 from scrape import eventually, free_port, running
 
@@ -40,11 +43,11 @@ MOST_BYTES = 200_000
 class Browser:
     """A Chromium that is spoken to over two pipes (--remote-debugging-pipe), messages ending in a zero byte."""
 
-    def __init__(self, program, folder):
+    def __init__(self, program: str, folder: pathlib.Path) -> None:
         to_browser, self.write = os.pipe()
         self.read, from_browser = os.pipe()
 
-        def descriptors():
+        def descriptors() -> None:
             # What the browser expects: commands on 3, answers on 4.
             first, second = os.dup(to_browser), os.dup(from_browser)
             os.dup2(first, 3)
@@ -71,14 +74,15 @@ class Browser:
         )
         os.close(to_browser)
         os.close(from_browser)
-        self.buffer, self.next, self.events = b"", 0, []
+        self.buffer, self.next = b"", 0
+        self.events: list[dict[str, Any]] = []
+        self.session: str | None = None
         target = next(each for each in self.ask("Target.getTargets")["targetInfos"] if each["type"] == "page")
-        self.session = None
         self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
 
-    def _message(self, deadline):
+    def _message(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.read], [], [], max(0, deadline - time.monotonic()))
             assert ready, "the browser did not answer"
@@ -86,12 +90,13 @@ class Browser:
             assert more, "the browser has ended"
             self.buffer += more
         message, self.buffer = self.buffer.split(b"\0", 1)
-        return json.loads(message)
+        decoded: dict[str, Any] = json.loads(message)
+        return decoded
 
-    def ask(self, method, **parameters):
+    def ask(self, method: str, **parameters: Any) -> Any:
         self.next += 1
         message = {"id": self.next, "method": method, "params": parameters}
-        if getattr(self, "session", None):
+        if self.session:
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + 120
@@ -102,7 +107,7 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, url, width, dark, scripts):
+    def open(self, url: str, width: int, dark: bool, scripts: bool) -> None:
         self.events = []
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.ask(
@@ -115,10 +120,10 @@ class Browser:
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._message(deadline))
 
-    def value(self, expression):
+    def value(self, expression: str) -> Any:
         return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
 
-    def screenshot(self, path, width):
+    def screenshot(self, path: pathlib.Path, width: int) -> None:
         height = self.ask("Page.getLayoutMetrics")["cssContentSize"]["height"]
         picture = self.ask(
             "Page.captureScreenshot",
@@ -128,12 +133,12 @@ class Browser:
         )
         path.write_bytes(base64.b64decode(picture["data"]))
 
-    def close(self):
+    def close(self) -> None:
         self.process.terminate()
         self.process.wait(20)
 
 
-def check(browser, url, out):
+def check(browser: Browser, url: str, out: pathlib.Path | None) -> None:
     for width in WIDTHS:
         for dark in (False, True):
             for scripts in (True, False):
@@ -142,7 +147,8 @@ def check(browser, url, out):
                 browser.open(url, width, dark, scripts)
                 assert browser.value("document.documentElement.scrollWidth") <= width, f"{name}: wider than the window"
                 cut = browser.value(
-                    "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+                    "[...document.querySelectorAll('.scroll')]"
+                    ".filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
                 )
                 assert not cut, f"{name}: tables that are cut off: {cut}"
                 text = browser.value("document.body.innerText")
@@ -181,7 +187,7 @@ def check(browser, url, out):
     assert not failed, failed
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path)
@@ -201,9 +207,9 @@ def main():
         stack.enter_context(running(folder, kvctl, "--socket", sock, "exporter", "--listen-tcp", f"127.0.0.1:{port}"))
         url = f"http://127.0.0.1:{port}/"
 
-        def page():
+        def page() -> str:
             with urllib.request.urlopen(url, timeout=20) as answer:
-                return answer.read().decode()
+                return str(answer.read().decode())
 
         eventually("the page", page)
         stack.enter_context(

@@ -6,6 +6,8 @@
 The rules are loaded as well, and none of them may fail to be evaluated.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
@@ -20,19 +22,22 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from check_monitoring import DASHBOARD, MONITORING, RULES, expressions_of
 
 PATIENCE_S = 60
+Answer = TypeVar("Answer")
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def eventually(what, done):
+def eventually(what: str, done: Callable[[], Answer]) -> Answer:
     """Wait until `done` returns something true, and return that."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -44,7 +49,7 @@ def eventually(what, done):
 
 
 @contextlib.contextmanager
-def running(folder, *command):
+def running(folder: pathlib.Path, *command: str | pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is ended at the end, and whose output is shown if something failed."""
     log = folder / f"{pathlib.Path(command[0]).name}-{len(list(folder.glob('*.log')))}.log"
     with open(log, "wb") as out:
@@ -60,30 +65,32 @@ def running(folder, *command):
 
 
 class Prometheus:
-    def __init__(self, port):
+    def __init__(self, port: int) -> None:
         self.base = f"http://127.0.0.1:{port}/api/v1"
 
-    def ask(self, path, **query):
+    def ask(self, path: str, **query: str) -> Any:
         with urllib.request.urlopen(f"{self.base}/{path}?{urllib.parse.urlencode(query)}", timeout=20) as response:
             answer = json.load(response)
         assert answer["status"] == "success", answer
         return answer["data"]
 
-    def result(self, expression):
+    def result(self, expression: str) -> Any:
         return self.ask("query", query=expression)["result"]
 
-    def rules(self):
+    def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
 
 
-def without_variables(expression):
+def without_variables(expression: str) -> str:
     """The expression as Grafana sends it with all variables at "All"."""
     expression = expression.replace("$__rate_interval", "1m")
     return re.sub(r"\$(instance|domain)", ".*", expression)
 
 
-def check(source, prometheus):
-    queries = [(panel, without_variables(each)) for panel, each in expressions_of(json.loads((source / DASHBOARD).read_text()))]
+def check(source: pathlib.Path, prometheus: Prometheus) -> tuple[int, int]:
+    queries = [
+        (panel, without_variables(each)) for panel, each in expressions_of(json.loads((source / DASHBOARD).read_text()))
+    ]
     queries = [(panel, each) for panel, each in queries if not each.startswith("label_values(")]
     assert len(queries) > 20
     eventually("a rate", lambda: prometheus.result("rate(kvmd_imported_blocks_total[1m]) > 0"))
@@ -97,7 +104,7 @@ def check(source, prometheus):
     return len(queries), len(prometheus.rules())
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", type=pathlib.Path, required=True)
     parser.add_argument("--bin", type=pathlib.Path, required=True)
@@ -110,18 +117,34 @@ def main():
         kvmd_socket, exporter_port, port = folder / "kvmd.sock", free_port(), free_port()
         os.environ["KVMD_SOCKET"] = str(kvmd_socket)
         config = (arguments.source / MONITORING / "prometheus.yml").read_text()
-        config = config.replace("127.0.0.1:9464", f"127.0.0.1:{exporter_port}").replace("scrape_interval: 15s", "scrape_interval: 1s")
+        config = config.replace("127.0.0.1:9464", f"127.0.0.1:{exporter_port}").replace(
+            "scrape_interval: 15s", "scrape_interval: 1s"
+        )
         config = config.replace("global:", "global:\n  evaluation_interval: 1s")
         (folder / "prometheus.yml").write_text(config)
         shutil.copy(arguments.source / RULES, folder)
         stack.enter_context(running(folder, arguments.bin / "kvmd", "--socket", kvmd_socket, "--host-cache", "64M"))
         eventually("kvmd's start", kvmd_socket.is_socket)
-        stack.enter_context(running(folder, arguments.bin / "kvctl", "exporter", "--listen-tcp", f"127.0.0.1:{exporter_port}"))
+        stack.enter_context(
+            running(folder, arguments.bin / "kvctl", "exporter", "--listen-tcp", f"127.0.0.1:{exporter_port}")
+        )
         storage = (f"--storage.tsdb.path={folder}/data", f"--config.file={folder}/prometheus.yml")
         stack.enter_context(running(folder, "prometheus", *storage, f"--web.listen-address=127.0.0.1:{port}"))
         prometheus = Prometheus(port)
         eventually("the first scrape", lambda: prometheus.result("kvmd_up"))
-        replay = ("replay", "--workload", "chat", "--requests", "100000", "--workers", "2", "--backend", "host", "--model-id", "scraped")
+        replay = (
+            "replay",
+            "--workload",
+            "chat",
+            "--requests",
+            "100000",
+            "--workers",
+            "2",
+            "--backend",
+            "host",
+            "--model-id",
+            "scraped",
+        )
         stack.enter_context(running(folder, arguments.bin / "kvctl", *replay))
         queries, rules = check(arguments.source, prometheus)
         print(f"{queries} queries return data, {rules} rules are evaluated")

@@ -20,7 +20,7 @@ trap cleanup EXIT
 
 DESTDIR='' cmake --install "$build" --prefix "$work/prefix" >/dev/null
 for file in bin/kvmd bin/kvctl include/kvclient/kvclient.h include/kvm/block_key.h lib/systemd/system/kvmd.service \
-  lib/systemd/system/kvmd.socket lib/systemd/system/kvmd-exporter.service lib/systemd/system/kvmd-exporter.socket lib/sysusers.d/kvmd.conf lib/tmpfiles.d/kvmd.conf etc/kvmd/kvmd.toml share/kvmd/monitoring/kvmd.rules.yml; do
+  lib/systemd/system/kvmd.socket lib/systemd/system/kvmd-exporter.service lib/systemd/system/kvmd-exporter.socket lib/sysusers.d/kvmd.conf lib/tmpfiles.d/kvmd.conf etc/kvmd/kvmd.toml share/kvmd/monitoring/kvmd.rules.yml share/kvmd/deploy/compose.yaml share/kvmd/kvctl.schema.json; do
   [ -e "$work/prefix/$file" ] || {
     echo "not installed: $file" >&2
     exit 1

@@ -35,7 +35,7 @@ root, keys = chain.parent, chain.extend(list(range(16)))
 if role == "owner":
     writes = region.begin_writes([0, 1, 2, 3])
     for block in range(4):
-        region.block(block)[:] = bytes([block + 1]) * 4096
+        region.block(block)[:] = block + 1
     region.publish_run(keys, root, 0, writes)
     region.flush(5.0)
     print("published", flush=True)
@@ -61,17 +61,22 @@ def check_contents(wheel, folder):
         for info in archive.infolist():
             os.chmod(folder / info.filename, 0o755)
     extension = next((folder / "kvclient").glob("_native*.so"))
+    # Under another name, later Pythons would not look for it.
+    assert extension.name == "_native.abi3.so" or "-abi3-" not in wheel.name, extension.name
     # Under a name that no other copy in the process has.
     brought = {path.name for path in (folder / "kvclient.libs").glob("*")}
     assert len(brought) == 1 and re.fullmatch(r"libprotobuf-lite-[0-9a-f]+\.so\S*", *brought), brought
     oldest = tuple(int(each) for each in re.search(r"manylinux_(\d+)_(\d+)", wheel.name).groups())
     for binary in (extension, folder / "kvclient/bin/kvmd", folder / "kvclient/bin/kvctl"):
         dynamic = run("readelf", "--dynamic", "--wide", binary)
-        foreign = {each for each in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if not SYSTEM_LIBRARIES.fullmatch(each)}
+        foreign = {
+            each for each in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if not SYSTEM_LIBRARIES.fullmatch(each)
+        }
         assert foreign == (brought if binary == extension else set()), f"{binary.name} needs {foreign}"
         versions = re.findall(r"GLIBC_(\d+)\.(\d+)", run("readelf", "--version-info", "--wide", binary))
         newest = max(tuple(int(each) for each in version) for version in versions)
         assert newest <= oldest, f"{binary.name} needs a C library of {newest}"
+    print(f"programs of {run(folder / 'kvclient/bin/kvctl', '--version').strip()}")
     shown = run("nm", "--dynamic", "--defined-only", "--format=just-symbols", extension).split()
     assert set(shown) == EXPORTED, f"{extension.name} shows {set(shown) ^ EXPORTED}"
     metadata = next(folder.glob("*.dist-info/METADATA")).read_text()
@@ -84,13 +89,26 @@ def check_first_hit(python, wheel, folder):
     run(python, "-m", "venv", folder / "env")
     bin_folder = folder / "env/bin"
     # No program of the machine's, so no compiler.
-    bare = {"PATH": str(bin_folder), "HOME": str(folder), **{name: value for name, value in os.environ.items() if name.startswith("PIP_")}}
+    bare = {
+        "PATH": str(bin_folder),
+        "HOME": str(folder),
+        **{name: value for name, value in os.environ.items() if name.startswith("PIP_")},
+    }
     assert shutil.which("cc", path=bare["PATH"]) is None
     config = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     for name, value in re.findall(r"^global\.([\w-]+)='(.*)'$", config, re.M):
         bare.setdefault("PIP_" + name.upper().replace("-", "_"), value)
     begin = time.monotonic()
-    run(bin_folder / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--only-binary=:all:", wheel, env=bare)
+    run(
+        bin_folder / "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+        wheel,
+        env=bare,
+    )
     socket = folder / "kvmd.sock"
     kvmd = subprocess.Popen([bin_folder / "kvmd", "--socket", socket, "--log-level", "warn"], env=bare)
     owner = None
@@ -127,7 +145,11 @@ def main():
             check_contents(wheel, pathlib.Path(name))
     for python in arguments.python:
         version = run(python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])").strip()
-        fits = [wheel for wheel in wheels if f"-{version}-" in wheel.name or ("-abi3-" in wheel.name and int(version[2:]) >= 312)]
+        fits = [
+            wheel
+            for wheel in wheels
+            if f"-{version}-" in wheel.name or ("-abi3-" in wheel.name and int(version[2:]) >= 312)
+        ]
         if not fits:
             print(f"{python}: no wheel for {version}")
             sys.exit(1)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Style (ruff) and types (mypy --strict over the installed package) of the Python code, and, where
-# there is a clang-tidy, what it finds in the extension module's sources.
+# Style (ruff) and types (mypy --strict over the installed package and tests/monitoring) of the
+# Python code, and, where there is a clang-tidy, what it finds in the extension module's sources.
 #
 #   check.sh ENVIRONMENT       a folder with bin/ruff, bin/mypy and the package
 set -euo pipefail
 environment=$1
 root=$(cd "$(dirname "$0")/../.." && pwd)
 settings=$root/client/python/pyproject.toml
-folders=("$root/client/python" "$root/tests/python")
+folders=("$root/client/python" "$root/tests/python" "$root/tests/monitoring")
 "$environment/bin/ruff" check --no-cache --quiet --config "$settings" "${folders[@]}"
 "$environment/bin/ruff" format --no-cache --quiet --check --config "$settings" "${folders[@]}"
 tidy=$(command -v clang-tidy-22 || command -v clang-tidy || true)
@@ -25,5 +25,7 @@ if [ -n "$tidy" ] && [ -d "$nanobind" ]; then
     -isystem "$nanobind/include" -isystem "$nanobind/ext/robin_map/include" -isystem "$python" 2>/dev/null
   rm -f "$together"
 fi
+# Programs that only these tests have.
+(cd "$root/tests/monitoring" && "$environment/bin/mypy" --strict --python-version 3.11 --cache-dir "$environment/mypy-cache" ./*.py)
 cd "$environment" # not the source tree: the stub of the extension is where it is installed
 exec bin/mypy --config-file "$settings" --cache-dir "$environment/mypy-cache"

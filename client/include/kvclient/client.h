@@ -38,6 +38,7 @@
 
 namespace kvm {
 
+// How a client connects, and its limits; the defaults suit an engine.
 struct ClientOptions {
   std::string socket_path = "/run/kvmd/kvmd.sock";
   std::string name = "worker";  // shown by kvctl; at most 63 bytes
@@ -72,6 +73,8 @@ struct ClientOptions {
   std::uint32_t verify_one_in = 0;
 };
 
+// kConnecting: kvmd is away, and the client tries again by itself. kClosed: after a fork, in the
+// child.
 enum class ConnectionState : std::uint8_t { kConnecting, kConnected, kClosed };
 
 // A peer's region that this process can't copy from, and why. Find ignores such a region when it
@@ -91,6 +94,7 @@ struct ReclaimOptions {
   std::chrono::seconds min_age{0};
 };
 
+// What ReclaimOrphans has freed.
 struct ReclaimedMemory {
   std::size_t regions = 0;
   std::uint64_t blocks = 0;  // published ones
@@ -106,6 +110,8 @@ struct NearMiss {
   std::vector<ModelFieldDifference> differences;  // ours, theirs
 };
 
+// A connection to the node's kvmd, and all that this process shares through it. Thread-safe. It
+// reconnects by itself; while kvmd is away, lookups and imports go on.
 class Client {
  public:
   // kUnavailable: nothing listens (unless start_offline). kDeadlineExceeded: `timeout` passed.
@@ -118,7 +124,7 @@ class Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
-  ConnectionState state() const noexcept;
+  ConnectionState state() const noexcept;  // now; it may change at any time
   // Waits for a connection. kDeadlineExceeded.
   [[nodiscard]] Status WaitConnected(Deadline deadline);
   std::uint64_t client_id() const noexcept;  // 0 while not connected
@@ -226,7 +232,7 @@ class Client {
   // kDeadlineExceeded: there is no lease; if a late answer brings one, it is released.
   [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);
 
-  ClientStats Stats() const noexcept;
+  ClientStats Stats() const noexcept;  // zeros in a forked child
   // Regions of peers that could not be mapped, with the reasons; normally there are none.
   std::vector<UnmappedRegion> UnmappedRegions() const;
 

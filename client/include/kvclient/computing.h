@@ -36,6 +36,7 @@ struct BeingComputed {
   bool own = false;                   // this client
 };
 
+// For how long FindWaiting waits for blocks that another client is computing.
 struct WaitOptions {
   // How long to wait at most. Choose what computing the blocks would cost.
   std::chrono::milliseconds bound{0};

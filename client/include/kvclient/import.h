@@ -19,6 +19,7 @@
 
 namespace kvm {
 
+// Why a block was not imported.
 enum class ImportFailure : std::uint8_t {
   kStale = 1,         // rewritten by its owner before or during the copy
   kBehindFailed = 2,  // an earlier block of the match failed
@@ -32,12 +33,14 @@ enum class ImportFailure : std::uint8_t {
 
 std::string_view ImportFailureName(ImportFailure failure) noexcept;  // "stale", "behind_failed", …
 
+// A block of the match that was not imported; it has to be computed.
 struct FailedBlock {
   std::size_t index = 0;    // into the match
   std::uint32_t block = 0;  // of the destination region
   ImportFailure reason = ImportFailure::kStale;
 };
 
+// What has become of an import. Only the leading `valid` blocks may be used.
 struct ImportResult {
   std::size_t valid = 0;            // leading blocks copied and validated
   std::uint64_t bytes = 0;          // of the valid ones
@@ -45,6 +48,7 @@ struct ImportResult {
   std::vector<FailedBlock> failed;  // all blocks from index `valid` on
 };
 
+// How an import is made, and by when it has to be over.
 struct ImportOptions {
   // Blocks that are not copied by then fail with kDeadline.
   Deadline deadline = Deadline::max();

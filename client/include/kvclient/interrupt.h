@@ -21,7 +21,7 @@ namespace kvm {
 // there, in reverse order.
 class InterruptScope {
  public:
-  explicit InterruptScope(std::function<bool()> interrupted);
+  explicit InterruptScope(std::function<bool()> interrupted);  // begins
   ~InterruptScope();
   InterruptScope(const InterruptScope&) = delete;
   InterruptScope& operator=(const InterruptScope&) = delete;
@@ -34,6 +34,7 @@ class InterruptScope {
   static InterruptScope* Current() noexcept;
   // Calls `interrupted` if 50 ms have passed since the last call; returns whether waits are to end.
   bool Ask();
+  // When Ask calls it next.
   Deadline next_question() const noexcept { return next_question_; }
 
  private:

@@ -14,6 +14,7 @@
 
 namespace kvm {
 
+// How long a join waits, and what it may ask for.
 struct JoinOptions {
   // The call returns by then, whatever kvmd-mesh and its peers do. What arrives later is published
   // all the same, and found by a later Find.
@@ -31,6 +32,7 @@ struct JoinOptions {
   std::string mesh_socket{};
 };
 
+// What a join has brought.
 struct JoinOutcome {
   std::size_t blocks = 0;   // leading ones that Find finds here now
   std::size_t fetched = 0;  // how many blocks this call brought here

@@ -27,6 +27,7 @@ enum class MatchEnd : std::uint8_t {
 
 std::string_view MatchEndName(MatchEnd end) noexcept;  // "complete", "absent", …
 
+// Where a block of a match is copied from; only a hint until the copy has been validated.
 struct BlockSource {
   std::uint32_t region = 0;  // row of the region table
   std::uint32_t region_epoch = 0;
@@ -35,13 +36,14 @@ struct BlockSource {
   bool own = false;  // a region of this client
 };
 
+// Thread-safe to read; copies share their contents.
 class Match {
  public:
   Match();
   // Leading blocks found: 0 for a miss.
   std::size_t size() const noexcept;
-  bool empty() const noexcept { return size() == 0; }
-  MatchEnd end() const noexcept;
+  bool empty() const noexcept { return size() == 0; }  // a miss
+  MatchEnd end() const noexcept;                       // why the next key is not in it
   // With FindOptions::computing: the mark of a missing block of the lookup, if there is one. The
   // same for all slices of a match.
   const std::optional<BeingComputed>& being_computed() const noexcept;
@@ -55,7 +57,7 @@ class Match {
   struct Impl;
   explicit Match(std::shared_ptr<const Impl> impl, std::size_t first, std::size_t count);
   const Impl* impl() const noexcept { return impl_.get(); }
-  std::size_t first() const noexcept { return first_; }
+  std::size_t first() const noexcept { return first_; }  // libkvclient's own
 
  private:
   std::shared_ptr<const Impl> impl_;
@@ -64,6 +66,7 @@ class Match {
 
 class Region;
 
+// What Client::Find looks for besides the keys.
 struct FindOptions {
   // Where the blocks are wanted: the nearest sources are chosen (same GPU, NVLink, PCIe, host), and
   // blocks in memory that can't be reached from there end the match (kUnmapped). Null: any block

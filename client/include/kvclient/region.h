@@ -98,6 +98,8 @@ struct AdoptedBlock {
 };
 
 class Region;
+// What AdoptRegion took over: the region, which is the caller's now, and the blocks in it that can
+// be used.
 struct AdoptedRegion {
   std::shared_ptr<Region> region;
   std::vector<AdoptedBlock> blocks;  // in block order; all others are free
@@ -121,20 +123,23 @@ enum class MemoryKind : std::uint8_t {
 };
 std::string_view MemoryKindName(MemoryKind kind) noexcept;  // "host_memfd", …, as kvctl shows it
 
+// Memory whose blocks this client publishes, and into which it imports. Thread-safe; it ends with
+// Unregister or with the last reference to it.
 class Region {
  public:
   ~Region();
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
 
+  // As RegionOptions and the geometry said; they do not change while it lives.
   const std::string& name() const noexcept;
-  const Model& model() const noexcept;
-  const Shard& shard() const noexcept;
-  const DeviceUuid& device() const noexcept;  // zeros: host memory
-  MemoryKind memory_kind() const noexcept;
-  const Geometry& geometry() const noexcept;
-  std::uint32_t block_count() const noexcept;
-  std::uint64_t block_bytes() const noexcept;
+  const Model& model() const noexcept;                            // of its keys
+  const Shard& shard() const noexcept;                            // of that model
+  const DeviceUuid& device() const noexcept;                      // zeros: host memory
+  MemoryKind memory_kind() const noexcept;                        // how importers map it
+  const Geometry& geometry() const noexcept;                      // where its blocks lie
+  std::uint32_t block_count() const noexcept;                     // of the geometry
+  std::uint64_t block_bytes() const noexcept;                     // of one block
   std::span<const std::uint64_t> segment_bytes() const noexcept;  // size of each segment
 
   // Base address of a segment (host or device). Valid while the region lives; null in a forked
@@ -182,6 +187,7 @@ class Region {
   // CUDA. A caller that writes a block's bytes calls BeginWrite before and Publish afterwards, as
   // for any write. kInvalidArgument: outside the segment.
   [[nodiscard]] Status WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes);
+  // The other way.
   [[nodiscard]] Status ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const;
 
   // Current generation of `block`: even and above 0 if and only if it is readable.

@@ -38,6 +38,7 @@
 
 namespace kvm {
 
+// What a client has done since it was made, and how many regions of peers it has mapped now.
 struct ClientStats {
 // NOLINTNEXTLINE(bugprone-macro-parentheses): the name of a member
 #define KVCLIENT_STATS_MEMBER(name, meaning) std::uint64_t name = 0;

@@ -16,6 +16,7 @@ namespace kvm {
 // passed.
 using Deadline = std::chrono::steady_clock::time_point;
 
+// The point in time that is `timeout` from now.
 inline Deadline After(std::chrono::milliseconds timeout) { return std::chrono::steady_clock::now() + timeout; }
 
 // A block's write in progress: the odd generation that BeginWrite returned. Plain data: a scheduler

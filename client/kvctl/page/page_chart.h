@@ -4,7 +4,7 @@
 #include <deque>
 #include <string>
 
-#include "client/kvctl/page/status_history.h"
+#include "client/kvctl/cli/status_history.h"
 
 namespace kvm::ctl {
 

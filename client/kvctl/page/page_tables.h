@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "client/kvctl/page/status_history.h"
+#include "client/kvctl/cli/status_history.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm::ctl {

@@ -8,8 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "client/kvctl/cli/status_history.h"
 #include "client/kvctl/page/page_tables.h"
-#include "client/kvctl/page/status_history.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm::ctl {

@@ -41,6 +41,7 @@ enum class MemoryPath : std::uint8_t {
 };
 const char* MemoryPathName(MemoryPath path) noexcept;  // "same GPU", "NVLink", "PCIe peer", "host"
 
+// A GPU that this process can use.
 struct DeviceInfo {
   DeviceUuid uuid{};
   int ordinal = 0;  // in this process only

@@ -32,6 +32,7 @@ struct ExportableUsage {
   std::size_t allocations = 0;
   std::uint64_t bytes = 0;  // as asked for
 };
+// Of this process, now.
 ExportableUsage ExportableInUse();
 
 }  // namespace kvm

@@ -9,6 +9,7 @@
 
 namespace kvm {
 
+// How one GPU reaches another one's memory.
 struct LinkInfo {
   bool reachable = false;
   MemoryPath path = MemoryPath::kSameDevice;
@@ -18,10 +19,12 @@ struct LinkInfo {
   std::string note;                // why not reachable, or what could not be found out
 };
 
+// The GPUs that this process sees, and the paths between them.
 struct Topology {
   std::vector<DeviceInfo> devices;
   std::vector<LinkInfo> links;  // [importer * devices.size() + owner]
 
+  // How `importer` reaches the memory of `owner`; both are indices into `devices`.
   const LinkInfo& Link(std::size_t importer, std::size_t owner) const { return links[importer * devices.size() + owner]; }
 };
 

@@ -24,6 +24,7 @@
 
 namespace kvm {
 
+// The 128-bit name of a block: of all tokens up to its end, the model and the shard. A plain value.
 struct BlockKey {
   std::uint64_t lo = 0;  // digest bytes 0..7, little endian
   std::uint64_t hi = 0;  // digest bytes 8..15
@@ -46,7 +47,7 @@ struct Fingerprint {
   std::array<std::uint8_t, 32> bytes{};
 
   friend auto operator<=>(const Fingerprint&, const Fingerprint&) = default;
-  std::string ToHex() const;
+  std::string ToHex() const;  // 64 digits
 };
 
 // Which part of a model's KV a block holds.
@@ -61,6 +62,7 @@ struct Shard {
 
 // Something besides the tokens that changes the KV bytes. `kind` separates name spaces.
 struct ExtraKey {
+  // The name spaces.
   enum class Kind : std::uint32_t {
     kLora = 1,          // adapter name or digest; of the request
     kCacheSalt = 2,     // the request's cache salt; of the request

@@ -35,6 +35,8 @@ enum class Errc : std::uint16_t {
 // Stable lower-case name, for logs and `--json` ("invalid_argument", …).
 std::string_view ErrcName(Errc code) noexcept;
 
+// Why a call failed: a code for the program, and a text for people that names field, option or
+// call.
 struct Error {
   Errc code = Errc::kInvalidArgument;
   std::string message;
@@ -47,11 +49,14 @@ struct Error {
 // Outcome of an operation. Functions that return one are [[nodiscard]].
 template <class T>
 using Result = boost::system::result<T, Error>;
+// Of calls that return nothing but whether they succeeded.
 using Status = Result<void>;
 
+// An error of this code.
 Error MakeError(Errc code, std::string message);
 // Takes errno at once; `what` names the call and its object ("open /run/kvmd/kvmd.sock").
 Error SystemError(std::string what);
+// The same for an error number that the caller has.
 Error SystemError(std::string what, int sys_errno);
 
 // Found by Boost when somebody calls `.value()` on an error: throws std::runtime_error.

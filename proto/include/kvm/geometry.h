@@ -20,6 +20,8 @@
 
 namespace kvm {
 
+// Equal chunks of contiguous bytes: of block b, `count` of them from `offset` + b × `block_stride`
+// on.
 struct GeometryPart {
   std::uint32_t segment = 0;       // index into the region's segments
   std::uint64_t offset = 0;        // bytes from the segment's base to block 0's first chunk
@@ -32,6 +34,7 @@ struct GeometryPart {
   friend bool operator==(const GeometryPart&, const GeometryPart&) = default;
 };
 
+// Where each block of a region lies in its segments.
 struct Geometry {
   std::uint32_t block_count = 0;
   std::vector<GeometryPart> parts;

@@ -18,6 +18,7 @@
 
 namespace kvm {
 
+// All that changes a byte of a KV block. Engines share if their specs are equal in every field.
 struct ModelSpec {
   std::string model_id;        // "meta-llama/Llama-3.1-8B"; required
   std::string revision;        // commit; may be empty if weights_digest is set
@@ -56,6 +57,7 @@ struct ModelSpec {
   static constexpr std::size_t kMaxCanonicalBytes = 1920;
 };
 
+// A field in which two models differ, and its values as canonical() writes them.
 struct ModelFieldDifference {
   std::string field;
   std::string ours;

@@ -1,4 +1,5 @@
-// StatusHistory: what the exporter has seen of kvmd, for the curves and the events of its page.
+// StatusHistory: what was seen of kvmd, for the curves and the events of the exporter's page, and
+// for kvctl events.
 //
 // The exporter adds each status that it gets: those of scrapes and of the page itself. It keeps
 // sums, not statuses, so that its size does not depend on kvmd's. Not thread-safe.
@@ -30,6 +31,9 @@ struct Event {
   std::string text;  // safe to print, not to put into HTML
 };
 
+// A worker by name, process and domain; safe to print.
+std::string NameOfWorker(const kvmwire::ClientStatus& client);
+
 class StatusHistory {
  public:
   using Time = std::chrono::system_clock::time_point;
@@ -44,6 +48,8 @@ class StatusHistory {
 
   const std::deque<Interval>& intervals() const noexcept { return intervals_; }  // the oldest first
   const std::deque<Event>& events() const noexcept { return events_; }           // the newest first
+  // How many there were, also those that events() has no more.
+  std::uint64_t events_said() const noexcept { return events_said_; }
 
  private:
   struct Sums {
@@ -59,6 +65,7 @@ class StatusHistory {
 
   std::deque<Interval> intervals_;
   std::deque<Event> events_;
+  std::uint64_t events_said_ = 0;
   bool seen_ = false, away_ = false;
   Sums last_;   // at the end of the last interval
   Sums told_;   // of the last status, of which events have been made

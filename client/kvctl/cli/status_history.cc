@@ -1,4 +1,4 @@
-#include "client/kvctl/page/status_history.h"
+#include "client/kvctl/cli/status_history.h"
 
 #include <utility>
 
@@ -14,6 +14,10 @@ std::uint64_t More(std::uint64_t before, std::uint64_t now) { return now >= befo
 constexpr std::size_t kMostOfAKind = 6;
 
 }  // namespace
+
+std::string NameOfWorker(const kvmwire::ClientStatus& client) {
+  return Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ", " + Printable(client.domain()) + ")";
+}
 
 StatusHistory::Sums StatusHistory::SumsOf(const kvmwire::StatusReply& status) {
   Sums sums;
@@ -33,15 +37,14 @@ StatusHistory::Sums StatusHistory::SumsOf(const kvmwire::StatusReply& status) {
     sums.orphans += domain.orphans();
   }
   for (const kvmwire::ClientStatus& client : status.client_list()) {
-    if (client.role() == kvmwire::WORKER)
-      sums.workers[client.client_id()] =
-          Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ", " + Printable(client.domain()) + ")";
+    if (client.role() == kvmwire::WORKER) sums.workers[client.client_id()] = NameOfWorker(client);
   }
   return sums;
 }
 
 void StatusHistory::Say(std::string text, Time at) {
   events_.push_front({at, std::move(text)});
+  ++events_said_;
   if (events_.size() > kMostEvents) events_.pop_back();
 }
 
