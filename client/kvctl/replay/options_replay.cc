@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "client/kvctl/replay/replay.h"
 #include "client/kvctl/workload/option_choice.h"
@@ -84,7 +85,24 @@ void AddReplayCommand(CLI::App& app, const CommonOptions& common, Action& action
                    "Workers mark what they compute, and wait so long for blocks that another one computes; 0: neither")
       ->capture_default_str()
       ->check(CLI::Range(0u, 600'000u));
-  command->add_flag("--private", options->private_kvmd, "Run on a kvmd of its own, stopped at the end");
+  CLI::Option* nodes =
+      command
+          ->add_option_function<std::vector<std::string>>(
+              "--node",
+              [options](const std::vector<std::string>& given) {
+                for (const std::string& each : given) {
+                  const std::size_t comma = each.find(',');
+                  options->nodes.push_back({each.substr(0, comma), comma == std::string::npos ? "" : each.substr(comma + 1)});
+                }
+              },
+              "A node: the socket of its kvmd, and after a comma that of its kvmd-mesh, which workers ask for blocks that their node "
+              "does not have; given for each node, whose workers take turns")
+          ->type_name("SOCKET[,SOCKET]");
+  command->add_option("--join-ms", options->join_ms, "With --node: how long a worker waits for blocks of other nodes")
+      ->capture_default_str()
+      ->check(CLI::Range(1u, 600'000u))
+      ->needs(nodes);
+  command->add_flag("--private", options->private_kvmd, "Run on a kvmd of its own, stopped at the end")->excludes(nodes);
   command->add_option("--kvmd", options->kvmd_program, "The kvmd that --private starts; default: next to kvctl, else from PATH");
   command->add_option("--host-cache", options->host_cache_bytes, "Host memory in which that one keeps blocks (64G); 0: none")
       ->transform(CLI::AsSizeValue(false))

@@ -34,8 +34,29 @@ PrivateKvmdOptions KvmdFor(const ReplayOptions& options) {
   return kvmd;
 }
 
-// On the node's kvmd. Workers go on without it, so its end shows here, and not in the figures.
-Status NothingLeft(const CommonOptions& common) { return CheckNothingLeft(common.socket, common.timeout(), {ReplayRegionPrefix(), ""}); }
+// The kvmds of others that the run is on.
+std::vector<std::string> Sockets(const CommonOptions& common, const ReplayOptions& options) {
+  if (options.nodes.empty()) return {common.socket};
+  std::vector<std::string> sockets;
+  for (const ReplayNode& node : options.nodes) sockets.push_back(node.socket);
+  return sockets;
+}
+
+Status CheckRoomOn(const std::string& socket, std::chrono::milliseconds timeout, std::uint64_t blocks) {
+  const Result<Observer> observer = ConnectDespiteRestart(socket, timeout);
+  if (!observer) return observer.error();
+  const Status room = CheckRoom(*observer, blocks);
+  if (room) return {};
+  return MakeError(room.error().code, room.error().message + "; take fewer --pool-blocks, or --private");
+}
+
+// On the nodes' kvmds. Workers go on without them, so their end shows here, and not in the figures.
+Status NothingLeft(const CommonOptions& common, const ReplayOptions& options) {
+  for (const std::string& socket : Sockets(common, options)) {
+    if (Status left = CheckNothingLeft(socket, common.timeout(), {ReplayRegionPrefix(), ""}); !left) return left;
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -53,13 +74,15 @@ int RunReplay(const CommonOptions& common, const ReplayOptions& options) {
     if (!started) return Fail(started.error());
     kvmd = std::move(*started);
     socket = kvmd.socket();
-  } else if (Result<Observer> observer = ConnectDespiteRestart(socket, common.timeout()); !observer) {
-    return Fail(observer.error());
-  } else if (Status room = CheckRoom(*observer, std::uint64_t{options.workers} * options.pool_blocks); !room) {
-    return Fail(MakeError(room.error().code, room.error().message + "; take fewer --pool-blocks, or --private"));
+  } else {
+    const std::vector<std::string> sockets = Sockets(common, options);
+    const std::uint64_t workers = (options.workers + sockets.size() - 1) / sockets.size();
+    for (const std::string& node : sockets) {
+      if (Status room = CheckRoomOn(node, common.timeout(), workers * options.pool_blocks); !room) return Fail(room.error());
+    }
   }
   Result<ReplayReport> report = Replay(options, *memory, socket, *requests);
-  const Status stopped = options.private_kvmd ? kvmd.Stop() : NothingLeft(common);
+  const Status stopped = options.private_kvmd ? kvmd.Stop() : NothingLeft(common, options);
   if (!report) {
     if (!options.private_kvmd && !stopped && stopped.error().code == Errc::kSystem) Fail(stopped.error());
     return Fail(report.error());

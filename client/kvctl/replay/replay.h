@@ -24,6 +24,12 @@ namespace kvm::ctl {
 
 enum class Routing { kRoundRobin, kSticky, kRandom };
 
+// A node of a replay over several.
+struct ReplayNode {
+  std::string socket;       // of its kvmd
+  std::string mesh_socket;  // of its kvmd-mesh; empty: none is asked
+};
+
 struct ReplayOptions : RequestSource {  // its seed is also that of random routing
   std::uint32_t workers = 4;
   std::uint32_t pool_blocks = 2000;                      // of each worker
@@ -48,6 +54,9 @@ struct ReplayOptions : RequestSource {  // its seed is also that of random routi
   policy::PolicyKind host_cache_policy = policy::PolicyKind::kHitDensity;
   // empty: a model of this run alone
   std::string model_id;
+  // Worker i is one of node i modulo their number; empty: all are of the kvmd at --socket
+  std::vector<ReplayNode> nodes;
+  std::uint32_t join_ms = 500;  // how long a worker waits for blocks of other nodes
 };
 
 struct ReplayReport {
@@ -57,6 +66,7 @@ struct ReplayReport {
   // Of the hit blocks, copied from a peer or the host cache and validated
   std::uint64_t blocks_imported = 0;
   std::uint64_t blocks_from_host_cache = 0;  // of the imported ones
+  std::uint64_t blocks_joined = 0;           // of the imported ones, fetched by kvmd-mesh for the request
   std::uint64_t tokens_total = 0, tokens_saved = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0
@@ -72,7 +82,7 @@ struct ReplayReport {
   std::uint64_t blocks_hit_alone = 0;
   // Of a paced replay: sent so long after it was due
   Samples late_ms;
-  Samples keys_us, find_us, import_us, publish_us, flush_us;
+  Samples keys_us, find_us, join_us, import_us, publish_us, flush_us;
   Samples ttft_ms, ttft_alone_ms;  // modelled
   double wall_s = 0;
   std::vector<std::string> unmapped;  // workers that can't import from a peer, and why
@@ -81,7 +91,7 @@ struct ReplayReport {
   bool Healthy() const noexcept { return mismatched_blocks == 0 && flush_failures == 0; }
 };
 
-// Runs the replay against `socket`; worker i's pool is in memory.DeviceOfWorker(i). kCancelled:
+// Runs the replay against `socket`, or options.nodes if there are any; worker i's pool is in memory.DeviceOfWorker(i). kCancelled:
 // interrupted. Other errors: a worker's report, or how it died.
 [[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
                                           const std::vector<Request>& requests);

@@ -81,7 +81,6 @@ class Coordinator {
     if (!binary) return binary.error();
     const std::uint64_t run = Mix(static_cast<std::uint64_t>(::getpid()), std::random_device{}());
     WorkerConfig config;
-    config.socket.Set(socket_);
     config.model_id.Set(options_.model_id.empty() ? "kvctl-replay" : options_.model_id);
     // Of this run alone, so that runs on a shared kvmd don't feed each other.
     if (options_.model_id.empty()) config.revision.Set("run-" + BlockKey{run, 0}.ToHex().substr(0, 16));
@@ -93,6 +92,8 @@ class Coordinator {
     config.publish_imported = options_.publish_imported;
     if (options_.prefill_takes_time) config.prefill_us_per_block = options_.prefill_us_per_token * options_.block_tokens;
     config.wait_computing_ms = options_.wait_computing_ms;
+    config.join_ms = options_.join_ms;
+    if (options_.prefill_us_per_token > 0) config.prefill_tokens_per_s = 1e6 / options_.prefill_us_per_token;
     // On the node's kvmd, copies of a model that only this run uses would evict the node's own
     // blocks from its host cache, and stay there.
     config.offload = options_.private_kvmd || !options_.model_id.empty();
@@ -105,6 +106,9 @@ class Coordinator {
       workers_.push_back(std::make_unique<WorkerHandle>(WorkerHandle{
           std::move(*process), std::move(channels->first), LonelyPool(options_.policy, options_.pool_blocks), {}, std::nullopt, {}}));
       config.device = memory_.DeviceOfWorker(i);
+      const ReplayNode node = options_.nodes.empty() ? ReplayNode{socket_, ""} : options_.nodes[i % options_.nodes.size()];
+      config.socket.Set(node.socket);
+      config.mesh_socket.Set(node.mesh_socket);
       config.name.Set(ReplayRegionPrefix() + std::to_string(i));
       if (Status sent = workers_.back()->channel.SendStruct(config); !sent) return WorkerError(i, sent.error());
     }
@@ -233,6 +237,7 @@ class Coordinator {
     report_.blocks_total += request.hash_ids.size();
     report_.blocks_local += reply.blocks_local;
     report_.blocks_imported += reply.blocks_imported;
+    report_.blocks_joined += reply.blocks_joined;
     report_.blocks_hit_alone += hit_alone;
     report_.bytes_imported += reply.bytes_imported;
     report_.mismatched_blocks += reply.mismatched_blocks;
@@ -247,6 +252,7 @@ class Coordinator {
     };
     add_us(report_.keys_us, true, reply.keys_ns);
     add_us(report_.find_us, reply.looked_up, reply.find_ns);
+    add_us(report_.join_us, reply.joined, reply.join_ns);
     add_us(report_.import_us, reply.imported, reply.import_ns);
     add_us(report_.publish_us, reply.published, reply.publish_ns);
     add_us(report_.flush_us, options_.in_order && reply.published, reply.flush_ns);
@@ -255,7 +261,7 @@ class Coordinator {
       const std::uint64_t computed = std::max<std::uint64_t>(1, request.input_tokens - std::min(request.input_tokens, cached));
       return static_cast<double>(computed) * options_.prefill_us_per_token / 1e3;
     };
-    report_.ttft_ms.Add(static_cast<double>(reply.keys_ns + reply.find_ns + reply.import_ns) / 1e6 + prefill_ms(saved));
+    report_.ttft_ms.Add(static_cast<double>(reply.keys_ns + reply.find_ns + reply.join_ns + reply.import_ns) / 1e6 + prefill_ms(saved));
     report_.ttft_alone_ms.Add(prefill_ms(hit_alone * tokens_per_block));
     progress_.Update(report_.requests,
                      "hit " + HumanPercent(static_cast<double>(report_.blocks_hit()), static_cast<double>(report_.blocks_total)));

@@ -36,6 +36,8 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"blocks_local", report.blocks_local},
           {"blocks_imported", report.blocks_imported},
           {"blocks_from_host_cache", report.blocks_from_host_cache},
+          {"nodes", options.nodes.size()},
+          {"blocks_joined", report.blocks_joined},
           {"blocks_computed", report.blocks_total - report.blocks_hit()},
           {"hit_ratio", Ratio(report.blocks_hit(), report.blocks_total)},
           {"blocks_hit_without_sharing", report.blocks_hit_alone},
@@ -61,6 +63,7 @@ boost::json::object ReportJson(const ReplayOptions& options, const PoolMemory& m
           {"late_ms", Percentiles(report.late_ms)},
           {"keys_us", Percentiles(report.keys_us)},
           {"find_us", Percentiles(report.find_us)},
+          {"join_us", Percentiles(report.join_us)},
           {"import_us", Percentiles(report.import_us)},
           {"publish_us", Percentiles(report.publish_us)},
           {"flush_us", Percentiles(report.flush_us)},
@@ -102,6 +105,7 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
   blocks.Add({"  imported", HumanCount(report.blocks_imported), share(report.blocks_imported)});
   if (options.host_cache_bytes > 0)
     blocks.Add({"    from the host cache", HumanCount(report.blocks_from_host_cache), share(report.blocks_from_host_cache)});
+  if (!options.nodes.empty()) blocks.Add({"    fetched from other nodes", HumanCount(report.blocks_joined), share(report.blocks_joined)});
   blocks.Add({"computed", HumanCount(report.blocks_total - report.blocks_hit()), share(report.blocks_total - report.blocks_hit())});
   blocks.Add({"total", HumanCount(report.blocks_total), share(report.blocks_total)});
   blocks.Add({"hit without sharing", HumanCount(report.blocks_hit_alone), share(report.blocks_hit_alone)});
@@ -117,6 +121,7 @@ void PrintTables(const ReplayOptions& options, const PoolMemory& memory, ReplayR
         {"sent after it was due", Us(1e3 * report.late_ms.p50()), Us(1e3 * report.late_ms.p99()), HumanCount(report.late_ms.count())});
   add("derive keys", report.keys_us);
   add("find", report.find_us);
+  add("join", report.join_us);
   add("import", report.import_us);
   add("publish", report.publish_us);
   add("publish visible", report.flush_us);

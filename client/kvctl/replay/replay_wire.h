@@ -20,8 +20,9 @@
 namespace kvm::ctl {
 
 struct WorkerConfig {
-  FixedText<128> socket;  // a Unix socket path has at most 107 bytes
-  FixedText<64> name;     // of the client and of its region
+  FixedText<128> socket;       // a Unix socket path has at most 107 bytes
+  FixedText<128> mesh_socket;  // empty: blocks of other nodes are not asked for
+  FixedText<64> name;          // of the client and of its region
   FixedText<512> model_id, revision;
   DeviceUuid device{};  // of the pool; zeros: host memory
   std::uint64_t block_bytes = 0;
@@ -33,7 +34,9 @@ struct WorkerConfig {
   bool publish_imported = true;
   double prefill_us_per_block = 0;  // that computing takes; 0: no time
   std::uint32_t wait_computing_ms = 0;
-  bool offload = true;  // kvmd's host cache gets the blocks if it asks for them
+  std::uint32_t join_ms = 0;
+  double prefill_tokens_per_s = 0;  // by which kvmd-mesh decides whether a join is worth it; 0: always
+  bool offload = true;              // kvmd's host cache gets the blocks if it asks for them
 };
 
 struct WorkerReady {
@@ -57,12 +60,12 @@ static_assert(kIdsPerMessage * sizeof(std::uint64_t) <= Channel::kMaxMessageByte
 
 struct ServeReply {
   FixedText<512> failure;
-  std::uint64_t blocks_local = 0, blocks_imported = 0;
+  std::uint64_t blocks_local = 0, blocks_imported = 0, blocks_joined = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;
   std::uint64_t failed_import_blocks = 0;
-  std::uint64_t keys_ns = 0, find_ns = 0, import_ns = 0, publish_ns = 0, flush_ns = 0;
-  bool looked_up = false, imported = false, published = false, flush_failed = false;
+  std::uint64_t keys_ns = 0, find_ns = 0, join_ns = 0, import_ns = 0, publish_ns = 0, flush_ns = 0;
+  bool looked_up = false, joined = false, imported = false, published = false, flush_failed = false;
 };
 
 struct WorkerSummary {

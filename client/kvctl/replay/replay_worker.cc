@@ -189,6 +189,19 @@ class Worker {
     if (config_.wait_computing_ms > 0 && match.size() < keys.size()) match = FindOrMark(keys, match.size(), options);
     reply.find_ns += watch.Lap();
     reply.looked_up = true;
+    if (config_.mesh_socket.empty() || match.size() == keys.size()) return match;
+    JoinOptions join;
+    join.deadline = After(std::chrono::milliseconds(config_.join_ms));
+    join.min_blocks = match.size() + 1;
+    join.prefill_tokens_per_s = config_.prefill_tokens_per_s;
+    join.mesh_socket = config_.mesh_socket.Get();
+    const JoinOutcome joined = client_->JoinCache(*region_, keys, join);
+    if (joined.blocks > match.size()) {
+      reply.blocks_joined += joined.fetched;
+      match = client_->Find(keys, options);
+    }
+    reply.join_ns += watch.Lap();
+    reply.joined = true;
     return match;
   }
 
