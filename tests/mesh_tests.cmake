@@ -3,6 +3,11 @@ if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_process_support
     SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
       unit/test_mesh_worker_socket.cc)
+  set(ucx_sources)
+  if(KVM_HAVE_UCX)
+    set(ucx_sources unit/test_mesh_ucx.cc)
+  endif()
+  kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/test_mesh_transfer.cc ${ucx_sources})
 endif()
 
 if(TARGET kvm_process_support AND TARGET kvmd-mesh)
@@ -13,5 +18,6 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
     SOURCES integration/test_mesh.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
   kvm_test(NAME mesh_tls_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_tls.cc)
-  kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc)
+  kvm_test(NAME mesh_ucx_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_ucx.cc)
+  kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc fault/test_mesh_ucx.cc)
 endif()

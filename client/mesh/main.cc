@@ -16,7 +16,8 @@ int main(int argc, char** argv) {
     std::cerr << "kvmd-mesh: " << node.error().ToString() << '\n';
     return 1;
   }
-  std::cout << "kvmd-mesh: node " << arguments.config.node << ", peers connect to " << (*node)->address() << std::endl;
+  std::cout << "kvmd-mesh: node " << arguments.config.node << ", blocks over " << (*node)->way() << ", peers connect to "
+            << (*node)->address() << std::endl;
   (*node)->Run();
   return 0;
 }

@@ -40,6 +40,7 @@ set(CPACK_DEBIAN_SERVICE_PACKAGE_CONTROL_EXTRA
 set(CPACK_DEBIAN_MESH_PACKAGE_NAME kvmd-mesh)
 set(CPACK_DEBIAN_MESH_PACKAGE_SECTION admin)
 set(CPACK_DEBIAN_MESH_PACKAGE_DEPENDS "kvmd (= ${PROJECT_VERSION}), init-system-helpers (>= 1.54)")
+set(CPACK_DEBIAN_MESH_PACKAGE_SUGGESTS "libucx0")  # loaded if the configuration asks for it
 set(CPACK_DEBIAN_MESH_DESCRIPTION "brings KV cache blocks of other nodes to this one
 kvmd-mesh, one process on each node for each user, asks the kvmd-mesh of other
 nodes for the blocks of a prompt's prefix, and publishes them on this node like

@@ -18,6 +18,7 @@
 namespace kvm::mesh {
 
 inline constexpr std::uint32_t kMeshVersion = 1;
+inline constexpr std::uint32_t kBulkVersion = 1;
 inline constexpr std::size_t kMeshHeaderBytes = 16;
 inline constexpr std::uint32_t kMaxMessageBytes = 256u << 10;
 inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{256} << 20;

@@ -1,6 +1,7 @@
 // Commands of kvm_bench that put kvmd next to something else, in one run: `kvm_bench find`,
 // `kvm_bench import`. They are kvctl's benchmarks (client/kvctl/bench) with rows for the other one.
-// Without a command, kvm_bench runs the micro-benchmarks.
+// `kvm_bench mesh` measures between two nodes. Without a command, kvm_bench runs the
+// micro-benchmarks.
 #pragma once
 
 #include "client/kvctl/cli/common_options.h"
@@ -9,6 +10,8 @@ namespace kvm::bench {
 
 // Lookups next to MGET of the same keys at a redis-server. Only where hiredis is.
 void AddFindCommand(CLI::App& app, const ctl::CommonOptions& common, ctl::Action& action);
+// Joins of blocks of another node, over whatever the nodes' kvmd-mesh use.
+void AddMeshCommand(CLI::App& app, const ctl::CommonOptions& common, ctl::Action& action);
 // Imports between GPUs next to CUDA's own copies of as many bytes. Only with the CUDA toolkit.
 void AddImportCommand(CLI::App& app, const ctl::CommonOptions& common, ctl::Action& action);
 

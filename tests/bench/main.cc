@@ -27,6 +27,7 @@ int RunCommand(int argc, char** argv) {
   kvm::ctl::CommonOptions common;
   kvm::ctl::AddCommonOptions(app, common);
   kvm::ctl::Action action;
+  kvm::bench::AddMeshCommand(app, common, action);
 #ifdef KVM_HAVE_HIREDIS
   kvm::bench::AddFindCommand(app, common, action);
 #endif

@@ -3,7 +3,6 @@
 // node goes on.
 #include <csignal>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <future>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "tests/catch.h"
 #include "tests/support/mesh/lying_peer.h"
 #include "tests/support/mesh/mesh_process.h"
+#include "tests/support/mesh/two_nodes.h"
 #include "tests/support/worker/worker.h"
 
 namespace {
@@ -20,63 +20,17 @@ using namespace std::chrono_literals;
 using test::Eventually;
 using test::HonestBlock;
 using test::ImportCheck;
+using test::Join;
 using test::JoinBy;
+using test::JoinsEventually;
 using test::KvmdProcess;
 using test::LyingPeer;
 using test::MeshProcess;
 using test::PeerAnswer;
+using test::ProcessState;
+using test::PublishAndFlush;
+using test::TwoNodes;
 using test::Worker;
-
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  return test::StartWorker({.socket = kvmd.socket(), .name = name});
-}
-
-void PublishAndFlush(Worker& worker, const std::string& prompt, std::uint32_t first_block = 0) {
-  worker.Publish(prompt, first_block);
-  KVM_REQUIRE_OK(worker.Flush());
-}
-
-JoinOutcome Join(Worker& worker, const MeshProcess& mesh, const std::string& prompt, std::chrono::milliseconds within = 5s,
-                 const std::string& hint = {}) {
-  JoinOptions options = JoinBy(mesh, within);
-  options.source_hint = hint;
-  return worker.client().JoinCache(worker.region(), worker.Keys(prompt), options);
-}
-
-bool JoinsEventually(Worker& worker, const MeshProcess& mesh, const std::string& prompt, std::size_t blocks) {
-  return Eventually([&] { return Join(worker, mesh, prompt).blocks >= blocks; }, 30s);
-}
-
-// State of a process as the kernel shows it: 'T' if it has been stopped.
-char ProcessState(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  const std::size_t name_end = text.rfind(')');
-  return name_end == std::string::npos ? '?' : text[name_end + 2];
-}
-
-// Two nodes; node a's mesh process reads `fault_file` for places where it stops or dies.
-struct TwoNodes {
-  explicit TwoNodes(const std::vector<std::string>& environment_a = {}, const std::vector<std::string>& environment_b = {})
-      : mesh_a(kvmd_a, "a", {}, With(environment_a, kvmd_a)),
-        mesh_b(kvmd_b, "b", {mesh_a.as_peer()}, With(environment_b, kvmd_b)),
-        publisher(Start(kvmd_a, "publisher")),
-        joiner(Start(kvmd_b, "joiner")) {}
-
-  static std::vector<std::string> With(std::vector<std::string> environment, const KvmdProcess& kvmd) {
-    environment.push_back("KVM_FAULT_FILE=" + kvmd.dir().path().string() + "/fault");
-    return environment;
-  }
-  static void Fault(const KvmdProcess& kvmd, const std::string& what) {
-    const std::string path = kvmd.dir().path().string() + "/fault";
-    std::ofstream(path + ".new") << what;
-    std::filesystem::rename(path + ".new", path);
-  }
-
-  KvmdProcess kvmd_a, kvmd_b;
-  MeshProcess mesh_a, mesh_b;
-  std::unique_ptr<Worker> publisher, joiner;
-};
 
 // The source's mesh process is stopped between its lookup and its copy, and the owner rewrites the
 // blocks meanwhile. What a worker of the other node imports after the join.
@@ -178,7 +132,7 @@ namespace {
 // Joins from a peer that answers as `lie` says, and imports what the join has brought.
 ImportCheck JoinFromLiar(LyingPeer::Lie lie, std::string& reason) {
   KvmdProcess kvmd;
-  const auto joiner = Start(kvmd, "joiner");
+  const auto joiner = test::StartWorker({.socket = kvmd.socket(), .name = "joiner"});
   LyingPeer liar("liar", joiner->client().domain(), joiner->Keys("p:8"), std::move(lie));
   MeshProcess mesh(kvmd, "b", {liar.as_peer()});
   JoinOutcome joined;
@@ -271,7 +225,7 @@ TEST_CASE("Mesh: a peer that claims every block and has none costs one question"
 
 TEST_CASE("Mesh: a peer of another domain is not asked for blocks", "[fault]") {
   KvmdProcess kvmd;
-  const auto joiner = Start(kvmd, "joiner");
+  const auto joiner = test::StartWorker({.socket = kvmd.socket(), .name = "joiner"});
   LyingPeer foreign("foreign", "uid:4294967294", joiner->Keys("p:8"),
                     [](const kvmmesh::Fetch& fetch) { return SecondIs(fetch, [](PeerAnswer&) {}); });
   MeshProcess mesh(kvmd, "b", {foreign.as_peer()});

@@ -72,6 +72,8 @@ TEST_CASE("kvctl mesh: status and peers show what was joined, from whom, and how
   CHECK(Text(status, "node") == "b");
   CHECK(Text(status, "domain") == setup.joiner->client().domain());
   CHECK_FALSE(status.at("encrypted").as_bool());
+  CHECK(Text(status, "transfer") == "tcp");
+  CHECK(Number(status, "ucx_received_bytes") == 0);
   CHECK(Number(status, "joined_blocks") == 6);
   const boost::json::value peer = setup.Peer();
   CHECK(Text(peer, "node") == "source");

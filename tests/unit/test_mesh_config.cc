@@ -41,6 +41,22 @@ TEST_CASE("Mesh configuration: an address of another machine is refused unless u
   }
 }
 
+TEST_CASE("Mesh configuration: with certificates, UCX needs a permission, and its address is one that is allowed", "[unit]") {
+  Config config = Good();
+  config.transfer = mesh::TransferChoice::kUcx;
+  KVM_REQUIRE_OK(CheckConfig(config));
+  config.ucx_listen = "192.0.2.1:7700";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--ucx-listen");
+  config.tls = {"ca.pem", "a.pem", "a.key"};
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--ucx-unencrypted");
+  config.ucx_unencrypted = true;
+  KVM_REQUIRE_OK(CheckConfig(config));
+  // Where there is a choice, it is made at the start.
+  config.ucx_unencrypted = false;
+  config.transfer = mesh::TransferChoice::kAuto;
+  KVM_REQUIRE_OK(CheckConfig(config));
+}
+
 TEST_CASE("Mesh configuration: certificates allow addresses of other machines, and only all of their files do", "[unit]") {
   Config config = Good();
   config.listen = "0.0.0.0:7600";

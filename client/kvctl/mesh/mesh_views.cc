@@ -134,6 +134,9 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
                                   {"domain", status.domain()},
                                   {"listen", status.listen()},
                                   {"encrypted", status.encrypted()},
+                                  {"transfer", status.transfer()},
+                                  {"ucx_sent_bytes", status.ucx_sent_bytes()},
+                                  {"ucx_received_bytes", status.ucx_received_bytes()},
                                   {"keys", status.keys()},
                                   {"served_blocks", status.served_blocks()},
                                   {"served_bytes", status.served_bytes()},
@@ -146,6 +149,10 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
   fields.Add("node", status.node());
   fields.Add("domain", status.domain().empty() ? "not connected to kvmd yet" : status.domain());
   fields.Add("peers connect to", status.listen() + (status.encrypted() ? " (TLS)" : " (not encrypted)"));
+  if (status.transfer() == "ucx") {
+    fields.Add("over UCX",
+               HumanBytes(status.ucx_sent_bytes()) + " sent, " + HumanBytes(status.ucx_received_bytes()) + " received (not encrypted)");
+  }
   fields.Add("peers that answer", std::to_string(fresh) + " of " + std::to_string(status.peers_size()));
   fields.Add("blocks for peers", HumanCount(status.keys()));
   fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()));

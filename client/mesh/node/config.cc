@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <set>
 
 #include "client/kvctl/cli/completion.h"
@@ -14,6 +15,9 @@ namespace kvm::mesh {
 namespace {
 
 constexpr std::uint64_t kLeastSummaryBytes = std::uint64_t{64} << 10;
+
+const std::map<std::string, TransferChoice> kTransfers{
+    {"tcp", TransferChoice::kTcp}, {"ucx", TransferChoice::kUcx}, {"auto", TransferChoice::kAuto}};
 
 void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
   app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str(std::to_string(field))->type_name("SIZE");
@@ -48,6 +52,11 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--tls-key", c.tls.key, "File with its key (PEM)");
   app.add_option("--tls-crl", c.tls.revoked, "File with revocation lists of the authorities (PEM); kvctl mesh revoke makes one");
   app.add_flag("--allow-unencrypted", c.allow_unencrypted, "Allow addresses of other machines, without encryption and authentication");
+  app.add_option("--transfer", c.transfer, "How blocks travel: tcp, ucx, or auto: over UCX if it works, else over TCP")
+      ->transform(CLI::CheckedTransformer(kTransfers))
+      ->default_str("tcp");
+  app.add_option("--ucx-listen", c.ucx_listen, "Address and port of UCX's connections; empty: the address of --listen, any port");
+  app.add_flag("--ucx-unencrypted", c.ucx_unencrypted, "With certificates: allow UCX, over which blocks are not encrypted");
   Size(app, "--pool-size", c.pool_bytes, "Memory for blocks of other nodes, for each model and shard");
   Size(app, "--staging-size", c.staging_bytes, "Memory for blocks that are being sent, for each model and shard");
   Size(app, "--max-block-size", c.max_block_bytes, "The largest block that is sent or received");
@@ -94,6 +103,14 @@ Status CheckConfig(const Config& config) {
     if (Status good = CheckName("--peers", peer.node); !good) return good;
     if (!names.insert(peer.node).second) return MakeError(Errc::kInvalidArgument, "--peers: " + peer.node + " is named twice");
     if (Status good = CheckAddress("--peers", peer.address, any_machine); !good) return good;
+  }
+  if (config.transfer == TransferChoice::kUcx && config.tls.any() && !config.ucx_unencrypted) {
+    return MakeError(
+        Errc::kInvalidArgument,
+        "--transfer: blocks are not encrypted over UCX. Give --ucx-unencrypted as well, for a network that you trust, or use tcp");
+  }
+  if (config.transfer != TransferChoice::kTcp && !config.ucx_listen.empty()) {
+    if (Status good = CheckAddress("--ucx-listen", config.ucx_listen, any_machine); !good) return good;
   }
   if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
     return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");

@@ -15,6 +15,9 @@ struct PeerConfig {
   std::string address;
 };
 
+// How blocks travel. Automatic: over UCX if it works, and may be used; else over TCP.
+enum class TransferChoice : std::uint8_t { kTcp, kUcx, kAuto };
+
 struct Config {
   std::string node;  // this node's name
   std::string kvmd_socket = "/run/kvmd/kvmd.sock";
@@ -23,6 +26,11 @@ struct Config {
   std::vector<PeerConfig> peers;
   TlsFiles tls;  // none: connections are not encrypted
   bool allow_unencrypted = false;
+  TransferChoice transfer = TransferChoice::kTcp;
+  // Where UCX listens; empty: the address of `listen`, and a port that the kernel chooses
+  std::string ucx_listen;
+  // UCX may be used although there are certificates
+  bool ucx_unencrypted = false;
   std::uint64_t pool_bytes = std::uint64_t{1} << 30;      // of each model and shard
   std::uint64_t staging_bytes = std::uint64_t{64} << 20;  // the same
   std::uint64_t max_block_bytes = std::uint64_t{64} << 20;
@@ -42,8 +50,8 @@ struct ParsedArguments {
 ParsedArguments ParseArguments(int argc, char** argv);
 
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
-// of the loopback without certificates or allow_unencrypted, or some of the files of TLS without
-// the others. The files are not read.
+// of the loopback without certificates or allow_unencrypted, some of the files of TLS without the
+// others, or UCX with certificates and without ucx_unencrypted. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

@@ -56,10 +56,12 @@ Awaitable<Status> FetchService::Greet() {
   answer.mutable_hello()->set_version(kMeshVersion);
   answer.mutable_hello()->set_node(node_.config.node);
   answer.mutable_hello()->set_domain(domain);
+  if (fits) answer.mutable_hello()->set_bulk(channel_->Offer(message.hello().bulk()));
   const std::string bytes = answer.SerializeAsString();
   Status sent = co_await channel_->Send(bytes, {}, deadline);
   if (sent && !fits) co_return MakeError(Errc::kPermissionDenied, "another version or domain");
-  co_return sent;
+  if (!sent) co_return sent;
+  co_return co_await channel_->Use(message.hello().bulk(), deadline);
 }
 
 Awaitable<Status> FetchService::Answer(kvmmesh::PeerMessage message) {
@@ -113,6 +115,8 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
     if (batch.size() == 0) co_return Reason::BUSY;
     std::function<std::size_t()> import = [&batch, this, wanted, deadline] { return batch.Import(*node_.client, wanted, deadline); };
     const std::size_t copied = co_await OnThread(node_.copy_threads, import);
+    std::vector<Outgoing> blocks;
+    blocks.reserve(copied);
     for (std::size_t i = 0; i < copied; ++i) {
       kvmmesh::PeerMessage message;
       kvmmesh::FetchedBlock& block = *message.mutable_block();
@@ -121,13 +125,13 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
       block.set_key(EncodeKeys(wanted.subspan(i, 1)));
       block.set_bytes(shape->block_bytes);
       block.set_checksum(batch.checksum(i));
-      const std::string bytes = message.SerializeAsString();
-      // A peer that does not read must not keep staging memory from others for long.
-      Status sent = co_await channel_->Send(bytes, batch.bytes(i), {deadline, kSendStall});
-      if (!sent) co_return sent.error();
-      ++node_.counters.served_blocks;
-      node_.counters.served_bytes += shape->block_bytes;
+      blocks.push_back({message.SerializeAsString(), batch.bytes(i)});
     }
+    // A peer that does not read must not keep staging memory from others for long.
+    Status sent = co_await channel_->SendAll(blocks, {deadline, kSendStall});
+    if (!sent) co_return sent.error();
+    node_.counters.served_blocks += copied;
+    node_.counters.served_bytes += copied * shape->block_bytes;
     next += copied;
     if (copied < std::min(batch.size(), wanted.size())) co_return Reason::NOT_HERE;
   }

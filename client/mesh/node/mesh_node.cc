@@ -15,6 +15,7 @@
 #include "client/mesh/node/worker_service.h"
 #include "client/mesh/threads/counted.h"
 #include "client/mesh/threads/keep_running.h"
+#include "client/mesh/transfer/make_ucx.h"
 #include "client/mesh/transfer/stream_channel.h"
 
 namespace kvm::mesh {
@@ -31,6 +32,14 @@ Awaitable<void> PauseAccepting(asio::io_context& io) {
   co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 }
 
+Result<std::unique_ptr<Transfer>> StartUcx(NodeState& state, TcpTransfer& tcp) {
+  const bool own_address = !state.config.ucx_listen.empty();
+  Result<asio::ip::tcp::endpoint> at = ParseAddress(own_address ? state.config.ucx_listen : state.config.listen);
+  if (!at) return at.error();
+  if (!own_address) at->port(0);
+  return MakeUcxTransfer(state.io, tcp, *at);
+}
+
 // Blocks go to this process's own user only, as they do in a domain of kvmd's by default.
 bool IsOwnUser(Local::socket& socket) {
   ucred peer{};
@@ -42,6 +51,11 @@ bool IsOwnUser(Local::socket& socket) {
 }  // namespace
 
 Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
+  // Without a permission that only the user can give, "auto" is TCP.
+  const bool ucx_wanted = config.transfer == TransferChoice::kUcx ||
+                          (config.transfer == TransferChoice::kAuto && (!config.tls.all() || config.ucx_unencrypted));
+  // First, since no other thread may run.
+  Status ucx_loaded = ucx_wanted ? LoadUcx() : Status();
   ClientOptions options;
   options.socket_path = config.kvmd_socket;
   options.name = "kvmd-mesh";
@@ -58,9 +72,17 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
   }
   Result<std::unique_ptr<TcpTransfer>> transfer = TcpTransfer::Listen(node->state_.io, config.listen, std::move(identity));
   if (!transfer) return transfer.error();
-  node->transfer_ = std::move(*transfer);
+  node->tcp_ = std::move(*transfer);
+  if (ucx_wanted) {
+    Result<std::unique_ptr<Transfer>> ucx = ucx_loaded ? StartUcx(node->state_, *node->tcp_) : ucx_loaded.error();
+    if (ucx) {
+      node->ucx_ = std::move(*ucx);
+    } else {
+      std::cerr << "kvmd-mesh: blocks travel over TCP: " << ucx.error().ToString() << '\n';
+    }
+  }
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
-  for (const PeerConfig& peer : config.peers) node->peers_.push_back(std::make_unique<Peer>(node->state_, *node->transfer_, peer));
+  for (const PeerConfig& peer : config.peers) node->peers_.push_back(std::make_unique<Peer>(node->state_, node->transfer(), peer));
   return node;
 }
 
@@ -100,7 +122,7 @@ Awaitable<void> MeshNode::ReloadOnSignal() {
     if (!state_.config.tls.all()) continue;
     Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
     if (identity) {
-      transfer_->UseIdentity(std::move(*identity));
+      tcp_->UseIdentity(std::move(*identity));
       std::cerr << "kvmd-mesh: the certificates have been read again" << '\n';
     } else {
       std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << '\n';
@@ -110,7 +132,7 @@ Awaitable<void> MeshNode::ReloadOnSignal() {
 
 Awaitable<void> MeshNode::AcceptPeers() {
   for (;;) {
-    Result<std::shared_ptr<Channel>> channel = co_await transfer_->Accept();
+    Result<std::shared_ptr<Channel>> channel = co_await transfer().Accept();
     if (!channel && channel.error().code == Errc::kCancelled) co_return;
     if (!channel) {
       co_await PauseAccepting(state_.io);
@@ -151,7 +173,7 @@ Awaitable<void> MeshNode::AcceptWorkers() {
 
 Awaitable<void> MeshNode::ServeWorker(std::shared_ptr<Channel> channel) {
   const Counted connected(worker_connections_);
-  WorkerService service(state_, joins_, peers_, address());
+  WorkerService service(state_, joins_, peers_, transfer(), address());
   co_await service.Serve(std::move(channel));
 }
 

@@ -26,7 +26,8 @@ class MeshNode {
 
   // Until SIGTERM or SIGINT. SIGHUP reads the certificates again.
   void Run();
-  std::string address() const { return transfer_->address(); }  // where peers connect
+  std::string address() const { return tcp_->address(); }    // where peers connect
+  std::string way() const { return transfer().bulk().way; }  // of payloads: "tcp" or "ucx"
 
  private:
   MeshNode(const Config& config, std::shared_ptr<Client> client)
@@ -36,6 +37,7 @@ class MeshNode {
         joins_(state_, scanner_, peers_),
         greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
         reload_(state_.io) {}
+  Transfer& transfer() const noexcept { return ucx_ ? *ucx_ : static_cast<Transfer&>(*tcp_); }
   Awaitable<void> AcceptPeers();
   Awaitable<void> AcceptWorkers();
   Awaitable<void> ServePeer(std::shared_ptr<Channel> channel);
@@ -43,7 +45,8 @@ class MeshNode {
   Awaitable<void> ReloadOnSignal();
 
   NodeState state_;
-  std::unique_ptr<TcpTransfer> transfer_;
+  std::unique_ptr<TcpTransfer> tcp_;
+  std::unique_ptr<Transfer> ucx_;  // null: payloads travel over TCP
   WorkerSocket workers_;
   std::vector<std::unique_ptr<Peer>> peers_;
   Scanner scanner_;

@@ -40,6 +40,7 @@ Awaitable<Status> PeerChannels::Greet(std::shared_ptr<Channel> channel, Time dea
   message.mutable_hello()->set_version(kMeshVersion);
   message.mutable_hello()->set_node(node_.config.node);
   message.mutable_hello()->set_domain(domain);
+  message.mutable_hello()->set_bulk(channel->Offer({}));
   const std::string bytes = message.SerializeAsString();
   Status sent = co_await channel->Send(bytes, {}, deadline);
   if (!sent) co_return sent.error();
@@ -52,7 +53,7 @@ Awaitable<Status> PeerChannels::Greet(std::shared_ptr<Channel> channel, Time dea
   if (hello.node() != config_.node) co_return MakeError(Errc::kPermissionDenied, "the peer calls itself " + hello.node());
   if (hello.domain() != domain)
     co_return MakeError(Errc::kPermissionDenied, config_.node + " is of domain " + hello.domain() + ", not " + domain);
-  co_return Status();
+  co_return co_await channel->Use(hello.bulk(), deadline);
 }
 
 std::shared_ptr<Channel> PeerChannels::TakeIdle() {

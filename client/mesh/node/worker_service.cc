@@ -52,6 +52,10 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   out.set_joined_blocks(node_.counters.joined_blocks);
   out.set_listen(address_);
   out.set_encrypted(node_.config.tls.all());
+  const BulkTotals bulk = transfer_.bulk();
+  out.set_transfer(bulk.way);
+  out.set_ucx_sent_bytes(bulk.sent_bytes);
+  out.set_ucx_received_bytes(bulk.received_bytes);
   for (const auto& peer : peers_) peer->Describe(*out.add_peers());
 }
 

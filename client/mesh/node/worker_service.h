@@ -15,8 +15,9 @@ namespace kvm::mesh {
 class WorkerService {
  public:
   // `address`: where peers connect.
-  WorkerService(NodeState& node, JoinService& joins, const std::vector<std::unique_ptr<Peer>>& peers, std::string address)
-      : node_(node), joins_(joins), peers_(peers), address_(std::move(address)) {}
+  WorkerService(NodeState& node, JoinService& joins, const std::vector<std::unique_ptr<Peer>>& peers, const Transfer& transfer,
+                std::string address)
+      : node_(node), joins_(joins), peers_(peers), transfer_(transfer), address_(std::move(address)) {}
 
   // Requests of one connection, until it ends.
   Awaitable<void> Serve(std::shared_ptr<Channel> channel);
@@ -31,6 +32,7 @@ class WorkerService {
   NodeState& node_;
   JoinService& joins_;
   const std::vector<std::unique_ptr<Peer>>& peers_;
+  const Transfer& transfer_;
   const std::string address_;
 };
 

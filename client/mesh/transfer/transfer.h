@@ -7,8 +7,8 @@
 //   has been given to another block.
 // - After an error a channel is closed for good, so that no later message can be taken for an
 //   earlier one.
-// Bytes are sent by messages and never by remote access to memory: a peer gets no right to read or
-// write memory of this process.
+// Bytes are sent by messages: a peer gets no right to read or write memory of this process,
+// except over RDMA (docs/MESH.md).
 //
 // Coroutines of one io_context, which makes the progress; an implementation waits for descriptors
 // there and never polls. One Send or Receive at a time on a channel.
@@ -48,6 +48,11 @@ struct Received {
   std::uint64_t payload_bytes = 0;  // to be taken with ReceivePayload before the next Receive
 };
 
+struct Outgoing {
+  std::string message;
+  std::span<const std::byte> payload{};
+};
+
 class Channel {
  public:
   virtual ~Channel() = default;
@@ -58,9 +63,30 @@ class Channel {
   // Whether the peer has proven to be this node of this domain. True of every peer if the transfer
   // is not encrypted. False before Handshake.
   virtual bool IsNode(const std::string& domain, const std::string& node) const = 0;
+  // Payloads may take another way than messages if both ends have it. What the hello of this end
+  // says of that, empty: nothing. `peers`: what the peer's has said, empty at the end that says it
+  // first.
+  virtual std::string Offer(const std::string& peers) {
+    static_cast<void>(peers);
+    return {};
+  }
+  // After both hellos, at both ends; `peers`: what the peer's has said. That the other way does not
+  // work is no error. kProtocol: `peers` is no offer.
+  virtual Awaitable<Status> Use(std::string peers, Time deadline) {
+    static_cast<void>(peers), static_cast<void>(deadline);
+    co_return Status();
+  }
   // kInvalidArgument: over a limit of mesh_frame.h. kDeadlineExceeded: too late, or no progress.
   // kUnavailable: the peer has closed the channel, or the connection has failed.
   virtual Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) = 0;
+  // As one Send after the other, each with these limits, but they may overlap.
+  virtual Awaitable<Status> SendAll(std::span<const Outgoing> batch, Limits limits) {
+    for (const Outgoing& each : batch) {
+      Status sent = co_await Send(each.message, each.payload, limits);
+      if (!sent) co_return sent;
+    }
+    co_return Status();
+  }
   // The same errors, and kProtocol: no valid frame, or the last payload has not been taken.
   virtual Awaitable<Result<Received>> Receive(Limits limits) = 0;
   // Precondition: into.size() is the payload_bytes of the last Receive.
@@ -75,6 +101,12 @@ class Channel {
   virtual bool current() const noexcept = 0;
 };
 
+// Payloads that went another way than their messages.
+struct BulkTotals {
+  std::string way = "tcp";  // "ucx"; "tcp": there is no other
+  std::uint64_t sent_bytes = 0, received_bytes = 0;
+};
+
 class Transfer {
  public:
   virtual ~Transfer() = default;
@@ -85,6 +117,7 @@ class Transfer {
   // are worth another try, after a pause.
   virtual Awaitable<Result<std::shared_ptr<Channel>>> Accept() = 0;
   virtual void Stop() noexcept = 0;
+  virtual BulkTotals bulk() const { return {}; }
 };
 
 }  // namespace kvm::mesh

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Measures how fast blocks of one node reach another one, over TCP and over UCX's own TCP in turns:
+# two kvmd, two kvmd-mesh, and `kvm_bench mesh`. On the loopback, or, with --namespaces and as root,
+# in two network namespaces with a veth pair between them. Where ucx_perftest and python3 are, what
+# UCX and one TCP stream do by themselves is measured in the same turns.
+#
+#   scripts/mesh_bench.sh [--namespaces] [--runs N] [--block-bytes SIZE] [--blocks N] [BUILD_DIR]
+#
+# Default: 3 runs, 64 blocks of 2 MiB, build/dev.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+namespaces=no
+runs=3
+block_bytes=2MiB
+blocks=64
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --namespaces) namespaces=yes && shift ;;
+    --runs) runs=$2 && shift 2 ;;
+    --block-bytes) block_bytes=$2 && shift 2 ;;
+    --blocks) blocks=$2 && shift 2 ;;
+    -h | --help)
+      sed -n '2,10s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    *) break ;;
+  esac
+done
+build=${1:-build/dev}
+work=$(mktemp -d)
+started=()
+names=("kvmb$$a" "kvmb$$b")
+stop_started() {
+  [ "${#started[@]}" -eq 0 ] || kill -KILL "${started[@]}" 2>/dev/null || true
+  [ "${#started[@]}" -eq 0 ] || wait "${started[@]}" 2>/dev/null || true
+  started=()
+}
+clean_up() {
+  stop_started
+  if [ "$namespaces" = yes ]; then
+    for name in "${names[@]}"; do ip netns delete "$name" 2>/dev/null || true; done
+  fi
+  rm -rf --one-file-system "$work"
+}
+trap clean_up EXIT
+
+in_a=() in_b=()
+device=lo
+address_a=127.0.0.1 address_b=127.0.0.1
+allowed=()
+if [ "$namespaces" = yes ]; then
+  for name in "${names[@]}"; do ip netns add "$name"; done
+  ip link add veth0 netns "${names[0]}" type veth peer name veth0 netns "${names[1]}"
+  address_a=192.0.2.1 address_b=192.0.2.2
+  ip -n "${names[0]}" address add "$address_a/24" dev veth0
+  ip -n "${names[1]}" address add "$address_b/24" dev veth0
+  for name in "${names[@]}"; do ip -n "$name" link set veth0 up; done
+  # The /sys of `ip netns exec` lacks the control groups, which kvmd's clients read.
+  # shellcheck disable=SC2016 # for the shell in there
+  groups='awk "\$2 ~ /^.sys.fs.cgroup/ {print \$3, \$2, \$4}" /proc/1/mounts |
+    while read -r type at options; do mkdir -p "$at" && mount -t "$type" -o "$options" "$type" "$at"; done; exec "$@"'
+  in_a=(ip netns exec "${names[0]}" bash -c "$groups" bash)
+  in_b=(ip netns exec "${names[1]}" bash -c "$groups" bash)
+  device=veth0
+  allowed=(--allow-unencrypted)
+  until ip -n "${names[0]}" link show veth0 | grep -q 'state UP'; do sleep 0.1; done
+fi
+
+wait_for_socket() {
+  until [ -S "$1" ]; do sleep 0.05; done
+}
+
+# measure TRANSFER [UCX_RNDV_SCHEME]: one run of kvm_bench mesh between two new nodes.
+measure() {
+  export UCX_TLS=tcp,self UCX_NET_DEVICES=$device UCX_RNDV_SCHEME=${2:-get_zcopy}
+  for node in a b; do
+    mkdir "$work/$node"
+    "$build/bin/kvmd" --socket "$work/$node/kvmd.sock" >"$work/$node/kvmd.log" 2>&1 &
+    started+=($!)
+  done
+  "${in_a[@]}" "$build/bin/kvmd-mesh" --node a --socket "$work/a/kvmd.sock" --mesh-socket "$work/a/mesh.sock" --listen "$address_a:7600" \
+    --peers "b=$address_b:7601" --transfer "$1" --pool-size 512M --pull-interval-ms 200 "${allowed[@]}" >"$work/a/mesh.log" 2>&1 &
+  started+=($!)
+  "${in_b[@]}" "$build/bin/kvmd-mesh" --node b --socket "$work/b/kvmd.sock" --mesh-socket "$work/b/mesh.sock" --listen "$address_b:7601" \
+    --peers "a=$address_a:7600" --transfer "$1" --pool-size 512M --pull-interval-ms 200 "${allowed[@]}" >"$work/b/mesh.log" 2>&1 &
+  started+=($!)
+  for socket in a/kvmd.sock b/kvmd.sock a/mesh.sock b/mesh.sock; do wait_for_socket "$work/$socket"; done
+  printf '%s %s: ' "$1" "${2:-}"
+  "$build/bin/kvm_bench" mesh --socket "$work/b/kvmd.sock" --source-socket "$work/a/kvmd.sock" --mesh-socket "$work/b/mesh.sock" \
+    --block-bytes "$block_bytes" --blocks "$blocks" --rounds 10
+  "$build/bin/kvctl" mesh status --json --mesh-socket "$work/b/mesh.sock" | grep -o '"ucx_received_bytes":[0-9]*'
+  stop_started
+  rm -rf --one-file-system "$work/a" "$work/b"
+}
+
+# UCX by itself: active messages, waiting for events as kvmd-mesh does.
+measure_ucx() {
+  command -v ucx_perftest >/dev/null || return 0
+  local bytes
+  bytes=$(numfmt --from=auto "${block_bytes%B}")
+  UCX_TLS=tcp,self UCX_NET_DEVICES=$device "${in_a[@]}" ucx_perftest -E sleep -p 7610 >"$work/ucx.log" 2>&1 &
+  started+=($!)
+  sleep 0.5
+  printf 'ucp_am_bw: '
+  UCX_TLS=tcp,self UCX_NET_DEVICES=$device "${in_b[@]}" ucx_perftest "$address_a" -p 7610 -t ucp_am_bw -E sleep -s "$bytes" -n 1000 -f 2>/dev/null |
+    awk '/^ *Final:|^ *[0-9]+ / {line = $0} END {print line}' || echo failed
+  stop_started
+}
+
+# One TCP stream by itself.
+measure_stream() {
+  "${in_a[@]}" python3 -c '
+import socket, sys
+with socket.create_server((sys.argv[1], 7611)) as server:
+    peer = server.accept()[0]
+    into = bytearray(1 << 21)
+    while peer.recv_into(into): pass
+    peer.sendall(b"x")' "$address_a" &
+  started+=($!)
+  sleep 0.5
+  "${in_b[@]}" python3 -c '
+import socket, sys, time
+peer = socket.create_connection((sys.argv[1], 7611))
+block = bytes(1 << 21)
+begin = time.monotonic()
+for _ in range(1000): peer.sendall(block)
+peer.shutdown(socket.SHUT_WR)
+peer.recv(1)
+print("one TCP stream: %.2f GB/s" % (1000 * len(block) / (time.monotonic() - begin) / 1e9))' "$address_a"
+  stop_started
+}
+
+echo "load before: $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) cores, $device, blocks of $block_bytes"
+for _ in $(seq "$runs"); do
+  measure tcp
+  measure ucx get_zcopy
+  measure ucx put_zcopy
+  measure_stream
+  measure_ucx
+done
+echo "load after: $(cut -d' ' -f1-3 /proc/loadavg)"
