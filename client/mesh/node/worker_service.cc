@@ -52,14 +52,15 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   out.set_joined_blocks(node_.counters.joined_blocks);
   out.set_listen(address_);
   out.set_encrypted(node_.config.tls.all());
-  for (const auto& peer : peers_) peer->Describe(*out.add_peers());
+  for (const auto& peer : peers_.all()) peer->Describe(*out.add_peers());
+  for (const auto& membership : memberships_) membership->Describe(out);
 }
 
 void WorkerService::Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const {
   const Result<std::vector<BlockKey>> keys = DecodeKeys(query.keys());
   if (!keys) return;
   out.set_local(static_cast<std::uint32_t>(node_.client->Find(*keys).size()));
-  for (const auto& peer : peers_) {
+  for (const auto& peer : peers_.all()) {
     kvmmesh::FindAnswer::Node& node = *out.add_nodes();
     node.set_node(peer->name());
     node.set_fresh(peer->fresh());
