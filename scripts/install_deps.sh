@@ -2,8 +2,8 @@
 # Installs the distribution's packages that a build needs, on Debian 12 and Ubuntu 24.04. Options
 # add the packages for other work: --lint for the linters, --bench for benchmarks, --python for the
 # Python package, --systemd for the test of the unit under a real systemd, --package for making
-# Debian packages, --metrics for the tests with a real Prometheus (its package starts a service). It
-# downloads only packages that are missing.
+# Debian packages, --metrics for the tests with a real Prometheus, --etcd for those with a real etcd
+# (their packages start a service). It downloads only packages that are missing.
 set -euo pipefail
 
 lint=no
@@ -12,6 +12,7 @@ python=no
 systemd=no
 debian_packages=no
 metrics=no
+etcd=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
@@ -20,8 +21,9 @@ for argument in "$@"; do
     --systemd) systemd=yes ;;
     --package) debian_packages=yes ;;
     --metrics) metrics=yes ;;
+    --etcd) etcd=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics] [--etcd]"
       exit 0
       ;;
     *)
@@ -53,6 +55,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)
 [ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man zsh fish)
 [ "$metrics" = yes ] && packages+=(prometheus chromium fonts-dejavu-core)
+[ "$etcd" = yes ] && packages+=(etcd-server)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()

@@ -8,10 +8,14 @@ if(TARGET kvm_mesh)
     set(ucx_sources unit/test_mesh_ucx.cc)
   endif()
   kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/test_mesh_transfer.cc ${ucx_sources})
+  kvm_test(NAME mesh_membership_tests LABEL unit TIMEOUT 180 LIBS kvm_mesh kvm_json kvm_process_support
+    SOURCES unit/test_mesh_etcd.cc unit/test_mesh_etcd_messages.cc support/mesh/fake_etcd.cc)
 endif()
 
 if(TARGET kvm_process_support AND TARGET kvmd-mesh)
-  add_library(kvm_mesh_support STATIC support/mesh/lying_peer.cc support/mesh/mesh_authority.cc support/mesh/mesh_process.cc)
+  add_library(kvm_mesh_support STATIC
+    support/mesh/etcd_process.cc support/mesh/lying_peer.cc support/mesh/mesh_authority.cc support/mesh/mesh_process.cc
+    support/mesh/tcp_relay.cc)
   target_link_libraries(kvm_mesh_support PUBLIC kvm_process_support kvm_mesh kvm_kvctl PRIVATE kvm_build_flags)
   target_compile_definitions(kvm_mesh_support PRIVATE KVM_MESH_BINARY="$<TARGET_FILE:kvmd-mesh>")
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
@@ -19,5 +23,6 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
     SOURCES integration/test_mesh.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
   kvm_test(NAME mesh_tls_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_tls.cc)
   kvm_test(NAME mesh_ucx_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_ucx.cc)
+  kvm_test(NAME mesh_etcd_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support SOURCES integration/test_mesh_etcd.cc)
   kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc fault/test_mesh_ucx.cc)
 endif()

@@ -11,7 +11,12 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
-  kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node = kvm::mesh::MeshNode::Create(arguments.config);
+  kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =
+      kvm::mesh::MeshNode::Create(arguments.config, [argc, argv]() -> kvm::Result<std::vector<kvm::mesh::Member>> {
+        const kvm::mesh::ParsedArguments again = kvm::mesh::ParseArguments(argc, argv);
+        if (again.exit) return kvm::MakeError(kvm::Errc::kInvalidArgument, "the configuration is not good");
+        return again.config.peers;
+      });
   if (!node) {
     std::cerr << "kvmd-mesh: " << node.error().ToString() << '\n';
     return 1;

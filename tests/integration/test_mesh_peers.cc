@@ -1,8 +1,10 @@
 // How a mesh process deals with peers that close connections, are slow, or have not been asked yet.
 #include <sys/resource.h>
 
+#include <csignal>
 #include <fstream>
 #include <future>
+#include <iterator>
 #include <sstream>
 #include <vector>
 
@@ -240,4 +242,37 @@ TEST_CASE("Mesh: a summary for which there is no memory is refused, and the proc
   REQUIRE(Eventually([&] { return liar.summaries() >= before + 2; }, 60s));
   CHECK(mesh.running());
   CHECK(Eventually([&] { return StatusOf(mesh).peers(0).last_error().find("no memory") != std::string::npos; }, 30s));
+}
+
+TEST_CASE("Mesh: SIGHUP reads the list of peers again, and a file that is wrong changes nothing", "[integration]") {
+  KvmdProcess kvmd;
+  const auto joiner = Start(kvmd, "joiner");
+  LyingPeer first("first", joiner->client().domain(), KeysOf(*joiner, {"p:2"}), HonestAnswer);
+  LyingPeer second("second", joiner->client().domain(), KeysOf(*joiner, {"q:2"}), HonestAnswer);
+  const std::string file = kvmd.dir() / "mesh.toml";
+  std::ofstream(file) << "peers = [\"" << first.as_peer() << "\"]\n";
+  MeshProcess mesh(kvmd, "b", {}, {}, {"--config", file});
+  CHECK(Join(*joiner, mesh, "p:2", "first").blocks == 2);
+  const auto only = [&](const std::string& name) {
+    const kvmmesh::Status status = StatusOf(mesh);
+    return status.peers_size() == 1 && status.peers(0).node() == name;
+  };
+  CHECK(only("first"));
+  std::ofstream(file) << "peers = [\"" << second.as_peer() << "\"]\n";
+  mesh.Signal(SIGHUP);
+  REQUIRE(Eventually([&] { return only("second"); }, 60s));
+  CHECK(Join(*joiner, mesh, "q:2", "second").blocks == 2);
+  // The one that has left is asked nothing more.
+  const int asked = first.summaries(), answered = second.summaries();
+  REQUIRE(Eventually([&] { return second.summaries() > answered + 3; }, 60s));
+  CHECK(first.summaries() <= asked + 1);
+
+  std::ofstream(file) << "peers = [\"nonsense\"]\n";
+  mesh.Signal(SIGHUP);
+  const auto logged = [&] {
+    std::ifstream log(kvmd.dir() / "mesh.log");
+    return std::string(std::istreambuf_iterator<char>(log), {}).find("event=peers_not_reloaded") != std::string::npos;
+  };
+  CHECK(Eventually(logged, 60s));
+  CHECK(only("second"));
 }

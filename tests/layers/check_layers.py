@@ -75,13 +75,15 @@ RULES = {
     "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
     "client/join": {"client/connection", "proto/base", "proto/mesh", "kvclient", "kvm"},
     "client": CLIENT | {f"client/{each}" for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")},
-    # node → memory → threads → transfer; directory stands alone. A scan has kvctl's connection.
+    # node → membership, memory → threads → transfer; directory stands alone. A scan has kvctl's
+    # connection.
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm"},
     "client/mesh/threads": {"client/mesh/transfer", "kvm"},
+    "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
-    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "memory", "threads", "transfer")} | {"client/kvctl/cli"},
-    "client/mesh": MESH | {"client/mesh/node"},  # main.cc
+    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli"},
+    "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc
     # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},

@@ -120,3 +120,25 @@ TEST_CASE("Mesh shape: a message is taken only if every field of it is in range"
   bad.set_tp_rank(1);
   KVM_CHECK_ERROR(BlockShape::FromMessage(bad, 4096), Errc::kProtocol, "");
 }
+
+TEST_CASE("Mesh configuration: with etcd the address that peers are told must be one of a machine", "[unit]") {
+  Config config = Good();
+  config.etcd.endpoints = {"http://127.0.0.1:2379"};
+  KVM_REQUIRE_OK(CheckConfig(config));
+  config.tls = {"ca.pem", "a.pem", "a.key"};
+  config.listen = "0.0.0.0:7600";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--advertise");
+  config.etcd.advertise = "192.0.2.1:7600";
+  KVM_REQUIRE_OK(CheckConfig(config));
+  for (const char* wrong : {"0.0.0.0:7600", "192.0.2.1:0", "a:7600", "192.0.2.1"}) {
+    config.etcd.advertise = wrong;
+    KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--advertise");
+  }
+  // Without certificates another machine's peers could not be let in.
+  config = Good();
+  config.etcd.endpoints = {"http://127.0.0.1:2379"};
+  config.etcd.advertise = "192.0.2.1:7600";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--advertise");
+  config.etcd.endpoints = {"127.0.0.1:2379"};
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--etcd");
+}

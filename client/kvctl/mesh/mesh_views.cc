@@ -34,6 +34,7 @@ std::string Rate(std::uint64_t bytes_per_s) { return bytes_per_s == 0 ? "-" : Hu
 boost::json::object ToJson(const kvmmesh::PeerStatus& peer) {
   return {{"node", peer.node()},
           {"address", peer.address()},
+          {"known_from", peer.known_from()},
           {"fresh", peer.fresh()},
           {"shunned", peer.shunned()},
           {"keys", peer.keys()},
@@ -44,6 +45,36 @@ boost::json::object ToJson(const kvmmesh::PeerStatus& peer) {
           {"round_trip_us", peer.round_trip_us()},
           {"failures", peer.failures()},
           {"last_error", Printable(peer.last_error())}};
+}
+
+std::string_view EntryText(kvmmesh::EtcdStatus::Entry entry) {
+  switch (entry) {
+    case kvmmesh::EtcdStatus::REGISTERED: return "registered";
+    case kvmmesh::EtcdStatus::NAME_TAKEN: return "name taken";
+    default: return "not registered";
+  }
+}
+
+boost::json::value ToJson(const kvmmesh::Status& status) {
+  if (!status.has_etcd()) return nullptr;
+  const kvmmesh::EtcdStatus& etcd = status.etcd();
+  return boost::json::object{
+      {"endpoint", etcd.endpoint()},     {"connected", etcd.connected()},     {"entry", EntryText(etcd.entry())},
+      {"advertised", etcd.advertised()}, {"lease_ttl_s", etcd.lease_ttl_s()}, {"members", etcd.members()},
+      {"leaving", etcd.leaving()},       {"revision", etcd.revision()},       {"last_error", Printable(etcd.last_error())}};
+}
+
+void AddEtcd(FieldList& fields, const kvmmesh::EtcdStatus& etcd) {
+  fields.Add("etcd", etcd.connected() ? "connected to " + etcd.endpoint() : "away: " + Printable(etcd.last_error()));
+  const std::string lease = std::to_string(etcd.lease_ttl_s()) + " s";
+  switch (etcd.entry()) {
+    case kvmmesh::EtcdStatus::REGISTERED: fields.Add("this node in etcd", etcd.advertised() + ", with a lease of " + lease); break;
+    case kvmmesh::EtcdStatus::NAME_TAKEN: fields.Add("this node in etcd", "not listed: another process has its name"); break;
+    default: fields.Add("this node in etcd", "not listed yet");
+  }
+  const std::string leaving =
+      etcd.leaving() == 0 ? "" : ", of which " + std::to_string(etcd.leaving()) + " have vanished and are kept for a while";
+  fields.Add("other nodes in etcd", std::to_string(etcd.members()) + leaving);
 }
 
 // The prompt's keys, with the registry's regions if kvmd is there. Keys in hex need no kvmd.
@@ -142,6 +173,7 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
                                   {"served_bytes", status.served_bytes()},
                                   {"joins", status.joins()},
                                   {"joined_blocks", status.joined_blocks()},
+                                  {"etcd", ToJson(status)},
                                   {"peers", std::move(peers)}});
     return kHealthy;
   }
@@ -154,6 +186,7 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
                HumanBytes(status.ucx_sent_bytes()) + " sent, " + HumanBytes(status.ucx_received_bytes()) + " received (not encrypted)");
   }
   fields.Add("peers that answer", std::to_string(fresh) + " of " + std::to_string(status.peers_size()));
+  if (status.has_etcd()) AddEtcd(fields, status.etcd());
   fields.Add("blocks for peers", HumanCount(status.keys()));
   fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()));
   fields.Add("joins", HumanCount(status.joins()) + ", which brought " + HumanCount(status.joined_blocks()) + " blocks");
@@ -170,9 +203,9 @@ int RunMeshPeers(const CommonOptions& common, const std::string& socket) {
     PrintJson(boost::json::object{{"peers", std::move(peers)}});
     return kHealthy;
   }
-  Table table({"node", "address", "state", ">blocks", ">fetched", ">rate", ">round trip", ">failures", "last error"});
+  Table table({"node", "address", "known from", "state", ">blocks", ">fetched", ">rate", ">round trip", ">failures", "last error"});
   for (const auto& peer : answer->status().peers()) {
-    table.Add({peer.node(), peer.address(),
+    table.Add({peer.node(), peer.address(), peer.known_from(),
                peer.shunned() ? "shunned"
                : peer.fresh() ? "answers"
                               : "silent",
@@ -180,7 +213,7 @@ int RunMeshPeers(const CommonOptions& common, const std::string& socket) {
                peer.round_trip_us() == 0 ? "-" : HumanNanoseconds(static_cast<double>(peer.round_trip_us()) * 1e3),
                HumanCount(peer.failures()), Printable(peer.last_error())});
   }
-  if (table.empty()) std::cout << "no peers are configured\n";
+  if (table.empty()) std::cout << "no peers are known\n";
   if (!table.empty()) table.Print(std::cout);
   return kHealthy;
 }

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "client/kvctl/cli/completion.h"
+#include "client/mesh/membership/etcd_link.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
 #include "proto/mesh/mesh_socket.h"
@@ -24,9 +25,7 @@ void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const st
 }
 
 Status CheckName(const std::string& option, const std::string& name) {
-  const bool good = !name.empty() && name.size() <= 63 &&
-                    std::all_of(name.begin(), name.end(), [](unsigned char c) { return c > ' ' && c < 127 && c != '='; });
-  if (good) return {};
+  if (IsNodeName(name)) return {};
   return MakeError(Errc::kInvalidArgument, option + ": a name has 1 to 63 printable characters without spaces and '='");
 }
 
@@ -41,12 +40,27 @@ Status CheckAddress(const std::string& option, const std::string& address, bool 
           "authenticated. Give certificates (--tls-ca, --tls-cert, --tls-key), or --allow-unencrypted for a network that you trust");
 }
 
+void AddEtcdOptions(CLI::App& app, EtcdSettings& etcd) {
+  app.add_option("--etcd", etcd.endpoints, "Find peers through etcd: http://HOST:PORT or https://HOST:PORT of its members, with commas")
+      ->delimiter(',')
+      ->type_name("URL");
+  app.add_option("--etcd-prefix", etcd.prefix, "Beginning of the keys in etcd")->capture_default_str();
+  app.add_option("--advertise", etcd.advertise, "Address and port under which peers find this node in etcd; default: those of --listen");
+  app.add_option("--etcd-lease-ttl", etcd.lease_ttl_s, "Seconds after which a node that has died leaves etcd's list")
+      ->capture_default_str();
+  app.add_option("--etcd-ca", etcd.authority, "File with the authorities of etcd's certificate (PEM); default: the system's");
+  app.add_option("--etcd-cert", etcd.certificate, "File with a certificate for etcd (PEM), if it wants one");
+  app.add_option("--etcd-key", etcd.key, "File with its key (PEM)");
+  app.add_option("--etcd-credentials", etcd.credentials, "File with USER:PASSWORD for etcd in its first line");
+}
+
 void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--node", c.node, "This node's name, as its peers' configurations have it")->required();
   app.add_option("--socket", c.kvmd_socket, "kvmd's Unix socket")->capture_default_str();
   app.add_option("--mesh-socket", c.mesh_socket, "Unix socket for this node's workers; empty: " + DefaultMeshSocket());
   app.add_option("--listen", c.listen, "Address and port for peers")->capture_default_str();
   app.add_option("--peers", peers, "The other nodes: NAME=ADDRESS:PORT")->type_name("PEER");
+  AddEtcdOptions(app, c.etcd);
   app.add_option("--tls-ca", c.tls.authority, "File with the certificates of the authority that peers' certificates are of (PEM)");
   app.add_option("--tls-cert", c.tls.certificate, "File with this node's certificate (PEM); kvctl mesh cert makes one");
   app.add_option("--tls-key", c.tls.key, "File with its key (PEM)");
@@ -86,6 +100,30 @@ Result<std::vector<PeerConfig>> SplitPeers(const std::vector<std::string>& peers
   return out;
 }
 
+// Peers must be able to connect to what the entry in etcd says.
+Status CheckEtcd(const Config& config) {
+  if (Status good = CheckEtcdSettings(config.etcd, config.allow_unencrypted); !good) return good;
+  if (config.etcd.endpoints.empty()) return {};
+  if (!config.etcd.advertise.empty()) {
+    const Status good = CheckReachable(config.etcd.advertise, config.any_machine());
+    return good ? good : MakeError(Errc::kInvalidArgument, "--advertise: " + good.error().message);
+  }
+  const auto listen = ParseAddress(config.listen);
+  if (listen && listen->address().is_unspecified())
+    return MakeError(Errc::kInvalidArgument, "--advertise: --listen " + config.listen + " does not say where peers can connect");
+  return {};
+}
+
+// Reads the files that the configuration names.
+Status CheckFiles(const Config& config) {
+  if (config.tls.all()) {
+    const Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(config.tls, config.node);
+    if (!identity) return identity.error();
+  }
+  const Result<EtcdAccess> etcd = EtcdAccess::Load(config.etcd);
+  return etcd ? Status() : Status(etcd.error());
+}
+
 }  // namespace
 
 Status CheckConfig(const Config& config) {
@@ -96,7 +134,7 @@ Status CheckConfig(const Config& config) {
     return MakeError(Errc::kInvalidArgument, "--tls-crl: without --tls-ca, --tls-cert and --tls-key there is nothing to revoke");
   if (config.tls.any() && config.allow_unencrypted)
     return MakeError(Errc::kInvalidArgument, "--allow-unencrypted: with --tls-cert every connection is encrypted");
-  const bool any_machine = config.tls.all() || config.allow_unencrypted;
+  const bool any_machine = config.any_machine();
   if (Status good = CheckAddress("--listen", config.listen, any_machine); !good) return good;
   std::set<std::string> names{config.node};
   for (const PeerConfig& peer : config.peers) {
@@ -112,6 +150,7 @@ Status CheckConfig(const Config& config) {
   if (config.transfer != TransferChoice::kTcp && !config.ucx_listen.empty()) {
     if (Status good = CheckAddress("--ucx-listen", config.ucx_listen, any_machine); !good) return good;
   }
+  if (Status good = CheckEtcd(config); !good) return good;
   if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
     return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");
   if (config.max_summary_bytes < kLeastSummaryBytes || config.max_summary_bytes > kMaxPayloadBytes / 2) {
@@ -156,14 +195,11 @@ ParsedArguments ParseArguments(int argc, char** argv) {
     std::cerr << good.error().message << '\n';
     out.exit = true;
     out.exit_code = 1;
-  } else if (check && out.config.tls.all()) {
-    const Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(out.config.tls, out.config.node);
-    std::cout << "kvmd-mesh: " << (identity ? "configuration is good" : identity.error().message) << '\n';
-    out.exit = true;
-    out.exit_code = identity ? 0 : 1;
   } else if (check) {
-    std::cout << "kvmd-mesh: configuration is good\n";
+    const Status files = CheckFiles(out.config);
+    std::cout << "kvmd-mesh: " << (files ? "configuration is good" : files.error().message) << '\n';
     out.exit = true;
+    out.exit_code = files ? 0 : 1;
   }
   if (out.config.mesh_socket.empty()) out.config.mesh_socket = DefaultMeshSocket();
   return out;

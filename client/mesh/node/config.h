@@ -5,15 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "client/mesh/membership/etcd_settings.h"
+#include "client/mesh/membership/member.h"
 #include "client/mesh/transfer/tls_identity.h"
 #include "kvm/error.h"
 
 namespace kvm::mesh {
 
-struct PeerConfig {
-  std::string node;
-  std::string address;
-};
+using PeerConfig = Member;
 
 // How blocks travel. Automatic: over UCX if it works, and may be used; else over TCP.
 enum class TransferChoice : std::uint8_t { kTcp, kUcx, kAuto };
@@ -24,6 +23,7 @@ struct Config {
   std::string mesh_socket;  // for this node's workers; empty: DefaultMeshSocket()
   std::string listen = "127.0.0.1:7600";
   std::vector<PeerConfig> peers;
+  EtcdSettings etcd;
   TlsFiles tls;  // none: connections are not encrypted
   bool allow_unencrypted = false;
   TransferChoice transfer = TransferChoice::kTcp;
@@ -31,6 +31,8 @@ struct Config {
   std::string ucx_listen;
   // UCX may be used although there are certificates
   bool ucx_unencrypted = false;
+  // Whether addresses of other machines are allowed.
+  bool any_machine() const noexcept { return tls.all() || allow_unencrypted; }
   std::uint64_t pool_bytes = std::uint64_t{1} << 30;      // of each model and shard
   std::uint64_t staging_bytes = std::uint64_t{64} << 20;  // the same
   std::uint64_t max_block_bytes = std::uint64_t{64} << 20;
@@ -51,7 +53,8 @@ ParsedArguments ParseArguments(int argc, char** argv);
 
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
 // of the loopback without certificates or allow_unencrypted, some of the files of TLS without the
-// others, or UCX with certificates and without ucx_unencrypted. The files are not read.
+// others, UCX with certificates and without ucx_unencrypted, or settings of etcd that contradict each
+// other. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

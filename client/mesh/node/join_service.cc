@@ -50,7 +50,8 @@ struct JoinService::Run {
   const std::vector<BlockKey> keys;
   const Time deadline;
   std::shared_ptr<SlotPool> pool{};
-  std::vector<Peer*> asked{};
+  // One of them may have left meanwhile.
+  std::vector<std::shared_ptr<Peer>> asked{};
   std::size_t have = 0;     // leading blocks: local ones, and those that were fetched
   std::size_t fetched = 0;  // of them
   std::string reason{};
@@ -86,7 +87,7 @@ Awaitable<kvmmesh::Joined> JoinService::Join(kvmmesh::Join join) {
   record.ended = steady_clock::now();
   record.took = std::chrono::floor<milliseconds>(record.ended - begin);
   record.fetched = run.fetched;
-  for (const Peer* peer : run.asked) record.sources += (record.sources.empty() ? "" : ",") + peer->name();
+  for (const auto& peer : run.asked) record.sources += (record.sources.empty() ? "" : ",") + peer->name();
   record.reason = out.reason();
   log_.Add(std::move(record));
   co_return out;
@@ -117,14 +118,14 @@ Awaitable<void> JoinService::FetchFromPeers(Run& run) {
       if (run.asked.empty()) run.reason = choice.reason;
       co_return;
     }
-    Peer& peer = *peers_[*choice.chosen];
-    run.asked.push_back(&peer);
+    std::shared_ptr<Peer> peer = peers_.all()[*choice.chosen];
+    run.asked.push_back(peer);
     const bool further = co_await FetchFrom(peer, choice.depth, run);
     if (!further) co_return;
   }
 }
 
-Awaitable<bool> JoinService::FetchFrom(Peer& peer, std::size_t depth, Run& run) {
+Awaitable<bool> JoinService::FetchFrom(std::shared_ptr<Peer> peer, std::size_t depth, Run& run) {
   if (!run.pool) {
     Result<std::shared_ptr<SlotPool>> made = co_await Pool(run.shape);
     if (!made) {
@@ -147,19 +148,19 @@ Awaitable<bool> JoinService::FetchFrom(Peer& peer, std::size_t depth, Run& run) 
                static_cast<std::uint32_t>(run.have),
                run.pool,
                run.deadline};
-  const FetchOutcome outcome = co_await peer.Fetch(job);
+  const FetchOutcome outcome = co_await peer->Fetch(job);
   run.have += outcome.fetched;
   run.fetched += outcome.fetched;
-  run.reason = outcome.reason.empty() ? "no peer seems to have more" : peer.name() + ": " + outcome.reason;
+  run.reason = outcome.reason.empty() ? "no peer seems to have more" : peer->name() + ": " + outcome.reason;
   run.pool->Touch(keys.first(run.have));
   co_return true;
 }
 
 Choice JoinService::Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
-                           const std::vector<Peer*>& asked) const {
+                           const std::vector<std::shared_ptr<Peer>>& asked) const {
   const Time now = steady_clock::now();
   std::vector<Candidate> candidates;
-  for (const auto& peer : peers_) {
+  for (const auto& peer : peers_.all()) {
     Candidate& candidate = candidates.emplace_back();
     candidate.node = peer->name();
     candidate.fresh = peer->fresh();
@@ -169,7 +170,7 @@ Choice JoinService::Choose(std::span<const BlockKey> keys, std::size_t local, co
     candidate.in_flight = peer->in_flight();
     candidate.round_trip = peer->round_trip();
     candidate.hinted = !peer->name().empty() && peer->name() == join.source_hint();
-    candidate.asked = std::find(asked.begin(), asked.end(), peer.get()) != asked.end();
+    candidate.asked = std::find(asked.begin(), asked.end(), peer) != asked.end();
   }
   return ChooseSource(candidates, {local, keys.size(), join.min_blocks(), block_bytes, join.prefill_blocks_per_s()});
 }
@@ -185,10 +186,11 @@ kvmmesh::ExplainAnswer JoinService::Explain(const kvmmesh::Join& join) const {
   out.set_local(static_cast<std::uint32_t>(local));
   const Choice choice = Choose(*keys, local, join, join.shape().block_bytes(), {});
   out.set_reason(local == keys->size() ? "all blocks are here" : choice.reason);
-  for (std::size_t i = 0; i < peers_.size(); ++i) {
+  const std::vector<std::shared_ptr<Peer>>& peers = peers_.all();
+  for (std::size_t i = 0; i < peers.size(); ++i) {
     kvmmesh::ExplainAnswer::Source& source = *out.add_sources();
-    source.set_node(peers_[i]->name());
-    source.set_blocks(static_cast<std::uint32_t>(peers_[i]->fresh() ? peers_[i]->MatchedDepth(*keys, 0) : 0));
+    source.set_node(peers[i]->name());
+    source.set_blocks(static_cast<std::uint32_t>(peers[i]->fresh() ? peers[i]->MatchedDepth(*keys, 0) : 0));
     source.set_chosen(choice.chosen == i && local < keys->size());
     source.set_verdict(choice.verdicts[i]);
   }

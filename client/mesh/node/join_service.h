@@ -14,6 +14,7 @@
 #include "client/mesh/node/join_log.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer.h"
+#include "client/mesh/node/peer_list.h"
 #include "client/mesh/node/scanner.h"
 #include "client/mesh/node/source_choice.h"
 
@@ -21,8 +22,7 @@ namespace kvm::mesh {
 
 class JoinService {
  public:
-  JoinService(NodeState& node, Scanner& scanner, std::vector<std::unique_ptr<Peer>>& peers)
-      : node_(node), scanner_(scanner), peers_(peers) {}
+  JoinService(NodeState& node, Scanner& scanner, const PeerList& peers) : node_(node), scanner_(scanner), peers_(peers) {}
 
   // Answers within the time that the request has.
   Awaitable<kvmmesh::Joined> Join(kvmmesh::Join join);
@@ -38,9 +38,9 @@ class JoinService {
   Awaitable<void> BringMissing(Run& run);
   Awaitable<void> FetchFromPeers(Run& run);
   // Asks one peer. False: it is of no use to ask another one.
-  Awaitable<bool> FetchFrom(Peer& peer, std::size_t depth, Run& run);
+  Awaitable<bool> FetchFrom(std::shared_ptr<Peer> peer, std::size_t depth, Run& run);
   Choice Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
-                const std::vector<Peer*>& asked) const;
+                const std::vector<std::shared_ptr<Peer>>& asked) const;
   // Blocks of the prefix that this node has, as the mesh process or the worker finds them.
   std::size_t Local(std::span<const BlockKey> keys, std::size_t known) const;
   // Looks until the node has `expected` blocks, or `by` has come.
@@ -50,7 +50,7 @@ class JoinService {
 
   NodeState& node_;
   Scanner& scanner_;
-  std::vector<std::unique_ptr<Peer>>& peers_;
+  const PeerList& peers_;
   std::unordered_set<BlockKey> fetching_;  // the first key that each request under way lacks
   JoinLog log_;
 };

@@ -10,7 +10,9 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <csignal>
 #include <iostream>
+#include <utility>
 
+#include "client/mesh/membership/etcd_membership.h"
 #include "client/mesh/node/fetch_service.h"
 #include "client/mesh/node/worker_service.h"
 #include "client/mesh/threads/counted.h"
@@ -25,6 +27,7 @@ namespace asio = boost::asio;
 using Local = asio::local::stream_protocol;
 
 constexpr std::chrono::milliseconds kAcceptPause{100};
+constexpr std::chrono::milliseconds kLeaveTimeout{2000};
 
 Awaitable<void> PauseAccepting(asio::io_context& io) {
   asio::steady_timer timer(io, kAcceptPause);
@@ -50,7 +53,7 @@ bool IsOwnUser(Local::socket& socket) {
 
 }  // namespace
 
-Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
+Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticMembership::Read read_peers) {
   // Without a permission that only the user can give, "auto" is TCP.
   const bool ucx_wanted = config.transfer == TransferChoice::kUcx ||
                           (config.transfer == TransferChoice::kAuto && (!config.tls.all() || config.ucx_unencrypted));
@@ -82,8 +85,24 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
     }
   }
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
-  for (const PeerConfig& peer : config.peers) node->peers_.push_back(std::make_unique<Peer>(node->state_, node->transfer(), peer));
+  node->peers_.Use(node->transfer());
+  if (Status added = node->AddMemberships(std::move(read_peers)); !added) return added.error();
   return node;
+}
+
+Status MeshNode::AddMemberships(StaticMembership::Read read_peers) {
+  const Config& config = state_.config;
+  memberships_.push_back(std::make_unique<StaticMembership>(config.peers, std::move(read_peers)));
+  if (config.etcd.endpoints.empty()) return {};
+  EtcdMembership::Self self;
+  self.node = config.node;
+  self.address = config.etcd.advertise.empty() ? address() : config.etcd.advertise;
+  self.any_machine = config.any_machine();
+  self.domain = [this] { return state_.client->domain(); };
+  Result<std::unique_ptr<EtcdMembership>> etcd = EtcdMembership::Create(state_.io, config.etcd, std::move(self));
+  if (!etcd) return etcd.error();
+  memberships_.push_back(std::move(*etcd));
+  return {};
 }
 
 MeshNode::~MeshNode() {
@@ -94,15 +113,20 @@ MeshNode::~MeshNode() {
 }
 
 void MeshNode::Run() {
-  asio::signal_set signals(state_.io, SIGTERM, SIGINT);
-  signals.async_wait([this](boost::system::error_code, int) { state_.io.stop(); });
   boost::system::error_code ignored;
+  end_.add(SIGTERM, ignored);
+  end_.add(SIGINT, ignored);
+  EndOnSignal();
   reload_.add(SIGHUP, ignored);
   KeepRunning::Start(state_.io, [this] { return ReloadOnSignal(); });
   KeepRunning::Start(state_.io, [this] { return scanner_.Run(); });
   KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
   KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
-  for (const auto& peer : peers_) KeepRunning::Start(state_.io, [each = peer.get()] { return each->Pull(); });
+  for (std::size_t rank = 0; rank < memberships_.size(); ++rank) {
+    Membership& membership = *memberships_[rank];
+    membership.Start(
+        [this, rank, name = std::string(membership.name())](const std::vector<Member>& members) { peers_.Update(rank, name, members); });
+  }
   while (!state_.io.stopped()) {
     try {
       state_.io.run();
@@ -119,15 +143,33 @@ Awaitable<void> MeshNode::ReloadOnSignal() {
     boost::system::error_code error;
     co_await reload_.async_wait(asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return;
-    if (!state_.config.tls.all()) continue;
-    Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
-    if (identity) {
-      tcp_->UseIdentity(std::move(*identity));
-      std::cerr << "kvmd-mesh: the certificates have been read again" << '\n';
-    } else {
-      std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << '\n';
-    }
+    if (state_.config.tls.all()) ReloadCertificates();
+    for (const auto& membership : memberships_) membership->Reload();
   }
+}
+
+void MeshNode::ReloadCertificates() {
+  Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
+  if (identity) {
+    tcp_->UseIdentity(std::move(*identity));
+    std::cerr << "kvmd-mesh: the certificates have been read again" << '\n';
+  } else {
+    std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << '\n';
+  }
+}
+
+void MeshNode::EndOnSignal() {
+  end_.async_wait([this](boost::system::error_code error, int) {
+    if (error) return;
+    if (std::exchange(ending_, true)) return state_.io.stop();
+    EndOnSignal();
+    asio::co_spawn(state_.io, LeaveMemberships(), [this](const std::exception_ptr&) { state_.io.stop(); });
+  });
+}
+
+Awaitable<void> MeshNode::LeaveMemberships() {
+  const Time deadline = std::chrono::steady_clock::now() + kLeaveTimeout;
+  for (const auto& membership : memberships_) co_await membership->Leave(deadline);
 }
 
 Awaitable<void> MeshNode::AcceptPeers() {
@@ -173,7 +215,7 @@ Awaitable<void> MeshNode::AcceptWorkers() {
 
 Awaitable<void> MeshNode::ServeWorker(std::shared_ptr<Channel> channel) {
   const Counted connected(worker_connections_);
-  WorkerService service(state_, joins_, peers_, transfer(), address());
+  WorkerService service(state_, joins_, peers_, memberships_, transfer(), address());
   co_await service.Serve(std::move(channel));
 }
 

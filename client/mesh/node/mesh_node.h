@@ -6,10 +6,12 @@
 #include <memory>
 #include <vector>
 
+#include "client/mesh/membership/membership.h"
+#include "client/mesh/membership/static_membership.h"
 #include "client/mesh/node/greeting_peers.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
-#include "client/mesh/node/peer.h"
+#include "client/mesh/node/peer_list.h"
 #include "client/mesh/node/scanner.h"
 #include "client/mesh/node/worker_socket.h"
 #include "client/mesh/transfer/tcp_transfer.h"
@@ -20,11 +22,12 @@ class MeshNode {
  public:
   // Listens on both sockets. kvmd may be away; it is connected to when it is there.
   // kAlreadyExists: another process serves the workers' socket. kInvalidArgument: also a
-  // certificate that is not good. kSystem.
-  [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config);
+  // certificate that is not good. kSystem. `read_peers` reads the configured peers again.
+  [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config, StaticMembership::Read read_peers = {});
   ~MeshNode();
 
-  // Until SIGTERM or SIGINT. SIGHUP reads the certificates again.
+  // Until SIGTERM or SIGINT; takes this node off etcd's list then, which a second signal cuts
+  // short. SIGHUP reads the certificates and the configured peers again.
   void Run();
   std::string address() const { return tcp_->address(); }    // where peers connect
   std::string way() const { return transfer().bulk().way; }  // of payloads: "tcp" or "ucx"
@@ -33,26 +36,34 @@ class MeshNode {
   MeshNode(const Config& config, std::shared_ptr<Client> client)
       : state_(config, std::move(client)),
         workers_(state_.io),
+        peers_(state_),
         scanner_(state_),
         joins_(state_, scanner_, peers_),
         greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
-        reload_(state_.io) {}
+        reload_(state_.io),
+        end_(state_.io) {}
   Transfer& transfer() const noexcept { return ucx_ ? *ucx_ : static_cast<Transfer&>(*tcp_); }
   Awaitable<void> AcceptPeers();
   Awaitable<void> AcceptWorkers();
   Awaitable<void> ServePeer(std::shared_ptr<Channel> channel);
   Awaitable<void> ServeWorker(std::shared_ptr<Channel> channel);
   Awaitable<void> ReloadOnSignal();
+  void ReloadCertificates();
+  void EndOnSignal();
+  Awaitable<void> LeaveMemberships();
+  Status AddMemberships(StaticMembership::Read read_peers);
 
   NodeState state_;
   std::unique_ptr<TcpTransfer> tcp_;
   std::unique_ptr<Transfer> ucx_;  // null: payloads travel over TCP
   WorkerSocket workers_;
-  std::vector<std::unique_ptr<Peer>> peers_;
+  std::vector<std::unique_ptr<Membership>> memberships_;  // the first one goes before the others
+  PeerList peers_;
   Scanner scanner_;
   JoinService joins_;
   GreetingPeers greeting_;
-  boost::asio::signal_set reload_;
+  boost::asio::signal_set reload_, end_;
+  bool ending_ = false;
   std::size_t peer_connections_ = 0, worker_connections_ = 0;
 };
 

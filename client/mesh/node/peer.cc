@@ -65,6 +65,7 @@ void Peer::Note(const Error& error) {
 void Peer::Describe(kvmmesh::PeerStatus& out) const {
   out.set_node(config_.node);
   out.set_address(config_.address);
+  out.set_known_from(known_from_);
   out.set_fresh(fresh());
   out.set_keys(summary_.keys());
   out.set_fetched_blocks(fetched_blocks_);
@@ -78,15 +79,14 @@ void Peer::Describe(kvmmesh::PeerStatus& out) const {
 }
 
 Awaitable<void> Peer::Pull() {
-  std::shared_ptr<Channel> channel;
-  asio::steady_timer pause(node_.io);
-  for (;;) {
+  while (!stopped_) {
     Status good;
     try {
-      good = co_await PullOn(channel);
+      good = co_await PullOn();
     } catch (const std::bad_alloc&) {
       good = MakeError(Errc::kResourceExhausted, "no memory for the summary of " + config_.node);
     }
+    if (stopped_) break;
     if (good) {
       pulled_ = steady_clock::now();
       failed_pulls_ = 0;
@@ -97,27 +97,35 @@ Awaitable<void> Peer::Pull() {
       if (again) continue;
       Note(good.error());
       ++failed_pulls_;
-      channel.reset();
+      summaries_.reset();
     }
     const unsigned factor = std::min(1u << std::min(failed_pulls_, 5u), kMaxPauseFactor);
-    pause.expires_after(milliseconds(node_.config.pull_interval_ms) * factor);
+    pause_.expires_after(milliseconds(node_.config.pull_interval_ms) * factor);
     boost::system::error_code ignored;
-    co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
+  summaries_.reset();
 }
 
-Awaitable<Status> Peer::PullOn(std::shared_ptr<Channel>& channel) {
-  const bool reused = channel && channel->current();
+void Peer::Stop() {
+  stopped_ = true;
+  pause_.cancel();
+  if (summaries_) summaries_->Close();
+  channels_.DropIdle();
+}
+
+Awaitable<Status> Peer::PullOn() {
+  const bool reused = summaries_ && summaries_->current();
   if (reused) {
-    Status pulled = co_await PullOnce(channel);
+    Status pulled = co_await PullOnce(summaries_);
     // A source closes connections that are idle, and all when its certificates change.
     if (pulled || pulled.error().code != Errc::kUnavailable) co_return pulled;
   }
-  channel.reset();
+  summaries_.reset();
   Result<std::shared_ptr<Channel>> opened = co_await channels_.Open(steady_clock::now() + kPullStall);
   if (!opened) co_return opened.error();
-  channel = *opened;
-  co_return co_await PullOnce(channel);
+  summaries_ = *opened;
+  co_return co_await PullOnce(summaries_);
 }
 
 Awaitable<Status> Peer::PullOnce(std::shared_ptr<Channel> channel) {

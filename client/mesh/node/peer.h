@@ -6,6 +6,7 @@
 // and after a lie the peer is not asked for a while. Of the io_context's thread.
 #pragma once
 
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -41,13 +42,18 @@ struct FetchOutcome {
 class Peer {
  public:
   Peer(NodeState& node, Transfer& transfer, PeerConfig config)
-      : node_(node), config_(std::move(config)), channels_(node, transfer, config_) {}
+      : node_(node), config_(std::move(config)), channels_(node, transfer, config_), pause_(node.io) {}
   Peer(const Peer&) = delete;
   Peer& operator=(const Peer&) = delete;
 
   const std::string& name() const noexcept { return config_.node; }
-  // Keeps the summary up to date.
+  const std::string& address() const noexcept { return config_.address; }
+  // The membership that names it, for people.
+  void KnownFrom(std::string membership) { known_from_ = std::move(membership); }
+  // Keeps the summary up to date, until Stop.
   Awaitable<void> Pull();
+  // It is a peer no more. Requests for blocks that are under way go on to their end.
+  void Stop();
   // Whether it answers, so that its summary counts.
   bool fresh() const noexcept;
   // It has lied, and is not asked for blocks for a while.
@@ -64,9 +70,9 @@ class Peer {
   void Describe(kvmmesh::PeerStatus& out) const;
 
  private:
-  // One question for the summary; opens `channel` if it is not usable, and replaces one that the
-  // peer has closed since.
-  Awaitable<Status> PullOn(std::shared_ptr<Channel>& channel);
+  // One question for the summary; opens the channel for it if it is not usable, and replaces one
+  // that the peer has closed since.
+  Awaitable<Status> PullOn();
   Awaitable<Status> PullOnce(std::shared_ptr<Channel> channel);
   Awaitable<Status> TakeSummary(std::shared_ptr<Channel> channel, const kvmmesh::Summary& summary, std::uint64_t payload_bytes,
                                 Limits limits);
@@ -80,7 +86,11 @@ class Peer {
 
   NodeState& node_;
   const PeerConfig config_;
+  std::string known_from_;
   PeerChannels channels_;
+  boost::asio::steady_timer pause_;     // between two questions for the summary
+  std::shared_ptr<Channel> summaries_;  // for those questions; null: it has to be opened
+  bool stopped_ = false;
   PeerSummary summary_;
   PeerRate rate_;
   std::chrono::duration<double> round_trip_{};

@@ -56,14 +56,15 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   out.set_transfer(bulk.way);
   out.set_ucx_sent_bytes(bulk.sent_bytes);
   out.set_ucx_received_bytes(bulk.received_bytes);
-  for (const auto& peer : peers_) peer->Describe(*out.add_peers());
+  for (const auto& peer : peers_.all()) peer->Describe(*out.add_peers());
+  for (const auto& membership : memberships_) membership->Describe(out);
 }
 
 void WorkerService::Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const {
   const Result<std::vector<BlockKey>> keys = DecodeKeys(query.keys());
   if (!keys) return;
   out.set_local(static_cast<std::uint32_t>(node_.client->Find(*keys).size()));
-  for (const auto& peer : peers_) {
+  for (const auto& peer : peers_.all()) {
     kvmmesh::FindAnswer::Node& node = *out.add_nodes();
     node.set_node(peer->name());
     node.set_fresh(peer->fresh());

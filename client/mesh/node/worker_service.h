@@ -6,18 +6,19 @@
 #include <memory>
 #include <vector>
 
+#include "client/mesh/membership/membership.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
-#include "client/mesh/node/peer.h"
+#include "client/mesh/node/peer_list.h"
 
 namespace kvm::mesh {
 
 class WorkerService {
  public:
   // `address`: where peers connect.
-  WorkerService(NodeState& node, JoinService& joins, const std::vector<std::unique_ptr<Peer>>& peers, const Transfer& transfer,
-                std::string address)
-      : node_(node), joins_(joins), peers_(peers), transfer_(transfer), address_(std::move(address)) {}
+  WorkerService(NodeState& node, JoinService& joins, const PeerList& peers, const std::vector<std::unique_ptr<Membership>>& memberships,
+                const Transfer& transfer, std::string address)
+      : node_(node), joins_(joins), peers_(peers), memberships_(memberships), transfer_(transfer), address_(std::move(address)) {}
 
   // Requests of one connection, until it ends.
   Awaitable<void> Serve(std::shared_ptr<Channel> channel);
@@ -31,7 +32,8 @@ class WorkerService {
 
   NodeState& node_;
   JoinService& joins_;
-  const std::vector<std::unique_ptr<Peer>>& peers_;
+  const PeerList& peers_;
+  const std::vector<std::unique_ptr<Membership>>& memberships_;
   const Transfer& transfer_;
   const std::string address_;
 };
