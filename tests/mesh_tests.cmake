@@ -3,6 +3,8 @@ if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_process_support
     SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
       unit/test_mesh_worker_socket.cc)
+  kvm_test(NAME mesh_disk_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh_disk SOURCES
+    support/process/temp_dir.cc unit/test_mesh_disk_cache.cc unit/test_mesh_disk_index.cc)
 endif()
 
 if(TARGET kvm_process_support AND TARGET kvmd-mesh)
@@ -11,7 +13,7 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   target_compile_definitions(kvm_mesh_support PRIVATE KVM_MESH_BINARY="$<TARGET_FILE:kvmd-mesh>")
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
-    SOURCES integration/test_mesh.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
+    SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
   kvm_test(NAME mesh_tls_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_tls.cc)
-  kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc)
+  kvm_test(NAME mesh_fault_tests LABEL fault TIMEOUT 120 LIBS kvm_mesh_support SOURCES fault/test_mesh.cc fault/test_mesh_disk.cc)
 endif()

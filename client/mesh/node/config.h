@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "client/mesh/disk/disk_cache.h"
 #include "client/mesh/transfer/tls_identity.h"
 #include "kvm/error.h"
 
@@ -30,6 +31,7 @@ struct Config {
   std::uint32_t pull_interval_ms = 1000;
   std::uint32_t stall_timeout_ms = 2000;
   std::uint32_t max_connections = 256;
+  DiskOptions disk;                 // without a path: there is none
   std::uint32_t verify_one_in = 0;  // ClientOptions::verify_one_in
 };
 
@@ -43,7 +45,8 @@ ParsedArguments ParseArguments(int argc, char** argv);
 
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
 // of the loopback without certificates or allow_unencrypted, or some of the files of TLS without
-// the others. The files are not read.
+// the others; --disk-path without --disk-bytes, or a node that is called "disk" beside it. The
+// files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

@@ -61,12 +61,27 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config) {
   node->transfer_ = std::move(*transfer);
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
   for (const PeerConfig& peer : config.peers) node->peers_.push_back(std::make_unique<Peer>(node->state_, *node->transfer_, peer));
+  for (const auto& peer : node->peers_) node->sources_.push_back(peer.get());
+  if (Status opened = node->OpenDisk(); !opened) return opened.error();
   return node;
+}
+
+Status MeshNode::OpenDisk() {
+  const Config& config = state_.config;
+  if (config.disk.path.empty()) return {};
+  Result<std::unique_ptr<DiskCache>> cache = DiskCache::Open(config.disk);
+  if (!cache) return cache.error();
+  state_.disk = std::make_unique<NodeDisk>(std::move(*cache));
+  disk_source_ = std::make_unique<DiskSource>(state_);
+  disk_feed_ = std::make_unique<DiskFeed>(state_);
+  sources_.push_back(disk_source_.get());
+  return {};
 }
 
 MeshNode::~MeshNode() {
   state_.copy_threads.join();
   state_.control_threads.join();
+  if (state_.disk) state_.disk->Stop();
   // Coroutines that are in the middle of something undo it in what the members below state_ own.
   state_.io.shutdown();
 }
@@ -78,6 +93,7 @@ void MeshNode::Run() {
   reload_.add(SIGHUP, ignored);
   KeepRunning::Start(state_.io, [this] { return ReloadOnSignal(); });
   KeepRunning::Start(state_.io, [this] { return scanner_.Run(); });
+  if (disk_feed_) KeepRunning::Start(state_.io, [this] { return disk_feed_->Run(); });
   KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
   KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
   for (const auto& peer : peers_) KeepRunning::Start(state_.io, [each = peer.get()] { return each->Pull(); });
