@@ -98,7 +98,7 @@ void ImportTicket::Impl::Finish() {
   stats->blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
   stats->bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
   CountTraffic();
-  if (const std::size_t kept = host_cache_uses->Add(keep->match, result.valid))
+  if (const std::size_t kept = host_cache_uses ? host_cache_uses->Add(keep->match, result.valid) : 0)
     stats->blocks_from_host_cache.fetch_add(kept, std::memory_order_relaxed);
   keep.reset();
 }

@@ -35,7 +35,7 @@ struct ImportTicket::Impl {
   const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
   // Parts of the import's client.
   std::shared_ptr<AtomicStats> stats;
-  std::shared_ptr<HostCacheUses> host_cache_uses;
+  std::shared_ptr<HostCacheUses> host_cache_uses;  // null: the import is no use
   std::shared_ptr<ImportKeep> keep;
   std::unique_ptr<ImportJob> job;  // null: nothing could be copied
   std::vector<std::uint32_t> blocks;

@@ -147,7 +147,7 @@ Result<ImportTicket> StartImport(const ImportServices& services, const Match& ma
 
   auto ticket = std::make_unique<ImportTicket::Impl>();
   ticket->stats = services.stats;
-  ticket->host_cache_uses = services.host_cache_uses;
+  if (options.counts_as_use) ticket->host_cache_uses = services.host_cache_uses;
   ticket->keep = keep;
   ticket->blocks.assign(blocks.begin(), blocks.end());
   ticket->block_bytes = region.block_bytes;

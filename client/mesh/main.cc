@@ -9,6 +9,8 @@
 int main(int argc, char** argv) {
   kvm::OpenStandardFds();
   std::signal(SIGPIPE, SIG_IGN);
+  // A limit on files' sizes pauses the disk cache, and ends nothing.
+  std::signal(SIGXFSZ, SIG_IGN);
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
   kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =

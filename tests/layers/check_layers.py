@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl over public headers
-and over the eviction policies, which it simulates; and inside a layer, when a folder includes what lies above it. Fails as well
+"""Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl and kvmd-mesh over public headers
+and over the eviction policies, which they use; and inside a layer, when a folder includes what lies above it. Fails as well
 when a class lies in more than one source file.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
@@ -75,14 +75,15 @@ RULES = {
     "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
     "client/join": {"client/connection", "proto/base", "proto/mesh", "kvclient", "kvm"},
     "client": CLIENT | {f"client/{each}" for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")},
-    # node → membership, memory → threads → transfer; directory stands alone. A scan has kvctl's
-    # connection.
+    # node → membership, disk → memory → threads → transfer; directory stands alone. A scan has kvctl's
+    # connection, and the disk cache the daemon's eviction policies.
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm"},
     "client/mesh/threads": {"client/mesh/transfer", "kvm"},
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
-    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli"},
+    "client/mesh/disk": {"proto/base", "proto/mesh", "client/mesh/memory", "daemon/policy", "kvm"},
+    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "disk", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc
     # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,

@@ -58,6 +58,10 @@ struct ImportOptions {
   // memory and link faults, and against owners that write without BeginWrite. The call of the
   // ticket that finds the copy complete reads the bytes once more to do so.
   bool verify = false;
+  // Report the imported blocks to kvmd as used, which keeps them in the host cache. False: for a
+  // process that copies blocks to keep them elsewhere, so that its copies are no reason to keep
+  // them here.
+  bool counts_as_use = true;
 
   // For destinations on a GPU only:
   // The copy takes place in this stream's order: after the work that is queued on it, before later

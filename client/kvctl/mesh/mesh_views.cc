@@ -77,6 +77,39 @@ void AddEtcd(FieldList& fields, const kvmmesh::EtcdStatus& etcd) {
   fields.Add("other nodes in etcd", std::to_string(etcd.members()) + leaving);
 }
 
+boost::json::value ToJson(const kvmmesh::DiskStatus& disk) {
+  return {{"path", Printable(disk.path())},
+          {"state", disk.state()},
+          {"reason", Printable(disk.reason())},
+          {"io", disk.io()},
+          {"policy", disk.policy()},
+          {"blocks", disk.blocks()},
+          {"bytes", disk.bytes()},
+          {"file_bytes", disk.file_bytes()},
+          {"limit_bytes", disk.limit_bytes()},
+          {"read_blocks", disk.read_blocks()},
+          {"read_bytes", disk.read_bytes()},
+          {"written_blocks", disk.written_blocks()},
+          {"written_bytes", disk.written_bytes()},
+          {"moved_blocks", disk.moved_blocks()},
+          {"evicted_blocks", disk.evicted_blocks()},
+          {"bad_records", disk.bad_records()},
+          {"failed_reads", disk.failed_reads()},
+          {"waiting_blocks", disk.waiting_blocks()},
+          {"bytes_per_s", disk.bytes_per_s()}};
+}
+
+void AddDisk(const kvmmesh::DiskStatus& disk, FieldList& fields) {
+  fields.Add("disk cache", disk.state() + (disk.reason().empty() ? "" : ": " + Printable(disk.reason())) + " (" + Printable(disk.path()) +
+                               ", " + disk.io() + ", " + disk.policy() + ")");
+  fields.Add("disk blocks", HumanCount(disk.blocks()) + ", " + HumanBytes(disk.bytes()) + " of " + HumanBytes(disk.limit_bytes()));
+  fields.Add("disk reads", HumanCount(disk.read_blocks()) + " blocks, " + HumanBytes(disk.read_bytes()) + ", " + Rate(disk.bytes_per_s()) +
+                               "; " + HumanCount(disk.bad_records()) + " bad records, " + HumanCount(disk.failed_reads()) + " failed");
+  fields.Add("disk writes", HumanCount(disk.written_blocks()) + " blocks, " + HumanBytes(disk.written_bytes()) + "; " +
+                                HumanCount(disk.waiting_blocks()) + " wait, " + HumanCount(disk.moved_blocks()) + " moved, " +
+                                HumanCount(disk.evicted_blocks()) + " evicted");
+}
+
 // The prompt's keys, with the registry's regions if kvmd is there. Keys in hex need no kvmd.
 struct Question {
   KeyQuery query;
@@ -143,7 +176,7 @@ int ShowPlan(const CommonOptions& common, const kvmmesh::ExplainAnswer& answer) 
     return kHealthy;
   }
   std::cout << answer.local() << " leading blocks are on this node\n";
-  Table table({"node", ">blocks", "chosen", "verdict"});
+  Table table({"source", ">blocks", "chosen", "verdict"});
   for (const auto& source : answer.sources())
     table.Add({source.node(), std::to_string(source.blocks()), source.chosen() ? "yes" : "no", Printable(source.verdict())});
   if (!table.empty()) table.Print(std::cout);
@@ -161,20 +194,22 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
   if (common.json) {
     boost::json::array peers;
     for (const auto& peer : status.peers()) peers.push_back(ToJson(peer));
-    PrintJson(boost::json::object{{"node", status.node()},
-                                  {"domain", status.domain()},
-                                  {"listen", status.listen()},
-                                  {"encrypted", status.encrypted()},
-                                  {"transfer", status.transfer()},
-                                  {"ucx_sent_bytes", status.ucx_sent_bytes()},
-                                  {"ucx_received_bytes", status.ucx_received_bytes()},
-                                  {"keys", status.keys()},
-                                  {"served_blocks", status.served_blocks()},
-                                  {"served_bytes", status.served_bytes()},
-                                  {"joins", status.joins()},
-                                  {"joined_blocks", status.joined_blocks()},
-                                  {"etcd", ToJson(status)},
-                                  {"peers", std::move(peers)}});
+    boost::json::object out{{"node", status.node()},
+                            {"domain", status.domain()},
+                            {"listen", status.listen()},
+                            {"encrypted", status.encrypted()},
+                            {"transfer", status.transfer()},
+                            {"ucx_sent_bytes", status.ucx_sent_bytes()},
+                            {"ucx_received_bytes", status.ucx_received_bytes()},
+                            {"keys", status.keys()},
+                            {"served_blocks", status.served_blocks()},
+                            {"served_bytes", status.served_bytes()},
+                            {"joins", status.joins()},
+                            {"joined_blocks", status.joined_blocks()},
+                            {"etcd", ToJson(status)},
+                            {"peers", std::move(peers)}};
+    if (status.has_disk()) out["disk"] = ToJson(status.disk());
+    PrintJson(std::move(out));
     return kHealthy;
   }
   FieldList fields;
@@ -190,6 +225,7 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
   fields.Add("blocks for peers", HumanCount(status.keys()));
   fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()));
   fields.Add("joins", HumanCount(status.joins()) + ", which brought " + HumanCount(status.joined_blocks()) + " blocks");
+  if (status.has_disk()) AddDisk(status.disk(), fields);
   fields.Print(std::cout);
   return kHealthy;
 }
@@ -229,11 +265,14 @@ int RunMeshFind(const CommonOptions& common, const std::string& socket, const Ke
   if (common.json) {
     boost::json::array nodes;
     for (const auto& node : found.nodes()) nodes.push_back({{"node", node.node()}, {"blocks", node.blocks()}, {"fresh", node.fresh()}});
-    PrintJson(boost::json::object{{"keys", question->query.keys.size()}, {"local", found.local()}, {"nodes", std::move(nodes)}});
+    boost::json::object out{{"keys", question->query.keys.size()}, {"local", found.local()}, {"nodes", std::move(nodes)}};
+    if (found.has_disk()) out["disk"] = found.disk();
+    PrintJson(std::move(out));
     return kHealthy;
   }
   Table table({"node", ">blocks", ""});
   table.Add({"this node", std::to_string(found.local()) + " of " + std::to_string(question->query.keys.size()), ""});
+  if (found.has_disk()) table.Add({"disk of this node", std::to_string(found.disk()), ""});
   for (const auto& node : found.nodes()) table.Add({node.node(), std::to_string(node.blocks()), node.fresh() ? "" : "it does not answer"});
   table.Print(std::cout);
   return kHealthy;

@@ -8,6 +8,7 @@
 
 #include "client/kvctl/cli/completion.h"
 #include "client/mesh/membership/etcd_link.h"
+#include "client/mesh/node/disk_source.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
 #include "proto/mesh/mesh_socket.h"
@@ -22,6 +23,23 @@ const std::map<std::string, TransferChoice> kTransfers{
 
 void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const std::string& help) {
   app.add_option(name, field, help)->transform(CLI::AsSizeValue(false))->default_str(std::to_string(field))->type_name("SIZE");
+}
+
+std::vector<std::string> PolicyNames() {
+  std::vector<std::string> out;
+  for (const policy::PolicyKind kind : policy::kAllPolicies) out.emplace_back(policy::PolicyName(kind));
+  return out;
+}
+
+Status CheckDisk(const Config& config) {
+  if (config.disk.path.empty() && config.disk.limit_bytes == 0) return {};
+  if (config.disk.path.empty()) return MakeError(Errc::kInvalidArgument, "--disk-bytes: --disk-path is needed as well");
+  if (config.disk.path.front() != '/') return MakeError(Errc::kInvalidArgument, "--disk-path: an absolute path is needed");
+  if (config.disk.limit_bytes < kLeastDiskBytes)
+    return MakeError(Errc::kInvalidArgument, "--disk-bytes: at least " + std::to_string(kLeastDiskBytes) + " are needed with --disk-path");
+  for (const PeerConfig& peer : config.peers)
+    if (peer.node == DiskSource::kName) return MakeError(Errc::kInvalidArgument, "--peers: \"disk\" is the disk cache, and no node");
+  return {};
 }
 
 Status CheckName(const std::string& option, const std::string& name) {
@@ -84,6 +102,18 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--max-connections", c.max_connections, "Connections of peers, and of workers")
       ->check(CLI::Range(1u, 65'536u))
       ->capture_default_str();
+  app.add_option("--disk-path", c.disk.path, "Directory of the disk cache, which keeps blocks of the host cache; empty: there is none");
+  Size(app, "--disk-bytes", c.disk.limit_bytes, "What the files of the disk cache may take");
+  Size(app, "--disk-write-rate", c.disk.write_bytes_per_s,
+       "Bytes per second that are written to the disk cache at most; 0: without a limit");
+  const auto policy = [&c](const std::string& name) { c.disk.policy = *policy::PolicyFromName(name); };
+  app.add_option_function<std::string>("--disk-policy", policy, "Which blocks leave a full disk cache; see kvmd --host-cache-policy")
+      ->check(CLI::IsMember(PolicyNames()))
+      ->default_str(std::string(policy::PolicyName(c.disk.policy)));
+  const auto io = [&c](const std::string& name) { c.disk.io = *IoKindFromName(name); };
+  app.add_option_function<std::string>("--disk-io", io, "How the disk cache reads and writes; auto: io_uring where the kernel allows it")
+      ->check(CLI::IsMember({"auto", "io_uring", "pread"}))
+      ->default_str("auto");
   app.add_option("--verify-one-in", c.verify_one_in,
                  "Compare one in so many blocks that are sent with their publishers' checksums, and record those of blocks of other nodes; "
                  "0: none. The number that this node's workers have")
@@ -151,6 +181,7 @@ Status CheckConfig(const Config& config) {
     if (Status good = CheckAddress("--ucx-listen", config.ucx_listen, any_machine); !good) return good;
   }
   if (Status good = CheckEtcd(config); !good) return good;
+  if (Status good = CheckDisk(config); !good) return good;
   if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
     return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");
   if (config.max_summary_bytes < kLeastSummaryBytes || config.max_summary_bytes > kMaxPayloadBytes / 2) {

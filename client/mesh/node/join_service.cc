@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr std::uint32_t kMaxJoinMs = 600'000;
-constexpr std::size_t kMaxSources = 3;  // peers that one request asks
+constexpr std::size_t kMaxSources = 3;  // that one request asks
 constexpr milliseconds kIndexTimeout{500};
 constexpr milliseconds kLook{2};  // pause between two looks at what kvmd has indexed
 
@@ -51,7 +51,7 @@ struct JoinService::Run {
   const Time deadline;
   std::shared_ptr<SlotPool> pool{};
   // One of them may have left meanwhile.
-  std::vector<std::shared_ptr<Peer>> asked{};
+  std::vector<std::shared_ptr<Source>> asked{};
   std::size_t have = 0;     // leading blocks: local ones, and those that were fetched
   std::size_t fetched = 0;  // of them
   std::string reason{};
@@ -68,6 +68,8 @@ Awaitable<kvmmesh::Joined> JoinService::Join(kvmmesh::Join join) {
     co_return out;
   }
   Run run{join, *shape, *keys, AnswerBy(join.within_ms())};
+  // Blocks that are in memory are used as well: they may be needed from the disk the next time.
+  if (node_.disk) node_.disk->Use(run.keys);
   // Another request may be fetching the same blocks.
   std::size_t local = Local(run.keys, join.known());
   while (local < run.keys.size() && fetching_.contains(run.keys[local]) && steady_clock::now() < run.deadline) {
@@ -87,15 +89,21 @@ Awaitable<kvmmesh::Joined> JoinService::Join(kvmmesh::Join join) {
   record.ended = steady_clock::now();
   record.took = std::chrono::floor<milliseconds>(record.ended - begin);
   record.fetched = run.fetched;
-  for (const auto& peer : run.asked) record.sources += (record.sources.empty() ? "" : ",") + peer->name();
+  for (const auto& source : run.asked) record.sources += (record.sources.empty() ? "" : ",") + source->name();
   record.reason = out.reason();
   log_.Add(std::move(record));
   co_return out;
 }
 
+std::vector<std::shared_ptr<Source>> JoinService::Sources() const {
+  std::vector<std::shared_ptr<Source>> sources(peers_.all().begin(), peers_.all().end());
+  if (disk_) sources.push_back(disk_);
+  return sources;
+}
+
 Awaitable<void> JoinService::BringMissing(Run& run) {
   const Fetching fetching(fetching_, run.keys[run.have]);
-  if (fetching.alone()) co_await FetchFromPeers(run);
+  if (fetching.alone()) co_await FetchFromSources(run);
 }
 
 // kvmd indexes what was published in a moment.
@@ -109,23 +117,24 @@ Awaitable<std::size_t> JoinService::WaitUntilIndexed(const Run& run, std::size_t
   co_return local;
 }
 
-Awaitable<void> JoinService::FetchFromPeers(Run& run) {
+Awaitable<void> JoinService::FetchFromSources(Run& run) {
   run.reason = "no peer seems to have more";
   while (run.have < run.keys.size() && run.asked.size() < kMaxSources && steady_clock::now() < run.deadline) {
-    const Choice choice = Choose(run.keys, run.have, run.join, run.shape.block_bytes, run.asked);
+    const std::vector<std::shared_ptr<Source>> sources = Sources();
+    const Choice choice = Choose(run.keys, run.have, run.join, run.shape.block_bytes, sources, run.asked);
     if (!choice.chosen) {
-      // What the last peer that was asked has said explains more.
+      // What the last one that was asked has said explains more.
       if (run.asked.empty()) run.reason = choice.reason;
       co_return;
     }
-    std::shared_ptr<Peer> peer = peers_.all()[*choice.chosen];
-    run.asked.push_back(peer);
-    const bool further = co_await FetchFrom(peer, choice.depth, run);
+    const std::shared_ptr<Source> source = sources[*choice.chosen];
+    run.asked.push_back(source);
+    const bool further = co_await FetchFrom(*source, choice.depth, run);
     if (!further) co_return;
   }
 }
 
-Awaitable<bool> JoinService::FetchFrom(std::shared_ptr<Peer> peer, std::size_t depth, Run& run) {
+Awaitable<bool> JoinService::FetchFrom(Source& source, std::size_t depth, Run& run) {
   if (!run.pool) {
     Result<std::shared_ptr<SlotPool>> made = co_await Pool(run.shape);
     if (!made) {
@@ -148,29 +157,21 @@ Awaitable<bool> JoinService::FetchFrom(std::shared_ptr<Peer> peer, std::size_t d
                static_cast<std::uint32_t>(run.have),
                run.pool,
                run.deadline};
-  const FetchOutcome outcome = co_await peer->Fetch(job);
+  const FetchOutcome outcome = co_await source.Fetch(job);
   run.have += outcome.fetched;
   run.fetched += outcome.fetched;
-  run.reason = outcome.reason.empty() ? "no peer seems to have more" : peer->name() + ": " + outcome.reason;
+  run.reason = outcome.reason.empty() ? "no peer seems to have more" : source.name() + ": " + outcome.reason;
   run.pool->Touch(keys.first(run.have));
   co_return true;
 }
 
 Choice JoinService::Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
-                           const std::vector<std::shared_ptr<Peer>>& asked) const {
-  const Time now = steady_clock::now();
+                           const std::vector<std::shared_ptr<Source>>& sources, const std::vector<std::shared_ptr<Source>>& asked) const {
   std::vector<Candidate> candidates;
-  for (const auto& peer : peers_.all()) {
-    Candidate& candidate = candidates.emplace_back();
-    candidate.node = peer->name();
-    candidate.fresh = peer->fresh();
-    candidate.shunned = peer->shunned();
-    candidate.depth = candidate.fresh ? peer->MatchedDepth(keys, local) : local;
-    candidate.bytes_per_s = peer->rate().Expected(now);
-    candidate.in_flight = peer->in_flight();
-    candidate.round_trip = peer->round_trip();
-    candidate.hinted = !peer->name().empty() && peer->name() == join.source_hint();
-    candidate.asked = std::find(asked.begin(), asked.end(), peer) != asked.end();
+  for (const auto& source : sources) {
+    Candidate& candidate = candidates.emplace_back(source->Consider(keys, local));
+    candidate.hinted = source->takes_hints() && !source->name().empty() && source->name() == join.source_hint();
+    candidate.asked = std::find(asked.begin(), asked.end(), source) != asked.end();
   }
   return ChooseSource(candidates, {local, keys.size(), join.min_blocks(), block_bytes, join.prefill_blocks_per_s()});
 }
@@ -184,13 +185,13 @@ kvmmesh::ExplainAnswer JoinService::Explain(const kvmmesh::Join& join) const {
   }
   const std::size_t local = Local(*keys, join.known());
   out.set_local(static_cast<std::uint32_t>(local));
-  const Choice choice = Choose(*keys, local, join, join.shape().block_bytes(), {});
+  const std::vector<std::shared_ptr<Source>> sources = Sources();
+  const Choice choice = Choose(*keys, local, join, join.shape().block_bytes(), sources, {});
   out.set_reason(local == keys->size() ? "all blocks are here" : choice.reason);
-  const std::vector<std::shared_ptr<Peer>>& peers = peers_.all();
-  for (std::size_t i = 0; i < peers.size(); ++i) {
+  for (std::size_t i = 0; i < sources.size(); ++i) {
     kvmmesh::ExplainAnswer::Source& source = *out.add_sources();
-    source.set_node(peers[i]->name());
-    source.set_blocks(static_cast<std::uint32_t>(peers[i]->fresh() ? peers[i]->MatchedDepth(*keys, 0) : 0));
+    source.set_node(sources[i]->name());
+    source.set_blocks(static_cast<std::uint32_t>(sources[i]->Consider(*keys, 0).depth));
     source.set_chosen(choice.chosen == i && local < keys->size());
     source.set_verdict(choice.verdicts[i]);
   }

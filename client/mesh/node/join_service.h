@@ -1,7 +1,7 @@
 // JoinService: makes blocks local for workers of this node.
 //
-// A request never fails because of a peer: the answer is how many leading blocks are here now. It
-// asks up to three peers one after another, each chosen by ChooseSource, and answers before the
+// A request never fails because of a source: the answer is how many leading blocks are here now. It
+// asks up to three sources one after another, each chosen by ChooseSource, and answers before the
 // worker's deadline. WorkerService calls it. Of the io_context's thread.
 #pragma once
 
@@ -13,16 +13,18 @@
 
 #include "client/mesh/node/join_log.h"
 #include "client/mesh/node/node_state.h"
-#include "client/mesh/node/peer.h"
 #include "client/mesh/node/peer_list.h"
 #include "client/mesh/node/scanner.h"
+#include "client/mesh/node/source.h"
 #include "client/mesh/node/source_choice.h"
 
 namespace kvm::mesh {
 
 class JoinService {
  public:
-  JoinService(NodeState& node, Scanner& scanner, const PeerList& peers) : node_(node), scanner_(scanner), peers_(peers) {}
+  // `disk`: null if there is no disk cache; may be set until the first join.
+  JoinService(NodeState& node, Scanner& scanner, const PeerList& peers, const std::shared_ptr<Source>& disk)
+      : node_(node), scanner_(scanner), peers_(peers), disk_(disk) {}
 
   // Answers within the time that the request has.
   Awaitable<kvmmesh::Joined> Join(kvmmesh::Join join);
@@ -36,11 +38,13 @@ class JoinService {
 
   // Brings what it can, and notes in `run` how many blocks, and why no more.
   Awaitable<void> BringMissing(Run& run);
-  Awaitable<void> FetchFromPeers(Run& run);
-  // Asks one peer. False: it is of no use to ask another one.
-  Awaitable<bool> FetchFrom(std::shared_ptr<Peer> peer, std::size_t depth, Run& run);
+  // The peers of now, and the disk.
+  std::vector<std::shared_ptr<Source>> Sources() const;
+  Awaitable<void> FetchFromSources(Run& run);
+  // Asks one source. False: it is of no use to ask another one.
+  Awaitable<bool> FetchFrom(Source& source, std::size_t depth, Run& run);
   Choice Choose(std::span<const BlockKey> keys, std::size_t local, const kvmmesh::Join& join, std::uint64_t block_bytes,
-                const std::vector<std::shared_ptr<Peer>>& asked) const;
+                const std::vector<std::shared_ptr<Source>>& sources, const std::vector<std::shared_ptr<Source>>& asked) const;
   // Blocks of the prefix that this node has, as the mesh process or the worker finds them.
   std::size_t Local(std::span<const BlockKey> keys, std::size_t known) const;
   // Looks until the node has `expected` blocks, or `by` has come.
@@ -51,6 +55,7 @@ class JoinService {
   NodeState& node_;
   Scanner& scanner_;
   const PeerList& peers_;
+  const std::shared_ptr<Source>& disk_;
   std::unordered_set<BlockKey> fetching_;  // the first key that each request under way lacks
   JoinLog log_;
 };

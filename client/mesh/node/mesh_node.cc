@@ -87,6 +87,7 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
   node->peers_.Use(node->transfer());
   if (Status added = node->AddMemberships(std::move(read_peers)); !added) return added.error();
+  if (Status opened = node->OpenDisk(); !opened) return opened.error();
   return node;
 }
 
@@ -105,9 +106,21 @@ Status MeshNode::AddMemberships(StaticMembership::Read read_peers) {
   return {};
 }
 
+Status MeshNode::OpenDisk() {
+  const Config& config = state_.config;
+  if (config.disk.path.empty()) return {};
+  Result<std::unique_ptr<DiskCache>> cache = DiskCache::Open(config.disk);
+  if (!cache) return cache.error();
+  state_.disk = std::make_unique<NodeDisk>(std::move(*cache));
+  disk_source_ = std::make_shared<DiskSource>(state_);
+  disk_feed_ = std::make_unique<DiskFeed>(state_);
+  return {};
+}
+
 MeshNode::~MeshNode() {
   state_.copy_threads.join();
   state_.control_threads.join();
+  if (state_.disk) state_.disk->Stop();
   // Coroutines that are in the middle of something undo it in what the members below state_ own.
   state_.io.shutdown();
 }
@@ -120,6 +133,7 @@ void MeshNode::Run() {
   reload_.add(SIGHUP, ignored);
   KeepRunning::Start(state_.io, [this] { return ReloadOnSignal(); });
   KeepRunning::Start(state_.io, [this] { return scanner_.Run(); });
+  if (disk_feed_) KeepRunning::Start(state_.io, [this] { return disk_feed_->Run(); });
   KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
   KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
   for (std::size_t rank = 0; rank < memberships_.size(); ++rank) {

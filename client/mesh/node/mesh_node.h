@@ -8,6 +8,8 @@
 
 #include "client/mesh/membership/membership.h"
 #include "client/mesh/membership/static_membership.h"
+#include "client/mesh/node/disk_feed.h"
+#include "client/mesh/node/disk_source.h"
 #include "client/mesh/node/greeting_peers.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
@@ -21,8 +23,9 @@ namespace kvm::mesh {
 class MeshNode {
  public:
   // Listens on both sockets. kvmd may be away; it is connected to when it is there.
-  // kAlreadyExists: another process serves the workers' socket. kInvalidArgument: also a
-  // certificate that is not good. kSystem. `read_peers` reads the configured peers again.
+  // kAlreadyExists: another process serves the workers' socket, or has the directory of the disk
+  // cache. kInvalidArgument: also a certificate that is not good. kPermissionDenied: that
+  // directory. kSystem. `read_peers` reads the configured peers again.
   [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config, StaticMembership::Read read_peers = {});
   ~MeshNode();
 
@@ -38,11 +41,12 @@ class MeshNode {
         workers_(state_.io),
         peers_(state_),
         scanner_(state_),
-        joins_(state_, scanner_, peers_),
+        joins_(state_, scanner_, peers_, disk_source_),
         greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
         reload_(state_.io),
         end_(state_.io) {}
   Transfer& transfer() const noexcept { return ucx_ ? *ucx_ : static_cast<Transfer&>(*tcp_); }
+  [[nodiscard]] Status OpenDisk();
   Awaitable<void> AcceptPeers();
   Awaitable<void> AcceptWorkers();
   Awaitable<void> ServePeer(std::shared_ptr<Channel> channel);
@@ -59,6 +63,8 @@ class MeshNode {
   WorkerSocket workers_;
   std::vector<std::unique_ptr<Membership>> memberships_;  // the first one goes before the others
   PeerList peers_;
+  std::shared_ptr<Source> disk_source_;  // null: there is no disk cache
+  std::unique_ptr<DiskFeed> disk_feed_;
   Scanner scanner_;
   JoinService joins_;
   GreetingPeers greeting_;

@@ -11,6 +11,7 @@
 #include "client/mesh/directory/node_summary.h"
 #include "client/mesh/memory/mesh_memory.h"
 #include "client/mesh/node/config.h"
+#include "client/mesh/node/node_disk.h"
 #include "kvclient/client.h"
 
 namespace kvm::mesh {
@@ -45,6 +46,7 @@ struct NodeState {
   std::map<Fingerprint, Model> models;  // that workers of this node have declared
   std::set<BlockShape> shapes;          // of blocks that this node has
   NodeSummary summary;
+  std::unique_ptr<NodeDisk> disk;  // null: there is no disk cache
   NodeCounters counters;
 };
 

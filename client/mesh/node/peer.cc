@@ -6,7 +6,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
 
-#include "client/mesh/node/staging_batch.h"
+#include "client/mesh/memory/checksum.h"
 #include "client/mesh/threads/counted.h"
 #include "proto/mesh/mesh_frame.h"
 
@@ -165,6 +165,18 @@ Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, const kvmm
   co_return summary_.Apply(image);
 }
 
+Candidate Peer::Consider(std::span<const BlockKey> keys, std::size_t local) const {
+  Candidate out;
+  out.node = name();
+  out.fresh = fresh();
+  out.shunned = shunned();
+  out.depth = out.fresh ? MatchedDepth(keys, local) : local;
+  out.bytes_per_s = rate_.Expected(steady_clock::now());
+  out.in_flight = in_flight_;
+  out.round_trip = round_trip_;
+  return out;
+}
+
 Awaitable<FetchOutcome> Peer::Fetch(FetchJob job) {
   FetchOutcome out;
   const Counted busy(in_flight_);
@@ -254,7 +266,7 @@ Awaitable<Status> Peer::ReceiveBlock(std::shared_ptr<Channel> channel, const Fet
   const std::span<std::byte> into(job.pool->region().BlockData(write->block), job.shape.block_bytes);
   Status arrived = co_await channel->ReceivePayload(into, UntilStalled(job.deadline));
   if (!arrived) co_return arrived;
-  if (TransferChecksum(into) != block.checksum())
+  if (BlockChecksum(into) != block.checksum())
     co_return MakeError(Errc::kProtocol, config_.node + " sent a block that does not have its checksum");
   const PublishRequest request{job.keys[index], index == 0 ? job.parent : job.keys[index - 1],
                                job.depth + static_cast<std::uint32_t>(index), *write};

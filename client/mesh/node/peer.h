@@ -19,35 +19,22 @@
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer_channels.h"
 #include "client/mesh/node/peer_rate.h"
+#include "client/mesh/node/source.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/mesh/mesh.pb.h"
 
 namespace kvm::mesh {
 
-// What JoinService wants from a peer. What it refers to lives until Fetch has ended.
-struct FetchJob {
-  BlockShape shape;
-  std::span<const BlockKey> keys;  // consecutive ones of a prefix
-  BlockKey parent;                 // the key before them; zeros: they begin the prefix
-  std::uint32_t depth = 0;         // blocks before them in the prefix
-  std::shared_ptr<SlotPool> pool;
-  Time deadline;
-};
-
-struct FetchOutcome {
-  std::size_t fetched = 0;  // leading blocks that were received, checked and published
-  std::string reason;       // why there are no more; empty: all
-};
-
-class Peer {
+class Peer final : public Source {
  public:
   Peer(NodeState& node, Transfer& transfer, PeerConfig config)
       : node_(node), config_(std::move(config)), channels_(node, transfer, config_), pause_(node.io) {}
   Peer(const Peer&) = delete;
   Peer& operator=(const Peer&) = delete;
 
-  const std::string& name() const noexcept { return config_.node; }
+  const std::string& name() const noexcept override { return config_.node; }
   const std::string& address() const noexcept { return config_.address; }
+  bool takes_hints() const noexcept override { return true; }
   // The membership that names it, for people.
   void KnownFrom(std::string membership) { known_from_ = std::move(membership); }
   // Keeps the summary up to date, until Stop.
@@ -60,13 +47,8 @@ class Peer {
   bool shunned() const noexcept;
   // As PeerSummary has it.
   std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept { return summary_.MatchedDepth(keys, known); }
-  const PeerRate& rate() const noexcept { return rate_; }
-  // From a question to its answer; 0: not measured.
-  std::chrono::duration<double> round_trip() const noexcept { return round_trip_; }
-  std::size_t in_flight() const noexcept { return in_flight_; }
-
-  // Never an error: fewer blocks, and a reason.
-  Awaitable<FetchOutcome> Fetch(FetchJob job);
+  Candidate Consider(std::span<const BlockKey> keys, std::size_t local) const override;
+  Awaitable<FetchOutcome> Fetch(FetchJob job) override;
   void Describe(kvmmesh::PeerStatus& out) const;
 
  private:
@@ -93,7 +75,7 @@ class Peer {
   bool stopped_ = false;
   PeerSummary summary_;
   PeerRate rate_;
-  std::chrono::duration<double> round_trip_{};
+  std::chrono::duration<double> round_trip_{};  // from a question to its answer; 0: not measured
   std::uint64_t next_request_ = 1;
   std::size_t in_flight_ = 0;
   std::uint64_t fetched_blocks_ = 0, fetched_bytes_ = 0, failures_ = 0;

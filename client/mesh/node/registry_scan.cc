@@ -1,5 +1,7 @@
 #include "client/mesh/node/registry_scan.h"
 
+#include <algorithm>
+#include <tuple>
 #include <vector>
 
 namespace kvm::mesh {
@@ -8,11 +10,17 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kScanTimeout{2000};
+constexpr std::size_t kManyBlocks = 8192;  // that are looked through before the oldest are kept
 
 bool IsServed(const layout::RegionInfo& region) {
   const auto state = static_cast<layout::RegionState>(region.state);
   return (state == layout::RegionState::kLive || state == layout::RegionState::kOrphan) &&
          static_cast<layout::HandleKind>(region.handle_kind) == layout::HandleKind::kHostMemfd;
+}
+
+// Of a slab of kvmd's host cache, which no client owns.
+bool IsHostCache(const layout::RegionInfo& region) {
+  return static_cast<layout::RegionState>(region.state) == layout::RegionState::kLive && region.client_id == 0;
 }
 
 // Grows with every change of the index or of the regions.
@@ -51,34 +59,59 @@ void RegistryScan::DeclareNew(ScanResult& out) {
   }
 }
 
-void RegistryScan::ReadIndex(ScanResult& out) const {
+void RegistryScan::KeepOldest(std::vector<CachedBlock>& blocks, std::size_t most) {
+  const auto older = [](const CachedBlock& a, const CachedBlock& b) {
+    return std::tie(a.published_s, a.depth) < std::tie(b.published_s, b.depth);
+  };
+  std::sort(blocks.begin(), blocks.end(), older);
+  if (blocks.size() > most) blocks.resize(most);
+}
+
+void RegistryScan::ReadIndex(const StorePlan& plan, ScanResult& out) {
   const RegistryView& registry = observer_->registry();
   // By row: the epoch of the region; 0: its blocks are not served.
   std::vector<std::uint32_t> served(registry.region_rows(), 0);
+  // By row: the shape of a slab's blocks, if blocks are to be stored.
+  std::vector<std::optional<BlockShape>> cached(registry.region_rows());
   for (std::uint32_t row = 0; row < registry.region_rows(); ++row) {
     layout::RegionInfo region;
     layout::ModelInfo model;
     if (!registry.ReadRegion(row, region) || !IsServed(region) || !registry.ReadModel(region.model, model)) continue;
     served[row] = region.region_epoch;
     const Shard shard{region.tp_rank, region.tp_size, region.pp_rank, region.pp_size, region.kv_group};
-    out.shapes.insert({model.fingerprint, shard, region.block_bytes});
+    const BlockShape shape{model.fingerprint, shard, region.block_bytes};
+    out.shapes.insert(shape);
+    if (plan.stored && IsHostCache(region)) cached[row] = shape;
   }
   std::unordered_set<BlockKey>& keys = out.keys.emplace();
+  std::unordered_set<BlockKey> still_named;
   IndexEntry entry;
   for (std::uint64_t slot = 0; slot < registry.index().slots(); ++slot) {
     if (!registry.index().ReadSlot(slot, entry) || entry.region >= served.size()) continue;
-    if (entry.region_epoch != 0 && served[entry.region] == entry.region_epoch) keys.insert(entry.key);
+    if (entry.region_epoch == 0 || served[entry.region] != entry.region_epoch) continue;
+    keys.insert(entry.key);
+    if (!cached[entry.region]) continue;
+    if (named_.contains(entry.key)) {
+      still_named.insert(entry.key);
+    } else if (!plan.stored(entry.key)) {
+      out.unstored.push_back({entry.key, entry.parent_lo, entry.depth, entry.published_s, *cached[entry.region]});
+      out.more_unstored = out.more_unstored || out.unstored.size() > plan.most;
+      if (out.unstored.size() >= 2 * plan.most + kManyBlocks) KeepOldest(out.unstored, plan.most);
+    }
   }
+  KeepOldest(out.unstored, plan.most);
+  for (const CachedBlock& block : out.unstored) still_named.insert(block.key);
+  named_ = std::move(still_named);
 }
 
-Result<ScanResult> RegistryScan::Run() {
+Result<ScanResult> RegistryScan::Run(const StorePlan& plan) {
   if (Status connected = Connect(); !connected) return connected.error();
   ScanResult out;
   DeclareNew(out);
   const std::uint64_t changes = Changes(observer_->registry().header());
   if (changes == changes_) return out;
   changes_ = changes;
-  ReadIndex(out);
+  ReadIndex(plan, out);
   return out;
 }
 

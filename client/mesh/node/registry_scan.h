@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,11 +21,30 @@
 
 namespace kvm::mesh {
 
+// A block of kvmd's host cache.
+struct CachedBlock {
+  BlockKey key;
+  std::uint64_t parent_lo = 0;
+  std::uint32_t depth = 0;
+  std::uint32_t published_s = 0;
+  BlockShape shape;
+};
+
 struct ScanResult {
   std::map<Fingerprint, Model> new_models;  // declared with kvmd since the last scan
   // Empty: nothing has changed since the last scan.
   std::optional<std::unordered_set<BlockKey>> keys;
   std::set<BlockShape> shapes;  // of the regions whose blocks these are; only with `keys`
+  // Blocks of the host cache that are to be stored, the oldest first, and whether there are others;
+  // only with `keys`. A block is named once for as long as it is in the host cache.
+  std::vector<CachedBlock> unstored;
+  bool more_unstored = false;
+};
+
+// Which blocks a scan is to name in ScanResult::unstored.
+struct StorePlan {
+  std::function<bool(const BlockKey&)> stored;  // of any thread; null: none is to be named
+  std::size_t most = 0;
 };
 
 class RegistryScan {
@@ -32,20 +52,23 @@ class RegistryScan {
   RegistryScan(std::string kvmd_socket, std::shared_ptr<Client> client) : socket_(std::move(kvmd_socket)), client_(std::move(client)) {}
 
   // kUnavailable, kDeadlineExceeded: no kvmd; the next call tries again.
-  [[nodiscard]] Result<ScanResult> Run();
+  [[nodiscard]] Result<ScanResult> Run(const StorePlan& plan = {});
   // The caller could not use the last result: the next call reads all of it again.
   void ReadAgain() noexcept { changes_ = 0; }
 
  private:
   [[nodiscard]] Status Connect();
   void DeclareNew(ScanResult& out);
-  void ReadIndex(ScanResult& out) const;
+  void ReadIndex(const StorePlan& plan, ScanResult& out);
+  // Keeps the oldest `most` ones, in order.
+  static void KeepOldest(std::vector<CachedBlock>& blocks, std::size_t most);
 
   std::string socket_;
   std::shared_ptr<Client> client_;
   std::unique_ptr<ctl::Observer> observer_;
   std::map<Fingerprint, Model> declared_;
-  std::uint64_t changes_ = 0;  // the registry's counters as of the last scan
+  std::unordered_set<BlockKey> named_;  // in `unstored`, and still in the host cache
+  std::uint64_t changes_ = 0;           // the registry's counters as of the last scan
 };
 
 }  // namespace kvm::mesh

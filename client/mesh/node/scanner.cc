@@ -10,13 +10,26 @@
 namespace kvm::mesh {
 
 Awaitable<Status> Scanner::Once() {
-  std::function<Result<ScanResult>()> scan = [this] { return scan_.Run(); };
+  StorePlan plan;
+  bool again = false;
+  if (node_.disk && node_.disk->cache().recovered()) {
+    plan.stored = [disk = node_.disk.get()](const BlockKey& key) { return disk->cache().table().Contains(key); };
+    plan.most = node_.disk->room();
+    // What was left out for lack of room, or before the disk cache had been opened
+    again = node_.disk->wants_more() || !asked_for_blocks_;
+    asked_for_blocks_ = true;
+  }
+  std::function<Result<ScanResult>()> scan = [&] {
+    if (again) scan_.ReadAgain();
+    return scan_.Run(plan);
+  };
   Result<ScanResult> found = co_await OnThread(node_.control_threads, scan);
   if (!found) co_return found.error();
   node_.models.merge(found->new_models);
   if (found->keys) {
     node_.shapes = std::move(found->shapes);
     node_.summary.Update(std::move(*found->keys));
+    if (plan.stored) node_.disk->Offer(std::move(found->unstored), found->more_unstored);
   }
   co_return Status();
 }

@@ -20,6 +20,7 @@ class Scanner {
  private:
   NodeState& node_;
   RegistryScan scan_;
+  bool asked_for_blocks_ = false;
 };
 
 }  // namespace kvm::mesh

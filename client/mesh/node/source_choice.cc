@@ -29,6 +29,7 @@ struct Worth {
 std::optional<Worth> WorthOf(const Candidate& candidate, const ChoiceTerms& terms, std::string& verdict) {
   verdict = [&]() -> std::string {
     if (candidate.asked) return "asked already";
+    if (!candidate.refusal.empty()) return candidate.refusal;
     if (candidate.shunned) return "it sent something that was not asked for, and is not asked for a while";
     if (!candidate.fresh && !candidate.hinted) return "it does not answer";
     return {};

@@ -1,12 +1,14 @@
-// The choice of the peer from which a join fetches: what is known about each one, in; one of them,
-// or none, and the reasons, out. JoinService acts on it, and `kvctl mesh explain` shows it.
+// The choice of the source, a peer or the disk, from which a join fetches: what is known about each
+// one, in; one of them, or none, and the reasons, out. JoinService acts on it, and
+// `kvctl mesh explain` shows it.
 //
-// A peer is worth asking if fetching its blocks is expected to take less time than computing them:
+// A source is worth asking if fetching its blocks is expected to take less time than computing
+// them:
 //
 //   round trip + blocks * block_bytes / rate    <    blocks / prefill rate
 //
-// A peer that has not been measured is asked, since otherwise it never would be, and so is any peer
-// if the worker has not told its prefill rate. Pure functions.
+// One that has not been measured is asked, since otherwise it never would be, and so is any if the
+// worker has not told its prefill rate. Pure functions.
 #pragma once
 
 #include <chrono>
@@ -21,7 +23,7 @@ namespace kvm::mesh {
 
 using Seconds = std::chrono::duration<double>;
 
-// A peer as the choice sees it.
+// A source as the choice sees it.
 struct Candidate {
   std::string node;
   std::size_t depth = 0;          // leading blocks that it seems to have
@@ -31,7 +33,8 @@ struct Candidate {
   bool hinted = false;  // the worker was told that it has the blocks
   bool fresh = true;    // its summary is in use
   bool shunned = false;
-  bool asked = false;  // by this join already
+  std::string refusal;  // why it can't be asked now; empty: it can
+  bool asked = false;   // by this join already
 };
 
 struct ChoiceTerms {

@@ -1,13 +1,10 @@
 #include "client/mesh/node/staging_batch.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 
-namespace kvm::mesh {
+#include "client/mesh/memory/checksum.h"
 
-std::uint64_t TransferChecksum(std::span<const std::byte> bytes) noexcept { return XXH3_64bits(bytes.data(), bytes.size()); }
+namespace kvm::mesh {
 
 StagingBatch::StagingBatch(std::shared_ptr<SlotPool> pool, std::size_t blocks) : pool_(std::move(pool)) {
   while (slots_.size() < blocks) {
@@ -29,8 +26,25 @@ std::size_t StagingBatch::Import(Client& client, std::span<const BlockKey> keys,
   if (match.empty()) return 0;
   Result<ImportTicket> ticket = client.Import(match, pool_->region(), std::span(slots_).first(match.size()), {.deadline = deadline});
   if (!ticket || !ticket->Wait(deadline)) return 0;
-  for (std::size_t i = 0; i < ticket->result().valid; ++i) checksums_.push_back(TransferChecksum(bytes(i)));
+  for (std::size_t i = 0; i < ticket->result().valid; ++i) checksums_.push_back(BlockChecksum(bytes(i)));
   return checksums_.size();
+}
+
+std::vector<bool> StagingBatch::ImportEach(Client& client, std::span<const BlockKey> keys, Deadline deadline) {
+  std::vector<bool> out(keys.size(), false);
+  checksums_.assign(keys.size(), 0);
+  FindOptions options;
+  options.destination = &pool_->region();
+  for (std::size_t i = 0; i < std::min(keys.size(), slots_.size()); ++i) {
+    const Match match = client.Find(keys.subspan(i, 1), options);
+    if (match.empty()) continue;
+    Result<ImportTicket> ticket =
+        client.Import(match, pool_->region(), std::span(slots_).subspan(i, 1), {.deadline = deadline, .counts_as_use = false});
+    if (!ticket || !ticket->Wait(deadline) || ticket->result().valid == 0) continue;
+    checksums_[i] = BlockChecksum(bytes(i));
+    out[i] = true;
+  }
+  return out;
 }
 
 std::span<const std::byte> StagingBatch::bytes(std::size_t i) const noexcept {

@@ -1,4 +1,4 @@
-// StagingBatch: some blocks of a prefix on their way to a peer. Owns slots of the staging pool
+// StagingBatch: some blocks on their way to a peer, or to the disk. Owns slots of the staging pool
 // until it is destroyed, which must be after the transfer has ended. Of the io_context's thread,
 // except Import.
 #pragma once
@@ -25,6 +25,9 @@ class StagingBatch {
   // Finds the leading ones of `keys` and copies them here, validated, with their checksums. Returns
   // how many there are. On any thread, for it copies.
   [[nodiscard]] std::size_t Import(Client& client, std::span<const BlockKey> keys, Deadline deadline);
+  // The same for keys that need not follow one another, of which any may be missing. To kvmd it is
+  // no use of the blocks. [keys.size()]
+  [[nodiscard]] std::vector<bool> ImportEach(Client& client, std::span<const BlockKey> keys, Deadline deadline);
 
   // Of the i-th block that Import has copied.
   std::span<const std::byte> bytes(std::size_t i) const noexcept;
@@ -35,8 +38,5 @@ class StagingBatch {
   std::vector<std::uint32_t> slots_;
   std::vector<std::uint64_t> checksums_;
 };
-
-// XXH3 with 64 bits: what FetchedBlock.checksum is.
-std::uint64_t TransferChecksum(std::span<const std::byte> bytes) noexcept;
 
 }  // namespace kvm::mesh

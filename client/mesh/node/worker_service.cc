@@ -58,12 +58,15 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   out.set_ucx_received_bytes(bulk.received_bytes);
   for (const auto& peer : peers_.all()) peer->Describe(*out.add_peers());
   for (const auto& membership : memberships_) membership->Describe(out);
+  if (node_.disk) node_.disk->Describe(node_.client->domain(), *out.mutable_disk());
 }
 
 void WorkerService::Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const {
   const Result<std::vector<BlockKey>> keys = DecodeKeys(query.keys());
   if (!keys) return;
   out.set_local(static_cast<std::uint32_t>(node_.client->Find(*keys).size()));
+  if (node_.disk) out.set_disk(static_cast<std::uint32_t>(node_.disk->LeadingBlocks(*keys)));
+  out.set_has_disk(node_.disk != nullptr);
   for (const auto& peer : peers_.all()) {
     kvmmesh::FindAnswer::Node& node = *out.add_nodes();
     node.set_node(peer->name());

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <span>
 
-#include "client/mesh/node/staging_batch.h"
+#include "client/mesh/memory/checksum.h"
 #include "proto/mesh/mesh_frame.h"
 #include "tests/catch.h"
 #include "tests/support/worker/worker.h"
@@ -151,7 +151,7 @@ PeerAnswer HonestBlock(const kvmmesh::Fetch& fetch, std::uint32_t index) {
   block.set_index(index);
   block.set_key(mesh::EncodeKeys(std::span(&key, 1)));
   block.set_bytes(out.payload.size());
-  block.set_checksum(mesh::TransferChecksum(std::as_bytes(std::span(out.payload))));
+  block.set_checksum(mesh::BlockChecksum(std::as_bytes(std::span(out.payload))));
   return out;
 }
 

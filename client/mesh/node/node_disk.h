@@ -1,0 +1,63 @@
+// NodeDisk: the disk cache of a mesh process, with its threads, and the blocks that wait to be
+// written. Of the io_context's thread, except where DiskCache says otherwise.
+#pragma once
+
+#include <boost/asio/thread_pool.hpp>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "client/mesh/disk/disk_cache.h"
+#include "client/mesh/node/peer_rate.h"
+#include "client/mesh/node/registry_scan.h"
+#include "proto/mesh/mesh.pb.h"
+
+namespace kvm::mesh {
+
+class NodeDisk {
+ public:
+  explicit NodeDisk(std::unique_ptr<DiskCache> cache) : cache_(std::move(cache)) {}
+  ~NodeDisk();
+  NodeDisk(const NodeDisk&) = delete;
+  NodeDisk& operator=(const NodeDisk&) = delete;
+
+  DiskCache& cache() noexcept { return *cache_; }
+  const DiskCache& cache() const noexcept { return *cache_; }
+  boost::asio::thread_pool& read_thread() noexcept { return read_thread_; }
+  boost::asio::thread_pool& write_thread() noexcept { return write_thread_; }
+  // Ends the threads' work; nothing is read or written afterwards.
+  void Stop();
+
+  // Whether blocks of `domain` can be read now.
+  bool readable(const std::string& domain) const;
+  // Why not, for people; empty: they can.
+  std::string Refusal(const std::string& domain) const;
+  // A worker has asked for this prefix.
+  void Use(std::span<const BlockKey> keys);
+  // Leading blocks that it has.
+  std::size_t LeadingBlocks(std::span<const BlockKey> keys) const;
+
+  // How many more blocks may wait to be written.
+  std::size_t room() const noexcept { return kMaxWaiting - std::min(kMaxWaiting, waiting_.size()); }
+  void Offer(std::vector<CachedBlock> blocks, bool more);
+  // Others were left out for lack of room, and there is room again.
+  bool wants_more() const noexcept { return more_ && waiting_.size() < kMaxWaiting / 2; }
+  std::deque<CachedBlock>& waiting() noexcept { return waiting_; }
+
+  PeerRate& rate() noexcept { return rate_; }  // at which joins have read
+  const PeerRate& rate() const noexcept { return rate_; }
+  void Describe(const std::string& domain, kvmmesh::DiskStatus& out) const;
+
+ private:
+  static constexpr std::size_t kMaxWaiting = 8192;
+
+  std::unique_ptr<DiskCache> cache_;
+  boost::asio::thread_pool read_thread_{1}, write_thread_{1};
+  std::deque<CachedBlock> waiting_;  // the next one to be written first
+  bool more_ = false;
+  PeerRate rate_;
+};
+
+}  // namespace kvm::mesh

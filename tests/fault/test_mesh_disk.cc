@@ -1,0 +1,132 @@
+// What may happen to a disk cache: its process is killed at any moment, the disk is full or fails,
+// files are damaged. No byte is wrong, and the node goes on.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "client/mesh/disk/disk_cache.h"
+#include "proto/base/random.h"
+#include "tests/catch.h"
+#include "tests/support/mesh/disk_blocks.h"
+#include "tests/support/mesh/mesh_process.h"
+#include "tests/support/worker/worker.h"
+
+namespace {
+
+using namespace kvm;
+using namespace std::chrono_literals;
+using test::DiskBlocks;
+using test::DiskReadCheck;
+using test::Eventually;
+using test::JoinBy;
+using test::KvmdProcess;
+using test::MeshProcess;
+using test::StatusOf;
+using test::TempDir;
+using test::Worker;
+
+constexpr std::uint32_t kBlocks = 16;  // of a prompt
+constexpr std::uint64_t kPrompts = 40;
+
+std::uint64_t BlockBytes(std::uint64_t prompt) { return prompt % 2 == 0 ? 4096 : 20'000; }
+
+mesh::DiskOptions Options(const TempDir& dir) {
+  mesh::DiskOptions out;
+  out.path = dir / "disk";
+  out.limit_bytes = std::uint64_t{4} << 20;
+  out.write_bytes_per_s = 0;
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("Mesh disk: a process that is killed while it writes leaves records that are all right", "[fault]") {
+  const TempDir dir;
+  SplitMix random(3);
+  std::size_t read = 0;
+  for (int round = 0; round < 30; ++round) {
+    // A child that opens the cache and writes until it is killed: new blocks, evictions, segments
+    // that are removed.
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      Result<std::unique_ptr<mesh::DiskCache>> cache = mesh::DiskCache::Open(Options(dir));
+      if (!cache || !(*cache)->Recover(test::kDiskDomain)) ::_exit(1);
+      for (std::uint64_t prompt = static_cast<std::uint64_t>(round);; ++prompt) {
+        const DiskBlocks blocks(prompt % kPrompts, kBlocks, BlockBytes(prompt));
+        if (!(*cache)->Append(blocks.blocks)) ::_exit(2);
+      }
+    }
+    ::usleep(static_cast<useconds_t>(2'000 + random.Below(60'000)));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFSIGNALED(status));
+    const auto cache = test::OpenDisk(Options(dir));
+    CHECK(cache->table().file_bytes() <= Options(dir).limit_bytes);
+    for (std::uint64_t prompt = 0; prompt < kPrompts; ++prompt) {
+      const DiskReadCheck check = test::ReadDisk(*cache, DiskBlocks(prompt, kBlocks, BlockBytes(prompt)).keys, BlockBytes(prompt));
+      CHECK(check.wrong == 0);
+      CHECK(check.bad == 0);
+      CHECK(check.failed == 0);
+      read += check.good;
+    }
+  }
+  CHECK(read > 1000);
+}
+
+TEST_CASE("Mesh disk: kvmd-mesh that is killed while it writes brings right blocks when it is back", "[fault]") {
+  const TempDir dir;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
+  const std::vector<std::string> options{"--disk-path", dir / "disk", "--disk-bytes", "16M", "--disk-write-rate", "0"};
+  const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher"});
+  SplitMix random(5);
+  for (int round = 0; round < 8; ++round) {
+    MeshProcess mesh(kvmd, "a", {}, {}, options);
+    publisher->Publish("r" + std::to_string(round) + ":60", 0);
+    KVM_REQUIRE_OK(publisher->Flush());
+    // At some point of the writing, which goes on for as long as blocks are new.
+    const std::uint64_t enough = random.Below(50);
+    REQUIRE(Eventually([&] { return StatusOf(mesh).disk().written_blocks() >= enough; }, 60s));
+    mesh.Kill();
+  }
+  // Without any memory that has them.
+  KvmdProcess other({"--orphan-ttl-s", "0", "--host-cache", "4M"});
+  MeshProcess mesh(other, "b", {}, {}, options);
+  const auto joiner = test::StartWorker({.socket = other.socket(), .name = "joiner"});
+  REQUIRE(Eventually([&] { return StatusOf(mesh).disk().state() == "on"; }, 60s));
+  std::size_t joined = 0;
+  for (int round = 0; round < 8; ++round) {
+    const std::string prompt = "r" + std::to_string(round) + ":60";
+    joined += joiner->client().JoinCache(joiner->region(), joiner->Keys(prompt), JoinBy(mesh, 20s)).blocks;
+    CHECK(joiner->FindAndImport(prompt, 0).wrong == 0);
+  }
+  CHECK(joined > 60);
+  CHECK(StatusOf(mesh).disk().bad_records() == 0);
+}
+
+TEST_CASE("Mesh disk: a full disk pauses the disk cache with a reason, and the node serves and reads on", "[fault]") {
+  const TempDir dir;
+  KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
+  // Of the mesh process, which inherits it: no file may grow beyond some records.
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  rlimit little = before;
+  little.rlim_cur = 4096 + 10 * 8192;
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &little) == 0);
+  MeshProcess mesh(kvmd, "a", {}, {}, {"--disk-path", dir / "disk", "--disk-bytes", "64M", "--disk-write-rate", "0"});
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+  const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker"});
+  worker->Publish("p:40", 0);
+  KVM_REQUIRE_OK(worker->Flush());
+  REQUIRE(Eventually([&] { return StatusOf(mesh).disk().state() == "read only"; }, 60s));
+  const kvmmesh::Status status = StatusOf(mesh);
+  CHECK(status.disk().reason().find("File too large") != std::string::npos);
+  CHECK(mesh.running());
+  const auto joined = worker->client().JoinCache(worker->region(), worker->Keys("p:40"), JoinBy(mesh, 20s));
+  CHECK(joined.blocks == 40);
+}
