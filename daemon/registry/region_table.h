@@ -35,8 +35,8 @@ class RegionTable {
       : segment_(segment), regions_(rows), next_region_epoch_(first_epoch) {}
 
   // kAlreadyExists (the name, or memory that another region has), kBadGeometry (it contradicts
-  // another region), kResourceExhausted (the table is full, or no epoch is left). The region is live then, and belongs
-  // to no account yet (accounts.h).
+  // another region), kResourceExhausted (the table is full, or no epoch is left). The region is
+  // live then, and belongs to no account yet (accounts.h).
   [[nodiscard]] Result<Region*> Add(const Owner& owner, std::unique_ptr<Region> region);
   // Destroys the region and clears its row. Precondition: the region does not serve.
   void Free(Region& region) noexcept;

@@ -75,8 +75,8 @@ RULES = {
     "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
     "client/join": {"client/connection", "proto/base", "proto/mesh", "kvclient", "kvm"},
     "client": CLIENT | {f"client/{each}" for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")},
-    # node → membership, disk → memory → threads → transfer; directory stands alone. A scan has kvctl's
-    # connection, and the disk cache the daemon's eviction policies.
+    # node → membership, disk → memory → threads → transfer; directory stands alone. A scan has
+    # kvctl's connection, and the disk cache the daemon's eviction policies.
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm"},
     "client/mesh/threads": {"client/mesh/transfer", "kvm"},

@@ -11,7 +11,8 @@
 namespace kvm::ctl {
 
 // Connects, and tries again within `timeout` if kvmd is there but ends, as one that is being
-// restarted does. Errors: the last of Observer::Connect; at once if no kvmd listens at the first try.
+// restarted does. Errors: the last of Observer::Connect; at once if no kvmd listens at the first
+// try.
 [[nodiscard]] Result<Observer> ConnectDespiteRestart(const std::string& socket, std::chrono::milliseconds timeout);
 
 // Checks that so many blocks can be published without an eviction of the node's own blocks.

@@ -66,7 +66,7 @@ struct ReplayReport {
   // Of the hit blocks, copied from a peer or the host cache and validated
   std::uint64_t blocks_imported = 0;
   std::uint64_t blocks_from_host_cache = 0;  // of the imported ones
-  std::uint64_t blocks_joined = 0;           // of the imported ones, fetched by kvmd-mesh for the request
+  std::uint64_t blocks_joined = 0;           // of the imported ones, fetched by kvmd-mesh
   std::uint64_t tokens_total = 0, tokens_saved = 0;
   std::uint64_t bytes_imported = 0;
   std::uint64_t mismatched_blocks = 0;     // bytes that are not what the key says: must be 0
@@ -91,8 +91,9 @@ struct ReplayReport {
   bool Healthy() const noexcept { return mismatched_blocks == 0 && flush_failures == 0; }
 };
 
-// Runs the replay against `socket`, or options.nodes if there are any; worker i's pool is in memory.DeviceOfWorker(i). kCancelled:
-// interrupted. Other errors: a worker's report, or how it died.
+// Runs the replay against `socket`, or options.nodes if there are any; worker i's pool is in
+// memory.DeviceOfWorker(i). kCancelled: interrupted. Other errors: a worker's report, or how it
+// died.
 [[nodiscard]] Result<ReplayReport> Replay(const ReplayOptions& options, const PoolMemory& memory, const std::string& socket,
                                           const std::vector<Request>& requests);
 

@@ -35,8 +35,9 @@ struct WorkerConfig {
   double prefill_us_per_block = 0;  // that computing takes; 0: no time
   std::uint32_t wait_computing_ms = 0;
   std::uint32_t join_ms = 0;
-  double prefill_tokens_per_s = 0;  // by which kvmd-mesh decides whether a join is worth it; 0: always
-  bool offload = true;              // kvmd's host cache gets the blocks if it asks for them
+  // By which kvmd-mesh decides whether a join is worth it; 0: it always is
+  double prefill_tokens_per_s = 0;
+  bool offload = true;  // kvmd's host cache gets the blocks if it asks for them
 };
 
 struct WorkerReady {
