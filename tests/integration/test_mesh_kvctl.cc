@@ -136,3 +136,28 @@ TEST_CASE("kvctl mesh: without a mesh process it says so, with the exit code of 
     CHECK(output.err.find("no kvmd-mesh") != std::string::npos);
   }
 }
+
+TEST_CASE("kvctl replay: with two nodes a worker's misses are fetched from the other one", "[integration]") {
+  const KvmdProcess kvmd_a, kvmd_b;
+  const MeshProcess mesh_a(kvmd_a, "a");
+  const MeshProcess mesh_b(kvmd_b, "b", {mesh_a.as_peer()});
+  const Sandbox sandbox;
+  const auto replay = [&](const std::string& mesh_socket) {
+    const Sandbox::Output output =
+        sandbox.Run("replay --json --node " + kvmd_a.socket() + " --node " + kvmd_b.socket() + mesh_socket +
+                    " --join-ms 20000 --workers 2 --workload chat --requests 40 --pool-blocks 600 --block-bytes 64 "
+                    "--backend host --in-order --prefill-takes-time --prefill-us-per-token 10");
+    INFO(output.err);
+    REQUIRE(output.code == 0);
+    return output.Json();
+  };
+  const boost::json::value alone = replay(""), joined = replay("," + mesh_b.socket());
+  CHECK(Number(alone, "nodes") == 2);
+  CHECK(Number(alone, "blocks_imported") == 0);
+  CHECK(Number(alone, "blocks_joined") == 0);
+  CHECK(Number(joined, "blocks_joined") > 0);
+  CHECK(Number(joined, "blocks_imported") >= Number(joined, "blocks_joined"));
+  CHECK(Number(joined, "blocks_hit") > Number(alone, "blocks_hit"));
+  CHECK(Number(joined, "mismatched_blocks") == 0);
+  CHECK(Number(joined, "failed_imports") == 0);
+}
