@@ -178,7 +178,8 @@ Awaitable<Status> UcxChannel::SendAll(std::span<const Outgoing> batch, Limits li
   const std::uint64_t sent = link->sent_bytes() - before;
   shared_->sent_bytes += sent;
   if (!good) co_return Fail(good.error());
-  if (sent != apart_bytes) co_return Ended("send");
+  // The guard may have closed the channel when the last piece had just been sent.
+  if (sent != apart_bytes || guard_->cause() != nullptr) co_return Ended("send");
   co_return good;
 }
 
@@ -252,7 +253,7 @@ Awaitable<Status> UcxChannel::Fetch(std::span<std::byte> into, Limits limits) {
   const std::uint64_t received = link->received_bytes() - before;
   shared_->received_bytes += received;
   if (lied) co_return Fail(MakeError(Errc::kProtocol, "a piece of a payload has another length than it has to have"));
-  if (received != bytes) co_return Ended("receive a payload");
+  if (received != bytes || guard_->cause() != nullptr) co_return Ended("receive a payload");
   co_return Status();
 }
 

@@ -28,6 +28,7 @@ struct UcxLibrary {
 
   std::string Text(ucs_status_t status) const { return this->ucs_status_string(status); }
 
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a name
 #define KVM_UCX_MEMBER(name) decltype(&::name) name = nullptr;
   KVM_UCX_FUNCTIONS(KVM_UCX_MEMBER)
 #undef KVM_UCX_MEMBER

@@ -171,7 +171,7 @@ void UcxWorker::CloseLater(ucp_ep_h endpoint) noexcept {
   try {
     closing_.push_back(endpoint);
   } catch (const std::bad_alloc&) {
-    // It stays in endpoints_ until Stop.
+    return;  // it stays in endpoints_ until Stop
   }
   Kick();
 }
@@ -207,9 +207,10 @@ bool UcxWorker::WaitForEvents() noexcept {
       if (!error) self->Turn();
     });
     waiting_ = true;
+    return true;
   } catch (const std::bad_alloc&) {
+    return false;
   }
-  return waiting_;
 }
 
 void UcxWorker::Turn() noexcept {
@@ -236,8 +237,11 @@ void UcxWorker::OnConnection(ucp_conn_request_h request, void* self) noexcept {
 }
 
 void UcxWorker::Accept(ucp_conn_request_h request) {
-  strangers_.push_back(nullptr);
+  // All memory first: a request that UCX has made a connection of can't be rejected any more.
+  std::unordered_map<ucp_ep_h, UcxLink*> one{{nullptr, nullptr}};
+  auto place = one.extract(one.begin());
   endpoints_.reserve(endpoints_.size() + 1);
+  strangers_.push_back(nullptr);
   ucp_ep_params_t params = EndpointParams();
   params.field_mask |= UCP_EP_PARAM_FIELD_CONN_REQUEST;
   params.conn_request = request;
@@ -247,7 +251,8 @@ void UcxWorker::Accept(ucp_conn_request_h request) {
     return;  // the request has been used up
   }
   strangers_.back() = endpoint;
-  endpoints_[endpoint] = nullptr;
+  place.key() = endpoint;
+  endpoints_.insert(std::move(place));
   if (strangers_.size() > kMaxStrangers) {
     CloseLater(strangers_.front());
     strangers_.pop_front();
