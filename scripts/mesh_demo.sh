@@ -77,8 +77,12 @@ for i in "${!nodes[@]}"; do
   fi
 done
 
+# wait_for_socket SOCKET LOG: until the process that was started last listens.
 wait_for_socket() {
-  until [ -S "$1" ]; do sleep 0.05; done
+  until [ -S "$1" ]; do
+    kill -0 "${started[-1]}" 2>/dev/null || { tail -n 5 "$2" >&2 && exit 1; }
+    sleep 0.05
+  done
 }
 
 start_nodes() {
@@ -87,18 +91,18 @@ start_nodes() {
     rm -f "$work/$node"/*.sock
     "$bin/kvmd" --socket "$work/$node/kvmd.sock" --host-cache 256M --host-cache-admission publish >>"$work/$node/kvmd.log" 2>&1 &
     started+=($!)
+    wait_for_socket "$work/$node/kvmd.sock" "$work/$node/kvmd.log"
   done
-  for node in "${nodes[@]}"; do wait_for_socket "$work/$node/kvmd.sock"; done
   for node in "${nodes[@]}"; do
-    peers=
-    for other in "${nodes[@]}"; do [ "$other" = "$node" ] || peers+=${peers:+,}$other=${address[$other]}; done
+    peers=()
+    for other in "${nodes[@]}"; do [ "$other" = "$node" ] || peers+=(--peers "$other=${address[$other]}"); done
     # shellcheck disable=SC2086 # a command and its option, or nothing
     ${inside[$node]} "$bin/kvmd-mesh" --node "$node" --socket "$work/$node/kvmd.sock" --mesh-socket "$work/$node/mesh.sock" \
-      --listen "${address[$node]}" --peers "$peers" --pull-interval-ms 100 "${allowed[@]}" \
+      --listen "${address[$node]}" "${peers[@]}" --pull-interval-ms 100 "${allowed[@]}" \
       --disk-path "$work/$node/disk" --disk-bytes 1G --disk-write-rate 0 >>"$work/$node/mesh.log" 2>&1 &
     started+=($!)
+    wait_for_socket "$work/$node/mesh.sock" "$work/$node/mesh.log"
   done
-  for node in "${nodes[@]}"; do wait_for_socket "$work/$node/mesh.sock"; done
 }
 
 # disk_reads: blocks that all nodes have read from their disks.
