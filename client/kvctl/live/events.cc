@@ -11,10 +11,10 @@
 
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/json.h"
+#include "client/kvctl/cli/status_history.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/live/live.h"
 #include "client/kvctl/live/status_feed.h"
-#include "client/kvctl/cli/status_history.h"
 #include "client/kvctl/process/interrupt.h"
 
 namespace kvm::ctl {
