@@ -58,9 +58,8 @@ Status AddRuns(const Match& match, ImportKeep& keep, ImportRequest& request) {
   const auto mapping_of = std::span(sources.mapping_of).subspan(match.first(), match.size());
   for (std::size_t i = 0, end = 0; i < match.size(); i = end) {
     const PeerMapping& mapping = *sources.mappings[mapping_of[i]];
-    end = static_cast<std::size_t>(
-        std::find_if(mapping_of.begin() + i, mapping_of.end(), [&](std::uint16_t other) { return other != mapping_of[i]; }) -
-        mapping_of.begin());
+    end = i + 1;
+    while (end < match.size() && mapping_of[end] == mapping_of[i]) ++end;
     std::shared_ptr<const PeerPayload> payload = mapping.payload();
     // Withdrawn, or not reachable from this device
     if (!payload || !payload->memories[region.device]) break;

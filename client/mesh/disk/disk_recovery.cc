@@ -1,6 +1,7 @@
 #include "client/mesh/disk/disk_recovery.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "client/mesh/memory/checksum.h"
 
@@ -49,8 +50,8 @@ bool TakeRecord(RecoveredSegment& segment, ConstPage page) {
 // that segment only.
 void ReadHeaders(std::span<RecoveredSegment> segments, BlockIo& io) {
   const AlignedBuffer pages(segments.size() * kDiskPage);
-  std::vector<std::size_t> open;
-  for (std::size_t i = 0; i < segments.size(); ++i) open.push_back(i);
+  std::vector<std::size_t> open(segments.size());
+  std::iota(open.begin(), open.end(), 0);
   while (!open.empty()) {
     std::vector<IoRequest> requests;
     for (const std::size_t i : open) {

@@ -183,7 +183,7 @@ Status DiskWriter::CleanOne() {
   if (from == open_) CloseSegment();
   const std::vector<DiskBlock> blocks = table_.BlocksOf(from->segment());
   // Without room for them, in the bound or on the disk, they leave with their segment.
-  const Status moved = MoveBlocks(*from, blocks);
+  Status moved = MoveBlocks(*from, blocks);
   const bool no_room = !moved && (moved.error().code == Errc::kResourceExhausted || IsFullDisk(moved.error()));
   if (!moved && !no_room) return moved;
   table_.RemoveSegment(from->segment());

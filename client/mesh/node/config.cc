@@ -27,6 +27,7 @@ void Size(CLI::App& app, const std::string& name, std::uint64_t& field, const st
 
 std::vector<std::string> PolicyNames() {
   std::vector<std::string> out;
+  out.reserve(std::size(policy::kAllPolicies));
   for (const policy::PolicyKind kind : policy::kAllPolicies) out.emplace_back(policy::PolicyName(kind));
   return out;
 }

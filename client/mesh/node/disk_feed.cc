@@ -74,6 +74,7 @@ Awaitable<void> DiskFeed::WriteSome() {
     co_return;
   }
   std::vector<BlockKey> keys;
+  keys.reserve(blocks.size());
   for (const CachedBlock& block : blocks) keys.push_back(block.key);
   std::function<std::vector<bool>()> import = [&] { return batch->ImportEach(*node_.client, keys, After(kImportTimeout)); };
   const std::vector<bool> copied = co_await OnThread(node_.copy_threads, import);

@@ -127,7 +127,7 @@ Awaitable<void> JoinService::FetchFromSources(Run& run) {
       if (run.asked.empty()) run.reason = choice.reason;
       co_return;
     }
-    const std::shared_ptr<Source> source = sources[*choice.chosen];
+    const std::shared_ptr<Source>& source = sources[*choice.chosen];
     run.asked.push_back(source);
     const bool further = co_await FetchFrom(*source, choice.depth, run);
     if (!further) co_return;

@@ -16,7 +16,7 @@ bool NodeDisk::readable(const std::string& domain) const {
 
 std::string NodeDisk::Refusal(const std::string& domain) const {
   if (readable(domain)) return {};
-  const std::string reason = cache_->health().reason();
+  std::string reason = cache_->health().reason();
   if (!reason.empty()) return reason;
   return cache_->recovered() ? "it has blocks of another domain" : "its files are still being read";
 }
