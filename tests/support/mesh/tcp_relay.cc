@@ -25,6 +25,7 @@ TcpRelay::TcpRelay(const std::string& url)
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof(address);
+  REQUIRE(listener_);
   REQUIRE(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
   REQUIRE(::listen(listener_.get(), 16) == 0);
   REQUIRE(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
