@@ -111,7 +111,8 @@ TEST_CASE("Mesh transfer: a payload is taken in memory that grows with it", "[un
     TransferEnds ends(way);
     const std::vector<std::byte> payload = Pattern((std::size_t{5} << 20) + 11, 1);
     std::optional<Status> sent;
-    ends.Start(ends.left->Send("summary", payload, Soon()), [&](Status status) { sent = status; });
+    const std::string message = "summary";
+    ends.Start(ends.left->Send(message, payload, Soon()), [&](Status status) { sent = status; });
     const auto received = ends.Wait(ends.right->Receive(Soon()));
     KVM_REQUIRE_OK(received);
     const auto taken = ends.Wait(ends.right->TakePayload(Soon()));
@@ -129,7 +130,8 @@ TEST_CASE("Mesh transfer: a payload that was not taken closes the channel", "[un
     TransferEnds ends(way);
     const std::vector<std::byte> payload = Pattern(100'000, 1);
     std::optional<Status> sent;
-    ends.Start(ends.left->Send("one", payload, Soon()), [&](Status status) { sent = status; });
+    const std::string message = "one";
+    ends.Start(ends.left->Send(message, payload, Soon()), [&](Status status) { sent = status; });
     KVM_REQUIRE_OK(ends.Wait(ends.right->Receive(Soon())));
     KVM_CHECK_ERROR(ends.Wait(ends.right->Receive(Soon())), Errc::kProtocol, "not expected");
     CHECK_FALSE(ends.right->open());
@@ -143,7 +145,8 @@ TEST_CASE("Mesh transfer: a receiver that is too late leaves, and its memory is 
     TransferEnds ends(way);
     const std::vector<std::byte> payload = Pattern(std::size_t{64} << 20, 1);
     std::optional<Status> sent;
-    ends.Start(ends.left->Send("late", payload, Soon()), [&](Status status) { sent = status; });
+    const std::string message = "late";
+    ends.Start(ends.left->Send(message, payload, Soon()), [&](Status status) { sent = status; });
     KVM_REQUIRE_OK(ends.Wait(ends.right->Receive(Soon())));
     std::vector<std::byte> into(payload.size());
     const Status arrived = ends.Wait(ends.right->ReceivePayload(into, std::chrono::steady_clock::now() + 1ms));
@@ -185,7 +188,8 @@ TEST_CASE("Mesh transfer: the end of a peer ends what is under way, and the memo
     TransferEnds ends(way);
     const std::vector<std::byte> payload = Pattern(std::size_t{64} << 20, 1);
     std::optional<Status> sent, arrived;
-    ends.Start(ends.left->Send("cut off", payload, Soon()), [&](Status status) { sent = status; });
+    const std::string message = "cut off";
+    ends.Start(ends.left->Send(message, payload, Soon()), [&](Status status) { sent = status; });
     KVM_REQUIRE_OK(ends.Wait(ends.right->Receive(Soon())));
     std::vector<std::byte> into(payload.size());
     ends.Start(ends.right->ReceivePayload(into, Soon()), [&](Status status) { arrived = status; });
@@ -207,7 +211,8 @@ TEST_CASE("Mesh transfer: a close after a send loses nothing that was sent", "[u
     const std::vector<std::byte> payload = Pattern(3'000'000, 7);
     std::optional<Status> sent;
     std::optional<bool> same;
-    ends.Start(ends.left->Send("last", payload, Soon()), [&](Status status) {
+    const std::string message = "last";
+    ends.Start(ends.left->Send(message, payload, Soon()), [&](Status status) {
       sent = status;
       ends.left->Close();
     });
