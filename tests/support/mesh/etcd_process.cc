@@ -1,6 +1,5 @@
 #include "tests/support/mesh/etcd_process.h"
 
-#include <arpa/inet.h>
 #include <sys/socket.h>
 
 #include <boost/json/parse.hpp>
@@ -10,6 +9,7 @@
 #include "client/mesh/membership/etcd_messages.h"
 #include "proto/base/unique_fd.h"
 #include "tests/catch.h"
+#include "tests/support/mesh/loopback.h"
 #include "tests/support/process/eventually.h"
 
 namespace kvm::test {
@@ -17,28 +17,8 @@ namespace {
 
 constexpr const char* kBinary = "/usr/bin/etcd";
 
-UniqueFd Connect(unsigned port) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  to.sin_port = htons(static_cast<std::uint16_t>(port));
-  UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) != 0) return UniqueFd();
-  return socket;
-}
-
 // One that is free now; etcd binds it a moment later.
-unsigned FreePort() {
-  sockaddr_in at{};
-  at.sin_family = AF_INET;
-  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(at);
-  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  REQUIRE(socket);
-  REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&at), size) == 0);
-  REQUIRE(::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&at), &size) == 0);
-  return ntohs(at.sin_port);
-}
+unsigned FreePort() { return PortOf(ListenOnLoopback()); }
 
 }  // namespace
 
@@ -64,7 +44,7 @@ void EtcdProcess::Start() {
   arguments.insert(arguments.end(), tls_.begin(), tls_.end());
   process_ = ChildProcess(arguments, dir_ / "etcd.log");
   const auto answers = [&] {
-    return tls_.empty() ? Ask("/v3/kv/range", {{"key", mesh::EncodeBase64("x")}}).has_value() : static_cast<bool>(Connect(port_));
+    return tls_.empty() ? Ask("/v3/kv/range", {{"key", mesh::EncodeBase64("x")}}).has_value() : static_cast<bool>(ConnectToLoopback(port_));
   };
   REQUIRE(Eventually(answers, std::chrono::seconds(60)));
 }
@@ -72,7 +52,7 @@ void EtcdProcess::Start() {
 void EtcdProcess::LoseData() { std::filesystem::remove_all(dir_ / "data"); }
 
 std::optional<boost::json::object> EtcdProcess::Ask(const std::string& path, const boost::json::object& request) const {
-  const UniqueFd socket = Connect(port_);
+  const UniqueFd socket = ConnectToLoopback(port_);
   if (!socket) return std::nullopt;
   const std::string body = boost::json::serialize(request);
   const std::string text = "POST " + path + " HTTP/1.0\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;

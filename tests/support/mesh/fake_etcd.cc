@@ -1,6 +1,5 @@
 #include "tests/support/mesh/fake_etcd.h"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -12,6 +11,7 @@
 
 #include "client/mesh/membership/etcd_messages.h"
 #include "tests/catch.h"
+#include "tests/support/mesh/loopback.h"
 
 namespace kvm::test {
 namespace {
@@ -60,16 +60,7 @@ std::string Refused(int code, const std::string& message, const std::string& sta
 
 }  // namespace
 
-FakeEtcd::FakeEtcd() : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  REQUIRE(listener_);
-  REQUIRE(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
-  REQUIRE(::listen(listener_.get(), 16) == 0);
-  REQUIRE(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  port_ = ntohs(address.sin_port);
+FakeEtcd::FakeEtcd() : listener_(ListenOnLoopback()), port_(PortOf(listener_)) {
   acceptor_ = std::jthread([this] { Accept(); });
 }
 

@@ -1,6 +1,5 @@
 #include "tests/support/mesh/lying_peer.h"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -10,6 +9,7 @@
 #include "client/mesh/memory/checksum.h"
 #include "proto/mesh/mesh_frame.h"
 #include "tests/catch.h"
+#include "tests/support/mesh/loopback.h"
 #include "tests/support/worker/worker.h"
 
 namespace kvm::test {
@@ -34,19 +34,8 @@ bool ReceiveAll(int socket, void* to, std::size_t bytes, const std::atomic<bool>
 }  // namespace
 
 LyingPeer::LyingPeer(std::string node, std::string domain, std::vector<BlockKey> claimed, Lie lie)
-    : node_(std::move(node)),
-      domain_(std::move(domain)),
-      lie_(std::move(lie)),
-      listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    : node_(std::move(node)), domain_(std::move(domain)), lie_(std::move(lie)), listener_(ListenOnLoopback()), port_(PortOf(listener_)) {
   summary_.Update({claimed.begin(), claimed.end()});
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  REQUIRE(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
-  REQUIRE(::listen(listener_.get(), 16) == 0);
-  REQUIRE(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  port_ = ntohs(address.sin_port);
   acceptor_ = std::jthread([this] { Accept(); });
 }
 

@@ -1,14 +1,12 @@
 #include "tests/support/mesh/mesh_process.h"
 
-#include <arpa/inet.h>
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <csignal>
 #include <utility>
 
 #include "proto/mesh/mesh_request.h"
 #include "tests/catch.h"
+#include "tests/support/mesh/loopback.h"
 
 namespace kvm::test {
 
@@ -43,12 +41,8 @@ kvmmesh::Status StatusOf(const MeshProcess& mesh) {
 }
 
 UniqueFd ConnectTo(const std::string& address) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  to.sin_port = htons(static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1))));
-  UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0);
+  UniqueFd socket = ConnectToLoopback(static_cast<unsigned>(std::stoul(address.substr(address.rfind(':') + 1))));
+  REQUIRE(socket);
   return socket;
 }
 

@@ -1,11 +1,10 @@
 #include "tests/support/mesh/tcp_relay.h"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include "tests/catch.h"
-#include "tests/support/mesh/mesh_process.h"
+#include "tests/support/mesh/loopback.h"
 
 namespace kvm::test {
 namespace {
@@ -20,16 +19,7 @@ bool PassSome(int from, int to) {
 }  // namespace
 
 TcpRelay::TcpRelay(const std::string& url)
-    : target_(url.substr(url.find("//") + 2)), listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  REQUIRE(listener_);
-  REQUIRE(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
-  REQUIRE(::listen(listener_.get(), 16) == 0);
-  REQUIRE(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  port_ = ntohs(address.sin_port);
+    : target_(url.substr(url.find("//") + 2)), listener_(ListenOnLoopback()), port_(PortOf(listener_)) {
   acceptor_ = std::jthread([this] { Accept(); });
 }
 
@@ -48,12 +38,8 @@ void TcpRelay::Accept() {
       ++refused_;
       continue;
     }
-    sockaddr_in to{};
-    to.sin_family = AF_INET;
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    to.sin_port = htons(static_cast<std::uint16_t>(std::stoul(target_.substr(target_.rfind(':') + 1))));
-    UniqueFd other(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (::connect(other.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) != 0) continue;
+    UniqueFd other = ConnectToLoopback(static_cast<unsigned>(std::stoul(target_.substr(target_.rfind(':') + 1))));
+    if (!other) continue;
     threads_.emplace_back([this, from = std::move(accepted), at = std::move(other)]() mutable { Pass(std::move(from), std::move(at)); });
   }
 }
