@@ -365,8 +365,8 @@ class SchedulerSide:
 
     def finished(self, request: Any) -> int:
         """The request has ended; its blocks are about to be freed. Its leading tokens that peers are about to find."""
+        self._computing.finished(request.request_id, self._computed(request.request_id))
         tracked = self._tracked.pop(request.request_id, None)
-        self._computing.finished(request.request_id)
         recomputed = self._publishing is not None and self._publishing.drop(request.request_id)
         self._loads = [load for load in self._loads if load.request_id != request.request_id]
         outside = self._outside.pop(request.request_id, None)
