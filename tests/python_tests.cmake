@@ -86,10 +86,13 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "KV events of vLLM engines" TIMEOUT 600 COMMAND ${pytest_vllm} -rs test_vllm_events.py)
   kvm_python_test(NAME "KV events of the newest vLLM's engines" TIMEOUT 600 COMMAND ${pytest_newest} -rs test_vllm_events.py)
   kvm_python_test(NAME "engines of the newest vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_engine.py)
+  kvm_python_test(NAME "cold prompts in two vLLM engines" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_cold_prompts.py)
+  kvm_python_test(NAME "vLLM engines of two nodes" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_nodes.py)
   kvm_python_test(NAME "a trained model in Transformers" TIMEOUT 600 COMMAND ${pytest} -rs test_real_model.py)
   kvm_python_test(NAME "a trained model in vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_real_model_vllm.py)
   set_tests_properties("python/vLLM engines" "python/vLLM engines with several connectors"
-    "python/vLLM engines of several workers" "python/engines of hybrid models with several connectors"
+    "python/vLLM engines of several workers" "python/vLLM engines of two nodes" "python/cold prompts in two vLLM engines"
+    "python/engines of hybrid models with several connectors"
     "python/vLLM engines of hybrid models" "python/engines of hybrid models of the newest vLLM"
     "python/KV events of vLLM engines" "python/KV events of the newest vLLM's engines"
     "python/KV-cache groups by vLLM's own rules" "python/engines of the newest vLLM" "python/a trained model in vLLM"

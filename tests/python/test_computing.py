@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,8 @@ from kvclient import BlockKeys, Geometry, KeyChain
 from kvclient.daemon import PrivateDaemon
 from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.scheduler import SchedulerSide
-from support.paged_engine import Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import Output, Request
 from support.specs import small_spec
 from support.waiting import eventually
 
@@ -166,6 +167,45 @@ def test_a_request_of_one_token_is_waited_for_until_its_blocks_are_published(kvm
             first.plan(Output())
         eventually(lambda: looks.find(keys_of(PROMPT), computing=True).being_computed is None)
     assert second.matched_tokens(theirs, 0) == (0, False)
+
+
+class Between:
+    """A client before whose first lookup of marks something happens."""
+
+    def __init__(self, client: kvclient.Client, happens: Callable[[], object]) -> None:
+        self._client, self._happens = client, happens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def find(self, keys: BlockKeys, **options: Any) -> kvclient.Match:
+        happens, self._happens = self._happens, lambda: None
+        happens()
+        return self._client.find(keys, **options)
+
+
+def test_a_wait_that_ends_between_the_lookup_of_blocks_and_of_marks_has_not_been_in_vain(
+    kvmd: PrivateDaemon, peer: kvclient.Client
+) -> None:
+    first, second = engine(kvmd, "first", 600.0), engine(kvmd, "second", 600.0)
+    mine: Any = Request("a", PROMPT, 1)
+    theirs: Any = Request("b", PROMPT, 1)
+    assert answer(first, mine) == (0, False)
+    assert answer(second, theirs) == (None, False)
+    regions = []
+
+    def computed() -> None:
+        regions.append(publish(peer, PROMPT))
+        first.finished(mine)
+        assert second._client is not None
+        eventually(lambda: len(second._client.find(keys_of(PROMPT))) == len(PROMPT) // 4)
+
+    assert second._admission is not None
+    assert second._client is not None
+    second._admission._client = Between(second._client, computed)  # type: ignore[assignment]
+    assert second.matched_tokens(theirs, 0) == (None, False)
+    assert regions
+    assert second.matched_tokens(theirs, 0) == (LAST, True)
 
 
 def test_the_marks_of_an_engine_end_when_it_leaves(kvmd: PrivateDaemon, peer: kvclient.Client) -> None:

@@ -24,7 +24,8 @@ from kvclient.vllm.runner import uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.spec import with_weights
 from kvclient.vllm.worker import WorkerSide
-from support.paged_engine import NewRequest, Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import NewRequest, Output, Request
 from support.specs import small_spec
 from support.waiting import eventually
 
@@ -110,8 +111,8 @@ def test_blocks_are_published_under_the_keys_of_the_weights_that_computed_them(e
     [run] = engine.run(Request("a", list(range(8)), 1))
     assert list(run.keys[0]) == keys(OLD, list(range(8)))
     engine.pool.reset()
-    engine.pool.give_back(engine.side._tracked["a"].request.blocks)
-    engine.side.finished(engine.side._tracked["a"].request)
+    engine.pool.give_back(engine.side._requests.by_id["a"].request.blocks)
+    engine.side.finished(engine.side._requests.by_id["a"].request)
     engine.model = NEW
     [run] = engine.run(Request("b", list(range(8)), 1))
     assert list(run.keys[0]) == keys(NEW, list(range(8)))
@@ -234,7 +235,7 @@ def test_an_adapter_that_is_replaced_in_place_gets_new_keys(engine: Engine, tmp_
     path = adapter(tmp_path / "x", b"1")
     [first] = engine.run(with_lora(Request("a", list(range(8)), 1), path))
     adapter(path, b"2")
-    running = engine.side._tracked["a"]
+    running = engine.side._requests.by_id["a"]
     replaced = with_lora(Request("b", list(range(8, 16)), 1), path, load_inplace=True)
     [second] = engine.run(replaced)
     assert list(first.keys[0])[:1] != list(second.keys[0])[:1]

@@ -18,7 +18,8 @@ from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stores import Run
 from kvclient.vllm.tables import BlockTable
 from kvclient.vllm.worker import WorkerSide
-from support.paged_engine import Cached, NewRequest, Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import Cached, NewRequest, Output, Request
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -210,7 +211,7 @@ def test_a_block_that_went_to_another_request_unseen_is_not_published_for_the_fi
     other, theirs = engine.start("other", list(range(100, 120)))
     taken = set(ids(engine.tables["other"][0] + engine.tables["other"][1])) & set(windowed)
     assert taken
-    side._waited.add("a third one")
+    side._loads._waited.add("a third one")
     assert side.plan(theirs).publish == []
     side.loaded((), ["a third one"])
     assert not taken & set(published(side.plan(engine.next("r"))))

@@ -15,7 +15,8 @@ from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Prefix, Removed, Stored
 from kvclient.vllm.scheduler import SchedulerSide
-from support.paged_engine import Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import Request
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -258,11 +259,11 @@ def test_while_the_engines_weights_are_not_known_nothing_counts_as_held(
     side = side_of(kvmd)
     ended(side, TOKENS)
     list(side.held_changes())
-    side._model = lambda reset: (SPEC if known else None, registered)
+    side.model.now = lambda reset: (SPEC if known else None, registered)
     side._settle()
     [gone] = side.held_changes()
     assert isinstance(gone, Removed)
-    side._model = lambda reset: (SPEC, True)
+    side.model.now = lambda reset: (SPEC, True)
     side._settle()
     assert side._held is not None
     side._held.cleared()

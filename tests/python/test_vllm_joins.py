@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.worker import WorkerSide
 from support.mesh import MeshProcess
-from support.paged_engine import Cached, Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import Cached, Output, Request
 from support.specs import small_spec
 from support.waiting import eventually
 
@@ -114,9 +114,13 @@ def test_without_a_mesh_or_time_for_it_no_request_waits(tmp_path: Path, wait_s: 
 class Node:
     """A scheduler's and a worker's side on one kvmd, with a step at a time."""
 
-    def __init__(self, kvmd: PrivateDaemon, mesh: str) -> None:
+    def __init__(self, kvmd: PrivateDaemon, mesh: str, min_prefix_tokens: int) -> None:
         options = ConnectorOptions(
-            socket=kvmd.socket, min_prefix_tokens=4, host_cache_bytes=1 << 16, mesh_socket=mesh, mesh_wait_s=30.0
+            socket=kvmd.socket,
+            min_prefix_tokens=min_prefix_tokens,
+            host_cache_bytes=1 << 16,
+            mesh_socket=mesh,
+            mesh_wait_s=30.0,
         )
         self.client = kvclient.Client(kvmd.socket, name="engine")
         self.cache = torch.zeros(BLOCKS + 1, 64)
@@ -142,8 +146,8 @@ class Node:
 def nodes() -> Iterator[Callable[..., Node]]:
     made: list[Node] = []
 
-    def make(kvmd: PrivateDaemon, mesh: str = "") -> Node:
-        made.append(Node(kvmd, mesh))
+    def make(kvmd: PrivateDaemon, mesh: str = "", min_prefix_tokens: int = 4) -> Node:
+        made.append(Node(kvmd, mesh, min_prefix_tokens))
         return made[-1]
 
     yield make
@@ -189,7 +193,7 @@ def test_blocks_of_another_node_are_found_while_the_scheduler_goes_on(
 def test_a_request_whose_prefix_is_here_does_not_wait(kvmd: PrivateDaemon, tmp_path: Path, nodes: Any) -> None:
     socket = tmp_path / "mesh.sock"
     socket.touch()
-    node = nodes(kvmd, str(socket))
+    node = nodes(kvmd, str(socket), min_prefix_tokens=8)
     peer = kvclient.Client(kvmd.socket, name="peer")
     region = peer.allocate_region(peer.declare_model(SPEC), kvclient.Geometry.contiguous(BLOCKS, 256), name="pool")
     chain = kvclient.KeyChain(SPEC)
@@ -200,6 +204,5 @@ def test_a_request_whose_prefix_is_here_does_not_wait(kvmd: PrivateDaemon, tmp_p
     assert node.scheduler.matched_tokens(Request("r", TOKENS, 1), 0) == (4 * BLOCKS, True)
     # One block more is there, though nothing is left of it that would be worth the wait
     short: Any = Request("s", [*range(900, 904), 1], 1)
-    node.scheduler._options = SimpleNamespace(**{**vars(node.scheduler._options), "min_prefix_tokens": 8})
     assert node.scheduler.matched_tokens(short, 0) == (0, False)
     peer.close()

@@ -15,7 +15,7 @@ from kvclient.errors import InvalidArgumentError, UnsupportedError
 from kvclient.vllm import keys as keys_module
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.keys import KeySource, RequestKeys
-from support.paged_engine import Request
+from support.paged_step import Request
 from support.specs import small_spec
 
 SPEC = small_spec()

@@ -48,7 +48,7 @@ def test_no_stale_block_is_accepted(
 ) -> None:
     engines = [
         start_worker(
-            "support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40, runner, zeroes
+            "support.paged_traffic", kvmd.socket, f"engine-{i}", 10 * i + ahead, ahead, load, 40, runner, zeroes
         )
         for i in range(2)
     ]
@@ -72,7 +72,7 @@ def test_no_stale_block_is_accepted_of_any_group(
     """Several KV-cache groups, or a window alone: blocks go from group to group, and windows leave them early."""
     engines = [
         start_worker(
-            "support.paged_engine", kvmd.socket, f"engine-{i}", 10 * i, 1, "async", blocks, runner, zeroes, windows
+            "support.paged_traffic", kvmd.socket, f"engine-{i}", 10 * i, 1, "async", blocks, runner, zeroes, windows
         )
         for i in range(2)
     ]

@@ -14,7 +14,8 @@ from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.runner import before_each_step
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.wishes import answer_of_prefill, prefilled_of, wishes_of
-from support.paged_engine import NewRequest, Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import NewRequest, Output, Request
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -148,7 +149,8 @@ def test_a_decode_engine_asks_again_until_what_a_prefill_engine_says_is_found(
 ) -> None:
     decoding: Any = Request("r", list(range(32)), 1)
     decoding.kv_transfer_params = {"kvmarket_prefilled": 32}
-    side._options = ConnectorOptions(socket=kvmd.socket, min_prefix_tokens=4, prefill_wait_s=600.0)
+    assert side._admission is not None
+    side._admission._options = ConnectorOptions(socket=kvmd.socket, min_prefix_tokens=4, prefill_wait_s=600.0)
     assert side.matched_tokens(decoding, 0) == (None, False)
     peer = kvclient.Client(kvmd.socket, name="peer")
     region = peer.allocate_region(peer.declare_model(SPEC), kvclient.Geometry.contiguous(8, 256), name="prefill")
@@ -169,7 +171,8 @@ def test_a_decode_engine_asks_again_until_what_a_prefill_engine_says_is_found(
 def test_a_decode_engine_computes_what_is_not_found_in_the_end(side: SchedulerSide, params: dict[str, Any]) -> None:
     decoding: Any = Request("r", list(range(32)), 1)
     decoding.kv_transfer_params = params
-    side._options = ConnectorOptions(socket=side._options.socket, min_prefix_tokens=4, prefill_wait_s=0.0)
+    assert side._admission is not None
+    side._admission._options = ConnectorOptions(socket="/none", min_prefix_tokens=4, prefill_wait_s=0.0)
     assert side.matched_tokens(decoding, 0) == (0, False)
 
 

@@ -22,8 +22,9 @@ from kvclient.vllm.layout import read_layout
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.stats import Counters
 from support.cpu_store_worker import SPEC as SPEC_OF_CPU_STORE
-from support.paged_engine import Cached as CachedRequests
-from support.paged_engine import NewRequest, Output, Pool, Request
+from support.paged_pool import Pool
+from support.paged_step import Cached as CachedRequests
+from support.paged_step import NewRequest, Output, Request
 from support.specs import small_spec
 from support.waiting import eventually
 from support.worker import Worker

@@ -10,7 +10,8 @@ import kvclient
 from kvclient.daemon import PrivateDaemon
 from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.scheduler import SchedulerSide
-from support.paged_engine import BLOCK_TOKENS, Cached, NewRequest, Output, Pool, Request
+from support.paged_pool import BLOCK_TOKENS, Pool
+from support.paged_step import Cached, NewRequest, Output, Request
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -122,7 +123,7 @@ def test_a_block_taken_for_tokens_that_were_rejected_does_not_hide_the_one_befor
 
 
 def test_a_request_whose_load_has_ended_is_looked_at(running: Running) -> None:
-    tracked = running.side._tracked["r5"]
+    tracked = running.side._requests.by_id["r5"]
     tracked.loading, tracked.tables[0].next_block = True, 0
     running.publishing.withdrawn()
     running.side.loaded({"r5"}, ())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -25,7 +28,7 @@ class MeshProcess:
     """A kvmd-mesh beside a kvmd, on a port of the loopback that the kernel chooses."""
 
     def __init__(self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> None:
-        self.socket = str(pathlib.Path(kvmd.socket).with_name("mesh.sock"))
+        self.socket = self.socket_beside(kvmd)
         command = [mesh_binary(), "--node", node, "--socket", kvmd.socket, "--mesh-socket", self.socket]
         command += ["--listen", "127.0.0.1:0", "--pull-interval-ms", "50", "--pool-size", "1M", "--staging-size", "64K"]
         for peer in peers:
@@ -34,6 +37,25 @@ class MeshProcess:
         assert self._process.stdout is not None
         self.as_peer = f"{node}={self._process.stdout.readline().split()[-1]}"
 
+    @staticmethod
+    def socket_beside(kvmd: PrivateDaemon) -> str:
+        """Where the kvmd-mesh beside this kvmd listens."""
+        return str(pathlib.Path(kvmd.socket).with_name("mesh.sock"))
+
+    def status(self) -> dict[str, Any]:
+        """What ``kvctl mesh status`` says."""
+        kvctl = pathlib.Path(mesh_binary()).with_name("kvctl")
+        command = [kvctl, "mesh", "status", "--json", "--mesh-socket", self.socket, "--timeout-ms", "60000"]
+        status: dict[str, Any] = json.loads(subprocess.check_output(command))
+        return status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """SIGSTOP, for one."""
+        self._process.send_signal(number)
+
     def stop(self) -> None:
+        """May be called again."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()

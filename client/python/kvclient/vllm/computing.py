@@ -25,6 +25,7 @@ class _Asked:
     since: float
     found: int  # blocks, when it was first asked for
     waits_for: int = 0  # the client
+    seen: int = 0  # blocks that were there by the time that its marks were looked for
     steps_left: int = _STEPS_TO_PUBLISH
 
 
@@ -44,11 +45,22 @@ class Computing:
         """Whether requests wait, and are marked, at all."""
         return self._wait_s > 0
 
-    def waits(self, client: Client, request_id: str, keys: BlockKeys, found: int, min_blocks: int, now: float) -> bool:
+    def waits(
+        self,
+        client: Client,
+        request_id: str,
+        keys: BlockKeys,
+        found: int,
+        min_blocks: int,
+        now: float,
+        *,
+        include_own: bool,
+    ) -> bool:
         """Whether the request waits for another engine that computes its next block, and is to be asked for again.
 
         ``keys``: those of its blocks that may be imported, of which ``found`` leading ones are published. A wait that
         brings less than ``min_blocks`` more is not worth it. The first call marks the others.
+        ``include_own``: whether ``found`` counts blocks that this engine has published itself.
         """
         if not self.on or found >= len(keys):
             return False
@@ -62,8 +74,14 @@ class Computing:
             return False
         if not asked.mark.answered:
             return True
-        seen = client.find(keys, computing=True).being_computed
-        if seen is None or seen.own or seen.blocks < found + max(min_blocks, 1):
+        match = client.find(keys, include_own=include_own, computing=True)
+        seen = match.being_computed
+        if seen is None:
+            # The blocks may have been published since ``found`` was counted, and their mark ended.
+            more = len(match) > max(found, asked.seen)
+            asked.seen = max(asked.seen, len(match))
+            return more
+        if seen.own or seen.blocks < found + max(min_blocks, 1):
             return False
         if self._ignored.get(seen.client_id, 0.0) > now:
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvclient._native import BlockKeys, Client
 from kvclient.errors import KvError
@@ -29,28 +29,40 @@ class Lookups:
         """``include_own``, ``by_request``: see ``SchedulerSide.attach``. Keys are lists for each group and shard."""
         self._client, self._groups, self._shard_count = client, list(groups), shard_count
         self._block_tokens, self._include_own, self._by_request = block_tokens, include_own, by_request
+        # Every block counts, so that one lookup tells how far the prefix reaches.
+        self._plain = self._groups == [KvGroup()]
 
     def found(self, keys: Sequence[BlockKeys], first: int, last: int) -> int:
         """How many of the blocks [first, last) a request can import that has the first ones."""
-
-        def run(groups: Sequence[int], begin: int, end: int) -> int:
-            if begin >= end:
-                return 0
-            return self.leading(
-                [each[begin:end] for number in groups for each in of_group(number, self._shard_count, keys)]
-            )
-
         try:
-            return longest_hit(self._groups, first, last, self._block_tokens, run) - first
+            if self._plain:
+                return self._published(keys, first, last)
+            return longest_hit(self._groups, first, last, self._block_tokens, self._run_of(keys)) - first
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
             return 0
 
+    def _run_of(self, keys: Sequence[BlockKeys]) -> Callable[[Sequence[int], int, int], int]:
+        """See longest_hit: how many leading ones of the blocks [begin, end) are published for each of the groups."""
+
+        def run(groups: Sequence[int], begin: int, end: int) -> int:
+            if begin >= end:
+                return 0
+            wanted = [each for number in groups for each in of_group(number, self._shard_count, keys)]
+            return self._published(wanted, begin, end)
+
+        return run
+
     def leading(self, keys: Sequence[BlockKeys]) -> int:
         """How many leading blocks are published, whose keys are given for each shard. Raises KvError."""
+        return self._published(keys, 0, len(keys[0]))
+
+    def _published(self, keys: Sequence[BlockKeys], first: int, last: int) -> int:
+        """How many blocks, from ``first`` on and before ``last``, are published for each of ``keys``."""
         if len(keys) == 1:
-            return len(self._client.find(keys[0], include_own=self._include_own))
-        return min(len(match) for match in self._client.find_shards(keys, include_own=self._include_own))
+            return len(self._client.find(keys[0][first:last], include_own=self._include_own))
+        matches = self._client.find_shards([each[first:last] for each in keys], include_own=self._include_own)
+        return min(len(match) for match in matches)
 
     def without_gaps(self, blocks: int) -> int:
         """At most ``blocks``: as many leading blocks as a request keeps all of, if failed blocks are reported as such.
