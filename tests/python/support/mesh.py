@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -24,16 +26,33 @@ def mesh_binary() -> str:
 class MeshProcess:
     """A kvmd-mesh beside a kvmd, on a port of the loopback that the kernel chooses."""
 
-    def __init__(self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    ) -> None:
         self.socket = str(pathlib.Path(kvmd.socket).with_name("mesh.sock"))
         command = [mesh_binary(), "--node", node, "--socket", kvmd.socket, "--mesh-socket", self.socket]
         command += ["--listen", "127.0.0.1:0", "--pull-interval-ms", "50", "--pool-size", "1M", "--staging-size", "64K"]
         for peer in peers:
             command += ["--peers", peer]
+        command += options
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.as_peer = f"{node}={self._process.stdout.readline().split()[-1]}"
 
+    def status(self) -> dict[str, Any]:
+        """What ``kvctl mesh status`` says of it."""
+        kvctl = pathlib.Path(mesh_binary()).with_name("kvctl")
+        done = subprocess.run(
+            [str(kvctl), "--json", "--timeout-ms", "20000", "mesh", "status", "--mesh-socket", self.socket],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return dict(json.loads(done.stdout))
+
     def stop(self) -> None:
+        """Kill it; a second time does nothing."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()

@@ -18,6 +18,7 @@ from kvclient._native import Client, ModelSpec, Shard
 from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapter, Adapters
 from kvclient.vllm.computing import Computing
+from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.failed_loads import FailedLoads
 from kvclient.vllm.groups import KvGroup, of_group
@@ -77,6 +78,7 @@ class SchedulerSide:
         self.failed_loads = FailedLoads()
         self.adapters = Adapters()
         self._joins = Joins(options)
+        self._descriptions = Descriptions(options)
         self._fingerprint = ""
         self._model: Callable[[bool], tuple[ModelSpec | None, bool]] | None = None
         # As of the last look, the weights are known and memory is registered under them
@@ -197,6 +199,7 @@ class SchedulerSide:
         if last <= first or (last - first) * self._block_tokens < self._options.min_prefix_tokens:
             return 0, False
         blocks = self._finds.found(tracked.keys.upto(last), first, last)
+        self._describe(tracked, last)
         if first + blocks < min(tracked.prefilled // self._block_tokens, last):
             tracked.first_asked = tracked.first_asked or began
             if began - tracked.first_asked < self._options.prefill_wait_s:
@@ -373,6 +376,8 @@ class SchedulerSide:
         self._given.pop(request.request_id, None)
         self._joins.forget(request.request_id)
         self._parked.discard(request.request_id)
+        if tracked is not None and self.active and self._shares(tracked):
+            self._describe(tracked, confirmed_tokens(request) // self._block_tokens)
         if tracked is not None and self._held is not None and self._shares(tracked) and is_plain(request):
             self._held.add(prefix_of(request, tracked.keys, confirmed_tokens(request), self._block_tokens))
         if tracked is None or tracked.loading or recomputed or not self.active or not self._options.publish:
@@ -384,6 +389,18 @@ class SchedulerSide:
         self.publishing.end(tracked)
         return confirmed_tokens(request) // self._block_tokens * self._block_tokens
 
+    def _describe(self, tracked: TrackedRequest, blocks: int) -> None:
+        """Tell kvmd-mesh the tokens of the request's leading blocks, for routers."""
+        request, first, size = tracked.request, tracked.described, self._block_tokens
+        if blocks <= first or self._client is None or not self._descriptions.on or not is_plain(request):
+            return
+        assert self._spec is not None
+        tracked.described = blocks
+        keys = tracked.keys.upto(blocks)[0][first:blocks]
+        tokens = request.all_token_ids[first * size : blocks * size]
+        adapter = request.lora_request.lora_name if request.lora_request is not None else ""
+        self._descriptions.tell(self._client, Description(self._spec, keys, list(tokens), adapter))
+
     def _shares(self, tracked: TrackedRequest) -> bool:
         """Whether the keys of an ended request's blocks say what they hold."""
         return tracked.shared and self._known and not self._mixed and tracked.keys.certain
@@ -392,9 +409,14 @@ class SchedulerSide:
         """Withdraw all blocks with the next step: the weights or the cache have changed."""
         self._withdraw = True
 
+    def close(self) -> None:
+        """The engine ends."""
+        self._descriptions.close()
+
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._computing.leave()
+        self._descriptions.close()
         self._client = self._lookups = None  # neither keeps the client
         loads, self._loads = self._loads, []
         return StepPlan(withdraw_all=True, loads=loads)
@@ -435,6 +457,7 @@ class SchedulerSide:
         for tracked in self._tracked.values():
             tracked.shared = tracked.shared and empty
             tracked.keys = self._keys_of(tracked.request, tracked.adapter)
+            tracked.described = 0
 
     def _pool_is_empty(self) -> bool:
         """Whether no block of the pool is in use or cached."""
