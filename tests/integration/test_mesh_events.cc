@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <fstream>
 #include <vector>
 
 #include "tests/catch.h"
@@ -288,7 +290,7 @@ TEST_CASE("Mesh events: without them a description is not wanted, and without kv
   KVM_CHECK_ERROR(worker->client().DescribeBlocks(worker->model().spec, keys, tokens, options), Errc::kInvalidArgument, "15 tokens for 4");
 }
 
-TEST_CASE("Mesh events: kvctl shows them", "[integration]") {
+TEST_CASE("Mesh events: kvctl shows them, and so do metrics with which promtool finds nothing wrong", "[integration]") {
   KvmdProcess kvmd;
   MeshProcess mesh(kvmd, "a", {}, {}, kAnyPort);
   const auto worker = Start(kvmd);
@@ -301,6 +303,15 @@ TEST_CASE("Mesh events: kvctl shows them", "[integration]") {
   CHECK(status.out.find("4 blocks; 4 more have no tokens") != std::string::npos);
   const boost::json::value json = sandbox.Run("--json mesh status --mesh-socket " + mesh.socket()).Json();
   CHECK(test::Number(json.at("events"), "blocks") == 4);
+  const std::string scrape = "--socket " + kvmd.socket() + " --timeout-ms 20000 exporter --once --mesh-socket " + mesh.socket();
+  const test::Sandbox::Output metrics = sandbox.Run(scrape);
+  if (metrics.code != 0) KVM_SKIP("kvctl was built without its exporter");
+  CHECK(metrics.out.find("kvmd_mesh_up{socket=\"" + mesh.socket() + "\"} 1") != std::string::npos);
+  CHECK(metrics.out.find(",node=\"a\"} 4") != std::string::npos);
+  if (::system("command -v promtool >/dev/null") != 0) KVM_SKIP("no promtool here (scripts/install_deps.sh --metrics)");
+  const std::string file = kvmd.dir().path().string() + "/metrics";
+  std::ofstream(file) << metrics.out;
+  CHECK(::system(("promtool check metrics <" + file).c_str()) == 0);
 }
 
 TEST_CASE("Mesh events: a description of more blocks than a message holds is taken whole", "[integration]") {

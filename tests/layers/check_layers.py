@@ -94,7 +94,7 @@ RULES = {
     "client/kvctl/mesh": KVCTL | {"client/kvctl/cli", "client/kvctl/views", "proto/mesh"},
     "client/kvctl/support": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/page": KVCTL | {"client/kvctl/cli"},
-    "client/kvctl/exporter": KVCTL | {"client/kvctl/cli", "client/kvctl/page"},
+    "client/kvctl/exporter": KVCTL | {"client/kvctl/cli", "client/kvctl/mesh", "client/kvctl/page", "proto/mesh"},
     "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
