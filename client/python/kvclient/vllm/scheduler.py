@@ -32,7 +32,7 @@ from kvclient.vllm.publishing import Publishing
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.tables import BlockTable
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
-from kvclient.vllm.wishes import prefilled_of, wishes_of
+from kvclient.vllm.wishes import prefilled_of, source_hint_of, wishes_of
 
 _log = logging.getLogger(__name__)
 
@@ -244,7 +244,8 @@ class SchedulerSide:
         request_id = tracked.request.request_id
         if not self._joins.may_wait(request_id):
             return False
-        return self._joins.waits(request_id, [each[:last] for each in tracked.keys.upto(last)], found)
+        source = source_hint_of(tracked.request)
+        return self._joins.waits(request_id, [each[:last] for each in tracked.keys.upto(last)], found, source)
 
     def joined(self, joins: Iterable[tuple[str, int]]) -> None:
         """kvmd-mesh has been asked for one shard of each of these requests, and has brought so many blocks."""
