@@ -8,6 +8,7 @@
 #include "client/find/find.h"
 #include "client/find/marked_keys.h"
 #include "client/import/start_import.h"
+#include "client/join/describe_blocks.h"
 #include "client/join/join_cache.h"
 #include "client/near_misses.h"
 #include "client/region/granted_memory.h"
@@ -211,6 +212,12 @@ Result<ImportTicket> Client::Import(const Match& match, Region& destination, std
 JoinOutcome Client::JoinCache(const Region& destination, std::span<const BlockKey> keys, const JoinOptions& options) const {
   if (!impl_->process.Here()) return {0, 0, BelongsToParent("client").message};
   return kvm::JoinCache(*this, destination, keys, options);
+}
+
+Result<DescribeOutcome> Client::DescribeBlocks(const ModelSpec& spec, std::span<const BlockKey> keys, std::span<const std::uint32_t> tokens,
+                                               const DescribeOptions& options) const {
+  if (!impl_->process.Here()) return BelongsToParent("client");
+  return kvm::DescribeBlocks(spec, keys, tokens, options);
 }
 
 ClientStats Client::Stats() const noexcept { return impl_->process.Here() ? impl_->Stats() : ClientStats(); }

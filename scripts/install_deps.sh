@@ -49,7 +49,7 @@ if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
 fi
 
 packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
-  libcli11-dev libxxhash-dev libucx-dev liburing-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev prometheus-cpp-dev python3 git binutils spin)
+  libcli11-dev libxxhash-dev libucx-dev libzmq3-dev cppzmq-dev liburing-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev prometheus-cpp-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd docker-compose doxygen)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)

@@ -4,18 +4,22 @@
 # (PIP_INDEX_URL, …) choose the index: on a machine without a GPU, an index with CPU wheels of
 # PyTorch saves gigabytes. PyTorch and vLLM are installed by uv if the index has it, else by pip.
 #
-#   scripts/python_env.sh [--vllm] [--no-package]
+#   scripts/python_env.sh [--vllm] [--routers] [--no-package]
 #
 # --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints
 # that one. And build/vllm-newest-env on top of both, with the newest vLLM's and its PyTorch; if
-# that one can't be made, a line says so. --no-package: what is downloaded alone.
+# that one can't be made, a line says so. --routers: build/dynamo-env with Dynamo's KV indexer, for
+# the tests of kvmd-mesh's events; without it they are skipped, and a line says so. --no-package:
+# what is downloaded alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 with_vllm=no
+with_routers=no
 package=yes
 for argument in "$@"; do
   case "$argument" in
     --vllm) with_vllm=yes ;;
+    --routers) with_routers=yes ;;
     --no-package) package=no ;;
     *)
       echo "python_env.sh: unknown option $argument" >&2
@@ -26,10 +30,12 @@ done
 environment=build/python-env
 vllm=build/vllm-env
 newest=build/vllm-newest-env
+dynamo=build/dynamo-env
 requirements=tests/python/requirements.txt
 model_requirements=tests/python/requirements-model.txt
 vllm_requirements=(tests/python/requirements-vllm-deps.txt tests/python/requirements-vllm.txt)
 newest_requirements=tests/python/requirements-vllm-newest.txt
+dynamo_requirements=tests/python/requirements-dynamo.txt
 
 fail() {
   echo "python_env.sh: $*" >&2
@@ -144,5 +150,19 @@ if [ "$with_vllm" = yes ]; then
     echo "python_env.sh: the newest vLLM could not be installed: its tests are skipped" >&2
   fi
   environment=$vllm
+fi
+
+if [ "$with_routers" = yes ]; then
+  wanted=$(python3 --version && cat "$dynamo_requirements")
+  if ! up_to_date "$dynamo" "$wanted"; then
+    echo "making $dynamo (once)" >&2
+    fresh "$dynamo"
+    if install "$dynamo" -r "$dynamo_requirements"; then
+      printf '%s\n' "$wanted" >"$dynamo/installed"
+    else
+      rm -rf "$dynamo"
+      echo "python_env.sh: Dynamo's indexer could not be installed: its tests are skipped" >&2
+    fi
+  fi
 fi
 echo "$PWD/$environment"

@@ -80,18 +80,19 @@ targets=()
 python=()
 if [ "$suite" = cpp ]; then
   scripts/install_deps.sh
-  python=(-DKVM_PYTHON_ENV= -DKVM_VLLM_ENV= -DKVM_VLLM_NEWEST_ENV=)
+  python=(-DKVM_PYTHON_ENV= -DKVM_VLLM_ENV= -DKVM_VLLM_NEWEST_ENV= -DKVM_DYNAMO_ENV=)
 else
   scripts/install_deps.sh --python
-  newest=
-  if vllm=$(scripts/python_env.sh --vllm); then
+  newest='' dynamo=''
+  if vllm=$(scripts/python_env.sh --vllm --routers); then
     environment=$PWD/build/python-env
     [ ! -e build/vllm-newest-env/installed ] || newest=$PWD/build/vllm-newest-env
   else
     environment=$(scripts/python_env.sh) || exit 1
     echo "test.sh: no vLLM here: the tests with its engines are skipped" >&2
   fi
-  python=("-DKVM_PYTHON_ENV=$environment" "-DKVM_VLLM_ENV=$vllm" "-DKVM_VLLM_NEWEST_ENV=$newest")
+  [ ! -e build/dynamo-env/installed ] || dynamo=$PWD/build/dynamo-env
+  python=("-DKVM_PYTHON_ENV=$environment" "-DKVM_VLLM_ENV=$vllm" "-DKVM_VLLM_NEWEST_ENV=$newest" "-DKVM_DYNAMO_ENV=$dynamo")
 fi
 if [ "$suite" = python ]; then
   label=(-L python)

@@ -3,6 +3,7 @@ if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_process_support
     SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
       unit/test_mesh_worker_socket.cc)
+  kvm_test(NAME mesh_events_tests LABEL unit LIBS kvm_mesh_events SOURCES support/mesh/event_reader.cc unit/test_mesh_events.cc)
   set(ucx_sources)
   if(KVM_HAVE_UCX)
     set(ucx_sources unit/test_mesh_ucx.cc)
@@ -23,6 +24,11 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
     SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
+  if(KVM_HAVE_ZMQ)
+    kvm_test(NAME mesh_events_integration_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support PkgConfig::ZMQ
+      SOURCES integration/test_mesh_events.cc support/mesh/event_reader.cc support/mesh/event_subscriber.cc)
+    target_include_directories(mesh_events_integration_tests SYSTEM PRIVATE ${CPPZMQ_INCLUDE_DIR})
+  endif()
   kvm_test(NAME mesh_tls_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_tls.cc)
   kvm_test(NAME mesh_ucx_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support SOURCES integration/test_mesh_ucx.cc)
   kvm_test(NAME mesh_etcd_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support SOURCES integration/test_mesh_etcd.cc)

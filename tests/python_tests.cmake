@@ -1,8 +1,10 @@
 # The Python suite: one test for each file of tests/python/, labelled python. KVM_PYTHON_ENV is the
 # virtual environment that scripts/python_env.sh makes; without it there are none, and nothing here
 # needs Python packages. KVM_VLLM_ENV and KVM_VLLM_NEWEST_ENV are those that its --vllm makes;
-# without them the tests with real vLLM engines skip.
+# without them the tests with real vLLM engines skip. KVM_DYNAMO_ENV: the same of --routers, for the
+# tests with Dynamo's indexer.
 set(KVM_VLLM_NEWEST_ENV "" CACHE PATH "Virtual environment with the newest vLLM, from scripts/python_env.sh --vllm")
+set(KVM_DYNAMO_ENV "" CACHE PATH "Virtual environment with Dynamo's KV indexer, from scripts/python_env.sh --routers")
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
@@ -19,7 +21,7 @@ function(kvm_python_test)
   endif()
   add_test(NAME "python/${arg_NAME}" COMMAND ${arg_COMMAND} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/python)
   set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS python TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=;PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/pycache")
+    ENVIRONMENT "KVMD_BINARY=$<TARGET_FILE:kvmd>;KVMD_SOCKET=/nonexistent/kvmd.sock;HF_HUB_OFFLINE=1;PYTHONDONTWRITEBYTECODE=;PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/pycache;KVM_DYNAMO_ENV=${KVM_DYNAMO_ENV}")
   if(arg_GPU)
     set_tests_properties("python/${arg_NAME}" PROPERTIES LABELS "python;gpu" RESOURCE_LOCK gpu SKIP_REGULAR_EXPRESSION "[\n][0-9]+ skipped in")
   endif()
@@ -53,6 +55,9 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "leases" COMMAND ${pytest} test_leases.py)
   kvm_python_test(NAME "blocks that are being computed" COMMAND ${pytest} test_computing.py)
   kvm_python_test(NAME "joins of other nodes' blocks" COMMAND ${pytest} -rs test_join.py)
+  kvm_python_test(NAME "events for routers, read by vLLM's classes" TIMEOUT 300 COMMAND ${pytest_newest} -rs test_mesh_events.py)
+  kvm_python_test(NAME "events for routers, followed by Dynamo's indexer" TIMEOUT 600 COMMAND ${pytest} -rs test_mesh_routers.py)
+  kvm_python_test(NAME "tokens that the vLLM connector tells" COMMAND ${pytest} test_vllm_descriptions.py)
   kvm_python_test(NAME "tensors as regions" COMMAND ${pytest} test_torch_memory.py)
   kvm_python_test(NAME "GPU memory" GPU TIMEOUT 600 COMMAND ${pytest} test_gpu.py)
   kvm_python_test(NAME "geometry of tensors" COMMAND ${pytest} test_torch_geometry.py)
@@ -96,6 +101,7 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
     "python/vLLM engines of hybrid models" "python/engines of hybrid models of the newest vLLM"
     "python/KV events of vLLM engines" "python/KV events of the newest vLLM's engines"
     "python/KV-cache groups by vLLM's own rules" "python/engines of the newest vLLM" "python/a trained model in vLLM"
+    "python/events for routers, read by vLLM's classes"
     PROPERTIES SKIP_RETURN_CODE 5)
   kvm_python_test(NAME "the example shows hits and parity" COMMAND ${pytest} test_example.py)
   kvm_python_test(NAME "style and types" COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/python/check.sh ${KVM_PYTHON_ENV})

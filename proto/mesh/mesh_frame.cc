@@ -7,6 +7,7 @@ namespace {
 
 constexpr std::uint32_t kMeshMark = 0x4D4D564B;  // "KVMM"
 constexpr std::size_t kKeyBytes = 16;
+constexpr std::size_t kTokenBytes = 4;
 
 unsigned char* Raw(std::byte* bytes) { return reinterpret_cast<unsigned char*>(bytes); }
 const unsigned char* Raw(const void* bytes) { return static_cast<const unsigned char*>(bytes); }
@@ -57,6 +58,28 @@ Result<std::vector<BlockKey>> DecodeKeys(const std::string& bytes) {
     at += kKeyBytes;
   }
   return keys;
+}
+
+std::string EncodeTokens(std::span<const std::uint32_t> tokens) {
+  std::string out(tokens.size() * kTokenBytes, '\0');
+  auto* at = reinterpret_cast<unsigned char*>(out.data());
+  for (const std::uint32_t token : tokens) {
+    boost::endian::store_little_u32(at, token);
+    at += kTokenBytes;
+  }
+  return out;
+}
+
+Result<std::vector<std::uint32_t>> DecodeTokens(const std::string& bytes) {
+  if (bytes.size() % kTokenBytes != 0)
+    return MakeError(Errc::kProtocol, std::to_string(bytes.size()) + " bytes of tokens: 4 each are needed");
+  std::vector<std::uint32_t> tokens(bytes.size() / kTokenBytes);
+  const unsigned char* at = Raw(bytes.data());
+  for (std::uint32_t& token : tokens) {
+    token = boost::endian::load_little_u32(at);
+    at += kTokenBytes;
+  }
+  return tokens;
 }
 
 }  // namespace kvm::mesh

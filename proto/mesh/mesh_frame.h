@@ -38,4 +38,8 @@ std::string EncodeKeys(std::span<const BlockKey> keys);
 // kProtocol: not a whole number of keys, none, or more than kMaxKeys.
 [[nodiscard]] Result<std::vector<BlockKey>> DecodeKeys(const std::string& bytes);
 
+std::string EncodeTokens(std::span<const std::uint32_t> tokens);
+// kProtocol: not a whole number of tokens.
+[[nodiscard]] Result<std::vector<std::uint32_t>> DecodeTokens(const std::string& bytes);
+
 }  // namespace kvm::mesh

@@ -169,6 +169,8 @@ TEST_CASE("Mesh: nothing is fetched if fewer blocks than wanted can be expected"
 }
 
 TEST_CASE("Mesh: a worker's hint makes a peer a source before its summary has told of the blocks", "[integration]") {
+  const char* hint = GENERATE("a", "127.0.0.1");
+  INFO(hint);
   KvmdProcess kvmd_a, kvmd_b;
   MeshProcess mesh_a(kvmd_a, "a");
   MeshProcess mesh_b(kvmd_b, "b", {mesh_a.as_peer()}, {}, {"--pull-interval-ms", "600000"});
@@ -176,7 +178,9 @@ TEST_CASE("Mesh: a worker's hint makes a peer a source before its summary has to
   PublishAndFlush(*publisher, "p:4");
   const std::vector<BlockKey> keys = joiner->Keys("p:4");
   JoinOptions options = JoinBy(mesh_b, 5s);
-  options.source_hint = "a";
+  options.source_hint = "127.0.0.2";
+  CHECK(joiner->client().JoinCache(joiner->region(), keys, options).fetched == 0);
+  options.source_hint = hint;
   JoinOutcome joined;
   // Node a has to have looked at its own registry, so that it knows which blocks it may copy.
   CHECK(Eventually([&] {

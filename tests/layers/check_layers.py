@@ -83,7 +83,8 @@ RULES = {
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/disk": {"proto/base", "proto/mesh", "client/mesh/memory", "daemon/policy", "kvm"},
-    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "disk", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli", "daemon/policy"},
+    "client/mesh/events": {"proto/base", "proto/mesh", "kvm"},
+    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "disk", "events", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc
     # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
@@ -93,7 +94,7 @@ RULES = {
     "client/kvctl/mesh": KVCTL | {"client/kvctl/cli", "client/kvctl/views", "proto/mesh"},
     "client/kvctl/support": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/page": KVCTL | {"client/kvctl/cli"},
-    "client/kvctl/exporter": KVCTL | {"client/kvctl/cli", "client/kvctl/page"},
+    "client/kvctl/exporter": KVCTL | {"client/kvctl/cli", "client/kvctl/mesh", "client/kvctl/page", "proto/mesh"},
     "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},

@@ -36,8 +36,10 @@ def start_mesh() -> Iterator[Callable[..., MeshProcess]]:
     """Starts a kvmd-mesh beside a kvmd; ended with the test."""
     started: list[MeshProcess] = []
 
-    def start(kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> MeshProcess:
-        started.append(MeshProcess(kvmd, node, peers))
+    def start(
+        kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    ) -> MeshProcess:
+        started.append(MeshProcess(kvmd, node, peers, options))
         return started[-1]
 
     yield start

@@ -48,9 +48,9 @@ def joins(tmp_path: Path, clock: Clock) -> Joins:
 
 def test_a_request_waits_until_each_shard_has_been_asked_for(joins: Joins) -> None:
     keys = [kvclient.BlockKeys(), kvclient.BlockKeys()]
-    assert joins.waits("r", keys, 3)
+    assert joins.waits("r", keys, 3, "192.0.2.7")
     [join] = joins.take()
-    assert (join.request_id, join.found, len(join.keys)) == ("r", 3, 2)
+    assert (join.request_id, join.found, join.source, len(join.keys)) == ("r", 3, "192.0.2.7", 2)
     assert joins.waits("r", keys, 3)
     assert joins.take() == []
     joins.joined("r", 0)

@@ -13,7 +13,7 @@ from kvclient.errors import UnsupportedError
 from kvclient.vllm import ConnectorOptions
 from kvclient.vllm.runner import before_each_step
 from kvclient.vllm.scheduler import SchedulerSide
-from kvclient.vllm.wishes import answer_of_prefill, prefilled_of, wishes_of
+from kvclient.vllm.wishes import answer_of_prefill, prefilled_of, source_hint_of, wishes_of
 from support.paged_pool import Pool
 from support.paged_step import NewRequest, Output, Request
 from support.specs import small_spec
@@ -112,6 +112,31 @@ def test_a_request_may_keep_out_and_nonsense_keeps_it_out(params: Any, wishes: t
     made: Any = Request("r", [1], 1)
     made.kv_transfer_params = params
     assert wishes_of(made) == wishes
+
+
+@pytest.mark.parametrize(
+    ("params", "hints", "host"),
+    [
+        (None, None, ""),
+        (
+            {"remote_kv_source": {"kv_request_id": "r", "remote_host": "192.0.2.7", "remote_port": 5710}},
+            None,
+            "192.0.2.7",
+        ),
+        ({"remote_kv_source": {"remote_host": 7}}, None, ""),
+        ({"remote_kv_source": "192.0.2.7"}, None, ""),
+        (None, [("kv.fetch", {"source_control_endpoint": "tcp://192.0.2.8:25000"})], "192.0.2.8"),
+        (None, [("kv.fetch", {"source_control_endpoint": "tcp://[2001:db8::8]:25000"})], "2001:db8::8"),
+        (None, [("kv.drop", {"source_control_endpoint": "tcp://192.0.2.8:1"}), ("kv.fetch", {})], ""),
+        (None, [("kv.fetch", {"source_control_endpoint": 5}), ("kv.fetch", "payload")], ""),
+    ],
+)
+def test_a_routers_hint_names_a_host(params: Any, hints: Any, host: str) -> None:
+    request = SimpleNamespace(kv_transfer_params=params)
+    if hints is not None:
+        actions = [SimpleNamespace(action_type=kind, payload=payload) for kind, payload in hints]
+        request.kv_hints = SimpleNamespace(actions=actions)
+    assert source_hint_of(request) == host
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "client/kvctl/exporter/mesh_metrics.h"
 #include "client/kvctl/exporter/metric_page.h"
 #include "client/kvctl/exporter/metric_table.h"
 #include "client/kvctl/exporter/status_metrics.h"
@@ -60,6 +61,29 @@ kvmwire::StatusReply FullStatus() {
   return status;
 }
 
+// Of a kvmd-mesh with three peers, a disk cache, and events.
+kvmmesh::LocalMessage FullMesh() {
+  kvmmesh::LocalMessage message;
+  kvmmesh::Status& status = *message.mutable_status();
+  status.set_domain("uid-1000");
+  status.set_node("a");
+  status.set_joined_blocks(12);
+  for (const char* name : {"b", "c", "d"}) {
+    kvmmesh::PeerStatus& peer = *status.add_peers();
+    peer.set_node(name);
+    peer.set_fresh(*name != 'd');
+    peer.set_fetched_blocks(6);
+  }
+  status.mutable_peers(1)->set_shunned(true);
+  status.mutable_disk()->set_state("paused");
+  status.mutable_disk()->set_blocks(30);
+  status.mutable_events()->set_blocks(16);
+  status.mutable_events()->set_unreachable_blocks(3);
+  status.mutable_events()->set_removed_blocks(4);
+  status.mutable_events()->set_snapshots(1);
+  return message;
+}
+
 std::string TextOf(const kvmwire::StatusReply& status) { return MetricsOf(status, std::chrono::microseconds(500)).Text(); }
 
 bool HasLine(const std::string& text, const std::string& line) { return ("\n" + text).find("\n" + line + "\n") != std::string::npos; }
@@ -85,7 +109,8 @@ TEST_CASE("Metrics: a name is used once, begins with kvmd_, and counters alone e
 }
 
 TEST_CASE("Metrics: a full status gives every metric of the table, with the labels of the table", "[unit]") {
-  const MetricPage page = MetricsOf(FullStatus(), std::chrono::microseconds(500));
+  MetricPage page = MetricsOf(FullStatus(), std::chrono::microseconds(500));
+  AddMesh(page, "/run/mesh.sock", FullMesh());
   REQUIRE(page.families().size() == kMetrics.size());
   for (std::size_t i = 0; i < kMetrics.size(); ++i) {
     const prometheus::MetricFamily& family = page.families()[i];
@@ -122,6 +147,34 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
                 "kvmd_pool_indexed_blocks{domain=\"uid-1000\",model=\"org/model\",fingerprint=\"abababababab\","
                 "device=\"GPU-11111111-1111-1111-1111-111111111111\",path=\"cuda_vmm_fd\",owner=\"worker\"} 60"));
   CHECK(text.find("kvmd_start_time_seconds 1700000000.25") != text.npos);
+}
+
+TEST_CASE("Metrics: the text of a known kvmd-mesh, and of one that does not answer", "[unit]") {
+  MetricPage page;
+  AddMesh(page, "/run/a.sock", FullMesh());
+  AddMesh(page, "/run/b.sock", MakeError(Errc::kUnavailable, "no process listens"));
+  const std::string text = page.Text();
+  INFO(text);
+  const std::string node = "domain=\"uid-1000\",node=\"a\"";
+  CHECK(HasLine(text, "kvmd_mesh_up{socket=\"/run/a.sock\"} 1"));
+  CHECK(HasLine(text, "kvmd_mesh_up{socket=\"/run/b.sock\"} 0"));
+  CHECK(HasLine(text, "kvmd_mesh_joined_blocks_total{" + node + "} 12"));
+  for (const char* state : {"answers", "silent", "shunned"})
+    CHECK(HasLine(text, "kvmd_mesh_peers{" + node + ",state=\"" + state + "\"} 1"));
+  CHECK(HasLine(text, "kvmd_mesh_fetched_blocks_total{" + node + ",peer=\"b\"} 6"));
+  CHECK(HasLine(text, "kvmd_mesh_disk_on{" + node + "} 0"));
+  CHECK(HasLine(text, "kvmd_mesh_disk_blocks{" + node + "} 30"));
+  CHECK(HasLine(text, "kvmd_mesh_events_blocks{" + node + "} 16"));
+  CHECK(HasLine(text, "kvmd_mesh_events_untold_blocks{" + node + ",reason=\"unreachable\"} 3"));
+  CHECK(HasLine(text, "kvmd_mesh_events_told_blocks_total{" + node + ",change=\"removed\"} 4"));
+  CHECK(HasLine(text, "kvmd_mesh_events_replays_total{" + node + ",kind=\"snapshot\"} 1"));
+  MetricPage plain;
+  kvmmesh::LocalMessage without = FullMesh();
+  without.mutable_status()->clear_disk();
+  without.mutable_status()->clear_events();
+  AddMesh(plain, "/run/a.sock", without);
+  CHECK(plain.Text().find("kvmd_mesh_disk") == std::string::npos);
+  CHECK(plain.Text().find("kvmd_mesh_events") == std::string::npos);
 }
 
 TEST_CASE("Metrics: what is missing in a status is left out, not 0", "[unit]") {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "kvclient/computing.h"
+#include "kvclient/describe.h"
 #include "kvclient/import.h"
 #include "kvclient/join.h"
 #include "kvclient/lease.h"
@@ -220,6 +221,16 @@ class Client {
   // Waits until options.deadline at most. Never an error: without kvmd-mesh, or if no other node
   // has the blocks, fewer are here, and the outcome says why.
   JoinOutcome JoinCache(const Region& destination, std::span<const BlockKey> keys, const JoinOptions& options = {}) const;
+
+  // Tells this node's kvmd-mesh which tokens the blocks of `keys` have (describe.h), for routers.
+  // `keys`: of model `spec` and of its first shard (all ranks and the group 0), in any order.
+  // `tokens`: [keys, spec.block_tokens], one block behind another. Blocks whose content depends on
+  // more than tokens and adapter (cache salt, images) are not to be described. Waits until
+  // options.deadline at most, and needs no kvmd. kInvalidArgument: lengths do not agree, or are out
+  // of range. kUnavailable: no kvmd-mesh listens. kDeadlineExceeded. kProtocol: its answer is not
+  // valid; one of an earlier version ends the connection, which is kUnavailable.
+  [[nodiscard]] Result<DescribeOutcome> DescribeBlocks(const ModelSpec& spec, std::span<const BlockKey> keys,
+                                                       std::span<const std::uint32_t> tokens, const DescribeOptions& options = {}) const;
 
   // Asks kvmd to keep, for `ttl` from now, the leading blocks of `match` that are in kvmd's own
   // memory (lease.h): at most kvmd's --max-lease-ttl-s, and renewable. Waits for kvmd's answer,

@@ -25,8 +25,8 @@ struct JoinOptions {
   // fetches blocks from a peer only if that is expected to take less time than computing them, by
   // the rate at which blocks have come from that peer. 0: unknown, so that it always fetches.
   double prefill_tokens_per_s = 0;
-  // The node to ask first, by the name that kvmd-mesh's configuration has for it; empty: the one
-  // that seems to have the most blocks. At most 63 bytes are used.
+  // The node to ask first, by the name that kvmd-mesh's configuration has for it, or by its IP
+  // address there; empty: the one that seems to have the most blocks. At most 63 bytes are used.
   std::string source_hint{};
   // kvmd-mesh's socket; empty: /run/kvmd-mesh/UID/mesh.sock.
   std::string mesh_socket{};

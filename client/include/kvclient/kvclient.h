@@ -18,6 +18,7 @@
 
 #include "kvclient/client.h"
 #include "kvclient/computing.h"
+#include "kvclient/describe.h"
 #include "kvclient/import.h"
 #include "kvclient/interrupt.h"
 #include "kvclient/join.h"

@@ -12,7 +12,9 @@
 #include "client/kvctl/exporter/host_header.h"
 #include "client/kvctl/exporter/http_server.h"
 #include "client/kvctl/exporter/listening_sockets.h"
+#include "client/kvctl/exporter/mesh_metrics.h"
 #include "client/kvctl/exporter/status_metrics.h"
+#include "client/kvctl/mesh/mesh_question.h"
 #include "client/kvctl/page/status_page.h"
 
 namespace kvm::ctl {
@@ -56,10 +58,15 @@ class Kvmd {
   std::optional<Observer> connection_;
 };
 
+// Each kvmd-mesh is asked for no longer than the timeout.
+void AddMeshes(MetricPage& page, const CommonOptions& common, const std::vector<std::string>& sockets) {
+  for (const std::string& socket : sockets) AddMesh(page, socket, AskMeshStatus(common, socket));
+}
+
 // What is served, and what has been seen. Says when kvmd's answers end, and when they come again.
 class Contents {
  public:
-  explicit Contents(const CommonOptions& common) : kvmd_(common) {}
+  Contents(const CommonOptions& common, const std::vector<std::string>& meshes) : common_(common), meshes_(meshes), kvmd_(common) {}
 
   std::optional<HttpContent> Of(std::string_view path, bool by_tcp) {
     if (path == "/metrics") return Metrics();
@@ -72,7 +79,9 @@ class Contents {
     const auto begin = std::chrono::steady_clock::now();
     const Result<kvmwire::StatusReply> status = kvmd_.Ask();
     Note(status);
-    return {kTextFormat, (status ? MetricsOf(*status, std::chrono::steady_clock::now() - begin) : MetricsWithoutKvmd()).Text()};
+    MetricPage page = status ? MetricsOf(*status, std::chrono::steady_clock::now() - begin) : MetricsWithoutKvmd();
+    AddMeshes(page, common_, meshes_);
+    return {kTextFormat, page.Text()};
   }
   HttpContent Page(Keys keys) {
     const Result<kvmwire::StatusReply> status = kvmd_.Ask(kHotPrefixes);
@@ -93,6 +102,8 @@ class Contents {
     std::cerr << "kvctl: " << (reachable_ ? std::string("kvmd answers again") : Printable(status.error().ToString())) << std::endl;
   }
 
+  const CommonOptions& common_;
+  const std::vector<std::string>& meshes_;
   Kvmd kvmd_;
   StatusHistory history_;
   bool reachable_ = true;
@@ -124,11 +135,13 @@ int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
     PrintMetricTable();
     return kHealthy;
   }
-  Contents contents(common);
+  Contents contents(common, options.mesh_sockets);
   if (options.once) {
     const Result<kvmwire::StatusReply> status = Kvmd(common).Ask();
     if (!status) return Fail(status.error());
-    std::cout << MetricsOf(*status, std::chrono::steady_clock::now() - begin).Text();
+    MetricPage page = MetricsOf(*status, std::chrono::steady_clock::now() - begin);
+    AddMeshes(page, common, options.mesh_sockets);
+    std::cout << page.Text();
     return kHealthy;
   }
   Result<ListeningSockets> sockets = ListeningSockets::Passed();

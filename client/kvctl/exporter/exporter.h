@@ -9,12 +9,14 @@
 namespace kvm::ctl {
 
 struct ExporterOptions {
-  std::string listen;                   // path of a Unix socket; empty: exporter.sock beside kvmd's
-  std::string listen_mode = "0660";     // of that socket
-  std::vector<std::string> listen_tcp;  // addresses of the loopback interface, with port
-  std::vector<std::string> allow_host;  // names that TCP requests may have (host_header.h)
-  bool once = false;                    // print the metrics and return
-  bool list = false;                    // print the table of metrics and return
+  // Path of a Unix socket; empty: exporter.sock beside kvmd's
+  std::string listen;
+  std::string listen_mode = "0660";       // of that socket
+  std::vector<std::string> listen_tcp;    // addresses of the loopback interface, with port
+  std::vector<std::string> allow_host;    // names that TCP requests may have (host_header.h)
+  std::vector<std::string> mesh_sockets;  // of kvmd-mesh processes to ask, too
+  bool once = false;                      // print the metrics and return
+  bool list = false;                      // print the table of metrics and return
 };
 int RunExporter(const CommonOptions& common, const ExporterOptions& options);
 

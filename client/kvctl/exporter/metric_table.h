@@ -108,7 +108,39 @@
     "Blocks that left it for others, or with their slab.") \
   COUNTER(kvmd_host_cache_refused_blocks_total, "domain", "Blocks that were offered and found no room.") \
   COUNTER(kvmd_host_cache_expired_blocks_total, "domain", \
-    "Blocks for which room was granted and that were not stored in time.")
+    "Blocks for which room was granted and that were not stored in time.") \
+  GAUGE(kvmd_mesh_up, "socket", \
+    "1 if the kvmd-mesh of a --mesh-socket answered this scrape, else 0 and no other metric of it.") \
+  GAUGE(kvmd_mesh_blocks, "domain node", "Blocks that kvmd-mesh has for other nodes.") \
+  GAUGE(kvmd_mesh_peers, "domain node state", "Other nodes: answers, silent, shunned.") \
+  COUNTER(kvmd_mesh_served_blocks_total, "domain node", "Blocks that it sent to other nodes.") \
+  COUNTER(kvmd_mesh_served_bytes_total, "domain node", "Bytes of those blocks.") \
+  COUNTER(kvmd_mesh_joins_total, "domain node", "Prefixes that workers asked it for.") \
+  COUNTER(kvmd_mesh_joined_blocks_total, "domain node", "Blocks that this brought here.") \
+  COUNTER(kvmd_mesh_fetched_blocks_total, "domain node peer", "Blocks that came from another node.") \
+  COUNTER(kvmd_mesh_fetched_bytes_total, "domain node peer", "Bytes of those blocks.") \
+  COUNTER(kvmd_mesh_peer_failures_total, "domain node peer", "Requests to another node that failed.") \
+  GAUGE(kvmd_mesh_disk_on, "domain node", \
+    "1 if the disk cache reads and writes, else 0. Absent without one, as are all of kvmd_mesh_disk_.") \
+  GAUGE(kvmd_mesh_disk_blocks, "domain node", "Blocks that can be read from it.") \
+  GAUGE(kvmd_mesh_disk_file_bytes, "domain node", "Bytes of its files.") \
+  GAUGE(kvmd_mesh_disk_limit_bytes, "domain node", "The limit: --disk-bytes.") \
+  COUNTER(kvmd_mesh_disk_read_blocks_total, "domain node", "Blocks that joins read from it.") \
+  COUNTER(kvmd_mesh_disk_written_blocks_total, "domain node", "Blocks that were written to it.") \
+  COUNTER(kvmd_mesh_disk_evicted_blocks_total, "domain node", "Blocks that left it for others.") \
+  COUNTER(kvmd_mesh_disk_bad_records_total, "domain node", "Records that were damaged, and dropped.") \
+  GAUGE(kvmd_mesh_events_blocks, "domain node", \
+    "Blocks that routers know of. Absent without --events, as are all of kvmd_mesh_events_.") \
+  GAUGE(kvmd_mesh_events_untold_blocks, "domain node reason", \
+    "Blocks that this node has and routers are not told of. undescribed: no worker has told their tokens; " \
+    "unreachable: a block before is not told; other_variant: of another variant of a model.") \
+  COUNTER(kvmd_mesh_events_batches_total, "domain node", "Batches of events, empty ones included.") \
+  COUNTER(kvmd_mesh_events_told_blocks_total, "domain node change", "Blocks in them: stored, removed.") \
+  COUNTER(kvmd_mesh_events_replays_total, "domain node kind", \
+    "Answers to subscribers that missed something: batches that were kept, or a snapshot.") \
+  COUNTER(kvmd_mesh_events_forgotten_blocks_total, "domain node", \
+    "Blocks whose tokens made room for those of others: --events-blocks.") \
+  COUNTER(kvmd_mesh_events_refused_blocks_total, "domain node", "Blocks whose description was not taken.")
 // clang-format on
 
 namespace kvm::ctl {

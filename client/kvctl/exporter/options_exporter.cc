@@ -14,6 +14,8 @@ void AddExporterCommand(CLI::App& app, const CommonOptions& common, Action& acti
   command->add_option("--listen-mode", options->listen_mode, "Mode of that socket")->capture_default_str();
   command->add_option("--listen-tcp", options->listen_tcp, "Also serve on this loopback address: 127.0.0.1:9464");
   command->add_option("--allow-host", options->allow_host, "Also answer requests for this host name, which a proxy passes on");
+  command->add_option("--mesh-socket", options->mesh_sockets,
+                      "Also metrics of the kvmd-mesh that listens there; of one user's, or root asks");
   command->add_flag("--once", options->once, "Print the metrics, and serve nothing");
   command->add_flag("--list", options->list, "Print the table of metrics; needs no kvmd");
   command->footer("Root and kvmd's user see all domains, other users their own. Sockets that the service manager passes replace --listen.");

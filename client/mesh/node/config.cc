@@ -115,6 +115,14 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option_function<std::string>("--disk-io", io, "How the disk cache reads and writes; auto: io_uring where the kernel allows it")
       ->check(CLI::IsMember({"auto", "io_uring", "pread"}))
       ->default_str("auto");
+  app.add_option("--events", c.events.endpoint,
+                 "Publish what this node holds, for routers: tcp://ADDRESS:PORT or ipc:///PATH of a ZeroMQ PUB socket; empty: nothing");
+  app.add_option("--events-replay", c.events.replay, "The same of a ROUTER socket, for what a subscriber has missed");
+  app.add_option("--events-model", c.events.model, "Publish only blocks of the model of this name");
+  app.add_option("--events-blocks", c.events.most_blocks, "Blocks of each model whose tokens are remembered for that")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 28))
+      ->capture_default_str();
+  app.add_flag("--events-unencrypted", c.events.unencrypted, "Allow --events on addresses that other machines can read");
   app.add_option("--verify-one-in", c.verify_one_in,
                  "Compare one in so many blocks that are sent with their publishers' checksums, and record those of blocks of other nodes; "
                  "0: none. The number that this node's workers have")
@@ -183,6 +191,7 @@ Status CheckConfig(const Config& config) {
   }
   if (Status good = CheckEtcd(config); !good) return good;
   if (Status good = CheckDisk(config); !good) return good;
+  if (Status good = CheckEventSettings(config.events); !good) return good;
   if (config.max_block_bytes == 0 || config.max_block_bytes > kMaxPayloadBytes)
     return MakeError(Errc::kInvalidArgument, "--max-block-size: 1 to " + std::to_string(kMaxPayloadBytes) + " bytes");
   if (config.max_summary_bytes < kLeastSummaryBytes || config.max_summary_bytes > kMaxPayloadBytes / 2) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "client/mesh/disk/disk_cache.h"
+#include "client/mesh/events/node_events.h"
 #include "client/mesh/membership/etcd_settings.h"
 #include "client/mesh/membership/member.h"
 #include "client/mesh/transfer/tls_identity.h"
@@ -42,6 +43,7 @@ struct Config {
   std::uint32_t stall_timeout_ms = 2000;
   std::uint32_t max_connections = 256;
   DiskOptions disk;                 // without a path: there is none
+  EventSettings events;             // without an endpoint: nothing is published
   std::uint32_t verify_one_in = 0;  // ClientOptions::verify_one_in
 };
 
@@ -56,8 +58,8 @@ ParsedArguments ParseArguments(int argc, char** argv);
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
 // of the loopback without certificates or allow_unencrypted, some of the files of TLS without the
 // others, UCX with certificates and without ucx_unencrypted, settings of etcd that contradict each
-// other, --disk-path without --disk-bytes, or a node that is called "disk" beside it. The files are
-// not read.
+// other, --disk-path without --disk-bytes, a node that is called "disk" beside it, or what
+// CheckEventSettings refuses. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

@@ -22,7 +22,7 @@ class DiskSource final : public Source {
   explicit DiskSource(NodeState& node) : node_(node) {}
 
   const std::string& name() const noexcept override { return name_; }
-  bool takes_hints() const noexcept override { return false; }
+  bool IsNamed(const std::string&) const override { return false; }
   Candidate Consider(std::span<const BlockKey> keys, std::size_t local) const override;
   Awaitable<FetchOutcome> Fetch(FetchJob job) override;
 

@@ -170,7 +170,7 @@ Choice JoinService::Choose(std::span<const BlockKey> keys, std::size_t local, co
   std::vector<Candidate> candidates;
   for (const auto& source : sources) {
     Candidate& candidate = candidates.emplace_back(source->Consider(keys, local));
-    candidate.hinted = source->takes_hints() && !source->name().empty() && source->name() == join.source_hint();
+    candidate.hinted = !join.source_hint().empty() && source->IsNamed(join.source_hint());
     candidate.asked = std::find(asked.begin(), asked.end(), source) != asked.end();
   }
   return ChooseSource(candidates, {local, keys.size(), join.min_blocks(), block_bytes, join.prefill_blocks_per_s()});

@@ -88,6 +88,11 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
   node->peers_.Use(node->transfer());
   if (Status added = node->AddMemberships(std::move(read_peers)); !added) return added.error();
   if (Status opened = node->OpenDisk(); !opened) return opened.error();
+  if (!config.events.endpoint.empty()) {
+    Result<std::unique_ptr<NodeEvents>> events = StartEvents(config.events, config.node);
+    if (!events) return events.error();
+    node->state_.events = std::move(*events);
+  }
   return node;
 }
 

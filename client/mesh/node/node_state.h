@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <random>
 #include <set>
 
 #include "client/mesh/directory/node_summary.h"
+#include "client/mesh/events/node_events.h"
 #include "client/mesh/memory/mesh_memory.h"
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/node_disk.h"
@@ -46,8 +48,11 @@ struct NodeState {
   std::map<Fingerprint, Model> models;  // that workers of this node have declared
   std::set<BlockShape> shapes;          // of blocks that this node has
   NodeSummary summary;
-  std::unique_ptr<NodeDisk> disk;  // null: there is no disk cache
+  std::unique_ptr<NodeDisk> disk;      // null: there is no disk cache
+  std::unique_ptr<NodeEvents> events;  // null: nothing is published
   NodeCounters counters;
+  // Of this process
+  const std::uint64_t process = std::uint64_t{std::random_device{}()} << 32 | std::random_device{}();
 };
 
 }  // namespace kvm::mesh

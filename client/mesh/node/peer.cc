@@ -8,6 +8,7 @@
 
 #include "client/mesh/memory/checksum.h"
 #include "client/mesh/threads/counted.h"
+#include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
 
 namespace kvm::mesh {
@@ -163,6 +164,14 @@ Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, const kvmm
   if (!payload) co_return payload.error();
   image.payload = std::move(*payload);
   co_return summary_.Apply(image);
+}
+
+bool Peer::IsNamed(const std::string& hint) const {
+  if (hint == config_.node) return true;
+  boost::system::error_code error;
+  const auto address = boost::asio::ip::make_address(hint, error);
+  const auto own = ParseAddress(config_.address);
+  return !error && own && own->address() == address;
 }
 
 Candidate Peer::Consider(std::span<const BlockKey> keys, std::size_t local) const {

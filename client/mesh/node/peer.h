@@ -34,7 +34,8 @@ class Peer final : public Source {
 
   const std::string& name() const noexcept override { return config_.node; }
   const std::string& address() const noexcept { return config_.address; }
-  bool takes_hints() const noexcept override { return true; }
+  // By its name, or by its IP address: routers know nodes by that.
+  bool IsNamed(const std::string& hint) const override;
   // The membership that names it, for people.
   void KnownFrom(std::string membership) { known_from_ = std::move(membership); }
   // Keeps the summary up to date, until Stop.

@@ -1,6 +1,7 @@
 #include "client/mesh/node/registry_scan.h"
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -12,10 +13,30 @@ using std::chrono::milliseconds;
 constexpr milliseconds kScanTimeout{2000};
 constexpr std::size_t kManyBlocks = 8192;  // that are looked through before the oldest are kept
 
-bool IsServed(const layout::RegionInfo& region) {
+bool IsImportable(const layout::RegionInfo& region) {
   const auto state = static_cast<layout::RegionState>(region.state);
-  return (state == layout::RegionState::kLive || state == layout::RegionState::kOrphan) &&
-         static_cast<layout::HandleKind>(region.handle_kind) == layout::HandleKind::kHostMemfd;
+  return state == layout::RegionState::kLive || state == layout::RegionState::kOrphan;
+}
+
+bool IsInHostMemory(const layout::RegionInfo& region) {
+  return static_cast<layout::HandleKind>(region.handle_kind) == layout::HandleKind::kHostMemfd;
+}
+
+// Other shards have the same blocks.
+bool IsFirstShard(const Shard& shard) { return shard.tp_rank == 0 && shard.pp_rank == 0 && shard.kv_group == 0; }
+
+// The model's place in `models`; none: it is not to be told of.
+std::optional<std::uint16_t> AddModel(const layout::ModelInfo& info, std::vector<HeldModel>& models) {
+  const auto known =
+      std::find_if(models.begin(), models.end(), [&](const HeldModel& each) { return each.fingerprint == info.fingerprint; });
+  if (known == models.end()) {
+    if (models.size() == std::numeric_limits<std::uint16_t>::max()) return std::nullopt;
+    const Result<ModelSpec> spec = ModelSpec::FromCanonical({info.spec, info.spec_bytes});
+    if (!spec) return std::nullopt;
+    models.push_back({info.fingerprint, spec->model_id, spec->block_tokens});
+    return static_cast<std::uint16_t>(models.size() - 1);
+  }
+  return static_cast<std::uint16_t>(known - models.begin());
 }
 
 // Of a slab of kvmd's host cache, which no client owns.
@@ -67,34 +88,49 @@ void RegistryScan::KeepOldest(std::vector<CachedBlock>& blocks, std::size_t most
   if (blocks.size() > most) blocks.resize(most);
 }
 
-void RegistryScan::ReadIndex(const StorePlan& plan, ScanResult& out) {
+std::vector<RegistryScan::RowUse> RegistryScan::ReadRows(const ScanPlan& plan, ScanResult& out) {
   const RegistryView& registry = observer_->registry();
-  // By row: the epoch of the region; 0: its blocks are not served.
-  std::vector<std::uint32_t> served(registry.region_rows(), 0);
-  // By row: the shape of a slab's blocks, if blocks are to be stored.
-  std::vector<std::optional<BlockShape>> cached(registry.region_rows());
+  std::vector<RowUse> rows(registry.region_rows());
   for (std::uint32_t row = 0; row < registry.region_rows(); ++row) {
     layout::RegionInfo region;
     layout::ModelInfo model;
-    if (!registry.ReadRegion(row, region) || !IsServed(region) || !registry.ReadModel(region.model, model)) continue;
-    served[row] = region.region_epoch;
+    if (!registry.ReadRegion(row, region) || !IsImportable(region) || !registry.ReadModel(region.model, model)) continue;
+    RowUse& use = rows[row];
     const Shard shard{region.tp_rank, region.tp_size, region.pp_rank, region.pp_size, region.kv_group};
-    const BlockShape shape{model.fingerprint, shard, region.block_bytes};
-    out.shapes.insert(shape);
-    if (plan.stored && IsHostCache(region)) cached[row] = shape;
+    if (IsInHostMemory(region)) {
+      use.served_epoch = region.region_epoch;
+      const BlockShape shape{model.fingerprint, shard, region.block_bytes};
+      out.shapes.insert(shape);
+      if (plan.stored && IsHostCache(region)) use.cached = shape;
+    }
+    if (!plan.held || !IsFirstShard(shard)) continue;
+    const std::optional<std::uint16_t> number = AddModel(model, out.held.models);
+    if (!number) continue;
+    use.held_epoch = region.region_epoch;
+    use.model = *number;
+    use.medium = IsInHostMemory(region) ? kCpuMedium : kGpuMedium;
   }
+  return rows;
+}
+
+void RegistryScan::ReadIndex(const ScanPlan& plan, ScanResult& out) {
+  const RegistryView& registry = observer_->registry();
+  const std::vector<RowUse> rows = ReadRows(plan, out);
   std::unordered_set<BlockKey>& keys = out.keys.emplace();
   std::unordered_set<BlockKey> still_named;
   IndexEntry entry;
   for (std::uint64_t slot = 0; slot < registry.index().slots(); ++slot) {
-    if (!registry.index().ReadSlot(slot, entry) || entry.region >= served.size()) continue;
-    if (entry.region_epoch == 0 || served[entry.region] != entry.region_epoch) continue;
+    if (!registry.index().ReadSlot(slot, entry) || entry.region >= rows.size()) continue;
+    const RowUse& row = rows[entry.region];
+    if (entry.region_epoch == 0) continue;
+    if (row.held_epoch == entry.region_epoch) out.held.blocks.push_back({entry.key, entry.parent_lo, entry.depth, row.model, row.medium});
+    if (row.served_epoch != entry.region_epoch) continue;
     keys.insert(entry.key);
-    if (!cached[entry.region]) continue;
+    if (!row.cached) continue;
     if (named_.contains(entry.key)) {
       still_named.insert(entry.key);
     } else if (!plan.stored(entry.key)) {
-      out.unstored.push_back({entry.key, entry.parent_lo, entry.depth, entry.published_s, *cached[entry.region]});
+      out.unstored.push_back({entry.key, entry.parent_lo, entry.depth, entry.published_s, *row.cached});
       out.more_unstored = out.more_unstored || out.unstored.size() > plan.most;
       if (out.unstored.size() >= 2 * plan.most + kManyBlocks) KeepOldest(out.unstored, plan.most);
     }
@@ -104,7 +140,7 @@ void RegistryScan::ReadIndex(const StorePlan& plan, ScanResult& out) {
   named_ = std::move(still_named);
 }
 
-Result<ScanResult> RegistryScan::Run(const StorePlan& plan) {
+Result<ScanResult> RegistryScan::Run(const ScanPlan& plan) {
   if (Status connected = Connect(); !connected) return connected.error();
   ScanResult out;
   DeclareNew(out);

@@ -1,9 +1,9 @@
 // RegistryScan: which keys this node has for its peers, and which models its workers have declared,
 // read from kvmd's registry.
 //
-// Only blocks in host memory count: kvmd-mesh uses no CUDA and can't copy others. Calls block, up
-// to a timeout, and a scan reads the whole index, so all run on a thread of their own. Not
-// thread-safe.
+// For peers, only blocks in host memory count: kvmd-mesh uses no CUDA and can't copy others.
+// Routers are told of all blocks that workers of this node can import. Calls block, up to a
+// timeout, and a scan reads the whole index, so all run on a thread of their own. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,10 @@
 #include <set>
 #include <string>
 #include <unordered_set>
+#include <vector>
 
 #include "client/kvctl/cli/observer.h"
+#include "client/mesh/events/held_blocks.h"
 #include "client/mesh/memory/shape.h"
 #include "kvclient/client.h"
 
@@ -39,12 +41,15 @@ struct ScanResult {
   // only with `keys`. A block is named once for as long as it is in the host cache.
   std::vector<CachedBlock> unstored;
   bool more_unstored = false;
+  HeldBlocks held;  // only with `keys`, and if the plan asks for it
 };
 
-// Which blocks a scan is to name in ScanResult::unstored.
-struct StorePlan {
-  std::function<bool(const BlockKey&)> stored;  // of any thread; null: none is to be named
-  std::size_t most = 0;
+// What a scan is to find besides the keys.
+struct ScanPlan {
+  // Of any thread: which blocks not to name in ScanResult::unstored; null: none is to be named
+  std::function<bool(const BlockKey&)> stored;
+  std::size_t most = 0;  // in ScanResult::unstored
+  bool held = false;     // ScanResult::held is wanted
 };
 
 class RegistryScan {
@@ -52,14 +57,23 @@ class RegistryScan {
   RegistryScan(std::string kvmd_socket, std::shared_ptr<Client> client) : socket_(std::move(kvmd_socket)), client_(std::move(client)) {}
 
   // kUnavailable, kDeadlineExceeded: no kvmd; the next call tries again.
-  [[nodiscard]] Result<ScanResult> Run(const StorePlan& plan = {});
+  [[nodiscard]] Result<ScanResult> Run(const ScanPlan& plan = {});
   // The caller could not use the last result: the next call reads all of it again.
   void ReadAgain() noexcept { changes_ = 0; }
 
  private:
   [[nodiscard]] Status Connect();
   void DeclareNew(ScanResult& out);
-  void ReadIndex(const StorePlan& plan, ScanResult& out);
+  // What a row of the region table means for its blocks.
+  struct RowUse {
+    std::uint32_t served_epoch = 0;    // of the region; 0: its blocks are not served
+    std::optional<BlockShape> cached;  // a slab's, if blocks are to be stored
+    std::uint32_t held_epoch = 0;      // 0: routers are not told of its blocks
+    std::uint16_t model = 0;           // index into ScanResult::held
+    Media medium = 0;
+  };
+  std::vector<RowUse> ReadRows(const ScanPlan& plan, ScanResult& out);
+  void ReadIndex(const ScanPlan& plan, ScanResult& out);
   // Keeps the oldest `most` ones, in order.
   static void KeepOldest(std::vector<CachedBlock>& blocks, std::size_t most);
 

@@ -10,7 +10,8 @@
 namespace kvm::mesh {
 
 Awaitable<Status> Scanner::Once() {
-  StorePlan plan;
+  ScanPlan plan;
+  plan.held = node_.events != nullptr;
   bool again = false;
   if (node_.disk && node_.disk->cache().recovered()) {
     plan.stored = [disk = node_.disk.get()](const BlockKey& key) { return disk->cache().table().Contains(key); };
@@ -30,6 +31,7 @@ Awaitable<Status> Scanner::Once() {
     node_.shapes = std::move(found->shapes);
     node_.summary.Update(std::move(*found->keys));
     if (plan.stored) node_.disk->Offer(std::move(found->unstored), found->more_unstored);
+    if (node_.events) node_.events->Use(std::move(found->held));
   }
   co_return Status();
 }

@@ -34,8 +34,8 @@ class Source {
  public:
   virtual ~Source() = default;
   virtual const std::string& name() const noexcept = 0;
-  // Whether a join may name it (JoinOptions::source_hint).
-  virtual bool takes_hints() const noexcept = 0;
+  // Whether a join's `hint`, which is not empty, names it (JoinOptions::source_hint).
+  virtual bool IsNamed(const std::string& hint) const = 0;
   // What it is worth for a prefix of which the node has the first `local` blocks.
   virtual Candidate Consider(std::span<const BlockKey> keys, std::size_t local) const = 0;
   // Never an error: fewer blocks, and a reason. Ends by the deadline.

@@ -1,5 +1,6 @@
 #include "client/mesh/node/worker_service.h"
 
+#include "client/mesh/events/block_description.h"
 #include "proto/mesh/mesh_frame.h"
 
 namespace kvm::mesh {
@@ -36,6 +37,8 @@ Awaitable<bool> WorkerService::Answer(const kvmmesh::LocalMessage& request, kvmm
     Find(request.find_query(), *answer.mutable_find_answer());
   } else if (request.has_explain_query()) {
     Explain(request.explain_query(), *answer.mutable_explain_answer());
+  } else if (request.has_describe()) {
+    TakeDescription(request.describe(), *answer.mutable_described());
   } else {
     co_return false;
   }
@@ -59,6 +62,15 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   for (const auto& peer : peers_.all()) peer->Describe(*out.add_peers());
   for (const auto& membership : memberships_) membership->Describe(out);
   if (node_.disk) node_.disk->Describe(node_.client->domain(), *out.mutable_disk());
+  if (node_.events) node_.events->Describe(*out.mutable_events());
+}
+
+void WorkerService::TakeDescription(const kvmmesh::Describe& request, kvmmesh::Described& out) {
+  out.set_process(node_.process);
+  out.set_wanted(node_.events != nullptr);
+  if (!node_.events) return;
+  Result<BlockDescription> description = DecodeDescription(request);
+  out.set_taken(description && node_.events->Describe(std::move(*description)));
 }
 
 void WorkerService::Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const {

@@ -1,6 +1,6 @@
 // WorkerService: answers what workers of this node, and kvctl, ask over the Unix socket: joins, and
-// questions about the state of this process and its peers. One for each connection; owns nothing.
-// Of the io_context's thread.
+// questions about the state of this process and its peers; takes what they tell of blocks. One for
+// each connection; owns nothing. Of the io_context's thread.
 #pragma once
 
 #include <memory>
@@ -27,6 +27,7 @@ class WorkerService {
   // False: a message that is no request.
   Awaitable<bool> Answer(const kvmmesh::LocalMessage& request, kvmmesh::LocalMessage& answer);
   void Describe(kvmmesh::Status& out) const;
+  void TakeDescription(const kvmmesh::Describe& request, kvmmesh::Described& out);
   void Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const;
   void Explain(const kvmmesh::ExplainQuery& query, kvmmesh::ExplainAnswer& out) const;
 

@@ -219,6 +219,15 @@ void BindSharing(ClientClass& client) {
            "blocks can be expected to be here. prefill_tokens_per_s: how fast this process computes a prompt; blocks are fetched\n"
            "only where that is expected to take less time. 0: unknown, they always are. source_hint: the node to ask first.\n"
            "mesh_socket: empty for /run/kvmd-mesh/UID/mesh.sock.")
+      .def("describe_blocks", &DescribeBlocks, "spec"_a, "keys"_a, "tokens"_a, nb::kw_only(), "timeout_s"_a = 0.5, "adapter"_a = "",
+           "mesh_socket"_a = "",
+           nb::sig("def describe_blocks(self, spec: ModelSpec, keys: BlockKeys, tokens: TokenIds, *, timeout_s: float = 0.5, adapter: "
+                   "str = '', mesh_socket: str = '') -> DescribeOutcome"),
+           "Tells this node's kvmd-mesh which tokens the blocks of `keys` have, for the routers to which it publishes events. keys: of\n"
+           "model `spec` and its first shard, in any order. tokens: [len(keys) * spec.block_tokens], one block behind another.\n"
+           "adapter: name of the LoRA adapter. Blocks whose content depends on more than that (cache salt, images) are not to be\n"
+           "described. mesh_socket: empty for /run/kvmd-mesh/UID/mesh.sock. InvalidArgumentError: lengths do not agree.\n"
+           "UnavailableError: no kvmd-mesh listens. DeadlineExceededError.")
       .def("find", &Find, "keys"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(), "computing"_a = false,
            "Finds the longest run of leading `keys`, consecutive keys of one chain, that is published. It reads shared memory, which\n"
            "takes microseconds and no system call. include_own: also find blocks in this client's own regions. destination: the region\n"

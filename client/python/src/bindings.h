@@ -54,6 +54,10 @@ PyComputingMark MarkComputing(const PyClient& self, const BlockKeys& missing, do
 JoinOutcome JoinCache(const PyClient& self, const BlockKeys& keys, const PyRegion& destination, double timeout_s, std::size_t min_blocks,
                       double prefill_tokens_per_s, std::string source_hint, std::string mesh_socket);
 
+// Client.describe_blocks.
+DescribeOutcome DescribeBlocks(const PyClient& self, const ModelSpec& spec, const BlockKeys& keys, const Tokens& tokens, double timeout_s,
+                               std::string adapter, std::string mesh_socket);
+
 // In the order in which they must be called: each uses types that earlier ones have bound.
 void BindModel(nb::module_& module);      // kvm/model_spec.h
 void BindKeys(nb::module_& module);       // kvm/block_key.h
@@ -65,6 +69,7 @@ void BindComputing(nb::module_& module);  // kvclient/computing.h
 void BindImport(nb::module_& module);     // kvclient/match.h, kvclient/import.h
 void BindLease(nb::module_& module);      // kvclient/lease.h
 void BindJoin(nb::module_& module);       // kvclient/join.h
+void BindDescribe(nb::module_& module);   // kvclient/describe.h
 void BindStats(nb::module_& module);      // kvclient/client.h: counters, unmapped regions
 void BindClient(nb::module_& module);     // kvclient/client.h
 

@@ -16,6 +16,7 @@ NB_MODULE(_native, module) {
   kvm::python::BindImport(module);
   kvm::python::BindLease(module);
   kvm::python::BindJoin(module);
+  kvm::python::BindDescribe(module);
   kvm::python::BindStats(module);
   kvm::python::BindClient(module);
 }

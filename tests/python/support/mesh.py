@@ -27,12 +27,15 @@ def mesh_binary() -> str:
 class MeshProcess:
     """A kvmd-mesh beside a kvmd, on a port of the loopback that the kernel chooses."""
 
-    def __init__(self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, kvmd: PrivateDaemon, node: str, peers: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    ) -> None:
         self.socket = self.socket_beside(kvmd)
         command = [mesh_binary(), "--node", node, "--socket", kvmd.socket, "--mesh-socket", self.socket]
         command += ["--listen", "127.0.0.1:0", "--pull-interval-ms", "50", "--pool-size", "1M", "--staging-size", "64K"]
         for peer in peers:
             command += ["--peers", peer]
+        command += options
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.as_peer = f"{node}={self._process.stdout.readline().split()[-1]}"

@@ -12,6 +12,7 @@ from kvclient.vllm.lookups import Lookups
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.tracked import TrackedRequest
+from kvclient.vllm.wishes import source_hint_of
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class Admission:
         request_id = tracked.request.request_id
         if not joins.may_wait(request_id):
             return False
-        return joins.waits(request_id, [each[:last] for each in tracked.keys.upto(last)], found)
+        source = source_hint_of(tracked.request)
+        return joins.waits(request_id, [each[:last] for each in tracked.keys.upto(last)], found, source)
 
 
 __all__ = ["Admission"]

@@ -419,6 +419,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Withdraw all blocks and close the client."""
         if self._worker is not None:
             self._worker.close()
+        if self._scheduler is not None:
+            self._scheduler.close()
         if self._registration is not None:
             self._registration.end()
         if self._client is not None:

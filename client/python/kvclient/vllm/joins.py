@@ -67,10 +67,11 @@ class Joins:
             return False
         return len(self._waiting) < _MOST_AT_ONCE
 
-    def waits(self, request_id: str, keys: Sequence[BlockKeys], found: int) -> bool:
+    def waits(self, request_id: str, keys: Sequence[BlockKeys], found: int, source: str = "") -> bool:
         """Whether the request has to wait for a join; the first call begins it.
 
         ``keys``: for each shard, of all blocks that the request can use; ``found``: how many leading ones are here.
+        ``source``: a host that a router says has them.
         """
         waiting = self._waiting.get(request_id)
         if waiting is not None:
@@ -82,7 +83,7 @@ class Joins:
             return False
         self._asked.add(request_id)
         self._waiting[request_id] = _Waiting(self._now() + self._options.mesh_wait_s, len(keys))
-        self._new.append(Join(request_id, list(keys), found))
+        self._new.append(Join(request_id, list(keys), found, source))
         return True
 
     def take(self) -> list[Join]:
@@ -129,11 +130,11 @@ class WorkerJoins:
         self._threads: ThreadPoolExecutor | None = None
         self._running: list[tuple[str, Future[int]]] = []
 
-    def start(self, client: Client, region: Region, request_id: str, keys: BlockKeys, found: int) -> None:
-        """Ask for the blocks of ``keys`` of which ``found`` leading ones are here."""
+    def start(self, client: Client, region: Region, join: Join, keys: BlockKeys) -> None:
+        """Ask for the blocks of ``keys``, one shard's."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="kvclient-join")
-        self._running.append((request_id, self._threads.submit(self._join, client, region, keys, found)))
+        self._running.append((join.request_id, self._threads.submit(self._join, client, region, join, keys)))
 
     def ended(self) -> list[tuple[str, int]]:
         """Requests whose join has ended since the last call, and how many blocks it brought."""
@@ -152,13 +153,14 @@ class WorkerJoins:
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _join(self, client: Client, region: Region, keys: BlockKeys, found: int) -> int:
+    def _join(self, client: Client, region: Region, join: Join, keys: BlockKeys) -> int:
         try:
             outcome = client.join_cache(
                 keys,
                 region,
                 timeout_s=self._options.mesh_wait_s,
-                min_blocks=found + 1,
+                min_blocks=join.found + 1,
+                source_hint=join.source,
                 prefill_tokens_per_s=self._options.prefill_tokens_per_s,
                 mesh_socket=self._options.mesh_socket,
             )

@@ -41,6 +41,7 @@ class Join:
     request_id: str
     keys: list[BlockKeys]  # for each shard, from the first block on
     found: int  # how many leading ones are on this node
+    source: str = ""  # a host that a router says has them
 
 
 @dataclass

@@ -73,6 +73,7 @@ class Requests:
         for tracked in self.by_id.values():
             tracked.shared = tracked.shared and empty
             tracked.keys = _keys_of(keys, tracked.request, tracked.adapter)
+            tracked.described = 0
 
     def computed(self, request_id: str) -> bool:
         """Whether all blocks of a request are computed whose tokens are known."""

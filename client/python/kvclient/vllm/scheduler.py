@@ -19,6 +19,7 @@ from kvclient.errors import KvError
 from kvclient.vllm.adapters import Adapters
 from kvclient.vllm.admission import Admission
 from kvclient.vllm.computing import Computing
+from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.failed_loads import FailedLoads
 from kvclient.vllm.groups import KvGroup
@@ -53,6 +54,7 @@ class SchedulerSide:
         self._requests = Requests(self.adapters)
         self._loads = Loads()
         self._joins = Joins(options)
+        self._descriptions = Descriptions(options)
         self._computing = Computing(options.wait_for_computing_s)
         self._client: Client | None = None
         self._model: RunningModel | None = None
@@ -188,6 +190,7 @@ class SchedulerSide:
         if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
         tokens = self._admission.tokens(tracked, computed, began)
+        self._describe(tracked, (request.num_tokens - 1) // self._block_tokens)
         if tokens is None:
             return None, False
         self.counters.time("find", time.perf_counter() - began)
@@ -294,6 +297,8 @@ class SchedulerSide:
         self._joins.forget(request_id)
         if tracked is None or not self._shares(tracked):
             return 0
+        if self.active:
+            self._describe(tracked, confirmed_tokens(request) // self._block_tokens)
         if self._held is not None and is_plain(request):
             self._held.add(prefix_of(request, tracked.keys, confirmed_tokens(request), self._block_tokens))
         if tracked.loading or recomputed or not self.active or not self._options.publish or not tracked.publishes:
@@ -303,6 +308,17 @@ class SchedulerSide:
         self.publishing.end(tracked)
         return confirmed_tokens(request) // self._block_tokens * self._block_tokens
 
+    def _describe(self, tracked: TrackedRequest, blocks: int) -> None:
+        """Tell kvmd-mesh the tokens of the request's leading blocks, for routers."""
+        request, first, size = tracked.request, tracked.described, self._block_tokens
+        if blocks <= first or self._client is None or not self._descriptions.on or not is_plain(request):
+            return
+        tracked.described = blocks
+        keys = tracked.keys.upto(blocks)[0][first:blocks]
+        tokens = request.all_token_ids[first * size : blocks * size]
+        adapter = request.lora_request.lora_name if request.lora_request is not None else ""
+        self._descriptions.tell(self._client, Description(self.model.spec, keys, list(tokens), adapter))
+
     def _shares(self, tracked: TrackedRequest) -> bool:
         """Whether the keys of an ended request's blocks say what they hold."""
         return tracked.shared and self._model is not None and self._model.shares and tracked.keys.certain
@@ -311,9 +327,14 @@ class SchedulerSide:
         """Withdraw all blocks with the next step: the weights or the cache have changed."""
         self._withdraw = True
 
+    def close(self) -> None:
+        """The engine ends."""
+        self._descriptions.close()
+
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._computing.leave()
+        self._descriptions.close()
         self._client = self._lookups = self._admission = None  # none of them keeps the client
         return StepPlan(withdraw_all=True, loads=self._loads.leave())
 

@@ -28,6 +28,7 @@ class TrackedRequest:
     first_asked: float = 0.0
     loading: bool = False
     load_failed: bool = False  # the present load
+    described: int = 0  # leading blocks whose tokens kvmd-mesh has been told
     failed_loads: int = 0
 
 

@@ -1,8 +1,11 @@
-"""What a request's ``kv_transfer_params`` say: ``{"kvmarket": {"publish": false, "import": false}}``, and prefill.
+"""What a request's ``kv_transfer_params`` say: ``{"kvmarket": {"publish": false, "import": false}}``, prefill, sources.
 
 Proxies for prefill/decode disaggregation ask a prefill engine with ``do_remote_decode``, and hand what it answers in
 ``kv_transfer_params`` to the decode engine. There the blocks are found by content, so all that the answer says is how
 many tokens are about to be found: the prefill engine publishes them in the step after it has answered.
+
+Routers that know which node has a prefix name it: llm-d by ``{"remote_kv_source": {"remote_host": …}}``, others by an
+action ``kv.fetch`` of vLLM's ``kv_hints`` with a ``source_control_endpoint``. kvmd-mesh then asks that node first.
 """
 
 from __future__ import annotations
@@ -48,4 +51,20 @@ def prefilled_of(request: Any) -> int:
     return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else 0
 
 
-__all__ = ["answer_of_prefill", "prefilled_of", "wishes_of"]
+def source_hint_of(request: Any) -> str:
+    """The host that a router names as one that has the request's prefix; empty: it names none."""
+    params = getattr(request, "kv_transfer_params", None)
+    source = params.get("remote_kv_source") if isinstance(params, Mapping) else None
+    host = source.get("remote_host") if isinstance(source, Mapping) else None
+    if isinstance(host, str) and host:
+        return host.strip("[]")
+    for action in getattr(getattr(request, "kv_hints", None), "actions", ()):
+        payload = getattr(action, "payload", None)
+        if getattr(action, "action_type", "") == "kv.fetch" and isinstance(payload, Mapping):
+            endpoint = payload.get("source_control_endpoint")
+            if isinstance(endpoint, str):
+                return endpoint.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    return ""
+
+
+__all__ = ["answer_of_prefill", "prefilled_of", "source_hint_of", "wishes_of"]

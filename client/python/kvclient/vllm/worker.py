@@ -132,7 +132,7 @@ class WorkerSide:
         # One rank asks for all that hold the same
         if self._client is not None and self._replica.index == 0 and self._is_of(plan):
             for join in plan.joins:
-                self._joins.start(self._client, memory.region, join.request_id, join.keys[index], join.found)
+                self._joins.start(self._client, memory.region, join, join.keys[index])
 
     def _is_of(self, plan: StepPlan) -> bool:
         """Whether the plan's keys are of the model that the memory is registered under."""

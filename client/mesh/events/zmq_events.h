@@ -1,0 +1,61 @@
+// ZmqEvents: NodeEvents over ZeroMQ. One thread owns the feed and the sockets; others leave what
+// they have for it in a box.
+//
+// A look at everything that is held (EventFeed::Pass) takes time that grows with the node, so the
+// thread rests after it for three times as long as it took.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "client/mesh/events/event_sockets.h"
+#include "client/mesh/events/node_events.h"
+#include "proto/base/unique_fd.h"
+
+namespace kvm::mesh {
+
+class ZmqEvents : public NodeEvents {
+ public:
+  // `wake`: an eventfd.
+  ZmqEvents(const EventSettings& settings, const std::string& node, std::unique_ptr<EventSockets> sockets, UniqueFd wake);
+  ~ZmqEvents() override;
+
+  void Use(HeldBlocks held) override;
+  bool Describe(BlockDescription description) override;
+  void Describe(kvmmesh::EventStatus& out) const override;
+
+ private:
+  using Time = std::chrono::steady_clock::time_point;
+
+  void Run();
+  void Step();
+  void TakeBox();
+  void Pass();
+  void Wake() noexcept;
+
+  const std::unique_ptr<EventSockets> sockets_;
+  const UniqueFd wake_;
+  // Of the thread.
+  EventFeed feed_;
+  bool woken_ = false;    // there is something in the box
+  bool changed_ = false;  // the next pass may have something to tell
+  Time next_pass_{}, last_sent_{};
+
+  mutable std::mutex mutex_;
+  std::optional<HeldBlocks> held_;
+  std::vector<BlockDescription> descriptions_;
+  std::size_t waiting_ = 0;  // blocks of descriptions_
+  std::uint64_t lost_ = 0;   // blocks of descriptions that found no room
+  FeedCounts counts_;        // as of the last step
+  std::uint64_t latest_ = 0;
+  std::atomic<bool> ending_{false};
+  std::thread thread_;
+};
+
+}  // namespace kvm::mesh
