@@ -144,6 +144,31 @@ def test_a_wait_ends_with_the_other_engines_request(kvmd: PrivateDaemon) -> None
     eventually(lambda: second.matched_tokens(theirs, 0) == (0, False))
 
 
+def test_a_request_of_one_token_is_waited_for_until_its_blocks_are_published(kvmd: PrivateDaemon) -> None:
+    """Its prompt is computed when it ends, and published in the steps after that.
+
+    Seen to fail with marks that end with the request: the other engine is told to compute.
+    """
+    first, second = engine(kvmd, "first", 600.0), engine(kvmd, "second", 600.0)
+    mine: Any = Request("a", PROMPT, 1)
+    theirs: Any = Request("b", PROMPT, 1)
+    assert answer(first, mine) == (0, False)
+    assert answer(second, theirs) == (None, False)
+    mine.num_computed_tokens = len(PROMPT)
+    first.finished(mine)
+    assert first._client is not None
+    # Once it is answered, kvmd has read all that was sent before
+    first._client.mark_computing(keys_of(PROMPT[::-1]), 60).wait()
+    with kvclient.Client(kvmd.socket, name="looks") as looks:
+        looks.declare_model(SPEC)
+        assert looks.find(keys_of(PROMPT), computing=True).being_computed is not None
+        assert second.matched_tokens(theirs, 0) == (None, False)
+        for _ in range(8):
+            first.plan(Output())
+        eventually(lambda: looks.find(keys_of(PROMPT), computing=True).being_computed is None)
+    assert second.matched_tokens(theirs, 0) == (0, False)
+
+
 class Between:
     """A client before whose first lookup of marks something happens."""
 

@@ -36,6 +36,8 @@ class Computing:
         """``wait_s``: how long a request waits at most; 0: no marks and no waits."""
         self._wait_s = wait_s
         self._asked: dict[str, _Asked] = {}
+        # Requests that ended with their prompt, whose blocks are not published yet
+        self._ended: list[_Asked] = []
         self._ignored: dict[int, float] = {}  # client -> until when
 
     @property
@@ -91,20 +93,32 @@ class Computing:
         """End the marks of requests whose prompts are computed, a few steps later; called in each step."""
         for request_id, asked in self._asked.items():
             if asked.steps_left and computed(request_id):
-                asked.steps_left -= 1
-                if not asked.steps_left:
-                    asked.mark.end()
+                self._count_down(asked)
+        for asked in self._ended:
+            self._count_down(asked)
+        self._ended = [asked for asked in self._ended if asked.steps_left]
 
-    def finished(self, request_id: str) -> None:
-        """The request has ended."""
+    def _count_down(self, asked: _Asked) -> None:
+        asked.steps_left -= 1
+        if not asked.steps_left:
+            asked.mark.end()
+
+    def finished(self, request_id: str, computed: bool) -> None:
+        """The request has ended, ``computed``: with all of its prompt, which the workers then publish."""
         asked = self._asked.pop(request_id, None)
-        if asked is not None:
+        if asked is None:
+            return
+        if computed and asked.steps_left:
+            self._ended.append(asked)
+        else:
             asked.mark.end()
 
     def leave(self) -> None:
         """End all marks."""
-        for request_id in list(self._asked):
-            self.finished(request_id)
+        for asked in [*self._asked.values(), *self._ended]:
+            asked.mark.end()
+        self._asked.clear()
+        self._ended.clear()
 
 
 __all__ = ["Computing"]

@@ -39,7 +39,8 @@ NOT_COUNTED: dict[str, frozenset[str]] = {
     ),
     "CacheConfig": _names(
         "_block_size_resolved cache_hit_alignment_tokens effective_attention_block_size "
-        "enable_mamba_shared_prefix_checkpoint enable_prefix_caching gpu_memory_utilization hash_block_size "
+        "enable_mamba_fine_grained_prefix_cache enable_mamba_shared_prefix_checkpoint enable_prefix_caching "
+        "gpu_memory_utilization hash_block_size "
         "is_attention_free kv_cache_max_concurrency kv_cache_memory_bytes kv_cache_size_tokens "
         "kv_offloading_backend kv_offloading_size mamba_block_size num_cpu_blocks num_gpu_blocks "
         "num_gpu_blocks_override prefix_cache_retention_interval prefix_caching_hash_algo prefix_match_unit "

@@ -287,8 +287,8 @@ class SchedulerSide:
     def finished(self, request: Any) -> int:
         """The request has ended; its blocks are about to be freed. Its leading tokens that peers are about to find."""
         request_id = request.request_id
+        self._computing.finished(request_id, self._requests.computed(request_id))
         tracked = self._requests.by_id.pop(request_id, None)
-        self._computing.finished(request_id)
         recomputed = self._publishing is not None and self._publishing.drop(request_id)
         outside = self._loads.drop(request_id)
         self._joins.forget(request_id)
