@@ -140,8 +140,11 @@ class Server:
             self._process.wait()
 
 
-def engine(name: str, model: str, kvmd: str, folder: Path, options: argparse.Namespace) -> Server:
-    """A vLLM server with the connector. Both engines have the same settings: each may publish and import."""
+def engine(name: str, model: str, kvmd: str | None, folder: Path, options: argparse.Namespace) -> Server:
+    """A vLLM server with the connector. Both engines have the same settings: each may publish and import.
+
+    ``kvmd``: its socket; None: without the connector.
+    """
     transfer = {
         "kv_connector": "KvMarketConnector",
         "kv_connector_module_path": "kvclient.vllm",
@@ -157,9 +160,9 @@ def engine(name: str, model: str, kvmd: str, folder: Path, options: argparse.Nam
         "--enable-prompt-tokens-details",
         # In 16 bits, a cached and a computed prefix may differ in last bits, and so in what follows
         *(() if options.model else ("--dtype", "float32")),
-        "--kv-transfer-config",
-        json.dumps(transfer),
     ]
+    if kvmd is not None:
+        command += ["--kv-transfer-config", json.dumps(transfer)]
     # Its own GPU first, then the peer's, which it must see to map its memory
     gpus = options.gpus.split(",")
     if len(set(gpus)) == 1:
