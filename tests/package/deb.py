@@ -27,6 +27,7 @@ from machine import CannotBootError, Machine, eventually  # noqa: E402
 SOCKET = "/run/kvmd/kvmd.sock"
 PACKAGES = "/root/packages"
 NEXT_VERSION = "99.0"
+MESH_STATE = "/var/lib/kvmd-mesh"
 
 
 def skip(why):
@@ -142,6 +143,17 @@ def ask(worker):
     return tuple(int(each) for each in worker.stdout.readline().split())
 
 
+def check_dependencies(packages):
+    print("packages depend on the libraries that their programs are linked with; UCX is only suggested")
+    fields = {path.name.split("_")[0]: run("dpkg-deb", "-f", path, "Depends", "Suggests") for path in packages}
+    depends, suggests = (re.search(rf"^{name}: (.*)$", fields["kvmd-mesh"], re.M)[1] for name in ("Depends", "Suggests"))
+    assert "libucx0" in suggests, fields
+    assert "libucx" not in depends, fields
+    assert "liburing2" in depends, fields
+    for each in fields.values():
+        assert "libhiredis" not in each, fields
+
+
 def check_install(machine):
     """Installs as an operator does, and returns the worker that had the first hit."""
     # The development package asks for Boost's headers, 200 MB that nothing here reads.
@@ -181,11 +193,21 @@ def check_documents(service):
 
 
 def check_mesh(service):
-    print("an instance of kvmd-mesh runs once it is configured, and none before")
+    print("an instance of kvmd-mesh runs once it is configured, with a disk cache, and without UCX where there is none")
     assert service.run("systemctl", "list-units", "--no-legend", "kvmd-mesh@*") == ""
-    service.run("sh", "-c", "sed 's/^peers.*//' /usr/share/doc/kvmd-mesh/examples/kvmd-mesh.toml >/etc/kvmd/mesh-0.toml")
+    example = (service.machine.root / "usr/share/doc/kvmd-mesh/examples/kvmd-mesh.toml").read_text()
+    more = f'transfer = "ucx"\ndisk-path = "{MESH_STATE}/0"\ndisk-bytes = "64M"\n'
+    settings = service.machine.root / "etc/kvmd/mesh-0.toml"
+    settings.write_text(re.sub(r"^peers.*", "", example, flags=re.M) + more)
     service.run("systemctl", "start", "kvmd-mesh@0.service")
     eventually("kvmd-mesh's connection", lambda: "kvmd-mesh" in service.run("kvctl", "clients"))
+    said = service.run("journalctl", "--no-pager", "-u", "kvmd-mesh@0.service")
+    assert "blocks travel over TCP" in said, said
+    assert "libucp.so.0" in said, said
+    mesh_status = ("kvctl", "mesh", "status", "--json")
+    eventually("its disk cache", lambda: json.loads(service.run(*mesh_status))["disk"]["state"] == "on")
+    print(f"its disk cache reads and writes by {json.loads(service.run(*mesh_status))['disk']['io']}")
+    assert service.run("stat", "-c", "%a", MESH_STATE + "/0") == "700"
 
 
 def check_metrics(service, machine):
@@ -236,6 +258,7 @@ def check_removal(service):
         assert not service.is_active(unit), unit
     service.run("rm", "/etc/kvmd/mesh-0.toml")
     service.run("test", "-e", "/etc/kvmd/kvmd.toml")
+    service.run("test", "-e", MESH_STATE + "/0")
     installed = service.run("dpkg-query", "-W", "-f", "${Package}\n").split()
     service.run("dpkg", "-P", "kvmd-mesh", "kvmd", *[name for name in installed if name.startswith("libkvclient")])
     names = ["-name", "*kvmd*", "-o", "-name", "*kvclient*", "-o", "-name", "*kvctl*"]
@@ -262,6 +285,7 @@ def main():
     assert len(packages) == 4, f"{arguments.packages} has {packages}, not the four that scripts/package.sh makes"
     with tempfile.TemporaryDirectory(dir=arguments.root.parent) as name:
         folder = pathlib.Path(name)
+        check_dependencies(packages)
         worker = build_worker(packages, folder)
         next_version(packages, folder / "next")
         try:
