@@ -8,6 +8,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include "client/python/src/integers.h"
 #include "client/python/src/owned.h"
 #include "kvclient/kvclient.h"
 
