@@ -23,6 +23,7 @@ from kvclient import (
 )
 from kvclient.daemon import PrivateDaemon
 from support.block_worker import spec
+from support.waiting import eventually
 
 
 def test_a_region_is_memory(kvmd: PrivateDaemon) -> None:
@@ -45,6 +46,35 @@ def test_a_region_is_memory(kvmd: PrivateDaemon) -> None:
         with pytest.raises(errors.CancelledError):
             region.block(0)
         assert whole[2 * 4096] == 7, "an array outlives its region"
+
+
+def test_published_blocks_are_counted_without_a_match(kvmd: PrivateDaemon) -> None:
+    with kvclient.Client(kvmd.socket, name="publisher") as client:
+        model = client.declare_model(spec())
+        region = client.allocate_region(model, Geometry.contiguous(8, 4096), name="pool")
+        chain = KeyChain(model)
+        root, keys = chain.parent, chain.extend(list(range(24)))
+        region.publish_run(keys[:5], root, 0, region.begin_writes(list(range(5))))
+        region.flush()
+        with kvclient.Client(kvmd.socket, name="reader") as reader:
+            reader.declare_model(spec())
+            for each in (client, reader):
+                eventually(lambda each=each: each.count_published([keys], 0, 6) == 5)  # type: ignore[misc]
+                assert each.count_published([keys], 0, 3) == 3
+                assert each.count_published([keys], 4, 6) == 1
+                assert each.count_published([keys], 5, 6) == 0
+                assert each.count_published([keys], 2, 2) == 0
+                # A shard that lacks a block ends the run of all
+                assert each.count_published([keys, keys[1:]], 0, 5) == 4
+                assert each.count_published([keys[5:], keys], 0, 1) == 0
+            assert reader.count_published([keys], 0, 6, include_own=False) == 5
+            assert client.count_published([keys], 0, 6, include_own=False) == 0
+            # So many keys that the interpreter lock is released
+            many = KeyChain(model).extend(list(range(40_000)))
+            assert reader.count_published([many], 0, len(many)) == 5
+            for wrong in (([keys], 0, 7), ([keys], 4, 3), ([], 0, 0), ([keys, keys[:5]], 0, 6)):
+                with pytest.raises(errors.InvalidArgumentError):
+                    reader.count_published(*wrong)
 
 
 def test_nonsense_is_refused_before_anything_happens(kvmd: PrivateDaemon) -> None:

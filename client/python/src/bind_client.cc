@@ -141,6 +141,29 @@ std::vector<Match> FindShards(const PyClient& self, const std::vector<const Bloc
   return WithoutGil([&] { return client->FindShards(shards, arguments.options); });
 }
 
+// So many keys are looked up sooner than a thread that waits for the GIL wakes up.
+constexpr std::size_t kMostWithGil = 8192;
+
+std::size_t CountPublished(const PyClient& self, const std::vector<const BlockKeys*>& keys_by_shard, std::size_t first, std::size_t last,
+                           bool include_own) {
+  const std::shared_ptr<Client> client = self.client.Get();
+  const FindArguments arguments(include_own, nullptr);
+  std::vector<std::span<const BlockKey>> shards;
+  shards.reserve(keys_by_shard.size());
+  for (const BlockKeys* keys : keys_by_shard) {
+    if (first > last || last > keys->size()) {
+      Raise(MakeError(Errc::kInvalidArgument, "blocks [" + std::to_string(first) + ", " + std::to_string(last) + ") of a shard with " +
+                                                  std::to_string(keys->size()) + " keys"));
+    }
+    shards.push_back(std::span(*keys).subspan(first, last - first));
+  }
+  if (shards.empty()) Raise(MakeError(Errc::kInvalidArgument, "no shard's keys"));
+  const auto count = [&] {
+    return shards.size() == 1 ? client->Find(shards[0], arguments.options).size() : client->FindShards(shards, arguments.options)[0].size();
+  };
+  return shards.size() * (last - first) <= kMostWithGil ? count() : WithoutGil(count);
+}
+
 PyImportTicket ImportBlocks(const PyClient& self, const Match& match, const PyRegion& destination, const BlockIds& blocks,
                             std::optional<double> timeout_s, bool verify, std::optional<std::uintptr_t> stream, unsigned max_sms,
                             bool wants_event) {
@@ -245,6 +268,10 @@ void BindSharing(ClientClass& client) {
            "--max-mark-ttl-s. Never waits; without kvmd nothing is marked. See ComputingMark.")
       .def("find_shards", &FindShards, "keys_by_shard"_a, nb::kw_only(), "include_own"_a = true, "destination"_a.none() = nb::none(),
            "The same for a model that is divided into shards; every match has the length of the shortest.")
+      .def("count_published", &CountPublished, "keys_by_shard"_a, "first"_a, "last"_a, nb::kw_only(), "include_own"_a = true,
+           "How many blocks, from `first` on and before `last`, are published for every shard: the length of what find_shards() finds\n"
+           "of keys[first:last], without the matches. Short lookups keep the interpreter lock. InvalidArgumentError: no shard, or one\n"
+           "without `last` keys.")
       .def("import_blocks", &ImportBlocks, "match"_a, "destination"_a, "blocks"_a, "timeout_s"_a = nb::none(), nb::kw_only(),
            "verify"_a = false, "stream"_a = nb::none(), "max_sms"_a = 0, "wants_event"_a = false,
            "Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of this client, and validates\n"

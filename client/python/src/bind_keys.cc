@@ -64,11 +64,20 @@ class PyShardKeys {
   ShardKeys keys_;
 };
 
+// The hashes have long left the caches when a request is looked up: so many are fetched ahead.
+constexpr std::size_t kHashesAhead = 12;
+
 // Appends the first 16 bytes of hashes[keys.size():last].
 void ExtendWithHashes(BlockKeys& keys, const nb::list& hashes, std::size_t last) {
   last = std::min(last, nb::len(hashes));
   if (last > keys.size()) keys.reserve(last);
   while (keys.size() < last) {
+    if (keys.size() + kHashesAhead < last) {
+      const auto next = static_cast<Py_ssize_t>(keys.size() + kHashesAhead);
+      const auto* ahead = reinterpret_cast<const char*>(PyList_GetItem(hashes.ptr(), next));
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + 47);  // the last byte that is read, behind the object's header
+    }
     char* bytes = nullptr;
     Py_ssize_t size = 0;
     PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(keys.size()));

@@ -36,7 +36,7 @@ class Lookups:
         """How many of the blocks [first, last) a request can import that has the first ones."""
         try:
             if self._plain:
-                return self._published(keys, first, last)
+                return self._client.count_published(keys, first, last, include_own=self._include_own)
             return longest_hit(self._groups, first, last, self._block_tokens, self._run_of(keys)) - first
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
@@ -49,20 +49,13 @@ class Lookups:
             if begin >= end:
                 return 0
             wanted = [each for number in groups for each in of_group(number, self._shard_count, keys)]
-            return self._published(wanted, begin, end)
+            return self._client.count_published(wanted, begin, end, include_own=self._include_own)
 
         return run
 
     def leading(self, keys: Sequence[BlockKeys]) -> int:
         """How many leading blocks are published, whose keys are given for each shard. Raises KvError."""
-        return self._published(keys, 0, len(keys[0]))
-
-    def _published(self, keys: Sequence[BlockKeys], first: int, last: int) -> int:
-        """How many blocks, from ``first`` on and before ``last``, are published for each of ``keys``."""
-        if len(keys) == 1:
-            return len(self._client.find(keys[0][first:last], include_own=self._include_own))
-        matches = self._client.find_shards([each[first:last] for each in keys], include_own=self._include_own)
-        return min(len(match) for match in matches)
+        return self._client.count_published(keys, 0, len(keys[0]), include_own=self._include_own)
 
     def without_gaps(self, blocks: int) -> int:
         """At most ``blocks``: as many leading blocks as a request keeps all of, if failed blocks are reported as such.
