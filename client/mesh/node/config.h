@@ -56,8 +56,7 @@ ParsedArguments ParseArguments(int argc, char** argv);
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
 // of the loopback without certificates or allow_unencrypted, some of the files of TLS without the
 // others, UCX with certificates and without ucx_unencrypted, settings of etcd that contradict each
-// other, --disk-path without --disk-bytes, or a node that is called "disk" beside it. The files are
-// not read.
+// other, or --disk-path without --disk-bytes. The files are not read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh
