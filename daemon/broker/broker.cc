@@ -269,20 +269,25 @@ std::vector<MessageRule> Broker::Rules() {
   };
 }
 
-void Broker::ReplyStatus(const Client& client, const kvmwire::ClientMessage& message) const {
-  kvmwire::ServerMessage reply;
-  reply.set_request_id(message.request_id());
-  *reply.mutable_status_reply() = BuildStatus({.config = config_,
-                                               .clients = clients_,
-                                               .domains = domains_,
-                                               .lessor = leases_.lessor(),
-                                               .host_cache = offload_.host_cache(),
-                                               .keeps_state = persistence_.stores(),
-                                               .started_ms = started_ms_,
-                                               .rejected_connections = rejected_connections,
-                                               .protocol_errors = protocol_errors},
-                                              client, message.status_query());
-  client.connection->Send(reply);
+void Broker::ReplyStatus(Client& client, const kvmwire::ClientMessage& message) {
+  const StatusSources sources{.config = config_,
+                              .clients = clients_,
+                              .domains = domains_,
+                              .lessor = leases_.lessor(),
+                              .host_cache = offload_.host_cache(),
+                              .keeps_state = persistence_.stores(),
+                              .started_ms = started_ms_,
+                              .rejected_connections = rejected_connections,
+                              .protocol_errors = protocol_errors};
+  client.Work([answer = std::make_shared<StatusAnswer>(sources, message.status_query()), id = message.request_id()](
+                  Client& its, const WorkBudget& budget) {
+    if (!answer->GoOn(its, budget)) return false;
+    kvmwire::ServerMessage reply;
+    reply.set_request_id(id);
+    *reply.mutable_status_reply() = std::move(answer->reply());
+    its.connection->Send(reply);
+    return true;
+  });
 }
 
 // ---- time ---------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Broker {
   std::vector<MessageRule> Rules();
   void LeaveDomain(Client& client);
   Status Hello(Client& client, const kvmwire::ClientMessage& message);
-  void ReplyStatus(const Client& client, const kvmwire::ClientMessage& message) const;
+  void ReplyStatus(Client& client, const kvmwire::ClientMessage& message);
 
   const Config& config_;
   const std::function<void()> work_to_do_;

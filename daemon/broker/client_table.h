@@ -72,6 +72,11 @@ class ClientTable {
   void ForEach(Visit&& visit) const {
     for (const auto& [id, client] : clients_) visit(*client);
   }
+  // The next one in the order of ids; null: there is none.
+  const Client* After(ClientId id) const {
+    const auto next = clients_.upper_bound(id);
+    return next == clients_.end() ? nullptr : next->second.get();
+  }
   std::size_t size() const noexcept { return clients_.size(); }
   // Connections of one user.
   std::size_t OfUser(std::uint32_t uid) const;

@@ -4,9 +4,16 @@
 
 #include "daemon/system/config_domains.h"
 #include "daemon/system/log.h"
+#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
 
 namespace kvm::daemon {
+namespace {
+
+// The kernel makes a segment's pages at once.
+constexpr std::uint64_t kBytesPerUnitOfSegment = 4096;
+
+}  // namespace
 
 DomainTable::DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping)
     : config_(config),
@@ -36,6 +43,7 @@ Result<Domain*> DomainTable::Named(const std::string& name) {
     return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + domain.error().ToString());
   }
   LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
+  Spend((*domain)->segment().size() / kBytesPerUnitOfSegment);
   (*domain)->OnFreed([this](Region& region) { granted_->Freed(region); });
   persistence_.PersistRegistry((*domain)->segment());
   KVM_FAULT_POINT(kvmd_restore_registry);

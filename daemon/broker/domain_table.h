@@ -48,6 +48,11 @@ class DomainTable {
   void ForEach(Visit&& visit) const {
     for (const auto& [name, domain] : domains_) visit(*domain);
   }
+  // The next one in the order of names; null: there is none.
+  Domain* After(const std::string& name) const {
+    const auto next = domains_.upper_bound(name);
+    return next == domains_.end() ? nullptr : next->second.get();
+  }
   std::uint64_t blocks() const;  // of all regions of all domains
   // The memory of registries that may still have to be made.
   std::uint64_t RegistryBytesToCome() const;

@@ -15,8 +15,8 @@ Status LeaseService::Acquire(Client& client, const kvmwire::ClientMessage& messa
   if (acquire.sources_size() == 0) return refuse(MakeError(Errc::kInvalidArgument, "lease: no blocks"));
   if (acquire.registry_epoch() != client.domain->epoch()) return refuse(MakeError(Errc::kStale, "lease: the match is of another registry"));
   const bool goes_on = acquire.lease() != 0;
-  const Result<Lease*> found =
-      goes_on ? lessor_.Find(client.id, acquire.lease()) : lessor_.Grant(client.id, *client.domain, acquire.ttl_ms());
+  const Result<Lease*> found = goes_on ? lessor_.Find(client.id, acquire.lease())
+                                       : lessor_.Grant(client.id, client.credentials.uid, *client.domain, acquire.ttl_ms());
   if (!found) return refuse(found.error());
   Lease& lease = **found;
   // A prefix has no holes.

@@ -15,6 +15,10 @@ std::uint32_t MaxLeasedOrphans(const Config& config) {
   return std::max(1u, std::min(config.max_orphans / 2, config.max_regions / 4));
 }
 
+std::uint32_t LeasesPerUser(const Config& config) {
+  return config.max_leases_per_user != 0 ? config.max_leases_per_user : 16 * config.max_leases_per_client;
+}
+
 SteadyTime Until(std::uint32_t ttl_ms) { return std::chrono::steady_clock::now() + std::chrono::milliseconds(ttl_ms); }
 
 template <class Map, class Key>
@@ -47,17 +51,22 @@ Status Lessor::CheckTtl(std::uint32_t ttl_ms) const {
   return {};
 }
 
-Result<Lease*> Lessor::Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms) {
+Result<Lease*> Lessor::Grant(ClientId client, std::uint32_t uid, Domain& domain, std::uint32_t ttl_ms) {
   if (Status sound = CheckTtl(ttl_ms); !sound) return sound.error();
   if (UsageOf(client).leases >= config_.max_leases_per_client)
     return Exhausted("lease: too many leases of one client", config_.max_leases_per_client, "--max-leases-per-client");
+  const auto user = of_user_.find(uid);
+  if (user != of_user_.end() && user->second >= LeasesPerUser(config_))
+    return Exhausted("lease: too many leases of user " + std::to_string(uid), LeasesPerUser(config_), "--max-leases-per-user");
   auto lease = std::make_unique<Lease>();
   lease->id = next_++;
   lease->client = client;
+  lease->uid = uid;
   lease->domain = &domain;
   lease->deadline = Until(ttl_ms);
   ++of_client_[client].leases;
   ++of_domain_[&domain].leases;
+  ++of_user_[uid];
   by_deadline_.emplace(lease->deadline, lease->id);
   by_client_.emplace(client, lease->id);
   return leases_.emplace(lease->id, std::move(lease)).first->second.get();
@@ -145,6 +154,7 @@ void Lessor::Cut(Lease& lease, std::size_t blocks) {
   if (!lease.blocks.empty()) return;
   --of_client_[client].leases;
   --of_domain_[domain].leases;
+  if (const auto user = of_user_.find(lease.uid); --user->second == 0) of_user_.erase(user);
   by_client_.erase({client, lease.id});
   by_deadline_.erase({lease.deadline, lease.id});
   leases_.erase(lease.id);

@@ -38,6 +38,7 @@ struct LeasedBlock {
 struct Lease {
   LeaseId id = 0;
   ClientId client = 0;
+  std::uint32_t uid = 0;  // the client's
   Domain* domain = nullptr;
   std::uint32_t model = 0;          // row of the model table
   std::vector<LeasedBlock> blocks;  // in the order of the match
@@ -57,8 +58,8 @@ class Lessor {
   explicit Lessor(const Config& config) : config_(config) {}
 
   // Makes a lease without blocks. kInvalidArgument: `ttl_ms` is 0, or more than --max-lease-ttl-s.
-  // kResourceExhausted: --max-leases-per-client.
-  [[nodiscard]] Result<Lease*> Grant(ClientId client, Domain& domain, std::uint32_t ttl_ms);
+  // kResourceExhausted: --max-leases-per-client, --max-leases-per-user.
+  [[nodiscard]] Result<Lease*> Grant(ClientId client, std::uint32_t uid, Domain& domain, std::uint32_t ttl_ms);
   // Finds a lease of this client. kNotFound.
   [[nodiscard]] Result<Lease*> Find(ClientId client, LeaseId id);
   // Adds a block. Errors: those of Domain::FindRetained, and kResourceExhausted: a limit, the
@@ -98,6 +99,7 @@ class Lessor {
   std::set<std::pair<SteadyTime, LeaseId>> by_deadline_;
   std::map<ClientId, Usage> of_client_;
   std::map<const Domain*, Usage> of_domain_;
+  std::map<std::uint32_t, std::uint32_t> of_user_;  // how many leases
   Usage total_;
   LeaseId next_ = 1;
 };

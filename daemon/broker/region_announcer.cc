@@ -58,10 +58,12 @@ void RegionAnnouncer::GoOnAll() {
 }
 
 bool RegionAnnouncer::Work() {
-  for (const WorkBudget budget; !behind_.empty() && !budget.used_up(); behind_.erase(behind_.begin())) {
+  const WorkBudget budget;
+  GoOnWithdrawing(budget);
+  for (; !behind_.empty() && !budget.used_up(); behind_.erase(behind_.begin())) {
     if (Client* client = clients_.Find(*behind_.begin())) GoOn(*client);
   }
-  return !behind_.empty();
+  return !behind_.empty() || !telling_.empty();
 }
 
 void RegionAnnouncer::GoOn(Client& to) {
@@ -98,24 +100,52 @@ bool RegionAnnouncer::Send(Client& to, Region& region) {
   return true;
 }
 
+// There may be many importers, and many regions that end at once: the first few are told now, the
+// others in slices.
 void RegionAnnouncer::Withdraw(Domain& domain, Region& region, bool waits) {
   leases_.CutOff(domain, region, "its memory is given up");
+  const WorkBudget budget;
+  const kvmwire::ServerMessage message = Withdrawal(region, waits);
+  for (const ClientId id : region.announced_to) {
+    Spend(1);
+    const Client* importer = clients_.Find(id);
+    if (importer == nullptr) continue;
+    if (waits) region.waiting_for.insert(id);
+    if (telling_.empty() && !budget.used_up()) {
+      importer->connection->Send(message);
+    } else {
+      region.to_tell.push_back(id);
+    }
+  }
+  if (!region.to_tell.empty()) telling_.push_back(DomainTable::RefOf(domain, region));
+  persistence_.ForgetRegion(region);
+  KVM_FAULT_POINT(kvmd_region_withdrawn);
+  domain.StartLeaving(region, /*asks_importers=*/waits);
+  work_to_do_();
+}
+
+kvmwire::ServerMessage RegionAnnouncer::Withdrawal(const Region& region, bool waits) {
   kvmwire::ServerMessage message;
   kvmwire::RegionWithdraw& withdraw = *message.mutable_region_withdraw();
   withdraw.set_region(region.row);
   withdraw.set_region_epoch(region.info.region_epoch);
   withdraw.set_owner_died(!waits);
   withdraw.set_wants_ack(waits);
-  for (const ClientId id : region.announced_to) {
-    const Client* importer = clients_.Find(id);
-    if (importer == nullptr) continue;
-    importer->connection->Send(message);
-    if (waits) region.waiting_for.insert(id);
+  return message;
+}
+
+void RegionAnnouncer::GoOnWithdrawing(const WorkBudget& budget) {
+  while (!telling_.empty() && !budget.used_up()) {
+    Region* region = domains_.Find(telling_.front());
+    if (region != nullptr && !region->to_tell.empty()) {
+      Spend(1);
+      clients_.Send(region->to_tell.back(), Withdrawal(*region, region->asks_importers));
+      region->to_tell.pop_back();
+    } else {
+      telling_.pop_front();
+      work_to_do_();  // its row may be free now
+    }
   }
-  persistence_.ForgetRegion(region);
-  KVM_FAULT_POINT(kvmd_region_withdrawn);
-  domain.StartLeaving(region, /*asks_importers=*/waits);
-  work_to_do_();
 }
 
 void RegionAnnouncer::WithdrawAndAnswer(Domain& domain, Region& region, ClientId client, std::uint64_t request_id,

@@ -41,8 +41,8 @@ class RegionAnnouncer {
   // Sends announcements that wait for the client, as far as it reads them.
   void GoOn(Client& to);
   void GoOnAll();  // the same of all, in slices
-  // A slice of announcing to those that were not told at once, since there are many; true if there
-  // is more.
+  // A slice of announcing, and of withdrawing, to those that were not told at once, since there are
+  // many; true if there is more.
   bool Work();
 
   // ---- withdrawing
@@ -76,6 +76,8 @@ class RegionAnnouncer {
     SteadyTime deadline;
   };
 
+  static kvmwire::ServerMessage Withdrawal(const Region& region, bool waits);
+  void GoOnWithdrawing(const WorkBudget& budget);
   bool Send(Client& to, Region& region);  // false: kvmd lacks the descriptors
   bool Answer(const Waiting& waiting, SteadyTime now);
 
@@ -86,7 +88,8 @@ class RegionAnnouncer {
   LeaseService& leases_;
   Persistence& persistence_;
   std::vector<Waiting> waiting_;
-  std::set<ClientId> behind_;  // who has announcements that nothing has been sent of yet
+  std::set<ClientId> behind_;      // who has announcements that nothing has been sent of yet
+  std::deque<RegionRef> telling_;  // regions whose end some clients are still to be told
 };
 
 }  // namespace kvm::daemon

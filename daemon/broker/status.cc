@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "daemon/broker/memory_groups.h"
 #include "daemon/system/option_names.h"
@@ -72,53 +73,46 @@ std::string KeyBytes(const BlockKey& key) {
 
 class StatusBuilder {
  public:
-  StatusBuilder(const StatusSources& sources, const Client& asking)
+  StatusBuilder(const StatusSources& sources, const Client& asking, kvmwire::StatusReply& reply, std::size_t& bytes)
       : sources_(sources),
         asking_(asking),
         sees_all_(asking.credentials.uid == 0 || asking.credentials.uid == ::geteuid()),
-        own_(asking.domain != nullptr ? asking.domain : sources.domains.FindFor(asking.credentials)) {}
+        own_(asking.domain != nullptr ? asking.domain : sources.domains.FindFor(asking.credentials)),
+        reply_(reply),
+        bytes_(bytes) {}
 
-  kvmwire::StatusReply Build(const kvmwire::StatusQuery& query) {
-    DescribeDaemon();
-    bytes_ = reply_.ByteSizeLong();
-    sources_.domains.ForEach([&](Domain& domain) {
-      if (!MaySee(domain) || Full()) return;
-      kvmwire::DomainStatus& described = *reply_.add_domains();
-      Count(Describe(domain, described));
-      if (query.memory()) DescribeMemory(domain, described);
-      if (query.hot() > 0) DescribeHot(domain, query.hot(), described);
-    });
-    if (query.clients()) {
-      sources_.clients.ForEach([&](const Client& client) {
-        if (client.domain == nullptr || !MaySee(*client.domain) || Full()) return;
-        kvmwire::ClientStatus& described = *reply_.add_client_list();
-        Describe(client, described);
-        if (!query.details()) {
-          described.mutable_stats()->clear_recent_misses();
-          described.mutable_stats()->clear_traffic();
-        }
-        Count(described);
-      });
+  void DescribeDaemon();
+  void AddDomain(Domain& domain, const kvmwire::StatusQuery& query) {
+    if (!MaySee(domain) || Full()) return;
+    kvmwire::DomainStatus& described = *reply_.add_domains();
+    Count(Describe(domain, described));
+    if (query.memory()) DescribeMemory(domain, described);
+    if (query.hot() > 0) DescribeHot(domain, query.hot(), described);
+  }
+  void AddClient(const Client& client, const kvmwire::StatusQuery& query) {
+    if (client.domain == nullptr || !MaySee(*client.domain) || Full()) return;
+    kvmwire::ClientStatus& described = *reply_.add_client_list();
+    Describe(client, described);
+    if (!query.details()) {
+      described.mutable_stats()->clear_recent_misses();
+      described.mutable_stats()->clear_traffic();
     }
-    if (query.leases()) {
-      for (const auto& [id, lease] : sources_.lessor.all()) {
-        if (MaySee(*lease->domain) && !Full()) Count(Describe(*lease, *reply_.add_lease_list()));
-      }
+    Count(described);
+  }
+  void AddLease(const Lease& lease) {
+    if (MaySee(*lease.domain) && !Full()) Count(Describe(lease, *reply_.add_lease_list()));
+  }
+  void AddOrphans(Domain& domain) {
+    if (!MaySee(domain)) return;
+    for (const Region* region : domain.Orphans()) {
+      if (!Full()) Count(Describe(domain, *region, *reply_.add_orphan_list()));
     }
-    if (query.orphans()) {
-      sources_.domains.ForEach([&](Domain& domain) {
-        if (!MaySee(domain)) return;
-        for (const Region* region : domain.Orphans()) {
-          if (!Full()) Count(Describe(domain, *region, *reply_.add_orphan_list()));
-        }
-      });
-    }
-    return std::move(reply_);
   }
 
  private:
   bool MaySee(const Domain& domain) const { return sees_all_ || &domain == own_; }
   bool Full() {
+    Spend(1);
     if (bytes_ > kMaxListBytes) reply_.set_lists_cut(true);
     return bytes_ > kMaxListBytes;
   }
@@ -127,7 +121,6 @@ class StatusBuilder {
     bytes_ += listed.ByteSizeLong() + 8;
   }
 
-  void DescribeDaemon();
   void DescribeMemory(Domain& domain, kvmwire::DomainStatus& out);
   void DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out);
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
@@ -139,8 +132,8 @@ class StatusBuilder {
   const Client& asking_;
   const bool sees_all_;
   const Domain* const own_;  // a monitor's: that of its user; null: there is none
-  kvmwire::StatusReply reply_;
-  std::size_t bytes_ = 0;
+  kvmwire::StatusReply& reply_;
+  std::size_t& bytes_;
 };
 
 void StatusBuilder::DescribeDaemon() {
@@ -254,6 +247,7 @@ const kvmwire::LeaseStatus& StatusBuilder::Describe(const Lease& lease, kvmwire:
   out.set_blocks(static_cast<std::uint32_t>(lease.blocks.size()));
   std::uint64_t bytes = 0;
   std::uint32_t cached = 0;
+  Spend(lease.blocks.size() / 16);
   for (const LeasedBlock& block : lease.blocks) {
     bytes += block.bytes;
     cached += block.cached;
@@ -279,8 +273,36 @@ const kvmwire::OrphanStatus& StatusBuilder::Describe(const Domain& domain, const
 
 }  // namespace
 
-kvmwire::StatusReply BuildStatus(const StatusSources& sources, const Client& asking, const kvmwire::StatusQuery& query) {
-  return StatusBuilder(sources, asking).Build(query);
+StatusAnswer::StatusAnswer(StatusSources sources, kvmwire::StatusQuery query) : sources_(sources), query_(std::move(query)) {}
+
+bool StatusAnswer::GoOn(const Client& asking, const WorkBudget& budget) {
+  StatusBuilder builder(sources_, asking, reply_, bytes_);
+  if (!std::exchange(begun_, true)) {
+    builder.DescribeDaemon();
+    bytes_ = reply_.ByteSizeLong();
+  }
+  while (Domain* domain = sources_.domains.After(domain_)) {
+    if (budget.used_up()) return false;
+    builder.AddDomain(*domain, query_);
+    domain_ = domain->name();
+  }
+  while (const Client* client = query_.clients() ? sources_.clients.After(client_) : nullptr) {
+    if (budget.used_up()) return false;
+    builder.AddClient(*client, query_);
+    client_ = client->id;
+  }
+  const auto& leases = sources_.lessor.all();
+  for (auto next = leases.upper_bound(lease_); query_.leases() && next != leases.end(); ++next) {
+    if (budget.used_up()) return false;
+    builder.AddLease(*next->second);
+    lease_ = next->first;
+  }
+  while (Domain* domain = query_.orphans() ? sources_.domains.After(orphans_of_) : nullptr) {
+    if (budget.used_up()) return false;
+    builder.AddOrphans(*domain);
+    orphans_of_ = domain->name();
+  }
+  return true;
 }
 
 }  // namespace kvm::daemon

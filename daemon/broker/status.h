@@ -1,8 +1,10 @@
-// BuildStatus: makes the answer to StatusQuery: the state of kvmd, of its domains and of its
-// clients.
+// StatusAnswer: makes the answer to StatusQuery, a slice at a time: the state of kvmd, of its
+// domains and of its clients, each as it is when the answer gets to it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "daemon/broker/client_table.h"
 #include "daemon/broker/domain_table.h"
@@ -23,8 +25,27 @@ struct StatusSources {
   std::uint64_t started_ms = 0, rejected_connections = 0, protocol_errors = 0;
 };
 
-// Contains what `asking` may see: root and kvmd's own user see all domains, others only their own.
-// Lists that would exceed a frame are cut, and the reply says so.
-[[nodiscard]] kvmwire::StatusReply BuildStatus(const StatusSources& sources, const Client& asking, const kvmwire::StatusQuery& query);
+class StatusAnswer {
+ public:
+  // What the sources refer to outlives the answer.
+  StatusAnswer(StatusSources sources, kvmwire::StatusQuery query);
+
+  // One slice. True: the reply is complete. It contains what `asking` may see: root and kvmd's own
+  // user see all domains, others only their own. Lists that would exceed a frame are cut, and the
+  // reply says so.
+  bool GoOn(const Client& asking, const WorkBudget& budget);
+  kvmwire::StatusReply& reply() noexcept { return reply_; }
+
+ private:
+  const StatusSources sources_;
+  const kvmwire::StatusQuery query_;
+  kvmwire::StatusReply reply_;
+  std::size_t bytes_ = 0;  // of the reply
+  bool begun_ = false;
+  // The last one that is in the reply, of each list
+  std::string domain_, orphans_of_;
+  ClientId client_ = 0;
+  LeaseId lease_ = 0;
+};
 
 }  // namespace kvm::daemon

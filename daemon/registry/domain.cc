@@ -92,7 +92,7 @@ bool Domain::Reap(std::uint32_t blocks) {
   for (auto row = leaving_.begin(); row != leaving_.end() && !more;) {
     Region& region = regions_.At(*row);
     more = !entries_.Reap(region, blocks, budget);
-    if (more || !region.waiting_for.empty()) {
+    if (more || !region.waiting_for.empty() || !region.to_tell.empty()) {
       ++row;
       continue;
     }

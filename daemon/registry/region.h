@@ -78,7 +78,8 @@ class RegionFiller {
 //            unregistered,  │                                 │  expired, reclaimed,
 //            or not kept    └──────────▶ kLeaving ◀───────────┘  or in the way
 //                                           │
-//                                           │  no entry is left, and no importer is waited for
+//                                           │  no entry is left, and no importer is waited for,
+//                                           │  or still to be told
 //                                           ▼
 //                                         kFree: the row is free for another
 //
@@ -135,6 +136,7 @@ struct Region {
   std::set<ClientId> announced_to;  // clients that may have it mapped
   // Clients whose acknowledgement the unregistering owner waits for
   std::set<ClientId> waiting_for;
+  std::vector<ClientId> to_tell;  // when leaving: clients that are still to be told
 
   bool live() const noexcept { return phase_ == RegionPhase::kLive; }
   // Live, or an orphan: its blocks can be imported.

@@ -69,6 +69,8 @@ void AddHostCacheOptions(CLI::App& app, Config& c) {
 void AddLeaseOptions(CLI::App& app, Config& c) {
   Number<std::uint32_t>(app, "--max-lease-ttl-s", c.max_lease_ttl_s, "The longest time of a lease; its holder can renew it", 1, 86'400);
   Number<std::uint32_t>(app, "--max-leases-per-client", c.max_leases_per_client, "Leases a client may have; 0: there are none", 0, 65'535);
+  Number<std::uint32_t>(app, "--max-leases-per-user", c.max_leases_per_user,
+                        "Leases all clients of a user may have; 0: 16 times --max-leases-per-client", 0, 1'048'560);
   Number<std::uint32_t>(app, "--max-leased-percent", c.max_leased_percent, "How much of the host cache all leases may cover, in percent", 0,
                         100);
   Number<std::uint32_t>(app, "--max-leased-percent-per-domain", c.max_leased_percent_per_domain,

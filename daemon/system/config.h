@@ -75,6 +75,7 @@ struct Config {
   std::uint32_t offload_timeout_ms = 10'000;
   std::uint32_t max_lease_ttl_s = 300;
   std::uint32_t max_leases_per_client = 256;
+  std::uint32_t max_leases_per_user = 0;  // 0: 16 times as many as of a client
   std::uint32_t max_leased_percent = 75;  // of the host cache: what leases of all may hold
   std::uint32_t max_leased_percent_per_domain = 50;
   std::uint32_t max_leased_percent_per_client = 25;

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <span>
+#include <thread>
 
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh_frame.h"
@@ -20,23 +21,34 @@ using std::chrono::milliseconds;
 struct Patience {
   std::chrono::steady_clock::time_point deadline;
   bool (*interrupted)();
+
+  bool OverWith() const { return std::chrono::steady_clock::now() >= deadline || (interrupted != nullptr && interrupted()); }
 };
 
 constexpr milliseconds kQuestionInterval{50};  // how often an interrupted thread notices
+constexpr milliseconds kFullPause{4};
 
 Error TooLate() { return MakeError(Errc::kDeadlineExceeded, "kvmd-mesh did not answer in time"); }
 
-Result<UniqueFd> Connect(const std::string& path) {
+// While more wait to be accepted than may, the kernel says EAGAIN, and nothing tells when there is
+// room again.
+Result<UniqueFd> Connect(const std::string& path, const Patience& patience) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) return MakeError(Errc::kInvalidArgument, "the path of kvmd-mesh's socket is too long");
   std::memcpy(address.sun_path, path.c_str(), path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return SystemError("socket");
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return socket;
-  Error error = SystemError("no kvmd-mesh on " + path);
-  error.code = Errc::kUnavailable;
-  return error;
+  while (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    if (errno != EAGAIN) {
+      Error error = SystemError("no kvmd-mesh on " + path);
+      error.code = Errc::kUnavailable;
+      return error;
+    }
+    if (patience.OverWith()) return TooLate();
+    std::this_thread::sleep_for(kFullPause);
+  }
+  return socket;
 }
 
 Status WaitFor(int socket, short events, const Patience& patience) {
@@ -85,7 +97,7 @@ Status ReceiveAll(int socket, std::span<std::byte> bytes, const Patience& patien
 Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmmesh::LocalMessage& request,
                                       std::chrono::steady_clock::time_point deadline, bool (*interrupted)()) {
   const Patience patience{deadline, interrupted};
-  Result<UniqueFd> socket = Connect(socket_path);
+  Result<UniqueFd> socket = Connect(socket_path, patience);
   if (!socket) return socket.error();
   std::string bytes = request.SerializeAsString();
   if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");

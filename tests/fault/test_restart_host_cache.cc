@@ -178,8 +178,13 @@ TEST_CASE("Host cache restart: under load that evicts, with workers that die too
   CHECK(test::Eventually([&] { return probe.live_regions() == HostCacheOf(probe).slabs(); }, kSoon));
   CHECK(test::Eventually([&] { return probe.live_entries() == HostCacheOf(probe).blocks(); }, kSoon));
   CHECK(test::Eventually([&] { return StoredRegions(kvmd) == HostCacheOf(probe).slabs(); }, kSoon));
-  // Every slot can be used again, whatever it was when kvmd died.
+  // Every slot can be used again, whatever it was when kvmd died. On a busy machine some blocks of
+  // a round come after --offload-timeout-ms, and their slots stay free until the next.
   RemoteWorker last({.socket = kvmd.socket(), .name = "last", .blocks = 1024});
-  last.Publish("fill:1024", 0);
-  CHECK(StoredEventually(probe, kSlabs * kSlots) == kSlabs * kSlots);
+  std::uint64_t stored = 0;
+  for (int round = 0; round < 10 && stored != kSlabs * kSlots; ++round) {
+    last.Publish("fill" + std::to_string(round) + ":1024", 0);
+    stored = StoredEventually(probe, kSlabs * kSlots);
+  }
+  CHECK(stored == kSlabs * kSlots);
 }

@@ -283,6 +283,24 @@ TEST_CASE("Exporter: connections that say nothing hold up no other", "[integrati
   CHECK(both.find("\nkvmd_up 1\n") != both.npos);
 }
 
+// Where no connection ends for the next one, the 65th is closed at once, and for half a minute no
+// client can ask: seen.
+TEST_CASE("Exporter: as many connections as there may be, silent or not reading, keep no other out", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd);
+  std::vector<Connection> silent;
+  for (int i = 0; i < 80; ++i) silent.push_back(Connection::ToPath(exporter.path));
+  CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+  std::vector<Connection> deaf;
+  std::string requests;
+  for (int i = 0; i < 64; ++i) requests += "GET / HTTP/1.1\r\nHost: kvmd\r\n\r\n";
+  for (int i = 0; i < 80; ++i) {
+    deaf.push_back(Connection::ToPath(exporter.path));
+    deaf.back().Send(requests);
+  }
+  CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+}
+
 TEST_CASE("Exporter: takes the sockets that the service manager passes, and opens none itself", "[integration]") {
   KvmdProcess kvmd;
   const std::string path = kvmd.dir() / "passed.sock";

@@ -1,5 +1,6 @@
 // How a mesh process deals with peers that close connections, are slow, or have not been asked yet.
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <csignal>
 #include <fstream>
@@ -143,6 +144,22 @@ TEST_CASE("Mesh: SIGTERM in the middle of a fetch and of a greeting ends the pro
   REQUIRE(Eventually([&] { return source.fetches() == 1; }));
   CHECK(mesh.Stop().clean());
   CHECK(join.get().blocks < 2);
+}
+
+// Where a connection may be silent for as long as it likes (WorkerService::NextRequest), no other
+// client of this node is answered for ten minutes: seen.
+TEST_CASE("Mesh: workers' connections that say nothing keep no worker out", "[integration]") {
+  KvmdProcess kvmd;
+  MeshProcess mesh(kvmd, "a", {}, {}, {"--max-connections", "8"});
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 32; ++i) {
+    silent.push_back(test::ConnectToPath(mesh.socket()));
+    const std::byte part[] = {std::byte{'K'}, std::byte{'V'}};
+    if (i % 2 == 0) static_cast<void>(::send(silent.back().get(), part, sizeof(part), MSG_NOSIGNAL));
+  }
+  CHECK(StatusOf(mesh).node() == "a");
+  silent.clear();
+  CHECK(StatusOf(mesh).node() == "a");
 }
 
 TEST_CASE("Mesh: a source that has lied is not asked for a while, not even if a worker names it", "[integration]") {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "daemon/system/log.h"
 #include "daemon/system/work_meter.h"
@@ -45,10 +46,12 @@ Config LargeBlocks(std::uint32_t slabs) {
 class CapturedLog {
  public:
   CapturedLog() : file_(::memfd_create("log", MFD_CLOEXEC)), stderr_(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0)) {
+    static_cast<void>(daemon::DrainLog(std::chrono::seconds(60)));
     ::dup2(file_.get(), STDERR_FILENO);
     daemon::SetLogLevel(daemon::LogLevel::kInfo);
   }
   ~CapturedLog() {
+    static_cast<void>(daemon::DrainLog(std::chrono::seconds(60)));
     ::dup2(stderr_.get(), STDERR_FILENO);
     daemon::SetLogLevel(daemon::LogLevel::kError);
   }
@@ -56,6 +59,8 @@ class CapturedLog {
   CapturedLog& operator=(const CapturedLog&) = delete;
 
   std::string Text() const {
+    // Where stderr was no file when the log began, a thread writes it.
+    REQUIRE(daemon::DrainLog(std::chrono::seconds(60)));
     std::string text(1 << 16, '\0');
     const ssize_t size = ::pread(file_.get(), text.data(), text.size(), 0);
     text.resize(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));

@@ -3,7 +3,9 @@
 // (daemon/system/work_meter.h), time is not. Before they were cut, one step did all of it.
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <memory>
+#include <set>
 
 #include "daemon/system/work_meter.h"
 #include "tests/support/broker/broker_node.h"
@@ -318,6 +320,35 @@ TEST_CASE("Hostile: rewritten entries whose keys share a place are swept in slic
   CHECK(crowd.node.Domain().entries() == 0);
   CHECK(all > 10 * kSliceUnits);  // or the case shows nothing
   CHECK(worst <= Config().sweep_slots + 2 * kSliceUnits);
+}
+
+// Without the budget in StatusAnswer::GoOn one message describes all of them: seen.
+TEST_CASE("Hostile: a status of many clients is made in slices, and has each that stays once", "[unit]") {
+  constexpr std::size_t kClients = 1500;
+  Node node;
+  std::vector<std::unique_ptr<FakeConnection>> connections;
+  std::vector<ClientId> ids;
+  for (std::size_t i = 0; i < kClients; ++i) {
+    connections.push_back(std::make_unique<FakeConnection>());
+    ids.push_back(node.Join(*connections.back()));
+  }
+  kvmwire::ClientMessage message;
+  message.set_request_id(7);
+  message.mutable_status_query()->set_clients(true);
+  std::vector<WorkUnits> steps{Cost([&] { KVM_REQUIRE_OK(node.broker.Handle(ids[0], message, {})); })};
+  REQUIRE(node.broker.Busy(ids[0]));
+  // One that is in the list already, and one that is not yet.
+  node.broker.Leave(ids[1], true);
+  node.broker.Leave(ids.back(), true);
+  while (node.broker.Busy(ids[0])) steps.push_back(Cost([&] { node.broker.GoOn(ids[0]); }));
+  CHECK(steps.size() >= 3);
+  CHECK(*std::max_element(steps.begin(), steps.end()) <= kMostOfStep);
+  const kvmwire::StatusReply reply = connections[0]->Take(Body::kStatusReply).message.status_reply();
+  CHECK_FALSE(reply.lists_cut());
+  std::set<ClientId> listed;
+  for (const kvmwire::ClientStatus& client : reply.client_list()) listed.insert(client.client_id());
+  CHECK(listed.size() == static_cast<std::size_t>(reply.client_list_size()));
+  CHECK(listed.size() == kClients - 1);
 }
 
 }  // namespace kvm::test

@@ -242,6 +242,48 @@ TEST_CASE("Hostile: a region of many segments is announced to many clients in sl
   }
 }
 
+// Where RegionAnnouncer::Withdraw tells all at once, one message costs as many sends as there are
+// importers, and the end of one client as many as it has regions times importers: seen.
+TEST_CASE("Hostile: the end of regions that many clients know is told in slices, and to each once", "[unit]") {
+  BusyNode node;
+  std::vector<std::unique_ptr<FakeConnection>> connections;
+  constexpr std::size_t kClients = 1000, kRegions = 8;
+  for (std::size_t i = 0; i < kClients; ++i) {
+    connections.push_back(std::make_unique<FakeConnection>());
+    node.Join(*connections.back(), kDeadPid, kAttacker);
+  }
+  FakeConnection connection;
+  const ClientId owner = node.Join(connection, kDeadPid, kAttacker);
+  std::vector<std::unique_ptr<WireRegion>> regions;
+  for (std::size_t i = 0; i < kRegions; ++i) {
+    regions.push_back(std::make_unique<WireRegion>("pool-" + std::to_string(i), LlamaSpec(), 8, 64));
+    node.Handle(owner, regions.back()->RegisterMessage(), regions.back()->fds());
+    while (node.broker.Work()) continue;
+    for (const auto& one : connections)
+      one->sent.erase(std::remove_if(one->sent.begin(), one->sent.end(),
+                                     [](const Received& each) { return each.message.body_case() == Body::kRegionAnnounce; }),
+                      one->sent.end());
+  }
+  const auto told = [&] {
+    std::size_t count = 0;
+    for (const auto& one : connections)
+      count += static_cast<std::size_t>(std::count_if(
+          one->sent.begin(), one->sent.end(), [](const Received& each) { return each.message.body_case() == Body::kRegionWithdraw; }));
+    return count;
+  };
+  const WorkUnits before = WorkMeter::spent();
+  node.broker.Leave(owner, true);
+  CHECK(WorkMeter::spent() - before <= kMostBefore);
+  CHECK(told() < kClients * kRegions / 2);
+  CHECK(node.Domain().regions() == 0);
+  for (bool left = true; left;) {
+    const WorkUnits before_step = WorkMeter::spent();
+    left = node.broker.Work();
+    CHECK(WorkMeter::spent() - before_step <= 3 * kSliceUnits);
+  }
+  CHECK(told() == kClients * kRegions);
+}
+
 TEST_CASE("Hostile: memory of a slab that was closed is the machine's again, also while a client keeps a descriptor", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker worker(node, "hoarder");

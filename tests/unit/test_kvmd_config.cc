@@ -136,6 +136,7 @@ TEST_CASE("kvmd options: every option is in --help", "[unit]") {
                              "--max-fds-per-domain",
                              "--max-lease-ttl-s",
                              "--max-leases-per-client",
+                             "--max-leases-per-user",
                              "--max-leased-percent",
                              "--max-leased-percent-per-domain",
                              "--max-leased-percent-per-client",

@@ -444,6 +444,22 @@ TEST_CASE("Leases: limits are errors that name the option, and affect only the c
     CheckSays(holder.Refused(AcquireMessage(node, dead.region, dead.records)), "--max-leases-per-client");
     CHECK(other.AcquireLease(dead.region, dead.records).blocks() == 4);
   }
+  SECTION("leases of a user, over all connections") {
+    // Without --max-leases-per-user in Lessor::Grant the fourth is granted: seen.
+    Config config = With(&Config::max_leases_per_user, 3u);
+    config.domain_mode = daemon::DomainMode::kNode;
+    Node node(config);
+    Dead dead(node);
+    Holder first(node), second(node), other(node, 1001);
+    first.AcquireLease(dead.region, dead.records);
+    const std::uint64_t lease = first.AcquireLease(dead.region, dead.records).lease();
+    second.AcquireLease(dead.region, dead.records);
+    CheckSays(second.Refused(AcquireMessage(node, dead.region, dead.records)),
+              "too many leases of user 1000: the limit is 3 (--max-leases-per-user)");
+    CHECK(other.AcquireLease(dead.region, dead.records).blocks() == 4);
+    first.Release(lease);
+    CHECK(second.AcquireLease(dead.region, dead.records).blocks() == 4);
+  }
   SECTION("dead workers' regions") {
     Node node(With(&Config::max_leased_orphans, 1u));
     Dead dead(node), second(node, "second", 2);

@@ -84,10 +84,17 @@ TEST_CASE("Mesh identity: a node's name has one spelling, and no name can pass f
   CHECK(mesh::MeshIdentity("d", "a:\xc3\xa9") == "kvmd://d/a%3A%C3%A9");
 }
 
+// Without kDiskName in IsNodeName a node may be called "disk": seen.
 TEST_CASE("Mesh configuration: names that are missing, twice or not printable are refused, and so are host names", "[unit]") {
   Config config = Good();
   config.node = "";
   KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--node");
+  // What is shown of it would be taken for the disk cache.
+  config.node = "disk";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--node");
+  config = Good();
+  config.peers[1].node = "disk";
+  KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "--peers");
   config = Good();
   config.peers[1].node = "b";
   KVM_CHECK_ERROR(CheckConfig(config), Errc::kInvalidArgument, "named twice");

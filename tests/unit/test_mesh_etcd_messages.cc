@@ -103,6 +103,7 @@ TEST_CASE("etcd entry: anything else is refused, with a reason", "[unit]") {
                                    with(R"("a")", R"("")"),
                                    with(R"("a")", R"("a b")"),
                                    with(R"("a")", R"("a=b")"),
+                                   with(R"("a")", R"("disk")"),
                                    with(R"("a")", "\"" + std::string(64, 'a') + "\""),
                                    with(R"("a")", "5"),
                                    with(R"("d")", R"("")"),

@@ -5,12 +5,15 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
+#include <thread>
 #include <vector>
 
 #include "client/mesh/node/worker_socket.h"
 #include "proto/base/unique_fd.h"
+#include "proto/mesh/mesh_request.h"
 #include "tests/catch.h"
 #include "tests/support/process/temp_dir.h"
 
@@ -79,6 +82,35 @@ TEST_CASE("Mesh worker socket: a process that listens keeps its file, even if it
   WorkerSocket socket(io);
   KVM_CHECK_ERROR(socket.Listen(path), Errc::kAlreadyExists, "another kvmd-mesh listens");
   CHECK(InodeOf(path) == before);
+}
+
+// Where connect()'s EAGAIN is taken for an absent kvmd-mesh, the answer is that there is none:
+// seen.
+TEST_CASE("Mesh worker socket: a client waits while its queue is full", "[unit]") {
+  const test::TempDir dir;
+  const std::string path = dir / "mesh.sock";
+  const UniqueFd listener = Listening(path, 0);
+  const sockaddr_un address = AddressOf(path);
+  std::vector<UniqueFd> waiting;
+  for (;;) {
+    waiting.emplace_back(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (::connect(waiting.back().get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) break;
+    REQUIRE(waiting.size() < 64);
+  }
+  kvmmesh::LocalMessage question;
+  question.mutable_status_query();
+  const auto ask = [&](std::chrono::milliseconds within) {
+    return mesh::AskMesh(path, question, std::chrono::steady_clock::now() + within, nullptr);
+  };
+  KVM_CHECK_ERROR(ask(std::chrono::milliseconds(20)), Errc::kDeadlineExceeded, "");
+  // Room comes, and with it an answer: that the connection is closed.
+  std::thread accepting([&] {
+    for (std::size_t left = waiting.size(); left > 0; --left) UniqueFd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC)).Reset();
+  });
+  KVM_CHECK_ERROR(ask(std::chrono::seconds(60)), Errc::kUnavailable, "kvmd-mesh");
+  accepting.join();
+  KVM_CHECK_ERROR(mesh::AskMesh(path + "x", question, std::chrono::steady_clock::now() + std::chrono::seconds(60), nullptr),
+                  Errc::kUnavailable, "no kvmd-mesh");
 }
 
 TEST_CASE("Mesh worker socket: a file that is no stream socket stays", "[unit]") {

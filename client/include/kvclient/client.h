@@ -238,7 +238,7 @@ class Client {
   // says why. An error if it would cover none: kUnsupported: the first block is in memory of living
   // workers only. kStale: it has been rewritten or evicted, or kvmd was restarted since and its
   // owner has not reconnected yet: find again. kResourceExhausted: a limit
-  // (--max-leases-per-client, --max-leased-percent-per-client …), the option named.
+  // (--max-leases-per-client, --max-leases-per-user …), the option named.
   // kInvalidArgument: an empty match, or a `ttl` out of range. kUnavailable: not connected.
   // kDeadlineExceeded: there is no lease; if a late answer brings one, it is released.
   [[nodiscard]] Result<Lease> AcquireLease(const Match& match, std::chrono::milliseconds ttl, Deadline deadline);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <list>
 #include <string_view>
 #include <utility>
 
@@ -98,9 +99,9 @@ class HttpServer::Impl {
       boost::system::error_code error;
       Stream stream(context_);
       co_await acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
-      if (!error && connections_ < kMaxConnections) {
+      if (!error) {
         asio::co_spawn(context_, Serve(std::move(stream), by_tcp), asio::detached);
-      } else if (error) {
+      } else {
         // Mostly for lack of descriptors, which a connection's end brings back.
         pause.expires_after(kAcceptPause);
         co_await pause.async_wait(asio::redirect_error(token_, error));
@@ -109,36 +110,61 @@ class HttpServer::Impl {
   }
 
   asio::awaitable<void, asio::io_context::executor_type> Serve(Stream stream, bool by_tcp) {
-    const Counted counted(connections_);
+    Connection connection(*this, stream);
     beast::flat_buffer buffer(kMaxHeaderBytes);
     boost::system::error_code error;
     for (bool again = true; again;) {
       http::request_parser<http::empty_body> parser;
       parser.header_limit(kMaxHeaderBytes);
-      stream.expires_after(kRequestTimeout);
+      connection.Wait();
       co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
       if (error) co_return;
       Response response = ResponseTo(parser.get(), content_, host_check_, by_tcp);
       again = response.keep_alive();
-      stream.expires_after(kRequestTimeout);
+      connection.Wait();
       co_await http::async_write(stream, response, asio::redirect_error(token_, error));
       if (error) co_return;
     }
   }
 
-  struct Counted {
-    explicit Counted(std::size_t& connections) : count(connections) { ++count; }
-    ~Counted() { --count; }
-    Counted(const Counted&) = delete;
-    Counted& operator=(const Counted&) = delete;
-    std::size_t& count;
+  // A connection, while it is served. Where there are too many, the one ends that has been waited
+  // for longest: those that say nothing, or do not read, keep none out that ask.
+  class Connection {
+   public:
+    Connection(Impl& all, Stream& stream) : all_(all), stream_(stream) {
+      if (all_.connections_.size() >= kMaxConnections) all_.connections_.front()->End();
+      place_ = all_.connections_.insert(all_.connections_.end(), this);
+    }
+    ~Connection() {
+      if (listed_) all_.connections_.erase(place_);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
+
+    // For the next of a request or an answer.
+    void Wait() {
+      if (listed_) all_.connections_.splice(all_.connections_.end(), all_.connections_, place_);
+      stream_.expires_after(kRequestTimeout);
+    }
+
+   private:
+    void End() {
+      all_.connections_.erase(place_);
+      listed_ = false;
+      stream_.close();
+    }
+
+    Impl& all_;
+    Stream& stream_;
+    std::list<Connection*>::iterator place_;
+    bool listed_ = true;
   };
 
   static constexpr asio::use_awaitable_t<asio::io_context::executor_type> token_{};
 
   const Content content_;
   const HostCheck host_check_;
-  std::size_t connections_ = 0;
+  std::list<Connection*> connections_;  // the one that has been waited for longest first
   asio::io_context context_{1};
   asio::signal_set signals_;
   std::vector<Acceptor> acceptors_;

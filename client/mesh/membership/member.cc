@@ -8,7 +8,7 @@ namespace kvm::mesh {
 
 bool IsNodeName(std::string_view name) noexcept {
   constexpr std::size_t kMaxName = 63;
-  return !name.empty() && name.size() <= kMaxName &&
+  return !name.empty() && name.size() <= kMaxName && name != kDiskName &&
          std::all_of(name.begin(), name.end(), [](unsigned char c) { return c > ' ' && c < 127 && c != '='; });
 }
 

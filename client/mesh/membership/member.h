@@ -16,7 +16,10 @@ struct Member {
   bool operator==(const Member&) const = default;
 };
 
-// Whether it has 1 to 63 printable characters without spaces and '='.
+// What the disk cache is called where sources of blocks are listed; no node may be.
+inline constexpr std::string_view kDiskName = "disk";
+
+// Whether it has 1 to 63 printable characters without spaces and '=', and is not kDiskName.
 bool IsNodeName(std::string_view name) noexcept;
 // Whether a peer can be connected to there: an address of one machine, and a port.
 // `any_machine`: false allows those of the loopback only. kInvalidArgument.

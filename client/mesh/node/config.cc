@@ -8,7 +8,6 @@
 
 #include "client/kvctl/cli/completion.h"
 #include "client/mesh/membership/etcd_link.h"
-#include "client/mesh/node/disk_source.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
 #include "proto/mesh/mesh_socket.h"
@@ -38,14 +37,14 @@ Status CheckDisk(const Config& config) {
   if (config.disk.path.front() != '/') return MakeError(Errc::kInvalidArgument, "--disk-path: an absolute path is needed");
   if (config.disk.limit_bytes < kLeastDiskBytes)
     return MakeError(Errc::kInvalidArgument, "--disk-bytes: at least " + std::to_string(kLeastDiskBytes) + " are needed with --disk-path");
-  for (const PeerConfig& peer : config.peers)
-    if (peer.node == DiskSource::kName) return MakeError(Errc::kInvalidArgument, "--peers: \"disk\" is the disk cache, and no node");
   return {};
 }
 
 Status CheckName(const std::string& option, const std::string& name) {
   if (IsNodeName(name)) return {};
-  return MakeError(Errc::kInvalidArgument, option + ": a name has 1 to 63 printable characters without spaces and '='");
+  return MakeError(
+      Errc::kInvalidArgument,
+      option + ": a name has 1 to 63 printable characters without spaces and '=', and is not \"disk\", which the disk cache is called");
 }
 
 Status CheckAddress(const std::string& option, const std::string& address, bool any_machine) {

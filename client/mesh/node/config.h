@@ -58,8 +58,8 @@ ParsedArguments ParseArguments(int argc, char** argv);
 // kInvalidArgument, the option named: a bad name or address, a name twice, an address that is not
 // of the loopback without certificates or allow_unencrypted, some of the files of TLS without the
 // others, UCX with certificates and without ucx_unencrypted, settings of etcd that contradict each
-// other, --disk-path without --disk-bytes, a node that is called "disk" beside it, or what
-// CheckEventSettings refuses. The files are not read.
+// other, --disk-path without --disk-bytes, or what CheckEventSettings refuses. The files are not
+// read.
 [[nodiscard]] Status CheckConfig(const Config& config);
 
 }  // namespace kvm::mesh

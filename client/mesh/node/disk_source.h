@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "client/mesh/membership/member.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/source.h"
 
@@ -16,8 +17,6 @@ namespace kvm::mesh {
 
 class DiskSource final : public Source {
  public:
-  static constexpr const char* kName = "disk";
-
   // `node` has a disk.
   explicit DiskSource(NodeState& node) : node_(node) {}
 
@@ -31,7 +30,7 @@ class DiskSource final : public Source {
   Awaitable<void> FetchBatches(const FetchJob& job, FetchOutcome& out);
 
   NodeState& node_;
-  const std::string name_ = kName;
+  const std::string name_{kDiskName};
   std::size_t in_flight_ = 0;
   std::size_t overdue_ = 0;  // reads that have not ended by their deadline
 };

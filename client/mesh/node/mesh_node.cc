@@ -146,14 +146,7 @@ void MeshNode::Run() {
     membership.Start(
         [this, rank, name = std::string(membership.name())](const std::vector<Member>& members) { peers_.Update(rank, name, members); });
   }
-  while (!state_.io.stopped()) {
-    try {
-      state_.io.run();
-    } catch (const std::exception& failed) {
-      // A lack of memory in a handler; those of other connections go on.
-      std::cerr << "kvmd-mesh: " << failed.what() << '\n';
-    }
-  }
+  KeepRunning::RunAll(state_.io);
   workers_.RemoveFile();
 }
 
@@ -210,7 +203,7 @@ Awaitable<void> MeshNode::ServePeer(std::shared_ptr<Channel> channel) {
   FetchService service(state_, channel);
   Status greeted;
   {
-    const GreetingPeers::Entry greeting(greeting_, channel);
+    const WaitingChannels::Entry greeting(greeting_, channel);
     greeted = co_await service.Greet();
   }
   if (greeted) co_await service.Serve();
@@ -234,7 +227,7 @@ Awaitable<void> MeshNode::AcceptWorkers() {
 
 Awaitable<void> MeshNode::ServeWorker(std::shared_ptr<Channel> channel) {
   const Counted connected(worker_connections_);
-  WorkerService service(state_, joins_, peers_, memberships_, transfer(), address());
+  WorkerService service(state_, joins_, peers_, memberships_, transfer(), address(), asking_);
   co_await service.Serve(std::move(channel));
 }
 

@@ -10,11 +10,11 @@
 #include "client/mesh/membership/static_membership.h"
 #include "client/mesh/node/disk_feed.h"
 #include "client/mesh/node/disk_source.h"
-#include "client/mesh/node/greeting_peers.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer_list.h"
 #include "client/mesh/node/scanner.h"
+#include "client/mesh/node/waiting_channels.h"
 #include "client/mesh/node/worker_socket.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 
@@ -43,6 +43,7 @@ class MeshNode {
         scanner_(state_),
         joins_(state_, scanner_, peers_, disk_source_),
         greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
+        asking_(std::max<std::size_t>(config.max_connections / 4, 1)),
         reload_(state_.io),
         end_(state_.io) {}
   Transfer& transfer() const noexcept { return ucx_ ? *ucx_ : static_cast<Transfer&>(*tcp_); }
@@ -67,7 +68,7 @@ class MeshNode {
   std::unique_ptr<DiskFeed> disk_feed_;
   Scanner scanner_;
   JoinService joins_;
-  GreetingPeers greeting_;
+  WaitingChannels greeting_, asking_;  // peers, workers
   boost::asio::signal_set reload_, end_;
   bool ending_ = false;
   std::size_t peer_connections_ = 0, worker_connections_ = 0;

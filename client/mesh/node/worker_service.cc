@@ -16,7 +16,7 @@ constexpr milliseconds kAnswerTimeout{1000};
 
 Awaitable<void> WorkerService::Serve(std::shared_ptr<Channel> channel) {
   for (;;) {
-    Result<Received> received = co_await channel->Receive(steady_clock::now() + kWorkerIdleTimeout);
+    Result<Received> received = co_await NextRequest(channel);
     kvmmesh::LocalMessage request, answer;
     if (!received || received->payload_bytes != 0 || !request.ParseFromString(received->message)) break;
     const bool known = co_await Answer(request, answer);
@@ -26,6 +26,11 @@ Awaitable<void> WorkerService::Serve(std::shared_ptr<Channel> channel) {
     if (!sent) break;
   }
   channel->Close();
+}
+
+Awaitable<Result<Received>> WorkerService::NextRequest(std::shared_ptr<Channel> channel) {
+  const WaitingChannels::Entry waits(waiting_, channel);
+  co_return co_await channel->Receive(steady_clock::now() + kWorkerIdleTimeout);
 }
 
 Awaitable<bool> WorkerService::Answer(const kvmmesh::LocalMessage& request, kvmmesh::LocalMessage& answer) {

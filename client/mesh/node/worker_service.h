@@ -10,20 +10,28 @@
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer_list.h"
+#include "client/mesh/node/waiting_channels.h"
 
 namespace kvm::mesh {
 
 class WorkerService {
  public:
-  // `address`: where peers connect.
+  // `address`: where peers connect. `waiting`: of all connections of workers.
   WorkerService(NodeState& node, JoinService& joins, const PeerList& peers, const std::vector<std::unique_ptr<Membership>>& memberships,
-                const Transfer& transfer, std::string address)
-      : node_(node), joins_(joins), peers_(peers), memberships_(memberships), transfer_(transfer), address_(std::move(address)) {}
+                const Transfer& transfer, std::string address, WaitingChannels& waiting)
+      : node_(node),
+        joins_(joins),
+        peers_(peers),
+        memberships_(memberships),
+        transfer_(transfer),
+        address_(std::move(address)),
+        waiting_(waiting) {}
 
   // Requests of one connection, until it ends.
   Awaitable<void> Serve(std::shared_ptr<Channel> channel);
 
  private:
+  Awaitable<Result<Received>> NextRequest(std::shared_ptr<Channel> channel);
   // False: a message that is no request.
   Awaitable<bool> Answer(const kvmmesh::LocalMessage& request, kvmmesh::LocalMessage& answer);
   void Describe(kvmmesh::Status& out) const;
@@ -37,6 +45,7 @@ class WorkerService {
   const std::vector<std::unique_ptr<Membership>>& memberships_;
   const Transfer& transfer_;
   const std::string address_;
+  WaitingChannels& waiting_;  // for a request
 };
 
 }  // namespace kvm::mesh

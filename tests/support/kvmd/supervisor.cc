@@ -113,8 +113,8 @@ void Supervisor::HandleDatagram(const std::string& text, std::vector<UniqueFd> f
 void Supervisor::Start() {
   const std::size_t ready = Heard("READY=1");
   StartUnwatched();
-  const bool is_ready = Eventually([&] { return Heard("READY=1") > ready || !running(); }) && running();
-  INFO("kvmd's log:\n" << Log());
+  const bool is_ready = Eventually([&] { return Heard("READY=1") > ready || !running(); }, std::chrono::seconds(60)) && running();
+  INFO("kvmd " << (running() ? "runs" : "has ended") << ", its log:\n" << Log());
   REQUIRE(is_ready);
 }
 

@@ -1,5 +1,8 @@
 #include "tests/support/mesh/mesh_process.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+
 #include <algorithm>
 #include <csignal>
 #include <utility>
@@ -43,6 +46,16 @@ kvmmesh::Status StatusOf(const MeshProcess& mesh) {
 UniqueFd ConnectTo(const std::string& address) {
   UniqueFd socket = ConnectToLoopback(static_cast<unsigned>(std::stoul(address.substr(address.rfind(':') + 1))));
   REQUIRE(socket);
+  return socket;
+}
+
+UniqueFd ConnectToPath(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  REQUIRE(path.size() < sizeof(address.sun_path));
+  path.copy(address.sun_path, path.size());
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
   return socket;
 }
 

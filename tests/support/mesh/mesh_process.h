@@ -42,6 +42,9 @@ kvmmesh::Status StatusOf(const MeshProcess& mesh);
 // A connection to a port of the loopback, as MeshProcess::address has it.
 UniqueFd ConnectTo(const std::string& address);
 
+// A connection to a Unix socket, as MeshProcess::socket is one.
+UniqueFd ConnectToPath(const std::string& path);
+
 // Options of a join by way of `mesh`, with a deadline in `timeout` from now.
 inline JoinOptions JoinBy(const MeshProcess& mesh, std::chrono::milliseconds timeout) {
   JoinOptions options;

@@ -1,6 +1,7 @@
-// GreetingPeers: connections of peers that have not proven yet who they are. Each may take some
-// seconds; their number is bounded, and the oldest one makes room for the next, so that processes
-// that connect and say nothing do not keep peers out. Of the io_context's thread.
+// WaitingChannels: connections from which something is yet to come: of peers, the proof of who they
+// are, and of workers, a request. Their number is bounded, and the one that has waited longest
+// makes room for the next, so that processes that connect and say nothing keep no other out. Of the
+// io_context's thread.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +12,14 @@
 
 namespace kvm::mesh {
 
-class GreetingPeers {
+class WaitingChannels {
  public:
-  explicit GreetingPeers(std::size_t most) noexcept : most_(most) {}
+  explicit WaitingChannels(std::size_t most) noexcept : most_(most) {}
 
-  // One connection, while it exists.
+  // One connection, while it is waited for.
   class Entry {
    public:
-    Entry(GreetingPeers& all, std::shared_ptr<Channel> channel) : all_(all), channel_(std::move(channel)) {
+    Entry(WaitingChannels& all, std::shared_ptr<Channel> channel) : all_(all), channel_(std::move(channel)) {
       if (all_.channels_.size() >= all_.most_) {
         all_.channels_.front()->Close();
         all_.channels_.pop_front();
@@ -30,7 +31,7 @@ class GreetingPeers {
     Entry& operator=(const Entry&) = delete;
 
    private:
-    GreetingPeers& all_;
+    WaitingChannels& all_;
     const std::shared_ptr<Channel> channel_;
   };
 
