@@ -9,7 +9,7 @@
 namespace kvm::mesh {
 namespace {
 
-using Bytes = std::shared_ptr<const std::string>;
+using SharedBytes = std::shared_ptr<const std::string>;
 
 // Messages that wait for one subscriber, as for vLLM's publisher.
 constexpr int kPublishedWaiting = 100'000;
@@ -31,9 +31,9 @@ std::uint64_t FromBigEndian(const zmq::message_t& message) {
 }
 
 // A message that shares the bytes.
-zmq::message_t Share(const Bytes& bytes) {
-  auto owner = std::make_unique<Bytes>(bytes);
-  const auto release = [](void*, void* hint) { delete static_cast<Bytes*>(hint); };
+zmq::message_t Share(const SharedBytes& bytes) {
+  auto owner = std::make_unique<SharedBytes>(bytes);
+  const auto release = [](void*, void* hint) { delete static_cast<SharedBytes*>(hint); };
   // ZeroMQ takes what it does not change as void*.
   zmq::message_t out(const_cast<char*>(bytes->data()), bytes->size(), release, owner.get());
   static_cast<void>(owner.release());
@@ -110,7 +110,7 @@ void EventSockets::Publish(const PublishedBatch& batch) {
   }
 }
 
-bool EventSockets::SendTo(const std::string& identity, const Bytes& topic, std::uint64_t sequence, const Bytes& payload) {
+bool EventSockets::SendTo(const std::string& identity, const SharedBytes& topic, std::uint64_t sequence, const SharedBytes& payload) {
   const auto more = zmq::send_flags::sndmore | zmq::send_flags::dontwait;
   zmq::message_t parts[] = {zmq::message_t(identity), zmq::message_t(), Share(topic), zmq::message_t(BigEndian(sequence))};
   zmq::message_t last = Share(payload);
@@ -137,7 +137,7 @@ bool EventSockets::AnswerNext(const std::function<std::vector<PublishedBatch>(st
   }
   if (parts.size() != 3 || parts[1].size() != 0 || parts[2].size() != 8) return true;  // no request
   const std::string identity = parts[0].to_string();
-  static const Bytes kNothing = std::make_shared<const std::string>();
+  static const SharedBytes kNothing = std::make_shared<const std::string>();
   for (const PublishedBatch& batch : replay(FromBigEndian(parts[2])))
     if (!SendTo(identity, batch.topic, batch.sequence, batch.payload)) return true;
   SendTo(identity, kNothing, kEnd, kNothing);
