@@ -52,7 +52,7 @@ void ZmqEvents::Wake() noexcept {
 
 void ZmqEvents::Use(HeldBlocks held) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     held_ = std::move(held);
   }
   Wake();
@@ -60,7 +60,7 @@ void ZmqEvents::Use(HeldBlocks held) {
 
 bool ZmqEvents::Describe(BlockDescription description) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (waiting_ + description.keys.size() > kMaxWaiting) {
       lost_ += description.keys.size();
       return false;
@@ -76,7 +76,7 @@ void ZmqEvents::TakeBox() {
   std::optional<HeldBlocks> held;
   std::vector<BlockDescription> descriptions;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     held = std::exchange(held_, std::nullopt);
     descriptions = std::exchange(descriptions_, {});
     waiting_ = 0;
@@ -126,7 +126,7 @@ void ZmqEvents::Run() {
       next_pass_ = steady_clock::now() + kPauseAfterFailure;
       std::cerr << "kvmd-mesh: events: " << failed.what() << '\n';
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     counts_ = feed_.counts();
     latest_ = feed_.latest();
   }
@@ -135,7 +135,7 @@ void ZmqEvents::Run() {
 void ZmqEvents::Describe(kvmmesh::EventStatus& out) const {
   out.set_endpoint(sockets_->endpoint());
   out.set_replay_endpoint(sockets_->replay_endpoint());
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   out.set_sequence(latest_);
   out.set_blocks(counts_.blocks);
   out.set_described_blocks(counts_.described);

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -16,6 +15,7 @@
 
 #include "client/mesh/events/event_sockets.h"
 #include "client/mesh/events/node_events.h"
+#include "proto/base/thread_safety.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm::mesh {
@@ -47,13 +47,13 @@ class ZmqEvents : public NodeEvents {
   bool changed_ = false;  // the next pass may have something to tell
   Time next_pass_{}, last_sent_{};
 
-  mutable std::mutex mutex_;
-  std::optional<HeldBlocks> held_;
-  std::vector<BlockDescription> descriptions_;
-  std::size_t waiting_ = 0;  // blocks of descriptions_
-  std::uint64_t lost_ = 0;   // blocks of descriptions that found no room
-  FeedCounts counts_;        // as of the last step
-  std::uint64_t latest_ = 0;
+  mutable Mutex mutex_;
+  std::optional<HeldBlocks> held_ KVM_GUARDED_BY(mutex_);
+  std::vector<BlockDescription> descriptions_ KVM_GUARDED_BY(mutex_);
+  std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // blocks of descriptions_
+  std::uint64_t lost_ KVM_GUARDED_BY(mutex_) = 0;   // blocks of descriptions that found no room
+  FeedCounts counts_ KVM_GUARDED_BY(mutex_);        // as of the last step
+  std::uint64_t latest_ KVM_GUARDED_BY(mutex_) = 0;
   std::atomic<bool> ending_{false};
   std::thread thread_;
 };

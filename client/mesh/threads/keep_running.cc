@@ -59,7 +59,7 @@ void KeepRunning::RestartLost(boost::asio::io_context& io) {
 }
 
 void KeepRunning::RunAll(boost::asio::io_context& io) {
-  bool look = false;
+  bool look = true;  // an earlier call may have been stopped before it looked
   while (!io.stopped()) {
     try {
       if (!look) {
