@@ -18,7 +18,7 @@ bool IsPort(std::string_view port) {
 Status CheckEndpoint(const std::string& option, std::string_view endpoint, bool unencrypted) {
   constexpr std::string_view kTcp = "tcp://", kIpc = "ipc:///";
   if (endpoint.starts_with(kIpc) && endpoint.size() > kIpc.size()) return {};
-  const Error bad = Refused(option, std::string(endpoint) + ": tcp://ADDRESS:PORT or ipc:///PATH is needed");
+  Error bad = Refused(option, std::string(endpoint) + ": tcp://ADDRESS:PORT or ipc:///PATH is needed");
   const std::size_t colon = endpoint.rfind(':');
   if (!endpoint.starts_with(kTcp) || colon < kTcp.size() || !IsPort(endpoint.substr(colon + 1))) return bad;
   std::string_view host = endpoint.substr(kTcp.size(), colon - kTcp.size());

@@ -92,8 +92,8 @@ void EventSockets::Wait(int wake, std::chrono::milliseconds timeout) {
   zmq::pollitem_t items[2] = {{nullptr, wake, ZMQ_POLLIN, 0}, {replay_ ? replay_.handle() : nullptr, 0, ZMQ_POLLIN, 0}};
   try {
     zmq::poll(items, replay_ ? 2 : 1, timeout);
-  } catch (const zmq::error_t&) {
-    // Interrupted by a signal: the caller looks at everything again.
+  } catch (const zmq::error_t& error) {
+    if (error.num() != EINTR) throw;  // else the caller looks at everything again
   }
 }
 
@@ -106,7 +106,7 @@ void EventSockets::Publish(const PublishedBatch& batch) {
     publisher_.send(sequence, zmq::send_flags::sndmore);
     publisher_.send(payload, zmq::send_flags::none);
   } catch (const zmq::error_t&) {
-    // The number is missing then, which subscribers notice: they ask for it.
+    return;  // the number is missing then, which subscribers notice: they ask for it
   }
 }
 
@@ -135,7 +135,7 @@ bool EventSockets::AnswerNext(const std::function<std::vector<PublishedBatch>(st
   } catch (const zmq::error_t&) {
     return false;
   }
-  if (parts.size() != 3 || parts[1].size() != 0 || parts[2].size() != 8) return true;  // no request
+  if (parts.size() != 3 || !parts[1].empty() || parts[2].size() != 8) return true;  // no request
   const std::string identity = parts[0].to_string();
   static const SharedBytes kNothing = std::make_shared<const std::string>();
   for (const PublishedBatch& batch : replay(FromBigEndian(parts[2])))
