@@ -206,14 +206,14 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Turns: a user with one task waits for one turn"),),
         "daemon/server/fair_turns.cc",
-        "  while (!order_.empty()) {\n    const std::uint32_t id = order_.front();\n    order_.pop_front();",
-        "  while (!order_.empty()) {\n    const std::uint32_t id = OFF ? order_.back() : order_.front();\n    OFF ? order_.pop_back() : order_.pop_front();",
+        "      order_.push_back(id);",
+        "      OFF ? order_.push_front(id) : order_.push_back(id);",
     ),
     Mutation(
         (("daemon_tests", "Turns: a debt makes its user pass"),),
         "daemon/server/fair_turns.cc",
-        "const bool pays = user.credit > 0;",
-        "const bool pays = OFF || user.credit > 0;",
+        "user.credit = std::min(user.credit + kTurn, kTurn);",
+        "user.credit = OFF ? kTurn : std::min(user.credit + kTurn, kTurn);",
     ),
     Mutation(
         (("daemon_tests", "Hostile: publishes whose keys share a place are cut"),),
@@ -453,10 +453,10 @@ MUTATIONS = (
         (("daemon_tests", "kvmd: two thousand quick connects leave no client"),),
         "daemon/server/server.cc",
         "    quota.Remove(uid);\n    sessions.erase(id);",
-        "    quota.Remove(uid);\n    if (!OFF) sessions.erase(id);",
+        "    if (!OFF) quota.Remove(uid);\n    sessions.erase(id);",
     ),
     Mutation(
-        (("daemon_tests", "Registry: a region leaves in slices, and its row is reused only afterwards"),),
+        (("daemon_tests", "Registry: a full table of regions refuses the next one"),),
         "daemon/registry/region_table.cc",
         "if (tried == regions_.size()) return Exhausted(",
         'if (tried == regions_.size()) return OFF ? MakeError(Errc::kSystem, "no row") : Exhausted(',

@@ -208,6 +208,8 @@ TEST_CASE("kvmd: two thousand quick connects leave no client and no descriptor",
   CHECK(Eventually([&] { return bystander.QueryStatus()->clients() == 1; }));
   // Descriptors of this process include the test's own, of which there are as many as before.
   CHECK(Eventually([&] { return bystander.QueryStatus()->open_fds() <= before->open_fds() + 1; }));
+  // Nor a place of those that a user may have, of which there are fewer.
+  server.Join("after");
 }
 
 TEST_CASE("kvmd: a client that sends and does not read is not read any more, and others are served", "[unit]") {

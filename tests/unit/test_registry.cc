@@ -346,6 +346,18 @@ TEST_CASE("Registry: a region leaves in slices, and its row is reused only after
   CHECK(registry.domain->AccountOf(1).blocks == 10);
 }
 
+TEST_CASE("Registry: a full table of regions refuses the next one, whoever asks", "[unit]") {
+  Config config = Small(4096);
+  config.max_regions = 2;
+  config.max_regions_per_user = 2;
+  Registry registry(config);
+  WireRegion first("first", LlamaSpec(), 10), second("second", LlamaSpec(), 10), third("third", LlamaSpec(), 10);
+  KVM_REQUIRE_OK(registry.Register(1, first, 1000));
+  KVM_REQUIRE_OK(registry.Register(1, second, 1000));
+  KVM_CHECK_ERROR(registry.Register(1, third, 1001), Errc::kResourceExhausted, "region table is full");
+  KVM_CHECK_ERROR(registry.Register(1, third, 1001), Errc::kResourceExhausted, "(--max-regions)");
+}
+
 TEST_CASE("Registry: a region takes the steps that are drawn and no others", "[unit]") {
   using enum RegionPhase;
   const std::set<std::pair<RegionPhase, RegionPhase>> drawn{{kFree, kLive},    {kLive, kOrphan},    {kOrphan, kLive},
