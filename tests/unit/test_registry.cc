@@ -346,7 +346,7 @@ TEST_CASE("Registry: a region leaves in slices, and its row is reused only after
   CHECK(registry.domain->AccountOf(1).blocks == 10);
 }
 
-TEST_CASE("Registry: a full table of regions refuses the next one, whoever asks", "[unit]") {
+TEST_CASE("Registry: a full table of regions refuses the next one, of any user", "[unit]") {
   Config config = Small(4096);
   config.max_regions = 2;
   config.max_regions_per_user = 2;
