@@ -54,12 +54,6 @@ MUTATIONS = (
         "  if (!OFF && !asks_again && !region->orphan->process->known())\n",
     ),
     Mutation(
-        (("fault_tests", "Host cache: workers killed while they offload"),),
-        "daemon/host_cache/slab_writers.cc",
-        "      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n",
-        "      if (!OFF && writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n",
-    ),
-    Mutation(
         (("fault_tests", "kvmd death: after a restart everything published"), ("fault_tests", "Restart: an owner that survives"), ("fault_tests", "kvmd death: a restart under load"),),
         "client/region/registrar.cc",
         "  connection_ = connection;\n  for (const std::shared_ptr<Region::Impl>& region : Regions()) Request(region, nullptr);\n",
@@ -460,12 +454,6 @@ MUTATIONS = (
         "daemon/registry/region_table.cc",
         "if (tried == regions_.size()) return Exhausted(",
         'if (tried == regions_.size()) return OFF ? MakeError(Errc::kSystem, "no row") : Exhausted(',
-    ),
-    Mutation(
-        (("integration_tests", "Log: a pipe whose reader has gone does not end kvmd"),),
-        "daemon/main.cc",
-        "  std::signal(SIGPIPE, SIG_IGN);\n",
-        "  if (!OFF) std::signal(SIGPIPE, SIG_IGN);\n",
     ),
     Mutation(
         (("proto_tests", "Model spec: a difference names exactly the field that differs"),),
