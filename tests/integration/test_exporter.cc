@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -48,7 +49,15 @@ class Connection {
   }
   bool open() const { return connected_; }
 
-  void Send(const std::string& bytes) { REQUIRE(::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) == ssize_t(bytes.size())); }
+  void Send(const std::string& bytes) {
+    for (std::size_t sent = 0; sent < bytes.size();) {
+      const ssize_t size = ::send(socket_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+      // The exporter ends the connection as soon as it has seen that a request is too long.
+      if (size < 0 && (errno == EPIPE || errno == ECONNRESET)) return;
+      REQUIRE(size > 0);
+      sent += static_cast<std::size_t>(size);
+    }
+  }
   // To the end of the connection.
   std::string ReadAll() {
     std::string all(65536, '\0');
