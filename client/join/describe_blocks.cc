@@ -10,8 +10,6 @@
 namespace kvm {
 namespace {
 
-constexpr std::size_t kMaxAdapterBytes = 512;
-constexpr std::size_t kMaxBlockTokens = 4096;
 // Of keys and tokens; the rest of a message is small.
 constexpr std::size_t kBytesOfMessage = mesh::kMaxMessageBytes - 4096;
 
@@ -20,13 +18,13 @@ constexpr std::size_t kBytesOfMessage = mesh::kMaxMessageBytes - 4096;
 Result<DescribeOutcome> DescribeBlocks(const ModelSpec& spec, std::span<const BlockKey> keys, std::span<const std::uint32_t> tokens,
                                        const DescribeOptions& options) {
   const std::size_t block_tokens = spec.block_tokens;
-  if (block_tokens == 0 || block_tokens > kMaxBlockTokens)
+  if (block_tokens == 0 || block_tokens > mesh::kMaxBlockTokens)
     return MakeError(Errc::kInvalidArgument, "describe: blocks of " + std::to_string(block_tokens) + " tokens");
   if (tokens.size() != keys.size() * block_tokens) {
     return MakeError(Errc::kInvalidArgument, "describe: " + std::to_string(tokens.size()) + " tokens for " + std::to_string(keys.size()) +
                                                  " blocks of " + std::to_string(block_tokens));
   }
-  if (options.adapter.size() > kMaxAdapterBytes) return MakeError(Errc::kInvalidArgument, "describe: the adapter's name is too long");
+  if (options.adapter.size() > mesh::kMaxAdapterBytes) return MakeError(Errc::kInvalidArgument, "describe: the adapter's name is too long");
   const std::string& socket = options.mesh_socket.empty() ? mesh::DefaultMeshSocket() : options.mesh_socket;
   const Fingerprint fingerprint = spec.ComputeFingerprint();
   const std::size_t most = std::min(mesh::kMaxKeys, kBytesOfMessage / (sizeof(BlockKey) + 4 * block_tokens));

@@ -12,9 +12,9 @@ Result<BlockDescription> DecodeDescription(const kvmmesh::Describe& message) {
   if (message.fingerprint().size() != out.fingerprint.bytes.size()) return MakeError(Errc::kProtocol, "a fingerprint has 32 bytes");
   std::memcpy(out.fingerprint.bytes.data(), message.fingerprint().data(), out.fingerprint.bytes.size());
   out.block_tokens = message.block_tokens();
-  if (out.block_tokens == 0 || out.block_tokens > BlockDescription::kMaxBlockTokens)
+  if (out.block_tokens == 0 || out.block_tokens > kMaxBlockTokens)
     return MakeError(Errc::kProtocol, "blocks of " + std::to_string(out.block_tokens) + " tokens");
-  if (message.adapter().size() > BlockDescription::kMaxAdapterBytes) return MakeError(Errc::kProtocol, "the adapter's name is too long");
+  if (message.adapter().size() > kMaxAdapterBytes) return MakeError(Errc::kProtocol, "the adapter's name is too long");
   out.adapter = message.adapter();
   Result<std::vector<BlockKey>> keys = DecodeKeys(message.keys());
   if (!keys) return keys.error();

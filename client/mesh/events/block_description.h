@@ -12,9 +12,6 @@
 namespace kvm::mesh {
 
 struct BlockDescription {
-  static constexpr std::uint32_t kMaxBlockTokens = 4096;
-  static constexpr std::size_t kMaxAdapterBytes = 512;
-
   Fingerprint fingerprint;
   std::uint32_t block_tokens = 0;
   std::vector<BlockKey> keys;

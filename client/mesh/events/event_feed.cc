@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "proto/mesh/mesh_frame.h"
+
 namespace kvm::mesh {
 
 EventFeed::EventFeed(FeedOptions options, std::uint64_t first_sequence, Clock clock)
@@ -22,7 +24,7 @@ void EventFeed::Use(HeldBlocks held) {
 EventFeed::Variants::iterator EventFeed::VariantOf(const Fingerprint& fingerprint, std::uint32_t block_tokens) {
   const auto known = variants_.find(fingerprint);
   if (known != variants_.end()) return known->second.tokens.block_tokens() == block_tokens ? known : variants_.end();
-  if (variants_.size() == kMaxModels || block_tokens == 0 || block_tokens > BlockDescription::kMaxBlockTokens) return variants_.end();
+  if (variants_.size() == kMaxModels || block_tokens == 0 || block_tokens > kMaxBlockTokens) return variants_.end();
   return variants_.try_emplace(fingerprint, block_tokens, options_.most_blocks).first;
 }
 

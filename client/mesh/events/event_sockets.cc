@@ -106,7 +106,7 @@ void EventSockets::Publish(const PublishedBatch& batch) {
     publisher_.send(sequence, zmq::send_flags::sndmore);
     publisher_.send(payload, zmq::send_flags::none);
   } catch (const zmq::error_t&) {
-    return;  // the number is missing then, which subscribers notice: they ask for it
+    return;  // subscribers see the gap in the sequence numbers, and ask for a replay
   }
 }
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from demo_engine import Remote
-from demo_models import SHAPES
 
 
 def visible(gpus: list[str], engine: int) -> str:
@@ -119,7 +118,7 @@ class Arms:
             "kv_bytes": options.kv_bytes if gpus[0] else 0,
             "memory": 0.45 if gpus[0] == gpus[1] or options.tp > 1 else 0.9,
             "tp": options.tp,
-            "block_tokens": SHAPES[options.shape].block_tokens or options.block_tokens,
+            "block_tokens": options.block_tokens,
         }
         self._seeds = list(range(1000, 1000 + options.prompts))
         self._unrelated = list(range(5000, 5000 + options.requests))

@@ -28,8 +28,8 @@ class Engine:
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         from vllm import LLM
 
-        shape = SHAPES[settings["shape"]]
-        self.vocabulary = shape.config["vocab_size"]
+        self.vocabulary = SHAPES[settings["shape"]].config["vocab_size"]
+        self.block_tokens = settings["block_tokens"]
         arguments: dict[str, Any] = {}
         if settings["connector"]:
             arguments["kv_transfer_config"] = settings["connector"]
@@ -46,7 +46,7 @@ class Engine:
             enforce_eager=settings["eager"],
             enable_prefix_caching=True,
             disable_log_stats=True,
-            block_size=shape.block_tokens or settings["block_tokens"],
+            block_size=settings["block_tokens"],
             tensor_parallel_size=settings["tp"],
             **arguments,
         )
@@ -89,8 +89,8 @@ class Engine:
         seconds = time.perf_counter() - began
         self.idle()
         # The last block of a prompt is computed for every request
-        last = tokens - max(output.num_cached_tokens or 0 for output in outputs) if copies > 1 else 0
-        computed = sum(max(tokens - (output.num_cached_tokens or 0) - last, 0) for output in outputs)
+        shared = (tokens - 1) // self.block_tokens * self.block_tokens
+        computed = sum(max(shared - (output.num_cached_tokens or 0), 0) for output in outputs)
         return {"seconds": seconds, "computed": computed}
 
     def forget(self) -> bool:
@@ -134,7 +134,7 @@ class Remote:
         self._log = log
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "--serve"],
+                [sys.executable, __file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
