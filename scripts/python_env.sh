@@ -8,7 +8,7 @@
 #
 # --vllm: build/vllm-env on top of it, with vLLM's CPU build, for the tests of the connector; prints
 # that one. And build/vllm-newest-env on top of both, with the newest vLLM's and its PyTorch; if
-# that one can't be made, a line says so. --routers: build/dynamo-env with Dynamo's KV indexer, for
+# that one can't be made, a line says so. --routers: build/dynamo-env with Dynamo's router, for
 # the tests of kvmd-mesh's events; without it they are skipped, and a line says so. --no-package:
 # what is downloaded alone.
 set -euo pipefail
@@ -157,11 +157,11 @@ if [ "$with_routers" = yes ]; then
   if ! up_to_date "$dynamo" "$wanted"; then
     echo "making $dynamo (once)" >&2
     fresh "$dynamo"
-    if install "$dynamo" -r "$dynamo_requirements"; then
+    if install "$dynamo" --no-deps -r "$dynamo_requirements"; then
       printf '%s\n' "$wanted" >"$dynamo/installed"
     else
       rm -rf "$dynamo"
-      echo "python_env.sh: Dynamo's indexer could not be installed: its tests are skipped" >&2
+      echo "python_env.sh: Dynamo could not be installed: its tests are skipped" >&2
     fi
   fi
 fi

@@ -2,9 +2,9 @@
 # virtual environment that scripts/python_env.sh makes; without it there are none, and nothing here
 # needs Python packages. KVM_VLLM_ENV and KVM_VLLM_NEWEST_ENV are those that its --vllm makes;
 # without them the tests with real vLLM engines skip. KVM_DYNAMO_ENV: the same of --routers, for the
-# tests with Dynamo's indexer.
+# tests with Dynamo.
 set(KVM_VLLM_NEWEST_ENV "" CACHE PATH "Virtual environment with the newest vLLM, from scripts/python_env.sh --vllm")
-set(KVM_DYNAMO_ENV "" CACHE PATH "Virtual environment with Dynamo's KV indexer, from scripts/python_env.sh --routers")
+set(KVM_DYNAMO_ENV "" CACHE PATH "Virtual environment with Dynamo, from scripts/python_env.sh --routers")
 set(KVM_VLLM_ENV "" CACHE PATH "Virtual environment with vLLM, from scripts/python_env.sh --vllm")
 set(KVM_PYTHON_ENV "" CACHE PATH "Virtual environment for the Python suite, from scripts/python_env.sh")
 
@@ -57,6 +57,7 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "joins of other nodes' blocks" COMMAND ${pytest} -rs test_join.py)
   kvm_python_test(NAME "events for routers, read by vLLM's classes" TIMEOUT 300 COMMAND ${pytest_newest} -rs test_mesh_events.py)
   kvm_python_test(NAME "events for routers, followed by Dynamo's indexer" TIMEOUT 600 COMMAND ${pytest} -rs test_mesh_routers.py)
+  kvm_python_test(NAME "events for routers, by which Dynamo's frontend routes" TIMEOUT 600 COMMAND ${pytest} -rs test_mesh_frontend.py)
   kvm_python_test(NAME "tokens that the vLLM connector tells" COMMAND ${pytest} test_vllm_descriptions.py)
   kvm_python_test(NAME "tensors as regions" COMMAND ${pytest} test_torch_memory.py)
   kvm_python_test(NAME "GPU memory" GPU TIMEOUT 600 COMMAND ${pytest} test_gpu.py)

@@ -1,4 +1,4 @@
-"""The KV indexer of Dynamo, a router's view of who holds which prefix: from PyPI, in a process of its own."""
+"""Dynamo from PyPI, each part in a process of its own: its KV indexer, its frontend, a worker for an engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ def dynamo_python() -> str:
     """The Python of the environment that scripts/python_env.sh --routers makes."""
     python = pathlib.Path(os.environ.get("KVM_DYNAMO_ENV") or "/nonexistent") / "bin" / "python"
     if not python.is_file():
-        pytest.skip("Dynamo's indexer is not installed (scripts/python_env.sh --routers)")
+        pytest.skip("Dynamo is not installed (scripts/python_env.sh --routers)")
     return str(python)
 
 
@@ -31,19 +31,23 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _start(arguments: Sequence[str], log: pathlib.Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [dynamo_python(), *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RUST_LOG": "info", "PYTHONPATH": "", **environment},
+        )
+
+
 class DynamoIndexer:
     """``python -m dynamo.indexer``."""
 
     def __init__(self, log: pathlib.Path) -> None:
         self._port = _free_port()
         self.log = log
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                [dynamo_python(), "-m", "dynamo.indexer", "--port", str(self._port), "--threads", "1"],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "RUST_LOG": "info", "PYTHONPATH": ""},
-            )
+        self._process = _start(["-m", "dynamo.indexer", "--port", str(self._port), "--threads", "1"], log, {})
         eventually(self._answers, tries=6000)
 
     def _answers(self) -> bool:
@@ -81,3 +85,59 @@ class DynamoIndexer:
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+class DynamoFrontend:
+    """``python -m dynamo.frontend``, which routes by events, and the example's workers for engines."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder, self._port = folder, _free_port()
+        self._environment = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(folder / "workers")}
+        self._workers: list[subprocess.Popen[bytes]] = []
+        # Of several that are equal, the one with most of the prompt; nothing by chance, nothing by guess
+        command = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(self._port)]
+        self._process = _start([*command, "--router-mode", "kv"], folder / "frontend.log", self._environment)
+
+    def add_worker(self, server: str, model: pathlib.Path, events: str, block_tokens: int) -> None:
+        """A worker for the server at this URL, whose node's kvmd-mesh publishes events at ``events``.
+
+        ``model``: a folder with a tokenizer and a file ``template`` for chats.
+        """
+        example = pathlib.Path(__file__).resolve().parents[3] / "client" / "python" / "examples" / "dynamo_worker.py"
+        arguments = [str(example), "--server", server, "--model", str(model), "--events", events]
+        arguments += ["--block-tokens", str(block_tokens), "--chat-template", str(model / "template")]
+        log = self._folder / f"worker{len(self._workers)}.log"
+        self._workers.append(_start(arguments, log, self._environment))
+
+    def wait(self) -> None:
+        """Until the frontend knows all workers and their model."""
+
+        def known() -> bool:
+            instances = self._get("/health").get("instances", [])
+            found = [each for each in instances if each["endpoint"] == "generate"]
+            return len(found) == len(self._workers) and len(self._get("/v1/models").get("data", [])) == 1
+
+        eventually(known, tries=6000)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=5) as answer:
+                return dict(json.loads(answer.read()))
+        except OSError:
+            return {}
+
+    def complete(self, prompt: str) -> dict[str, Any]:
+        """The answer of OpenAI's interface for completions."""
+        body = {"model": "demo", "prompt": prompt, "max_tokens": 1, "temperature": 0}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return dict(json.loads(answer.read()))
+
+    def stop(self) -> None:
+        for process in (*self._workers, self._process):
+            process.kill()
+            process.communicate()
