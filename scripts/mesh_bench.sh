@@ -4,7 +4,11 @@
 # in two network namespaces with a veth pair between them. Where ucx_perftest and python3 are, what
 # UCX and one TCP stream do by themselves is measured in the same turns.
 #
-#   scripts/mesh_bench.sh [--namespaces] [--runs N] [--block-bytes SIZE] [--blocks N] [BUILD_DIR]
+# --baselines PYTHON: also what Redis, NIXL and Mooncake's store take for the same blocks, those of
+# them that are there (tests/bench/mesh_baselines.py, run by this Python).
+#
+#   scripts/mesh_bench.sh [--namespaces] [--runs N] [--block-bytes SIZE] [--blocks N]
+#                         [--baselines PYTHON] [BUILD_DIR]
 #
 # Default: 3 runs, 64 blocks of 2 MiB, build/dev.
 set -euo pipefail
@@ -13,14 +17,16 @@ namespaces=no
 runs=3
 block_bytes=2MiB
 blocks=64
+python=
 while [ $# -gt 0 ]; do
   case "$1" in
     --namespaces) namespaces=yes && shift ;;
     --runs) runs=$2 && shift 2 ;;
     --block-bytes) block_bytes=$2 && shift 2 ;;
     --blocks) blocks=$2 && shift 2 ;;
+    --baselines) python=$2 && shift 2 ;;
     -h | --help)
-      sed -n '2,10s/^# \{0,1\}//p' "$0"
+      sed -n '2,14s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *) break ;;
@@ -130,6 +136,32 @@ print("one TCP stream: %.2f GB/s" % (1000 * len(block) / (time.monotonic() - beg
   stop_started
 }
 
+# measure_baseline NAME: one of tests/bench/mesh_baselines.py, node a the source.
+measure_baseline() {
+  local side=("$python" tests/bench/mesh_baselines.py)
+  local options=("$1" "$address_a" --blocks "$blocks" --block-bytes "$(numfmt --from=auto "${block_bytes%B}")")
+  export UCX_TLS=tcp,self UCX_NET_DEVICES=$device
+  mkfifo "$work/end"
+  "${in_a[@]}" "${side[@]}" source "${options[@]}" <"$work/end" >"$work/source.log" 2>&1 &
+  started+=($!)
+  exec 9>"$work/end"
+  until grep -q '^ready' "$work/source.log"; do
+    if ! kill -0 "${started[0]}" 2>/dev/null; then
+      echo "$1: not measured: $(tail -n 1 "$work/source.log")"
+      break
+    fi
+    sleep 0.1
+  done
+  if grep -q '^ready' "$work/source.log"; then
+    "${in_b[@]}" "${side[@]}" fetch "${options[@]}" --own-address "$address_b" 2>"$work/fetch.log" | grep "^$1: " ||
+      echo "$1: failed: $(tail -n 1 "$work/fetch.log")"
+  fi
+  exec 9>&- # the source ends what it has started
+  wait "${started[0]}" || true
+  started=()
+  rm "$work/end"
+}
+
 echo "load before: $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) cores, $device, blocks of $block_bytes"
 for _ in $(seq "$runs"); do
   measure tcp
@@ -137,5 +169,6 @@ for _ in $(seq "$runs"); do
   measure ucx put_zcopy
   measure_stream
   measure_ucx
+  [ -z "$python" ] || for name in redis nixl mooncake; do measure_baseline "$name"; done
 done
 echo "load after: $(cut -d' ' -f1-3 /proc/loadavg)"
