@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 PORT = 7620
 
@@ -121,11 +122,11 @@ def redis_fetch(address: str, into: Memory) -> Iterator[Callable[[], None]]:
         yield fetch
 
 
-def nixl_agent(name: str, memory: Memory):
-    from nixl._api import nixl_agent as Agent
-    from nixl._api import nixl_agent_config
+def nixl_agent(name: str, memory: Memory) -> tuple[Any, Any]:
+    """An agent that knows the memory, and its blocks as descriptors."""
+    import nixl._api as api
 
-    agent = Agent(name, nixl_agent_config(backends=["UCX"]))
+    agent = api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"]))
     agent.register_memory([(memory.address(0), memory.size * memory.count, 0, "")], "DRAM")
     blocks = [(memory.address(block), memory.size, 0) for block in range(memory.count)]
     return agent, agent.get_xfer_descs(blocks, "DRAM")
@@ -167,7 +168,7 @@ def nixl_fetch(address: str, into: Memory) -> Iterator[Callable[[], None]]:
     yield fetch
 
 
-def mooncake_store(address: str, master: str, segment: int, memory: Memory):
+def mooncake_store(address: str, master: str, segment: int, memory: Memory) -> Any:
     from mooncake.store import MooncakeDistributedStore
 
     store = MooncakeDistributedStore()

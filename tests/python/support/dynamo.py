@@ -94,7 +94,6 @@ class DynamoFrontend:
         self._folder, self._port = folder, _free_port()
         self._environment = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(folder / "workers")}
         self._workers: list[subprocess.Popen[bytes]] = []
-        # Of several that are equal, the one with most of the prompt; nothing by chance, nothing by guess
         command = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(self._port)]
         self._process = _start([*command, "--router-mode", "kv"], folder / "frontend.log", self._environment)
 
