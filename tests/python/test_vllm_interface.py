@@ -124,6 +124,7 @@ OURS = {
     "requires_kv_delivery": "before 0.27 vLLM never computes a preempted request again because of a hand-over",
     "unregister_kv_caches": "before 0.33 the memory of an engine that can sleep is refused when it is registered",
     "restore_kv_caches": "as unregister_kv_caches",
+    "get_mem_pool_context": "before 0.31 an engine with kv_pool=exportable does not start",
     "get_transfer_results": "before 0.30 several KV-cache groups are refused, and blocks that fail are reported",
 }
 
@@ -171,6 +172,11 @@ def test_every_hook_that_the_connector_needs_is_called(release: Source) -> None:
     called = release.called("v1")
     for group in CALLED:
         assert called.intersection(group.split()), group
+
+
+def test_a_release_that_asks_for_a_pool_allocates_kv_caches_under_it(release: Source) -> None:
+    if "get_mem_pool_context" in release.classes(BASE)["KVConnectorBase_V1"].methods:
+        assert "get_mem_pool_context" in release.called("v1/worker")
 
 
 def test_a_release_that_binds_the_cache_manager_binds_the_pool_with_it(release: Source) -> None:

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from kvclient._native import Client, ModelSpec
 from kvclient.errors import KvError, UnsupportedError
 from kvclient.vllm.events import event_of
 from kvclient.vllm.groups import groups_of
+from kvclient.vllm.kv_pool import KvPool, obstacle
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
@@ -101,6 +103,10 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 "KvMarketConnector: load=sync gives wrong tokens with vLLM's V2 model runner, which goes on from stale "
                 "positions when a block fails (vLLM issue 49250); use load=async, or VLLM_USE_V2_MODEL_RUNNER=0"
             )
+        if self._options.kv_pool == "exportable":
+            why_not = obstacle(vllm_config, asks=hasattr(KVConnectorBase_V1, "get_mem_pool_context"))
+            if why_not:
+                raise ValueError(f"KvMarketConnector: kv_pool=exportable, but {why_not}")
         self._engine_id = str(getattr(transfer, "engine_id", "") or "")
         self._name = f"vllm-{os.getpid()}-{(self._engine_id or str(id(self)))[:8]}"
         self._off = ""
@@ -108,6 +114,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler = SchedulerSide(self._options) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(self._options) if role == KVConnectorRole.WORKER else None
         self._memory: WorkerMemory | None = None
+        self._kv_pool: KvPool | None = None
         self._registration: EngineRegistration | None = None
         self._watches_steps = False
         self._pool: Any = None  # vLLM's BlockPool
@@ -126,6 +133,18 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.close()
 
     # ---- worker ----
+
+    @_guarded(lambda: None)
+    def get_mem_pool_context(self) -> AbstractContextManager[Any] | None:
+        """What vLLM allocates its KV caches under; None: memory of its own."""
+        if self._off or self._worker is None or self._options.kv_pool == "engine" or not torch.cuda.is_available():
+            return None
+        try:
+            self._kv_pool = KvPool()
+        except KvError as error:
+            self._turn_off(f"kv_pool=exportable: {error}")
+            return None
+        return self._kv_pool.allocating()
 
     @_guarded(lambda: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:

@@ -56,6 +56,9 @@ class ConnectorOptions:
     #: ``auto``: from vLLM's own block hashes where these are the same in every process;
     #: ``tokens``: always from tokens.
     keys: Literal["auto", "tokens"] = "auto"
+    #: ``engine``: vLLM's own memory, which peers map read-write; ``exportable``: a pool that they map
+    #: read-only. Of engines on a GPU.
+    kv_pool: Literal["engine", "exportable"] = "engine"
     #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30
 
@@ -83,6 +86,10 @@ class ConnectorOptions:
             raise InvalidArgumentError(f"kv_connector_extra_config: load is {options.load!r}, not async or sync")
         if options.keys not in ("auto", "tokens"):
             raise InvalidArgumentError(f"kv_connector_extra_config: keys is {options.keys!r}, not auto or tokens")
+        if options.kv_pool not in ("engine", "exportable"):
+            raise InvalidArgumentError(
+                f"kv_connector_extra_config: kv_pool is {options.kv_pool!r}, not engine or exportable"
+            )
         if options.share_across_tp_sizes and not options.weights_digest:
             raise InvalidArgumentError(
                 "kv_connector_extra_config: share_across_tp_sizes needs weights_digest, the same text in every engine: "
