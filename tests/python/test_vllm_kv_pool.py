@@ -26,7 +26,7 @@ def test_the_option_names_a_kind_of_memory() -> None:
 
 def test_an_engine_that_would_share_read_write_memory_instead_is_told_why() -> None:
     assert kv_pool.obstacle(config(sleeps=False), asks=True) == ""
-    assert kv_pool.obstacle(SimpleNamespace(model_config=None), asks=True) == ""  # a release without sleep mode
+    assert kv_pool.obstacle(SimpleNamespace(model_config=None), asks=True) == ""
     assert "0.31 and later" in kv_pool.obstacle(config(sleeps=False), asks=False)
     assert "sleep mode" in kv_pool.obstacle(config(sleeps=True), asks=True)
 

@@ -56,8 +56,8 @@ class ConnectorOptions:
     #: ``auto``: from vLLM's own block hashes where these are the same in every process;
     #: ``tokens``: always from tokens.
     keys: Literal["auto", "tokens"] = "auto"
-    #: ``engine``: vLLM's own memory, which peers map read-write; ``exportable``: a pool that they map
-    #: read-only. Of engines on a GPU.
+    #: Of engines on a GPU. ``engine``: vLLM's own memory, which peers map read-write;
+    #: ``exportable``: a pool that they map read-only.
     kv_pool: Literal["engine", "exportable"] = "engine"
     #: Host memory for shared blocks of engines on a CPU, whose KV memory can't be shared in place.
     host_cache_bytes: int = 1 << 30
