@@ -62,23 +62,26 @@ class Decoding:
 
     def __init__(self, socket: str, count: int, steps: int, together: bool) -> None:
         self.pool = Pool(count * (3 + (steps + BLOCK) // BLOCK) + 1)
-        self.side = side_of(socket, self.pool)
-        self.requests = [
+        self.side = side_of(socket, self.pool, EngineHashes("keys=bench", True, hash_of))
+        self.requests: list[Any] = [
             Request(f"r{i}", list(range(40 if together else 40 + i % BLOCK)), 10_000) for i in range(count)
         ]
         self.names = [request.request_id for request in self.requests]
         started = []
         for request in self.requests:
-            self.side.matched_tokens(request, 0)
+            request.block_hashes = [hash_of(request.all_token_ids[:BLOCK])]
             request.blocks = self.pool.take(-(-request.num_tokens // BLOCK))
             self._cache(request)
+            self.side.matched_tokens(request, 0)
             started.append(NewRequest(request.request_id, ([block.block_id for block in request.blocks],)))
         self.side.plan(Output(scheduled_new_reqs=started))
         for request in self.requests:
             request.num_computed_tokens = request.num_tokens
 
-    def _cache(self, request: Request) -> None:
+    def _cache(self, request: Any) -> None:
         for index in range(request.num_tokens // BLOCK):
+            if index == len(request.block_hashes):
+                request.block_hashes.append(hash_of([int(request.request_id[1:]), index]))
             if request.blocks[index].block_hash is None:
                 self.pool.cache(request.blocks[index], request.request_id.encode() + index.to_bytes(4, "big"))
 
