@@ -51,7 +51,7 @@ class Admission:
         last = self._lookups.without_gaps((tracked.request.num_tokens - 1) // size)
         if last <= first or (last - first) * size < self._min_tokens:
             return 0
-        found = self._lookups.found(tracked.keys.upto(last), first, last)
+        found = self._lookups.found(tracked.keys, first, last)
         if first + found < last and self._waits(tracked, first, found, last, now):
             return None
         tokens = found * size

@@ -232,12 +232,9 @@ class Publishing:
 
     def _run(self, tracked: TrackedRequest, number: int, first: int, blocks: list[int]) -> PublishRun:
         """A run of the request's blocks in one group, which are its blocks from ``first`` on."""
-        last = first + len(blocks)
-        keys = of_group(number, self._shard_count, tracked.keys.upto(last))
-        before = (
-            [each[first - 1] for each in keys] if first else of_group(number, self._shard_count, tracked.keys.roots)
-        )
-        return PublishRun(blocks, first, [each[first:last] for each in keys], before)
+        shards, keys = of_group(number, self._shard_count), tracked.keys
+        of_run = keys.between(shards, first, first + len(blocks))
+        return PublishRun(blocks, first, of_run, keys.before(shards, first))
 
 
 def _extend(tracked: TrackedRequest, given: Iterable[Given]) -> None:
