@@ -152,6 +152,11 @@ class RequestKeys:
             return [self.roots[number] for number in shards]
         return [keys[0] for keys in self.between(shards, first - 1, first)]
 
+    def names(self, first: int, last: int) -> BlockKeys:
+        """What all shards' keys of the blocks [first, last) are derived from."""
+        self._name(last)
+        return self._names[first:last]
+
     def _name(self, blocks: int) -> None:
         if self._input_now() != self._input:
             # A streaming session has gone on, with other tokens or items that reach into earlier

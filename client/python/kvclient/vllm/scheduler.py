@@ -21,6 +21,7 @@ from kvclient.vllm.admission import Admission
 from kvclient.vllm.computing import Computing
 from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.equal_prefixes import EqualPrefixes
 from kvclient.vllm.failed_loads import FailedLoads
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
@@ -56,6 +57,7 @@ class SchedulerSide:
         self._joins = Joins(options)
         self._descriptions = Descriptions(options)
         self._computing = Computing(options.wait_for_computing_s)
+        self._equal = EqualPrefixes(1, 1, 0.0)
         self._client: Client | None = None
         self._model: RunningModel | None = None
         self._lookups: Lookups | None = None
@@ -104,12 +106,14 @@ class SchedulerSide:
         self._lookups = Lookups(
             client, groups, len(shards), spec.block_tokens, include_own=include_own, by_request=by_request
         )
+        self._equal = EqualPrefixes(self._block_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s)
         self._admission = Admission(
             self._options,
             client,
             self._lookups,
             self._computing,
             None if several else self._joins,
+            self._equal,
             self.counters,
             spec.block_tokens,
             include_own=include_own,
@@ -183,6 +187,7 @@ class SchedulerSide:
         tracked = self._track(request)
         tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
         self._loads.asked_again(request.request_id)
+        self._equal.ended(request.request_id)
         if not self._requests.certain(tracked, self.model, computed) or not tracked.imports:
             return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
@@ -208,7 +213,11 @@ class SchedulerSide:
         if self.active and external_tokens:
             wait = self._options.load == "sync"
             self.publishing.reallocated(request.request_id)
-            self._loads.add(self._track(request), tables, external_tokens, self._pool, wait=wait)
+            tracked = self._track(request)
+            self._loads.add(tracked, tables, external_tokens, self._pool, wait=wait)
+            if not wait:  # else the engine knows the blocks at once
+                first = tracked.local_blocks
+                self._equal.began(tracked, first, first + external_tokens // self._block_tokens)
 
     def given(self, request: Any, blocks: Callable[[], Sequence[int]]) -> None:
         """The engine has allocated ``blocks()``, all of the request's, and this connector loads none of them.
@@ -278,6 +287,7 @@ class SchedulerSide:
             tracked = self._requests.by_id.get(request_id)
             if tracked is not None:
                 self._note_result(tracked)
+                self._equal.ended(request_id)
                 tracked.loading = False
                 tracked.since = self._step
                 self.publishing.consider(request_id, tracked)
@@ -299,6 +309,7 @@ class SchedulerSide:
         tracked = self._requests.by_id.pop(request_id, None)
         recomputed = self._publishing is not None and self._publishing.drop(request_id, tracked)
         outside = self._loads.drop(request_id)
+        self._equal.forget(request_id)
         self._joins.forget(request_id)
         if tracked is None or not self._shares(tracked):
             return 0
@@ -339,6 +350,7 @@ class SchedulerSide:
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._computing.leave()
+        self._equal.leave()
         self._descriptions.close()
         self._client = self._lookups = self._admission = None  # none of them keeps the client
         return StepPlan(withdraw_all=True, loads=self._loads.leave())
