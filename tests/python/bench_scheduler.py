@@ -15,6 +15,7 @@ from typing import Any
 import kvclient
 from kvclient.daemon import PrivateDaemon
 from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.scheduler import SchedulerSide
 from support.paged_pool import Pool
@@ -36,14 +37,20 @@ def fastest(repetitions: int, call: Callable[[int], object]) -> float:
     return 1e6 * min(times)
 
 
-def side_of(socket: str, pool: Pool, hashes: EngineHashes | None = None, ranks: int = 1) -> SchedulerSide:
+def side_of(
+    socket: str,
+    pool: Pool,
+    hashes: EngineHashes | None = None,
+    ranks: int = 1,
+    groups: Sequence[KvGroup] = (KvGroup(),),
+) -> SchedulerSide:
     """An engine's scheduler side with blocks of 16 tokens."""
     spec = small_spec(block_tokens=BLOCK, tp_size=ranks, num_kv_heads=ranks)
     side = SchedulerSide(ConnectorOptions(socket=socket))
     client = kvclient.Client(socket, name="bench")
     client.declare_model(spec)
     shards = [kvclient.Shard(tp_rank=rank, tp_size=ranks) for rank in range(ranks)]
-    side.attach(client, spec, shards, **({"hashes": hashes} if hashes else {}))
+    side.attach(client, spec, shards, hashes=hashes, groups=groups, by_request=len(groups) > 1)
     side.bind_pool(pool)
     return side
 
@@ -62,23 +69,26 @@ class Decoding:
 
     def __init__(self, socket: str, count: int, steps: int, together: bool) -> None:
         self.pool = Pool(count * (3 + (steps + BLOCK) // BLOCK) + 1)
-        self.side = side_of(socket, self.pool)
-        self.requests = [
+        self.side = side_of(socket, self.pool, EngineHashes("keys=bench", True, hash_of))
+        self.requests: list[Any] = [
             Request(f"r{i}", list(range(40 if together else 40 + i % BLOCK)), 10_000) for i in range(count)
         ]
         self.names = [request.request_id for request in self.requests]
         started = []
         for request in self.requests:
-            self.side.matched_tokens(request, 0)
+            request.block_hashes = [hash_of(request.all_token_ids[:BLOCK])]
             request.blocks = self.pool.take(-(-request.num_tokens // BLOCK))
             self._cache(request)
+            self.side.matched_tokens(request, 0)
             started.append(NewRequest(request.request_id, ([block.block_id for block in request.blocks],)))
         self.side.plan(Output(scheduled_new_reqs=started))
         for request in self.requests:
             request.num_computed_tokens = request.num_tokens
 
-    def _cache(self, request: Request) -> None:
+    def _cache(self, request: Any) -> None:
         for index in range(request.num_tokens // BLOCK):
+            if index == len(request.block_hashes):
+                request.block_hashes.append(hash_of([int(request.request_id[1:]), index]))
             if request.blocks[index].block_hash is None:
                 self.pool.cache(request.blocks[index], request.request_id.encode() + index.to_bytes(4, "big"))
 
@@ -112,30 +122,40 @@ def lookup(socket: str, hashed: bool, ranks: int) -> float:
     return fastest(200, lambda number: side.matched_tokens(requests[number], 0))
 
 
-def hit(socket: str) -> tuple[float, float]:
+def hit(socket: str, windows: Sequence[int] = (0,), *, windows_at: int = 0) -> tuple[float, float]:
     """The same for different prompts that a peer has published whole: the fastest, and the median.
 
-    Between two of them, 64 KiB that nothing else uses are written: vLLM's scheduler does other work in between, too.
+    ``windows``: for each KV-cache group the tokens that its layers reach, 0: all. Of windows, the peer has published
+    what is needed to go on after all blocks but the last ``windows_at`` + 1 ones, as vLLM keeps them. Between two
+    prompts, 64 KiB that nothing else uses are written: vLLM's scheduler does other work in between, too.
     """
-    count, blocks = 64, PROMPT // BLOCK
-    side = side_of(socket, Pool(64), EngineHashes("keys=bench", True, hash_of))
-    spec = small_spec(block_tokens=BLOCK)
+    count, blocks, groups = 64, PROMPT // BLOCK, [KvGroup(window) for window in windows]
+    side = side_of(socket, Pool(64), EngineHashes("keys=bench", True, hash_of), groups=groups)
+    spec, end = small_spec(block_tokens=BLOCK), blocks - 1 - windows_at
     peer = kvclient.Client(socket, name="peer")
-    region = peer.allocate_region(peer.declare_model(spec), kvclient.Geometry.contiguous(count * blocks, 256), name="p")
-    shard = kvclient.ShardKeys(spec, kvclient.Shard())
+    region = peer.allocate_region(
+        peer.declare_model(spec), kvclient.Geometry.contiguous(count * blocks * len(groups), 256), name="p"
+    )
     requests: list[Any] = []
+    free = iter(range(count * blocks * len(groups)))
     for number in range(count):
         request: Any = Request(f"r{number}", [number + i for i in range(PROMPT)], 1)
         first = hash_of(request.prompt_token_ids[:BLOCK])
         request.block_hashes = [first, *(hash_of([number, index]) for index in range(1, blocks))]
-        names, keys = kvclient.BlockKeys(), kvclient.BlockKeys()
+        names = kvclient.BlockKeys()
         names.extend_hashes(request.block_hashes, blocks)
-        shard.extend(keys, names)
-        writes = region.begin_writes(list(range(number * blocks, (number + 1) * blocks)))
-        region.publish_run(keys, shard.root, 0, writes)
+        for place, group in enumerate(groups):
+            keys, shard = kvclient.BlockKeys(), kvclient.ShardKeys(spec, kvclient.Shard(kv_group=place))
+            shard.extend(keys, names)
+            begin, last = (group.first_block(end * BLOCK, BLOCK), end) if group.window else (0, blocks)
+            parent = keys[begin - 1] if begin else shard.root
+            region.publish_run(
+                keys[begin:last], parent, begin, region.begin_writes([next(free) for _ in keys[begin:last]])
+            )
         requests.append(request)
     region.flush(60.0)
-    while side.matched_tokens(requests[0], 0)[0] != PROMPT - BLOCK:  # until the region is mapped
+    wanted = (end if any(windows) else blocks - 1) * BLOCK
+    while side.matched_tokens(requests[0], 0)[0] != wanted:  # until the region is mapped
         time.sleep(0.01)
     other, times = bytearray(1 << 16), []
     for _ in range(5):
@@ -145,7 +165,7 @@ def hit(socket: str) -> tuple[float, float]:
             began = time.perf_counter()
             tokens, _ = side.matched_tokens(request, 0)
             times.append(1e6 * (time.perf_counter() - began))
-            assert tokens == PROMPT - BLOCK
+            assert tokens == wanted
     times.sort()
     peer.close()
     return times[0], times[len(times) // 2]
@@ -165,8 +185,14 @@ def main() -> None:
                 what = "vLLM's hashes" if hashed else "tokens"
                 spent = lookup(kvmd.socket, hashed, ranks)
                 print(f"lookup of {PROMPT} tokens, {ranks} ranks, keys from {what:13}: {spent:7.1f} us")
-        spent, median = hit(kvmd.socket)
-        print(f"lookup of {PROMPT} tokens, all of them found, vLLM's hashes: {spent:7.1f} us, median {median:7.1f} us")
+        for what, windows, windows_at in (
+            ("one group", (0,), 0),
+            ("full and window", (0, 128), 0),
+            ("full and window, 64 blocks earlier", (0, 128), 64),
+            ("full and two windows, one of 4,096", (0, 128, 4096), 0),
+        ):
+            spent, median = hit(kvmd.socket, windows, windows_at=windows_at)
+            print(f"lookup of {PROMPT} tokens, found, {what:34}: {spent:7.1f} us, median {median:7.1f} us")
 
 
 if __name__ == "__main__":

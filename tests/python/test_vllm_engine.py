@@ -97,6 +97,19 @@ def test_both_directions_and_with_background_loads(engines: dict[str, Worker]) -
         same_bytes(engines, ids, 3)
 
 
+def test_equal_requests_that_arrive_at_once_import_their_prefix_once(engines: dict[str, Worker]) -> None:
+    ids = prompt(203, seed=31)
+    [(expected, _)] = engines["plain"].call("generate", [ids], 12)
+    engines["second"].call("generate", [ids], 1)
+    engines["second"].call("idle_step")
+    before = engines["first"].call("stats")["imported"]
+    got = engines["first"].call("generate", [ids] * 4, 12)
+    assert [tokens for tokens, _ in got] == [expected] * 4
+    assert [cached for _, cached in got] == [6 * BLOCK] * 4
+    assert engines["first"].call("stats")["imported"] - before == 6
+    same_bytes(engines, ids, 6)
+
+
 def test_salts_do_not_share(engines: dict[str, Worker]) -> None:
     ids = prompt(100, seed=3)
     engines["first"].call("generate", [ids], 4, salt="a")

@@ -104,8 +104,8 @@ def test_keys_grow_with_the_engines_hashes() -> None:
     request.block_hashes.extend(every[2:])
     assert [list(each) for each in keys.upto(4)] == engine_keys(list(range(16)), shards(2))
     assert [list(each)[:2] for each in keys.upto(4)] == first
-    assert keys.parents(2) == [each[1] for each in first]
-    assert len(set(keys.parents(0)) | {key for each in first for key in each}) == 6
+    assert keys.before(range(2), 2) == [each[1] for each in first]
+    assert len(set(keys.before(range(2), 0)) | {key for each in first for key in each}) == 6
 
 
 def test_hashes_that_are_not_what_they_are_said_to_be_are_refused() -> None:
@@ -153,6 +153,24 @@ def test_the_tokens_are_hashed_once_for_all_shards(monkeypatch: pytest.MonkeyPat
     found = RequestKeys(KeySource(SPEC, shards(8)), Request("r", list(range(64)), 1)).upto(16)
     assert hashed_tokens == 64
     assert len({key for each in found for key in each}) == 8 * 16
+
+
+@pytest.mark.parametrize("hashed_by_vllm", [True, False])
+def test_keys_of_a_part_are_those_of_the_whole(hashed_by_vllm: bool) -> None:
+    """Also if nothing before the part has been asked for, as of a window, whose other keys are never derived."""
+    source = KeySource(SPEC, shards(3), hashes() if hashed_by_vllm else None)
+    whole = [list(each) for each in RequestKeys(source, hashed(list(range(40)))).upto(10)]
+    for first, last in ((0, 10), (7, 10), (7, 9), (9, 10), (2, 3)):
+        keys = RequestKeys(source, hashed(list(range(40))))
+        keys.whole([1], 5)
+        assert [list(each) for each in keys.between([2, 1], first, last)] == [
+            whole[2][first:last],
+            whole[1][first:last],
+        ]
+        assert keys.before([2, 1], first) == (
+            [whole[2][first - 1], whole[1][first - 1]] if first else [keys.roots[2], keys.roots[1]]
+        )
+        assert [list(each)[:10] for each in keys.upto(10)] == whole
 
 
 def test_keys_of_shards_are_derived_from_the_chain() -> None:

@@ -89,8 +89,8 @@ def test_keys_are_those_of_the_chain_and_grow_with_the_request() -> None:
     assert len(keys.upto(2)[0]) == 2
     growing.all_token_ids += tokens[8:]
     assert list(keys.upto(5)[0]) == keys_of(tokens)[0]
-    assert keys.parents(0) == [kvclient.KeyChain(SPEC).parent]
-    assert keys.parents(3) == [keys_of(tokens)[0][2]]
+    assert keys.before(range(1), 0) == [kvclient.KeyChain(SPEC).parent]
+    assert keys.before(range(1), 3) == [keys_of(tokens)[0][2]]
 
 
 def test_shards_have_keys_of_their_own() -> None:

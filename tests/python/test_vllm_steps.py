@@ -139,3 +139,92 @@ def test_a_request_that_has_ended_is_forgotten(running: Running) -> None:
     running.requests.pop(5)
     running.step()
     assert running.visited == []
+
+
+def fill(running: Running, *numbers: int) -> dict[int, list[int]]:
+    """Have these requests fill the block that they are at; what the step gives them."""
+    given = {number: running.grow(number, 3) for number in numbers}
+    for number in numbers:
+        running.cache(running.requests[number])
+    return given
+
+
+def test_a_step_looks_at_one_of_the_requests_that_decode(running: Running) -> None:
+    given = fill(running, 5, 6, 7)
+    published, visited = running.step(given).publish, [*running.visited]
+    for _ in range(2):
+        published += running.step().publish
+        visited += running.visited
+    assert visited == ["r5", "r6", "r7"]
+    assert [run.blocks for run in published] == [[running.requests[number].blocks[2].block_id] for number in (5, 6, 7)]
+    running.step()
+    assert running.visited == []
+
+
+def test_a_turn_publishes_all_that_a_request_has_filled(running: Running) -> None:
+    running.step(fill(running, 1, 2, 3, 4, 5))
+    request = running.requests[5]
+    published = []
+    for _ in range(3):
+        new = running.grow(5, 4)
+        running.cache(request)
+        published += running.step({5: new}).publish
+    assert [run.blocks[0] for run in published] == [running.requests[number].blocks[2].block_id for number in (2, 3, 4)]
+    [run] = running.step().publish
+    assert (run.depth, run.blocks) == (2, [block.block_id for block in request.blocks[2:6]])
+
+
+def test_what_a_request_filled_is_published_if_it_ends_before_its_turn(running: Running) -> None:
+    running.step(fill(running, 1, 2, 3, 4, 5))
+    request = running.requests[5]
+    running.side.finished(request)
+    running.requests.pop(5)
+    published = running.step().publish
+    assert [block.block_id for block in request.blocks[2:3]] in [run.blocks for run in published]
+
+
+def test_a_request_that_begins_anew_before_its_turn_has_its_new_blocks_alone(running: Running) -> None:
+    running.step(fill(running, 1, 2, 3, 4, 5))
+    request = running.requests[5]
+    tracked = running.side._requests.by_id["r5"]
+    running.pool.give_back(request.blocks)
+    request.blocks = running.pool.take(4)
+    blocks = [block.block_id for block in request.blocks]
+    request.num_computed_tokens = 0
+    running.side.plan(
+        Output(scheduled_cached_reqs=Cached([request.request_id], {request.request_id}, [(list(blocks),)]))
+    )
+    assert tracked.tables[0].blocks == blocks
+    for _ in range(6):
+        running.step()
+    assert tracked.tables[0].blocks == blocks
+
+
+def test_a_request_that_loads_before_its_turn_has_the_blocks_of_the_load_alone(running: Running) -> None:
+    running.step(fill(running, 1, 2, 3, 4, 5))
+    request = running.requests[5]
+    running.pool.give_back(request.blocks)
+    request.blocks = running.pool.take(4)
+    request.num_computed_tokens = 0
+    blocks = [block.block_id for block in request.blocks]
+    tracked = running.side._requests.by_id["r5"]
+    tracked.local_blocks = 0
+    running.side.allocated(request, [blocks], 3 * BLOCK_TOKENS)
+    for _ in range(6):
+        running.step()
+    assert tracked.tables[0].blocks == blocks
+    assert not running.publishing.is_considered("r5")
+
+
+def test_a_failed_load_concerns_blocks_of_requests_whose_turn_has_not_come(running: Running) -> None:
+    running.step(fill(running, 1, 2, 3, 4, 5))
+    request = running.requests[5]
+    assert len(running.side._requests.by_id["r5"].tables[0].blocks) == 3 + 1
+    new = running.grow(5, 4)
+    running.step({5: new})
+    running.side.failed({new[0]})
+    assert new[0] in running.publishing.unsure()
+    for _ in range(6):
+        for run in running.step().publish:
+            assert new[0] not in run.blocks
+    assert request.blocks[-1].block_id == new[0]

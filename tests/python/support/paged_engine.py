@@ -79,6 +79,7 @@ class Engine:
         self.passed_over = 0
         self.finished = 0
         self.preempted = 0
+        self.asked_to_wait = 0
         self.dropped = 0  # requests that lost their blocks because a load failed
         self._number = 0
 
@@ -140,7 +141,12 @@ class Engine:
             local = 0
             if request.num_computed_tokens == 0:
                 local = self._tables.cached_blocks(request)
-                external, background = self.scheduler.matched_tokens(request, local * BLOCK_TOKENS)
+                matched, background = self.scheduler.matched_tokens(request, local * BLOCK_TOKENS)
+                if matched is None:
+                    self.asked_to_wait += 1
+                    skipped.append(request)
+                    continue
+                external = matched
             computed = request.num_computed_tokens or local * BLOCK_TOKENS + external
             count = 0 if background else min(request.num_tokens - computed, 16, budget)
             if request.num_computed_tokens:
@@ -281,6 +287,8 @@ class Engine:
         if failed:
             self.scheduler.failed(failed)
         self.scheduler.loaded(done, waited)
+        # Else many failures in a row, as on a busy machine, end the imports for a minute
+        self.scheduler.failed_loads.forget()
 
     def _finish_step(self, request: Request, count: int) -> None:
         request.num_in_flight_tokens -= count

@@ -13,6 +13,7 @@ class Request:
     def __init__(self, request_id: str, tokens: list[int], output_tokens: int) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(tokens)
+        self.num_prompt_tokens = len(tokens)
         self.all_token_ids = list(tokens)
         self.target = len(tokens) + output_tokens
         self.num_computed_tokens = 0

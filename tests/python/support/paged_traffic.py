@@ -58,6 +58,7 @@ class RandomTraffic:
             "passed_over": engine.passed_over,
             "preempted": engine.preempted,
             "dropped": engine.dropped,
+            "asked_to_wait": engine.asked_to_wait,
             "failed": stats.blocks_failed,
             "imported": stats.blocks_imported,
             "published": stats.blocks_published,

@@ -7,6 +7,7 @@ import logging
 from kvclient._native import Client
 from kvclient.errors import KvError
 from kvclient.vllm.computing import Computing
+from kvclient.vllm.equal_prefixes import EqualPrefixes
 from kvclient.vllm.joins import Joins
 from kvclient.vllm.lookups import Lookups
 from kvclient.vllm.options import ConnectorOptions
@@ -27,17 +28,18 @@ class Admission:
         lookups: Lookups,
         computing: Computing,
         joins: Joins | None,
+        equal: EqualPrefixes,
         counters: Counters,
         block_tokens: int,
         *,
         include_own: bool,
     ) -> None:
-        """``computing``: marks of prompts. ``joins``: None: kvmd-mesh is never asked. Counts in ``counters``.
+        """``computing``: marks of prompts. ``joins``: None: kvmd-mesh is never asked. ``equal``: imports under way.
 
-        ``include_own``: see SchedulerSide.attach.
+        Counts in ``counters``. ``include_own``: see SchedulerSide.attach.
         """
         self._options, self._client, self._lookups = options, client, lookups
-        self._computing, self._joins, self._counters = computing, joins, counters
+        self._computing, self._joins, self._equal, self._counters = computing, joins, equal, counters
         self._block_tokens, self._include_own = block_tokens, include_own
         self._min_tokens = max(options.min_prefix_tokens, 1)
 
@@ -51,7 +53,11 @@ class Admission:
         last = self._lookups.without_gaps((tracked.request.num_tokens - 1) // size)
         if last <= first or (last - first) * size < self._min_tokens:
             return 0
-        found = self._lookups.found(tracked.keys.upto(last), first, last)
+        if self._equal.waits_still(tracked, now):
+            return None
+        found = self._lookups.found(tracked.keys, first, last)
+        if self._equal.waits(tracked, first, found, last, now):
+            return None
         if first + found < last and self._waits(tracked, first, found, last, now):
             return None
         tokens = found * size

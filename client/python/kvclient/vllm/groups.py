@@ -14,9 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-_Of = TypeVar("_Of")
+from typing import Any
 
 #: Specs of vLLM whose layers need the KV of all tokens before.
 _FULL = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -38,9 +36,9 @@ class KvGroup:
         return max(0, tokens - self.window + 1 - self.kept) // block_tokens if self.window else 0
 
 
-def of_group(number: int, shard_count: int, of_shards: Sequence[_Of]) -> list[_Of]:
-    """What belongs to one group, of a list with something for each group and shard."""
-    return list(of_shards[number * shard_count : (number + 1) * shard_count])
+def of_group(number: int, shard_count: int) -> range:
+    """The places of a group's shards, where there is something for each group and shard."""
+    return range(number * shard_count, (number + 1) * shard_count)
 
 
 def layer_specs(spec: Any) -> list[Any]:

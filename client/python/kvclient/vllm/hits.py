@@ -39,8 +39,9 @@ def longest_hit(
     while shortened and end > first:
         shortened = False
         for group, numbers in alike.items():
+            reach = group.window - 1 + group.kept
             while end > first:
-                begin = max(first, group.first_block(end * block_tokens, block_tokens))
+                begin = max(first, (end * block_tokens - reach) // block_tokens)  # KvGroup.first_block
                 found = run(numbers, begin, end)
                 if begin + found == end:
                     break

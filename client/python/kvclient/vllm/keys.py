@@ -45,6 +45,13 @@ class KeySource:
             self._of_shards[(lora, embeddings)] = known
         return known
 
+    def prepare(self) -> None:
+        """Do what only the first request would need, so that it does not take longer than others."""
+        if self.hashes is not None:
+            self.hashes.of_first_block(range(self.spec.block_tokens))
+        if not self.chain_is_key:
+            self.of_shards()
+
     def check(self, request: Any) -> None:
         """Compare the engine's hashes with what they are said to be, once. UnsupportedError: they differ."""
         if not self._checked:
@@ -112,6 +119,45 @@ class RequestKeys:
 
     def upto(self, blocks: int) -> list[BlockKeys]:
         """Keys of at least the first ``blocks`` blocks, whose tokens must all be known, a list for each shard."""
+        return self.whole(range(len(self._keys)), blocks)
+
+    def whole(self, shards: Sequence[int], blocks: int) -> list[BlockKeys]:
+        """The same of some shards, by their places."""
+        self._name(blocks)
+        found = [self._keys[number] for number in shards]
+        for number, keys in zip(shards, found, strict=True):
+            if blocks > len(keys):
+                self._of_shards[number].extend(keys, self._names)
+        return found
+
+    def between(self, shards: Sequence[int], first: int, last: int) -> list[BlockKeys]:
+        """Keys of the blocks [first, last), of some shards by their places. Derives no others if it can do without."""
+        self._name(last)
+        found = []
+        for number in shards:
+            keys = self._keys[number]
+            if len(keys) < first:
+                part = BlockKeys()
+                self._of_shards[number].extend(part, self._names[first:last])
+            else:
+                if len(keys) < last:
+                    self._of_shards[number].extend(keys, self._names)
+                part = keys[first:last]
+            found.append(part)
+        return found
+
+    def before(self, shards: Sequence[int], first: int) -> list[BlockKey]:
+        """The key before block ``first``, of some shards by their places; the root before block 0."""
+        if not first:
+            return [self.roots[number] for number in shards]
+        return [keys[0] for keys in self.between(shards, first - 1, first)]
+
+    def names(self, first: int, last: int) -> BlockKeys:
+        """What all shards' keys of the blocks [first, last) are derived from."""
+        self._name(last)
+        return self._names[first:last]
+
+    def _name(self, blocks: int) -> None:
         if self._input_now() != self._input:
             # A streaming session has gone on, with other tokens or items that reach into earlier
             # blocks.
@@ -124,10 +170,6 @@ class RequestKeys:
                     raise InvalidArgumentError(f"{len(self._names)} of {blocks} blocks have a hash")
             else:
                 self._extend_chain(blocks)
-            if not self._source.chain_is_key:
-                for each, keys in zip(self._of_shards, self._keys, strict=True):
-                    each.extend(keys, self._names)
-        return self._keys
 
     def _extend_chain(self, blocks: int) -> None:
         names, size, known = self._names, self._source.spec.block_tokens, len(self._names)
@@ -142,10 +184,6 @@ class RequestKeys:
         for index in range(known, blocks):
             extras = _block_extras(self._request, index * size, (index + 1) * size)
             names.append(self._chain.next(tokens[(index - known) * size : (index - known + 1) * size], extras))
-
-    def parents(self, first: int) -> list[BlockKey]:
-        """The key before block ``first``, for each shard; the root before block 0."""
-        return self.roots if first == 0 else [keys[first - 1] for keys in self.upto(first)]
 
 
 def _form(embeddings: Any) -> str:

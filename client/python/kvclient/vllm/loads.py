@@ -54,13 +54,14 @@ class Loads:
             self._allocated += blocks[begin:]
             if begin == last:
                 continue
+            shards = of_group(number, self._shard_count)
             self._new.append(
                 Load(
                     request_id=request_id,
                     blocks=list(blocks[begin:last]),
                     depth=begin,
-                    keys=[each[begin:last] for each in of_group(number, self._shard_count, tracked.keys.upto(last))],
-                    parents=of_group(number, self._shard_count, tracked.keys.parents(begin)),
+                    keys=tracked.keys.between(shards, begin, last),
+                    parents=tracked.keys.before(shards, begin),
                     wait=wait,
                     whole=self._whole,
                 )

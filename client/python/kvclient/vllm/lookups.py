@@ -9,6 +9,7 @@ from kvclient._native import BlockKeys, Client
 from kvclient.errors import KvError
 from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.hits import longest_hit
+from kvclient.vllm.keys import RequestKeys
 
 _log = logging.getLogger(__name__)
 
@@ -26,30 +27,41 @@ class Lookups:
         include_own: bool,
         by_request: bool,
     ) -> None:
-        """``include_own``, ``by_request``: see ``SchedulerSide.attach``. Keys are lists for each group and shard."""
-        self._client, self._groups, self._shard_count = client, list(groups), shard_count
+        """``include_own``, ``by_request``: see ``SchedulerSide.attach``."""
+        self._client, self._groups = client, list(groups)
         self._block_tokens, self._include_own, self._by_request = block_tokens, include_own, by_request
+        self._shards = [of_group(number, shard_count) for number in range(len(self._groups))]
         # Every block counts, so that one lookup tells how far the prefix reaches.
         self._plain = self._groups == [KvGroup()]
 
-    def found(self, keys: Sequence[BlockKeys], first: int, last: int) -> int:
+    def found(self, keys: RequestKeys, first: int, last: int) -> int:
         """How many of the blocks [first, last) a request can import that has the first ones."""
         try:
             if self._plain:
-                return self._client.count_published(keys, first, last, include_own=self._include_own)
-            return longest_hit(self._groups, first, last, self._block_tokens, self._run_of(keys)) - first
+                return self._client.count_published(keys.upto(last), first, last, include_own=self._include_own)
+            return longest_hit(self._groups, first, last, self._block_tokens, self._run_of(keys, last)) - first
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
             return 0
 
-    def _run_of(self, keys: Sequence[BlockKeys]) -> Callable[[Sequence[int], int, int], int]:
+    def _run_of(self, keys: RequestKeys, last: int) -> Callable[[Sequence[int], int, int], int]:
         """See longest_hit: how many leading ones of the blocks [begin, end) are published for each of the groups."""
+        count, include_own = self._client.count_published, self._include_own
+        whole: dict[int, list[BlockKeys]] = {}
 
         def run(groups: Sequence[int], begin: int, end: int) -> int:
             if begin >= end:
                 return 0
-            wanted = [each for number in groups for each in of_group(number, self._shard_count, keys)]
-            return self._client.count_published(wanted, begin, end, include_own=self._include_own)
+            known = whole.get(groups[0])
+            if known is None:
+                shards = [place for number in groups for place in self._shards[number]]
+                if self._groups[groups[0]].window:
+                    # Most windows are found at once, and then no keys before them are needed
+                    found = count(keys.between(shards, begin, end), 0, end - begin, include_own=include_own)
+                    if found == end - begin:
+                        return found
+                known = whole[groups[0]] = keys.whole(shards, last)
+            return count(known, begin, end, include_own=include_own)
 
         return run
 

@@ -1,12 +1,13 @@
 """Which of the engine's blocks are published, and what a step publishes.
 
 A block is published once its tokens are confirmed and the engine has cached it, and it stays published while the pool
-shows the same hash object for it (scheduler.py).
+shows the same hash object for it (scheduler.py). Of prompts, and of requests that have ended, that is the next step.
+The requests that decode take turns (turns.py), so that a step costs no more because more of them run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.plan import PublishRun
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
+from kvclient.vllm.turns import Given, Turns
 
 
 @dataclass
@@ -27,12 +29,21 @@ class _Ended:
 class Publishing:
     """Not thread-safe."""
 
-    def __init__(self, pool: Any, groups: list[KvGroup], block_tokens: int, shard_count: int) -> None:
-        """``pool``: vLLM's BlockPool, of which ``blocks[id].block_hash`` is read."""
+    def __init__(
+        self,
+        pool: Any,
+        groups: list[KvGroup],
+        block_tokens: int,
+        shard_count: int,
+        requests: Mapping[str, TrackedRequest],
+    ) -> None:
+        """``pool``: vLLM's BlockPool, of which ``blocks[id].block_hash`` is read. ``requests``: those that live."""
+        self._requests = requests
         self._pool, self._groups, self._block_tokens, self._shard_count = pool, groups, block_tokens, shard_count
-        # Requests that may have blocks to publish: a step must not cost more because more requests
-        # run.
+        # Requests that may have blocks to publish: those that each step looks at, and those that
+        # decode. None is in both.
         self._candidates: dict[str, TrackedRequest] = {}
+        self._turns = Turns()
         self._ended: list[_Ended] = []
         # Block -> hash object of the content that was published
         self._published: dict[int, Any] = {}
@@ -42,25 +53,57 @@ class Publishing:
     # ---- requests
 
     def consider(self, request_id: str, tracked: TrackedRequest) -> None:
-        """The request may have blocks to publish in later steps."""
+        """The request may have blocks to publish in the steps that follow."""
+        self.catch_up(request_id, tracked)
         self._candidates[request_id] = tracked
 
+    def grow(self, request_ids: Iterable[str], given: Iterable[Given]) -> None:
+        """The step gives these running requests further blocks, so that they fill those that they had before."""
+        for request_id, blocks in self._turns.give(request_ids, given):
+            tracked = self._requests.get(request_id)
+            if tracked is None:
+                continue
+            for table, new in zip(tracked.tables, blocks, strict=True):
+                table.extend(new, self._pool)
+            if len(blocks[0]) > 1:  # a prompt's
+                self._candidates[request_id] = tracked
+            elif request_id not in self._candidates:
+                self._turns.add(request_id)
+
     def restarted(self, request_id: str, tracked: TrackedRequest) -> None:
-        """The request begins anew, with other blocks."""
+        """The request begins anew, with other blocks, which its tables have already."""
+        self._turns.drop(request_id)
         self._candidates[request_id] = tracked
         self._recomputed.pop(request_id, None)
+
+    def catch_up(self, request_id: str, tracked: TrackedRequest) -> None:
+        """Have the request's tables name all blocks that it has been given. It waits for no turn."""
+        _extend(tracked, self._turns.drop(request_id))
+
+    def catch_up_all(self) -> None:
+        """Have all tables name all blocks that their requests have been given."""
+        for request_id, tracked in self._requests.items():
+            if request_id in self._turns:
+                self.consider(request_id, tracked)
 
     def recomputes(self, request_id: str, blocks: Iterable[int]) -> None:
         """The request and others may compute these blocks at different times: none is published while it lives."""
         self._recomputed.setdefault(request_id, set()).update(blocks)
 
     def is_considered(self, request_id: str) -> bool:
-        """Whether the next step looks at the request's blocks."""
-        return request_id in self._candidates
+        """Whether the next step, or one after it, looks at the request's blocks."""
+        return request_id in self._candidates or request_id in self._turns
 
-    def drop(self, request_id: str) -> bool:
+    def reallocated(self, request_id: str) -> None:
+        """The request waits for a load into other blocks, which its tables have already."""
+        self._turns.drop(request_id)
+
+    def drop(self, request_id: str, tracked: TrackedRequest | None) -> bool:
         """The request has ended, and none of its blocks is published any more. Whether others compute some of them."""
         self._candidates.pop(request_id, None)
+        if tracked is not None:
+            self.catch_up(request_id, tracked)
+        self._turns.drop(request_id)
         return bool(self._recomputed.pop(request_id, None))
 
     def end(self, tracked: TrackedRequest) -> None:
@@ -75,20 +118,32 @@ class Publishing:
         self._published.clear()
         self._ended.clear()
 
-    def fresh(self, attached: Iterable[int]) -> list[int]:
+    def fresh(self, attached: set[int]) -> set[int]:
         """Those of ``attached`` that do not keep the content under which they may have been published."""
-        fresh = []
-        for block in attached:
-            now = self._pool.blocks[block].block_hash
-            if now is None or self._published.get(block) is not now:
-                self._published.pop(block, None)
-                fresh.append(block)
-        return fresh
+        published, pool = self._published, self._pool.blocks
+        kept = set()
+        for block in published.keys() & attached:
+            if published[block] is pool[block].block_hash:
+                kept.add(block)
+            else:
+                del published[block]
+        return attached - kept if kept else attached
 
-    def step(self, fresh: set[int], scheduled: Container[str], step: int) -> list[PublishRun]:
+    def step(self, fresh: AbstractSet[int], scheduled: Container[str], step: int) -> list[PublishRun]:
         """What the step publishes. ``fresh``: blocks that it gives new content; ``scheduled``: its requests."""
-        runs = [*self._of_ended(fresh), *self._of_running(fresh, scheduled, step)]
+        runs = [*self._of_ended(fresh)] if self._ended else []
         self._ended.clear()
+        unsure = fresh | self.unsure() if self._recomputed else fresh
+        for request_id, given in self._turns.take():
+            tracked = self._requests[request_id]
+            _extend(tracked, given)
+            if self._look(tracked, unsure, request_id in scheduled, runs):
+                self._turns.add(request_id)
+        for request_id, tracked in list(self._candidates.items()):
+            if tracked.since == step and self._publishes(tracked):
+                continue
+            if not self._look(tracked, unsure, request_id in scheduled, runs):
+                del self._candidates[request_id]
         return runs
 
     def unsure(self) -> set[int]:
@@ -97,16 +152,18 @@ class Publishing:
 
     def runs(
         self, tracked: TrackedRequest, unsure: AbstractSet[int], *, hashed: bool
-    ) -> Iterable[tuple[PublishRun, list[Any]]]:
+    ) -> list[tuple[PublishRun, list[Any]]]:
         """Runs of a request's blocks that are computed, cached by the engine, not published yet and not ``unsure``.
 
         ``hashed``: the engine has given a hash to every block of the confirmed tokens that is ever going to have one.
         With each run: the hash objects of its blocks.
         """
+        runs: list[tuple[PublishRun, list[Any]]] = []
         for number in range(len(tracked.tables)):
-            yield from self._runs_of(tracked, number, unsure, hashed)
+            self._add_runs(tracked, number, unsure, hashed, runs)
+        return runs
 
-    def _of_ended(self, fresh: set[int]) -> Iterable[PublishRun]:
+    def _of_ended(self, fresh: AbstractSet[int]) -> Iterable[PublishRun]:
         for ended in self._ended:
             same = [
                 block not in fresh and self._pool.blocks[block].block_hash is content
@@ -116,32 +173,42 @@ class Publishing:
                 self._published.update(zip(ended.run.blocks, ended.hashes, strict=True))
                 yield ended.run
 
-    def _of_running(self, fresh: set[int], scheduled: Container[str], step: int) -> Iterable[PublishRun]:
-        unsure = fresh | self.unsure()
-        for request_id, tracked in list(self._candidates.items()):
-            tracked.shared = tracked.shared and tracked.keys.certain
-            # Until it starts over, or the load has ended.
-            if not tracked.shared or not tracked.publishes or tracked.loading:
-                del self._candidates[request_id]
-                continue
-            if tracked.since == step:
-                continue
-            for run, hashes in self.runs(tracked, unsure, hashed=request_id in scheduled):
-                self._published.update(zip(run.blocks, hashes, strict=True))
-                yield run
-            # The last block becomes full without notice, and then the request is given another one
-            # or ends. A block before it may have been taken for tokens that were then rejected.
-            computed = tracked.request.num_computed_tokens // self._block_tokens
-            if all(table.next_block >= max(len(table.blocks) - 1, computed) for table in tracked.tables):
-                del self._candidates[request_id]
+    def _publishes(self, tracked: TrackedRequest) -> bool:
+        """Whether a request publishes, until it starts over or its load has ended."""
+        tracked.shared = tracked.shared and tracked.keys.certain
+        return tracked.shared and tracked.publishes and not tracked.loading
 
-    def _runs_of(
-        self, tracked: TrackedRequest, number: int, unsure: AbstractSet[int], hashed: bool
-    ) -> Iterable[tuple[PublishRun, list[Any]]]:
+    def _look(self, tracked: TrackedRequest, unsure: AbstractSet[int], hashed: bool, runs: list[PublishRun]) -> bool:
+        """Add what the request publishes now. Whether it may have more before it is given further blocks."""
+        if not self._publishes(tracked):
+            return False
+        for run, hashes in self.runs(tracked, unsure, hashed=hashed):
+            self._published.update(zip(run.blocks, hashes, strict=True))
+            runs.append(run)
+        # The last block becomes full without notice, and then the request is given another one
+        # or ends. A block before it may have been taken for tokens that were then rejected.
+        computed = tracked.request.num_computed_tokens // self._block_tokens
+        return any(table.next_block < computed or table.next_block < len(table.blocks) - 1 for table in tracked.tables)
+
+    def _add_runs(
+        self,
+        tracked: TrackedRequest,
+        number: int,
+        unsure: AbstractSet[int],
+        hashed: bool,
+        runs: list[tuple[PublishRun, list[Any]]],
+    ) -> None:
         request, table = tracked.request, tracked.tables[number]
         windowed, pool = self._groups[number].window > 0, self._pool.blocks
-        last = min(confirmed_tokens(request) // self._block_tokens, len(table.blocks))
-        index = table.next_block
+        published = self._published
+        index, last = table.next_block, min(confirmed_tokens(request) // self._block_tokens, len(table.blocks))
+        if index < last and not windowed:
+            blocks = table.blocks[index:last]
+            hashes = [each for block in blocks if (each := pool[block].block_hash) is not None]
+            if len(hashes) == len(blocks) and unsure.isdisjoint(blocks) and published.keys().isdisjoint(blocks):
+                table.passed(last)
+                runs.append((self._run(tracked, number, index, blocks), hashes))
+                return
         content: Any = None
         while index < last:
             first, hashes = index, []
@@ -151,26 +218,29 @@ class Publishing:
                     content = table.content(index, self._pool, request.num_computed_tokens)
                 else:
                     content = pool[block].block_hash
-                if content is None or block in unsure or self._published.get(block) is content:
+                if content is None or block in unsure or published.get(block) is content:
                     break
                 hashes.append(content)
                 index += 1
             if hashes:
-                keys = of_group(number, self._shard_count, tracked.keys.upto(index))
-                yield (
-                    PublishRun(
-                        blocks=table.blocks[first:index],
-                        depth=first,
-                        keys=[each[first:index] for each in keys],
-                        parents=of_group(number, self._shard_count, tracked.keys.parents(first)),
-                    ),
-                    hashes,
-                )
+                runs.append((self._run(tracked, number, first, table.blocks[first:index]), hashes))
             elif content is None and not (windowed and hashed):
                 break  # not cached yet: the next step asks again
             else:
                 index += 1
         table.passed(index)
+
+    def _run(self, tracked: TrackedRequest, number: int, first: int, blocks: list[int]) -> PublishRun:
+        """A run of the request's blocks in one group, which are its blocks from ``first`` on."""
+        shards, keys = of_group(number, self._shard_count), tracked.keys
+        of_run = keys.between(shards, first, first + len(blocks))
+        return PublishRun(blocks, first, of_run, keys.before(shards, first))
+
+
+def _extend(tracked: TrackedRequest, given: Iterable[Given]) -> None:
+    """Take blocks into the request's tables that it was given in earlier steps."""
+    for number, table in enumerate(tracked.tables):
+        table.extend_later([block for blocks in given for block in blocks[number]])
 
 
 __all__ = ["Publishing"]

@@ -46,6 +46,7 @@ class RunningModel:
         """``hashes``: see KeySource. ``now``: None: the model is always ``spec``."""
         self.spec, self.now = spec, now
         self.keys = KeySource(spec, shards, hashes)
+        self.keys.prepare()
         self.fingerprint = spec.fingerprint().hex
         # The weights are known and memory is registered under them.
         self.known = True
@@ -87,6 +88,7 @@ class RunningModel:
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
         self.spec, self.fingerprint = spec, spec.fingerprint().hex
         self.keys = KeySource(spec, self.keys.shards, self.keys.hashes)
+        self.keys.prepare()
         self.mixed = not empty
         if self.mixed:
             _log.warning(

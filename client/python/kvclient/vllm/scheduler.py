@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
@@ -21,6 +21,7 @@ from kvclient.vllm.admission import Admission
 from kvclient.vllm.computing import Computing
 from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
+from kvclient.vllm.equal_prefixes import EqualPrefixes
 from kvclient.vllm.failed_loads import FailedLoads
 from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
@@ -56,6 +57,7 @@ class SchedulerSide:
         self._joins = Joins(options)
         self._descriptions = Descriptions(options)
         self._computing = Computing(options.wait_for_computing_s)
+        self._equal = EqualPrefixes(1, 1, 0.0)
         self._client: Client | None = None
         self._model: RunningModel | None = None
         self._lookups: Lookups | None = None
@@ -104,12 +106,14 @@ class SchedulerSide:
         self._lookups = Lookups(
             client, groups, len(shards), spec.block_tokens, include_own=include_own, by_request=by_request
         )
+        self._equal = EqualPrefixes(self._block_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s)
         self._admission = Admission(
             self._options,
             client,
             self._lookups,
             self._computing,
             None if several else self._joins,
+            self._equal,
             self.counters,
             spec.block_tokens,
             include_own=include_own,
@@ -124,7 +128,9 @@ class SchedulerSide:
     def _begin(self) -> None:
         if self._model is not None and self._pool is not None:
             self._model.bind(self._pool)
-            self._publishing = Publishing(self._pool, self._groups, self._block_tokens, self._shard_count)
+            self._publishing = Publishing(
+                self._pool, self._groups, self._block_tokens, self._shard_count, self._requests.by_id
+            )
 
     def report_held(self, cached: Callable[[bytes], bool]) -> None:
         """Have ``held_changes`` report; of a single group without a window. ``cached``: see HeldBlocks."""
@@ -181,6 +187,7 @@ class SchedulerSide:
         tracked = self._track(request)
         tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
         self._loads.asked_again(request.request_id)
+        self._equal.ended(request.request_id)
         if not self._requests.certain(tracked, self.model, computed) or not tracked.imports:
             return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
@@ -205,7 +212,12 @@ class SchedulerSide:
         """The engine has allocated blocks, all of the request's for each group, for ``external_tokens`` to import."""
         if self.active and external_tokens:
             wait = self._options.load == "sync"
-            self._loads.add(self._track(request), tables, external_tokens, self._pool, wait=wait)
+            self.publishing.reallocated(request.request_id)
+            tracked = self._track(request)
+            self._loads.add(tracked, tables, external_tokens, self._pool, wait=wait)
+            if not wait:  # else the engine knows the blocks at once
+                first = tracked.local_blocks
+                self._equal.began(tracked, first, first + external_tokens // self._block_tokens)
 
     def given(self, request: Any, blocks: Callable[[], Sequence[int]]) -> None:
         """The engine has allocated ``blocks()``, all of the request's, and this connector loads none of them.
@@ -234,11 +246,12 @@ class SchedulerSide:
             plan.withdraw_all = True
             self._withdraw = False
             publishing.withdrawn()
-        plan.begin = publishing.fresh(self._attached(output))
+        fresh = publishing.fresh(self._attached(output))
+        plan.begin = list(fresh)
         # Other requests may already use blocks of a load that the step waits for, so its result
         # must be known first.
         if self._options.publish and not self._loads.unknown(self._requests.by_id) and self.model.shares:
-            plan.publish = publishing.step(set(plan.begin), output.num_scheduled_tokens, self._step)
+            plan.publish = publishing.step(fresh, output.num_scheduled_tokens, self._step)
         plan.joins = self._joins.take()
         plan.loads = self._loads.take(lambda: _written_by_engine(output))
         return plan
@@ -256,6 +269,7 @@ class SchedulerSide:
         If the step waited for the load, other requests may have taken these blocks as their prefix. Several requests
         may now compute the same blocks at different times, so none is published as long as one of them lives.
         """
+        self.publishing.catch_up_all()
         for request_id, tracked in self._requests.by_id.items():
             table = tracked.tables[0].blocks  # several groups fail by ``failed_requests``
             tracked.load_failed = tracked.load_failed or (tracked.loading and not blocks.isdisjoint(table))
@@ -273,6 +287,7 @@ class SchedulerSide:
             tracked = self._requests.by_id.get(request_id)
             if tracked is not None:
                 self._note_result(tracked)
+                self._equal.ended(request_id)
                 tracked.loading = False
                 tracked.since = self._step
                 self.publishing.consider(request_id, tracked)
@@ -292,8 +307,9 @@ class SchedulerSide:
         request_id = request.request_id
         self._computing.finished(request_id, self._requests.computed(request_id))
         tracked = self._requests.by_id.pop(request_id, None)
-        recomputed = self._publishing is not None and self._publishing.drop(request_id)
+        recomputed = self._publishing is not None and self._publishing.drop(request_id, tracked)
         outside = self._loads.drop(request_id)
+        self._equal.forget(request_id)
         self._joins.forget(request_id)
         if tracked is None or not self._shares(tracked):
             return 0
@@ -334,6 +350,7 @@ class SchedulerSide:
     def leave(self) -> StepPlan:
         """The plan that withdraws all blocks and ends the loads under way; inactive afterwards."""
         self._computing.leave()
+        self._equal.leave()
         self._descriptions.close()
         self._client = self._lookups = self._admission = None  # none of them keeps the client
         return StepPlan(withdraw_all=True, loads=self._loads.leave())
@@ -360,19 +377,18 @@ class SchedulerSide:
         for new in output.scheduled_new_reqs:
             self._restart(new.req_id, new.block_ids, given)
             attached.update(*new.block_ids)
-        cached, requests = output.scheduled_cached_reqs, self._requests.by_id
-        # Most running requests got no block. vLLM gives a resumed one all of its blocks.
-        for request_id, block_ids in compress(
-            zip(cached.req_ids, cached.new_block_ids, strict=True), cached.new_block_ids
-        ):
-            if request_id in cached.resumed_req_ids:
-                self._restart(request_id, block_ids, given)
-            elif request_id in requests:
-                tracked = requests[request_id]
-                for table, blocks in zip(tracked.tables, block_ids, strict=True):
-                    table.extend(blocks, self._pool)
-                self.publishing.consider(request_id, tracked)
-            attached.update(*block_ids)
+        cached = output.scheduled_cached_reqs
+        # Most running requests got no block
+        names, tables = list(compress(cached.req_ids, cached.new_block_ids)), list(filter(None, cached.new_block_ids))
+        attached.update(chain.from_iterable(chain.from_iterable(tables)))
+        resumed = cached.resumed_req_ids
+        if resumed:  # vLLM gives a resumed one all of its blocks
+            for request_id, block_ids in zip(names, tables, strict=True):
+                if request_id in resumed:
+                    self._restart(request_id, block_ids, given)
+            grown = [request_id not in resumed for request_id in names]
+            names, tables = list(compress(names, grown)), list(compress(tables, grown))
+        self.publishing.grow(names, tables)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached

@@ -31,6 +31,7 @@ class Counters:
         self._counts: dict[str, int] = {}
         self._times: dict[str, list[float]] = {}
         self._totals: dict[str, float] = {}
+        self._totals_of: dict[str, list[float]] = {name: [0.0, 0] for name in TIMERS}
 
     def add(self, name: str, count: int) -> None:
         """Count; ``name`` from COUNTERS."""
@@ -40,9 +41,13 @@ class Counters:
 
     def time(self, name: str, seconds: float) -> None:
         """One observation; ``name`` from TIMERS."""
-        self._times.setdefault(name, []).append(seconds)
-        for key, value in ((f"{name}_seconds", seconds), (f"{name}_count", 1)):
-            self._totals[key] = self._totals.get(key, 0) + value
+        times = self._times.get(name)
+        if times is None:
+            times = self._times[name] = []
+        times.append(seconds)
+        totals = self._totals_of[name]
+        totals[0] += seconds
+        totals[1] += 1
 
     def take(self) -> dict[str, Any]:
         """The counts since the last call as plain data; empty if there are none."""
@@ -52,7 +57,9 @@ class Counters:
 
     def totals(self) -> dict[str, float]:
         """Everything since the beginning: counts, and of each timer its sum and how many."""
-        return dict(self._totals)
+        timers = {name: totals for name, totals in self._totals_of.items() if totals[1]}
+        seconds = {f"{name}_seconds": totals[0] for name, totals in timers.items()}
+        return {**self._totals, **seconds, **{f"{name}_count": totals[1] for name, totals in timers.items()}}
 
 
 __all__ = ["COUNTERS", "TIMERS", "Counters"]

@@ -39,6 +39,10 @@ class BlockTable:
             for place, block in enumerate(blocks, first):
                 self._look(place, pool.blocks[block].block_hash)
 
+    def extend_later(self, blocks: Sequence[int]) -> None:
+        """The engine allocated further ``blocks`` in an earlier step, and may have freed them since."""
+        self.blocks += blocks
+
     def content(self, place: int, pool: Any, computed: int) -> Any:
         """The hash object under which the block at ``place`` holds the request's content; None: none yet, or no more.
 
@@ -54,7 +58,8 @@ class BlockTable:
 
     def passed(self, place: int) -> None:
         """All blocks before ``place`` have been considered."""
-        self.next_block = max(self.next_block, place)
+        if place > self.next_block:
+            self.next_block = place
         if self._seen and self.next_block > 0:
             self._seen = {each: content for each, content in self._seen.items() if each >= self.next_block}
 

@@ -26,6 +26,7 @@ class TrackedRequest:
     imports: bool = True
     prefilled: int = 0  # tokens that a prefill engine has computed for it
     first_asked: float = 0.0
+    equal_since: float = 0.0  # it waits since then for another request's import; 0: it never has
     loading: bool = False
     load_failed: bool = False  # the present load
     described: int = 0  # leading blocks whose tokens kvmd-mesh has been told
