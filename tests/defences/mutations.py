@@ -326,8 +326,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "kvmd: domains are made as users connect"),),
         "daemon/broker/domain_table.cc",
-        "if (domains_.size() >= config_.max_domains && !DropIdle()) {",
-        "if (!OFF && domains_.size() >= config_.max_domains && !DropIdle()) {",
+        "if (domains_.size() + making_.size() >= config_.max_domains &&",
+        "if (!OFF && domains_.size() + making_.size() >= config_.max_domains &&",
     ),
     Mutation(
         (("daemon_tests", "Quotas: the host cache of a user counts over all connections"),),
@@ -430,6 +430,30 @@ MUTATIONS = (
         "daemon/broker/region_announcer.cc",
         "if (telling_.empty() && !budget.used_up()) {",
         "if (OFF || (telling_.empty() && !budget.used_up())) {",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: leases of a region that many leases cover lose its blocks in slices"),),
+        "daemon/broker/lessor.cc",
+        "      if (budget.used_up()) return true;\n      Spend(4);",
+        "      if (!OFF && budget.used_up()) return true;\n      Spend(4);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: the memory of a new domain is made in slices"),),
+        "daemon/registry/registry_segment.cc",
+        "    if (budget.used_up()) return false;\n",
+        "    if (!OFF && budget.used_up()) return false;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain that kvmd lacks the memory for in the middle is an error"),),
+        "daemon/broker/broker.cc",
+        "      its.dropped = domain.error();\n",
+        "      if (!OFF) its.dropped = domain.error();\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a client that does not wait for its domain"),),
+        "daemon/broker/domain_table.cc",
+        "!DropUnused() && !DropIdle()) {",
+        "(OFF || !DropUnused()) && !DropIdle()) {",
     ),
     Mutation(
         (("daemon_tests", "Leases: limits are errors that name the option"),),
