@@ -498,6 +498,24 @@ MUTATIONS = (
         "  WaitingChannels nobody(1);\n  const WaitingChannels::Entry waits(OFF ? nobody : waiting_, channel);\n",
     ),
     Mutation(
+        (("exporter_lack_tests", "Exporter lack of memory: whichever allocation fails"),),
+        "client/kvctl/exporter/http_server.cc",
+        "if (failed) std::rethrow_exception(failed);",
+        "if (failed && !OFF) std::rethrow_exception(failed);",
+    ),
+    Mutation(
+        (("client_tests", "Link: a lack of memory on its thread"),),
+        "client/connection/link.cc",
+        "    Attempt([&] { why = ServeOne(); });\n",
+        "    if (OFF) why = ServeOne();\n    if (!OFF) Attempt([&] { why = ServeOne(); });\n",
+    ),
+    Mutation(
+        (("client_tests", "Link: a task that lacks memory ends alone"),),
+        "client/connection/task_thread.cc",
+        "    Attempt(task);\n",
+        "    if (OFF) task();\n    if (!OFF) Attempt(task);\n",
+    ),
+    Mutation(
         (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails"),),
         "client/mesh/threads/keep_running.cc",
         "    if (each->run_.expired()) each->Run();\n",
