@@ -12,6 +12,7 @@
 #include <optional>
 #include <utility>
 
+#include "client/connection/attempt.h"
 #include "client/connection/wait.h"
 #include "proto/base/fault_point.h"
 #include "proto/wire/protocol_limits.h"
@@ -32,6 +33,9 @@ int PollTimeout(Deadline deadline) {
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()).count();
   return static_cast<int>(std::clamp<std::int64_t>(left + 1, 0, 60'000));
 }
+
+// Takes no memory: the text is short.
+Error OutOfMemory() { return {Errc::kResourceExhausted, "out of memory", ENOMEM}; }
 
 }  // namespace
 
@@ -60,7 +64,7 @@ void Mailbox::RunAll() {
     MutexLock lock(mutex_);
     tasks.swap(tasks_);
   }
-  for (const std::function<void()>& task : tasks) task();
+  for (const std::function<void()>& task : tasks) Attempt(task);
 }
 
 void Mailbox::Close() {
@@ -102,13 +106,12 @@ void Link::Pause(milliseconds pause) {
 void Link::Run() {
   milliseconds pause = options_.reconnect_min;
   while (!stop_.load()) {
-    Status ended = ConnectOnce();
-    if (ended) {
-      ended = Serve();
-      // A connection that fails just after the hello counts as one that fails before it.
-      if (useful_since_ && steady_clock::now() - *useful_since_ >= options_.reconnect_max) pause = options_.reconnect_min;
-    }
-    Disconnect(ended ? MakeError(Errc::kUnavailable, "kvmd closed the connection") : ended.error());
+    useful_since_.reset();
+    Error why = OutOfMemory();
+    Attempt([&] { why = ServeOne(); });
+    // A connection that fails just after the hello counts as one that fails before it.
+    if (useful_since_ && steady_clock::now() - *useful_since_ >= options_.reconnect_max) pause = options_.reconnect_min;
+    Disconnect(std::move(why));
     if (stop_.load()) return;
     // Between half and all of the pause, so that the workers of a node do not all reconnect at the
     // same instant.
@@ -116,6 +119,12 @@ void Link::Run() {
     Pause(milliseconds(jittered));
     pause = std::min(2 * pause, options_.reconnect_max);
   }
+}
+
+Error Link::ServeOne() {
+  Status ended = ConnectOnce();
+  if (ended) ended = Serve();
+  return ended ? MakeError(Errc::kUnavailable, "kvmd closed the connection") : ended.error();
 }
 
 Status Link::ConnectOnce() {
@@ -153,7 +162,6 @@ Status Link::ConnectOnce() {
   hello.set_instance(instance_);
   reader_ = FrameReader();
   greeted_ = false;
-  useful_since_.reset();
   MutexLock lock(mutex_);
   socket_ = std::move(socket);
   writer_ = FrameWriter();
@@ -265,16 +273,19 @@ Status Link::Greeted(const kvmwire::HelloReply& hello, Fds fds) {
   return {};
 }
 
-void Link::Disconnect(const Error& why) {
+void Link::Disconnect(Error why) {
+  Error lost = OutOfMemory();
+  Attempt([&] { lost = MakeError(Errc::kUnavailable, "connection to kvmd lost: " + why.ToString()); });
   {
     MutexLock lock(mutex_);
     socket_.Reset();
-    last_error_ = why;
+    greeter_ = {};
+    last_error_ = std::move(why);
   }
   client_id_.store(0, std::memory_order_relaxed);
   const bool was_connected = connected_.exchange(false);
-  FailRequests(MakeError(Errc::kUnavailable, "connection to kvmd lost: " + why.ToString()));
-  if (was_connected) events_.disconnected();
+  FailRequests(lost);
+  if (was_connected) Attempt(events_.disconnected);
 }
 
 void Link::FailRequests(const Error& why) {
@@ -283,7 +294,7 @@ void Link::FailRequests(const Error& why) {
     MutexLock lock(mutex_);
     failed.swap(requests_);
   }
-  for (auto& [id, reply] : failed) reply(why);
+  for (auto& [id, reply] : failed) Attempt([&] { reply(why); });
 }
 
 Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) {

@@ -5,7 +5,8 @@
 // a connection has worked for a while. Requests are asynchronous: a continuation runs on the link's
 // thread with the reply, or with kUnavailable if the connection ends first. Call() waits for a
 // reply, up to a deadline. A message is sent at once in the caller's thread if the socket accepts
-// it; sending never blocks.
+// it; sending never blocks. A lack of memory on the link's thread ends the connection, and the link
+// connects again.
 //
 // Thread-safe. Events are called on the link's thread, never with a lock of the link held; they
 // must not wait.
@@ -100,12 +101,13 @@ class Link {
 
  private:
   void Run();
+  Error ServeOne();  // one connection, until it ends; returns why
   Status ConnectOnce();
   Status Serve();  // returns when the connection ends
   Status HandleFrame(Frame frame);
   Status Greeted(const kvmwire::HelloReply& hello, Fds fds);
   Status SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) KVM_REQUIRES(mutex_);
-  void Disconnect(const Error& why);
+  void Disconnect(Error why);
   void FailRequests(const Error& why);
   void Pause(std::chrono::milliseconds pause);
 

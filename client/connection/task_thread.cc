@@ -3,6 +3,7 @@
 #include <system_error>
 #include <utility>
 
+#include "client/connection/attempt.h"
 #include "client/connection/wait.h"
 
 namespace kvm {
@@ -50,7 +51,7 @@ void TaskThread::Run() {
     std::function<void()> task = std::move(tasks_.front());
     tasks_.pop_front();
     lock.Unlock();
-    task();
+    Attempt(task);
     task = nullptr;  // destroys what the task refers to before the task counts as finished
     lock.Lock();
     ++finished_;

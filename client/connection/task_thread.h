@@ -12,6 +12,7 @@
 namespace kvm {
 
 // Thread-safe. The thread starts with the first task. Tasks must not wait for the thread itself.
+// One that throws, for lack of memory, has ended.
 class TaskThread {
  public:
   TaskThread() = default;

@@ -53,14 +53,13 @@ std::size_t JobReaper::waiting() const {
 }
 
 void JobReaper::Run() {
-  std::vector<std::unique_ptr<ImportJob>> looked_at;
+  std::list<std::unique_ptr<ImportJob>> looked_at;  // takes no memory
   std::chrono::milliseconds pause = kFirstPause;
   MutexLock lock(mutex_);
   for (;;) {
     if (looked_at.empty()) taken_.wait(lock.native(), [this]() KVM_REQUIRES(mutex_) { return !jobs_.empty(); });
     if (!jobs_.empty()) pause = kFirstPause;
-    for (std::unique_ptr<ImportJob>& job : jobs_) looked_at.push_back(std::move(job));
-    jobs_.clear();
+    looked_at.splice(looked_at.end(), jobs_);
     lock.Unlock();
     std::this_thread::sleep_for(pause);
     pause = std::min(2 * pause, kLongestPause);

@@ -10,8 +10,8 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <list>
 #include <memory>
-#include <vector>
 
 #include "cuda/memory_backend.h"
 #include "proto/base/thread_safety.h"
@@ -38,7 +38,7 @@ class JobReaper {
   std::condition_variable taken_;
   bool running_ KVM_GUARDED_BY(mutex_) = false;
   std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // including those that the thread is polling
-  std::vector<std::unique_ptr<ImportJob>> jobs_ KVM_GUARDED_BY(mutex_);
+  std::list<std::unique_ptr<ImportJob>> jobs_ KVM_GUARDED_BY(mutex_);
 };
 
 // Returns the same job with a destructor that waits at most `patience` and then passes it to the

@@ -124,9 +124,15 @@ void Broker::GoOn(ClientId id) {
   if (Client* client = clients_.Find(id)) client->GoOn();
 }
 
+Status Broker::Outcome(ClientId id) const {
+  const Client* client = clients_.Find(id);
+  return client != nullptr && client->dropped ? Status(*client->dropped) : Status();
+}
+
+// A stranger can be busy with its hello only.
 bool Broker::Greeted(ClientId id) const {
   const Client* client = clients_.Find(id);
-  return client != nullptr && client->greeted;
+  return client != nullptr && (client->greeted || client->busy());
 }
 
 bool Broker::HasToTell(ClientId id) const {
@@ -172,15 +178,29 @@ Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
   if (hello.client_name().size() > kMaxNameBytes) return MakeError(Errc::kInvalidArgument, "client name is too long");
   if (hello.role() != kvmwire::WORKER && hello.role() != kvmwire::OBSERVER && hello.role() != kvmwire::MONITOR)
     return MakeError(Errc::kProtocol, "unknown role");
-  if (hello.role() != kvmwire::MONITOR) {
-    Result<Domain*> domain = domains_.For(client.credentials);
-    if (!domain) {
-      client.ReplyError(message.request_id(), domain.error());
-      return domain.error();
-    }
-    client.domain = *domain;
-    ++client.domain->clients;
+  if (hello.role() == kvmwire::MONITOR) {
+    Welcome(client, message);
+    return {};
   }
+  // Its domain may have to be made first.
+  client.Work([this, message, making = DomainTable::Making()](Client& its, const WorkBudget& budget) mutable {
+    const Result<Domain*> domain = domains_.MakeFor(its.credentials, making, budget);
+    if (domain && *domain == nullptr) return false;
+    if (domain) {
+      its.domain = *domain;
+      ++its.domain->clients;
+      Welcome(its, message);
+    } else {
+      its.ReplyError(message.request_id(), domain.error());
+      its.dropped = domain.error();
+    }
+    return true;
+  });
+  return Outcome(client.id);
+}
+
+void Broker::Welcome(Client& client, const kvmwire::ClientMessage& message) {
+  const kvmwire::Hello& hello = message.hello();
   client.greeted = true;
   client.role = hello.role();
   client.name = hello.client_name();
@@ -207,7 +227,6 @@ Status Broker::Hello(Client& client, const kvmwire::ClientMessage& message) {
               {"uid", client.credentials.uid},
               {"domain", DomainName(client)},
               {"library", hello.library_version().substr(0, 32)}});
-  return {};
 }
 
 // ---- messages -----------------------------------------------------------------------------------

@@ -61,6 +61,9 @@ class Broker {
   // if it is, the rest is done first, at once.
   bool Busy(ClientId client) const;
   void GoOn(ClientId client);
+  // What Handle would have returned if the message had been done at once.
+  [[nodiscard]] Status Outcome(ClientId client) const;
+  // Whether its hello has come.
   bool Greeted(ClientId client) const;
   // Whether there is something that the client has still to be told of; sends it, as far as the
   // client takes it.
@@ -88,6 +91,7 @@ class Broker {
   std::vector<MessageRule> Rules();
   void LeaveDomain(Client& client);
   Status Hello(Client& client, const kvmwire::ClientMessage& message);
+  void Welcome(Client& client, const kvmwire::ClientMessage& message);
   void ReplyStatus(Client& client, const kvmwire::ClientMessage& message);
 
   const Config& config_;

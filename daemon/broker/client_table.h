@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct Client {
   // One slice more of what has been begun.
   void GoOn();
   bool busy() const noexcept { return static_cast<bool>(work_); }
+  // Why it is to be dropped, if a slice of its work has found a reason.
+  std::optional<Error> dropped;
 
   ClientId id = 0;
   Connection* connection = nullptr;

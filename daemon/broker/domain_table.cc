@@ -1,19 +1,13 @@
 #include "daemon/broker/domain_table.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "daemon/system/config_domains.h"
 #include "daemon/system/log.h"
-#include "daemon/system/work_meter.h"
 #include "proto/base/fault_point.h"
 
 namespace kvm::daemon {
-namespace {
-
-// The kernel makes a segment's pages at once.
-constexpr std::uint64_t kBytesPerUnitOfSegment = 4096;
-
-}  // namespace
 
 DomainTable::DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping)
     : config_(config),
@@ -32,22 +26,44 @@ std::string DomainTable::NameFor(const Credentials& credentials) const {
 }
 
 Result<Domain*> DomainTable::Named(const std::string& name) {
+  Making making;
+  for (;;) {
+    const Result<Domain*> made = Make(name, making, WorkBudget());
+    if (!made || *made != nullptr) return made;
+  }
+}
+
+Result<Domain*> DomainTable::Make(const std::string& name, Making& making, const WorkBudget& budget) {
   if (Domain* found = Find(name)) return found;
-  if (domains_.size() >= config_.max_domains && !DropIdle()) {
-    return MakeError(Errc::kResourceExhausted,
-                     "no room for domain " + name + ": the limit is " + std::to_string(config_.max_domains) + " (--max-domains)");
+  auto begun = making_.find(name);
+  if (begun == making_.end()) {
+    if (domains_.size() + making_.size() >= config_.max_domains && !DropUnused() && !DropIdle()) {
+      return MakeError(Errc::kResourceExhausted,
+                       "no room for domain " + name + ": the limit is " + std::to_string(config_.max_domains) + " (--max-domains)");
+    }
+    Result<RegistrySegment> segment = Domain::BeginSegment(name, config_);
+    if (!segment) return Failed(name, segment.error());
+    begun = making_.emplace(name, std::make_shared<RegistrySegment>(std::move(*segment))).first;
   }
-  Result<std::unique_ptr<Domain>> domain = Domain::Create(name, config_, descriptors_);
-  if (!domain) {
-    LogLimited(LogLevel::kError, "domain_failed", {{"domain", name}, {"reason", domain.error().ToString()}});
-    return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + domain.error().ToString());
-  }
-  LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", (*domain)->segment().size()}});
-  Spend((*domain)->segment().size() / kBytesPerUnitOfSegment);
-  (*domain)->OnFreed([this](Region& region) { granted_->Freed(region); });
-  persistence_.PersistRegistry((*domain)->segment());
+  making = begun->second;
+  const Result<bool> whole = making->GoOn(budget);
+  if (whole && !*whole) return nullptr;
+  making_.erase(begun);
+  return whole ? Result<Domain*>(Add(name, std::move(*making))) : Failed(name, whole.error());
+}
+
+Error DomainTable::Failed(const std::string& name, const Error& error) {
+  LogLimited(LogLevel::kError, "domain_failed", {{"domain", name}, {"reason", error.ToString()}});
+  return MakeError(Errc::kResourceExhausted, "domain " + name + ": " + error.ToString());
+}
+
+Domain* DomainTable::Add(const std::string& name, RegistrySegment segment) {
+  std::unique_ptr<Domain> domain = Domain::Create(name, config_, descriptors_, std::move(segment));
+  LogLimited(LogLevel::kInfo, "domain_created", {{"domain", name}, {"segment_bytes", domain->segment().size()}});
+  domain->OnFreed([this](Region& region) { granted_->Freed(region); });
+  persistence_.PersistRegistry(domain->segment());
   KVM_FAULT_POINT(kvmd_restore_registry);
-  return domains_.emplace(name, std::move(*domain)).first->second.get();
+  return domains_.emplace(name, std::move(domain)).first->second.get();
 }
 
 Domain* DomainTable::Find(const std::string& name) const {
@@ -74,6 +90,14 @@ std::uint64_t DomainTable::RegistryBytesToCome() const {
   // The next kvmd makes registries of its own beside those that it takes over.
   const std::uint64_t again = persistence_.stores() ? made : 0;
   return registry * ((most > made ? most - made : 0) + again);
+}
+
+// One that is being made, and whose clients have gone meanwhile.
+bool DomainTable::DropUnused() {
+  const auto unused = std::find_if(making_.begin(), making_.end(), [](const auto& made) { return made.second.use_count() == 1; });
+  if (unused == making_.end()) return false;
+  making_.erase(unused);
+  return true;
 }
 
 // A domain is kept when its last client leaves, since the next one is likely to come soon, but not

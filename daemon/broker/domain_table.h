@@ -17,6 +17,7 @@
 #include "daemon/registry/domain.h"
 #include "daemon/registry/granted_memory.h"
 #include "daemon/system/config.h"
+#include "daemon/system/work_meter.h"
 
 namespace kvm::daemon {
 
@@ -31,9 +32,14 @@ class DomainTable {
   // `dropping` is called before a domain is destroyed. All outlive the table.
   DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
 
+  // A domain's registry while it is made. A client that keeps it keeps the domain's place.
+  using Making = std::shared_ptr<RegistrySegment>;
   // The domain follows from the credentials alone: that of a [domain.NAME] which names the user or
-  // the group, or else the one of --domain-mode. Errors: those of Named.
-  [[nodiscard]] Result<Domain*> For(const Credentials& credentials) { return Named(NameFor(credentials)); }
+  // the group, or else the one of --domain-mode. Makes a slice of it if there is none. Null: it is
+  // not done yet, and is to be asked for again, with the same `making`. Errors: those of Named.
+  [[nodiscard]] Result<Domain*> MakeFor(const Credentials& credentials, Making& making, const WorkBudget& budget) {
+    return Make(NameFor(credentials), making, budget);
+  }
   // Null if it has not been made.
   Domain* FindFor(const Credentials& credentials) const { return Find(NameFor(credentials)); }
   // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory
@@ -61,6 +67,10 @@ class DomainTable {
 
  private:
   std::string NameFor(const Credentials& credentials) const;
+  Result<Domain*> Make(const std::string& name, Making& making, const WorkBudget& budget);
+  Domain* Add(const std::string& name, RegistrySegment segment);
+  Error Failed(const std::string& name, const Error& error);
+  bool DropUnused();
   bool DropIdle();
 
   const Config& config_;
@@ -69,6 +79,9 @@ class DomainTable {
   DescriptorQuota descriptors_;  // of all domains
   const std::unique_ptr<GrantedMemory> granted_ = std::make_unique<GrantedMemory>(config_, descriptors_);
   std::map<std::string, std::unique_ptr<Domain>> domains_;
+  // The clients that waited for one of these may have gone; the next client of its domain goes on
+  // with it.
+  std::map<std::string, Making> making_;
 };
 
 }  // namespace kvm::daemon

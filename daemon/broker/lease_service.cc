@@ -4,6 +4,12 @@
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {
+namespace {
+
+// Of one region's end, before anything else. Many regions may end in one step.
+constexpr WorkUnits kCutAtOnceUnits = kSliceUnits / 16;
+
+}  // namespace
 
 Status LeaseService::Acquire(Client& client, const kvmwire::ClientMessage& message) {
   const kvmwire::AcquireLease& acquire = message.acquire_lease();
@@ -70,22 +76,24 @@ void LeaseService::Leave(const Client& client) {
 }
 
 // What is small ends at once, so that its blocks may go before anything else is asked for.
-void LeaseService::WorkNow() {
-  if (Work()) work_to_do_();
+void LeaseService::WorkNow(WorkUnits units) {
+  if (lessor_.Work(WorkBudget(units))) work_to_do_();
 }
 
 std::uint32_t LeaseService::CutOff(const Domain& domain, const Region& region, const char* why) {
-  const std::uint32_t cut = lessor_.CutOff(domain, region, [&](const Lease& lease, std::size_t left) {
-    LogLimited(LogLevel::kInfo, "lease_shrunk",
-               {{"lease", lease.id}, {"client", lease.client}, {"region", region.descriptor.name()}, {"blocks", left}, {"reason", why}});
-    kvmwire::ServerMessage message;
-    message.mutable_lease_shrunk()->set_lease(lease.id);
-    message.mutable_lease_shrunk()->set_blocks(static_cast<std::uint32_t>(left));
-    message.mutable_lease_shrunk()->set_reason(region.descriptor.name() + ": " + why);
-    clients_.Send(lease.client, message);
-  });
-  WorkNow();
-  return cut;
+  const std::uint32_t leases = lessor_.CutOff(domain, region, why);
+  if (leases > 0) WorkNow(kCutAtOnceUnits);
+  return leases;
+}
+
+void LeaseService::TellLosing(const Lease& lease, const RegionCut& cut, std::size_t left) const {
+  LogLimited(LogLevel::kInfo, "lease_shrunk",
+             {{"lease", lease.id}, {"client", lease.client}, {"region", cut.region}, {"blocks", left}, {"reason", cut.why}});
+  kvmwire::ServerMessage message;
+  message.mutable_lease_shrunk()->set_lease(lease.id);
+  message.mutable_lease_shrunk()->set_blocks(static_cast<std::uint32_t>(left));
+  message.mutable_lease_shrunk()->set_reason(cut.region + ": " + cut.why);
+  clients_.Send(lease.client, message);
 }
 
 }  // namespace kvm::daemon

@@ -17,7 +17,9 @@ class LeaseService {
  public:
   // `work_to_do` is called when Work has something to do. All outlive the service.
   LeaseService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients)
-      : work_to_do_(work_to_do), clients_(clients), lessor_(config) {}
+      : work_to_do_(work_to_do),
+        clients_(clients),
+        lessor_(config, [this](const Lease& lease, const RegionCut& cut, std::size_t left) { TellLosing(lease, cut, left); }) {}
 
   // kProtocol: more blocks than a message may have.
   [[nodiscard]] Status Acquire(Client& client, const kvmwire::ClientMessage& message);
@@ -30,13 +32,15 @@ class LeaseService {
   // Called before the domain is destroyed.
   void Forget(const Domain& domain) { lessor_.Forget(domain); }
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
-  // their clients are told. Returns the number of these leases.
+  // their clients are told, the first of them at once, the others in slices. `why` outlives the
+  // service. Returns the number of these leases.
   std::uint32_t CutOff(const Domain& domain, const Region& region, const char* why);
 
   const Lessor& lessor() const noexcept { return lessor_; }
 
  private:
-  void WorkNow();
+  void WorkNow(WorkUnits units = kSliceUnits);
+  void TellLosing(const Lease& lease, const RegionCut& cut, std::size_t left) const;
 
   const std::function<void()>& work_to_do_;
   const ClientTable& clients_;

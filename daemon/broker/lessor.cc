@@ -112,7 +112,8 @@ Status Lessor::Add(Lease& lease, const kvmwire::LeaseSource& source) {
   if (Status allowed = CheckLimits(lease, region); !allowed) return allowed;
   if (!lease.domain->Pin(region, kept->block)) return MakeError(Errc::kStale, "lease: the block has just been given up");
   if (lease.blocks.empty()) lease.model = region.info.model;
-  lease.first_of.try_emplace({region.row, region.info.region_epoch}, lease.blocks.size());
+  if (lease.first_of.try_emplace({region.row, region.info.region_epoch}, lease.blocks.size()).second)
+    by_region_[{lease.domain, region.row, region.info.region_epoch}].insert(lease.id);
   lease.blocks.push_back({region.row, region.info.region_epoch, kept->block, region.filler != nullptr, region.info.block_bytes});
   Count(lease, lease.blocks.back(), true);
   return {};
@@ -149,7 +150,13 @@ void Lessor::Cut(Lease& lease, std::size_t blocks) {
       lost.blocks.assign(from, lease.blocks.end());
       lease.blocks.erase(from, lease.blocks.end());
     }
-    std::erase_if(lease.first_of, [&](const auto& entry) { return entry.second >= blocks; });
+    Spend(lease.first_of.size());
+    std::erase_if(lease.first_of, [&](const auto& entry) {
+      if (entry.second < blocks) return false;
+      const auto others = by_region_.find({lease.domain, entry.first.first, entry.first.second});
+      if (others != by_region_.end() && others->second.erase(lease.id) != 0 && others->second.empty()) by_region_.erase(others);
+      return true;
+    });
   }
   if (!lease.blocks.empty()) return;
   --of_client_[client].leases;
@@ -167,7 +174,29 @@ void Lessor::DropUnused(ClientId client, const Domain* domain) {
   if (const auto found = of_domain_.find(domain); found != of_domain_.end() && unused(found->second)) of_domain_.erase(found);
 }
 
+bool Lessor::CutSome(const WorkBudget& budget) {
+  for (; !cuts_.empty(); cuts_.pop_front()) {
+    RegionCut& cut = cuts_.front();
+    while (!cut.leases.empty()) {
+      if (budget.used_up()) return true;
+      Spend(4);
+      const auto found = leases_.find(*cut.leases.begin());
+      cut.leases.erase(cut.leases.begin());
+      if (found == leases_.end()) continue;
+      Lease& lease = *found->second;
+      // Another cut may have taken these blocks off.
+      const auto first = lease.first_of.find({cut.row, cut.region_epoch});
+      if (first == lease.first_of.end()) continue;
+      const std::size_t left = first->second;
+      losing_(lease, cut, left);
+      Cut(lease, left);
+    }
+  }
+  return false;
+}
+
 bool Lessor::Work(const WorkBudget& budget) {
+  if (CutSome(budget)) return true;
   for (; !lost_.empty(); lost_.pop_front()) {
     Lease& lost = lost_.front();
     while (!lost.blocks.empty()) {
@@ -184,6 +213,7 @@ bool Lessor::Work(const WorkBudget& budget) {
 }
 
 void Lessor::Forget(const Domain& domain) {
+  std::erase_if(cuts_, [&](const RegionCut& cut) { return cut.domain == &domain; });
   std::erase_if(lost_, [&](const Lease& lost) {
     if (lost.domain != &domain) return false;
     for (const LeasedBlock& block : lost.blocks) Count(lost, block, false);
@@ -207,21 +237,12 @@ void Lessor::RevokeAllOf(ClientId client) {
   }
 }
 
-std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing) {
-  std::uint32_t cut = 0;
-  if (!of_domain_.contains(&domain)) return cut;
-  for (auto next = leases_.begin(); next != leases_.end();) {
-    Lease& lease = *(next++)->second;
-    if (lease.domain != &domain) continue;
-    Spend(1);
-    const auto first = lease.first_of.find({region.row, region.info.region_epoch});
-    if (first == lease.first_of.end()) continue;
-    const std::size_t left = first->second;
-    losing(lease, left);
-    Cut(lease, left);
-    ++cut;
-  }
-  return cut;
+std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const char* why) {
+  auto found = by_region_.extract({&domain, region.row, region.info.region_epoch});
+  if (found.empty()) return 0;
+  const auto leases = static_cast<std::uint32_t>(found.mapped().size());
+  cuts_.push_back({&domain, region.row, region.info.region_epoch, region.descriptor.name(), why, std::move(found.mapped())});
+  return leases;
 }
 
 Lessor::Usage Lessor::UsageOf(ClientId client) const { return UsageIn(of_client_, client); }

@@ -6,6 +6,9 @@
 // ends. If a region of its blocks ends or gets another owner, the lease loses those blocks and all
 // behind them. LeaseService calls it for clients' messages.
 //
+// Many leases may have blocks in one region, and a lease may have many blocks, so what they lose is
+// noted first, and taken off them and unpinned in slices (Work).
+//
 // Invariant: each block of a lease is counted once in its region (Domain::Pin), until it is cut off
 // or its region is gone. No other code pins blocks. The settings limit leases, blocks and bytes of
 // a client, of a domain and in all; a block that two leases cover counts twice. Single-threaded.
@@ -17,6 +20,8 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -47,15 +52,26 @@ struct Lease {
   SteadyTime deadline;
 };
 
+// A region that has ended or has got another owner, and the leases that are to lose its blocks.
+struct RegionCut {
+  const Domain* domain = nullptr;
+  std::uint32_t row = 0, region_epoch = 0;
+  std::string region;  // its name
+  const char* why = "";
+  std::set<LeaseId> leases;
+};
+
 class Lessor {
  public:
+  // Called with a lease before it loses blocks, and with the number that it keeps.
+  using Losing = std::function<void(const Lease&, const RegionCut&, std::size_t)>;
   struct Usage {
     std::uint32_t leases = 0;
     std::uint64_t blocks = 0, bytes = 0, cache_bytes = 0;
   };
 
   // `config` outlives the lessor.
-  explicit Lessor(const Config& config) : config_(config) {}
+  Lessor(const Config& config, Losing losing) : config_(config), losing_(std::move(losing)) {}
 
   // Makes a lease without blocks. kInvalidArgument: `ttl_ms` is 0, or more than --max-lease-ttl-s.
   // kResourceExhausted: --max-leases-per-client, --max-leases-per-user.
@@ -70,22 +86,28 @@ class Lessor {
   // Removes the lease. Its blocks stay pinned and counted until Work has come to them.
   void Revoke(Lease& lease) { Cut(lease, 0); }
   void RevokeAllOf(ClientId client);
-  // Unpins blocks that leases have lost, until the budget is used up. True: there are more.
+  // Shortens the leases that CutOff has named, and unpins blocks that leases have lost, until the
+  // budget is used up. True: there are more.
   bool Work(const WorkBudget& budget);
   // Called before the domain is destroyed, whose clients have left.
   void Forget(const Domain& domain);
   // Revokes those whose time is over.
   void Expire(SteadyTime now);
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
-  // all behind them; Work unpins them. The callback gets each lease before it loses blocks, with
-  // the number that it keeps. Returns the number of these leases.
-  std::uint32_t CutOff(const Domain& domain, const Region& region, const std::function<void(const Lease&, std::size_t)>& losing);
+  // all behind them, when Work comes to them. Blocks that a lease gets later are not meant. `why`
+  // outlives the lessor. Returns the number of these leases.
+  std::uint32_t CutOff(const Domain& domain, const Region& region, const char* why);
 
   const std::map<LeaseId, std::unique_ptr<Lease>>& all() const noexcept { return leases_; }
+  // Whether leases are still to lose blocks.
+  bool cutting() const noexcept { return !cuts_.empty(); }
   Usage UsageOf(ClientId client) const;
   Usage UsageOf(const Domain& domain) const;
 
  private:
+  using RegionKey = std::tuple<const Domain*, std::uint32_t, std::uint32_t>;  // row, epoch
+
+  bool CutSome(const WorkBudget& budget);
   Status CheckTtl(std::uint32_t ttl_ms) const;
   Status CheckLimits(const Lease& lease, const Region& region) const;
   void Cut(Lease& lease, std::size_t blocks);
@@ -93,9 +115,12 @@ class Lessor {
   void DropUnused(ClientId client, const Domain* domain);
 
   const Config& config_;
+  const Losing losing_;
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;
   std::set<std::pair<ClientId, LeaseId>> by_client_;
-  std::deque<Lease> lost_;  // what leases have lost and Work has to unpin
+  std::map<RegionKey, std::set<LeaseId>> by_region_;  // that have blocks in it
+  std::deque<RegionCut> cuts_;                        // what Work has to take off leases
+  std::deque<Lease> lost_;                            // what leases have lost and Work has to unpin
   std::set<std::pair<SteadyTime, LeaseId>> by_deadline_;
   std::map<ClientId, Usage> of_client_;
   std::map<const Domain*, Usage> of_domain_;

@@ -11,13 +11,23 @@ std::optional<std::uint32_t> UserOf(const Region& region) noexcept {
   return region.account->own ? std::nullopt : std::optional(region.info.owner_uid);
 }
 
+RegistrySegment::Sizes SegmentSizes(const Config& settings) { return {settings.max_entries, settings.max_regions, settings.max_models}; }
+
 }  // namespace
 
 Result<std::unique_ptr<Domain>> Domain::Create(const std::string& name, const Config& config, DescriptorQuota& descriptors) {
-  Config settings = SettingsOf(config, name);
-  Result<RegistrySegment> segment = RegistrySegment::Create(name, {settings.max_entries, settings.max_regions, settings.max_models});
+  Result<RegistrySegment> segment = RegistrySegment::Create(name, SegmentSizes(SettingsOf(config, name)));
   if (!segment) return segment.error();
-  return std::unique_ptr<Domain>(new Domain(name, std::move(settings), descriptors, std::move(*segment)));
+  return Create(name, config, descriptors, std::move(*segment));
+}
+
+Result<RegistrySegment> Domain::BeginSegment(const std::string& name, const Config& config) {
+  return RegistrySegment::Begin(name, SegmentSizes(SettingsOf(config, name)));
+}
+
+std::unique_ptr<Domain> Domain::Create(const std::string& name, const Config& config, DescriptorQuota& descriptors,
+                                       RegistrySegment segment) {
+  return std::unique_ptr<Domain>(new Domain(name, SettingsOf(config, name), descriptors, std::move(segment)));
 }
 
 Domain::Domain(std::string name, Config config, DescriptorQuota& descriptors, RegistrySegment segment)

@@ -40,6 +40,11 @@ class Domain {
   // kSystem: no memory for the segment. `descriptors` must outlive the domain. The domain has its
   // own settings (config_domains.h).
   [[nodiscard]] static Result<std::unique_ptr<Domain>> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors);
+  // The same in two steps, since a segment is made in slices: begins one for a domain of this name;
+  // and makes the domain of a whole one.
+  [[nodiscard]] static Result<RegistrySegment> BeginSegment(const std::string& name, const Config& config);
+  [[nodiscard]] static std::unique_ptr<Domain> Create(const std::string& name, const Config& config, DescriptorQuota& descriptors,
+                                                      RegistrySegment segment);
 
   const std::string& name() const noexcept { return name_; }
   const Config& config() const noexcept { return config_; }

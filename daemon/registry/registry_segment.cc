@@ -21,6 +21,10 @@ std::uint64_t Clock(clockid_t clock) noexcept {
 // 512 KiB. Eight engines that compute prompts of 100,000 tokens at once mark a fifth of the rows.
 constexpr std::uint64_t kMarkBuckets = 2048;
 
+// The kernel clears the pages: half a microsecond for each of 4096 bytes.
+constexpr std::size_t kAllocatedAtOnce = std::size_t{4} << 20, kAllocatedBytesPerUnit = 512;
+constexpr WorkUnits kReadRoomUnits = 16 * kSystemCallUnits;  // of control groups
+
 // The offsets of a segment's parts, and the segment's size.
 struct Places {
   std::uint64_t models, regions, tags, index, marks, end;
@@ -48,35 +52,59 @@ std::uint64_t RegistrySegment::SlotsFor(std::uint64_t max_entries) { return Roun
 std::uint64_t RegistrySegment::BytesFor(const Sizes& sizes) { return PlacesFor(sizes).end; }
 
 Result<RegistrySegment> RegistrySegment::Create(const std::string& domain, const Sizes& sizes) {
-  const Places at = PlacesFor(sizes);
-  const std::uint64_t slots = SlotsFor(sizes.max_entries);
-  Result<OwnedMemory> memory = OwnedMemory::Create("kvmd:" + domain, at.end, HugePages::kLater);
-  if (!memory) return memory.error();
+  Result<RegistrySegment> segment = Begin(domain, sizes);
+  for (bool whole = false; segment && !whole;) {
+    const Result<bool> made = segment->GoOn(WorkBudget());
+    if (!made) return made.error();
+    whole = *made;
+  }
+  return segment;
+}
 
+Result<RegistrySegment> RegistrySegment::Begin(const std::string& domain, const Sizes& sizes) {
+  Result<OwnedMemory> memory = OwnedMemory::Reserve("kvmd:" + domain, PlacesFor(sizes).end, HugePages::kLater);
+  if (!memory) return memory.error();
   RegistrySegment segment;
   segment.memory_ = std::move(*memory);
-  layout::RegistryHeader& header = segment.header();
-  header.layout_version = layout::kLayoutVersion;
-  header.header_bytes = layout::kHeaderBytes;
-  header.segment_bytes = segment.size();
-  while (header.epoch == 0) {
-    if (::getrandom(&header.epoch, sizeof(header.epoch), 0) < 0) return SystemError("getrandom");
-  }
-  std::memcpy(header.domain, domain.data(), std::min(domain.size(), sizeof(header.domain) - 1));
-  header.model_rows_offset = at.models;
-  header.region_rows_offset = at.regions;
-  header.index_offset = at.index;
-  header.tags_offset = at.tags;
-  header.marks_offset = at.marks;
-  header.mark_buckets = kMarkBuckets;
-  header.model_rows = sizes.max_models;
-  header.region_rows = sizes.max_regions;
-  header.index_slots = slots;
-  header.index_entries = sizes.max_entries;
-  segment.Heartbeat();
-  segment.SetState(layout::SegmentState::kLive);
-  header.magic = layout::kRegistryMagic;
+  segment.domain_ = domain;
+  segment.sizes_ = sizes;
   return segment;
+}
+
+Result<bool> RegistrySegment::GoOn(const WorkBudget& budget) {
+  while (!memory_.whole()) {
+    if (budget.used_up()) return false;
+    Spend(std::min(kAllocatedAtOnce, memory_.size()) / kAllocatedBytesPerUnit + kReadRoomUnits);
+    if (Status allocated = memory_.AllocateSome(kAllocatedAtOnce); !allocated) return allocated.error();
+  }
+  if (Status written = WriteHeader(); !written) return written.error();
+  return true;
+}
+
+Status RegistrySegment::WriteHeader() {
+  const Places at = PlacesFor(sizes_);
+  layout::RegistryHeader& to = header();
+  to.layout_version = layout::kLayoutVersion;
+  to.header_bytes = layout::kHeaderBytes;
+  to.segment_bytes = size();
+  while (to.epoch == 0) {
+    if (::getrandom(&to.epoch, sizeof(to.epoch), 0) < 0) return SystemError("getrandom");
+  }
+  std::memcpy(to.domain, domain_.data(), std::min(domain_.size(), sizeof(to.domain) - 1));
+  to.model_rows_offset = at.models;
+  to.region_rows_offset = at.regions;
+  to.index_offset = at.index;
+  to.tags_offset = at.tags;
+  to.marks_offset = at.marks;
+  to.mark_buckets = kMarkBuckets;
+  to.model_rows = sizes_.max_models;
+  to.region_rows = sizes_.max_regions;
+  to.index_slots = SlotsFor(sizes_.max_entries);
+  to.index_entries = sizes_.max_entries;
+  Heartbeat();
+  SetState(layout::SegmentState::kLive);
+  to.magic = layout::kRegistryMagic;
+  return {};
 }
 
 bool RegistrySegment::MakeSomeHuge(HugePageMaker& huge_pages) {

@@ -8,6 +8,7 @@
 
 #include "daemon/system/config.h"
 #include "daemon/system/huge_page_maker.h"
+#include "daemon/system/work_meter.h"
 #include "kvm/error.h"
 #include "proto/shm/layout.h"
 #include "proto/shm/sealed_memory.h"
@@ -30,6 +31,10 @@ class RegistrySegment {
 
   // Errors: those of OwnedMemory::Create; kSystem. The epoch is random.
   [[nodiscard]] static Result<RegistrySegment> Create(const std::string& domain, const Sizes& sizes);
+  // The same in slices. Until GoOn has returned true, nothing else may be called. Errors as above;
+  // after one, the segment can only be destroyed.
+  [[nodiscard]] static Result<RegistrySegment> Begin(const std::string& domain, const Sizes& sizes);
+  [[nodiscard]] Result<bool> GoOn(const WorkBudget& budget);
 
   int fd() const noexcept { return memory_.fd(); }
   std::size_t size() const noexcept { return memory_.size(); }
@@ -48,7 +53,11 @@ class RegistrySegment {
   void SetState(layout::SegmentState state) noexcept { header().state.store(static_cast<std::uint64_t>(state), std::memory_order_release); }
 
  private:
+  Status WriteHeader();
+
   OwnedMemory memory_;
+  std::string domain_;
+  Sizes sizes_{};
   std::size_t huge_until_ = 0;
   // While a part is being moved; shared with what the maker calls then
   std::shared_ptr<bool> moving_ = std::make_shared<bool>(false);

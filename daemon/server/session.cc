@@ -158,6 +158,7 @@ Status Session::ReadAvailable(const WorkBudget& budget) {
     bool handled_any = false;
     for (;;) {
       if (broker_.Busy(id_)) broker_.GoOn(id_);
+      if (Status outcome = broker_.Outcome(id_); !outcome) return outcome;
       backlog_ = broker_.Busy(id_) || budget.used_up() || Paused();
       if (backlog_) return {};
       Result<std::optional<Frame>> frame = reader_.Next();

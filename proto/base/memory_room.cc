@@ -99,19 +99,25 @@ Status CheckMachineRoom(std::uint64_t bytes, const std::string& what) {
 
 Status AllocateFile(int fd, std::uint64_t begin, std::uint64_t end, const std::string& what) {
   while (begin < end) {
-    const Result<MemoryRoom> room = MemoryRoom::Read();
-    if (!room) return MakeError(room.error().code, "no memory for " + what + ": " + room.error().message);
-    if (Status fits = room->Check(end - begin, what); !fits) return fits;
-    const std::uint64_t bytes = std::min(end - begin, std::clamp(room->bytes() / kPartOfRoom, kLeastPart, kMostPart));
-    if (::fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(bytes)) != 0) {
-      if (errno == EINTR) continue;
-      Error error = SystemError("allocate " + std::to_string(end - begin) + " bytes for " + what);
-      if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;
-      return error;
-    }
-    begin += bytes;
+    const Result<std::uint64_t> next = AllocatePart(fd, begin, end, kMostPart, what);
+    if (!next) return next.error();
+    begin = *next;
   }
   return {};
+}
+
+Result<std::uint64_t> AllocatePart(int fd, std::uint64_t begin, std::uint64_t end, std::uint64_t most, const std::string& what) {
+  const Result<MemoryRoom> room = MemoryRoom::Read();
+  if (!room) return MakeError(room.error().code, "no memory for " + what + ": " + room.error().message);
+  if (Status fits = room->Check(end - begin, what); !fits) return fits.error();
+  const std::uint64_t bytes = std::min({end - begin, most, std::clamp(room->bytes() / kPartOfRoom, kLeastPart, kMostPart)});
+  while (::fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(bytes)) != 0) {
+    if (errno == EINTR) continue;
+    Error error = SystemError("allocate " + std::to_string(end - begin) + " bytes for " + what);
+    if (error.sys_errno == ENOSPC || error.sys_errno == ENOMEM) error.code = Errc::kResourceExhausted;
+    return error;
+  }
+  return begin + bytes;
 }
 
 }  // namespace kvm

@@ -56,5 +56,10 @@ class MemoryRoom {
 // no room, or the kernel has refused. kSystem. A failed call leaves allocated what it had allocated
 // by then; that memory is freed with the file.
 [[nodiscard]] Status AllocateFile(int fd, std::uint64_t begin, std::uint64_t end, const std::string& what);
+// One part of it, of at most `most` bytes, for callers that do other work meanwhile. Returns where
+// the next part begins; `end`: there is none. Errors as above: there must be room for all that is
+// left.
+[[nodiscard]] Result<std::uint64_t> AllocatePart(int fd, std::uint64_t begin, std::uint64_t end, std::uint64_t most,
+                                                 const std::string& what);
 
 }  // namespace kvm

@@ -92,6 +92,15 @@ void MakeHuge(const OwnedMemory& memory) noexcept {
 }  // namespace
 
 Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t size_bytes, HugePages huge) {
+  Result<OwnedMemory> memory = Reserve(name, size_bytes, huge);
+  while (memory && !memory->whole()) {
+    if (Status allocated = memory->AllocateSome(size_bytes); !allocated) return allocated.error();
+  }
+  if (memory && huge == HugePages::kTry) MakeHuge(*memory);
+  return memory;
+}
+
+Result<OwnedMemory> OwnedMemory::Reserve(const std::string& name, std::size_t size_bytes, HugePages huge) {
   if (size_bytes == 0) return MakeError(Errc::kInvalidArgument, "shared memory " + name + ": size is 0");
   if (Status fits = CheckMemoryRoom(size_bytes, name); !fits) return fits.error();
   OwnedMemory memory;
@@ -101,13 +110,19 @@ Result<OwnedMemory> OwnedMemory::Create(const std::string& name, std::size_t siz
   const auto size = static_cast<off_t>(size_bytes);
   if (::fchmod(fd, 0400) != 0) return SystemError("fchmod " + name);
   if (::ftruncate(fd, size) != 0) return SystemError("ftruncate " + name);
-  if (Status allocated = AllocateFile(fd, 0, size_bytes, name); !allocated) return allocated.error();
   Result<ipc::mapped_region> mapping = Map(fd, ipc::read_write, size_bytes, huge);
   if (!mapping) return mapping.error();
   memory.mapping_ = std::move(*mapping);
-  if (huge == HugePages::kTry) MakeHuge(memory);
+  memory.name_ = name;
   if (::fcntl(fd, F_ADD_SEALS, kSizeSeals | F_SEAL_FUTURE_WRITE) != 0) return SystemError("seal " + name);
   return memory;
+}
+
+Status OwnedMemory::AllocateSome(std::size_t most_bytes) {
+  const Result<std::uint64_t> until = AllocatePart(fd_.get(), allocated_, size(), most_bytes, name_);
+  if (!until) return until.error();
+  allocated_ = *until;
+  return {};
 }
 
 Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugePages huge) {
@@ -130,6 +145,7 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
   OwnedMemory memory;
   memory.fd_ = std::move(fd);
   memory.mapping_ = std::move(*mapping);
+  memory.allocated_ = size_bytes;
   if (huge == HugePages::kTry) MakeHuge(memory);
   return memory;
 }
@@ -138,6 +154,8 @@ Result<OwnedMemory> OwnedMemory::Take(UniqueFd fd, std::size_t size_bytes, HugeP
 OwnedMemory& OwnedMemory::operator=(OwnedMemory&& other) noexcept {
   guard_ = MemoryGuard();
   fd_ = std::move(other.fd_);
+  name_ = std::move(other.name_);
+  allocated_ = other.allocated_;
   mapping_ = std::move(other.mapping_);
   guard_ = std::move(other.guard_);
   return *this;

@@ -47,6 +47,15 @@ class OwnedMemory {
   // kSystem, kUnsupported: the room can't be determined, or memfd_create, mmap or fcntl failed.
   [[nodiscard]] static Result<OwnedMemory> Create(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
 
+  // The same without its pages: AllocateSome makes them. Until it has made the last one, the memory
+  // is neither to be touched nor to be passed on.
+  [[nodiscard]] static Result<OwnedMemory> Reserve(const std::string& name, std::size_t size_bytes, HugePages huge = HugePages::kNever);
+  // Allocates the next pages of reserved memory, at most `most_bytes`. kResourceExhausted: there is
+  // no room for all that is left. kSystem, kUnsupported as for Create.
+  [[nodiscard]] Status AllocateSome(std::size_t most_bytes);
+  // Whether all of it is allocated.
+  bool whole() const noexcept { return allocated_ == size(); }
+
   // Maps granted memory of exactly `size_bytes` and allocates the pages that are not allocated yet.
   // kPermissionDenied: a seal is missing, or the descriptor can't be written. kInvalidArgument:
   // another size.
@@ -65,6 +74,8 @@ class OwnedMemory {
 
  private:
   UniqueFd fd_;
+  std::string name_;
+  std::size_t allocated_ = 0;  // from its beginning
   boost::interprocess::mapped_region mapping_;
   MemoryGuard guard_;  // last: it ends before the mapping
 };

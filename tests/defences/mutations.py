@@ -326,8 +326,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "kvmd: domains are made as users connect"),),
         "daemon/broker/domain_table.cc",
-        "if (domains_.size() >= config_.max_domains && !DropIdle()) {",
-        "if (!OFF && domains_.size() >= config_.max_domains && !DropIdle()) {",
+        "if (domains_.size() + making_.size() >= config_.max_domains &&",
+        "if (!OFF && domains_.size() + making_.size() >= config_.max_domains &&",
     ),
     Mutation(
         (("daemon_tests", "Quotas: the host cache of a user counts over all connections"),),
@@ -432,6 +432,30 @@ MUTATIONS = (
         "if (OFF || (telling_.empty() && !budget.used_up())) {",
     ),
     Mutation(
+        (("daemon_tests", "Hostile: leases of a region that many leases cover lose its blocks in slices"),),
+        "daemon/broker/lessor.cc",
+        "      if (budget.used_up()) return true;\n      Spend(4);",
+        "      if (!OFF && budget.used_up()) return true;\n      Spend(4);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: the memory of a new domain is made in slices"),),
+        "daemon/registry/registry_segment.cc",
+        "    if (budget.used_up()) return false;\n",
+        "    if (!OFF && budget.used_up()) return false;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain that kvmd lacks the memory for in the middle is an error"),),
+        "daemon/broker/broker.cc",
+        "      its.dropped = domain.error();\n",
+        "      if (!OFF) its.dropped = domain.error();\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a client that does not wait for its domain"),),
+        "daemon/broker/domain_table.cc",
+        "!DropUnused() && !DropIdle()) {",
+        "(OFF || !DropUnused()) && !DropIdle()) {",
+    ),
+    Mutation(
         (("daemon_tests", "Leases: limits are errors that name the option"),),
         "daemon/broker/lessor.cc",
         "if (user != of_user_.end() && user->second >= LeasesPerUser(config_))",
@@ -472,6 +496,24 @@ MUTATIONS = (
         "client/mesh/node/worker_service.cc",
         "  const WaitingChannels::Entry waits(waiting_, channel);\n",
         "  WaitingChannels nobody(1);\n  const WaitingChannels::Entry waits(OFF ? nobody : waiting_, channel);\n",
+    ),
+    Mutation(
+        (("exporter_lack_tests", "Exporter lack of memory: whichever allocation fails"),),
+        "client/kvctl/exporter/http_server.cc",
+        "if (failed) std::rethrow_exception(failed);",
+        "if (failed && !OFF) std::rethrow_exception(failed);",
+    ),
+    Mutation(
+        (("client_tests", "Link: a lack of memory on its thread"),),
+        "client/connection/link.cc",
+        "    Attempt([&] { why = ServeOne(); });\n",
+        "    if (OFF) why = ServeOne();\n    if (!OFF) Attempt([&] { why = ServeOne(); });\n",
+    ),
+    Mutation(
+        (("client_tests", "Link: a task that lacks memory ends alone"),),
+        "client/connection/task_thread.cc",
+        "    Attempt(task);\n",
+        "    if (OFF) task();\n    if (!OFF) Attempt(task);\n",
     ),
     Mutation(
         (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails"),),

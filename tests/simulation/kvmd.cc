@@ -59,6 +59,7 @@ bool Kvmd::Serve(SimConnection& connection) {
   const daemon::ClientId id = connection.id;
   if (broker_->Busy(id)) {
     Measured([&] { broker_->GoOn(id); });
+    Drop(id, broker_->Outcome(id));
     return true;
   }
   if (broker_->HasToTell(id) && connection.TakesAnnouncements()) Measured([&] { broker_->GoOnAnnouncing(id); });
@@ -71,13 +72,16 @@ bool Kvmd::Serve(SimConnection& connection) {
   if (--connection.to_kvmd.front().pieces > 0) return true;
   ToKvmd next = std::move(connection.to_kvmd.front());
   connection.to_kvmd.pop_front();
-  bool fine = false;
-  Measured([&] { fine = static_cast<bool>(broker_->Handle(id, std::move(next.message), std::move(next.fds))); });
-  if (!fine && connections_.contains(id)) {
-    ++dropped;
-    Measured([&] { Leave(id, false); });
-  }
+  Status handled;
+  Measured([&] { handled = broker_->Handle(id, std::move(next.message), std::move(next.fds)); });
+  Drop(id, handled);
   return true;
+}
+
+void Kvmd::Drop(daemon::ClientId id, const Status& outcome) {
+  if (outcome || !connections_.contains(id)) return;
+  ++dropped;
+  Measured([&] { Leave(id, false); });
 }
 
 bool Kvmd::ServeOne(std::uint64_t choice) {

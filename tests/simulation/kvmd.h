@@ -60,6 +60,8 @@ class Kvmd {
     changed_ = true;
   }
   void Leave(daemon::ClientId id, bool died);
+  // Drops a client whose message has ended so.
+  void Drop(daemon::ClientId id, const Status& outcome);
 
   Machine& machine_;
   const daemon::Config config_;

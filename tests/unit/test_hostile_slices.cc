@@ -1,6 +1,7 @@
 // Messages whose work grows with what a client has: an adoption, the end of leases, slabs that are
 // closed. Each step of kvmd's thread does one slice of them. Work is counted
 // (daemon/system/work_meter.h), time is not. Before they were cut, one step did all of it.
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -143,6 +144,188 @@ TEST_CASE("Hostile: the blocks of a long lease are unpinned in slices, and count
   const Steps steps = WorkStepwise(node);
   CHECK(steps.worst <= kMostOfStep);
   CHECK(node.Domain().leased_blocks() == 0);
+}
+
+// Where Lessor::CutOff takes the blocks off all leases itself, it is one step.
+TEST_CASE("Hostile: leases of a region that many leases cover lose its blocks in slices", "[unit]") {
+  constexpr std::uint32_t kLeases = 4000;
+  Config config;
+  config.max_leased_percent_per_domain = config.max_leased_percent_per_client = 100;
+  config.max_leases_per_client = config.max_leases_per_user = kLeases + 1;
+  Node node(config);
+  WireRegion pool("", LlamaSpec(), 1), other("", LlamaSpec(), 1);
+  std::vector<PublishRecord> records;
+  {
+    FakeConnection connection;
+    const ClientId owner = node.Join(connection);
+    for (WireRegion* region : {&pool, &other}) {
+      *region = node.Granted(owner, connection, region == &pool ? "pool" : "other", 2);
+      node.Register(owner, connection, *region);
+      for (std::uint32_t block = 0; block < 2; ++block) records.push_back(region->Write(block, {records.size(), 1}));
+      node.Handle(owner, region->PublishMessage({records.end() - 2, records.end()}));
+    }
+    node.broker.Leave(owner, true);
+  }
+  FakeConnection holder_connection;
+  const ClientId holder = node.Join(holder_connection);
+  const std::uint64_t epoch = node.Domain().epoch();
+  const auto hold = [&](std::initializer_list<std::size_t> blocks) {
+    kvmwire::ClientMessage message;
+    kvmwire::AcquireLease& acquire = *message.mutable_acquire_lease();
+    acquire.set_registry_epoch(epoch);
+    acquire.set_ttl_ms(60'000);
+    for (const std::size_t i : blocks) {
+      kvmwire::LeaseSource& source = *acquire.add_sources();
+      source.set_region(i < 2 ? pool.row : other.row);
+      source.set_region_epoch(i < 2 ? pool.region_epoch : other.region_epoch);
+      source.set_block(records[i].block);
+      source.set_generation(records[i].generation);
+    }
+    node.Handle(holder, message);
+    return holder_connection.Take(Body::kAcquireLeaseReply).message.acquire_lease_reply().lease();
+  };
+  const std::uint64_t stays = hold({2, 3});
+  std::uint64_t last = 0;
+  for (std::uint32_t i = 0; i < kLeases; ++i) last = hold({2, 0});
+  FakeConnection connection;
+  const ClientId adopter = node.Join(connection);
+  CHECK(Cost([&] { node.Handle(adopter, Node::Adopt(pool)); }) <= kMostOfStep);
+  connection.Take(Body::kAdoptRegionReply);
+  const auto told = [&] {
+    return std::count_if(holder_connection.sent.begin(), holder_connection.sent.end(),
+                         [](const Received& one) { return one.message.has_lease_shrunk(); });
+  };
+  CHECK(told() > 0);
+  CHECK(told() < kLeases / 2);
+  // A lease that ends meanwhile loses nothing.
+  kvmwire::ClientMessage release;
+  release.mutable_release_lease()->set_lease(last);
+  node.Handle(holder, release);
+  const Steps steps = WorkStepwise(node);
+  CHECK(steps.worst <= kMostOfStep);
+  CHECK(steps.count > 2);
+  CHECK(told() == kLeases - 1);
+  for (const Received& one : holder_connection.sent) {
+    if (one.message.has_lease_shrunk() && (one.message.lease_shrunk().blocks() != 1 || one.message.lease_shrunk().lease() == stays))
+      FAIL("lease " << one.message.lease_shrunk().lease() << " has " << one.message.lease_shrunk().blocks() << " blocks left");
+  }
+  CHECK(node.Domain().leased_blocks() == 2 + kLeases - 1);
+}
+
+// A kvmd whose domains take several slices to be made.
+struct LargeDomains {
+  static constexpr std::uint64_t kEntries = 400'000;
+
+  explicit LargeDomains(std::uint32_t max_domains = 16) : config(Of(max_domains)), broker(config) {}
+  static Config Of(std::uint32_t max_domains) {
+    Config config;
+    config.max_entries = kEntries;
+    config.max_domains = max_domains;
+    config.log_level = daemon::LogLevel::kError;
+    daemon::SetLogLevel(config.log_level);
+    return config;
+  }
+  // Its hello has arrived, and a slice of it is done.
+  ClientId Begin(FakeConnection& connection, std::uint32_t uid) {
+    const ClientId id = broker.Join(connection, {kDeadPid, uid, uid}, {});
+    kvmwire::ClientMessage hello;
+    hello.set_request_id(1);
+    hello.mutable_hello()->set_protocol_version(kProtocolVersion);
+    Count([&] { outcome = broker.Handle(id, hello, {}); });
+    return id;
+  }
+  void GoOn(ClientId id) {
+    Count([&] { broker.GoOn(id); });
+  }
+  template <class Step>
+  void Count(Step&& step) {
+    const WorkUnits cost = Cost(step);
+    worst = std::max(worst, cost);
+    all += cost;
+  }
+
+  const Config config;
+  daemon::Broker broker;
+  Status outcome;
+  WorkUnits worst = 0, all = 0;  // of hellos
+};
+
+// Without the budget in RegistrySegment::GoOn the hello is one step.
+TEST_CASE("Hostile: the memory of a new domain is made in slices, once for all who wait for it", "[unit]") {
+  LargeDomains kvmd;
+  FakeConnection first_connection, second_connection;
+  const ClientId first = kvmd.Begin(first_connection, 1000);
+  REQUIRE(kvmd.broker.Busy(first));
+  CHECK(kvmd.broker.Greeted(first));  // so it is not dropped for being late
+  CHECK(kvmd.broker.domains().Find("uid-1000") == nullptr);
+  const ClientId second = kvmd.Begin(second_connection, 1000);
+  while (kvmd.broker.Busy(first) || kvmd.broker.Busy(second)) {
+    CHECK(first_connection.sent.empty());
+    if (kvmd.broker.Busy(first)) kvmd.GoOn(first);
+    if (kvmd.broker.Busy(second)) kvmd.GoOn(second);
+  }
+  first_connection.Take(Body::kHelloReply);
+  second_connection.Take(Body::kHelloReply);
+  daemon::Domain* const domain = kvmd.broker.domains().Find("uid-1000");
+  REQUIRE(domain != nullptr);
+  CHECK(domain->clients == 2);
+  struct stat info {};
+  REQUIRE(::fstat(domain->segment().fd(), &info) == 0);
+  CHECK(static_cast<std::size_t>(info.st_blocks) * 512 >= domain->segment().size());
+  CHECK(kvmd.worst <= kMostOfStep + kSliceUnits / 4);  // and the part that had begun
+  const WorkUnits pages = domain->segment().size() / 4096;
+  CHECK(kvmd.all > 8 * pages);
+  CHECK(kvmd.all < 10 * pages);
+}
+
+TEST_CASE("Hostile: a client that does not wait for its domain leaves the rest to the next one, or its place", "[unit]") {
+  LargeDomains kvmd(1);
+  FakeConnection connection, other_connection;
+  const ClientId first = kvmd.Begin(connection, 1000);
+  REQUIRE(kvmd.broker.Busy(first));
+  // While it waits its place is its own.
+  kvmd.Begin(other_connection, 1001);
+  REQUIRE_FALSE(kvmd.outcome);
+  CheckSays(kvmd.outcome.error().message, "(--max-domains)");
+  kvmd.broker.Leave(first, true);
+  const WorkUnits before = kvmd.all;
+  const ClientId next = kvmd.Begin(connection, 1000);
+  while (kvmd.broker.Busy(next)) kvmd.GoOn(next);
+  connection.Take(Body::kHelloReply);
+  const WorkUnits whole = kvmd.broker.domains().Find("uid-1000")->segment().size() / 512;
+  CHECK(kvmd.all - before < whole);
+  kvmd.broker.Leave(next, true);
+  // A domain without clients goes; so does one that was begun.
+  const ClientId third = kvmd.Begin(connection, 1001);
+  REQUIRE(kvmd.broker.Busy(third));
+  CHECK(kvmd.broker.domains().Find("uid-1000") == nullptr);
+  kvmd.broker.Leave(third, true);
+  const ClientId fourth = kvmd.Begin(connection, 1002);
+  while (kvmd.broker.Busy(fourth)) kvmd.GoOn(fourth);
+  connection.Take(Body::kHelloReply);
+  CHECK(kvmd.broker.domains().Find("uid-1002") != nullptr);
+}
+
+TEST_CASE("Hostile: a domain that kvmd lacks the memory for in the middle is an error, and the next try is a new one", "[unit]") {
+  LargeDomains kvmd;
+  FakeConnection connection;
+  const ClientId client = kvmd.Begin(connection, 1000);
+  REQUIRE(kvmd.broker.Busy(client));
+  KVM_REQUIRE_OK(kvmd.broker.Outcome(client));
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const rlimit small{1 << 20, before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+  kvmd.GoOn(client);
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+  CHECK_FALSE(kvmd.broker.Busy(client));
+  CHECK_FALSE(kvmd.broker.Greeted(client));
+  KVM_CHECK_ERROR(kvmd.broker.Outcome(client), Errc::kResourceExhausted, "RLIMIT_FSIZE");
+  CheckSays(connection.TakeError(), "domain uid-1000");
+  kvmd.broker.Leave(client, true);
+  const ClientId again = kvmd.Begin(connection, 1000);
+  while (kvmd.broker.Busy(again)) kvmd.GoOn(again);
+  connection.Take(Body::kHelloReply);
 }
 
 // Without the budget in SlabPool::CloseMismatched the message closes all nine slabs: seen.

@@ -1,5 +1,6 @@
 // The order of a new connection's first messages: what Events::connected sends comes before what
-// other threads send, since they build on it.
+// other threads send, since they build on it. And what the library's threads do where memory is
+// short.
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -7,11 +8,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "client/connection/link.h"
+#include "client/connection/task_thread.h"
 #include "tests/catch.h"
 #include "tests/support/process/temp_dir.h"
 
@@ -37,6 +40,7 @@ class Server {
   void Greet() {
     connection_ = UniqueFd(::accept(listener_.get(), nullptr, nullptr));
     REQUIRE(connection_);
+    reader_ = FrameReader();
     REQUIRE(Next().has_hello());
     kvmwire::ServerMessage reply;
     reply.mutable_hello_reply()->set_client_id(1);
@@ -44,6 +48,14 @@ class Server {
     const Result<bool> sent = writer.Send(connection_.get(), reply.SerializeAsString(), {});
     REQUIRE(sent);
     REQUIRE(*sent);
+  }
+
+  // Something that answers no request.
+  void Announce() {
+    kvmwire::ServerMessage message;
+    message.mutable_lease_shrunk()->set_lease(1);
+    FrameWriter writer;
+    KVM_REQUIRE_OK(writer.Send(connection_.get(), message.SerializeAsString(), {}));
   }
 
   kvmwire::ClientMessage Next(std::size_t fds = 0) {
@@ -147,4 +159,58 @@ TEST_CASE("Link: a request that was waiting for a connection that could not be s
     CHECK_FALSE(greeted.link().connected());
     CHECK(greeted.replies == 1);
   }
+}
+
+// Without Attempt in Link::Run the process ends.
+TEST_CASE("Link: a lack of memory on its thread ends the connection, and the next one serves", "[unit]") {
+  Server server;
+  std::atomic<int> connections = 0, disconnections = 0, announced = 0, replies = 0;
+  Link link(OptionsFor(server), {
+                                    .connected = [&](const kvmwire::HelloReply&, Fds) -> Status {
+                                      if (++connections == 1) throw std::bad_alloc();
+                                      return {};
+                                    },
+                                    .announced =
+                                        [&](const kvmwire::ServerMessage&, const Result<Fds>&) {
+                                          if (++announced == 1) throw std::bad_alloc();
+                                        },
+                                    .takes_more = [] { return true; },
+                                    .disconnected =
+                                        [&] {
+                                          ++disconnections;
+                                          throw std::bad_alloc();
+                                        },
+                                    .tick = [] {},
+                                });
+  link.Start();
+  server.Greet();
+  server.Greet();
+  while (!link.connected()) std::this_thread::sleep_for(1ms);
+  link.Request(Declaration("lost"), {}, [&](const Result<Answer>& reply) {
+    CHECK_FALSE(reply);
+    ++replies;
+    throw std::bad_alloc();
+  });
+  CHECK(server.Next().declare_model().spec() == "lost");
+  server.Announce();
+  server.Greet();
+  while (connections < 3 || !link.connected()) std::this_thread::sleep_for(1ms);
+  CHECK(replies == 1);
+  CHECK(disconnections == 2);
+  link.mailbox()->Post([] { throw std::bad_alloc(); });
+  server.Announce();
+  while (announced < 2) std::this_thread::sleep_for(1ms);
+  CHECK(link.Post(Declaration("served")));
+  CHECK(server.Next().declare_model().spec() == "served");
+  link.Stop();
+}
+
+// Without Attempt in TaskThread::Run the process ends.
+TEST_CASE("Link: a task that lacks memory ends alone", "[unit]") {
+  TaskThread thread;
+  std::atomic<int> ran = 0;
+  thread.Post([] { throw std::bad_alloc(); });
+  thread.Post([&] { ++ran; });
+  KVM_REQUIRE_OK(thread.Drain(std::chrono::steady_clock::now() + 60s));
+  CHECK(ran == 1);
 }

@@ -4,7 +4,11 @@
 
 #include <chrono>
 #include <csignal>
+#include <deque>
+#include <exception>
+#include <iostream>
 #include <list>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -78,29 +82,59 @@ class HttpServer::Impl {
       sockaddr address{};
       socklen_t size = sizeof(address);
       ::getsockname(socket.get(), &address, &size);
-      Acceptor& acceptor = acceptors_.emplace_back(context_);
-      by_tcp_.push_back(address.sa_family != AF_UNIX);
-      acceptor.assign(Protocol(address.sa_family, 0), socket.Release());
-      acceptor.non_blocking(true);
+      Listener& listener = listeners_.emplace_back(context_);
+      listener.by_tcp = address.sa_family != AF_UNIX;
+      listener.acceptor.assign(Protocol(address.sa_family, 0), socket.Release());
+      listener.acceptor.non_blocking(true);
     }
   }
 
   void Run() {
     signals_.async_wait([this](const boost::system::error_code&, int) { context_.stop(); });
-    for (std::size_t i = 0; i < acceptors_.size(); ++i) asio::co_spawn(context_, Accept(acceptors_[i], by_tcp_[i]), asio::detached);
-    context_.run();
+    for (bool failed = false; !context_.stopped();) {
+      try {
+        // What an exception has ended is destroyed by the context, as one of its tasks.
+        if (failed) context_.run_for(kAcceptPause);
+        AcceptAll();
+        failed = false;
+        context_.run();
+      } catch (const std::exception& lack) {
+        std::cerr << "kvctl: " << lack.what() << std::endl;
+        failed = true;
+      }
+    }
   }
 
  private:
-  asio::awaitable<void, asio::io_context::executor_type> Accept(Acceptor& acceptor, bool by_tcp) {
+  struct Listener {
+    explicit Listener(asio::io_context& context) : acceptor(context) {}
+    Acceptor acceptor;
+    bool by_tcp = false;
+    std::weak_ptr<void> run;  // of its coroutine, while that exists
+  };
+
+  // Starts those coroutines that do not run. One that an exception ends throws it out of `Run`.
+  void AcceptAll() {
+    for (Listener& listener : listeners_) {
+      if (!listener.run.expired()) continue;
+      const auto run = std::make_shared<char>();
+      listener.run = run;
+      asio::co_spawn(context_, Accept(listener), [run](const std::exception_ptr& failed) {
+        if (failed) std::rethrow_exception(failed);
+      });
+    }
+  }
+
+  asio::awaitable<void, asio::io_context::executor_type> Accept(Listener& listener) {
     asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, asio::io_context::executor_type>
         pause(context_);
     for (;;) {
       boost::system::error_code error;
       Stream stream(context_);
-      co_await acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
+      co_await listener.acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
       if (!error) {
-        asio::co_spawn(context_, Serve(std::move(stream), by_tcp), asio::detached);
+        // An exception ends this connection alone.
+        asio::co_spawn(context_, Serve(std::move(stream), listener.by_tcp), asio::detached);
       } else {
         // Mostly for lack of descriptors, which a connection's end brings back.
         pause.expires_after(kAcceptPause);
@@ -167,8 +201,7 @@ class HttpServer::Impl {
   std::list<Connection*> connections_;  // the one that has been waited for longest first
   asio::io_context context_{1};
   asio::signal_set signals_;
-  std::vector<Acceptor> acceptors_;
-  std::vector<bool> by_tcp_;  // [acceptors_]
+  std::deque<Listener> listeners_;
 };
 
 HttpServer::HttpServer(std::vector<UniqueFd> sockets, Content content, HostCheck host_check)

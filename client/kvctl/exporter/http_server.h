@@ -33,7 +33,7 @@ class HttpServer {
   HttpServer(std::vector<UniqueFd> sockets, Content content, HostCheck host_check);
   ~HttpServer();
 
-  // Serves until SIGINT or SIGTERM.
+  // Serves until SIGINT or SIGTERM. A lack of memory ends the connection that met it, no more.
   void Run();
 
  private:
