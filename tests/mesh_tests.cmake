@@ -11,7 +11,7 @@ if(TARGET kvm_mesh)
   kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/test_mesh_transfer.cc ${ucx_sources})
   kvm_test(NAME mesh_membership_tests LABEL unit TIMEOUT 180 LIBS kvm_mesh kvm_json kvm_process_support
     SOURCES unit/test_mesh_etcd.cc unit/test_mesh_etcd_messages.cc support/mesh/fake_etcd.cc)
-  kvm_test(NAME mesh_lack_tests LABEL unit LIBS kvm_mesh SOURCES unit/test_mesh_lack.cc)
+  kvm_test(NAME mesh_lack_tests LABEL unit LIBS kvm_mesh SOURCES support/process/temp_dir.cc unit/test_mesh_lack.cc)
   kvm_test(NAME mesh_disk_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh_disk SOURCES
     support/process/temp_dir.cc unit/test_mesh_disk_cache.cc unit/test_mesh_disk_index.cc)
 endif()
@@ -24,7 +24,8 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   target_compile_definitions(kvm_mesh_support PRIVATE KVM_MESH_BINARY="$<TARGET_FILE:kvmd-mesh>")
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
-    SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc)
+    SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc
+      integration/test_mesh_serving.cc)
   if(TARGET kvm_zmq)
     kvm_test(NAME mesh_events_integration_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support kvm_zmq
       SOURCES integration/test_mesh_events.cc support/mesh/event_reader.cc support/mesh/event_subscriber.cc)

@@ -56,6 +56,14 @@ TEST_CASE("Fuzz smoke: a kvmd that starts from arbitrary manifests and registrie
 
 TEST_CASE("Fuzz smoke: traces survive arbitrary text", "[unit]") { Smoke("trace", 10000, 11); }
 
+#ifdef KVM_FUZZ_MESH
+TEST_CASE("Fuzz smoke: a disk cache survives arbitrary files, and serves nothing that is not what was written", "[unit]") {
+  Smoke("disk_segment", 300, 12);
+}
+
+TEST_CASE("Fuzz smoke: messages of etcd and entries in it survive arbitrary text", "[unit]") { Smoke("etcd_messages", 10000, 13); }
+#endif
+
 TEST_CASE("Fuzz smoke: a broken property aborts", "[unit]") {
   CHECK(test::RunInChild([]() -> int { fuzz::Broken("none; this test breaks it on purpose"); }).signal == SIGABRT);
 }

@@ -18,6 +18,10 @@ const std::vector<Target>& Targets() {
       {"config_file", ConfigFileTarget, ConfigFileSeeds},
       {"restore", RestoreTarget, RestoreSeeds},
       {"trace", TraceTarget, TraceSeeds},
+#ifdef KVM_FUZZ_MESH
+      {"disk_segment", DiskSegmentTarget, DiskSegmentSeeds},
+      {"etcd_messages", EtcdMessagesTarget, EtcdMessagesSeeds},
+#endif
   };
   return targets;
 }

@@ -69,6 +69,11 @@ void ConfigFileTarget(Bytes input);
 std::vector<std::string> ConfigFileSeeds();
 void RestoreTarget(Bytes input);
 std::vector<std::string> RestoreSeeds();
+// Of kvmd-mesh, where there is one.
+void DiskSegmentTarget(Bytes input);
+std::vector<std::string> DiskSegmentSeeds();
+void EtcdMessagesTarget(Bytes input);
+std::vector<std::string> EtcdMessagesSeeds();
 void TraceTarget(Bytes input);
 std::vector<std::string> TraceSeeds();
 

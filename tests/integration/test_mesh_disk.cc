@@ -129,6 +129,67 @@ TEST_CASE("Mesh disk: copies for the disk are no uses of the host cache's blocks
   CHECK(test::HostCacheOf(probe).hits() == 10);
 }
 
+TEST_CASE("Mesh disk: a prefix that only the disk of another node has is joined from there", "[integration]") {
+  const TempDir dir;
+  {
+    KvmdProcess kvmd(HostCache());
+    MeshProcess mesh(kvmd, "a", {}, {}, DiskAt(dir));
+    PublishToDisk(kvmd, mesh, "p:30", 30);
+  }
+  // No worker of node a has come back yet.
+  KvmdProcess kvmd_a(HostCache()), kvmd_b;
+  MeshProcess a(kvmd_a, "a", {}, {}, DiskAt(dir));
+  MeshProcess b(kvmd_b, "b", {a.as_peer()});
+  REQUIRE(Eventually([&] { return StatusOf(b).peers(0).disk_keys() == 30; }, 60s));
+  const auto joiner = Start(kvmd_b, "joiner");
+  const Sandbox sandbox;
+  std::string keys;
+  for (const BlockKey& key : joiner->Keys("p:30")) keys += (keys.empty() ? "" : ",") + key.ToHex();
+  const auto run = [&](const std::string& arguments) {
+    const Sandbox::Output output =
+        sandbox.Run("--json --socket " + kvmd_b.socket() + " --timeout-ms 20000 mesh " + arguments + " --mesh-socket " + b.socket());
+    INFO(output.err);
+    REQUIRE(output.code == 0);
+    return output.Json();
+  };
+  const boost::json::value plan = run("explain --keys " + keys);
+  CHECK(Number(plan.at("sources").at(0), "blocks") == 30);
+  CHECK(Number(plan.at("sources").at(0), "disk_blocks") == 30);
+  CHECK(Text(plan.at("sources").at(0), "verdict") == "it seems to have 30 more blocks (30 of them from its disk)");
+  CHECK(Number(run("find --keys " + keys).at("nodes").at(0), "disk_blocks") == 30);
+  const JoinOutcome joined = Join(*joiner, b, "p:30");
+  INFO(joined.reason);
+  CHECK(joined.blocks == 30);
+  CHECK(joined.fetched == 30);
+  CheckImport(*joiner, "p:30", 30);
+  CHECK(StatusOf(a).served_from_disk() == 30);
+  CHECK(StatusOf(a).disk().read_blocks() == 30);
+  CHECK(StatusOf(b).peers(0).disk_bytes_per_s() > 0);
+  CHECK(StatusOf(b).peers(0).bytes_per_s() == 0);  // of its memory nothing is known
+}
+
+TEST_CASE("Mesh disk: of a prefix that a node has in part in memory only the rest is read from its disk", "[integration]") {
+  const TempDir dir;
+  KvmdProcess kvmd_a(HostCache()), kvmd_b;
+  MeshProcess a(kvmd_a, "a", {}, {}, DiskAt(dir));
+  PublishToDisk(kvmd_a, a, "p:30", 30);
+  a.Stop();
+  KvmdProcess second(HostCache());
+  MeshProcess again(second, "a", {}, {}, DiskAt(dir));
+  const auto publisher = Start(second, "publisher");
+  publisher->Publish("p:10", 0);
+  KVM_REQUIRE_OK(publisher->Flush());
+  MeshProcess b(kvmd_b, "b", {again.as_peer()});
+  REQUIRE(Eventually([&] { return StatusOf(b).peers(0).disk_keys() == 30 && StatusOf(b).peers(0).keys() == 10; }, 60s));
+  const auto joiner = Start(kvmd_b, "joiner");
+  const JoinOutcome joined = Join(*joiner, b, "p:30");
+  INFO(joined.reason);
+  CHECK(joined.blocks == 30);
+  CheckImport(*joiner, "p:30", 30);
+  CHECK(StatusOf(again).served_blocks() == 30);
+  CHECK(StatusOf(again).served_from_disk() == 20);
+}
+
 TEST_CASE("Mesh disk: blocks are computed if that is faster than the disk is, and kvctl says so", "[integration]") {
   const TempDir dir;
   {

@@ -82,7 +82,7 @@ RULES = {
     "client/mesh/threads": {"client/mesh/transfer", "kvm"},
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
-    "client/mesh/disk": {"proto/base", "proto/mesh", "client/mesh/memory", "daemon/policy", "kvm"},
+    "client/mesh/disk": {"proto/base", "proto/mesh", "client/mesh/directory", "client/mesh/memory", "daemon/policy", "kvm"},
     "client/mesh/events": {"proto/base", "proto/mesh", "kvm"},
     "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "disk", "events", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc

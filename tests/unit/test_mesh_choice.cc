@@ -65,6 +65,37 @@ TEST_CASE("Mesh choice: with a prefill rate the peer that saves most time is ask
   CHECK(ChooseSource(peers, Terms()).chosen == 1u);
 }
 
+TEST_CASE("Mesh choice: of two that reach as far the one that needs no disk is asked, unless its disk was measured faster", "[unit]") {
+  std::vector<Candidate> peers{Measured("disk", 20, 4096 * kMiB), Measured("memory", 20, 500 * kMiB)};
+  peers[0].disk = 20;
+  peers[0].disk_bytes_per_s = 300 * kMiB;
+  CHECK(ChooseSource(peers, Terms()).chosen == 1u);
+  CHECK(ChooseSource(peers, Terms(100)).chosen == 1u);
+  peers[0].disk_bytes_per_s = 900 * kMiB;
+  CHECK(ChooseSource(peers, Terms()).chosen == 0u);
+  CHECK(ChooseSource(peers, Terms(100)).chosen == 0u);
+  // One that has not been measured is expected to be no faster than memory mostly is.
+  peers[0].disk_bytes_per_s = PeerRate::kUnknown;
+  peers[1].bytes_per_s = 2048 * kMiB;
+  CHECK(ChooseSource(peers, Terms()).chosen == 1u);
+  CHECK(ChooseSource(std::vector{peers[0]}, Terms(1e9)).chosen == 0u);
+}
+
+TEST_CASE("Mesh choice: the rate of a peer's disk decides about blocks that are there, and the verdict says so", "[unit]") {
+  std::vector<Candidate> peers{Measured("a", 10, 1024 * kMiB)};
+  peers[0].disk = 4;
+  peers[0].disk_bytes_per_s = 10 * kMiB;
+  const Choice choice = ChooseSource(peers, Terms(20));
+  CHECK_FALSE(choice.chosen);
+  CHECK(choice.reason == "a: fetching 10 blocks (4 of them from its disk) would take 1000.0 ms, computing them 500.0 ms");
+  // None of those that are lacking.
+  ChoiceTerms terms = Terms(20);
+  terms.local = 10;
+  peers[0].depth = 20;
+  peers[0].disk = 0;
+  CHECK(ChooseSource(peers, terms).chosen == 0u);
+}
+
 TEST_CASE("Mesh choice: requests under way share a peer's rate", "[unit]") {
   std::vector<Candidate> peers{Measured("a", 10, 100 * kMiB), Measured("b", 10, 60 * kMiB)};
   CHECK(ChooseSource(peers, Terms()).chosen == 0u);

@@ -93,6 +93,67 @@ TEST_CASE("Summary: a peer that takes snapshots and deltas at random times never
   CHECK(snapshots > 0);
 }
 
+TEST_CASE("Summary: changes one by one leave what an update with all keys leaves, and a peer never lacks a key", "[unit]") {
+  test::Random random(16);
+  NodeSummary node;
+  PeerSummary peer;
+  const std::vector<BlockKey> pool = SomeKeys(4000, 17);
+  std::unordered_set<BlockKey> keys;
+  std::size_t deltas = 0, missing = 0;
+  for (int round = 0; round < 400; ++round) {
+    if (round % 97 == 96) {
+      node.Clear();
+      keys.clear();
+    }
+    std::vector<mesh::KeyChange> changes;
+    for (std::uint64_t i = 0; i < random.Below(round % 5 == 0 ? 1000 : 8); ++i) {
+      const mesh::KeyChange change{pool[random.Below(pool.size())], random.Below(3) != 0};
+      changes.push_back(change);
+      if (change.here)
+        keys.insert(change.key);
+      else
+        keys.erase(change.key);
+    }
+    node.Change(changes);
+    REQUIRE(node.keys() == keys.size());
+    if (random.Below(3) == 0) continue;
+    const SummaryImage image = node.Answer(peer.epoch(), peer.sequence());
+    deltas += image.snapshot ? 0 : 1;
+    KVM_REQUIRE_OK(peer.Apply(image));
+    missing += Missing(peer, keys);
+  }
+  CHECK(missing == 0);
+  CHECK(deltas > 50);
+  // What has been removed is not contained any more, but for chance.
+  std::vector<mesh::KeyChange> none;
+  for (const BlockKey& key : pool) none.push_back({key, false});
+  node.Change(none);
+  KVM_REQUIRE_OK(peer.Apply(node.Answer(peer.epoch(), peer.sequence())));
+  CHECK(Missing(peer, AsSet(pool)) == pool.size());
+}
+
+TEST_CASE("Directory: a prefix reaches as far as memory and disk of a node have its blocks between them", "[unit]") {
+  const std::vector<BlockKey> prefix = SomeKeys(256, 18);
+  const auto summary = [&](std::size_t first, std::size_t last) {
+    NodeSummary node;
+    node.Update(AsSet({prefix.begin() + static_cast<std::ptrdiff_t>(first), prefix.begin() + static_cast<std::ptrdiff_t>(last)}));
+    PeerSummary out;
+    KVM_REQUIRE_OK(out.Apply(node.Answer(0, 0)));
+    return out;
+  };
+  const auto match = [&](const PeerSummary& memory, const PeerSummary& disk, std::size_t known) {
+    const mesh::MatchedDepths depths = mesh::MatchBoth(memory, disk, prefix, known);
+    return std::pair(depths.memory, depths.all);
+  };
+  CHECK(match(summary(0, 100), PeerSummary(), 0) == std::pair<std::size_t, std::size_t>(100, 100));
+  CHECK(match(PeerSummary(), summary(0, 100), 0) == std::pair<std::size_t, std::size_t>(0, 100));
+  // The rest, or what lies before and after.
+  CHECK(match(summary(0, 100), summary(100, 200), 0) == std::pair<std::size_t, std::size_t>(100, 200));
+  CHECK(match(summary(0, 100), summary(0, 256), 7) == std::pair<std::size_t, std::size_t>(100, 256));
+  CHECK(match(summary(50, 200), summary(0, 60), 0).second == 200);
+  CHECK(match(summary(0, 200), summary(0, 60), 100) == std::pair<std::size_t, std::size_t>(200, 200));
+}
+
 TEST_CASE("Summary: a delta leaves the peer with the same filter as a snapshot would", "[unit]") {
   NodeSummary node;
   const std::vector<BlockKey> keys = SomeKeys(2000, 8);

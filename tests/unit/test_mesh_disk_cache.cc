@@ -195,6 +195,50 @@ TEST_CASE("Disk cache: a byte that changes in a record is noticed when the recor
   }
 }
 
+TEST_CASE("Disk cache: a record of which only the first part was written is not there, wherever the part ends", "[unit]") {
+  constexpr std::uint64_t kBytes = 600, kLast = 4096 + 2 * RecordBytes(kBytes);
+  const TempDir dir;
+  const DiskBlocks blocks(1, 3, kBytes);
+  { KVM_REQUIRE_OK(OpenDisk(Options(dir))->Append(blocks.blocks)); }
+  const std::filesystem::path path = Segments(dir)[0];
+  std::filesystem::copy_file(path, dir / "whole");
+  // In the mark, the header's checksum, the segment, the key, the block's checksum, the header's
+  // rest; nothing of the block, its first byte, half of it, all but its last byte. After a loss of
+  // power the rest is zeros, or what another file had there.
+  for (const std::uint64_t part : {0, 4, 8, 12, 16, 20, 32, 40, 70, 100, 4095, 4096, 4097, 4096 + 300, 4096 + 599}) {
+    for (const char rest : {'\0', '\xa5'}) {
+      INFO(part << " bytes, then " << int{rest});
+      std::filesystem::copy_file(dir / "whole", path, std::filesystem::copy_options::overwrite_existing);
+      const auto tear = [&] {
+        std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(static_cast<std::streamoff>(kLast + part));
+        file << std::string(RecordBytes(kBytes) - part, rest) << std::flush;
+        REQUIRE(file.good());
+      };
+      {
+        // While it is open: noticed by the read.
+        const auto cache = OpenDisk(Options(dir));
+        REQUIRE(cache->table().LeadingBlocks(blocks.keys) == 3);
+        tear();
+        const DiskReadCheck read = ReadDisk(*cache, blocks.keys, kBytes);
+        CHECK(read.good == 2);
+        CHECK(read.bad == 1);
+        CHECK(read.wrong == 0);
+      }
+      // By the next process: noticed when the cache is opened, and the place is written again.
+      const auto cache = OpenDisk(Options(dir));
+      CHECK(cache->table().LeadingBlocks(blocks.keys) == 2);
+      CHECK(std::filesystem::file_size(path) == kLast);
+      KVM_REQUIRE_OK(cache->Append(blocks.blocks));
+      CHECK(ReadDisk(*cache, blocks.keys, kBytes).good == 3);
+    }
+  }
+  // What pads a block to whole pages is not part of it.
+  FlipByte(path, kLast + 4096 + kBytes);
+  const auto cache = OpenDisk(Options(dir));
+  CHECK(ReadDisk(*cache, blocks.keys, kBytes).good == 3);
+}
+
 TEST_CASE("Disk cache: a record whose file has been cut off meanwhile is a bad one, and not a failing disk", "[unit]") {
   for (const IoKind io : test::IoKinds()) {
     const TempDir dir;

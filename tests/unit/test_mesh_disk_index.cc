@@ -1,5 +1,6 @@
 // The disk cache's index against an exact model, its growth, and the bytes of its records.
 #include <map>
+#include <set>
 
 #include "client/mesh/disk/disk_index.h"
 #include "client/mesh/disk/record.h"
@@ -74,6 +75,50 @@ TEST_CASE("Disk index: it has what a map of the same blocks has, with the bytes 
     CHECK(index.blocks() == 0);
     CHECK(index.bytes() == 0);
   }
+}
+
+TEST_CASE("Disk index: what it says has changed leads from one set of keys to the next", "[unit]") {
+  DiskIndex index(PolicyKind::kLru, 16);
+  std::set<BlockKey> told;
+  const auto take = [&](bool all) {
+    const mesh::DiskChanges changes = index.TakeChanges(all);
+    if (changes.all) told.clear();
+    for (const mesh::KeyChange& change : changes.keys) {
+      if (change.here)
+        told.insert(change.key);
+      else
+        told.erase(change.key);
+    }
+    return changes.all;
+  };
+  CHECK(take(false));  // the first time
+  SplitMix random(4);
+  std::size_t wrong = 0;
+  for (int step = 0; step < 20'000; ++step) {
+    const std::uint64_t prompt = random.Below(40);
+    const auto depth = static_cast<std::uint32_t>(random.Below(12));
+    if (random.Below(3) == 0) {
+      static_cast<void>(index.Evict());
+    } else {
+      const DiskBlock block = Block(prompt, depth, random.Below(6), random.Below(100) * 8192);
+      index.Insert({&block, 1});
+    }
+    if (random.Below(20) != 0) continue;
+    const bool all = random.Below(10) == 0;
+    CHECK(take(all) == all);
+    wrong += told.size() == index.blocks() ? 0 : 1;
+    for (const BlockKey& key : told) wrong += index.Find(key) != nullptr ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+  // More than are remembered: all of them are told.
+  take(false);
+  for (std::uint64_t prompt = 100; prompt < 100 + DiskIndex::kMaxChanges; ++prompt) {
+    const DiskBlock block = Block(prompt, 0, 1, 0);
+    index.Insert({&block, 1});
+    index.Erase(block.key);
+  }
+  CHECK(take(false));
+  CHECK(told.size() == index.blocks());
 }
 
 TEST_CASE("Disk index: the segment that is removed is the one that frees most", "[unit]") {

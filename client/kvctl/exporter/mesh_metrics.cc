@@ -62,6 +62,7 @@ void AddMesh(MetricPage& page, const std::string& socket, const Result<kvmmesh::
   page.Add(kvmd_mesh_served_bytes_total, Number(status.served_bytes()), {domain, node});
   page.Add(kvmd_mesh_joins_total, Number(status.joins()), {domain, node});
   page.Add(kvmd_mesh_joined_blocks_total, Number(status.joined_blocks()), {domain, node});
+  page.Add(kvmd_mesh_failed_work_total, Number(status.failed_work()), {domain, node});
   AddPeers(page, status);
   if (status.has_disk()) AddDisk(page, status);
   if (status.has_events()) AddEvents(page, status);

@@ -117,6 +117,8 @@
   COUNTER(kvmd_mesh_served_bytes_total, "domain node", "Bytes of those blocks.") \
   COUNTER(kvmd_mesh_joins_total, "domain node", "Prefixes that workers asked it for.") \
   COUNTER(kvmd_mesh_joined_blocks_total, "domain node", "Blocks that this brought here.") \
+  COUNTER(kvmd_mesh_failed_work_total, "domain node", \
+    "Work on threads that ended for lack of memory; its request was a miss.") \
   COUNTER(kvmd_mesh_fetched_blocks_total, "domain node peer", "Blocks that came from another node.") \
   COUNTER(kvmd_mesh_fetched_bytes_total, "domain node peer", "Bytes of those blocks.") \
   COUNTER(kvmd_mesh_peer_failures_total, "domain node peer", "Requests to another node that failed.") \

@@ -20,10 +20,12 @@ boost::json::object ToJson(const kvmmesh::PeerStatus& peer) {
           {"fresh", peer.fresh()},
           {"shunned", peer.shunned()},
           {"keys", peer.keys()},
+          {"disk_keys", peer.disk_keys()},
           {"fetched_blocks", peer.fetched_blocks()},
           {"fetched_bytes", peer.fetched_bytes()},
           {"in_flight", peer.in_flight()},
           {"bytes_per_s", peer.bytes_per_s()},
+          {"disk_bytes_per_s", peer.disk_bytes_per_s()},
           {"round_trip_us", peer.round_trip_us()},
           {"failures", peer.failures()},
           {"last_error", Printable(peer.last_error())}};
@@ -143,8 +145,11 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
                             {"keys", status.keys()},
                             {"served_blocks", status.served_blocks()},
                             {"served_bytes", status.served_bytes()},
+                            {"served_from_disk", status.served_from_disk()},
                             {"joins", status.joins()},
                             {"joined_blocks", status.joined_blocks()},
+                            {"failed_work", status.failed_work()},
+                            {"last_failed_work", Printable(status.last_failed_work())},
                             {"etcd", ToJson(status)},
                             {"peers", std::move(peers)}};
     if (status.has_disk()) out["disk"] = ToJson(status.disk());
@@ -163,10 +168,13 @@ int RunMeshStatus(const CommonOptions& common, const std::string& socket) {
   fields.Add("peers that answer", std::to_string(fresh) + " of " + std::to_string(status.peers_size()));
   if (status.has_etcd()) AddEtcd(fields, status.etcd());
   fields.Add("blocks for peers", HumanCount(status.keys()));
-  fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()));
+  fields.Add("served", HumanCount(status.served_blocks()) + " blocks, " + HumanBytes(status.served_bytes()) + "; " +
+                           HumanCount(status.served_from_disk()) + " of them from the disk");
   fields.Add("joins", HumanCount(status.joins()) + ", which brought " + HumanCount(status.joined_blocks()) + " blocks");
   if (status.has_disk()) AddDisk(status.disk(), fields);
   if (status.has_events()) AddEvents(status.events(), fields);
+  if (status.failed_work() > 0)
+    fields.Add("failed work", HumanCount(status.failed_work()) + ", at last " + Printable(status.last_failed_work()));
   fields.Print(std::cout);
   return kHealthy;
 }
@@ -180,13 +188,14 @@ int RunMeshPeers(const CommonOptions& common, const std::string& socket) {
     PrintJson(boost::json::object{{"peers", std::move(peers)}});
     return kHealthy;
   }
-  Table table({"node", "address", "known from", "state", ">blocks", ">fetched", ">rate", ">round trip", ">failures", "last error"});
+  Table table(
+      {"node", "address", "known from", "state", ">blocks", ">on disk", ">fetched", ">rate", ">round trip", ">failures", "last error"});
   for (const auto& peer : answer->status().peers()) {
     table.Add({peer.node(), peer.address(), peer.known_from(),
                peer.shunned() ? "shunned"
                : peer.fresh() ? "answers"
                               : "silent",
-               HumanCount(peer.keys()), HumanBytes(peer.fetched_bytes()), Rate(peer.bytes_per_s()),
+               HumanCount(peer.keys()), HumanCount(peer.disk_keys()), HumanBytes(peer.fetched_bytes()), Rate(peer.bytes_per_s()),
                peer.round_trip_us() == 0 ? "-" : HumanNanoseconds(static_cast<double>(peer.round_trip_us()) * 1e3),
                HumanCount(peer.failures()), Printable(peer.last_error())});
   }

@@ -72,16 +72,21 @@ int ShowPlan(const CommonOptions& common, const kvmmesh::ExplainAnswer& answer) 
   if (common.json) {
     boost::json::array sources;
     for (const auto& source : answer.sources()) {
-      sources.push_back(
-          {{"node", source.node()}, {"blocks", source.blocks()}, {"chosen", source.chosen()}, {"verdict", Printable(source.verdict())}});
+      sources.push_back({{"node", source.node()},
+                         {"blocks", source.blocks()},
+                         {"disk_blocks", source.disk()},
+                         {"chosen", source.chosen()},
+                         {"verdict", Printable(source.verdict())}});
     }
     PrintJson(boost::json::object{{"local", answer.local()}, {"reason", Printable(answer.reason())}, {"sources", std::move(sources)}});
     return kHealthy;
   }
   std::cout << answer.local() << " leading blocks are on this node\n";
-  Table table({"source", ">blocks", "chosen", "verdict"});
-  for (const auto& source : answer.sources())
-    table.Add({source.node(), std::to_string(source.blocks()), source.chosen() ? "yes" : "no", Printable(source.verdict())});
+  Table table({"source", ">blocks", ">on its disk", "chosen", "verdict"});
+  for (const auto& source : answer.sources()) {
+    table.Add({source.node(), std::to_string(source.blocks()), std::to_string(source.disk()), source.chosen() ? "yes" : "no",
+               Printable(source.verdict())});
+  }
   if (!table.empty()) table.Print(std::cout);
   if (!answer.reason().empty()) std::cout << "nothing would be fetched: " << Printable(answer.reason()) << '\n';
   return kHealthy;
@@ -99,16 +104,19 @@ int RunMeshFind(const CommonOptions& common, const std::string& socket, const Ke
   const kvmmesh::FindAnswer& found = answer->find_answer();
   if (common.json) {
     boost::json::array nodes;
-    for (const auto& node : found.nodes()) nodes.push_back({{"node", node.node()}, {"blocks", node.blocks()}, {"fresh", node.fresh()}});
+    for (const auto& node : found.nodes())
+      nodes.push_back({{"node", node.node()}, {"blocks", node.blocks()}, {"disk_blocks", node.disk()}, {"fresh", node.fresh()}});
     boost::json::object out{{"keys", question->query.keys.size()}, {"local", found.local()}, {"nodes", std::move(nodes)}};
     if (found.has_disk()) out["disk"] = found.disk();
     PrintJson(std::move(out));
     return kHealthy;
   }
-  Table table({"node", ">blocks", ""});
-  table.Add({"this node", std::to_string(found.local()) + " of " + std::to_string(question->query.keys.size()), ""});
-  if (found.has_disk()) table.Add({"disk of this node", std::to_string(found.disk()), ""});
-  for (const auto& node : found.nodes()) table.Add({node.node(), std::to_string(node.blocks()), node.fresh() ? "" : "it does not answer"});
+  Table table({"node", ">blocks", ">on its disk", ""});
+  table.Add({"this node", std::to_string(found.local()) + " of " + std::to_string(question->query.keys.size()), "", ""});
+  if (found.has_disk()) table.Add({"disk of this node", std::to_string(found.disk()), "", ""});
+  for (const auto& node : found.nodes()) {
+    table.Add({node.node(), std::to_string(node.blocks()), std::to_string(node.disk()), node.fresh() ? "" : "it does not answer"});
+  }
   table.Print(std::cout);
   return kHealthy;
 }

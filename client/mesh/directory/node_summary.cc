@@ -23,6 +23,7 @@ void NodeSummary::Rebuild() {
   epoch_ = (static_cast<std::uint64_t>(random()) << 32 | random()) | 1;  // never 0
   sequence_ = 0;
   changes_.clear();
+  fits_ = true;
 }
 
 bool NodeSummary::Fill(bool as_far_as_possible) {
@@ -39,16 +40,45 @@ bool NodeSummary::Fill(bool as_far_as_possible) {
 
 void NodeSummary::Update(std::unordered_set<BlockKey> keys) {
   std::vector<std::uint32_t> changed;
-  for (const BlockKey& key : keys_)
-    if (!keys.contains(key)) filter_.Remove(key, changed);
-  bool room = CuckooFilter::BucketsFor(keys.size()) <= filter_.buckets().size();
+  bool room = fits_ && CuckooFilter::BucketsFor(keys.size()) <= filter_.buckets().size();
+  fits_ = false;
+  for (auto key = keys_.begin(); room && key != keys_.end(); ++key)
+    if (!keys.contains(*key)) filter_.Remove(*key, changed);
   for (auto key = keys.begin(); room && key != keys.end(); ++key)
     if (!keys_.contains(*key)) room = filter_.Add(*key, changed);
   keys_ = std::move(keys);
+  End(std::move(changed), room);
+}
+
+void NodeSummary::Change(std::span<const KeyChange> changes) {
+  const auto more =
+      static_cast<std::uint64_t>(std::count_if(changes.begin(), changes.end(), [](const KeyChange& each) { return each.here; }));
+  bool room = fits_ && CuckooFilter::BucketsFor(keys_.size() + more) <= filter_.buckets().size();
+  fits_ = false;
+  std::vector<std::uint32_t> changed;
+  for (const KeyChange& each : changes) {
+    if (each.here ? !keys_.insert(each.key).second : keys_.erase(each.key) == 0) continue;
+    if (!room) continue;
+    if (each.here) {
+      room = filter_.Add(each.key, changed);
+    } else {
+      filter_.Remove(each.key, changed);
+    }
+  }
+  End(std::move(changed), room);
+}
+
+void NodeSummary::Clear() {
+  keys_.clear();
+  Rebuild();
+}
+
+void NodeSummary::End(std::vector<std::uint32_t> changed, bool room) {
   if (!room) {
     Rebuild();
     return;
   }
+  fits_ = true;
   if (changed.empty()) return;
   std::sort(changed.begin(), changed.end());
   changed.erase(std::unique(changed.begin(), changed.end()), changed.end());

@@ -3,16 +3,19 @@
 // The exact set of keys and a CuckooFilter of it. Each Update with changes gets a sequence number,
 // and the buckets that it changed are remembered for a while, so that a peer that knows an earlier
 // sequence gets only those. The epoch changes when the filter is built anew; a peer with another
-// epoch, or one that is too far behind, gets the whole filter. Not thread-safe.
+// epoch, or one that is too far behind, gets the whole filter. After a lack of memory the next
+// Update or Change builds the filter anew. Not thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <vector>
 
 #include "client/mesh/directory/cuckoo_filter.h"
+#include "client/mesh/directory/key_change.h"
 #include "kvm/block_key.h"
 
 namespace kvm::mesh {
@@ -33,12 +36,19 @@ class NodeSummary {
 
   // The node has exactly these keys now.
   void Update(std::unordered_set<BlockKey> keys);
+  // In order; a change that says what is known already is none.
+  void Change(std::span<const KeyChange> changes);
+  // The node has none of them; the epoch is another one.
+  void Clear();
+  bool Contains(const BlockKey& key) const { return keys_.contains(key); }
   // For a peer that knows `sequence` of `epoch`; 0: it knows nothing.
   SummaryImage Answer(std::uint64_t epoch, std::uint64_t sequence) const;
   std::size_t keys() const noexcept { return keys_.size(); }
 
  private:
   void Rebuild();
+  // The filter has what keys_ has; these buckets of it are others. Not `room`: it lacks some.
+  void End(std::vector<std::uint32_t> changed, bool room);
   // Adds all keys to an empty filter_. False: there was no room for one; further ones are added
   // only if `as_far_as_possible`.
   bool Fill(bool as_far_as_possible);
@@ -47,6 +57,7 @@ class NodeSummary {
 
   std::unordered_set<BlockKey> keys_;
   CuckooFilter filter_;
+  bool fits_ = true;  // filter_ has what keys_ has; not after a lack of memory
   std::uint64_t epoch_ = 0;
   std::uint64_t sequence_ = 0;
   // changes_[i]: the buckets of update sequence_ - changes_.size() + 1 + i

@@ -1,5 +1,6 @@
 #include "client/mesh/directory/peer_summary.h"
 
+#include <algorithm>
 #include <bit>
 #include <boost/endian/conversion.hpp>
 
@@ -32,18 +33,16 @@ Status PeerSummary::Apply(const SummaryImage& image) {
 }
 
 std::size_t PeerSummary::MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept {
-  if (epoch_ == 0) return known;
-  std::size_t low = known, high = keys.size();  // low: reached; above high: not
-  while (low < high) {
-    const std::size_t depth = low + (high - low + 1) / 2;
-    const bool reached = filter_.Contains(keys[depth - 1]) && (depth - 1 == known || filter_.Contains(keys[depth - 2]));
-    if (reached) {
-      low = depth;
-    } else {
-      high = depth - 1;
-    }
-  }
-  return low;
+  return mesh::MatchedDepth(keys, known, [this](const BlockKey& key) { return Contains(key); });
+}
+
+MatchedDepths MatchBoth(const PeerSummary& memory, const PeerSummary& disk, std::span<const BlockKey> keys, std::size_t known) noexcept {
+  MatchedDepths out;
+  out.memory = out.all = memory.MatchedDepth(keys, known);
+  if (disk.epoch() == 0 || out.memory == keys.size()) return out;
+  const auto either = [&](const BlockKey& key) { return memory.Contains(key) || disk.Contains(key); };
+  out.all = std::max(out.memory, MatchedDepth(keys, known, either));
+  return out;
 }
 
 }  // namespace kvm::mesh

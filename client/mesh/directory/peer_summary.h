@@ -21,9 +21,9 @@ class PeerSummary {
   [[nodiscard]] Status Apply(const SummaryImage& image);
   void Forget() noexcept { *this = PeerSummary(); }
 
-  // Which leading ones of `keys` the peer seems to have, if it has `known` of them. By binary
-  // search, since what has a block mostly has the blocks before it; a depth counts if its own key
-  // and the key before it are both contained, which squares the share of false answers.
+  // Nothing before the first image.
+  bool Contains(const BlockKey& key) const noexcept { return epoch_ != 0 && filter_.Contains(key); }
+  // As the function below, of this summary alone.
   std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept;
 
   std::uint64_t epoch() const noexcept { return epoch_; }
@@ -36,5 +36,32 @@ class PeerSummary {
   std::uint64_t sequence_ = 0;
   std::uint64_t keys_ = 0;
 };
+
+// Which leading ones of `keys` there seem to be where `contains` says so of one key, if there are
+// `known` of them. By binary search, since what has a block mostly has the blocks before it; a
+// depth counts if its own key and the key before it are both contained, which squares the share of
+// false answers.
+template <class Contains>
+std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known, const Contains& contains) noexcept {
+  std::size_t low = known, high = keys.size();  // low: reached; above high: not
+  while (low < high) {
+    const std::size_t depth = low + (high - low + 1) / 2;
+    const bool reached = contains(keys[depth - 1]) && (depth - 1 == known || contains(keys[depth - 2]));
+    if (reached) {
+      low = depth;
+    } else {
+      high = depth - 1;
+    }
+  }
+  return low;
+}
+
+// How far a prefix reaches into a node.
+struct MatchedDepths {
+  std::size_t all = 0;     // blocks that it has in memory or on its disk
+  std::size_t memory = 0;  // that it has in memory, without a gap
+};
+
+MatchedDepths MatchBoth(const PeerSummary& memory, const PeerSummary& disk, std::span<const BlockKey> keys, std::size_t known) noexcept;
 
 }  // namespace kvm::mesh

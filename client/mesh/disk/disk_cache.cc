@@ -2,10 +2,11 @@
 
 namespace kvm::mesh {
 
-Result<std::unique_ptr<DiskCache>> DiskCache::Open(const DiskOptions& options) {
+Result<std::unique_ptr<DiskCache>> DiskCache::Open(const DiskOptions& options, const MakeIo& make_io) {
   Result<DiskDirectory> directory = DiskDirectory::Open(options.path);
   if (!directory) return directory.error();
-  Result<std::unique_ptr<BlockIo>> reads = MakeBlockIo(options.io), writes = MakeBlockIo(options.io);
+  Result<std::unique_ptr<BlockIo>> reads = make_io(options.io);
+  Result<std::unique_ptr<BlockIo>> writes = make_io(options.io);
   for (const auto* io : {&reads, &writes})
     if (!*io) return MakeError(Errc::kUnsupported, "--disk-io: " + io->error().ToString());
   return std::unique_ptr<DiskCache>(new DiskCache(options, std::move(*directory), std::move(*reads), std::move(*writes)));
@@ -23,6 +24,17 @@ DiskCache::DiskCache(DiskOptions options, DiskDirectory directory, std::unique_p
       writes_(std::move(writes)) {}
 
 Status DiskCache::Recover(const std::string& domain) {
+  try {
+    return RecoverAll(domain);
+  } catch (const std::exception& failed) {
+    // Half of the files may be known, and that is no state to write in.
+    const Error error = MakeError(Errc::kResourceExhausted, std::string("its files could not be read: ") + failed.what());
+    health_.TurnOff(error);
+    return error;
+  }
+}
+
+Status DiskCache::RecoverAll(const std::string& domain) {
   if (domain.size() > kMaxDiskDomain) return MakeError(Errc::kUnsupported, "the domain's name is too long for the disk cache");
   const Result<RecoveredFiles> files = RecoverFiles(directory_, domain, *writes_);
   if (!files) {

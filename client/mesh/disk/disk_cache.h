@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -37,7 +38,9 @@ inline constexpr std::uint64_t kLeastDiskBytes = std::uint64_t{1} << 20;
 class DiskCache {
  public:
   // Takes the directory. The errors of DiskDirectory::Open; kUnsupported: no io_uring.
-  [[nodiscard]] static Result<std::unique_ptr<DiskCache>> Open(const DiskOptions& options);
+  // `make_io` is called twice: for the thread that reads, then for the one that writes.
+  using MakeIo = std::function<Result<std::unique_ptr<BlockIo>>(IoKind)>;
+  [[nodiscard]] static Result<std::unique_ptr<DiskCache>> Open(const DiskOptions& options, const MakeIo& make_io = MakeBlockIo);
   DiskCache(const DiskCache&) = delete;
   DiskCache& operator=(const DiskCache&) = delete;
 
@@ -61,6 +64,7 @@ class DiskCache {
   void Stop() { pace_.Stop(); }
 
  private:
+  [[nodiscard]] Status RecoverAll(const std::string& domain);
   DiskCache(DiskOptions options, DiskDirectory directory, std::unique_ptr<BlockIo> reads, std::unique_ptr<BlockIo> writes);
 
   const DiskOptions options_;

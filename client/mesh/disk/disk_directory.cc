@@ -76,7 +76,7 @@ Result<std::vector<std::uint64_t>> DiskDirectory::Segments() const {
 }
 
 void DiskDirectory::Remove(std::uint64_t segment) const noexcept {
-  static_cast<void>(::unlinkat(directory_.get(), SegmentFile::Name(segment).c_str(), 0));
+  static_cast<void>(::unlinkat(directory_.get(), SegmentFile::NameText(segment).data(), 0));
 }
 
 }  // namespace kvm::mesh

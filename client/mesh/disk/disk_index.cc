@@ -1,6 +1,8 @@
 #include "client/mesh/disk/disk_index.h"
 
 #include <algorithm>
+#include <new>
+#include <utility>
 
 namespace kvm::mesh {
 namespace {
@@ -16,6 +18,7 @@ std::size_t Roomy(std::size_t blocks) noexcept { return blocks + blocks / 8 + 16
 
 DiskIndex::DiskIndex(policy::PolicyKind kind, std::uint32_t first_capacity)
     : kind_(kind), policy_(policy::MakePolicy(kind, first_capacity)), entries_(first_capacity) {
+  free_.reserve(first_capacity);
   for (policy::Slot slot = first_capacity; slot > 0; --slot) free_.push_back(slot - 1);
 }
 
@@ -61,9 +64,10 @@ void DiskIndex::InsertOne(const DiskBlock& block) {
   if (found != slots_.end() && entries_[found->second].block.key == block.key) {
     // The same content at another place.
     DiskBlock& known = entries_[found->second].block;
+    Segment& segment = segments_[block.segment];
     segments_[known.segment].live -= RecordBytes(known.block_bytes);
     bytes_ -= RecordBytes(known.block_bytes);
-    Place(found->second, block);
+    Place(found->second, block, segment);
     return;
   }
   // Half of the key is the same, which happens to hardly any two blocks: the later one stays.
@@ -71,16 +75,23 @@ void DiskIndex::InsertOne(const DiskBlock& block) {
   if (free_.empty() && entries_.size() < policy::kMaxCapacity / 2) Rebuild(evicts_ ? Roomy(entries_.size()) : entries_.size() * 2);
   if (free_.empty()) static_cast<void>(Evict());
   const policy::Slot slot = free_.back();
-  free_.pop_back();
-  Place(slot, block);
-  entries_[slot].used = ++uses_;
-  slots_.emplace(block.key.lo, slot);
+  Segment& segment = segments_[block.segment];
   policy_->OnInsert(slot, ForPolicy(block));
+  try {
+    slots_.emplace(block.key.lo, slot);
+  } catch (const std::bad_alloc&) {
+    policy_->OnErase(slot);
+    throw;
+  }
+  free_.pop_back();
+  Place(slot, block, segment);
+  entries_[slot].used = ++uses_;
+  Changed(block.key, true);
 }
 
-void DiskIndex::Place(policy::Slot slot, const DiskBlock& block) {
+void DiskIndex::Place(policy::Slot slot, const DiskBlock& block, Segment& segment) noexcept {
   entries_[slot].block = block;
-  segments_[block.segment].live += RecordBytes(block.block_bytes);
+  segment.live += RecordBytes(block.block_bytes);
   bytes_ += RecordBytes(block.block_bytes);
 }
 
@@ -89,9 +100,38 @@ void DiskIndex::Drop(policy::Slot slot) {
   segments_[block.segment].live -= RecordBytes(block.block_bytes);
   bytes_ -= RecordBytes(block.block_bytes);
   slots_.erase(block.key.lo);
+  Changed(block.key, false);
   block = {};
   policy_->OnErase(slot);
   free_.push_back(slot);
+}
+
+void DiskIndex::Changed(const BlockKey& key, bool here) noexcept {
+  if (all_changed_) return;
+  try {
+    if (changes_.size() < kMaxChanges) {
+      changes_.push_back({key, here});
+      return;
+    }
+  } catch (const std::bad_alloc&) {
+    // As if there were too many.
+  }
+  all_changed_ = true;
+  changes_ = {};
+}
+
+DiskChanges DiskIndex::TakeChanges(bool all) {
+  DiskChanges out;
+  out.all = all || all_changed_;
+  if (out.all) {
+    out.keys.reserve(blocks());
+    for (const auto& [hash, slot] : slots_) out.keys.push_back({entries_[slot].block.key, true});
+    changes_.clear();
+    all_changed_ = false;
+  } else {
+    out.keys = std::exchange(changes_, {});
+  }
+  return out;
 }
 
 void DiskIndex::Erase(const BlockKey& key) {
@@ -135,16 +175,21 @@ void DiskIndex::Rebuild(std::size_t capacity) {
   for (const Entry& entry : entries_)
     if (entry.block.block_bytes != 0) known.push_back(entry);
   std::sort(known.begin(), known.end(), [](const Entry& a, const Entry& b) { return a.used < b.used; });
-  policy_ = policy::MakePolicy(kind_, static_cast<std::uint32_t>(capacity));
-  slots_.clear();
-  free_.clear();
-  for (std::size_t slot = capacity; slot > known.size(); --slot) free_.push_back(static_cast<policy::Slot>(slot - 1));
+  // All of it beside what is in use, so that a lack of memory changes nothing.
+  std::unique_ptr<policy::EvictionPolicy> policy = policy::MakePolicy(kind_, static_cast<std::uint32_t>(capacity));
+  std::unordered_map<std::uint64_t, policy::Slot> slots;
+  std::vector<policy::Slot> free;
+  free.reserve(capacity);
+  for (std::size_t slot = capacity; slot > known.size(); --slot) free.push_back(static_cast<policy::Slot>(slot - 1));
   for (policy::Slot slot = 0; slot < known.size(); ++slot) {
-    slots_.emplace(known[slot].block.key.lo, slot);
-    policy_->OnInsert(slot, ForPolicy(known[slot].block));
+    slots.emplace(known[slot].block.key.lo, slot);
+    policy->OnInsert(slot, ForPolicy(known[slot].block));
   }
+  known.resize(capacity);
+  policy_ = std::move(policy);
+  slots_ = std::move(slots);
+  free_ = std::move(free);
   entries_ = std::move(known);
-  entries_.resize(capacity);
 }
 
 std::uint64_t DiskIndex::file_bytes() const noexcept {

@@ -4,7 +4,8 @@
 // Memory only, about 120 bytes a block and what its eviction policy takes. A policy needs to know
 // how many blocks a cache holds, which follows from their sizes: while the cache fills, it is made
 // anew with twice the capacity whenever it is full, and once blocks leave, with the capacity that
-// there turned out to be. Not thread-safe.
+// there turned out to be. A call that throws, for lack of memory, has left some of its blocks out;
+// counts and places agree all the same. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "client/mesh/directory/key_change.h"
 #include "client/mesh/disk/record.h"
 #include "daemon/policy/policies.h"
 #include "kvm/block_key.h"
@@ -29,6 +31,12 @@ struct DiskBlock {
   std::uint64_t block_bytes = 0;
   std::uint64_t segment = 0;
   std::uint64_t offset = 0;
+};
+
+// What has come and gone, in order.
+struct DiskChanges {
+  bool all = false;  // `keys` are all that there are; else what has changed
+  std::vector<KeyChange> keys;
 };
 
 class DiskIndex {
@@ -53,6 +61,10 @@ class DiskIndex {
   // The policy's choice leaves. Empty: there is no block.
   std::optional<DiskBlock> Evict();
 
+  // What has changed since the last call. All that there is if `all`, if too much has changed, and
+  // the first time. A call that throws has changed nothing.
+  DiskChanges TakeChanges(bool all);
+
   // A segment's file has so many bytes, of which those of its blocks count.
   void SetSegment(std::uint64_t segment, std::uint64_t bytes) { segments_[segment].size = bytes; }
   void RemoveSegment(std::uint64_t segment) { segments_.erase(segment); }
@@ -65,6 +77,7 @@ class DiskIndex {
   std::vector<DiskBlock> BlocksOf(std::uint64_t segment) const;
 
   static constexpr std::uint32_t kFirstCapacity = 16384;
+  static constexpr std::size_t kMaxChanges = std::size_t{1} << 16;
 
  private:
   struct Entry {
@@ -78,8 +91,9 @@ class DiskIndex {
 
   void InsertRun(std::span<const DiskBlock> run);
   void InsertOne(const DiskBlock& block);
-  void Place(policy::Slot slot, const DiskBlock& block);
+  void Place(policy::Slot slot, const DiskBlock& block, Segment& segment) noexcept;
   void Drop(policy::Slot slot);
+  void Changed(const BlockKey& key, bool here) noexcept;
   // With a policy of `capacity` blocks, to which those that are here are new, the latest used last.
   void Rebuild(std::size_t capacity);
   // A policy that orders by time alone must not let a block leave before those behind it.
@@ -93,6 +107,8 @@ class DiskIndex {
   std::map<std::uint64_t, Segment> segments_;
   std::uint64_t bytes_ = 0, uses_ = 0;
   bool evicts_ = false;
+  std::vector<KeyChange> changes_;
+  bool all_changed_ = true;  // changes_ does not have all
 };
 
 }  // namespace kvm::mesh

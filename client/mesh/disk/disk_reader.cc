@@ -1,6 +1,7 @@
 #include "client/mesh/disk/disk_reader.h"
 
 #include <cstring>
+#include <exception>
 #include <vector>
 
 #include "client/mesh/memory/checksum.h"
@@ -25,12 +26,13 @@ bool NeedsBounce(const SegmentFile& file, const std::byte* into, std::uint64_t b
 
 }  // namespace
 
-DiskReadEnd DiskReader::Check(const Job& job, const BlockShape& shape) const {
+DiskReadEnd DiskReader::Check(Job& job, const BlockShape& shape) const {
   const Result<RecordHeader> header = DecodeRecordHeader(job.header.page());
   const DiskBlock& block = job.place.block;
   if (!header || header->segment != block.segment || header->offset != block.offset || header->key != block.key) return DiskReadEnd::kBad;
   // Equal keys mean equal shapes; a record that claims otherwise is not to be believed.
   if (header->shape != shape || header->key != job.read->key) return DiskReadEnd::kBad;
+  job.read->checksum = header->checksum;
   return BlockChecksum({job.block(), shape.block_bytes}) == header->checksum ? DiskReadEnd::kGood : DiskReadEnd::kBad;
 }
 
@@ -73,8 +75,18 @@ void DiskReader::Read(const BlockShape& shape, std::span<DiskRead> reads) {
     request.parts[0] = {job.header.data(), kDiskPage};
     request.parts[1] = {job.block(), bounce ? job.bounce.size() : shape.block_bytes};
   }
-  // Each block is compared while others are read.
-  io_->Run(requests, [&](std::size_t i) { Finish(jobs[i], requests[i], shape); });
+  // Each block is compared while others are read. An exception must not leave Run, since the kernel
+  // still writes to the memory of the others.
+  std::exception_ptr failed;
+  io_->Run(requests, [&](std::size_t i) {
+    try {
+      Finish(jobs[i], requests[i], shape);
+    } catch (const std::exception&) {
+      jobs[i].read->end = DiskReadEnd::kFailed;
+      failed = std::current_exception();
+    }
+  });
+  if (failed) std::rethrow_exception(failed);
 }
 
 }  // namespace kvm::mesh

@@ -20,18 +20,20 @@ struct DiskRead {
   BlockKey key;
   std::byte* into = nullptr;  // shape.block_bytes; holds anything unless the end is kGood
   DiskReadEnd end = DiskReadEnd::kNotHere;
+  std::uint64_t checksum = 0;  // of the bytes, if the end is kGood
 };
 
 class DiskReader {
  public:
   DiskReader(DiskTable& table, DiskHealth& health, std::unique_ptr<BlockIo> io) : table_(table), health_(health), io_(std::move(io)) {}
 
-  // Blocks as `shape` says. Returns when no memory of the caller's is written any more.
+  // Blocks as `shape` says. Returns when no memory of the caller's is written any more, also by an
+  // exception, which is a lack of memory: no read is good then.
   void Read(const BlockShape& shape, std::span<DiskRead> reads);
 
  private:
   struct Job;
-  DiskReadEnd Check(const Job& job, const BlockShape& shape) const;
+  DiskReadEnd Check(Job& job, const BlockShape& shape) const;
   void Finish(Job& job, const IoRequest& request, const BlockShape& shape);
 
   DiskTable& table_;

@@ -19,13 +19,18 @@ std::optional<DiskPlace> DiskTable::Find(const BlockKey& key) const {
   const DiskBlock* block = index_.Find(key);
   if (block == nullptr) return std::nullopt;
   const auto file = files_.find(block->segment);
-  if (file == files_.end()) return std::nullopt;
+  if (file == files_.end() || !file->second) return std::nullopt;
   return DiskPlace{*block, file->second};
 }
 
 void DiskTable::Use(std::span<const BlockKey> path) {
   MutexLock lock(mutex_);
   index_.Use(path);
+}
+
+DiskChanges DiskTable::TakeChanges(bool all) {
+  MutexLock lock(mutex_);
+  return index_.TakeChanges(all);
 }
 
 void DiskTable::Insert(std::span<const DiskBlock> blocks) {
@@ -45,8 +50,9 @@ void DiskTable::EvictFor(std::uint64_t more, std::uint64_t budget) {
 
 void DiskTable::AddSegment(std::shared_ptr<SegmentFile> file, std::uint64_t bytes) {
   MutexLock lock(mutex_);
+  auto& place = files_[file->segment()];
   index_.SetSegment(file->segment(), bytes);
-  files_[file->segment()] = std::move(file);
+  place = std::move(file);
 }
 
 void DiskTable::ResizeSegment(std::uint64_t segment, std::uint64_t bytes) {

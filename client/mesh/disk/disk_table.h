@@ -40,6 +40,8 @@ class DiskTable {
   std::size_t LeadingBlocks(std::span<const BlockKey> keys) const KVM_EXCLUDES(mutex_);
   std::optional<DiskPlace> Find(const BlockKey& key) const KVM_EXCLUDES(mutex_);
   void Use(std::span<const BlockKey> path) KVM_EXCLUDES(mutex_);
+  // As DiskIndex has it.
+  DiskChanges TakeChanges(bool all) KVM_EXCLUDES(mutex_);
 
   // Blocks of one segment, which has been added.
   void Insert(std::span<const DiskBlock> blocks) KVM_EXCLUDES(mutex_);

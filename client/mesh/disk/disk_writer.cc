@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "client/mesh/memory/checksum.h"
 
@@ -162,10 +163,16 @@ Status DiskWriter::OpenSegment(std::uint64_t bytes) {
     // A file that is not ours, which was refused before
     if (!file && file.error().code == Errc::kAlreadyExists) continue;
     if (!file) return file.error();
+    try {
+      table_.AddSegment(*file, bytes);
+    } catch (const std::bad_alloc&) {
+      // A file that the table does not know would take room beside the bound.
+      directory_.Remove((*file)->segment());
+      throw;
+    }
     open_ = std::move(*file);
     end_ = kDiskPage;
     reserved_ = bytes;
-    table_.AddSegment(open_, bytes);
     return {};
   }
 }
@@ -186,8 +193,9 @@ Status DiskWriter::CleanOne() {
   Status moved = MoveBlocks(*from, blocks);
   const bool no_room = !moved && (moved.error().code == Errc::kResourceExhausted || IsFullDisk(moved.error()));
   if (!moved && !no_room) return moved;
-  table_.RemoveSegment(from->segment());
+  // The file first: what fails here for lack of memory is done again, and leaves no file behind.
   directory_.Remove(from->segment());
+  table_.RemoveSegment(from->segment());
   return {};
 }
 

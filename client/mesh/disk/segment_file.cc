@@ -50,10 +50,10 @@ int Reserve(int file, std::uint64_t bytes) noexcept {
 
 }  // namespace
 
-std::string SegmentFile::Name(std::uint64_t segment) {
-  std::array<char, 32> name{};
+SegmentFile::NameBytes SegmentFile::NameText(std::uint64_t segment) noexcept {
+  NameBytes name{};
   std::snprintf(name.data(), name.size(), "segment-%016llx", static_cast<unsigned long long>(segment));
-  return name.data();
+  return name;
 }
 
 Result<std::shared_ptr<SegmentFile>> SegmentFile::Create(int directory, const SegmentHeader& header, std::uint64_t bytes) {

@@ -2,6 +2,7 @@
 // while it is read ends with its last reader. Thread-safe, except Shorten.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -23,7 +24,9 @@ class SegmentFile {
   [[nodiscard]] static Result<std::shared_ptr<SegmentFile>> Open(int directory, std::uint64_t segment);
 
   // "segment-0123456789abcdef"
-  static std::string Name(std::uint64_t segment);
+  static std::string Name(std::uint64_t segment) { return NameText(segment).data(); }
+  using NameBytes = std::array<char, 32>;
+  static NameBytes NameText(std::uint64_t segment) noexcept;  // ends with a zero
 
   std::uint64_t segment() const noexcept { return header_.segment; }
   const std::string& domain() const noexcept { return header_.domain; }

@@ -36,6 +36,8 @@ class NodeEvents {
 
   // The node holds exactly this now.
   virtual void Use(HeldBlocks held) = 0;
+  // Whether the last one was lost, for lack of memory, since this was asked: Use is wanted again.
+  virtual bool WantsAgain() noexcept = 0;
   // False: too many descriptions wait to be taken; this one is lost.
   virtual bool Describe(BlockDescription description) = 0;
   virtual void Describe(kvmmesh::EventStatus& out) const = 0;

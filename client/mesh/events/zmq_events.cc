@@ -121,8 +121,10 @@ void ZmqEvents::Run() {
     try {
       Step();
     } catch (const std::exception& failed) {
-      // A lack of memory. The feed knows what it no longer knows, and tells it again.
+      // A lack of memory. The feed knows what it no longer knows, and tells it again; what was on
+      // the way to it is asked for again.
       changed_ = true;
+      wants_again_ = true;
       next_pass_ = steady_clock::now() + kPauseAfterFailure;
       std::cerr << "kvmd-mesh: events: " << failed.what() << '\n';
     }

@@ -27,6 +27,7 @@ class ZmqEvents : public NodeEvents {
   ~ZmqEvents() override;
 
   void Use(HeldBlocks held) override;
+  bool WantsAgain() noexcept override { return wants_again_.exchange(false); }
   bool Describe(BlockDescription description) override;
   void Describe(kvmmesh::EventStatus& out) const override;
 
@@ -54,7 +55,7 @@ class ZmqEvents : public NodeEvents {
   std::uint64_t lost_ KVM_GUARDED_BY(mutex_) = 0;   // blocks of descriptions that found no room
   FeedCounts counts_ KVM_GUARDED_BY(mutex_);        // as of the last step
   std::uint64_t latest_ KVM_GUARDED_BY(mutex_) = 0;
-  std::atomic<bool> ending_{false};
+  std::atomic<bool> ending_{false}, wants_again_{false};
   std::thread thread_;
 };
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "client/mesh/transfer/tcp_transfer.h"
+#include "client/mesh/transfer/address.h"
 
 namespace kvm::mesh {
 

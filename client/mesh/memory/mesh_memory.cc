@@ -5,8 +5,6 @@
 #include <cstdio>
 #include <random>
 
-#include "client/mesh/threads/on_thread.h"
-
 namespace kvm::mesh {
 namespace {
 
@@ -39,7 +37,7 @@ class MeshMemory::Making {
   BlockShape shape_;
 };
 
-MeshMemory::MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes)
+MeshMemory::MeshMemory(std::shared_ptr<Client> client, WorkThreads& threads, PoolUse use, std::uint64_t bytes)
     : client_(std::move(client)), threads_(threads), use_(use), bytes_(bytes), names_(UniqueNames(use)) {}
 
 std::shared_ptr<SlotPool> MeshMemory::Existing(const BlockShape& shape) const {
@@ -68,7 +66,7 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
   };
   // However this ends, the next call may try again unless there is a pool now.
   const Making making(pools_, shape);
-  Result<std::shared_ptr<Region>> region = co_await OnThread(threads_, allocate);
+  Result<std::shared_ptr<Region>> region = co_await threads_.Run("memory for blocks", allocate);
   if (!region) co_return region.error();
   std::shared_ptr<SlotPool> pool = std::make_shared<SlotPool>(std::move(*region));
   pools_[shape] = pool;

@@ -4,7 +4,6 @@
 // A region is made at its first use. Coroutines of one io_context.
 #pragma once
 
-#include <boost/asio/thread_pool.hpp>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -12,6 +11,7 @@
 
 #include "client/mesh/memory/shape.h"
 #include "client/mesh/memory/slot_pool.h"
+#include "client/mesh/threads/work_threads.h"
 #include "client/mesh/transfer/transfer.h"
 #include "kvclient/client.h"
 
@@ -22,7 +22,7 @@ enum class PoolUse : std::uint8_t { kLanding, kStaging };
 class MeshMemory {
  public:
   // `bytes`: of each region of that use. `threads`: where calls that wait for kvmd run.
-  MeshMemory(std::shared_ptr<Client> client, boost::asio::thread_pool& threads, PoolUse use, std::uint64_t bytes);
+  MeshMemory(std::shared_ptr<Client> client, WorkThreads& threads, PoolUse use, std::uint64_t bytes);
 
   // The pool for blocks of `shape`. kUnsupported: the configured size is less than one block.
   // kResourceExhausted: kMaxPools others exist, another call is making it, or there is too little
@@ -38,7 +38,7 @@ class MeshMemory {
   class Making;
 
   std::shared_ptr<Client> client_;
-  boost::asio::thread_pool& threads_;
+  WorkThreads& threads_;
   const PoolUse use_;
   const std::uint64_t bytes_;
   const std::string names_;  // of its regions: the part before their numbers

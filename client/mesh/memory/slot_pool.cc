@@ -1,5 +1,7 @@
 #include "client/mesh/memory/slot_pool.h"
 
+#include <new>
+
 namespace kvm::mesh {
 
 SlotPool::SlotPool(std::shared_ptr<Region> region)
@@ -20,7 +22,7 @@ std::optional<BlockWrite> SlotPool::Take() {
 
 void SlotPool::Return(std::uint32_t slot) noexcept { order_.splice(order_.begin(), taken_, at_[slot]); }
 
-void SlotPool::Publish(std::span<const PublishRequest> requests) {
+void SlotPool::Publish(std::span<const PublishRequest> requests) noexcept {
   static_cast<void>(region_->Publish(requests));
   for (auto request = requests.rbegin(); request != requests.rend(); ++request) {
     const std::uint32_t slot = request->write.block;
@@ -28,8 +30,12 @@ void SlotPool::Publish(std::span<const PublishRequest> requests) {
       Return(slot);
       continue;
     }
-    keys_[slot] = request->key;
-    slots_[request->key] = slot;
+    try {
+      slots_[request->key] = slot;
+      keys_[slot] = request->key;
+    } catch (const std::bad_alloc&) {
+      // It is published, and no slot that Touch finds.
+    }
     order_.splice(order_.end(), taken_, at_[slot]);
   }
 }

@@ -31,8 +31,9 @@ class SlotPool {
   // A taken slot that holds nothing. Takes no memory, so that it can't fail.
   void Return(std::uint32_t slot) noexcept;
   // Publishes taken slots, shallowest first, and makes them the last to be taken again. Those that
-  // the region could not publish are free.
-  void Publish(std::span<const PublishRequest> requests);
+  // the region could not publish are free. A lack of memory costs a slot no more than its place in
+  // Touch.
+  void Publish(std::span<const PublishRequest> requests) noexcept;
   // The keys' slots become the last to be taken again, deeper blocks before shallower ones. Returns
   // how many there are.
   std::size_t Touch(std::span<const BlockKey> keys);

@@ -5,8 +5,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "client/mesh/threads/on_thread.h"
-
 namespace kvm::mesh {
 namespace {
 
@@ -40,7 +38,7 @@ Awaitable<void> DiskFeed::Recover() {
     co_return;
   }
   std::function<Status()> recover = [this, domain] { return node_.disk->cache().Recover(domain); };
-  static_cast<void>(co_await OnThread(node_.disk->write_thread(), recover));
+  static_cast<void>(co_await node_.disk->write_thread().Run("recovery of the disk cache", recover));
 }
 
 std::vector<CachedBlock> DiskFeed::TakeSome() {
@@ -55,6 +53,10 @@ std::vector<CachedBlock> DiskFeed::TakeSome() {
   return out;
 }
 
+void DiskFeed::PutBack(std::span<const CachedBlock> blocks) {
+  node_.disk->waiting().insert(node_.disk->waiting().begin(), blocks.begin(), blocks.end());
+}
+
 Awaitable<void> DiskFeed::WriteSome() {
   std::vector<CachedBlock> blocks = TakeSome();
   const BlockShape shape = blocks.front().shape;
@@ -66,8 +68,7 @@ Awaitable<void> DiskFeed::WriteSome() {
   if (slots > 0) batch.emplace(*pool, slots);
   const std::size_t taken = batch ? batch->size() : 0;
   // Those that have no staging memory now wait on, unless there never will be any.
-  if (pool || pool.error().code != Errc::kUnsupported)
-    node_.disk->waiting().insert(node_.disk->waiting().begin(), blocks.begin() + static_cast<std::ptrdiff_t>(taken), blocks.end());
+  if (pool || pool.error().code != Errc::kUnsupported) PutBack(std::span(blocks).subspan(taken));
   blocks.resize(taken);
   if (taken == 0) {
     co_await Pause(kNothingToDo);
@@ -77,15 +78,20 @@ Awaitable<void> DiskFeed::WriteSome() {
   keys.reserve(blocks.size());
   for (const CachedBlock& block : blocks) keys.push_back(block.key);
   std::function<std::vector<bool>()> import = [&] { return batch->ImportEach(*node_.client, keys, After(kImportTimeout)); };
-  const std::vector<bool> copied = co_await OnThread(node_.copy_threads, import);
+  const Result<std::vector<bool>> copied = co_await node_.copy_threads.Run("copy for the disk cache", import);
+  if (!copied) {
+    PutBack(blocks);
+    co_await Pause(kNothingToDo);
+    co_return;
+  }
   std::vector<NewDiskBlock> written;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (copied[i])
+    if ((*copied)[i])
       written.push_back({blocks[i].key, blocks[i].parent_lo, blocks[i].depth, shape, batch->bytes(i).data(), batch->checksum(i)});
   }
   std::function<Status()> append = [&] { return node_.disk->cache().Append(written); };
   // DiskHealth has what failed; blocks that were not written are offered again if they come back.
-  static_cast<void>(co_await OnThread(node_.disk->write_thread(), append));
+  static_cast<void>(co_await node_.disk->write_thread().Run("write to the disk cache", append));
 }
 
 Awaitable<void> DiskFeed::Pause(milliseconds time) const {

@@ -8,6 +8,7 @@
 // thread.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "client/mesh/node/node_state.h"
@@ -30,6 +31,8 @@ class DiskFeed {
   Awaitable<void> WriteSome();
   // The next ones of one shape, off the front of those that wait.
   std::vector<CachedBlock> TakeSome();
+  // They wait on, before all others.
+  void PutBack(std::span<const CachedBlock> blocks);
   Awaitable<void> Pause(std::chrono::milliseconds time) const;
 
   NodeState& node_;

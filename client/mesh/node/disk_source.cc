@@ -1,7 +1,6 @@
 #include "client/mesh/node/disk_source.h"
 
 #include <algorithm>
-#include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -43,34 +42,33 @@ class DiskSource::Batch : public std::enable_shared_from_this<Batch> {
   // Ends when the read has ended, or at `deadline`.
   Awaitable<void> Run(Time deadline) {
     ended_.expires_at(deadline);
-    boost::asio::post(source_.node_.disk->read_thread(), [self = shared_from_this()] {
-      try {
-        self->source_.node_.disk->cache().Read(self->shape_, self->reads_);
-      } catch (const std::exception&) {
-        // No memory for it; nothing has been read.
-        for (DiskRead& read : self->reads_) read.end = DiskReadEnd::kFailed;
-      }
-      boost::asio::post(self->source_.node_.io, [self] { self->End(); });
-    });
+    source_.node_.disk->read_thread().Start(
+        [self = shared_from_this()] { self->source_.node_.disk->cache().Read(self->shape_, self->reads_); },
+        [self = shared_from_this()](const std::exception_ptr& failed) { self->End(failed); });
     boost::system::error_code ignored;
     co_await ended_.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));
     if (done_) co_return;
     late_ = true;
-    ++source_.overdue_;
+    ++source_.node_.disk->overdue();
   }
 
  private:
   // Publishes what is good, as far as the prefix has no hole; the other slots are free again.
-  void End() {
+  void End(const std::exception_ptr& failed) {
+    done_ = true;
+    if (late_) --source_.node_.disk->overdue();
+    if (failed) {
+      // Some may have been read; what counts is what the reader has said of all.
+      for (DiskRead& read : reads_) read.end = DiskReadEnd::kFailed;
+    }
     const auto bad = std::find_if(reads_.begin(), reads_.end(), [](const DiskRead& read) { return read.end != DiskReadEnd::kGood; });
     published_ = static_cast<std::size_t>(bad - reads_.begin());
     pool_->Publish(std::span(requests_).first(published_));
     auto slot = slots_.begin();
     for (std::size_t i = 0; i < published_; ++i, ++slot) slot->Published();
     slots_.clear();
-    done_ = true;
-    if (late_) --source_.overdue_;
     ended_.cancel();
+    if (failed) static_cast<void>(source_.node_.work_failures.Note("read of the disk cache", failed));
   }
 
   DiskSource& source_;
@@ -91,7 +89,6 @@ Candidate DiskSource::Consider(std::span<const BlockKey> keys, std::size_t local
   out.bytes_per_s = node_.disk->rate().Expected(steady_clock::now());
   out.in_flight = in_flight_;
   out.refusal = node_.disk->Refusal(node_.client->domain());
-  if (out.refusal.empty() && overdue_ > 0) out.refusal = "it has not answered an earlier read yet";
   return out;
 }
 

@@ -32,7 +32,6 @@ class DiskSource final : public Source {
   NodeState& node_;
   const std::string name_{kDiskName};
   std::size_t in_flight_ = 0;
-  std::size_t overdue_ = 0;  // reads that have not ended by their deadline
 };
 
 }  // namespace kvm::mesh

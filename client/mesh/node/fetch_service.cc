@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "client/mesh/node/disk_run.h"
 #include "client/mesh/node/staging_batch.h"
-#include "client/mesh/threads/on_thread.h"
 #include "proto/mesh/mesh_frame.h"
 
 namespace kvm::mesh {
@@ -71,7 +71,8 @@ Awaitable<Status> FetchService::Answer(kvmmesh::PeerMessage message) {
 }
 
 Awaitable<Status> FetchService::SendSummary(kvmmesh::SummaryQuery query) {
-  const SummaryImage image = node_.summary.Answer(query.epoch(), query.sequence());
+  const bool disk = query.disk() && node_.disk;
+  const SummaryImage image = (disk ? node_.disk_summary : node_.summary).Answer(query.epoch(), query.sequence());
   kvmmesh::PeerMessage answer;
   kvmmesh::Summary& summary = *answer.mutable_summary();
   summary.set_epoch(image.epoch);
@@ -79,6 +80,8 @@ Awaitable<Status> FetchService::SendSummary(kvmmesh::SummaryQuery query) {
   summary.set_snapshot(image.snapshot);
   summary.set_buckets(image.buckets);
   summary.set_keys(image.keys);
+  summary.set_disk(disk);
+  summary.set_has_disk(DiskServes());
   const std::string bytes = answer.SerializeAsString();
   const std::span<const std::byte> payload = std::as_bytes(std::span(image.payload));
   co_return co_await channel_->Send(bytes, payload, {steady_clock::now() + kSendTimeout, kSendStall});
@@ -101,41 +104,98 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
   const Result<std::vector<BlockKey>> keys = DecodeKeys(fetch.keys());
   const Result<BlockShape> shape = BlockShape::FromMessage(fetch.shape(), node_.config.max_block_bytes);
   if (!keys || !shape) co_return Reason::REFUSED;
+  Asked asked{fetch.request(), *shape, *keys, deadline, nullptr};
   // No memory is made for blocks that this node can't have.
   const auto model = node_.models.find(shape->fingerprint);
-  if (model == node_.models.end() || !node_.shapes.contains(*shape)) co_return Reason::NOT_HERE;
-  Result<std::shared_ptr<SlotPool>> pool = co_await node_.staging.Get(model->second, *shape);
-  if (!pool) co_return pool.error().code == Errc::kUnsupported ? Reason::TOO_LARGE : Reason::BUSY;
-
-  const std::size_t batch_blocks = std::clamp<std::size_t>(kBatchBytes / shape->block_bytes, 1, kMaxBatchBlocks);
-  for (std::size_t next = 0; next < keys->size();) {
+  if (model != node_.models.end() && node_.shapes.contains(*shape)) {
+    Result<std::shared_ptr<SlotPool>> pool = co_await node_.staging.Get(model->second, *shape);
+    if (!pool) co_return pool.error().code == Errc::kUnsupported ? Reason::TOO_LARGE : Reason::BUSY;
+    asked.pool = std::move(*pool);
+  }
+  if (DiskServes()) node_.disk->Use(*keys);
+  while (asked.next < keys->size()) {
     if (steady_clock::now() >= deadline) co_return Reason::LATE;
-    const std::span<const BlockKey> wanted = std::span(*keys).subspan(next, std::min(batch_blocks, keys->size() - next));
-    StagingBatch batch(*pool, wanted.size());
-    if (batch.size() == 0) co_return Reason::BUSY;
-    std::function<std::size_t()> import = [&batch, this, wanted, deadline] { return batch.Import(*node_.client, wanted, deadline); };
-    const std::size_t copied = co_await OnThread(node_.copy_threads, import);
-    std::vector<Outgoing> blocks;
-    blocks.reserve(copied);
-    for (std::size_t i = 0; i < copied; ++i) {
-      kvmmesh::PeerMessage message;
-      kvmmesh::FetchedBlock& block = *message.mutable_block();
-      block.set_request(fetch.request());
-      block.set_index(static_cast<std::uint32_t>(next + i));
-      block.set_key(EncodeKeys(wanted.subspan(i, 1)));
-      block.set_bytes(shape->block_bytes);
-      block.set_checksum(batch.checksum(i));
-      blocks.push_back({message.SerializeAsString(), batch.bytes(i)});
+    Part part{0, Reason::NOT_HERE};
+    if (asked.pool) {
+      Result<Part> sent = co_await SendFromMemory(asked);
+      if (!sent) co_return sent.error();
+      part = *sent;
     }
-    // A peer that does not read must not keep staging memory from others for long.
-    Status sent = co_await channel_->SendAll(blocks, {deadline, kSendStall});
-    if (!sent) co_return sent.error();
-    node_.counters.served_blocks += copied;
-    node_.counters.served_bytes += copied * shape->block_bytes;
-    next += copied;
-    if (copied < std::min(batch.size(), wanted.size())) co_return Reason::NOT_HERE;
+    if (part.end == Reason::NOT_HERE) {
+      Result<Part> sent = co_await SendFromDisk(asked);
+      if (!sent) co_return sent.error();
+      part = *sent;
+    }
+    if (part.end != Reason::COMPLETE) co_return part.end;
   }
   co_return Reason::COMPLETE;
+}
+
+std::size_t FetchService::BatchBlocks(const BlockShape& shape) {
+  return std::clamp<std::size_t>(kBatchBytes / shape.block_bytes, 1, kMaxBatchBlocks);
+}
+
+bool FetchService::DiskServes() const { return node_.disk && node_.disk->serves(node_.client->domain()); }
+
+Awaitable<Result<FetchService::Part>> FetchService::SendFromMemory(Asked& asked) {
+  const std::span<const BlockKey> left = std::span(asked.keys).subspan(asked.next);
+  const std::span<const BlockKey> wanted = left.first(std::min(BatchBlocks(asked.shape), left.size()));
+  StagingBatch batch(asked.pool, wanted.size());
+  if (batch.size() == 0) co_return Part{0, kvmmesh::FetchEnd::BUSY};
+  std::function<std::size_t()> import = [&] { return batch.Import(*node_.client, wanted, asked.deadline); };
+  const Result<std::size_t> copied = co_await node_.copy_threads.Run("copy for a peer", import);
+  if (!copied) co_return Part{0, kvmmesh::FetchEnd::BUSY};
+  Status sent = co_await SendAll(asked, batch, *copied, false);
+  if (!sent) co_return sent.error();
+  const bool whole = *copied == std::min(batch.size(), wanted.size());
+  co_return Part{*copied, whole ? kvmmesh::FetchEnd::COMPLETE : kvmmesh::FetchEnd::NOT_HERE};
+}
+
+std::size_t FetchService::DiskBlocks(std::span<const BlockKey> keys) const {
+  const std::size_t on_disk = DiskServes() ? node_.disk->LeadingBlocks(keys) : 0;
+  // What is in memory comes from there; of the first block memory has just said that it is not.
+  std::size_t count = std::min<std::size_t>(on_disk, 1);
+  while (count < on_disk && !node_.summary.Contains(keys[count])) ++count;
+  return count;
+}
+
+Awaitable<Result<FetchService::Part>> FetchService::SendFromDisk(Asked& asked) {
+  const std::span<const BlockKey> left = std::span(asked.keys).subspan(asked.next);
+  const std::size_t count = DiskBlocks(left.first(std::min(BatchBlocks(asked.shape), left.size())));
+  if (count == 0) co_return Part{0, kvmmesh::FetchEnd::NOT_HERE};
+  const std::shared_ptr<DiskRun> run = DiskRun::Make(node_, asked.shape, left.first(count));
+  if (!run) co_return Part{0, kvmmesh::FetchEnd::BUSY};
+  const bool in_time = co_await run->Read(asked.deadline);
+  if (!in_time) co_return Part{0, kvmmesh::FetchEnd::LATE};
+  const std::size_t good = run->good();
+  Status sent = co_await SendAll(asked, *run, good, true);
+  if (!sent) co_return sent.error();
+  node_.counters.served_from_disk += good;
+  co_return Part{good, good == count ? kvmmesh::FetchEnd::COMPLETE : kvmmesh::FetchEnd::NOT_HERE};
+}
+
+template <class Blocks>
+Awaitable<Status> FetchService::SendAll(Asked& asked, const Blocks& blocks, std::size_t count, bool from_disk) {
+  std::vector<Outgoing> out;
+  out.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    kvmmesh::PeerMessage message;
+    kvmmesh::FetchedBlock& block = *message.mutable_block();
+    block.set_request(asked.request);
+    block.set_index(static_cast<std::uint32_t>(asked.next + i));
+    block.set_key(EncodeKeys(std::span(asked.keys).subspan(asked.next + i, 1)));
+    block.set_bytes(asked.shape.block_bytes);
+    block.set_checksum(blocks.checksum(i));
+    block.set_from_disk(from_disk);
+    out.push_back({message.SerializeAsString(), blocks.bytes(i)});
+  }
+  // A peer that does not read must not keep memory from others for long.
+  Status sent = co_await channel_->SendAll(out, {asked.deadline, kSendStall});
+  if (!sent) co_return sent;
+  node_.counters.served_blocks += count;
+  node_.counters.served_bytes += count * asked.shape.block_bytes;
+  asked.next += count;
+  co_return sent;
 }
 
 }  // namespace kvm::mesh

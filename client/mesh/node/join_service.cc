@@ -191,7 +191,9 @@ kvmmesh::ExplainAnswer JoinService::Explain(const kvmmesh::Join& join) const {
   for (std::size_t i = 0; i < sources.size(); ++i) {
     kvmmesh::ExplainAnswer::Source& source = *out.add_sources();
     source.set_node(sources[i]->name());
-    source.set_blocks(static_cast<std::uint32_t>(sources[i]->Consider(*keys, 0).depth));
+    const Candidate whole = sources[i]->Consider(*keys, 0);
+    source.set_blocks(static_cast<std::uint32_t>(whole.depth));
+    source.set_disk(static_cast<std::uint32_t>(whole.disk));
     source.set_chosen(choice.chosen == i && local < keys->size());
     source.set_verdict(choice.verdicts[i]);
   }

@@ -116,9 +116,10 @@ Status MeshNode::OpenDisk() {
   if (config.disk.path.empty()) return {};
   Result<std::unique_ptr<DiskCache>> cache = DiskCache::Open(config.disk);
   if (!cache) return cache.error();
-  state_.disk = std::make_unique<NodeDisk>(std::move(*cache));
+  state_.disk = std::make_unique<NodeDisk>(std::move(*cache), state_.io, state_.work_failures);
   disk_source_ = std::make_shared<DiskSource>(state_);
   disk_feed_ = std::make_unique<DiskFeed>(state_);
+  disk_keys_ = std::make_unique<DiskKeys>(state_);
   return {};
 }
 
@@ -139,6 +140,7 @@ void MeshNode::Run() {
   KeepRunning::Start(state_.io, [this] { return ReloadOnSignal(); });
   KeepRunning::Start(state_.io, [this] { return scanner_.Run(); });
   if (disk_feed_) KeepRunning::Start(state_.io, [this] { return disk_feed_->Run(); });
+  if (disk_keys_) KeepRunning::Start(state_.io, [this] { return disk_keys_->Run(); });
   KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
   KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
   for (std::size_t rank = 0; rank < memberships_.size(); ++rank) {

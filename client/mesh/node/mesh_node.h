@@ -9,6 +9,7 @@
 #include "client/mesh/membership/membership.h"
 #include "client/mesh/membership/static_membership.h"
 #include "client/mesh/node/disk_feed.h"
+#include "client/mesh/node/disk_keys.h"
 #include "client/mesh/node/disk_source.h"
 #include "client/mesh/node/join_service.h"
 #include "client/mesh/node/node_state.h"
@@ -66,6 +67,7 @@ class MeshNode {
   PeerList peers_;
   std::shared_ptr<Source> disk_source_;  // null: there is no disk cache
   std::unique_ptr<DiskFeed> disk_feed_;
+  std::unique_ptr<DiskKeys> disk_keys_;
   Scanner scanner_;
   JoinService joins_;
   WaitingChannels greeting_, asking_;  // peers, workers

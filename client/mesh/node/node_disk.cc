@@ -15,7 +15,7 @@ bool NodeDisk::readable(const std::string& domain) const {
 }
 
 std::string NodeDisk::Refusal(const std::string& domain) const {
-  if (readable(domain)) return {};
+  if (readable(domain)) return overdue_ > 0 ? "it has not answered an earlier read yet" : "";
   std::string reason = cache_->health().reason();
   if (!reason.empty()) return reason;
   return cache_->recovered() ? "it has blocks of another domain" : "its files are still being read";
@@ -27,6 +27,12 @@ void NodeDisk::Use(std::span<const BlockKey> keys) {
 
 std::size_t NodeDisk::LeadingBlocks(std::span<const BlockKey> keys) const {
   return cache_->recovered() ? cache_->table().LeadingBlocks(keys) : 0;
+}
+
+bool NodeDisk::TakeServingRoom(std::uint64_t bytes) noexcept {
+  if (serving_bytes_ > 0 && serving_bytes_ + bytes > kServingBytes) return false;
+  serving_bytes_ += bytes;
+  return true;
 }
 
 void NodeDisk::Offer(std::vector<CachedBlock> blocks, bool more) {

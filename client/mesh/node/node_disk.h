@@ -2,7 +2,6 @@
 // written. Of the io_context's thread, except where DiskCache says otherwise.
 #pragma once
 
-#include <boost/asio/thread_pool.hpp>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -12,21 +11,24 @@
 #include "client/mesh/disk/disk_cache.h"
 #include "client/mesh/node/peer_rate.h"
 #include "client/mesh/node/registry_scan.h"
+#include "client/mesh/threads/work_threads.h"
 #include "proto/mesh/mesh.pb.h"
 
 namespace kvm::mesh {
 
 class NodeDisk {
  public:
-  explicit NodeDisk(std::unique_ptr<DiskCache> cache) : cache_(std::move(cache)) {}
+  // `io` and `failures` outlive it.
+  NodeDisk(std::unique_ptr<DiskCache> cache, boost::asio::io_context& io, WorkFailures& failures)
+      : cache_(std::move(cache)), read_thread_(io, failures, 1), write_thread_(io, failures, 1) {}
   ~NodeDisk();
   NodeDisk(const NodeDisk&) = delete;
   NodeDisk& operator=(const NodeDisk&) = delete;
 
   DiskCache& cache() noexcept { return *cache_; }
   const DiskCache& cache() const noexcept { return *cache_; }
-  boost::asio::thread_pool& read_thread() noexcept { return read_thread_; }
-  boost::asio::thread_pool& write_thread() noexcept { return write_thread_; }
+  WorkThreads& read_thread() noexcept { return read_thread_; }
+  WorkThreads& write_thread() noexcept { return write_thread_; }
   // Ends the threads' work; nothing is read or written afterwards.
   void Stop();
 
@@ -46,17 +48,30 @@ class NodeDisk {
   bool wants_more() const noexcept { return more_ && waiting_.size() < kMaxWaiting / 2; }
   std::deque<CachedBlock>& waiting() noexcept { return waiting_; }
 
+  // Room for blocks that are read for peers, which have memory of their own. False: there is none.
+  bool TakeServingRoom(std::uint64_t bytes) noexcept;
+  void ReturnServingRoom(std::uint64_t bytes) noexcept { serving_bytes_ -= bytes; }
+  // Whether peers are served from it now.
+  bool serves(const std::string& domain) const { return readable(domain) && overdue_ == 0 && overdue_for_peers_ == 0; }
+  // Reads that have not ended by their deadline. While there is one of a join, no other is begun;
+  // while there is one for a peer, no other one for peers.
+  std::size_t& overdue() noexcept { return overdue_; }
+  std::size_t& overdue_for_peers() noexcept { return overdue_for_peers_; }
+
   PeerRate& rate() noexcept { return rate_; }  // at which joins have read
   const PeerRate& rate() const noexcept { return rate_; }
   void Describe(const std::string& domain, kvmmesh::DiskStatus& out) const;
 
  private:
   static constexpr std::size_t kMaxWaiting = 8192;
+  static constexpr std::uint64_t kServingBytes = std::uint64_t{32} << 20;
 
   std::unique_ptr<DiskCache> cache_;
-  boost::asio::thread_pool read_thread_{1}, write_thread_{1};
+  WorkThreads read_thread_, write_thread_;
   std::deque<CachedBlock> waiting_;  // the next one to be written first
   bool more_ = false;
+  std::uint64_t serving_bytes_ = 0;
+  std::size_t overdue_ = 0, overdue_for_peers_ = 0;
   PeerRate rate_;
 };
 

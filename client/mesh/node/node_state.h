@@ -2,7 +2,6 @@
 #pragma once
 
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -14,12 +13,13 @@
 #include "client/mesh/memory/mesh_memory.h"
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/node_disk.h"
+#include "client/mesh/threads/work_threads.h"
 #include "kvclient/client.h"
 
 namespace kvm::mesh {
 
 struct NodeCounters {
-  std::uint64_t served_blocks = 0, served_bytes = 0;
+  std::uint64_t served_blocks = 0, served_bytes = 0, served_from_disk = 0;
   std::uint64_t joins = 0, joined_blocks = 0;
 };
 
@@ -41,15 +41,17 @@ struct NodeState {
   const Config config;
   MeshIo io;
   std::shared_ptr<Client> client;
-  boost::asio::thread_pool control_threads{1};  // calls that wait for kvmd, and the scan
-  boost::asio::thread_pool copy_threads{2};     // imports into staging, checksums
+  WorkFailures work_failures;                         // of all threads
+  WorkThreads control_threads{io, work_failures, 1};  // calls that wait for kvmd, and the scan
+  WorkThreads copy_threads{io, work_failures, 2};     // imports into staging, checksums
   MeshMemory landing;
   MeshMemory staging;
   std::map<Fingerprint, Model> models;  // that workers of this node have declared
   std::set<BlockShape> shapes;          // of blocks that this node has
-  NodeSummary summary;
-  std::unique_ptr<NodeDisk> disk;      // null: there is no disk cache
-  std::unique_ptr<NodeEvents> events;  // null: nothing is published
+  NodeSummary summary;                  // of keys in host memory
+  NodeSummary disk_summary;             // of keys on the disk
+  std::unique_ptr<NodeDisk> disk;       // null: there is no disk cache
+  std::unique_ptr<NodeEvents> events;   // null: nothing is published
   NodeCounters counters;
   // Of this process
   const std::uint64_t process = std::uint64_t{std::random_device{}()} << 32 | std::random_device{}();

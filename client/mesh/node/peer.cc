@@ -67,6 +67,8 @@ void Peer::Describe(kvmmesh::PeerStatus& out) const {
   out.set_node(config_.node);
   out.set_address(config_.address);
   out.set_known_from(known_from_);
+  out.set_disk_keys(disk_summary_.keys());
+  out.set_disk_bytes_per_s(disk_rate_.measured());
   out.set_fresh(fresh());
   out.set_keys(summary_.keys());
   out.set_fetched_blocks(fetched_blocks_);
@@ -95,6 +97,7 @@ Awaitable<void> Peer::Pull() {
       // A summary that does not continue the known one is asked for anew, at once.
       const bool again = good.error().code == Errc::kStale && summary_.epoch() != 0;
       summary_.Forget();
+      disk_summary_.Forget();
       if (again) continue;
       Note(good.error());
       ++failed_pulls_;
@@ -130,25 +133,40 @@ Awaitable<Status> Peer::PullOn() {
 }
 
 Awaitable<Status> Peer::PullOnce(std::shared_ptr<Channel> channel) {
+  Result<bool> has_disk = co_await PullSummary(channel, summary_, false);
+  if (!has_disk) co_return has_disk.error();
+  if (!*has_disk) {
+    disk_summary_.Forget();
+    co_return Status();
+  }
+  has_disk = co_await PullSummary(channel, disk_summary_, true);
+  if (!has_disk) co_return has_disk.error();
+  co_return Status();
+}
+
+Awaitable<Result<bool>> Peer::PullSummary(std::shared_ptr<Channel> channel, PeerSummary& known, bool disk) {
   const Limits limits(steady_clock::now() + kPullTimeout, kPullStall);
   kvmmesh::PeerMessage message;
-  message.mutable_summary_query()->set_epoch(summary_.epoch());
-  message.mutable_summary_query()->set_sequence(summary_.sequence());
+  message.mutable_summary_query()->set_epoch(known.epoch());
+  message.mutable_summary_query()->set_sequence(known.sequence());
+  message.mutable_summary_query()->set_disk(disk);
   const std::string bytes = message.SerializeAsString();
   const Time asked = steady_clock::now();
   Status sent = co_await channel->Send(bytes, {}, limits);
-  if (!sent) co_return sent;
+  if (!sent) co_return sent.error();
   Result<Received> received = co_await channel->Receive(limits);
   if (!received) co_return received.error();
   const std::chrono::duration<double> answered = steady_clock::now() - asked;
   round_trip_ = round_trip_.count() == 0 ? answered : (round_trip_ * 3 + answered) / 4;
-  if (!message.ParseFromString(received->message) || !message.has_summary())
+  if (!message.ParseFromString(received->message) || !message.has_summary() || message.summary().disk() != disk)
     co_return MakeError(Errc::kProtocol, config_.node + " answered a query with something else");
-  co_return co_await TakeSummary(channel, message.summary(), received->payload_bytes, limits);
+  Status taken = co_await TakeSummary(channel, known, message.summary(), received->payload_bytes, limits);
+  if (!taken) co_return taken.error();
+  co_return message.summary().has_disk();
 }
 
-Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, const kvmmesh::Summary& summary, std::uint64_t payload_bytes,
-                                    Limits limits) {
+Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, PeerSummary& known, const kvmmesh::Summary& summary,
+                                    std::uint64_t payload_bytes, Limits limits) {
   // What a summary takes is bounded before its bytes are read: a filter of that size, and a payload
   // that is no longer than the filter's buckets explain.
   if (summary.buckets() > node_.config.max_summary_bytes / kBucketBytes) {
@@ -163,7 +181,7 @@ Awaitable<Status> Peer::TakeSummary(std::shared_ptr<Channel> channel, const kvmm
   Result<std::string> payload = co_await channel->TakePayload(limits);
   if (!payload) co_return payload.error();
   image.payload = std::move(*payload);
-  co_return summary_.Apply(image);
+  co_return known.Apply(image);
 }
 
 bool Peer::IsNamed(const std::string& hint) const {
@@ -179,8 +197,11 @@ Candidate Peer::Consider(std::span<const BlockKey> keys, std::size_t local) cons
   out.node = name();
   out.fresh = fresh();
   out.shunned = shunned();
-  out.depth = out.fresh ? MatchedDepth(keys, local) : local;
+  const MatchedDepths depths = out.fresh ? Match(keys, local) : MatchedDepths{local, local};
+  out.depth = depths.all;
+  out.disk = depths.all - depths.memory;
   out.bytes_per_s = rate_.Expected(steady_clock::now());
+  out.disk_bytes_per_s = disk_rate_.Expected(steady_clock::now());
   out.in_flight = in_flight_;
   out.round_trip = round_trip_;
   return out;
@@ -200,9 +221,11 @@ Awaitable<FetchOutcome> Peer::Fetch(FetchJob job) {
   const std::uint64_t bytes = out.fetched * job.shape.block_bytes;
   fetched_blocks_ += out.fetched;
   fetched_bytes_ += bytes;
-  rate_.Measured(bytes, now - begin, now);
+  // What the disk had a part in says nothing about the peer's memory.
+  PeerRate& rate = out.from_disk > 0 ? disk_rate_ : rate_;
+  rate.Measured(bytes, now - begin, now);
   if (!ended) {
-    rate_.Failed(now);
+    rate.Failed(now);
     Note(ended.error());
     out.reason = Harmless(ended.error().message);
   }
@@ -256,6 +279,7 @@ Awaitable<Status> Peer::FetchOn(std::shared_ptr<Channel> channel, FetchJob job, 
     Status arrived = co_await ReceiveBlock(channel, job, out.fetched, message.block(), received->payload_bytes);
     if (!arrived) co_return arrived;
     ++out.fetched;
+    out.from_disk += message.block().from_disk() ? 1 : 0;
   }
 }
 

@@ -46,19 +46,23 @@ class Peer final : public Source {
   bool fresh() const noexcept;
   // It has lied, and is not asked for blocks for a while.
   bool shunned() const noexcept;
-  // As PeerSummary has it.
-  std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known) const noexcept { return summary_.MatchedDepth(keys, known); }
+  // How far its summaries say that it reaches.
+  MatchedDepths Match(std::span<const BlockKey> keys, std::size_t known) const noexcept {
+    return MatchBoth(summary_, disk_summary_, keys, known);
+  }
   Candidate Consider(std::span<const BlockKey> keys, std::size_t local) const override;
   Awaitable<FetchOutcome> Fetch(FetchJob job) override;
   void Describe(kvmmesh::PeerStatus& out) const;
 
  private:
-  // One question for the summary; opens the channel for it if it is not usable, and replaces one
+  // Questions for its summaries; opens the channel for it if it is not usable, and replaces one
   // that the peer has closed since.
   Awaitable<Status> PullOn();
   Awaitable<Status> PullOnce(std::shared_ptr<Channel> channel);
-  Awaitable<Status> TakeSummary(std::shared_ptr<Channel> channel, const kvmmesh::Summary& summary, std::uint64_t payload_bytes,
-                                Limits limits);
+  // Brings `known` up to date. Whether the peer has a disk cache that can be read, too.
+  Awaitable<Result<bool>> PullSummary(std::shared_ptr<Channel> channel, PeerSummary& known, bool disk);
+  Awaitable<Status> TakeSummary(std::shared_ptr<Channel> channel, PeerSummary& known, const kvmmesh::Summary& summary,
+                                std::uint64_t payload_bytes, Limits limits);
   // As Fetch; an error: the connection is not usable any more.
   Awaitable<Status> FetchAnyhow(FetchJob job, FetchOutcome& out);
   Awaitable<Status> FetchOn(std::shared_ptr<Channel> channel, FetchJob job, FetchOutcome& out);
@@ -74,8 +78,9 @@ class Peer final : public Source {
   boost::asio::steady_timer pause_;     // between two questions for the summary
   std::shared_ptr<Channel> summaries_;  // for those questions; null: it has to be opened
   bool stopped_ = false;
-  PeerSummary summary_;
-  PeerRate rate_;
+  PeerSummary summary_, disk_summary_;          // of its memory, of its disk
+  PeerRate rate_;                               // of requests that its memory has answered
+  PeerRate disk_rate_;                          // of those in which its disk had a part
   std::chrono::duration<double> round_trip_{};  // from a question to its answer; 0: not measured
   std::uint64_t next_request_ = 1;
   std::size_t in_flight_ = 0;

@@ -146,8 +146,8 @@ Result<ScanResult> RegistryScan::Run(const ScanPlan& plan) {
   DeclareNew(out);
   const std::uint64_t changes = Changes(observer_->registry().header());
   if (changes == changes_) return out;
-  changes_ = changes;
   ReadIndex(plan, out);
+  changes_ = changes;
   return out;
 }
 

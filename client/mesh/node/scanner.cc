@@ -5,8 +5,6 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
 
-#include "client/mesh/threads/on_thread.h"
-
 namespace kvm::mesh {
 
 Awaitable<Status> Scanner::Once() {
@@ -20,11 +18,12 @@ Awaitable<Status> Scanner::Once() {
     again = node_.disk->wants_more() || !asked_for_blocks_;
     asked_for_blocks_ = true;
   }
+  again = again || (node_.events && node_.events->WantsAgain());
   std::function<Result<ScanResult>()> scan = [&] {
     if (again) scan_.ReadAgain();
     return scan_.Run(plan);
   };
-  Result<ScanResult> found = co_await OnThread(node_.control_threads, scan);
+  Result<ScanResult> found = co_await node_.control_threads.Run("scan of the registry", scan);
   if (!found) co_return found.error();
   node_.models.merge(found->new_models);
   if (found->keys) {

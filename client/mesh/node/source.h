@@ -26,8 +26,9 @@ struct FetchJob {
 };
 
 struct FetchOutcome {
-  std::size_t fetched = 0;  // leading blocks that were received, checked and published
-  std::string reason;       // why there are no more; empty: all
+  std::size_t fetched = 0;    // leading blocks that were received, checked and published
+  std::size_t from_disk = 0;  // of them, those that a peer had on its disk
+  std::string reason;         // why there are no more; empty: all
 };
 
 class Source {

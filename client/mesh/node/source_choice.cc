@@ -1,5 +1,6 @@
 #include "client/mesh/node/source_choice.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <tuple>
 
@@ -7,6 +8,9 @@
 
 namespace kvm::mesh {
 namespace {
+
+// What a disk that has not been measured counts as, beside memory.
+constexpr std::uint64_t kUnmeasuredDisk = std::uint64_t{1} << 30;
 
 std::string Text(Seconds time) {
   char text[32];
@@ -19,11 +23,16 @@ struct Worth {
   std::size_t depth = 0;
   bool hinted = false;
   double gain_s = 0;  // compared with computing; 0: the prefill rate is not known
-  std::uint64_t bytes_per_s = 0;
+  double bytes_per_s = 0;
 
   // With a prefill rate the time that is gained decides, without one the number of blocks.
   auto Rank() const { return std::tuple(hinted, gain_s, depth, bytes_per_s); }
 };
+
+// A rate at which blocks come, if so many requests share it.
+double Shared(std::uint64_t bytes_per_s, std::size_t in_flight) {
+  return static_cast<double>(std::max<std::uint64_t>(bytes_per_s, 1)) / static_cast<double>(in_flight + 1);
+}
 
 // Null, with the reason in `verdict`: it is not to be asked.
 std::optional<Worth> WorthOf(const Candidate& candidate, const ChoiceTerms& terms, std::string& verdict) {
@@ -48,22 +57,27 @@ std::optional<Worth> WorthOf(const Candidate& candidate, const ChoiceTerms& term
     return std::nullopt;
   }
   const std::size_t blocks = out.depth - terms.local;
-  out.bytes_per_s = candidate.bytes_per_s / (candidate.in_flight + 1);
+  const std::size_t on_disk = std::min(candidate.disk, blocks);
+  const std::uint64_t disk_rate = on_disk == 0 ? 0 : std::min(candidate.disk_bytes_per_s, kUnmeasuredDisk);
+  // A request in which the disk has a part is measured as a whole.
+  out.bytes_per_s = Shared(on_disk > 0 ? disk_rate : candidate.bytes_per_s, candidate.in_flight);
+  const bool measured = (on_disk > 0 ? candidate.disk_bytes_per_s : candidate.bytes_per_s) < PeerRate::kUnknown;
+  const std::string from_disk = on_disk == 0 ? "" : " (" + std::to_string(on_disk) + " of them from its disk)";
   if (terms.prefill_blocks_per_s > 0) {
     const double bytes = static_cast<double>(blocks) * static_cast<double>(terms.block_bytes);
-    const Seconds fetching = candidate.round_trip + Seconds(out.bytes_per_s == 0 ? 1e9 : bytes / static_cast<double>(out.bytes_per_s));
+    const Seconds fetching = candidate.round_trip + Seconds(bytes / out.bytes_per_s);
     const Seconds computing(static_cast<double>(blocks) / terms.prefill_blocks_per_s);
     out.gain_s = (computing - fetching).count();
-    const std::string times =
-        "fetching " + std::to_string(blocks) + " blocks would take " + Text(fetching) + ", computing them " + Text(computing);
-    if (candidate.bytes_per_s < PeerRate::kUnknown && out.gain_s <= 0) {
+    const std::string times = "fetching " + std::to_string(blocks) + " blocks" + from_disk + " would take " + Text(fetching) +
+                              ", computing them " + Text(computing);
+    if (measured && out.gain_s <= 0) {
       verdict = times;
       return std::nullopt;
     }
-    verdict = candidate.bytes_per_s < PeerRate::kUnknown ? times : "not measured yet";
+    verdict = measured ? times : "not measured yet" + from_disk;
     return out;
   }
-  verdict = "it seems to have " + std::to_string(blocks) + " more blocks";
+  verdict = "it seems to have " + std::to_string(blocks) + " more blocks" + from_disk;
   return out;
 }
 

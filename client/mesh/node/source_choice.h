@@ -7,8 +7,9 @@
 //
 //   round trip + blocks * block_bytes / rate    <    blocks / prefill rate
 //
-// One that has not been measured is asked, since otherwise it never would be, and so is any if the
-// worker has not told its prefill rate. Pure functions.
+// where blocks that a peer has on its disk have a rate of their own. One that has not been measured
+// is asked, since otherwise it never would be, and so is any if the worker has not told its prefill
+// rate. Pure functions.
 #pragma once
 
 #include <chrono>
@@ -28,7 +29,10 @@ struct Candidate {
   std::string node;
   std::size_t depth = 0;          // leading blocks that it seems to have
   std::uint64_t bytes_per_s = 0;  // expected; PeerRate::kUnknown: not measured
-  std::size_t in_flight = 0;      // requests that share its rate
+  // Of `depth`, the last ones, which a peer seems to have on its disk only, and their rate
+  std::size_t disk = 0;
+  std::uint64_t disk_bytes_per_s = 0;
+  std::size_t in_flight = 0;  // requests that share its rate
   Seconds round_trip{};
   bool hinted = false;  // the worker was told that it has the blocks
   bool fresh = true;    // its summary is in use

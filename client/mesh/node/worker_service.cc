@@ -68,6 +68,9 @@ void WorkerService::Describe(kvmmesh::Status& out) const {
   for (const auto& membership : memberships_) membership->Describe(out);
   if (node_.disk) node_.disk->Describe(node_.client->domain(), *out.mutable_disk());
   if (node_.events) node_.events->Describe(*out.mutable_events());
+  out.set_served_from_disk(node_.counters.served_from_disk);
+  out.set_failed_work(node_.work_failures.count());
+  out.set_last_failed_work(node_.work_failures.last());
 }
 
 void WorkerService::TakeDescription(const kvmmesh::Describe& request, kvmmesh::Described& out) {
@@ -88,7 +91,10 @@ void WorkerService::Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& o
     kvmmesh::FindAnswer::Node& node = *out.add_nodes();
     node.set_node(peer->name());
     node.set_fresh(peer->fresh());
-    node.set_blocks(static_cast<std::uint32_t>(peer->fresh() ? peer->MatchedDepth(*keys, 0) : 0));
+    if (!peer->fresh()) continue;
+    const MatchedDepths depths = peer->Match(*keys, 0);
+    node.set_blocks(static_cast<std::uint32_t>(depths.all));
+    node.set_disk(static_cast<std::uint32_t>(depths.all - depths.memory));
   }
 }
 

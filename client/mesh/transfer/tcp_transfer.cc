@@ -1,7 +1,5 @@
 #include "client/mesh/transfer/tcp_transfer.h"
 
-#include <charconv>
-
 #include "client/mesh/transfer/stream_channel.h"
 #include "client/mesh/transfer/tls_channel.h"
 
@@ -26,21 +24,6 @@ std::shared_ptr<Channel> TcpTransfer::MakeChannel(tcp::socket socket, bool accep
 void TcpTransfer::UseIdentity(std::shared_ptr<TlsIdentity> identity) {
   if (identity_) identity_->Replace();
   identity_ = std::move(identity);
-}
-
-Result<tcp::endpoint> ParseAddress(const std::string& address) {
-  const std::size_t colon = address.rfind(':');
-  std::uint16_t port = 0;
-  if (colon != std::string::npos) {
-    std::string host = address.substr(0, colon);
-    if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-    const char* const end = address.data() + address.size();
-    const auto [last, wrong] = std::from_chars(address.data() + colon + 1, end, port);
-    boost::system::error_code error;
-    const asio::ip::address ip = asio::ip::make_address(host, error);
-    if (!error && wrong == std::errc() && last == end) return tcp::endpoint(ip, port);
-  }
-  return MakeError(Errc::kInvalidArgument, "address " + address + ": an IP address and a port are needed, as in 127.0.0.1:7600");
 }
 
 Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, const std::string& address,

@@ -7,14 +7,11 @@
 #include <memory>
 #include <string>
 
+#include "client/mesh/transfer/address.h"
 #include "client/mesh/transfer/tls_identity.h"
 #include "client/mesh/transfer/transfer.h"
 
 namespace kvm::mesh {
-
-// An IP address with a port: "127.0.0.1:7600", "[::1]:7600".
-// kInvalidArgument. Names are not resolved: what a name means may change after it was checked.
-[[nodiscard]] Result<boost::asio::ip::tcp::endpoint> ParseAddress(const std::string& address);
 
 class TcpTransfer final : public Transfer {
  public:

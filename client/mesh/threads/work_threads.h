@@ -1,0 +1,121 @@
+// WorkThreads: threads for functions that wait, or compute for long, while coroutines of the
+// io_context go on.
+//
+// An exception ends the function that has thrown it, and never the process: it comes back to the
+// io_context's thread, is counted there, and is an error to the caller. What has to be done on a
+// thread after the function takes no memory. Called on the io_context's thread.
+#pragma once
+
+#include <atomic>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "client/mesh/threads/work_failures.h"
+#include "client/mesh/transfer/transfer.h"
+#include "kvm/error.h"
+
+namespace kvm::mesh {
+
+// What work that returns T comes to: T itself if it can be an error, else Result<T>.
+template <class T>
+struct WorkOutcomeOf {
+  using Type = Result<T>;
+};
+template <class T>
+struct WorkOutcomeOf<Result<T>> {
+  using Type = Result<T>;
+};
+template <class T>
+using WorkOutcome = typename WorkOutcomeOf<T>::Type;
+
+class WorkThreads {
+ public:
+  // `io` and `failures` live until `join` has returned.
+  WorkThreads(boost::asio::io_context& io, WorkFailures& failures, std::size_t threads) : io_(io), failures_(failures), pool_(threads) {}
+
+  // Calls `work` on one of the threads, and then `done` on the io_context's, with what `work` has
+  // thrown. Neither is called if this throws.
+  void Start(std::function<void()> work, std::function<void(const std::exception_ptr&)> done);
+  // Waits for all that was started. Nothing may be started afterwards.
+  void join() { pool_.join(); }
+  WorkFailures& failures() noexcept { return failures_; }
+
+  // What `work` returns; an exception is kResourceExhausted, and has been counted. What `work`
+  // refers to must live until this has ended, and so it may be the caller's own. `what`: for
+  // people.
+  template <class T>
+  Awaitable<WorkOutcome<T>> Run(std::string_view what, std::function<T()> work) {
+    const auto call = std::make_shared<Call<T>>(io_, std::move(work));
+    Start([call] { call->Do(); }, [call](const std::exception_ptr& failed) { call->Done(failed); });
+    // A caller that is destroyed while it waits, for lack of memory, waits for the thread.
+    const Waiting waiting(call->ended_on_thread);
+    boost::system::error_code ignored;
+    while (!call->done) co_await call->ended.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));
+    if (call->failed) co_return failures_.Note(what, call->failed);
+    co_return std::move(*call->value);
+  }
+
+ private:
+  template <class T>
+  struct Call {
+    Call(boost::asio::io_context& io, std::function<T()> function)
+        : work(std::move(function)), ended(io, boost::asio::steady_timer::time_point::max()) {}
+
+    void Do() {
+      const Ending ending(ended_on_thread);
+      value.emplace(work());
+    }
+    void Done(const std::exception_ptr& with) {
+      failed = with;
+      done = true;
+      ended.cancel();
+    }
+
+    const std::function<T()> work;
+    boost::asio::steady_timer ended;
+    std::optional<T> value;
+    std::exception_ptr failed;
+    bool done = false;
+    std::atomic<bool> ended_on_thread{false};
+  };
+
+  class Ending {
+   public:
+    explicit Ending(std::atomic<bool>& ended) noexcept : ended_(ended) {}
+    ~Ending() {
+      ended_.store(true, std::memory_order_release);
+      ended_.notify_one();
+    }
+    Ending(const Ending&) = delete;
+    Ending& operator=(const Ending&) = delete;
+
+   private:
+    std::atomic<bool>& ended_;
+  };
+
+  class Waiting {
+   public:
+    explicit Waiting(const std::atomic<bool>& ended) noexcept : ended_(ended) {}
+    ~Waiting() { ended_.wait(false, std::memory_order_acquire); }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+
+   private:
+    const std::atomic<bool>& ended_;
+  };
+
+  boost::asio::io_context& io_;
+  WorkFailures& failures_;
+  boost::asio::thread_pool pool_;
+};
+
+}  // namespace kvm::mesh
