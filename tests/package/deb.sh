@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the Debian packages of this tree, checks them with lintian, and runs deb.py on them.
+# Makes the Debian packages of this tree, checks them with lintian, and runs deb.py on them, then
+# deb_before.py where this history goes back to the version before.
 #
 #   deb.sh SOURCE_DIR PYTHON
 set -euo pipefail
@@ -9,4 +10,9 @@ set -euo pipefail
 }
 cd "$1"
 scripts/package.sh --out build/packages
-exec "$2" tests/package/deb.py --root "$PWD/build/systemd-root/machine" --packages build/packages
+"$2" tests/package/deb.py --root "$PWD/build/systemd-root/machine" --packages build/packages
+status=0
+before=$(tests/package/version_before.sh .) || status=$?
+[ "$status" -ne 77 ] || exit 0
+[ "$status" -eq 0 ] || exit "$status"
+"$2" tests/package/deb_before.py --root "$PWD/build/systemd-root/machine" --packages build/packages --before "$before"

@@ -12,29 +12,9 @@ source=$1
 kvmd=$(realpath "$2")
 kvctl=$(realpath "$3")
 cd "$source"
-skip() {
-  echo "SKIPPED: $*"
-  exit 77
-}
-version=$(sed -n 's/^project(kvmd VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
-commit=$(git log -1 --format=%H -S"project(kvmd VERSION $version " -- CMakeLists.txt 2>/dev/null) || skip "no git repository here"
-if [ -z "$commit" ] || ! git cat-file -e "$commit^" 2>/dev/null; then
-  skip "this history does not go back to the version before $version"
-fi
-
-old=build/skew/$(git rev-parse --short "$commit^")
-mkdir -p build/skew
-if [ ! -x "$old/build/bin/kvctl" ]; then
-  rm -rf "$old"
-  mkdir -p "$old"
-  git archive "$commit^" | tar -x -C "$old"
-  launcher=()
-  command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-  cmake -S "$old" -B "$old/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVM_TESTS=OFF -DKVM_CUDA=OFF "${launcher[@]}" >/dev/null
-  cmake --build "$old/build" --target kvmd kvctl
-fi
-old_kvmd=$PWD/$old/build/bin/kvmd
-old_kvctl=$PWD/$old/build/bin/kvctl
+old=$(tests/package/version_before.sh .) || exit "$?"
+old_kvmd=$old/installed/bin/kvmd
+old_kvctl=$old/installed/bin/kvctl
 
 # versions FOLDER: what two processes must agree on.
 versions() {

@@ -2,7 +2,9 @@
 // line of its standard input with how many of them a find has and how many an import copies as they
 // were published. Ends with its input.
 //
-//   worker SOCKET
+//   worker SOCKET [PREFIX]
+//
+// PREFIX: what the names of its pools begin with; two workers of one domain can't have equal ones.
 #include <kvclient/kvclient.h>
 
 #include <algorithm>
@@ -47,7 +49,8 @@ std::size_t Import(kvm::Client& client, kvm::Region& pool, const kvm::Match& mat
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 2;
+  if (argc != 2 && argc != 3) return 2;
+  const std::string prefix = argc == 3 ? argv[2] : "";
   kvm::ModelSpec spec;
   spec.model_id = "packaged/model";
   spec.kv_dtype = "bfloat16";
@@ -59,7 +62,7 @@ int main(int argc, char** argv) {
   const auto client = Must(kvm::Client::Connect({.socket_path = argv[1], .name = "packaged"}), "connect");
   const kvm::Model model = Must(client->DeclareModel(spec, kvm::After(5s)), "declare the model");
   const auto region = [&](const char* name) {
-    kvm::RegionOptions options{.name = name, .geometry = kvm::Geometry::Contiguous(kBlocks, kBlockBytes)};
+    kvm::RegionOptions options{.name = prefix + name, .geometry = kvm::Geometry::Contiguous(kBlocks, kBlockBytes)};
     return Must(client->AllocateRegion(model, std::move(options), kvm::After(5s)), "allocate a pool");
   };
   const auto pool = region("pool");
