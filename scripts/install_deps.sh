@@ -3,7 +3,8 @@
 # add the packages for other work: --lint for the linters, --bench for benchmarks, --python for the
 # Python package, --systemd for the test of the unit under a real systemd, --package for making
 # Debian packages, --metrics for the tests with a real Prometheus, --etcd for those with a real etcd
-# (their packages start a service). It downloads only packages that are missing.
+# (their packages start a service), --arm64 for scripts/arm64.sh. It downloads only packages that
+# are missing.
 set -euo pipefail
 
 lint=no
@@ -13,6 +14,7 @@ systemd=no
 debian_packages=no
 metrics=no
 etcd=no
+arm64=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
@@ -22,8 +24,9 @@ for argument in "$@"; do
     --package) debian_packages=yes ;;
     --metrics) metrics=yes ;;
     --etcd) etcd=yes ;;
+    --arm64) arm64=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics] [--etcd]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics] [--etcd] [--arm64]"
       exit 0
       ;;
     *)
@@ -56,6 +59,7 @@ packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev proto
 [ "$debian_packages" = yes ] && packages+=(dpkg-dev lintian help2man zsh fish)
 [ "$metrics" = yes ] && packages+=(prometheus chromium fonts-dejavu-core)
 [ "$etcd" = yes ] && packages+=(etcd-server)
+[ "$arm64" = yes ] && packages+=(g++-aarch64-linux-gnu qemu-user-static mmdebstrap util-linux)
 [ "$python" = yes ] && packages+=(python3-dev python3-venv libnuma1)
 
 missing=()
