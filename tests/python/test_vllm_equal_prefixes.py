@@ -105,7 +105,7 @@ def test_nobody_waits_for_a_request_that_has_ended(asking: Asking) -> None:
 
 
 def test_nobody_waits_for_a_request_that_the_engine_asks_for_again(asking: Asking) -> None:
-    """It then loads nothing: the engine has given it up, and has taken its blocks."""
+    """It then loads nothing: the engine has freed its blocks."""
     first = request("a", 1)
     asking.load(first)
     assert asking.ask(request("b", 2)) is None

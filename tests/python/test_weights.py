@@ -243,3 +243,23 @@ def test_what_may_change_is_left_out() -> None:
     watch = WeightsWatch(module, skip={"unsaved"})
     module.unsaved.zero_()
     assert not watch.changed()
+
+
+def test_how_tensors_are_spread_over_threads_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small ones, one of several shares, tied and strided ones, and one that has to be copied."""
+    generator = torch.Generator().manual_seed(3)
+    large = torch.randn(5 << 20, generator=generator)
+    tensors = {f"small.{index}": torch.randn(index, 3, generator=generator) for index in range(150)}
+    tensors |= {
+        "large": large,
+        "tied": large,
+        "rows": large.view(1 << 10, -1).t(),
+        "part": large[: 1 << 20].view(-1, 64)[:, :7],
+    }
+    expected = parameters_digest(tensors)
+    for name, value in (("_MOST_IN_A_BATCH", 1), ("_MOST_IN_A_BATCH", 10_000), ("_CPU_SHARE_BYTES", 1 << 20)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"kvclient.weights.{name}", value)
+            assert parameters_digest(tensors) == expected
+    tensors["small.149"][148, 2] += 1
+    assert parameters_digest(tensors) != expected

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,7 @@ _SUM_BYTES = 1 << 20  # of one sum
 # place.
 _GPU_SHARE_BYTES = 256 * _SUM_BYTES
 _CPU_SHARE_BYTES = 8 * _SUM_BYTES
+_MOST_IN_A_BATCH = 32  # calls that a thread makes in a row
 _PROBES = 64  # elements of a tensor that WeightsWatch looks at
 
 NamedTensors = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
@@ -44,15 +45,11 @@ def parameters_digest(named_tensors: NamedTensors) -> str:
     plain = [part for name, tensor in sorted(pairs, key=lambda pair: pair[0]) for part in plain_tensors(name, tensor)]
     for device in {tensor.device for _, tensor in plain if tensor.is_cuda}:
         torch.cuda.synchronize(device)
+    sums = _sums_of_all(plain)
     total = hashlib.sha256()
-    known: dict[tuple[Any, ...], bytes] = {}  # tied weights are read once
-    with ThreadPoolExecutor(_threads(), thread_name_prefix="kv-digest") as pool:
-        for name, tensor in plain:
-            place = _place(tensor)
-            if place not in known:
-                known[place] = b"".join(pool.map(_sums, _shares(_in_memory_order(name, tensor))))
-            header = repr((name, str(tensor.dtype), tuple(tensor.shape), _order(tensor))).encode()
-            total.update(len(header).to_bytes(8, "little") + header + known[place])
+    for name, tensor in plain:
+        header = repr((name, str(tensor.dtype), tuple(tensor.shape), _order(tensor))).encode()
+        total.update(len(header).to_bytes(8, "little") + header + b"".join(sums[_place(tensor)]))
     return total.hexdigest()
 
 
@@ -165,8 +162,58 @@ def _in_memory_order(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return row.view(torch.uint8)
 
 
+def _sums_of_all(plain: list[tuple[str, torch.Tensor]]) -> dict[tuple[Any, ...], list[bytes]]:
+    """The sums of each tensor by its place, so that tied weights are read once."""
+    sums: dict[tuple[Any, ...], list[bytes]] = {}
+    waiting: list[_Share] = []
+    with ThreadPoolExecutor(_threads(), thread_name_prefix="kv-digest") as pool:
+        for name, tensor in plain:
+            place = _place(tensor)
+            if place in sums:
+                continue
+            row = _in_memory_order(name, tensor)
+            parts = _shares(row)
+            sums[place] = [b""] * len(parts)
+            shares = [_Share(part, sums[place], index) for index, part in enumerate(parts)]
+            if row.data_ptr() == tensor.data_ptr():
+                waiting += shares
+            else:  # a copy, which should not outlive its reading
+                _run(pool, shares)
+        _run(pool, waiting)
+    return sums
+
+
+class _Share(NamedTuple):
+    row: torch.Tensor
+    sums: list[bytes]  # of the whole tensor
+    number: int
+
+
+def _run(pool: ThreadPoolExecutor, shares: list[_Share]) -> None:
+    """Sum all shares. A thread gets many small ones at once: to hand over one takes as long as to read a mebibyte."""
+    batches: list[list[_Share]] = []
+    left = 0
+    for share in shares:
+        if left <= 0 or len(batches[-1]) == _MOST_IN_A_BATCH:
+            batches.append([])
+            left = _share_bytes(share.row)
+        batches[-1].append(share)
+        left -= share.row.numel()
+    for _ in pool.map(_sum_batch, batches):
+        pass
+
+
+def _sum_batch(batch: list[_Share]) -> None:
+    for share in batch:
+        share.sums[share.number] = _sums(share.row)
+
+
+def _share_bytes(row: torch.Tensor) -> int:
+    return _CPU_SHARE_BYTES if row.device.type == "cpu" else _GPU_SHARE_BYTES
+
+
 def _shares(row: torch.Tensor) -> list[torch.Tensor]:
-    size = _CPU_SHARE_BYTES if row.device.type == "cpu" else _GPU_SHARE_BYTES
+    size = _share_bytes(row)
     return [row[start : start + size] for start in range(0, row.numel(), size)]
 
 

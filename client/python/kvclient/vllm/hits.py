@@ -41,7 +41,8 @@ def longest_hit(
         for group, numbers in alike.items():
             reach = group.window - 1 + group.kept
             while end > first:
-                begin = max(first, (end * block_tokens - reach) // block_tokens)  # KvGroup.first_block
+                # KvGroup.first_block
+                begin = max(first, (end * block_tokens - reach) // block_tokens)
                 found = run(numbers, begin, end)
                 if begin + found == end:
                     break
