@@ -138,8 +138,11 @@ class Publishing:
     def _runs_of(
         self, tracked: TrackedRequest, number: int, unsure: AbstractSet[int], hashed: bool
     ) -> Iterable[tuple[PublishRun, list[Any]]]:
-        request, table = tracked.request, tracked.tables[number]
-        windowed, pool = self._groups[number].window > 0, self._pool.blocks
+        request, table, group = tracked.request, tracked.tables[number], self._groups[number]
+        windowed, pool = group.window > 0, self._pool.blocks
+        # A block of states leaves the window with the next token; vLLM keeps it until that is
+        # computed.
+        computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if group.state else 0)
         last = min(confirmed_tokens(request) // self._block_tokens, len(table.blocks))
         index = table.next_block
         content: Any = None
@@ -147,10 +150,7 @@ class Publishing:
             first, hashes = index, []
             while index < last:
                 block = table.blocks[index]
-                if windowed:
-                    content = table.content(index, self._pool, request.num_computed_tokens)
-                else:
-                    content = pool[block].block_hash
+                content = table.content(index, self._pool, computed) if windowed else pool[block].block_hash
                 if content is None or block in unsure or self._published.get(block) is content:
                     break
                 hashes.append(content)
