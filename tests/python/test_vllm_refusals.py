@@ -39,13 +39,22 @@ MIXED = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": F
 DRAFT = object()
 
 
-def why(*specs: Any, by_request: bool = True, load: str = "async", unit: int | None = None, **parallel: Any) -> str:
+def why(
+    *specs: Any,
+    by_request: bool = True,
+    load: str = "async",
+    unit: int | None = None,
+    speculation: object = None,
+    **parallel: Any,
+) -> str:
     groups = [
         SimpleNamespace(kv_cache_spec=FULL if spec is DRAFT else spec, is_eagle_group=spec is DRAFT) for spec in specs
     ]
     return refusal(
         SimpleNamespace(
-            parallel_config=SimpleNamespace(**parallel), cache_config=SimpleNamespace(prefix_match_unit=unit)
+            parallel_config=SimpleNamespace(**parallel),
+            cache_config=SimpleNamespace(prefix_match_unit=unit),
+            speculative_config=speculation,
         ),
         SimpleNamespace(kv_cache_groups=groups),
         by_request=by_request,
@@ -70,6 +79,11 @@ def test_groups_of_states_are_shared_beside_attention() -> None:
     assert why(MAMBA, MLA) == ""
     assert why(FULL, SLIDING, MAMBA) == ""
     assert why(FULL, MAMBA, unit=16) == ""
+
+
+def test_drafts_are_refused_beside_states_also_where_states_have_no_blocks_for_them() -> None:
+    assert "start without speculative_config" in why(FULL, MAMBA, speculation="mtp")
+    assert why(FULL, SLIDING, speculation="mtp") == ""
 
 
 DISABLE = "--disable-hybrid-kv-cache-manager"

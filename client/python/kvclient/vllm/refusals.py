@@ -75,7 +75,8 @@ def _states(specs: Sequence[Any], vllm_config: Any) -> str:
             "the model has states, which this vLLM does not keep at block boundaries: start it with prefix caching and "
             "--mamba-cache-mode align"
         )
-    if any(getattr(spec, "num_speculative_blocks", 0) for spec in states):
+    drafts = getattr(vllm_config, "speculative_config", None) is not None
+    if drafts or any(getattr(spec, "num_speculative_blocks", 0) for spec in states):
         return (
             "the model has states, of which vLLM moves one between blocks after it has verified drafts: start without "
             "speculative_config"
