@@ -90,6 +90,7 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
   kvm_python_test(NAME "vLLM engines of several workers" TIMEOUT 600 COMMAND ${pytest_newest} -rs test_vllm_ranks.py)
   kvm_python_test(NAME "vLLM engines of hybrid models" TIMEOUT 900 COMMAND ${pytest_vllm} -rs test_vllm_hybrid.py)
   kvm_python_test(NAME "engines of hybrid models of the newest vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_hybrid.py)
+  kvm_python_test(NAME "engines of models with states" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_states.py)
   kvm_python_test(NAME "KV events of vLLM engines" TIMEOUT 600 COMMAND ${pytest_vllm} -rs test_vllm_events.py)
   kvm_python_test(NAME "KV events of the newest vLLM's engines" TIMEOUT 600 COMMAND ${pytest_newest} -rs test_vllm_events.py)
   kvm_python_test(NAME "engines of the newest vLLM" TIMEOUT 900 COMMAND ${pytest_newest} -rs test_vllm_engine.py)
@@ -101,6 +102,7 @@ if(KVM_PYTHON_ENV AND TARGET kvmd)
     "python/vLLM engines of several workers" "python/vLLM engines of two nodes" "python/cold prompts in two vLLM engines"
     "python/engines of hybrid models with several connectors"
     "python/vLLM engines of hybrid models" "python/engines of hybrid models of the newest vLLM"
+    "python/engines of models with states"
     "python/KV events of vLLM engines" "python/KV events of the newest vLLM's engines"
     "python/KV-cache groups by vLLM's own rules" "python/engines of the newest vLLM" "python/a trained model in vLLM"
     "python/events for routers, read by vLLM's classes"

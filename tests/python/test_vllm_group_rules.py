@@ -27,9 +27,18 @@ if not fails_by_request():
 BLOCK = 32
 
 
-def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+#: In place of a window: the group is of states.
+STATE = -1
 
+
+def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+
+    if window == STATE:
+        page = 2 * BLOCK * heads * size * 4  # attention's
+        shapes, dtypes = ((3, 24), (heads, size, size)), (torch.bfloat16, torch.float32)
+        states: dict[str, Any] = {"shapes": shapes, "dtypes": dtypes, "page_size_padded": page}
+        return MambaSpec(block_size=BLOCK, mamba_cache_mode="align", **states)
     fields: dict[str, Any] = {
         "block_size": BLOCK,
         "num_kv_heads": heads,
@@ -104,6 +113,7 @@ def random_cases() -> list[tuple[Cached, int]]:
     for _ in range(400):
         windows = [0] * dice.choice((0, 1, 1, 1, 2))
         windows += [dice.choice((2, 31, 32, 33, 34, 64, 65, 66, 97, 200)) for _ in range(dice.choice((1, 1, 2, 3)))]
+        windows += [STATE] * dice.choice((0, 0, 1, 2))
         dice.shuffle(windows)
         blocks = dice.randrange(1, 14)
         cached = Cached(windows, blocks)
@@ -128,7 +138,7 @@ def test_a_hit_is_as_long_as_vllms_own_would_be() -> None:
 @pytest.mark.parametrize("by", [BLOCK, -BLOCK])
 def test_the_comparison_sees_a_window_that_is_a_block_off(by: int) -> None:
     def wrong(group: KvGroup) -> KvGroup:
-        return KvGroup(max(2, group.window + by)) if group.window else group
+        return KvGroup(max(2, group.window + by)) if group.window and not group.state else group
 
     cases = random_cases()
     assert (
@@ -144,9 +154,26 @@ def test_the_comparison_sees_a_rule_that_wants_all_blocks_of_all_groups() -> Non
     )
 
 
+def test_the_comparison_sees_a_state_that_is_a_block_off() -> None:
+    def wrong(group: KvGroup) -> KvGroup:
+        return KvGroup(2 + BLOCK, state=True) if group.state else group
+
+    cases = random_cases()
+    assert (
+        sum(cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases)
+        > 10
+    )
+
+
 def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
     """What vLLM's manager leaves out as skipped is what a load leaves out."""
-    from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
+    from vllm.v1.core.single_type_kv_cache_manager import MambaManager, SlidingWindowManager
+
+    nothing: Any = None
+    [states] = groups_of(SimpleNamespace(kv_cache_groups=groups((spec_of(STATE), 1))))
+    for blocks in range(1, 12):
+        skipped = MambaManager.get_num_skipped_tokens(nothing, blocks * BLOCK) // BLOCK
+        assert states.first_block(blocks * BLOCK, BLOCK) == skipped == blocks - 1
 
     for window in (2, 31, 32, 33, 64, 65, 200):
         for kept in (0, 3, 40):
@@ -154,6 +181,73 @@ def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
             for blocks in range(1, 12):
                 skipped = SlidingWindowManager.get_num_skipped_tokens(manager, blocks * BLOCK) // BLOCK
                 assert KvGroup(window, kept).first_block(blocks * BLOCK, BLOCK) == skipped
+
+
+# ---- states ----
+
+
+class Running:
+    """A request in vLLM's own manager of blocks, of a model with states, computed step by step."""
+
+    def __init__(self, checkpoints: int, tokens: int) -> None:
+        from dataclasses import replace
+
+        from vllm import SamplingParams
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_manager import KVCacheManager
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.kv_cache_interface import KVCacheConfig
+        from vllm.v1.request import Request
+
+        init_none_hash(sha256)
+        states = replace(spec_of(STATE), num_prefill_checkpoint_blocks=checkpoints, prefill_checkpoint_alignment=1)
+        of = groups((states, 1), (spec_of(), 1))
+        config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=of)
+        options = {"max_in_flight_tokens": 1024, "scheduler_block_size": BLOCK, "hash_block_size": BLOCK}
+        self.manager = KVCacheManager(config, max_model_len=1024, enable_caching=True, **options)
+        self.request: Any = Request(
+            "r",
+            prompt_token_ids=list(range(tokens)),
+            sampling_params=SamplingParams(max_tokens=200),
+            pooling_params=None,
+            block_hasher=get_request_block_hasher(BLOCK, sha256),
+        )
+
+    def step(self, count: int) -> int:
+        """Schedule ``count`` tokens; the block that the running state is in afterwards."""
+        self.manager.new_step_starts()
+        assert self.manager.allocate_slots(self.request, count) is not None
+        self.request.num_computed_tokens += count
+        return int(self.table()[(self.request.num_computed_tokens - 1) // BLOCK].block_id)
+
+    def table(self) -> list[Any]:
+        return list(self.manager.get_blocks("r").blocks[0])
+
+
+@pytest.mark.parametrize("checkpoints", [0, 1])
+@pytest.mark.parametrize("tokens", [31, 32, 33, 64, 203, 256])
+def test_vllm_gives_a_hash_to_a_state_at_its_blocks_end_and_writes_it_no_more(checkpoints: int, tokens: int) -> None:
+    """What publishing a state rests on (groups.py)."""
+    running = Running(checkpoints, tokens)
+    request, hashed = running.request, set()
+    # The prompt's pieces, as vLLM's scheduler cuts them; with a checkpoint the last one need not be
+    last = (tokens - 1) // BLOCK * BLOCK
+    pieces = [tokens] if checkpoints else [piece for piece in (last // 2 // BLOCK * BLOCK, last) if piece] + [tokens]
+    for end in [*pieces, *range(tokens + 1, tokens + 80)]:
+        count = end - request.num_computed_tokens
+        if count <= 0:
+            continue
+        if end > tokens:
+            request.append_output_token_ids(7)
+        state = running.step(count)
+        assert state not in hashed, "a state that has a hash is written again"
+        for place, block in enumerate(running.table()):
+            if block.is_null or block.block_hash is None:
+                continue
+            hashed.add(block.block_id)
+            assert block.block_hash_num_tokens == (place + 1) * BLOCK <= end
+            assert block.block_id != state or end == (place + 1) * BLOCK
+    assert len(hashed) >= 2
 
 
 # ---- where blocks lie ----
@@ -191,13 +285,18 @@ class Memory:
 SAME = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 2)]
 PADDED = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 1)]
 OTHER_HEADS = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=4, size=16), 2)]
+STATES = [(spec_of(STATE), 2), (spec_of(), 2)]
 OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2)]
 
 
 @pytest.mark.parametrize(
     ("of", "layout"),
     [
-        *((of, layout) for of in (SAME, PADDED, OTHER_HEADS) for layout in ("LBNHC", "LBHNC", "BLNHC", "BLHNC")),
+        *(
+            (of, layout)
+            for of in (SAME, PADDED, OTHER_HEADS, STATES)
+            for layout in ("LBNHC", "LBHNC", "BLNHC", "BLHNC")
+        ),
         (SAME, "LHBNC"),
         (SAME, "BHLNC"),
         (OTHER_PAGES, "BLNHC"),
@@ -214,7 +313,7 @@ def test_a_block_is_all_that_any_group_has_in_it_and_no_more(of: Any, layout: st
             for memory in (source, target):
                 next(iter(memory.caches.values())).untyped_storage().fill_(0)
             for layer in source.layers(group):
-                layer[block] = torch.randn(layer[block].shape, generator=dice)
+                layer[block] = torch.randn(layer[block].shape, generator=dice).to(layer.dtype)
             for tensor, to in zip(ours.tensors, theirs.tensors, strict=True):
                 to[block] = tensor[block]
             for layer, copied in zip(source.layers(group), target.layers(group), strict=True):

@@ -278,6 +278,87 @@ def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests()
     assert table.content(0, pool, 12) is block.block_hash
 
 
+# ---- states ----
+
+STATE = KvGroup(window=2, state=True)
+
+
+def test_of_states_only_the_last_one_is_needed() -> None:
+    assert [STATE.first_block(tokens, 4) for tokens in (0, 4, 8, 20)] == [0, 0, 1, 4]
+    groups = (FULL, STATE)
+    assert hit(["xxxxx", "....x"], groups) == 5
+    assert hit(["xxxxx", ".x.x."], groups) == 4
+    assert hit(["xxx.x", ".x.xx"], groups) == 2
+    assert hit(["xxxxx", "....."], groups) == 0
+
+
+class Stepping:
+    """A request of a model with states, in an engine that launches a step before the last one's end."""
+
+    def __init__(self, socket: str) -> None:
+        self.side = side_of(socket, (FULL, STATE))
+        self.pool: Any = self.side._pool
+        self.request: Any = Request("r", list(range(10)), 20)
+        assert self.side.matched_tokens(self.request, 0) == (0, False)
+        null = self.pool.blocks[0]
+        # The first piece of the prompt ends at eight tokens, with its second block
+        self.tables = [self.pool.take(2), [null, *self.pool.take(1)]]
+        self.cache(2)
+        new = NewRequest("r", tuple(ids(table) for table in self.tables))
+        self.plans = [self.side.plan(Output(scheduled_new_reqs=[new], num_scheduled_tokens={"r": 8}))]
+
+    def cache(self, blocks: int) -> None:
+        """The engine gives hashes to the first blocks."""
+        for group, table in enumerate(self.tables):
+            for index, block in enumerate(table[:blocks]):
+                if block.block_id and block.block_hash is None:
+                    self.pool.cache(block, self.request.content(index, group))
+
+    def take(self) -> None:
+        """A block more for each group, in the next step."""
+        for table in self.tables:
+            table += self.pool.take(1)
+
+    def step(self, computed: int, in_flight: int) -> dict[int, Any]:
+        """What the step publishes that is launched after ``computed`` tokens, ``in_flight`` of them still under way."""
+        had = self.plans and len(self.side._requests.by_id["r"].tables[0].blocks)
+        new = tuple(ids(table[had:]) for table in self.tables)
+        self.request.num_computed_tokens, self.request.num_in_flight_tokens = computed, in_flight
+        cached = Cached(req_ids=["r"], new_block_ids=[new if any(new) else None])
+        self.plans.append(self.side.plan(Output(scheduled_cached_reqs=cached, num_scheduled_tokens={"r": 1})))
+        return published(self.plans[-1])
+
+
+def test_a_running_state_is_published_once_it_is_at_its_blocks_end(kvmd: PrivateDaemon) -> None:
+    engine = Stepping(kvmd.socket)
+    states, tokens = engine.tables[1], engine.request.all_token_ids
+    engine.take()
+    given = engine.step(8, 0)  # the prompt's last two tokens, to a third block
+    assert states[1].block_id in given
+    assert given[states[1].block_id] == keys_of(1, tokens[:8])[1]
+    for computed in (10, 11):
+        tokens.append(computed)
+        assert states[2].block_id not in engine.step(computed, 1)
+    tokens.append(12)
+    engine.cache(3)
+    engine.take()
+    # The step that computes the last token has not ended
+    assert states[2].block_id not in engine.step(12, 1)
+    assert engine.step(13, 1)[states[2].block_id] == keys_of(1, tokens[:12])[2]
+
+
+def test_of_a_state_that_the_engine_has_freed_nothing_is_believed(kvmd: PrivateDaemon) -> None:
+    """Its block may be another request's: the pool shows a hash, but not whose."""
+    engine = Stepping(kvmd.socket)
+    states, tokens = engine.tables[1], engine.request.all_token_ids
+    engine.take()
+    engine.step(8, 0)
+    tokens += [10, 11, 12, 13]
+    engine.take()
+    engine.pool.cache(states[2], b"whose?")
+    assert states[2].block_id not in engine.step(14, 1)
+
+
 # ---- importing ----
 
 
@@ -441,6 +522,19 @@ def test_a_load_into_the_null_block_fails(worker: tuple[WorkerSide, Loads]) -> N
 
 
 # ---- the spec ----
+
+
+def test_engines_whose_states_have_other_shapes_have_another_spec() -> None:
+    from types import SimpleNamespace
+
+    def text(shape: tuple[int, ...], dtype: str = "torch.float32") -> str:
+        state = type("MambaSpec", (), {"shapes": ((3, 8), shape), "dtypes": ("torch.bfloat16", dtype)})()
+        full = type("FullAttentionSpec", (), {})()
+        of = [SimpleNamespace(kv_cache_spec=each, layer_names=[name]) for each, name in ((state, "0"), (full, "1"))]
+        return describe(SimpleNamespace(kv_cache_groups=of), ["0", "1"])
+
+    assert text((2, 4)) == "state3x8bfloat16,2x4float32:0;full:1"
+    assert len({text((2, 4)), text((4, 2)), text((2, 4), "torch.bfloat16")}) == 3
 
 
 def test_engines_whose_groups_have_other_layers_have_another_spec() -> None:

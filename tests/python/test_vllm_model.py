@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvclient.daemon import PrivateDaemon
+from support.paged_tables import STATE
 from support.worker import Worker
 
 ROUNDS = 1500
@@ -59,7 +60,14 @@ def test_no_stale_block_is_accepted(
 
 @pytest.mark.parametrize(
     ("windows", "blocks", "runner", "zeroes"),
-    [((0, 9), 70, "v1", False), ((0, 9), 70, "v2", True), ((6, 0, 14), 90, "v2", True), ((9,), 30, "v1", False)],
+    [
+        ((0, 9), 70, "v1", False),
+        ((0, 9), 70, "v2", True),
+        ((6, 0, 14), 90, "v2", True),
+        ((9,), 30, "v1", False),
+        ((STATE, 0), 60, "v1", False),
+        ((STATE, 0, STATE), 70, "v2", True),
+    ],
 )
 def test_no_stale_block_is_accepted_of_any_group(
     kvmd: PrivateDaemon,

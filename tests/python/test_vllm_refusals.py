@@ -30,18 +30,32 @@ ATTENTION = {"head_size": 128, "block_size": 16}
 FULL, SLIDING = kv_spec("FullAttentionSpec", **ATTENTION), kv_spec("SlidingWindowSpec", **ATTENTION)
 MLA, CHUNKED = kv_spec("MLAAttentionSpec", **ATTENTION), kv_spec("ChunkedLocalAttentionSpec", **ATTENTION)
 WIDE = kv_spec("SlidingWindowSpec", head_size=64, block_size=32)
-MAMBA = kv_spec("MambaSpec", block_size=16)
+STATE = {"block_size": 16, "shapes": ((3, 8),), "dtypes": ("torch.float32",)}
+MAMBA = kv_spec("MambaSpec", **STATE, mamba_cache_mode="align", num_speculative_blocks=0)
+UNCACHED = kv_spec("MambaSpec", **STATE, mamba_cache_mode="none", num_speculative_blocks=0)
+DRAFTED = kv_spec("MambaSpec", **STATE, mamba_cache_mode="align", num_speculative_blocks=3)
 INDEXER = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": MLA, "indexer": MLA})
 MIXED = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": FULL, "b": CHUNKED})
 DRAFT = object()
 
 
-def why(*specs: Any, by_request: bool = True, load: str = "async", **parallel: Any) -> str:
+def why(
+    *specs: Any,
+    by_request: bool = True,
+    load: str = "async",
+    unit: int | None = None,
+    speculation: object = None,
+    **parallel: Any,
+) -> str:
     groups = [
         SimpleNamespace(kv_cache_spec=FULL if spec is DRAFT else spec, is_eagle_group=spec is DRAFT) for spec in specs
     ]
     return refusal(
-        SimpleNamespace(parallel_config=SimpleNamespace(**parallel)),
+        SimpleNamespace(
+            parallel_config=SimpleNamespace(**parallel),
+            cache_config=SimpleNamespace(prefix_match_unit=unit),
+            speculative_config=speculation,
+        ),
         SimpleNamespace(kv_cache_groups=groups),
         by_request=by_request,
         load=load,
@@ -60,15 +74,34 @@ def test_groups_of_full_attention_and_sliding_windows_are_shared() -> None:
     assert why(SLIDING, MLA) == ""
 
 
+def test_groups_of_states_are_shared_beside_attention() -> None:
+    assert why(MAMBA, FULL, MAMBA) == ""
+    assert why(MAMBA, MLA) == ""
+    assert why(FULL, SLIDING, MAMBA) == ""
+    assert why(FULL, MAMBA, unit=16) == ""
+
+
+def test_drafts_are_refused_beside_states_also_where_states_have_no_blocks_for_them() -> None:
+    assert "start without speculative_config" in why(FULL, MAMBA, speculation="mtp")
+    assert why(FULL, SLIDING, speculation="mtp") == ""
+
+
 DISABLE = "--disable-hybrid-kv-cache-manager"
 #: What is refused -> the reason's words, which docs/ENGINES.md has too.
 REFUSED = {
     "groups, failures by block": (why(FULL, SLIDING, by_request=False), "a failed load of one group only", DISABLE),
     "groups with other blocks": (why(FULL, WIDE), "hold different numbers of tokens", DISABLE),
-    "chunks": (why(FULL, CHUNKED), "not all of them are full attention or a sliding window", DISABLE),
+    "chunks": (why(FULL, CHUNKED), "not all of them are full attention, a sliding window or states", DISABLE),
     "groups, one of a draft": (why(FULL, SLIDING, DRAFT), "one of them of a draft model", "speculative_config"),
     "groups, waiting": (why(FULL, SLIDING, load="sync"), "can load in the background only", "load=async"),
-    "states beside attention": (why(FULL, MAMBA), "of states, which vLLM copies from block to block within a step", ""),
+    "states that are not kept": (why(FULL, UNCACHED), "does not keep at block boundaries", "--mamba-cache-mode align"),
+    "states and drafts": (
+        why(FULL, DRAFTED),
+        "moves one between blocks after it has verified drafts",
+        "speculative_config",
+    ),
+    "states within blocks": (why(FULL, MAMBA, unit=8), "keeps within blocks as well", "prefix_match_unit"),
+    "states in all groups": (why(MAMBA, MAMBA), "none of attention", ""),
     "states alone": (why(MAMBA), "a state instead of the KV of each token", ""),
     "sizes and kinds": (why(MIXED), "KV of different sizes in one block", ""),
     "encoders": (why(), "no KV cache", "without the connector"),
@@ -88,7 +121,8 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
 
 
 def test_a_remedy_is_only_given_where_it_helps() -> None:
-    assert DISABLE not in why(FULL, MAMBA)
+    assert DISABLE not in why(FULL, DRAFTED)
+    assert DISABLE not in why(FULL, CHUNKED, MAMBA)
     assert DISABLE not in why(FULL, SLIDING, load="sync")
 
 

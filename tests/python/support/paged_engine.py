@@ -24,7 +24,7 @@ from kvclient.vllm.plan import Load
 from kvclient.vllm.scheduler import SchedulerSide
 from support.paged_pool import BLOCK_TOKENS, Block, Pool, block_bytes, next_token
 from support.paged_step import NewRequest, Output, Request
-from support.paged_tables import Tables, ids_of
+from support.paged_tables import STATE, Tables, ids_of
 from support.paged_worker import EngineWorker
 from support.specs import small_spec
 
@@ -51,7 +51,7 @@ class Engine:
         zeroes: bool = False,
         windows: Sequence[int] = (0,),
     ) -> None:
-        """``windows``: for each KV-cache group the tokens that its attention reaches; 0: all."""
+        """``windows``: for each KV-cache group the tokens that its attention reaches; 0: all; STATE: see there."""
         self.random = random.Random(seed)
         self.name = name
         self._ahead = ahead
@@ -66,7 +66,7 @@ class Engine:
         self.pool = Pool(blocks)
         self._tables = Tables(self.pool, windows)
         self.scheduler = SchedulerSide(options)
-        groups = [KvGroup(window) for window in windows]
+        groups = [KvGroup(2, state=True) if window == STATE else KvGroup(window) for window in windows]
         self.scheduler.attach(self.client, spec, [kvclient.Shard()], groups=groups, by_request=any(windows))
         self.scheduler.bind_pool(self.pool)
         self.waiting: deque[Request] = deque()
@@ -110,12 +110,14 @@ class Engine:
 
     def _schedule(self) -> Output:
         output = Output()
+        self._tables.step_starts()
         budget = 24
         for request in list(self.running):
             if request not in self.running or budget <= 0:
                 continue
             known = request.num_tokens + request.num_output_placeholders
             count = min(known - request.num_computed_tokens, 16, budget)
+            count = self._tables.chunk(request, request.num_computed_tokens, count)
             if count <= 0 or known >= request.target:
                 continue
             if self.random.random() < 0.02 and len(self.running) > 1:
@@ -149,24 +151,26 @@ class Engine:
                 external = matched
             computed = request.num_computed_tokens or local * BLOCK_TOKENS + external
             count = 0 if background else min(request.num_tokens - computed, 16, budget)
+            count = self._tables.chunk(request, computed, count)
             if request.num_computed_tokens:
                 self._tables.leave_windows(request)
             else:
                 hits = self._tables.hits(request, local, computed)
             need = [
-                max(0, -(-(computed + count) // BLOCK_TOKENS) - len(held) - len(hit))
-                for held, hit in zip(request.tables, hits, strict=True)
+                self._tables.wanted(group, len(held) + len(hit), computed + count)
+                for group, (held, hit) in enumerate(zip(request.tables, hits, strict=True))
             ]
             in_pool = {block.block_id for hit in hits for block in hit if block.block_id and block.ref_cnt == 0}
-            if sum(need) > self.pool.free_count() - len(in_pool):
+            no_room = sum(blocks for _, blocks in need) > self.pool.free_count() - len(in_pool)
+            if no_room or self._tables.too_early(hits) or (count == 0 and not background):
                 self.waiting.appendleft(request)
                 break
             for hit in hits:
                 for block in hit:
                     if block.block_id:
                         self.pool.touch(block)
-            for table, hit, wanted in zip(request.tables, hits, need, strict=True):
-                table += hit + self.pool.take(wanted)
+            for table, hit, (nulls, blocks) in zip(request.tables, hits, need, strict=True):
+                table += hit + [self.pool.blocks[0]] * nulls + self.pool.take(blocks)
             if not background:
                 self._tables.cache(request, computed + count)
             if external:
@@ -206,13 +210,13 @@ class Engine:
 
     def _grow(self, request: Request, tokens: int, output: Output) -> list[list[Block]] | None:
         self._tables.leave_windows(request)
-        need = [max(0, -(-tokens // BLOCK_TOKENS) - len(table)) for table in request.tables]
-        while sum(need) > self.pool.free_count():
+        need = [self._tables.wanted(group, len(table), tokens) for group, table in enumerate(request.tables)]
+        while sum(blocks for _, blocks in need) > self.pool.free_count():
             victim = self.running[-1]
             self._preempt(victim, output)
             if victim is request:
                 return None
-        new = [self.pool.take(wanted) for wanted in need]
+        new = [[self.pool.blocks[0]] * nulls + self.pool.take(blocks) for nulls, blocks in need]
         for table, blocks in zip(request.tables, new, strict=True):
             table += blocks
         self._tables.cache(request, tokens)

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from support.paged_pool import BLOCK_TOKENS, Block, Pool
 from support.paged_step import Request
 
+#: In place of a window: the group's blocks hold states instead of the KV of tokens.
+STATE = -1
+
 
 def first_block(window: int, tokens: int) -> int:
     """The first block that a group needs to go on after ``tokens``; ``window``: 0: all."""
+    if window == STATE:
+        return max(0, tokens - 1) // BLOCK_TOKENS  # the last one
     return max(0, tokens - window + 1) // BLOCK_TOKENS if window else 0
 
 
@@ -22,6 +27,30 @@ class Tables:
 
     def __init__(self, pool: Pool, windows: Sequence[int]) -> None:
         self.pool, self.windows = pool, list(windows)
+        self._of_this_step: set[int] = set()  # blocks of states that the step computes to their end
+
+    def step_starts(self) -> None:
+        self._of_this_step.clear()
+
+    def wanted(self, group: int, held: int, tokens: int) -> tuple[int, int]:
+        """Null blocks and new blocks that a request with ``held`` blocks needs for ``tokens``: one state for a step."""
+        missing = max(0, -(-tokens // BLOCK_TOKENS) - held)
+        return (missing - 1, 1) if missing and self.windows[group] == STATE else (0, missing)
+
+    def chunk(self, request: Request, start: int, count: int) -> int:
+        """As vLLM's ``_mamba_block_aligned_split``: pieces of a prompt end where a block does."""
+        end, prompt_end = start + count, max(len(request.prompt_token_ids), request.num_tokens - 1)
+        if STATE not in self.windows or start >= prompt_end:
+            return count
+        if end < prompt_end:
+            end = end // BLOCK_TOKENS * BLOCK_TOKENS
+        stops = [(request.num_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS]
+        stops += [(start // BLOCK_TOKENS + 1) * BLOCK_TOKENS] if start % BLOCK_TOKENS else []
+        return max(0, min([stop for stop in stops if start < stop < end], default=end) - start)
+
+    def too_early(self, hits: Sequence[Sequence[Block]]) -> bool:
+        """Whether the engine's own blocks have a state that this very step is about to compute."""
+        return any(block.block_id in self._of_this_step for hit in hits for block in hit)
 
     def none(self) -> list[list[Block]]:
         return [[] for _ in self.windows]
@@ -66,6 +95,8 @@ class Tables:
             for index in range(min(tokens, request.num_tokens) // BLOCK_TOKENS):
                 if table[index].block_id and table[index].block_hash is None:
                     self.pool.cache(table[index], request.content(index, group))
+                    if self.windows[group] == STATE:
+                        self._of_this_step.add(table[index].block_id)
 
     def give_back(self, request: Request) -> None:
         for table in request.tables:

@@ -17,7 +17,7 @@ from kvclient.vllm.stores import InPlaceMemory
 from kvclient.vllm.worker import WorkerSide
 from support.paged_pool import BLOCK_BYTES, BLOCK_TOKENS, Block, block_bytes, next_token
 from support.paged_step import Output
-from support.paged_tables import first_block
+from support.paged_tables import STATE, first_block
 
 
 class DawdlingClient:
@@ -39,7 +39,8 @@ class DawdlingClient:
 
 class V1Runner:
     """The order of vllm/v1/worker/gpu_model_runner.py (0.33): ``execute_model`` calls ``handle_preemptions`` (3937),
-    then ``_update_states`` (3945), which zeroes new blocks (1205) and copies blocks (1207). Since 0.30, the mixin of
+    then ``_update_states`` (3945), which zeroes new blocks (1205) and copies blocks (1207), and
+    ``preprocess_mamba`` (0.32: 4091), which copies states to the blocks that they go on in. Since 0.30, the mixin of
     connectors calls ``start_load_kv`` after the forward pass unless a load is waited for.
     """
 
@@ -49,18 +50,21 @@ class V1Runner:
     def execute_model(self, output: Output) -> None:
         self._worker.handle_preemptions(output)
         self._worker.zero(output)
+        self._worker.copy_states(output)
         self._worker.run(output)
 
 
 class V2Runner(V1Runner):
     """The order of vllm/v1/worker/gpu/model_runner.py (0.33): ``execute_model`` calls ``update_requests`` (1781), which
-    zeroes new blocks (1295) and copies blocks (1300), then the connector's ``pre_forward`` (2056, 2081; ``no_forward``
-    at 1794), which calls ``handle_preemptions`` and, before the forward pass, loads that are waited for
-    (gpu/kv_connector.py:82, 92); the others begin after it.
+    zeroes new blocks (1295) and copies blocks (1300), ``preprocess_state`` (0.32: 1820), which copies states to the
+    blocks that they go on in, then the connector's ``pre_forward`` (2056, 2081; ``no_forward`` at 1794), which calls
+    ``handle_preemptions`` and, before the forward pass, loads that are waited for (gpu/kv_connector.py:82, 92); the
+    others begin after it.
     """
 
     def execute_model(self, output: Output) -> None:
         self._worker.zero(output)
+        self._worker.copy_states(output)
         self._worker.handle_preemptions(output)
         self._worker.run(output)
 
@@ -123,6 +127,15 @@ class EngineWorker:
             self._written(block)
             self.bytes[block][: BLOCK_BYTES // 2] = 0
 
+    def copy_states(self, output: Output) -> None:
+        """A request whose state goes on in another block than the last step's: as vLLM's ``preprocess_mamba``."""
+        for _, tables, start, count, _ in output.work:
+            before, now = (start - 1) // BLOCK_TOKENS, (start + count - 1) // BLOCK_TOKENS
+            for group, blocks in enumerate(tables):
+                if self._windows[group] == STATE and start and before != now:
+                    self._written(blocks[now].block_id)
+                    self.bytes[blocks[now].block_id] = self.bytes[blocks[before].block_id]
+
     def _written(self, block: int) -> None:
         generation = self.region.current_generation(block)
         self.written_readable += generation > 0 and generation % 2 == 0
@@ -148,9 +161,20 @@ class EngineWorker:
             for group, blocks in enumerate(tables):
                 for index, key in enumerate(self._keys(group, names)):
                     self._content_of.setdefault(key, block_bytes(tokens[: (index + 1) * BLOCK_TOKENS], group))
+                if self._windows[group] == STATE:
+                    self._go_on(tokens, group, blocks, start, start + count)
+                    continue
                 # Blocks before the window are not read, and are not there
                 for index in range(first_block(self._windows[group], start), (start + count - 1) // BLOCK_TOKENS + 1):
                     self._compute(tokens, group, blocks, index, start, certain)
+
+    def _go_on(self, tokens: list[int], group: int, blocks: list[Block], start: int, end: int) -> None:
+        """The state after ``start`` tokens becomes the one after ``end``, in place."""
+        block = blocks[(end - 1) // BLOCK_TOKENS].block_id
+        self.read_wrong += start > 0 and not np.array_equal(self.bytes[block], block_bytes(tokens[:start], group))
+        self._written(block)
+        self.bytes[block] = 0
+        self.bytes[block] = block_bytes(tokens[:end], group)
 
     def _keys(self, group: int, names: kvclient.BlockKeys) -> kvclient.BlockKeys:
         if len(self._windows) == 1:

@@ -49,9 +49,37 @@ MISTRAL: dict[str, Any] = {
     "sliding_window": 64,
 }
 
+#: Changes that make LLAMA a Qwen3-Next: layers 0 and 2 are gated delta nets, with a state of 66 KiB
+#: that every token before has changed. Attention's KV of 64 tokens has as much room, and makes a
+#: block.
+QWEN_NEXT: dict[str, Any] = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "torch_dtype": "bfloat16",
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 1,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [0, 1, 2],
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+}
+
+#: Of a gated delta net: its state loses little with each token.
+_DECAY = -5.0
+
 
 def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
-    """Write configuration and weights of LLAMA with ``changes`` (GEMMA, MISTRAL, Phi-3); equal arguments, equal bytes.
+    """Write configuration and weights of LLAMA with ``changes`` (those above, Phi-3); equal arguments, equal bytes.
 
     The weights are in a file because engines pack them when they load them: what a test writes to an engine's
     parameters afterwards reaches some of the layers only. Their deviation makes attention, and so each answer, depend
@@ -61,10 +89,13 @@ def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
     from safetensors.torch import save_file
 
     config = {**LLAMA, **changes}
+    shapes = _qwen_next if config["model_type"] == "qwen3_next" else _shapes
     generator = torch.Generator().manual_seed(seed)
     weights = {
-        name: torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in _shapes(config)
+        name: torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5
+        if len(shape) > 1
+        else torch.full(shape, _DECAY if name.endswith("A_log") else 1.0)
+        for name, shape in shapes(config)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
@@ -92,3 +123,46 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.norm.weight", (hidden,)
     for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
         yield f"{name}.weight", (config["vocab_size"], hidden)
+
+
+def _attention(layer: str, config: dict[str, Any], per_query: int = 1) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, size = config["hidden_size"], config["head_dim"]
+    heads, kv_heads = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    for name, rows in (("q", per_query * heads), ("k", kv_heads), ("v", kv_heads)):
+        yield f"{layer}.self_attn.{name}_proj.weight", (rows, hidden)
+
+
+def _qwen_next(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, size, values = config["hidden_size"], config["head_dim"], config["linear_num_value_heads"]
+    keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    rows = values * config["linear_value_head_dim"]
+    for index, kind in enumerate(config["layer_types"]):
+        layer = f"model.layers.{index}"
+        if kind == "linear_attention":
+            net = f"{layer}.linear_attn"
+            yield f"{net}.in_proj_qkvz.weight", (2 * keys + 2 * rows, hidden)
+            yield f"{net}.in_proj_ba.weight", (2 * values, hidden)
+            yield f"{net}.conv1d.weight", (2 * keys + rows, 1, config["linear_conv_kernel_dim"])
+            yield f"{net}.dt_bias", (values,)
+            yield f"{net}.A_log", (values,)
+            yield f"{net}.norm.weight", (config["linear_value_head_dim"],)
+            yield f"{net}.out_proj.weight", (hidden, rows)
+        else:
+            yield from _attention(layer, config, per_query=2)  # with a gate for each
+            yield f"{layer}.self_attn.o_proj.weight", (hidden, config["num_attention_heads"] * size)
+            for name in ("q", "k"):
+                yield f"{layer}.self_attn.{name}_norm.weight", (size,)
+        mlps = {f"{layer}.mlp": config["intermediate_size"]}
+        if index not in config["mlp_only_layers"]:
+            yield f"{layer}.mlp.gate.weight", (config["num_experts"], hidden)
+            yield f"{layer}.mlp.shared_expert_gate.weight", (1, hidden)
+            experts = [f"experts.{each}" for each in range(config["num_experts"])]
+            mlps = {f"{layer}.mlp.{each}": config["moe_intermediate_size"] for each in (*experts, "shared_expert")}
+        for mlp, inner in mlps.items():
+            for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+                yield f"{mlp}.{name}_proj.weight", shape
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{layer}.{name}.weight", (hidden,)
+    for name in ("model.embed_tokens", "lm_head"):
+        yield f"{name}.weight", (config["vocab_size"], hidden)
+    yield "model.norm.weight", (hidden,)

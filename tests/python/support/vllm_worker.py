@@ -91,13 +91,12 @@ class VllmWorker:
             load_format="safetensors",
             skip_tokenizer_init=True,
             enforce_eager=True,
-            dtype="float32",
             enable_prefix_caching=True,
             max_num_seqs=4,
             max_num_batched_tokens=256,
             block_size=BLOCK,
             num_gpu_blocks_override=blocks,
-            **{"max_model_len": 512, "disable_log_stats": True, **engine},
+            **{"max_model_len": 512, "disable_log_stats": True, "dtype": "float32", **engine},
             **arguments,
         )
         self._core = self.llm.llm_engine.engine_core.engine_core

@@ -7,6 +7,12 @@ other: block 7 is the same bytes whichever group has it, seen by one group as pa
 pages of other layers. vLLM gives a block to one group at a time. So a block has one generation, and one geometry, which
 is everything that any group may write (layout.py); what a block holds is told by its key alone, which names the group.
 A group with fewer layers than the others leaves the rest of its blocks as it was, and these bytes are copied as well.
+
+A group of states (Mamba, linear attention, short convolutions) has at place ``p`` of its table the state after
+``(p + 1) * block_tokens`` tokens, or no block. vLLM ("align", v1/core/single_type_kv_cache_manager.py ``MambaManager``)
+hashes such a block once the step is scheduled that reaches that token; until then it is the running state, which each
+step overwrites. The step after goes on in another block, to which the runner copies the state first, so that a hashed
+block is never written again. Of a prefix, all that is needed is the state at its end: the rule of a window of two.
 """
 
 from __future__ import annotations
@@ -20,6 +26,8 @@ from typing import Any
 _FULL = ("FullAttentionSpec", "MLAAttentionSpec")
 #: Specs whose layers need the last ``sliding_window`` tokens.
 _SLIDING = ("SlidingWindowSpec",)
+#: Specs whose layers need a state that all tokens before have made.
+_STATE = ("MambaSpec",)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class KvGroup:
     window: int = 0
     #: Further tokens before the window whose blocks the engine keeps.
     kept: int = 0
+    #: A block holds a state instead of the KV of its tokens; the window is then 2.
+    state: bool = False
 
     def first_block(self, tokens: int, block_tokens: int) -> int:
         """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it."""
@@ -57,12 +67,25 @@ def attends(spec: Any) -> bool:
     return all(kind in _FULL for kind in kinds) or kinds == list(_SLIDING)
 
 
+def keeps_state(spec: Any) -> bool:
+    """Whether a group's layers keep a state in place of the KV of tokens."""
+    return kinds_of(spec) == list(_STATE)
+
+
+def attention_spec(kv_cache_config: Any) -> Any:
+    """The spec of a layer that keeps the KV of tokens: the first group's that has any."""
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    return layer_specs(next((spec for spec in specs if not keeps_state(spec)), specs[0]))[0]
+
+
 def groups_of(kv_cache_config: Any) -> list[KvGroup]:
     """The groups of an engine that ``refusal`` (refusals.py) lets share, in vLLM's order."""
     return [_group(layer_specs(group.kv_cache_spec)[0]) for group in kv_cache_config.kv_cache_groups]
 
 
 def _group(spec: Any) -> KvGroup:
+    if keeps_state(spec):
+        return KvGroup(2, state=True)
     if not any(kind.__name__ in _SLIDING for kind in type(spec).__mro__):
         return KvGroup()  # of a window that a full group's spec names, vLLM keeps all blocks
     return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)))
@@ -81,8 +104,16 @@ def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
     texts = []
     for group, needs in zip(groups, groups_of(kv_cache_config), strict=True):
         kind = f"sliding{needs.window}" if needs.window else "full"
+        if needs.state:
+            kind = f"state{'+'.join(sorted({_of_state(spec) for spec in layer_specs(group.kv_cache_spec)}))}"
         texts.append(f"{kind}:{','.join(place[name] for name in group.layer_names if name in place)}")
     return ";".join(texts)
+
+
+def _of_state(spec: Any) -> str:
+    """``3x288float32,8x32x16float32``: vLLM shows a state's tensors as bytes, which tell less than these."""
+    tensors = zip(spec.shapes, spec.dtypes, strict=True)
+    return ",".join("x".join(map(str, shape)) + str(dtype).removeprefix("torch.") for shape, dtype in tensors)
 
 
 def _by_number(layer: str) -> list[Any]:
@@ -90,4 +121,14 @@ def _by_number(layer: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
 
 
-__all__ = ["KvGroup", "attends", "describe", "groups_of", "kinds_of", "layer_specs", "of_group"]
+__all__ = [
+    "KvGroup",
+    "attends",
+    "attention_spec",
+    "describe",
+    "groups_of",
+    "keeps_state",
+    "kinds_of",
+    "layer_specs",
+    "of_group",
+]

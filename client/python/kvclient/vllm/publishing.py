@@ -65,7 +65,7 @@ class Publishing:
                 continue
             for table, new in zip(tracked.tables, blocks, strict=True):
                 table.extend(new, self._pool)
-            if len(blocks[0]) > 1:  # a prompt's
+            if any(len(new) > 1 for new in blocks):  # a prompt's
                 self._candidates[request_id] = tracked
             elif request_id not in self._candidates:
                 self._turns.add(request_id)
@@ -198,9 +198,11 @@ class Publishing:
         hashed: bool,
         runs: list[tuple[PublishRun, list[Any]]],
     ) -> None:
-        request, table = tracked.request, tracked.tables[number]
-        windowed, pool = self._groups[number].window > 0, self._pool.blocks
-        published = self._published
+        request, table, group = tracked.request, tracked.tables[number], self._groups[number]
+        windowed, pool, published = group.window > 0, self._pool.blocks, self._published
+        # A block of states leaves the window with the next token; vLLM keeps it until that is
+        # computed.
+        computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if group.state else 0)
         index, last = table.next_block, min(confirmed_tokens(request) // self._block_tokens, len(table.blocks))
         if index < last and not windowed:
             blocks = table.blocks[index:last]
@@ -214,10 +216,7 @@ class Publishing:
             first, hashes = index, []
             while index < last:
                 block = table.blocks[index]
-                if windowed:
-                    content = table.content(index, self._pool, request.num_computed_tokens)
-                else:
-                    content = pool[block].block_hash
+                content = table.content(index, self._pool, computed) if windowed else pool[block].block_hash
                 if content is None or block in unsure or published.get(block) is content:
                     break
                 hashes.append(content)

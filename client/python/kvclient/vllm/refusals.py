@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvclient.vllm.groups import attends, kinds_of
+from kvclient.vllm.groups import attends, keeps_state, kinds_of, layer_specs
 
 # Specs that vLLM can treat as full attention, so that one group is left.
 _PROMOTED = ("FullAttentionSpec", "SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
-# Of a state in place of the KV of each token: Mamba, linear attention, short convolutions.
-_STATE = "MambaSpec"
 _DISABLE = "--disable-hybrid-kv-cache-manager makes one of them, which takes more memory"
 
 
@@ -26,7 +24,7 @@ def refusal(vllm_config: Any, kv_cache_config: Any, *, by_request: bool = True, 
         return "the model has no KV cache, so there is nothing to share: start it without the connector"
     specs = [group.kv_cache_spec for group in groups]
     if len(groups) > 1:
-        reason = _several(groups, by_request, load)
+        reason = _several(groups, by_request, load) or _states(specs, vllm_config)
         if reason:
             return reason
     elif kinds_of(specs[0]) != [type(specs[0]).__name__] and not attends(specs[0]):
@@ -47,11 +45,10 @@ def refusal(vllm_config: Any, kv_cache_config: Any, *, by_request: bool = True, 
 def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
     kinds = sorted({kind for group in groups for kind in kinds_of(group.kv_cache_spec)})
     text = f"the model has {len(groups)} KV-cache groups ({', '.join(kinds)})"
-    if _STATE in kinds:
-        return f"{text}, one of them of states, which vLLM copies from block to block within a step: nothing is shared"
-    if not all(attends(group.kv_cache_spec) for group in groups):
+    specs = [group.kv_cache_spec for group in groups]
+    if not all(attends(spec) or keeps_state(spec) for spec in specs):
         remedy = _DISABLE if all(kind in _PROMOTED for kind in kinds) else "nothing makes one of them"
-        return f"{text}, and not all of them are full attention or a sliding window: {remedy}"
+        return f"{text}, and not all of them are full attention, a sliding window or states: {remedy}"
     if not by_request:
         return (
             f"{text}, and this vLLM recovers a failed load of one group only: vLLM 0.30 and newer of several; or "
@@ -63,6 +60,33 @@ def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
         return f"{text}, one of them of a draft model: start without speculative_config, or {_DISABLE}"
     if load == "sync":
         return f"{text}, which vLLM can load in the background only: use load=async"
+    return ""
+
+
+def _states(specs: Sequence[Any], vllm_config: Any) -> str:
+    """Of a model with Mamba, linear attention or short convolutions in groups of their own."""
+    states = [layer for spec in specs if keeps_state(spec) for layer in layer_specs(spec)]
+    if not states:
+        return ""
+    if all(keeps_state(spec) for spec in specs):
+        return "all KV-cache groups are of states, none of attention, so that there is no KV of tokens to share"
+    if any(getattr(spec, "mamba_cache_mode", "") != "align" for spec in states):
+        return (
+            "the model has states, which this vLLM does not keep at block boundaries: start it with prefix caching and "
+            "--mamba-cache-mode align"
+        )
+    drafts = getattr(vllm_config, "speculative_config", None) is not None
+    if drafts or any(getattr(spec, "num_speculative_blocks", 0) for spec in states):
+        return (
+            "the model has states, of which vLLM moves one between blocks after it has verified drafts: start without "
+            "speculative_config"
+        )
+    unit = getattr(getattr(vllm_config, "cache_config", None), "prefix_match_unit", None)
+    if unit not in (None, specs[0].block_size):
+        return (
+            f"the model has states, which vLLM keeps within blocks as well if prefix_match_unit is {unit}: start "
+            "without it"
+        )
     return ""
 
 

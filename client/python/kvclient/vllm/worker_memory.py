@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kvclient._native import Client, ModelSpec, Shard
-from kvclient.vllm.groups import describe, layer_specs
+from kvclient.vllm.groups import attention_spec, describe, layer_specs
 from kvclient.vllm.kv_shards import Rank, count_shards, shard_of
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.options import ConnectorOptions
@@ -34,7 +34,7 @@ class WorkerMemory:
             for group in groups
             for name in group.layer_names
         }
-        kv_spec = layer_specs(groups[0].kv_cache_spec)[0]
+        kv_spec = attention_spec(kv_cache_config)
         backends = attention_backends(config, kv_caches)
         blocks = kv_cache_config.num_blocks
 
