@@ -156,7 +156,7 @@ def test_other_prefixes_and_other_salts_do_not_wait(asking: Asking) -> None:
 
 
 def test_a_load_that_the_step_waits_for_needs_no_wait(kvmd: PrivateDaemon) -> None:
-    """vLLM finds such blocks for others from the same step on."""
+    """Such blocks are found for others from the same step on."""
     asking = Asking(kvmd.socket, load="sync")
     asking.load(request("a", 1))
     assert asking.ask(request("b", 2)) == len(PREFIX)
