@@ -1,4 +1,4 @@
-"""Requests whose prefix is being imported for another request of the same engine: they wait, and do not copy it again.
+"""Requests whose prefix is being imported for another one of the same engine: they wait instead of copying it again.
 
 vLLM finds the blocks of an import for other requests once it has ended. It asks again for a request that waits, in each
 step, and then has most of its prefix in its own cache. The wait is bounded, ends as soon as the other request's import
