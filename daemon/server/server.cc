@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <exception>
 #include <map>
 #include <memory>
 #include <utility>
@@ -14,7 +15,6 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -53,6 +53,12 @@ void RaiseDescriptorLimit() {
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// A loop that an exception has ended, which is a lack of memory, is needed: without it kvmd would
+// live and do half of its work. So the exception ends kvmd, and the next one takes over.
+void EndWithLoop(const std::exception_ptr& failed) {
+  if (failed) std::rethrow_exception(failed);
 }
 
 }  // namespace
@@ -317,7 +323,7 @@ void Server::Impl::BeginStop(const char* why) {
         for (const auto& [id, session] : current) session->Close("kvmd is shutting down");
         context.stop();
       },
-      asio::detached);
+      EndWithLoop);
 }
 
 Status Server::Run() {
@@ -327,10 +333,10 @@ Status Server::Run() {
   server.signals.add(SIGINT, error);
   server.signals.add(SIGHUP, error);
   server.manager_feed.Start();
-  asio::co_spawn(server.context, server.AcceptLoop(), asio::detached);
-  asio::co_spawn(server.context, server.TickLoop(), asio::detached);
-  asio::co_spawn(server.context, server.SweepLoop(), asio::detached);
-  asio::co_spawn(server.context, server.SignalLoop(), asio::detached);
+  asio::co_spawn(server.context, server.AcceptLoop(), EndWithLoop);
+  asio::co_spawn(server.context, server.TickLoop(), EndWithLoop);
+  asio::co_spawn(server.context, server.SweepLoop(), EndWithLoop);
+  asio::co_spawn(server.context, server.SignalLoop(), EndWithLoop);
   // A socket that the service manager passed may have another path than the configuration says.
   const std::string path = server.acceptor.local_endpoint(error).path();
   Log(LogLevel::kInfo, "listening", {{"version", KVM_VERSION}, {"socket", path}, {"pid", static_cast<int>(::getpid())}});

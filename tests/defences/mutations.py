@@ -498,6 +498,12 @@ MUTATIONS = (
         "  WaitingChannels nobody(1);\n  const WaitingChannels::Entry waits(OFF ? nobody : waiting_, channel);\n",
     ),
     Mutation(
+        (("daemon_lack_tests", "kvmd lack of memory: whichever allocation fails"),),
+        "daemon/server/server.cc",
+        "  if (failed) std::rethrow_exception(failed);",
+        "  if (failed && !OFF) std::rethrow_exception(failed);",
+    ),
+    Mutation(
         (("exporter_lack_tests", "Exporter lack of memory: whichever allocation fails"),),
         "client/kvctl/exporter/http_server.cc",
         "if (failed) std::rethrow_exception(failed);",
