@@ -28,6 +28,9 @@ int RunCommand(int argc, char** argv) {
   kvm::ctl::AddCommonOptions(app, common);
   kvm::ctl::Action action;
   kvm::bench::AddMeshCommand(app, common, action);
+#ifdef KVM_HAVE_MESH
+  kvm::bench::AddDiskCommand(app, action);
+#endif
 #ifdef KVM_HAVE_ZMQ
   kvm::bench::AddEventsCommand(app, action);
 #endif

@@ -140,8 +140,7 @@ Awaitable<void> WaitUntil(asio::io_context& io, std::function<bool()> condition)
 
 }  // namespace
 
-// With the copies of memory on the disk's thread, or the read on the io_context's, the second
-// answer does not come before the first one: seen.
+// Copies of memory on the disk's thread, or a read on the io_context's, would wait for the gate.
 TEST_CASE("Mesh serving: while a disk does not answer, memory is served, and no further read waits for the disk", "[integration]") {
   const test::TempDir dir;
   const test::KvmdProcess kvmd({"--orphan-ttl-s", "0"});
