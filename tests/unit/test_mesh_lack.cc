@@ -12,6 +12,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <new>
 #include <optional>
@@ -202,6 +203,11 @@ struct Disk {
     CHECK(figures.blocks == good);
     CHECK(figures.bytes == good * RecordBytes(kBlockBytes));
     CHECK(figures.file_bytes <= options.limit_bytes);
+    // No file is left that the table does not count: seen 87 times without SegmentFile's Unfinished.
+    std::uint64_t files = 0;
+    for (const auto& file : std::filesystem::directory_iterator(options.path))
+      if (file.path().filename().string().starts_with("segment-")) files += file.file_size();
+    CHECK(files <= figures.file_bytes);
   }
 
   static constexpr std::uint64_t kPrompts = 24;

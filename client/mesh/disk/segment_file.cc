@@ -48,6 +48,23 @@ int Reserve(int file, std::uint64_t bytes) noexcept {
   return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : errno;
 }
 
+// A file that has been made, until it is whole: removed again if that fails, also by an exception.
+class Unfinished {
+ public:
+  Unfinished(int directory, std::uint64_t segment) noexcept : directory_(directory), name_(SegmentFile::NameText(segment)) {}
+  ~Unfinished() {
+    if (!whole_) static_cast<void>(::unlinkat(directory_, name_.data(), 0));
+  }
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
+  void Keep() noexcept { whole_ = true; }
+
+ private:
+  const int directory_;
+  const SegmentFile::NameBytes name_;
+  bool whole_ = false;
+};
+
 }  // namespace
 
 SegmentFile::NameBytes SegmentFile::NameText(std::uint64_t segment) noexcept {
@@ -63,16 +80,16 @@ Result<std::shared_ptr<SegmentFile>> SegmentFile::Create(int directory, const Se
   UniqueFd file = OpenWithDirect(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, direct);
   if (!file && errno == EEXIST) return MakeError(Errc::kAlreadyExists, name + " exists");
   if (!file) return SystemError("make " + name);
+  Unfinished unfinished(directory, header.segment);
   Encode(header, page.page());
   int failed = Reserve(file.get(), bytes);
   if (failed == 0)
     failed = MovePage(
         file.get(), [&] { return ::pwrite(file.get(), page.data(), kDiskPage, 0); }, direct);
-  if (failed != 0) {
-    static_cast<void>(::unlinkat(directory, name.c_str(), 0));
-    return SystemError("write " + name, failed);
-  }
-  return std::shared_ptr<SegmentFile>(new SegmentFile(std::move(file), header, direct));
+  if (failed != 0) return SystemError("write " + name, failed);
+  std::shared_ptr<SegmentFile> out(new SegmentFile(std::move(file), header, direct));
+  unfinished.Keep();
+  return out;
 }
 
 Result<std::shared_ptr<SegmentFile>> SegmentFile::Open(int directory, std::uint64_t segment) {
