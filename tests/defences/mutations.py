@@ -522,7 +522,7 @@ MUTATIONS = (
         "    if (OFF) task();\n    if (!OFF) Attempt(task);\n",
     ),
     Mutation(
-        (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails"),),
+        (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails, what is to run"),),
         "client/mesh/threads/keep_running.cc",
         "    if (each->run_.expired()) each->Run();\n",
         "    if (!OFF && each->run_.expired()) each->Run();\n",

@@ -203,7 +203,7 @@ struct Disk {
     CHECK(figures.blocks == good);
     CHECK(figures.bytes == good * RecordBytes(kBlockBytes));
     CHECK(figures.file_bytes <= options.limit_bytes);
-    // No file is left that the table does not count: seen 87 times without SegmentFile's Unfinished.
+    // No file is left that the table does not count. (Without Unfinished in segment_file.cc, many.)
     std::uint64_t files = 0;
     for (const auto& file : std::filesystem::directory_iterator(options.path))
       if (file.path().filename().string().starts_with("segment-")) files += file.file_size();
