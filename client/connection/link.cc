@@ -294,7 +294,7 @@ void Link::FailRequests(const Error& why) {
     MutexLock lock(mutex_);
     failed.swap(requests_);
   }
-  for (auto& [id, reply] : failed) Attempt([&] { reply(why); });
+  for (auto& request : failed) Attempt([&] { request.second(why); });
 }
 
 Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) {
