@@ -148,14 +148,20 @@ def test_a_conversation_goes_on_in_the_other_engine(of: Trio) -> None:
 
 
 def test_answers_stay_the_same_while_blocks_go_from_group_to_group(of: Trio) -> None:
-    """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time."""
+    """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time.
+
+    Which requests a step computes together changes last bits, and with them a token where two are nearly as likely:
+    seen in one of 120 answers, which wrong bytes would change throughout.
+    """
     prompts = [prompt(170, seed=40 + i % 10)[: 129 + i % 3] + prompt(30, seed=60 + i % 14) for i in range(40)]
     expected = of.answers("plain", prompts, 8)
     before = of.call("second", "totals").get("imported_blocks", 0)
     calls = [of.start(name, "generate", prompts, 8) for name in ("first", "second")]
-    for call in calls:
-        assert [tokens for tokens, _ in call()] == expected
-    assert of.answers("second", prompts, 8) == expected
+    given = [[tokens for tokens, _ in call()] for call in calls]
+    given.append(of.answers("second", prompts, 8))
+    for answers in given:
+        same = [one == other for one, other in zip(answers, expected, strict=True)]
+        assert sum(same) >= len(prompts) - 2, same
     assert of.call("second", "totals")["imported_blocks"] > before
 
 
