@@ -28,7 +28,7 @@ Status DiskCache::Recover(const std::string& domain) {
     return RecoverAll(domain);
   } catch (const std::exception& failed) {
     // Half of the files may be known, and that is no state to write in.
-    const Error error = MakeError(Errc::kResourceExhausted, std::string("its files could not be read: ") + failed.what());
+    Error error = MakeError(Errc::kResourceExhausted, std::string("its files could not be read: ") + failed.what());
     health_.TurnOff(error);
     return error;
   }

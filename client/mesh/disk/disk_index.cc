@@ -114,7 +114,7 @@ void DiskIndex::Changed(const BlockKey& key, bool here) noexcept {
       return;
     }
   } catch (const std::bad_alloc&) {
-    // As if there were too many.
+    all_changed_ = true;  // as if there were too many
   }
   all_changed_ = true;
   changes_ = {};

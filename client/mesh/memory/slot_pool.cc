@@ -34,7 +34,7 @@ void SlotPool::Publish(std::span<const PublishRequest> requests) noexcept {
       slots_[request->key] = slot;
       keys_[slot] = request->key;
     } catch (const std::bad_alloc&) {
-      // It is published, and no slot that Touch finds.
+      keys_[slot].reset();  // it is published, and no slot that Touch finds
     }
     order_.splice(order_.end(), taken_, at_[slot]);
   }

@@ -35,7 +35,7 @@ struct WorkOutcomeOf<Result<T>> {
   using Type = Result<T>;
 };
 template <class T>
-using WorkOutcome = typename WorkOutcomeOf<T>::Type;
+using WorkOutcome = WorkOutcomeOf<T>::Type;
 
 class WorkThreads {
  public:
