@@ -60,7 +60,7 @@ if [ "$namespaces" = yes ]; then
   address_a=192.0.2.1 address_b=192.0.2.2
   ip -n "${names[0]}" address add "$address_a/24" dev veth0
   ip -n "${names[1]}" address add "$address_b/24" dev veth0
-  for name in "${names[@]}"; do ip -n "$name" link set veth0 up; done
+  for name in "${names[@]}"; do ip -n "$name" link set veth0 up && ip -n "$name" link set lo up; done
   # The /sys of `ip netns exec` lacks the control groups, which kvmd's clients read.
   # shellcheck disable=SC2016 # for the shell in there
   groups='awk "\$2 ~ /^.sys.fs.cgroup/ {print \$3, \$2, \$4}" /proc/1/mounts |
