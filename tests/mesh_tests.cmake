@@ -11,7 +11,8 @@ if(TARGET kvm_mesh)
   kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/test_mesh_transfer.cc ${ucx_sources})
   kvm_test(NAME mesh_membership_tests LABEL unit TIMEOUT 180 LIBS kvm_mesh kvm_json kvm_process_support
     SOURCES unit/test_mesh_etcd.cc unit/test_mesh_etcd_messages.cc support/mesh/fake_etcd.cc)
-  kvm_test(NAME mesh_lack_tests LABEL unit LIBS kvm_mesh SOURCES support/process/temp_dir.cc unit/test_mesh_lack.cc)
+  kvm_test(NAME mesh_lack_tests LABEL unit LIBS kvm_mesh
+    SOURCES support/process/failing_allocation.cc support/process/temp_dir.cc unit/test_mesh_lack.cc)
   kvm_test(NAME mesh_disk_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh_disk SOURCES
     support/process/temp_dir.cc unit/test_mesh_disk_cache.cc unit/test_mesh_disk_index.cc)
 endif()

@@ -11,7 +11,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <new>
@@ -25,42 +24,20 @@
 #include "client/mesh/transfer/stream_channel.h"
 #include "tests/catch.h"
 #include "tests/support/mesh/disk_blocks.h"
+#include "tests/support/process/failing_allocation.h"
 #include "tests/support/process/sanitized.h"
 #include "tests/support/process/temp_dir.h"
-
-namespace {
-
-// Of the allocations that follow, this one fails; negative: none.
-thread_local long g_until_failure = -1;
-thread_local bool g_failed = false;
-
-bool FailsNow() noexcept {
-  if (g_until_failure < 0 || g_until_failure-- > 0) return false;
-  g_failed = true;
-  return true;
-}
-
-}  // namespace
-
-// Asio takes memory here.
-extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
-  void* out = nullptr;
-  return FailsNow() || ::posix_memalign(&out, alignment, size) != 0 ? nullptr : out;
-}
-void* operator new(std::size_t size) {
-  void* const out = FailsNow() ? nullptr : std::malloc(size == 0 ? 1 : size);
-  if (out == nullptr) throw std::bad_alloc();
-  return out;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace kvm::mesh {
 namespace {
 
 namespace asio = boost::asio;
+using test::FailAllocation;
 using Local = asio::local::stream_protocol;
 using namespace std::chrono_literals;
+
+// Whether an allocation of this thread has failed since this was last false.
+thread_local bool g_failed = false;
 
 // A message and its echo over a socket, and a pause, again and again.
 struct Echo {
@@ -87,9 +64,9 @@ struct Echo {
     limit.async_wait([this](const boost::system::error_code& stopped) {
       if (!stopped) io.stop();
     });
-    g_until_failure = failing;
+    FailAllocation(failing, &g_failed);
     KeepRunning::RunAll(io);
-    g_until_failure = -1;
+    FailAllocation(-1, &g_failed);
     return rounds >= goal;
   }
 
@@ -130,7 +107,7 @@ long FailEach(asio::io_context& io, WorkThreads& threads, const std::function<in
     std::optional<Result<int>> result;
     const std::function<int()> work = [&, at] {
       g_failed = false;
-      g_until_failure = at;
+      FailAllocation(at, &g_failed);
       const int out = call();
       failed = g_failed;
       return out;
@@ -238,14 +215,14 @@ TEST_CASE("Mesh lack of memory: whichever allocation of the disk cache fails, wh
         for (std::size_t i = 0; i < blocks.keys.size(); ++i)
           reads.push_back({blocks.keys[i], memory.data() + WholePages(Disk::kBlockBytes) * i});
         g_failed = false;
-        g_until_failure = at;
+        FailAllocation(at, &g_failed);
         try {
           static_cast<void>(disk.cache->Append(blocks.blocks));
           disk.cache->table().Use(blocks.keys);
           disk.cache->Read(blocks.shape, reads);
         } catch (const std::bad_alloc&) {
         }
-        g_until_failure = -1;
+        FailAllocation(-1, &g_failed);
         failures += g_failed ? 1 : 0;
         without = g_failed ? 0 : without + 1;
         disk.Check();

@@ -9,7 +9,7 @@ namespace {
 thread_local long g_until_failure = -1;
 thread_local bool* g_failed = nullptr;
 
-bool FailsNow() noexcept {
+[[maybe_unused]] bool FailsNow() noexcept {
   if (g_until_failure < 0 || g_until_failure-- > 0) return false;
   if (g_failed != nullptr) *g_failed = true;
   return true;
@@ -17,6 +17,8 @@ bool FailsNow() noexcept {
 
 }  // namespace
 
+// AddressSanitizer has these already, and would find memory from its own freed here.
+#if !defined(__SANITIZE_ADDRESS__)
 // Asio takes memory here.
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
   void* out = nullptr;
@@ -29,6 +31,7 @@ void* operator new(std::size_t size) {
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+#endif
 
 namespace kvm::test {
 

@@ -1,6 +1,6 @@
 // One allocation of this thread that fails, for tests of a lack of memory. Only for binaries that
-// have failing_allocation.cc, which defines operator new; not with sanitizers, which define their
-// own.
+// have failing_allocation.cc, which defines operator new. With AddressSanitizer none fails
+// (sanitized.h).
 #pragma once
 
 namespace kvm::test {
