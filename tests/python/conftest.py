@@ -17,6 +17,13 @@ def kvmd() -> Iterator[PrivateDaemon]:
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[PrivateDaemon]:
+    """A kvmd of all tests of a module, for what takes long to start."""
+    with PrivateDaemon() as started:
+        yield started
+
+
 @pytest.fixture
 def start_worker() -> Iterator[Callable[..., Worker]]:
     """Starts processes that run functions of a module in support/; ended with the test."""

@@ -28,12 +28,6 @@ LOGIT_TOLERANCE = {"float32": 2e-4, "bfloat16": 0.25}  # logits have a deviation
 pytestmark = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[PrivateDaemon]:
-    with PrivateDaemon() as running:
-        yield running
-
-
 @lru_cache(maxsize=1)
 def model_of(name: str, dtype: str) -> Any:
     return make_model(name, dtype)

@@ -24,12 +24,6 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2,
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[PrivateDaemon]:
-    with PrivateDaemon() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks.
 

@@ -25,12 +25,6 @@ by_request = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[PrivateDaemon]:
-    with PrivateDaemon() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks.
 

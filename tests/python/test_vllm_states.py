@@ -30,12 +30,6 @@ STATES, ATTENTION = 0, 1  # groups
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[PrivateDaemon]:
-    with PrivateDaemon() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
     workers = Engines(

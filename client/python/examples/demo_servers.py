@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -171,6 +172,17 @@ def engine(
     command += options.engine
     visible = ",".join(dict.fromkeys(reversed(gpus) if place else gpus))
     return Server(name, command, "/health", folder / f"{name}.log", visible)
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with the options of both engines. SystemExit: it is wrong, or there is no vLLM."""
+    parser.add_argument("--gpus", default="", help="of the two engines, as 0,1")
+    parser.add_argument("--start-timeout-s", type=float, default=600.0, help="for each server to answer")
+    parser.add_argument("engine", nargs="*", help="after --: further options of vllm serve, for both engines")
+    options = parser.parse_args()
+    if importlib.util.find_spec("vllm") is None:
+        sys.exit("vLLM is not installed: pip install vllm")
+    return options
 
 
 def prompt_of(seed: int, length: int) -> str:

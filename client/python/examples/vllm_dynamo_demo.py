@@ -14,7 +14,6 @@ the node that has most of its prompt. First the nodes don't know each other, the
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from demo_chats import TEMPLATE, add_options, measure, print_heading
-from demo_servers import Server, engine, free_port, write_model
+from demo_servers import Server, engine, free_port, parse_options, write_model
 
 POLICIES = ("round-robin", "kv")
 NODES = 2
@@ -99,18 +98,12 @@ def frontend(policy: str, folder: Path, dynamo: dict[str, str], options: argpars
 def main() -> int:
     """Start the nodes and the frontends, send the conversations, end everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="", help="of the two engines, as 0,1")
     parser.add_argument("--router-python", default=sys.executable, help="the Python that has ai-dynamo")
     parser.add_argument("--mesh", default="kvmd-mesh", help="the program kvmd-mesh")
     parser.add_argument("--arms", default="off,node,mesh", help="off: without the marketplace; node: each node alone")
     parser.add_argument("--block-tokens", type=int, default=32, help="tokens a block")
     add_options(parser)
-    parser.add_argument("--start-timeout-s", type=float, default=600.0, help="for each server to answer")
-    parser.add_argument("engine", nargs="*", help="after --: further options of vllm serve, for both engines")
-    options = parser.parse_args()
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed: pip install vllm", file=sys.stderr)
-        return 1
+    options = parse_options(parser)
     if shutil.which(options.mesh) is None:
         print(f"there is no {options.mesh}: --mesh names the program kvmd-mesh", file=sys.stderr)
         return 1

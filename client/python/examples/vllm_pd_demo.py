@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from demo_servers import Server, engine, prompt_of, write_model
+from demo_servers import Server, engine, parse_options, prompt_of, write_model
 
 
 def post(port: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -85,16 +85,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--proxy", help="a proxy of vLLM's with --prefiller-port and --decoder-port")
     parser.add_argument("--model", help="folder or name; default a small random one")
-    parser.add_argument("--gpus", default="", help="of the prefill and the decode engine, as 0,1")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt-length", type=int, default=1500, help="characters")
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--start-timeout-s", type=float, default=600.0, help="for each server to answer")
-    parser.add_argument("engine", nargs="*", help="after --: further options of vllm serve, for both engines")
-    options = parser.parse_args()
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed: pip install vllm", file=sys.stderr)
-        return 1
+    options = parse_options(parser)
     if importlib.util.find_spec("torch") and not options.gpus:
         import torch
 

@@ -14,7 +14,6 @@ kvmd if one answers.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import signal
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from demo_chats import TEMPLATE, add_options, measure, print_heading
-from demo_servers import Server, engine, free_port, write_model
+from demo_servers import Server, engine, free_port, parse_options, write_model
 
 POLICIES = ("round_robin", "cache_aware")
 
@@ -55,15 +54,9 @@ def run_engines(arm: int, kvmd: str | None, folder: Path, options: argparse.Name
 def main() -> int:
     """Start kvmd, two engines and a router for each policy; send the conversations; end them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="", help="of the two engines, as 0,1")
     parser.add_argument("--router-python", default=sys.executable, help="the Python that has sglang_router")
     add_options(parser)
-    parser.add_argument("--start-timeout-s", type=float, default=600.0, help="for each server to answer")
-    parser.add_argument("engine", nargs="*", help="after --: further options of vllm serve, for both engines")
-    options = parser.parse_args()
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed: pip install vllm", file=sys.stderr)
-        return 1
+    options = parse_options(parser)
 
     from kvclient.daemon import PrivateDaemon, default_socket, is_running
 
