@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def market_config(socket: str, options: argparse.Namespace, **extra: Any) -> dic
             "load": options.load,
             "max_sms": options.max_sms,
             "verify": options.verify,
+            "kv_pool": options.kv_pool,
             **extra,
         },
     }
@@ -107,9 +108,20 @@ def measure(engine: Remote, options: argparse.Namespace, seeds: list[int]) -> di
 class Arms:
     """Starts engines and collects readings; one arm after the other."""
 
-    def __init__(self, options: argparse.Namespace, gpus: list[str], socket: str, log: Path) -> None:
-        """``gpus``: of engine A and of engine B, empty names on a CPU. ``socket``: kvmd's. ``log``: the engines'."""
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        gpus: list[str],
+        socket: str,
+        log: Path,
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """``gpus``: of engine A and of engine B, empty names on a CPU. ``socket``: kvmd's. ``log``: the engines'.
+
+        ``keep`` is called with all readings so far after each one, so that a run that is cut short leaves them.
+        """
         self.readings: dict[str, Any] = {}
+        self._keep = keep
         self._options, self._gpus, self._socket, self._log = options, gpus, socket, log
         self._settings = {
             "shape": options.shape,
@@ -178,12 +190,14 @@ class Arms:
             a.stop()
         time.sleep(0.5)
         self.readings[name] |= measure(b, options, seeds)
+        self._keep(self.readings)
         b.stop()
         if connector is not None:
             [b] = self._start(connector, 1)
             # Kernels are loaded; no prompt of the arm has been seen
             b.call("first_tokens", [1], 64)
             self.readings["restarted" if name == "marketplace" else f"{name} restarted"] = measure(b, options, seeds)
+            self._keep(self.readings)
             b.stop()
         if not kept_in:
             a.stop()
@@ -201,6 +215,7 @@ class Arms:
                     engine.send("herd", seed + int(wait_s), options.prompt_tokens, options.copies)
                 rounds.append([engine.answer() for engine in both])
             self.readings[name] = {"rounds": rounds, "totals": [engine.call("totals") for engine in both]}
+            self._keep(self.readings)
             for engine in both:
                 engine.stop()
 
@@ -208,6 +223,7 @@ class Arms:
         """Hits of the engine's own prefix cache in new processes, each with the median of its prompts."""
         options, seeds = self._options, self._seeds
         medians: dict[str, list[float]] = {"off": [], "marketplace": []}
+        self.readings["own prefix cache"] = medians
         while len(medians["marketplace"]) < options.processes:
             for name, connector in (("off", None), ("marketplace", market_config(self._socket, options))):
                 # Measured one after the other: they share the processors
@@ -218,5 +234,5 @@ class Arms:
                     for _ in range(3):
                         seconds += engine.call("first_tokens", seeds, options.prompt_tokens)["seconds"]
                     medians[name].append(statistics.median(seconds))
+                    self._keep(self.readings)
                     engine.stop()
-        self.readings["own prefix cache"] = medians

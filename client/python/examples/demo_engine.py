@@ -59,15 +59,20 @@ class Engine:
         return list(self.llm.generate([{"prompt_token_ids": each} for each in prompts], sampling, use_tqdm=False))
 
     def first_tokens(self, seeds: list[int], tokens: int) -> dict[str, Any]:
-        """One request after the other: seconds to the first token, tokens that were not computed."""
-        seconds, cached = [], []
+        """One request after the other: seconds to the first token, tokens not computed, seconds of the lookup.
+
+        A lookup's are 0 where the connector made none, or has no counters.
+        """
+        seconds, cached, lookups = [], [], []
         for seed in seeds:
             prompt = prompt_of(seed, tokens, self.vocabulary)
+            looked = self.totals().get("find_seconds", 0.0)
             began = time.perf_counter()
             [output] = self._run([prompt], 1)
             seconds.append(time.perf_counter() - began)
             cached.append(output.num_cached_tokens or 0)
-        return {"seconds": seconds, "cached": cached}
+            lookups.append(self.totals().get("find_seconds", 0.0) - looked)
+        return {"seconds": seconds, "cached": cached, "lookups": lookups}
 
     def answers(self, seeds: list[int], tokens: int, new_tokens: int) -> list[list[int]]:
         """What follows each prompt, greedily."""
