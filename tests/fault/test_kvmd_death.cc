@@ -18,13 +18,6 @@ using namespace kvm;
 using test::ChildProcess;
 using test::KvmdProcess;
 using test::RemoteWorker;
-using test::Worker;
-
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start({.socket = kvmd.socket(), .name = name});
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
-}
 
 }  // namespace
 

@@ -28,12 +28,6 @@ using test::WorkerOptions;
 
 constexpr std::uint64_t kBlock = 4096;  // WorkerOptions::block_bytes
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, WorkerOptions options = {}) {
-  options.socket = kvmd.socket();
-  options.name = name;
-  return test::StartWorker(std::move(options));
-}
-
 void PublishAndFlush(Worker& worker, const std::string& prompt, std::uint32_t first_block) {
   worker.Publish(prompt, first_block);
   KVM_REQUIRE_OK(worker.Flush());

@@ -18,10 +18,6 @@ using namespace kvm;
 using namespace kvm::test;
 using namespace std::chrono_literals;
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  return StartWorker({.socket = kvmd.socket(), .name = name});
-}
-
 // With 8 blocks published.
 std::unique_ptr<Worker> Publisher(const KvmdProcess& kvmd) {
   auto worker = Start(kvmd, "publisher");

@@ -21,12 +21,6 @@ using test::RemoteWorker;
 using test::Worker;
 using test::WorkerOptions;
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, WorkerOptions options = {}) {
-  options.socket = kvmd.socket();
-  options.name = name;
-  return test::StartWorker(std::move(options));
-}
-
 RegionOptions SmallRegion(const std::string& name) {
   RegionOptions options;
   options.name = name;

@@ -13,10 +13,6 @@ using namespace std::chrono_literals;
 using test::KvmdProcess;
 using test::Worker;
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  return test::StartWorker({.socket = kvmd.socket(), .name = name});
-}
-
 ComputingMark Mark(Worker& worker, const std::vector<BlockKey>& keys, std::chrono::milliseconds ttl = 30s) {
   ComputingMark mark = worker.client().MarkComputing(keys, ttl);
   KVM_REQUIRE_OK(mark.Wait(After(10s)));

@@ -41,10 +41,6 @@ std::vector<std::string> DiskAt(const TempDir& dir, const std::string& bytes = "
   return {"--disk-path", dir / "disk", "--disk-bytes", bytes, "--disk-write-rate", "0"};
 }
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  return test::StartWorker({.socket = kvmd.socket(), .name = name});
-}
-
 // Publishes, and waits until the disk has all of it. `before`: blocks that it had.
 void PublishToDisk(const KvmdProcess& kvmd, const MeshProcess& mesh, const std::string& prompt, std::uint64_t blocks,
                    std::uint64_t before = 0) {

@@ -15,12 +15,6 @@ using test::ImportCheck;
 using test::KvmdProcess;
 using test::Worker;
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name) {
-  Result<std::unique_ptr<Worker>> worker = Worker::Start({.socket = kvmd.socket(), .name = name});
-  KVM_REQUIRE_OK(worker);
-  return std::move(*worker);
-}
-
 }  // namespace
 
 TEST_CASE("Reuse: a block reused between find and import fails, with all behind it", "[integration]") {

@@ -20,12 +20,6 @@ using test::RemoteWorker;
 using test::Worker;
 using test::WorkerOptions;
 
-std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, WorkerOptions options = {}) {
-  options.socket = kvmd.socket();
-  options.name = name;
-  return test::StartWorker(std::move(options));
-}
-
 void PublishAndFlush(Worker& worker, const std::string& prompt, std::uint32_t first_block, std::span<const ExtraKey> extras = {}) {
   worker.Publish(prompt, first_block, extras);
   KVM_REQUIRE_OK(worker.Flush());

@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "client/kvctl/cli/exit_codes.h"
-#include "client/kvctl/cli/observer.h"
+#include "client/kvctl/cli/kept_monitor.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/exporter/host_header.h"
 #include "client/kvctl/exporter/http_server.h"
@@ -23,40 +23,15 @@ namespace {
 constexpr const char* kTextFormat = "text/plain; version=0.0.4; charset=utf-8";
 constexpr std::uint32_t kHotPrefixes = 20;  // that the page shows
 
-// A connection to kvmd that is kept between scrapes.
-class Kvmd {
- public:
-  explicit Kvmd(const CommonOptions& common) : common_(common) {}
-
-  // `hot`: so many of the hottest prefixes, and what clients say of their last misses.
-  [[nodiscard]] Result<kvmwire::StatusReply> Ask(std::uint32_t hot = 0) {
-    // kvmd may have been restarted since the last scrape.
-    const bool kept = connection_.has_value();
-    Result<kvmwire::StatusReply> status = AskOnce(hot);
-    if (!status && kept) status = AskOnce(hot);
-    return status;
-  }
-
- private:
-  [[nodiscard]] Result<kvmwire::StatusReply> AskOnce(std::uint32_t hot) {
-    if (!connection_) {
-      Result<Observer> connected = Observer::ConnectAsMonitor(common_.socket, common_.timeout());
-      if (!connected) return connected.error();
-      connection_.emplace(std::move(*connected));
-    }
-    kvmwire::StatusQuery query;
-    query.set_clients(true);
-    query.set_memory(true);
-    query.set_hot(hot);
-    query.set_details(hot > 0);
-    Result<kvmwire::StatusReply> status = connection_->Query(query);
-    if (!status) connection_.reset();
-    return status;
-  }
-
-  const CommonOptions& common_;
-  std::optional<Observer> connection_;
-};
+// `hot`: so many of the hottest prefixes, and what clients say of their last misses.
+kvmwire::StatusQuery QueryFor(std::uint32_t hot = 0) {
+  kvmwire::StatusQuery query;
+  query.set_clients(true);
+  query.set_memory(true);
+  query.set_hot(hot);
+  query.set_details(hot > 0);
+  return query;
+}
 
 // Each kvmd-mesh is asked for no longer than the timeout.
 void AddMeshes(MetricPage& page, const CommonOptions& common, const std::vector<std::string>& sockets) {
@@ -77,14 +52,14 @@ class Contents {
  private:
   HttpContent Metrics() {
     const auto begin = std::chrono::steady_clock::now();
-    const Result<kvmwire::StatusReply> status = kvmd_.Ask();
+    const Result<kvmwire::StatusReply> status = kvmd_.AskAgain(QueryFor());
     Note(status);
     MetricPage page = status ? MetricsOf(*status, std::chrono::steady_clock::now() - begin) : MetricsWithoutKvmd();
     AddMeshes(page, common_, meshes_);
     return {kTextFormat, page.Text()};
   }
   HttpContent Page(Keys keys) {
-    const Result<kvmwire::StatusReply> status = kvmd_.Ask(kHotPrefixes);
+    const Result<kvmwire::StatusReply> status = kvmd_.AskAgain(QueryFor(kHotPrefixes));
     Note(status);
     const std::string why = status ? "" : Printable(status.error().ToString());
     return {"text/html; charset=utf-8", StatusPage(status ? &*status : nullptr, why, history_, std::chrono::system_clock::now(), keys),
@@ -104,7 +79,7 @@ class Contents {
 
   const CommonOptions& common_;
   const std::vector<std::string>& meshes_;
-  Kvmd kvmd_;
+  KeptMonitor kvmd_;
   StatusHistory history_;
   bool reachable_ = true;
 };
@@ -137,7 +112,7 @@ int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
   }
   Contents contents(common, options.mesh_sockets);
   if (options.once) {
-    const Result<kvmwire::StatusReply> status = Kvmd(common).Ask();
+    const Result<kvmwire::StatusReply> status = KeptMonitor(common).Ask(QueryFor());
     if (!status) return Fail(status.error());
     MetricPage page = MetricsOf(*status, std::chrono::steady_clock::now() - begin);
     AddMeshes(page, common, options.mesh_sockets);

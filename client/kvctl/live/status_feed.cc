@@ -14,16 +14,9 @@ constexpr std::chrono::milliseconds kNap{50};
 }  // namespace
 
 Result<kvmwire::StatusReply> StatusFeed::Ask() {
-  if (!connection_) {
-    Result<Observer> connected = Observer::ConnectAsMonitor(common_.socket, common_.timeout());
-    if (!connected) return connected.error();
-    connection_.emplace(std::move(*connected));
-  }
   kvmwire::StatusQuery query;
   query.set_clients(true);
-  Result<kvmwire::StatusReply> status = connection_->Query(query);
-  if (!status) connection_.reset();
-  return status;
+  return kvmd_.Ask(query);
 }
 
 Status StatusFeed::Begin() {

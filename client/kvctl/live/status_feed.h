@@ -3,10 +3,9 @@
 
 #include <chrono>
 #include <cstdint>
-#include <optional>
 
 #include "client/kvctl/cli/common_options.h"
-#include "client/kvctl/cli/observer.h"
+#include "client/kvctl/cli/kept_monitor.h"
 #include "client/kvctl/live/activity.h"
 
 namespace kvm::ctl {
@@ -14,7 +13,7 @@ namespace kvm::ctl {
 // Not thread-safe.
 class StatusFeed {
  public:
-  StatusFeed(const CommonOptions& common, double interval_s) : common_(common), interval_(interval_s) {}
+  StatusFeed(const CommonOptions& common, double interval_s) : kvmd_(common), interval_(interval_s) {}
 
   // The first status, from which the first activity counts. Errors: those of
   // Observer::ConnectAsMonitor.
@@ -32,9 +31,8 @@ class StatusFeed {
 
   [[nodiscard]] Result<kvmwire::StatusReply> Ask();
 
-  const CommonOptions& common_;
+  KeptMonitor kvmd_;
   const std::chrono::duration<double> interval_;
-  std::optional<Observer> connection_;
   kvmwire::StatusReply last_;
   Clock::time_point asked_, due_;
 };

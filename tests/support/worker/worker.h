@@ -95,6 +95,14 @@ class Worker {
 // Calls Worker::Start; the test ends if it fails.
 std::unique_ptr<Worker> StartWorker(const WorkerOptions& options);
 
+// The same at a running kvmd, anything with a socket(); sets the options' socket and name.
+template <typename Kvmd>
+std::unique_ptr<Worker> Start(const Kvmd& kvmd, const std::string& name, WorkerOptions options = {}) {
+  options.socket = kvmd.socket();
+  options.name = name;
+  return StartWorker(options);
+}
+
 // Bytes [at, at + bytes) of the content of `key`'s block.
 void FillContent(const BlockKey& key, std::uint64_t at, std::byte* to, std::uint64_t bytes);
 bool HasContent(const BlockKey& key, std::uint64_t at, const std::byte* from, std::uint64_t bytes);
