@@ -10,8 +10,8 @@
 # --congestion NAME, with --namespaces: TCP's congestion control of all that is measured; else the
 # system's, except that kvmd-mesh's own TCP does not use BBR.
 #
-#   scripts/mesh_bench.sh [--namespaces [--congestion NAME]] [--runs N] [--block-bytes SIZE] [--blocks N]
-#                         [--baselines PYTHON] [BUILD_DIR]
+#   scripts/mesh_bench.sh [--namespaces [--congestion NAME]] [--runs N] [--block-bytes SIZE]
+#                         [--blocks N] [--baselines PYTHON] [BUILD_DIR]
 #
 # Default: 3 runs, 64 blocks of 2 MiB, build/dev.
 set -euo pipefail
@@ -121,7 +121,8 @@ measure_ucx() {
   stop_started
 }
 
-# measure_stream [CONGESTION]: one TCP stream by itself; with this congestion control, else the system's.
+# measure_stream [CONGESTION]: one TCP stream by itself, with this congestion control or the
+# system's.
 measure_stream() {
   "${in_a[@]}" python3 -c '
 import socket, sys
