@@ -534,6 +534,12 @@ MUTATIONS = (
         "std::size_t good = OFF ? size() : 0;",
     ),
     Mutation(
+        (("mesh_fault_tests", "Mesh disk: records that are damaged while peers are served"),),
+        "client/mesh/disk/disk_reader.cc",
+        "  return unchecked || BlockChecksum(",
+        "  return OFF || unchecked || BlockChecksum(",
+    ),
+    Mutation(
         (("mesh_fault_tests", "Mesh: a block under another key"), ("mesh_fault_tests", "Mesh: an answer whose blocks are not as many as it says"),),
         "client/mesh/node/peer.cc",
         "  if (blocks.keys() != EncodeKeys(",
