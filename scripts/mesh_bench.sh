@@ -7,8 +7,11 @@
 # --baselines PYTHON: also what Redis, NIXL and Mooncake's store take for the same blocks, those of
 # them that are there (tests/bench/mesh_baselines.py, run by this Python).
 #
-#   scripts/mesh_bench.sh [--namespaces] [--runs N] [--block-bytes SIZE] [--blocks N]
-#                         [--baselines PYTHON] [BUILD_DIR]
+# --congestion NAME, with --namespaces: TCP's congestion control of all that is measured; else the
+# system's, except that kvmd-mesh's own TCP does not use BBR.
+#
+#   scripts/mesh_bench.sh [--namespaces [--congestion NAME]] [--runs N] [--block-bytes SIZE]
+#                         [--blocks N] [--baselines PYTHON] [BUILD_DIR]
 #
 # Default: 3 runs, 64 blocks of 2 MiB, build/dev.
 set -euo pipefail
@@ -18,6 +21,7 @@ runs=3
 block_bytes=2MiB
 blocks=64
 python=
+congestion=
 while [ $# -gt 0 ]; do
   case "$1" in
     --namespaces) namespaces=yes && shift ;;
@@ -25,8 +29,9 @@ while [ $# -gt 0 ]; do
     --block-bytes) block_bytes=$2 && shift 2 ;;
     --blocks) blocks=$2 && shift 2 ;;
     --baselines) python=$2 && shift 2 ;;
+    --congestion) congestion=$2 && shift 2 ;;
     -h | --help)
-      sed -n '2,14s/^# \{0,1\}//p' "$0"
+      sed -n '2,17s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *) break ;;
@@ -69,6 +74,9 @@ if [ "$namespaces" = yes ]; then
   in_b=(ip netns exec "${names[1]}" bash -c "$groups" bash)
   device=veth0
   allowed=(--allow-unencrypted)
+  for name in "${names[@]}"; do
+    [ -z "$congestion" ] || ip netns exec "$name" sysctl -qw "net.ipv4.tcp_congestion_control=$congestion"
+  done
   until ip -n "${names[0]}" link show veth0 | grep -q 'state UP'; do sleep 0.1; done
 fi
 
@@ -85,10 +93,10 @@ measure() {
     started+=($!)
   done
   "${in_a[@]}" "$build/bin/kvmd-mesh" --node a --socket "$work/a/kvmd.sock" --mesh-socket "$work/a/mesh.sock" --listen "$address_a:7600" \
-    --peers "b=$address_b:7601" --transfer "$1" --pool-size 512M --pull-interval-ms 200 "${allowed[@]}" >"$work/a/mesh.log" 2>&1 &
+    --peers "b=$address_b:7601" --transfer "$1" --pool-size 512M "${allowed[@]}" >"$work/a/mesh.log" 2>&1 &
   started+=($!)
   "${in_b[@]}" "$build/bin/kvmd-mesh" --node b --socket "$work/b/kvmd.sock" --mesh-socket "$work/b/mesh.sock" --listen "$address_b:7601" \
-    --peers "a=$address_a:7600" --transfer "$1" --pool-size 512M --pull-interval-ms 200 "${allowed[@]}" >"$work/b/mesh.log" 2>&1 &
+    --peers "a=$address_a:7600" --transfer "$1" --pool-size 512M "${allowed[@]}" >"$work/b/mesh.log" 2>&1 &
   started+=($!)
   for socket in a/kvmd.sock b/kvmd.sock a/mesh.sock b/mesh.sock; do wait_for_socket "$work/$socket"; done
   printf '%s %s: ' "$1" "${2:-}"
@@ -113,7 +121,8 @@ measure_ucx() {
   stop_started
 }
 
-# One TCP stream by itself.
+# measure_stream [CONGESTION]: one TCP stream by itself, with this congestion control or the
+# system's.
 measure_stream() {
   "${in_a[@]}" python3 -c '
 import socket, sys
@@ -127,12 +136,14 @@ with socket.create_server((sys.argv[1], 7611)) as server:
   "${in_b[@]}" python3 -c '
 import socket, sys, time
 peer = socket.create_connection((sys.argv[1], 7611))
+if len(sys.argv) > 2: peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[2].encode())
+name = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 block = bytes(1 << 21)
 begin = time.monotonic()
 for _ in range(1000): peer.sendall(block)
 peer.shutdown(socket.SHUT_WR)
 peer.recv(1)
-print("one TCP stream: %.2f GB/s" % (1000 * len(block) / (time.monotonic() - begin) / 1e9))' "$address_a"
+print("one TCP stream, %s: %.2f GB/s" % (name, 1000 * len(block) / (time.monotonic() - begin) / 1e9))' "$address_a" "$@"
   stop_started
 }
 
@@ -168,6 +179,7 @@ for _ in $(seq "$runs"); do
   measure ucx get_zcopy
   measure ucx put_zcopy
   measure_stream
+  if [[ -z $congestion && $(sysctl -n net.ipv4.tcp_congestion_control) == bbr* ]]; then measure_stream reno; fi
   measure_ucx
   [ -z "$python" ] || for name in redis nixl mooncake; do measure_baseline "$name"; done
 done

@@ -22,7 +22,8 @@ inline constexpr std::uint32_t kBulkVersion = 1;
 inline constexpr std::size_t kMeshHeaderBytes = 16;
 inline constexpr std::uint32_t kMaxMessageBytes = 256u << 10;
 inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{256} << 20;
-inline constexpr std::size_t kMaxKeys = 8192;  // of one request
+inline constexpr std::size_t kMaxKeys = 8192;    // of one request
+inline constexpr std::size_t kMaxTogether = 32;  // blocks in one answer
 // Of a description
 inline constexpr std::uint32_t kMaxBlockTokens = 4096;
 inline constexpr std::size_t kMaxAdapterBytes = 512;

@@ -528,6 +528,24 @@ MUTATIONS = (
         "    if (!OFF && each->run_.expired()) each->Run();\n",
     ),
     Mutation(
+        (("mesh_fault_tests", "Mesh: a block whose bytes do not have its checksum"), ("mesh_fault_tests", "Mesh: of blocks in one answer"),),
+        "client/mesh/node/arriving_blocks.h",
+        "std::size_t good = 0;",
+        "std::size_t good = OFF ? size() : 0;",
+    ),
+    Mutation(
+        (("mesh_fault_tests", "Mesh disk: records that are damaged while peers are served"),),
+        "client/mesh/disk/disk_reader.cc",
+        "  return unchecked || BlockChecksum(",
+        "  return OFF || unchecked || BlockChecksum(",
+    ),
+    Mutation(
+        (("mesh_fault_tests", "Mesh: a block under another key"), ("mesh_fault_tests", "Mesh: an answer whose blocks are not as many as it says"),),
+        "client/mesh/node/peer.cc",
+        "  if (blocks.keys() != EncodeKeys(",
+        "  if (!OFF && blocks.keys() != EncodeKeys(",
+    ),
+    Mutation(
         (("mesh_tests", "Mesh worker socket: a client waits while its queue is full"),),
         "proto/mesh/mesh_request.cc",
         "    if (errno != EAGAIN) {\n      Error error",

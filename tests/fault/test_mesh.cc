@@ -17,8 +17,10 @@ namespace {
 
 using namespace kvm;
 using namespace std::chrono_literals;
+using test::EndOf;
 using test::Eventually;
 using test::HonestBlock;
+using test::HonestBlocks;
 using test::ImportCheck;
 using test::Join;
 using test::JoinBy;
@@ -189,7 +191,7 @@ TEST_CASE("Mesh: a block under another key than asked for is not published", "[f
   std::string reason;
   CheckFirstBlockOnly(JoinFromLiar(
       [](const kvmmesh::Fetch& fetch) {
-        return SecondIs(fetch, [](PeerAnswer& block) { block.message.mutable_block()->set_key(std::string(16, 'k')); });
+        return SecondIs(fetch, [](PeerAnswer& block) { block.message.mutable_blocks()->set_keys(std::string(16, 'k')); });
       },
       reason));
   CHECK(reason.find("another block") != std::string::npos);
@@ -198,15 +200,53 @@ TEST_CASE("Mesh: a block under another key than asked for is not published", "[f
 TEST_CASE("Mesh: a block out of turn, and one of another request, end the fetch", "[fault]") {
   std::string reason;
   CheckFirstBlockOnly(JoinFromLiar(
-      [](const kvmmesh::Fetch& fetch) { return SecondIs(fetch, [](PeerAnswer& block) { block.message.mutable_block()->set_index(7); }); },
+      [](const kvmmesh::Fetch& fetch) { return SecondIs(fetch, [](PeerAnswer& block) { block.message.mutable_blocks()->set_index(7); }); },
       reason));
   CHECK(reason.find("out of turn") != std::string::npos);
   CheckFirstBlockOnly(JoinFromLiar(
       [](const kvmmesh::Fetch& fetch) {
-        return SecondIs(fetch, [&](PeerAnswer& block) { block.message.mutable_block()->set_request(fetch.request() + 1); });
+        return SecondIs(fetch, [&](PeerAnswer& block) { block.message.mutable_blocks()->set_request(fetch.request() + 1); });
       },
       reason));
   CHECK(reason.find("something else") != std::string::npos);
+}
+
+TEST_CASE("Mesh: of blocks in one answer, those before one that does not have its checksum are published", "[fault]") {
+  std::string reason;
+  const ImportCheck import = JoinFromLiar(
+      [](const kvmmesh::Fetch& fetch) {
+        std::vector<PeerAnswer> out{HonestBlocks(fetch, 0, 2), HonestBlocks(fetch, 2, 6), EndOf(fetch)};
+        out[1].payload[3 * fetch.shape().block_bytes() + 100] ^= 1;
+        return out;
+      },
+      reason);
+  CHECK(import.matched == 5);
+  CHECK(import.wrong == 0);
+  CHECK(reason.find("checksum") != std::string::npos);
+}
+
+TEST_CASE("Mesh: an answer whose blocks are not as many as it says, or too many, is not received", "[fault]") {
+  const std::function<void(PeerAnswer&)> lies[] = {
+      [](PeerAnswer& blocks) { blocks.payload.resize(blocks.payload.size() - 1); },
+      [](PeerAnswer& blocks) { blocks.message.mutable_blocks()->clear_checksums(); },
+      [](PeerAnswer& blocks) { blocks.message.mutable_blocks()->add_checksums(0); },
+      [](PeerAnswer& blocks) { blocks.message.mutable_blocks()->mutable_keys()->resize(16 * 6); },
+      [](PeerAnswer& blocks) {
+        std::swap(blocks.message.mutable_blocks()->mutable_keys()->front(), blocks.message.mutable_blocks()->mutable_keys()->at(16));
+      },
+      [](PeerAnswer& blocks) { blocks.message.mutable_blocks()->set_bytes(blocks.payload.size()); },
+  };
+  for (const auto& lie : lies) {
+    std::string reason;
+    CheckFirstBlockOnly(JoinFromLiar(
+        [&](const kvmmesh::Fetch& fetch) {
+          std::vector<PeerAnswer> out{HonestBlock(fetch, 0), HonestBlocks(fetch, 1, 7), EndOf(fetch)};
+          lie(out[1]);
+          return out;
+        },
+        reason));
+    CHECK(reason.find("liar: ") == 0);
+  }
 }
 
 TEST_CASE("Mesh: a peer that claims every block and has none costs one question", "[fault]") {

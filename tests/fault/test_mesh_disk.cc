@@ -7,6 +7,8 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <optional>
 
 #include "client/mesh/disk/disk_cache.h"
 #include "proto/base/random.h"
@@ -109,56 +111,97 @@ TEST_CASE("Mesh disk: kvmd-mesh that is killed while it writes brings right bloc
   CHECK(StatusOf(mesh).disk().bad_records() == 0);
 }
 
-TEST_CASE("Mesh disk: records that are damaged while peers are served are not there, and no byte is wrong", "[fault]") {
-  const TempDir dir;
-  const std::vector<std::string> options{"--disk-path", dir / "disk", "--disk-bytes", "16M", "--disk-write-rate", "0"};
-  {
-    KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
-    MeshProcess mesh(kvmd, "a", {}, {}, options);
-    const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher"});
-    publisher->Publish("p:20,q:30", 0);
-    publisher->Publish("r:8", 50);
-    KVM_REQUIRE_OK(publisher->Flush());
-    REQUIRE(Eventually([&] { return StatusOf(mesh).disk().blocks() == 58; }, 60s));
-  }
-  KvmdProcess kvmd_a, kvmd_b;
-  MeshProcess a(kvmd_a, "a", {}, {}, options);
-  MeshProcess b(kvmd_b, "b", {a.as_peer()});
-  REQUIRE(Eventually([&] { return StatusOf(b).peers(0).disk_keys() == 58; }, 60s));
-  const auto joiner = test::StartWorker({.socket = kvmd_b.socket(), .name = "joiner"});
-  const std::vector<BlockKey> keys = joiner->Keys("p:20,q:30");
-  // One byte in the bytes of the 21st block, wherever its record lies; the last records are torn.
-  bool found = false;
-  for (const auto& each : std::filesystem::directory_iterator(dir / "disk")) {
-    if (!each.path().filename().string().starts_with("segment-")) continue;
-    std::fstream file(each.path(), std::ios::in | std::ios::out | std::ios::binary);
-    std::vector<std::byte> page(mesh::kDiskPage);
-    for (std::uint64_t at = mesh::kDiskPage; file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(page.data()), 4096);
-         at += mesh::RecordBytes(4096)) {
-      const Result<mesh::RecordHeader> header = mesh::DecodeRecordHeader(page);
-      if (!header || header->key != keys[20]) continue;
-      file.seekp(static_cast<std::streamoff>(at + mesh::kDiskPage + 1234));
-      file.put('\x5a').put('\x5b').put('\x5c');
-      found = file.good();
-      break;
+namespace {
+
+// Two nodes with a disk cache at the first one, which has "p:20,q:30" and "r:8" from before it was
+// started anew.
+class DamagedDisk {
+  const TempDir dir_;
+  const std::vector<std::string> options_{"--disk-path", dir_ / "disk", "--disk-bytes", "16M", "--disk-write-rate", "0"};
+  KvmdProcess kvmd_a_, kvmd_b_;
+
+ public:
+  explicit DamagedDisk(const std::vector<std::string>& environment = {}) {
+    {
+      KvmdProcess kvmd({"--orphan-ttl-s", "0", "--host-cache", "4M"});
+      MeshProcess mesh(kvmd, "a", {}, {}, options_);
+      const auto publisher = test::StartWorker({.socket = kvmd.socket(), .name = "publisher"});
+      publisher->Publish("p:20,q:30", 0);
+      publisher->Publish("r:8", 50);
+      KVM_REQUIRE_OK(publisher->Flush());
+      REQUIRE(Eventually([&] { return StatusOf(mesh).disk().blocks() == 58; }, 60s));
     }
+    a.emplace(kvmd_a_, "a", std::vector<std::string>(), environment, options_);
+    b.emplace(kvmd_b_, "b", std::vector<std::string>{a->as_peer()}, environment);
+    REQUIRE(Eventually([&] { return StatusOf(*b).peers(0).disk_keys() == 58; }, 60s));
+    joiner = test::StartWorker({.socket = kvmd_b_.socket(), .name = "joiner"});
   }
-  REQUIRE(found);
-  JoinOutcome joined = joiner->client().JoinCache(joiner->region(), keys, JoinBy(b, 20s));
+
+  // Other bytes in the middle of the block, wherever its record lies.
+  bool Damage(const BlockKey& key) const {
+    for (const std::filesystem::path& path : Segments()) {
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      std::vector<std::byte> page(mesh::kDiskPage);
+      for (std::uint64_t at = mesh::kDiskPage; file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(page.data()), 4096);
+           at += mesh::RecordBytes(4096)) {
+        const Result<mesh::RecordHeader> header = mesh::DecodeRecordHeader(page);
+        if (!header || header->key != key) continue;
+        file.seekp(static_cast<std::streamoff>(at + mesh::kDiskPage + 1234));
+        file.put('\x5a').put('\x5b').put('\x5c');
+        return file.good();
+      }
+    }
+    return false;
+  }
+  void TearSegments() const {
+    for (const std::filesystem::path& path : Segments()) std::filesystem::resize_file(path, 4096 + 100);
+  }
+  JoinOutcome Join(const std::string& prompt) {
+    return joiner->client().JoinCache(joiner->region(), joiner->Keys(prompt), JoinBy(*b, 20s));
+  }
+
+  std::optional<MeshProcess> a, b;
+  std::unique_ptr<Worker> joiner;
+
+ private:
+  std::vector<std::filesystem::path> Segments() const {
+    std::vector<std::filesystem::path> out;
+    for (const auto& each : std::filesystem::directory_iterator(dir_ / "disk"))
+      if (each.path().filename().string().starts_with("segment-")) out.push_back(each.path());
+    return out;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Mesh disk: records that are damaged while peers are served are not there, and no byte is wrong", "[fault]") {
+  DamagedDisk nodes;
+  REQUIRE(nodes.Damage(nodes.joiner->Keys("p:20,q:30")[20]));
+  JoinOutcome joined = nodes.Join("p:20,q:30");
   INFO(joined.reason);
   CHECK(joined.blocks == 20);
   CHECK(joined.reason.find("not there") != std::string::npos);
-  CHECK(StatusOf(a).disk().bad_records() == 1);
-  for (const auto& each : std::filesystem::directory_iterator(dir / "disk"))
-    if (each.path().filename().string().starts_with("segment-")) std::filesystem::resize_file(each.path(), 4096 + 100);
-  joined = joiner->client().JoinCache(joiner->region(), joiner->Keys("r:8"), JoinBy(b, 20s));
+  CHECK(StatusOf(*nodes.a).disk().bad_records() == 1);
+  nodes.TearSegments();
+  joined = nodes.Join("r:8");
   CHECK(joined.blocks == 0);
   CHECK(joined.reason.find("not there") != std::string::npos);
-  CHECK(StatusOf(a).disk().bad_records() > 1);
-  CHECK(joiner->FindAndImport("p:20,q:30", 0).wrong == 0);
-  CHECK(joiner->FindAndImport("p:20,q:30", 0).valid == 20);
-  CHECK(a.running());
+  CHECK(StatusOf(*nodes.a).disk().bad_records() > 1);
+  CHECK(nodes.joiner->FindAndImport("p:20,q:30", 0).wrong == 0);
+  CHECK(nodes.joiner->FindAndImport("p:20,q:30", 0).valid == 20);
+  CHECK(nodes.a->running());
 }
+
+#if defined(KVM_FAULT_POINTS)
+TEST_CASE("Mesh disk: without checksums at both nodes a damaged record is found as a wrong block (the control)", "[fault]") {
+  DamagedDisk nodes({"KVM_FAULT_SWITCH=blocks_without_checksum"});
+  REQUIRE(nodes.Damage(nodes.joiner->Keys("p:20,q:30")[20]));
+  const JoinOutcome joined = nodes.Join("p:20,q:30");
+  INFO(joined.reason);
+  CHECK(joined.blocks == 50);
+  CHECK(nodes.joiner->FindAndImport("p:20,q:30", 0).wrong == 1);
+}
+#endif
 
 TEST_CASE("Mesh disk: a full disk pauses the disk cache with a reason, and the node serves and reads on", "[fault]") {
   const TempDir dir;

@@ -1,5 +1,7 @@
 // Two nodes on one machine: what a worker of one has published, a worker of the other one joins.
 #include <algorithm>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "tests/catch.h"
@@ -46,7 +48,44 @@ JoinOutcome JoinEventually(Worker& worker, const MeshProcess& mesh, const std::s
   return last;
 }
 
+// Kilobytes of the mappings of this process whose names contain `name`: of all pages, and of those
+// that are mapped.
+struct MappedKb {
+  std::uint64_t all = 0, mapped = 0;
+};
+MappedKb MappedOf(const MeshProcess& mesh, const std::string& name) {
+  MappedKb out;
+  std::ifstream maps("/proc/" + std::to_string(mesh.pid()) + "/smaps");
+  bool counts = false;
+  for (std::string line; std::getline(maps, line);) {
+    const std::string word = line.substr(0, line.find(' '));
+    if (word.find(':') == std::string::npos) counts = line.find(name) != std::string::npos;
+    if (counts && word == "Size:") out.all += std::stoull(line.substr(word.size()));
+    if (counts && word == "Rss:") out.mapped += std::stoull(line.substr(word.size()));
+  }
+  return out;
+}
+
 }  // namespace
+
+TEST_CASE("Mesh: pages for blocks are mapped before blocks need them", "[integration]") {
+  KvmdProcess kvmd_a, kvmd_b;
+  MeshProcess mesh_a(kvmd_a, "a", {}, {}, {"--staging-size", "24M"});
+  MeshProcess mesh_b(kvmd_b, "b", {mesh_a.as_peer()}, {}, {"--pool-size", "40M"});
+  const auto publisher = Start(kvmd_a, "publisher"), joiner = Start(kvmd_b, "joiner");
+  PublishAndFlush(*publisher, "p:4");
+  JoinEventually(*joiner, mesh_b, "p:4", 4);
+  const auto all_mapped = [](const MeshProcess& mesh, const std::string& name, std::uint64_t bytes) {
+    return Eventually(
+        [&] {
+          const MappedKb pages = MappedOf(mesh, name);
+          return pages.all >= bytes >> 10 && pages.mapped >= bytes >> 10;
+        },
+        60s);
+  };
+  CHECK(all_mapped(mesh_a, "mesh-staging-", std::uint64_t{24} << 20));
+  CHECK(all_mapped(mesh_b, "mesh-landing-", std::uint64_t{40} << 20));
+}
 
 TEST_CASE("Mesh: a worker joins what a worker of another node has published, byte for byte", "[integration]") {
   KvmdProcess kvmd_a, kvmd_b;

@@ -74,7 +74,7 @@ Time Soon() { return std::chrono::steady_clock::now() + 60s; }
 
 // What a source has answered.
 struct Answer {
-  std::size_t blocks = 0, from_disk = 0;
+  std::size_t messages = 0, blocks = 0, from_disk = 0;
   std::size_t wrong = 0;  // whose bytes do not have their checksum, or that are another block
   int end = -1;           // kvmmesh::FetchEnd::Reason; -1: none
 };
@@ -89,12 +89,14 @@ class Asker {
     asio::co_spawn(node.io, Serve(node, std::make_shared<StreamChannel<Local::socket>>(std::move(far))), kAlone);
   }
 
-  Awaitable<Status> Ask(std::span<const BlockKey> keys, BlockShape shape, std::chrono::milliseconds within) {
+  // `together`: blocks that one answer may have; 0: of that it says nothing.
+  Awaitable<Status> Ask(std::span<const BlockKey> keys, BlockShape shape, std::chrono::milliseconds within, unsigned together = 0) {
     kvmmesh::PeerMessage message;
     message.mutable_fetch()->set_request(1);
     *message.mutable_fetch()->mutable_shape() = shape.ToMessage();
     message.mutable_fetch()->set_keys(EncodeKeys(keys));
     message.mutable_fetch()->set_within_ms(static_cast<std::uint32_t>(within.count()));
+    message.mutable_fetch()->set_together(together);
     const std::string bytes = message.SerializeAsString();
     co_return co_await near_->Send(bytes, {}, Soon());
   }
@@ -110,12 +112,19 @@ class Asker {
         co_return out;
       }
       Result<std::string> bytes = co_await near_->TakePayload(Soon());
-      if (!bytes || !message.has_block()) co_return out;
-      const bool right = out.blocks < keys.size() && message.block().key() == EncodeKeys(keys.subspan(out.blocks, 1)) &&
-                         BlockChecksum(std::as_bytes(std::span(*bytes))) == message.block().checksum();
-      out.wrong += right ? 0 : 1;
-      out.from_disk += message.block().from_disk() ? 1 : 0;
-      ++out.blocks;
+      if (!bytes || !message.has_blocks()) co_return out;
+      ++out.messages;
+      const kvmmesh::FetchedBlocks& blocks = message.blocks();
+      const std::size_t count = static_cast<std::size_t>(blocks.checksums_size());
+      const bool asked = blocks.index() == out.blocks && count > 0 && count <= keys.size() - out.blocks &&
+                         blocks.keys() == EncodeKeys(keys.subspan(out.blocks, count)) && bytes->size() == count * blocks.bytes();
+      out.wrong += asked ? 0 : 1;
+      for (std::size_t i = 0; asked && i < count; ++i) {
+        const auto block = std::as_bytes(std::span(*bytes)).subspan(i * blocks.bytes(), blocks.bytes());
+        out.wrong += BlockChecksum(block) == blocks.checksums(static_cast<int>(i)) ? 0 : 1;
+      }
+      out.blocks += count;
+      out.from_disk += blocks.from_disk() ? count : 0;
     }
   }
 
@@ -171,7 +180,7 @@ TEST_CASE("Mesh serving: while a disk does not answer, memory is served, and no 
   node.disk = std::make_unique<NodeDisk>(std::move(*cache), node.io, node.work_failures);
   Scanner scanner(node);
   Asker first(node), second(node), third(node), fourth(node);
-  Answer of_memory, of_disk, late, refused;
+  Answer of_memory, together, of_disk, late, refused;
   int held = 0;
   bool ended = false;
   asio::co_spawn(
@@ -184,6 +193,8 @@ TEST_CASE("Mesh serving: while a disk does not answer, memory is served, and no 
         co_await WaitUntil(node.io, [&] { return gate.held() == 1; });
         static_cast<void>(co_await second.Ask(memory, shape, 60s));
         of_memory = co_await second.Take(memory);
+        static_cast<void>(co_await second.Ask(memory, shape, 60s, 5));
+        together = co_await second.Take(memory);
         held = gate.held();
         // A read that is too late, and one more, which is not begun.
         static_cast<void>(co_await third.Ask(disk.keys, disk.shape, 50ms));
@@ -205,6 +216,12 @@ TEST_CASE("Mesh serving: while a disk does not answer, memory is served, and no 
   CHECK(of_memory.from_disk == 0);
   CHECK(of_memory.wrong == 0);
   CHECK(of_memory.end == kvmmesh::FetchEnd::COMPLETE);
+  // A peer that does not say that it takes several gets one at a time.
+  CHECK(of_memory.messages == 8);
+  CHECK(together.messages == 2);
+  CHECK(together.blocks == 8);
+  CHECK(together.wrong == 0);
+  CHECK(together.end == kvmmesh::FetchEnd::COMPLETE);
   CHECK(held == 1);
   CHECK(late.end == kvmmesh::FetchEnd::LATE);
   CHECK(late.blocks == 0);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "client/mesh/memory/checksum.h"
 #include "proto/mesh/mesh_frame.h"
 #include "tests/catch.h"
 #include "tests/support/mesh/transfer_ends.h"
@@ -51,6 +52,27 @@ void Exchange(TransferEnds& ends, const std::shared_ptr<Channel>& from, const st
   CHECK(received->second == payload);
 }
 
+// Compares what was sent with what has arrived, as it is told of.
+class CheckedArrivals final : public mesh::Arrivals {
+ public:
+  CheckedArrivals(const mesh::SentParts& sent, mesh::ReceivedParts into) : sent_(sent), into_(into) {}
+
+  void Arrived(std::size_t bytes) noexcept override {
+    if (bytes < seen_) right_ = false;
+    for (; seen_ < bytes; ++seen_) {
+      const std::size_t part = seen_ / into_.front().size(), at = seen_ % into_.front().size();
+      right_ = right_ && part < into_.size() && into_[part][at] == sent_[part][at];
+    }
+  }
+  bool all_right() const noexcept { return right_ && seen_ == mesh::BytesOf(into_); }
+
+ private:
+  const mesh::SentParts& sent_;
+  const mesh::ReceivedParts into_;
+  std::size_t seen_ = 0;
+  bool right_ = true;
+};
+
 // Whether memory stays as it is while both ends go on.
 bool StaysUntouched(TransferEnds& ends, std::span<std::byte> memory) {
   std::fill(memory.begin(), memory.end(), std::byte{0x5a});
@@ -90,7 +112,7 @@ TEST_CASE("Mesh transfer: a batch arrives in its order, also to a receiver that 
     std::vector<std::vector<std::byte>> payloads;
     std::vector<Outgoing> batch;
     for (unsigned i = 0; i < 40; ++i) payloads.push_back(Pattern(i % 3 == 0 ? 100 : 70'000 * (i % 5 + 1), i));
-    for (unsigned i = 0; i < 40; ++i) batch.push_back({std::to_string(i), payloads[i]});
+    for (unsigned i = 0; i < 40; ++i) batch.push_back({std::to_string(i), {payloads[i]}});
     std::optional<Status> sent;
     ends.Start(ends.right->SendAll(batch, Soon()), [&](Status status) { sent = status; });
     ends.RunFor(200ms);
@@ -103,6 +125,70 @@ TEST_CASE("Mesh transfer: a batch arrives in its order, also to a receiver that 
     ends.RunUntil([&] { return sent.has_value(); });
     KVM_REQUIRE_OK(*sent);
   }
+}
+
+TEST_CASE("Mesh transfer: a payload in parts arrives where its parts belong, and its bytes are there when they are told of", "[unit]") {
+  // Enough parts for several calls of the kernel, and parts that no piece of UCX ends with.
+  for (const std::size_t part_bytes : {std::size_t{100}, std::size_t{65536}, (std::size_t{1} << 20) + 5}) {
+    for (const std::string& way : test::TransferWays()) {
+      INFO(way << ", parts of " << part_bytes);
+      TransferEnds ends(way);
+      const std::size_t parts = part_bytes > 65536 ? 5 : 90;
+      const std::vector<std::byte> payload = Pattern(parts * part_bytes, 7);
+      std::vector<std::byte> memory(payload.size());
+      mesh::Outgoing out{"in parts", {}};
+      std::vector<std::span<std::byte>> into;
+      // Where they belong is the other way round.
+      for (std::size_t i = 0; i < parts; ++i) {
+        out.payload.push_back(std::span(payload).subspan(i * part_bytes, part_bytes));
+        into.push_back(std::span(memory).subspan((parts - 1 - i) * part_bytes, part_bytes));
+      }
+      CheckedArrivals arrivals(out.payload, into);
+      std::optional<Status> sent;
+      ends.Start(ends.left->SendAll(std::span(&out, 1), Soon()), [&](Status status) { sent = status; });
+      const auto received = ends.Wait(ends.right->Receive(Soon()));
+      KVM_REQUIRE_OK(received);
+      REQUIRE(received->payload_bytes == payload.size());
+      KVM_REQUIRE_OK(ends.Wait(ends.right->ReceiveParts(into, Soon(), &arrivals)));
+      ends.RunUntil([&] { return sent.has_value(); });
+      KVM_REQUIRE_OK(*sent);
+      arrivals.Arrived(payload.size());
+      CHECK(arrivals.all_right());
+      // The connection is where it should be.
+      Exchange(ends, ends.right, ends.left, 65536);
+    }
+  }
+}
+
+TEST_CASE("Mesh transfer: connections do not use BBR unless they are told to", "[unit]") {
+  boost::asio::io_context io;
+  const auto of = [&](const std::string& congestion) {
+    Result<std::unique_ptr<mesh::TcpTransfer>> tcp = mesh::TcpTransfer::Listen(io, "127.0.0.1:0", nullptr, congestion);
+    return tcp ? (*tcp)->congestion() : tcp.error().message;
+  };
+  const std::string of_system = of(mesh::TcpTransfer::kSystemCongestion);
+  CHECK(of("reno") == "reno");
+  CHECK(of("no-such").find("no-such") != std::string::npos);
+  const std::string automatic = of(mesh::TcpTransfer::kAutoCongestion);
+  if (of_system.starts_with("bbr")) {
+    CHECK((automatic == "cubic" || automatic == "reno"));
+  } else {
+    CHECK(automatic == of_system);
+  }
+}
+
+TEST_CASE("Mesh transfer: a checksum of pieces is that of the whole, however it is cut", "[unit]") {
+  mesh::RunningChecksum running;
+  for (const std::size_t bytes : {1ul, 240ul, 241ul, 1024ul, 1025ul, 65536ul, 300'001ul}) {
+    const std::vector<std::byte> block = Pattern(bytes, 3);
+    for (const std::size_t cut : {1ul, 16ul, 255ul, 256ul, 1023ul, 65536ul, 1'000'000ul}) {
+      for (std::size_t at = 0; at < bytes; at += cut) running.Add(std::span(block).subspan(at, std::min(cut, bytes - at)));
+      CHECK(running.Take() == mesh::BlockChecksum(block));
+    }
+  }
+  // Nodes agree whatever processors they have. By xxhash's header, for SSE2.
+  CHECK(mesh::BlockChecksum(std::as_bytes(std::span("kvmd-mesh", 9))) == 0x4523c1bad21cc586ull);
+  CHECK(mesh::BlockChecksum(Pattern(4096, 3)) == 0x37d684412afcf7e3ull);
 }
 
 TEST_CASE("Mesh transfer: a payload is taken in memory that grows with it", "[unit]") {

@@ -1,14 +1,22 @@
 #include "client/mesh/memory/mesh_memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <new>
 #include <random>
 
 namespace kvm::mesh {
 namespace {
 
 constexpr std::chrono::milliseconds kAllocateTimeout{2000};
+// Others wait for the thread as long as one step takes: some milliseconds.
+constexpr std::uint64_t kMapBytes = std::uint64_t{8} << 20;
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 // A user may run several of these processes beside one kvmd, which tells regions of a user apart by
 // their names; and a region of a process that has ended may still be there.
@@ -70,7 +78,26 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
   if (!region) co_return region.error();
   std::shared_ptr<SlotPool> pool = std::make_shared<SlotPool>(std::move(*region));
   pools_[shape] = pool;
+  MapFrom(pool, 0);
   co_return pool;
+}
+
+// The memory is the region's already, so this takes none. What it does not map, for lack of memory
+// or before Linux 5.14, is mapped when it is first written.
+void MeshMemory::MapFrom(std::shared_ptr<SlotPool> pool, std::uint64_t from) {
+  const std::uint64_t all = pool->region().segment_bytes().front();
+  if (from >= all) return;
+  try {
+    const auto mapped = std::make_shared<bool>(false);
+    const auto map = [pool, from, mapped, bytes = std::min(kMapBytes, all - from)] {
+      *mapped = ::madvise(pool->region().SegmentData() + from, bytes, MADV_POPULATE_WRITE) == 0;
+    };
+    threads_.Start(map, [this, pool, from, mapped](const std::exception_ptr&) {
+      if (*mapped) MapFrom(pool, from + kMapBytes);
+    });
+  } catch (const std::bad_alloc&) {
+    return;
+  }
 }
 
 }  // namespace kvm::mesh

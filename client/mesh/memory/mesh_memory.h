@@ -1,7 +1,8 @@
 // MeshMemory: the regions of the mesh process, two for each shape of blocks: one into which blocks
 // of peers are received and which is published, and one for staging, which is never published.
 //
-// A region is made at its first use. Coroutines of one io_context.
+// A region is made at its first use, and its pages are mapped behind that, step by step: the first
+// write to a page that is not mapped costs as much as receiving it. Coroutines of one io_context.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,9 @@ class MeshMemory {
   static constexpr std::size_t kMaxPools = 24;
 
  private:
+  // Maps the pages of the pool from byte `from` on, on the thread, a step at a time.
+  void MapFrom(std::shared_ptr<SlotPool> pool, std::uint64_t from);
+
   using Pools = std::map<BlockShape, std::shared_ptr<SlotPool>>;
   class Making;
 

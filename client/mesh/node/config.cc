@@ -96,6 +96,8 @@ void AddOptions(CLI::App& app, Config& c, std::vector<std::string>& peers) {
   app.add_option("--pull-interval-ms", c.pull_interval_ms, "Pause between two looks at the registry, and at peers' summaries")
       ->check(CLI::Range(10u, 600'000u))
       ->capture_default_str();
+  app.add_option("--tcp-congestion", c.tcp_congestion,
+                 "TCP's congestion control between nodes: a name, system, or auto: the system's unless that is BBR, which paces blocks");
   app.add_option("--stall-timeout-ms", c.stall_timeout_ms, "A source that sends nothing for so long is left, and another one is asked")
       ->check(CLI::Range(10u, 600'000u))
       ->capture_default_str();

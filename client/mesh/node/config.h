@@ -31,6 +31,8 @@ struct Config {
   TransferChoice transfer = TransferChoice::kTcp;
   // Where UCX listens; empty: the address of `listen`, and a port that the kernel chooses
   std::string ucx_listen;
+  // TcpTransfer::Listen
+  std::string tcp_congestion = "auto";
   // UCX may be used although there are certificates
   bool ucx_unencrypted = false;
   // Whether addresses of other machines are allowed.

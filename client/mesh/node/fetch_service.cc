@@ -17,8 +17,14 @@ constexpr milliseconds kSendTimeout{60'000};
 constexpr milliseconds kSendStall{10'000};
 constexpr milliseconds kIdleTimeout{120'000};
 constexpr std::uint32_t kMaxWithinMs = 600'000;
-// Blocks that are copied before the first one is sent: enough to make up for the change of threads.
-constexpr std::uint64_t kBatchBytes = std::uint64_t{8} << 20;
+// Of blocks that are copied at a time, while the ones before are sent: enough to make up for the
+// change of threads, and little enough to be in the cache still when it is sent. libkvclient's
+// copies of 8 MiB and more bypass the cache.
+constexpr std::uint64_t kCopyBytes = std::uint64_t{2} << 20;
+// That are read from the disk before the first one is sent
+constexpr std::uint64_t kDiskBatchBytes = std::uint64_t{8} << 20;
+// In one answer, and so in few calls of the kernel.
+constexpr std::uint64_t kAnswerBytes = std::uint64_t{1} << 20;
 constexpr std::size_t kMaxBatchBlocks = 256;
 
 }  // namespace
@@ -104,7 +110,8 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
   const Result<std::vector<BlockKey>> keys = DecodeKeys(fetch.keys());
   const Result<BlockShape> shape = BlockShape::FromMessage(fetch.shape(), node_.config.max_block_bytes);
   if (!keys || !shape) co_return Reason::REFUSED;
-  Asked asked{fetch.request(), *shape, *keys, deadline, nullptr};
+  const std::uint64_t most = std::min<std::uint64_t>({kMaxTogether, fetch.together(), kAnswerBytes / shape->block_bytes});
+  Asked asked{fetch.request(), *shape, *keys, deadline, std::max<std::size_t>(most, 1), nullptr};
   // No memory is made for blocks that this node can't have.
   const auto model = node_.models.find(shape->fingerprint);
   if (model != node_.models.end() && node_.shapes.contains(*shape)) {
@@ -131,24 +138,41 @@ Awaitable<Result<kvmmesh::FetchEnd::Reason>> FetchService::SendBatches(kvmmesh::
   co_return Reason::COMPLETE;
 }
 
-std::size_t FetchService::BatchBlocks(const BlockShape& shape) {
-  return std::clamp<std::size_t>(kBatchBytes / shape.block_bytes, 1, kMaxBatchBlocks);
+std::size_t FetchService::BatchBlocks(const BlockShape& shape, std::uint64_t bytes) {
+  return std::clamp<std::size_t>(bytes / shape.block_bytes, 1, kMaxBatchBlocks);
 }
 
 bool FetchService::DiskServes() const { return node_.disk && node_.disk->serves(node_.client->domain()); }
 
+std::unique_ptr<StagedCopy> FetchService::CopyFrom(const Asked& asked, std::size_t next) {
+  if (next >= asked.keys.size() || steady_clock::now() >= asked.deadline) return nullptr;
+  const std::span<const BlockKey> left = std::span(asked.keys).subspan(next);
+  const std::size_t most = std::min(BatchBlocks(asked.shape, kCopyBytes), left.size());
+  auto copy = std::make_unique<StagedCopy>(node_, asked.pool, left.first(most), asked.deadline);
+  return copy->wanted() == 0 ? nullptr : std::move(copy);
+}
+
+// Copies are one step ahead of what is sent.
 Awaitable<Result<FetchService::Part>> FetchService::SendFromMemory(Asked& asked) {
-  const std::span<const BlockKey> left = std::span(asked.keys).subspan(asked.next);
-  const std::span<const BlockKey> wanted = left.first(std::min(BatchBlocks(asked.shape), left.size()));
-  StagingBatch batch(asked.pool, wanted.size());
-  if (batch.size() == 0) co_return Part{0, kvmmesh::FetchEnd::BUSY};
-  std::function<std::size_t()> import = [&] { return batch.Import(*node_.client, wanted, asked.deadline); };
-  const Result<std::size_t> copied = co_await node_.copy_threads.Run("copy for a peer", import);
-  if (!copied) co_return Part{0, kvmmesh::FetchEnd::BUSY};
-  Status sent = co_await SendAll(asked, batch, *copied, false);
-  if (!sent) co_return sent.error();
-  const bool whole = *copied == std::min(batch.size(), wanted.size());
-  co_return Part{*copied, whole ? kvmmesh::FetchEnd::COMPLETE : kvmmesh::FetchEnd::NOT_HERE};
+  std::unique_ptr<StagedCopy> ahead = CopyFrom(asked, asked.next);
+  if (!ahead) co_return Part{0, kvmmesh::FetchEnd::BUSY};
+  Part part;
+  while (ahead) {
+    const std::unique_ptr<StagedCopy> ready = std::move(ahead);
+    const Result<std::size_t> copied = co_await ready->Copied();
+    if (!copied) co_return Part{part.blocks, kvmmesh::FetchEnd::BUSY};
+    const bool whole = *copied == ready->wanted();
+    if (whole) ahead = CopyFrom(asked, asked.next + *copied);
+    Status sent = co_await SendAll(asked, ready->blocks(), *copied, false);
+    if (!sent) {
+      // Its thread is not to be waited for in a destructor.
+      if (ahead) static_cast<void>(co_await ahead->Copied());
+      co_return sent.error();
+    }
+    part.blocks += *copied;
+    if (!whole) part.end = kvmmesh::FetchEnd::NOT_HERE;
+  }
+  co_return part;
 }
 
 std::size_t FetchService::DiskBlocks(std::span<const BlockKey> keys) const {
@@ -161,7 +185,7 @@ std::size_t FetchService::DiskBlocks(std::span<const BlockKey> keys) const {
 
 Awaitable<Result<FetchService::Part>> FetchService::SendFromDisk(Asked& asked) {
   const std::span<const BlockKey> left = std::span(asked.keys).subspan(asked.next);
-  const std::size_t count = DiskBlocks(left.first(std::min(BatchBlocks(asked.shape), left.size())));
+  const std::size_t count = DiskBlocks(left.first(std::min(BatchBlocks(asked.shape, kDiskBatchBytes), left.size())));
   if (count == 0) co_return Part{0, kvmmesh::FetchEnd::NOT_HERE};
   const std::shared_ptr<DiskRun> run = DiskRun::Make(node_, asked.shape, left.first(count));
   if (!run) co_return Part{0, kvmmesh::FetchEnd::BUSY};
@@ -177,17 +201,21 @@ Awaitable<Result<FetchService::Part>> FetchService::SendFromDisk(Asked& asked) {
 template <class Blocks>
 Awaitable<Status> FetchService::SendAll(Asked& asked, const Blocks& blocks, std::size_t count, bool from_disk) {
   std::vector<Outgoing> out;
-  out.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t begin = 0; begin < count; begin += asked.together) {
+    const std::size_t end = std::min(begin + asked.together, count);
     kvmmesh::PeerMessage message;
-    kvmmesh::FetchedBlock& block = *message.mutable_block();
-    block.set_request(asked.request);
-    block.set_index(static_cast<std::uint32_t>(asked.next + i));
-    block.set_key(EncodeKeys(std::span(asked.keys).subspan(asked.next + i, 1)));
-    block.set_bytes(asked.shape.block_bytes);
-    block.set_checksum(blocks.checksum(i));
-    block.set_from_disk(from_disk);
-    out.push_back({message.SerializeAsString(), blocks.bytes(i)});
+    kvmmesh::FetchedBlocks& answer = *message.mutable_blocks();
+    answer.set_request(asked.request);
+    answer.set_index(static_cast<std::uint32_t>(asked.next + begin));
+    answer.set_keys(EncodeKeys(std::span(asked.keys).subspan(asked.next + begin, end - begin)));
+    answer.set_bytes(asked.shape.block_bytes);
+    answer.set_from_disk(from_disk);
+    Outgoing& each = out.emplace_back();
+    for (std::size_t i = begin; i < end; ++i) {
+      answer.add_checksums(blocks.checksum(i));
+      each.payload.push_back(blocks.bytes(i));
+    }
+    each.message = message.SerializeAsString();
   }
   // A peer that does not read must not keep memory from others for long.
   Status sent = co_await channel_->SendAll(out, {asked.deadline, kSendStall});

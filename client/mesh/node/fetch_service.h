@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "client/mesh/node/node_state.h"
+#include "client/mesh/node/staged_copy.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/mesh/mesh.pb.h"
 
@@ -36,6 +37,7 @@ class FetchService {
     const BlockShape shape;
     const std::vector<BlockKey>& keys;
     const Time deadline;
+    const std::size_t together;      // blocks in one answer
     std::shared_ptr<SlotPool> pool;  // null: no such block is in memory
     std::size_t next = 0;            // key
   };
@@ -46,10 +48,12 @@ class FetchService {
   };
   Awaitable<Result<Part>> SendFromMemory(Asked& asked);
   Awaitable<Result<Part>> SendFromDisk(Asked& asked);
+  // Null: the request has ended, or staging memory is full.
+  std::unique_ptr<StagedCopy> CopyFrom(const Asked& asked, std::size_t next);
   // `blocks` is a StagingBatch or a DiskRun.
   template <class Blocks>
   Awaitable<Status> SendAll(Asked& asked, const Blocks& blocks, std::size_t count, bool from_disk);
-  static std::size_t BatchBlocks(const BlockShape& shape);
+  static std::size_t BatchBlocks(const BlockShape& shape, std::uint64_t bytes);
   bool DiskServes() const;
   // How many of `keys` are to be read from the disk next, if memory does not have the first one.
   std::size_t DiskBlocks(std::span<const BlockKey> keys) const;

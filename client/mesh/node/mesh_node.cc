@@ -73,7 +73,8 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
     if (!loaded) return loaded.error();
     identity = std::move(*loaded);
   }
-  Result<std::unique_ptr<TcpTransfer>> transfer = TcpTransfer::Listen(node->state_.io, config.listen, std::move(identity));
+  Result<std::unique_ptr<TcpTransfer>> transfer =
+      TcpTransfer::Listen(node->state_.io, config.listen, std::move(identity), config.tcp_congestion);
   if (!transfer) return transfer.error();
   node->tcp_ = std::move(*transfer);
   if (ucx_wanted) {

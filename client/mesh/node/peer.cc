@@ -6,7 +6,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
 
-#include "client/mesh/memory/checksum.h"
+#include "client/mesh/node/arriving_blocks.h"
 #include "client/mesh/threads/counted.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/mesh/mesh_frame.h"
@@ -262,6 +262,7 @@ Awaitable<Status> Peer::FetchOn(std::shared_ptr<Channel> channel, FetchJob job, 
   *fetch.mutable_shape() = job.shape.ToMessage();
   fetch.set_keys(EncodeKeys(job.keys));
   fetch.set_within_ms(static_cast<std::uint32_t>(Left(job.deadline).count()));
+  fetch.set_together(kMaxTogether);
   const std::string bytes = message.SerializeAsString();
   Status sent = co_await channel->Send(bytes, {}, UntilStalled(job.deadline));
   if (!sent) co_return sent.error();
@@ -274,37 +275,35 @@ Awaitable<Status> Peer::FetchOn(std::shared_ptr<Channel> channel, FetchJob job, 
       if (out.reason.empty() && out.fetched < job.keys.size()) co_return MakeError(Errc::kProtocol, config_.node + " ended early");
       co_return Status();
     }
-    if (!message.has_block() || message.block().request() != request)
+    if (!message.has_blocks() || message.blocks().request() != request)
       co_return MakeError(Errc::kProtocol, config_.node + " answered a request with something else");
-    Status arrived = co_await ReceiveBlock(channel, job, out.fetched, message.block(), received->payload_bytes);
+    Status arrived = co_await ReceiveBlocks(channel, job, message.blocks(), received->payload_bytes, out);
     if (!arrived) co_return arrived;
-    ++out.fetched;
-    out.from_disk += message.block().from_disk() ? 1 : 0;
   }
 }
 
-// Receives the block into a slot of its own and publishes it. The slot's generation is odd until
-// the bytes have arrived and their checksum agrees; after any failure it holds nothing.
-Awaitable<Status> Peer::ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
-                                     const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes) {
-  if (index >= job.keys.size() || block.index() != index) co_return MakeError(Errc::kProtocol, config_.node + " sent a block out of turn");
-  if (block.key() != EncodeKeys(job.keys.subspan(index, 1))) co_return MakeError(Errc::kProtocol, config_.node + " sent another block");
-  if (block.bytes() != job.shape.block_bytes || payload_bytes != job.shape.block_bytes) {
-    co_return MakeError(Errc::kProtocol, config_.node + " sent a block of " + std::to_string(payload_bytes) + " bytes instead of " +
-                                             std::to_string(job.shape.block_bytes));
+// Receives them into slots of their own and publishes them. The slots' generations are odd until
+// the bytes have arrived and their checksums agree; after any failure they hold nothing.
+Awaitable<Status> Peer::ReceiveBlocks(std::shared_ptr<Channel> channel, const FetchJob& job, const kvmmesh::FetchedBlocks& blocks,
+                                      std::uint64_t payload_bytes, FetchOutcome& out) {
+  const std::size_t first = out.fetched, count = static_cast<std::size_t>(blocks.checksums_size());
+  if (blocks.index() != first || count == 0 || count > std::min(kMaxTogether, job.keys.size() - first))
+    co_return MakeError(Errc::kProtocol, config_.node + " sent a block out of turn");
+  if (blocks.keys() != EncodeKeys(job.keys.subspan(first, count)))
+    co_return MakeError(Errc::kProtocol, config_.node + " sent another block");
+  if (blocks.bytes() != job.shape.block_bytes || payload_bytes != count * job.shape.block_bytes) {
+    co_return MakeError(Errc::kProtocol, config_.node + " sent " + std::to_string(payload_bytes) + " bytes instead of " +
+                                             std::to_string(count * job.shape.block_bytes));
   }
-  const std::optional<BlockWrite> write = job.pool->Take();
-  if (!write) co_return MakeError(Errc::kResourceExhausted, "all memory for blocks of peers is in use");
-  TakenSlot slot(*job.pool, write->block);
-  const std::span<std::byte> into(job.pool->region().BlockData(write->block), job.shape.block_bytes);
-  Status arrived = co_await channel->ReceivePayload(into, UntilStalled(job.deadline));
+  ArrivingBlocks arriving(job.pool, count);
+  if (arriving.size() < count) co_return MakeError(Errc::kResourceExhausted, "all memory for blocks of peers is in use");
+  Status arrived = co_await channel->ReceiveParts(arriving.memory(), UntilStalled(job.deadline), &arriving);
   if (!arrived) co_return arrived;
-  if (BlockChecksum(into) != block.checksum())
-    co_return MakeError(Errc::kProtocol, config_.node + " sent a block that does not have its checksum");
-  const PublishRequest request{job.keys[index], index == 0 ? job.parent : job.keys[index - 1],
-                               job.depth + static_cast<std::uint32_t>(index), *write};
-  job.pool->Publish(std::span(&request, 1));
-  slot.Published();
+  const std::size_t good = arriving.Good(blocks.checksums());
+  arriving.Publish(job, first, good);
+  out.fetched += good;
+  out.from_disk += blocks.from_disk() ? good : 0;
+  if (good < count) co_return MakeError(Errc::kProtocol, config_.node + " sent a block that does not have its checksum");
   co_return Status();
 }
 

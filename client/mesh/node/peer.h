@@ -66,8 +66,9 @@ class Peer final : public Source {
   // As Fetch; an error: the connection is not usable any more.
   Awaitable<Status> FetchAnyhow(FetchJob job, FetchOutcome& out);
   Awaitable<Status> FetchOn(std::shared_ptr<Channel> channel, FetchJob job, FetchOutcome& out);
-  Awaitable<Status> ReceiveBlock(std::shared_ptr<Channel> channel, const FetchJob& job, std::size_t index,
-                                 const kvmmesh::FetchedBlock& block, std::uint64_t payload_bytes);
+  // Publishes them, and counts them in `out`.
+  Awaitable<Status> ReceiveBlocks(std::shared_ptr<Channel> channel, const FetchJob& job, const kvmmesh::FetchedBlocks& blocks,
+                                  std::uint64_t payload_bytes, FetchOutcome& out);
   Limits UntilStalled(Time deadline) const noexcept;
   void Note(const Error& error);
 

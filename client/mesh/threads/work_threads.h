@@ -49,19 +49,18 @@ class WorkThreads {
   void join() { pool_.join(); }
   WorkFailures& failures() noexcept { return failures_; }
 
+  // Work that was begun. Its destructor waits for the thread, if Ended has not: for a caller that
+  // is destroyed, for lack of memory.
+  template <class T>
+  class Begun;
+
   // What `work` returns; an exception is kResourceExhausted, and has been counted. What `work`
   // refers to must live until this has ended, and so it may be the caller's own. `what`: for
   // people.
   template <class T>
   Awaitable<WorkOutcome<T>> Run(std::string_view what, std::function<T()> work) {
-    const auto call = std::make_shared<Call<T>>(io_, std::move(work));
-    Start([call] { call->Do(); }, [call](const std::exception_ptr& failed) { call->Done(failed); });
-    // A caller that is destroyed while it waits, for lack of memory, waits for the thread.
-    const Waiting waiting(call->ended_on_thread);
-    boost::system::error_code ignored;
-    while (!call->done) co_await call->ended.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));
-    if (call->failed) co_return failures_.Note(what, call->failed);
-    co_return std::move(*call->value);
+    Begun<T> begun(*this, what, std::move(work));
+    co_return co_await begun.Ended();
   }
 
  private:
@@ -102,20 +101,35 @@ class WorkThreads {
     std::atomic<bool>& ended_;
   };
 
-  class Waiting {
-   public:
-    explicit Waiting(const std::atomic<bool>& ended) noexcept : ended_(ended) {}
-    ~Waiting() { ended_.wait(false, std::memory_order_acquire); }
-    Waiting(const Waiting&) = delete;
-    Waiting& operator=(const Waiting&) = delete;
-
-   private:
-    const std::atomic<bool>& ended_;
-  };
-
   boost::asio::io_context& io_;
   WorkFailures& failures_;
   boost::asio::thread_pool pool_;
+};
+
+template <class T>
+class WorkThreads::Begun {
+ public:
+  // As Run: what `work` refers to must live as long as this. `what` is a literal.
+  Begun(WorkThreads& threads, std::string_view what, std::function<T()> work)
+      : threads_(threads), what_(what), call_(std::make_shared<Call<T>>(threads.io_, std::move(work))) {
+    threads_.Start([call = call_] { call->Do(); }, [call = call_](const std::exception_ptr& failed) { call->Done(failed); });
+  }
+  ~Begun() { call_->ended_on_thread.wait(false, std::memory_order_acquire); }
+  Begun(const Begun&) = delete;
+  Begun& operator=(const Begun&) = delete;
+
+  // Once.
+  Awaitable<WorkOutcome<T>> Ended() {
+    boost::system::error_code ignored;
+    while (!call_->done) co_await call_->ended.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));
+    if (call_->failed) co_return threads_.failures_.Note(what_, call_->failed);
+    co_return std::move(*call_->value);
+  }
+
+ private:
+  WorkThreads& threads_;
+  const std::string_view what_;
+  const std::shared_ptr<Call<T>> call_;
 };
 
 }  // namespace kvm::mesh

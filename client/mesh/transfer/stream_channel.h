@@ -6,7 +6,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/redirect_error.hpp>
@@ -15,6 +14,7 @@
 #include <memory>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "client/mesh/transfer/stall_guard.h"
 #include "client/mesh/transfer/transfer.h"
@@ -42,24 +42,18 @@ class StreamChannel : public Channel {
   Awaitable<Status> Handshake(Time) override { co_return Status(); }
   bool IsNode(const std::string&, const std::string&) const override { return true; }
 
-  Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) override {
-    if (message.size() > kMaxMessageBytes || payload.size() > kMaxPayloadBytes)
-      co_return Fail(MakeError(Errc::kInvalidArgument, "a message or payload over the limit"));
-    const std::shared_ptr<State> state = state_;
-    const MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(message.size()), payload.size()});
-    const std::array<boost::asio::const_buffer, 3> buffers{boost::asio::buffer(header), boost::asio::buffer(message),
-                                                           boost::asio::buffer(payload.data(), payload.size())};
-    boost::system::error_code error;
-    state->guard->Begin(limits);
-    co_await boost::asio::async_write(state->stream, buffers, Counted(state),
-                                      boost::asio::redirect_error(boost::asio::use_awaitable, error));
-    co_return Ended(*state, error, "send");
+  Awaitable<Status> SendAll(std::span<const Outgoing> batch, Limits limits) override {
+    for (const Outgoing& each : batch) {
+      Status sent = co_await SendOne(each, limits);
+      if (!sent) co_return sent;
+    }
+    co_return Status();
   }
 
   Awaitable<Result<Received>> Receive(Limits limits) override {
     if (state_->untaken != 0) co_return Fail(MakeError(Errc::kProtocol, "a payload was not expected"));
     MeshHeaderBytes bytes{};
-    Status arrived = co_await Read(bytes, limits, "receive");
+    Status arrived = co_await Read(Buffer(bytes), limits, "receive", nullptr);
     if (!arrived) co_return arrived.error();
     Result<MeshFrameHeader> header = DecodeMeshHeader(bytes);
     if (!header) co_return Fail(header.error());
@@ -69,9 +63,12 @@ class StreamChannel : public Channel {
     co_return Received{std::move(*message), header->payload_bytes};
   }
 
-  Awaitable<Status> ReceivePayload(std::span<std::byte> into, Limits limits) override {
+  Awaitable<Status> ReceiveParts(ReceivedParts into, Limits limits, Arrivals* arrivals) override {
     state_->untaken = 0;
-    co_return co_await Read(into, limits, "receive a payload");
+    if (into.size() == 1) co_return co_await Read(Buffer(into.front()), limits, "receive a payload", arrivals);
+    std::vector<boost::asio::mutable_buffer> buffers;
+    for (const std::span<std::byte> part : into) buffers.push_back(Buffer(part));
+    co_return co_await Read(buffers, limits, "receive a payload", arrivals);
   }
 
   Awaitable<Result<std::string>> TakePayload(Limits limits) override {
@@ -113,19 +110,38 @@ class StreamChannel : public Channel {
   const std::shared_ptr<State>& state() const noexcept { return state_; }
 
  private:
-  // Tells the guard of progress, between two steps of a composed operation.
-  static auto Counted(const std::shared_ptr<State>& state) {
-    return [guard = state->guard](const boost::system::error_code& error, std::size_t moved) -> std::size_t {
+  static boost::asio::mutable_buffer Buffer(std::span<std::byte> bytes) noexcept { return {bytes.data(), bytes.size()}; }
+
+  // Tells of progress, between two steps of a composed operation.
+  static auto Counted(const std::shared_ptr<State>& state, std::size_t step, Arrivals* arrivals) {
+    return [guard = state->guard, step, arrivals](const boost::system::error_code& error, std::size_t moved) -> std::size_t {
       guard->Progress(moved);
-      return error ? 0 : kStepBytes;
+      if (arrivals != nullptr && !error) arrivals->Arrived(moved);
+      return error ? 0 : step;
     };
   }
 
-  Awaitable<Status> Read(std::span<std::byte> into, Limits limits, const char* what) {
+  Awaitable<Status> SendOne(const Outgoing& out, Limits limits) {
+    const std::uint64_t payload_bytes = BytesOf(out.payload);
+    if (out.message.size() > kMaxMessageBytes || payload_bytes > kMaxPayloadBytes)
+      co_return Fail(MakeError(Errc::kInvalidArgument, "a message or payload over the limit"));
+    const std::shared_ptr<State> state = state_;
+    const MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(out.message.size()), payload_bytes});
+    std::vector<boost::asio::const_buffer> buffers{boost::asio::buffer(header), boost::asio::buffer(out.message)};
+    for (const std::span<const std::byte> part : out.payload) buffers.emplace_back(part.data(), part.size());
+    boost::system::error_code error;
+    state->guard->Begin(limits);
+    co_await boost::asio::async_write(state->stream, buffers, Counted(state, kSendStep, nullptr),
+                                      boost::asio::redirect_error(boost::asio::use_awaitable, error));
+    co_return Ended(*state, error, "send");
+  }
+
+  template <class Buffers>
+  Awaitable<Status> Read(const Buffers& into, Limits limits, const char* what, Arrivals* arrivals) {
     const std::shared_ptr<State> state = state_;
     boost::system::error_code error;
     state->guard->Begin(limits);
-    co_await boost::asio::async_read(state->stream, boost::asio::buffer(into.data(), into.size()), Counted(state),
+    co_await boost::asio::async_read(state->stream, into, Counted(state, kReceiveStep, arrivals),
                                      boost::asio::redirect_error(boost::asio::use_awaitable, error));
     co_return Ended(*state, error, what);
   }
@@ -141,13 +157,16 @@ class StreamChannel : public Channel {
       } catch (const std::bad_alloc&) {
         co_return Fail(MakeError(Errc::kResourceExhausted, "no memory for a message of " + std::to_string(bytes) + " bytes"));
       }
-      Status arrived = co_await Read(std::as_writable_bytes(std::span(out)).subspan(begin), limits, what);
+      Status arrived = co_await Read(Buffer(std::as_writable_bytes(std::span(out)).subspan(begin)), limits, what, nullptr);
       if (!arrived) co_return arrived.error();
     }
     co_return out;
   }
 
-  static constexpr std::size_t kStepBytes = std::size_t{1} << 20;
+  // Of one call of the kernel. What is received is read again (Arrivals) before it leaves the
+  // cache.
+  static constexpr std::size_t kSendStep = std::size_t{1} << 20;
+  static constexpr std::size_t kReceiveStep = std::size_t{512} << 10;
   static constexpr std::size_t kFirstBytes = std::size_t{16} << 10;
 
   std::shared_ptr<State> state_;

@@ -1,5 +1,14 @@
 #include "client/mesh/transfer/tcp_transfer.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
 #include "client/mesh/transfer/stream_channel.h"
 #include "client/mesh/transfer/tls_channel.h"
 
@@ -9,13 +18,48 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 
+std::string CongestionOf(int socket) {
+  std::array<char, 16> name{};  // TCP_CA_NAME_MAX
+  socklen_t size = name.size();
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), &size) != 0) return {};
+  return std::string(name.data(), ::strnlen(name.data(), size));
+}
+
+bool SetCongestion(int socket, const std::string& name) {
+  return ::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size())) == 0;
+}
+
 }  // namespace
+
+// Connections that are accepted have what the listening socket has.
+Status TcpTransfer::UseCongestion(const std::string& wanted) {
+  const int socket = acceptor_.native_handle();
+  if (wanted == kSystemCongestion) return {};
+  if (wanted != kAutoCongestion) {
+    if (!SetCongestion(socket, wanted)) {
+      return MakeError(Errc::kInvalidArgument, "congestion control " + wanted + ": " + std::generic_category().message(errno) +
+                                                   " (net.ipv4.tcp_allowed_congestion_control)");
+    }
+    congestion_ = wanted;
+  } else if (CongestionOf(socket).starts_with("bbr")) {
+    for (const char* const name : {"cubic", "reno"}) {
+      if (!SetCongestion(socket, name)) continue;
+      congestion_ = name;
+      break;
+    }
+  }
+  return {};
+}
+
+std::string TcpTransfer::congestion() { return CongestionOf(acceptor_.native_handle()); }
 
 std::shared_ptr<Channel> TcpTransfer::MakeChannel(tcp::socket socket, bool accepted) const {
   boost::system::error_code ignored;
   socket.set_option(tcp::no_delay(true), ignored);
   // A peer whose machine has gone without a word is noticed, and its connection closed.
   socket.set_option(asio::socket_base::keep_alive(true), ignored);
+  // For one that was opened; that the kernel refuses it now costs speed alone.
+  if (!congestion_.empty()) SetCongestion(socket.native_handle(), congestion_);
   if (!identity_) return std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
   const TlsChannel::Role role = accepted ? TlsChannel::Role::server : TlsChannel::Role::client;
   return std::make_shared<TlsChannel>(std::move(socket), identity_, role);
@@ -27,7 +71,7 @@ void TcpTransfer::UseIdentity(std::shared_ptr<TlsIdentity> identity) {
 }
 
 Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, const std::string& address,
-                                                         std::shared_ptr<TlsIdentity> identity) {
+                                                         std::shared_ptr<TlsIdentity> identity, const std::string& congestion) {
   Result<tcp::endpoint> at = ParseAddress(address);
   if (!at) return at.error();
   std::unique_ptr<TcpTransfer> out(new TcpTransfer(io, std::move(identity)));
@@ -37,6 +81,7 @@ Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, c
   if (!error) out->acceptor_.bind(*at, error);
   if (!error) out->acceptor_.listen(asio::socket_base::max_listen_connections, error);
   if (error) return SystemError("listen on " + address, error.value());
+  if (Status used = out->UseCongestion(congestion); !used) return used.error();
   return out;
 }
 

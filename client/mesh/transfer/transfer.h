@@ -21,6 +21,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kvm/error.h"
 
@@ -48,10 +49,31 @@ struct Received {
   std::uint64_t payload_bytes = 0;  // to be taken with ReceivePayload before the next Receive
 };
 
+// A payload may lie in several places of memory, one behind the other on the wire.
+using SentParts = std::vector<std::span<const std::byte>>;
+using ReceivedParts = std::span<const std::span<std::byte>>;
+
 struct Outgoing {
   std::string message;
-  std::span<const std::byte> payload{};
+  SentParts payload{};
 };
+
+// Told of a payload while it is received, so that its bytes can be read while they are in the
+// cache.
+class Arrivals {
+ public:
+  virtual ~Arrivals() = default;
+  // The first `bytes` of the payload are where they belong, and are not written again. More each
+  // time. The last ones may not be told of.
+  virtual void Arrived(std::size_t bytes) noexcept = 0;
+};
+
+template <class Parts>
+std::uint64_t BytesOf(const Parts& parts) noexcept {
+  std::uint64_t bytes = 0;
+  for (const auto& part : parts) bytes += part.size();
+  return bytes;
+}
 
 class Channel {
  public:
@@ -78,19 +100,20 @@ class Channel {
   }
   // kInvalidArgument: over a limit of mesh_frame.h. kDeadlineExceeded: too late, or no progress.
   // kUnavailable: the peer has closed the channel, or the connection has failed.
-  virtual Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) = 0;
-  // As one Send after the other, each with these limits, but they may overlap.
-  virtual Awaitable<Status> SendAll(std::span<const Outgoing> batch, Limits limits) {
-    for (const Outgoing& each : batch) {
-      Status sent = co_await Send(each.message, each.payload, limits);
-      if (!sent) co_return sent;
-    }
-    co_return Status();
+  Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) {
+    const Outgoing one{message, payload.empty() ? SentParts() : SentParts{payload}};
+    co_return co_await SendAll(std::span(&one, 1), limits);
   }
+  // As one Send after the other, each with these limits, but they may overlap.
+  virtual Awaitable<Status> SendAll(std::span<const Outgoing> batch, Limits limits) = 0;
   // The same errors, and kProtocol: no valid frame, or the last payload has not been taken.
   virtual Awaitable<Result<Received>> Receive(Limits limits) = 0;
-  // Precondition: into.size() is the payload_bytes of the last Receive.
-  virtual Awaitable<Status> ReceivePayload(std::span<std::byte> into, Limits limits) = 0;
+  // Precondition: the parts have the payload_bytes of the last Receive, and a payload in several
+  // parts was sent in parts of the same sizes. `arrivals`: may be null.
+  virtual Awaitable<Status> ReceiveParts(ReceivedParts into, Limits limits, Arrivals* arrivals) = 0;
+  Awaitable<Status> ReceivePayload(std::span<std::byte> into, Limits limits) {
+    co_return co_await ReceiveParts({&into, 1}, limits, nullptr);
+  }
   // The payload in memory that is taken as its bytes arrive. kResourceExhausted: there is none.
   virtual Awaitable<Result<std::string>> TakePayload(Limits limits) = 0;
   // Operations under way end with an error, in turns of their own.

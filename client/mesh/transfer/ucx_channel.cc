@@ -20,6 +20,8 @@ std::string Prefixed(std::uint64_t payload_bytes, const std::string& message) {
   return out += message;
 }
 
+bool IsLarge(std::span<const std::byte> part) { return part.size() >= kUcxLeastBytes; }
+
 std::uint64_t TakePrefix(std::string& message) {
   std::uint64_t bytes = 0;
   for (unsigned i = 0; i < kPrefixBytes; ++i) bytes |= static_cast<std::uint64_t>(static_cast<unsigned char>(message[i])) << (8 * i);
@@ -147,11 +149,6 @@ Error UcxChannel::Ended(const char* what) {
   return Fail(MakeError(Errc::kUnavailable, std::string(what) + ": " + why));
 }
 
-Awaitable<Status> UcxChannel::Send(const std::string& message, std::span<const std::byte> payload, Limits limits) {
-  const Outgoing one{message, payload};
-  co_return co_await SendAll(std::span(&one, 1), limits);
-}
-
 Awaitable<Status> UcxChannel::SendAll(std::span<const Outgoing> batch, Limits limits) {
   if (!prefixed_) co_return co_await messages_->SendAll(batch, limits);
   const std::shared_ptr<UcxLink> link = link_ && link_->open() ? link_ : nullptr;
@@ -160,16 +157,15 @@ Awaitable<Status> UcxChannel::SendAll(std::span<const Outgoing> batch, Limits li
   std::uint64_t apart_bytes = 0;
   Status good;
   for (const Outgoing& each : batch) {
-    const bool apart = link && each.payload.size() >= kUcxLeastBytes;
-    if (apart && each.payload.size() > kMaxPayloadBytes) good = MakeError(Errc::kInvalidArgument, "a payload over the limit");
+    const std::uint64_t bytes = BytesOf(each.payload);
+    const bool apart = link && !each.payload.empty() && std::all_of(each.payload.begin(), each.payload.end(), IsLarge);
+    if (apart && bytes > kMaxPayloadBytes) good = MakeError(Errc::kInvalidArgument, "a payload over the limit");
     if (good) {
-      const std::string framed = Prefixed(apart ? each.payload.size() : 0, each.message);
-      good = co_await messages_->Send(framed, apart ? std::span<const std::byte>() : each.payload, limits);
+      const Outgoing framed{Prefixed(apart ? bytes : 0, each.message), apart ? SentParts() : each.payload};
+      good = co_await messages_->SendAll(std::span(&framed, 1), limits);
     }
-    if (good && apart) {
-      apart_bytes += each.payload.size();
-      good = co_await SendPieces(each.payload, limits);
-    }
+    apart_bytes += apart ? bytes : 0;
+    for (std::size_t i = 0; good && apart && i < each.payload.size(); ++i) good = co_await SendPieces(each.payload[i], limits);
     if (!good) break;
   }
   if (!link) co_return good;
@@ -184,14 +180,14 @@ Awaitable<Status> UcxChannel::SendAll(std::span<const Outgoing> batch, Limits li
 }
 
 // Starts them; the last ones are under way when it returns.
-Awaitable<Status> UcxChannel::SendPieces(std::span<const std::byte> payload, Limits limits) {
+Awaitable<Status> UcxChannel::SendPieces(std::span<const std::byte> part, Limits limits) {
   const std::shared_ptr<UcxLink> link = link_;
-  while (!payload.empty()) {
+  while (!part.empty()) {
     co_await Wait(Until::kRoom, limits);
     if (link->ended()) co_return Ended("send");
-    const std::size_t bytes = std::min(payload.size(), UcxLink::kPieceBytes);
-    link->Send(payload.first(bytes));
-    payload = payload.subspan(bytes);
+    const std::size_t bytes = std::min(part.size(), UcxLink::kPieceBytes);
+    link->Send(part.first(bytes));
+    part = part.subspan(bytes);
   }
   co_return Status();
 }
@@ -209,8 +205,8 @@ Awaitable<Result<Received>> UcxChannel::Receive(Limits limits) {
   co_return received;
 }
 
-Awaitable<Status> UcxChannel::ReceivePayload(std::span<std::byte> into, Limits limits) {
-  if (untaken_ == 0) co_return co_await messages_->ReceivePayload(into, limits);
+Awaitable<Status> UcxChannel::ReceiveParts(ReceivedParts into, Limits limits, Arrivals* arrivals) {
+  if (untaken_ == 0) co_return co_await messages_->ReceiveParts(into, limits, arrivals);
   untaken_ = 0;
   co_return co_await Fetch(into, limits);
 }
@@ -227,26 +223,28 @@ Awaitable<Result<std::string>> UcxChannel::TakePayload(Limits limits) {
     } catch (const std::bad_alloc&) {
       co_return Fail(MakeError(Errc::kResourceExhausted, "no memory for a payload of " + std::to_string(bytes) + " bytes"));
     }
-    Status arrived = co_await Fetch(std::as_writable_bytes(std::span(out)).subspan(begin), limits);
+    const std::span<std::byte> part = std::as_writable_bytes(std::span(out)).subspan(begin);
+    Status arrived = co_await Fetch({&part, 1}, limits);
     if (!arrived) co_return arrived.error();
   }
   co_return out;
 }
 
-Awaitable<Status> UcxChannel::Fetch(std::span<std::byte> into, Limits limits) {
+Awaitable<Status> UcxChannel::Fetch(ReceivedParts into, Limits limits) {
   const std::shared_ptr<UcxLink> link = link_;
   const InUse in_use(link);
-  const std::uint64_t before = link->received_bytes();
-  const std::size_t bytes = into.size();
+  const std::uint64_t before = link->received_bytes(), bytes = BytesOf(into);
   bool lied = false;
-  while (!into.empty() && !link->ended() && !lied) {
-    co_await Wait(Until::kOffered, limits);
-    if (link->ended()) break;
-    const std::size_t piece = std::min(into.size(), UcxLink::kPieceBytes);
-    lied = *link->offered() != piece;
-    if (lied) break;
-    link->Receive(into.first(piece));
-    into = into.subspan(piece);
+  for (std::span<std::byte> part : into) {
+    while (!part.empty() && !link->ended() && !lied) {
+      co_await Wait(Until::kOffered, limits);
+      if (link->ended()) break;
+      const std::size_t piece = std::min(part.size(), UcxLink::kPieceBytes);
+      lied = *link->offered() != piece;
+      if (lied) break;
+      link->Receive(part.first(piece));
+      part = part.subspan(piece);
+    }
   }
   if (lied) link->Close(true);
   co_await Wait(Until::kReceived, limits);

@@ -27,10 +27,9 @@ class UcxChannel final : public Channel {
   bool IsNode(const std::string& domain, const std::string& node) const override { return messages_->IsNode(domain, node); }
   std::string Offer(const std::string& peers) override;
   Awaitable<Status> Use(std::string peers, Time deadline) override;
-  Awaitable<Status> Send(const std::string& message, std::span<const std::byte> payload, Limits limits) override;
   Awaitable<Status> SendAll(std::span<const Outgoing> batch, Limits limits) override;
   Awaitable<Result<Received>> Receive(Limits limits) override;
-  Awaitable<Status> ReceivePayload(std::span<std::byte> into, Limits limits) override;
+  Awaitable<Status> ReceiveParts(ReceivedParts into, Limits limits, Arrivals* arrivals) override;
   Awaitable<Result<std::string>> TakePayload(Limits limits) override;
   void Close() noexcept override;
   bool open() const noexcept override { return messages_->open(); }
@@ -42,8 +41,8 @@ class UcxChannel final : public Channel {
   enum class Until : std::uint8_t { kRoom, kSent, kOffered, kReceived };
 
   bool connecting() const noexcept { return !address_.empty(); }
-  Awaitable<Status> SendPieces(std::span<const std::byte> payload, Limits limits);
-  Awaitable<Status> Fetch(std::span<std::byte> into, Limits limits);
+  Awaitable<Status> SendPieces(std::span<const std::byte> part, Limits limits);
+  Awaitable<Status> Fetch(ReceivedParts into, Limits limits);
   // The guard closes the channel if it is too late.
   Awaitable<void> Wait(Until until, Limits limits);
   static bool Busy(const UcxLink& link, Until until) noexcept;

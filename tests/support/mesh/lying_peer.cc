@@ -130,17 +130,22 @@ kvmmesh::PeerMessage LyingPeer::Answer(const kvmmesh::PeerMessage& asked, std::s
   return out;
 }
 
-PeerAnswer HonestBlock(const kvmmesh::Fetch& fetch, std::uint32_t index) {
+PeerAnswer HonestBlocks(const kvmmesh::Fetch& fetch, std::uint32_t index, std::uint32_t count) {
   PeerAnswer out;
-  const BlockKey key = mesh::DecodeKeys(fetch.keys()).value()[index];
-  out.payload.resize(fetch.shape().block_bytes());
-  FillContent(key, 0, reinterpret_cast<std::byte*>(out.payload.data()), out.payload.size());
-  kvmmesh::FetchedBlock& block = *out.message.mutable_block();
-  block.set_request(fetch.request());
-  block.set_index(index);
-  block.set_key(mesh::EncodeKeys(std::span(&key, 1)));
-  block.set_bytes(out.payload.size());
-  block.set_checksum(mesh::BlockChecksum(std::as_bytes(std::span(out.payload))));
+  const std::vector<BlockKey> keys = mesh::DecodeKeys(fetch.keys()).value();
+  const std::uint64_t bytes = fetch.shape().block_bytes();
+  out.payload.resize(bytes * count);
+  kvmmesh::FetchedBlocks& blocks = *out.message.mutable_blocks();
+  blocks.set_request(fetch.request());
+  blocks.set_index(index);
+  blocks.set_keys(mesh::EncodeKeys(std::span(keys).subspan(index, count)));
+  blocks.set_bytes(bytes);
+  const std::span<std::byte> payload = std::as_writable_bytes(std::span(out.payload));
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const std::span<std::byte> block = payload.subspan(i * bytes, bytes);
+    FillContent(keys[index + i], 0, block.data(), block.size());
+    blocks.add_checksums(mesh::BlockChecksum(block));
+  }
   return out;
 }
 

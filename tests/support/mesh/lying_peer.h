@@ -61,8 +61,9 @@ class LyingPeer {
   std::jthread acceptor_;
 };
 
-// A block of a fetch as an honest peer would send it.
-PeerAnswer HonestBlock(const kvmmesh::Fetch& fetch, std::uint32_t index);
+// A block of a fetch, or several in one answer, as an honest peer would send them.
+PeerAnswer HonestBlocks(const kvmmesh::Fetch& fetch, std::uint32_t index, std::uint32_t count);
+inline PeerAnswer HonestBlock(const kvmmesh::Fetch& fetch, std::uint32_t index) { return HonestBlocks(fetch, index, 1); }
 // The end of a fetch that had all blocks.
 PeerAnswer EndOf(const kvmmesh::Fetch& fetch);
 // All blocks, and the end.
