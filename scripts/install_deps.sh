@@ -3,8 +3,8 @@
 # add the packages for other work: --lint for the linters, --bench for benchmarks, --python for the
 # Python package, --systemd for the test of the unit under a real systemd, --package for making
 # Debian packages, --metrics for the tests with a real Prometheus, --etcd for those with a real etcd
-# (their packages start a service), --arm64 for scripts/arm64.sh. It downloads only packages that
-# are missing.
+# (their packages start a service), --arm64 for scripts/arm64.sh. --required: only what kvmd and
+# kvctl can't be built without. It downloads only packages that are missing.
 set -euo pipefail
 
 lint=no
@@ -15,6 +15,7 @@ debian_packages=no
 metrics=no
 etcd=no
 arm64=no
+required=no
 for argument in "$@"; do
   case "$argument" in
     --lint) lint=yes ;;
@@ -25,8 +26,9 @@ for argument in "$@"; do
     --metrics) metrics=yes ;;
     --etcd) etcd=yes ;;
     --arm64) arm64=yes ;;
+    --required) required=yes ;;
     -h | --help)
-      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics] [--etcd] [--arm64]"
+      echo "usage: install_deps.sh [--lint] [--bench] [--python] [--systemd] [--package] [--metrics] [--etcd] [--arm64] [--required]"
       exit 0
       ;;
     *)
@@ -51,8 +53,9 @@ if [ "$(. /etc/os-release && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
   tidy=clang-tidy-22
 fi
 
-packages=(g++ cmake ninja-build ccache pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev
-  libcli11-dev libxxhash-dev libucx-dev libzmq3-dev cppzmq-dev liburing-dev zlib1g-dev catch2 libbenchmark-dev libhiredis-dev prometheus-cpp-dev python3 git binutils spin)
+packages=(g++ cmake ninja-build pkg-config "$boost" libprotobuf-dev protobuf-compiler libssl-dev libcli11-dev zlib1g-dev)
+[ "$required" = no ] && packages+=(ccache libxxhash-dev libucx-dev libzmq3-dev cppzmq-dev liburing-dev catch2 libbenchmark-dev
+  libhiredis-dev prometheus-cpp-dev python3 git binutils spin)
 [ "$lint" = yes ] && packages+=(clang clang-format "$tidy" shellcheck systemd docker-compose doxygen abigail-tools)
 [ "$bench" = yes ] && packages+=(redis-server)
 [ "$systemd" = yes ] && packages+=(systemd-container mmdebstrap util-linux)

@@ -4,19 +4,23 @@
 # paths. Support for GPUs is in them if the CUDA toolkit was there: one package then serves machines
 # with and without a GPU.
 #
-#   scripts/package.sh [--out DIR] [--no-lint]
+#   scripts/package.sh [--arch amd64|arm64] [--out DIR] [--no-lint]
 #
-# --out: where they go (default build/packages). --no-lint: don't run lintian over them.
+# --arch: for another architecture than this machine's, by a cross compiler, without support for
+# GPUs (preset package-arm64). --out: where they go (default build/packages, for another
+# architecture build/packages-ARCH). --no-lint: don't run lintian over them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=build/packages
+arch=$(dpkg --print-architecture)
+out=""
 lint=yes
 while [ $# -gt 0 ]; do
   case "$1" in
+    --arch) arch=${2:?"--arch needs an architecture"} && shift ;;
     --out) out=${2:?"--out needs a directory"} && shift ;;
     --no-lint) lint=no ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "$0"
+      sed -n '2,11s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -26,17 +30,33 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-scripts/install_deps.sh --package
-
 build=build/package
+out_default=build/packages
+dependencies=(--package)
+emulator=()
+if [ "$arch" != "$(dpkg --print-architecture)" ]; then
+  [ "$arch" = arm64 ] || {
+    echo "package.sh: no cross compiler is known for $arch" >&2
+    exit 1
+  }
+  build=build/package-$arch
+  out_default=build/packages-$arch
+  dependencies+=(--arm64)
+  emulator=(qemu-aarch64-static -L "$PWD/build/arm64-root")
+  export DEB_HOST_ARCH=arm64
+fi
+out=${out:-$out_default}
+scripts/install_deps.sh "${dependencies[@]}"
+[ ${#emulator[@]} -eq 0 ] || scripts/arm64_root.sh build/arm64-root >&2
+
 launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 # The compiler's flags are those that Debian builds its own packages with.
 CXXFLAGS="$(dpkg-buildflags --get CPPFLAGS) $(dpkg-buildflags --get CXXFLAGS | sed 's/-g //')"
 LDFLAGS=$(dpkg-buildflags --get LDFLAGS)
 export CXXFLAGS LDFLAGS
-cmake --preset package "${launcher[@]}" >&2
-cmake --build --preset package >&2
+cmake --preset "${build#build/}" "${launcher[@]}" >&2
+cmake --build --preset "${build#build/}" >&2
 
 # Manual pages say what --help says, one page a command.
 pages=$build/debian
@@ -46,7 +66,8 @@ mkdir -p "$pages/man1"
 manual() {
   local wrapper=$pages/$3
   # shellcheck disable=SC2016 # for the wrapper's shell
-  printf '#!/bin/sh\n[ "$1" = --version ] && exec "%s" --version\nexec "%s" %s "$@"\n' "$PWD/$1" "$PWD/$1" "${6:-}" >"$wrapper"
+  printf '#!/bin/sh\n[ "$1" = --version ] && exec %s "%s" --version\nexec %s "%s" %s "$@"\n' \
+    "${emulator[*]}" "$PWD/$1" "${emulator[*]}" "$PWD/$1" "${6:-}" >"$wrapper"
   chmod 755 "$wrapper"
   help2man --no-info --no-discard-stderr "--section=$2" "--name=$4" --output="$5" "$wrapper"
   rm -f "$wrapper"
@@ -55,14 +76,14 @@ manual() {
 manual "$build/bin/kvmd" 8 kvmd "registry of KV cache blocks shared between inference processes" "$pages/kvmd.8"
 manual "$build/bin/kvctl" 1 kvctl "show and exercise kvmd" "$pages/man1/kvctl.1"
 [ ! -x "$build/bin/kvmd-mesh" ] || manual "$build/bin/kvmd-mesh" 8 kvmd-mesh "brings KV cache blocks of other nodes to this one" "$pages/kvmd-mesh.8"
-"$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
+"${emulator[@]}" "$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
   manual "$build/bin/kvctl" 1 "kvctl-$command" "kvctl's command $command" "$pages/man1/kvctl-$command.1" "$command"
 done
 
 # What shells complete.
 for shell in bash zsh fish; do
-  "$build/bin/kvctl" completion "$shell" >"$pages/kvctl.$shell"
-  [ ! -x "$build/bin/kvmd-mesh" ] || "$build/bin/kvmd-mesh" --completion "$shell" >"$pages/kvmd-mesh.$shell"
+  "${emulator[@]}" "$build/bin/kvctl" completion "$shell" >"$pages/kvctl.$shell"
+  [ ! -x "$build/bin/kvmd-mesh" ] || "${emulator[@]}" "$build/bin/kvmd-mesh" --completion "$shell" >"$pages/kvmd-mesh.$shell"
 done
 
 # Debian's form of the changelog: one entry, which names the document that has them all.
@@ -75,7 +96,10 @@ printf 'kvmd (%s) %s; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n 
 
 mkdir -p "$out"
 rm -f "$out"/*.deb
+# What the programs are linked with is searched for in the other architecture's packages.
+[ ${#emulator[@]} -eq 0 ] || export DPKG_ADMINDIR=$PWD/build/arm64-root/var/lib/dpkg
 cpack --config "$build/CPackConfig.cmake" -B "$PWD/$out" >&2
+unset DPKG_ADMINDIR
 rm -rf "$out/_CPack_Packages"
 [ "$lint" = no ] || lintian --fail-on error,warning --tag-display-limit 0 "$out"/*.deb >&2
 ls "$out"/*.deb

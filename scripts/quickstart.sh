@@ -27,11 +27,11 @@ fail() {
   exit 1
 }
 
-scripts/install_deps.sh || fail "packages are missing and could not be installed (see above)"
+scripts/install_deps.sh --required || fail "packages are missing and could not be installed (see above)"
 launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 echo "building kvmd and kvctl in build/release (the first time takes minutes)"
-cmake --preset release "${launcher[@]}" >"$work/build.log" || fail "configuring failed: $(tail -n 20 "$work/build.log")"
+cmake --preset release -DKVM_UNITY=ON "${launcher[@]}" >"$work/build.log" || fail "configuring failed: $(tail -n 20 "$work/build.log")"
 if [ -t 1 ]; then # ninja's progress is one line on a terminal
   cmake --build --preset release --target kvmd kvctl --parallel "$(nproc)" || fail "the build failed (see above)"
 else

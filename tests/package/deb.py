@@ -251,6 +251,21 @@ def check_upgrade(service, machine, worker):
     assert worker.wait(20) == 0
 
 
+def check_journal(service):
+    print("the journal has of that restart what OPERATIONS shows of one")
+    page = (HERE.parents[1] / "docs/OPERATIONS.md").read_text()
+    shown = re.search(r"^```journal\n(.*?)^```$", page, re.M | re.S)[1].splitlines()
+
+    def forms(lines):
+        """The lines' words without what stands in front of kvmd's name; numbers stand for any other."""
+        return [re.sub(r"\d+", "#", line[line.index("kvmd[") :]) for line in lines if "kvmd[" in line]
+
+    said = service.run("journalctl", "-u", "kvmd", "--since", "-1h", "--until", "now").splitlines()
+    missing = set(forms(shown)) - set(forms(said))
+    assert forms(shown), shown
+    assert not missing, (missing, said)
+
+
 def check_removal(service):
     print("removed, nothing runs and the configuration stays; purged, nothing is left but the user")
     service.run("dpkg", "-r", "kvmd-mesh", "kvmd")
@@ -297,6 +312,7 @@ def main():
                 check_mesh(service)
                 check_metrics(service, machine)
                 check_upgrade(service, machine, user)
+                check_journal(service)
                 check_removal(service)
         except CannotBootError as error:
             skip(f"systemd can't be booted in a container here: {error}")

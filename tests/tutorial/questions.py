@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 
-FENCE = re.compile(r"^```\n(.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PATIENCE_S = 120
 
 
@@ -31,9 +31,9 @@ def shape(line):
 
 
 def blocks(page):
-    """[the text of each block of output] of the page's section."""
+    """[the text of each block of output] of the page's section; tests/package/deb.py has the block `journal`."""
     section = page[page.index("\n## Ten questions") : page.index("\n## Watch")]
-    return FENCE.findall(section)
+    return [text for kind, text in FENCE.findall(section) if not kind]
 
 
 def missing(shown, said):
