@@ -86,6 +86,11 @@ class VllmWorker:
             from support.forking_executor import ForkingExecutor
 
             engine = {**engine, "distributed_executor_backend": ForkingExecutor}
+        speculative = engine.get("speculative_config") or {}
+        if isinstance(speculative.get("model"), dict):
+            self._draft = tempfile.TemporaryDirectory(prefix="kvclient-draft-")
+            write_model(Path(self._draft.name), speculative["model"], seed=6)
+            engine = {**engine, "speculative_config": {**speculative, "model": self._draft.name}}
         self.llm = LLM(
             model=self._folder.name if isinstance(model, dict) else str(model),
             load_format="safetensors",
@@ -202,16 +207,14 @@ class VllmWorker:
             block_hasher=self._core.request_block_hasher,
         )
         manager = self._core.scheduler.kv_cache_manager
-        runner = self._core.model_executor.driver_worker.worker.model_runner
+        caches_of = self._caches()
         digests = []
         for group, blocks in zip(
             manager.kv_cache_config.kv_cache_groups,
             manager.get_computed_blocks(request)[0].get_block_ids(),
             strict=True,
         ):
-            # The runner has them in the order of layers
-            layers = [int(next(part for part in name.split(".") if part.isdigit())) for name in group.layer_names]
-            caches = [runner.kv_caches[layer] for layer in layers]
+            caches = [caches_of[name] for name in group.layer_names]
             digests.append(
                 {
                     place: hashlib.sha256(
@@ -222,6 +225,43 @@ class VllmWorker:
                 }
             )
         return digests
+
+    def _caches(self) -> dict[str, Any]:
+        """Each layer's KV cache: the runner has them in the order of layers, of each model."""
+        groups = self._core.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups
+        names = [name for group in groups for name in group.layer_names]
+        names.sort(key=lambda name: int(next(part for part in name.split(".") if part.isdigit())))
+        runner = self._core.model_executor.driver_worker.worker.model_runner
+        return dict(zip(names, runner.kv_caches, strict=True))
+
+    def watch_drafts(self) -> None:
+        """Have ``take_drafts`` tell what the draft model proposes from now on."""
+        drafter = self._core.model_executor.driver_worker.worker.model_runner.drafter
+        propose, self._drafts = drafter.propose, []
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            proposed = propose(*arguments, **keywords)
+            self._drafts.append(proposed.tolist())
+            return proposed
+
+        drafter.propose = watched
+
+    def take_drafts(self) -> list[Any]:
+        """What the draft model has proposed since the last call, for each step."""
+        taken, self._drafts = self._drafts, []
+        return taken
+
+    def spoil(self, layer: str) -> None:
+        """Overwrite all of a layer's KV."""
+        self._caches()[layer].fill_(3)
+
+    def groups(self) -> list[tuple[str, list[str], int]]:
+        """Of each KV-cache group: its kind, its layers, and the tokens of its blocks."""
+        groups = self._core.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups
+        return [
+            (type(group.kv_cache_spec).__name__, list(group.layer_names), group.kv_cache_spec.block_size)
+            for group in groups
+        ]
 
     def fail_loads(self, every: int, *, reported: bool = True, depth: int | None = None) -> None:
         """Each ``every``-th block of a load fails from now on, and has other bytes; 0: none does any more.
