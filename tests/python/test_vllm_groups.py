@@ -307,6 +307,30 @@ def test_blocks_that_the_engine_never_caches_are_passed_over(side: SchedulerSide
     assert not side.publishing.is_considered("r")
 
 
+def test_a_block_that_drafts_may_still_write_to_waits_for_its_hash(kvmd: PrivateDaemon) -> None:
+    """Of drafts that look several tokens ahead, vLLM gives a block its hash some tokens after its last one."""
+    engine = Engine(side_of(kvmd.socket, (FULL, KvGroup(window=6, kept=1))))
+    request, output = engine.start("r", list(range(20)))
+    last = engine.tables["r"][1][4]
+    engine.pool.evict(last)
+    engine.side.plan(output)
+    request.num_computed_tokens = 20
+    assert last.block_id not in published(engine.side.plan(engine.next("r")))
+    request.all_token_ids.append(20)
+    request.num_computed_tokens = 21
+    engine.pool.cache(last, b"at last")
+    assert last.block_id in published(engine.side.plan(engine.next("r")))
+
+
+def test_blocks_of_a_chunk_that_has_ended_are_published_while_the_pool_keeps_them(kvmd: PrivateDaemon) -> None:
+    engine = Engine(side_of(kvmd.socket, (FULL, CHUNKS)))
+    request, output = engine.start("r", list(range(26)))
+    chunked = ids(engine.tables["r"][1])[:6]
+    engine.side.plan(output)
+    request.num_computed_tokens = 26
+    assert set(chunked) <= set(published(engine.side.plan(engine.next("r"))))
+
+
 def test_a_table_without_a_window_knows_its_blocks_by_the_pool_alone() -> None:
     pool = Pool(4)
     [block] = pool.take(1)
@@ -316,10 +340,11 @@ def test_a_table_without_a_window_knows_its_blocks_by_the_pool_alone() -> None:
     assert table.content(0, pool, 4) is block.block_hash
 
 
-def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests() -> None:
+@pytest.mark.parametrize("group", [WINDOW, CHUNKS])
+def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests(group: KvGroup) -> None:
     pool = Pool(4)
     [block] = pool.take(1)
-    table = BlockTable(WINDOW, 4)
+    table = BlockTable(group, 4)
     table.restart([block.block_id], pool)
     pool.cache(block, b"of whom?")
     assert table.content(0, pool, 12) is None

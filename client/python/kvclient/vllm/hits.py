@@ -44,9 +44,11 @@ def longest_hit(
     while shortened and end > first:
         shortened = False
         for group, numbers in alike.items():
-            ahead = int(group.ahead)
+            ahead, chunk, reach = int(group.ahead), group.chunk, group.window - 1 + group.kept
             while end > first:
-                begin = max(first, group.first_block(end * block_tokens, block_tokens))
+                # KvGroup.first_block
+                tokens = end * block_tokens
+                begin = max(first, (tokens // chunk * chunk if chunk else tokens - reach) // block_tokens)
                 found = run(numbers, begin, end + ahead)
                 if begin + found == end + ahead:
                     break

@@ -200,10 +200,9 @@ class Publishing:
     ) -> None:
         request, table, group = tracked.request, tracked.tables[number], self._groups[number]
         windowed, pool, published = group.partial, self._pool.blocks, self._published
-        # A block of states, or the last one of a chunk, leaves the window with the next token; vLLM
-        # keeps it until that is computed.
-        early = group.state or group.chunk
-        computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if early else 0)
+        # A block of states leaves the window with the next token; vLLM keeps it until that is
+        # computed.
+        computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if group.state else 0)
         confirmed = confirmed_tokens(request)
         # What drafts may write again has no hash yet; vLLM keeps as many tokens before a window.
         settled = confirmed - group.kept
