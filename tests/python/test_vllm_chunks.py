@@ -25,6 +25,7 @@ FULL, GROUPS = 3, 4  # vLLM's last group is of the layer with full attention
 
 @pytest.fixture(scope="module")
 def of(daemon: PrivateDaemon) -> Iterator[Trio]:
+    # If loads of several requests fail in a pool that these fill, vLLM 0.32 schedules none of them
     trio = Trio(daemon.socket, LLAMA4, {}, few=80)
     yield trio
     trio.stop()

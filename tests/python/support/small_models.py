@@ -72,6 +72,26 @@ LLAMA4: dict[str, Any] = {
 #: model's hidden states.
 EAGLE: dict[str, Any] = {"architectures": ["EagleLlamaForCausalLM"], "num_hidden_layers": 1}
 
+#: Changes that make LLAMA a K-EXAONE without experts: layer 2 attends to all tokens, the others to
+#: windows of 64, and a further layer with a window predicts tokens ahead (MTP), so that vLLM knows
+#: which one of two KV-cache groups has it.
+EXAONE: dict[str, Any] = {
+    "architectures": ["ExaoneMoEForCausalLM"],
+    "model_type": "exaone_moe",
+    "num_hidden_layers": 3,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full")],
+    "mlp_layer_types": ["dense"] * 3,
+    "sliding_window": 64,
+    "sliding_window_pattern": "LLG",
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 #: Changes that make LLAMA a Qwen3-Next: layers 0 and 2 are gated delta nets, with a state of 66 KiB
 #: that every token before has changed. Attention's KV of 64 tokens has as much room, and makes a
 #: block.
@@ -139,14 +159,22 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     if config["model_type"] == "llama4_text":
         layer = {name.replace("mlp.", "feed_forward."): shape for name, shape in layer.items()}
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config["model_type"] == "exaone_moe":
+        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
     if config["model_type"] == "gemma3_text":
         norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
         norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
-    for index in range(config["num_hidden_layers"]):
+    layers = [f"model.layers.{index}" for index in range(config["num_hidden_layers"])]
+    if config.get("num_nextn_predict_layers"):
+        layers.append("mtp.layers.0")
+        yield "mtp.fc.weight", (hidden, 2 * hidden)
+        for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding"):
+            yield f"mtp.{name}.weight", (hidden,)
+    for prefix in layers:
         for name, shape in layer.items():
-            yield f"model.layers.{index}.{name}.weight", shape
+            yield f"{prefix}.{name}.weight", shape
         for name, width in norms.items():
-            yield f"model.layers.{index}.{name}.weight", (width,)
+            yield f"{prefix}.{name}.weight", (width,)
     yield "model.norm.weight", (hidden,)
     for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
         yield f"{name}.weight", (config["vocab_size"], hidden)

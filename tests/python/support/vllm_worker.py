@@ -193,9 +193,29 @@ class VllmWorker:
         """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has; of the first group."""
         return list(self.group_digests(prompt)[0].values())
 
-    def group_digests(self, prompt: list[int]) -> list[dict[int, str]]:
-        """The same for each KV-cache group, by the block's place in the prompt: of a window only the end is there."""
+    def group_digests(self, prompt: list[int], without: tuple[str, ...] = ()) -> list[dict[int, str]]:
+        """The same for each KV-cache group, by the block's place in the prompt: of a window only the end is there.
+
+        ``without``: layers that do not count.
+        """
         import torch
+
+        caches_of, digests = self._caches(), []
+        for layers, blocks in self._cached(prompt):
+            caches = [caches_of[name] for name in layers if name not in without]
+            digests.append(
+                {
+                    place: hashlib.sha256(
+                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
+                    ).hexdigest()
+                    for place, block in enumerate(blocks)
+                    if block
+                }
+            )
+        return digests
+
+    def _cached(self, prompt: list[int]) -> list[tuple[list[str], list[int]]]:
+        """Of each KV-cache group its layers, and the blocks of a prompt that the engine's prefix cache has; 0: none."""
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -207,24 +227,9 @@ class VllmWorker:
             block_hasher=self._core.request_block_hasher,
         )
         manager = self._core.scheduler.kv_cache_manager
-        caches_of = self._caches()
-        digests = []
-        for group, blocks in zip(
-            manager.kv_cache_config.kv_cache_groups,
-            manager.get_computed_blocks(request)[0].get_block_ids(),
-            strict=True,
-        ):
-            caches = [caches_of[name] for name in group.layer_names]
-            digests.append(
-                {
-                    place: hashlib.sha256(
-                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
-                    ).hexdigest()
-                    for place, block in enumerate(blocks)
-                    if block
-                }
-            )
-        return digests
+        blocks = manager.get_computed_blocks(request)[0].get_block_ids()
+        layers = [list(group.layer_names) for group in manager.kv_cache_config.kv_cache_groups]
+        return list(zip(layers, blocks, strict=True))
 
     def _caches(self) -> dict[str, Any]:
         """Each layer's KV cache: the runner has them in the order of layers, of each model."""
@@ -251,9 +256,12 @@ class VllmWorker:
         taken, self._drafts = self._drafts, []
         return taken
 
-    def spoil(self, layer: str) -> None:
-        """Overwrite all of a layer's KV."""
-        self._caches()[layer].fill_(3)
+    def spoil(self, layer: str, prompt: list[int]) -> None:
+        """Overwrite a layer's KV of a prompt."""
+        for layers, blocks in self._cached(prompt):
+            if layer in layers:
+                for block in filter(None, blocks):
+                    self._caches()[layer][block] = 3
 
     def groups(self) -> list[tuple[str, list[str], int]]:
         """Of each KV-cache group: its kind, its layers, and the tokens of its blocks."""
