@@ -45,7 +45,8 @@ class Drafting(Trio):
     def __init__(self, socket: str, kind: str) -> None:
         speculative, model, self.dropped = KINDS[kind]
         engine = {"speculative_config": speculative, "disable_log_stats": False}
-        # If loads of several requests fail in a pool that these fill, vLLM 0.32 schedules none of them
+        # If loads of several requests fail in a pool that these fill, vLLM 0.32 schedules none of
+        # them
         super().__init__(socket, model, engine, few=90 if model is EXAONE else 60, options=OPTIONS)
         self.model, self.windows = model, model is not LLAMA
 
