@@ -190,6 +190,7 @@ def main() -> None:
             ("full and window", (0, 128), 0),
             ("full and window, 64 blocks earlier", (0, 128), 64),
             ("full and two windows, one of 4,096", (0, 128, 4096), 0),
+            ("full and states, 400 blocks earlier", (0, 2), 400),  # the rule of states
         ):
             spent, median = hit(kvmd.socket, windows, windows_at=windows_at)
             print(f"lookup of {PROMPT} tokens, found, {what:34}: {spent:7.1f} us, median {median:7.1f} us")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +32,18 @@ BLOCK = 32
 STATE = -1
 
 
+def chunks(tokens: int) -> int:
+    """In place of a window: the group attends within chunks of so many tokens."""
+    return -tokens
+
+
 def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        SlidingWindowSpec,
+    )
 
     if window == STATE:
         page = 2 * BLOCK * heads * size * 4  # attention's
@@ -45,6 +56,8 @@ def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
         "head_size": size,
         "dtype": torch.float32,
     }
+    if window < STATE:
+        return ChunkedLocalAttentionSpec(attention_chunk_size=-window, **fields)
     return SlidingWindowSpec(sliding_window=window, **fields) if window else FullAttentionSpec(**fields)
 
 
@@ -64,18 +77,21 @@ def groups(*specs: tuple[Any, int]) -> list[Any]:
 class Cached:
     """vLLM's coordinator over a pool that holds some of a prompt's blocks."""
 
-    def __init__(self, windows: Sequence[int], blocks: int) -> None:
+    def __init__(self, windows: Sequence[int], blocks: int, drafts: Sequence[int] | None = None) -> None:
+        """``drafts``: groups that vLLM knows to have layers of a draft that looks ahead; empty: it does not know."""
         from vllm.v1.core.kv_cache_coordinator import get_kv_cache_coordinator
         from vllm.v1.kv_cache_interface import KVCacheConfig
 
         of = groups(*((spec_of(window), 1) for window in windows))
+        for number in drafts or ():
+            of[number].is_eagle_group = True
         config = KVCacheConfig(num_blocks=len(windows) * blocks + 1, kv_cache_tensors=[], kv_cache_groups=of)
-        self.groups = groups_of(config)
+        self.groups = groups_of(config, drafts_ahead=drafts is not None)
         self._coordinator = get_kv_cache_coordinator(
             config,
             max_model_len=BLOCK * blocks,
             max_in_flight_tokens=BLOCK * blocks,
-            use_eagle=False,
+            use_eagle=drafts is not None,
             enable_caching=True,
             enable_kv_cache_events=False,
             dcp_world_size=1,
@@ -99,6 +115,9 @@ class Cached:
         return int(self._coordinator.find_longest_cache_hit(self._hashes, most * BLOCK)[1]) // BLOCK
 
     def ours(self, most: int, of: Sequence[KvGroup] | None = None) -> int:
+        if any(group.ahead for group in self.groups):
+            most = min(most, len(self._hashes) - 1)  # Lookups.last
+
         def run(numbers: Sequence[int], begin: int, end: int) -> int:
             for index in range(begin, end):
                 if not all(self.present[number][index] for number in numbers):
@@ -108,15 +127,18 @@ class Cached:
         return longest_hit(of or self.groups, 0, most, BLOCK, run)
 
 
-def random_cases() -> list[tuple[Cached, int]]:
+def random_cases(drafts: bool = False) -> list[tuple[Cached, int]]:
+    """``drafts``: of engines with a draft that looks ahead, which vLLM runs beside neither chunks nor states."""
     dice, cases = random.Random(14), []
-    for _ in range(400):
-        windows = [0] * dice.choice((0, 1, 1, 1, 2))
+    for _ in range(600):
+        windows = [0] * dice.choice((1, 1, 2) if drafts else (0, 1, 1, 1, 2))
         windows += [dice.choice((2, 31, 32, 33, 34, 64, 65, 66, 97, 200)) for _ in range(dice.choice((1, 1, 2, 3)))]
-        windows += [STATE] * dice.choice((0, 0, 1, 2))
+        if not drafts:
+            windows += [STATE] * dice.choice((0, 0, 1, 2))
+            windows += [chunks(BLOCK * dice.choice((1, 2, 3, 5))) for _ in range(dice.choice((0, 0, 1, 2)))]
         dice.shuffle(windows)
         blocks = dice.randrange(1, 14)
-        cached = Cached(windows, blocks)
+        cached = Cached(windows, blocks, dice.choice(([], [dice.randrange(len(windows))])) if drafts else None)
         density = dice.choice((0.6, 0.8, 0.9, 1.0))
         for group, window in enumerate(windows):
             reach = dice.randrange(blocks // 2, blocks + 1)
@@ -135,45 +157,86 @@ def test_a_hit_is_as_long_as_vllms_own_would_be() -> None:
     assert len(lengths) > 8
 
 
+def test_so_is_one_with_a_draft_or_shorter() -> None:
+    """Where several windows shorten the hit in turn, vLLM looks only once whether a group has the block after it."""
+    cases = random_cases(drafts=True)
+    shorter = 0
+    for cached, most in cases:
+        assert cached.ours(most) <= cached.theirs(most), (cached.groups, cached.present, most)
+        shorter += cached.ours(most) < cached.theirs(most)
+    assert shorter < 5
+    lengths = {cached.theirs(most) for cached, most in cases}
+    assert len(lengths) > 8
+
+
+@pytest.mark.parametrize("window", [0, 64])
+def test_so_is_one_of_a_single_group_with_a_draft(window: int) -> None:
+    """Whose last block vLLM drops without a look at the one after it."""
+    for blocks in range(1, 8):
+        cached = Cached([window], blocks, [])
+        for present in range(blocks):
+            assert cached.ours(blocks) == cached.theirs(blocks) == max(0, present - 1)
+            cached.add(0, present)
+
+
+def differ(wrong: Callable[[KvGroup], KvGroup], drafts: bool = False) -> int:
+    """In how many cases the comparison sees a rule that takes groups for others."""
+    cases = random_cases(drafts)
+    return sum(
+        cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases
+    )
+
+
 @pytest.mark.parametrize("by", [BLOCK, -BLOCK])
 def test_the_comparison_sees_a_window_that_is_a_block_off(by: int) -> None:
     def wrong(group: KvGroup) -> KvGroup:
-        return KvGroup(max(2, group.window + by)) if group.window and not group.state else group
+        return replace(group, window=max(2, group.window + by)) if group.window and not group.state else group
 
-    cases = random_cases()
-    assert (
-        sum(cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases)
-        > 10
-    )
+    assert differ(wrong) > 10
+    assert differ(wrong, drafts=True) > 10
+
+
+@pytest.mark.parametrize("by", [BLOCK, -BLOCK])
+def test_the_comparison_sees_chunks_that_are_a_block_off(by: int) -> None:
+    assert differ(lambda group: replace(group, chunk=max(BLOCK, group.chunk + by)) if group.chunk else group) > 10
+
+
+def test_the_comparison_sees_chunks_taken_for_windows() -> None:
+    assert differ(lambda group: KvGroup(group.chunk) if group.chunk else group) > 10
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_the_comparison_sees_a_group_of_a_draft_taken_for_one_of_the_model(partial: bool) -> None:
+    assert differ(lambda group: replace(group, ahead=group.ahead and group.partial != partial), drafts=True) > 10
 
 
 def test_the_comparison_sees_a_rule_that_wants_all_blocks_of_all_groups() -> None:
-    cases = random_cases()
-    assert (
-        sum(cached.ours(most, [KvGroup()] * len(cached.groups)) != cached.theirs(most) for cached, most in cases) > 50
-    )
+    assert differ(lambda _: KvGroup()) > 50
 
 
 def test_the_comparison_sees_a_state_that_is_a_block_off() -> None:
-    def wrong(group: KvGroup) -> KvGroup:
-        return KvGroup(2 + BLOCK, state=True) if group.state else group
-
-    cases = random_cases()
-    assert (
-        sum(cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases)
-        > 10
-    )
+    assert differ(lambda group: replace(group, window=2 + BLOCK) if group.state else group) > 10
 
 
 def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
     """What vLLM's manager leaves out as skipped is what a load leaves out."""
-    from vllm.v1.core.single_type_kv_cache_manager import MambaManager, SlidingWindowManager
+    from vllm.v1.core.single_type_kv_cache_manager import (
+        ChunkedLocalAttentionManager,
+        MambaManager,
+        SlidingWindowManager,
+    )
 
     nothing: Any = None
     [states] = groups_of(SimpleNamespace(kv_cache_groups=groups((spec_of(STATE), 1))))
     for blocks in range(1, 12):
         skipped = MambaManager.get_num_skipped_tokens(nothing, blocks * BLOCK) // BLOCK
         assert states.first_block(blocks * BLOCK, BLOCK) == skipped == blocks - 1
+
+    for chunk in (BLOCK, 3 * BLOCK, 8 * BLOCK):
+        local: Any = SimpleNamespace(attention_chunk_size=chunk)
+        for blocks in range(1, 20):
+            skipped = ChunkedLocalAttentionManager.get_num_skipped_tokens(local, blocks * BLOCK) // BLOCK
+            assert KvGroup(chunk=chunk).first_block(blocks * BLOCK, BLOCK) == skipped
 
     for window in (2, 31, 32, 33, 64, 65, 200):
         for kept in (0, 3, 40):
@@ -190,8 +253,6 @@ class Running:
     """A request in vLLM's own manager of blocks, of a model with states, computed step by step."""
 
     def __init__(self, checkpoints: int, tokens: int) -> None:
-        from dataclasses import replace
-
         from vllm import SamplingParams
         from vllm.utils.hashing import sha256
         from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -286,6 +347,7 @@ SAME = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 2)]
 PADDED = [(spec_of(), 2), (spec_of(64), 2), (spec_of(64), 1)]
 OTHER_HEADS = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=4, size=16), 2)]
 STATES = [(spec_of(STATE), 2), (spec_of(), 2)]
+CHUNKS = [(spec_of(chunks(96)), 2), (spec_of(), 2)]
 OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2)]
 
 
@@ -294,7 +356,7 @@ OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2
     [
         *(
             (of, layout)
-            for of in (SAME, PADDED, OTHER_HEADS, STATES)
+            for of in (SAME, PADDED, OTHER_HEADS, STATES, CHUNKS)
             for layout in ("LBNHC", "LBHNC", "BLNHC", "BLHNC")
         ),
         (SAME, "LHBNC"),

@@ -11,7 +11,7 @@ import kvclient
 from kvclient._native import BlockKeys, ShardKeys
 from kvclient.daemon import PrivateDaemon
 from kvclient.vllm import ConnectorOptions
-from kvclient.vllm.groups import KvGroup, describe
+from kvclient.vllm.groups import KvGroup, describe, groups_of
 from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.plan import Load, StepPlan
 from kvclient.vllm.scheduler import SchedulerSide
@@ -24,6 +24,7 @@ from support.specs import small_spec
 
 SPEC = small_spec()
 FULL, WINDOW = KvGroup(), KvGroup(window=6)  # tokens; four make a block
+STATE = KvGroup(window=2, state=True)
 GROUPS = (FULL, WINDOW)
 
 
@@ -69,7 +70,8 @@ def hit(present: list[str], groups: tuple[KvGroup, ...] = GROUPS, first: int = 0
         parts = [present[number][begin:end] for number in numbers]
         return min(len(part) - len(part.lstrip("x")) for part in parts)
 
-    return longest_hit(groups, first, len(present[0]), 4, run)
+    last = len(present[0]) - any(group.ahead for group in groups)
+    return longest_hit(groups, first, last, 4, run)
 
 
 def test_a_hit_needs_the_tail_of_a_window_only() -> None:
@@ -94,6 +96,53 @@ def test_windows_of_different_lengths_are_all_needed() -> None:
     assert hit(["xxxxxx", "..xx..", "..xxx."], groups) == 0
 
 
+# ---- chunks, and drafts that look ahead ----
+
+CHUNKS = KvGroup(chunk=12)  # three blocks
+DRAFT, DRAFT_WINDOW = KvGroup(ahead=True), KvGroup(window=6, ahead=True)
+
+
+@pytest.mark.parametrize(("tokens", "first"), [(0, 0), (8, 0), (12, 3), (16, 3), (20, 3), (24, 6)])
+def test_of_chunks_only_the_last_one_is_needed(tokens: int, first: int) -> None:
+    assert CHUNKS.first_block(tokens, 4) == first
+
+
+def test_a_hit_needs_the_blocks_of_the_chunk_that_it_ends_in() -> None:
+    groups = (FULL, CHUNKS)
+    assert hit(["xxxxxxx", "......x"], groups) == 7
+    assert hit(["xxxxxxx", "......."], groups) == 6
+    assert hit(["xxxxx..", "...x..."], groups) == 4
+    assert hit(["xxxxx..", "....xx."], groups) == 3
+    assert hit(["xx.....", "......."], groups) == 0
+    assert hit(["xx.....", "x......"], groups) == 1
+
+
+def test_a_hit_of_a_draft_needs_the_block_after_its_end() -> None:
+    assert hit(["xxxx."], (DRAFT,)) == 3
+    assert hit(["xxxxx."], (DRAFT,)) == 4
+    assert hit(["......"], (DRAFT,)) == 0
+    assert hit(["xxxxx.", "xxxxx."], (FULL, DRAFT)) == 4
+    assert hit(["xxxxx.", "..xxx."], (DRAFT, DRAFT_WINDOW)) == 4
+    assert hit(["xxxxx.", "...xx."], (DRAFT, DRAFT_WINDOW)) == 0
+    assert hit(["xxx...", "..xxx."], (FULL, DRAFT_WINDOW)) == 0
+    assert hit(["xxxxx.", "..xx.."], (FULL, WINDOW)) == 4
+    assert hit(["xxxxx.", "..xx.."], (FULL, DRAFT_WINDOW)) == 0
+
+
+def test_the_block_after_a_drafts_hit_may_be_the_engines_own() -> None:
+    assert hit(["...x.."], (DRAFT,), first=3) == 3
+    assert hit(["...xx."], (DRAFT,), first=3) == 4
+
+
+def test_windows_and_states_are_found_far_before_the_last_ones() -> None:
+    """They are kept at the end of prompts and where prompts part: answers of thousands of tokens have none."""
+    blocks = 900
+    states = ["x" * blocks, "." * 99 + "x" + "." * (blocks - 100)]
+    assert hit(states, (FULL, STATE)) == 100
+    windows = ["x" * blocks, "." * 98 + "xx" + "." * (blocks - 100)]
+    assert hit(windows, GROUPS) == 100
+
+
 def test_a_lookup_that_finds_only_pieces_of_windows_ends() -> None:
     groups, calls = (FULL, KvGroup(window=400)), 0
 
@@ -103,7 +152,7 @@ def test_a_lookup_that_finds_only_pieces_of_windows_ends() -> None:
         return end - begin if numbers == [0] else max(0, end - begin - 1)
 
     assert longest_hit(groups, 0, 4000, 4, run) == 0
-    assert calls < 100
+    assert calls < 1100
 
 
 # ---- publishing ----
@@ -258,6 +307,30 @@ def test_blocks_that_the_engine_never_caches_are_passed_over(side: SchedulerSide
     assert not side.publishing.is_considered("r")
 
 
+def test_a_block_that_drafts_may_still_write_to_waits_for_its_hash(kvmd: PrivateDaemon) -> None:
+    """Of drafts that look several tokens ahead, vLLM gives a block its hash some tokens after its last one."""
+    engine = Engine(side_of(kvmd.socket, (FULL, KvGroup(window=6, kept=1))))
+    request, output = engine.start("r", list(range(20)))
+    last = engine.tables["r"][1][4]
+    engine.pool.evict(last)
+    engine.side.plan(output)
+    request.num_computed_tokens = 20
+    assert last.block_id not in published(engine.side.plan(engine.next("r")))
+    request.all_token_ids.append(20)
+    request.num_computed_tokens = 21
+    engine.pool.cache(last, b"at last")
+    assert last.block_id in published(engine.side.plan(engine.next("r")))
+
+
+def test_blocks_of_a_chunk_that_has_ended_are_published_while_the_pool_keeps_them(kvmd: PrivateDaemon) -> None:
+    engine = Engine(side_of(kvmd.socket, (FULL, CHUNKS)))
+    request, output = engine.start("r", list(range(26)))
+    chunked = ids(engine.tables["r"][1])[:6]
+    engine.side.plan(output)
+    request.num_computed_tokens = 26
+    assert set(chunked) <= set(published(engine.side.plan(engine.next("r"))))
+
+
 def test_a_table_without_a_window_knows_its_blocks_by_the_pool_alone() -> None:
     pool = Pool(4)
     [block] = pool.take(1)
@@ -267,10 +340,11 @@ def test_a_table_without_a_window_knows_its_blocks_by_the_pool_alone() -> None:
     assert table.content(0, pool, 4) is block.block_hash
 
 
-def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests() -> None:
+@pytest.mark.parametrize("group", [WINDOW, CHUNKS])
+def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests(group: KvGroup) -> None:
     pool = Pool(4)
     [block] = pool.take(1)
-    table = BlockTable(WINDOW, 4)
+    table = BlockTable(group, 4)
     table.restart([block.block_id], pool)
     pool.cache(block, b"of whom?")
     assert table.content(0, pool, 12) is None
@@ -279,8 +353,6 @@ def test_a_hash_given_after_the_window_left_is_not_believed_to_be_the_requests()
 
 
 # ---- states ----
-
-STATE = KvGroup(window=2, state=True)
 
 
 def test_of_states_only_the_last_one_is_needed() -> None:
@@ -449,6 +521,55 @@ def test_a_model_of_windows_alone_hits_beyond_the_window(kvmd: PrivateDaemon, pe
     assert (loaded.blocks, loaded.depth, loaded.whole) == ([30, 31], 5, True)
 
 
+def test_a_load_of_chunks_has_those_of_the_last_one(kvmd: PrivateDaemon, peer: Any) -> None:
+    side = side_of(kvmd.socket, (FULL, CHUNKS))
+    peer(keys_of(0, TOKENS)[:7])
+    peer(keys_of(1, TOKENS)[6:7])
+    request, tokens = asked(side)
+    assert tokens == 28
+    side.allocated(request, (list(range(10, 18)), [0, 0, 0, 0, 0, 0, 30, 31]), tokens)
+    assert [(load.blocks, load.depth) for load in side.plan(Output()).loads] == [(list(range(10, 17)), 0), ([30], 6)]
+
+
+def test_a_hit_at_a_chunks_end_loads_none_of_it(kvmd: PrivateDaemon, peer: Any) -> None:
+    side = side_of(kvmd.socket, (FULL, CHUNKS))
+    peer(keys_of(0, TOKENS)[:6])
+    request, tokens = asked(side)
+    assert tokens == 24
+    side.allocated(request, (list(range(10, 18)), [0, 0, 0, 0, 0, 0, 30, 31]), tokens)
+    assert [load.blocks for load in side.plan(Output()).loads] == [list(range(10, 16))]
+
+
+@pytest.mark.parametrize("by_request", [True, False])
+def test_of_a_model_of_chunks_alone_nothing_is_imported_that_needs_no_block(
+    kvmd: PrivateDaemon, peer: Any, by_request: bool
+) -> None:
+    """A request that waits for a load of no block would wait for ever."""
+    side = side_of(kvmd.socket, (CHUNKS,), by_request)
+    assert asked(side)[1] == 0
+    peer(keys_of(0, TOKENS, groups=1)[6:7])
+    # Where blocks are reported, only a prefix without gaps is loaded
+    assert asked(side, "again")[1] == (28 if by_request else 0)
+    peer(keys_of(0, TOKENS, groups=1)[:6])
+    assert asked(side, "once more")[1] == (28 if by_request else 8)
+
+
+def test_a_draft_has_the_last_block_computed(kvmd: PrivateDaemon, peer: Any) -> None:
+    """Where there are several groups, vLLM looks at the block with the prompt's last token, too."""
+    for groups, whole in (((DRAFT,), 24), ((DRAFT, STATE), 28)):
+        side = side_of(kvmd.socket, groups)
+        for number in range(len(groups)):
+            peer(keys_of(number, TOKENS, len(groups))[:5])
+        assert asked(side)[1] == 16
+        for number in range(len(groups)):
+            peer(keys_of(number, TOKENS, len(groups))[5:8])
+        assert asked(side, "again")[1] == whole
+        shorter: Any = Request("shorter", TOKENS[:31], 1)
+        assert side.matched_tokens(shorter, 0)[0] == 24
+        tiny: Any = Request("tiny", TOKENS[:3], 1)
+        assert side.matched_tokens(tiny, 0)[0] == 0
+
+
 # ---- the worker ----
 
 
@@ -554,3 +675,54 @@ def test_engines_whose_groups_have_other_layers_have_another_spec() -> None:
     assert text((sliding, [0, 2, 10]), (full, [9, 11])) == "sliding64:0,1,3;full:2,4"
     assert text((sliding, [0, 2]), (full, [1])) != text((sliding, [0, 1]), (full, [2]))
     assert text((sliding, [0, 2]), (full, [1])) == text((sliding, [0, 2]), (full, [1]), stage=3)
+
+
+def test_engines_whose_chunks_are_of_other_lengths_have_another_spec() -> None:
+    from types import SimpleNamespace
+
+    def text(tokens: int) -> str:
+        chunked = type("ChunkedLocalAttentionSpec", (), {"attention_chunk_size": tokens})()
+        full = type("FullAttentionSpec", (), {})()
+        of = [SimpleNamespace(kv_cache_spec=each, layer_names=[name]) for each, name in ((chunked, "0"), (full, "1"))]
+        return describe(SimpleNamespace(kv_cache_groups=of), ["0", "1"])
+
+    assert text(8192) == "chunk8192:0;full:1"
+    assert text(8192) != text(4096)
+
+
+# ---- which groups have layers of a draft that looks ahead ----
+
+
+def test_vllm_says_which_groups_a_drafts_layers_are_in_or_takes_all_for_such() -> None:
+    from types import SimpleNamespace
+
+    full, other = type("FullAttentionSpec", (), {})(), type("MLAAttentionSpec", (), {})()
+    sliding, state = type("SlidingWindowSpec", (), {"sliding_window": 64})(), type("MambaSpec", (), {})()
+
+    def ahead(*flagged: int, drafts: bool = True) -> list[bool]:
+        of = [
+            SimpleNamespace(kv_cache_spec=each, is_eagle_group=number in flagged)
+            for number, each in enumerate((full, sliding, full, other, state))
+        ]
+        return [each.ahead for each in groups_of(SimpleNamespace(kv_cache_groups=of), drafts_ahead=drafts)]
+
+    assert ahead() == [True, True, True, True, False]
+    assert ahead(1) == [False, True, False, False, False]
+    assert ahead(2) == [True, False, True, False, False]  # equal specs are found together
+    assert ahead(drafts=False) == ahead(1, drafts=False) == [False] * 5
+
+
+def test_a_draft_looks_ahead_if_it_reads_hidden_states() -> None:
+    from types import SimpleNamespace
+
+    from kvclient.vllm.releases import drafts_ahead
+
+    def engine(**methods: bool) -> bool:
+        speculative = SimpleNamespace(**{name: lambda value=value: value for name, value in methods.items()})
+        return drafts_ahead(SimpleNamespace(speculative_config=speculative))
+
+    assert not drafts_ahead(SimpleNamespace(speculative_config=None))
+    assert engine(use_eagle=True)
+    assert not engine(use_eagle=False)
+    assert engine(use_eagle=True, use_eagle_block_drop=True)
+    assert not engine(use_eagle=True, use_eagle_block_drop=False)

@@ -45,6 +45,7 @@ READ: dict[str, dict[str, str]] = {
         "KVCacheSpec": "block_size",
         "AttentionSpec": "num_kv_heads head_size dtype",
         "SlidingWindowSpec": "sliding_window extra_retained_tokens?",
+        "ChunkedLocalAttentionSpec": "attention_chunk_size",
         "UniformTypeKVCacheSpecs": "kv_cache_specs",
     },
     "v1/executor/abstract.py": {"Executor": "collective_rpc is_sleeping"},
@@ -74,7 +75,7 @@ READ: dict[str, dict[str, str]] = {
         "ParallelConfig": "tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel "
         "decode_context_parallel_size prefill_context_parallel_size"
     },
-    "config/speculative.py": {"SpeculativeConfig": "draft_model_config method"},
+    "config/speculative.py": {"SpeculativeConfig": "draft_model_config method use_eagle use_eagle_block_drop?"},
     "model_executor/layers/attention_layer_base.py": {"AttentionLayerBase": "get_attn_backend"},
     "model_executor/layers/linear.py": {"QKVParallelLinear": "num_kv_head_replicas total_num_kv_heads"},
     "model_executor/layers/attention/attention.py": {"Attention": "layer_name"},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvclient.daemon import PrivateDaemon
-from support.paged_tables import STATE
+from support.paged_tables import STATE, chunks
 from support.worker import Worker
 
 ROUNDS = 1500
@@ -67,6 +67,8 @@ def test_no_stale_block_is_accepted(
         ((9,), 30, "v1", False),
         ((STATE, 0), 60, "v1", False),
         ((STATE, 0, STATE), 70, "v2", True),
+        ((chunks(12), 0), 70, "v1", False),
+        ((chunks(8), 0, 9, chunks(20)), 100, "v2", True),
     ],
 )
 def test_no_stale_block_is_accepted_of_any_group(
@@ -77,7 +79,10 @@ def test_no_stale_block_is_accepted_of_any_group(
     runner: str,
     zeroes: bool,
 ) -> None:
-    """Several KV-cache groups, or a window alone: blocks go from group to group, and windows leave them early."""
+    """Several KV-cache groups, or a window alone: blocks go from group to group, and windows leave them early.
+
+    And so do chunks that have ended.
+    """
     engines = [
         start_worker(
             "support.paged_traffic", kvmd.socket, f"engine-{i}", 10 * i, 1, "async", blocks, runner, zeroes, windows

@@ -36,6 +36,7 @@ UNCACHED = kv_spec("MambaSpec", **STATE, mamba_cache_mode="none", num_speculativ
 DRAFTED = kv_spec("MambaSpec", **STATE, mamba_cache_mode="align", num_speculative_blocks=3)
 INDEXER = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": MLA, "indexer": MLA})
 MIXED = kv_spec("UniformTypeKVCacheSpecs", block_size=16, kv_cache_specs={"a": FULL, "b": CHUNKED})
+COMPRESSED = kv_spec("SlidingWindowMLASpec", **ATTENTION)
 DRAFT = object()
 
 
@@ -45,16 +46,23 @@ def why(
     load: str = "async",
     unit: int | None = None,
     speculation: object = None,
+    v2: bool = False,
     **parallel: Any,
 ) -> str:
     groups = [
-        SimpleNamespace(kv_cache_spec=FULL if spec is DRAFT else spec, is_eagle_group=spec is DRAFT) for spec in specs
+        SimpleNamespace(
+            kv_cache_spec=FULL if spec is DRAFT else spec,
+            is_eagle_group=spec is DRAFT,
+            layer_names=["draft_model.layers.0" if spec is DRAFT else "model.layers.0"],
+        )
+        for spec in specs
     ]
     return refusal(
         SimpleNamespace(
             parallel_config=SimpleNamespace(**parallel),
             cache_config=SimpleNamespace(prefix_match_unit=unit),
             speculative_config=speculation,
+            use_v2_model_runner=v2,
         ),
         SimpleNamespace(kv_cache_groups=groups),
         by_request=by_request,
@@ -91,8 +99,16 @@ DISABLE = "--disable-hybrid-kv-cache-manager"
 REFUSED = {
     "groups, failures by block": (why(FULL, SLIDING, by_request=False), "a failed load of one group only", DISABLE),
     "groups with other blocks": (why(FULL, WIDE), "hold different numbers of tokens", DISABLE),
-    "chunks": (why(FULL, CHUNKED), "not all of them are full attention, a sliding window or states", DISABLE),
-    "groups, one of a draft": (why(FULL, SLIDING, DRAFT), "one of them of a draft model", "speculative_config"),
+    "windows that are compressed": (
+        why(FULL, COMPRESSED),
+        "not all of them are full attention, windows, chunks or states",
+        DISABLE,
+    ),
+    "groups, one of a model as draft": (
+        why(SLIDING, DRAFT, speculation=SimpleNamespace(method="draft_model")),
+        "write to blocks of the first one",
+        "speculative_config",
+    ),
     "groups, waiting": (why(FULL, SLIDING, load="sync"), "can load in the background only", "load=async"),
     "states that are not kept": (why(FULL, UNCACHED), "does not keep at block boundaries", "--mamba-cache-mode align"),
     "states and drafts": (
@@ -120,9 +136,24 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
     assert remedy in rows[0] or remedy == ""
 
 
+def test_groups_with_chunks_and_with_drafts_are_shared() -> None:
+    assert why(FULL, CHUNKED, CHUNKED) == ""
+    assert why(FULL, CHUNKED, SLIDING) == ""
+    for method in ("eagle", "eagle3", "mtp", "ngram"):
+        assert why(SLIDING, DRAFT, speculation=SimpleNamespace(method=method)) == ""
+
+
+def test_a_model_as_draft_is_refused_only_where_it_gets_blocks_of_another_group() -> None:
+    model, other = SimpleNamespace(method="draft_model"), SimpleNamespace(method="custom_class")
+    assert why(DRAFT, SLIDING, speculation=model) == ""
+    assert why(DRAFT, speculation=model) == ""
+    assert why(SLIDING, DRAFT, speculation=model, v2=True) == ""
+    assert "write to blocks" in why(SLIDING, FULL, speculation=other)
+
+
 def test_a_remedy_is_only_given_where_it_helps() -> None:
     assert DISABLE not in why(FULL, DRAFTED)
-    assert DISABLE not in why(FULL, CHUNKED, MAMBA)
+    assert DISABLE not in why(FULL, COMPRESSED, MAMBA)
     assert DISABLE not in why(FULL, SLIDING, load="sync")
 
 

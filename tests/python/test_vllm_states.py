@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ from kvclient.daemon import PrivateDaemon
 from kvclient.vllm.releases import fails_by_request
 from support.forked_worker import ForkedWorker
 from support.small_models import QWEN_NEXT
-from support.vllm_engines import ENGINE, Engines, prompt
+from support.vllm_engines import ENGINE, prompt
+from support.vllm_trio import Trio
 from support.vllm_worker import BLOCK
-from support.worker import Worker
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
@@ -29,66 +27,29 @@ TOKENS = 2 * BLOCK  # of a block, which has room for a state
 STATES, ATTENTION = 0, 1  # groups
 
 
-@pytest.fixture(scope="module")
-def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
-    """``plain``: without the connector; ``first``, ``second``: with it, the second one with few blocks."""
-    workers = Engines(
-        {
-            name: (socket, blocks, {}, QWEN_NEXT, {"dtype": "bfloat16"})
-            for name, socket, blocks in (
-                ("plain", None, 120),
-                ("first", daemon.socket, 120),
-                ("second", daemon.socket, 24),
-            )
-        }
-    )
-    yield workers
-    with contextlib.ExitStack() as ending:
-        for worker in workers.values():
-            ending.callback(worker.stop)
+class States(Trio):
+    """Three engines of a model with states."""
 
-
-class Trio:
-    """The three engines."""
-
-    def __init__(self, engines: dict[str, Worker]) -> None:
-        self._engines = engines
-
-    def call(self, engine: str, function: str, *arguments: Any, **options: Any) -> Any:
-        return self._engines[engine].call(function, *arguments, **options)
-
-    def start(self, engine: str, function: str, *arguments: Any) -> Any:
-        return self._engines[engine].start(function, *arguments)
-
-    def answer(self, engine: str, ids: list[int], tokens: int = 16) -> tuple[list[int], int]:
-        [given] = self.call(engine, "generate", [ids], tokens)
-        self.call(engine, "idle_step")
-        return tuple(given)  # type: ignore[return-value]
-
-    def answers(self, engine: str, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        return [given for given, _ in self.call(engine, "generate", prompts, tokens)]
-
-    def full(self, ids: list[int]) -> int:
-        """Tokens of the blocks that a request can find."""
-        return (len(ids) - 1) // TOKENS * TOKENS
+    def __init__(self, socket: str) -> None:
+        super().__init__(socket, QWEN_NEXT, {"dtype": "bfloat16"}, tokens=TOKENS, few=24)
 
     def same_bytes(self, ids: list[int], *names: str) -> None:
         """What the engines have of a prompt has the bytes that an engine alone computes, in both groups."""
-        self.call("plain", "generate", [ids], 1)
-        computed = self.call("plain", "group_digests", ids)
-        last = self.full(ids) // TOKENS - 1
+        computed, last = self.computed(ids), self.full(ids) // TOKENS - 1
         assert list(computed[STATES]) == [last]
         assert sorted(computed[ATTENTION]) == list(range(last + 1))
         for name in names:
             assert self.call(name, "group_digests", ids) == computed, name
 
 
-@pytest.fixture
-def of(engines: dict[str, Worker]) -> Trio:
-    return Trio(engines)
+@pytest.fixture(scope="module")
+def of(daemon: PrivateDaemon) -> Iterator[States]:
+    trio = States(daemon.socket)
+    yield trio
+    trio.stop()
 
 
-def test_answers_depend_on_the_whole_prompt(of: Trio) -> None:
+def test_answers_depend_on_the_whole_prompt(of: States) -> None:
     ids = prompt(203, seed=2)
     for changed in (0, 1, 40, 101, 180):
         other = [*ids[:changed], ids[changed] + 1, *ids[changed + 1 :]]
@@ -96,7 +57,7 @@ def test_answers_depend_on_the_whole_prompt(of: Trio) -> None:
         assert one != two, changed
 
 
-def test_an_engine_starts_from_what_another_one_computed(of: Trio) -> None:
+def test_an_engine_starts_from_what_another_one_computed(of: States) -> None:
     ids = prompt(203)
     expected, cached = of.answer("plain", ids)
     assert cached == 0
@@ -108,7 +69,7 @@ def test_an_engine_starts_from_what_another_one_computed(of: Trio) -> None:
     of.same_bytes(ids, "first", "second")
 
 
-def test_a_prompt_computed_in_pieces_is_found_where_states_are(of: Trio) -> None:
+def test_a_prompt_computed_in_pieces_is_found_where_states_are(of: States) -> None:
     """Each step computes 256 tokens at most, but vLLM keeps the state at the last full block alone."""
     ids = prompt(450, seed=8)
     expected, _ = of.answer("plain", ids)
@@ -120,7 +81,7 @@ def test_a_prompt_computed_in_pieces_is_found_where_states_are(of: Trio) -> None
     assert of.answer("second", shorter) == (expected, 0)
 
 
-def test_a_prefix_without_a_state_at_its_end_is_computed(of: Trio) -> None:
+def test_a_prefix_without_a_state_at_its_end_is_computed(of: States) -> None:
     ids = prompt(203, seed=10)
     of.answer("first", ids)
     other = ids[:180] + prompt(60, seed=11)
@@ -128,7 +89,7 @@ def test_a_prefix_without_a_state_at_its_end_is_computed(of: Trio) -> None:
     assert of.answer("second", other) == (expected, 0)
 
 
-def test_a_conversation_goes_on_in_the_other_engine(of: Trio) -> None:
+def test_a_conversation_goes_on_in_the_other_engine(of: States) -> None:
     """It is found as far as its last prompt; the answer crosses blocks, and the running state with it."""
     ids, states = prompt(97, seed=4), 0
     # With two bytes a number, what is decoded and what is prefilled differ in their last bits, and
@@ -141,7 +102,7 @@ def test_a_conversation_goes_on_in_the_other_engine(of: Trio) -> None:
         ids = ids + expected + prompt(10, seed=50 + turn)
 
 
-def test_answers_stay_the_same_while_blocks_go_from_group_to_group(of: Trio) -> None:
+def test_answers_stay_the_same_while_blocks_go_from_group_to_group(of: States) -> None:
     """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time.
 
     Which requests a step computes together changes last bits, and with them a token where two are nearly as likely:
@@ -160,34 +121,28 @@ def test_answers_stay_the_same_while_blocks_go_from_group_to_group(of: Trio) -> 
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_failed_blocks_of_any_group_are_computed(of: Trio, every: int) -> None:
+def test_failed_blocks_of_any_group_are_computed(of: States, every: int) -> None:
     prompts = [prompt(140 + 15 * i, seed=100 * every + i) for i in range(4)]
     expected = of.answers("plain", prompts, 12)
     of.answers("first", prompts, 12)
     of.call("first", "idle_step")
     before = of.call("second", "totals").get("failed_blocks", 0)
-    of.call("second", "fail_loads", every)
-    try:
+    with of.failing("second", every):
         got = of.answers("second", prompts, 12)
-    finally:
-        of.call("second", "fail_loads", 0)
     assert got == expected
     assert of.call("second", "totals")["failed_blocks"] > before
     for ids in prompts:
         of.same_bytes(ids, "first", "second")
 
 
-def test_a_state_that_failed_and_was_used_would_change_the_answer(of: Trio) -> None:
+def test_a_state_that_failed_and_was_used_would_change_the_answer(of: States) -> None:
     """The tests above see wrong bytes in a state."""
     ids = prompt(203, seed=304)
     expected, _ = of.answer("plain", ids)
     of.answer("first", ids)
-    of.call("second", "fail_loads", 1, reported=False, depth=of.full(ids) // TOKENS - 1)
-    got, cached = of.answer("second", ids)
-    of.call("second", "fail_loads", 0)
-    of.call("second", "reset_prefix_cache")
-    # The first step after a reset looks nothing up.
-    of.call("second", "generate", [prompt(20)], 1)
+    with of.failing("second", 1, reported=False, depth=of.full(ids) // TOKENS - 1):
+        got, cached = of.answer("second", ids)
+    of.forget("second")
     assert cached == of.full(ids)
     assert got != expected
 

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 import numpy as np
 
 import kvclient
-from kvclient.vllm.groups import KvGroup
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import Load
 from kvclient.vllm.scheduler import SchedulerSide
 from support.paged_pool import BLOCK_TOKENS, Block, Pool, block_bytes, next_token
 from support.paged_step import NewRequest, Output, Request
-from support.paged_tables import STATE, Tables, ids_of
+from support.paged_tables import Tables, group_of, ids_of
 from support.paged_worker import EngineWorker
 from support.specs import small_spec
 
@@ -51,7 +50,7 @@ class Engine:
         zeroes: bool = False,
         windows: Sequence[int] = (0,),
     ) -> None:
-        """``windows``: for each KV-cache group the tokens that its attention reaches; 0: all; STATE: see there."""
+        """``windows``: for each KV-cache group the tokens that its attention reaches; 0: all; see ``group_of``."""
         self.random = random.Random(seed)
         self.name = name
         self._ahead = ahead
@@ -66,7 +65,7 @@ class Engine:
         self.pool = Pool(blocks)
         self._tables = Tables(self.pool, windows)
         self.scheduler = SchedulerSide(options)
-        groups = [KvGroup(2, state=True) if window == STATE else KvGroup(window) for window in windows]
+        groups = [group_of(window) for window in windows]
         self.scheduler.attach(self.client, spec, [kvclient.Shard()], groups=groups, by_request=any(windows))
         self.scheduler.bind_pool(self.pool)
         self.waiting: deque[Request] = deque()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvclient.vllm.groups import KvGroup
 from support.paged_pool import BLOCK_TOKENS, Block, Pool
 from support.paged_step import Request
 
@@ -11,10 +12,24 @@ from support.paged_step import Request
 STATE = -1
 
 
+def chunks(tokens: int) -> int:
+    """In place of a window: the group attends within chunks of so many tokens, at least 2."""
+    return -tokens
+
+
+def group_of(window: int) -> KvGroup:
+    """The group as the connector knows it."""
+    if window == STATE:
+        return KvGroup(2, state=True)
+    return KvGroup(chunk=-window) if window < 0 else KvGroup(window)
+
+
 def first_block(window: int, tokens: int) -> int:
-    """The first block that a group needs to go on after ``tokens``; ``window``: 0: all."""
+    """The first block that a group needs to go on after ``tokens``; ``window``: 0: all; or STATE, or ``chunks``."""
     if window == STATE:
         return max(0, tokens - 1) // BLOCK_TOKENS  # the last one
+    if window < 0:
+        return tokens // -window * -window // BLOCK_TOKENS
     return max(0, tokens - window + 1) // BLOCK_TOKENS if window else 0
 
 

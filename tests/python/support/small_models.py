@@ -49,6 +49,49 @@ MISTRAL: dict[str, Any] = {
     "sliding_window": 64,
 }
 
+#: Changes that make LLAMA a Llama 4 with chunks of 96 tokens, without experts: layer 1 attends to
+#: all tokens, the others within their chunk, so that vLLM has four KV-cache groups.
+LLAMA4: dict[str, Any] = {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "no_rope_layers": [1, 0, 1, 1],
+    "layer_types": [f"{kind}_attention" for kind in ("chunked", "full", "chunked", "chunked")],
+    "attention_chunk_size": 96,
+    "intermediate_size_mlp": 256,
+    "interleave_moe_layer_step": 100,
+    "moe_layers": [],
+    "num_local_experts": 1,
+    "num_experts_per_tok": 1,
+    "use_qk_norm": False,
+    "attn_temperature_tuning": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+#: Changes that make LLAMA the head of an EAGLE for a model as wide as it: one layer, that reads the
+#: model's hidden states.
+EAGLE: dict[str, Any] = {"architectures": ["EagleLlamaForCausalLM"], "num_hidden_layers": 1}
+
+#: Changes that make LLAMA a K-EXAONE without experts: layer 2 attends to all tokens, the others to
+#: windows of 64, and a further layer with a window predicts tokens ahead (MTP), so that vLLM knows
+#: which one of two KV-cache groups has it.
+EXAONE: dict[str, Any] = {
+    "architectures": ["ExaoneMoEForCausalLM"],
+    "model_type": "exaone_moe",
+    "num_hidden_layers": 3,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full")],
+    "mlp_layer_types": ["dense"] * 3,
+    "sliding_window": 64,
+    "sliding_window_pattern": "LLG",
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 #: Changes that make LLAMA a Qwen3-Next: layers 0 and 2 are gated delta nets, with a state of 66 KiB
 #: that every token before has changed. Attention's KV of 64 tokens has as much room, and makes a
 #: block.
@@ -79,7 +122,7 @@ _DECAY = -5.0
 
 
 def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
-    """Write configuration and weights of LLAMA with ``changes`` (those above, Phi-3); equal arguments, equal bytes.
+    """Write configuration and weights of LLAMA with ``changes`` (as those above); equal arguments, equal bytes.
 
     The weights are in a file because engines pack them when they load them: what a test writes to an engine's
     parameters afterwards reaches some of the layers only. Their deviation makes attention, and so each answer, depend
@@ -90,6 +133,8 @@ def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
 
     config = {**LLAMA, **changes}
     shapes = _qwen_next if config["model_type"] == "qwen3_next" else _shapes
+    if config["architectures"] == EAGLE["architectures"]:
+        shapes = _eagle
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5
@@ -111,18 +156,36 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         layer = {f"self_attn.{name}_proj": (count, hidden) for name, count in rows.items()}
         layer |= {f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
     layer |= {"self_attn.o_proj": (hidden, heads), "mlp.down_proj": (hidden, inner)}
+    if config["model_type"] == "llama4_text":
+        layer = {name.replace("mlp.", "feed_forward."): shape for name, shape in layer.items()}
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config["model_type"] == "exaone_moe":
+        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
     if config["model_type"] == "gemma3_text":
         norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
         norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
-    for index in range(config["num_hidden_layers"]):
+    layers = [f"model.layers.{index}" for index in range(config["num_hidden_layers"])]
+    if config.get("num_nextn_predict_layers"):
+        layers.append("mtp.layers.0")
+        yield "mtp.fc.weight", (hidden, 2 * hidden)
+        for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding"):
+            yield f"mtp.{name}.weight", (hidden,)
+    for prefix in layers:
         for name, shape in layer.items():
-            yield f"model.layers.{index}.{name}.weight", shape
+            yield f"{prefix}.{name}.weight", shape
         for name, width in norms.items():
-            yield f"model.layers.{index}.{name}.weight", (width,)
+            yield f"{prefix}.{name}.weight", (width,)
     yield "model.norm.weight", (hidden,)
     for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
         yield f"{name}.weight", (config["vocab_size"], hidden)
+
+
+def _eagle(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The model's embeddings and output are its own, too, and so is the norm before its first layer."""
+    yield "fc.weight", (config["hidden_size"], 2 * config["hidden_size"])
+    for name, shape in _shapes(config):
+        if name.startswith("model.layers.") and not name.endswith("0.input_layernorm.weight"):
+            yield name.removeprefix("model."), shape
 
 
 def _attention(layer: str, config: dict[str, Any], per_query: int = 1) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -86,6 +86,11 @@ class VllmWorker:
             from support.forking_executor import ForkingExecutor
 
             engine = {**engine, "distributed_executor_backend": ForkingExecutor}
+        speculative = engine.get("speculative_config") or {}
+        if isinstance(speculative.get("model"), dict):
+            self._draft = tempfile.TemporaryDirectory(prefix="kvclient-draft-")
+            write_model(Path(self._draft.name), speculative["model"], seed=6)
+            engine = {**engine, "speculative_config": {**speculative, "model": self._draft.name}}
         self.llm = LLM(
             model=self._folder.name if isinstance(model, dict) else str(model),
             load_format="safetensors",
@@ -188,9 +193,29 @@ class VllmWorker:
         """Digest of the KV bytes of each block of a prompt that the engine's prefix cache has; of the first group."""
         return list(self.group_digests(prompt)[0].values())
 
-    def group_digests(self, prompt: list[int]) -> list[dict[int, str]]:
-        """The same for each KV-cache group, by the block's place in the prompt: of a window only the end is there."""
+    def group_digests(self, prompt: list[int], without: tuple[str, ...] = ()) -> list[dict[int, str]]:
+        """The same for each KV-cache group, by the block's place in the prompt: of a window only the end is there.
+
+        ``without``: layers that do not count.
+        """
         import torch
+
+        caches_of, digests = self._caches(), []
+        for layers, blocks in self._cached(prompt):
+            caches = [caches_of[name] for name in layers if name not in without]
+            digests.append(
+                {
+                    place: hashlib.sha256(
+                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
+                    ).hexdigest()
+                    for place, block in enumerate(blocks)
+                    if block
+                }
+            )
+        return digests
+
+    def _cached(self, prompt: list[int]) -> list[tuple[list[str], list[int]]]:
+        """Of each KV-cache group its layers, and the blocks of a prompt that the engine's prefix cache has; 0: none."""
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -202,26 +227,49 @@ class VllmWorker:
             block_hasher=self._core.request_block_hasher,
         )
         manager = self._core.scheduler.kv_cache_manager
+        blocks = manager.get_computed_blocks(request)[0].get_block_ids()
+        layers = [list(group.layer_names) for group in manager.kv_cache_config.kv_cache_groups]
+        return list(zip(layers, blocks, strict=True))
+
+    def _caches(self) -> dict[str, Any]:
+        """Each layer's KV cache: the runner has them in the order of layers, of each model."""
+        groups = self._core.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups
+        names = [name for group in groups for name in group.layer_names]
+        names.sort(key=lambda name: int(next(part for part in name.split(".") if part.isdigit())))
         runner = self._core.model_executor.driver_worker.worker.model_runner
-        digests = []
-        for group, blocks in zip(
-            manager.kv_cache_config.kv_cache_groups,
-            manager.get_computed_blocks(request)[0].get_block_ids(),
-            strict=True,
-        ):
-            # The runner has them in the order of layers
-            layers = [int(next(part for part in name.split(".") if part.isdigit())) for name in group.layer_names]
-            caches = [runner.kv_caches[layer] for layer in layers]
-            digests.append(
-                {
-                    place: hashlib.sha256(
-                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
-                    ).hexdigest()
-                    for place, block in enumerate(blocks)
-                    if block
-                }
-            )
-        return digests
+        return dict(zip(names, runner.kv_caches, strict=True))
+
+    def watch_drafts(self) -> None:
+        """Have ``take_drafts`` tell what the draft model proposes from now on."""
+        drafter = self._core.model_executor.driver_worker.worker.model_runner.drafter
+        propose, self._drafts = drafter.propose, []
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            proposed = propose(*arguments, **keywords)
+            self._drafts.append(proposed.tolist())
+            return proposed
+
+        drafter.propose = watched
+
+    def take_drafts(self) -> list[Any]:
+        """What the draft model has proposed since the last call, for each step."""
+        taken, self._drafts = self._drafts, []
+        return taken
+
+    def spoil(self, layer: str, prompt: list[int]) -> None:
+        """Overwrite a layer's KV of a prompt."""
+        for layers, blocks in self._cached(prompt):
+            if layer in layers:
+                for block in filter(None, blocks):
+                    self._caches()[layer][block] = 3
+
+    def groups(self) -> list[tuple[str, list[str], int]]:
+        """Of each KV-cache group: its kind, its layers, and the tokens of its blocks."""
+        groups = self._core.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups
+        return [
+            (type(group.kv_cache_spec).__name__, list(group.layer_names), group.kv_cache_spec.block_size)
+            for group in groups
+        ]
 
     def fail_loads(self, every: int, *, reported: bool = True, depth: int | None = None) -> None:
         """Each ``every``-th block of a load fails from now on, and has other bytes; 0: none does any more.

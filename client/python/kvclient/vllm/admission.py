@@ -50,7 +50,7 @@ class Admission:
         """
         size = self._block_tokens
         first = computed // size
-        last = self._lookups.without_gaps((tracked.request.num_tokens - 1) // size)
+        last = self._lookups.last(tracked.request.num_tokens)
         if last <= first or (last - first) * size < self._min_tokens:
             return 0
         if self._equal.waits_still(tracked, now):
@@ -69,7 +69,7 @@ class Admission:
 
     def _waits(self, tracked: TrackedRequest, first: int, found: int, last: int, now: float) -> bool:
         """Whether the request is to be asked for again: somebody may bring the blocks after the found ones."""
-        if first + found < min(tracked.prefilled // self._block_tokens, last):
+        if first + found < min(self._lookups.longest(tracked.prefilled // self._block_tokens), last):
             tracked.first_asked = tracked.first_asked or now
             if now - tracked.first_asked < self._options.prefill_wait_s:
                 return True

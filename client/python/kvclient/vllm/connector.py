@@ -30,7 +30,7 @@ from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
 from kvclient.vllm.refusals import refusal
 from kvclient.vllm.registration import EngineRegistration
-from kvclient.vllm.releases import fails_by_request, hit_source, transfer_results
+from kvclient.vllm.releases import drafts_ahead, fails_by_request, hit_source, transfer_results
 from kvclient.vllm.runner import before_each_step, uses_v2_runner
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.shared_client import SharedClient
@@ -305,7 +305,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
                 include_own=not registration.in_place,
                 hashes=registration.hashes,
                 model=registration.now,
-                groups=groups_of(self._kv_cache_config),
+                groups=groups_of(self._kv_cache_config, drafts_ahead=drafts_ahead(self._vllm_config)),
                 by_request=fails_by_request(),
             )
             self._report_held(registration.block_tokens)

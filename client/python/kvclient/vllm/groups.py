@@ -13,6 +13,13 @@ A group of states (Mamba, linear attention, short convolutions) has at place ``p
 hashes such a block once the step is scheduled that reaches that token; until then it is the running state, which each
 step overwrites. The step after goes on in another block, to which the runner copies the state first, so that a hashed
 block is never written again. Of a prefix, all that is needed is the state at its end: the rule of a window of two.
+
+Layers that attend within chunks (Llama 4) need of a prefix the tokens of the chunk that it ends in, and nothing of a
+prefix that ends with a chunk (``ChunkedLocalAttentionManager``).
+
+A draft model that reads the model's hidden states (EAGLE, MTP) writes at each position what depends on the next token
+as well, so that the last position of a block is not told by the block's key. vLLM takes a block of such a group only
+if it has the block after it, too, and leaves that one out (v1/core/kv_cache_coordinator.py, ``eagle_group_ids``).
 """
 
 from __future__ import annotations
@@ -26,6 +33,8 @@ from typing import Any
 _FULL = ("FullAttentionSpec", "MLAAttentionSpec")
 #: Specs whose layers need the last ``sliding_window`` tokens.
 _SLIDING = ("SlidingWindowSpec",)
+#: Specs whose layers need the tokens of the chunk of ``attention_chunk_size`` that they are in.
+_CHUNKED = ("ChunkedLocalAttentionSpec",)
 #: Specs whose layers need a state that all tokens before have made.
 _STATE = ("MambaSpec",)
 
@@ -40,9 +49,21 @@ class KvGroup:
     kept: int = 0
     #: A block holds a state instead of the KV of its tokens; the window is then 2.
     state: bool = False
+    #: Tokens of a chunk, where attention reaches no token of the chunks before; 0: there are none.
+    chunk: int = 0
+    #: A block's last position depends on the token after it: a prefix is found if the block after
+    #: it is, too.
+    ahead: bool = False
+
+    @property
+    def partial(self) -> bool:
+        """Whether some of a prefix's blocks suffice."""
+        return self.window > 0 or self.chunk > 0
 
     def first_block(self, tokens: int, block_tokens: int) -> int:
         """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it."""
+        if self.chunk:
+            return tokens // self.chunk * self.chunk // block_tokens
         return max(0, tokens - self.window + 1 - self.kept) // block_tokens if self.window else 0
 
 
@@ -62,9 +83,9 @@ def kinds_of(spec: Any) -> list[str]:
 
 
 def attends(spec: Any) -> bool:
-    """Whether a group's layers keep the KV of tokens and nothing else, and need all tokens or those of one window."""
+    """Whether a group's layers keep the KV of tokens alone, and need all tokens, those of one window or of a chunk."""
     kinds = kinds_of(spec)
-    return all(kind in _FULL for kind in kinds) or kinds == list(_SLIDING)
+    return all(kind in _FULL for kind in kinds) or kinds in (list(_SLIDING), list(_CHUNKED))
 
 
 def keeps_state(spec: Any) -> bool:
@@ -78,17 +99,28 @@ def attention_spec(kv_cache_config: Any) -> Any:
     return layer_specs(next((spec for spec in specs if not keeps_state(spec)), specs[0]))[0]
 
 
-def groups_of(kv_cache_config: Any) -> list[KvGroup]:
-    """The groups of an engine that ``refusal`` (refusals.py) lets share, in vLLM's order."""
-    return [_group(layer_specs(group.kv_cache_spec)[0]) for group in kv_cache_config.kv_cache_groups]
+def groups_of(kv_cache_config: Any, *, drafts_ahead: bool = False) -> list[KvGroup]:
+    """The groups of an engine that ``refusal`` (refusals.py) lets share, in vLLM's order.
+
+    ``drafts_ahead``: see ``drafts_ahead`` (releases.py). vLLM says in which groups the draft's layers are, or takes all
+    for such; groups with equal specs are found together.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    said = [group.kv_cache_spec for group in groups if getattr(group, "is_eagle_group", False)]
+    ahead = (said or [group.kv_cache_spec for group in groups]) if drafts_ahead else []
+    return [_group(layer_specs(group.kv_cache_spec)[0], group.kv_cache_spec in ahead) for group in groups]
 
 
-def _group(spec: Any) -> KvGroup:
+def _group(spec: Any, ahead: bool) -> KvGroup:
     if keeps_state(spec):
         return KvGroup(2, state=True)
-    if not any(kind.__name__ in _SLIDING for kind in type(spec).__mro__):
-        return KvGroup()  # of a window that a full group's spec names, vLLM keeps all blocks
-    return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)))
+    kinds = [kind.__name__ for kind in type(spec).__mro__]
+    if any(kind in _CHUNKED for kind in kinds):
+        return KvGroup(chunk=int(spec.attention_chunk_size), ahead=ahead)
+    if not any(kind in _SLIDING for kind in kinds):
+        # Of a window that a full group's spec names, vLLM keeps all blocks
+        return KvGroup(ahead=ahead)
+    return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)), ahead=ahead)
 
 
 def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
@@ -103,7 +135,7 @@ def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
     place = {name: str(index) for index, name in enumerate(sorted(layers, key=_by_number))}
     texts = []
     for group, needs in zip(groups, groups_of(kv_cache_config), strict=True):
-        kind = f"sliding{needs.window}" if needs.window else "full"
+        kind = f"sliding{needs.window}" if needs.window else f"chunk{needs.chunk}" if needs.chunk else "full"
         if needs.state:
             kind = f"state{'+'.join(sorted({_of_state(spec) for spec in layer_specs(group.kv_cache_spec)}))}"
         texts.append(f"{kind}:{','.join(place[name] for name in group.layer_names if name in place)}")

@@ -1,8 +1,9 @@
 """How far a request's prefix is published, by the rule by which vLLM finds its own (HybridKVCacheCoordinator).
 
 A hit of some length needs of each group the blocks that the group's layers need to go on after it: all blocks of a
-group with full attention; of a sliding window the blocks that the window before the hit's end reaches into. vLLM begins
-with the longest that the full groups have and shortens it, group by group, until every group has what it needs.
+group with full attention; of a sliding window the blocks that the window before the hit's end reaches into; of chunks
+those of the chunk that it ends in. Of a group that looks ahead it needs the block after its end, too. vLLM begins with
+the longest that the full groups have and shortens it, group by group, until every group has what it needs.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable, Sequence
 
 from kvclient.vllm.groups import KvGroup
 
-# Each lookup of a window that is not there shortens the hit. Where windows are missing in so many
-# places, the request is computed, so that a request's cost has a bound.
-_MOST_LOOKUPS = 64
+# Each lookup of a window that is not there shortens the hit; two of them pass over as many blocks
+# as a window has, and one over a block of states. vLLM keeps windows and states at few places of a
+# prompt, so that most are looked for in vain. This many pass over 1,024 states, or over 65,000
+# tokens where windows are of 128; then the request is computed, so that its cost has a bound.
+_MOST_LOOKUPS = 1024
 
 
 def longest_hit(
@@ -26,33 +29,35 @@ def longest_hit(
     """The largest ``end`` of at most ``last`` blocks such that a request with ``first`` blocks can go on after ``end``.
 
     ``run(groups, begin, end)``: how many leading ones of the blocks [begin, end) are published for each of the groups,
-    which are given by their numbers.
+    which are given by their numbers; of groups that look ahead, ``end`` may be the block after ``last``.
     """
     alike: dict[KvGroup, list[int]] = {}
     for number, group in enumerate(groups):
         alike.setdefault(group, []).append(number)
     end = last
-    if KvGroup() in alike:
-        end = first + run(alike.pop(KvGroup()), first, end)
+    for group in [each for each in alike if not each.partial]:
+        # The block after the found ones is missing, so a hit that needs it ends a block earlier
+        ahead = int(group.ahead)
+        end = max(first, min(end, first + run(alike.pop(group), first, end + ahead) - ahead))
     shortened = bool(alike)
     lookups = 0
     while shortened and end > first:
         shortened = False
         for group, numbers in alike.items():
-            reach = group.window - 1 + group.kept
+            ahead, chunk, reach = int(group.ahead), group.chunk, group.window - 1 + group.kept
             while end > first:
                 # KvGroup.first_block
-                begin = max(first, (end * block_tokens - reach) // block_tokens)
-                found = run(numbers, begin, end)
-                if begin + found == end:
+                tokens = end * block_tokens
+                begin = max(first, (tokens // chunk * chunk if chunk else tokens - reach) // block_tokens)
+                found = run(numbers, begin, end + ahead)
+                if begin + found == end + ahead:
                     break
                 lookups += 1
                 if lookups == _MOST_LOOKUPS:
                     return first
-                # The block after the found ones is missing, so the hit ends before it
-                end = begin + found
+                end = begin + found - ahead
                 shortened = len(alike) > 1
-    return end
+    return max(first, end)
 
 
 __all__ = ["longest_hit"]

@@ -33,18 +33,38 @@ class Lookups:
         self._shards = [of_group(number, shard_count) for number in range(len(self._groups))]
         # Every block counts, so that one lookup tells how far the prefix reaches.
         self._plain = self._groups == [KvGroup()]
+        self._ahead = int(any(group.ahead for group in self._groups))
+        self._chunks_alone = all(group.chunk for group in self._groups)
+
+    def last(self, tokens: int) -> int:
+        """How many blocks of a request of ``tokens`` can be a hit at most; its last token is computed in any case."""
+        # To see that it can take a block, vLLM looks at one with the last token only if there are
+        # several groups.
+        seen = tokens if len(self._groups) > 1 else tokens - 1
+        return self._without_gaps(min((tokens - 1) // self._block_tokens, self.longest(seen // self._block_tokens)))
+
+    def longest(self, blocks: int) -> int:
+        """The longest hit, in blocks, where so many leading ones are published."""
+        return blocks - self._ahead
 
     def found(self, keys: RequestKeys, first: int, last: int) -> int:
-        """How many of the blocks [first, last) a request can import that has the first ones."""
+        """How many of the blocks [first, last) a request can import that has the first ones. ``last``: see ``last``."""
         try:
             if self._plain:
                 return self._client.count_published(keys.upto(last), first, last, include_own=self._include_own)
-            return longest_hit(self._groups, first, last, self._block_tokens, self._run_of(keys, last)) - first
+            run = self._run_of(keys, last + self._ahead)
+            end = longest_hit(self._groups, first, last, self._block_tokens, run)
+            return end - first if self._loads(end) else 0
         except KvError as error:
             _log.warning("kvclient: no lookup: %s", error)
             return 0
 
-    def _run_of(self, keys: RequestKeys, last: int) -> Callable[[Sequence[int], int, int], int]:
+    def _loads(self, end: int) -> bool:
+        """Whether a hit has blocks to load: at the end of a chunk none is needed, and such a hit is not for a peer."""
+        size = self._block_tokens
+        return not self._chunks_alone or any(each.first_block(end * size, size) < end for each in self._groups)
+
+    def _run_of(self, keys: RequestKeys, known: int) -> Callable[[Sequence[int], int, int], int]:
         """See longest_hit: how many leading ones of the blocks [begin, end) are published for each of the groups."""
         count, include_own = self._client.count_published, self._include_own
         whole: dict[int, list[BlockKeys]] = {}
@@ -52,16 +72,16 @@ class Lookups:
         def run(groups: Sequence[int], begin: int, end: int) -> int:
             if begin >= end:
                 return 0
-            known = whole.get(groups[0])
-            if known is None:
+            published = whole.get(groups[0])
+            if published is None:
                 shards = [place for number in groups for place in self._shards[number]]
-                if self._groups[groups[0]].window:
+                if self._groups[groups[0]].partial:
                     # Most windows are found at once, and then no keys before them are needed
                     found = count(keys.between(shards, begin, end), 0, end - begin, include_own=include_own)
                     if found == end - begin:
                         return found
-                known = whole[groups[0]] = keys.whole(shards, last)
-            return count(known, begin, end, include_own=include_own)
+                published = whole[groups[0]] = keys.whole(shards, known)
+            return count(published, begin, end, include_own=include_own)
 
         return run
 
@@ -69,16 +89,18 @@ class Lookups:
         """How many leading blocks are published, whose keys are given for each shard. Raises KvError."""
         return self._client.count_published(keys, 0, len(keys[0]), include_own=self._include_own)
 
-    def without_gaps(self, blocks: int) -> int:
+    def _without_gaps(self, blocks: int) -> int:
         """At most ``blocks``: as many leading blocks as a request keeps all of, if failed blocks are reported as such.
 
         For these, vLLM goes on after the last block before the first failed one, and a window before its end must be
         there; it is not if a hit of more blocks has left the window's out.
         """
-        window = self._groups[0].window
-        if not window or self._by_request:
+        group = self._groups[0]
+        if not group.partial or self._by_request:
             return blocks
-        return min(blocks, (window + self._groups[0].kept - 2) // self._block_tokens + 1)
+        if group.chunk:
+            return min(blocks, (group.chunk - 1) // self._block_tokens)
+        return min(blocks, (group.window + group.kept - 2) // self._block_tokens + 1)
 
 
 __all__ = ["Lookups"]

@@ -199,11 +199,14 @@ class Publishing:
         runs: list[tuple[PublishRun, list[Any]]],
     ) -> None:
         request, table, group = tracked.request, tracked.tables[number], self._groups[number]
-        windowed, pool, published = group.window > 0, self._pool.blocks, self._published
+        windowed, pool, published = group.partial, self._pool.blocks, self._published
         # A block of states leaves the window with the next token; vLLM keeps it until that is
         # computed.
         computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if group.state else 0)
-        index, last = table.next_block, min(confirmed_tokens(request) // self._block_tokens, len(table.blocks))
+        confirmed = confirmed_tokens(request)
+        # What drafts may write again has no hash yet; vLLM keeps as many tokens before a window.
+        settled = confirmed - group.kept
+        index, last = table.next_block, min(confirmed // self._block_tokens, len(table.blocks))
         if index < last and not windowed:
             blocks = table.blocks[index:last]
             hashes = [each for block in blocks if (each := pool[block].block_hash) is not None]
@@ -223,7 +226,7 @@ class Publishing:
                 index += 1
             if hashes:
                 runs.append((self._run(tracked, number, first, table.blocks[first:index]), hashes))
-            elif content is None and not (windowed and hashed):
+            elif content is None and not (windowed and hashed and (index + 1) * self._block_tokens <= settled):
                 break  # not cached yet: the next step asks again
             else:
                 index += 1

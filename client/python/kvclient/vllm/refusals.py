@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvclient.vllm.groups import attends, keeps_state, kinds_of, layer_specs
+from kvclient.vllm.runner import uses_v2_runner
 
 # Specs that vLLM can treat as full attention, so that one group is left.
 _PROMOTED = ("FullAttentionSpec", "SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
@@ -24,7 +25,7 @@ def refusal(vllm_config: Any, kv_cache_config: Any, *, by_request: bool = True, 
         return "the model has no KV cache, so there is nothing to share: start it without the connector"
     specs = [group.kv_cache_spec for group in groups]
     if len(groups) > 1:
-        reason = _several(groups, by_request, load) or _states(specs, vllm_config)
+        reason = _several(groups, by_request, load) or _states(specs, vllm_config) or _draft(groups, vllm_config)
         if reason:
             return reason
     elif kinds_of(specs[0]) != [type(specs[0]).__name__] and not attends(specs[0]):
@@ -48,7 +49,7 @@ def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
     specs = [group.kv_cache_spec for group in groups]
     if not all(attends(spec) or keeps_state(spec) for spec in specs):
         remedy = _DISABLE if all(kind in _PROMOTED for kind in kinds) else "nothing makes one of them"
-        return f"{text}, and not all of them are full attention, a sliding window or states: {remedy}"
+        return f"{text}, and not all of them are full attention, windows, chunks or states: {remedy}"
     if not by_request:
         return (
             f"{text}, and this vLLM recovers a failed load of one group only: vLLM 0.30 and newer of several; or "
@@ -56,11 +57,27 @@ def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
         )
     if len({group.kv_cache_spec.block_size for group in groups}) > 1:
         return f"{text} whose blocks hold different numbers of tokens: {_DISABLE}"
-    if any(getattr(group, "is_eagle_group", False) for group in groups):
-        return f"{text}, one of them of a draft model: start without speculative_config, or {_DISABLE}"
     if load == "sync":
         return f"{text}, which vLLM can load in the background only: use load=async"
     return ""
+
+
+def _draft(groups: Sequence[Any], vllm_config: Any) -> str:
+    """Of a draft to which vLLM's V1 runner gives the block table of the first group, whichever its layers are in.
+
+    ``GPUModelRunner._build_attention_metadata`` looks for the group of proposers that read hidden states, of the other
+    ones not. Such a draft writes over the model's own KV, and answers are not the model's (seen with 0.32).
+    """
+    method = getattr(getattr(vllm_config, "speculative_config", None), "method", None)
+    if method not in ("draft_model", "custom_class") or uses_v2_runner(vllm_config):
+        return ""
+    layers = [name for group in groups[1:] for name in group.layer_names]
+    if method == "draft_model" and not any(name.startswith("draft_model.") for name in layers):
+        return ""
+    return (
+        f"the model has {len(groups)} KV-cache groups, and vLLM's V1 model runner has a draft of the method {method} "
+        f"write to blocks of the first one, which are the model's: start without speculative_config, or {_DISABLE}"
+    )
 
 
 def _states(specs: Sequence[Any], vllm_config: Any) -> str:

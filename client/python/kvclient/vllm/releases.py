@@ -41,6 +41,19 @@ def block_dimension(backend: Any, kv_spec: Any, cache_dtype: str, tensor: torch.
         return None
 
 
+def drafts_ahead(vllm_config: Any) -> bool:
+    """Whether a draft model's KV depends on the token after each position, so that vLLM drops the last block of a hit.
+
+    From 0.33 on, vLLM's hashes can hold these tokens instead (``num_hash_lookahead_tokens``); the connector's keys do
+    not. Where a user has switched the drop off, it is off here as well.
+    """
+    speculative = getattr(vllm_config, "speculative_config", None)
+    if speculative is None:
+        return False
+    drops = getattr(speculative, "use_eagle_block_drop", None) or speculative.use_eagle
+    return bool(drops())
+
+
 def hit_source() -> Any:
     """What vLLM's metrics count imported tokens as, from 0.32 on: a peer's memory. None: it has no such counter."""
     try:
@@ -84,6 +97,7 @@ def worker_ranks() -> tuple[int, int]:
 __all__ = [
     "attention_backends",
     "block_dimension",
+    "drafts_ahead",
     "fails_by_request",
     "hit_source",
     "transfer_results",

@@ -95,7 +95,7 @@ class SchedulerSide:
         ``model``: see ModelNow; None: the model is always ``spec``.
         """
         self._groups, self._shard_count, self._block_tokens = list(groups), len(shards), spec.block_tokens
-        several = len(groups) > 1 or groups[0].window > 0
+        several = len(groups) > 1 or groups[0].partial
         # A request whose step waits for its load can't be told of
         by_request = by_request and self._options.load == "async" and several
         of_groups = [_shard_of(shard, number) for number in range(len(groups)) for shard in shards]
@@ -134,7 +134,7 @@ class SchedulerSide:
 
     def report_held(self, cached: Callable[[bytes], bool]) -> None:
         """Have ``held_changes`` report; of a single group without a window. ``cached``: see HeldBlocks."""
-        if len(self._groups) == 1 and not self._groups[0].window:
+        if len(self._groups) == 1 and not self._groups[0].partial:
             self._held = HeldBlocks(lambda keys: self._found(keys), cached)
             self._held_map = self._pool.cached_block_hash_to_block
 

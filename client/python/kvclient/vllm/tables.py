@@ -1,9 +1,9 @@
 """A request's block table in one KV-cache group, and what identifies the content of its blocks.
 
-A group with a sliding window frees a request's blocks once the window has left them, long before the request ends; the
-pool may then give them to anyone. Until it does, they keep their content and its hash object, and can be published. So
-a table notes each block's hash object while the block is certain to be the request's, and the block holds the
-request's content as long as the pool shows the same object.
+A group with a sliding window frees a request's blocks once the window has left them, and one with chunks once the chunk
+has ended, long before the request ends; the pool may then give them to anyone. Until it does, they keep their content
+and its hash object, and can be published. So a table notes each block's hash object while the block is certain to be
+the request's, and the block holds the request's content as long as the pool shows the same object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BlockTable:
         self._group, self._block_tokens = group, block_tokens
         self.blocks: list[int] = []
         self.next_block = 0  # the first one that has not been considered for publishing
-        self._seen: dict[int, Any] = {}  # place -> hash object; of a group with a window
+        self._seen: dict[int, Any] = {}  # place -> hash object; of a group that frees blocks
 
     def restart(self, blocks: Sequence[int], pool: Any) -> None:
         """The engine has allocated ``blocks``, all of the request's; 0 where it has none."""
@@ -35,7 +35,7 @@ class BlockTable:
         """The engine has allocated further ``blocks``, which nothing has freed yet."""
         first = len(self.blocks)
         self.blocks += blocks
-        if self._group.window:
+        if self._group.partial:
             for place, block in enumerate(blocks, first):
                 self._look(place, pool.blocks[block].block_hash)
 
@@ -46,11 +46,11 @@ class BlockTable:
     def content(self, place: int, pool: Any, computed: int) -> Any:
         """The hash object under which the block at ``place`` holds the request's content; None: none yet, or no more.
 
-        Without a window that is what the pool says of the block. ``computed``: the request's computed tokens, as of
-        the engine's last look at which blocks it can free.
+        Of a group that frees none that is what the pool says of the block. ``computed``: the request's computed tokens,
+        as of the engine's last look at which blocks it can free.
         """
         now = pool.blocks[self.blocks[place]].block_hash
-        if not self._group.window or now is None:
+        if not self._group.partial or now is None:
             return now
         if place not in self._seen and place >= self._group.first_block(computed, self._block_tokens):
             self._look(place, now)
