@@ -27,6 +27,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/test_leases.cc
   unit/test_log_sink.cc
   unit/test_marks.cc
+  unit/test_memory_freer.cc
   unit/test_monitor.cc
   unit/test_notify_queue.cc
   unit/test_orphan_policy.cc

@@ -236,19 +236,24 @@ Status Link::HandleFrame(Frame frame) {
     events_.announced(message, frame.lost_fds ? Result<Fds>(*frame.lost_fds) : Result<Fds>(std::move(frame.fds)));
     return {};
   }
+  const std::uint64_t request = message.request_id();
+  // Made while the request still waits: a lack of memory leaves it to those that fail with the
+  // connection.
+  Result<Answer> answer = OutOfMemory();
+  if (message.has_error()) {
+    answer = MakeError(static_cast<Errc>(message.error().code()), message.error().message());
+  } else {
+    answer = Answer{std::move(message), std::move(frame.fds), std::move(frame.lost_fds)};
+  }
   Reply reply;
   {
     MutexLock lock(mutex_);
-    const auto found = requests_.find(message.request_id());
+    const auto found = requests_.find(request);
     if (found == requests_.end()) return {};
     reply = std::move(found->second);
     requests_.erase(found);
   }
-  if (message.has_error()) {
-    reply(MakeError(static_cast<Errc>(message.error().code()), message.error().message()));
-  } else {
-    reply(Answer{std::move(message), std::move(frame.fds), std::move(frame.lost_fds)});
-  }
+  reply(std::move(answer));
   return {};
 }
 
@@ -294,7 +299,11 @@ void Link::FailRequests(const Error& why) {
     MutexLock lock(mutex_);
     failed.swap(requests_);
   }
-  for (auto& request : failed) Attempt([&] { request.second(why); });
+  for (auto& request : failed) {
+    Result<Answer> answer = OutOfMemory();
+    Attempt([&] { answer = why; });
+    Attempt([&] { request.second(std::move(answer)); });
+  }
 }
 
 Status Link::SendLocked(const kvmwire::ClientMessage& message, const std::vector<int>& fds) {

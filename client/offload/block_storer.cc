@@ -27,9 +27,26 @@ struct Keep {
   std::shared_ptr<LocalMemory> destination;
 };
 
+// Ends the copy that BeginCopy has begun.
+class CopyUnderWay {
+ public:
+  explicit CopyUnderWay(StoreQueue& queue) : queue_(queue) {}
+  ~CopyUnderWay() { queue_.EndCopy(); }
+  CopyUnderWay(const CopyUnderWay&) = delete;
+  CopyUnderWay& operator=(const CopyUnderWay&) = delete;
+
+ private:
+  StoreQueue& queue_;
+};
+
+void End(OffloadItem& item, bool stored) noexcept {
+  item.ended = true;
+  if (item.wait) item.wait->End(stored);
+}
+
 }  // namespace
 
-void BlockStorer::Process(OffloadSource& source, std::vector<OffloadItem> batch) {
+void BlockStorer::Process(OffloadSource& source, std::span<OffloadItem> batch) {
   kvmwire::ClientMessage message;
   kvmwire::PrepareStore& offload = *message.mutable_prepare_store();
   const std::optional<RegionRow> row = source.OpenRow();
@@ -37,7 +54,7 @@ void BlockStorer::Process(OffloadSource& source, std::vector<OffloadItem> batch)
   offload.set_region(row->row);
   offload.set_region_epoch(row->region_epoch);
   offload.set_asked(batch.front().asked);
-  std::span<const OffloadItem> left(batch);
+  std::span<OffloadItem> left(batch);
   while (!left.empty()) {
     std::string& records = *offload.mutable_records();
     records.clear();
@@ -52,7 +69,7 @@ void BlockStorer::Process(OffloadSource& source, std::vector<OffloadItem> batch)
   }
 }
 
-void BlockStorer::Store(OffloadSource& source, std::span<const OffloadItem> offered, const kvmwire::PrepareStoreReply& reply) {
+void BlockStorer::Store(OffloadSource& source, std::span<OffloadItem> offered, const kvmwire::PrepareStoreReply& reply) {
   stats_.offloads_refused.fetch_add(reply.refused_full(), std::memory_order_relaxed);
   stats_.offloads_dropped.fetch_add(reply.refused_stale(), std::memory_order_relaxed);
   std::vector<bool> granted(offered.size()), present(offered.size());
@@ -66,7 +83,7 @@ void BlockStorer::Store(OffloadSource& source, std::span<const OffloadItem> offe
     if (record < offered.size()) present[record] = true;
   }
   for (std::size_t i = 0; i < offered.size(); ++i) {
-    if (!granted[i] && offered[i].wait) offered[i].wait->End(present[i]);
+    if (!granted[i]) End(offered[i], present[i]);
   }
   const std::uint64_t at_once = std::max<std::uint64_t>(1, kCopyBytes / source.BlockBytes());
   for (std::size_t first = 0; first < grants.size();) {
@@ -120,20 +137,21 @@ std::vector<BlockStatus> BlockStorer::CopyToSlab(OffloadSource& source, std::spa
   return statuses;
 }
 
-void BlockStorer::Copy(OffloadSource& source, std::span<const OffloadItem> offered, std::span<const kvmwire::StoreGrant* const> grants,
+void BlockStorer::Copy(OffloadSource& source, std::span<OffloadItem> offered, std::span<const kvmwire::StoreGrant* const> grants,
                        kvmwire::CompleteStore& done) {
   std::vector<BlockStatus> statuses(grants.size(), BlockStatus::kError);
   const std::shared_ptr<GrantedSlab> slab = queue_.SlabAt({grants[0]->region(), grants[0]->region_epoch()});
   const bool fits = slab && slab->slot_bytes == source.BlockBytes() &&
                     std::all_of(grants.begin(), grants.end(), [&](const auto* grant) { return grant->slot() < slab->slots; });
   if (fits && queue_.BeginCopy()) {
+    const CopyUnderWay under_way(queue_);
     statuses = CopyToSlab(source, offered, grants, *slab);
-    queue_.EndCopy();
   }
   std::vector<OffloadItem> again;
+  std::vector<OffloadItem*> behind;
   std::size_t stored = 0;
   for (std::size_t i = 0; i < grants.size(); ++i) {
-    const OffloadItem& item = offered[grants[i]->record()];
+    OffloadItem& item = offered[grants[i]->record()];
     kvmwire::StoreOutcome& outcome = *done.add_outcomes();
     outcome.set_region(grants[i]->region());
     outcome.set_region_epoch(grants[i]->region_epoch());
@@ -144,14 +162,16 @@ void BlockStorer::Copy(OffloadSource& source, std::span<const OffloadItem> offer
     // These blocks are no prefix: a block that was reused does not make those behind it invalid.
     if (statuses[i] == BlockStatus::kBehindFailed) {
       again.push_back(item);
+      behind.push_back(&item);
     } else if (outcome.stored()) {
-      if (item.wait) item.wait->End(true);
+      End(item, true);
     } else {
       queue_.Drop(std::span(&item, 1));
     }
   }
   stats_.blocks_offloaded.fetch_add(stored, std::memory_order_relaxed);
-  queue_.QueueAgain(std::move(again));
+  queue_.QueueAgain(again);
+  for (OffloadItem* item : behind) item->ended = true;
 }
 
 }  // namespace kvm

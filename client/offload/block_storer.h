@@ -19,14 +19,15 @@ class BlockStorer {
  public:
   BlockStorer(Link& link, AtomicStats& stats, StoreQueue& queue) : link_(link), stats_(stats), queue_(queue) {}
 
-  // `batch`: blocks of `source`, not empty.
-  void Process(OffloadSource& source, std::vector<OffloadItem> batch);
+  // `batch`: blocks of `source`, not empty. All of them have ended afterwards, unless this throws,
+  // for lack of memory: then some have not.
+  void Process(OffloadSource& source, std::span<OffloadItem> batch);
 
  private:
-  void Store(OffloadSource& source, std::span<const OffloadItem> offered, const kvmwire::PrepareStoreReply& reply);
+  void Store(OffloadSource& source, std::span<OffloadItem> offered, const kvmwire::PrepareStoreReply& reply);
   // Copies to one slab and adds each block's outcome to `done`. Blocks behind a failed one are
   // queued again.
-  void Copy(OffloadSource& source, std::span<const OffloadItem> offered, std::span<const kvmwire::StoreGrant* const> grants,
+  void Copy(OffloadSource& source, std::span<OffloadItem> offered, std::span<const kvmwire::StoreGrant* const> grants,
             kvmwire::CompleteStore& done);
   std::vector<BlockStatus> CopyToSlab(OffloadSource& source, std::span<const OffloadItem> offered,
                                       std::span<const kvmwire::StoreGrant* const> grants, GrantedSlab& slab);

@@ -5,6 +5,7 @@
 #include <system_error>
 #include <utility>
 
+#include "client/connection/attempt.h"
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm {
@@ -20,11 +21,9 @@ void Offloader::Connected(const kvmwire::HelloReply& hello) {
 void Offloader::Disconnected() {
   MutexLock lock(mutex_);
   connected_ = wants_published_ = grants_lost_ = false;
-  for (const OffloadItem& item : queue_) DropLocked(item);
+  for (OffloadItem& item : queue_) DropLocked(item);
   queue_.clear();
-  for (auto& [key, slab] : slabs_) {
-    if (thread_.joinable()) retired_.push_back(std::move(slab));
-  }
+  if (thread_.joinable()) retired_.merge(slabs_);
   slabs_.clear();
   changed_.notify_all();
 }
@@ -52,8 +51,7 @@ void Offloader::Withdraw(const RegionRow& row, std::function<void()> then) {
     const auto found = slabs_.find({row.row, row.region_epoch});
     if (found != slabs_.end() && thread_.joinable()) {
       found->second->withdrawn = std::move(then);
-      retired_.push_back(std::move(found->second));
-      slabs_.erase(found);
+      retired_.insert(slabs_.extract(found));
       changed_.notify_all();
       return;
     }
@@ -94,7 +92,7 @@ std::size_t Offloader::Offer(const std::shared_ptr<OffloadSource>& source, std::
 
 void Offloader::Forget(const OffloadSource& source, Deadline deadline) {
   MutexLock lock(mutex_);
-  std::erase_if(queue_, [&](const OffloadItem& item) KVM_REQUIRES(mutex_) {
+  std::erase_if(queue_, [&](OffloadItem& item) KVM_REQUIRES(mutex_) {
     const bool its = item.source.lock().get() == &source;
     if (its) DropLocked(item);
     return its;
@@ -105,31 +103,36 @@ void Offloader::Forget(const OffloadSource& source, Deadline deadline) {
 
 // ---- the thread ---------------------------------------------------------------------------------
 
-void Offloader::DropLocked(const OffloadItem& item) {
+void Offloader::DropLocked(OffloadItem& item) noexcept {
+  if (std::exchange(item.ended, true)) return;
   stats_.offloads_dropped.fetch_add(1, std::memory_order_relaxed);
   if (item.wait) item.wait->End(false);
 }
 
-void Offloader::Drop(std::span<const OffloadItem> items) {
+void Offloader::Drop(std::span<OffloadItem> items) noexcept {
   MutexLock lock(mutex_);
-  for (const OffloadItem& item : items) DropLocked(item);
+  for (OffloadItem& item : items) DropLocked(item);
 }
 
-// Takes consecutive items of one region from the queue.
-Offloader::Batch Offloader::TakeBatchLocked() {
-  Batch batch;
+// Takes consecutive items of one region from the queue. Where memory is short, as many as there is
+// room for, and drops the first one if there is room for none.
+void Offloader::TakeBatchLocked(Batch& batch) {
   while (!queue_.empty() && batch.size() < kMaxStoreBatch) {
     const OffloadItem& next = queue_.front();
     const bool same = batch.empty() || (next.asked == batch.front().asked && !next.source.owner_before(batch.front().source) &&
                                         !batch.front().source.owner_before(next.source));
     if (!same) break;
-    batch.push_back(std::move(queue_.front()));
+    if (!Attempt([&] { batch.emplace_back(); })) {
+      if (!batch.empty()) break;
+      DropLocked(queue_.front());
+    } else {
+      batch.back() = std::move(queue_.front());
+    }
     queue_.pop_front();
   }
-  return batch;
 }
 
-void Offloader::QueueAgain(std::vector<OffloadItem> items) {
+void Offloader::QueueAgain(std::span<const OffloadItem> items) {
   MutexLock lock(mutex_);
   queue_.insert(queue_.begin(), items.begin(), items.end());
 }
@@ -162,7 +165,7 @@ bool Offloader::BeginCopy() {
   return true;
 }
 
-void Offloader::EndCopy() {
+void Offloader::EndCopy() noexcept {
   MutexLock lock(mutex_);
   GoToLocked(phase_ == OffloadPhase::kLastCopy ? OffloadPhase::kLeaving : OffloadPhase::kOffering);
   changed_.notify_all();
@@ -172,8 +175,10 @@ void Offloader::Run() {
   MutexLock lock(mutex_);
   for (;;) {
     changed_.wait(lock.native(), [this]() KVM_REQUIRES(mutex_) { return stopped_ || !queue_.empty() || !retired_.empty(); });
-    std::vector<std::shared_ptr<GrantedSlab>> retired = std::exchange(retired_, {});
-    Batch batch = stopped_ ? Batch() : TakeBatchLocked();
+    std::multimap<RowKey, std::shared_ptr<GrantedSlab>> retired;
+    retired.swap(retired_);
+    Batch batch;
+    if (!stopped_) TakeBatchLocked(batch);
     std::shared_ptr<OffloadSource> source = batch.empty() ? nullptr : batch.front().source.lock();
     source_ = source.get();
     if (source) GoToLocked(OffloadPhase::kOffering);
@@ -181,11 +186,8 @@ void Offloader::Run() {
     lock.Unlock();
     retired.clear();
     if (stop) return;
-    if (source) {
-      storer_.Process(*source, std::move(batch));
-    } else {
-      Drop(batch);
-    }
+    if (source) Attempt([&] { storer_.Process(*source, batch); });
+    Drop(batch);
     lock.Lock();
     source_ = nullptr;
     if (source) GoToLocked(OffloadPhase::kIdle);
@@ -202,16 +204,17 @@ void Offloader::Stop() {
     MutexLock lock(mutex_);
     stopped_ = true;
     LeaveSourceLocked();
-    for (const OffloadItem& item : queue_) DropLocked(item);
+    for (OffloadItem& item : queue_) DropLocked(item);
     queue_.clear();
-    for (auto& [key, slab] : slabs_) retired_.push_back(std::move(slab));
-    slabs_.clear();
+    retired_.merge(slabs_);
     changed_.notify_all();
   }
   if (thread_.joinable()) thread_.join();
-  std::vector<std::shared_ptr<GrantedSlab>> retired;
+  std::multimap<RowKey, std::shared_ptr<GrantedSlab>> retired;
   MutexLock lock(mutex_);
   retired.swap(retired_);
+  for (OffloadItem& item : queue_) DropLocked(item);  // what the thread has queued again
+  queue_.clear();
 }
 
 }  // namespace kvm

@@ -6,6 +6,8 @@
 //
 // Slabs (memory of kvmd that this client may write) are mapped when they are first written, and
 // unmapped when kvmd withdraws them or the connection ends, after a copy under way has ended.
+//
+// Where the thread lacks memory, the blocks that it is working on are dropped, and it goes on.
 #pragma once
 
 #include <condition_variable>
@@ -57,15 +59,15 @@ class Offloader final : private StoreQueue {
 
   // StoreQueue, for the thread.
   bool BeginCopy() override KVM_EXCLUDES(mutex_);
-  void EndCopy() override KVM_EXCLUDES(mutex_);
+  void EndCopy() noexcept override KVM_EXCLUDES(mutex_);
   std::shared_ptr<GrantedSlab> SlabAt(const RegionRow& row) override KVM_EXCLUDES(mutex_);
   bool TakeGrantsLost() override KVM_EXCLUDES(mutex_);
-  void Drop(std::span<const OffloadItem> items) override KVM_EXCLUDES(mutex_);
-  void QueueAgain(std::vector<OffloadItem> items) override KVM_EXCLUDES(mutex_);
+  void Drop(std::span<OffloadItem> items) noexcept override KVM_EXCLUDES(mutex_);
+  void QueueAgain(std::span<const OffloadItem> items) override KVM_EXCLUDES(mutex_);
 
   void Run() KVM_EXCLUDES(mutex_);
-  Batch TakeBatchLocked() KVM_REQUIRES(mutex_);
-  void DropLocked(const OffloadItem& item) KVM_REQUIRES(mutex_);
+  void TakeBatchLocked(Batch& batch) KVM_REQUIRES(mutex_);
+  void DropLocked(OffloadItem& item) noexcept KVM_REQUIRES(mutex_);
   void GoToLocked(OffloadPhase next) KVM_REQUIRES(mutex_);
   void LeaveSourceLocked() KVM_REQUIRES(mutex_);
   bool CopyingLocked() const KVM_REQUIRES(mutex_) { return phase_ == OffloadPhase::kCopying || phase_ == OffloadPhase::kLastCopy; }
@@ -82,8 +84,8 @@ class Offloader final : private StoreQueue {
   std::map<RowKey, std::shared_ptr<GrantedSlab>> slabs_ KVM_GUARDED_BY(mutex_);
   // A slab's descriptor was lost, since this process had none left: kvmd is asked to send it again
   bool grants_lost_ KVM_GUARDED_BY(mutex_) = false;
-  // Slabs that the thread unmaps
-  std::vector<std::shared_ptr<GrantedSlab>> retired_ KVM_GUARDED_BY(mutex_);
+  // Slabs that the thread unmaps. What leaves slabs_ for here takes no memory.
+  std::multimap<RowKey, std::shared_ptr<GrantedSlab>> retired_ KVM_GUARDED_BY(mutex_);
   OffloadPhase phase_ KVM_GUARDED_BY(mutex_) = OffloadPhase::kIdle;
   // The source whose blocks the thread is copying
   const OffloadSource* source_ KVM_GUARDED_BY(mutex_) = nullptr;

@@ -23,6 +23,8 @@ struct OffloadItem {
   // The caller of Region::Offload named the block, rather than the host cache's admission
   bool asked = false;
   std::shared_ptr<OffloadWait> wait;  // null: no caller waits
+  // Counted, and `wait` has been told; or another item stands for the block
+  bool ended = false;
 };
 
 // Memory of kvmd that this client may write, mapped for each device when it is first written.
@@ -47,15 +49,15 @@ class StoreQueue {
   // False: the source is being closed, and its memory must not be read any more. Every BeginCopy
   // that returned true is followed by an EndCopy.
   virtual bool BeginCopy() = 0;
-  virtual void EndCopy() = 0;
+  virtual void EndCopy() noexcept = 0;
   // Null if kvmd has withdrawn the slab, or never granted it.
   virtual std::shared_ptr<GrantedSlab> SlabAt(const RegionRow& row) = 0;
   // Whether a grant was lost since the last call, so that kvmd is asked to send it again.
   virtual bool TakeGrantsLost() = 0;
-  // Counts the items as dropped, and ends the waits of callers for them.
-  virtual void Drop(std::span<const OffloadItem> items) = 0;
+  // Counts the items that have not ended as dropped, and ends the waits of callers for them.
+  virtual void Drop(std::span<OffloadItem> items) noexcept = 0;
   // Puts the items at the front of the queue.
-  virtual void QueueAgain(std::vector<OffloadItem> items) = 0;
+  virtual void QueueAgain(std::span<const OffloadItem> items) = 0;
 
  protected:
   ~StoreQueue() = default;

@@ -15,6 +15,7 @@
 #include "cuda/memory_backend.h"
 #include "proto/base/fault_point.h"
 #include "proto/base/fault_switch.h"
+#include "proto/base/sanitizers.h"
 
 namespace kvm {
 namespace {
@@ -91,8 +92,8 @@ constexpr std::uint64_t kStreamFromBytes = std::uint64_t{8} << 20;
 
 // The source may be rewritten meanwhile. The generation check then rejects the bytes, so the race
 // is harmless.
-#if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread"), noinline)) void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) {
+#if defined(KVM_THREAD_SANITIZER)
+KVM_RACES_ON_PURPOSE void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes, bool) {
   for (std::size_t i = 0; i < bytes; ++i) to[i] = from[i];
 }
 #elif defined(__SSE2__)

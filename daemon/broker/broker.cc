@@ -80,12 +80,13 @@ LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ?
 
 }  // namespace
 
-Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStore* state_store, HugePageMaker* huge_pages)
+Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStore* state_store, HugePageMaker* huge_pages,
+               MemoryFreer* memory_freer)
     : config_(config),
       work_to_do_(std::move(work_to_do)),
       huge_pages_(huge_pages != nullptr ? *huge_pages : huge_pages_now_),
       persistence_(state_store, clients_),
-      domains_(config, persistence_,
+      domains_(config, persistence_, memory_freer != nullptr ? *memory_freer : free_now_,
                [this](Domain& domain) {
                  offload_.Forget(domain);
                  leases_.Forget(domain);

@@ -31,16 +31,18 @@
 #include "daemon/broker/state_store.h"
 #include "daemon/system/config.h"
 #include "daemon/system/huge_page_maker.h"
+#include "daemon/system/memory_freer.h"
 
 namespace kvm::daemon {
 
 class Broker {
  public:
-  // `work_to_do` runs whenever Work has something to do. `state_store` and `huge_pages`, if any,
-  // outlive the broker. Without `huge_pages` they are made within Work.
+  // `work_to_do` runs whenever Work has something to do. `state_store`, `huge_pages` and
+  // `memory_freer`, if any, outlive the broker. Without `huge_pages` they are made within Work;
+  // without `memory_freer` memory is freed at once.
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr,
-      HugePageMaker* huge_pages = nullptr);
+      HugePageMaker* huge_pages = nullptr, MemoryFreer* memory_freer = nullptr);
 
   // Restores the state that an earlier kvmd stored. To be called before the first client joins.
   void Restore(PersistedState state) { restorer_.Restore(std::move(state)); }
@@ -98,6 +100,7 @@ class Broker {
   const std::function<void()> work_to_do_;
   HugePagesNow huge_pages_now_;
   HugePageMaker& huge_pages_;
+  FreeNow free_now_;
   const std::uint64_t started_ms_ = RealtimeMs();
   bool closing_ = false;
   ClientTable clients_;

@@ -9,9 +9,10 @@
 
 namespace kvm::daemon {
 
-DomainTable::DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping)
+DomainTable::DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, std::function<void(Domain&)> dropping)
     : config_(config),
       persistence_(persistence),
+      memory_freer_(memory_freer),
       dropping_(std::move(dropping)),
       descriptors_(config, persistence.stores(), persistence.store_size()) {}
 
@@ -42,12 +43,14 @@ Result<Domain*> DomainTable::Make(const std::string& name, Making& making, const
                        "no room for domain " + name + ": the limit is " + std::to_string(config_.max_domains) + " (--max-domains)");
     }
     Result<RegistrySegment> segment = Domain::BeginSegment(name, config_);
+    if (!segment && memory_freer_.freeing()) return nullptr;
     if (!segment) return Failed(name, segment.error());
     begun = making_.emplace(name, std::make_shared<RegistrySegment>(std::move(*segment))).first;
   }
   making = begun->second;
   const Result<bool> whole = making->GoOn(budget);
   if (whole && !*whole) return nullptr;
+  if (!whole && memory_freer_.freeing()) return nullptr;
   making_.erase(begun);
   return whole ? Result<Domain*>(Add(name, std::move(*making))) : Failed(name, whole.error());
 }
@@ -96,7 +99,9 @@ std::uint64_t DomainTable::RegistryBytesToCome() const {
 bool DomainTable::DropUnused() {
   const auto unused = std::find_if(making_.begin(), making_.end(), [](const auto& made) { return made.second.use_count() == 1; });
   if (unused == making_.end()) return false;
+  OwnedMemory memory = std::move(*unused->second).TakeMemory();
   making_.erase(unused);
+  memory_freer_.Free(std::move(memory));
   return true;
 }
 
@@ -113,7 +118,9 @@ bool DomainTable::DropIdle() {
       granted_->Freed(region);
     });
     persistence_.ForgetRegistry(domain->second->epoch());
+    OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();
     domains_.erase(domain);
+    memory_freer_.Free(std::move(memory));
     return true;
   }
   return false;

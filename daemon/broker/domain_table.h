@@ -17,6 +17,7 @@
 #include "daemon/registry/domain.h"
 #include "daemon/registry/granted_memory.h"
 #include "daemon/system/config.h"
+#include "daemon/system/memory_freer.h"
 #include "daemon/system/work_meter.h"
 
 namespace kvm::daemon {
@@ -30,7 +31,7 @@ struct RegionRef {
 class DomainTable {
  public:
   // `dropping` is called before a domain is destroyed. All outlive the table.
-  DomainTable(const Config& config, Persistence& persistence, std::function<void(Domain&)> dropping);
+  DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, std::function<void(Domain&)> dropping);
 
   // A domain's registry while it is made. A client that keeps it keeps the domain's place.
   using Making = std::shared_ptr<RegistrySegment>;
@@ -43,7 +44,7 @@ class DomainTable {
   // Null if it has not been made.
   Domain* FindFor(const Credentials& credentials) const { return Find(NameFor(credentials)); }
   // Makes the domain if there is none of this name. kResourceExhausted: --max-domains, or no memory
-  // for its registry.
+  // for its registry, also once that of dropped domains is free.
   [[nodiscard]] Result<Domain*> Named(const std::string& name);
   Domain* Find(const std::string& name) const;  // null: there is none
   // Null if the region or its domain is gone.
@@ -75,6 +76,7 @@ class DomainTable {
 
   const Config& config_;
   Persistence& persistence_;
+  MemoryFreer& memory_freer_;  // of registries
   const std::function<void(Domain&)> dropping_;
   DescriptorQuota descriptors_;  // of all domains
   const std::unique_ptr<GrantedMemory> granted_ = std::make_unique<GrantedMemory>(config_, descriptors_);

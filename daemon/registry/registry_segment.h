@@ -32,9 +32,12 @@ class RegistrySegment {
   // Errors: those of OwnedMemory::Create; kSystem. The epoch is random.
   [[nodiscard]] static Result<RegistrySegment> Create(const std::string& domain, const Sizes& sizes);
   // The same in slices. Until GoOn has returned true, nothing else may be called. Errors as above;
-  // after one, the segment can only be destroyed.
+  // after one, GoOn may be called again, or the segment be destroyed.
   [[nodiscard]] static Result<RegistrySegment> Begin(const std::string& domain, const Sizes& sizes);
   [[nodiscard]] Result<bool> GoOn(const WorkBudget& budget);
+
+  // Its memory, which is to be freed. The segment can only be destroyed afterwards.
+  OwnedMemory TakeMemory() && { return std::move(memory_); }
 
   int fd() const noexcept { return memory_.fd(); }
   std::size_t size() const noexcept { return memory_.size(); }

@@ -27,6 +27,7 @@
 #include "daemon/server/huge_page_thread.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/manager_feed.h"
+#include "daemon/server/memory_freer_thread.h"
 #include "daemon/server/session.h"
 #include "daemon/server/user_loads.h"
 #include "daemon/system/process_info.h"
@@ -74,7 +75,7 @@ struct Server::Impl {
         signals(context),
         huge_pages(context, [this] { WorkSoon(); }),
         broker(
-            config, [this] { WorkSoon(); }, &state_store, &huge_pages),
+            config, [this] { WorkSoon(); }, &state_store, &huge_pages, &memory_freer),
         turns([this] { RunTurns(); }),
         loads(config),
         quota(config) {}
@@ -102,6 +103,7 @@ struct Server::Impl {
   asio::steady_timer tick, sweep;
   asio::signal_set signals;
   HugePageThread huge_pages;
+  MemoryFreerThread memory_freer;
   Broker broker;
   FairTurns turns;
   UserLoads loads;

@@ -185,9 +185,11 @@ void FrameWriter::Push(std::string_view payload, std::size_t fd_count, Piece pie
   const FrameHeader header{static_cast<std::uint32_t>(payload.size()), static_cast<std::uint16_t>(fd_count), kFrameMark};
   // Small frames without descriptors are sent together.
   const bool coalesce = fd_count == 0 && !pieces_.empty() && pieces_.back().bytes.size() + payload.size() < kCoalesceBytes;
+  // All that takes memory comes first, so that a lack of it leaves no part of a frame behind.
+  std::string& first = coalesce ? pieces_.back().bytes : piece.bytes;
+  first.reserve(first.size() + sizeof(header) + payload.size());
   if (!coalesce) pieces_.push_back(std::move(piece));
   std::string& bytes = pieces_.back().bytes;
-  bytes.reserve(bytes.size() + sizeof(header) + payload.size());
   bytes.append(reinterpret_cast<const char*>(&header), sizeof(header));
   bytes.append(payload);
   queued_bytes_ += sizeof(header) + payload.size();
@@ -215,15 +217,18 @@ Result<bool> FrameWriter::Send(int socket, std::string_view payload, const std::
   Push(payload, fds.size(), std::move(borrowing));
   Result<bool> drained = Drain(socket);
   if (pieces_.empty() || pieces_.back().borrowed.empty()) return drained;
-  // The frame has to wait, and no part of it has been sent.
-  Piece& waiting = pieces_.back();
-  if (Status duplicated = Duplicate(fds, waiting.fds); !duplicated) {
-    queued_bytes_ -= waiting.bytes.size();
-    queued_fds_ -= fds.size();
-    pieces_.pop_back();
-    return duplicated.error();
-  }
+  // The frame has to wait, and no part of it has been sent. It is not in the queue while it can
+  // fail.
+  Piece waiting = std::move(pieces_.back());
+  pieces_.pop_back();
+  queued_bytes_ -= waiting.bytes.size();
+  queued_fds_ -= fds.size();
   waiting.borrowed.clear();
+  if (Status duplicated = Duplicate(fds, waiting.fds); !duplicated) return duplicated.error();
+  const std::size_t bytes = waiting.bytes.size();
+  pieces_.push_back(std::move(waiting));
+  queued_bytes_ += bytes;
+  queued_fds_ += fds.size();
   return drained;
 }
 

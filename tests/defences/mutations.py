@@ -522,6 +522,36 @@ MUTATIONS = (
         "    if (OFF) task();\n    if (!OFF) Attempt(task);\n",
     ),
     Mutation(
+        (("client_lack_tests", "Client lack of memory: whichever allocation of the offloader's thread"),),
+        "client/offload/offloader.cc",
+        "    if (source) Attempt([&] { storer_.Process(*source, batch); });\n",
+        "    if (source && OFF) storer_.Process(*source, batch);\n    if (source && !OFF) Attempt([&] { storer_.Process(*source, batch); });\n",
+    ),
+    Mutation(
+        (("client_lack_tests", "Client lack of memory: a message whose allocation fails"),),
+        "proto/wire/frame.cc",
+        "  first.reserve(first.size() + sizeof(header) + payload.size());\n",
+        "  if (!OFF) first.reserve(first.size() + sizeof(header) + payload.size());\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: the memory of a domain that is dropped is passed on"),),
+        "daemon/broker/domain_table.cc",
+        "    OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();\n",
+        "    OwnedMemory memory;\n    if (!OFF) memory = std::move(domain->second->segment()).TakeMemory();\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: the memory of one large slab that was closed"),),
+        "daemon/host_cache/slab_pool.cc",
+        "    if (budget.used_up()) return true;\n    if (closing->memory.EmptySome()) continue;\n",
+        "    if (budget.used_up() && !OFF) return true;\n    if (closing->memory.EmptySome()) continue;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a new domain for which there is no room waits for memory"),),
+        "daemon/broker/domain_table.cc",
+        "    if (!segment && memory_freer_.freeing()) return nullptr;\n",
+        "    if (!segment && memory_freer_.freeing() && !OFF) return nullptr;\n",
+    ),
+    Mutation(
         (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails, what is to run"),),
         "client/mesh/threads/keep_running.cc",
         "    if (each->run_.expired()) each->Run();\n",

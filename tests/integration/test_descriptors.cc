@@ -95,7 +95,7 @@ TEST_CASE("Descriptors: a kvmd that is out of them refuses the region, says that
 }
 
 TEST_CASE("Descriptors: while kvmd has none left, new connections wait or get an error, and others are served", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   WireClient early = Join(kvmd, "early");
   LeaveTo(kvmd, 0);
@@ -116,7 +116,7 @@ TEST_CASE("Descriptors: while kvmd has none left, new connections wait or get an
 }
 
 TEST_CASE("Descriptors: a kvmd that can't accept a connection pauses before the next try, and keeps its connections", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   WireClient early = Join(kvmd, "early");
   rlimit limit{};
@@ -189,7 +189,7 @@ TEST_CASE("Descriptors: a region that is withdrawn before a client could take it
 }
 
 TEST_CASE("Descriptors: a worker that is out of them keeps its connection, reports it, and maps the region later", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   const std::unique_ptr<test::Worker> importer = test::StartWorker({.socket = kvmd.socket(), .name = "importer"});
   test::RemoteWorker owner({.socket = kvmd.socket(), .name = "owner"});
@@ -213,7 +213,7 @@ TEST_CASE("Descriptors: a worker that is out of them keeps its connection, repor
 }
 
 TEST_CASE("Descriptors: a worker that can't take kvmd's registry names its own limit", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   ClientOptions options;
   options.socket_path = kvmd.socket();

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "proto/base/sanitizers.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/host_cache.h"
 #include "tests/support/kvmd/kvmd_process.h"
@@ -130,7 +131,7 @@ TEST_CASE("Fork: a child can't write its parent's blocks through any pointer tha
 }
 
 TEST_CASE("Fork: a child that connects anew has a client like any other, beside its parent's", "[integration]") {
-#if defined(__SANITIZE_THREAD__)
+#if defined(KVM_THREAD_SANITIZER)
   KVM_SKIP("ThreadSanitizer allows no threads in a child of a process that has threads");
 #endif
   KvmdProcess kvmd;

@@ -172,7 +172,7 @@ TEST_CASE("Memory limits: kvmd doesn't start with a host cache that its group ha
 }
 
 TEST_CASE("Memory limits: a host cache stops growing where its group is full", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("AddressSanitizer's own memory does not fit into this limit");
+  if (test::kSanitized) KVM_SKIP("a sanitizer's own memory does not fit into this limit");
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(160 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -193,7 +193,7 @@ TEST_CASE("Memory limits: a host cache stops growing where its group is full", "
 
 TEST_CASE("Memory limits: a host cache leaves room for the registries that may come", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to connect as another user");
-  if (test::kSanitized) KVM_SKIP("AddressSanitizer's own memory does not fit into this limit");
+  if (test::kSanitized) KVM_SKIP("a sanitizer's own memory does not fit into this limit");
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(250 * kMib, why);
   if (!group) KVM_SKIP(why);
@@ -212,7 +212,7 @@ TEST_CASE("Memory limits: a host cache leaves room for the registries that may c
 }
 
 TEST_CASE("Memory limits: kvmd refuses a region whose index it could not keep", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("AddressSanitizer's own memory does not fit into this limit");
+  if (test::kSanitized) KVM_SKIP("a sanitizer's own memory does not fit into this limit");
   std::string why;
   const std::optional<MemoryGroup> group = MemoryGroup::Make(24 * kMib, why);
   if (!group) KVM_SKIP(why);

@@ -241,7 +241,7 @@ TEST_CASE("Mesh: a summary of more buckets than allowed is refused before its by
 }
 
 TEST_CASE("Mesh: a summary for which there is no memory is refused, and the process goes on", "[integration]") {
-  if (test::kSanitized) KVM_SKIP("AddressSanitizer's shadow needs the address space that this test takes away");
+  if (test::kSanitized) KVM_SKIP("a sanitizer's shadow needs the address space that this test takes away");
   KvmdProcess kvmd;
   const auto joiner = Start(kvmd, "joiner");
   LyingPeer liar("liar", joiner->client().domain(), {}, HonestAnswer);

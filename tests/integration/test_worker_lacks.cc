@@ -36,7 +36,7 @@ bool Says(const KvmdProcess& kvmd, const std::string& event, const std::string& 
 
 TEST_CASE("Descriptors: a worker that lost a slab's descriptor stores no block in the slab, and gets the descriptor again",
           "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd({"--host-cache", "4M"});
   test::RegistryProbe probe(kvmd.socket());
   const auto worker = test::StartWorker({.socket = kvmd.socket(), .name = "worker", .offload = OffloadMode::kAsked});
@@ -58,7 +58,7 @@ TEST_CASE("Descriptors: a worker that lost a slab's descriptor stores no block i
 
 TEST_CASE("Descriptors: a worker that lacks descriptors for a region that it adopts reports that, and returns the region",
           "[integration]") {
-  if (test::kSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   const auto adopter = test::StartWorker({.socket = kvmd.socket(), .name = "adopter"});
   test::RemoteWorker owner({.socket = kvmd.socket(), .name = "pool"});

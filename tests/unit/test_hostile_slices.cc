@@ -216,7 +216,10 @@ TEST_CASE("Hostile: leases of a region that many leases cover lose its blocks in
 struct LargeDomains {
   static constexpr std::uint64_t kEntries = 400'000;
 
-  explicit LargeDomains(std::uint32_t max_domains = 16) : config(Of(max_domains)), broker(config) {}
+  explicit LargeDomains(std::uint32_t max_domains = 16, daemon::MemoryFreer* memory_freer = nullptr)
+      : config(Of(max_domains)),
+        broker(
+            config, [] {}, nullptr, nullptr, memory_freer) {}
   static Config Of(std::uint32_t max_domains) {
     Config config;
     config.max_entries = kEntries;
@@ -248,6 +251,13 @@ struct LargeDomains {
   daemon::Broker broker;
   Status outcome;
   WorkUnits worst = 0, all = 0;  // of hellos
+};
+
+// Keeps what it gets until the test clears it.
+struct LateFreer final : daemon::MemoryFreer {
+  void Free(OwnedMemory memory) override { kept.push_back(std::move(memory)); }
+  bool freeing() const noexcept override { return !kept.empty(); }
+  std::vector<OwnedMemory> kept;
 };
 
 // Without the budget in RegistrySegment::GoOn the hello is one step.
@@ -304,6 +314,66 @@ TEST_CASE("Hostile: a client that does not wait for its domain leaves the rest t
   while (kvmd.broker.Busy(fourth)) kvmd.GoOn(fourth);
   connection.Take(Body::kHelloReply);
   CHECK(kvmd.broker.domains().Find("uid-1002") != nullptr);
+}
+
+// Where DropIdle and DropUnused leave the memory to its owner, it is freed in their turn, and the
+// freer gets none: seen.
+TEST_CASE("Hostile: the memory of a domain that is dropped is passed on to be freed, also of one that was begun", "[unit]") {
+  LateFreer freer;
+  LargeDomains kvmd(1, &freer);
+  FakeConnection connection;
+  const ClientId first = kvmd.Begin(connection, 1000);
+  while (kvmd.broker.Busy(first)) kvmd.GoOn(first);
+  const std::size_t size = kvmd.broker.domains().Find("uid-1000")->segment().size();
+  kvmd.broker.Leave(first, true);
+  const ClientId second = kvmd.Begin(connection, 1001);  // drops it
+  CHECK(kvmd.broker.domains().Find("uid-1000") == nullptr);
+  REQUIRE(freer.kept.size() == 1);
+  CHECK(freer.kept[0].size() == size);
+  CHECK(freer.kept[0].data() != nullptr);  // mapped
+  REQUIRE(kvmd.broker.Busy(second));
+  kvmd.broker.Leave(second, true);
+  const ClientId third = kvmd.Begin(connection, 1002);  // drops what was begun
+  REQUIRE(freer.kept.size() == 2);
+  CHECK(freer.kept[1].size() == size);
+  while (kvmd.broker.Busy(third)) kvmd.GoOn(third);
+  CHECK(kvmd.worst <= kMostOfStep + kSliceUnits / 4);
+  // The count sees what is freed at once.
+  LargeDomains at_once(1);
+  const ClientId one = at_once.Begin(connection, 1000);
+  while (at_once.broker.Busy(one)) at_once.GoOn(one);
+  at_once.broker.Leave(one, true);
+  at_once.Begin(connection, 1001);
+  CHECK(at_once.worst >= size / 1024);
+}
+
+// Without the look at MemoryFreer::freeing in DomainTable::Make the hello is refused: seen.
+TEST_CASE("Hostile: a new domain for which there is no room waits for memory that is being freed", "[unit]") {
+  LateFreer freer;
+  LargeDomains kvmd(1, &freer);
+  FakeConnection connection;
+  const ClientId first = kvmd.Begin(connection, 1000);
+  while (kvmd.broker.Busy(first)) kvmd.GoOn(first);
+  connection.Take(Body::kHelloReply);
+  kvmd.broker.Leave(first, true);
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const rlimit small{1 << 20, before.rlim_max};
+  const auto lacking = [&](const auto& step) {
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+    step();
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+  };
+  ClientId second{};
+  lacking([&] { second = kvmd.Begin(connection, 1001); });  // not even begun
+  REQUIRE(freer.kept.size() == 1);
+  REQUIRE(kvmd.broker.Busy(second));
+  kvmd.GoOn(second);
+  lacking([&] { kvmd.GoOn(second); });  // in the middle
+  REQUIRE(kvmd.broker.Busy(second));
+  freer.kept.clear();
+  while (kvmd.broker.Busy(second)) kvmd.GoOn(second);
+  connection.Take(Body::kHelloReply);
 }
 
 TEST_CASE("Hostile: a domain that kvmd lacks the memory for in the middle is an error, and the next try is a new one", "[unit]") {
@@ -365,6 +435,34 @@ TEST_CASE("Hostile: slabs of another block size are closed and emptied in slices
   CHECK(node.Domain().host_cache().bytes() == 0);
   CHECK(steps.worst <= 2 * kSliceUnits);
   CHECK(steps.count > 2);
+}
+
+TEST_CASE("Hostile: the memory of one large slab that was closed is given back in slices", "[unit]") {
+  constexpr std::uint64_t kBytes = std::uint64_t{192} << 20, kBlock = 65536;
+  Config config;
+  config.host_cache_slab_bytes = config.host_cache_bytes = kBytes;
+  config.orphan_ttl_s = 0;
+  Node node(config);
+  OffloadingWorker worker(node, "hoarder", 1000, 8, kBlock);
+  const kvmwire::PrepareStoreReply reply = worker.Offer(worker.Write(0, 4), true);
+  REQUIRE(reply.grants_size() == 4);
+  worker.Done(reply);
+  REQUIRE(node.Domain().host_cache().bytes() == kBytes);
+  node.Handle(worker.id, worker.region.UnregisterMessage());
+  node.WorkAll();
+  WireRegion other("other", LlamaSpec(), 8, 2 * kBlock);
+  node.Register(worker.id, worker.connection, other);
+  Steps steps = WorkStepwise(node);
+  SteadyTime now = std::chrono::steady_clock::now();
+  for (int i = 0; i < 4; ++i) {
+    node.broker.Tick(now += seconds(2));
+    const Steps more = WorkStepwise(node);
+    steps.worst = std::max(steps.worst, more.worst);
+    steps.count += more.count;
+  }
+  CHECK(node.Domain().host_cache().bytes() == 0);
+  CHECK(steps.worst <= kMostOfStep);
+  CHECK(steps.count > 3);
 }
 
 // As many workers as slabs, which are full of blocks that are being stored.

@@ -18,6 +18,7 @@
 #include "tests/catch.h"
 #include "tests/support/process/fork.h"
 #include "tests/support/process/lost_memory.h"
+#include "tests/support/process/sanitized.h"
 
 namespace {
 
@@ -201,7 +202,9 @@ TEST_CASE("Memory guard: a handler that was installed later loses no fault, and 
     });
   };
   CHECK(run(false).exit_code == 0);
-  CHECK(run(true).signal == SIGBUS);  // and no end of faults
+  // ThreadSanitizer blocks all signals while a handler runs, so the tracer's own one comes too
+  // late.
+  if (!test::kThreadSanitized) CHECK(run(true).signal == SIGBUS);  // and no end of faults
 }
 
 TEST_CASE("Memory guard: a SIGBUS that a process sends is treated as if there were no guard", "[unit]") {

@@ -19,6 +19,7 @@
 #include "tests/catch.h"
 #include "tests/support/process/fork.h"
 #include "tests/support/process/open_fds.h"
+#include "tests/support/process/sanitized.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -203,7 +204,9 @@ TEST_CASE("Shared memory: a forked child has none of its parent's writable mappi
       *const_cast<volatile std::byte*>(memory->data()) = std::byte{2};
       return 0;
     });
-    CHECK(end.signal == SIGSEGV);
+    // ThreadSanitizer starts a thread in the child, and the kernel may put its stack where a large
+    // mapping was.
+    if (!test::kThreadSanitized) CHECK(end.signal == SIGSEGV);
     CHECK(memory->data()[0] == std::byte{1});
   }
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/memory_backend.h"
+#include "proto/base/sanitizers.h"
 #include "tests/catch.h"
 #include "tests/support/data/geometries.h"
 
@@ -105,8 +106,8 @@ struct HostRegion {
 
   // Readers race with writes of the payload on purpose: the generations decide whether a copy
   // counts.
-#if defined(__SANITIZE_THREAD__)
-  __attribute__((no_sanitize("thread"), noinline)) static void RacyCopy(std::byte* to, const std::byte* from, std::uint64_t bytes) {
+#if defined(KVM_THREAD_SANITIZER)
+  KVM_RACES_ON_PURPOSE static void RacyCopy(std::byte* to, const std::byte* from, std::uint64_t bytes) {
     for (std::uint64_t i = 0; i < bytes; ++i) to[i] = from[i];
   }
 #else

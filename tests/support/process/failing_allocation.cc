@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "proto/base/sanitizers.h"
+
 namespace {
 
 thread_local long g_until_failure = -1;
@@ -17,8 +19,8 @@ thread_local bool* g_failed = nullptr;
 
 }  // namespace
 
-// AddressSanitizer has these already, and would find memory from its own freed here.
-#if !defined(__SANITIZE_ADDRESS__)
+// Sanitizers have these already, and would find memory from their own freed here.
+#if !defined(KVM_ADDRESS_SANITIZER) && !defined(KVM_THREAD_SANITIZER)
 // Asio takes memory here.
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
   void* out = nullptr;

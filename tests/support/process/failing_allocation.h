@@ -1,6 +1,5 @@
 // One allocation of this thread that fails, for tests of a lack of memory. Only for binaries that
-// have failing_allocation.cc, which defines operator new. With AddressSanitizer none fails
-// (sanitized.h).
+// have failing_allocation.cc, which defines operator new. With sanitizers none fails (sanitized.h).
 #pragma once
 
 namespace kvm::test {

@@ -16,13 +16,13 @@ struct ChildEnd {
 };
 
 // The child runs `body`, which returns its exit code. Faults kill it, whatever handlers the test
-// runner or a sanitizer has installed. Ten seconds at most.
+// runner or a sanitizer has installed. A minute at most.
 template <class Body>
 ChildEnd RunInChild(Body body) {
   const pid_t child = ::fork();
   if (child == 0) {
     for (const int fault : {SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE, SIGTERM, SIGALRM}) std::signal(fault, SIG_DFL);
-    ::alarm(10);
+    ::alarm(60);
     ::_exit(body());
   }
   int status = 0;

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "proto/base/sanitizers.h"
 #include "tests/catch.h"
 #include "tests/support/data/model_specs.h"
 #include "tests/support/data/random.h"
@@ -45,10 +46,7 @@ ModelSpec SmallSpec() {
 
 // Content is compared while its owner may be rewriting it only where a test says so; see HostRegion
 // for why that race is left out of ThreadSanitizer's view.
-#if defined(__SANITIZE_THREAD__)
-__attribute__((no_sanitize("thread"), noinline))
-#endif
-void FillContent(const BlockKey& key, std::uint64_t at, std::byte* to, std::uint64_t bytes) {
+KVM_RACES_ON_PURPOSE void FillContent(const BlockKey& key, std::uint64_t at, std::byte* to, std::uint64_t bytes) {
   for (std::uint64_t i = 0; i < bytes;) {
     const std::uint64_t word = Word(key, (at + i) / 8), skip = (at + i) % 8;
     const std::uint64_t step = std::min(8 - skip, bytes - i);

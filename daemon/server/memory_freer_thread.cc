@@ -1,0 +1,35 @@
+#include "daemon/server/memory_freer_thread.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include <boost/asio/post.hpp>
+
+namespace kvm::daemon {
+namespace {
+
+// The kernel lets no other thread of this process map or unmap anything while it empties a mapping.
+constexpr std::size_t kUnmappedAtOnce = std::size_t{16} << 20;
+
+void Empty(const OwnedMemory& memory) noexcept {
+  for (std::size_t at = 0; at < memory.size(); at += kUnmappedAtOnce) {
+    ::madvise(memory.data() + at, std::min(kUnmappedAtOnce, memory.size() - at), MADV_DONTNEED);
+  }
+}
+
+}  // namespace
+
+void MemoryFreerThread::Free(OwnedMemory memory) {
+  const auto kept = std::make_shared<OwnedMemory>(std::move(memory));
+  freeing_.fetch_add(1, std::memory_order_relaxed);
+  boost::asio::post(thread_, [this, kept] {
+    Empty(*kept);
+    *kept = OwnedMemory();
+    freeing_.fetch_sub(1, std::memory_order_release);
+  });
+}
+
+}  // namespace kvm::daemon

@@ -1,0 +1,44 @@
+// Memory that a thread frees.
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "daemon/server/memory_freer_thread.h"
+#include "tests/catch.h"
+#include "tests/support/process/eventually.h"
+
+namespace kvm::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+bool IsMapped(const std::string& name) {
+  std::ifstream maps("/proc/self/maps");
+  return std::string(std::istreambuf_iterator<char>(maps), {}).find("memfd:" + name) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("Memory freer: what the thread says is free is not mapped any more, and all is free at its end", "[unit]") {
+  const std::size_t sizes[] = {1, std::size_t{40} << 20};  // more than is unmapped at once
+  {
+    daemon::MemoryFreerThread freer;
+    CHECK_FALSE(freer.freeing());
+    for (const std::size_t size : sizes) {
+      Result<OwnedMemory> memory = OwnedMemory::Create("kvm:test:freed", size);
+      KVM_REQUIRE_OK(memory);
+      REQUIRE(IsMapped("kvm:test:freed"));
+      freer.Free(std::move(*memory));
+      REQUIRE(Eventually([&] { return !freer.freeing(); }, 60s));
+      CHECK_FALSE(IsMapped("kvm:test:freed"));
+    }
+    for (const std::size_t size : sizes) {
+      Result<OwnedMemory> memory = OwnedMemory::Create("kvm:test:last", size);
+      KVM_REQUIRE_OK(memory);
+      freer.Free(std::move(*memory));
+    }
+  }
+  CHECK_FALSE(IsMapped("kvm:test:last"));
+}
+
+}  // namespace kvm::test
