@@ -131,8 +131,9 @@ void MemoryGuard::Table::PassOn(int signal, siginfo_t* info, void* context) noex
   } else {
     action.sa_handler(signal);
   }
-  passing_on.store(outer);
+  // A signal that the action has raised comes now, and is still the action's
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  passing_on.store(outer);
 }
 
 void MemoryGuard::Table::Install() {

@@ -222,6 +222,29 @@ TEST_CASE("Memory guard: a SIGBUS that a process sends is treated as if there we
   CHECK(run([](int) { ::_exit(5); }).exit_code == 5);
 }
 
+// Where the signal is let through before the guard has noted that the handler has returned, the
+// handler is called again and again: seen.
+TEST_CASE("Memory guard: a handler that puts back the one before it and raises the signal again ends the process", "[unit]") {
+  const Mapping guarded, later;
+  const test::ChildEnd end = test::RunInChild([&] {
+    static struct sigaction before {};
+    static volatile int calls = 0;
+    const MemoryGuard guard = guarded.Guard();
+    struct sigaction action {};
+    action.sa_handler = [](int signal) {
+      calls = calls + 1;
+      if (calls > 3) ::_exit(9);
+      ::sigaction(signal, &before, nullptr);
+      ::raise(signal);
+    };
+    ::sigaction(SIGBUS, &action, &before);
+    const MemoryGuard second = later.Guard();
+    ::kill(::getpid(), SIGBUS);
+    return 7;
+  });
+  CHECK(end.signal == SIGBUS);
+}
+
 TEST_CASE("Memory guard: a SIGBUS that a process sends is no loss, whatever address it names", "[unit]") {
   const Mapping guarded;
   const test::ChildEnd end = test::RunInChild([&] {
