@@ -84,7 +84,7 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
 
 // The memory is the region's already, so this takes none. What it does not map, for lack of memory
 // or before Linux 5.14, is mapped when it is first written.
-void MeshMemory::MapFrom(std::shared_ptr<SlotPool> pool, std::uint64_t from) {
+void MeshMemory::MapFrom(const std::shared_ptr<SlotPool>& pool, std::uint64_t from) {
   const std::uint64_t all = pool->region().segment_bytes().front();
   if (from >= all) return;
   try {

@@ -36,7 +36,7 @@ class MeshMemory {
 
  private:
   // Maps the pages of the pool from byte `from` on, on the thread, a step at a time.
-  void MapFrom(std::shared_ptr<SlotPool> pool, std::uint64_t from);
+  void MapFrom(const std::shared_ptr<SlotPool>& pool, std::uint64_t from);
 
   using Pools = std::map<BlockShape, std::shared_ptr<SlotPool>>;
   class Making;

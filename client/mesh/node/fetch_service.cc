@@ -1,6 +1,7 @@
 #include "client/mesh/node/fetch_service.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "client/mesh/node/disk_run.h"
 #include "client/mesh/node/staging_batch.h"
@@ -158,7 +159,7 @@ Awaitable<Result<FetchService::Part>> FetchService::SendFromMemory(Asked& asked)
   if (!ahead) co_return Part{0, kvmmesh::FetchEnd::BUSY};
   Part part;
   while (ahead) {
-    const std::unique_ptr<StagedCopy> ready = std::move(ahead);
+    const std::unique_ptr<StagedCopy> ready = std::exchange(ahead, nullptr);
     const Result<std::size_t> copied = co_await ready->Copied();
     if (!copied) co_return Part{part.blocks, kvmmesh::FetchEnd::BUSY};
     const bool whole = *copied == ready->wanted();
