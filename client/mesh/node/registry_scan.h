@@ -41,7 +41,7 @@ struct ScanResult {
   // only with `keys`. A block is named once for as long as it is in the host cache.
   std::vector<CachedBlock> unstored;
   bool more_unstored = false;
-  HeldBlocks held;  // filled together with `keys`, if ScanPlan asks for it
+  HeldBlocks held;  // only with `keys`, and if ScanPlan asks for it
 };
 
 // What a scan is to find besides the keys.
