@@ -4,23 +4,26 @@
 # paths. Support for GPUs is in them if the CUDA toolkit was there: one package then serves machines
 # with and without a GPU.
 #
-#   scripts/package.sh [--arch amd64|arm64] [--out DIR] [--no-lint]
+#   scripts/package.sh [--arch amd64|arm64] [--out DIR] [--no-lint] [--as-is]
 #
 # --arch: for another architecture than this machine's, by a cross compiler, without support for
 # GPUs (preset package-arm64). --out: where they go (default build/packages, for another
-# architecture build/packages-ARCH). --no-lint: don't run lintian over them.
+# architecture build/packages-ARCH). --no-lint: don't run lintian over them. --as-is: install
+# nothing, for a machine without network or rights; what its tools can't make is left out, and said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 arch=$(dpkg --print-architecture)
 out=""
 lint=yes
+as_is=no
 while [ $# -gt 0 ]; do
   case "$1" in
     --arch) arch=${2:?"--arch needs an architecture"} && shift ;;
     --out) out=${2:?"--out needs a directory"} && shift ;;
     --no-lint) lint=no ;;
+    --as-is) as_is=yes ;;
     -h | --help)
-      sed -n '2,11s/^# \{0,1\}//p' "$0"
+      sed -n '2,12s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -46,15 +49,23 @@ if [ "$arch" != "$(dpkg --print-architecture)" ]; then
   export DEB_HOST_ARCH=arm64
 fi
 out=${out:-$out_default}
-scripts/install_deps.sh "${dependencies[@]}"
+[ "$as_is" = yes ] || scripts/install_deps.sh "${dependencies[@]}"
+# has PROGRAM LACK: with --as-is, whether it is there; if not, says what the packages lack.
+has() {
+  { [ "$as_is" = no ] || command -v "$1" >/dev/null; } && return
+  echo "package.sh: no $1 here, so $2" >&2
+  return 1
+}
 [ ${#emulator[@]} -eq 0 ] || scripts/arm64_root.sh build/arm64-root >&2
 
 launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 # The compiler's flags are those that Debian builds its own packages with.
-CXXFLAGS="$(dpkg-buildflags --get CPPFLAGS) $(dpkg-buildflags --get CXXFLAGS | sed 's/-g //')"
-LDFLAGS=$(dpkg-buildflags --get LDFLAGS)
-export CXXFLAGS LDFLAGS
+if has dpkg-buildflags "the compiler's flags aren't Debian's"; then
+  CXXFLAGS="$(dpkg-buildflags --get CPPFLAGS) $(dpkg-buildflags --get CXXFLAGS | sed 's/-g //')"
+  LDFLAGS=$(dpkg-buildflags --get LDFLAGS)
+  export CXXFLAGS LDFLAGS
+fi
 cmake --preset "${build#build/}" "${launcher[@]}" >&2
 cmake --build --preset "${build#build/}" >&2
 
@@ -73,12 +84,14 @@ manual() {
   rm -f "$wrapper"
   gzip -9n -f "$5"
 }
-manual "$build/bin/kvmd" 8 kvmd "registry of KV cache blocks shared between inference processes" "$pages/kvmd.8"
-manual "$build/bin/kvctl" 1 kvctl "show and exercise kvmd" "$pages/man1/kvctl.1"
-[ ! -x "$build/bin/kvmd-mesh" ] || manual "$build/bin/kvmd-mesh" 8 kvmd-mesh "brings KV cache blocks of other nodes to this one" "$pages/kvmd-mesh.8"
-"${emulator[@]}" "$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
-  manual "$build/bin/kvctl" 1 "kvctl-$command" "kvctl's command $command" "$pages/man1/kvctl-$command.1" "$command"
-done
+if has help2man "there are no manual pages"; then
+  manual "$build/bin/kvmd" 8 kvmd "registry of KV cache blocks shared between inference processes" "$pages/kvmd.8"
+  manual "$build/bin/kvctl" 1 kvctl "show and exercise kvmd" "$pages/man1/kvctl.1"
+  [ ! -x "$build/bin/kvmd-mesh" ] || manual "$build/bin/kvmd-mesh" 8 kvmd-mesh "brings KV cache blocks of other nodes to this one" "$pages/kvmd-mesh.8"
+  "${emulator[@]}" "$build/bin/kvctl" --help | awk '/^Subcommands:/ {on = 1; next} on && /^  [a-z]/ {print $1} on && /^$/ {exit}' | while read -r command; do
+    manual "$build/bin/kvctl" 1 "kvctl-$command" "kvctl's command $command" "$pages/man1/kvctl-$command.1" "$command"
+  done
+fi
 
 # What shells complete.
 for shell in bash zsh fish; do
@@ -98,8 +111,10 @@ mkdir -p "$out"
 rm -f "$out"/*.deb
 # What the programs are linked with is searched for in the other architecture's packages.
 [ ${#emulator[@]} -eq 0 ] || export DPKG_ADMINDIR=$PWD/build/arm64-root/var/lib/dpkg
-cpack --config "$build/CPackConfig.cmake" -B "$PWD/$out" >&2
+depends=ON
+has dpkg-shlibdeps "they don't say which libraries they need" || depends=OFF
+cpack --config "$build/CPackConfig.cmake" -D CPACK_DEBIAN_PACKAGE_SHLIBDEPS=$depends -B "$PWD/$out" >&2
 unset DPKG_ADMINDIR
 rm -rf "$out/_CPack_Packages"
-[ "$lint" = no ] || lintian --fail-on error,warning --tag-display-limit 0 "$out"/*.deb >&2
+[ "$lint" = no ] || ! has lintian "nothing checks them" || lintian --fail-on error,warning --tag-display-limit 0 "$out"/*.deb >&2
 ls "$out"/*.deb
