@@ -7,6 +7,7 @@ compiled, with -Wthread-safety as an error. Nothing else uses std::mutex, whose 
 
 Prints what clang says and exits 1 if there is anything, 77 without a clang++ (CLANG names another one).
 """
+
 import argparse
 import concurrent.futures
 import json
@@ -86,7 +87,9 @@ def sources_of(path):
 
 
 def check(clang, source, options, folder):
-    ran = subprocess.run([clang, *options, *WARNINGS, str(source)], cwd=folder, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [clang, *options, *WARNINGS, str(source)], cwd=folder, capture_output=True, text=True, check=False
+    )
     return ran.stderr if ran.returncode != 0 else ""
 
 
@@ -95,7 +98,12 @@ def check_build(clang, build):
     sources = []
     for entry in entries:
         for source in sources_of((pathlib.Path(entry["directory"]) / entry["file"]).resolve()):
-            if source.is_relative_to(ROOT) and source.relative_to(ROOT).parts[0] in FOLDERS and source.suffix == ".cc" and is_checked(source):
+            if (
+                source.is_relative_to(ROOT)
+                and source.relative_to(ROOT).parts[0] in FOLDERS
+                and source.suffix == ".cc"
+                and is_checked(source)
+            ):
                 sources.append((source, options_of(entry), entry["directory"]))
     if not sources:
         yield f"{build}: compiles nothing that uses locks"

@@ -56,7 +56,7 @@ printf '%s\n' "${with_coroutines[@]}" | sort -u | run_tidy "$tool_checks,-clang-
 if [ "$python" = no ]; then
   echo "ruff, mypy: not run here, the Python suite runs them"
 elif [ -x build/python-env/bin/ruff ]; then
-  echo "ruff, mypy: client/python, tests/python, tests/monitoring"
+  echo "ruff: $(git ls-files '*.py' | wc -l) files; mypy: client/python, tests/monitoring"
   tests/python/check.sh "$PWD/build/python-env"
 else
   echo "ruff, mypy: no build/python-env here, the Python suite runs them"

@@ -7,14 +7,29 @@ proto/model/shard_keys.cc and proto/model/model_spec.cc: only hashlib and struct
     scripts/make_key_vectors.py > tests/unit/key_vectors.txt
     scripts/make_key_vectors.py --check tests/unit/key_vectors.txt
 """
+
 import argparse
 import hashlib
 import struct
 import sys
 
 FIELDS = [
-    "model_id", "revision", "weights_digest", "tokenizer_digest", "rope", "kv_dtype", "kv_scales", "layout",
-    "quantization", "num_layers", "num_kv_heads", "head_size", "block_tokens", "sliding_window", "tp_size", "pp_size",
+    "model_id",
+    "revision",
+    "weights_digest",
+    "tokenizer_digest",
+    "rope",
+    "kv_dtype",
+    "kv_scales",
+    "layout",
+    "quantization",
+    "num_layers",
+    "num_kv_heads",
+    "head_size",
+    "block_tokens",
+    "sliding_window",
+    "tp_size",
+    "pp_size",
 ]
 NUMBERS = {"num_layers", "num_kv_heads", "head_size", "block_tokens", "sliding_window", "tp_size", "pp_size"}
 DEFAULTS = {"tp_size": "1", "pp_size": "1"}
@@ -22,20 +37,43 @@ DEFAULTS = {"tp_size": "1", "pp_size": "1"}
 LORA, CACHE_SALT, MULTIMODAL, PROMPT_EMBEDS, OTHER = 1, 2, 3, 4, 5
 
 LLAMA = {
-    "model_id": "meta-llama/Llama-3.1-8B-Instruct", "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
+    "model_id": "meta-llama/Llama-3.1-8B-Instruct",
+    "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
     "tokenizer_digest": "sha256:79e3e522635f3171300913bb421464a87de6222182a0570b9b2ccba2a964b2b4",
-    "rope": "theta=500000;scaling=llama3:8:1:4:8192", "kv_dtype": "bfloat16", "layout": "NHD", "num_layers": "32",
-    "num_kv_heads": "8", "head_size": "128", "block_tokens": "16",
+    "rope": "theta=500000;scaling=llama3:8:1:4:8192",
+    "kv_dtype": "bfloat16",
+    "layout": "NHD",
+    "num_layers": "32",
+    "num_kv_heads": "8",
+    "head_size": "128",
+    "block_tokens": "16",
 }
 MLA = {
-    "model_id": "deepseek-ai/DeepSeek-V3", "weights_digest": "blake3:abc", "rope": "theta=10000;scaling=yarn:40",
-    "kv_dtype": "fp8_e4m3", "kv_scales": "sha256:5ca1e5", "layout": "MLA", "quantization": "fp8", "num_layers": "61",
-    "num_kv_heads": "1", "head_size": "576", "block_tokens": "64", "tp_size": "8",
+    "model_id": "deepseek-ai/DeepSeek-V3",
+    "weights_digest": "blake3:abc",
+    "rope": "theta=10000;scaling=yarn:40",
+    "kv_dtype": "fp8_e4m3",
+    "kv_scales": "sha256:5ca1e5",
+    "layout": "MLA",
+    "quantization": "fp8",
+    "num_layers": "61",
+    "num_kv_heads": "1",
+    "head_size": "576",
+    "block_tokens": "64",
+    "tp_size": "8",
 }
 # Values that a careless canonical form would mix up: separators, line ends, bytes beyond ASCII.
 AWKWARD = {
-    "model_id": "a=3:b\nrevision=1:x\n", "revision": "größe", "rope": ":", "kv_dtype": "f", "layout": "HND",
-    "num_layers": "1", "num_kv_heads": "4294967295", "head_size": "1", "block_tokens": "16", "sliding_window": "4096",
+    "model_id": "a=3:b\nrevision=1:x\n",
+    "revision": "größe",
+    "rope": ":",
+    "kv_dtype": "f",
+    "layout": "HND",
+    "num_layers": "1",
+    "num_kv_heads": "4294967295",
+    "head_size": "1",
+    "block_tokens": "16",
+    "sliding_window": "4096",
 }
 
 
@@ -57,7 +95,7 @@ def root_key(fingerprint, shard, extras):
 
 def block_key(parent, tokens, extras):
     head = b"kvm1" + struct.pack("<I", len(tokens)) + parent
-    return hashlib.sha256(head + struct.pack("<%dI" % len(tokens), *tokens) + pack_extras(extras)).digest()[:16]
+    return hashlib.sha256(head + struct.pack(f"<{len(tokens)}I", *tokens) + pack_extras(extras)).digest()[:16]
 
 
 def aes_sbox():
@@ -87,32 +125,32 @@ def double(byte):
 
 
 def aes_round_keys(key):
-    words, factor = [list(key[i:i + 4]) for i in range(0, 16, 4)], 1
+    words, factor = [list(key[i : i + 4]) for i in range(0, 16, 4)], 1
     for i in range(4, 44):
         word = words[i - 1]
         if i % 4 == 0:
             word = [SBOX[byte] for byte in word[1:] + word[:1]]
             word[0] ^= factor
             factor = double(factor)
-        words.append([a ^ b for a, b in zip(words[i - 4], word)])
-    return [sum(words[i:i + 4], []) for i in range(0, 44, 4)]
+        words.append([a ^ b for a, b in zip(words[i - 4], word, strict=True)])
+    return [[byte for word in words[i : i + 4] for byte in word] for i in range(0, 44, 4)]
 
 
 def aes_encrypt(key, block):
     """AES-128 of one block (FIPS 197)."""
     rounds = aes_round_keys(key)
-    state = [a ^ b for a, b in zip(block, rounds[0])]
+    state = [a ^ b for a, b in zip(block, rounds[0], strict=True)]
     for number in range(1, 11):
         state = [SBOX[byte] for byte in state]
         state = [state[(i + 4 * (i % 4)) % 16] for i in range(16)]
         if number < 10:
             mixed = []
-            for column in (state[i:i + 4] for i in range(0, 16, 4)):
+            for column in (state[i : i + 4] for i in range(0, 16, 4)):
                 for i in range(4):
                     a, b, c, d = (column[(i + n) % 4] for n in range(4))
                     mixed.append(double(a) ^ double(b) ^ b ^ c ^ d)
             state = mixed
-        state = [a ^ b for a, b in zip(state, rounds[number])]
+        state = [a ^ b for a, b in zip(state, rounds[number], strict=True)]
     return bytes(state)
 
 
@@ -121,7 +159,7 @@ def shard_root(fingerprint, shard, extras):
 
 
 def shard_key(root, name):
-    return bytes(a ^ b for a, b in zip(aes_encrypt(root, name), name))
+    return bytes(a ^ b for a, b in zip(aes_encrypt(root, name), name, strict=True))
 
 
 def tokens_of(seed, count):
@@ -143,11 +181,16 @@ CHAINS = [
     ("llama", (0, 1, 0, 1, 0), [(CACHE_SALT, b"tenant-7")], [(tokens_of(0, 16), [])]),
     ("llama", (0, 1, 0, 1, 0), [(LORA, b"sql-adapter@v3"), (CACHE_SALT, b"tenant-7")], [(tokens_of(0, 16), [])]),
     ("llama", (0, 1, 0, 1, 0), [(OTHER, b"")], [(tokens_of(0, 16), [])]),
-    ("llama", (0, 1, 0, 1, 0), [], [
-        (tokens_of(9, 16), [(MULTIMODAL, bytes(range(32)))]),
-        (tokens_of(10, 16), [(MULTIMODAL, bytes(range(32))), (PROMPT_EMBEDS, b"\x00\xff")]),
-        (tokens_of(11, 16), []),
-    ]),
+    (
+        "llama",
+        (0, 1, 0, 1, 0),
+        [],
+        [
+            (tokens_of(9, 16), [(MULTIMODAL, bytes(range(32)))]),
+            (tokens_of(10, 16), [(MULTIMODAL, bytes(range(32))), (PROMPT_EMBEDS, b"\x00\xff")]),
+            (tokens_of(11, 16), []),
+        ],
+    ),
     ("llama", (0, 1, 0, 1, 0), [], [([], []), ([0], []), ([2**32 - 1], []), (tokens_of(5, 512), [])]),
     ("mla", (7, 8, 0, 1, 0), [], [(tokens_of(i, 64), []) for i in range(2)]),
     ("awkward", (0, 1, 0, 1, 0), [], [(tokens_of(1, 16), [])]),
@@ -157,7 +200,12 @@ CHAINS = [
 SHARDS = [
     ("llama", (0, 1, 0, 1, 0), [], [bytes(16), bytes(range(16)), b"\xff" * 16]),
     ("llama", (0, 1, 0, 1, 0), [(LORA, b"sql-adapter@v3")], [bytes(range(16))]),
-    ("llama", (0, 1, 0, 1, 0), [(LORA, b"sql-adapter@v3"), (PROMPT_EMBEDS, b"torch.bfloat16:(4096,)")], [bytes(range(16))]),
+    (
+        "llama",
+        (0, 1, 0, 1, 0),
+        [(LORA, b"sql-adapter@v3"), (PROMPT_EMBEDS, b"torch.bfloat16:(4096,)")],
+        [bytes(range(16))],
+    ),
     ("llama", (1, 2, 0, 1, 0), [], [bytes(range(16))]),
     ("mla", (7, 8, 0, 1, 3), [], [hashlib.sha256(bytes([i])).digest()[:16] for i in range(4)]),
 ]
@@ -195,22 +243,22 @@ def render():
         form = canonical(spec)
         fingerprints[name] = hashlib.sha256(form).digest()
         lines.append("model " + name)
-        lines += ["set %s %s" % (field, hexed(spec[field].encode())) for field in FIELDS if field in spec]
+        lines += [f"set {field} {hexed(spec[field].encode())}" for field in FIELDS if field in spec]
         lines += ["canonical " + hexed(form), "fingerprint " + hexed(fingerprints[name]), ""]
     for name, shard, extras, blocks in CHAINS:
-        lines.append("chain %s %d %d %d %d %d" % ((name,) + shard))
-        lines += ["request_extra %d %s" % (kind, hexed(value)) for kind, value in extras]
+        lines.append(" ".join(["chain", name, *(str(part) for part in shard)]))
+        lines += [f"request_extra {kind} {hexed(value)}" for kind, value in extras]
         parent = root_key(fingerprints[name], shard, extras)
         lines.append("root " + hexed(parent))
         for tokens, block_extras in blocks:
             parent = block_key(parent, tokens, block_extras)
-            lines.append(" ".join(["tokens"] + [str(token) for token in tokens]))
-            lines += ["block_extra %d %s" % (kind, hexed(value)) for kind, value in block_extras]
+            lines.append(" ".join(["tokens", *(str(token) for token in tokens)]))
+            lines += [f"block_extra {kind} {hexed(value)}" for kind, value in block_extras]
             lines.append("key " + hexed(parent))
         lines.append("")
     for name, shard, extras, names in SHARDS:
-        lines.append("shard %s %d %d %d %d %d" % ((name,) + shard))
-        lines += ["shard_extra %d %s" % (kind, hexed(value)) for kind, value in extras]
+        lines.append(" ".join(["shard", name, *(str(part) for part in shard)]))
+        lines += [f"shard_extra {kind} {hexed(value)}" for kind, value in extras]
         root = shard_root(fingerprints[name], shard, extras)
         lines.append("shard_root " + hexed(root))
         for each in names:
@@ -229,7 +277,7 @@ def main():
     with open(arguments.check, encoding="utf-8") as file:
         same = file.read() == render()
     if not same:
-        print("%s differs from what this script makes" % arguments.check, file=sys.stderr)
+        print(f"{arguments.check} differs from what this script makes", file=sys.stderr)
     return 0 if same else 1
 
 

@@ -6,6 +6,7 @@
 kvmd takes the socket it is passed, says READY=1 only once it answers, STOPPING=1 on SIGTERM, exits 0, and
 leaves the socket's file alone, since the service manager owns it.
 """
+
 import os
 import pathlib
 import signal
@@ -19,15 +20,15 @@ FIRST_PASSED_FD = 3
 
 
 def start(kvmd, listener, notify_path):
-    """kvmd with `listener` as descriptor 3; LISTEN_PID must be kvmd's own."""
+    """Kvmd with `listener` as descriptor 3; LISTEN_PID must be kvmd's own."""
     pid = os.fork()
-    if pid != 0:
-        return pid
-    os.dup2(listener.fileno(), FIRST_PASSED_FD)
-    # dup2 changes no flag if both descriptors are the same
-    os.set_inheritable(FIRST_PASSED_FD, True)
-    environment = dict(os.environ, LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), NOTIFY_SOCKET=str(notify_path))
-    os.execve(kvmd, [kvmd, "--log-level", "warn"], environment)
+    if pid == 0:
+        os.dup2(listener.fileno(), FIRST_PASSED_FD)
+        # dup2 changes no flag if both descriptors are the same
+        os.set_inheritable(FIRST_PASSED_FD, True)
+        environment = dict(os.environ, LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), NOTIFY_SOCKET=str(notify_path))
+        os.execve(kvmd, [kvmd, "--log-level", "warn"], environment)
+    return pid
 
 
 def expect(notify, *states):
@@ -53,7 +54,9 @@ def main():
         listener.close()
         try:
             expect(notify, "READY=1", f"STATUS=Listening on {path}")
-            subprocess.run([kvctl, "status", "--socket", str(path)], check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+            subprocess.run(
+                [kvctl, "status", "--socket", str(path)], check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S
+            )
             os.kill(pid, signal.SIGTERM)
             expect(notify, "STOPPING=1")
         except BaseException:

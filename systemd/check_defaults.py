@@ -6,9 +6,11 @@
 Every option of `kvmd --help` that has a default must be a key of the file, with that value, and the
 file must have no other keys. CLI11 prints a default as "=VALUE" (2.1) or "[VALUE]" (2.4).
 """
+
 import re
 import subprocess
 import sys
+
 import tomllib
 
 

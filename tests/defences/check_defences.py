@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Takes defences out of the code, one at a time, and requires that the tests of each fail.
 
-    check_defences.py --source DIR                      that the table (mutations.py) fits the tree: each change can be made, and each
-                                                        test is there; that docs/internals/defences.md names no test without a proof
-    check_defences.py --source DIR --run BUILD [WORD…]  in a copy of the tree at BUILD, where KVM_WITHOUT=N leaves the defence N out:
-                                                        each test (those with a WORD in their names) passes with it and fails without
+    check_defences.py --source DIR                      that the table (mutations.py) fits the tree: each change can be
+                                                        made, and each test is there; that docs/internals/defences.md
+                                                        names no test without a proof
+    check_defences.py --source DIR --run BUILD [WORD…]  in a copy of the tree at BUILD, where KVM_WITHOUT=N leaves the
+                                                        defence N out: each test (those with a WORD in their names)
+                                                        passes with it and fails without
     check_defences.py --self-test                       that each rule can fail
 
-A test has its proof in the table, or in the comment above it, which says "seen". Prints one line per finding and exits 1
-if there are any.
+A test has its proof in the table, or in the comment above it, which says "seen". Prints one line per finding and
+exits 1 if there are any.
 """
 
 import argparse
@@ -60,7 +62,8 @@ def sentences(known, beginning):
 
 def named_in(document):
     """The tests that the tables of a document name in their last column, and whether they need a proof: those of
-    a table with a column of defences."""
+    a table with a column of defences.
+    """
     for line in document.splitlines():
         cells = line.strip().strip("|").split(" | ")
         if line.startswith("| ") and len(cells) > 1:
@@ -106,13 +109,20 @@ class Copy:
         self.build = build / "build/ci"  # as preset ci has it: ccache compares paths
         self.tree.mkdir(parents=True, exist_ok=True)
         listed = subprocess.run(
-            ["git", "-C", source, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True, check=True
+            ["git", "-C", source, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
-        files = {name: (source / name).read_bytes() for name in listed.split("\0") if name and (source / name).is_file()}
+        files = {
+            name: (source / name).read_bytes() for name in listed.split("\0") if name and (source / name).is_file()
+        }
         for name in {mutation.file for mutation in mutations}:
             files[name] = mutated(name, files[name].decode(), mutations).encode()
         files[SWITCH] = SWITCH_HEADER.encode()
-        files[SUPERVISOR] = files[SUPERVISOR].replace(b"  std::vector<char*> argv, envp", CARRIES + b"  std::vector<char*> argv, envp")
+        files[SUPERVISOR] = files[SUPERVISOR].replace(
+            b"  std::vector<char*> argv, envp", CARRIES + b"  std::vector<char*> argv, envp"
+        )
         for path in sorted(self.tree.rglob("*")):
             name = path.relative_to(self.tree).as_posix()
             if path.is_file() and not name.startswith("build/") and name not in files:
@@ -132,7 +142,13 @@ class Copy:
         """Builds, the programs as well that tests start. Returns what was wrong."""
         environment = {**os.environ, "CCACHE_BASEDIR": str(self.tree), "CCACHE_NOHASHDIR": "1"}
         targets = sorted({*binaries, *PROGRAMS})
-        done = subprocess.run(["cmake", "--build", str(self.build), "--target", *targets], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["cmake", "--build", str(self.build), "--target", *targets],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return None if done.returncode == 0 else done.stdout[-2000:]
 
     def fails(self, binary, test, without):
@@ -140,7 +156,9 @@ class Copy:
         command = [str(self.build / "bin" / binary), test.replace(",", "\\,").replace("[", "\\[") + "*"]
         environment = {**os.environ, "KVM_WITHOUT": str(without)}
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
             return "no end"
         if done.returncode == 0 or "No test" in done.stdout + done.stderr:
@@ -190,13 +208,24 @@ def self_test():
             Mutation((("t", "Seen: a"),), "a.cc", "one", "KICKOFF"),
         ]
         found = list(check(root, table))
-    expected = ["2 tests begin with 'Twice:'", "has 2 times", "has 0 times", "nothing is left out", "how 'Bare: a' was seen", "0 tests begin with 'None: a'", "0 tests begin with 'None: b'"]
+    expected = [
+        "2 tests begin with 'Twice:'",
+        "has 2 times",
+        "has 0 times",
+        "nothing is left out",
+        "how 'Bare: a' was seen",
+        "0 tests begin with 'None: a'",
+        "0 tests begin with 'None: b'",
+    ]
     for each in expected:
         if not any(each in line for line in found):
             yield f"self-test: not reported: {each}"
     if len(found) != len(expected):
         yield "self-test: reported " + "; ".join(found)
-    if mutated("a.cc", "one two", table[:1]) != f'#include "{SWITCH}"\nkvm::Without(1) two' or mutated("b.cc", "one", table) != "one":
+    if (
+        mutated("a.cc", "one two", table[:1]) != f'#include "{SWITCH}"\nkvm::Without(1) two'
+        or mutated("b.cc", "one", table) != "one"
+    ):
         yield "self-test: changes are not made"
 
 

@@ -1,7 +1,7 @@
 """Defences, each with the change that takes it out and the tests that must fail then.
 
-A change replaces one piece of a file, which has to occur there once. OFF in it stands for: this defence is left out. Tests
-are named by their binary and the beginning of their sentence.
+A change replaces one piece of a file, which has to occur there once. OFF in it stands for: this defence is left out.
+Tests are named by their binary and the beginning of their sentence.
 """
 
 from typing import NamedTuple
@@ -54,7 +54,11 @@ MUTATIONS = (
         "  if (!OFF && !asks_again && !region->orphan->process->known())\n",
     ),
     Mutation(
-        (("fault_tests", "kvmd death: after a restart everything published"), ("fault_tests", "Restart: an owner that survives"), ("fault_tests", "kvmd death: a restart under load"),),
+        (
+            ("fault_tests", "kvmd death: after a restart everything published"),
+            ("fault_tests", "Restart: an owner that survives"),
+            ("fault_tests", "kvmd death: a restart under load"),
+        ),
         "client/region/registrar.cc",
         "  connection_ = connection;\n  for (const std::shared_ptr<Region::Impl>& region : Regions()) Request(region, nullptr);\n",
         "  connection_ = connection;\n  for (const std::shared_ptr<Region::Impl>& region : Regions())\n    if (!OFF) Request(region, nullptr);\n",
@@ -78,7 +82,10 @@ MUTATIONS = (
         "if (!OFF && greeter_ != std::thread::id() && greeter_ != std::this_thread::get_id()) return sent_meanwhile_",
     ),
     Mutation(
-        (("proto_tests", "Shared memory: a forked child has none of its parent's writable mappings"), ("integration_tests", "Fork: a child can't write its parent's blocks"),),
+        (
+            ("proto_tests", "Shared memory: a forked child has none of its parent's writable mappings"),
+            ("integration_tests", "Fork: a child can't write its parent's blocks"),
+        ),
         "proto/shm/sealed_memory.cc",
         "if (mode == ipc::read_write && ::madvise(",
         "if (!OFF && mode == ipc::read_write && ::madvise(",
@@ -150,7 +157,10 @@ MUTATIONS = (
         "  if (Status valid = geometry.Validate(*segment_bytes); !valid && !OFF) return valid.error();\n",
     ),
     Mutation(
-        (("daemon_tests", "Domains: the kernel's user and group decide"), ("integration_tests", "Sharing: another user's worker shares no block"),),
+        (
+            ("daemon_tests", "Domains: the kernel's user and group decide"),
+            ("integration_tests", "Sharing: another user's worker shares no block"),
+        ),
         "daemon/broker/domain_table.cc",
         'return "uid-" + std::to_string(credentials.uid);',
         'return "uid-" + std::to_string(OFF ? 0 : credentials.uid);',
@@ -402,7 +412,10 @@ MUTATIONS = (
         "by_tcp && !OFF ? Keys::kHidden : Keys::kShown",
     ),
     Mutation(
-        (("kvctl_live_tests", "Exporter: over TCP a foreign page's host name"), ("kvctl_live_tests", "Exporter: over its socket, which a port may be forwarded to"),),
+        (
+            ("kvctl_live_tests", "Exporter: over TCP a foreign page's host name"),
+            ("kvctl_live_tests", "Exporter: over its socket, which a port may be forwarded to"),
+        ),
         "client/kvctl/exporter/exporter.cc",
         "return (!by_tcp && host.find('.') == host.npos) ||",
         "return OFF || (!by_tcp && host.find('.') == host.npos) ||",
@@ -486,7 +499,10 @@ MUTATIONS = (
         "    if (a != b && !OFF) out.push_back({",
     ),
     Mutation(
-        (("mesh_tests", "Mesh configuration: names that are missing"), ("mesh_membership_tests", "etcd entry: anything else is refused"),),
+        (
+            ("mesh_tests", "Mesh configuration: names that are missing"),
+            ("mesh_membership_tests", "etcd entry: anything else is refused"),
+        ),
         "client/mesh/membership/member.cc",
         "&& name != kDiskName &&",
         "&& (OFF || name != kDiskName) &&",
@@ -558,7 +574,10 @@ MUTATIONS = (
         "    if (!OFF && each->run_.expired()) each->Run();\n",
     ),
     Mutation(
-        (("mesh_fault_tests", "Mesh: a block whose bytes do not have its checksum"), ("mesh_fault_tests", "Mesh: of blocks in one answer"),),
+        (
+            ("mesh_fault_tests", "Mesh: a block whose bytes do not have its checksum"),
+            ("mesh_fault_tests", "Mesh: of blocks in one answer"),
+        ),
         "client/mesh/node/arriving_blocks.h",
         "std::size_t good = 0;",
         "std::size_t good = OFF ? size() : 0;",
@@ -570,7 +589,10 @@ MUTATIONS = (
         "  return OFF || unchecked || BlockChecksum(",
     ),
     Mutation(
-        (("mesh_fault_tests", "Mesh: a block under another key"), ("mesh_fault_tests", "Mesh: an answer whose blocks are not as many as it says"),),
+        (
+            ("mesh_fault_tests", "Mesh: a block under another key"),
+            ("mesh_fault_tests", "Mesh: an answer whose blocks are not as many as it says"),
+        ),
         "client/mesh/node/peer.cc",
         "  if (blocks.keys() != EncodeKeys(",
         "  if (!OFF && blocks.keys() != EncodeKeys(",

@@ -4,8 +4,8 @@
     check_comments.py --source DIR   every source file, script and build file of the tree
     check_comments.py --self-test    that each rule can fail
 
-Reads comments, Python's docstrings and the names of C++ tests, not code: identifiers, strings and quoted text may use any
-word. check_docs.py has the same rule for documents. Prints one line per finding and exits 1 if there are any.
+Reads comments, Python's docstrings and the names of C++ tests, not code: identifiers, strings and quoted text may use
+any word. check_docs.py has the same rule for documents. Prints one line per finding and exits 1 if there are any.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def sources(root):
 
 def slash_comments(text):
     """(offset, text) of the comments and test names of a C++ or Protobuf file."""
-    text = RAW_STRING.sub(lambda match: '"' + re.sub(r'[^\n]', " ", match[0][2:-1]) + '"', text)
+    text = RAW_STRING.sub(lambda match: '"' + re.sub(r"[^\n]", " ", match[0][2:-1]) + '"', text)
     for match in STRING_OR_COMMENT.finditer(text):
         if match[0][0] == "/":
             yield match.start(), match[0]
@@ -103,7 +103,7 @@ def check(root):
             line = text.count("\n", 0, offset)
             if path.name != own:
                 for word in WORDS.findall(CODE.sub("", comment)):
-                    yield f"{name}:{line + 1}: says \"{word}\"; write {instead(word)}"
+                    yield f'{name}:{line + 1}: says "{word}"; write {instead(word)}'
             # As /*own=*/ in a call
             inside = comment.startswith("/*") and not lines[line].lstrip().startswith("/*")
             if comment[0] in "/#" and not inside and not DIRECTIVE.search(comment):
@@ -119,8 +119,11 @@ def instead(word):
 
 LONG = "word " * 25
 SELF_TEST = {
-    "proto/good.h": ('// The next owner, `heir`, and GiveUp().\nint heir;  // tiers_\nconst char* a = "nobody // stow";\n'
-                     f'const char* b = R"(nobody // {LONG})";\nint c;  // NOLINT(x): {LONG}\n', None),
+    "proto/good.h": (
+        '// The next owner, `heir`, and GiveUp().\nint heir;  // tiers_\nconst char* a = "nobody // stow";\n'
+        f'const char* b = R"(nobody // {LONG})";\nint c;  // NOLINT(x): {LONG}\n',
+        None,
+    ),
     "proto/word.h": ("// The heir takes it.\n", 'says "heir"'),
     "proto/trailing.h": ("int a;  // nobody's\n", 'says "nobody'),
     "proto/two.h": ("/* Given\n   up. gives it up */\n", 'says "gives it up"'),

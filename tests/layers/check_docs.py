@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Fails when a document names what is not there: a relative link, an anchor, a file, or a function or class.
 
-    check_docs.py --source DIR     README.md, the documents of the root and of docs/; docs/OPERATIONS.md has each counter of a
-                                   client once
+    check_docs.py --source DIR     README.md, the documents of the root and of docs/; docs/OPERATIONS.md has each counter
+                                   of a client once
     check_docs.py --options KVMD   docs/OPERATIONS.md has a row with each option of this kvmd, and with no other
     check_docs.py --self-test      that each rule can fail
 
 A text in backticks counts as a path if it begins with one of the tree's folders or include folders, and as a name of
 the code if it is written Class::Member. `a/{b,c}.h` stands for both files, `*` for any name. check_comments.py has the
-words that no document may use; CHANGELOG.md is exempt, since it names old ones. Prints one line per finding and exits 1 if
-there are any.
+words that no document may use; CHANGELOG.md is exempt, since it names old ones. Prints one line per finding and exits 1
+if there are any.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FOLDERS = ("proto", "cuda", "daemon", "client", "tests", "docs", "scripts", "sys
 ROOTS = {
     "kvm": ("proto/include", "cuda/include"),
     "kvclient": ("client/include", "client/python"),
-    **{folder: ("tests",) for folder in ("unit", "integration", "fault", "gpu", "fuzz", "python", "model", "layers")},
+    **dict.fromkeys(("unit", "integration", "fault", "gpu", "fuzz", "python", "model", "layers"), ("tests",)),
     "internals": ("docs",),
 }
 SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".py", ".proto", ".pml"}
@@ -51,7 +51,11 @@ def alternatives(path):
     match = re.search(r"\{([^{}]*)\}", path)
     if match is None:
         return [path]
-    return [each for option in match[1].split(",") for each in alternatives(path[: match.start()] + option + path[match.end() :])]
+    return [
+        each
+        for option in match[1].split(",")
+        for each in alternatives(path[: match.start()] + option + path[match.end() :])
+    ]
 
 
 def exists(root, path):
@@ -140,7 +144,7 @@ def check(root):
             elif MEMBER.match(code) and not sources.has(code.split("(", 1)[0]):
                 yield f"{name}: names {code}, which no source has"
         for word in WORDS.findall(CODE.sub("", prose)):
-            yield f"{name}: says \"{word}\"; write {instead(word)}"
+            yield f'{name}: says "{word}"; write {instead(word)}'
 
 
 def check_options(text, usage):
@@ -157,8 +161,9 @@ def check_options(text, usage):
 
 
 def check_counters(text, header):
-    """One line for each counter of kvclient/stats.h that OPERATIONS.md lacks, and for each that it has too many: what kvmd is
-    told are rows, the rest stands in the sentence behind them."""
+    """One line for each counter of kvclient/stats.h that OPERATIONS.md lacks, and for each that it has too many: what kvmd
+    is told are rows, the rest stands in the sentence behind them.
+    """
     counters = re.findall(r"^  (REPORTED|COUNTED|CURRENT)\((\w+), \"", header, re.MULTILINE)
     table, _, rest = text.partition("### Counters of a client\n")[2].partition("\nThe worker itself sees")
     rows = re.findall(r"^\|[^|]*\| `(\w+)` \|", table, re.MULTILINE)
@@ -173,8 +178,11 @@ def check_counters(text, header):
 
 
 SELF_TEST = {
-    "docs/good.md": ("# A [b](bad.md) `c`: d\n[x](bad.md) [y](#a-b-c-d) `proto/wire/a.h` `proto/{wire/a,b}.h` `kvm/c.h` `Host::Run` `std::move`\n"
-                     "```\n`proto/none.h` stow\n```\nhttps `/run/kvmd` `unit/*.cc`", None),
+    "docs/good.md": (
+        "# A [b](bad.md) `c`: d\n[x](bad.md) [y](#a-b-c-d) `proto/wire/a.h` `proto/{wire/a,b}.h` `kvm/c.h` `Host::Run` `std::move`\n"
+        "```\n`proto/none.h` stow\n```\nhttps `/run/kvmd` `unit/*.cc`",
+        None,
+    ),
     "docs/bad.md": ("# Heading", None),
     "README.md": ("[x](docs/none.md)", "links to docs/none.md"),
     "docs/anchor.md": ("[x](bad.md#other)", "links to bad.md#other"),
@@ -211,9 +219,16 @@ def self_test():
             '  REPORTED(a_b, "x") \\\n  REPORTED(k_l, "x") \\\n  COUNTED(e_f, "x") \\\n  CURRENT(m_n, "x")',
         )
     )
-    if [line.partition(": has ")[2][:25] for line in counters] != ["the client's counter k_l ", "c_d, which kvclient/stats", "the client's counter m_n ", "g_h, which kvclient/stats"]:
+    if [line.partition(": has ")[2][:25] for line in counters] != [
+        "the client's counter k_l ",
+        "c_d, which kvclient/stats",
+        "the client's counter m_n ",
+        "g_h, which kvclient/stats",
+    ]:
         yield "self-test: of counters, reported " + "; ".join(counters)
-    options = list(check_options("| `--a N` | 1 |\n| `--a` | |\n| `--c` | |", "Usage\n  -a,--a UINT  x\n  --b  --no option\n"))
+    options = list(
+        check_options("| `--a N` | 1 |\n| `--a` | |\n| `--c` | |", "Usage\n  -a,--a UINT  x\n  --b  --no option\n")
+    )
     if [line.rsplit(": ", 1)[1] for line in options] != ["lacks --b", "has --c, which kvmd has not", "has --a twice"]:
         yield "self-test: of options, reported " + "; ".join(options)
 
@@ -231,7 +246,9 @@ def main():
     elif arguments.source is not None:
         findings += check(arguments.source.resolve())
         operations = (arguments.source / "docs/OPERATIONS.md").read_text(encoding="utf-8")
-        findings += check_counters(operations, (arguments.source / "client/include/kvclient/stats.h").read_text(encoding="utf-8"))
+        findings += check_counters(
+            operations, (arguments.source / "client/include/kvclient/stats.h").read_text(encoding="utf-8")
+        )
     for line in findings:
         print(line, file=sys.stderr)
     return 1 if findings else 0

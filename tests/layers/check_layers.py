@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl and kvmd-mesh over public headers
-and over the eviction policies, which they use; and inside a layer, when a folder includes what lies above it. Fails as well
-when a class lies in more than one source file.
+and over the eviction policies, which they use; and inside a layer, when a folder includes what lies above it. Fails as
+well when a class lies in more than one source file.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
     check_layers.py --binary FILE           a binary that must not need CUDA at run time
@@ -9,6 +9,7 @@ when a class lies in more than one source file.
 
 Prints one line per violation and exits 1 if there are any.
 """
+
 import argparse
 import pathlib
 import re
@@ -18,7 +19,9 @@ import tempfile
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 SUFFIXES = {".h", ".hpp", ".cc", ".cpp", ".cu", ".cuh"}
-CUDA_HEADER = re.compile(r"^(cuda(\.h|[A-Z_]\w*\.h|_runtime.*|/.*)|cudart.*|nvml\.h|nccl.*|cooperative_groups.*|driver_types\.h|cub/.*|thrust/.*)$")
+CUDA_HEADER = re.compile(
+    r"^(cuda(\.h|[A-Z_]\w*\.h|_runtime.*|/.*)|cudart.*|nvml\.h|nccl.*|cooperative_groups.*|driver_types\.h|cub/.*|thrust/.*)$"
+)
 CUDA_LIBRARY = re.compile(r"libcuda|libcudart|libnvidia|libnvml")
 TEST_CASE = re.compile(r'TEST_CASE\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*"([^"]*)"', re.DOTALL)
 NAMESPACE = re.compile(r"namespace\s*([\w:]*)\s*{")
@@ -51,14 +54,16 @@ RULES = {
     "cuda/device": PROTO | {"cuda", "cuda/plan", "cuda/kernels"},
     "cuda/topology": PROTO | {"cuda", "cuda/device"},
     "cuda/memory": PROTO | {"cuda", "cuda/host", "cuda/device"},
-    "cuda/import": PROTO | {"cuda", "cuda/host", "cuda/plan", "cuda/kernels", "cuda/device", "cuda/memory", "cuda/topology"},
+    "cuda/import": PROTO
+    | {"cuda", "cuda/host", "cuda/plan", "cuda/kernels", "cuda/device", "cuda/memory", "cuda/topology"},
     # server → broker → host_cache → registry → policy, system.
     "daemon/policy": PROTO,
     "daemon/system": PROTO | {"daemon/policy"},
     "daemon/registry": PROTO | {"daemon/policy", "daemon/system"},
     "daemon/host_cache": PROTO | {"daemon/registry", "daemon/policy", "daemon/system"},
     "daemon/broker": PROTO | {"daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
-    "daemon/server": PROTO | {"daemon/broker", "daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
+    "daemon/server": PROTO
+    | {"daemon/broker", "daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
     "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
@@ -72,9 +77,14 @@ RULES = {
     "client/lease": CLIENT | {"client/find", "client/peers", "client/connection"},
     "client/offload": CLIENT | {"client/find", "client/peers", "client/connection", "client/stats"},
     "client/region": CLIENT | {"client/offload", "client/peers", "client/connection", "client/stats"},
-    "client/import": CLIENT | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
+    "client/import": CLIENT
+    | {"client/region", "client/offload", "client/find", "client/peers", "client/connection", "client/stats"},
     "client/join": {"client/connection", "proto/base", "proto/mesh", "kvclient", "kvm"},
-    "client": CLIENT | {f"client/{each}" for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")},
+    "client": CLIENT
+    | {
+        f"client/{each}"
+        for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")
+    },
     # node → membership, disk → memory → threads → transfer; directory stands alone. A scan has
     # kvctl's connection, and the disk cache the daemon's eviction policies.
     "client/mesh/directory": {"proto/mesh", "kvm"},
@@ -82,9 +92,18 @@ RULES = {
     "client/mesh/threads": {"client/mesh/transfer", "kvm"},
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
-    "client/mesh/disk": {"proto/base", "proto/mesh", "client/mesh/directory", "client/mesh/memory", "daemon/policy", "kvm"},
+    "client/mesh/disk": {
+        "proto/base",
+        "proto/mesh",
+        "client/mesh/directory",
+        "client/mesh/memory",
+        "daemon/policy",
+        "kvm",
+    },
     "client/mesh/events": {"proto/base", "proto/mesh", "kvm"},
-    "client/mesh/node": MESH | {f"client/mesh/{each}" for each in ("directory", "disk", "events", "membership", "memory", "threads", "transfer")} | {"client/kvctl/cli", "daemon/policy"},
+    "client/mesh/node": MESH
+    | {f"client/mesh/{each}" for each in ("directory", "disk", "events", "membership", "memory", "threads", "transfer")}
+    | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc
     # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
@@ -96,10 +115,15 @@ RULES = {
     "client/kvctl/page": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/exporter": KVCTL | {"client/kvctl/cli", "client/kvctl/mesh", "client/kvctl/page", "proto/mesh"},
     "client/kvctl/live": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
-    "client/kvctl/replay": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
+    "client/kvctl/replay": KVCTL
+    | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/simulate": KVCTL | {"client/kvctl/cli", "client/kvctl/workload", "daemon/policy"},
     "client/kvctl/bench": KVCTL | {"client/kvctl/cli", "client/kvctl/process", "client/kvctl/workload"},
-    "client/kvctl": KVCTL | {f"client/kvctl/{each}" for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "support", "bench")},
+    "client/kvctl": KVCTL
+    | {
+        f"client/kvctl/{each}"
+        for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "support", "bench")
+    },
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")
 CUDA_FOLDERS = ("cuda/", "tests/gpu/", "tests/bench/")
@@ -144,7 +168,7 @@ def check_includes(root):
                 continue
             folder = folder_of(include)
             if folder is None and quote == '"':
-                yield f"{name}: includes \"{include}\"; write the path from the root of the tree"
+                yield f'{name}: includes "{include}"; write the path from the root of the tree'
             elif folder is not None and folder not in allowed:
                 yield f"{name}: includes {include}; may include {', '.join(sorted(allowed))} only"
 
@@ -155,7 +179,10 @@ def check_tags(root):
             for sentence, tags in TEST_CASE.findall(path.read_text(encoding="utf-8")):
                 found = [each for each in LABELS if f"[{each}]" in tags]
                 if found != [label]:
-                    yield f"{path.relative_to(root)}: test {sentence.strip()} is tagged {tags or 'nothing'}, its folder says [{label}]"
+                    test = f"{path.relative_to(root)}: test {sentence.strip()}"
+                    yield f"{test} is tagged {tags or 'nothing'}, its folder says [{label}]"
+                if ";" in sentence:
+                    yield f"{path.relative_to(root)}: test {sentence.strip()} has a semicolon, where CMake cuts it in two"
 
 
 def check_gpu_tests(root):
@@ -169,17 +196,19 @@ def check_gpu_tests(root):
 
 
 def classes_of(text):
-    """The classes, with their namespaces, that have a method defined in this text of a source file. Not those of an unnamed
-    namespace, which no other file can see."""
+    """The classes, with their namespaces, that have a method defined in this text of a source file. Not those of an
+    unnamed namespace, which no other file can see.
+    """
     spaces = []
     for line in text.splitlines():
         if opened := NAMESPACE.match(line):
             spaces.append(opened.group(1))
         elif line.startswith("}  // namespace"):
             spaces.pop()
-        elif line[:1].isalpha() and "(" in line and "" not in spaces:
-            if method := METHOD.search(line.split("(", 1)[0]):
-                yield "::".join([*spaces, method.group(1)[:-2]])
+        elif (
+            line[:1].isalpha() and "(" in line and "" not in spaces and (method := METHOD.search(line.split("(", 1)[0]))
+        ):
+            yield "::".join([*spaces, method.group(1)[:-2]])
 
 
 def check_classes(root):
@@ -193,7 +222,10 @@ def check_classes(root):
             where.setdefault((name.split("/", 1)[0], found), []).append(name)
     for (_, found), names in where.items():
         if len(names) > 1:
-            yield f"{names[1]}: class {found} lies in {names[0]} as well; what needs another class's fields is a class of its own"
+            yield (
+                f"{names[1]}: class {found} lies in {names[0]} as well; "
+                "what needs another class's fields is a class of its own"
+            )
 
 
 def check_binary(path):
@@ -222,22 +254,49 @@ SELF_TEST = {
     "client/kvctl/cli/k.cc": ('#include "client/connection/link.h"', "k.cc: includes client/connection/link.h"),
     "client/kvctl/views/l.cc": ('#include "../link.h"', "l.cc: includes ../link.h"),
     "client/kvctl/bench/l3.cc": ('#include "daemon/policy/lru.h"', "l3.cc: includes daemon/policy/lru.h"),
-    "client/find/m.cc": ('#include "link.h"', "m.cc: includes \"link.h\""),
+    "client/find/m.cc": ('#include "link.h"', 'm.cc: includes "link.h"'),
     "client/peers/n.cc": ("#include <cuda.h>", "n.cc: includes cuda.h"),
     "tests/unit/o.cc": ('TEST_CASE("a, b",\n "[fault]")', 'o.cc: test "a, b" is tagged [fault]'),
-    "tests/gpu/q.cc": ('TEST_CASE("d", "[gpu]") {\n  const auto backend = BackendOf(0);\n  KVM_NEED_GPUS(1);\n}', 'q.cc: test "d" does not begin'),
-    "tests/unit/p.cc": ('TEST_CASE("c", "")', "p.cc: test \"c\" is tagged nothing"),
-    "cuda/import/good.cc": ('#include <cuda_runtime.h>\n#include "cuda/plan/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>', None),
+    "tests/gpu/q.cc": (
+        'TEST_CASE("d", "[gpu]") {\n  const auto backend = BackendOf(0);\n  KVM_NEED_GPUS(1);\n}',
+        'q.cc: test "d" does not begin',
+    ),
+    "tests/unit/p.cc": ('TEST_CASE("c", "")', 'p.cc: test "c" is tagged nothing'),
+    "tests/unit/r.cc": ('TEST_CASE("a b; c", "[unit]")', 'r.cc: test "a b; c" has a semicolon'),
+    "cuda/import/good.cc": (
+        '#include <cuda_runtime.h>\n#include "cuda/plan/b.h"\n#include "kvm/error.h"\n#include <cudaTypedefs.h>',
+        None,
+    ),
     "daemon/policy/good.cc": ('#include "daemon/policy/a.h"\n#include "proto/wire/b.h"', None),
-    "daemon/broker/good.cc": ('#include "daemon/broker/a.h"\n#include "daemon/host_cache/a.h"\n#include "proto/shm/b.h"\n#include <boost/asio.hpp>', None),
-    "client/kvctl/replay/good.cc": ('#include "client/kvctl/cli/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"', None),
-    "daemon/host_cache/one.cc": ("namespace kvm {\nResult<int> Two::Part(std::size_t n) {\n}\n}  // namespace kvm", None),
-    "daemon/host_cache/two.cc": ("namespace kvm {\nTwo::~Two() = default;\n}  // namespace kvm", "two.cc: class kvm::Two lies in"),
+    "daemon/broker/good.cc": (
+        '#include "daemon/broker/a.h"\n#include "daemon/host_cache/a.h"\n#include "proto/shm/b.h"\n#include <boost/asio.hpp>',
+        None,
+    ),
+    "client/kvctl/replay/good.cc": (
+        '#include "client/kvctl/cli/a.h"\n#include "daemon/policy/a.h"\n#include "kvclient/client.h"',
+        None,
+    ),
+    "daemon/host_cache/one.cc": (
+        "namespace kvm {\nResult<int> Two::Part(std::size_t n) {\n}\n}  // namespace kvm",
+        None,
+    ),
+    "daemon/host_cache/two.cc": (
+        "namespace kvm {\nTwo::~Two() = default;\n}  // namespace kvm",
+        "two.cc: class kvm::Two lies in",
+    ),
     "daemon/host_cache/three.cc": (
         "namespace kvm {\nnamespace {\nvoid Two::Call() {}\n}  // namespace\nvoid Two::Impl::Call() {}\nstd::string Make(Two::Part part) {}\n"
-        "  Two::Part(1);\n}  // namespace kvm\nnamespace kvm::other {\nvoid Two::Call() {}\n}  // namespace kvm::other", None),
-    "client/find/two.cc": ("namespace kvm {\nbool Two::operator==(const Two& other) const {}\n}  // namespace kvm", None),
-    "tests/gpu/good.cc": ('TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}', None),
+        "  Two::Part(1);\n}  // namespace kvm\nnamespace kvm::other {\nvoid Two::Call() {}\n}  // namespace kvm::other",
+        None,
+    ),
+    "client/find/two.cc": (
+        "namespace kvm {\nbool Two::operator==(const Two& other) const {}\n}  // namespace kvm",
+        None,
+    ),
+    "tests/gpu/good.cc": (
+        'TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}',
+        None,
+    ),
     "tests/unit/good.cc": ('#include "daemon/server/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
 
@@ -249,7 +308,12 @@ def self_test():
         for name, (text, _) in broken.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text, encoding="utf-8")
-        found = list(check_includes(root)) + list(check_tags(root)) + list(check_gpu_tests(root)) + list(check_classes(root))
+        found = (
+            list(check_includes(root))
+            + list(check_tags(root))
+            + list(check_gpu_tests(root))
+            + list(check_classes(root))
+        )
     for name, (_, expected) in broken.items():
         if expected is not None and not any(expected in line for line in found):
             yield f"self-test: {name} was not reported"

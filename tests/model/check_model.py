@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks the model of the protocol (*.pml) exhaustively with spin, and that the check can fail.
 
-As it is, no reachable state may break the property, every statement must be reached, and there must be enough states for
-that to be meaningful. If any single defence or assumption is taken out, a counterexample must be found. One must also be
-found for each claim that an expected event never happens. Exit status 77: spin or a C compiler is missing.
+As it is, no reachable state may break the property, every statement must be reached, and there must be enough states
+for that to be meaningful. If any single defence or assumption is taken out, a counterexample must be found. One must
+also be found for each claim that an expected event never happens. Exit status 77: spin or a C compiler is missing.
 
   check_model.py                    all of it
   check_model.py --show NAME        the shortest counterexample of one case, step by step
@@ -67,7 +67,9 @@ CASES = [
     taken_out("ASSUME_WRITES_LAND_IN_ORDER", "an older write's bytes land after a newer write's"),
     taken_out("NO_SECOND_CHECK", "the same in the host cache", "host_cache"),
     taken_out("EVICTED_STAYS_READABLE", "a slot is granted while its generation is even", "host_cache"),
-    taken_out("SLOT_REUSED_BEFORE_WRITER_GONE", "the slot of a void grant is granted while its writer may copy", "host_cache"),
+    taken_out(
+        "SLOT_REUSED_BEFORE_WRITER_GONE", "the slot of a void grant is granted while its writer may copy", "host_cache"
+    ),
     taken_out("RESTART_FREES_SLOTS", "a restarted kvmd takes a slot that is odd for a free one", "host_cache"),
     taken_out("FORK_KEEPS_MAPPING", "a writer's child writes after its death", "host_cache"),
     taken_out("ASSUME_PIDFD_WAITS_FOR_GPU", "a dead writer's GPU copies on", "host_cache"),
@@ -85,7 +87,7 @@ CASES = [
 ]
 
 
-class Failure(Exception):
+class CheckError(Exception):
     pass
 
 
@@ -93,7 +95,7 @@ def run(command: list[str], folder: pathlib.Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     if done.returncode != 0:
-        raise Failure(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
+        raise CheckError(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
     return output
 
 
@@ -114,7 +116,7 @@ def compiler() -> str:
 def number(pattern: str, output: str) -> int:
     found = re.search(pattern, output)
     if not found:
-        raise Failure(f"no '{pattern}' in what the search says:\n{output}")
+        raise CheckError(f"no '{pattern}' in what the search says:\n{output}")
     return int(found.group(1))
 
 
@@ -128,20 +130,20 @@ def check(case: Case) -> str:
     errors = number(r"errors: (\d+)", output)
     if case.least_states == 0:
         if errors == 0:
-            raise Failure(f"{case.name}: no counterexample in {states} states, though {case.why}")
+            raise CheckError(f"{case.name}: no counterexample in {states} states, though {case.why}")
         if "assertion violated" not in output:
-            raise Failure(f"{case.name}: an error that is not of the property:\n{output}")
+            raise CheckError(f"{case.name}: an error that is not of the property:\n{output}")
         return f"counterexample found ({states} states)"
     if errors != 0:
-        raise Failure(f"{case.name}: {errors} errors; see check_model.py --show '{case.name}'\n{output}")
+        raise CheckError(f"{case.name}: {errors} errors; see check_model.py --show '{case.name}'\n{output}")
     if "Search not completed" in output or "max search depth too small" in output:
-        raise Failure(f"{case.name}: the search was cut short:\n{output}")
+        raise CheckError(f"{case.name}: the search was cut short:\n{output}")
     unreached = [line.strip() for line in output.splitlines() if re.match(r"\s+\S+:\d+, state \d+", line)]
     unreached = [line for line in unreached if "-end-" not in line and not re.search(case.unreached, line)]
     if unreached:
-        raise Failure(f"{case.name}: statements that nothing reaches:\n  " + "\n  ".join(unreached))
+        raise CheckError(f"{case.name}: statements that nothing reaches:\n  " + "\n  ".join(unreached))
     if states < case.least_states:
-        raise Failure(f"{case.name}: {states} states are too few to mean anything, expected {case.least_states}")
+        raise CheckError(f"{case.name}: {states} states are too few to mean anything, expected {case.least_states}")
     return f"errors: 0 in all {states} states, every statement reached"
 
 
@@ -173,7 +175,7 @@ def main() -> int:
         for case, outcome in [(case, pool.submit(check, case)) for case in CASES]:
             try:
                 print(f"{case.name} ({case.why}): {outcome.result()}")
-            except Failure as failure:
+            except CheckError as failure:
                 failed += 1
                 print(f"FAILED {failure}")
     print(f"{len(CASES) - failed} of {len(CASES)} cases as expected")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The completion scripts of kvctl and kvmd-mesh, in the shells themselves: they offer what --help has, where it can stand.
+"""The completion scripts of kvctl and kvmd-mesh, in the shells themselves: they offer what --help has.
 
     completion.py --shell bash|zsh|fish --kvctl KVCTL [--mesh KVMD_MESH]
 
@@ -17,15 +17,21 @@ import tempfile
 # prints what it offers, one a line.
 ASKS = {
     "bash": [
-        "bash", "--norc", "-c",
-        'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "_${1//-/_}"; printf "%s\\n" "${COMPREPLY[@]}"', "bash",
+        "bash",
+        "--norc",
+        "-c",
+        'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); "_${1//-/_}"; '
+        'printf "%s\\n" "${COMPREPLY[@]}"',
+        "bash",
     ],
     # Without its line editor: what the script gives to _describe, a word and its meaning, is what
     # would be offered.
     "zsh": [
-        "zsh", "-fc",
+        "zsh",
+        "-fc",
         "compdef() {}; _files() { }; _describe() { [[ $1 == -o ]] && shift; print -rl -- ${${(P)2}%%:*} }; "
-        'source "$1"; shift; words=("$@"); CURRENT=$#; "_${1//-/_}"', "zsh",
+        'source "$1"; shift; words=("$@"); CURRENT=$#; "_${1//-/_}"',
+        "zsh",
     ],
     "fish": ["fish", "--no-config", "-c", "source $argv[1]; complete -C (string join ' ' -- $argv[2..-1])"],
 }
@@ -33,7 +39,7 @@ ASKS = {
 
 def output(*command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and not done.stderr, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    assert (done.returncode, done.stderr) == (0, ""), f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
@@ -59,7 +65,7 @@ def commands_of(program, *commands):
 
 
 def script_of(shell, *command):
-    script = tempfile.NamedTemporaryFile("w", suffix=f".{shell}")
+    script = tempfile.NamedTemporaryFile("w", suffix=f".{shell}")  # noqa: SIM115 (the caller has it)
     script.write(output(*command))
     script.flush()
     return script
@@ -79,8 +85,11 @@ def check_kvctl(shell, kvctl):
     for command in sorted(commands):
         check(f"options of {command}", completion.offers(f"kvctl {command} --"), options_of(kvctl, command) | common)
     for command in sorted(commands_of(kvctl, "bench")):
-        check(f"options of bench {command}", completion.offers(f"kvctl bench {command} --") & options_of(kvctl, "bench", command),
-              options_of(kvctl, "bench", command))
+        check(
+            f"options of bench {command}",
+            completion.offers(f"kvctl bench {command} --") & options_of(kvctl, "bench", command),
+            options_of(kvctl, "bench", command),
+        )
     check("an option's value is no command", completion.offers("kvctl --socket status doc"), {"doctor"})
     check("options between commands", completion.offers("kvctl --json ls --pre"), {"--prefix"})
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The Debian packages in a clean machine with systemd: install, first hit, metrics, upgrade with a live worker, remove, purge.
+"""The Debian packages in a clean machine with systemd, from their installation to their purge.
 
     deb.py --root ROOT --packages DIR
 
-ROOT is what tests/systemd/make_root.sh makes, and is made if it isn't there; DIR has what scripts/package.sh makes.
+Install, first hit, metrics, upgrade with a live worker, remove, purge. ROOT is what tests/systemd/make_root.sh makes,
+and is made if it isn't there; DIR has what scripts/package.sh makes.
 Exit code 77: it can't run here; the reason is said.
 """
 
@@ -44,7 +45,9 @@ def run(*arguments, **options):
 
 def proxy():
     """The environment in which a root's apt reaches what this machine's apt reaches."""
-    shown = subprocess.run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        ["apt-config", "shell", "proxy", "Acquire::http::Proxy"], capture_output=True, text=True
+    ).stdout
     found = re.search(r"proxy='(.*)'", shown)
     return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": found[1]} if found else {})}
 
@@ -88,7 +91,9 @@ class Copied:
     def __call__(self, root):
         # The root leaves out manuals and documents of all packages; the test asks for ours.
         for settings in (root / "etc/dpkg/dpkg.cfg.d").iterdir():
-            settings.write_text("".join(line for line in settings.read_text().splitlines(True) if "path-exclude" not in line))
+            settings.write_text(
+                "".join(line for line in settings.read_text().splitlines(True) if "path-exclude" not in line)
+            )
         folder = root / PACKAGES.lstrip("/")
         (folder / "next").mkdir(parents=True)
         for package in self.packages:
@@ -146,10 +151,13 @@ def ask(worker):
 def check_dependencies(packages):
     print("packages depend on the libraries that their programs are linked with; UCX is only suggested")
     fields = {path.name.split("_")[0]: run("dpkg-deb", "-f", path, "Depends", "Suggests") for path in packages}
-    depends, suggests = (re.search(rf"^{name}: (.*)$", fields["kvmd-mesh"], re.M)[1] for name in ("Depends", "Suggests"))
+    depends, suggests = (
+        re.search(rf"^{name}: (.*)$", fields["kvmd-mesh"], re.M)[1] for name in ("Depends", "Suggests")
+    )
     assert "libucx0" in suggests, fields
     assert "libucx" not in depends, fields
     assert "liburing2" in depends, fields
+    assert "libxxhash0" in depends, fields
     for each in fields.values():
         assert "libhiredis" not in each, fields
 
@@ -157,7 +165,11 @@ def check_dependencies(packages):
 def check_install(machine):
     """Installs as an operator does, and returns the worker that had the first hit."""
     # The development package asks for Boost's headers, 200 MB that nothing here reads.
-    names = [f"{PACKAGES}/{path.name}" for path in sorted(machine.root.glob(f"{PACKAGES[1:]}/*.deb")) if "-dev_" not in path.name]
+    names = [
+        f"{PACKAGES}/{path.name}"
+        for path in sorted(machine.root.glob(f"{PACKAGES[1:]}/*.deb"))
+        if "-dev_" not in path.name
+    ]
     apt = machine.command("apt-get", "-qq", "-o", "Dpkg::Use-Pty=0")
     run(*apt, "update", env=proxy(), timeout=300)
     begin = time.monotonic()
@@ -184,11 +196,20 @@ def check_installed(service):
 
 def check_documents(service):
     print("each program has a manual page, and what a shell completes of it is installed")
-    for path in ("man/man8/kvmd.8.gz", "man/man8/kvmd-mesh.8.gz", "man/man1/kvctl.1.gz", "man/man1/kvctl-doctor.1.gz",
-                 "doc/kvmd-mesh/examples/kvmd-mesh.toml"):
+    for path in (
+        "man/man8/kvmd.8.gz",
+        "man/man8/kvmd-mesh.8.gz",
+        "man/man1/kvctl.1.gz",
+        "man/man1/kvctl-doctor.1.gz",
+        "doc/kvmd-mesh/examples/kvmd-mesh.toml",
+    ):
         service.run("test", "-s", f"/usr/share/{path}")
     for program in ("kvctl", "kvmd-mesh"):
-        for path in (f"bash-completion/completions/{program}", f"zsh/vendor-completions/_{program}", f"fish/vendor_completions.d/{program}.fish"):
+        for path in (
+            f"bash-completion/completions/{program}",
+            f"zsh/vendor-completions/_{program}",
+            f"fish/vendor_completions.d/{program}.fish",
+        ):
             service.run("test", "-s", f"/usr/share/{path}")
 
 
@@ -219,7 +240,9 @@ def check_metrics(service, machine):
     assert found["kvmd_up"] == 1
     lookups = 'kvmd_lookup_keys_total{domain="uid-0",result="found"}'
     eventually("the worker's report", lambda: scrape(OverUnixSocket(by_path)).get(lookups) == 8)
-    assert not [series for series in found if "uid-0" not in series and "domain=" in series], "a domain was made for the exporter"
+    assert not [series for series in found if "uid-0" not in series and "domain=" in series], (
+        "a domain was made for the exporter"
+    )
     assert service.is_active("kvmd-exporter.service")
     port = free_port()
     drop_in = "/etc/systemd/system/kvmd-exporter.socket.d"
@@ -244,7 +267,9 @@ def check_upgrade(service, machine, worker):
     assert NEXT_VERSION in service.run("dpkg-query", "-W", "kvmd")
     assert service.pid() not in (before, "0")
     assert service.pid("kvmd-exporter.service") not in (exporter, "0")
-    assert service.run("grep", "^max-models =", "/etc/kvmd/kvmd.toml") == "max-models = 65", "the configuration was replaced"
+    assert service.run("grep", "^max-models =", "/etc/kvmd/kvmd.toml") == "max-models = 65", (
+        "the configuration was replaced"
+    )
     eventually("the worker's return", lambda: machine.regions("kvctl") == {"pool": "live", "copies": "live"})
     assert ask(worker) == (8, 8)
     worker.stdin.close()

@@ -65,7 +65,8 @@ def check_contents(wheel, folder):
     assert extension.name == "_native.abi3.so" or "-abi3-" not in wheel.name, extension.name
     # Under a name that no other copy in the process has.
     brought = {path.name for path in (folder / "kvclient.libs").glob("*")}
-    assert len(brought) == 1 and re.fullmatch(r"libprotobuf-lite-[0-9a-f]+\.so\S*", *brought), brought
+    assert len(brought) == 1, brought
+    assert re.fullmatch(r"libprotobuf-lite-[0-9a-f]+\.so\S*", *brought), brought
     oldest = tuple(int(each) for each in re.search(r"manylinux_(\d+)_(\d+)", wheel.name).groups())
     for binary in (extension, folder / "kvclient/bin/kvmd", folder / "kvclient/bin/kvctl"):
         dynamic = run("readelf", "--dynamic", "--wide", binary)
@@ -81,7 +82,8 @@ def check_contents(wheel, folder):
     assert set(shown) == EXPORTED, f"{extension.name} shows {set(shown) ^ EXPORTED}"
     metadata = next(folder.glob("*.dist-info/METADATA")).read_text()
     required = [each for each in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M) if "extra" not in each]
-    assert len(required) == 1 and required[0].startswith("numpy"), required
+    assert len(required) == 1, required
+    assert required[0].startswith("numpy"), required
 
 
 def check_first_hit(python, wheel, folder):

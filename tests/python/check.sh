@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Style (ruff) and types (mypy --strict over the installed package and tests/monitoring) of the
-# Python code, and, where there is a clang-tidy, what it finds in the extension module's sources.
+# Style (ruff) of all Python code, types (mypy --strict) of the installed package and of
+# tests/monitoring, and, where there is a clang-tidy, what it finds in the extension module's
+# sources.
 #
 #   check.sh ENVIRONMENT       a folder with bin/ruff, bin/mypy and the package
 set -euo pipefail
 environment=$1
 root=$(cd "$(dirname "$0")/../.." && pwd)
 settings=$root/client/python/pyproject.toml
-folders=("$root/client/python" "$root/tests/python" "$root/tests/monitoring")
+folders=("$root/client" "$root/scripts" "$root/systemd" "$root/tests")
 "$environment/bin/ruff" check --no-cache --quiet --config "$settings" "${folders[@]}"
 "$environment/bin/ruff" format --no-cache --quiet --check --config "$settings" "${folders[@]}"
 tidy=$(command -v clang-tidy-22 || command -v clang-tidy || true)

@@ -47,7 +47,7 @@ def missing(shown, said):
 class Node:
     def __init__(self, folder, programs):
         self.folder, self.programs, self.socket = folder, programs, folder / "kvmd.sock"
-        self.log = open(folder / "log", "w")
+        self.log = open(folder / "log", "w")  # noqa: SIM115 (stop() closes it)
         self.processes = []
 
     def start(self, program, *arguments):
