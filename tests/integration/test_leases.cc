@@ -56,7 +56,7 @@ kvmwire::DomainStatus DomainOf(RegistryProbe& probe) { return probe.Status().dom
 
 }  // namespace
 
-TEST_CASE("Leases: another process's lease keeps blocks in a cache under pressure; without it they are evicted", "[integration]") {
+TEST_CASE("Leases: another process's lease keeps blocks in a cache under pressure, and without it they are evicted", "[integration]") {
   const bool held = GENERATE(true, false);
   INFO((held ? "held" : "not held"));
   KvmdProcess kvmd(SmallCache());
@@ -84,7 +84,7 @@ TEST_CASE("Leases: another process's lease keeps blocks in a cache under pressur
   CHECK(reader->Find("a:16").empty());
 }
 
-TEST_CASE("Leases: leased blocks of a dead worker stay beyond their time; blocks without a lease do not", "[integration]") {
+TEST_CASE("Leases: leased blocks of a dead worker stay beyond their time, and blocks without a lease do not", "[integration]") {
   KvmdProcess kvmd({"--orphan-ttl-s", "1"});
   RegistryProbe probe(kvmd.socket());
   RemoteWorker held({.socket = kvmd.socket(), .name = "held"}), other({.socket = kvmd.socket(), .name = "other"});

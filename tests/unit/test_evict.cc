@@ -146,7 +146,7 @@ TEST_CASE("Evict: of the model that is named, and of no other", "[unit]") {
   CHECK(admin.Evict(message).blocks() == 4);
 }
 
-TEST_CASE("Evict: admins may, of all domains or of theirs; a domain's own users may not", "[unit]") {
+TEST_CASE("Evict: admins may, of all domains or of theirs, and a domain's own users may not", "[unit]") {
   Config config = Administered(CacheOf(4));
   daemon::DomainRule team;
   team.name = "team";

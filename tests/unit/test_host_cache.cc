@@ -286,7 +286,7 @@ TEST_CASE("Host cache: a late worker gets its share, from workers that have more
   CHECK(Status(node).evicted() == kSlots);
 }
 
-TEST_CASE("Host cache: blocks that leave it for others are replaced; none is evicted for lack of room in the index", "[unit]") {
+TEST_CASE("Host cache: blocks that leave it for others are replaced, and none is evicted for lack of room in the index", "[unit]") {
   Config config = CacheOf(1);
   config.host_cache_policy = policy::PolicyKind::kLru;
   Node node(config);

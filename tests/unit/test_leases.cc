@@ -283,7 +283,7 @@ TEST_CASE("Leases: a dead worker's region stays beyond its time while its blocks
   CHECK(node.Domain().leases() == 0);
 }
 
-TEST_CASE("Leases: reclaiming skips leased regions; with force it takes them, and the client is told", "[unit]") {
+TEST_CASE("Leases: reclaiming skips leased regions, and with force it takes them and the client is told", "[unit]") {
   Node node;
   Dead dead(node), other(node, "other", 2);
   Holder holder(node);

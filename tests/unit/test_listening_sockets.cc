@@ -36,7 +36,7 @@ TEST_CASE("Listening: the socket file has its mode, and goes with its owner", "[
   CHECK_FALSE(fs::exists(path));
 }
 
-TEST_CASE("Listening: a socket file without a process is replaced; one with a process, and other files, are not", "[unit]") {
+TEST_CASE("Listening: a socket file without a process is replaced, one with a process and other files are not", "[unit]") {
   kvm::test::TempDir folder;
   const std::string path = folder / "exporter.sock", saved = folder / "saved";
   {

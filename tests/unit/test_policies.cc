@@ -224,7 +224,7 @@ TEST_CASE("Policy: equal keys of several blocks, and blocks that name themselves
   }
 }
 
-TEST_CASE("Reuse model: before the first observation, older blocks are worth less; then observations decide", "[unit]") {
+TEST_CASE("Reuse model: before the first observation, older blocks are worth less, then observations decide", "[unit]") {
   ReuseModel model;
   model.Begin();
   model.Finish(30, 1, 20);

@@ -124,7 +124,7 @@ TEST_CASE("Simulate: the conversation trace gives the known figures, and hit den
   }
 }
 
-TEST_CASE("Simulate: rows are by capacity and policy, each once; what is wrong is named", "[unit]") {
+TEST_CASE("Simulate: rows are by capacity and policy, each once, and what is wrong is named", "[unit]") {
   const std::vector<Request> requests = Requests({{1, 2, 3}, {1, 2, 4}, {1, 2, 3}});
   SimulateOptions options;
   options.policies = {"min", "lru", "min"};
