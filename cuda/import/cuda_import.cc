@@ -82,8 +82,10 @@ class CudaImportJob final : public ImportJob {
   Status CheckRequest();
   std::vector<TransferRun> TakeRuns(std::size_t end);
   Status Submit();
-  Status SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave);
+  Status SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool last_wave);
   Status Enqueue(const TransferPlan& plan, std::size_t first, bool fused);
+  Status Upload(const TransferPlan& plan, std::byte* own_table);
+  cudaError_t QueueUploadsBefore(cudaStream_t stream);
   cudaError_t QueueValidation(const TransferPlan& plan, const CopyArgs& args, const void* device_table);
   cudaError_t RecordEnd();
   void ValidateOnCpu();
@@ -203,6 +205,7 @@ class CudaImportJob final : public ImportJob {
   bool to_host_ = false;
   bool on_gpu_ = true;             // who validates
   bool stale_found_ = false;       // by the first check
+  bool uploads_ = false;           // a table, on a stream of its own
   bool validates_beside_ = false;  // on a stream of its own, beside the next wave's copy
   ImportPhase phase_ = ImportPhase::kPreparing;
 };
@@ -296,14 +299,14 @@ Status CudaImportJob::Submit() {
     const std::vector<TransferRun> runs = TakeRuns(end);
     more = !stale_found_ && submitted_ < count;
     if (submitted_ == first) break;
-    if (Status enqueued = SubmitWave(runs, first, first == 0 && !more); !enqueued) return enqueued;
+    if (Status enqueued = SubmitWave(runs, first, !more); !enqueued) return enqueued;
   }
   if (!request_.wants_event || phase_ != ImportPhase::kQueueing) return {};
   const DeviceGuard guard(*device_);
   return CudaStatus(RecordEnd(), "import: recording its event");
 }
 
-Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool only_wave) {
+Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t first, bool last_wave) {
   if (!slot_) {
     Result<std::unique_ptr<ImportContext>> slot = slots_->Take();
     if (!slot) return slot.error();
@@ -320,9 +323,9 @@ Status CudaImportJob::SubmitWave(std::span<const TransferRun> runs, std::size_t 
   limits.max_sms = request_.max_sms;
   TransferPlan& plan = slot_->plan();
   if (Status planned = PlanTransfer(runs, request_.blocks, destination_bases_, limits, plan); !planned) return planned;
-  const bool fused = only_wave && plan.item_count > 0 && plan.pair_count <= kFusedPairs;
+  const bool fused = last_wave && plan.item_count > 0 && plan.pair_count <= kFusedPairs;
   // Room for all waves at once: what the GPU is using must not move.
-  const bool in_launch = fused && plan.table.size() <= kMaxInlineTable;
+  const bool in_launch = fused && first == 0 && !NeedsUpload(plan);
   if (Status room = slot_->Reserve(statuses_.size(), in_launch ? 0 : table_bound_); !room) return room;
   std::memset(slot_->statuses() + first, 0, plan.pair_count);
   order_.insert(order_.end(), plan.order.begin(), plan.order.end());
@@ -334,9 +337,11 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool 
   if (phase_ == ImportPhase::kPreparing) Enter(ImportPhase::kQueueing);
   // Each wave has its own
   std::byte* const own_table = static_cast<std::byte*>(slot_->table()) + table_used_;
-  Result<const void*> queued = QueueTableAndCopies(plan, slot_->staged_table() + table_used_, own_table, stream_);
-  if (!queued) return queued.error();
-  const void* device_table = *queued;
+  const void* device_table = NeedsUpload(plan) ? own_table : nullptr;
+  if (device_table != nullptr) {
+    if (Status uploaded = Upload(plan, own_table); !uploaded) return uploaded;
+  }
+  if (Status copied = QueueEngineCopies(plan, stream_); !copied) return copied;
   table_used_ += plan.table.size();
   CopyArgs args = ArgsOf(plan);
   args.done_value = job_;
@@ -358,6 +363,19 @@ Status CudaImportJob::Enqueue(const TransferPlan& plan, std::size_t first, bool 
   return CudaStatus(error, "import: launching the copy");
 }
 
+// Beside the copy of the wave before: on the same stream, the link would stand still meanwhile.
+Status CudaImportJob::Upload(const TransferPlan& plan, std::byte* own_table) {
+  uploads_ = true;
+  if (Status queued = QueueTable(plan, slot_->staged_table() + table_used_, own_table, slot_->upload_stream()); !queued) return queued;
+  return CudaStatus(QueueUploadsBefore(stream_), "import: uploading the table");
+}
+
+// What is queued on `stream` from now on follows the uploads queued so far.
+cudaError_t CudaImportJob::QueueUploadsBefore(cudaStream_t stream) {
+  const cudaError_t error = cudaEventRecord(slot_->uploaded(), slot_->upload_stream());
+  return error == cudaSuccess ? cudaStreamWaitEvent(stream, slot_->uploaded(), 0) : error;
+}
+
 cudaError_t CudaImportJob::QueueValidation(const TransferPlan& plan, const CopyArgs& args, const void* device_table) {
   cudaStream_t stream = stream_;
   if (validates_beside_) {
@@ -373,8 +391,11 @@ cudaError_t CudaImportJob::QueueValidation(const TransferPlan& plan, const CopyA
 
 // Records the slot's event behind all that has been queued.
 cudaError_t CudaImportJob::RecordEnd() {
+  // Also an upload that no copy follows, since what was queued behind it failed
+  cudaError_t error = uploads_ ? QueueUploadsBefore(stream_) : cudaSuccess;
+  if (error != cudaSuccess) return error;
   if (!validates_beside_) return cudaEventRecord(slot_->event(), stream_);
-  cudaError_t error = cudaEventRecord(slot_->copied(), stream_);
+  error = cudaEventRecord(slot_->copied(), stream_);
   if (error == cudaSuccess) error = cudaStreamWaitEvent(slot_->validation_stream(), slot_->copied(), 0);
   return error == cudaSuccess ? cudaEventRecord(slot_->event(), slot_->validation_stream()) : error;
 }

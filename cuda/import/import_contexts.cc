@@ -44,10 +44,10 @@ class SpareContexts {
 
 ImportContext::~ImportContext() {
   const DeviceGuard guard(*device_);
-  for (const cudaEvent_t event : {event_, copied_}) {
+  for (const cudaEvent_t event : {event_, copied_, uploaded_}) {
     if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
   }
-  for (const cudaStream_t stream : {stream_, validation_stream_}) {
+  for (const cudaStream_t stream : {stream_, validation_stream_, upload_stream_}) {
     if (stream != nullptr) static_cast<void>(cudaStreamDestroy(stream));
   }
   if (pinned_ != nullptr) static_cast<void>(cudaFreeHost(pinned_));
@@ -64,8 +64,10 @@ Status ImportContext::Make() {
   cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
   if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest);
   if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&validation_stream_, cudaStreamNonBlocking, highest);
-  if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
-  if (error == cudaSuccess) error = cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&upload_stream_, cudaStreamNonBlocking, highest);
+  for (cudaEvent_t* event : {&event_, &copied_, &uploaded_}) {
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(event, cudaEventDisableTiming);
+  }
   if (error == cudaSuccess) error = cudaMalloc(reinterpret_cast<void**>(&arrivals_), 256);
   if (error == cudaSuccess) error = cudaMemsetAsync(arrivals_, 0, 256, stream_);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);

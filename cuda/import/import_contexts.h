@@ -44,9 +44,13 @@ class ImportContext {
   cudaStream_t stream() const noexcept { return stream_; }
   // For validations that take place beside the next copy on stream().
   cudaStream_t validation_stream() const noexcept { return validation_stream_; }
+  // For the next copy's table, beside a copy on stream().
+  cudaStream_t upload_stream() const noexcept { return upload_stream_; }
   cudaEvent_t event() const noexcept { return event_; }
   // From stream() to validation_stream().
   cudaEvent_t copied() const noexcept { return copied_; }
+  // From upload_stream() to stream().
+  cudaEvent_t uploaded() const noexcept { return uploaded_; }
   std::uint32_t NextJob() noexcept { return ++job_ == 0 ? ++job_ : job_; }  // never 0
 
  private:
@@ -63,8 +67,8 @@ class ImportContext {
   // must not do. Sizes double, so these buffers are together never larger than those in use.
   std::vector<void*> retired_host_, retired_device_;
   std::uint32_t* arrivals_ = nullptr;
-  cudaStream_t stream_ = nullptr, validation_stream_ = nullptr;
-  cudaEvent_t event_ = nullptr, copied_ = nullptr;
+  cudaStream_t stream_ = nullptr, validation_stream_ = nullptr, upload_stream_ = nullptr;
+  cudaEvent_t event_ = nullptr, copied_ = nullptr, uploaded_ = nullptr;
   std::uint32_t job_ = 0;
   TransferPlan plan_;
 };

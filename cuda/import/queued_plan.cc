@@ -17,20 +17,20 @@ CopyArgs ArgsOf(const TransferPlan& plan) noexcept {
   return args;
 }
 
-Result<const void*> QueueTableAndCopies(const TransferPlan& plan, std::byte* staged, std::byte* own_table, cudaStream_t stream) {
-  const void* device_table = nullptr;
-  if (plan.table.size() > kMaxInlineTable) {
-    std::memcpy(staged, plan.table.data(), plan.table.size());
-    const cudaError_t error = cudaMemcpyAsync(own_table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream);
-    if (error != cudaSuccess) return CudaError(error, "import: uploading the table");
-    device_table = own_table;
-  }
+bool NeedsUpload(const TransferPlan& plan) noexcept { return plan.table.size() > kMaxInlineTable; }
+
+Status QueueTable(const TransferPlan& plan, std::byte* staged, std::byte* own_table, cudaStream_t stream) {
+  std::memcpy(staged, plan.table.data(), plan.table.size());
+  return CudaStatus(cudaMemcpyAsync(own_table, staged, plan.table.size(), cudaMemcpyHostToDevice, stream), "import: uploading the table");
+}
+
+Status QueueEngineCopies(const TransferPlan& plan, cudaStream_t stream) {
   for (const EngineCopy& copy : plan.engine_copies) {
     const cudaError_t error = cudaMemcpyAsync(reinterpret_cast<void*>(copy.destination), reinterpret_cast<const void*>(copy.source),
                                               copy.bytes, cudaMemcpyDefault, stream);
     if (error != cudaSuccess) return CudaError(error, "import: cudaMemcpyAsync");
   }
-  return device_table;
+  return {};
 }
 
 }  // namespace kvm

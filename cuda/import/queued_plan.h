@@ -16,11 +16,15 @@ namespace kvm {
 // The kernel's arguments that follow from the plan; the caller sets those for the report.
 [[nodiscard]] CopyArgs ArgsOf(const TransferPlan& plan) noexcept;
 
-// Uploads the table if it is too large for a launch argument, and queues the copies of the copy
-// engine. Returns the table's address on the device; null if it is a launch argument. `staged`
-// (pinned host memory) and `own_table` (device memory) have room for the table, and must not change
-// until the stream has passed this point. The plan may be destroyed when this returns.
-[[nodiscard]] Result<const void*> QueueTableAndCopies(const TransferPlan& plan, std::byte* staged, std::byte* own_table,
-                                                      cudaStream_t stream);
+// Whether the table is too large for a launch argument, and is uploaded.
+[[nodiscard]] bool NeedsUpload(const TransferPlan& plan) noexcept;
+
+// Queues the upload of the table. `staged` (pinned host memory) and `own_table` (device memory) have
+// room for it, and must not change until the stream has passed this point. The plan may be destroyed
+// when this returns.
+[[nodiscard]] Status QueueTable(const TransferPlan& plan, std::byte* staged, std::byte* own_table, cudaStream_t stream);
+
+// Queues the copies of the copy engine. The plan may be destroyed when this returns.
+[[nodiscard]] Status QueueEngineCopies(const TransferPlan& plan, cudaStream_t stream);
 
 }  // namespace kvm

@@ -5,7 +5,8 @@
 namespace kvm {
 
 std::size_t Waves::NextEnd() noexcept {
-  end_ = std::min(blocks_, end_ + next_);
+  const std::size_t last = blocks_ < kFewestInWaves ? 0 : kLast;
+  end_ = end_ < blocks_ - last ? std::min(blocks_ - last, end_ + next_) : blocks_;
   next_ = std::min(next_ * kGrowth, kMost);
   return end_;
 }

@@ -1,10 +1,12 @@
 // Waves: how a long list of blocks is divided, so that the GPU copies one part while the CPU makes,
 // checks and plans the next. The first is short, since nothing is copied before it is queued; the
 // next ones grow, since each costs two launches, up to a size whose validation, which follows its
-// copy, is short when it is the last.
+// copy, ends while the last one is copied. The last is so short that its own copy validates it.
 #pragma once
 
 #include <cstddef>
+
+#include "cuda/plan/copy_policy.h"
 
 namespace kvm {
 
@@ -19,7 +21,7 @@ class Waves {
   static std::size_t Count(std::size_t blocks) noexcept;
 
  private:
-  static constexpr std::size_t kFewestInWaves = 512, kFirst = 128, kGrowth = 4, kMost = 4096;
+  static constexpr std::size_t kFewestInWaves = 512, kFirst = 128, kGrowth = 4, kMost = 4096, kLast = kFusedPairs;
 
   std::size_t blocks_, next_, end_ = 0;
 };

@@ -181,7 +181,11 @@ Importer::Time Importer::CopyOnly(const Geometry& geometry, const std::vector<Im
   const auto queue = [&] {
     if (const Status planned = PlanTransfer({&run, 1}, blocks, {&to, 1}, limits, plan); !planned) Fail(planned.error().ToString());
     if (plan.table.size() > kTableRoom) Fail("a table larger than the room for it");
-    const void* device_table = Must(QueueTableAndCopies(plan, staged, table, stream_));
+    const void* device_table = NeedsUpload(plan) ? table : nullptr;
+    if (device_table != nullptr) {
+      if (const Status queued = QueueTable(plan, staged, table, stream_); !queued) Fail(queued.error().ToString());
+    }
+    if (const Status queued = QueueEngineCopies(plan, stream_); !queued) Fail(queued.error().ToString());
     CopyArgs args = ArgsOf(plan);
     args.report = ReportBy::kDoneWord;
     args.done_value = ++job;

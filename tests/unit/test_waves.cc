@@ -27,10 +27,10 @@ TEST_CASE("Waves: a short list is one wave", "[unit]") {
   for (const std::size_t blocks : {std::size_t{1}, std::size_t{128}, std::size_t{511}}) CHECK(SizesOf(blocks) == std::vector{blocks});
 }
 
-TEST_CASE("Waves: a long list begins with a short wave, and the next ones grow up to a bound", "[unit]") {
-  CHECK(SizesOf(512) == std::vector<std::size_t>{128, 384});
-  CHECK(SizesOf(1024) == std::vector<std::size_t>{128, 512, 384});
-  CHECK(SizesOf(16384) == std::vector<std::size_t>{128, 512, 2048, 4096, 4096, 4096, 1408});
+TEST_CASE("Waves: a long list begins with a short wave, the next ones grow up to a bound, and the last is short", "[unit]") {
+  CHECK(SizesOf(512) == std::vector<std::size_t>{128, 288, 96});
+  CHECK(SizesOf(1024) == std::vector<std::size_t>{128, 512, 288, 96});
+  CHECK(SizesOf(16384) == std::vector<std::size_t>{128, 512, 2048, 4096, 4096, 4096, 1312, 96});
 }
 
 TEST_CASE("Waves: they are as many as their count says", "[unit]") {
