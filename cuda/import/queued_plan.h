@@ -19,9 +19,9 @@ namespace kvm {
 // Whether the table is too large for a launch argument, and is uploaded.
 [[nodiscard]] bool NeedsUpload(const TransferPlan& plan) noexcept;
 
-// Queues the upload of the table. `staged` (pinned host memory) and `own_table` (device memory) have
-// room for it, and must not change until the stream has passed this point. The plan may be destroyed
-// when this returns.
+// Queues the upload of the table. `staged` (pinned host memory) and `own_table` (device memory)
+// have room for it, and must not change until the stream has passed this point. The plan may be
+// destroyed when this returns.
 [[nodiscard]] Status QueueTable(const TransferPlan& plan, std::byte* staged, std::byte* own_table, cudaStream_t stream);
 
 // Queues the copies of the copy engine. The plan may be destroyed when this returns.
