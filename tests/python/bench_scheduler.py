@@ -122,12 +122,15 @@ def lookup(socket: str, hashed: bool, ranks: int) -> float:
     return fastest(200, lambda number: side.matched_tokens(requests[number], 0))
 
 
-def hit(socket: str, windows: Sequence[int] = (0,), *, windows_at: int = 0) -> tuple[float, float]:
+def hit(
+    socket: str, windows: Sequence[int] = (0,), *, windows_at: int = 0, other_bytes: int = 1 << 16
+) -> tuple[float, float]:
     """The same for different prompts that a peer has published whole: the fastest, and the median.
 
     ``windows``: for each KV-cache group the tokens that its layers reach, 0: all. Of windows, the peer has published
     what is needed to go on after all blocks but the last ``windows_at`` + 1 ones, as vLLM keeps them. Between two
-    prompts, 64 KiB that nothing else uses are written: vLLM's scheduler does other work in between, too.
+    prompts, ``other_bytes`` that nothing else uses are written: vLLM's scheduler does other work in between, too, and
+    after a step the processor's caches hold little of ours.
     """
     count, blocks, groups = 64, PROMPT // BLOCK, [KvGroup(window) for window in windows]
     side = side_of(socket, Pool(64), EngineHashes("keys=bench", True, hash_of), groups=groups)
@@ -157,7 +160,7 @@ def hit(socket: str, windows: Sequence[int] = (0,), *, windows_at: int = 0) -> t
     wanted = (end if any(windows) else blocks - 1) * BLOCK
     while side.matched_tokens(requests[0], 0)[0] != wanted:  # until the region is mapped
         time.sleep(0.01)
-    other, times = bytearray(1 << 16), []
+    other, times = bytearray(other_bytes), []
     for _ in range(5):
         for request in requests[1:]:
             side.finished(request)
@@ -185,8 +188,11 @@ def main() -> None:
                 what = "vLLM's hashes" if hashed else "tokens"
                 spent = lookup(kvmd.socket, hashed, ranks)
                 print(f"lookup of {PROMPT} tokens, {ranks} ranks, keys from {what:13}: {spent:7.1f} us")
+        for other in (1 << 16, 1 << 22):
+            spent, median = hit(kvmd.socket, other_bytes=other)
+            what = f"one group, {other >> 10} KiB in between"
+            print(f"lookup of {PROMPT} tokens, found, {what:34}: {spent:7.1f} us, median {median:7.1f} us")
         for what, windows, windows_at in (
-            ("one group", (0,), 0),
             ("full and window", (0, 128), 0),
             ("full and window, 64 blocks earlier", (0, 128), 64),
             ("full and two windows, one of 4,096", (0, 128, 4096), 0),

@@ -77,6 +77,34 @@ def test_published_blocks_are_counted_without_a_match(kvmd: PrivateDaemon) -> No
                     reader.count_published(*wrong)
 
 
+def test_blocks_are_counted_by_the_engines_own_hashes(kvmd: PrivateDaemon) -> None:
+    hashes = [number.to_bytes(2, "little") * 16 for number in range(300)]
+    names, keys = kvclient.BlockKeys(), kvclient.BlockKeys()
+    names.extend_hashes(hashes, 300)
+    shard = kvclient.ShardKeys(spec(), kvclient.Shard())
+    shard.extend(keys, names)
+    with kvclient.Client(kvmd.socket, name="publisher") as client:
+        region = client.allocate_region(client.declare_model(spec()), Geometry.contiguous(300, 4096), name="pool")
+        region.publish_run(keys[:290], shard.root, 0, region.begin_writes(list(range(290))))
+        region.flush()
+        with kvclient.Client(kvmd.socket, name="reader") as reader:
+            reader.declare_model(spec())
+            eventually(lambda: reader.count_hashed(hashes, shard, kvclient.BlockKeys(), 0, 300) == 290)
+            derived = kvclient.BlockKeys()
+            assert reader.count_hashed(hashes, shard, derived, 0, 7) == 7
+            assert list(derived) == list(keys[:7])
+            # It goes on from the keys that are there
+            assert reader.count_hashed(hashes, shard, derived, 5, 300, False) == 285
+            assert list(derived) == list(keys)
+            assert reader.count_hashed(hashes, shard, derived, 288, 289) == 1
+            assert client.count_hashed(hashes, shard, derived, 0, 300, False) == 0
+            for first, last, wrong in ((0, 301, hashes), (4, 3, hashes), (0, 2, [hashes[0], b"short"])):
+                with pytest.raises(errors.InvalidArgumentError):
+                    reader.count_hashed(wrong, shard, kvclient.BlockKeys(), first, last)
+            with pytest.raises(TypeError):
+                reader.count_hashed([hashes[0], "no bytes"], shard, kvclient.BlockKeys(), 0, 2)
+
+
 def test_nonsense_is_refused_before_anything_happens(kvmd: PrivateDaemon) -> None:
     with kvclient.Client(kvmd.socket, name="nonsense") as client:
         model = client.declare_model(spec())

@@ -95,26 +95,14 @@ def test_a_conversation_goes_on_in_the_other_engine(of: Trio) -> None:
 def test_answers_stay_the_same_while_blocks_go_from_group_to_group(of: Trio) -> None:
     """More prefixes than the second engine has blocks, so that it evicts, withdraws and imports all the time."""
     prompts = [prompt(170, seed=40 + i % 10)[: 129 + i % 3] + prompt(30, seed=60 + i % 14) for i in range(40)]
-    expected = of.answers("plain", prompts, 8)
-    before = of.call("second", "totals").get("imported_blocks", 0)
-    calls = [of.start(name, "generate", prompts, 8) for name in ("first", "second")]
-    for call in calls:
-        assert [tokens for tokens, _ in call()] == expected
-    assert of.answers("second", prompts, 8) == expected
-    assert of.call("second", "totals")["imported_blocks"] > before
+    expected, given = of.traffic(prompts)
+    assert given == [expected, expected, expected]
 
 
 @pytest.mark.parametrize("every", [1, 3, 5])
 def test_failed_blocks_of_any_group_are_computed(of: Trio, every: int) -> None:
     prompts = [prompt(150 + 27 * i, seed=100 * every + i) for i in range(4)]
-    expected = of.answers("plain", prompts, 12)
-    of.answers("first", prompts, 12)
-    of.call("first", "idle_step")
-    before = of.call("second", "totals").get("failed_blocks", 0)
-    with of.failing("second", every):
-        got = of.answers("second", prompts, 12)
-    assert got == expected
-    assert of.call("second", "totals")["failed_blocks"] > before
+    of.computes_what_failed(prompts, every)
     for ids in prompts:
         same_bytes(of, ids, "first", "second")
 

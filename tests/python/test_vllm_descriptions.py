@@ -19,7 +19,7 @@ from kvclient.vllm.scheduler import SchedulerSide
 from support.described import EVENTS
 from support.mesh import MeshProcess
 from support.paged_pool import Pool
-from support.paged_step import Request
+from support.paged_step import Output, Request
 from support.specs import small_spec
 from support.waiting import eventually
 
@@ -178,6 +178,7 @@ def test_prompts_and_then_what_was_computed_are_told(
     side = told(mesh.socket)
     request: Any = Request("r", TOKENS, 40)
     side.scheduler.matched_tokens(request, 0)
+    side.scheduler.plan(Output())
     described = lambda: mesh.status()["events"]["described_blocks"]  # noqa: E731
     # A pass of the events follows a scan: there must be a model.
     region = side.client.allocate_region(
@@ -206,10 +207,12 @@ def test_a_request_whose_blocks_depend_on_more_than_tokens_is_not_told(
     side.scheduler._descriptions.tell = lambda _, description: kept.append(description)  # type: ignore[method-assign]
     plain: Any = Request("plain", TOKENS, 1)
     side.scheduler.matched_tokens(plain, 0)
+    side.scheduler.plan(Output())
     assert [len(each.keys) for each in kept] == [8]
     salted: Any = Request("salted", TOKENS, 1)
     salted.cache_salt = "salt"
     side.scheduler.matched_tokens(salted, 0)
+    side.scheduler.plan(Output())
     salted.num_computed_tokens = 32
     side.scheduler.finished(salted)
     assert len(kept) == 1

@@ -260,11 +260,11 @@ def test_while_the_engines_weights_are_not_known_nothing_counts_as_held(
     ended(side, TOKENS)
     list(side.held_changes())
     side.model.now = lambda reset: (SPEC if known else None, registered)
-    side._settle()
+    side._settle(side.model.look(side._pool))
     [gone] = side.held_changes()
     assert isinstance(gone, Removed)
     side.model.now = lambda reset: (SPEC, True)
-    side._settle()
+    side._settle(side.model.look(side._pool))
     assert side._held is not None
     side._held.cleared()
     [again] = side.held_changes()
@@ -285,7 +285,7 @@ def test_blocks_that_tokens_do_not_tell_are_not_reported(kvmd: PrivateDaemon, fi
     side = side_of(kvmd)
     request: Any = Request("r", TOKENS, 1)
     request.block_hashes = [b"%d" % index * 32 for index in range(4)]
-    side._track(request)
+    side._requests.track(request, side.model.keys, 0)
     request.num_computed_tokens = len(TOKENS)
     for name, value in fields.items():
         setattr(request, name, value)

@@ -164,6 +164,18 @@ std::size_t CountPublished(const PyClient& self, const std::vector<const BlockKe
   return shards.size() * (last - first) <= kMostWithGil ? count() : WithoutGil(count);
 }
 
+std::size_t CountHashed(const PyClient& self, const nb::list& hashes, PyShardKeys& shard, BlockKeys& keys, std::size_t first,
+                        std::size_t last, bool include_own) {
+  shard.ExtendHashed(keys, hashes, last);
+  if (first > last || last > keys.size())
+    Raise(MakeError(Errc::kInvalidArgument, std::to_string(keys.size()) + " of " + std::to_string(last) + " blocks have a hash"));
+  const std::shared_ptr<Client> client = self.client.Get();
+  FindOptions options;
+  options.include_own = include_own;
+  const auto count = [&] { return client->Find(std::span(keys).subspan(first, last - first), options).size(); };
+  return last - first <= kMostWithGil ? count() : WithoutGil(count);
+}
+
 PyImportTicket ImportBlocks(const PyClient& self, const Match& match, const PyRegion& destination, const BlockIds& blocks,
                             std::optional<double> timeout_s, bool verify, std::optional<std::uintptr_t> stream, unsigned max_sms,
                             bool wants_event) {
@@ -272,6 +284,12 @@ void BindSharing(ClientClass& client) {
            "How many blocks, from `first` on and before `last`, are published for every shard: the length of what find_shards() finds\n"
            "of keys[first:last], without the matches. Short lookups keep the interpreter lock. InvalidArgumentError: no shard, or one\n"
            "without `last` keys.")
+      .def("count_hashed", &CountHashed, "hashes"_a, "shard"_a, "keys"_a, "first"_a, "last"_a, "include_own"_a = true,
+           nb::sig("def count_hashed(self, hashes: list[bytes], shard: ShardKeys, keys: BlockKeys, first: int, last: int, "
+                   "include_own: bool = True) -> int"),
+           "Appends to `keys` the shard's keys of what hashes[len(keys):last] name (see BlockKeys.extend_hashes), and returns\n"
+           "count_published([keys], first, last).\n"
+           "InvalidArgumentError: fewer than `last` blocks have a hash, or one has fewer than 32 bytes.")
       .def("import_blocks", &ImportBlocks, "match"_a, "destination"_a, "blocks"_a, "timeout_s"_a = nb::none(), nb::kw_only(),
            "verify"_a = false, "stream"_a = nb::none(), "max_sms"_a = 0, "wants_event"_a = false,
            "Copies the blocks of `match` to `blocks` (as many, all different) of `destination`, a region of this client, and validates\n"

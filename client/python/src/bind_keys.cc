@@ -1,5 +1,7 @@
 // Block keys and their derivation.
+#include <array>
 #include <cstring>
+#include <span>
 
 #include <nanobind/ndarray.h>
 #include <nanobind/operators.h>
@@ -10,7 +12,6 @@
 
 #include "client/python/src/bindings.h"
 #include "client/python/src/integers.h"
-#include "kvm/shard_keys.h"
 
 namespace kvm::python {
 namespace {
@@ -48,45 +49,36 @@ class PyKeyChain {
   std::uint32_t block_tokens_;
 };
 
-class PyShardKeys {
- public:
-  PyShardKeys(const ModelSpec& spec, const Shard& shard, const std::vector<ExtraKey>& extras)
-      : keys_(Unwrap(ShardKeys::Make(spec.ComputeFingerprint(), shard, extras))) {}
-
-  const BlockKey& root() const { return keys_.root(); }
-  void Extend(BlockKeys& keys, const BlockKeys& names) {
-    if (keys.size() >= names.size()) return;
-    if (&keys == &names) Raise(MakeError(Errc::kInvalidArgument, "keys are kept apart from their names"));
-    Check(keys_.Derive(std::span(names).subspan(keys.size()), keys));
-  }
-
- private:
-  ShardKeys keys_;
-};
-
 // The hashes have long left the caches when a request is looked up: so many are fetched ahead.
 constexpr std::size_t kHashesAhead = 12;
+// So many names are derived from hashes before their keys are, so that they need not be kept.
+constexpr std::size_t kNamesAtOnce = 128;
 
-// Appends the first 16 bytes of hashes[keys.size():last].
-void ExtendWithHashes(BlockKeys& keys, const nb::list& hashes, std::size_t last) {
-  last = std::min(last, nb::len(hashes));
-  if (last > keys.size()) keys.reserve(last);
-  while (keys.size() < last) {
-    if (keys.size() + kHashesAhead < last) {
-      const auto next = static_cast<Py_ssize_t>(keys.size() + kHashesAhead);
-      const auto* ahead = reinterpret_cast<const char*>(PyList_GetItem(hashes.ptr(), next));
+// Copies the first 16 bytes of hashes[first:first + names.size()], which must be there.
+void NamesOf(const nb::list& hashes, std::size_t first, std::span<BlockKey> names) {
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i + kHashesAhead < names.size()) {
+      const auto* ahead = reinterpret_cast<const char*>(PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(first + i + kHashesAhead)));
       __builtin_prefetch(ahead);
       __builtin_prefetch(ahead + 47);  // the last byte that is read, behind the object's header
     }
     char* bytes = nullptr;
     Py_ssize_t size = 0;
-    PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(keys.size()));
+    PyObject* hash = PyList_GetItem(hashes.ptr(), static_cast<Py_ssize_t>(first + i));
     if (hash == nullptr || PyBytes_AsStringAndSize(hash, &bytes, &size) != 0) throw nb::python_error();
     if (size < 32) Raise(MakeError(Errc::kInvalidArgument, "a hash of " + std::to_string(size) + " bytes names no block"));
-    BlockKey& key = keys.emplace_back();
-    std::memcpy(&key.lo, bytes, sizeof(key.lo));
-    std::memcpy(&key.hi, bytes + sizeof(key.lo), sizeof(key.hi));
+    std::memcpy(&names[i].lo, bytes, sizeof(names[i].lo));
+    std::memcpy(&names[i].hi, bytes + sizeof(names[i].lo), sizeof(names[i].hi));
   }
+}
+
+void ExtendWithHashes(BlockKeys& names, const nb::list& hashes, std::size_t last) {
+  last = std::min(last, nb::len(hashes));
+  const std::size_t first = names.size();
+  if (last <= first) return;
+  BlockKeys more(last - first);
+  NamesOf(hashes, first, more);
+  names.insert(names.end(), more.begin(), more.end());
 }
 
 void BindBlockKey(nb::module_& module) {
@@ -218,6 +210,26 @@ void BindKeyChain(nb::module_& module) {
 }
 
 }  // namespace
+
+PyShardKeys::PyShardKeys(const ModelSpec& spec, const Shard& shard, const std::vector<ExtraKey>& extras)
+    : keys_(Unwrap(ShardKeys::Make(spec.ComputeFingerprint(), shard, extras))) {}
+
+void PyShardKeys::Extend(BlockKeys& keys, const BlockKeys& names) {
+  if (keys.size() >= names.size()) return;
+  if (&keys == &names) Raise(MakeError(Errc::kInvalidArgument, "keys are kept apart from their names"));
+  Check(keys_.Derive(std::span(names).subspan(keys.size()), keys));
+}
+
+void PyShardKeys::ExtendHashed(BlockKeys& keys, const nb::list& hashes, std::size_t last) {
+  last = std::min(last, nb::len(hashes));
+  if (last > keys.size()) keys.reserve(last);
+  std::array<BlockKey, kNamesAtOnce> names;
+  while (keys.size() < last) {
+    const auto some = std::span(names).first(std::min(names.size(), last - keys.size()));
+    NamesOf(hashes, keys.size(), some);
+    Check(keys_.Derive(some, keys));
+  }
+}
 
 void BindKeys(nb::module_& module) {
   BindBlockKey(module);

@@ -11,6 +11,7 @@
 #include "client/python/src/integers.h"
 #include "client/python/src/owned.h"
 #include "kvclient/kvclient.h"
+#include "kvm/shard_keys.h"
 
 NB_MAKE_OPAQUE(std::vector<kvm::BlockKey>)
 NB_MAKE_OPAQUE(std::vector<kvm::BlockWrite>)
@@ -21,6 +22,22 @@ namespace kvm::python {
 using BlockKeys = std::vector<BlockKey>;
 using BlockWrites = std::vector<BlockWrite>;
 using PublishRequests = std::vector<PublishRequest>;
+
+// A ShardKeys of Python.
+class PyShardKeys {
+ public:
+  PyShardKeys(const ModelSpec& spec, const Shard& shard, const std::vector<ExtraKey>& extras);
+
+  const BlockKey& root() const { return keys_.root(); }
+  // Appends the keys of names[keys.size():].
+  void Extend(BlockKeys& keys, const BlockKeys& names);
+  // Appends the keys of what hashes[keys.size():last] name, the first 16 bytes of each. Raises
+  // InvalidArgumentError: one has fewer than 32 bytes.
+  void ExtendHashed(BlockKeys& keys, const nb::list& hashes, std::size_t last);
+
+ private:
+  ShardKeys keys_;
+};
 
 struct PyRegion {
   Owned<Region> region;

@@ -60,6 +60,27 @@ class Trio:
         self.call("plain", "generate", [ids], 1)
         return self.call("plain", "group_digests", ids)  # type: ignore[no-any-return]
 
+    def traffic(self, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Answers of the one alone; those of the two that share, at once, and then of the second one, which imports."""
+        expected = self.answers("plain", prompts, 8)
+        before = self.call("second", "totals").get("imported_blocks", 0)
+        calls = [self.start(name, "generate", prompts, 8) for name in ("first", "second")]
+        given = [[tokens for tokens, _ in call()] for call in calls]
+        given.append(self.answers("second", prompts, 8))
+        assert self.call("second", "totals")["imported_blocks"] > before
+        return expected, given
+
+    def computes_what_failed(self, prompts: list[list[int]], every: int) -> None:
+        """The second engine's answers are right although each ``every``-th block that it loads fails."""
+        expected = self.answers("plain", prompts, 12)
+        self.answers("first", prompts, 12)
+        self.call("first", "idle_step")
+        before = self.call("second", "totals").get("failed_blocks", 0)
+        with self.failing("second", every):
+            got = self.answers("second", prompts, 12)
+        assert got == expected
+        assert self.call("second", "totals")["failed_blocks"] > before
+
     @contextlib.contextmanager
     def failing(self, engine: str, every: int, **options: Any) -> Iterator[None]:
         """Each ``every``-th block of the engine's loads fails."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from kvclient._native import Client
 from kvclient.errors import KvError
@@ -44,27 +45,29 @@ class Admission:
         self._min_tokens = max(options.min_prefix_tokens, 1)
 
     def tokens(self, tracked: TrackedRequest, computed: int, now: float) -> int | None:
-        """How many tokens after the first ``computed`` are imported; None: ask again. ``now``: time.perf_counter's.
+        """How many tokens after the first ``computed`` are imported; None: ask again.
 
-        The last token is computed in any case, and with it its block.
+        The last token is computed in any case, and with it its block. ``now``: time.perf_counter's, from which on the
+        counters' time runs.
         """
-        size = self._block_tokens
+        size, equal = self._block_tokens, self._equal
         first = computed // size
         last = self._lookups.last(tracked.request.num_tokens)
         if last <= first or (last - first) * size < self._min_tokens:
+            self._counters.looked_up(0, 0, time.perf_counter() - now)
             return 0
-        if self._equal.waits_still(tracked, now):
+        others = equal.any
+        if others and equal.waits_still(tracked, now):
             return None
         found = self._lookups.found(tracked.keys, first, last)
-        if self._equal.waits(tracked, first, found, last, now):
+        if others and equal.waits(tracked, first, found, last, now):
             return None
         if first + found < last and self._waits(tracked, first, found, last, now):
             return None
         tokens = found * size
         if tokens < self._min_tokens:
             tokens = 0
-        self._counters.add("queried_tokens", (last - first) * size)
-        self._counters.add("matched_tokens", tokens)
+        self._counters.looked_up((last - first) * size, tokens, time.perf_counter() - now)
         return tokens
 
     def _waits(self, tracked: TrackedRequest, first: int, found: int, last: int, now: float) -> bool:

@@ -30,12 +30,17 @@ class EqualPrefixes:
         self._by_name: dict[BlockKey, _Import] = {}  # by its first block; of equal ones the first
         self._waits_for: dict[str, str] = {}  # request -> the one whose import it waits for
 
+    @property
+    def any(self) -> bool:
+        """False: no import is under way and no request waits for one, so that none has to wait."""
+        return bool(self._imports or self._waits_for)
+
     def began(self, tracked: TrackedRequest, first: int, last: int) -> None:
         """The request's blocks [first, last) are imported in the background."""
         request_id = tracked.request.request_id
         self.forget(request_id)
         if first < last:
-            made = _Import(request_id, first, tracked.keys.names(first, last))
+            made = _Import(request_id, first, tracked.keys.between((0,), first, last)[0])
             self._imports[request_id] = made
             self._by_name.setdefault(made.names[0], made)
 
@@ -65,7 +70,7 @@ class EqualPrefixes:
         """
         if not self._by_name:
             return False
-        names = tracked.keys.names(first, last)
+        names = tracked.keys.between((0,), first, last)[0]
         other = self._by_name.get(names[0])
         if other is None or not self._in_time(tracked, now):
             return False

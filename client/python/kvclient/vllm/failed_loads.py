@@ -16,11 +16,8 @@ class FailedLoads:
     def __init__(self) -> None:
         """Without failures."""
         self._in_a_row = 0
-        self._paused_until = 0.0
-
-    def paused(self, now: float) -> bool:
-        """Whether no load is to be tried."""
-        return now < self._paused_until
+        #: No load is to be tried before.
+        self.paused_until = 0.0
 
     def succeeded(self) -> None:
         """A load has ended, and no block of it failed."""
@@ -32,7 +29,7 @@ class FailedLoads:
         if self._in_a_row < _MAX_FAILURES_IN_A_ROW:
             return
         self._in_a_row -= 1  # the next load decides anew
-        self._paused_until = now + _PAUSE_S
+        self.paused_until = now + _PAUSE_S
         _log.warning(
             "kvclient: %d imports failed one after the other, so none is tried for %.0f s; "
             "kvctl doctor says what a worker can't reach",
@@ -42,7 +39,7 @@ class FailedLoads:
 
     def forget(self) -> None:
         """Try again at once."""
-        self._in_a_row, self._paused_until = 0, 0.0
+        self._in_a_row, self.paused_until = 0, 0.0
 
 
 __all__ = ["FailedLoads"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kvclient._native import BlockKey, BlockKeys, ExtraKey, KeyChain, ModelSpec, Shard, ShardKeys
+from kvclient._native import BlockKey, BlockKeys, Client, ExtraKey, KeyChain, ModelSpec, Shard, ShardKeys
 from kvclient.errors import InvalidArgumentError
 from kvclient.vllm.engine_hashes import EngineHashes
 
@@ -26,7 +26,9 @@ class KeySource:
         """``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens."""
         self.spec, self.shards, self.hashes = spec, list(shards), hashes
         self._of_shards: dict[tuple[str, ...], list[ShardKeys]] = {}
-        self._checked = hashes is None
+        #: ``of_shards()``; empty where names are the keys.
+        self.plain = [] if self.chain_is_key else [ShardKeys(spec, shard, []) for shard in shards]
+        self.checked = hashes is None
 
     @property
     def chain_is_key(self) -> bool:
@@ -35,6 +37,8 @@ class KeySource:
 
     def of_shards(self, lora: str = "", embeddings: str = "") -> list[ShardKeys]:
         """For each shard, with what the names do not hold."""
+        if not lora and not embeddings:
+            return self.plain
         known = self._of_shards.get((lora, embeddings))
         if known is None:
             if len(self._of_shards) >= _MOST_CACHED:
@@ -49,14 +53,12 @@ class KeySource:
         """Do what only the first request would need, so that it does not take longer than others."""
         if self.hashes is not None:
             self.hashes.of_first_block(range(self.spec.block_tokens))
-        if not self.chain_is_key:
-            self.of_shards()
 
     def check(self, request: Any) -> None:
         """Compare the engine's hashes with what they are said to be, once. UnsupportedError: they differ."""
-        if not self._checked:
+        if not self.checked:
             assert self.hashes is not None
-            self._checked = self.hashes.check(request, self.spec.block_tokens)
+            self.checked = self.hashes.check(request, self.spec.block_tokens)
 
 
 class RequestKeys:
@@ -67,34 +69,48 @@ class RequestKeys:
 
         ``adapter``: identity of its LoRA adapter (adapters.py); required for a request with an adapter.
         """
-        if request.lora_request is not None and not adapter:
-            raise InvalidArgumentError("keys of a request whose adapter is not known")
-        self._source, self._request = source, request
-        self._adapter = adapter if request.lora_request is not None else ""
-        self._dropped = False
-        source.check(request)
+        self._source, self._request, self._adapter, self._dropped = source, request, "", False
+        if request.lora_request is not None:
+            if not adapter:
+                raise InvalidArgumentError("keys of a request whose adapter is not known")
+            self._adapter = adapter
+        if not source.checked:
+            source.check(request)
         self._start()
 
     def _start(self) -> None:
         source = self._source
-        self._names = BlockKeys()
         self._input = self._input_now()
+        self._names: BlockKeys | None = None  # until they are needed
+        self._roots: list[BlockKey] = []
         if source.hashes is not None:
-            self._of_shards = source.of_shards(self._adapter, _form(self._request.prompt_embeds))
-            self.roots: list[BlockKey] = [each.root for each in self._of_shards]
+            embeddings = self._request.prompt_embeds
+            if embeddings is None and not self._adapter:
+                self._of_shards = source.plain
+            else:
+                self._of_shards = source.of_shards(self._adapter, _form(embeddings))
+            if len(self._of_shards) == 1:
+                self._keys = [BlockKeys()]
+                return
         else:
+            self._names = BlockKeys()
             self._chain = KeyChain(source.spec, Shard(), _request_extras(self._request, self._adapter))
             root = BlockKeys([self._chain.parent])
             if source.chain_is_key:
-                self._keys, self.roots = [self._names], list(root)
+                self._keys, self._roots = [self._names], list(root)
                 return
             self._of_shards = source.of_shards()
-            self.roots = []
             for each in self._of_shards:
                 derived = BlockKeys()
                 each.extend(derived, root)
-                self.roots.append(derived[0])
+                self._roots.append(derived[0])
         self._keys = [BlockKeys() for _ in self._of_shards]
+
+    @property
+    def roots(self) -> list[BlockKey]:
+        """The key before the first block, for each shard."""
+        self._roots = self._roots or [each.root for each in self._of_shards]
+        return self._roots
 
     def _input_now(self) -> tuple[int, int, int | None]:
         request = self._request
@@ -123,27 +139,45 @@ class RequestKeys:
 
     def whole(self, shards: Sequence[int], blocks: int) -> list[BlockKeys]:
         """The same of some shards, by their places."""
-        self._name(blocks)
-        found = [self._keys[number] for number in shards]
-        for number, keys in zip(shards, found, strict=True):
+        self._look_at_input()
+        for number in shards:
+            keys = self._keys[number]
             if blocks > len(keys):
-                self._of_shards[number].extend(keys, self._names)
-        return found
+                names = self._named(blocks)
+                if keys is not names:
+                    self._of_shards[number].extend(keys, names)
+        return [self._keys[number] for number in shards]
+
+    def published(self, client: Client, first: int, last: int, *, include_own: bool) -> int:
+        """How many of the blocks [first, last) are published for all shards, without a gap from ``first`` on."""
+        hashes = self._source.hashes
+        if hashes is None or len(self._keys) != 1:
+            return client.count_published(self.upto(last), first, last, include_own=include_own)
+        keys = self._keys[0]
+        if len(keys):
+            self._look_at_input()
+            keys = self._keys[0]
+        # One call for all that most requests need
+        return client.count_hashed(self._request.block_hashes, self._of_shards[0], keys, first, last, include_own)
 
     def between(self, shards: Sequence[int], first: int, last: int) -> list[BlockKeys]:
         """Keys of the blocks [first, last), of some shards by their places. Derives no others if it can do without."""
-        self._name(last)
+        self._look_at_input()
         found = []
         for number in shards:
             keys = self._keys[number]
+            if len(keys) >= last:
+                found.append(keys[first:last])
+                continue
+            names = self._named(last)
             if len(keys) < first:
                 part = BlockKeys()
-                self._of_shards[number].extend(part, self._names[first:last])
-            else:
-                if len(keys) < last:
-                    self._of_shards[number].extend(keys, self._names)
-                part = keys[first:last]
-            found.append(part)
+                self._of_shards[number].extend(part, names[first:last])
+                found.append(part)
+                continue
+            if keys is not names:
+                self._of_shards[number].extend(keys, names)
+            found.append(keys[first:last])
         return found
 
     def before(self, shards: Sequence[int], first: int) -> list[BlockKey]:
@@ -152,27 +186,29 @@ class RequestKeys:
             return [self.roots[number] for number in shards]
         return [keys[0] for keys in self.between(shards, first - 1, first)]
 
-    def names(self, first: int, last: int) -> BlockKeys:
-        """What all shards' keys of the blocks [first, last) are derived from."""
-        self._name(last)
-        return self._names[first:last]
-
-    def _name(self, blocks: int) -> None:
+    def _look_at_input(self) -> None:
         if self._input_now() != self._input:
             # A streaming session has gone on, with other tokens or items that reach into earlier
             # blocks.
             self._dropped = not self.certain
             self._start()
-        if blocks > len(self._names):
-            if self._source.hashes is not None:
-                self._names.extend_hashes(self._request.block_hashes, blocks)
-                if blocks > len(self._names):
-                    raise InvalidArgumentError(f"{len(self._names)} of {blocks} blocks have a hash")
-            else:
-                self._extend_chain(blocks)
 
-    def _extend_chain(self, blocks: int) -> None:
-        names, size, known = self._names, self._source.spec.block_tokens, len(self._names)
+    def _named(self, blocks: int) -> BlockKeys:
+        """Names of at least the first ``blocks`` blocks, of which all shards' keys are derived."""
+        names = self._names
+        if names is None:
+            names = self._names = BlockKeys()
+        if blocks > len(names):
+            if self._source.hashes is not None:
+                names.extend_hashes(self._request.block_hashes, blocks)
+                if blocks > len(names):
+                    raise InvalidArgumentError(f"{len(names)} of {blocks} blocks have a hash")
+            else:
+                self._extend_chain(names, blocks)
+        return names
+
+    def _extend_chain(self, names: BlockKeys, blocks: int) -> None:
+        size, known = self._source.spec.block_tokens, len(names)
         prompt = self._request.prompt_token_ids
         if self._plain and not known and prompt is not None and blocks * size <= len(prompt):
             names.extend(self._chain.extend(prompt))  # all of it, without a copy of the list

@@ -38,6 +38,8 @@ class Lookups:
 
     def last(self, tokens: int) -> int:
         """How many blocks of a request of ``tokens`` can be a hit at most; its last token is computed in any case."""
+        if self._plain:
+            return (tokens - 1) // self._block_tokens
         # To see that it can take a block, vLLM looks at one with the last token only if there are
         # several groups.
         seen = tokens if len(self._groups) > 1 else tokens - 1
@@ -51,7 +53,7 @@ class Lookups:
         """How many of the blocks [first, last) a request can import that has the first ones. ``last``: see ``last``."""
         try:
             if self._plain:
-                return self._client.count_published(keys.upto(last), first, last, include_own=self._include_own)
+                return keys.published(self._client, first, last, include_own=self._include_own)
             run = self._run_of(keys, last + self._ahead)
             end = longest_hit(self._groups, first, last, self._block_tokens, run)
             return end - first if self._loads(end) else 0

@@ -56,6 +56,8 @@ class EngineRegistration:
         # Workers whose memory is not registered under it yet
         self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
+        # The declared model and what ``now`` answers, once all memory is registered under it
+        self._settled: tuple[Any, tuple[ModelSpec, bool]] | None = None
         self._model = EngineModel(
             executor,
             self._measure_all,
@@ -116,18 +118,29 @@ class EngineRegistration:
 
         ``reset``: the engine has emptied its prefix cache, as it does when weights change. KvError.
         """
-        self._model.suspect = self._model.suspect or reset
-        spec = self._model.settle()
+        model = self._model
+        if self._settled is not None and not reset and not model.suspect:
+            return self._settled[1]
+        self._settled = None
+        model.suspect = model.suspect or reset
+        spec = model.settle()
         if spec is None:
             return None, False
         if self._declared is None or (spec is not self._declared and spec != self._declared):
             self._declare(spec)
         if self._unregistered or self._declaring is None:
             return spec, False
-        model = self._declaring.result()
-        if model is not None and self._client is not None:
-            self._near_misses.look(self._client, model)
-        return spec, model is not None
+        declared = self._declaring.result()
+        if declared is None:
+            return spec, False
+        self._settled = declared, (spec, True)
+        self.look_for_near_misses()
+        return self._settled[1]
+
+    def look_for_near_misses(self) -> None:
+        """Log why other engines' models differ; to be called now and then, outside of what a step waits for."""
+        if self._settled is not None and self._client is not None:
+            self._near_misses.look(self._client, self._settled[0])
 
     def reported(self, workers: Iterable[WorkerReport]) -> None:
         """Take workers' reports of memory that they have registered since."""
@@ -143,6 +156,7 @@ class EngineRegistration:
 
     def end(self) -> None:
         """Declare nothing any more; the client is about to be given back."""
+        self._settled = None
         if self._declaring is not None:
             self._declaring.cancel()
         self._client = None

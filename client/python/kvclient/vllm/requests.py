@@ -38,8 +38,10 @@ class Requests:
         tracked = self.by_id.get(request.request_id)
         if tracked is None:
             adapter = self._adapters.of(request.lora_request) if request.lora_request is not None else None
-            tracked = TrackedRequest(request, _keys_of(keys, request, adapter), adapter, since=step)
-            tracked.tables = [BlockTable(group, self._block_tokens) for group in self._groups]
+            tables = [BlockTable(group, self._block_tokens) for group in self._groups]
+            tracked = TrackedRequest(request, _keys_of(keys, request, adapter), tables, step)
+            if adapter is not None:
+                tracked.adapter = adapter
             if getattr(request, "kv_transfer_params", None) is not None:
                 tracked.publishes, tracked.imports = wishes_of(request)
                 tracked.prefilled = prefilled_of(request)

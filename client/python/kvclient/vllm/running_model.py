@@ -15,8 +15,9 @@ _log = logging.getLogger(__name__)
 
 #: ``model(reset)``: the spec of the model that the engine runs now (None: not known at present),
 #: and whether the workers' memory is registered under it. ``reset``: the prefix cache has been
-#: emptied.
+#: emptied. The same object as before means that nothing has changed.
 ModelNow = Callable[[bool], tuple[ModelSpec | None, bool]]
+_ALWAYS: tuple[ModelSpec | None, bool] = (None, True)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Seen:
     empty: bool = True
 
 
-_NOTHING = Seen()
+#: Nothing has changed.
+NOTHING = Seen()
 
 
 class RunningModel:
@@ -48,16 +50,14 @@ class RunningModel:
         self.keys = KeySource(spec, shards, hashes)
         self.keys.prepare()
         self.fingerprint = spec.fingerprint().hex
+        #: Whether the keys of requests say what the engine's blocks hold.
+        self.shares = True
         # The weights are known and memory is registered under them.
-        self.known = True
+        self._known = True
         # The pool holds blocks that other weights have computed.
-        self.mixed = False
+        self._mixed = False
         self._cache_map: Any = None
-
-    @property
-    def shares(self) -> bool:
-        """Whether the keys of requests say what the engine's blocks hold."""
-        return self.known and not self.mixed
+        self._seen: tuple[ModelSpec | None, bool] | None = None  # what ``now`` has answered
 
     def bind(self, pool: Any) -> None:
         """``pool``: vLLM's BlockPool, whose prefix cache is empty."""
@@ -68,29 +68,30 @@ class RunningModel:
         # A reset makes a new map.
         cache_map = pool.cached_block_hash_to_block
         reset = cache_map is not self._cache_map
-        if self.now is None:
-            spec, registered = None, True
-            renewed = unregistered = False
-        else:
-            spec, registered = self.now(reset)
-            unregistered = self.known and not registered
-            self.known = spec is not None and registered
-            renewed = spec is not None and spec is not self.spec and spec != self.spec
-        if not (reset or unregistered or renewed):
-            return _NOTHING
+        seen = self.now(reset) if self.now is not None else _ALWAYS
+        if seen is self._seen and not reset:
+            return NOTHING
+        self._seen = seen
+        spec, registered = seen
+        unregistered = self._known and not registered
+        self._known = registered and (spec is not None or self.now is None)
+        renewed = spec is not None and spec is not self.spec and spec != self.spec
         self._cache_map = cache_map
-        self.mixed = self.mixed and not reset
-        empty = reset or _is_empty(pool)
+        self._mixed = self._mixed and not reset
+        empty = True
+        if reset or unregistered or renewed:
+            empty = reset or _is_empty(pool)
         if spec is not None and renewed:
             self._renew(spec, empty=empty)
-        return Seen(reset, unregistered, renewed, empty)
+        self.shares = self._known and not self._mixed
+        return Seen(reset, unregistered, renewed, empty) if reset or unregistered or renewed else NOTHING
 
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
         self.spec, self.fingerprint = spec, spec.fingerprint().hex
         self.keys = KeySource(spec, self.keys.shards, self.keys.hashes)
         self.keys.prepare()
-        self.mixed = not empty
-        if self.mixed:
+        self._mixed = not empty
+        if self._mixed:
             _log.warning(
                 "kvclient: the weights have been changed under a prefix cache that holds blocks of the old ones; "
                 "nothing is shared until it is reset (reset_prefix_cache)"
@@ -102,4 +103,4 @@ def _is_empty(pool: Any) -> bool:
     return not len(pool.cached_block_hash_to_block) and pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
 
 
-__all__ = ["ModelNow", "RunningModel", "Seen"]
+__all__ = ["NOTHING", "ModelNow", "RunningModel", "Seen"]

@@ -32,7 +32,7 @@ from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan
 from kvclient.vllm.publishing import Publishing
 from kvclient.vllm.requests import Requests
-from kvclient.vllm.running_model import ModelNow, RunningModel
+from kvclient.vllm.running_model import NOTHING, ModelNow, RunningModel, Seen
 from kvclient.vllm.stats import Counters
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
 
@@ -70,6 +70,7 @@ class SchedulerSide:
         self._shard_count = 1
         self._step = 0
         self._withdraw = False
+        self._asked: list[TrackedRequest] = []  # asked for since the last plan
         self._held: HeldBlocks | None = None
         self._held_map: Any = None  # the pool's map, as of the last report
 
@@ -183,25 +184,29 @@ class SchedulerSide:
         if self._admission is None or not self.active:
             return 0, False
         began = time.perf_counter()
-        self._settle()
-        tracked = self._track(request)
+        model = self.model
+        seen = model.look(self._pool)
+        if seen is not NOTHING:
+            self._settle(seen)
+        request_id = request.request_id
+        tracked = self._requests.by_id.get(request_id)
+        if tracked is None:
+            tracked = self._requests.track(request, model.keys, self._step)
+        else:
+            self._loads.asked_again(request_id)
+            self._equal.ended(request_id)
         tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
-        self._loads.asked_again(request.request_id)
-        self._equal.ended(request.request_id)
-        if not self._requests.certain(tracked, self.model, computed) or not tracked.imports:
+        if not self._requests.certain(tracked, model, computed) or not tracked.imports:
             return 0, False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
             return 0, False
-        if tracked.failed_loads >= _MAX_FAILED_LOADS or self.failed_loads.paused(began):
+        if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self.failed_loads.paused_until:
             return 0, False
         if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
         tokens = self._admission.tokens(tracked, computed, began)
-        self._describe(tracked, (request.num_tokens - 1) // self._block_tokens)
-        if tokens is None:
-            return None, False
-        self.counters.time("find", time.perf_counter() - began)
-        return tokens, tokens > 0 and self._options.load == "async"
+        self._asked.append(tracked)
+        return tokens, bool(tokens) and self._options.load == "async"
 
     def joined(self, joins: Iterable[tuple[str, int]]) -> None:
         """kvmd-mesh has been asked for one shard of each of these requests, and has brought so many blocks."""
@@ -213,7 +218,7 @@ class SchedulerSide:
         if self.active and external_tokens:
             wait = self._options.load == "sync"
             self.publishing.reallocated(request.request_id)
-            tracked = self._track(request)
+            tracked = self._requests.track(request, self.model.keys, self._step)
             self._loads.add(tracked, tables, external_tokens, self._pool, wait=wait)
             if not wait:  # else the engine knows the blocks at once
                 first = tracked.local_blocks
@@ -239,7 +244,9 @@ class SchedulerSide:
 
     def _plan(self, output: Any) -> StepPlan:
         publishing = self.publishing
-        self._settle()
+        seen = self.model.look(self._pool)
+        if seen is not NOTHING:
+            self._settle(seen)
         self._computing.step(self._requests.computed)
         plan = StepPlan(model=self.model.fingerprint)
         if self._withdraw:
@@ -252,6 +259,8 @@ class SchedulerSide:
         # must be known first.
         if self._options.publish and not self._loads.unknown(self._requests.by_id) and self.model.shares:
             plan.publish = publishing.step(fresh, output.num_scheduled_tokens, self._step)
+        if self._asked:
+            self._describe_asked()
         plan.joins = self._joins.take()
         plan.loads = self._loads.take(lambda: _written_by_engine(output))
         return plan
@@ -324,6 +333,14 @@ class SchedulerSide:
         self.publishing.end(tracked)
         return confirmed_tokens(request) // self._block_tokens * self._block_tokens
 
+    def _describe_asked(self) -> None:
+        """Tell kvmd-mesh of the requests that were asked for since the last step."""
+        asked, self._asked = self._asked, []
+        if self._descriptions.on:
+            for tracked in asked:
+                if tracked.request.request_id in self._requests.by_id and tracked.shared:
+                    self._describe(tracked, (tracked.request.num_tokens - 1) // self._block_tokens)
+
     def _describe(self, tracked: TrackedRequest, blocks: int) -> None:
         """Tell kvmd-mesh the tokens of the request's leading blocks, for routers."""
         request, first, size = tracked.request, tracked.described, self._block_tokens
@@ -355,9 +372,8 @@ class SchedulerSide:
         self._client = self._lookups = self._admission = None  # none of them keeps the client
         return StepPlan(withdraw_all=True, loads=self._loads.leave())
 
-    def _settle(self) -> None:
-        """Look whether the engine has emptied its prefix cache or changed its weights since the last step."""
-        seen = self.model.look(self._pool)
+    def _settle(self, seen: Seen) -> None:
+        """The engine has emptied its prefix cache or changed its weights since the last look."""
         if seen.reset:
             self._withdraw = True
             self.adapters.forget_cached()
@@ -367,9 +383,6 @@ class SchedulerSide:
             if self._held is not None:
                 self._held.clear()
             self._requests.renewed(self.model.keys, empty=seen.empty)
-
-    def _track(self, request: Any) -> TrackedRequest:
-        return self._requests.track(request, self.model.keys, self._step)
 
     def _attached(self, output: Any) -> set[int]:
         """All blocks that the step may write to for the first time; it may contain others."""

@@ -31,6 +31,8 @@ class Counters:
         self._counts: dict[str, int] = {}
         self._times: dict[str, list[float]] = {}
         self._totals: dict[str, float] = {}
+        # Added up when somebody asks, which is not while a request waits
+        self._lookups: list[tuple[int, int, float]] = []
         self._totals_of: dict[str, list[float]] = {name: [0.0, 0] for name in TIMERS}
 
     def add(self, name: str, count: int) -> None:
@@ -49,14 +51,27 @@ class Counters:
         totals[0] += seconds
         totals[1] += 1
 
+    def looked_up(self, queried: int, matched: int, seconds: float) -> None:
+        """One request: tokens that were looked for, those of them that were found, and the time that it took."""
+        self._lookups.append((queried, matched, seconds))
+
+    def _count_lookups(self) -> None:
+        for queried, matched, seconds in self._lookups:
+            self.add("queried_tokens", queried)
+            self.add("matched_tokens", matched)
+            self.time("find", seconds)
+        self._lookups.clear()
+
     def take(self) -> dict[str, Any]:
         """The counts since the last call as plain data; empty if there are none."""
+        self._count_lookups()
         taken: dict[str, Any] = {**self._counts, **{f"{name}_seconds": times for name, times in self._times.items()}}
         self._counts, self._times = {}, {}
         return taken
 
     def totals(self) -> dict[str, float]:
         """Everything since the beginning: counts, and of each timer its sum and how many."""
+        self._count_lookups()
         timers = {name: totals for name, totals in self._totals_of.items() if totals[1]}
         seconds = {f"{name}_seconds": totals[0] for name, totals in timers.items()}
         return {**self._totals, **seconds, **{f"{name}_count": totals[1] for name, totals in timers.items()}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from kvclient.vllm.adapters import Adapter
@@ -10,16 +10,14 @@ from kvclient.vllm.keys import RequestKeys
 from kvclient.vllm.tables import BlockTable
 
 
-@dataclass
 class TrackedRequest:
-    """A request that has been asked for or scheduled."""
+    """A request that has been asked for or scheduled.
 
-    request: Any  # vLLM's Request
-    keys: RequestKeys
+    What most requests never change they have from the class, so that one more costs the scheduler's thread less.
+    """
+
     adapter: Adapter | None = None
     shared: bool = True  # False: the content of its blocks is not certain
-    tables: list[BlockTable] = field(default_factory=list)  # for each KV-cache group
-    since: int = 0  # step of its last (re)start; its blocks are computed in later steps
     local_blocks: int = 0  # found in the engine's own prefix cache when last asked
     local_tokens: int = 0  # the same in tokens
     publishes: bool = True  # False: the request asks that its blocks be not published
@@ -31,6 +29,13 @@ class TrackedRequest:
     load_failed: bool = False  # the present load
     described: int = 0  # leading blocks whose tokens kvmd-mesh has been told
     failed_loads: int = 0
+
+    def __init__(self, request: Any, keys: RequestKeys, tables: Sequence[BlockTable] = (), since: int = 0) -> None:
+        """``request``: vLLM's Request. ``tables``: for each KV-cache group.
+
+        ``since``: the step of its last (re)start; its blocks are computed in later steps.
+        """
+        self.request, self.keys, self.tables, self.since = request, keys, tables, since
 
 
 def confirmed_tokens(request: Any) -> int:
