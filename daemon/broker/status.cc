@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "daemon/broker/host_cache_shares.h"
 #include "daemon/broker/memory_groups.h"
 #include "daemon/system/option_names.h"
 #include "daemon/system/process_info.h"
@@ -88,6 +89,7 @@ class StatusBuilder {
     Count(Describe(domain, described));
     if (query.memory()) DescribeMemory(domain, described);
     if (query.hot() > 0) DescribeHot(domain, query.hot(), described);
+    if (query.host_cache() && described.has_host_cache()) DescribeShares(domain, *described.mutable_host_cache());
   }
   void AddClient(const Client& client, const kvmwire::StatusQuery& query) {
     if (client.domain == nullptr || !MaySee(*client.domain) || Full()) return;
@@ -123,6 +125,7 @@ class StatusBuilder {
 
   void DescribeMemory(Domain& domain, kvmwire::DomainStatus& out);
   void DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out);
+  void DescribeShares(Domain& domain, kvmwire::HostCacheDomain& out);
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
   const kvmwire::ClientStatus& Describe(const Client& client, kvmwire::ClientStatus& out) const;
   const kvmwire::LeaseStatus& Describe(const Lease& lease, kvmwire::LeaseStatus& out) const;
@@ -180,6 +183,13 @@ void StatusBuilder::DescribeHot(Domain& domain, std::size_t most, kvmwire::Domai
     described.set_blocks(prefix.blocks);
     described.set_model_id(prefix.model_id);
     Count(described);
+  }
+}
+
+void StatusBuilder::DescribeShares(Domain& domain, kvmwire::HostCacheDomain& out) {
+  for (kvmwire::HostCacheShare& share : ShareHostCache(domain)) {
+    if (Full()) return;
+    Count(*out.add_shares() = std::move(share));
   }
 }
 

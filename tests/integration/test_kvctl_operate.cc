@@ -1,5 +1,6 @@
 // The commands with which an operator decides: hot, drain, verify, config check, support-bundle.
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -60,6 +61,63 @@ TEST_CASE("kvctl hot: prefixes by use, with length, model and where they are", "
   CHECK(text.code == 0);
   CHECK(std::count(text.out.begin(), text.out.end(), '\n') == 2);
   CHECK(text.out.find(importer->Keys("a:4").back().ToHex()) != text.out.npos);
+}
+
+TEST_CASE("kvctl cache: who fills the host cache, by worker, user, model and domain, also after a worker's end", "[integration]") {
+  KvmdProcess kvmd({"--host-cache", "16M", "--host-cache-slab", "1M"});
+  const Sandbox sandbox;
+  const std::string command = "cache --socket " + kvmd.socket();
+  CHECK(sandbox.Run(command).out == "0 B of 16 MiB are allocated\n");
+  auto first = Publisher(kvmd);
+  auto second = Start(kvmd, "second");
+  second->Publish("b:3", 0);
+  KVM_REQUIRE_OK(second->Flush());
+  boost::json::value said;
+  const auto fillers = [&](const std::string& options) {
+    said = sandbox.Run(command + " --json" + options).Json();
+    return Array(said, "fillers");
+  };
+  const auto blocks_of = [&](const boost::json::array& lines, const std::string& worker) -> std::int64_t {
+    for (const boost::json::value& line : lines) {
+      if (line.as_object().at("worker").is_string() && Text(line, "worker") == worker) return Number(line, "blocks");
+    }
+    return 0;
+  };
+  const bool filled = Eventually([&] {
+    const boost::json::array lines = fillers("");
+    return blocks_of(lines, "publisher") == 8 && blocks_of(lines, "second") == 3;
+  });
+  INFO(sandbox.Run(command).out);
+  REQUIRE(filled);
+  CHECK(Number(said, "max_bytes") == 16 << 20);
+  for (const boost::json::value& line : Array(said, "fillers")) {
+    CHECK(Text(line, "model_id") == first->model().spec.model_id);
+    CHECK(Number(line, "pid") > 0);
+    CHECK(Number(line, "uid") == static_cast<std::int64_t>(::geteuid()));
+    CHECK(Number(line, "used_bytes") == Number(line, "blocks") * static_cast<std::int64_t>(first->region().block_bytes()));
+    CHECK(Number(line, "bytes") >= Number(line, "used_bytes"));
+  }
+  for (const char* by : {"user", "model", "domain"}) {
+    const boost::json::array lines = fillers(std::string(" --by ") + by);
+    INFO(by);
+    REQUIRE(lines.size() == 1);
+    CHECK(Number(lines[0], "blocks") == 11);
+    CHECK_FALSE(lines[0].as_object().contains("worker"));
+    CHECK(lines[0].as_object().contains("uid") == (std::string(by) == "user"));
+    CHECK(lines[0].as_object().contains("model_id") == (std::string(by) == "model"));
+  }
+  CHECK(sandbox.Run(command + " --by colour").code == 1);
+  second.reset();
+  REQUIRE(Eventually([&] {
+    const boost::json::array lines = fillers("");
+    return blocks_of(lines, "publisher") == 8 &&
+           std::any_of(lines.begin(), lines.end(), [](const boost::json::value& line) { return line.as_object().at("worker").is_null(); });
+  }));
+  const auto text = sandbox.Run(command);
+  INFO(text.out);
+  CHECK(text.out.find("publisher") != text.out.npos);
+  KvmdProcess without;
+  CHECK(sandbox.Run("cache --socket " + without.socket()).out == "this kvmd has no host cache (--host-cache)\n");
 }
 
 TEST_CASE("kvctl drain: workers alone lose nothing, a lease and a host cache without copies are named", "[integration]") {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -94,9 +95,9 @@ def check(source: pathlib.Path, prometheus: Prometheus) -> tuple[int, int]:
     queries = [(panel, each) for panel, each in queries if not each.startswith("label_values(")]
     assert len(queries) > 20
     eventually("a rate", lambda: prometheus.result("rate(kvmd_imported_blocks_total[1m]) > 0"))
+    # A rate needs two scrapes with the series, which not all have at once.
     for panel, expression in queries:
-        result = prometheus.result(expression)
-        assert result, f"{panel}: {expression} returns nothing"
+        eventually(f"data of {panel}, {expression},", functools.partial(prometheus.result, expression))
     assert float(prometheus.result("sum(rate(kvmd_lookup_keys_total[1m]))")[0]["value"][1]) > 0
     assert prometheus.result("kvmd_up")[0]["value"][1] == "1"
     eventually("an evaluation of every rule", lambda: all(rule["health"] == "ok" for rule in prometheus.rules()))

@@ -36,6 +36,17 @@ def blocks(page):
     return [text for kind, text in FENCE.findall(section) if not kind]
 
 
+def check_table(page):
+    """The table in front names ten questions, each with a command that the question's own text has."""
+    section = page[page.index("\n## Ten questions") : page.index("\n## Watch")]
+    head, *answers = section.split("\n### ")
+    rows = re.findall(r"^\| \[(.*?)\]\(#\S+\) \| `(.*?)`", head, re.M)
+    assert [question for question, _ in rows] == [each.split("\n", 1)[0] for each in answers], rows
+    assert len(rows) == 10, rows
+    for (question, command), answer in zip(rows, answers, strict=True):
+        assert f"`{command.split(' --')[0]}" in answer, f"{question}: its text has no {command}"
+
+
 def missing(shown, said):
     """The lines of a block that the output has not."""
     shapes = {shape(line) for line in said.splitlines()}
@@ -105,7 +116,9 @@ def main():
     for name in ("source", "bin"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
-    shown = blocks((arguments.source / "docs/OPERATIONS.md").read_text())
+    page = (arguments.source / "docs/OPERATIONS.md").read_text()
+    check_table(page)
+    shown = blocks(page)
     tokens = ",".join(str(each) for each in range(1, 2049))
     wrong_configuration = "# kvmd.toml\nmax-entries = 5\n" + "\n" * 6 + "max-entris = 5\n"
     with tempfile.TemporaryDirectory() as name:
@@ -122,7 +135,7 @@ def main():
                 ("what is hot", 0, ("hot",)),
                 ("why was this prompt a miss", 0, ("explain", "--model", "org/chat", "--tokens", tokens)),
                 ("why were the last ones", 0, ("explain", "--last")),
-                ("who fills the host cache", 0, ("clients", "--json")),
+                ("who fills the host cache", 0, ("cache",)),
                 ("an admin makes room", 0, ("evict", "--model", "org/chat")),
                 ("may I restart it", 3, ("drain",)),
                 (
@@ -135,11 +148,6 @@ def main():
             wrong = []
             for (question, expected, command), block in zip(asked, shown, strict=True):
                 code, said = node.kvctl(*command)
-                if command == ("clients", "--json"):
-                    # What the page's jq makes of it.
-                    said = "\n".join(
-                        f"{each['host_cache_bytes']} {each['name']}" for each in json.loads(said)["clients"]
-                    )
                 said = said.replace(str(folder), "/etc/kvmd")
                 if code != expected:
                     wrong.append(f"{question}: exit code {code}, not {expected}\n{said}")

@@ -1,16 +1,24 @@
-// Command line of the views: status, clients, regions, models, leases, doctor, drain, hot, verify,
-// topo, ls, find, explain; and of reclaim and evict.
+// Command line of the views: status, clients, regions, models, leases, doctor, drain, hot, cache,
+// verify, topo, ls, find, explain; and of reclaim and evict.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
+#include <map>
 #include <memory>
+#include <string>
 
+#include "client/kvctl/cli/choice.h"
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/views/views.h"
 
 namespace kvm::ctl {
 namespace {
+
+const std::map<std::string, CacheOptions::By> kCacheLines{{"worker", CacheOptions::By::kWorker},
+                                                          {"user", CacheOptions::By::kUser},
+                                                          {"model", CacheOptions::By::kModel},
+                                                          {"domain", CacheOptions::By::kDomain}};
 
 void AddSimple(CLI::App& app, const std::string& name, const std::string& help, const CommonOptions& common, Action& action,
                int (*run)(const CommonOptions&)) {
@@ -47,6 +55,12 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   hot_command->add_option("--limit", hot->limit, "Rows to show, 0 for all")->capture_default_str();
   hot_command->footer("A use counts half after ten minutes. What an engine finds in its own memory is no import.");
   hot_command->callback([&common, &action, hot] { action = [&common, hot] { return RunHot(common, *hot); }; });
+
+  auto cache = std::make_shared<CacheOptions>();
+  CLI::App* cache_command = app.add_subcommand("cache", "Who fills the host cache, the most memory first");
+  AddChoice(*cache_command, "--by", cache->by, kCacheLines, "What a line is about", "worker");
+  cache_command->footer("Memory without a worker is of those that have gone; others of their user take it over.");
+  cache_command->callback([&common, &action, cache] { action = [&common, cache] { return RunCache(common, *cache); }; });
 
   auto verify = std::make_shared<VerifyOptions>();
   CLI::App* verify_command =

@@ -24,6 +24,12 @@ struct HotOptions {
 };
 int RunHot(const CommonOptions& common, const HotOptions& options);
 
+struct CacheOptions {
+  enum class By { kWorker, kUser, kModel, kDomain };
+  By by = By::kWorker;
+};
+int RunCache(const CommonOptions& common, const CacheOptions& options);
+
 struct VerifyOptions {
   std::uint32_t sample = 256;    // blocks
   std::uint32_t pause_ms = 200;  // between the two readings
