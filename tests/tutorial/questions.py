@@ -31,7 +31,10 @@ def shape(line):
 
 
 def blocks(page):
-    """[the text of each block of output] of the page's section; tests/package/deb.py has the block `journal`."""
+    """[the text of each block of output] of the page's section.
+
+    Not those with a kind: tests/package/deb.py has the block `journal`, and `gpus` needs two GPUs.
+    """
     section = page[page.index("\n## Ten questions") : page.index("\n## Watch")]
     return [text for kind, text in FENCE.findall(section) if not kind]
 
