@@ -56,6 +56,19 @@ std::optional<ImportFailure> ImportTicket::Impl::Verify() {
   return corrupt == 0 ? std::nullopt : std::optional(ImportFailure::kCorrupt);
 }
 
+void ImportTicket::Impl::CountFailure(ImportFailure first) {
+  std::atomic<std::uint64_t>* counter = &stats->imports_failed_error;
+  switch (first) {
+    case ImportFailure::kStale: counter = &stats->imports_failed_stale; break;
+    case ImportFailure::kUnmapped: counter = &stats->imports_failed_unmapped; break;
+    case ImportFailure::kDeadline: counter = &stats->imports_failed_deadline; break;
+    case ImportFailure::kCorrupt: counter = &stats->imports_failed_corrupt; break;
+    case ImportFailure::kBehindFailed:  // never the first
+    case ImportFailure::kError: break;
+  }
+  counter->fetch_add(1, std::memory_order_relaxed);
+}
+
 void ImportTicket::Impl::FailInChild() {
   if (std::exchange(finished, true)) return;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -96,6 +109,7 @@ void ImportTicket::Impl::Finish() {
   KVM_FAULT_POINT(client_import_done);
   stats->blocks_imported.fetch_add(result.valid, std::memory_order_relaxed);
   stats->blocks_failed.fetch_add(result.failed.size(), std::memory_order_relaxed);
+  if (!result.failed.empty()) CountFailure(result.failed.front().reason);
   stats->bytes_imported.fetch_add(result.bytes, std::memory_order_relaxed);
   CountTraffic();
   if (const std::size_t kept = host_cache_uses ? host_cache_uses->Add(keep->match, result.valid) : 0)

@@ -56,6 +56,7 @@ struct ImportTicket::Impl {
   // published; returns the reason if there is such a block.
   std::optional<ImportFailure> Verify();
   void CountTraffic();
+  void CountFailure(ImportFailure first);
 };
 
 }  // namespace kvm

@@ -76,6 +76,11 @@ void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before,
   add(&Report::imports_ended, &Report::set_imports_ended);
   add(&Report::blocks_imported, &Report::set_blocks_imported);
   add(&Report::blocks_failed, &Report::set_blocks_failed);
+  add(&Report::imports_failed_stale, &Report::set_imports_failed_stale);
+  add(&Report::imports_failed_unmapped, &Report::set_imports_failed_unmapped);
+  add(&Report::imports_failed_deadline, &Report::set_imports_failed_deadline);
+  add(&Report::imports_failed_error, &Report::set_imports_failed_error);
+  add(&Report::imports_failed_corrupt, &Report::set_imports_failed_corrupt);
   add(&Report::bytes_imported, &Report::set_bytes_imported);
   add(&Report::blocks_published, &Report::set_blocks_published);
   add(&Report::publishes_deferred, &Report::set_publishes_deferred);

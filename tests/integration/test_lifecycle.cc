@@ -65,6 +65,7 @@ TEST_CASE("Lifecycle: a match does not keep its region, and a late import of it 
   REQUIRE(late.failed.size() == 4);
   CHECK(late.failed[0].reason == ImportFailure::kUnmapped);
   CHECK(late.failed[1].reason == ImportFailure::kBehindFailed);
+  CHECK(reader->client().Stats().imports_failed_unmapped == 1);
   CHECK(reader->Find("a:4").empty());
 }
 

@@ -36,6 +36,9 @@ TEST_CASE("Reuse: a block reused between find and import fails, with all behind 
     CHECK(import.failed[i].block == 12 + i);
     CHECK(import.failed[i].reason == (i == 0 ? ImportFailure::kStale : ImportFailure::kBehindFailed));
   }
+  const ClientStats stats = reader->client().Stats();
+  CHECK(stats.imports_failed_stale == 1);
+  CHECK(stats.blocks_failed == 4);
 }
 
 TEST_CASE("Reuse: a block that its owner writes again ends the match as stale", "[integration]") {
@@ -154,6 +157,7 @@ TEST_CASE("Reuse: with checksums, an importer that verifies finds bytes that cha
   CHECK(verified.failed[0].index == 4);
   CHECK(verified.failed[0].reason == ImportFailure::kCorrupt);
   CHECK(verified.failed[1].reason == ImportFailure::kBehindFailed);
+  CHECK(reader->client().Stats().imports_failed_corrupt == 1);
 
   // Written anew by the rules, it has a checksum of its own.
   (*owner)->Publish("a:6", 4, {}, 4, 1);

@@ -351,6 +351,7 @@ TEST_CASE("Sharing: an import whose deadline has passed reports its blocks", "[i
   REQUIRE(ticket->result().failed.size() == 3);
   CHECK(ticket->result().failed[0].reason == ImportFailure::kDeadline);
   CHECK(ticket->result().failed[1].reason == ImportFailure::kBehindFailed);
+  CHECK(reader->client().Stats().imports_failed_deadline == 1);
 }
 
 TEST_CASE("Sharing: statistics count what was found, imported and published", "[integration]") {

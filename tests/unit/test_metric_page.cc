@@ -48,6 +48,8 @@ kvmwire::StatusReply FullStatus() {
   totals.set_blocks_from_host_cache(20);
   totals.set_misses_stale(3);
   totals.set_blocks_corrupt(2);
+  totals.set_imports_failed_stale(6);
+  totals.set_imports_failed_corrupt(1);
   totals.set_computing_waits(9);
   totals.set_computing_waits_in_vain(4);
   for (const std::uint64_t count : {0u, 5u, 0u, 2u}) totals.mutable_lookup_times()->add_counts(count);
@@ -137,6 +139,9 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
   CHECK(HasLine(text, "kvmd_lookup_keys_total{domain=\"uid-1000\",result=\"missed\"} 30"));
   CHECK(HasLine(text, "kvmd_misses_total{domain=\"uid-1000\",reason=\"stale\"} 3"));
   CHECK(HasLine(text, "kvmd_corrupt_blocks_total{domain=\"uid-1000\"} 2"));
+  CHECK(HasLine(text, "kvmd_failed_imports_total{domain=\"uid-1000\",reason=\"stale\"} 6"));
+  CHECK(HasLine(text, "kvmd_failed_imports_total{domain=\"uid-1000\",reason=\"unmapped\"} 0"));
+  CHECK(HasLine(text, "kvmd_failed_imports_total{domain=\"uid-1000\",reason=\"corrupt\"} 1"));
   CHECK(HasLine(
       text, "kvmd_device_imported_bytes_total{domain=\"uid-1000\",from=\"GPU-11111111-1111-1111-1111-111111111111\",to=\"host\"} 3200"));
   CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"found\"} 5"));

@@ -21,6 +21,11 @@
   REPORTED(imports_ended, "Of imports: those that are not under way any more.")                          \
   REPORTED(blocks_imported, "Validated ones only.")                                                      \
   REPORTED(blocks_failed, "Blocks of imports that did not come; the first of an import fails the rest.") \
+  REPORTED(imports_failed_stale, "Imports whose first block that did not come had been rewritten.")      \
+  REPORTED(imports_failed_unmapped, "... had been withdrawn with its region, or can't be reached.")      \
+  REPORTED(imports_failed_deadline, "... was not copied in time.")                                       \
+  REPORTED(imports_failed_error, "... could not be copied.")                                             \
+  REPORTED(imports_failed_corrupt, "... had other bytes than were published.")                           \
   REPORTED(bytes_imported, "Of validated blocks.")                                                       \
   REPORTED(blocks_published, "Blocks that this client made readable.")                                   \
   REPORTED(publishes_deferred, "Sent later: kvmd was away or behind.")                                   \

@@ -83,6 +83,9 @@
   COUNTER(kvmd_import_failed_blocks_total, "domain", \
     "Blocks of imports that did not come, since their owner had reused them or one in front of them; " \
     "computed instead.") \
+  COUNTER(kvmd_failed_imports_total, "domain reason", \
+    "Imports of which a block did not come, by the reason of the first one. stale: its owner had reused it; " \
+    "unmapped: its region was withdrawn, or can't be reached; deadline; error; corrupt: other bytes than were published.") \
   COUNTER(kvmd_verified_blocks_total, "domain", "Blocks of imports that were compared with their checksums.") \
   COUNTER(kvmd_corrupt_blocks_total, "domain", "Of those: other bytes than were published. Not used.") \
   GAUGE(kvmd_marked_keys, "domain", "Keys that clients have marked as being computed.") \

@@ -113,6 +113,11 @@ void AddClients(MetricPage& page, const kvmwire::StatusReply& status, const kvmw
   for (const kvmwire::DeviceTraffic& pair : totals.traffic())
     page.Add(kvmd_device_imported_bytes_total, Value(pair.bytes()), {name, DeviceLabel(pair.from_device()), DeviceLabel(pair.to_device())});
   page.Add(kvmd_import_failed_blocks_total, Value(totals.blocks_failed()), {name});
+  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_stale()), {name, "stale"});
+  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_unmapped()), {name, "unmapped"});
+  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_deadline()), {name, "deadline"});
+  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_error()), {name, "error"});
+  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_corrupt()), {name, "corrupt"});
   page.Add(kvmd_verified_blocks_total, Value(totals.blocks_verified()), {name});
   page.Add(kvmd_corrupt_blocks_total, Value(totals.blocks_corrupt()), {name});
   page.Add(kvmd_marked_keys, domain.marked_keys(), {name});
