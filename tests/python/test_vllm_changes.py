@@ -21,6 +21,7 @@ from kvclient.vllm.near_misses import NearMissLog
 from kvclient.vllm.plan import PublishRun, StepPlan
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import uses_v2_runner
+from kvclient.vllm.running_model import Now
 from kvclient.vllm.scheduler import SchedulerSide
 from kvclient.vllm.spec import with_weights
 from kvclient.vllm.worker import WorkerSide
@@ -40,12 +41,16 @@ class Engine:
     def __init__(self, socket: str) -> None:
         self.model: kvclient.ModelSpec | None = OLD
         self.registered = True
+        self.doubts = 0
         self.pool = Pool(64)
         self.client = kvclient.Client(socket, name="engine")
         self.side = SchedulerSide(ConnectorOptions(socket=socket, min_prefix_tokens=4))
-        self.side.attach(self.client, OLD, [kvclient.Shard()], model=lambda reset: (self.model, self.registered))
+        self.side.attach(self.client, OLD, [kvclient.Shard()], model=self.now)
         self.side.bind_pool(self.pool)
         self.declare()
+
+    def now(self, reset: bool) -> Now:
+        return Now(self.model, self.registered, self.doubts)
 
     def declare(self) -> None:
         """What has been published before is found from here on."""
@@ -199,6 +204,52 @@ def test_weights_that_come_and_go_while_no_memory_is_registered_are_not_forgotte
     assert engine.run(Request("d", list(range(16, 24)), 1)) == []
     engine.pool.reset()
     assert engine.ask(Request("e", TOKENS, 1)) == 28
+
+
+# The engine measures its weights while steps go on; meanwhile they are in doubt.
+
+
+def test_a_request_waits_while_the_weights_are_measured(engine: Engine, peers: None) -> None:
+    engine.model, engine.registered, engine.doubts = None, False, 1
+    asked, local = Request("a", TOKENS, 1), Request("b", TOKENS, 1)
+    local.kv_transfer_params = {"kvmarket": {"import": False}}
+    assert engine.side.matched_tokens(asked, 0) == (None, False)
+    assert engine.side.matched_tokens(local, 0) == (0, False)
+    engine.model, engine.registered = OLD, True
+    assert engine.ask(asked) == 28
+
+
+def test_what_was_computed_in_doubt_is_published_under_the_keys_of_what_was_measured(engine: Engine) -> None:
+    engine.pool.reset()
+    engine.model, engine.registered, engine.doubts = None, False, 1
+    assert engine.run(Request("a", list(range(8)), 1)) == []
+    engine.model, engine.registered = NEW, True
+    [run] = engine.run(Request("b", list(range(8, 16)), 1))
+    assert list(run.keys[0]) == keys(NEW, list(range(8, 16)))
+
+
+def test_what_the_pool_had_before_the_doubt_is_of_the_old_weights(engine: Engine, peers: None) -> None:
+    engine.run(Request("a", list(range(8)), 1))
+    engine.model, engine.registered, engine.doubts = None, False, 1
+    engine.side.plan(Output())
+    engine.model, engine.registered = NEW, True
+    assert engine.ask(Request("b", TOKENS, 1)) == 0
+    engine.pool.reset()
+    engine.doubts = 2
+    assert engine.ask(Request("c", TOKENS, 1)) == 28
+
+
+def test_weights_that_come_and_go_without_being_measured_are_not_forgotten(engine: Engine, peers: None) -> None:
+    """Steps ran with weights that are never known, and the engine has the first ones again in the end."""
+    engine.model, engine.registered, engine.doubts = None, False, 1
+    engine.run(Request("a", list(range(8)), 1))
+    engine.doubts = 2
+    engine.side.plan(Output())
+    engine.model, engine.registered = OLD, True
+    assert engine.ask(Request("b", TOKENS, 1)) == 0
+    assert engine.run(Request("c", list(range(16, 24)), 1)) == []
+    engine.pool.reset()
+    assert engine.ask(Request("d", TOKENS, 1)) == 28
 
 
 def test_what_left_with_its_memory_is_published_again_once_memory_is_registered(engine: Engine) -> None:

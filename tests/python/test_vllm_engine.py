@@ -293,6 +293,25 @@ def test_loads_that_a_step_waits_for_are_refused_on_the_v2_runner(role: str) -> 
         KvMarketConnector(config, KVConnectorRole[role], None)
 
 
+def test_an_engine_without_prefix_caching_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    from kvclient.vllm import KvMarketConnector
+
+    transfer = SimpleNamespace(kv_load_failure_policy="recompute", kv_connector_extra_config={}, engine_id="e")
+    config = SimpleNamespace(kv_transfer_config=transfer, parallel_config=SimpleNamespace())
+    kind = type("FullAttentionSpec", (), {})
+    groups = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=kind(), layer_names=["0"])])
+    for caching in (True, False):
+        connector = KvMarketConnector(config, KVConnectorRole.SCHEDULER, groups)
+        connector.bind_gpu_block_pool(SimpleNamespace(enable_caching=caching))
+        reason = "" if caching else "nothing tells a block's content: start with --enable-prefix-caching"
+        assert connector._off.endswith(reason)
+        assert bool(connector._off) is not caching
+
+
 def test_weights_that_are_changed_in_place_make_another_model(engines: dict[str, Worker]) -> None:
     first, second = engines["first"], engines["second"]
     ids, fresh = prompt(100, seed=30), prompt(100, seed=31)

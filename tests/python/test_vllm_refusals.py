@@ -14,9 +14,10 @@ from kvclient.daemon import PrivateDaemon
 from kvclient.errors import UnsupportedError
 from kvclient.vllm.layout import read_layout
 from kvclient.vllm.near_misses import NearMissLog
+from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.refusals import refusal
 from kvclient.vllm.releases import block_dimension
-from kvclient.vllm.spec import of_all_stages
+from kvclient.vllm.spec import of_all_stages, spec_of
 from support.specs import small_spec
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ENGINES.md"
@@ -134,6 +135,18 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
     assert len(rows) == 1
     assert "refused" in rows[0]
     assert remedy in rows[0] or remedy == ""
+
+
+def test_groups_whose_blocks_differ_in_size_are_refused_with_the_sizes() -> None:
+    assert "(16 and 32), as their layers' KV for a token differs in size" in why(FULL, WIDE)
+
+
+def test_scales_that_change_while_the_engine_runs_are_refused() -> None:
+    config = SimpleNamespace(
+        model_config=None, cache_config=SimpleNamespace(calculate_kv_scales=True), parallel_config=None
+    )
+    with pytest.raises(UnsupportedError, match="the scale of a block depends on what ran before it"):
+        spec_of(config, FULL, layout="", backend="", options=ConnectorOptions(socket="/s"))
 
 
 def test_groups_with_chunks_and_with_drafts_are_shared() -> None:

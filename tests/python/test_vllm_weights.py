@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import kvclient
 from kvclient.errors import UnsupportedError
 from kvclient.vllm.engine_model import EngineModel, executor_of
+from kvclient.vllm.measuring import Measuring
 from kvclient.vllm.weights import Measured, gathered, measure, tensors_of
 from support.specs import small_spec
 
@@ -238,7 +240,13 @@ def engine(executor: Executor, **arguments: Any) -> EngineModel:
 
 
 def settled(model: EngineModel) -> kvclient.ModelSpec:
+    """Once the workers have reported."""
     spec = model.settle()
+    if spec is None:
+        number = model.measuring
+        for rank in model._measure(model.call):
+            model.measured(number, rank)
+        spec = model.settle()
     assert spec is not None
     return spec
 
@@ -311,6 +319,100 @@ def test_weights_that_change_while_they_are_measured_are_measured_again() -> Non
     assert executor.measured == 2
 
 
+def test_weights_are_not_known_until_all_workers_have_reported_those_of_the_last_call() -> None:
+    executor = Executor()
+    executor.measure = lambda call: [Measured(0, rank, "a" * 64) for rank in range(2)]  # type: ignore[method-assign]
+    model = engine(executor)
+    first = settled(model)
+    executor.collective_rpc("update_weights")
+    assert model.settle() is None
+    early = model.measuring
+    model.measured(early, Measured(0, 0, "b" * 64))
+    executor.collective_rpc("update_weights")
+    assert model.measuring == 0  # no step asks for it before the call has been made
+    assert model.settle() is None
+    for rank in range(2):
+        model.measured(early, Measured(0, rank, "b" * 64))
+    assert model.settle() is None
+    now = model.measuring
+    assert now != early
+    model.measured(now, Measured(0, 1, "a" * 64))
+    assert model.settle() is None
+    model.measured(now, Measured(0, 0, "a" * 64))
+    assert model.settle() == first
+    assert model.measuring == 0
+
+
+def test_measurements_end_before_a_call_that_may_unmap_the_weights() -> None:
+    executor = Executor()
+    order: list[Any] = []
+    executor.collective_rpc = lambda method, *_, **__: order.append(method) or [None]  # type: ignore[method-assign,func-returns-value]
+    model = engine(executor)
+    settled(model)
+    model.finish_measuring = lambda: order.append("finish")
+    order.clear()
+    executor.collective_rpc("update_weights")
+    assert model.settle() is None
+    executor.collective_rpc("execute_model")
+    executor.collective_rpc("sleep")
+    assert order == ["update_weights", "execute_model", "finish", "sleep"]
+
+
+def test_workers_that_report_nothing_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Executor()
+    model = engine(executor)
+    first = settled(model)
+    executor.collective_rpc("update_weights")
+    assert model.settle() is None
+    monkeypatch.setattr("kvclient.vllm.engine_model._LATE_S", 0.0)
+    assert model.settle() == first
+    assert executor.measured == 2
+
+
+def test_a_worker_that_can_not_measure_says_why() -> None:
+    executor = Executor()
+    model = engine(executor)
+    settled(model)
+    executor.collective_rpc("update_weights")
+    assert model.settle() is None
+    with pytest.raises(UnsupportedError, match="a worker's weights: gone"):
+        model.measured(model.measuring, "gone")
+
+
+# ---- beside the steps ----
+
+
+def test_a_worker_measures_on_another_thread_and_each_number_once() -> None:
+    measuring, may_end, threads = Measuring(), threading.Event(), []
+
+    def measure() -> Measured:
+        threads.append(threading.current_thread())
+        assert may_end.wait(30.0)
+        return Measured(0, 0, "a" * 64)
+
+    measuring.begin(1, measure)
+    measuring.begin(1, measure)
+    assert measuring.take() == []
+    may_end.set()
+    measuring.finish()
+    assert measuring.take() == [(1, Measured(0, 0, "a" * 64))]
+    measuring.begin(1, measure)
+    measuring.finish()
+    assert measuring.take() == []
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+def test_a_measurement_that_fails_ends() -> None:
+    def fail() -> Measured:
+        raise RuntimeError("no memory")
+
+    measuring = Measuring()
+    measuring.begin(1, fail)
+    measuring.finish()
+    assert measuring.take() == [(1, "RuntimeError: no memory")]
+
+
 def test_ranks_may_answer_in_any_order() -> None:
     executor = Executor()
     ranks = [Measured(0, rank, str(rank) * 64, (("layer", rank),), runner=f"runner{rank}") for rank in range(2)]
@@ -368,7 +470,7 @@ def test_where_weights_cannot_be_read_their_source_counts_until_they_are_replace
     executor.hidden = (("layer.0", 8),)
     executor.collective_rpc("reload_weights")
     with pytest.raises(UnsupportedError, match="have been replaced"):
-        model.settle()
+        settled(model)
 
 
 def test_the_longest_prompt_counts_where_the_model_reads_it() -> None:

@@ -25,6 +25,7 @@ from kvclient.errors import KvError, UnsupportedError
 from kvclient.vllm.events import event_of
 from kvclient.vllm.groups import groups_of
 from kvclient.vllm.kv_pool import KvPool, obstacle
+from kvclient.vllm.measuring import Measuring
 from kvclient.vllm.metrics import MarketPromMetrics, MarketStats
 from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import StepPlan, WorkerReport
@@ -116,7 +117,8 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         self._memory: WorkerMemory | None = None
         self._kv_pool: KvPool | None = None
         self._registration: EngineRegistration | None = None
-        self._watches_steps = False
+        self._measuring = Measuring()
+        self._worker_of_vllm: Any = None
         self._pool: Any = None  # vLLM's BlockPool
         if role == KVConnectorRole.WORKER:
             connectors[self._engine_id] = self
@@ -187,6 +189,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded(lambda: None)
     def unregister_kv_caches(self) -> None:
         """Withdraw and unregister this worker's memory: vLLM is about to unmap it, to sleep."""
+        self._measuring.finish()
         if self._worker is not None:
             self._worker.close()
 
@@ -228,13 +231,25 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         """Publish and withdraw, before the model runner touches any block. ``metadata``: of this or all connectors."""
         for each in getattr(metadata, "metadata", None) or (metadata,):
             if self._worker is not None and isinstance(each, _Plan):
+                if each.plan.measure:
+                    self._measuring.begin(each.plan.measure, lambda: self._measured(self._worker_of_vllm))
                 self._worker.before_step(each.plan)
+
+    def _measured(self, worker: Any) -> Measured | str:
+        try:
+            return self.measure(worker)
+        except KvError as error:
+            return str(error)
+
+    def finish_measuring(self) -> None:
+        """Wait until nothing reads the weights: they are about to be written or unmapped."""
+        self._measuring.finish()
 
     def watch_steps(self, worker: Any) -> None:
         """Have ``_before_step`` called by this vLLM worker. UnsupportedError: it can't be."""
-        if not self._watches_steps:
+        if self._worker_of_vllm is None:
             before_each_step(worker, self._before_step)
-            self._watches_steps = True
+            self._worker_of_vllm = worker
 
     @_guarded(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -272,8 +287,21 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         """Reports loads that the step waited for, and memory that has been registered."""
-        report = self._worker.take_report() if self._worker is not None else None
+        if self._worker is None:
+            return None
+        report = self._worker.take_report()
+        measured = self._measuring.take()
+        if measured:
+            report = report or WorkerReport()
+            report.measured = [(number, *self._with_registration(result)) for number, result in measured]
         return _Report([report]) if report is not None else None
+
+    def _with_registration(self, measured: Measured | str) -> tuple[Measured | str, str]:
+        assert self._worker is not None
+        try:
+            return measured, self._worker.registered_under
+        except KvError as error:  # the memory can't be registered any more
+            return str(error), ""
 
     # ---- scheduler ----
 
@@ -360,7 +388,10 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         if not self._off:
             try:
-                return _Plan(self._scheduler.plan(scheduler_output))
+                plan = self._scheduler.plan(scheduler_output)
+                if self._registration is not None:
+                    plan.measure = self._registration.measuring
+                return _Plan(plan)
             except Exception as error:
                 self._turn_off(f"planning a step: {type(error).__name__}: {error}", trace=True)
         if self._scheduler.active:
@@ -440,6 +471,7 @@ class KvMarketConnector(KVConnectorBase_V1, SupportsHMA):
 
     def shutdown(self) -> None:
         """Withdraw all blocks and close the client."""
+        self._measuring.finish()
         if self._worker is not None:
             self._worker.close()
         if self._scheduler is not None:

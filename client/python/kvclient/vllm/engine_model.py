@@ -1,9 +1,12 @@
 """The model that an engine runs now, as the scheduler's side knows it: its configuration and its loaded weights.
 
-The weights are measured on all workers through the engine's executor: at the start, and again before the first step
-after a call to the workers that may have changed them. That is every call that is not known to leave the weights
-unchanged (``update_weights``, ``reload_weights``, ``wake_up``, ``collective_rpc``, …). All steps go through the same
-executor in order, so no step runs with weights that were not measured.
+The weights are measured on all workers: at the start, and again after a call to the workers that may have changed
+them. That is every call that is not known to leave the weights unchanged (``update_weights``, ``reload_weights``,
+``wake_up``, ``collective_rpc``, …). At the start the workers are asked through the engine's executor. Later they begin
+with a step and report with one, so that neither the scheduler's thread nor a step waits; until all have reported, the
+model is not known. Steps and calls go to the workers in order, so a measurement is of the weights of all steps since it
+was asked for, unless another such call came: then its result is dropped and the next one counts. Before such a call,
+measurements end, since it may unmap what they read.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +24,9 @@ from kvclient.vllm.spec import with_weights
 from kvclient.vllm.weights import Measured, gathered
 
 _log = logging.getLogger(__name__)
+
+# If workers have not reported by then, all are asked, and the scheduler's thread waits.
+_LATE_S = 2.0
 
 
 def _names(text: str) -> frozenset[str]:
@@ -77,6 +84,13 @@ class EngineModel:
         self._known: ModelSpec | None = None
         self.suspect = True
         self.runner = ""
+        #: How often weights may have changed since the start.
+        self.doubts = 0
+        #: Called before a call that may change weights, while they may be being measured.
+        self.finish_measuring: Callable[[], object] = lambda: None
+        self._since: float | None = None  # the measurement under way
+        self._ranks: dict[tuple[int, int], Measured] = {}  # that have reported
+        self._rank_count = 0
         #: Called with vLLM's request before workers load a LoRA adapter; the returned function is
         #: called afterwards.
         self.adapter_loading: Callable[[Any], Callable[[], None]] | None = None
@@ -95,7 +109,9 @@ class EngineModel:
                 finally:
                     done()
             if not isinstance(method, str) or method not in _HARMLESS:
-                self.suspect = True
+                self.suspect = True  # no step asks for a measurement from here on
+                if self._since is not None:
+                    self.finish_measuring()
             return call(method, *arguments, **keywords)
 
         self._executor.collective_rpc = collective_rpc
@@ -103,16 +119,42 @@ class EngineModel:
         self.call: Callable[..., list[Any]] = call
 
     def settle(self) -> ModelSpec | None:
-        """The whole spec of the loaded model; measures weights that may have changed. None: the engine sleeps.
+        """The whole spec of the loaded model. None: the engine sleeps, or ``measuring``.
 
         UnsupportedError: the weights can't be identified.
         """
-        if not self.suspect and self._known is not None:
+        if not self.suspect and self._since is None:
             return self._known
         if getattr(self._executor, "is_sleeping", False):
             return None
-        self.suspect = False  # before measuring: a call from another thread sets it again
-        ranks = list(self._measure(self.call))
+        now = time.monotonic()
+        if self.suspect and self._known is not None:
+            self.suspect = False  # a call from another thread sets it again
+            self.doubts += 1
+            self._since, self._ranks = now, {}
+            return None
+        if self._since is not None and now - self._since < _LATE_S:
+            return None
+        self.suspect = False
+        return self._take(list(self._measure(self.call)))
+
+    @property
+    def measuring(self) -> int:
+        """The number of the measurement that workers are to begin, and to report; 0: none is under way."""
+        return self.doubts if self._since is not None and not self.suspect else 0
+
+    def measured(self, number: int, rank: Measured | str) -> None:
+        """A worker has reported. UnsupportedError: its weights can't be identified."""
+        if number != self.measuring:
+            return
+        if isinstance(rank, str):
+            raise UnsupportedError(f"a worker's weights: {rank}")
+        self._ranks[rank.pp_rank, rank.tp_rank] = rank
+        if len(self._ranks) == self._rank_count:
+            self._take(list(self._ranks.values()))
+
+    def _take(self, ranks: list[Measured]) -> ModelSpec:
+        self._since, self._ranks, self._rank_count = None, {}, len(ranks)
         self.runner = "+".join(sorted({rank.runner for rank in ranks}))
         length = self._lengths if any(rank.reads_length for rank in ranks) else ""
         self._known = with_weights(self._spec, self._weights(ranks), length)

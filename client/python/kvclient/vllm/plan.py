@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvclient._native import BlockKey, BlockKeys
+from kvclient.vllm.weights import Measured
 
 
 @dataclass
@@ -57,6 +58,8 @@ class StepPlan:
     #: Fingerprint (hex) of the keys' model; "": the model under which the worker's memory is
     #: registered.
     model: str = ""
+    #: Number of the measurement of the weights that workers begin, if they have not; 0: none.
+    measure: int = 0
 
 
 @dataclass
@@ -69,6 +72,8 @@ class WorkerReport:
     registered: set[tuple[int, int, str]] = field(default_factory=set)
     #: Requests of which this worker's shard has been asked for at kvmd-mesh, and blocks that came.
     joined: list[tuple[str, int]] = field(default_factory=list)
+    #: Number of a measurement, what it gave, and the fingerprint that memory is registered under.
+    measured: list[tuple[int, Measured | str, str]] = field(default_factory=list)
 
 
 __all__ = ["Join", "Load", "PublishRun", "StepPlan", "WorkerReport"]

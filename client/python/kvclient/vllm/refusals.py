@@ -55,8 +55,14 @@ def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
             f"{text}, and this vLLM recovers a failed load of one group only: vLLM 0.30 and newer of several; or "
             f"{_DISABLE}"
         )
-    if len({group.kv_cache_spec.block_size for group in groups}) > 1:
-        return f"{text} whose blocks hold different numbers of tokens: {_DISABLE}"
+    sizes = sorted({spec.block_size for spec in specs})
+    if len(sizes) > 1:
+        # vLLM gives all groups pages of one size, and layers with less KV for a token then have
+        # more tokens in a page; keys, tables and hits here know one number of tokens.
+        return (
+            f"{text} whose blocks hold different numbers of tokens ({' and '.join(map(str, sizes))}), as their layers' "
+            f"KV for a token differs in size: {_DISABLE}"
+        )
     if load == "sync":
         return f"{text}, which vLLM can load in the background only: use load=async"
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
@@ -15,11 +15,13 @@ from kvclient.vllm.options import ConnectorOptions
 from kvclient.vllm.plan import WorkerReport
 from kvclient.vllm.retried import Retried
 from kvclient.vllm.runner import is_v2_runner
+from kvclient.vllm.running_model import Now
 from kvclient.vllm.spec import lengths_of, of_all_stages, source_of
 from kvclient.vllm.weights import Measured
 from kvclient.vllm.worker_calls import (
     Described,
     describe_worker,
+    finish_measuring_worker,
     measure_worker,
     register_worker,
     registration_of_worker,
@@ -57,7 +59,7 @@ class EngineRegistration:
         self._unregistered: set[tuple[int, int]] = set()
         self._near_misses = NearMissLog()
         # The declared model and what ``now`` answers, once all memory is registered under it
-        self._settled: tuple[Any, tuple[ModelSpec, bool]] | None = None
+        self._settled: tuple[Any, Now] | None = None
         self._model = EngineModel(
             executor,
             self._measure_all,
@@ -107,14 +109,15 @@ class EngineRegistration:
         """Measure the weights: the whole spec. ``adapter_loading``: see EngineModel. UnsupportedError."""
         self._client = client
         self._model.adapter_loading = adapter_loading
+        self._model.finish_measuring = lambda: self._model.call(finish_measuring_worker, args=(self._engine_id,))
         whole = self._model.settle()
         assert whole is not None  # an engine does not begin asleep
         if self._load == "sync" and is_v2_runner(self._model.runner):
             raise UnsupportedError("load=sync on a V2 model runner, though the configuration does not say it is one")
         return whole
 
-    def now(self, reset: bool) -> tuple[ModelSpec | None, bool]:
-        """The spec of the model that runs, and whether all memory is registered under it. None: the engine sleeps.
+    def now(self, reset: bool) -> Now:
+        """The model that runs: not known while the engine sleeps, or while its weights are measured.
 
         ``reset``: the engine has emptied its prefix cache, as it does when weights change. KvError.
         """
@@ -124,16 +127,17 @@ class EngineRegistration:
         self._settled = None
         model.suspect = model.suspect or reset
         spec = model.settle()
+        doubts = model.doubts
         if spec is None:
-            return None, False
+            return Now(None, False, doubts)
         if self._declared is None or (spec is not self._declared and spec != self._declared):
             self._declare(spec)
         if self._unregistered or self._declaring is None:
-            return spec, False
+            return Now(spec, False, doubts)
         declared = self._declaring.result()
         if declared is None:
-            return spec, False
-        self._settled = declared, (spec, True)
+            return Now(spec, False, doubts)
+        self._settled = declared, Now(spec, True, doubts)
         self.look_for_near_misses()
         return self._settled[1]
 
@@ -142,8 +146,18 @@ class EngineRegistration:
         if self._settled is not None and self._client is not None:
             self._near_misses.look(self._client, self._settled[0])
 
-    def reported(self, workers: Iterable[WorkerReport]) -> None:
-        """Take workers' reports of memory that they have registered since."""
+    @property
+    def measuring(self) -> int:
+        """See EngineModel."""
+        return self._model.measuring
+
+    def reported(self, workers: Sequence[WorkerReport]) -> None:
+        """Take workers' reports of memory that they have registered since, and of weights that they have measured."""
+        for report in workers:
+            for number, measured, registered in report.measured:
+                if number == self._model.measuring and isinstance(measured, Measured) and self._declared is not None:
+                    self._note_registered(measured.pp_rank, measured.tp_rank, registered)
+                self._model.measured(number, measured)
         if not self._unregistered or self._declared is None:
             return
         ours = self._declared.fingerprint().hex
@@ -170,17 +184,21 @@ class EngineRegistration:
             self._look_for_unregistered(call)
         return measured
 
+    def _note_registered(self, pp_rank: int, tp_rank: int, fingerprint: str) -> None:
+        """What a worker's memory is registered under: it may have unregistered it, to sleep."""
+        assert self._declared is not None
+        if fingerprint == self._declared.fingerprint().hex:
+            self._unregistered.discard((pp_rank, tp_rank))
+        else:
+            self._unregistered.add((pp_rank, tp_rank))
+
     def _look_for_unregistered(self, call: Callable[..., list[Any]]) -> None:
         """Workers may have unregistered their memory, to sleep, and kvmd may not have answered since they woke up."""
         assert self._declared is not None
-        ours = self._declared.fingerprint().hex
-        self._unregistered = set()
         for each in call(registration_of_worker, args=(self._engine_id,)):
             if isinstance(each, str):
                 raise UnsupportedError(f"a worker's memory: {each}")
-            pp_rank, tp_rank, fingerprint = each
-            if fingerprint != ours:
-                self._unregistered.add((pp_rank, tp_rank))
+            self._note_registered(*each)
 
     def _declare(self, spec: ModelSpec) -> None:
         assert self._client is not None

@@ -197,7 +197,8 @@ class SchedulerSide:
             self._equal.ended(request_id)
         tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
         if not self._requests.certain(tracked, model, computed) or not tracked.imports:
-            return 0, False
+            # Weights are measured in less time than a prompt is computed
+            return (None if model.measuring and tracked.imports else 0), False
         if request.skip_reading_prefix_cache or computed % self._block_tokens:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self.failed_loads.paused_until:

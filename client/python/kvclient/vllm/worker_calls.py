@@ -49,6 +49,13 @@ def measure_worker(worker: Any, engine_id: str) -> Measured | str:
         return str(error)
 
 
+def finish_measuring_worker(worker: Any, engine_id: str) -> None:
+    """Runs in each worker: waits until it measures nothing."""
+    connector = connectors.get(engine_id)
+    if connector is not None:
+        connector.finish_measuring()
+
+
 def describe_worker(worker: Any, engine_id: str) -> Described | str:
     """Runs in each worker: what it is going to register, or why it does not."""
     try:
@@ -79,6 +86,7 @@ __all__ = [
     "Described",
     "connectors",
     "describe_worker",
+    "finish_measuring_worker",
     "measure_worker",
     "register_worker",
     "registration_of_worker",
