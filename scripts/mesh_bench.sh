@@ -84,6 +84,11 @@ wait_for_socket() {
   until [ -S "$1" ]; do sleep 0.05; done
 }
 
+# mesh_ticks: processor time of both kvmd-mesh, the last two processes that were started.
+mesh_ticks() {
+  cat "/proc/${started[-1]}/stat" "/proc/${started[-2]}/stat" | awk '{sum += $14 + $15} END {print sum}'
+}
+
 # measure TRANSFER [UCX_RNDV_SCHEME]: one run of kvm_bench mesh between two new nodes.
 measure() {
   export UCX_TLS=tcp,self UCX_NET_DEVICES=$device UCX_RNDV_SCHEME=${2:-get_zcopy}
@@ -99,9 +104,13 @@ measure() {
     --peers "a=$address_a:7600" --transfer "$1" --pool-size 512M "${allowed[@]}" >"$work/b/mesh.log" 2>&1 &
   started+=($!)
   for socket in a/kvmd.sock b/kvmd.sock a/mesh.sock b/mesh.sock; do wait_for_socket "$work/$socket"; done
+  local before
+  before=$(mesh_ticks)
   printf '%s %s: ' "$1" "${2:-}"
   "$build/bin/kvm_bench" mesh --socket "$work/b/kvmd.sock" --source-socket "$work/a/kvmd.sock" --mesh-socket "$work/b/mesh.sock" \
     --block-bytes "$block_bytes" --blocks "$blocks" --rounds 10
+  awk -v ticks="$(($(mesh_ticks) - before))" -v hz="$(getconf CLK_TCK)" -v bytes="$((11 * blocks * $(numfmt --from=auto "${block_bytes%B}")))" \
+    'BEGIN {printf "  both kvmd-mesh: %.2f s of a core a GB\n", ticks / hz / (bytes / 1e9)}'
   "$build/bin/kvctl" mesh status --json --mesh-socket "$work/b/mesh.sock" | grep -o '"ucx_received_bytes":[0-9]*'
   stop_started
   rm -rf --one-file-system "$work/a" "$work/b"
@@ -121,29 +130,39 @@ measure_ucx() {
   stop_started
 }
 
-# measure_stream [CONGESTION]: one TCP stream by itself, with this congestion control or the
-# system's.
+# measure_stream MEMORY [CONGESTION]: one TCP stream by itself, with this congestion control or the
+# system's. MEMORY `cached`: the same 2 MiB again and again at both ends; `blocks`: as many bytes as
+# a join has at the source, and kvmd-mesh's pool of 512 MiB at the other end.
 measure_stream() {
+  local source_bytes=$((1 << 21)) pool_bytes=$((1 << 21))
+  if [ "$1" = blocks ]; then
+    source_bytes=$((blocks * $(numfmt --from=auto "${block_bytes%B}"))) pool_bytes=$((512 << 20))
+  fi
   "${in_a[@]}" python3 -c '
-import socket, sys
+import socket, sys, time
 with socket.create_server((sys.argv[1], 7611)) as server:
+    pool, at = memoryview(bytearray(b"x") * int(sys.argv[2])), 0
     peer = server.accept()[0]
-    into = bytearray(1 << 21)
-    while peer.recv_into(into): pass
-    peer.sendall(b"x")' "$address_a" &
+    begin = time.process_time()
+    while got := peer.recv_into(pool[at:at + (1 << 21)]): at = (at + got) % len(pool)
+    peer.sendall(b"%20.6f" % (time.process_time() - begin))' "$address_a" "$pool_bytes" &
   started+=($!)
-  sleep 0.5
+  sleep 2
   "${in_b[@]}" python3 -c '
 import socket, sys, time
 peer = socket.create_connection((sys.argv[1], 7611))
-if len(sys.argv) > 2: peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[2].encode())
+if len(sys.argv) > 4: peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[4].encode())
 name = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
-block = bytes(1 << 21)
-begin = time.monotonic()
-for _ in range(1000): peer.sendall(block)
+source, size = memoryview(bytearray(b"x") * int(sys.argv[3])), 1 << 21
+begin, core = time.monotonic(), time.process_time()
+for i in range(1000):
+    at = i * size % len(source)
+    peer.sendall(source[at:at + size])
 peer.shutdown(socket.SHUT_WR)
-peer.recv(1)
-print("one TCP stream, %s: %.2f GB/s" % (name, 1000 * len(block) / (time.monotonic() - begin) / 1e9))' "$address_a" "$@"
+core = time.process_time() - core + float(peer.recv(20, socket.MSG_WAITALL))
+gigabytes = 1000 * size / 1e9
+print("one TCP stream, %s, %s: %.2f GB/s, %.2f s of a core a GB" %
+      (sys.argv[2], name, gigabytes / (time.monotonic() - begin), core / gigabytes))' "$address_a" "$1" "$source_bytes" "${@:2}"
   stop_started
 }
 
@@ -178,8 +197,10 @@ for _ in $(seq "$runs"); do
   measure tcp
   measure ucx get_zcopy
   measure ucx put_zcopy
-  measure_stream
-  if [[ -z $congestion && $(sysctl -n net.ipv4.tcp_congestion_control) == bbr* ]]; then measure_stream reno; fi
+  for memory in cached blocks; do
+    measure_stream "$memory"
+    if [[ -z $congestion && $(sysctl -n net.ipv4.tcp_congestion_control) == bbr* ]]; then measure_stream "$memory" reno; fi
+  done
   measure_ucx
   [ -z "$python" ] || for name in redis nixl mooncake; do measure_baseline "$name"; done
 done

@@ -4,22 +4,28 @@
 # prompts came from, and the time to the first token (modelled), without the mesh, with it, and once
 # more after every process of every node was restarted, so that only the disks have the blocks.
 #
+# --faults SECONDS: instead, for so long, replays whose nodes' kvmd-mesh are killed and started
+# again, stand still, and lose their links (as root) meanwhile, at random. Prints how many blocks
+# were fetched from other nodes and disks, and how many of all were wrong; fails if one was.
+#
 # As root each kvmd-mesh has a network namespace of its own, joined by a bridge; otherwise, and with
 # --loopback, they listen on the loopback.
 #
-#   scripts/mesh_demo.sh [--loopback] [--requests N] [BUILD_DIR]
+#   scripts/mesh_demo.sh [--loopback] [--requests N] [--faults SECONDS] [BUILD_DIR]
 #
 # Default: 300 requests, build/release, which it builds if it is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 namespaces=yes
 requests=300
+faults=0
 while [ $# -gt 0 ]; do
   case "$1" in
     --loopback) namespaces=no && shift ;;
     --requests) requests=$2 && shift 2 ;;
+    --faults) faults=$2 && shift 2 ;;
     -h | --help)
-      sed -n '2,13s/^# \{0,1\}//p' "$0"
+      sed -n '2,17s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *) break ;;
@@ -86,23 +92,28 @@ wait_for_socket() {
 }
 
 start_nodes() {
-  local node other peers
+  local node
   for node in "${nodes[@]}"; do
     rm -f "$work/$node"/*.sock
     "$bin/kvmd" --socket "$work/$node/kvmd.sock" --host-cache 256M --host-cache-admission publish >>"$work/$node/kvmd.log" 2>&1 &
     started+=($!)
     wait_for_socket "$work/$node/kvmd.sock" "$work/$node/kvmd.log"
   done
-  for node in "${nodes[@]}"; do
-    peers=()
-    for other in "${nodes[@]}"; do [ "$other" = "$node" ] || peers+=(--peers "$other=${address[$other]}"); done
-    # shellcheck disable=SC2086 # a command and its option, or nothing
-    ${inside[$node]} "$bin/kvmd-mesh" --node "$node" --socket "$work/$node/kvmd.sock" --mesh-socket "$work/$node/mesh.sock" \
-      --listen "${address[$node]}" "${peers[@]}" --pull-interval-ms 100 "${allowed[@]}" \
-      --disk-path "$work/$node/disk" --disk-bytes 1G --disk-write-rate 0 >>"$work/$node/mesh.log" 2>&1 &
-    started+=($!)
-    wait_for_socket "$work/$node/mesh.sock" "$work/$node/mesh.log"
-  done
+  for node in "${nodes[@]}"; do start_mesh "$node"; done
+}
+
+# start_mesh NODE: its kvmd-mesh, whose process is ${mesh[NODE]} then.
+declare -A mesh
+start_mesh() {
+  local node=$1 other peers=()
+  for other in "${nodes[@]}"; do [ "$other" = "$node" ] || peers+=(--peers "$other=${address[$other]}"); done
+  # shellcheck disable=SC2086 # a command and its option, or nothing
+  ${inside[$node]} "$bin/kvmd-mesh" --node "$node" --socket "$work/$node/kvmd.sock" --mesh-socket "$work/$node/mesh.sock" \
+    --listen "${address[$node]}" "${peers[@]}" --pull-interval-ms 100 "${allowed[@]}" \
+    --disk-path "$work/$node/disk" --disk-bytes 1G --disk-write-rate 0 >>"$work/$node/mesh.log" 2>&1 &
+  mesh[$node]=$!
+  started+=("${mesh[$node]}")
+  wait_for_socket "$work/$node/mesh.sock" "$work/$node/mesh.log"
 }
 
 # disk_reads: blocks that all nodes have read from their disks.
@@ -139,6 +150,64 @@ shares = "".join(f"{part / total:>8.1%}" for part in (sum(parts), *parts))
 print(f"{name:<30}{shares}{report['ttft_ms']['p50']:>10.1f} ms{report['ttft_ms']['p99']:>8.1f} ms{report['mismatched_blocks']:>8}")
 PYTHON
 }
+
+# One fault at a random node, which has passed when this returns.
+make_fault() {
+  local node=${nodes[RANDOM % 3]}
+  case $((RANDOM % 3)) in
+    0)
+      kill -KILL "${mesh[$node]}"
+      wait "${mesh[$node]}" 2>/dev/null || true
+      rm -f "$work/$node/mesh.sock"
+      start_mesh "$node"
+      kills=$((kills + 1))
+      ;;
+    1)
+      kill -STOP "${mesh[$node]}"
+      sleep 0.$((RANDOM % 9))
+      kill -CONT "${mesh[$node]}"
+      stops=$((stops + 1))
+      ;;
+    2)
+      [ "$namespaces" = yes ] || return 0
+      ip -n "kvmd$$hub" link set "to$node" down
+      sleep 0.$((RANDOM % 9))
+      ip -n "kvmd$$hub" link set "to$node" up
+      downs=$((downs + 1))
+      ;;
+  esac
+}
+
+run_with_faults() {
+  local kills=0 stops=0 downs=0 round=0 replays=0 joined=0 blocks=0 wrong=0 given=() node report one
+  for node in "${nodes[@]}"; do given+=(--node "$work/$node/kvmd.sock,$work/$node/mesh.sock"); done
+  start_nodes
+  SECONDS=0
+  while [ "$SECONDS" -lt "$faults" ]; do
+    round=$((round + 1))
+    "$bin/kvctl" replay --json "${given[@]}" --model-id "demo-$((round / 10))" --seed "$round" --workload rag --requests 2000 \
+      --workers 6 --pool-blocks 300 --block-bytes 16384 --backend host >"$work/report.json" &
+    report=$!
+    while kill -0 "$report" 2>/dev/null; do
+      sleep 0.$((RANDOM % 5))
+      make_fault
+    done
+    wait "$report" || { echo "a replay has failed" >&2 && exit 1; }
+    one=$(python3 -c 'import json, sys
+report = json.load(open(sys.argv[1]))
+print(report["blocks_joined"], report["blocks_total"], report["mismatched_blocks"])' "$work/report.json")
+    read -r -a one <<<"$one"
+    replays=$((replays + 1)) joined=$((joined + one[0])) blocks=$((blocks + one[1])) wrong=$((wrong + one[2]))
+  done
+  echo "$replays replays of rag in $SECONDS s; kvmd-mesh killed $kills times, stopped $stops times; $downs times a link down"
+  echo "$blocks blocks, $joined of them fetched from other nodes and disks: $wrong wrong"
+  [ "$wrong" -eq 0 ] || exit 1
+}
+
+if [ "$faults" -gt 0 ]; then
+  run_with_faults
+  exit 0
+fi
 
 where="in three network namespaces"
 [ "$namespaces" = yes ] || where="on the loopback"

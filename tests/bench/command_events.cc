@@ -5,6 +5,7 @@
 
 #include <ctime>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <future>
@@ -26,7 +27,7 @@ namespace {
 
 using mesh::EventFeed;
 using mesh::EventSockets;
-using mesh::HeldBlocks;
+using mesh::HeldChanges;
 using mesh::PublishedBatch;
 using std::chrono::steady_clock;
 
@@ -50,21 +51,22 @@ std::uint64_t FromBigEndian(const zmq::message_t& message) {
 }
 
 // Prefixes of random keys, and the tokens of all blocks.
-HeldBlocks MakeBlocks(const EventOptions& options, std::uint64_t seed) {
+HeldChanges MakeBlocks(const EventOptions& options, std::uint64_t seed) {
   std::mt19937_64 random(seed);
-  HeldBlocks out{{{Fingerprint(), "model", options.block_tokens}}, {}};
+  HeldChanges out{true, {{Fingerprint(), "model", options.block_tokens}}, {}};
   BlockKey before;
   for (std::uint32_t i = 0; i < options.blocks; ++i) {
     const BlockKey key{random(), random()};
-    out.blocks.push_back({key, before.lo, i % options.prefix, 0, mesh::kCpuMedium});
+    out.changes.push_back({{key, before.lo, i % options.prefix, 0, mesh::kCpuMedium}, true});
     before = key;
   }
   return out;
 }
 
-void DescribeAll(EventFeed& feed, const HeldBlocks& held, const EventOptions& options) {
+void DescribeAll(EventFeed& feed, const HeldChanges& held, const EventOptions& options) {
   mesh::BlockDescription description{Fingerprint(), options.block_tokens, {}, {}, {}};
-  for (const mesh::HeldBlock& block : held.blocks) {
+  for (const mesh::HeldChange& change : held.changes) {
+    const mesh::HeldBlock& block = change.block;
     description.keys.push_back(block.key);
     for (std::uint32_t i = 0; i < options.block_tokens; ++i)
       description.tokens.push_back(static_cast<std::uint32_t>((block.key.hi >> i) % 150'000));
@@ -111,16 +113,16 @@ int RunEvents(const EventOptions& options) {
   asker.connect(sockets.replay_endpoint());
   const auto send = [&](const PublishedBatch& batch) { sockets.Publish(batch); };
   // Until the subscription has arrived.
-  feed.Use({{{Fingerprint(), "model", options.block_tokens}}, {}});
+  feed.Use({true, {{Fingerprint(), "model", options.block_tokens}}, {}});
   feed.Pass(send);
   zmq::pollitem_t item{subscriber.handle(), 0, ZMQ_POLLIN, 0};
   while (zmq::poll(&item, 1, std::chrono::milliseconds(10)) == 0) feed.Heartbeat(send);
 
-  const HeldBlocks held = MakeBlocks(options, 1);
-  const auto measure = [&](const char* what, const HeldBlocks& now, std::uint64_t blocks) {
-    feed.Use(now);
+  const HeldChanges held = MakeBlocks(options, 1);
+  const auto measure = [&](const char* what, const HeldChanges& now, std::uint64_t blocks) {
     const auto begin = steady_clock::now();
     const double core = ThreadSeconds();
+    feed.Use(now);
     feed.Pass(send);
     const double pass = ThreadSeconds() - core;
     const Received received = ReadUntil(subscriber, feed.latest(), begin);
@@ -132,20 +134,27 @@ int RunEvents(const EventOptions& options) {
   };
   auto begin = steady_clock::now();
   DescribeAll(feed, held, options);
-  feed.Use({{{Fingerprint(), "model", options.block_tokens}}, {}});
+  feed.Use({true, {{Fingerprint(), "model", options.block_tokens}}, {}});
   feed.Pass(send);
   std::printf("%-24s %8.0f k blocks/s\n", "descriptions taken", options.blocks / SecondsSince(begin) / 1e3);
   measure("all stored", held, options.blocks);
-  // A tenth of the prefixes leaves.
-  HeldBlocks fewer{held.models, {}};
-  for (std::size_t i = 0; i < held.blocks.size(); ++i)
-    if (i / options.prefix % 10 != 0) fewer.blocks.push_back(held.blocks[i]);
-  measure("a tenth removed", fewer, held.blocks.size() - fewer.blocks.size());
-  measure("a tenth stored", held, held.blocks.size() - fewer.blocks.size());
-  feed.Use(held);
+  // A tenth of the prefixes leaves, and comes back.
+  HeldChanges tenth{false, held.models, {}};
+  for (std::size_t i = 0; i < held.changes.size(); i += 10 * std::size_t{options.prefix})
+    for (std::size_t j = i; j < std::min(i + options.prefix, held.changes.size()); ++j)
+      tenth.changes.push_back({held.changes[j].block, false});
+  measure("a tenth removed", tenth, tenth.changes.size());
+  for (mesh::HeldChange& change : tenth.changes) change.here = true;
+  measure("a tenth stored", tenth, tenth.changes.size());
+  // One block leaves and comes back, in the middle of a prefix.
+  HeldChanges one{false, held.models, {{held.changes[options.prefix / 2].block, false}}};
+  measure("one block removed", one, 1);
+  one.changes[0].here = true;
+  measure("one block stored", one, 1);
   const double core = ThreadSeconds();
+  feed.Use(held);
   feed.Pass(send);
-  std::printf("%-24s %8.3f s of a core\n", "a pass without changes", ThreadSeconds() - core);
+  std::printf("%-24s %8.3f s of a core\n", "all said again", ThreadSeconds() - core);
 
   const std::string from_the_start(8, '\0');
   begin = steady_clock::now();

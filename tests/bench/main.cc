@@ -27,8 +27,10 @@ int RunCommand(int argc, char** argv) {
   kvm::ctl::CommonOptions common;
   kvm::ctl::AddCommonOptions(app, common);
   kvm::ctl::Action action;
+  kvm::bench::AddHeldCommand(app, common, action);
   kvm::bench::AddMeshCommand(app, common, action);
 #ifdef KVM_HAVE_MESH
+  kvm::bench::AddDirectoryCommand(app, action);
   kvm::bench::AddDiskCommand(app, action);
 #endif
 #ifdef KVM_HAVE_ZMQ

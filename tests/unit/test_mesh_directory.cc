@@ -132,6 +132,27 @@ TEST_CASE("Summary: changes one by one leave what an update with all keys leaves
   CHECK(Missing(peer, AsSet(pool)) == pool.size());
 }
 
+TEST_CASE("Summary: as many keys that come as leave do not build the filter anew, however full it is", "[unit]") {
+  const std::vector<BlockKey> keys = SomeKeys(20'000, 19);
+  NodeSummary node;
+  // The most that a filter of this size takes without growing.
+  const std::uint64_t buckets = 1024;
+  std::size_t most = 0;
+  while (CuckooFilter::BucketsFor(most + 1) <= buckets) ++most;
+  node.Update(AsSet({keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(most)}));
+  const std::uint64_t epoch = node.Answer(0, 0).epoch;
+  for (std::size_t first = 0; first + most + 100 <= keys.size(); first += 100) {
+    std::vector<mesh::KeyChange> changes;
+    for (std::size_t i = 0; i < 100; ++i) changes.push_back({keys[first + i], false});
+    for (std::size_t i = 0; i < 100; ++i) changes.push_back({keys[first + most + i], true});
+    node.Change(changes);
+  }
+  CHECK(node.keys() == most);
+  const SummaryImage image = node.Answer(0, 0);
+  CHECK(image.epoch == epoch);
+  CHECK(image.buckets == buckets);
+}
+
 TEST_CASE("Directory: a prefix reaches as far as memory and disk of a node have its blocks between them", "[unit]") {
   const std::vector<BlockKey> prefix = SomeKeys(256, 18);
   const auto summary = [&](std::size_t first, std::size_t last) {
@@ -150,7 +171,10 @@ TEST_CASE("Directory: a prefix reaches as far as memory and disk of a node have 
   // The rest, or what lies before and after.
   CHECK(match(summary(0, 100), summary(100, 200), 0) == std::pair<std::size_t, std::size_t>(100, 200));
   CHECK(match(summary(0, 100), summary(0, 256), 7) == std::pair<std::size_t, std::size_t>(100, 256));
-  CHECK(match(summary(50, 200), summary(0, 60), 0).second == 200);
+  CHECK(match(summary(50, 200), summary(0, 60), 0) == std::pair<std::size_t, std::size_t>(0, 200));
+  // What lacks the next block of the prefix brings nothing, whatever comes behind that block.
+  CHECK(match(summary(50, 200), PeerSummary(), 0) == std::pair<std::size_t, std::size_t>(0, 0));
+  CHECK(match(PeerSummary(), summary(50, 200), 40) == std::pair<std::size_t, std::size_t>(40, 40));
   CHECK(match(summary(0, 200), summary(0, 60), 100) == std::pair<std::size_t, std::size_t>(200, 200));
 }
 

@@ -18,14 +18,18 @@ namespace {
 using namespace kvm;
 using namespace std::chrono_literals;
 using mesh::BlockDescription;
+using mesh::EventBatch;
 using mesh::EventFeed;
 using mesh::FeedOptions;
 using mesh::HeldBlock;
-using mesh::HeldBlocks;
+using mesh::HeldChange;
+using mesh::HeldChanges;
+using mesh::HeldModel;
 using mesh::kCpuMedium;
 using mesh::kGpuMedium;
 using mesh::Media;
 using mesh::PublishedBatch;
+using mesh::PublishedBlocks;
 using mesh::TokenTable;
 using test::EventReader;
 using test::KvEvent;
@@ -57,6 +61,12 @@ BlockDescription Describe(const std::vector<std::uint64_t>& numbers, std::uint8_
   return out;
 }
 
+// All that a node holds.
+struct HeldBlocks {
+  std::vector<HeldModel> models;
+  std::vector<HeldBlock> blocks;
+};
+
 HeldBlocks Held(std::vector<HeldBlock> blocks) { return {{{Variant(1), "m", kTokens}}, std::move(blocks)}; }
 
 // The blocks first, first + 1, … of one prefix, which begins with block 1.
@@ -79,6 +89,28 @@ struct Stream {
     options.node = "a";
     return options;
   }
+  // The node holds this now: what has changed since the last call, in any order, or all of it.
+  void Use(const HeldBlocks& now, bool all = false) {
+    HeldChanges changes{all, now.models, {}};
+    if (all) before.clear();
+    for (const HeldBlock& block : now.blocks)
+      if (!Take(before, block)) changes.changes.push_back({block, true});
+    for (const HeldBlock& block : before) changes.changes.push_back({{block.key, 0, 0, block.model, block.medium}, false});
+    for (std::size_t i = changes.changes.size(); i > 1; --i) std::swap(changes.changes[i - 1], changes.changes[order.Below(i)]);
+    before = now.blocks;
+    feed.Use(std::move(changes));
+  }
+  // One that is the same.
+  static bool Take(std::vector<HeldBlock>& from, const HeldBlock& block) {
+    const auto same = std::find_if(from.begin(), from.end(), [&](const HeldBlock& each) {
+      return each.key == block.key && each.parent_lo == block.parent_lo && each.depth == block.depth && each.model == block.model &&
+             each.medium == block.medium;
+    });
+    if (same == from.end()) return false;
+    *same = from.back();
+    from.pop_back();
+    return true;
+  }
   void Pass() {
     feed.Pass([this](const PublishedBatch& batch) { Take(batch); });
   }
@@ -94,6 +126,8 @@ struct Stream {
   }
 
   EventFeed feed;
+  std::vector<HeldBlock> before;
+  Random order{3};
   std::vector<PublishedBatch> sent;
   EventReader reader;
 };
@@ -105,7 +139,7 @@ TEST_CASE("Events: a prefix is told from its first block on, with tokens, and it
   stream.feed.Describe(Describe(Numbers(1, 5)));
   std::vector<HeldBlock> blocks = Chain(1, 5);
   std::reverse(blocks.begin(), blocks.end());
-  stream.feed.Use(Held(blocks));
+  stream.Use(Held(blocks));
   stream.Pass();
   const std::vector<KvEvent> told = stream.EventsFrom(0);
   REQUIRE(told.size() == 2);
@@ -119,13 +153,13 @@ TEST_CASE("Events: a prefix is told from its first block on, with tokens, and it
   CHECK(*stream.sent[1].topic == "kv@a@m");
   CHECK(stream.sent[1].sequence == stream.sent[0].sequence + 1);
   const std::size_t before = stream.sent.size();
-  stream.feed.Use(Held(Chain(1, 2)));
+  stream.Use(Held(Chain(1, 2)));
   stream.Pass();
   const std::vector<KvEvent> gone = stream.EventsFrom(before);
   REQUIRE(gone.size() == 1);
   CHECK(gone[0].type == "BlockRemoved");
   CHECK(gone[0].hashes == std::vector<std::uint64_t>{5, 4, 3});
-  stream.feed.Use(Held({}));
+  stream.Use(Held({}));
   stream.Pass();
   CHECK(stream.reader.blocks().empty());
   CHECK(stream.reader.refused().empty());
@@ -134,10 +168,10 @@ TEST_CASE("Events: a prefix is told from its first block on, with tokens, and it
 TEST_CASE("Events: a change of nothing publishes nothing", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe(Numbers(1, 3)));
-  stream.feed.Use(Held(Chain(1, 3)));
+  stream.Use(Held(Chain(1, 3)));
   stream.Pass();
   const std::size_t before = stream.sent.size();
-  stream.feed.Use(Held(Chain(1, 3)));
+  stream.Use(Held(Chain(1, 3)));
   stream.feed.Describe(Describe(Numbers(1, 3)));
   stream.Pass();
   CHECK(stream.sent.size() == before);
@@ -146,12 +180,12 @@ TEST_CASE("Events: a change of nothing publishes nothing", "[unit]") {
 TEST_CASE("Events: a batch has 64 blocks at most, and a longer prefix goes on in the next one", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe(Numbers(1, 200)));
-  stream.feed.Use(Held(Chain(1, 200)));
+  stream.Use(Held(Chain(1, 200)));
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 200);
   CHECK(stream.sent.size() == 1 + 4);
   CHECK(stream.reader.largest_batch() == 64);
-  stream.feed.Use(Held({}));
+  stream.Use(Held({}));
   stream.Pass();
   CHECK(stream.reader.largest_batch() == 64);
   CHECK(stream.sent.size() == 1 + 4 + 4);
@@ -161,16 +195,16 @@ TEST_CASE("Events: a batch has 64 blocks at most, and a longer prefix goes on in
 TEST_CASE("Events: blocks behind a missing one are not told, and are once it is back", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe(Numbers(1, 6)));
-  stream.feed.Use(Held(Chain(1, 6)));
+  stream.Use(Held(Chain(1, 6)));
   stream.Pass();
   REQUIRE(stream.reader.blocks().size() == 6);
   std::vector<HeldBlock> blocks = Chain(1, 6);
   blocks.erase(blocks.begin() + 2);
-  stream.feed.Use(Held(blocks));
+  stream.Use(Held(blocks));
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 2);
   CHECK(stream.feed.counts().unreachable == 3);
-  stream.feed.Use(Held(Chain(1, 6)));
+  stream.Use(Held(Chain(1, 6)));
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 6);
   CHECK(stream.feed.counts().unreachable == 0);
@@ -180,7 +214,7 @@ TEST_CASE("Events: blocks behind a missing one are not told, and are once it is 
 TEST_CASE("Events: a block whose tokens no worker has told is counted, and told once one does", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe({1, 3}));
-  stream.feed.Use(Held(Chain(1, 3)));
+  stream.Use(Held(Chain(1, 3)));
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 1);
   CHECK(stream.feed.counts().undescribed == 1);
@@ -197,12 +231,12 @@ TEST_CASE("Events: each memory is told of by itself, and a GPU's block only behi
   stream.feed.Describe(Describe(Numbers(1, 4)));
   std::vector<HeldBlock> blocks = Chain(1, 4, kGpuMedium);
   for (const HeldBlock& block : Chain(1, 3)) blocks.push_back(block);
-  stream.feed.Use(Held(blocks));
+  stream.Use(Held(blocks));
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 7);
   // The second block leaves the GPU: what is behind it there can't be matched there.
   blocks.erase(blocks.begin() + 1);
-  stream.feed.Use(Held(blocks));
+  stream.Use(Held(blocks));
   stream.Pass();
   std::set<EventReader::Key> expected{{"GPU", 1}, {"CPU", 1}, {"CPU", 2}, {"CPU", 3}};
   std::set<EventReader::Key> known;
@@ -214,7 +248,7 @@ TEST_CASE("Events: each memory is told of by itself, and a GPU's block only behi
 TEST_CASE("Events: blocks of an adapter say so", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe(Numbers(1, 2), 1, "tuned"));
-  stream.feed.Use(Held(Chain(1, 2)));
+  stream.Use(Held(Chain(1, 2)));
   stream.Pass();
   CHECK(stream.reader.blocks().at({"CPU", 2}).adapter == "tuned");
 }
@@ -231,12 +265,14 @@ TEST_CASE("Events: over many random changes a router knows what can be reached, 
   }
   Stream stream;
   std::vector<Media> held(kBlocks + 1, 0);
+  std::vector<int> more(kBlocks + 1, 0);  // further replicas
   std::vector<bool> described(kBlocks + 1, false);
   for (int round = 0; round < 200; ++round) {
     std::vector<std::uint64_t> news;
     for (int change = 0; change < 60; ++change) {
       const std::uint64_t n = 1 + random.Below(kBlocks);
       held[n] = static_cast<Media>(random.Below(4));
+      more[n] = static_cast<int>(random.Below(3));
       if (!described[n] && random.Below(3) != 0) {
         described[n] = true;
         news.push_back(n);
@@ -248,8 +284,10 @@ TEST_CASE("Events: over many random changes a router knows what can be reached, 
     for (std::uint64_t n = kBlocks; n >= 1; --n) {
       for (const Media medium : {kGpuMedium, kCpuMedium}) {
         if ((held[n] & medium) == 0) continue;
-        blocks.push_back(forest[n - 1]);
-        blocks.back().medium = medium;
+        for (int replica = 0; replica <= more[n]; ++replica) {
+          blocks.push_back(forest[n - 1]);
+          blocks.back().medium = medium;
+        }
       }
     }
     for (std::uint64_t n = 1; n <= kBlocks; ++n) {
@@ -260,7 +298,7 @@ TEST_CASE("Events: over many random changes a router knows what can be reached, 
       if (described[n] && (held[n] & kGpuMedium) != 0 && on_gpu) expected.insert({"GPU", n});
       if (described[n] && (held[n] & kCpuMedium) != 0 && anywhere) expected.insert({"CPU", n});
     }
-    stream.feed.Use(Held(blocks));
+    stream.Use(Held(blocks), random.OneIn(15));
     stream.Pass();
     std::set<EventReader::Key> known;
     for (const auto& [key, block] : stream.reader.blocks()) {
@@ -285,7 +323,7 @@ TEST_CASE("Events: a subscriber that asks for kept batches gets these, and one t
   Stream stream(options);
   stream.feed.Describe(Describe(Numbers(1, 5000)));
   for (std::uint64_t blocks = 100; blocks <= 5000; blocks += 100) {
-    stream.feed.Use(Held(Chain(1, blocks)));
+    stream.Use(Held(Chain(1, blocks)));
     stream.Pass();
   }
   stream.feed.Heartbeat([&](const PublishedBatch& batch) { stream.Take(batch); });
@@ -319,7 +357,7 @@ TEST_CASE("Events: the batches that are kept are bounded in bytes, too", "[unit]
   options.ring_bytes = 4096;
   Stream stream(options);
   stream.feed.Describe(Describe(Numbers(1, 1000)));
-  stream.feed.Use(Held(Chain(1, 1000)));
+  stream.Use(Held(Chain(1, 1000)));
   stream.Pass();
   std::size_t bytes = 0;
   const std::vector<PublishedBatch> kept = stream.feed.Replay(stream.feed.latest());
@@ -348,9 +386,9 @@ TEST_CASE("Events: the numbers of a process begin above all that an earlier one 
 TEST_CASE("Events: after a batch that could not be sent, readers are cleared and told everything anew", "[unit]") {
   Stream stream;
   stream.feed.Describe(Describe(Numbers(1, 300)));
-  stream.feed.Use(Held(Chain(1, 100)));
+  stream.Use(Held(Chain(1, 100)));
   stream.Pass();
-  stream.feed.Use(Held(Chain(1, 300)));
+  stream.Use(Held(Chain(1, 300)));
   int left = 2;
   CHECK_THROWS_AS(stream.feed.Pass([&](const PublishedBatch& batch) {
     if (left-- == 0) throw std::runtime_error("no memory");
@@ -369,12 +407,12 @@ TEST_CASE("Events: of two variants of a model one is told, and the other once th
   HeldBlocks held = Held(Chain(1, 2));
   held.models.push_back({Variant(2), "m", kTokens});
   for (std::uint64_t i = 11; i < 14; ++i) held.blocks.push_back({Key(i), i - 1, static_cast<std::uint32_t>(i - 11), 1, kCpuMedium});
-  stream.feed.Use(held);
+  stream.Use(held);
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 2);
   CHECK(stream.feed.counts().other_variant == 3);
   held.blocks.erase(held.blocks.begin(), held.blocks.begin() + 2);
-  stream.feed.Use(held);
+  stream.Use(held);
   stream.Pass();
   CHECK(stream.reader.blocks().size() == 3);
   CHECK(stream.reader.refused().empty());
@@ -386,7 +424,7 @@ TEST_CASE("Events: with a model's name only its blocks are told", "[unit]") {
   Stream stream(options);
   stream.feed.Describe(Describe({1}, 1));
   stream.feed.Describe(Describe({2}, 2));
-  stream.feed.Use(
+  stream.Use(
       {{{Variant(1), "other", kTokens}, {Variant(2), "wanted", kTokens}}, {{Key(1), 0, 0, 0, kCpuMedium}, {Key(2), 0, 0, 1, kCpuMedium}}});
   stream.Pass();
   REQUIRE(stream.reader.blocks().size() == 1);
@@ -401,7 +439,7 @@ TEST_CASE("Events: a description of other sizes, or of too many models, is refus
   other.block_tokens = 2 * kTokens;
   stream.feed.Describe(other);
   for (int variant = 2; variant < 100; ++variant) stream.feed.Describe(Describe({1}, static_cast<std::uint8_t>(variant)));
-  stream.feed.Use(Held(Chain(1, 2)));
+  stream.Use(Held(Chain(1, 2)));
   stream.Pass();
   CHECK(stream.feed.counts().refused == 3 + (98 - (EventFeed::kMaxModels - 1)));
   CHECK(stream.reader.blocks().size() == 2);
@@ -427,17 +465,142 @@ TEST_CASE("Token table: it holds as many blocks as it may, and forgets what was 
 TEST_CASE("Token table: a block that is held outlives those that are not", "[unit]") {
   TokenTable table(kTokens, 100);
   for (std::uint64_t n = 1; n <= 100; ++n) REQUIRE(table.Put(Key(n), TokensOf(Key(n)), ""));
-  table.BeginPass();
-  for (std::uint64_t n = 1; n <= 20; ++n) table.Held(table.Find(Key(n)));
-  for (std::uint64_t n = 101; n <= 180; ++n) REQUIRE(table.Put(Key(n), TokensOf(Key(n)), ""));
+  for (std::uint64_t n = 1; n <= 20; ++n) table.SetHeld(table.Find(Key(n)), true);
+  for (std::uint64_t n = 101; n <= 180; ++n) {
+    const TokenTable::PutOutcome put = table.Put(Key(n), TokensOf(Key(n)), "");
+    REQUIRE(put);
+    REQUIRE(put.forgotten);
+    CHECK(table.Find(*put.forgotten) == TokenTable::kNone);
+  }
   for (std::uint64_t n = 1; n <= 20; ++n) CHECK(table.Find(Key(n)) != TokenTable::kNone);
   CHECK(table.size() == 100);
+  // One that is not held any more is like the others again; what takes a place is not held.
+  table.SetHeld(table.Find(Key(1)), false);
+  for (std::uint64_t n = 201; n <= 300; ++n) REQUIRE(table.Put(Key(n), TokensOf(Key(n)), ""));
+  CHECK(table.Find(Key(1)) == TokenTable::kNone);
+  CHECK(table.Find(Key(2)) != TokenTable::kNone);
   // If all are held, one of them goes: the bound holds in any case.
-  table.BeginPass();
-  for (std::uint64_t n = 1; n <= 180; ++n)
-    if (const std::uint32_t at = table.Find(Key(n)); at != TokenTable::kNone) table.Held(at);
+  for (std::uint64_t n = 1; n <= 300; ++n)
+    if (const std::uint32_t at = table.Find(Key(n)); at != TokenTable::kNone) table.SetHeld(at, true);
   REQUIRE(table.Put(Key(999), TokensOf(Key(999)), ""));
   CHECK(table.size() == 100);
+}
+
+TEST_CASE("Published blocks: a pass looks at what has changed and at what depends on it, and at nothing else", "[unit]") {
+  PublishedBlocks published;
+  TokenTable tokens(kTokens, 20'000);
+  std::size_t stored = 0, removed = 0;
+  const auto send = [&](EventBatch& batch, std::size_t more, std::size_t fewer) {
+    stored += more;
+    removed += fewer;
+    static_cast<void>(batch.Finish(0));
+  };
+  // 100 prefixes of 100 blocks.
+  const auto hold = [&](std::uint64_t prefix, std::uint64_t depth, bool here) {
+    const std::uint64_t n = 1 + prefix * 100 + depth;
+    published.Hold({{Key(n), n - 1, static_cast<std::uint32_t>(depth), 0, kCpuMedium}, here});
+  };
+  for (std::uint64_t n = 1; n <= 10'000; ++n) REQUIRE(tokens.Put(Key(n), TokensOf(Key(n)), ""));
+  for (std::uint64_t prefix = 0; prefix < 100; ++prefix)
+    for (std::uint64_t depth = 0; depth < 100; ++depth) hold(prefix, depth, true);
+  published.Update(tokens, send);
+  CHECK(published.size() == 10'000);
+  CHECK(published.looked_at() == 10'000);
+  published.Update(tokens, send);
+  CHECK(published.looked_at() == 0);
+  hold(7, 90, false);
+  published.Update(tokens, send);
+  CHECK(removed == 10);
+  CHECK(published.looked_at() == 10);
+  CHECK(published.unreachable() == 9);
+  hold(7, 90, true);
+  hold(8, 99, false);
+  published.Update(tokens, send);
+  CHECK(published.looked_at() == 11);
+  CHECK(published.size() == 9'999);
+  CHECK(stored == 10'010);
+}
+
+TEST_CASE("Published blocks: blocks that leave keep no memory, whatever they said of each other", "[unit]") {
+  PublishedBlocks published;
+  TokenTable tokens(kTokens, 1000);
+  const auto send = [](EventBatch& batch, std::size_t, std::size_t) { static_cast<void>(batch.Finish(0)); };
+  Random random(11);
+  for (std::uint64_t n = 1; n <= 100; ++n) REQUIRE(tokens.Put(Key(n), TokensOf(Key(n)), ""));
+  for (int round = 0; round < 300; ++round) {
+    // Any parent: itself, one that there is not, one that follows it.
+    std::vector<HeldChange> held;
+    for (int i = 0; i < 60; ++i) {
+      const HeldBlock block{Key(1 + random.Below(100)), 1 + random.Below(120), static_cast<std::uint32_t>(random.Below(4)), 0,
+                            random.OneIn(2) ? kCpuMedium : kGpuMedium};
+      held.push_back({block, true});
+      published.Hold(held.back());
+      if (random.OneIn(20)) published.Update(tokens, send);
+    }
+    if (random.OneIn(2)) published.Update(tokens, send);
+    for (HeldChange& change : held) {
+      change.here = false;
+      published.Hold(change);
+      if (random.OneIn(20)) published.Update(tokens, send);
+    }
+    published.Update(tokens, send);
+    REQUIRE(published.size() == 0);
+    REQUIRE(published.replicas() == 0);
+    REQUIRE(published.nodes() == 0);
+  }
+}
+
+TEST_CASE("Events: a block that comes back behind another one is removed first, with those after it", "[unit]") {
+  Stream stream;
+  stream.feed.Describe(Describe({1, 2, 3, 4, 10}));
+  std::vector<HeldBlock> blocks = Chain(1, 4);
+  blocks.push_back({Key(10), 0, 0, 0, kCpuMedium});
+  stream.Use(Held(blocks));
+  stream.Pass();
+  REQUIRE(stream.reader.blocks().size() == 5);
+  const std::size_t before = stream.sent.size();
+  // Another worker says that block 2 follows block 10.
+  blocks[1].parent_lo = 10;
+  HeldChanges changes{false, Held({}).models, {}};
+  changes.changes.push_back({{Key(2), 0, 0, 0, kCpuMedium}, false});
+  changes.changes.push_back({blocks[1], true});
+  stream.feed.Use(changes);
+  stream.Pass();
+  const std::vector<KvEvent> told = stream.EventsFrom(before);
+  REQUIRE(told.size() == 2);
+  CHECK(told[0].type == "BlockRemoved");
+  CHECK(told[0].hashes == std::vector<std::uint64_t>{4, 3, 2});
+  CHECK(told[1].type == "BlockStored");
+  CHECK(told[1].parent == std::uint64_t{10});
+  CHECK(told[1].hashes == std::vector<std::uint64_t>{2, 3, 4});
+  CHECK(stream.reader.blocks().size() == 5);
+  CHECK(stream.reader.refused().empty());
+}
+
+TEST_CASE("Events: a block whose description was forgotten is removed, and so are those after it", "[unit]") {
+  FeedOptions options;
+  options.most_blocks = 10;
+  Stream stream(options);
+  stream.feed.Describe(Describe(Numbers(1, 10)));
+  stream.Use(Held(Chain(1, 10)));
+  stream.Pass();
+  REQUIRE(stream.reader.blocks().size() == 10);
+  // All are held, so one of them has to go.
+  stream.feed.Describe(Describe({99}));
+  stream.Pass();
+  CHECK(stream.feed.counts().undescribed == 1);
+  CHECK(stream.reader.blocks().size() + 1 + stream.feed.counts().unreachable == 10);
+  std::set<EventReader::Key> known;
+  for (const auto& [key, block] : stream.reader.blocks()) {
+    known.insert(key);
+    CHECK(std::equal(block.tokens.begin(), block.tokens.end(), TokensOf(Key(key.second)).begin()));
+  }
+  EventReader late;
+  for (const PublishedBatch& batch : stream.feed.Replay(0)) late.Apply(*batch.payload);
+  std::set<EventReader::Key> snapshot;
+  for (const auto& [key, block] : late.blocks()) snapshot.insert(key);
+  CHECK(snapshot == known);
+  CHECK(stream.reader.refused().empty());
 }
 
 TEST_CASE("Events configuration: endpoints are of the loopback or files, unless unencrypted events are allowed", "[unit]") {

@@ -51,9 +51,12 @@ void NodeSummary::Update(std::unordered_set<BlockKey> keys) {
 }
 
 void NodeSummary::Change(std::span<const KeyChange> changes) {
-  const auto more =
+  // As many come as leave, mostly: the filter is built anew only if it has to grow.
+  const auto come =
       static_cast<std::uint64_t>(std::count_if(changes.begin(), changes.end(), [](const KeyChange& each) { return each.here; }));
-  bool room = fits_ && CuckooFilter::BucketsFor(keys_.size() + more) <= filter_.buckets().size();
+  const std::uint64_t leave = changes.size() - come;
+  const std::uint64_t after = keys_.size() + come - std::min(keys_.size() + come, leave);
+  bool room = fits_ && CuckooFilter::BucketsFor(after) <= filter_.buckets().size();
   fits_ = false;
   std::vector<std::uint32_t> changed;
   for (const KeyChange& each : changes) {

@@ -40,9 +40,10 @@ class PeerSummary {
 // Which leading ones of `keys` there seem to be where `contains` says so of one key, if there are
 // `known` of them. By binary search, since what has a block mostly has the blocks before it; a
 // depth counts if its own key and the key before it are both contained, which squares the share of
-// false answers.
+// false answers. What lacks the first key that is asked for brings nothing, and costs one look.
 template <class Contains>
 std::size_t MatchedDepth(std::span<const BlockKey> keys, std::size_t known, const Contains& contains) noexcept {
+  if (known >= keys.size() || !contains(keys[known])) return known;
   std::size_t low = known, high = keys.size();  // low: reached; above high: not
   while (low < high) {
     const std::size_t depth = low + (high - low + 1) / 2;

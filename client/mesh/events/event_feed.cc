@@ -1,6 +1,7 @@
 #include "client/mesh/events/event_feed.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "proto/mesh/mesh_frame.h"
@@ -14,11 +15,14 @@ double EventFeed::Now() const { return std::chrono::duration<double>(clock_().ti
 
 void EventFeed::Describe(BlockDescription description) { descriptions_.push_back(std::move(description)); }
 
-void EventFeed::Use(HeldBlocks held) {
-  models_ = std::move(held.models);
-  held_.assign(models_.size(), {});
-  for (const HeldBlock& block : held.blocks)
-    if (block.model < held_.size()) held_[block.model].push_back(block);
+void EventFeed::Use(HeldChanges changes) {
+  if (changes.all)
+    for (auto& [fingerprint, variant] : variants_) variant.published.HoldNothing();
+  NameTopics(changes.models);
+  for (const HeldChange& change : changes.changes) {
+    Variant* const variant = change.block.model < by_model_.size() ? by_model_[change.block.model] : nullptr;
+    if (variant != nullptr) variant->published.Hold(change);
+  }
 }
 
 EventFeed::Variants::iterator EventFeed::VariantOf(const Fingerprint& fingerprint, std::uint32_t block_tokens) {
@@ -38,19 +42,25 @@ void EventFeed::TakeDescriptions() {
     }
     for (std::size_t i = 0; i < description.keys.size(); ++i) {
       const auto tokens = std::span(description.tokens).subspan(i * block_tokens, block_tokens);
-      if (!variant->second.tokens.Put(description.keys[i], tokens, description.adapter)) ++counts_.refused;
+      const TokenTable::PutOutcome put = variant->second.tokens.Put(description.keys[i], tokens, description.adapter);
+      if (!put) ++counts_.refused;
+      if (put.forgotten) variant->second.published.Look(*put.forgotten);
+      if (put.is_new) variant->second.published.Look(description.keys[i]);
     }
   }
 }
 
-void EventFeed::NameTopics() {
-  for (const HeldModel& model : models_) {
+void EventFeed::NameTopics(const std::vector<HeldModel>& models) {
+  by_model_.assign(models.size(), nullptr);
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const HeldModel& model = models[i];
     if (!options_.model.empty() && model.model_id != options_.model) continue;
     const auto variant = VariantOf(model.fingerprint, model.block_tokens);
     if (variant == variants_.end()) continue;
     Topic& topic = topics_[model.model_id];
     if (!topic.name) topic.name = std::make_shared<const std::string>("kv@" + options_.node + "@" + model.model_id);
     variant->second.topic = &topic;
+    by_model_[i] = &variant->second;
   }
 }
 
@@ -63,10 +73,10 @@ void EventFeed::Publish(const Topic& topic, EventBatch& batch, const Send& send)
   send(out);
 }
 
-void EventFeed::PassVariant(const Fingerprint& fingerprint, Variant& variant, std::span<const HeldBlock> held, const Send& send) {
+void EventFeed::PassVariant(const Fingerprint& fingerprint, Variant& variant, const Send& send) {
   Topic& topic = *variant.topic;
   if (topic.teller != nullptr && *topic.teller != fingerprint) {
-    counts_.other_variant += held.size();
+    counts_.other_variant += variant.published.replicas();
     return;
   }
   if (!topic.cleared) {
@@ -75,37 +85,35 @@ void EventFeed::PassVariant(const Fingerprint& fingerprint, Variant& variant, st
     Publish(topic, cleared, send);
     topic.cleared = true;
   }
-  try {
-    const PassCounts found =
-        variant.published.Update(held, variant.tokens, [&](EventBatch& batch, std::size_t stored, std::size_t removed) {
-          Publish(topic, batch, send);
-          counts_.stored += stored;
-          counts_.removed += removed;
-        });
-    counts_.undescribed += found.undescribed;
-    counts_.unreachable += found.unreachable;
-  } catch (...) {
-    variant.published.Forget();
-    topic.cleared = false;
-    throw;
-  }
+  variant.published.Update(variant.tokens, [&](EventBatch& batch, std::size_t stored, std::size_t removed) {
+    Publish(topic, batch, send);
+    counts_.stored += stored;
+    counts_.removed += removed;
+  });
+  counts_.undescribed += variant.published.undescribed();
+  counts_.unreachable += variant.published.unreachable();
   topic.teller = variant.published.size() == 0 ? nullptr : &fingerprint;
 }
 
+void EventFeed::ForgetAll() noexcept {
+  for (auto& [fingerprint, variant] : variants_) variant.published.Forget();
+  for (auto& [name, topic] : topics_) topic.cleared = false;
+}
+
 void EventFeed::Pass(const Send& send) {
-  TakeDescriptions();
-  NameTopics();
   counts_.blocks = counts_.described = counts_.undescribed = counts_.unreachable = counts_.other_variant = counts_.forgotten = 0;
-  for (auto& [fingerprint, variant] : variants_) {
-    if (variant.topic == nullptr) continue;
-    const auto named =
-        std::find_if(models_.begin(), models_.end(), [&](const HeldModel& model) { return model.fingerprint == fingerprint; });
-    std::span<const HeldBlock> held;
-    if (named != models_.end()) held = held_[static_cast<std::size_t>(named - models_.begin())];
-    PassVariant(fingerprint, variant, held, send);
-    counts_.blocks += variant.published.size();
-    counts_.described += variant.tokens.size();
-    counts_.forgotten += variant.tokens.forgotten();
+  try {
+    TakeDescriptions();
+    for (auto& [fingerprint, variant] : variants_) {
+      if (variant.topic == nullptr) continue;
+      PassVariant(fingerprint, variant, send);
+      counts_.blocks += variant.published.size();
+      counts_.described += variant.tokens.size();
+      counts_.forgotten += variant.tokens.forgotten();
+    }
+  } catch (...) {
+    ForgetAll();
+    throw;
   }
 }
 

@@ -10,7 +10,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -61,9 +60,10 @@ class EventFeed {
 
   // Takes effect with the next Pass.
   void Describe(BlockDescription description);
-  void Use(HeldBlocks held);
-  // Publishes what has changed. If `send` throws, what was published counts as unknown, and is
-  // cleared and told again by the next Pass.
+  // The same. If it throws, all that is held has to be said again.
+  void Use(HeldChanges changes);
+  // Publishes what has changed, in time that is in proportion to it. If it throws, or `send` does,
+  // what was published counts as unknown, and is cleared and told again by the next Pass.
   void Pass(const Send& send);
   // An empty batch, so that a subscriber notices what it has missed; nothing without a topic.
   void Heartbeat(const Send& send);
@@ -84,14 +84,16 @@ class EventFeed {
     explicit Variant(std::uint32_t block_tokens, std::size_t most) : tokens(block_tokens, most) {}
     TokenTable tokens;
     PublishedBlocks published;
-    Topic* topic = nullptr;  // null: no scan has named the model yet, or it is not to be told of
+    Topic* topic = nullptr;  // null: no scan has named the model yet
   };
   using Variants = std::map<Fingerprint, Variant>;
 
   Variants::iterator VariantOf(const Fingerprint& fingerprint, std::uint32_t block_tokens);
   void TakeDescriptions();
-  void NameTopics();
-  void PassVariant(const Fingerprint& fingerprint, Variant& variant, std::span<const HeldBlock> held, const Send& send);
+  // Of the models of HeldChanges.
+  void NameTopics(const std::vector<HeldModel>& models);
+  void PassVariant(const Fingerprint& fingerprint, Variant& variant, const Send& send);
+  void ForgetAll() noexcept;
   void Publish(const Topic& topic, EventBatch& batch, const Send& send);
   std::vector<PublishedBatch> Snapshot(std::uint64_t sequence);
   double Now() const;
@@ -101,9 +103,8 @@ class EventFeed {
   std::uint64_t next_;
   EventRing ring_;
   std::vector<BlockDescription> descriptions_;
-  std::vector<HeldModel> models_;
-  std::vector<std::vector<HeldBlock>> held_;  // by model
   Variants variants_;
+  std::vector<Variant*> by_model_;       // of HeldChanges; null: not to be told of
   std::map<std::string, Topic> topics_;  // by the model's name
   FeedCounts counts_;
 };

@@ -1,5 +1,6 @@
-// HeldBlocks: what a scan of kvmd's registry says that this node holds, as far as events are about
-// it. A model's blocks are those of its first rank and group: other ranks have the same ones.
+// HeldChanges: what scans of kvmd's registry say of the blocks that this node holds, as far as
+// events are about it. A model's blocks are those of its first rank and group: other ranks have the
+// same ones.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +26,23 @@ struct HeldBlock {
   BlockKey key;
   std::uint64_t parent_lo = 0;
   std::uint32_t depth = 0;
-  std::uint16_t model = 0;  // index into HeldBlocks::models
+  std::uint16_t model = 0;  // index into HeldChanges::models
   Media medium = 0;
 };
 
-struct HeldBlocks {
+// A replica that the node holds from now on, or no more; of the latter only key, model and medium
+// are known.
+struct HeldChange {
+  HeldBlock block;
+  bool here = false;
+};
+
+// In order: a replica that has moved may leave before it comes, or come before it leaves.
+struct HeldChanges {
+  bool all = false;  // the node holds what these changes say, and nothing else
+  // Those of earlier changes, at the same places, and further ones; after `all` others.
   std::vector<HeldModel> models;
-  std::vector<HeldBlock> blocks;
+  std::vector<HeldChange> changes;
 };
 
 }  // namespace kvm::mesh

@@ -34,9 +34,10 @@ class NodeEvents {
  public:
   virtual ~NodeEvents() = default;
 
-  // The node holds exactly this now.
-  virtual void Use(HeldBlocks held) = 0;
-  // Whether the last one was lost, for lack of memory, since this was asked: Use is wanted again.
+  // What has changed in what the node holds, in turn.
+  virtual void Use(HeldChanges changes) = 0;
+  // Whether changes were lost since this was asked, for lack of memory, or because too many waited:
+  // Use is wanted with all that the node holds.
   virtual bool WantsAgain() noexcept = 0;
   // False: too many descriptions wait to be taken; this one is lost.
   virtual bool Describe(BlockDescription description) = 0;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <utility>
 
 namespace kvm::mesh {
 namespace {
@@ -10,63 +12,121 @@ constexpr std::array<Media, 2> kMedia{kGpuMedium, kCpuMedium};
 
 }  // namespace
 
-void PublishedBlocks::FindOne(const HeldBlock& held, TokenTable& tokens, PassCounts& counts) {
-  const auto known = blocks_.find(held.key.lo);
-  std::uint32_t slot = known == blocks_.end() ? TokenTable::kNone : known->second.slot;
-  if (slot == TokenTable::kNone || !tokens.Is(slot, held.key)) slot = tokens.Find(held.key);
-  if (slot == TokenTable::kNone) {
-    counts.undescribed += undescribed_.insert(held.key.lo).second ? 1 : 0;
-    return;
-  }
-  tokens.Held(slot);
-  Media media = held.medium;
-  if (held.depth != 0) {
-    const auto parent = blocks_.find(held.parent_lo);
-    const bool reachable = parent != blocks_.end() && parent->second.pass == pass_ && parent->second.depth + 1 == held.depth;
-    if (!reachable) media = 0;
-    if (reachable && (parent->second.found & kGpuMedium) == 0) media &= kCpuMedium;
-  }
-  if (media == 0) {
-    unreachable_.insert(held.key.lo);
-    return;
-  }
-  Block& block = known == blocks_.end() ? blocks_[held.key.lo] : known->second;
-  if (block.pass != pass_) {
-    block.key = held.key;
-    block.parent = held.parent_lo;
-    block.depth = held.depth;
-    block.pass = pass_;
-    block.found = 0;
-  }
-  block.slot = slot;
-  block.found |= media;
+void PublishedBlocks::Queue(std::uint32_t at) {
+  if (tree_[at].queued || queue_all_) return;
+  queue_.push_back(at);
+  tree_[at].queued = true;
 }
 
-PassCounts PublishedBlocks::Find(std::span<const HeldBlock> held, TokenTable& tokens) {
-  PassCounts counts;
-  ++pass_;
-  undescribed_.clear();
-  unreachable_.clear();
-  order_.clear();
-  order_.reserve(held.size());
-  for (std::size_t i = 0; i < held.size(); ++i) order_.push_back(std::uint64_t{held[i].depth} << 32 | i);
-  // What can be said of a block depends on its parent, with all of the parent's replicas.
-  std::sort(order_.begin(), order_.end());
-  blocks_.reserve(std::max(blocks_.size(), held.size()));
-  tokens.BeginPass();
-  for (const std::uint64_t each : order_) FindOne(held[each & 0xffff'ffff], tokens, counts);
-  for (const std::uint64_t hash : unreachable_) {
-    const auto found = blocks_.find(hash);
-    counts.unreachable += found == blocks_.end() || found->second.pass != pass_ ? 1 : 0;
-  }
-  return counts;
+void PublishedBlocks::SetPlace(std::uint32_t at, const HeldBlock& block) {
+  tree_.Displace(at);
+  tree_.Place(at, block.key, block.parent_lo, block.depth);
 }
 
-void PublishedBlocks::TellRemoved(Media medium, const Told& gone, const Send& send) {
+void PublishedBlocks::Hold(const HeldChange& change) {
+  const HeldBlock& block = change.block;
+  const std::uint32_t at = change.here ? tree_.Ensure(block.key.lo) : tree_.Find(block.key.lo);
+  if (at == kNone) return;
+  const std::size_t medium = block.medium == kGpuMedium ? 0 : 1;
+  if (!change.here) {
+    std::uint32_t& replicas = tree_[at].replicas[medium];
+    if (replicas == 0) return;
+    --replicas;
+    --replicas_;
+    Queue(at);
+    return;
+  }
+  const BlockNode& node = tree_[at];
+  if (!node.held()) {
+    const std::uint64_t parent = node.parent == kNone ? block.parent_lo : tree_[node.parent].key.lo;
+    const bool same = node.placed && node.key == block.key && node.depth == block.depth && (block.depth == 0 || parent == block.parent_lo);
+    if (node.moves || (!same && node.media != 0)) {
+      places_.push_back({at, block});
+      tree_[at].moves = true;
+    } else if (!same) {
+      SetPlace(at, block);
+    }
+  }
+  ++tree_[at].replicas[medium];
+  ++replicas_;
+  Queue(at);
+}
+
+void PublishedBlocks::HoldNothing() noexcept {
+  for (std::uint32_t at = 0; at < tree_.end(); ++at) tree_[at].replicas = {};
+  replicas_ = 0;
+  queue_all_ = true;
+}
+
+void PublishedBlocks::Look(const BlockKey& key) {
+  const std::uint32_t at = tree_.Find(key.lo);
+  if (at != kNone) Queue(at);
+}
+
+void PublishedBlocks::Forget() noexcept {
+  for (std::uint32_t at = 0; at < tree_.end(); ++at) tree_[at].media = tree_[at].found = 0;
+  published_ = 0;
+  queue_all_ = true;
+}
+
+PublishedBlocks::Standing PublishedBlocks::StandingOf(BlockNode& node, TokenTable& tokens, Media& media) const {
+  if (node.slot == TokenTable::kNone || !tokens.Is(node.slot, node.key)) node.slot = tokens.Find(node.key);
+  if (node.slot != TokenTable::kNone) tokens.SetHeld(node.slot, node.held());
+  if (!node.held()) return kNotHeld;
+  if (node.slot == TokenTable::kNone) return kUndescribed;
+  media = static_cast<Media>((node.replicas[0] > 0 ? kGpuMedium : 0) | (node.replicas[1] > 0 ? kCpuMedium : 0));
+  if (node.depth != 0) {
+    const BlockNode* const parent = node.parent == kNone ? nullptr : &tree_[node.parent];
+    if (parent == nullptr || parent->found == 0 || parent->depth + 1 != node.depth) {
+      media = 0;
+    } else if ((parent->found & kGpuMedium) == 0) {
+      media &= kCpuMedium;
+    }
+  }
+  return media == 0 ? kUnreachable : kReachable;
+}
+
+bool PublishedBlocks::FindOne(BlockNode& node, TokenTable& tokens) {
+  Media media = 0;
+  const Standing standing = StandingOf(node, tokens, media);
+  --counts_[node.standing];
+  ++counts_[standing];
+  node.standing = standing;
+  if (node.moves) media = 0;
+  return std::exchange(node.found, media) != media;
+}
+
+void PublishedBlocks::Find(TokenTable& tokens, Told& looked_at, Told& changed) {
+  // What can be said of a block depends on its parent, which is not as deep.
+  std::map<std::uint32_t, Told> waiting;
+  for (const std::uint32_t at : queue_) waiting[tree_[at].depth].push_back(at);
+  queue_.clear();
+  while (!waiting.empty()) {
+    const auto first = waiting.begin();
+    const std::uint32_t depth = first->first;
+    const Told now = std::move(first->second);
+    waiting.erase(first);
+    Told* deeper = nullptr;
+    for (const std::uint32_t at : now) {
+      tree_[at].queued = false;
+      looked_at.push_back(at);
+      if (!FindOne(tree_[at], tokens)) continue;
+      changed.push_back(at);
+      for (std::uint32_t child = tree_[at].first_child; child != kNone; child = tree_[child].next) {
+        if (tree_[child].queued || tree_[child].depth != depth + 1 || depth + 1 == 0) continue;
+        if (deeper == nullptr) deeper = &waiting[depth + 1];
+        deeper->push_back(child);
+        tree_[child].queued = true;
+      }
+    }
+  }
+}
+
+void PublishedBlocks::TellRemoved(Media medium, const Told& gone, const Send& send) const {
   std::vector<std::uint64_t> hashes;
   EventBatch batch;
   for (std::size_t i = 0; i < gone.size(); ++i) {
-    hashes.push_back(gone[i]->key.lo);
+    hashes.push_back(tree_[gone[i]].key.lo);
     if (hashes.size() < kBlocksOfBatch && i + 1 < gone.size()) continue;
     batch.AddRemoved(medium, hashes);
     send(batch, 0, hashes.size());
@@ -74,72 +134,106 @@ void PublishedBlocks::TellRemoved(Media medium, const Told& gone, const Send& se
   }
 }
 
-std::vector<std::uint32_t> PublishedBlocks::Link(const Told& fresh) const {
-  for (std::uint32_t i = 0; i < fresh.size(); ++i) fresh[i]->position = i;
-  std::vector<std::uint32_t> after(fresh.size(), kNotTold);
+PublishedBlocks::Told PublishedBlocks::Link(const Told& fresh) const {
+  for (std::uint32_t i = 0; i < fresh.size(); ++i) tree_[fresh[i]].position = i;
+  Told after(fresh.size(), kNone);
   for (std::uint32_t i = 0; i < fresh.size(); ++i) {
-    if (fresh[i]->depth == 0) continue;
-    const auto parent = blocks_.find(fresh[i]->parent);
-    if (parent != blocks_.end() && parent->second.position != kNotTold) after[parent->second.position] = i;
+    const std::uint32_t parent = tree_[fresh[i]].parent;
+    if (parent != kNone && tree_[parent].position != kNone) after[tree_[parent].position] = i;
   }
-  for (const Block* block : fresh) block->position = kNotTold;
+  for (const std::uint32_t at : fresh) tree_[at].position = kNone;
   return after;
 }
 
 void PublishedBlocks::TellStored(Media medium, const Told& fresh, const TokenTable& tokens, std::size_t most, const Send& send) const {
-  std::vector<std::uint32_t> after = Link(fresh);
+  const Told after = Link(fresh);
   std::vector<bool> told(fresh.size(), false);
   EventBatch batch;
   std::vector<std::uint64_t> hashes;
   std::vector<std::uint32_t> ids;
   for (std::uint32_t first = 0; first < fresh.size(); ++first) {
     if (told[first]) continue;
-    const std::string_view adapter = tokens.adapter(fresh[first]->slot);
+    const std::string_view adapter = tokens.adapter(tree_[fresh[first]].slot);
     const std::size_t room = std::min(kBlocksOfBatch, most - batch.blocks());
     hashes.clear();
     ids.clear();
-    for (std::uint32_t at = first; at != kNotTold && hashes.size() < room && tokens.adapter(fresh[at]->slot) == adapter; at = after[at]) {
-      const std::span<const std::uint32_t> own = tokens.tokens(fresh[at]->slot);
-      hashes.push_back(fresh[at]->key.lo);
+    for (std::uint32_t at = first; at != kNone && hashes.size() < room && tokens.adapter(tree_[fresh[at]].slot) == adapter;
+         at = after[at]) {
+      const std::span<const std::uint32_t> own = tokens.tokens(tree_[fresh[at]].slot);
+      hashes.push_back(tree_[fresh[at]].key.lo);
       ids.insert(ids.end(), own.begin(), own.end());
       told[at] = true;
     }
     StoredRun run{medium, std::nullopt, hashes, ids, tokens.block_tokens(), adapter};
-    if (fresh[first]->depth != 0) run.parent = fresh[first]->parent;
+    if (const std::uint32_t parent = tree_[fresh[first]].parent; parent != kNone) run.parent = tree_[parent].key.lo;
     batch.AddStored(run);
     if (batch.blocks() >= most) send(batch, batch.blocks(), 0);
   }
   if (!batch.empty()) send(batch, batch.blocks(), 0);
 }
 
-PassCounts PublishedBlocks::Update(std::span<const HeldBlock> held, TokenTable& tokens, const Send& send) {
-  const PassCounts counts = Find(held, tokens);
-  const auto deeper = [](const Block* a, const Block* b) { return a->depth > b->depth; };
+void PublishedBlocks::Settle(const Told& looked_at, const Told& changed) {
+  for (const std::uint32_t at : changed) {
+    BlockNode& node = tree_[at];
+    published_ += (node.found != 0 ? 1 : 0);
+    published_ -= (node.media != 0 ? 1 : 0);
+    node.media = node.found;
+  }
+  for (const std::uint32_t at : looked_at) {
+    const BlockNode& node = tree_[at];
+    if (!node.alive || node.held() || node.media != 0 || node.moves) continue;
+    // Without a place it keeps no other node, whatever they say of each other.
+    tree_.Displace(at);
+    tree_.RemoveIfBare(at);
+  }
+  for (const NewPlace& place : places_) {
+    SetPlace(place.at, place.block);
+    tree_[place.at].moves = false;
+    Queue(place.at);
+  }
+  places_.clear();
+}
+
+void PublishedBlocks::Round(TokenTable& tokens, const Send& send) {
+  Told looked_at, changed;
+  Find(tokens, looked_at, changed);
+  looked_at_ += looked_at.size();
+  const auto choose = [&](Media medium, bool come) {
+    Told out;
+    for (const std::uint32_t at : changed) {
+      const bool before = (tree_[at].media & medium) != 0, now = (tree_[at].found & medium) != 0;
+      if (before != now && now == come) out.push_back(at);
+    }
+    return out;
+  };
   for (const Media medium : kMedia) {
-    Told gone;
-    for (const auto& [hash, block] : blocks_)
-      if ((block.media & medium) != 0 && !FoundIn(block, medium)) gone.push_back(&block);
-    std::sort(gone.begin(), gone.end(), deeper);
+    Told gone = choose(medium, false);
+    std::reverse(gone.begin(), gone.end());
     TellRemoved(medium, gone, send);
   }
-  for (const Media medium : kMedia) {
-    Told fresh;
-    for (const auto& [hash, block] : blocks_)
-      if ((block.media & medium) == 0 && FoundIn(block, medium)) fresh.push_back(&block);
-    std::sort(fresh.begin(), fresh.end(), [](const Block* a, const Block* b) { return a->depth < b->depth; });
-    TellStored(medium, fresh, tokens, kBlocksOfBatch, send);
+  for (const Media medium : kMedia) TellStored(medium, choose(medium, true), tokens, kBlocksOfBatch, send);
+  Settle(looked_at, changed);
+}
+
+void PublishedBlocks::Update(TokenTable& tokens, const Send& send) {
+  if (queue_all_) {
+    queue_.clear();
+    queue_.reserve(tree_.end());
+    queue_all_ = false;
+    for (std::uint32_t at = 0; at < tree_.end(); ++at) tree_[at].queued = false;
+    for (std::uint32_t at = 0; at < tree_.end(); ++at)
+      if (tree_[at].alive) Queue(at);
   }
-  for (auto& [hash, block] : blocks_) block.media = block.pass == pass_ ? block.found : Media{0};
-  boost::unordered::erase_if(blocks_, [](const auto& each) { return each.second.media == 0; });
-  return counts;
+  looked_at_ = 0;
+  while (!queue_.empty()) Round(tokens, send);
 }
 
 void PublishedBlocks::Snapshot(const TokenTable& tokens, std::size_t most, const Send& send) const {
   for (const Media medium : kMedia) {
     Told all;
-    for (const auto& [hash, block] : blocks_)
-      if ((block.media & medium) != 0) all.push_back(&block);
-    std::sort(all.begin(), all.end(), [](const Block* a, const Block* b) { return a->depth < b->depth; });
+    for (std::uint32_t at = 0; at < tree_.end(); ++at)
+      if ((tree_[at].media & medium) != 0) all.push_back(at);
+    std::sort(all.begin(), all.end(), [this](std::uint32_t a, std::uint32_t b) { return tree_[a].depth < tree_[b].depth; });
     TellStored(medium, all, tokens, most, send);
   }
 }

@@ -41,41 +41,43 @@ void TokenTable::Unlink(std::uint32_t at) noexcept {
 }
 
 // A place that no block has and that is not linked.
-std::uint32_t TokenTable::Take() {
+std::uint32_t TokenTable::Take(std::optional<BlockKey>& forgotten) {
   if (slots_.size() < most_) {
     tokens_.resize((slots_.size() + 1) * block_tokens_);
     slots_.emplace_back();
     return static_cast<std::uint32_t>(slots_.size() - 1);
   }
-  for (int passed = 0; passed < kMaxPassedOver && slots_[oldest_].pass == pass_; ++passed) {
+  for (int passed = 0; passed < kMaxPassedOver && slots_[oldest_].held; ++passed) {
     const std::uint32_t held = oldest_;
     Unlink(held);
     Link(held);
   }
   const std::uint32_t out = oldest_;
   Unlink(out);
+  forgotten = slots_[out].key;
   at_.erase(slots_[out].key);
   ++forgotten_;
   return out;
 }
 
-bool TokenTable::Put(const BlockKey& key, std::span<const std::uint32_t> tokens, std::string_view adapter) {
+TokenTable::PutOutcome TokenTable::Put(const BlockKey& key, std::span<const std::uint32_t> tokens, std::string_view adapter) {
   if (const std::uint32_t known = Find(key); known != kNone) {
     Unlink(known);
     Link(known);
-    return true;
+    return {true, false, std::nullopt};
   }
   const std::uint32_t number = AdapterNumber(adapter);
-  if (number == kNone) return false;
+  if (number == kNone) return {};
   at_.reserve(std::min(at_.size() + 1, most_));
-  const std::uint32_t at = Take();
+  PutOutcome out{true, true, std::nullopt};
+  const std::uint32_t at = Take(out.forgotten);
   slots_[at].key = key;
-  slots_[at].pass = 0;
+  slots_[at].held = false;
   slots_[at].adapter = number;
   std::copy_n(tokens.begin(), block_tokens_, tokens_.begin() + static_cast<std::ptrdiff_t>(std::size_t{at} * block_tokens_));
   at_.emplace(key, at);
   Link(at);
-  return true;
+  return out;
 }
 
 }  // namespace kvm::mesh

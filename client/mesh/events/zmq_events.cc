@@ -20,6 +20,8 @@ constexpr int kRestPerWork = 3;
 constexpr milliseconds kPauseAfterFailure{1000};
 // Blocks of descriptions that wait for a pass.
 constexpr std::size_t kMaxWaiting = std::size_t{1} << 18;
+// Changes that are added to those that wait; more of them are dropped, and all is asked for anew.
+constexpr std::size_t kMaxChanges = std::size_t{1} << 20;
 
 FeedOptions ToFeedOptions(const EventSettings& settings, const std::string& node) {
   FeedOptions out;
@@ -50,10 +52,17 @@ void ZmqEvents::Wake() noexcept {
   static_cast<void>(!::write(wake_.get(), &one, sizeof(one)));
 }
 
-void ZmqEvents::Use(HeldBlocks held) {
+void ZmqEvents::Use(HeldChanges changes) {
   {
     const MutexLock lock(mutex_);
-    held_ = std::move(held);
+    if (!held_ || changes.all) {
+      held_ = std::move(changes);
+    } else if (held_->changes.size() + changes.changes.size() > kMaxChanges) {
+      wants_again_ = true;
+    } else {
+      held_->changes.insert(held_->changes.end(), changes.changes.begin(), changes.changes.end());
+      held_->models = std::move(changes.models);
+    }
   }
   Wake();
 }
@@ -73,7 +82,7 @@ bool ZmqEvents::Describe(BlockDescription description) {
 }
 
 void ZmqEvents::TakeBox() {
-  std::optional<HeldBlocks> held;
+  std::optional<HeldChanges> held;
   std::vector<BlockDescription> descriptions;
   {
     const MutexLock lock(mutex_);

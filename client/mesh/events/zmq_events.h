@@ -1,8 +1,8 @@
 // ZmqEvents: NodeEvents over ZeroMQ. One thread owns the feed and the sockets; others leave what
 // they have for it in a box.
 //
-// A look at everything that is held (EventFeed::Pass) takes time that grows with the node, so the
-// thread rests after it for three times as long as it took.
+// A pass (EventFeed::Pass) takes time that grows with what has changed, so the thread rests after
+// it for three times as long as it took.
 #pragma once
 
 #include <atomic>
@@ -26,7 +26,7 @@ class ZmqEvents : public NodeEvents {
   ZmqEvents(const EventSettings& settings, const std::string& node, std::unique_ptr<EventSockets> sockets, UniqueFd wake);
   ~ZmqEvents() override;
 
-  void Use(HeldBlocks held) override;
+  void Use(HeldChanges changes) override;
   bool WantsAgain() noexcept override { return wants_again_.exchange(false); }
   bool Describe(BlockDescription description) override;
   void Describe(kvmmesh::EventStatus& out) const override;
@@ -49,7 +49,7 @@ class ZmqEvents : public NodeEvents {
   Time next_pass_{}, last_sent_{};
 
   mutable Mutex mutex_;
-  std::optional<HeldBlocks> held_ KVM_GUARDED_BY(mutex_);
+  std::optional<HeldChanges> held_ KVM_GUARDED_BY(mutex_);
   std::vector<BlockDescription> descriptions_ KVM_GUARDED_BY(mutex_);
   std::size_t waiting_ KVM_GUARDED_BY(mutex_) = 0;  // blocks of descriptions_
   std::uint64_t lost_ KVM_GUARDED_BY(mutex_) = 0;   // blocks of descriptions that found no room

@@ -35,9 +35,9 @@ bool NodeDisk::TakeServingRoom(std::uint64_t bytes) noexcept {
   return true;
 }
 
-void NodeDisk::Offer(std::vector<CachedBlock> blocks, bool more) {
+void NodeDisk::Offer(std::vector<CachedBlock> blocks, bool more, bool all) {
   waiting_.insert(waiting_.end(), blocks.begin(), blocks.end());
-  more_ = more;
+  more_ = more || (more_ && !all);
 }
 
 void NodeDisk::Describe(const std::string& domain, kvmmesh::DiskStatus& out) const {

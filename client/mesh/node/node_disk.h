@@ -10,7 +10,7 @@
 
 #include "client/mesh/disk/disk_cache.h"
 #include "client/mesh/node/peer_rate.h"
-#include "client/mesh/node/registry_scan.h"
+#include "client/mesh/node/scan_result.h"
 #include "client/mesh/threads/work_threads.h"
 #include "proto/mesh/mesh.pb.h"
 
@@ -43,7 +43,8 @@ class NodeDisk {
 
   // How many more blocks may wait to be written.
   std::size_t room() const noexcept { return kMaxWaiting - std::min(kMaxWaiting, waiting_.size()); }
-  void Offer(std::vector<CachedBlock> blocks, bool more);
+  // `more`: there are others. `all`: of the whole host cache, not just of what is new in it.
+  void Offer(std::vector<CachedBlock> blocks, bool more, bool all);
   // Others were left out for lack of room, and there is room again.
   bool wants_more() const noexcept { return more_ && waiting_.size() < kMaxWaiting / 2; }
   std::deque<CachedBlock>& waiting() noexcept { return waiting_; }

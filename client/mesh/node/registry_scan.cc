@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace kvm::mesh {
@@ -11,7 +11,6 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kScanTimeout{2000};
-constexpr std::size_t kManyBlocks = 8192;  // that are looked through before the oldest are kept
 
 bool IsImportable(const layout::RegionInfo& region) {
   const auto state = static_cast<layout::RegionState>(region.state);
@@ -59,7 +58,7 @@ Status RegistryScan::Connect() {
   if (observer_ && observer_->registry().state() == layout::SegmentState::kLive && observer_->HeartbeatAge() < ctl::kHeartbeatLimit)
     return {};
   observer_.reset();
-  changes_ = 0;
+  Forget();
   Result<ctl::Observer> connected = ctl::Observer::Connect(socket_, kScanTimeout);
   if (!connected) return connected.error();
   observer_ = std::make_unique<ctl::Observer>(std::move(*connected));
@@ -80,15 +79,7 @@ void RegistryScan::DeclareNew(ScanResult& out) {
   }
 }
 
-void RegistryScan::KeepOldest(std::vector<CachedBlock>& blocks, std::size_t most) {
-  const auto older = [](const CachedBlock& a, const CachedBlock& b) {
-    return std::tie(a.published_s, a.depth) < std::tie(b.published_s, b.depth);
-  };
-  std::sort(blocks.begin(), blocks.end(), older);
-  if (blocks.size() > most) blocks.resize(most);
-}
-
-std::vector<RegistryScan::RowUse> RegistryScan::ReadRows(const ScanPlan& plan, ScanResult& out) {
+std::vector<RowUse> RegistryScan::ReadRows(const ScanPlan& plan, ScanResult& out) {
   const RegistryView& registry = observer_->registry();
   std::vector<RowUse> rows(registry.region_rows());
   for (std::uint32_t row = 0; row < registry.region_rows(); ++row) {
@@ -104,7 +95,7 @@ std::vector<RegistryScan::RowUse> RegistryScan::ReadRows(const ScanPlan& plan, S
       if (plan.stored && IsHostCache(region)) use.cached = shape;
     }
     if (!plan.held || !IsFirstShard(shard)) continue;
-    const std::optional<std::uint16_t> number = AddModel(model, out.held.models);
+    const std::optional<std::uint16_t> number = AddModel(model, held_models_);
     if (!number) continue;
     use.held_epoch = region.region_epoch;
     use.model = *number;
@@ -113,41 +104,28 @@ std::vector<RegistryScan::RowUse> RegistryScan::ReadRows(const ScanPlan& plan, S
   return rows;
 }
 
-void RegistryScan::ReadIndex(const ScanPlan& plan, ScanResult& out) {
-  const RegistryView& registry = observer_->registry();
-  const std::vector<RowUse> rows = ReadRows(plan, out);
-  std::unordered_set<BlockKey>& keys = out.keys.emplace();
-  std::unordered_set<BlockKey> still_named;
-  IndexEntry entry;
-  for (std::uint64_t slot = 0; slot < registry.index().slots(); ++slot) {
-    if (!registry.index().ReadSlot(slot, entry) || entry.region >= rows.size()) continue;
-    const RowUse& row = rows[entry.region];
-    if (entry.region_epoch == 0) continue;
-    if (row.held_epoch == entry.region_epoch) out.held.blocks.push_back({entry.key, entry.parent_lo, entry.depth, row.model, row.medium});
-    if (row.served_epoch != entry.region_epoch) continue;
-    keys.insert(entry.key);
-    if (!row.cached) continue;
-    if (named_.contains(entry.key)) {
-      still_named.insert(entry.key);
-    } else if (!plan.stored(entry.key)) {
-      out.unstored.push_back({entry.key, entry.parent_lo, entry.depth, entry.published_s, *row.cached});
-      out.more_unstored = out.more_unstored || out.unstored.size() > plan.most;
-      if (out.unstored.size() >= 2 * plan.most + kManyBlocks) KeepOldest(out.unstored, plan.most);
-    }
-  }
-  KeepOldest(out.unstored, plan.most);
-  for (const CachedBlock& block : out.unstored) still_named.insert(block.key);
-  named_ = std::move(still_named);
+void RegistryScan::Forget() noexcept {
+  index_.Forget();
+  held_models_.clear();
+  changes_ = 0;
 }
 
 Result<ScanResult> RegistryScan::Run(const ScanPlan& plan) {
+  if (again_.exchange(false)) Forget();
   if (Status connected = Connect(); !connected) return connected.error();
   ScanResult out;
   DeclareNew(out);
-  const std::uint64_t changes = Changes(observer_->registry().header());
-  if (changes == changes_) return out;
-  ReadIndex(plan, out);
-  changes_ = changes;
+  const RegistryView& registry = observer_->registry();
+  const std::uint64_t changes = Changes(registry.header());
+  if (changes == changes_ && !plan.all_unstored) return out;
+  try {
+    index_.Read(registry.index(), SlotVersions(registry), ReadRows(plan, out), plan, out);
+    out.held.models = held_models_;
+  } catch (...) {
+    Forget();
+    throw;
+  }
+  changes_ = index_.complete() ? changes : 0;
   return out;
 }
 

@@ -4,33 +4,53 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
+#include <unordered_set>
+#include <utility>
 
 namespace kvm::mesh {
 
-Awaitable<Status> Scanner::Once() {
+ScanPlan Scanner::Plan() const {
   ScanPlan plan;
   plan.held = node_.events != nullptr;
-  bool again = false;
   if (node_.disk && node_.disk->cache().recovered()) {
     plan.stored = [disk = node_.disk.get()](const BlockKey& key) { return disk->cache().table().Contains(key); };
     plan.most = node_.disk->room();
     // What was left out for lack of room, or before the disk cache had been opened
-    again = node_.disk->wants_more() || !asked_for_blocks_;
+    plan.all_unstored = node_.disk->wants_more() || !asked_for_blocks_;
+  }
+  return plan;
+}
+
+void Scanner::Use(const ScanPlan& plan, ScanResult found) {
+  node_.models.merge(found.new_models);
+  if (!found.read) return;
+  node_.shapes = std::move(found.shapes);
+  if (found.all) {
+    std::unordered_set<BlockKey> keys;
+    keys.reserve(found.keys.size());
+    for (const KeyChange& each : found.keys) keys.insert(each.key);
+    node_.summary.Update(std::move(keys));
+  } else {
+    node_.summary.Change(found.keys);
+  }
+  if (plan.stored) {
+    node_.disk->Offer(std::move(found.unstored), found.more_unstored, found.all || plan.all_unstored);
     asked_for_blocks_ = true;
   }
-  again = again || (node_.events && node_.events->WantsAgain());
-  std::function<Result<ScanResult>()> scan = [&] {
-    if (again) scan_.ReadAgain();
-    return scan_.Run(plan);
-  };
+  if (node_.events) node_.events->Use(std::move(found.held));
+}
+
+Awaitable<Status> Scanner::Once() {
+  const ScanPlan plan = Plan();
+  if (node_.events && node_.events->WantsAgain()) scan_.ReadAgain();
+  std::function<Result<ScanResult>()> scan = [&] { return scan_.Run(plan); };
   Result<ScanResult> found = co_await node_.control_threads.Run("scan of the registry", scan);
   if (!found) co_return found.error();
-  node_.models.merge(found->new_models);
-  if (found->keys) {
-    node_.shapes = std::move(found->shapes);
-    node_.summary.Update(std::move(*found->keys));
-    if (plan.stored) node_.disk->Offer(std::move(found->unstored), found->more_unstored);
-    if (node_.events) node_.events->Use(std::move(found->held));
+  try {
+    Use(plan, std::move(*found));
+  } catch (...) {
+    scan_.ReadAgain();
+    throw;
   }
   co_return Status();
 }
@@ -44,7 +64,6 @@ Awaitable<void> Scanner::Run() {
       scanned = co_await Once();
     } catch (const std::bad_alloc&) {
       scanned = MakeError(Errc::kResourceExhausted, "no memory for a scan");
-      scan_.ReadAgain();
     }
     pause.expires_after(std::chrono::milliseconds(node_.config.pull_interval_ms));
     boost::system::error_code ignored;

@@ -18,6 +18,10 @@ class Scanner {
   Awaitable<Status> Once();
 
  private:
+  ScanPlan Plan() const;
+  // If it throws, part of the result is lost.
+  void Use(const ScanPlan& plan, ScanResult found);
+
   NodeState& node_;
   RegistryScan scan_;
   bool asked_for_blocks_ = false;
