@@ -2,7 +2,7 @@
 if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_daemon kvm_process_support
     SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
-      unit/test_mesh_index_scan.cc unit/test_mesh_worker_socket.cc)
+      unit/test_mesh_index_scan.cc unit/test_mesh_wire_log.cc unit/test_mesh_worker_socket.cc)
   kvm_test(NAME mesh_events_tests LABEL unit LIBS kvm_mesh_events SOURCES support/mesh/event_reader.cc unit/test_mesh_events.cc)
   set(ucx_sources)
   if(KVM_HAVE_UCX)

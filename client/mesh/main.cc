@@ -2,6 +2,7 @@
 #include <csignal>
 #include <iostream>
 
+#include "client/mesh/membership/wire_log.h"
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/mesh_node.h"
 #include "proto/base/standard_fds.h"
@@ -11,6 +12,7 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   // A limit on files' sizes pauses the disk cache, and ends nothing.
   std::signal(SIGXFSZ, SIG_IGN);
+  kvm::mesh::RouteWireLog();
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
   kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =
