@@ -37,7 +37,7 @@ std::string Stderr(const Act& act) {
 }  // namespace
 
 // Seen to fail without RouteWireLog: 1,000 lines of libprotobuf's.
-TEST_CASE("Mesh wire log: names that are not UTF-8 cost one line, whoever sends them", "[unit]") {
+TEST_CASE("Mesh wire log: names that are not UTF-8 cost one line", "[unit]") {
   kvm::mesh::RouteWireLog();
   // A peer's hello: field 2, `node`, of two bytes that are not UTF-8.
   const std::string bytes("\x12\x02\xff\xfe", 4);
