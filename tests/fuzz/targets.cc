@@ -21,6 +21,8 @@ const std::vector<Target>& Targets() {
 #ifdef KVM_FUZZ_MESH
       {"disk_segment", DiskSegmentTarget, DiskSegmentSeeds},
       {"etcd_messages", EtcdMessagesTarget, EtcdMessagesSeeds},
+      {"mesh_events", MeshEventsTarget, MeshEventsSeeds},
+      {"mesh_messages", MeshMessagesTarget, MeshMessagesSeeds},
 #endif
   };
   return targets;

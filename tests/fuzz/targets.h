@@ -74,6 +74,10 @@ void DiskSegmentTarget(Bytes input);
 std::vector<std::string> DiskSegmentSeeds();
 void EtcdMessagesTarget(Bytes input);
 std::vector<std::string> EtcdMessagesSeeds();
+void MeshEventsTarget(Bytes input);
+std::vector<std::string> MeshEventsSeeds();
+void MeshMessagesTarget(Bytes input);
+std::vector<std::string> MeshMessagesSeeds();
 void TraceTarget(Bytes input);
 std::vector<std::string> TraceSeeds();
 
