@@ -10,8 +10,11 @@
 # --congestion NAME, with --namespaces: TCP's congestion control of all that is measured; else the
 # system's, except that kvmd-mesh's own TCP does not use BBR.
 #
+# --delays: instead, what a join takes that brings nothing, and when a node finds what another one
+# has published.
+#
 #   scripts/mesh_bench.sh [--namespaces [--congestion NAME]] [--runs N] [--block-bytes SIZE]
-#                         [--blocks N] [--baselines PYTHON] [BUILD_DIR]
+#                         [--blocks N] [--baselines PYTHON] [--delays] [BUILD_DIR]
 #
 # Default: 3 runs, 64 blocks of 2 MiB, build/dev.
 set -euo pipefail
@@ -22,6 +25,7 @@ block_bytes=2MiB
 blocks=64
 python=
 congestion=
+delays=no
 while [ $# -gt 0 ]; do
   case "$1" in
     --namespaces) namespaces=yes && shift ;;
@@ -30,8 +34,9 @@ while [ $# -gt 0 ]; do
     --blocks) blocks=$2 && shift 2 ;;
     --baselines) python=$2 && shift 2 ;;
     --congestion) congestion=$2 && shift 2 ;;
+    --delays) delays=yes && shift ;;
     -h | --help)
-      sed -n '2,17s/^# \{0,1\}//p' "$0"
+      sed -n '2,20s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *) break ;;
@@ -89,8 +94,8 @@ mesh_ticks() {
   cat "/proc/${started[-1]}/stat" "/proc/${started[-2]}/stat" | awk '{sum += $14 + $15} END {print sum}'
 }
 
-# measure TRANSFER [UCX_RNDV_SCHEME]: one run of kvm_bench mesh between two new nodes.
-measure() {
+# start_nodes TRANSFER [UCX_RNDV_SCHEME]: nodes a and b, which are each other's peer.
+start_nodes() {
   export UCX_TLS=tcp,self UCX_NET_DEVICES=$device UCX_RNDV_SCHEME=${2:-get_zcopy}
   for node in a b; do
     mkdir "$work/$node"
@@ -104,6 +109,16 @@ measure() {
     --peers "a=$address_a:7600" --transfer "$1" --pool-size 512M "${allowed[@]}" >"$work/b/mesh.log" 2>&1 &
   started+=($!)
   for socket in a/kvmd.sock b/kvmd.sock a/mesh.sock b/mesh.sock; do wait_for_socket "$work/$socket"; done
+}
+
+stop_nodes() {
+  stop_started
+  rm -rf --one-file-system "$work/a" "$work/b"
+}
+
+# measure TRANSFER [UCX_RNDV_SCHEME]: one run of kvm_bench mesh between two new nodes.
+measure() {
+  start_nodes "$@"
   local before
   before=$(mesh_ticks)
   printf '%s %s: ' "$1" "${2:-}"
@@ -112,8 +127,13 @@ measure() {
   awk -v ticks="$(($(mesh_ticks) - before))" -v hz="$(getconf CLK_TCK)" -v bytes="$((11 * blocks * $(numfmt --from=auto "${block_bytes%B}")))" \
     'BEGIN {printf "  both kvmd-mesh: %.2f s of a core a GB\n", ticks / hz / (bytes / 1e9)}'
   "$build/bin/kvctl" mesh status --json --mesh-socket "$work/b/mesh.sock" | grep -o '"ucx_received_bytes":[0-9]*'
-  stop_started
-  rm -rf --one-file-system "$work/a" "$work/b"
+  stop_nodes
+}
+
+measure_delays() {
+  start_nodes tcp
+  "$build/bin/kvm_bench" mesh-delays --socket "$work/b/kvmd.sock" --source-socket "$work/a/kvmd.sock" --mesh-socket "$work/b/mesh.sock"
+  stop_nodes
 }
 
 # UCX by itself: active messages, waiting for events as kvmd-mesh does.
@@ -194,6 +214,10 @@ measure_baseline() {
 
 echo "load before: $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) cores, $device, blocks of $block_bytes"
 for _ in $(seq "$runs"); do
+  if [ "$delays" = yes ]; then
+    measure_delays
+    continue
+  fi
   measure tcp
   measure ucx get_zcopy
   measure ucx put_zcopy

@@ -29,6 +29,7 @@ int RunCommand(int argc, char** argv) {
   kvm::ctl::Action action;
   kvm::bench::AddHeldCommand(app, common, action);
   kvm::bench::AddMeshCommand(app, common, action);
+  kvm::bench::AddMeshDelaysCommand(app, common, action);
 #ifdef KVM_HAVE_MESH
   kvm::bench::AddDirectoryCommand(app, action);
   kvm::bench::AddDiskCommand(app, action);
