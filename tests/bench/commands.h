@@ -1,8 +1,8 @@
 // Commands of kvm_bench that put kvmd next to something else, in one run: `kvm_bench find`,
 // `kvm_bench import`. They are kvctl's benchmarks (client/kvctl/bench) with rows for the other one.
-// Others measure kvmd-mesh: `mesh` and `mesh-delays` between two nodes, `held` what it costs a node,
-// `directory` lookups, `disk` the disk cache, `events` what routers are told. Without a command,
-// kvm_bench runs the micro-benchmarks.
+// Others measure kvmd-mesh: `mesh` and `mesh-delays` between two nodes, `held` what it costs a
+// node, `directory` lookups, `disk` the disk cache, `events` what routers are told. Without a
+// command, kvm_bench runs the micro-benchmarks.
 #pragma once
 
 #include "client/kvctl/cli/common_options.h"
