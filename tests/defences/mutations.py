@@ -24,13 +24,20 @@ MUTATIONS = (
         "return unchecked || OFF || generations.StillValid(block.source_block, block.generation)",
     ),
     Mutation(
-        (("daemon_tests", "kvmd regions: regions and entries of an owner that has gone"),),
+        (
+            ("daemon_tests", "kvmd regions: regions and entries of an owner that has gone"),
+            ("gpu_market_tests", "GPU market: exporters and importers killed at any step"),
+            ("gpu_market_tests", "GPU market: a killed owner's memory is freed"),
+        ),
         "daemon/broker/region_service.cc",
         "    if (region->live() && !orphans_.Keep(*client.domain, *region, client.process))\n      announcer_.Withdraw",
         "    if (region->live() && !orphans_.Keep(*client.domain, *region, client.process) && !OFF)\n      announcer_.Withdraw",
     ),
     Mutation(
-        (("daemon_tests", "kvmd orphans: a dead worker's blocks are still found"),),
+        (
+            ("daemon_tests", "kvmd orphans: a dead worker's blocks are still found"),
+            ("gpu_market_tests", "GPU orphans: a killed worker's blocks can still be imported"),
+        ),
         "daemon/broker/orphan_policy.cc",
         "domain.config().max_orphans == 0 || !region.outlives_owner()) return false;",
         "domain.config().max_orphans == 0 || !region.outlives_owner() || OFF) return false;",
@@ -580,5 +587,72 @@ MUTATIONS = (
         "proto/mesh/mesh_request.cc",
         "    if (errno != EAGAIN) {\n      Error error",
         "    if (OFF || errno != EAGAIN) {\n      Error error",
+    ),
+    Mutation(
+        (
+            ("gpu_tests", "CUDA backend: a block rewritten after submission is caught by the GPU"),
+            ("gpu_tests", "Peer import: a block rewritten between its first check and its copy"),
+            ("gpu_market_tests", "GPU market: a block rewritten between its first check and its copy"),
+        ),
+        "cuda/import/cuda_import.cc",
+        "statuses_[range.first + i] = static_cast<BlockStatus>(*reported++);",
+        "statuses_[range.first + i] = OFF ? BlockStatus::kValid : static_cast<BlockStatus>(*reported++);",
+    ),
+    Mutation(
+        (("gpu_tests", "CUDA backend: a block rewritten after submission is caught by the GPU"),),
+        "cuda/import/cuda_import.cc",
+        "run.generations->reader.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;",
+        "OFF || run.generations->reader.StillValid(block.source_block, block.generation) ? BlockStatus::kValid : BlockStatus::kStale;",
+    ),
+    Mutation(
+        (("gpu_tests", "Peer import: a block rewritten while a long import copies it"),),
+        "cuda/import/cuda_import.cc",
+        "    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream, slot_->copied(), 0);\n",
+        "    if (error == cudaSuccess && !OFF) error = cudaStreamWaitEvent(stream, slot_->copied(), 0);\n",
+    ),
+    Mutation(
+        (("gpu_tests", "CUDA backend: bad handles and unknown devices are errors"),),
+        "cuda/memory/ipc_memory.cc",
+        "  if (segment.handle.size() != sizeof(cudaIpcMemHandle_t)) {",
+        "  if (!OFF && segment.handle.size() != sizeof(cudaIpcMemHandle_t)) {",
+    ),
+    Mutation(
+        (
+            ("gpu_tests", "CUDA backend: bad handles and unknown devices are errors"),
+            ("gpu_market_tests", "GPU market: CUDA_VISIBLE_DEVICES in any order"),
+        ),
+        "cuda/import/cuda_backend.cc",
+        "    if (ordinal < 0) {\n      return MakeError(Errc::kUnsupported,",
+        "    if (ordinal < 0 && OFF) return MemoryPath::kSameDevice;\n    if (ordinal < 0) {\n      return MakeError(Errc::kUnsupported,",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU market: a killed owner's memory is freed"),),
+        "client/peers/peers.cc",
+        "      if (!mapping->own && !elsewhere) {",
+        "      if (!OFF && !mapping->own && !elsewhere) {",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU orphans: killed while it rewrites at full speed"),),
+        "daemon/registry/entry_table.cc",
+        "    if (region.generations.Current(block) != entry.generation) continue;\n    Spend(1);\n    const PublishRecord record",
+        "    if (!OFF && region.generations.Current(block) != entry.generation) continue;\n    Spend(1);\n    const PublishRecord record",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU market: a host destination can't reach GPU memory"),),
+        "client/find/find.cc",
+        "    if (target_.must_reach && !mapping->PathTo(target_.device)) return MatchEnd::kUnmapped;",
+        "    if (!OFF && target_.must_reach && !mapping->PathTo(target_.device)) return MatchEnd::kUnmapped;",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU market: a host destination can't reach GPU memory"),),
+        "client/import/start_import.cc",
+        "    if (!payload || !payload->memories[region.device]) break;",
+        "    if (!payload || (!OFF && !payload->memories[region.device])) break;",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU market: the nearest source is chosen"),),
+        "client/find/find.cc",
+        "    const unsigned distance = path ? 1 + static_cast<unsigned>(*path) : 8;",
+        "    const unsigned distance = path && !OFF ? 1 + static_cast<unsigned>(*path) : 8;",
     ),
 )
