@@ -1,10 +1,14 @@
 // Memory that a thread frees.
+#include <unistd.h>
+
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 
 #include "daemon/server/memory_freer_thread.h"
 #include "tests/catch.h"
+#include "tests/support/kvmd/server_runner.h"
 #include "tests/support/process/eventually.h"
 
 namespace kvm::test {
@@ -17,7 +21,54 @@ bool IsMapped(const std::string& name) {
   return std::string(std::istreambuf_iterator<char>(maps), {}).find("memfd:" + name) != std::string::npos;
 }
 
+// What the kernel says of the thread that frees: its state, and how often it has waited.
+struct FreerThread {
+  char state = 0;  // 'S': it waits; 0: there is none
+  std::uint64_t waits = 0;
+
+  static FreerThread Get() {
+    FreerThread out;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::string name;
+      if (!std::getline(std::ifstream(task.path() / "comm"), name) || name != daemon::MemoryFreerThread::kName) continue;
+      std::ifstream status(task.path() / "status");
+      for (std::string field; status >> field;) {
+        if (field == "State:") status >> out.state;
+        if (field == "voluntary_ctxt_switches:") status >> out.waits;
+      }
+    }
+    return out;
+  }
+};
+
 }  // namespace
+
+// Where Server does not give it to its broker, kvmd's own thread frees the memory, and this one
+// waits on: seen.
+TEST_CASE("Memory freer: a kvmd that drops a domain has that thread free its registry", "[unit]") {
+  if (::geteuid() != 0) KVM_SKIP("needs root, to connect as other users");
+  daemon::Config config;
+  config.max_domains = 1;
+  const ServerRunner server(config);
+  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms::all);
+  const auto join_as = [&](uid_t uid) {
+    REQUIRE(::seteuid(uid) == 0);
+    Result<WireClient> client = WireClient::Connect(server.socket_path());
+    REQUIRE(::seteuid(0) == 0);
+    KVM_REQUIRE_OK(client);
+    return std::move(*client);
+  };
+  WireClient first = join_as(1001);
+  KVM_REQUIRE_OK(first.Hello());
+  REQUIRE(IsMapped("kvmd:uid-1001"));
+  FreerThread before;
+  REQUIRE(Eventually([&] { return (before = FreerThread::Get()).state == 'S'; }, 60s));
+  first.Close();
+  REQUIRE(Eventually([&] { return join_as(1002).Hello().has_value(); }, 60s));
+  CHECK(Eventually([&] { return !IsMapped("kvmd:uid-1001"); }, 60s));
+  FreerThread after;
+  CHECK(Eventually([&] { return (after = FreerThread::Get()).state == 'S' && after.waits > before.waits; }, 10s));
+}
 
 TEST_CASE("Memory freer: what the thread says is free is not mapped any more, and all is free at its end", "[unit]") {
   const std::size_t sizes[] = {1, std::size_t{40} << 20};  // more than is unmapped at once
