@@ -23,12 +23,6 @@ namespace {
 // Users that have a thread at a time; others wait for one of them.
 constexpr std::size_t kMaxThreads = 64;
 
-struct Waiting {
-  std::deque<UniqueFd> fds;
-  std::size_t count = 0;  // with the one that is being closed
-  bool running = false;
-};
-
 }  // namespace
 
 bool MayBeMemory(int fd) noexcept {
@@ -39,6 +33,12 @@ bool MayBeMemory(int fd) noexcept {
 }
 
 struct DescriptorCloser::State {
+  struct Waiting {
+    std::deque<UniqueFd> fds;
+    std::size_t count = 0;  // with the one that is being closed
+    bool running = false;
+  };
+
   mutable Mutex mutex;
   std::map<std::uint32_t, Waiting> of_user KVM_GUARDED_BY(mutex);
   std::size_t threads KVM_GUARDED_BY(mutex) = 0;
@@ -48,7 +48,7 @@ DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 
 void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
   MutexLock lock(state_->mutex);
-  Waiting& waiting = state_->of_user[uid];
+  State::Waiting& waiting = state_->of_user[uid];
   for (UniqueFd& fd : fds) {
     if (fd) waiting.fds.push_back(std::move(fd));
   }
@@ -88,7 +88,7 @@ void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t ui
   ::pthread_setname_np(::pthread_self(), "kvmd-closer");
   MutexLock lock(state->mutex);
   for (bool more = true; more;) {
-    Waiting& waiting = state->of_user[uid];
+    State::Waiting& waiting = state->of_user[uid];
     waiting.running = true;
     while (!waiting.fds.empty()) {
       UniqueFd fd = std::move(waiting.fds.front());
