@@ -194,9 +194,9 @@ class MemoryBackend {
   [[nodiscard]] virtual std::unique_ptr<ImportJob> Import(ImportRequest request) = 0;
 
   // Runs `action` once everything queued on `stream` so far has completed, on a thread of the
-  // backend, without delaying the stream or the caller; `action` must not call CUDA or block. If
-  // the GPU fails first, `action` is dropped without a call. For host memory, `action` is called at
-  // once.
+  // backend, without delaying the stream or the caller; `action` must not call CUDA, block or
+  // throw. If the GPU fails first, `action` is dropped without a call. For host memory, `action` is
+  // called at once.
   [[nodiscard]] virtual Status RunAfter(StreamHandle stream, std::function<void()> action) = 0;
 
   // Content checksum of each block: a function of its bytes in geometry order, independent of their

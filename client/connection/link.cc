@@ -41,11 +41,11 @@ Error OutOfMemory() { return {Errc::kResourceExhausted, "out of memory", ENOMEM}
 
 Mailbox::Mailbox() : wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
-void Mailbox::Post(std::function<void()> task) {
+void Mailbox::Post(Task&& task) noexcept {
   {
     MutexLock lock(mutex_);
     if (closed_) return;
-    tasks_.push_back(std::move(task));
+    tasks_.splice(tasks_.end(), task);
   }
   Wake();
 }
@@ -59,7 +59,7 @@ void Mailbox::Wake() noexcept {
 void Mailbox::RunAll() {
   std::uint64_t count = 0;
   [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
-  std::vector<std::function<void()>> tasks;
+  Task tasks;
   {
     MutexLock lock(mutex_);
     tasks.swap(tasks_);
@@ -68,7 +68,7 @@ void Mailbox::RunAll() {
 }
 
 void Mailbox::Close() {
-  std::vector<std::function<void()>> dropped;
+  Task dropped;
   MutexLock lock(mutex_);
   closed_ = true;
   dropped.swap(tasks_);

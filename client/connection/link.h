@@ -16,12 +16,14 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kvclient/client.h"
@@ -46,8 +48,13 @@ using Reply = std::function<void(Result<Answer>)>;
 // stopped are dropped.
 class Mailbox {
  public:
+  // One task, or none. It is made where memory may be taken.
+  using Task = std::list<std::function<void()>>;
+
   Mailbox();
-  void Post(std::function<void()> task) KVM_EXCLUDES(mutex_);
+  void Post(std::function<void()> task) KVM_EXCLUDES(mutex_) { Post(Task{std::move(task)}); }
+  // Takes no memory. For threads of other libraries, through which no exception may pass.
+  void Post(Task&& task) noexcept KVM_EXCLUDES(mutex_);
   void Wake() noexcept;
   // The following three are for the link.
   int fd() const noexcept { return wake_.get(); }
@@ -58,7 +65,7 @@ class Mailbox {
   UniqueFd wake_;
   Mutex mutex_;
   bool closed_ KVM_GUARDED_BY(mutex_) = false;
-  std::vector<std::function<void()>> tasks_ KVM_GUARDED_BY(mutex_);
+  Task tasks_ KVM_GUARDED_BY(mutex_);
 };
 
 class Link {

@@ -119,8 +119,8 @@ PublishOutcome Region::Impl::Publish(std::span<const PublishRequest> requests) {
   return outcome;
 }
 
-// CUDA's callback only posts a task, since it must not wait, nor drop the last reference to a
-// region or client.
+// CUDA's callback only posts a task that has been made here, since it must not wait, drop the last
+// reference to a region or client, nor throw: CUDA's thread would end the process.
 Status Region::Impl::PublishOnStream(std::span<const PublishRequest> requests, StreamHandle stream) {
   struct Waiting {
     Waiting(std::weak_ptr<Impl> region_, std::span<const PublishRequest> requests_, std::shared_ptr<StreamPublishes> all)
@@ -138,11 +138,11 @@ Status Region::Impl::PublishOnStream(std::span<const PublishRequest> requests, S
   }
   // Shared, since std::function requires a copyable function object.
   auto waiting = std::make_shared<const Waiting>(weak_from_this(), requests, stream_publishes_);
-  return backend->RunAfter(stream, [mailbox = owner->link.mailbox(), waiting = std::move(waiting)] {
-    mailbox->Post([waiting] {
-      if (const std::shared_ptr<Impl> region = waiting->region.lock()) static_cast<void>(region->Publish(waiting->requests));
-    });
+  auto task = std::make_shared<Mailbox::Task>();
+  task->emplace_back([waiting = std::move(waiting)] {
+    if (const std::shared_ptr<Impl> region = waiting->region.lock()) static_cast<void>(region->Publish(waiting->requests));
   });
+  return backend->RunAfter(stream, [mailbox = owner->link.mailbox(), task = std::move(task)] { mailbox->Post(std::move(*task)); });
 }
 
 bool Region::Impl::PumpLocked(RegionHost& owner) {

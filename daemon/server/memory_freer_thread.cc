@@ -1,5 +1,6 @@
 #include "daemon/server/memory_freer_thread.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -21,6 +22,10 @@ void Empty(const OwnedMemory& memory) noexcept {
 }
 
 }  // namespace
+
+MemoryFreerThread::MemoryFreerThread() {
+  boost::asio::post(thread_, [] { ::pthread_setname_np(::pthread_self(), kName); });
+}
 
 void MemoryFreerThread::Free(OwnedMemory memory) {
   const auto kept = std::make_shared<OwnedMemory>(std::move(memory));

@@ -13,7 +13,9 @@ namespace kvm::daemon {
 
 class MemoryFreerThread final : public MemoryFreer {
  public:
-  MemoryFreerThread() = default;
+  static constexpr char kName[] = "kvmd-freer";  // of the thread, as top and /proc show it
+
+  MemoryFreerThread();
   // Waits until all is free.
   ~MemoryFreerThread() override { thread_.join(); }
   MemoryFreerThread(const MemoryFreerThread&) = delete;

@@ -22,7 +22,9 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include "daemon/broker/broker.h"
+#include "daemon/server/acceptor.h"
 #include "daemon/server/connection_quota.h"
+#include "daemon/server/descriptor_closer.h"
 #include "daemon/server/fair_turns.h"
 #include "daemon/server/huge_page_thread.h"
 #include "daemon/server/listener.h"
@@ -45,8 +47,6 @@ namespace {
 
 constexpr milliseconds kTick{50};
 constexpr milliseconds kAcceptPause{100};
-// Before other events have their turn. Those who connect and drop are no work but this.
-constexpr int kAcceptedAtOnce = 256;
 
 // kvmd needs many descriptors; the soft limit exists for programs that use select().
 void RaiseDescriptorLimit() {
@@ -82,7 +82,7 @@ struct Server::Impl {
 
   Status Listen();
   asio::awaitable<void> AcceptLoop();
-  bool AcceptOne(boost::system::error_code& error);
+  void Take(UniqueFd socket);
   void Join(std::uint32_t uid, UniqueFd socket);
   void RunTurns();
   void Refuse(int socket, std::uint32_t uid, const std::string& reason);
@@ -108,8 +108,10 @@ struct Server::Impl {
   FairTurns turns;
   UserLoads loads;
   ConnectionQuota quota;
+  DescriptorCloser closer;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
+  Acceptor connections{[this](UniqueFd socket) { Take(std::move(socket)); }, closer};
   bool stopping = false;
   bool working = false;
   bool turning = false;
@@ -143,47 +145,35 @@ Status Server::Impl::Listen() {
   return {};
 }
 
-// Takes connections faster than one user can make them, so that the queue of the socket has room
-// for the others. What a connection costs beyond that is part of its user's turn.
 asio::awaitable<void> Server::Impl::AcceptLoop() {
   while (!stopping) {
     boost::system::error_code error;
     co_await acceptor.async_wait(stream_protocol::acceptor::wait_read, asio::redirect_error(asio::use_awaitable, error));
     if (stopping) co_return;
-    int accepted = 0;
-    while (accepted < kAcceptedAtOnce && AcceptOne(error)) ++accepted;
-    if (!error) continue;
-    LogLimited(LogLevel::kError, "accept_failed", {{"reason", error.message()}});
+    const Result<std::size_t> accepted = connections.AcceptSome(acceptor.native_handle());
+    if (!error && accepted) continue;
+    LogLimited(LogLevel::kError, "accept_failed", {{"reason", error ? error.message() : accepted.error().ToString()}});
     asio::steady_timer pause(context, kAcceptPause);
     co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
   }
 }
 
-// False: there is none, or it can't be taken.
-bool Server::Impl::AcceptOne(boost::system::error_code& error) {
-  UniqueFd socket(::accept4(acceptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (!socket) {
-    if (errno == ECONNABORTED || errno == EINTR) return true;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) error.assign(errno, boost::system::system_category());
-    return false;
-  }
-  if (HasGone(socket.get())) return true;
+// What a connection costs beyond that it is accepted is part of its user's turn.
+void Server::Impl::Take(UniqueFd socket) {
   const Result<ucred> peer = PeerOf(socket.get());
   const std::uint32_t uid = peer ? peer->uid : static_cast<uid_t>(-1);
   const Status known = peer ? CheckUser(*peer, config.domain_mode == DomainMode::kGid) : Status(peer.error());
-  if (!known) {
-    Refuse(socket.get(), uid, known.error().message);
-    return true;
-  }
-  if (const Status counted = quota.Add(uid); !counted) {
-    Refuse(socket.get(), uid, counted.error().message);
-    return true;
-  }
-  turns.Add(uid, [this, uid, socket = std::make_shared<UniqueFd>(std::move(socket))](const WorkBudget&) {
-    Join(uid, std::move(*socket));
+  const auto refuse = [&](const std::string& why) {
+    Refuse(socket.get(), uid, why);
+    closer.CloseSocket(uid, std::move(socket));
+  };
+  if (!known) return refuse(known.error().message);
+  if (closer.Behind(uid)) return refuse("descriptors that this user has sent can't be closed: their sockets or file systems do not answer");
+  if (const Status counted = quota.Add(uid); !counted) return refuse(counted.error().message);
+  turns.Add(uid, [this, uid, waiting = std::make_shared<UniqueFd>(std::move(socket))](const WorkBudget&) {
+    Join(uid, std::move(*waiting));
     return false;
   });
-  return true;
 }
 
 void Server::Impl::Join(std::uint32_t uid, UniqueFd socket) {
@@ -193,7 +183,7 @@ void Server::Impl::Join(std::uint32_t uid, UniqueFd socket) {
   accepted.assign(stream_protocol(), socket.get(), error);
   if (stopping || error) return quota.Remove(uid);
   static_cast<void>(socket.Release());
-  auto session = std::make_shared<Session>(std::move(accepted), config, broker, turns, loads, [this, uid](ClientId id) {
+  auto session = std::make_shared<Session>(std::move(accepted), config, broker, turns, loads, closer, [this, uid](ClientId id) {
     quota.Remove(uid);
     sessions.erase(id);
   });

@@ -36,13 +36,15 @@ constexpr std::chrono::milliseconds kReaderPause{5}, kKernelPause{50};
 
 }  // namespace
 
-Session::Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, Ended ended)
+Session::Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, DescriptorCloser& closer,
+                 Ended ended)
     : socket_(std::move(socket)),
       process_(socket_.get_executor()),
       config_(config),
       broker_(broker),
       turns_(turns),
       loads_(loads),
+      closer_(closer),
       ended_(std::move(ended)),
       writer_(kMaxFdsInFlight),
       again_(socket_.get_executor()),
@@ -146,7 +148,7 @@ bool Session::TakeTurn(const WorkBudget& budget) {
 }
 
 // By what others of its user have waiting, so its own time limits go on.
-bool Session::KeptWaiting() const { return loads_.ManyFds(credentials_.uid); }
+bool Session::KeptWaiting() const { return loads_.ManyFds(credentials_.uid) || closer_.Behind(credentials_.uid); }
 
 bool Session::Paused() const {
   return KeptWaiting() || writer_.queued_bytes() > kPauseBytes || writer_.queued_fds() > kMaxFrameFds || broker_.Behind(id_);
@@ -170,7 +172,9 @@ Status Session::ReadAvailable(const WorkBudget& budget) {
     }
     NoteFrameProgress(handled_any);
     Spend(kReadUnits);
+    const std::size_t known = reader_.held_fds();
     Result<ReadOutcome> outcome = reader_.Fill(socket_.native_handle());
+    if (Status memory = CheckDescriptors(known); !memory) return memory;
     if (!outcome) {
       if (outcome.error().sys_errno == ECONNRESET) return MakeError(Errc::kCancelled, "connection reset");
       return outcome.error();
@@ -179,6 +183,16 @@ Status Session::ReadAvailable(const WorkBudget& budget) {
     if (*outcome == ReadOutcome::kWouldBlock) return {};
     if (*outcome == ReadOutcome::kEnd) return MakeError(Errc::kCancelled, "closed");
   }
+}
+
+// Those that came behind the first `known`.
+Status Session::CheckDescriptors(std::size_t known) const {
+  for (std::size_t i = known; i < reader_.held_fds(); ++i) {
+    const UniqueFd& fd = reader_.fds()[i];
+    Spend(kSystemCallUnits);
+    if (fd && !MayBeMemory(fd.get())) return MakeError(Errc::kPermissionDenied, "a descriptor that is not of memory (a socket, a file, …)");
+  }
+  return {};
 }
 
 Status Session::HandleFrame(Frame frame) {
@@ -348,8 +362,13 @@ void Session::Close(const std::string& reason, bool died) {
   LetGoOfProcess();
   again_.cancel();
   pause_.cancel();
-  socket_.shutdown(Socket::shutdown_both, ignored);
-  socket_.close(ignored);
+  if (UniqueFd left(socket_.is_open() ? socket_.release(ignored) : -1); left && !ignored)
+    closer_.CloseSocket(credentials_.uid, std::move(left));
+  std::vector<UniqueFd> unused;
+  for (UniqueFd& fd : reader_.TakeFds()) {
+    if (fd && !MayBeMemory(fd.get())) unused.push_back(std::move(fd));
+  }
+  if (!unused.empty()) closer_.Close(credentials_.uid, std::move(unused));
   static_cast<void>(NoteLoad());
   broker_.Leave(id_, died);
   ended_(id_);

@@ -11,6 +11,9 @@
 // kvmd does not read from a client that does not take its replies, so the memory that the client
 // can take is bounded; announcements of others come on top, up to --max-queue-bytes.
 //
+// A client that sends descriptors of something else than memory is dropped: their close may wait
+// for somebody else (descriptor_closer.h).
+//
 // If kvmd itself lacks something (descriptors, the kernel's permission to have more in flight), or
 // an answer is too large for one message, the connection does not end: the message waits, or the
 // request is answered with the error.
@@ -27,6 +30,7 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include "daemon/broker/broker.h"
+#include "daemon/server/descriptor_closer.h"
 #include "daemon/server/fair_turns.h"
 #include "daemon/server/user_loads.h"
 #include "proto/wire/frame.h"
@@ -39,7 +43,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   using Ended = std::function<void(ClientId)>;
 
   // All but the socket outlive the session.
-  Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, Ended ended);
+  Session(Socket socket, const Config& config, Broker& broker, FairTurns& turns, UserLoads& loads, DescriptorCloser& closer, Ended ended);
   ~Session() override;
 
   void Start();
@@ -68,6 +72,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   void WaitForProcess(int pidfd);
   void LetGoOfProcess();
   Status ReadAvailable(const WorkBudget& budget);
+  Status CheckDescriptors(std::size_t known) const;
   void NoteFrameProgress(bool frame_ended);
   void Drop(const Error& error);
   Status HandleFrame(Frame frame);
@@ -88,6 +93,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   Broker& broker_;
   FairTurns& turns_;
   UserLoads& loads_;
+  DescriptorCloser& closer_;
   const Ended ended_;
   Credentials credentials_;
   ClientId id_ = 0;

@@ -64,6 +64,10 @@ class FrameReader {
   // What it has in memory, and descriptors that came with what is not complete yet.
   std::size_t held_bytes() const noexcept { return capacity_; }
   std::size_t held_fds() const noexcept { return fds_.size(); }
+  // Those descriptors; not open: lost.
+  const std::deque<UniqueFd>& fds() const noexcept { return fds_; }
+  // For who closes them. The reader can read nothing after that.
+  std::deque<UniqueFd> TakeFds() noexcept { return std::move(fds_); }
   // True while part of a frame has arrived and its rest has not.
   bool InsideFrame() const noexcept { return end_ != begin_; }
 

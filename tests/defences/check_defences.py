@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Takes defences out of the code, one at a time, and requires that the tests of each fail.
 
-    check_defences.py --source DIR                      that the table (mutations.py) fits the tree: each change can be
-                                                        made, and each test is there; that docs/internals/defences.md
-                                                        names no test without a proof
-    check_defences.py --source DIR --run BUILD [WORD…]  in a copy of the tree at BUILD, where KVM_WITHOUT=N leaves the
-                                                        defence N out: each test (those with a WORD in their names)
-                                                        passes with it and fails without
+    check_defences.py --source DIR                      that the table (mutations.py) fits the tree: each change can be made, and each
+                                                        test is there; that docs/internals/defences.md names no test without a proof
+    check_defences.py --source DIR --run BUILD [WORD…]  in a copy of the tree at BUILD, where KVM_WITHOUT=N leaves the defence N out:
+                                                        each test (those with a WORD in their names) passes with it and fails without;
+                                                        what skips here, or is not built, is printed as such
     check_defences.py --self-test                       that each rule can fail
 
-A test has its proof in the table, or in the comment above it, which says "seen". Prints one line per finding and
-exits 1 if there are any.
+A test has its proof in the table, or in the comment above it, which says "seen". Prints one line per finding and exits 1
+if there are any.
 """
 
 import argparse
@@ -28,6 +27,7 @@ CASE = re.compile(r'((?:^//[^\n]*\n)*)^TEST_CASE\(\s*"((?:[^"]|"\s*\n\s*")*)"', 
 NAMED = re.compile(r'"([^"\n]+)"')
 SECONDS = 240  # for a test without its defence: one that waits until then has failed, too
 PROGRAMS = ("kvmd", "kvctl", "kvmd-mesh")
+SKIPPED = "skipped"
 SWITCH = "tests/defences/without.h"
 SWITCH_HEADER = """#pragma once
 #include <cstdlib>
@@ -62,8 +62,7 @@ def sentences(known, beginning):
 
 def named_in(document):
     """The tests that the tables of a document name in their last column, and whether they need a proof: those of
-    a table with a column of defences.
-    """
+    a table with a column of defences."""
     for line in document.splitlines():
         cells = line.strip().strip("|").split(" | ")
         if line.startswith("| ") and len(cells) > 1:
@@ -74,8 +73,14 @@ def check(root, mutations):
     """One line for each change that can't be made, and for each test that is not there or has no proof."""
     known = cases(root)
     proved = set()
+    lists = "".join(
+        path.read_text(encoding="utf-8")
+        for path in [*(root / "tests").glob("*.cmake"), *(root / "tests").glob("CMakeLists.txt")]
+    )
     for mutation in mutations:
-        for _, beginning in mutation.tests:
+        for binary, beginning in mutation.tests:
+            if f"(NAME {binary} " not in lists:
+                yield f"mutations.py: no test binary is {binary!r}"
             found = sentences(known, beginning)
             if len(found) != 1:
                 yield f"mutations.py: {len(found)} tests begin with {beginning!r}"
@@ -138,10 +143,17 @@ class Copy:
             options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
         subprocess.run(["cmake", *options], cwd=self.tree, check=True, stdout=subprocess.DEVNULL)
 
+    def targets(self):
+        """The names of what can be built here."""
+        listed = subprocess.run(
+            ["cmake", "--build", str(self.build), "--target", "help"], capture_output=True, text=True, check=True
+        )
+        return set(re.findall(r"^(\S+): phony$", listed.stdout, re.MULTILINE))
+
     def make(self, binaries):
         """Builds, the programs as well that tests start. Returns what was wrong."""
         environment = {**os.environ, "CCACHE_BASEDIR": str(self.tree), "CCACHE_NOHASHDIR": "1"}
-        targets = sorted({*binaries, *PROGRAMS})
+        targets = sorted({*binaries, *PROGRAMS} & self.targets())
         done = subprocess.run(
             ["cmake", "--build", str(self.build), "--target", *targets],
             env=environment,
@@ -152,7 +164,7 @@ class Copy:
         return None if done.returncode == 0 else done.stdout[-2000:]
 
     def fails(self, binary, test, without):
-        """Why the test fails without that defence (0: with all of them); None: it passes, or did not run."""
+        """Why the test fails without that defence (0: with all of them); SKIPPED; None: it passes, or did not run."""
         command = [str(self.build / "bin" / binary), test.replace(",", "\\,").replace("[", "\\[") + "*"]
         environment = {**os.environ, "KVM_WITHOUT": str(without)}
         try:
@@ -161,6 +173,8 @@ class Copy:
             )
         except subprocess.TimeoutExpired:
             return "no end"
+        if "SKIPPED:" in done.stdout:
+            return SKIPPED
         if done.returncode == 0 or "No test" in done.stdout + done.stderr:
             return None
         said = re.findall(r"^\S+:\d+: FAILED:\n(?:  .*\n)+", done.stdout, re.MULTILINE)
@@ -179,8 +193,13 @@ def run(copy, mutations, words):
     if wrong:
         yield f"the tree does not build: {wrong}"
         return
+    built = copy.targets()
     for number, file, binary, test in chosen:
-        if why := copy.fails(binary, test, 0):
+        if binary not in built:
+            print(f"{test}: {binary} is not built here", flush=True)
+        elif (why := copy.fails(binary, test, 0)) == SKIPPED:
+            print(f"{test}: {why}", flush=True)
+        elif why:
             yield f"{test!r} fails with its defence: {why}"
         elif why := copy.fails(binary, test, number):
             print(f"{test}: {why}", flush=True)
@@ -194,6 +213,7 @@ def self_test():
         root = pathlib.Path(folder)
         for name, text in {
             "a.cc": "one two two",
+            "tests/t.cmake": "kvm_test(NAME t LABEL unit)",
             "tests/unit/t.cc": '// Without one it fails: seen.\nTEST_CASE("Seen: a", "[unit]") {}\n\n// Of a kind\n'
             'TEST_CASE("Bare: a") {}\nTEST_CASE(\n    "Long: a "\n    "b") {}\nTEST_CASE("Twice: a") {}\nTEST_CASE("Twice: b") {}\n',
             "docs/internals/defences.md": '| a | b | "Seen: a", "Long: a b" |\n| a | b | "Bare: a" |\n| a | b | "None: a" |\n| c | "Bare: a" |\n| c | "None: b" |\n',
@@ -206,6 +226,7 @@ def self_test():
             Mutation((("t", "Seen: a"),), "a.cc", "two", "OFF"),
             Mutation((("t", "Seen: a"),), "a.cc", "three", "OFF"),
             Mutation((("t", "Seen: a"),), "a.cc", "one", "KICKOFF"),
+            Mutation((("u", "Seen: a"),), "a.cc", "one", "OFF"),
         ]
         found = list(check(root, table))
     expected = [
@@ -213,6 +234,7 @@ def self_test():
         "has 2 times",
         "has 0 times",
         "nothing is left out",
+        "binary is 'u'",
         "how 'Bare: a' was seen",
         "0 tests begin with 'None: a'",
         "0 tests begin with 'None: b'",

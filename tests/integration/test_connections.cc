@@ -107,7 +107,7 @@ TEST_CASE("Connections: strings that are not UTF-8 do not fill kvmd's log", "[in
   CHECK(kvmd.Log().find("event=client_dropped") != std::string::npos);
 }
 
-// Without CheckUser in Server::AcceptOne all users that the namespace has no number for share a
+// Without CheckUser in Server::Impl::Take all users that the namespace has no number for share a
 // domain: seen.
 TEST_CASE("Connections: a kvmd in a user namespace refuses users that it has no number for, and serves its own", "[integration]") {
   if (::geteuid() != 0) KVM_SKIP("only root can connect as another user");

@@ -1,10 +1,16 @@
 // Descriptors: the error names the process that lacks them, and no other process is affected.
+#include <netinet/in.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstring>
+#include <fstream>
 #include <thread>
 
 #include "proto/wire/protocol_limits.h"
@@ -60,6 +66,32 @@ struct WideRegion : WireRegion {
   }
 
   std::vector<OwnedMemory> more;
+};
+
+// A socket whose last close waits for an hour, since its data is not read.
+struct LingeringSocket {
+  LingeringSocket() {
+    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
+    REQUIRE(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    REQUIRE(::listen(listener.get(), 1) == 0);
+    socket.Reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int few = 4096;
+    REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &few, sizeof(few)) == 0);
+    REQUIRE(::setsockopt(listener.get(), SOL_SOCKET, SO_RCVBUF, &few, sizeof(few)) == 0);
+    REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
+    reader.Reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    REQUIRE(reader);
+    const std::string bytes(1 << 16, 'x');
+    while (::send(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) continue;
+    const linger hour{1, 3600};
+    REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &hour, sizeof(hour)) == 0);
+  }
+  UniqueFd socket, reader;
 };
 
 std::size_t Count(const std::string& text, const std::string& part) {
@@ -296,4 +328,61 @@ TEST_CASE("Announcements: a region whose descriptor exceeds the limit is refused
   CHECK(other.QueryStatus().has_value());
   CHECK(owner.QueryStatus().has_value());
   CHECK(Count(kvmd.Log(), "client_dropped") == 0);
+}
+
+// kvmd gets the last descriptor of that socket: it stands still until the client has closed its
+// own. Where Session does not look at what kind of descriptors came, kvmd waits in the first two
+// sections, and where CloseSocket closes at once, in the other two: seen.
+TEST_CASE("Descriptors: a socket whose close waits for somebody stops no other client", "[integration]") {
+  KvmdProcess kvmd;
+  WireClient bystander = Join(kvmd, "bystander"), hostile = Join(kvmd, "hostile");
+  LingeringSocket lingering;
+  const std::vector<int> sent{lingering.socket.get()};
+  const auto stopped = [&] {
+    std::string status;
+    std::getline(std::ifstream("/proc/" + std::to_string(kvmd.pid()) + "/stat"), status);
+    return status.find(") T ") != std::string::npos;
+  };
+  REQUIRE(::kill(kvmd.pid(), SIGSTOP) == 0);
+  REQUIRE(Eventually(stopped));
+  SECTION("in a message") { KVM_REQUIRE_OK(hostile.Send(WireRegion("of sockets", test::SmallSpec(), 8).RegisterMessage(), sent)); }
+  SECTION("in a message that does not end") { REQUIRE(hostile.SendRaw("12", sent) == 2); }
+  SECTION("behind what its sender is dropped for") {
+    REQUIRE(hostile.SendRaw("this is no frame") > 0);
+    REQUIRE(hostile.SendRaw("x", sent) == 1);
+  }
+  SECTION("on a connection that ends before it is accepted") {
+    Result<WireClient> another = WireClient::Connect(kvmd.socket());
+    KVM_REQUIRE_OK(another);
+    REQUIRE(another->SendRaw("x", sent) == 1);
+  }
+  lingering.socket.Reset();
+  hostile.Close();
+  REQUIRE(::kill(kvmd.pid(), SIGCONT) == 0);
+  for (int i = 0; i < 3; ++i) KVM_REQUIRE_OK(bystander.QueryStatus());
+  CHECK(Eventually([&] { return bystander.QueryStatus()->clients() == 1; }));
+}
+
+// Counted, so that what one user can leave has a limit. Where Server does not ask whether the
+// closer is behind, all are taken: seen.
+TEST_CASE("Descriptors: from a user whose sockets can't be closed nothing more is taken, and others go on", "[integration]") {
+  if (::geteuid() != 0) KVM_SKIP("needs root, to connect as another user");
+  KvmdProcess kvmd;
+  REQUIRE(::chmod(kvmd.dir().path().c_str(), 0755) == 0);
+  WireClient bystander = Join(kvmd, "bystander");
+  std::vector<LingeringSocket> lingering(100);
+  std::string said;
+  std::thread([&] {
+    if (::syscall(SYS_setresuid, -1, 2001, -1) != 0) return;
+    for (LingeringSocket& one : lingering) {
+      Result<WireClient> client = WireClient::Connect(kvmd.socket());
+      if (!client) return;
+      client->SendRaw("12", {one.socket.get()});
+      one.socket.Reset();
+      said = client->ReadGoodbye();
+      if (said.find("can't be closed") != std::string::npos) return;
+    }
+  }).join();
+  CHECK(said.find("can't be closed") != std::string::npos);
+  KVM_REQUIRE_OK(bystander.QueryStatus());
 }

@@ -3,7 +3,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "tests/catch.h"
@@ -71,11 +73,33 @@ TEST_CASE("Log: a full pipe does not stop kvmd, and once it is read again the lo
   CHECK(said);
 }
 
+// kvmd ignores SIGPIPE, and its log's thread takes no signals: with either of them this passes,
+// without both kvmd ends.
 TEST_CASE("Log: a pipe whose reader has gone does not end kvmd", "[integration]") {
   PipedKvmd kvmd;
   kvmd.reader.Reset();
   for (int i = 0; i < 3; ++i) CHECK(kvmd.Join().QueryStatus().has_value());
   CHECK(kvmd.process.running());
+}
+
+// What is not the log's is written by kvmd's main thread, which ignores SIGPIPE. The shell's child
+// inherits that from this program, so env sets it back. Where kvmd does not ignore it, that signal
+// ends it: seen.
+TEST_CASE("Log: a reader of kvmd's help that has gone ends kvmd by no signal", "[integration]") {
+  const test::TempDir dir;
+  const std::string fifo = dir / "help", said = dir / "said";
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  UniqueFd reader(::open(fifo.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  REQUIRE(reader);
+  ChildProcess help(
+      {"/bin/sh", "-c", "exec 1>" + fifo + "; echo open >&2; read go; exec env --default-signal=PIPE " + test::KvmdBinary() + " --help"},
+      said);
+  REQUIRE(Eventually([&] { return std::filesystem::exists(said) && std::filesystem::file_size(said) > 0; }));
+  reader.Reset();
+  help.CloseInput();
+  const std::optional<test::ProcessEnd> end = help.Wait(std::chrono::seconds(60));
+  REQUIRE(end);
+  CHECK(end->signal == 0);
 }
 
 TEST_CASE("Log: a kvmd that is started without standard descriptors writes its log into none of its files", "[integration]") {

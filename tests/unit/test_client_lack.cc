@@ -12,6 +12,7 @@
 
 #include "client/connection/link.h"
 #include "client/offload/offloader.h"
+#include "client/region/region_impl.h"
 #include "tests/catch.h"
 #include "tests/support/data/geometries.h"
 #include "tests/support/data/host_region.h"
@@ -112,6 +113,68 @@ struct Offloading {
   Offloader offloader{link, stats, 100};
 };
 
+// A backend for publishes: a stream gets where it is to run something when the test says so.
+class StreamBackend final : public MemoryBackend {
+ public:
+  std::function<void()> action;
+
+  layout::HandleKind kind() const noexcept override { return layout::HandleKind::kHostMemfd; }
+  DeviceUuid device_uuid() const noexcept override { return {}; }
+  bool Maps(layout::HandleKind) const noexcept override { return false; }
+  Result<std::unique_ptr<LocalMemory>> Allocate(const std::string&, std::span<const std::uint64_t>) override { return Nothing(); }
+  Result<std::unique_ptr<LocalMemory>> Register(std::span<const DeviceRange>) override { return Nothing(); }
+  Result<std::unique_ptr<LocalMemory>> Take(std::vector<SegmentHandle>) override { return Nothing(); }
+  Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle>, const PeerOrigin&) override { return Nothing(); }
+  Result<std::unique_ptr<LocalMemory>> MapGranted(SegmentHandle) override { return Nothing(); }
+  Result<std::unique_ptr<PeerMemory>> View(const LocalMemory&) override { return Nothing(); }
+  Status AttachGenerations(PeerGenerations&) override { return Nothing(); }
+  std::unique_ptr<ImportJob> Import(ImportRequest) override { return nullptr; }
+  Status RunAfter(StreamHandle, std::function<void()> its_action) override {
+    action = std::move(its_action);
+    return {};
+  }
+  Result<std::vector<std::uint64_t>> Checksum(const LocalMemory&, const Geometry&, std::span<const std::uint32_t>) override {
+    return Nothing();
+  }
+  Status WriteBytes(const LocalMemory&, std::size_t, std::uint64_t, std::span<const std::byte>) override { return Nothing(); }
+  Status ReadBytes(const LocalMemory&, std::size_t, std::uint64_t, std::span<std::byte>) override { return Nothing(); }
+
+ private:
+  static Error Nothing() { return MakeError(Errc::kUnsupported, "only publishes"); }
+};
+
+// A region on a device with such a backend, and a client without kvmd.
+struct Publishing {
+  struct Services {
+    Link its_link{ClientOptions{}, Link::Events{}};
+    AtomicStats its_stats;
+    Offloader its_offloader{its_link, its_stats, 10};
+    PublishWindow its_window{[](const kvmwire::ClientMessage&) { return true; }, 100};
+  };
+  struct Host final : Services, RegionHost {
+    Host() : RegionHost(its_link, its_window, its_offloader, its_stats, 1ms) {}
+    Status Unregister(Region::Impl&, Deadline) override { return {}; }
+  };
+
+  Publishing() {
+    Result<OwnedMemory> table = OwnedMemory::Create("kvm:test:generations", GenerationTableBytes(kBlocks));
+    KVM_REQUIRE_OK(table);
+    Region::Impl::Parts parts;
+    parts.options.name = "on a device";
+    parts.options.geometry = Geometry::Contiguous(kBlocks, 64);
+    parts.device = 1;
+    parts.backend = backend;
+    parts.generations = GenerationWriter::Format({table->data(), table->size()}, kBlocks);
+    parts.generation_memory = std::move(*table);
+    region = std::make_shared<Region::Impl>(std::move(parts));
+    region->host = host;
+  }
+
+  std::shared_ptr<StreamBackend> backend = std::make_shared<StreamBackend>();
+  std::shared_ptr<Host> host = std::make_shared<Host>();
+  std::shared_ptr<Region::Impl> region;
+};
+
 // Reads all frames that are there.
 std::vector<Frame> FramesOf(FrameReader& reader, int socket) {
   std::vector<Frame> frames;
@@ -190,6 +253,27 @@ TEST_CASE("Client lack of memory: whichever allocation of the link's thread fail
     ++failures;
   }
   CHECK(failures > 3);  // or the case shows nothing
+}
+
+// An exception in that thread ends the process. What makes its task there does: seen.
+TEST_CASE("Client lack of memory: for a publish on a stream, the thread that CUDA calls takes none", "[unit]") {
+  if (kSanitized) KVM_SKIP("sanitizers have allocators of their own");
+  Publishing client;
+  PublishRequest request;
+  request.write = {2, client.region->generations.BeginWrite(2)};
+  KVM_REQUIRE_OK(client.region->PublishOnStream({&request, 1}, StreamHandle{}));
+  REQUIRE(client.backend->action);
+  bool failed = false;
+  std::thread([&] {
+    FailAllocation(0, &failed);
+    client.backend->action();
+    client.backend->action = nullptr;
+    FailAllocation(-1);
+  }).join();
+  CHECK_FALSE(failed);
+  CHECK(client.region->generations.Current(2) == request.write.generation);
+  client.host->link.mailbox()->RunAll();
+  CHECK(client.region->generations.Current(2) == request.write.generation + 1);
 }
 
 // Without Attempt in ~GrantedSlab the process ends.

@@ -66,7 +66,7 @@ struct Sessions {
     REQUIRE_FALSE(error);
     members.push_back(std::make_unique<Member>(Member{WireClient(std::move(sockets->ours)), nullptr}));
     Member& member = *members.back();
-    member.session = std::make_shared<daemon::Session>(std::move(socket), config, broker, turns, loads,
+    member.session = std::make_shared<daemon::Session>(std::move(socket), config, broker, turns, loads, closer,
                                                        [&member](daemon::ClientId) { member.ended = true; });
     member.session->Start();
     return member;
@@ -116,6 +116,7 @@ struct Sessions {
   Broker broker{config};
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
+  daemon::DescriptorCloser closer;
   std::vector<std::unique_ptr<Member>> members;
 };
 

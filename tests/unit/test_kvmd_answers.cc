@@ -30,7 +30,8 @@ struct Connection {
     boost::system::error_code error;
     socket.assign(boost::asio::local::stream_protocol(), sockets.theirs.Release(), error);
     REQUIRE_FALSE(error);
-    session = std::make_shared<daemon::Session>(std::move(socket), config, broker, turns, loads, [this](ClientId) { ended = true; });
+    session =
+        std::make_shared<daemon::Session>(std::move(socket), config, broker, turns, loads, closer, [this](ClientId) { ended = true; });
     session->Start();
   }
   // Whatever is to be done now.
@@ -46,6 +47,7 @@ struct Connection {
   Broker broker;
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
+  daemon::DescriptorCloser closer;
   SocketPair sockets;
   std::shared_ptr<daemon::Session> session;
   bool ended = false;

@@ -12,10 +12,13 @@
 #include <cstring>
 #include <filesystem>
 
+#include "daemon/server/acceptor.h"
+#include "daemon/server/listener.h"
 #include "daemon/system/process_info.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/server_runner.h"
 #include "tests/support/process/socket_pair.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace kvm::daemon {
 namespace {
@@ -50,6 +53,40 @@ TEST_CASE("kvmd connections: without a quota of its own a user has a quarter, at
   CHECK(ConnectionQuota(config).per_user() == 64);
   config.max_clients_per_user = 7;
   CHECK(ConnectionQuota(config).per_user() == 7);
+}
+
+// The end of a connection that may wait in the queue of `path` to be accepted.
+UniqueFd ConnectTo(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  return socket;
+}
+
+// Counted, not timed. Where AcceptSome takes all that waits, the first check fails: seen. Where it
+// keeps connections that have ended, the last one: seen.
+TEST_CASE("kvmd: of many that connect and drop, some are taken at a time, and none costs more than that", "[unit]") {
+  constexpr std::size_t kDropped = 2 * Acceptor::kAtOnce + 10;
+  const test::TempDir dir;
+  Result<Listener> listener = Listener::Open(dir / "s", "0600");
+  KVM_REQUIRE_OK(listener);
+  const UniqueFd socket = listener->TakeSocket();
+  for (std::size_t i = 0; i < kDropped; ++i) ConnectTo(dir / "s").Reset();
+  const UniqueFd lasting = ConnectTo(dir / "s");
+  std::vector<UniqueFd> taken;
+  DescriptorCloser closer;
+  Acceptor acceptor([&](UniqueFd one) { taken.push_back(std::move(one)); }, closer);
+  for (const std::size_t expected : {Acceptor::kAtOnce, Acceptor::kAtOnce, kDropped + 1 - 2 * Acceptor::kAtOnce, std::size_t{0}}) {
+    const Result<std::size_t> accepted = acceptor.AcceptSome(socket.get());
+    KVM_REQUIRE_OK(accepted);
+    CHECK(*accepted == expected);
+  }
+  REQUIRE(taken.size() == 1);
+  CHECK(::send(lasting.get(), "x", 1, MSG_NOSIGNAL) == 1);
+  char byte = 0;
+  CHECK(::read(taken[0].get(), &byte, 1) == 1);
 }
 
 TEST_CASE("kvmd: a connection above the user's limit is told the option, and there is room once another one ends", "[unit]") {

@@ -1,5 +1,6 @@
 // A kvmd in this process against clients that break the protocol: each is dropped with the reason,
 // and a bystander notices nothing.
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ TEST_CASE("kvmd: a client that breaks the protocol is told why and dropped, and 
   const ServerRunner server;
   WireClient bystander = server.Join("bystander");
   WireClient client = server.Connect();
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   std::string reason;
   SECTION("no frame at all") {
     client.SendRaw("GET / HTTP/1.1\r\nHost: kvmd\r\n\r\n");
@@ -79,12 +81,33 @@ TEST_CASE("kvmd: a client that breaks the protocol is told why and dropped, and 
     reason = "descriptors";
   }
   SECTION("descriptors that nobody announced") {
-    client.SendRaw(Framed(HelloBytes()), {0, 1});
+    client.SendRaw(Framed(HelloBytes()), {null.get(), null.get()});
     reason = "no frame announced";
   }
   SECTION("descriptors with a hello") {
-    client.SendRaw(RawFrame(HelloBytes(), static_cast<std::uint32_t>(HelloBytes().size()), 1), {0});
+    client.SendRaw(RawFrame(HelloBytes(), static_cast<std::uint32_t>(HelloBytes().size()), 1), {null.get()});
     reason = "takes none";
+  }
+  SECTION("a descriptor of a socket, its own") {
+    client.SendRaw("12", {client.fd()});
+    reason = "not of memory";
+  }
+  SECTION("a descriptor of a pipe") {
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    const UniqueFd read(ends[0]), write(ends[1]);
+    client.SendRaw("12", {write.get()});
+    reason = "not of memory";
+  }
+  SECTION("a descriptor of a file") {
+    const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+    client.SendRaw("12", {file.get()});
+    reason = "not of memory";
+  }
+  SECTION("a descriptor of a directory's path") {
+    const UniqueFd path(::open("/", O_PATH | O_CLOEXEC));
+    client.SendRaw("12", {path.get()});
+    reason = "not of memory";
   }
   SECTION("a hello twice") {
     KVM_REQUIRE_OK(client.Hello());

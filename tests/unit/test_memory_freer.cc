@@ -1,10 +1,14 @@
 // Memory that a thread frees.
+#include <unistd.h>
+
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 
 #include "daemon/server/memory_freer_thread.h"
 #include "tests/catch.h"
+#include "tests/support/kvmd/server_runner.h"
 #include "tests/support/process/eventually.h"
 
 namespace kvm::test {
@@ -18,6 +22,27 @@ bool IsMapped(const std::string& name) {
 }
 
 }  // namespace
+
+TEST_CASE("Memory freer: a kvmd that drops a domain for another one frees its registry", "[unit]") {
+  if (::geteuid() != 0) KVM_SKIP("needs root, to connect as other users");
+  daemon::Config config;
+  config.max_domains = 1;
+  const ServerRunner server(config);
+  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms::all);
+  const auto join_as = [&](uid_t uid) {
+    REQUIRE(::seteuid(uid) == 0);
+    Result<WireClient> client = WireClient::Connect(server.socket_path());
+    REQUIRE(::seteuid(0) == 0);
+    KVM_REQUIRE_OK(client);
+    return std::move(*client);
+  };
+  WireClient first = join_as(1001);
+  KVM_REQUIRE_OK(first.Hello());
+  REQUIRE(IsMapped("kvmd:uid-1001"));
+  first.Close();
+  REQUIRE(Eventually([&] { return join_as(1002).Hello().has_value(); }, 60s));
+  CHECK(Eventually([&] { return !IsMapped("kvmd:uid-1001"); }, 60s));
+}
 
 TEST_CASE("Memory freer: what the thread says is free is not mapped any more, and all is free at its end", "[unit]") {
   const std::size_t sizes[] = {1, std::size_t{40} << 20};  // more than is unmapped at once

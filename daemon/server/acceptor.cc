@@ -1,0 +1,32 @@
+#include "daemon/server/acceptor.h"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "daemon/system/process_info.h"
+
+namespace kvm::daemon {
+
+Result<std::size_t> Acceptor::AcceptSome(int listener) {
+  std::size_t count = 0;
+  while (count < kAtOnce) {
+    UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket) {
+      if (errno == EAGAIN || errno == EWOULDBLOCK) break;
+      if (errno != ECONNABORTED && errno != EINTR) return SystemError("accept a connection");
+    }
+    ++count;
+    if (!socket) continue;
+    if (!HasGone(socket.get())) {
+      taken_(std::move(socket));
+    } else {
+      const Result<ucred> peer = PeerOf(socket.get());
+      closer_.CloseSocket(peer ? peer->uid : static_cast<uid_t>(-1), std::move(socket));
+    }
+  }
+  return count;
+}
+
+}  // namespace kvm::daemon

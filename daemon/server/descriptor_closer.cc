@@ -1,0 +1,109 @@
+#include "daemon/server/descriptor_closer.h"
+
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <csignal>
+#include <deque>
+#include <map>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "proto/base/thread_safety.h"
+
+namespace kvm::daemon {
+namespace {
+
+// Users that have a thread at a time; others wait for one of them.
+constexpr std::size_t kMaxThreads = 64;
+
+}  // namespace
+
+bool MayBeMemory(int fd) noexcept {
+  if (::fcntl(fd, F_GET_SEALS) >= 0) return true;
+  struct statx info {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &info) != 0) return false;
+  return S_ISCHR(info.stx_mode) || (info.stx_mode & S_IFMT) == 0;  // 0: of no file system
+}
+
+struct DescriptorCloser::State {
+  struct Waiting {
+    std::deque<UniqueFd> fds;
+    std::size_t count = 0;  // with the one that is being closed
+    bool running = false;
+  };
+
+  mutable Mutex mutex;
+  std::map<std::uint32_t, Waiting> of_user KVM_GUARDED_BY(mutex);
+  std::size_t threads KVM_GUARDED_BY(mutex) = 0;
+};
+
+DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
+
+void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
+  MutexLock lock(state_->mutex);
+  State::Waiting& waiting = state_->of_user[uid];
+  for (UniqueFd& fd : fds) {
+    if (fd) waiting.fds.push_back(std::move(fd));
+  }
+  waiting.count = waiting.fds.size() + waiting.running;
+  if (waiting.running || waiting.fds.empty() || state_->threads >= kMaxThreads) return;
+  // Signals are for kvmd's main thread.
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    std::thread([state = state_, uid] { Run(state, uid); }).detach();
+    waiting.running = true;
+    ++state_->threads;
+  } catch (const std::system_error&) {
+    // They wait for the next call, or for another thread.
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) {
+  // Nothing is added to it from here on.
+  static_cast<void>(::shutdown(socket.get(), SHUT_RDWR));
+  int unread = 0;
+  if (::ioctl(socket.get(), SIOCINQ, &unread) == 0 && unread == 0) return;
+  std::vector<UniqueFd> one;
+  one.push_back(std::move(socket));
+  Close(uid, std::move(one));
+}
+
+bool DescriptorCloser::Behind(std::uint32_t uid) const {
+  MutexLock lock(state_->mutex);
+  const auto found = state_->of_user.find(uid);
+  return found != state_->of_user.end() && found->second.count >= kMaxWaiting;
+}
+
+void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t uid) {
+  ::pthread_setname_np(::pthread_self(), "kvmd-closer");
+  MutexLock lock(state->mutex);
+  for (bool more = true; more;) {
+    State::Waiting& waiting = state->of_user[uid];
+    waiting.running = true;
+    while (!waiting.fds.empty()) {
+      UniqueFd fd = std::move(waiting.fds.front());
+      waiting.fds.pop_front();
+      lock.Unlock();
+      fd.Reset();
+      lock.Lock();
+      waiting.count = waiting.fds.size() + 1;
+    }
+    state->of_user.erase(uid);
+    const auto next = std::find_if(state->of_user.begin(), state->of_user.end(), [](const auto& other) { return !other.second.running; });
+    more = next != state->of_user.end();
+    if (more) uid = next->first;
+  }
+  --state->threads;
+}
+
+}  // namespace kvm::daemon
