@@ -62,7 +62,8 @@ def sentences(known, beginning):
 
 def named_in(document):
     """The tests that the tables of a document name in their last column, and whether they need a proof: those of
-    a table with a column of defences."""
+    a table with a column of defences.
+    """
     for line in document.splitlines():
         cells = line.strip().strip("|").split(" | ")
         if line.startswith("| ") and len(cells) > 1:
