@@ -108,12 +108,13 @@ printf 'kvmd (%s) %s; urgency=medium\n\n  * See CHANGELOG.md of the source.\n\n 
   "$version" "$codename" "$contact" "$(git log -1 --format=%cD 2>/dev/null || date -R)" | gzip -9n >"$pages/changelog.gz"
 
 mkdir -p "$out"
+out=$(realpath "$out")
 rm -f "$out"/*.deb
 # What the programs are linked with is searched for in the other architecture's packages.
 [ ${#emulator[@]} -eq 0 ] || export DPKG_ADMINDIR=$PWD/build/arm64-root/var/lib/dpkg
 depends=ON
 has dpkg-shlibdeps "they don't say which libraries they need" || depends=OFF
-cpack --config "$build/CPackConfig.cmake" -D CPACK_DEBIAN_PACKAGE_SHLIBDEPS=$depends -B "$PWD/$out" >&2
+cpack --config "$build/CPackConfig.cmake" -D CPACK_DEBIAN_PACKAGE_SHLIBDEPS=$depends -B "$out" >&2
 unset DPKG_ADMINDIR
 rm -rf "$out/_CPack_Packages"
 [ "$lint" = no ] || ! has lintian "nothing checks them" || lintian --fail-on error,warning --tag-display-limit 0 "$out"/*.deb >&2
