@@ -98,8 +98,7 @@ TEST_CASE("Worker death: kvmd leaks no descriptor over 200 connects and 50 kille
     KVM_REQUIRE_OK(connection);
     if (i % 4 == 1) KVM_REQUIRE_OK(connection->Hello("short"));
     if (i % 4 == 2) REQUIRE(connection->SendRaw("garbage!") == 8);
-    // A socket sent over itself keeps its own other end open: only the time limit of a frame ends
-    // that.
+    // A socket sent over itself keeps its own other end open, until kvmd drops who sent it.
     if (i % 4 == 3) REQUIRE(connection->SendRaw(test::RawFrame("half", 100, 1), {connection->fd()}) == 12);
   }
   CHECK(test::Eventually([&] { return kvmd.OpenFds() == fds; }, kGone));
