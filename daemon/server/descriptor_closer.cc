@@ -35,7 +35,8 @@ bool MayBeMemory(int fd) noexcept {
 struct DescriptorCloser::State {
   struct Waiting {
     std::deque<UniqueFd> fds;
-    std::size_t count = 0;  // with the one that is being closed
+    std::size_t count = 0;                        // with the one that is being closed
+    std::chrono::steady_clock::time_point since;  // that one's, or the first one's
     bool running = false;
   };
 
@@ -49,6 +50,7 @@ DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
   MutexLock lock(state_->mutex);
   State::Waiting& waiting = state_->of_user[uid];
+  if (waiting.count == 0) waiting.since = std::chrono::steady_clock::now();
   for (UniqueFd& fd : fds) {
     if (fd) waiting.fds.push_back(std::move(fd));
   }
@@ -81,7 +83,8 @@ void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) {
 bool DescriptorCloser::Behind(std::uint32_t uid) const {
   MutexLock lock(state_->mutex);
   const auto found = state_->of_user.find(uid);
-  return found != state_->of_user.end() && found->second.count >= kMaxWaiting;
+  if (found == state_->of_user.end() || found->second.count < kMaxWaiting) return false;
+  return found->second.count >= kMostWaiting || std::chrono::steady_clock::now() - found->second.since > kPatience;
 }
 
 void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t uid) {
@@ -93,6 +96,7 @@ void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t ui
     while (!waiting.fds.empty()) {
       UniqueFd fd = std::move(waiting.fds.front());
       waiting.fds.pop_front();
+      waiting.since = std::chrono::steady_clock::now();
       lock.Unlock();
       fd.Reset();
       lock.Lock();

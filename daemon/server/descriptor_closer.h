@@ -11,6 +11,7 @@
 // is not closed when kvmd ends is closed by the kernel, which does not wait then.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -27,8 +28,10 @@ bool MayBeMemory(int fd) noexcept;
 // Thread-safe.
 class DescriptorCloser {
  public:
-  // So many may wait before nothing more is taken from a user (Behind).
-  static constexpr std::size_t kMaxWaiting = 64;
+  // So many may wait, longer than kPatience, before nothing more is taken from a user (Behind).
+  // Where many connections end together, more wait for a moment, up to kMostWaiting.
+  static constexpr std::size_t kMaxWaiting = 64, kMostWaiting = 512;
+  static constexpr std::chrono::milliseconds kPatience{200};
 
   DescriptorCloser();
 
@@ -36,7 +39,8 @@ class DescriptorCloser {
   // Closes a connection of the user's, which is shut down before. At once if nothing is queued in
   // it.
   void CloseSocket(std::uint32_t uid, UniqueFd socket);
-  // Whether kMaxWaiting of the user's descriptors have been handed over and are not closed yet.
+  // Whether kMaxWaiting of the user's descriptors have been handed over and are not closed yet,
+  // while one has been waited for longer than kPatience; or whether kMostWaiting have.
   bool Behind(std::uint32_t uid) const;
 
  private:

@@ -120,6 +120,7 @@ OURS = {
     "registration": "called by the scheduler's side through the executor",
     "watch_steps": "called by the scheduler's side through the executor",
     "measure": "called by the scheduler's side through the executor",
+    "finish_measuring": "called by the scheduler's side through the executor",
     "register_under": "called by the scheduler's side through the executor",
     "totals": "for tests and demos",
     "requires_kv_delivery": "before 0.27 vLLM never computes a preempted request again because of a hand-over",
