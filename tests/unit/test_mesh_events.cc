@@ -98,7 +98,7 @@ struct Stream {
     for (const HeldBlock& block : before) changes.changes.push_back({{block.key, 0, 0, block.model, block.medium}, false});
     for (std::size_t i = changes.changes.size(); i > 1; --i) std::swap(changes.changes[i - 1], changes.changes[order.Below(i)]);
     before = now.blocks;
-    feed.Use(std::move(changes));
+    feed.Use(changes);
   }
   // One that is the same.
   static bool Take(std::vector<HeldBlock>& from, const HeldBlock& block) {

@@ -15,7 +15,7 @@ double EventFeed::Now() const { return std::chrono::duration<double>(clock_().ti
 
 void EventFeed::Describe(BlockDescription description) { descriptions_.push_back(std::move(description)); }
 
-void EventFeed::Use(HeldChanges changes) {
+void EventFeed::Use(const HeldChanges& changes) {
   if (changes.all)
     for (auto& [fingerprint, variant] : variants_) variant.published.HoldNothing();
   NameTopics(changes.models);

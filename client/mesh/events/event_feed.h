@@ -61,7 +61,7 @@ class EventFeed {
   // Takes effect with the next Pass.
   void Describe(BlockDescription description);
   // The same. If it throws, all that is held has to be said again.
-  void Use(HeldChanges changes);
+  void Use(const HeldChanges& changes);
   // Publishes what has changed, in time that is in proportion to it. If it throws, or `send` does,
   // what was published counts as unknown, and is cleared and told again by the next Pass.
   void Pass(const Send& send);

@@ -91,7 +91,7 @@ void ZmqEvents::TakeBox() {
     waiting_ = 0;
   }
   changed_ = changed_ || held || !descriptions.empty();
-  if (held) feed_.Use(std::move(*held));
+  if (held) feed_.Use(*held);
   for (BlockDescription& description : descriptions) feed_.Describe(std::move(description));
 }
 
