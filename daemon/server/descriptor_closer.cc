@@ -60,12 +60,15 @@ void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
   sigset_t all, before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  bool started = true;
   try {
     std::thread([state = state_, uid] { Run(state, uid); }).detach();
+  } catch (const std::system_error&) {
+    started = false;  // they wait for the next call, or for another thread
+  }
+  if (started) {
     waiting.running = true;
     ++state_->threads;
-  } catch (const std::system_error&) {
-    // They wait for the next call, or for another thread.
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
