@@ -6,13 +6,14 @@
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/mesh_node.h"
 #include "proto/base/standard_fds.h"
+#include "proto/wire/wire_log.h"
 
 int main(int argc, char** argv) {
   kvm::OpenStandardFds();
   std::signal(SIGPIPE, SIG_IGN);
   // A limit on files' sizes pauses the disk cache, and ends nothing.
   std::signal(SIGXFSZ, SIG_IGN);
-  kvm::mesh::RouteWireLog();
+  kvm::RouteWireLog(&kvm::mesh::LogWireMessage);
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
   kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =

@@ -35,6 +35,7 @@
 #include "daemon/system/process_info.h"
 #include "daemon/system/service_manager.h"
 #include "daemon/system/wire_log.h"
+#include "proto/wire/wire_log.h"
 
 namespace kvm::daemon {
 
@@ -124,7 +125,7 @@ Result<std::unique_ptr<Server>> Server::Create(const Config& config) {
   RaiseDescriptorLimit();
   SetLogLevel(config.log_level);
   SetLogLimit(config.max_log_lines_per_user);
-  RouteWireLog();
+  RouteWireLog(&LogWireMessage);
   auto impl = std::make_unique<Impl>(config);
   if (Status fits = CheckHostCache(config, impl->state_store.stores()); !fits) return fits.error();
   if (Status listening = impl->Listen(); !listening) return listening.error();

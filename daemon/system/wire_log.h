@@ -1,11 +1,11 @@
-// Turns libprotobuf's messages into log lines of kvmd.
+// libprotobuf's messages as log lines of kvmd.
 #pragma once
+
+#include <string>
 
 namespace kvm::daemon {
 
-// libprotobuf writes a line of any length to stderr for each string that is not UTF-8, so a client
-// could fill the log. After this call such lines become `wire_message` events, limited by
-// LogLimited. To be called once, before the first message.
-void RouteWireLog();
+// A `wire_message` event, limited by LogLimited. For RouteWireLog.
+void LogWireMessage(bool warn, const std::string& text);
 
 }  // namespace kvm::daemon

@@ -329,7 +329,7 @@ def test_weights_are_not_known_until_all_workers_have_reported_those_of_the_last
     early = model.measuring
     model.measured(early, Measured(0, 0, "b" * 64))
     executor.collective_rpc("update_weights")
-    assert model.measuring == 0  # no step asks for it before the call has been made
+    assert model.measuring == 0  # the weights are measured only after the call
     assert model.settle() is None
     for rank in range(2):
         model.measured(early, Measured(0, rank, "b" * 64))

@@ -10,6 +10,7 @@
 
 #include "daemon/registry/block_index_writer.h"
 #include "tests/catch.h"
+#include "tests/support/data/index_table.h"
 #include "tests/support/data/random.h"
 
 namespace kvm::daemon {
@@ -17,39 +18,7 @@ namespace {
 
 using layout::IndexSlot;
 using test::Random;
-
-// A writer over memory of its own, with the reverse map that kvmd keeps.
-struct Table {
-  Table(std::uint64_t count_, std::uint64_t max_entries)
-      : count(count_),
-        slots(new IndexSlot[count]()),
-        tags(new layout::TagWord[layout::TagWords(count)]()),
-        writer(slots.get(), tags.get(), count, max_entries, &moves,
-               [this](const IndexEntry& entry, std::uint64_t slot) {
-                 slot_of[{entry.region, entry.block}] = slot;
-               }),
-        reader(slots.get(), count, &moves, tags.get()) {}
-
-  std::uint64_t Insert(const IndexEntry& entry) {
-    const std::uint64_t slot = writer.Insert(entry);
-    if (slot != kNoSlot) slot_of[{entry.region, entry.block}] = slot;
-    return slot;
-  }
-  void Erase(std::uint32_t region, std::uint32_t block) {
-    const auto found = slot_of.find({region, block});
-    const std::uint64_t slot = found->second;
-    slot_of.erase(found);
-    writer.Erase(slot);
-  }
-
-  const std::uint64_t count;
-  std::unique_ptr<IndexSlot[]> slots;
-  std::unique_ptr<layout::TagWord[]> tags;
-  std::atomic<std::uint64_t> moves{0};
-  std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint64_t> slot_of;
-  BlockIndexWriter writer;
-  IndexReader reader;
-};
+using Table = test::IndexTable;
 
 // A key whose chain begins at `home`; `n` tells keys of one home apart.
 BlockKey KeyAt(std::uint64_t home, std::uint64_t slots, std::uint64_t n) {

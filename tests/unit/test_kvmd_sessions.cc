@@ -375,24 +375,15 @@ TEST_CASE("kvmd: domains are made as users connect, and at the limit an idle one
   daemon::Config config;
   config.max_domains = 2;
   const ServerRunner server(config);
-  const auto join_as = [&](uid_t uid) {
-    // Credentials are taken when connecting; this thread alone changes its user for that moment.
-    REQUIRE(::seteuid(uid) == 0);
-    Result<WireClient> client = WireClient::Connect(server.socket_path());
-    REQUIRE(::seteuid(0) == 0);
-    KVM_REQUIRE_OK(client);
-    return std::move(*client);
-  };
-  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms::all);
-  WireClient first = join_as(1001), second = join_as(1002);
+  WireClient first = server.ConnectAs(1001), second = server.ConnectAs(1002);
   Result<Received> hello = first.Hello();
   KVM_REQUIRE_OK(hello);
   CHECK(hello->message.hello_reply().domain() == "uid-1001");
   KVM_REQUIRE_OK(second.Hello());
-  WireClient third = join_as(1003);
+  WireClient third = server.ConnectAs(1003);
   KVM_CHECK_ERROR(third.Hello(), Errc::kResourceExhausted, "--max-domains");
   first.Close();
-  CHECK(Eventually([&] { return join_as(1003).Hello().has_value(); }));
+  CHECK(Eventually([&] { return server.ConnectAs(1003).Hello().has_value(); }));
   // What others have is not theirs to see.
   CHECK(second.QueryStatus()->domains_size() == 1);
   CHECK(second.QueryStatus()->client_list_size() == 1);

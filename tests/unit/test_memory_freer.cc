@@ -1,7 +1,6 @@
 // Memory that a thread frees.
 #include <unistd.h>
 
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -28,19 +27,11 @@ TEST_CASE("Memory freer: a kvmd that drops a domain for another one frees its re
   daemon::Config config;
   config.max_domains = 1;
   const ServerRunner server(config);
-  std::filesystem::permissions(std::filesystem::path(server.socket_path()).parent_path(), std::filesystem::perms::all);
-  const auto join_as = [&](uid_t uid) {
-    REQUIRE(::seteuid(uid) == 0);
-    Result<WireClient> client = WireClient::Connect(server.socket_path());
-    REQUIRE(::seteuid(0) == 0);
-    KVM_REQUIRE_OK(client);
-    return std::move(*client);
-  };
-  WireClient first = join_as(1001);
+  WireClient first = server.ConnectAs(1001);
   KVM_REQUIRE_OK(first.Hello());
   REQUIRE(IsMapped("kvmd:uid-1001"));
   first.Close();
-  REQUIRE(Eventually([&] { return join_as(1002).Hello().has_value(); }, 60s));
+  REQUIRE(Eventually([&] { return server.ConnectAs(1002).Hello().has_value(); }, 60s));
   CHECK(Eventually([&] { return !IsMapped("kvmd:uid-1001"); }, 60s));
 }
 

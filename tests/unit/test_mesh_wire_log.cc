@@ -10,6 +10,7 @@
 
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh.pb.h"
+#include "proto/wire/wire_log.h"
 #include "tests/catch.h"
 
 namespace {
@@ -38,7 +39,7 @@ std::string Stderr(const Act& act) {
 
 // Seen to fail without RouteWireLog: 1,000 lines of libprotobuf's.
 TEST_CASE("Mesh wire log: names that are not UTF-8 cost one line", "[unit]") {
-  kvm::mesh::RouteWireLog();
+  kvm::RouteWireLog(&kvm::mesh::LogWireMessage);
   // A peer's hello: field 2, `node`, of two bytes that are not UTF-8.
   const std::string bytes("\x12\x02\xff\xfe", 4);
   const std::string said = Stderr([&] {

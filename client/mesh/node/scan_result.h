@@ -37,7 +37,7 @@ struct ScanResult {
   // A block is named once for as long as it is in the host cache.
   std::vector<CachedBlock> unstored;
   bool more_unstored = false;
-  HeldChanges held;  // if ScanPlan asks for it
+  HeldChanges held;  // empty unless ScanPlan::held
 };
 
 // What a scan is to find besides the keys.

@@ -1,8 +1,11 @@
 // kvmd in this process: a server on a socket in a directory of its own, run by a thread.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -45,6 +48,16 @@ class ServerRunner {
 
   WireClient Connect() const {
     Result<WireClient> client = WireClient::Connect(socket_path());
+    KVM_REQUIRE_OK(client);
+    return std::move(*client);
+  }
+  // The same by another user. Needs root. Credentials are taken when connecting; the calling thread
+  // alone changes its user for that moment. Makes the socket's directory one that all may enter.
+  WireClient ConnectAs(uid_t uid) const {
+    std::filesystem::permissions(directory_.path(), std::filesystem::perms::all);
+    REQUIRE(::seteuid(uid) == 0);
+    Result<WireClient> client = WireClient::Connect(socket_path());
+    REQUIRE(::seteuid(0) == 0);
     KVM_REQUIRE_OK(client);
     return std::move(*client);
   }
