@@ -1,6 +1,7 @@
 #include "daemon/broker/broker.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -39,7 +40,11 @@ Status NoteStats(Client& client, kvmwire::ClientMessage message) {
     }
   }
   report.set_unmapped_reason(report.unmapped_reason().substr(0, kMaxUnmappedReasonBytes));
-  AddReport(client.domain->client_totals, client.has_reported ? &client.stats : nullptr, report);
+  const kvmwire::StatsReport* const before = client.has_reported ? &client.stats : nullptr;
+  AddReport(client.domain->client_totals, before, report);
+  ModelTable& models = client.domain->models();
+  Spend(models.live() / 8);
+  if (const std::optional<std::uint32_t> model = models.OnlyModelOf(client.id)) AddCounters(models.totals(*model), before, report);
   client.has_reported = true;
   client.stats = std::move(report);
   return {};

@@ -54,10 +54,15 @@ void AddTraffic(kvmwire::StatsReport& totals, const kvmwire::StatsReport& seen, 
   }
 }
 
+// By an earlier connection of this client.
+bool CountedBefore(const kvmwire::StatsReport* before, const kvmwire::StatsReport& report) {
+  return before == nullptr && report.reconnects() > 0;
+}
+
 }  // namespace
 
-void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before, const kvmwire::StatsReport& report) {
-  const bool counted_before = before == nullptr && report.reconnects() > 0;
+void AddCounters(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before, const kvmwire::StatsReport& report) {
+  const bool counted_before = CountedBefore(before, report);
   const auto add = [&](auto get, auto set) {
     const std::uint64_t now = (report.*get)(), seen = before != nullptr ? (before->*get)() : counted_before ? now : 0;
     (totals.*set)(Sum((totals.*get)(), seen, now));
@@ -91,6 +96,11 @@ void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before,
   add(&Report::blocks_corrupt, &Report::set_blocks_corrupt);
   add(&Report::computing_waits, &Report::set_computing_waits);
   add(&Report::computing_waits_in_vain, &Report::set_computing_waits_in_vain);
+}
+
+void AddReport(kvmwire::StatsReport& totals, const kvmwire::StatsReport* before, const kvmwire::StatsReport& report) {
+  AddCounters(totals, before, report);
+  const bool counted_before = CountedBefore(before, report);
   const kvmwire::StatsReport& seen = before != nullptr ? *before : counted_before ? report : kvmwire::StatsReport::default_instance();
   if (report.has_lookup_times()) AddTimes(*totals.mutable_lookup_times(), seen.lookup_times(), report.lookup_times());
   if (report.has_import_times()) AddTimes(*totals.mutable_import_times(), seen.import_times(), report.import_times());

@@ -88,6 +88,7 @@ class StatusBuilder {
     kvmwire::DomainStatus& described = *reply_.add_domains();
     Count(Describe(domain, described));
     if (query.memory()) DescribeMemory(domain, described);
+    if (query.models()) DescribeModels(domain, described);
     if (query.hot() > 0) DescribeHot(domain, query.hot(), described);
     if (query.host_cache() && described.has_host_cache()) DescribeShares(domain, *described.mutable_host_cache());
   }
@@ -124,6 +125,7 @@ class StatusBuilder {
   }
 
   void DescribeMemory(Domain& domain, kvmwire::DomainStatus& out);
+  void DescribeModels(Domain& domain, kvmwire::DomainStatus& out);
   void DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out);
   void DescribeShares(Domain& domain, kvmwire::HostCacheDomain& out);
   const kvmwire::DomainStatus& Describe(Domain& domain, kvmwire::DomainStatus& out) const;
@@ -171,6 +173,18 @@ void StatusBuilder::DescribeMemory(Domain& domain, kvmwire::DomainStatus& out) {
     if (Full()) return;
     Count(*out.add_memory() = std::move(group));
   }
+}
+
+void StatusBuilder::DescribeModels(Domain& domain, kvmwire::DomainStatus& out) {
+  domain.models().ForEach([&](std::uint32_t row) {
+    if (Full()) return;
+    kvmwire::ModelTotals& described = *out.add_model_totals();
+    described.set_model_id(domain.models().spec(row).model_id);
+    const Fingerprint& fingerprint = domain.models().fingerprint(row);
+    described.set_fingerprint(fingerprint.bytes.data(), fingerprint.bytes.size());
+    *described.mutable_counters() = domain.models().totals(row);
+    Count(described);
+  });
 }
 
 void StatusBuilder::DescribeHot(Domain& domain, std::size_t most, kvmwire::DomainStatus& out) {

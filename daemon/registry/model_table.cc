@@ -29,7 +29,7 @@ Result<ModelTable::Declared> ModelTable::Declare(ClientId client, std::uint32_t 
   if (free == models_.end()) {
     return MakeError(Errc::kResourceExhausted, "model table is full: the limit is " + std::to_string(models_.size()) + " (--max-models)");
   }
-  *free = std::make_unique<Model>(Model{spec, fingerprint, {{client, uid}}, 0, {}});
+  *free = std::make_unique<Model>(Model{spec, fingerprint, {{client, uid}}, 0, {}, {}});
   AddUser(**free, uid);
   ++live_;
   const auto row = static_cast<std::uint32_t>(free - models_.begin());
@@ -48,6 +48,16 @@ Result<std::uint32_t> ModelTable::Find(std::string_view fingerprint) const {
 
 bool ModelTable::HasDeclared(ClientId client, std::uint32_t row) const noexcept {
   return row < models_.size() && models_[row] && models_[row]->declared_by.contains(client);
+}
+
+std::optional<std::uint32_t> ModelTable::OnlyModelOf(ClientId client) const noexcept {
+  std::optional<std::uint32_t> only;
+  for (std::uint32_t row = 0; row < models_.size(); ++row) {
+    if (!HasDeclared(client, row)) continue;
+    if (only) return std::nullopt;
+    only = row;
+  }
+  return only;
 }
 
 void ModelTable::ForgetClient(ClientId client) noexcept {

@@ -15,6 +15,7 @@
 
 #include "daemon/registry/registry_segment.h"
 #include "kvm/model_spec.h"
+#include "proto/wire/wire.pb.h"
 
 namespace kvm::daemon {
 
@@ -37,7 +38,22 @@ class ModelTable {
   [[nodiscard]] Result<std::uint32_t> Find(std::string_view fingerprint) const;
   // Precondition: the row is in use
   const ModelSpec& spec(std::uint32_t row) const noexcept { return models_[row]->spec; }
+  const Fingerprint& fingerprint(std::uint32_t row) const noexcept { return models_[row]->fingerprint; }
   bool HasDeclared(ClientId client, std::uint32_t row) const noexcept;
+
+  // Row of the model that the client has declared; none: it has declared none, or several.
+  std::optional<std::uint32_t> OnlyModelOf(ClientId client) const noexcept;
+  // What clients of this model alone have reported since the row is in use; the broker writes it.
+  // Precondition: the row is in use
+  kvmwire::StatsReport& totals(std::uint32_t row) noexcept { return models_[row]->totals; }
+
+  // visit(row), for each row in use
+  template <class Visit>
+  void ForEach(Visit&& visit) const {
+    for (std::uint32_t row = 0; row < models_.size(); ++row) {
+      if (models_[row]) visit(row);
+    }
+  }
 
   void ForgetClient(ClientId client) noexcept;
   // `uid`: the owner's; none: kvmd's own.
@@ -53,6 +69,7 @@ class ModelTable {
     std::map<ClientId, std::uint32_t> declared_by;  // and their users
     std::uint32_t regions = 0;
     std::map<std::uint32_t, std::uint32_t> users;  // declarations and regions of each
+    kvmwire::StatsReport totals;
   };
 
   void AddUser(Model& model, std::uint32_t uid);

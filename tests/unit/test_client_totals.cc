@@ -75,6 +75,51 @@ TEST_CASE("Client totals: a domain's clients are added up, and another domain's 
   CHECK(node.Domain(1001).client_totals().finds() == 4);
 }
 
+TEST_CASE("Client totals: each model has those of the clients that have declared it alone", "[unit]") {
+  Node node;
+  FakeConnection first, second, other, both, monitor;
+  const auto declare = [&](ClientId client, FakeConnection& connection, const std::string& name) {
+    ModelSpec spec = LlamaSpec();
+    spec.model_id = name;
+    kvmwire::ClientMessage message;
+    message.mutable_declare_model()->set_spec(spec.Canonical());
+    node.Handle(client, message);
+    connection.Take(Body::kDeclareModelReply);
+  };
+  const ClientId leaves = node.Join(first);
+  node.Handle(leaves, Report(1));
+  node.Handle(node.Join(second), Report(2));
+  const ClientId mixed = node.Join(both);
+  node.Handle(mixed, Report(4));
+  declare(mixed, both, "org/other");
+  node.Handle(mixed, Report(4 + 8));  // of which model, is not known
+  declare(mixed, both, "org/other");  // again, as after a reconnection
+  const ClientId watcher = node.Join(monitor, 1, 1000, kvmwire::OBSERVER);
+  const auto totals = [&](bool asked = true) {
+    kvmwire::ClientMessage query;
+    query.mutable_status_query()->set_models(asked);
+    node.Handle(watcher, query);
+    return monitor.Take(Body::kStatusReply).message.status_reply().domains(0);
+  };
+  CHECK(totals(false).model_totals().empty());
+  kvmwire::DomainStatus domain = totals();
+  CHECK(domain.client_totals().finds() == 1 + 2 + 4 + 8);
+  REQUIRE(domain.model_totals_size() == 2);
+  CHECK(domain.model_totals(0).model_id() == LlamaSpec().model_id);
+  const Fingerprint fingerprint = LlamaSpec().ComputeFingerprint();
+  CHECK(domain.model_totals(0).fingerprint() == std::string(fingerprint.bytes.begin(), fingerprint.bytes.end()));
+  CHECK(domain.model_totals(0).counters().finds() == 1 + 2 + 4);
+  CHECK(domain.model_totals(1).model_id() == "org/other");
+  CHECK(domain.model_totals(1).counters().finds() == 0);
+
+  node.broker.Leave(leaves, false);
+  CHECK(totals().model_totals(0).counters().finds() == 1 + 2 + 4);
+  node.broker.Leave(mixed, false);
+  domain = totals();
+  REQUIRE(domain.model_totals_size() == 1);
+  CHECK(domain.model_totals(0).model_id() == LlamaSpec().model_id);
+}
+
 TEST_CASE("Client totals: durations are added up bucket by bucket, and not again over reports", "[unit]") {
   const auto report = [](std::vector<std::uint64_t> counts, std::uint64_t sum_ns) {
     kvmwire::ClientMessage message;

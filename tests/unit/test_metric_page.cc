@@ -59,6 +59,15 @@ kvmwire::StatusReply FullStatus() {
   pair.set_blocks(50);
   pair.set_bytes(3200);
   domain.mutable_host_cache()->set_blocks(5);
+  kvmwire::ModelTotals& model = *domain.add_model_totals();
+  model.set_model_id("org/model");
+  model.set_fingerprint(std::string(32, '\xab'));
+  model.mutable_counters()->set_keys_looked_up(40);
+  model.mutable_counters()->set_keys_matched(30);
+  model.mutable_counters()->set_misses_stale(2);
+  model.mutable_counters()->set_imports_failed_stale(5);
+  model.mutable_counters()->set_blocks_imported(12);
+  model.mutable_counters()->set_blocks_from_host_cache(4);
   *domain.add_memory() = Group("org/model", std::string(32, '\xab'));
   return status;
 }
@@ -148,6 +157,13 @@ TEST_CASE("Metrics: the text of a known status", "[unit]") {
   CHECK(HasLine(text, "kvmd_computing_waits_total{domain=\"uid-1000\",result=\"in_vain\"} 4"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"worker\"} 30"));
   CHECK(HasLine(text, "kvmd_imported_blocks_total{domain=\"uid-1000\",source=\"host_cache\"} 20"));
+  const std::string of_model = "{domain=\"uid-1000\",model=\"org/model\",fingerprint=\"abababababab\",";
+  CHECK(HasLine(text, "kvmd_model_lookup_keys_total" + of_model + "result=\"found\"} 30"));
+  CHECK(HasLine(text, "kvmd_model_lookup_keys_total" + of_model + "result=\"missed\"} 10"));
+  CHECK(HasLine(text, "kvmd_model_misses_total" + of_model + "reason=\"stale\"} 2"));
+  CHECK(HasLine(text, "kvmd_model_failed_imports_total" + of_model + "reason=\"stale\"} 5"));
+  CHECK(HasLine(text, "kvmd_model_imported_blocks_total" + of_model + "source=\"worker\"} 8"));
+  CHECK(HasLine(text, "kvmd_model_imported_blocks_total" + of_model + "source=\"host_cache\"} 4"));
   CHECK(HasLine(text,
                 "kvmd_pool_indexed_blocks{domain=\"uid-1000\",model=\"org/model\",fingerprint=\"abababababab\","
                 "device=\"GPU-11111111-1111-1111-1111-111111111111\",path=\"cuda_vmm_fd\",owner=\"worker\"} 60"));

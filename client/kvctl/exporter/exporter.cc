@@ -28,6 +28,7 @@ kvmwire::StatusQuery QueryFor(std::uint32_t hot = 0) {
   kvmwire::StatusQuery query;
   query.set_clients(true);
   query.set_memory(true);
+  query.set_models(true);
   query.set_hot(hot);
   query.set_details(hot > 0);
   return query;

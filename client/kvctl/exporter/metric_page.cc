@@ -31,7 +31,7 @@ MetricPage::MetricPage() {
   }
 }
 
-prometheus::ClientMetric& MetricPage::Series(Metric metric, std::initializer_list<std::string> labels) {
+prometheus::ClientMetric& MetricPage::Series(Metric metric, const std::vector<std::string>& labels) {
   prometheus::MetricFamily& family = families_[static_cast<std::size_t>(metric)];
   prometheus::ClientMetric added;
   std::string_view names = Describe(metric).labels;
@@ -48,14 +48,14 @@ prometheus::ClientMetric& MetricPage::Series(Metric metric, std::initializer_lis
   return *found;
 }
 
-void MetricPage::Add(Metric metric, double value, std::initializer_list<std::string> labels) {
+void MetricPage::Add(Metric metric, double value, const std::vector<std::string>& labels) {
   assert(Describe(metric).kind != MetricKind::kHistogram);
   prometheus::ClientMetric& series = Series(metric, labels);
   (Describe(metric).kind == MetricKind::kCounter ? series.counter.value : series.gauge.value) += value;
 }
 
 void MetricPage::AddTimes(Metric metric, std::span<const std::uint64_t> counts, double sum_seconds,
-                          std::initializer_list<std::string> labels) {
+                          const std::vector<std::string>& labels) {
   assert(Describe(metric).kind == MetricKind::kHistogram);
   prometheus::ClientMetric::Histogram& histogram = Series(metric, labels).histogram;
   histogram.bucket.resize(kDurationBuckets);

@@ -96,6 +96,17 @@
   COUNTER(kvmd_offloaded_blocks_total, "domain", "Blocks that clients copied to the host cache.") \
   COUNTER(kvmd_dropped_offloads_total, "domain", \
     "Blocks that clients did not copy: published too fast, or reused first.") \
+  COUNTER(kvmd_model_lookups_total, "domain model fingerprint", \
+    "Of the lookups: those of clients that have declared this model and no other. So are all of kvmd_model_. " \
+    "They begin at 0 when a model is declared anew.") \
+  COUNTER(kvmd_model_lookup_keys_total, "domain model fingerprint result", \
+    "As kvmd_lookup_keys_total, of this model's clients.") \
+  COUNTER(kvmd_model_misses_total, "domain model fingerprint reason", "As kvmd_misses_total, of this model's clients.") \
+  COUNTER(kvmd_model_imported_blocks_total, "domain model fingerprint source", \
+    "As kvmd_imported_blocks_total, of this model's clients.") \
+  COUNTER(kvmd_model_imported_bytes_total, "domain model fingerprint", "Bytes of those blocks.") \
+  COUNTER(kvmd_model_failed_imports_total, "domain model fingerprint reason", \
+    "As kvmd_failed_imports_total, of this model's clients.") \
   GAUGE(kvmd_host_cache_limit_bytes, "", \
     "What the host cache may have: --host-cache. Absent without one, as are all that follow.") \
   GAUGE(kvmd_host_cache_allocated_bytes, "", "What it has, or is allocating, over all domains.") \

@@ -1,9 +1,13 @@
 #include "client/kvctl/exporter/status_metrics.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
+#include <string_view>
+#include <vector>
 
+#include "client/kvctl/cli/miss_reasons.h"
 #include "client/kvctl/cli/registry_tables.h"
 
 namespace kvm::ctl {
@@ -16,10 +20,9 @@ double Value(std::uint64_t count) { return static_cast<double>(count); }
 
 std::string DeviceLabel(const std::string& uuid) { return DeviceName(DeviceOf(uuid)); }
 
-std::string FingerprintLabel(const kvmwire::MemoryGroup& group) {
+std::string FingerprintLabel(const std::string& bytes) {
   Fingerprint fingerprint;
-  const std::size_t size = std::min(group.fingerprint().size(), fingerprint.bytes.size());
-  std::memcpy(fingerprint.bytes.data(), group.fingerprint().data(), size);
+  std::memcpy(fingerprint.bytes.data(), bytes.data(), std::min(bytes.size(), fingerprint.bytes.size()));
   return ShortFingerprint(fingerprint);
 }
 
@@ -75,7 +78,7 @@ void AddTables(MetricPage& page, const kvmwire::DomainStatus& domain) {
 }
 
 void AddMemory(MetricPage& page, const std::string& domain, const kvmwire::MemoryGroup& group) {
-  const std::string device = DeviceLabel(group.device_uuid()), fingerprint = FingerprintLabel(group);
+  const std::string device = DeviceLabel(group.device_uuid()), fingerprint = FingerprintLabel(group.fingerprint());
   const std::string path(HandleKindName(static_cast<layout::HandleKind>(group.handle_kind())));
   const char* owner = group.host_cache() ? "host_cache" : group.orphan() ? "orphan" : "worker";
   const auto add = [&](Metric metric, std::uint64_t value) {
@@ -87,41 +90,64 @@ void AddMemory(MetricPage& page, const std::string& domain, const kvmwire::Memor
   add(kvmd_pool_indexed_blocks, group.entries());
 }
 
+// Of a whole without a part. What clients say may contradict itself.
+double Rest(std::uint64_t whole, std::uint64_t part) { return Value(whole > part ? whole - part : 0); }
+
+struct FailedImports {
+  std::uint64_t (kvmwire::StatsReport::*count)() const;
+  const char* reason;
+};
+constexpr std::array<FailedImports, 5> kFailedImports{{
+    {&kvmwire::StatsReport::imports_failed_stale, "stale"},
+    {&kvmwire::StatsReport::imports_failed_unmapped, "unmapped"},
+    {&kvmwire::StatsReport::imports_failed_deadline, "deadline"},
+    {&kvmwire::StatsReport::imports_failed_error, "error"},
+    {&kvmwire::StatsReport::imports_failed_corrupt, "corrupt"},
+}};
+
+void AddModel(MetricPage& page, const std::string& domain, const kvmwire::ModelTotals& totals) {
+  const kvmwire::StatsReport& counters = totals.counters();
+  const std::string fingerprint = FingerprintLabel(totals.fingerprint());
+  const auto add = [&](Metric metric, double value, std::string_view last = {}) {
+    std::vector<std::string> labels{domain, totals.model_id(), fingerprint};
+    if (!last.empty()) labels.emplace_back(last);
+    page.Add(metric, value, labels);
+  };
+  add(kvmd_model_lookups_total, Value(counters.finds()));
+  add(kvmd_model_lookup_keys_total, Value(counters.keys_matched()), "found");
+  add(kvmd_model_lookup_keys_total, Rest(counters.keys_looked_up(), counters.keys_matched()), "missed");
+  for (const MissReason& miss : kMissReasons) add(kvmd_model_misses_total, Value((counters.*miss.count)()), miss.name);
+  add(kvmd_model_imported_blocks_total, Rest(counters.blocks_imported(), counters.blocks_from_host_cache()), "worker");
+  add(kvmd_model_imported_blocks_total, Value(counters.blocks_from_host_cache()), "host_cache");
+  add(kvmd_model_imported_bytes_total, Value(counters.bytes_imported()));
+  for (const FailedImports& failed : kFailedImports) add(kvmd_model_failed_imports_total, Value((counters.*failed.count)()), failed.reason);
+}
+
 void AddClients(MetricPage& page, const kvmwire::StatusReply& status, const kvmwire::DomainStatus& domain) {
   const std::string& name = domain.name();
   const kvmwire::StatsReport& totals = domain.client_totals();
-  // What clients say may contradict itself.
-  const auto rest = [](std::uint64_t whole, std::uint64_t part) { return Value(whole > part ? whole - part : 0); };
   page.Add(kvmd_lookups_total, Value(totals.finds()), {name});
   page.Add(kvmd_lookup_keys_total, Value(totals.keys_matched()), {name, "found"});
-  page.Add(kvmd_lookup_keys_total, rest(totals.keys_looked_up(), totals.keys_matched()), {name, "missed"});
-  page.Add(kvmd_misses_total, Value(totals.misses_absent()), {name, "absent"});
-  page.Add(kvmd_misses_total, Value(totals.misses_other_model()), {name, "other_model"});
-  page.Add(kvmd_misses_total, Value(totals.misses_stale()), {name, "stale"});
-  page.Add(kvmd_misses_total, Value(totals.misses_unreachable()), {name, "unreachable"});
-  page.Add(kvmd_misses_total, Value(totals.misses_too_short()), {name, "too_short"});
-  page.Add(kvmd_misses_total, Value(totals.misses_kvmd_away()), {name, "kvmd_away"});
+  page.Add(kvmd_lookup_keys_total, Rest(totals.keys_looked_up(), totals.keys_matched()), {name, "missed"});
+  for (const MissReason& miss : kMissReasons) page.Add(kvmd_misses_total, Value((totals.*miss.count)()), {name, std::string(miss.name)});
   const auto times = [&](Metric metric, const kvmwire::Durations& all) {
     page.AddTimes(metric, {all.counts().data(), static_cast<std::size_t>(all.counts_size())}, Value(all.sum_ns()) / 1e9, {name});
   };
   times(kvmd_lookup_duration_seconds, totals.lookup_times());
   times(kvmd_import_duration_seconds, totals.import_times());
   page.Add(kvmd_imports_total, Value(totals.imports()), {name});
-  page.Add(kvmd_imported_blocks_total, rest(totals.blocks_imported(), totals.blocks_from_host_cache()), {name, "worker"});
+  page.Add(kvmd_imported_blocks_total, Rest(totals.blocks_imported(), totals.blocks_from_host_cache()), {name, "worker"});
   page.Add(kvmd_imported_blocks_total, Value(totals.blocks_from_host_cache()), {name, "host_cache"});
   page.Add(kvmd_imported_bytes_total, Value(totals.bytes_imported()), {name});
   for (const kvmwire::DeviceTraffic& pair : totals.traffic())
     page.Add(kvmd_device_imported_bytes_total, Value(pair.bytes()), {name, DeviceLabel(pair.from_device()), DeviceLabel(pair.to_device())});
   page.Add(kvmd_import_failed_blocks_total, Value(totals.blocks_failed()), {name});
-  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_stale()), {name, "stale"});
-  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_unmapped()), {name, "unmapped"});
-  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_deadline()), {name, "deadline"});
-  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_error()), {name, "error"});
-  page.Add(kvmd_failed_imports_total, Value(totals.imports_failed_corrupt()), {name, "corrupt"});
+  for (const FailedImports& failed : kFailedImports)
+    page.Add(kvmd_failed_imports_total, Value((totals.*failed.count)()), {name, failed.reason});
   page.Add(kvmd_verified_blocks_total, Value(totals.blocks_verified()), {name});
   page.Add(kvmd_corrupt_blocks_total, Value(totals.blocks_corrupt()), {name});
   page.Add(kvmd_marked_keys, domain.marked_keys(), {name});
-  page.Add(kvmd_computing_waits_total, rest(totals.computing_waits(), totals.computing_waits_in_vain()), {name, "found"});
+  page.Add(kvmd_computing_waits_total, Rest(totals.computing_waits(), totals.computing_waits_in_vain()), {name, "found"});
   page.Add(kvmd_computing_waits_total, Value(totals.computing_waits_in_vain()), {name, "in_vain"});
   page.Add(kvmd_published_blocks_total, Value(totals.blocks_published()), {name});
   page.Add(kvmd_deferred_publishes_total, Value(totals.publishes_deferred()), {name});
@@ -160,6 +186,7 @@ MetricPage MetricsOf(const kvmwire::StatusReply& status, std::chrono::nanosecond
   for (const kvmwire::DomainStatus& domain : status.domains()) {
     AddTables(page, domain);
     AddClients(page, status, domain);
+    for (const kvmwire::ModelTotals& model : domain.model_totals()) AddModel(page, domain.name(), model);
     for (const kvmwire::MemoryGroup& group : domain.memory()) AddMemory(page, domain.name(), group);
     if (domain.has_host_cache()) AddHostCache(page, domain.name(), domain.host_cache());
   }
