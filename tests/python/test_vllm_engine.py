@@ -13,7 +13,7 @@ import pytest
 from kvclient.daemon import PrivateDaemon
 from support.forked_worker import ForkedWorker
 from support.vllm_engines import ENGINE, Engines, prompt
-from support.vllm_worker import BLOCK
+from support.vllm_worker import BLOCK, WAITING_LOADS
 from support.worker import Worker
 
 if find_spec("vllm") is None:  # not imported: only the engines' processes need it
@@ -32,7 +32,7 @@ def engines(daemon: PrivateDaemon) -> Iterator[dict[str, Worker]]:
     arguments = {
         "plain": (None, 100),
         "first": (daemon.socket, 100, {"prefill_wait_s": 60.0}),
-        "second": (daemon.socket, 30, {"load": "sync", "prefill_wait_s": 60.0}),
+        "second": (daemon.socket, 30, {**WAITING_LOADS, "prefill_wait_s": 60.0}),
         "speculating": (daemon.socket, 100, {}, {}, {"speculative_config": NGRAM, "disable_log_stats": False}),
     }
     workers = Engines(arguments)

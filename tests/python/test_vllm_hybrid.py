@@ -13,7 +13,7 @@ from kvclient.vllm.releases import fails_by_request
 from support.forked_worker import ForkedWorker
 from support.small_models import GEMMA, MISTRAL
 from support.vllm_engines import ENGINE, Engines, prompt
-from support.vllm_worker import BLOCK
+from support.vllm_worker import BLOCK, ON_CPU
 from support.worker import Worker
 
 if find_spec("vllm") is None:
@@ -213,6 +213,7 @@ def test_a_release_that_recovers_one_group_only_refuses_several(daemon: PrivateD
 
 
 @by_request
+@pytest.mark.skipif(not ON_CPU, reason="an engine with the V2 model runner does not start with them")
 def test_loads_that_a_step_waits_for_are_refused(daemon: PrivateDaemon) -> None:
     other = ForkedWorker(ENGINE, daemon.socket, 60, {"load": "sync"}, GEMMA)
     try:

