@@ -13,7 +13,7 @@ from support.forked_worker import ForkedWorker
 from support.small_models import EAGLE, EXAONE, GEMMA, LLAMA
 from support.vllm_engines import ENGINE, prompt
 from support.vllm_trio import Trio
-from support.vllm_worker import BLOCK
+from support.vllm_worker import BLOCK, ON_CPU
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (scripts/python_env.sh --vllm)", allow_module_level=True)
@@ -36,6 +36,8 @@ KINDS = {
     # In a group of its own, which vLLM names
     "mtp": ({"method": "mtp", "num_speculative_tokens": 2}, EXAONE, 1),
     "model": (SMALL, LLAMA, 0),
+    # vLLM's V1 model runner mistakes its blocks; see below
+    **({} if ON_CPU else {"model beside windows": (SMALL, GEMMA, 0)}),
 }
 
 
@@ -166,6 +168,7 @@ def test_failed_blocks_of_any_group_are_computed(of: Drafting, every: int) -> No
         of.same_bytes(ids, "first", "second", drafts=False)
 
 
+@pytest.mark.skipif(not ON_CPU, reason="the V2 model runner gives the draft its own blocks")
 @pytest.mark.parametrize("shares", [False, True])
 def test_a_model_as_draft_beside_windows_is_refused_since_vllm_lets_it_write_over_the_models_kv(
     daemon: PrivateDaemon, shares: bool

@@ -44,8 +44,8 @@ PRELOAD = (
 #: Options of an engine whose steps wait for its loads, where vLLM's model runner allows that.
 WAITING_LOADS = {"load": "sync"} if ON_CPU else {}
 
-#: Of engines that share a GPU: their KV caches are small.
-_ON_GPU = {"dtype": "bfloat16", "gpu_memory_utilization": 0.05}
+#: Of engines that share a GPU: without looking at how much of its memory is free, which others change meanwhile.
+_ON_GPU = {"kv_cache_memory_bytes": 1 << 30}
 
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.
 BLOCK = 32
@@ -280,6 +280,12 @@ class VllmWorker:
         blocks = self._core.scheduler.kv_cache_manager.kv_cache_config.num_blocks
         return cache.select(cache.shape.index(blocks), block)
 
+    def _parts(self, memory: Any, block: int) -> list[Any]:
+        """All that a block has, whatever group uses it."""
+        if ON_CPU:
+            return [tensor[block] for tensor in memory._layout.tensors]
+        return [self._block(cache, block) for cache in self._caches().values()]
+
     def _runner(self) -> Any:
         return self._core.model_executor.driver_worker.worker.model_runner
 
@@ -339,8 +345,8 @@ class VllmWorker:
             for place, block in enumerate(blocks[:valid] if depth in (None, begin) else ()):
                 count += 1
                 if count % every == 0:
-                    for tensor in memory._layout.tensors:
-                        tensor[block] = 3
+                    for tensor in self._parts(memory, block):
+                        tensor.fill_(3)
                     return _Done(place if reported else valid)
             return _Done(valid)
 
