@@ -141,14 +141,15 @@ def test_answers_stay_the_same_while_blocks_go_from_group_to_group(engines: dict
 
 
 @by_request
+@pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("every", [1, 3, 5])
-def test_failed_blocks_of_any_group_are_computed(engines: dict[str, Worker], every: int) -> None:
-    prompts = [prompt(140 + 15 * i, seed=100 * every + i) for i in range(4)]
+def test_failed_blocks_of_any_group_are_computed(engines: dict[str, Worker], every: int, raises: bool) -> None:
+    prompts = [prompt(140 + 15 * i, seed=100 * every + 10 * raises + i) for i in range(4)]
     expected = [tokens for tokens, _ in engines["plain"].call("generate", prompts, 12)]
     engines["first"].call("generate", prompts, 12)
     engines["first"].call("idle_step")
     before = engines["second"].call("totals").get("failed_blocks", 0)
-    engines["second"].call("fail_loads", every)
+    engines["second"].call("fail_loads", every, raises=raises)
     try:
         got = engines["second"].call("generate", prompts, 12)
     finally:

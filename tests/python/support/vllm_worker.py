@@ -45,7 +45,7 @@ PRELOAD = (
 WAITING_LOADS = {"load": "sync"} if ON_CPU else {}
 
 #: Of engines that share a GPU: without looking at how much of its memory is free, which others change meanwhile.
-_ON_GPU = {"kv_cache_memory_bytes": 1 << 30}
+_ON_GPU = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
 
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.
 BLOCK = 32
@@ -322,10 +322,11 @@ class VllmWorker:
             for group in groups
         ]
 
-    def fail_loads(self, every: int, *, reported: bool = True, depth: int | None = None) -> None:
+    def fail_loads(self, every: int, *, reported: bool = True, depth: int | None = None, raises: bool = False) -> None:
         """Each ``every``-th block of a load fails from now on, and has other bytes; 0: none does any more.
 
-        ``reported``: False: the connector does not learn of it. ``depth``: only loads that begin there.
+        ``reported``: False: the connector does not learn of it. ``depth``: only loads that begin there. ``raises``: the
+        load, whose other blocks have come, ends with an exception.
         """
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 
@@ -347,6 +348,8 @@ class VllmWorker:
                 if count % every == 0:
                     for tensor in self._parts(memory, block):
                         tensor.fill_(3)
+                    if raises:
+                        raise RuntimeError("a load that fails")
                     return _Done(place if reported else valid)
             return _Done(valid)
 
