@@ -5,6 +5,7 @@
 
 #include "client/client_impl.h"
 #include "client/connection/wait.h"
+#include "client/find/count.h"
 #include "client/find/find.h"
 #include "client/find/marked_keys.h"
 #include "client/import/start_import.h"
@@ -22,6 +23,33 @@ bool IsFinal(Errc code) {
   return code == Errc::kPermissionDenied || code == Errc::kVersionMismatch || code == Errc::kInvalidArgument || code == Errc::kProtocol ||
          code == Errc::kResourceExhausted;
 }
+
+// Counts one lookup: what it found, why not more, and of one in kLookupsPerTime how long it took.
+class LookupNote {
+ public:
+  LookupNote(AtomicStats& stats, Misses& misses, std::span<const BlockKey> keys) noexcept
+      : stats_(stats),
+        misses_(misses),
+        keys_(keys),
+        timed_(stats.finds.fetch_add(1, std::memory_order_relaxed) % kLookupsPerTime == 0),
+        begun_(timed_ ? Clock::now() : Clock::time_point()) {}
+
+  void End(std::size_t found, MatchEnd end) noexcept {
+    stats_.keys_looked_up.fetch_add(keys_.size(), std::memory_order_relaxed);
+    stats_.keys_matched.fetch_add(found, std::memory_order_relaxed);
+    if (timed_) stats_.lookup_times.Add(Clock::now() - begun_);
+    if (found < keys_.size() || keys_.empty()) [[unlikely]]
+      misses_.Note(end, found, keys_);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  AtomicStats& stats_;
+  Misses& misses_;
+  const std::span<const BlockKey> keys_;
+  const bool timed_;
+  const Clock::time_point begun_;
+};
 
 // The match of a shard that was not looked up, beside one that ended in this way.
 Match NoBlocks(MatchEnd other) {
@@ -128,21 +156,14 @@ std::vector<UnmappedRegion> Client::UnmappedRegions() const {
 
 Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
   if (!impl_->process.Here()) return Match();
-  AtomicStats& stats = impl_->stats;
-  using Clock = std::chrono::steady_clock;
-  const bool timed = stats.finds.fetch_add(1, std::memory_order_relaxed) % kLookupsPerTime == 0;
-  const Clock::time_point begun = timed ? Clock::now() : Clock::time_point();
+  LookupNote note(impl_->stats, impl_->misses, keys);
   const PeerTable::Snapshots snapshots = impl_->peers.Get();
   std::shared_ptr<Match::Impl> best;
   try {
     best = std::make_shared<Match::Impl>();
     best->sources.reserve(keys.size());
     best->mapping_of.reserve(keys.size());
-    FindTarget target;
-    target.include_own = options.include_own;
-    target.must_reach = options.destination != nullptr;
-    target.device = target.must_reach ? options.destination->impl().device : std::min<std::size_t>(impl_->devices.size() - 1, 1);
-    target.spread = impl_->link.client_id();
+    const FindTarget target = impl_->TargetOf(options);
     if (snapshots.current) FindIn(*snapshots.current, keys, target, *best);
     if (best->sources.size() < keys.size() && snapshots.previous) {
       auto other = std::make_shared<Match::Impl>();
@@ -160,12 +181,32 @@ Match Client::Find(std::span<const BlockKey> keys, const FindOptions& options) c
     return Match();
   }
   const std::size_t found = best->sources.size();
-  stats.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
-  stats.keys_matched.fetch_add(found, std::memory_order_relaxed);
-  if (timed) stats.lookup_times.Add(Clock::now() - begun);
-  if (found < keys.size() || keys.empty()) [[unlikely]]
-    impl_->misses.Note(best->end, found, keys);
+  note.End(found, best->end);
   return Match(std::move(best), 0, found);
+}
+
+std::size_t Client::Count(std::span<const BlockKey> keys, const FindOptions& options) const noexcept {
+  if (!impl_->process.Here()) return 0;
+  LookupNote note(impl_->stats, impl_->misses, keys);
+  const PeerTable::Snapshots snapshots = impl_->peers.Get();
+  const FindTarget target = impl_->TargetOf(options);
+  CountedKeys best;
+  if (snapshots.current) best = CountIn(*snapshots.current, keys, target);
+  if (best.found < keys.size() && snapshots.previous) {
+    const CountedKeys other = CountIn(*snapshots.previous, keys, target);
+    if (other.found > best.found) best = other;
+  }
+  note.End(best.found, best.end);
+  return best.found;
+}
+
+std::size_t Client::CountShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options) const noexcept {
+  std::size_t shortest = keys_by_shard.empty() ? 0 : static_cast<std::size_t>(-1);
+  for (const std::span<const BlockKey> keys : keys_by_shard) {
+    if (shortest == 0) break;
+    shortest = Count(keys.first(std::min(keys.size(), shortest)), options);
+  }
+  return shortest;
 }
 
 Match Client::FindWaiting(std::span<const BlockKey> keys, const WaitOptions& wait, FindOptions options) const noexcept {

@@ -64,6 +64,15 @@ ClientStats Client::Impl::Stats() const {
   return out;
 }
 
+FindTarget Client::Impl::TargetOf(const FindOptions& find) const noexcept {
+  FindTarget target;
+  target.include_own = find.include_own;
+  target.must_reach = find.destination != nullptr;
+  target.device = target.must_reach ? find.destination->impl().device : std::min<std::size_t>(devices.size() - 1, 1);
+  target.spread = link.client_id();
+  return target;
+}
+
 void Client::Impl::NoteSample(std::span<const BlockKey> keys, Match::Impl& match) const {
   if (options.verify_one_in == 0) return;
   for (std::uint32_t i = 0; i < match.sources.size(); ++i) {

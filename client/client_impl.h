@@ -16,6 +16,7 @@
 #include "client/connection/link.h"
 #include "client/connection/owner_process.h"
 #include "client/declared_models.h"
+#include "client/find/find.h"
 #include "client/find/match_impl.h"
 #include "client/lease/leases.h"
 #include "client/misses.h"
@@ -46,6 +47,8 @@ struct Client::Impl : std::enable_shared_from_this<Client::Impl> {
   [[nodiscard]] Result<AdoptedRegion> AdoptRegion(const Model& model, RegionOptions region, Deadline deadline);
 
   ClientStats Stats() const;
+  // For whom FindOptions wants sources.
+  FindTarget TargetOf(const FindOptions& find) const noexcept;
   // Sets Match::Impl::sampled of a match of these keys.
   void NoteSample(std::span<const BlockKey> keys, Match::Impl& match) const;
   std::string Domain() const KVM_EXCLUDES(mutex_);

@@ -1,96 +1,45 @@
-// The lookup is bound by memory latency: each key costs a few random cache lines of the index and
-// one of a generation table. So it runs as a pipeline over the keys: kPrefetchAhead keys ahead,
-// prefetch the tags at a key's home; kProbeAhead keys ahead, read those tags and prefetch the slot
-// that they name; read the slot and prefetch its block's generation; and kJudgeBehind keys later,
-// check that generation.
 #include "client/find/find.h"
 
 #include <algorithm>
-#include <array>
+
+#include "client/find/lookup_pipeline.h"
 
 namespace kvm {
 namespace {
 
-constexpr std::size_t kPrefetchAhead = 24;
-constexpr std::size_t kProbeAhead = 12;
-constexpr std::size_t kJudgeBehind = 8;
 // So many blocks are taken from one of several equally near sources, then the next source is used
 constexpr std::size_t kMaxRunFromOneSource = 128;
 
-// A key that has been looked up and whose generation has not been checked yet. Almost every key has
-// one replica.
-struct Candidate {
-  std::array<IndexHit, layout::kMaxReplicas> replicas;
-  std::size_t count = 0;                 // 0: absent
-  const PeerMapping* mapping = nullptr;  // of a single replica; null: not mapped
-};
-
 class Matcher {
  public:
-  Matcher(const PeerSnapshot& snapshot, const FindTarget& target, Match::Impl& out) : snapshot_(snapshot), target_(target), out_(out) {}
+  Matcher(const PeerSnapshot& snapshot, const FindTarget& target, Match::Impl& out)
+      : snapshot_(snapshot), target_(target), sources_(snapshot, target), out_(out) {}
 
-  const PeerMapping* MappingOf(const IndexHit& entry) const noexcept {
-    if (entry.region >= snapshot_.by_row.size()) return nullptr;
-    const PeerRegion& region = snapshot_.by_row[entry.region];
-    return region.region_epoch == entry.region_epoch ? region.mapping.get() : nullptr;
-  }
+  const UsableSources& sources() const noexcept { return sources_; }
 
-  void LookUp(const IndexReader& index, const BlockKey& key, std::uint64_t hint, Candidate& out) const noexcept {
-    out.count = index.FindOnly(key, hint, out.replicas[0]) ? 1 : index.Find(key, out.replicas, hint);
-    for (std::size_t i = 0; i < out.count; ++i) {
-      out.mapping = MappingOf(out.replicas[i]);
-      if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.replicas[i].block);
-    }
-  }
-
-  // Takes the best usable source of a key; false (and the reason in out.end) if there is none.
-  bool Take(const Candidate& candidate) {
-    if (candidate.count != 1) return candidate.count == 0 ? End(MatchEnd::kAbsent) : TakeBest(candidate);
-    const MatchEnd failure = Validate(candidate.replicas[0], candidate.mapping);
-    if (failure != MatchEnd::kComplete) return End(failure);
-    Append(candidate.replicas[0], *candidate.mapping);
-    return true;
+  // Takes the best usable source of a key; else says why there is none.
+  MatchEnd Take(const Candidate& candidate) {
+    if (candidate.count != 1) return candidate.count == 0 ? MatchEnd::kAbsent : TakeBest(candidate);
+    const MatchEnd judged = sources_.Validate(candidate.replicas[0], candidate.mapping);
+    if (judged == MatchEnd::kComplete) Append(candidate.replicas[0], *candidate.mapping);
+    return judged;
   }
 
  private:
-  bool End(MatchEnd end) noexcept {
-    out_.end = end;
-    return false;
-  }
-
-  // kComplete: the source can be used.
-  MatchEnd Validate(const IndexHit& entry, const PeerMapping* mapping) const noexcept {
-    if (mapping == nullptr) return MatchEnd::kUnmapped;
-    if (mapping->own && !target_.include_own) return MatchEnd::kAbsent;
-    if (target_.must_reach && !mapping->PathTo(target_.device)) return MatchEnd::kUnmapped;
-    if (mapping->generations.reader.Current(entry.block) != entry.generation) return MatchEnd::kStale;
-    return MatchEnd::kComplete;
-  }
-
-  bool TakeBest(const Candidate& candidate) {
-    const std::size_t count = candidate.count;
-    const std::size_t turn = (target_.spread + out_.sources.size() / kMaxRunFromOneSource) % count;
+  MatchEnd TakeBest(const Candidate& candidate) {
+    const std::size_t turn = (target_.spread + out_.sources.size() / kMaxRunFromOneSource) % candidate.count;
     const IndexHit* best = nullptr;
+    const PeerMapping* best_mapping = nullptr;
     unsigned best_rank = 0;
-    MatchEnd failure = MatchEnd::kAbsent;
-    for (std::size_t i = 0; i < count; ++i) {
-      const IndexHit& entry = candidate.replicas[i + turn < count ? i + turn : i + turn - count];
-      const PeerMapping* mapping = MappingOf(entry);
-      const MatchEnd judged = Validate(entry, mapping);
-      if (judged != MatchEnd::kComplete) {
-        // The most specific reason is reported: kUnmapped before kStale before kAbsent.
-        if (failure == MatchEnd::kAbsent || judged == MatchEnd::kUnmapped) failure = judged;
-        continue;
-      }
-      const unsigned rank = Rank(entry, *mapping);
-      if (best == nullptr || rank < best_rank) {
-        best = &entry;
-        best_rank = rank;
-      }
-    }
-    if (best == nullptr) return End(failure);
-    Append(*best, *MappingOf(*best));
-    return true;
+    const MatchEnd judged = sources_.EachUsable(candidate, turn, [&](const IndexHit& entry, const PeerMapping& mapping) {
+      const unsigned rank = Rank(entry, mapping);
+      if (best != nullptr && rank >= best_rank) return;
+      best = &entry;
+      best_mapping = &mapping;
+      best_rank = rank;
+    });
+    if (judged == MatchEnd::kComplete) Append(*best, *best_mapping);
+    return judged;
   }
 
   // Lower is better: a region of our own, then a near one, then the source of the previous block,
@@ -124,6 +73,7 @@ class Matcher {
 
   const PeerSnapshot& snapshot_;
   const FindTarget& target_;
+  const UsableSources sources_;
   Match::Impl& out_;
   const PeerMapping* last_mapping_ = nullptr;
   std::uint16_t last_index_ = 0;
@@ -132,25 +82,9 @@ class Matcher {
 }  // namespace
 
 void FindIn(const PeerSnapshot& snapshot, std::span<const BlockKey> keys, const FindTarget& target, Match::Impl& out) {
-  const IndexReader& index = snapshot.registry.index();
   Matcher matcher(snapshot, target, out);
-  std::array<Candidate, kJudgeBehind> ring;
-  std::array<std::uint64_t, kProbeAhead> hints;
-  std::size_t end = keys.size();  // keys from here on can't be part of the match
-  for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) index.Prefetch(keys[i]);
-  for (std::size_t i = 0; i < std::min(kProbeAhead, end); ++i) hints[i] = index.Probe(keys[i]);
-  out.end = MatchEnd::kComplete;
-  std::size_t hint = 0;  // i % kProbeAhead
-  for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
-    Candidate& candidate = ring[i % kJudgeBehind];
-    if (i >= kJudgeBehind && !matcher.Take(candidate)) return;
-    if (i >= end) continue;
-    if (i + kPrefetchAhead < end) index.Prefetch(keys[i + kPrefetchAhead]);
-    matcher.LookUp(index, keys[i], hints[hint], candidate);
-    if (i + kProbeAhead < end) hints[hint] = index.Probe(keys[i + kProbeAhead]);
-    hint = hint + 1 == kProbeAhead ? 0 : hint + 1;
-    if (candidate.count == 0) end = i + 1;
-  }
+  const auto take = [&](const Candidate& candidate) { return matcher.Take(candidate); };
+  out.end = LookUpKeys(snapshot.registry, matcher.sources(), keys, take);
 }
 
 }  // namespace kvm

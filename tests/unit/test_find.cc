@@ -1,5 +1,8 @@
 // Which source a lookup picks, over a registry and mappings made by hand; and what becomes of a
 // mapping when its region goes.
+#include <algorithm>
+
+#include "client/find/count.h"
 #include "client/find/find.h"
 #include "client/peers/peers.h"
 #include "tests/catch.h"
@@ -67,6 +70,27 @@ class Node {
   FakeRegion& region(std::size_t row) { return regions_[row]; }
 
   Match::Impl Find(const FindTarget& target, std::uint32_t keys = kBlocks) {
+    Match::Impl found;
+    for (const bool nearly_empty : {true, false}) {
+      Match::Impl out;
+      const CountedKeys counted = Find(target, keys, nearly_empty, out);
+      CHECK(counted.found == out.sources.size());
+      CHECK(counted.end == out.end);
+      if (!nearly_empty) {  // by tags, as by the keys' homes
+        CHECK(std::equal(out.sources.begin(), out.sources.end(), found.sources.begin(), found.sources.end(), SameSource));
+        CHECK(out.end == found.end);
+      }
+      found = std::move(out);
+    }
+    return found;
+  }
+
+ private:
+  static bool SameSource(const BlockSource& a, const BlockSource& b) {
+    return a.region == b.region && a.block == b.block && a.generation == b.generation;
+  }
+
+  CountedKeys Find(const FindTarget& target, std::uint32_t keys, bool nearly_empty, Match::Impl& out) {
     test::SegmentBuilder segment(1, 8, 8192);
     for (std::uint32_t n = 0; n < kBlocks; ++n) {
       for (std::uint32_t row = 0; row < regions_.size(); ++row) {
@@ -80,18 +104,18 @@ class Node {
         segment.Add(entry);
       }
     }
+    segment.header().live_entries = nearly_empty ? 8192 / 4 : 8192 / 4 + 1;
     PeerSnapshot snapshot;
     snapshot.registry = *segment.Open();
+    REQUIRE(snapshot.registry.nearly_empty() == nearly_empty);
     snapshot.by_row.resize(8);
     for (std::uint32_t row = 0; row < regions_.size(); ++row) snapshot.by_row[row] = {row + 1, regions_[row].mapping};
     std::vector<BlockKey> all;
     for (std::uint32_t n = 0; n < keys; ++n) all.push_back(KeyNumber(n));
-    Match::Impl out;
     FindIn(snapshot, all, target, out);
-    return out;
+    return CountIn(snapshot, all, target);
   }
 
- private:
   std::vector<FakeRegion> regions_;
   std::vector<std::uint32_t> published_;
 };

@@ -158,9 +158,7 @@ std::size_t CountPublished(const PyClient& self, const std::vector<const BlockKe
     shards.push_back(std::span(*keys).subspan(first, last - first));
   }
   if (shards.empty()) Raise(MakeError(Errc::kInvalidArgument, "no shard's keys"));
-  const auto count = [&] {
-    return shards.size() == 1 ? client->Find(shards[0], arguments.options).size() : client->FindShards(shards, arguments.options)[0].size();
-  };
+  const auto count = [&] { return client->CountShards(shards, arguments.options); };
   return shards.size() * (last - first) <= kMostWithGil ? count() : WithoutGil(count);
 }
 
@@ -172,7 +170,7 @@ std::size_t CountHashed(const PyClient& self, const nb::list& hashes, PyShardKey
   const std::shared_ptr<Client> client = self.client.Get();
   FindOptions options;
   options.include_own = include_own;
-  const auto count = [&] { return client->Find(std::span(keys).subspan(first, last - first), options).size(); };
+  const auto count = [&] { return client->Count(std::span(keys).subspan(first, last - first), options); };
   return last - first <= kMostWithGil ? count() : WithoutGil(count);
 }
 
