@@ -180,6 +180,13 @@ class RequestKeys:
             found.append(keys[first:last])
         return found
 
+    def run(self, shards: Sequence[int], first: int, last: int) -> tuple[list[BlockKeys], list[BlockKey]]:
+        """``between``, and ``before`` of the first of these blocks; 0 <= first < last."""
+        if not first:
+            return self.between(shards, 0, last), self.before(shards, 0)
+        keys = self.between(shards, first - 1, last)
+        return [each[1:] for each in keys], [each[0] for each in keys]
+
     def before(self, shards: Sequence[int], first: int) -> list[BlockKey]:
         """The key before block ``first``, of some shards by their places; the root before block 0."""
         if not first:

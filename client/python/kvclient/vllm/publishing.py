@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
+from kvclient._native import contents_of
 from kvclient.vllm.groups import KvGroup, of_group
 from kvclient.vllm.plan import PublishRun
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
@@ -43,7 +44,7 @@ class Publishing:
         # Requests that may have blocks to publish: those that each step looks at, and those that
         # decode. None is in both.
         self._candidates: dict[str, TrackedRequest] = {}
-        self._turns = Turns()
+        self._turns = Turns(len(groups))
         self._ended: list[_Ended] = []
         # Block -> hash object of the content that was published
         self._published: dict[int, Any] = {}
@@ -57,9 +58,19 @@ class Publishing:
         self.catch_up(request_id, tracked)
         self._candidates[request_id] = tracked
 
+    def given(
+        self, request_ids: list[str], given: list[tuple[list[int], ...] | None], others: set[str], blocks: set[int]
+    ) -> tuple[list[str], list[tuple[list[int], ...]]]:
+        """What the step gives to each of its running requests, None or nothing for most: see Turns.give.
+
+        Returns the requests that have blocks and wait for no turn, or are among ``others``, and these blocks; adds all
+        blocks to ``blocks``.
+        """
+        return self._turns.give(request_ids, given, others, blocks)
+
     def grow(self, request_ids: Iterable[str], given: Iterable[Given]) -> None:
-        """The step gives these running requests further blocks, so that they fill those that they had before."""
-        for request_id, blocks in self._turns.give(request_ids, given):
+        """The step gives these requests, which wait for no turn, further blocks, so that they fill those before."""
+        for request_id, blocks in zip(request_ids, given, strict=True):
             tracked = self._requests.get(request_id)
             if tracked is None:
                 continue
@@ -209,7 +220,7 @@ class Publishing:
         index, last = table.next_block, min(confirmed // self._block_tokens, len(table.blocks))
         if index < last and not windowed:
             blocks = table.blocks[index:last]
-            hashes = [each for block in blocks if (each := pool[block].block_hash) is not None]
+            hashes = contents_of(pool, blocks)
             if len(hashes) == len(blocks) and unsure.isdisjoint(blocks) and published.keys().isdisjoint(blocks):
                 table.passed(last)
                 runs.append((self._run(tracked, number, index, blocks), hashes))
@@ -234,15 +245,14 @@ class Publishing:
 
     def _run(self, tracked: TrackedRequest, number: int, first: int, blocks: list[int]) -> PublishRun:
         """A run of the request's blocks in one group, which are its blocks from ``first`` on."""
-        shards, keys = of_group(number, self._shard_count), tracked.keys
-        of_run = keys.between(shards, first, first + len(blocks))
-        return PublishRun(blocks, first, of_run, keys.before(shards, first))
+        keys, parents = tracked.keys.run(of_group(number, self._shard_count), first, first + len(blocks))
+        return PublishRun(blocks, first, keys, parents)
 
 
-def _extend(tracked: TrackedRequest, given: Iterable[Given]) -> None:
+def _extend(tracked: TrackedRequest, given: Given) -> None:
     """Take blocks into the request's tables that it was given in earlier steps."""
-    for number, table in enumerate(tracked.tables):
-        table.extend_later([block for blocks in given for block in blocks[number]])
+    for table, blocks in zip(tracked.tables, given):  # noqa: B905 (it may have been given none at all)
+        table.extend_later(blocks)
 
 
 __all__ = ["Publishing"]

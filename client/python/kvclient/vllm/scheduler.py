@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
@@ -181,11 +181,11 @@ class SchedulerSide:
         None: ask again. A prefill engine has computed the request, and its blocks are not found yet; or another engine
         is computing them; or kvmd-mesh is asked for blocks of other nodes.
         """
-        if self._admission is None or not self.active:
+        admission, model, pool = self._admission, self._model, self._pool
+        if admission is None or model is None or pool is None:
             return 0, False
         began = time.perf_counter()
-        model = self.model
-        seen = model.look(self._pool)
+        seen = model.look(pool)
         if seen is not NOTHING:
             self._settle(seen)
         request_id = request.request_id
@@ -205,7 +205,7 @@ class SchedulerSide:
             return 0, False
         if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
-        tokens = self._admission.tokens(tracked, computed, began)
+        tokens = admission.tokens(tracked, computed, began)
         self._asked.append(tracked)
         return tokens, bool(tokens) and self._options.load == "async"
 
@@ -392,17 +392,16 @@ class SchedulerSide:
             self._restart(new.req_id, new.block_ids, given)
             attached.update(*new.block_ids)
         cached = output.scheduled_cached_reqs
-        # Most running requests got no block
-        names, tables = list(compress(cached.req_ids, cached.new_block_ids)), list(filter(None, cached.new_block_ids))
-        attached.update(chain.from_iterable(chain.from_iterable(tables)))
         resumed = cached.resumed_req_ids
+        names, tables = self.publishing.given(cached.req_ids, cached.new_block_ids, resumed, attached)
         if resumed:  # vLLM gives a resumed one all of its blocks
             for request_id, block_ids in zip(names, tables, strict=True):
                 if request_id in resumed:
                     self._restart(request_id, block_ids, given)
             grown = [request_id not in resumed for request_id in names]
             names, tables = list(compress(names, grown)), list(compress(tables, grown))
-        self.publishing.grow(names, tables)
+        if names:
+            self.publishing.grow(names, tables)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached
