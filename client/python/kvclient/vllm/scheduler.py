@@ -236,29 +236,29 @@ class SchedulerSide:
     def plan(self, output: Any) -> StepPlan:
         """The plan of the step that the engine is about to launch; called at the end of every ``schedule()``."""
         self._step += 1
-        if not self.active:
+        publishing, model = self._publishing, self._model
+        if self._client is None or publishing is None or model is None:
             return StepPlan()
         began = time.perf_counter()
-        plan = self._plan(output)
+        plan = self._plan(output, publishing, model)
         self.counters.time("plan", time.perf_counter() - began)
         return plan
 
-    def _plan(self, output: Any) -> StepPlan:
-        publishing = self.publishing
-        seen = self.model.look(self._pool)
+    def _plan(self, output: Any, publishing: Publishing, model: RunningModel) -> StepPlan:
+        seen = model.look(self._pool)
         if seen is not NOTHING:
             self._settle(seen)
         self._computing.step(self._requests.computed)
-        plan = StepPlan(model=self.model.fingerprint)
+        plan = StepPlan(model=model.fingerprint)
         if self._withdraw:
             plan.withdraw_all = True
             self._withdraw = False
             publishing.withdrawn()
-        fresh = publishing.fresh(self._attached(output))
+        fresh = publishing.fresh(self._attached(output, publishing))
         plan.begin = list(fresh)
         # Other requests may already use blocks of a load that the step waits for, so its result
         # must be known first.
-        if self._options.publish and not self._loads.unknown(self._requests.by_id) and self.model.shares:
+        if self._options.publish and not self._loads.unknown(self._requests.by_id) and model.shares:
             plan.publish = publishing.step(fresh, output.num_scheduled_tokens, self._step)
         if self._asked:
             self._describe_asked()
@@ -385,7 +385,7 @@ class SchedulerSide:
                 self._held.clear()
             self._requests.renewed(self.model.keys, empty=seen.empty)
 
-    def _attached(self, output: Any) -> set[int]:
+    def _attached(self, output: Any, publishing: Publishing) -> set[int]:
         """All blocks that the step may write to for the first time; it may contain others."""
         attached, given = self._loads.attached(output.num_scheduled_tokens)
         for new in output.scheduled_new_reqs:
@@ -393,7 +393,7 @@ class SchedulerSide:
             attached.update(*new.block_ids)
         cached = output.scheduled_cached_reqs
         resumed = cached.resumed_req_ids
-        names, tables = self.publishing.given(cached.req_ids, cached.new_block_ids, resumed, attached)
+        names, tables = publishing.given(cached.req_ids, cached.new_block_ids, resumed, attached)
         if resumed:  # vLLM gives a resumed one all of its blocks
             for request_id, block_ids in zip(names, tables, strict=True):
                 if request_id in resumed:
@@ -401,7 +401,7 @@ class SchedulerSide:
             grown = [request_id not in resumed for request_id in names]
             names, tables = list(compress(names, grown)), list(compress(tables, grown))
         if names:
-            self.publishing.grow(names, tables)
+            publishing.grow(names, tables)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached
