@@ -195,10 +195,10 @@ class Client {
   // that lacks one shard is useless (I8).
   std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
 
-  // How many leading `keys` Find would find, in about half of its time: nothing is written for each
-  // key. It counts as a lookup, and ignores FindOptions::computing. For schedulers, which ask how
-  // far a prefix reaches long before a worker imports it. 0 where Find finds nothing, for whatever
-  // reason. Thread-safe; never waits.
+  // How many leading `keys` Find would find, in less time: nothing is written for each key. It
+  // counts as a lookup, and ignores FindOptions::computing. For schedulers, which ask how far a
+  // prefix reaches long before a worker imports it. 0 where Find finds nothing, for whatever
+  // reason.
   std::size_t Count(std::span<const BlockKey> keys, const FindOptions& options = {}) const noexcept;
   // The same for a model that is divided into shards (FindShards): the shortest shard's. 0 without
   // a shard.
