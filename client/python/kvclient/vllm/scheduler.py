@@ -23,7 +23,7 @@ from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.equal_prefixes import EqualPrefixes
 from kvclient.vllm.failed_loads import FailedLoads
-from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.groups import KvGroup, unit_of
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.joins import Joins
 from kvclient.vllm.loads import Loads
@@ -65,7 +65,8 @@ class SchedulerSide:
         self._publishing: Publishing | None = None  # once both the shards and the pool are known
         self._pool: Any = None
         self._include_own = False
-        self._block_tokens = 0
+        self._block_tokens = 0  # of a name (ModelSpec)
+        self._unit_tokens = 0  # between places where blocks of all groups end
         self._groups: list[KvGroup] = [KvGroup()]
         self._shard_count = 1
         self._step = 0
@@ -96,18 +97,23 @@ class SchedulerSide:
         ``model``: see ModelNow; None: the model is always ``spec``.
         """
         self._groups, self._shard_count, self._block_tokens = list(groups), len(shards), spec.block_tokens
+        unit = unit_of(groups)
+        self._unit_tokens = unit * self._block_tokens
         several = len(groups) > 1 or groups[0].partial
         # A request whose step waits for its load can't be told of
         by_request = by_request and self._options.load == "async" and several
         of_groups = [_shard_of(shard, number) for number in range(len(groups)) for shard in shards]
         self._client, self._include_own = client, include_own
-        self._model = RunningModel(spec, of_groups, hashes, model)
+        scales = [group.scale for group in groups] if unit > 1 else ()
+        self._model = RunningModel(spec, of_groups, hashes, model, scales)
         self._requests.begin(self._groups, self._block_tokens)
         self._loads.begin(self._groups, len(shards), self._block_tokens, whole=by_request)
         self._lookups = Lookups(
             client, groups, len(shards), spec.block_tokens, include_own=include_own, by_request=by_request
         )
-        self._equal = EqualPrefixes(self._block_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s)
+        self._equal = EqualPrefixes(
+            self._unit_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s, unit
+        )
         self._admission = Admission(
             self._options,
             client,
@@ -116,8 +122,9 @@ class SchedulerSide:
             None if several else self._joins,
             self._equal,
             self.counters,
-            spec.block_tokens,
+            self._unit_tokens,
             include_own=include_own,
+            names=unit,
         )
         self._begin()
 
@@ -195,11 +202,11 @@ class SchedulerSide:
         else:
             self._loads.asked_again(request_id)
             self._equal.ended(request_id)
-        tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
+        tracked.local_tokens, tracked.local_blocks = computed, computed // self._unit_tokens
         if not self._requests.certain(tracked, model, computed) or not tracked.imports:
             # Weights are measured in less time than a prompt is computed
             return (None if model.measuring and tracked.imports else 0), False
-        if request.skip_reading_prefix_cache or computed % self._block_tokens:
+        if request.skip_reading_prefix_cache or computed % self._unit_tokens:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self.failed_loads.paused_until:
             return 0, False
@@ -223,7 +230,7 @@ class SchedulerSide:
             self._loads.add(tracked, tables, external_tokens, self._pool, wait=wait)
             if not wait:  # else the engine knows the blocks at once
                 first = tracked.local_blocks
-                self._equal.began(tracked, first, first + external_tokens // self._block_tokens)
+                self._equal.began(tracked, first, first + external_tokens // self._unit_tokens)
 
     def given(self, request: Any, blocks: Callable[[], Sequence[int]]) -> None:
         """The engine has allocated ``blocks()``, all of the request's, and this connector loads none of them.
@@ -347,6 +354,8 @@ class SchedulerSide:
         request, first, size = tracked.request, tracked.described, self._block_tokens
         if blocks <= first or self._client is None or not self._descriptions.on or not is_plain(request):
             return
+        if self._unit_tokens > size:
+            return  # blocks of the first group have more tokens than a name, or other groups' have
         tracked.described = blocks
         keys = tracked.keys.upto(blocks)[0][first:blocks]
         tokens = request.all_token_ids[first * size : blocks * size]
