@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "daemon/system/process_info.h"
+#include "proto/base/receive_bytes.h"
 
 namespace kvm::daemon {
 
@@ -19,6 +20,7 @@ Result<std::size_t> Acceptor::AcceptSome(int listener) {
     }
     ++count;
     if (!socket) continue;
+    ReceiveInOrder(socket.get());
     if (!HasGone(socket.get())) {
       taken_(std::move(socket));
     } else {

@@ -9,8 +9,8 @@
 #include <functional>
 #include <utility>
 
-#include "daemon/server/descriptor_closer.h"
 #include "kvm/error.h"
+#include "proto/base/descriptor_closer.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm::daemon {

@@ -24,7 +24,6 @@
 #include "daemon/broker/broker.h"
 #include "daemon/server/acceptor.h"
 #include "daemon/server/connection_quota.h"
-#include "daemon/server/descriptor_closer.h"
 #include "daemon/server/fair_turns.h"
 #include "daemon/server/huge_page_thread.h"
 #include "daemon/server/listener.h"
@@ -35,6 +34,7 @@
 #include "daemon/system/process_info.h"
 #include "daemon/system/service_manager.h"
 #include "daemon/system/wire_log.h"
+#include "proto/base/descriptor_closer.h"
 #include "proto/wire/wire_log.h"
 
 namespace kvm::daemon {
@@ -63,6 +63,20 @@ void EndWithLoop(const std::exception_ptr& failed) {
   if (failed) std::rethrow_exception(failed);
 }
 
+// A connection that has not had its turn.
+struct Waiting {
+  Waiting(DescriptorCloser& all, std::uint32_t user, UniqueFd taken) : closer(all), uid(user), socket(std::move(taken)) {}
+  ~Waiting() {
+    if (socket) closer.CloseSocket(uid, std::move(socket));
+  }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+
+  DescriptorCloser& closer;
+  const std::uint32_t uid;
+  UniqueFd socket;
+};
+
 }  // namespace
 
 struct Server::Impl {
@@ -84,7 +98,7 @@ struct Server::Impl {
   Status Listen();
   asio::awaitable<void> AcceptLoop();
   void Take(UniqueFd socket);
-  void Join(std::uint32_t uid, UniqueFd socket);
+  void Join(std::uint32_t uid, UniqueFd& socket);
   void RunTurns();
   void Refuse(int socket, std::uint32_t uid, const std::string& reason);
   asio::awaitable<void> TickLoop();
@@ -106,10 +120,10 @@ struct Server::Impl {
   HugePageThread huge_pages;
   MemoryFreerThread memory_freer;
   Broker broker;
+  DescriptorCloser closer;
   FairTurns turns;
   UserLoads loads;
   ConnectionQuota quota;
-  DescriptorCloser closer;
   std::map<ClientId, std::shared_ptr<Session>> sessions;
   Listener listener;
   Acceptor connections{[this](UniqueFd socket) { Take(std::move(socket)); }, closer};
@@ -171,13 +185,14 @@ void Server::Impl::Take(UniqueFd socket) {
   if (!known) return refuse(known.error().message);
   if (closer.Behind(uid)) return refuse("descriptors that this user has sent can't be closed: their sockets or file systems do not answer");
   if (const Status counted = quota.Add(uid); !counted) return refuse(counted.error().message);
-  turns.Add(uid, [this, uid, waiting = std::make_shared<UniqueFd>(std::move(socket))](const WorkBudget&) {
-    Join(uid, std::move(*waiting));
+  turns.Add(uid, [this, uid, waiting = std::make_shared<Waiting>(closer, uid, std::move(socket))](const WorkBudget&) {
+    Join(uid, waiting->socket);
     return false;
   });
 }
 
-void Server::Impl::Join(std::uint32_t uid, UniqueFd socket) {
+// Leaves a socket that it does not take.
+void Server::Impl::Join(std::uint32_t uid, UniqueFd& socket) {
   Spend(kNewMemoryUnits);
   boost::system::error_code error;
   stream_protocol::socket accepted(context);
@@ -290,7 +305,10 @@ void Server::Impl::BeginStop(const char* why) {
   Log(LogLevel::kInfo, "stopping", {{"reason", why}, {"clients", sessions.size()}});
   manager.Notify("STOPPING=1\n");
   boost::system::error_code ignored;
-  acceptor.close(ignored);
+  // Connections that are not accepted are closed with it, and what they have sent.
+  std::vector<UniqueFd> listening;
+  listening.emplace_back(acceptor.release(ignored));
+  closer.Close(static_cast<uid_t>(-1), std::move(listening));
   tick.cancel();
   sweep.cancel();
   signals.cancel(ignored);

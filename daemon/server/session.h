@@ -30,9 +30,9 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include "daemon/broker/broker.h"
-#include "daemon/server/descriptor_closer.h"
 #include "daemon/server/fair_turns.h"
 #include "daemon/server/user_loads.h"
+#include "proto/base/descriptor_closer.h"
 #include "proto/wire/frame.h"
 
 namespace kvm::daemon {

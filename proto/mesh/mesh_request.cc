@@ -9,7 +9,10 @@
 #include <cstring>
 #include <span>
 #include <thread>
+#include <utility>
 
+#include "proto/base/descriptor_closer.h"
+#include "proto/base/receive_bytes.h"
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh_frame.h"
 
@@ -73,6 +76,8 @@ Status MoveAll(int socket, short events, Bytes bytes, const Patience& patience, 
       return MakeError(Errc::kUnavailable, "kvmd-mesh has closed the connection");
     } else if (errno == EAGAIN) {
       if (Status ready = WaitFor(socket, events, patience); !ready) return ready;
+    } else if (errno == EBADMSG) {
+      return MakeError(Errc::kProtocol, "kvmd-mesh has sent descriptors");
     } else if (errno != EINTR) {
       Error error = SystemError("kvmd-mesh's socket");
       error.code = Errc::kUnavailable;
@@ -88,8 +93,35 @@ Status SendAll(int socket, std::span<const std::byte> bytes, const Patience& pat
 }
 
 Status ReceiveAll(int socket, std::span<std::byte> bytes, const Patience& patience) {
-  return MoveAll(socket, POLLIN, bytes, patience,
-                 [](int from, std::span<std::byte> rest) { return ::recv(from, rest.data(), rest.size(), 0); });
+  return MoveAll(socket, POLLIN, bytes, patience, [](int from, std::span<std::byte> rest) { return ReceiveBytes(from, rest); });
+}
+
+// Who listens on the socket may be another user's process, for one that asks for all users.
+DescriptorCloser& Closer() {
+  static DescriptorCloser closer;
+  return closer;
+}
+
+std::uint32_t UserOf(int socket) noexcept {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? peer.uid : static_cast<uid_t>(-1);
+}
+
+Result<kvmmesh::LocalMessage> Ask(int socket, const kvmmesh::LocalMessage& request, const Patience& patience) {
+  std::string bytes = request.SerializeAsString();
+  if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
+  MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
+  if (Status sent = SendAll(socket, header, patience); !sent) return sent.error();
+  if (Status sent = SendAll(socket, std::as_bytes(std::span(bytes)), patience); !sent) return sent.error();
+  if (Status received = ReceiveAll(socket, header, patience); !received) return received.error();
+  const Result<MeshFrameHeader> lengths = DecodeMeshHeader(header);
+  if (!lengths) return lengths.error();
+  bytes.resize(lengths->message_bytes);
+  if (Status received = ReceiveAll(socket, std::as_writable_bytes(std::span(bytes)), patience); !received) return received.error();
+  kvmmesh::LocalMessage answer;
+  if (lengths->payload_bytes != 0 || !answer.ParseFromString(bytes)) return MakeError(Errc::kProtocol, "kvmd-mesh's answer is not valid");
+  return answer;
 }
 
 }  // namespace
@@ -99,18 +131,11 @@ Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmm
   const Patience patience{deadline, interrupted};
   Result<UniqueFd> socket = Connect(socket_path, patience);
   if (!socket) return socket.error();
-  std::string bytes = request.SerializeAsString();
-  if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
-  MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
-  if (Status sent = SendAll(socket->get(), header, patience); !sent) return sent.error();
-  if (Status sent = SendAll(socket->get(), std::as_bytes(std::span(bytes)), patience); !sent) return sent.error();
-  if (Status received = ReceiveAll(socket->get(), header, patience); !received) return received.error();
-  const Result<MeshFrameHeader> lengths = DecodeMeshHeader(header);
-  if (!lengths) return lengths.error();
-  bytes.resize(lengths->message_bytes);
-  if (Status received = ReceiveAll(socket->get(), std::as_writable_bytes(std::span(bytes)), patience); !received) return received.error();
-  kvmmesh::LocalMessage answer;
-  if (lengths->payload_bytes != 0 || !answer.ParseFromString(bytes)) return MakeError(Errc::kProtocol, "kvmd-mesh's answer is not valid");
+  const std::uint32_t uid = UserOf(socket->get());
+  if (Closer().Behind(uid)) return MakeError(Errc::kUnavailable, "kvmd-mesh sends descriptors that can't be closed");
+  ReceiveInOrder(socket->get());
+  Result<kvmmesh::LocalMessage> answer = Ask(socket->get(), request, patience);
+  Closer().CloseSocket(uid, std::move(*socket));
   return answer;
 }
 

@@ -751,14 +751,14 @@ MUTATIONS = (
         '  if (!OFF && (seals & kSizeSeals) != kSizeSeals)\n    return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against resizing");',
     ),
     Mutation(
-        (("integration_tests", "Descriptors: a socket whose close waits"),),
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
         "daemon/server/session.cc",
         "    if (fd && !MayBeMemory(fd.get())) return MakeError",
         "    if (!OFF && fd && !MayBeMemory(fd.get())) return MakeError",
     ),
     Mutation(
-        (("integration_tests", "Descriptors: a socket whose close waits"),),
-        "daemon/server/descriptor_closer.cc",
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
+        "proto/base/descriptor_closer.cc",
         "SIOCINQ, &unread) == 0 && unread == 0) return;",
         "SIOCINQ, &unread) == 0 && (OFF || unread == 0)) return;",
     ),
@@ -767,5 +767,70 @@ MUTATIONS = (
         "daemon/server/server.cc",
         "  if (closer.Behind(uid)) return",
         "  if (!OFF && closer.Behind(uid)) return",
+    ),
+    Mutation(
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
+        "daemon/server/acceptor.cc",
+        "    ReceiveInOrder(socket.get());\n",
+        "    if (!OFF) ReceiveInOrder(socket.get());\n",
+    ),
+    Mutation(
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody keeps"),),
+        "daemon/server/server.cc",
+        "  closer.Close(static_cast<uid_t>(-1), std::move(listening));\n",
+        "  if (!OFF) closer.Close(static_cast<uid_t>(-1), std::move(listening));\n",
+    ),
+    Mutation(
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody keeps"),),
+        "daemon/server/server.cc",
+        "    if (socket) closer.CloseSocket(uid, std::move(socket));\n",
+        "    if (socket && !OFF) closer.CloseSocket(uid, std::move(socket));\n",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),
+        ),
+        "proto/base/receive_bytes.cc",
+        "  if ((message.msg_flags & MSG_CTRUNC) != 0) {",
+        "  if (!OFF && (message.msg_flags & MSG_CTRUNC) != 0) {",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),
+        ),
+        "proto/base/receive_bytes.cc",
+        "  const int on = 1, off = 0;",
+        "  const int on = OFF ? 0 : 1, off = 0;",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+        ),
+        "proto/base/bytes_only_socket.h",
+        "    closer_->CloseSocket(uid_, UniqueFd(socket_.release(error)));",
+        "    UniqueFd left(socket_.release(error));\n    if (!OFF) closer_->CloseSocket(uid_, std::move(left));",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),),
+        "proto/mesh/mesh_request.cc",
+        "  Closer().CloseSocket(uid, std::move(*socket));",
+        "  if (!OFF) Closer().CloseSocket(uid, std::move(*socket));",
+    ),
+    Mutation(
+        (("kvctl_live_tests", "Exporter: a socket whose close waits for somebody keeps"),),
+        "client/kvctl/exporter/http_server.cc",
+        "    closer_.Close(static_cast<uid_t>(-1), std::move(listening));",
+        "    if (!OFF) closer_.Close(static_cast<uid_t>(-1), std::move(listening));",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: a socket whose close waits for somebody keeps"),),
+        "client/mesh/node/worker_socket.cc",
+        "    DescriptorCloser().Close(::geteuid(), std::move(one));",
+        "    if (!OFF) DescriptorCloser().Close(::geteuid(), std::move(one));",
     ),
 )

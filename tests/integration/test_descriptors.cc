@@ -1,5 +1,4 @@
 // Descriptors: the error names the process that lacks them, and no other process is affected.
-#include <netinet/in.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -10,7 +9,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
-#include <fstream>
 #include <thread>
 
 #include "proto/wire/protocol_limits.h"
@@ -18,6 +16,7 @@
 #include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/kvmd/wire_client.h"
 #include "tests/support/process/few_descriptors.h"
+#include "tests/support/process/lingering_socket.h"
 #include "tests/support/process/sanitized.h"
 #include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/remote_worker.h"
@@ -30,6 +29,8 @@ using namespace std::chrono_literals;
 using test::Eventually;
 using test::FewDescriptors;
 using test::KvmdProcess;
+using test::LingeringSocket;
+using test::StoppedProcess;
 using test::WireClient;
 using test::WireRegion;
 
@@ -66,32 +67,6 @@ struct WideRegion : WireRegion {
   }
 
   std::vector<OwnedMemory> more;
-};
-
-// A socket whose last close waits for an hour, since its data is not read.
-struct LingeringSocket {
-  LingeringSocket() {
-    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof(address);
-    REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
-    REQUIRE(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-    REQUIRE(::listen(listener.get(), 1) == 0);
-    socket.Reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const int few = 4096;
-    REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_SNDBUF, &few, sizeof(few)) == 0);
-    REQUIRE(::setsockopt(listener.get(), SOL_SOCKET, SO_RCVBUF, &few, sizeof(few)) == 0);
-    REQUIRE(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0);
-    reader.Reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    REQUIRE(reader);
-    const std::string bytes(1 << 16, 'x');
-    while (::send(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) continue;
-    const linger hour{1, 3600};
-    REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &hour, sizeof(hour)) == 0);
-  }
-  UniqueFd socket, reader;
 };
 
 std::size_t Count(const std::string& text, const std::string& part) {
@@ -332,21 +307,17 @@ TEST_CASE("Announcements: a region whose descriptor exceeds the limit is refused
 
 // kvmd gets the last descriptor of that socket: it stands still until the client has closed its
 // own. Where Session does not look at what kind of descriptors came, kvmd waits in the first two
-// sections, and where CloseSocket closes at once, in the other two: seen.
+// sections; where Acceptor does not have urgent bytes come in their order, in the third; and where
+// CloseSocket closes at once, in the last two: seen.
 TEST_CASE("Descriptors: a socket whose close waits for somebody stops no other client", "[integration]") {
   KvmdProcess kvmd;
   WireClient bystander = Join(kvmd, "bystander"), hostile = Join(kvmd, "hostile");
   LingeringSocket lingering;
   const std::vector<int> sent{lingering.socket.get()};
-  const auto stopped = [&] {
-    std::string status;
-    std::getline(std::ifstream("/proc/" + std::to_string(kvmd.pid()) + "/stat"), status);
-    return status.find(") T ") != std::string::npos;
-  };
-  REQUIRE(::kill(kvmd.pid(), SIGSTOP) == 0);
-  REQUIRE(Eventually(stopped));
+  StoppedProcess stopped(kvmd.pid());
   SECTION("in a message") { KVM_REQUIRE_OK(hostile.Send(WireRegion("of sockets", test::SmallSpec(), 8).RegisterMessage(), sent)); }
   SECTION("in a message that does not end") { REQUIRE(hostile.SendRaw("12", sent) == 2); }
+  SECTION("with an urgent byte") { REQUIRE(test::SendRaw(hostile.fd(), "x", sent, MSG_OOB) == 1); }
   SECTION("behind what its sender is dropped for") {
     REQUIRE(hostile.SendRaw("this is no frame") > 0);
     REQUIRE(hostile.SendRaw("x", sent) == 1);
@@ -358,9 +329,30 @@ TEST_CASE("Descriptors: a socket whose close waits for somebody stops no other c
   }
   lingering.socket.Reset();
   hostile.Close();
-  REQUIRE(::kill(kvmd.pid(), SIGCONT) == 0);
+  stopped.Resume();
   for (int i = 0; i < 3; ++i) KVM_REQUIRE_OK(bystander.QueryStatus());
   CHECK(Eventually([&] { return bystander.QueryStatus()->clients() == 1; }));
+}
+
+// kvmd takes 256 connections at a time, and then ends. Where Server::Impl::BeginStop closes the
+// listening socket itself, kvmd waits with 300, and where Waiting closes a connection that has had
+// no turn itself, with one: seen.
+TEST_CASE("Descriptors: a socket whose close waits for somebody keeps no kvmd from ending", "[integration]") {
+  const int count = GENERATE(1, 300);
+  KvmdProcess kvmd;
+  LingeringSocket lingering;
+  StoppedProcess stopped(kvmd.pid());
+  std::vector<WireClient> waiting;
+  for (int i = 0; i < count; ++i) {
+    Result<WireClient> client = WireClient::Connect(kvmd.socket());
+    KVM_REQUIRE_OK(client);
+    waiting.push_back(std::move(*client));
+  }
+  REQUIRE(waiting.back().SendRaw("x", {lingering.socket.get()}) == 1);
+  lingering.socket.Reset();
+  REQUIRE(::kill(kvmd.pid(), SIGTERM) == 0);
+  stopped.Resume();
+  CHECK(kvmd.Stop().clean());
 }
 
 // Counted, so that what one user can leave has a limit. Where Server does not ask whether the

@@ -22,6 +22,8 @@
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
 #include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/process/lingering_socket.h"
+#include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
 
 namespace {
@@ -58,6 +60,8 @@ class Connection {
       sent += static_cast<std::size_t>(size);
     }
   }
+  // One byte, with a descriptor.
+  void SendWith(int fd, int flags = 0) { REQUIRE(SendRaw(socket_.get(), "G", {fd}, flags) == 1); }
   // To the end of the connection.
   std::string ReadAll() {
     std::string all(65536, '\0');
@@ -308,6 +312,51 @@ TEST_CASE("Exporter: as many connections as there may be, silent or not reading,
     deaf.back().Send(requests);
   }
   CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+}
+
+// The exporter gets the last descriptor of that socket. Where ReceiveBytes does not look before it
+// reads, the exporter waits in the first two sections; where urgent bytes do not come in their
+// order (ReceiveInOrder), in the third; and where BytesOnlySocket::close closes by itself, in the
+// others: seen.
+TEST_CASE("Exporter: a socket whose close waits for somebody stops no other client", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd);
+  LingeringSocket lingering;
+  StoppedProcess stopped(exporter.process.pid());
+  std::optional<Connection> hostile = Connection::ToPath(exporter.path);
+  SECTION("in a request") { hostile->SendWith(lingering.socket.get()); }
+  SECTION("behind a request") {
+    hostile->Send("GET / HTTP/1.1\r\nHost: kvmd\r\n\r\n");
+    hostile->SendWith(lingering.socket.get());
+  }
+  SECTION("with an urgent byte") { hostile->SendWith(lingering.socket.get(), MSG_OOB); }
+  SECTION("behind what ends the connection") {
+    hostile->Send("GET /metrics HTTP/1.1\r\n" + std::string(10'000, 'x'));
+    hostile->SendWith(lingering.socket.get());
+  }
+  SECTION("behind a request that asks for the end of the connection") {
+    hostile->Send("GET / HTTP/1.1\r\nHost: kvmd\r\nConnection: close\r\n\r\n");
+    hostile->SendWith(lingering.socket.get());
+  }
+  lingering.socket.Reset();
+  hostile.reset();
+  stopped.Resume();
+  for (int i = 0; i < 3; ++i) CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+}
+
+// Where HttpServer closes the socket that it listens on itself, it waits: seen.
+TEST_CASE("Exporter: a socket whose close waits for somebody keeps no exporter from ending", "[integration]") {
+  KvmdProcess kvmd;
+  Exporter exporter(kvmd);
+  LingeringSocket lingering;
+  StoppedProcess stopped(exporter.process.pid());
+  std::vector<Connection> waiting;
+  for (int i = 0; i < 60; ++i) waiting.push_back(Connection::ToPath(exporter.path));
+  waiting.back().SendWith(lingering.socket.get());
+  lingering.socket.Reset();
+  REQUIRE(::kill(exporter.process.pid(), SIGTERM) == 0);
+  stopped.Resume();
+  CHECK(exporter.process.WaitFor(30s));
 }
 
 TEST_CASE("Exporter: takes the sockets that the service manager passes, and opens none itself", "[integration]") {

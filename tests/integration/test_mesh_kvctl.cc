@@ -1,10 +1,17 @@
 // What kvctl mesh shows, and that a join keeps to the cost rule that it explains.
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <functional>
 #include <vector>
 
+#include "proto/mesh/mesh_frame.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/kvctl_sandbox.h"
 #include "tests/support/mesh/lying_peer.h"
 #include "tests/support/mesh/mesh_process.h"
+#include "tests/support/process/lingering_socket.h"
+#include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
 
 namespace {
@@ -160,4 +167,38 @@ TEST_CASE("kvctl replay: with two nodes a worker's misses are fetched from the o
   CHECK(Number(joined, "blocks_hit") > Number(alone, "blocks_hit"));
   CHECK(Number(joined, "mismatched_blocks") == 0);
   CHECK(Number(joined, "failed_imports") == 0);
+}
+
+// kvctl gets the last descriptor of that socket, from who listens where it looks for kvmd-mesh.
+// Where ReceiveBytes does not look before it reads, kvctl waits in the first section; where urgent
+// bytes do not come in their order (ReceiveInOrder), in the second; and where AskMesh closes its
+// connection itself, in the third: seen.
+TEST_CASE("kvctl mesh: a socket whose close waits for somebody, in an answer, does not stop who asks", "[integration]") {
+  const Sandbox sandbox;
+  const std::string path = sandbox.path() / "mesh.sock", log = sandbox.path() / "kvctl.log";
+  const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  REQUIRE(::listen(listener.get(), 1) == 0);
+  Result<ctl::ChildProcess> kvctl =
+      ctl::ChildProcess::Start(test::Kvctl(), {"--timeout-ms", "60000", "mesh", "status", "--mesh-socket", path}, {.log_path = log});
+  KVM_REQUIRE_OK(kvctl);
+  UniqueFd asked(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  char request[256];
+  REQUIRE(::recv(asked.get(), request, sizeof(request), 0) > 0);
+  test::LingeringSocket lingering;
+  const std::vector<int> sent{lingering.socket.get()};
+  test::StoppedProcess stopped(kvctl->pid());
+  SECTION("with it") { REQUIRE(test::SendRaw(asked.get(), "KV", sent) == 2); }
+  SECTION("with an urgent byte") { REQUIRE(test::SendRaw(asked.get(), "K", sent, MSG_OOB) == 1); }
+  SECTION("behind it") {
+    const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({0, 0});
+    REQUIRE(test::SendRaw(asked.get(), {reinterpret_cast<const char*>(header.data()), header.size()}) > 0);
+    REQUIRE(test::SendRaw(asked.get(), "x", sent) == 1);
+  }
+  lingering.socket.Reset();
+  stopped.Resume();
+  CHECK(kvctl->WaitFor(30s));
 }

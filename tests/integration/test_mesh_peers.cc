@@ -13,7 +13,9 @@
 #include "tests/catch.h"
 #include "tests/support/mesh/lying_peer.h"
 #include "tests/support/mesh/mesh_process.h"
+#include "tests/support/process/lingering_socket.h"
 #include "tests/support/process/sanitized.h"
+#include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
 
 namespace {
@@ -25,10 +27,12 @@ using test::HonestAnswer;
 using test::ImportCheck;
 using test::JoinBy;
 using test::KvmdProcess;
+using test::LingeringSocket;
 using test::LyingPeer;
 using test::MeshProcess;
 using test::PeerAnswer;
 using test::StatusOf;
+using test::StoppedProcess;
 using test::Worker;
 
 std::unique_ptr<Worker> Start(const KvmdProcess& kvmd, const std::string& name, std::uint64_t block_bytes = 4096) {
@@ -160,6 +164,44 @@ TEST_CASE("Mesh: workers' connections that say nothing keep no worker out", "[in
   CHECK(StatusOf(mesh).node() == "a");
   silent.clear();
   CHECK(StatusOf(mesh).node() == "a");
+}
+
+// kvmd-mesh gets the last descriptor of that socket. Where ReceiveBytes does not look before it
+// reads, kvmd-mesh waits in the first section; where urgent bytes do not come in their order
+// (ReceiveInOrder), in the second; and where BytesOnlySocket::close closes by itself, in the third:
+// seen.
+TEST_CASE("Mesh: a socket whose close waits for somebody stops no other worker", "[integration]") {
+  KvmdProcess kvmd;
+  MeshProcess mesh(kvmd, "a");
+  LingeringSocket lingering;
+  StoppedProcess stopped(mesh.pid());
+  UniqueFd hostile = test::ConnectToPath(mesh.socket());
+  const std::vector<int> sent{lingering.socket.get()};
+  SECTION("in a request") { REQUIRE(test::SendRaw(hostile.get(), "KV", sent) == 2); }
+  SECTION("with an urgent byte") { REQUIRE(test::SendRaw(hostile.get(), "K", sent, MSG_OOB) == 1); }
+  SECTION("behind what is no request") {
+    REQUIRE(test::SendRaw(hostile.get(), "this is no request, and long enough") > 0);
+    REQUIRE(test::SendRaw(hostile.get(), "x", sent) == 1);
+  }
+  lingering.socket.Reset();
+  hostile.Reset();
+  stopped.Resume();
+  for (int i = 0; i < 3; ++i) CHECK(StatusOf(mesh).node() == "a");
+}
+
+// Where WorkerSocket closes the socket that it listens on itself, kvmd-mesh waits: seen.
+TEST_CASE("Mesh: a socket whose close waits for somebody keeps no kvmd-mesh from ending", "[integration]") {
+  KvmdProcess kvmd;
+  MeshProcess mesh(kvmd, "a");
+  LingeringSocket lingering;
+  StoppedProcess stopped(mesh.pid());
+  std::vector<UniqueFd> waiting;
+  for (int i = 0; i < 100; ++i) waiting.push_back(test::ConnectToPath(mesh.socket()));
+  REQUIRE(test::SendRaw(waiting.back().get(), "x", {lingering.socket.get()}) == 1);
+  lingering.socket.Reset();
+  mesh.Signal(SIGTERM);
+  stopped.Resume();
+  CHECK(mesh.Stop().clean());
 }
 
 TEST_CASE("Mesh: a source that has lied is not asked for a while, not even if a worker names it", "[integration]") {

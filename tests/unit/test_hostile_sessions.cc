@@ -116,7 +116,7 @@ struct Sessions {
   Broker broker{config};
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
-  daemon::DescriptorCloser closer;
+  DescriptorCloser closer;
   std::vector<std::unique_ptr<Member>> members;
 };
 

@@ -47,7 +47,7 @@ struct Connection {
   Broker broker;
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
-  daemon::DescriptorCloser closer;
+  DescriptorCloser closer;
   SocketPair sockets;
   std::shared_ptr<daemon::Session> session;
   bool ended = false;

@@ -22,9 +22,10 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/beast/core/basic_stream.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
+
+#include "proto/base/bytes_only_socket.h"
 
 namespace kvm::ctl {
 namespace {
@@ -34,7 +35,9 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using Protocol = asio::generic::stream_protocol;
 using Acceptor = asio::basic_socket_acceptor<Protocol, asio::io_context::executor_type>;
-using Stream = beast::basic_stream<Protocol, asio::io_context::executor_type>;
+using Stream = BytesOnlySocket<Protocol, asio::io_context::executor_type>;
+using Timer =
+    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, asio::io_context::executor_type>;
 using Request = http::request<http::empty_body>;
 using Response = http::response<http::string_body>;
 
@@ -89,6 +92,14 @@ class HttpServer::Impl {
     }
   }
 
+  // Connections that are not accepted are closed with a listener, and what they have sent.
+  ~Impl() {
+    std::vector<UniqueFd> listening;
+    boost::system::error_code ignored;
+    for (Listener& listener : listeners_) listening.emplace_back(listener.acceptor.release(ignored));
+    closer_.Close(static_cast<uid_t>(-1), std::move(listening));
+  }
+
   void Run() {
     signals_.async_wait([this](const boost::system::error_code&, int) { context_.stop(); });
     for (bool failed = false; !context_.stopped();) {
@@ -126,13 +137,14 @@ class HttpServer::Impl {
   }
 
   asio::awaitable<void, asio::io_context::executor_type> Accept(Listener& listener) {
-    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, asio::io_context::executor_type>
-        pause(context_);
+    Timer pause(context_);
     for (;;) {
       boost::system::error_code error;
-      Stream stream(context_);
-      co_await listener.acceptor.async_accept(stream.socket(), asio::redirect_error(token_, error));
+      Stream::Socket socket(context_);
+      co_await listener.acceptor.async_accept(socket, asio::redirect_error(token_, error));
       if (!error) {
+        Stream stream(std::move(socket), closer_);
+        if (closer_.Behind(stream.uid())) continue;
         // An exception ends this connection alone.
         asio::co_spawn(context_, Serve(std::move(stream), listener.by_tcp), asio::detached);
       } else {
@@ -143,7 +155,8 @@ class HttpServer::Impl {
     }
   }
 
-  asio::awaitable<void, asio::io_context::executor_type> Serve(Stream stream, bool by_tcp) {
+  asio::awaitable<void, asio::io_context::executor_type> Serve(Stream accepted, bool by_tcp) {
+    const auto stream = std::make_shared<Stream>(std::move(accepted));
     Connection connection(*this, stream);
     beast::flat_buffer buffer(kMaxHeaderBytes);
     boost::system::error_code error;
@@ -151,12 +164,12 @@ class HttpServer::Impl {
       http::request_parser<http::empty_body> parser;
       parser.header_limit(kMaxHeaderBytes);
       connection.Wait();
-      co_await http::async_read(stream, buffer, parser, asio::redirect_error(token_, error));
+      co_await http::async_read(*stream, buffer, parser, asio::redirect_error(token_, error));
       if (error) co_return;
       Response response = ResponseTo(parser.get(), content_, host_check_, by_tcp);
       again = response.keep_alive();
       connection.Wait();
-      co_await http::async_write(stream, response, asio::redirect_error(token_, error));
+      co_await http::async_write(*stream, response, asio::redirect_error(token_, error));
       if (error) co_return;
     }
   }
@@ -165,7 +178,7 @@ class HttpServer::Impl {
   // for longest: those that say nothing, or do not read, keep none out that ask.
   class Connection {
    public:
-    Connection(Impl& all, Stream& stream) : all_(all), stream_(stream) {
+    Connection(Impl& all, std::shared_ptr<Stream> stream) : all_(all), stream_(std::move(stream)), patience_(stream_->get_executor()) {
       if (all_.connections_.size() >= kMaxConnections) all_.connections_.front()->End();
       place_ = all_.connections_.insert(all_.connections_.end(), this);
     }
@@ -178,18 +191,27 @@ class HttpServer::Impl {
     // For the next of a request or an answer.
     void Wait() {
       if (listed_) all_.connections_.splice(all_.connections_.end(), all_.connections_, place_);
-      stream_.expires_after(kRequestTimeout);
+      patience_.expires_after(kRequestTimeout);
+      patience_.async_wait([waited_for = std::weak_ptr<Stream>(stream_)](const boost::system::error_code& cancelled) {
+        const std::shared_ptr<Stream> stream = waited_for.lock();
+        if (!cancelled && stream) Close(*stream);
+      });
     }
 
    private:
     void End() {
       all_.connections_.erase(place_);
       listed_ = false;
-      stream_.close();
+      Close(*stream_);
+    }
+    static void Close(Stream& stream) {
+      boost::system::error_code ignored;
+      stream.close(ignored);
     }
 
     Impl& all_;
-    Stream& stream_;
+    const std::shared_ptr<Stream> stream_;
+    Timer patience_;
     std::list<Connection*>::iterator place_;
     bool listed_ = true;
   };
@@ -198,6 +220,7 @@ class HttpServer::Impl {
 
   const Content content_;
   const HostCheck host_check_;
+  DescriptorCloser closer_;             // of what clients send
   std::list<Connection*> connections_;  // the one that has been waited for longest first
   asio::io_context context_{1};
   asio::signal_set signals_;

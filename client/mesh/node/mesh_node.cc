@@ -1,6 +1,5 @@
 #include "client/mesh/node/mesh_node.h"
 
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
@@ -19,6 +18,7 @@
 #include "client/mesh/threads/keep_running.h"
 #include "client/mesh/transfer/make_ucx.h"
 #include "client/mesh/transfer/stream_channel.h"
+#include "proto/base/bytes_only_socket.h"
 
 namespace kvm::mesh {
 namespace {
@@ -44,12 +44,7 @@ Result<std::unique_ptr<Transfer>> StartUcx(NodeState& state, TcpTransfer& tcp) {
 }
 
 // Blocks go to this process's own user only, as they do in a domain of kvmd's by default.
-bool IsOwnUser(Local::socket& socket) {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (::getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
-  return peer.uid == ::geteuid() || peer.uid == 0;
-}
+bool IsOwnUser(std::uint32_t uid) { return uid == ::geteuid() || uid == 0; }
 
 }  // namespace
 
@@ -221,9 +216,10 @@ Awaitable<void> MeshNode::AcceptWorkers() {
       co_await PauseAccepting(state_.io);
       continue;
     }
-    // Destroying the socket closes it.
-    if (worker_connections_ >= state_.config.max_connections || !IsOwnUser(socket)) continue;
-    std::shared_ptr<Channel> channel = std::make_shared<StreamChannel<Local::socket>>(std::move(socket));
+    // Destroying it closes it.
+    BytesOnlySocket<Local> worker(std::move(socket), closer_);
+    if (worker_connections_ >= state_.config.max_connections || !IsOwnUser(worker.uid()) || closer_.Behind(worker.uid())) continue;
+    std::shared_ptr<Channel> channel = std::make_shared<StreamChannel<BytesOnlySocket<Local>>>(std::move(worker));
     asio::co_spawn(state_.io, ServeWorker(channel), kAlone);
   }
 }

@@ -18,6 +18,7 @@
 #include "client/mesh/node/waiting_channels.h"
 #include "client/mesh/node/worker_socket.h"
 #include "client/mesh/transfer/tcp_transfer.h"
+#include "proto/base/descriptor_closer.h"
 
 namespace kvm::mesh {
 
@@ -59,6 +60,7 @@ class MeshNode {
   Awaitable<void> LeaveMemberships();
   Status AddMemberships(StaticMembership::Read read_peers);
 
+  DescriptorCloser closer_;  // of what workers send
   NodeState state_;
   std::unique_ptr<TcpTransfer> tcp_;
   std::unique_ptr<Transfer> ucx_;  // null: payloads travel over TCP

@@ -6,8 +6,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <new>
+#include <utility>
+#include <vector>
 
+#include "proto/base/descriptor_closer.h"
 #include "proto/base/start_lock.h"
+#include "proto/base/unique_fd.h"
 
 namespace kvm::mesh {
 namespace {
@@ -63,9 +68,23 @@ Status WorkerSocket::Listen(const std::string& path) {
   return {};
 }
 
+// In another thread: connections that have not been accepted are closed with it, and what they have
+// sent.
+void WorkerSocket::CloseListener() noexcept {
+  if (!acceptor_.is_open()) return;
+  boost::system::error_code error;
+  UniqueFd listener(acceptor_.release(error));
+  try {
+    std::vector<UniqueFd> one;
+    one.push_back(std::move(listener));
+    DescriptorCloser().Close(::geteuid(), std::move(one));
+  } catch (const std::bad_alloc&) {
+    // Without memory it is closed here.
+  }
+}
+
 void WorkerSocket::RemoveFile() noexcept {
-  boost::system::error_code ignored;
-  acceptor_.close(ignored);
+  CloseListener();
   struct stat info {};
   if (!path_.empty() && ::lstat(path_.c_str(), &info) == 0 && info.st_dev == device_ && info.st_ino == inode_) ::unlink(path_.c_str());
   path_.clear();

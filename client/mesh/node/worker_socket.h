@@ -30,6 +30,8 @@ class WorkerSocket {
   void RemoveFile() noexcept;
 
  private:
+  void CloseListener() noexcept;
+
   Acceptor acceptor_;
   std::string path_;  // empty: no file
   dev_t device_ = 0;

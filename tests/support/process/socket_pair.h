@@ -38,8 +38,9 @@ inline std::string RawFrame(std::string_view payload, std::uint32_t says_bytes, 
   return out.append(payload);
 }
 
-// One sendmsg of `bytes` with `fds` attached; the number of bytes sent, -1 on error.
-inline ssize_t SendRaw(int socket, std::string_view bytes, const std::vector<int>& fds = {}) {
+// One sendmsg of `bytes` with `fds` attached; `flags`: MSG_OOB for an urgent byte. The number of
+// bytes sent, -1 on error.
+inline ssize_t SendRaw(int socket, std::string_view bytes, const std::vector<int>& fds = {}, int flags = 0) {
   iovec vector{const_cast<char*>(bytes.data()), bytes.size()};
   msghdr message{};
   message.msg_iov = &vector;
@@ -54,7 +55,7 @@ inline ssize_t SendRaw(int socket, std::string_view bytes, const std::vector<int
     header->cmsg_len = CMSG_LEN(sizeof(int) * fds.size());
     std::memcpy(CMSG_DATA(header), fds.data(), sizeof(int) * fds.size());
   }
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL);
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL | flags);
 }
 
 }  // namespace kvm::test

@@ -1,4 +1,4 @@
-#include "daemon/server/descriptor_closer.h"
+#include "proto/base/descriptor_closer.h"
 
 #include <fcntl.h>
 #include <linux/sockios.h>
@@ -10,14 +10,15 @@
 #include <algorithm>
 #include <csignal>
 #include <deque>
+#include <exception>
 #include <map>
-#include <system_error>
+#include <new>
 #include <thread>
 #include <utility>
 
 #include "proto/base/thread_safety.h"
 
-namespace kvm::daemon {
+namespace kvm {
 namespace {
 
 // Users that have a thread at a time; others wait for one of them.
@@ -47,7 +48,15 @@ struct DescriptorCloser::State {
 
 DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 
-void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
+void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept {
+  try {
+    Queue(uid, fds);
+  } catch (const std::bad_alloc&) {
+    // Those that are left are closed here.
+  }
+}
+
+void DescriptorCloser::Queue(std::uint32_t uid, std::vector<UniqueFd>& fds) {
   MutexLock lock(state_->mutex);
   State::Waiting& waiting = state_->of_user[uid];
   if (waiting.count == 0) waiting.since = std::chrono::steady_clock::now();
@@ -56,14 +65,14 @@ void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
   }
   waiting.count = waiting.fds.size() + waiting.running;
   if (waiting.running || waiting.fds.empty() || state_->threads >= kMaxThreads) return;
-  // Signals are for kvmd's main thread.
+  // Signals are for the process's main thread.
   sigset_t all, before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   bool started = true;
   try {
     std::thread([state = state_, uid] { Run(state, uid); }).detach();
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
     started = false;  // they wait for the next call, or for another thread
   }
   if (started) {
@@ -73,14 +82,18 @@ void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) {
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) {
+void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept {
   // Nothing is added to it from here on.
   static_cast<void>(::shutdown(socket.get(), SHUT_RDWR));
   int unread = 0;
   if (::ioctl(socket.get(), SIOCINQ, &unread) == 0 && unread == 0) return;
-  std::vector<UniqueFd> one;
-  one.push_back(std::move(socket));
-  Close(uid, std::move(one));
+  try {
+    std::vector<UniqueFd> one;
+    one.push_back(std::move(socket));
+    Close(uid, std::move(one));
+  } catch (const std::bad_alloc&) {
+    // It is closed here.
+  }
 }
 
 bool DescriptorCloser::Behind(std::uint32_t uid) const {
@@ -91,7 +104,7 @@ bool DescriptorCloser::Behind(std::uint32_t uid) const {
 }
 
 void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t uid) {
-  ::pthread_setname_np(::pthread_self(), "kvmd-closer");
+  ::pthread_setname_np(::pthread_self(), "closer");
   MutexLock lock(state->mutex);
   for (bool more = true; more;) {
     State::Waiting& waiting = state->of_user[uid];
@@ -113,4 +126,4 @@ void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t ui
   --state->threads;
 }
 
-}  // namespace kvm::daemon
+}  // namespace kvm

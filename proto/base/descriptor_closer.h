@@ -3,12 +3,12 @@
 //
 // The last close of a socket waits until its data has been sent, for as long as its owner has said
 // (SO_LINGER); that of a file waits for its file system, which may be a process of the owner's
-// (FUSE). A client may send kvmd such a descriptor and close its own. kvmd has no use for one, and
-// its thread must not wait for it; nor for those that are queued, unread, in a socket that it
-// closes, since the kernel closes them with it.
+// (FUSE). Who connects to a Unix socket may send such a descriptor and close its own. A server has
+// no use for one, and its thread must not wait for it; nor for those that are queued, unread, in a
+// socket that it closes, since the kernel closes them with it.
 //
 // Each user has a thread while there is something to close, so that users wait for themselves. What
-// is not closed when kvmd ends is closed by the kernel, which does not wait then.
+// is not closed when the process ends is closed by the kernel, which does not wait then.
 #pragma once
 
 #include <chrono>
@@ -19,7 +19,7 @@
 
 #include "proto/base/unique_fd.h"
 
-namespace kvm::daemon {
+namespace kvm {
 
 // Whether the descriptor may be of memory that a client shares: of a memfd, or a driver's, whose
 // close waits for no other process. Asks no file system.
@@ -35,20 +35,22 @@ class DescriptorCloser {
 
   DescriptorCloser();
 
-  void Close(std::uint32_t uid, std::vector<UniqueFd> fds);
+  // What there is no memory for is closed at once, here and below.
+  void Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept;
   // Closes a connection of the user's, which is shut down before. At once if nothing is queued in
   // it.
-  void CloseSocket(std::uint32_t uid, UniqueFd socket);
+  void CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept;
   // Whether kMaxWaiting of the user's descriptors have been handed over and are not closed yet,
   // while one has been waited for longer than kPatience; or whether kMostWaiting have.
   bool Behind(std::uint32_t uid) const;
 
  private:
   struct State;
+  void Queue(std::uint32_t uid, std::vector<UniqueFd>& fds);
   // Closes what waits, of this user and then of users that have got no thread.
   static void Run(const std::shared_ptr<State>& state, std::uint32_t uid);
 
   const std::shared_ptr<State> state_;  // shared with the threads
 };
 
-}  // namespace kvm::daemon
+}  // namespace kvm
