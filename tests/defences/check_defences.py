@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes defences out of the code, one at a time, and requires that the tests of each fail.
 
-    check_defences.py --source DIR                      that the table (mutations.py) fits the tree: each change can be made, and each
+    check_defences.py --source DIR                      that the tables (mutations/) fit the tree: each change can be made, and each
                                                         test is there; that docs/internals/defences.md names no test without a proof
     check_defences.py --source DIR --run BUILD [WORD…]  in a copy of the tree at BUILD, where KVM_WITHOUT=N leaves the defence N out:
                                                         each test (those with a WORD in their names) passes with it and fails without;
@@ -81,16 +81,16 @@ def check(root, mutations):
     for mutation in mutations:
         for binary, beginning in mutation.tests:
             if f"(NAME {binary} " not in lists:
-                yield f"mutations.py: no test binary is {binary!r}"
+                yield f"mutations: no test binary is {binary!r}"
             found = sentences(known, beginning)
             if len(found) != 1:
-                yield f"mutations.py: {len(found)} tests begin with {beginning!r}"
+                yield f"mutations: {len(found)} tests begin with {beginning!r}"
             proved.update(found)
         times = (root / mutation.file).read_text(encoding="utf-8").count(mutation.old)
         if times != 1:
-            yield f"mutations.py: {mutation.file} has {times} times {mutation.old!r}"
+            yield f"mutations: {mutation.file} has {times} times {mutation.old!r}"
         if re.search(r"\bOFF\b", mutation.new) is None:
-            yield f"mutations.py: nothing is left out of {mutation.file}: {mutation.new!r}"
+            yield f"mutations: nothing is left out of {mutation.file}: {mutation.new!r}"
     for beginning, needs_proof in named_in((root / "docs/internals/defences.md").read_text(encoding="utf-8")):
         found = sentences(known, beginning)
         if len(found) != 1:

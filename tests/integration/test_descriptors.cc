@@ -334,25 +334,37 @@ TEST_CASE("Descriptors: a socket whose close waits for somebody stops no other c
   CHECK(Eventually([&] { return bystander.QueryStatus()->clients() == 1; }));
 }
 
-// kvmd takes 256 connections at a time, and then ends. Where Server::Impl::BeginStop closes the
-// listening socket itself, kvmd waits with 300, and where Waiting closes a connection that has had
-// no turn itself, with one: seen.
+// Who waits in a close goes on with a further signal, so kvmd gets none. Where BeginStop closes the
+// listening socket itself, kvmd waits in the first section, and where Waiting closes a connection
+// itself, in the second: seen.
 TEST_CASE("Descriptors: a socket whose close waits for somebody keeps no kvmd from ending", "[integration]") {
-  const int count = GENERATE(1, 300);
+  if (test::kAddressSanitized) KVM_SKIP("UBSan's check of types needs descriptors of its own");
   KvmdProcess kvmd;
   LingeringSocket lingering;
-  StoppedProcess stopped(kvmd.pid());
   std::vector<WireClient> waiting;
-  for (int i = 0; i < count; ++i) {
-    Result<WireClient> client = WireClient::Connect(kvmd.socket());
-    KVM_REQUIRE_OK(client);
-    waiting.push_back(std::move(*client));
+  const auto connect = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      Result<WireClient> client = WireClient::Connect(kvmd.socket());
+      KVM_REQUIRE_OK(client);
+      waiting.push_back(std::move(*client));
+    }
+    REQUIRE(waiting.back().SendRaw("x", {lingering.socket.get()}) == 1);
+    lingering.socket.Reset();
+    REQUIRE(::kill(kvmd.pid(), SIGTERM) == 0);
+  };
+  SECTION("on a connection that has not been taken") {
+    rlimit limit{};
+    REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, nullptr, &limit) == 0);
+    limit.rlim_cur = 3;  // less than it has
+    REQUIRE(::prlimit(kvmd.pid(), RLIMIT_NOFILE, &limit, nullptr) == 0);
+    connect(1);
   }
-  REQUIRE(waiting.back().SendRaw("x", {lingering.socket.get()}) == 1);
-  lingering.socket.Reset();
-  REQUIRE(::kill(kvmd.pid(), SIGTERM) == 0);
-  stopped.Resume();
-  CHECK(kvmd.Stop().clean());
+  SECTION("on one that has had no turn") {  // kvmd takes 256 at a time, and half of them have one
+    StoppedProcess stopped(kvmd.pid());
+    connect(256);
+    stopped.Resume();
+  }
+  CHECK(Eventually([&] { return !kvmd.running(); }, 30s));
 }
 
 // Counted, so that what one user can leave has a limit. Where Server does not ask whether the

@@ -44,7 +44,7 @@ PRELOAD = (
 #: Options of an engine whose steps wait for its loads, where vLLM's model runner allows that.
 WAITING_LOADS = {"load": "sync"} if ON_CPU else {}
 
-#: Of engines that share a GPU: without looking at how much of its memory is free, which others change meanwhile.
+#: Of engines that share a GPU, whose free memory others change while one starts.
 _ON_GPU = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
 
 #: Tokens of a block. Attention on a CPU takes multiples of 32 from vLLM 0.29 on.

@@ -1,0 +1,78 @@
+"""Of the host cache."""
+
+from .mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        (("daemon_tests", "Slot table: only blocks of the slabs that are named leave"),),
+        "daemon/host_cache/slot_table.cc",
+        "return slot != parent && slots_[slot].may_leave && among[PositionOf(slot)];",
+        "return slot != parent && slots_[slot].may_leave && (OFF || among[PositionOf(slot)]);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a message that names one chain 256 times"),),
+        "daemon/host_cache/host_cache.cc",
+        "    if (first) pool_.Use(",
+        "    if (first || OFF) pool_.Use(",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a message that names 256 long chains"),),
+        "daemon/host_cache/host_cache.cc",
+        "next < use.runs_size() && (next == from || !budget.used_up()); ++next) {",
+        "next < use.runs_size() && (next == from || OFF || !budget.used_up()); ++next) {",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: that nothing may leave is known without a look at any slot"),),
+        "daemon/host_cache/slot_table.cc",
+        "  if (!oldest) return std::nullopt;\n",
+        "  if (!oldest && !OFF) return std::nullopt;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Evict: kvmd does a slice of it at a time"),),
+        "daemon/host_cache/host_cache.cc",
+        "      if (budget.used_up()) return false;\n      Spend(1);\n      EvictSlot",
+        "      if (!OFF && budget.used_up()) return false;\n      Spend(1);\n      EvictSlot",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: memory of a slab that was closed is the machine's again"),),
+        "daemon/host_cache/slab_pool.cc",
+        "    if (closing->memory.EmptySome()) continue;\n",
+        "    if (!OFF && closing->memory.EmptySome()) continue;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Quotas: the host cache of a user counts over all connections"),),
+        "daemon/host_cache/slab_quota.cc",
+        "of_user + held + bytes > config_.max_host_cache_per_user) return",
+        "!OFF && of_user + held + bytes > config_.max_host_cache_per_user) return",
+    ),
+    Mutation(
+        (("daemon_tests", "Evict: blocks that a lease covers stay"),),
+        "daemon/host_cache/host_cache.cc",
+        "  if (at.pins > 0) {\n",
+        "  if (!OFF && at.pins > 0) {\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: the memory of one large slab that was closed"),),
+        "daemon/host_cache/slab_pool.cc",
+        "    if (budget.used_up()) return true;\n    if (closing->memory.EmptySome()) continue;\n",
+        "    if (budget.used_up() && !OFF) return true;\n    if (closing->memory.EmptySome()) continue;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a dead writer's slab goes to another process of its user"),),
+        "daemon/host_cache/slab_writers.cc",
+        "      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);",
+        "      if (!OFF && writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
+        "daemon/host_cache/slab_writers.cc",
+        "      if (blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n    }\n    host_.SlabGranted",
+        "      if (!OFF && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n    }\n    host_.SlabGranted",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a dead writer's slab goes to another process of its user"),),
+        "daemon/host_cache/place_finder.cc",
+        "    if (!(nobodys && !own_used_ms) && !older && !too_rich) continue;",
+        "    if (!(nobodys && !own_used_ms && !OFF) && !older && !too_rich) continue;",
+    ),
+)

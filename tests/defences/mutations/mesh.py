@@ -1,0 +1,69 @@
+"""Of kvmd-mesh."""
+
+from .mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        (
+            ("mesh_tests", "Mesh configuration: names that are missing"),
+            ("mesh_membership_tests", "etcd entry: anything else is refused"),
+        ),
+        "client/mesh/membership/member.cc",
+        "&& name != kDiskName &&",
+        "&& (OFF || name != kDiskName) &&",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: workers' connections that say nothing"),),
+        "client/mesh/node/worker_service.cc",
+        "  const WaitingChannels::Entry waits(waiting_, channel);\n",
+        "  WaitingChannels nobody(1);\n  const WaitingChannels::Entry waits(OFF ? nobody : waiting_, channel);\n",
+    ),
+    Mutation(
+        (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails, what is to run"),),
+        "client/mesh/threads/keep_running.cc",
+        "    if (each->run_.expired()) each->Run();\n",
+        "    if (!OFF && each->run_.expired()) each->Run();\n",
+    ),
+    Mutation(
+        (
+            ("mesh_fault_tests", "Mesh: a block whose bytes do not have its checksum"),
+            ("mesh_fault_tests", "Mesh: of blocks in one answer"),
+        ),
+        "client/mesh/node/arriving_blocks.h",
+        "std::size_t good = 0;",
+        "std::size_t good = OFF ? size() : 0;",
+    ),
+    Mutation(
+        (("mesh_fault_tests", "Mesh disk: records that are damaged while peers are served"),),
+        "client/mesh/disk/disk_reader.cc",
+        "  return unchecked || BlockChecksum(",
+        "  return OFF || unchecked || BlockChecksum(",
+    ),
+    Mutation(
+        (
+            ("mesh_fault_tests", "Mesh: a block under another key"),
+            ("mesh_fault_tests", "Mesh: an answer whose blocks are not as many as it says"),
+        ),
+        "client/mesh/node/peer.cc",
+        "  if (blocks.keys() != EncodeKeys(",
+        "  if (!OFF && blocks.keys() != EncodeKeys(",
+    ),
+    Mutation(
+        (("mesh_tests", "Mesh worker socket: a client waits while its queue is full"),),
+        "proto/mesh/mesh_request.cc",
+        "    if (errno != EAGAIN) {\n      Error error",
+        "    if (OFF || errno != EAGAIN) {\n      Error error",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),),
+        "proto/mesh/mesh_request.cc",
+        "  Closer().CloseSocket(uid, std::move(*socket));",
+        "  if (!OFF) Closer().CloseSocket(uid, std::move(*socket));",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: a socket whose close waits for somebody keeps"),),
+        "client/mesh/node/worker_socket.cc",
+        "    DescriptorCloser().Close(::geteuid(), std::move(one));",
+        "    if (!OFF) DescriptorCloser().Close(::geteuid(), std::move(one));",
+    ),
+)

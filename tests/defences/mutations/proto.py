@@ -1,0 +1,116 @@
+"""Of what processes share: frames, tables, keys."""
+
+from .mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        (
+            ("proto_tests", "Shared memory: a forked child has none of its parent's writable mappings"),
+            ("integration_tests", "Fork: a child can't write its parent's blocks"),
+        ),
+        "proto/shm/sealed_memory.cc",
+        "if (mode == ipc::read_write && ::madvise(",
+        "if (!OFF && mode == ipc::read_write && ::madvise(",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: a wrong mark is refused"),),
+        "proto/wire/frame.cc",
+        "if (header.mark != kFrameMark) return",
+        "if (!OFF && header.mark != kFrameMark) return",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: a payload over the limit is refused"),),
+        "proto/wire/frame.cc",
+        "if (header.payload_bytes > kMaxFrameBytes) {",
+        "if (!OFF && header.payload_bytes > kMaxFrameBytes) {",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: fewer descriptors than announced are refused"),),
+        "proto/wire/frame.cc",
+        "} else if (frame.fds.size() < header.fd_count) {",
+        "} else if (!OFF && frame.fds.size() < header.fd_count) {",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: descriptors piled up without a frame end the connection"),),
+        "proto/wire/frame.cc",
+        "if (fds_.size() > 2 * kMaxFrameFds) return",
+        "if (!OFF && fds_.size() > 2 * kMaxFrameFds) return",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: no more descriptors are in flight than may be"),),
+        "proto/wire/frame.cc",
+        "if (fds == 0 || fds_in_flight_ == 0 ||",
+        "if (fds == 0 || OFF || fds_in_flight_ == 0 ||",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: descriptors beyond the kernel's limit for this user stay queued"),),
+        "proto/wire/frame.cc",
+        "if (errno == ETOOMANYREFS) {",
+        "if (!OFF && errno == ETOOMANYREFS) {",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: a reader that is out of descriptors reports it with its limit"),),
+        "proto/wire/frame.cc",
+        "if (message.msg_flags & MSG_CTRUNC) {",
+        "if (!OFF && (message.msg_flags & MSG_CTRUNC)) {",
+    ),
+    Mutation(
+        (("proto_tests", "Model spec: a difference names exactly the field that differs"),),
+        "proto/model/model_spec.cc",
+        "    if (a != b) out.push_back({",
+        "    if (a != b && !OFF) out.push_back({",
+    ),
+    Mutation(
+        (("client_lack_tests", "Client lack of memory: a message whose allocation fails"),),
+        "proto/wire/frame.cc",
+        "  first.reserve(first.size() + sizeof(header) + payload.size());\n",
+        "  if (!OFF) first.reserve(first.size() + sizeof(header) + payload.size());\n",
+    ),
+    Mutation(
+        (("client_tests", "Peers: a region that comes with another table"),),
+        "proto/shm/generation_table.cc",
+        "  if (header.block_count != block_count || memory.size() < GenerationTableBytes(block_count, checksums)) {",
+        "  if (!OFF && (header.block_count != block_count || memory.size() < GenerationTableBytes(block_count, checksums))) {",
+    ),
+    Mutation(
+        (("client_tests", "Peers: descriptors that are no region's memory"),),
+        "proto/shm/sealed_memory.cc",
+        '  if ((seals & kSizeSeals) != kSizeSeals) return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against resizing");',
+        '  if (!OFF && (seals & kSizeSeals) != kSizeSeals)\n    return MakeError(Errc::kPermissionDenied, "shared memory: not sealed against resizing");',
+    ),
+    Mutation(
+        (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
+        "proto/base/descriptor_closer.cc",
+        "SIOCINQ, &unread) == 0 && unread == 0) return;",
+        "SIOCINQ, &unread) == 0 && (OFF || unread == 0)) return;",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),
+        ),
+        "proto/base/receive_bytes.cc",
+        "  if ((message.msg_flags & MSG_CTRUNC) != 0) {",
+        "  if (!OFF && (message.msg_flags & MSG_CTRUNC) != 0) {",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),
+        ),
+        "proto/base/receive_bytes.cc",
+        "  const int on = 1, off = 0;",
+        "  const int on = OFF ? 0 : 1, off = 0;",
+    ),
+    Mutation(
+        (
+            ("kvctl_live_tests", "Exporter: a socket whose close waits for somebody stops"),
+            ("mesh_integration_tests", "Mesh: a socket whose close waits for somebody stops"),
+        ),
+        "proto/base/bytes_only_socket.h",
+        "    closer_->CloseSocket(uid_, UniqueFd(socket_.release(error)));",
+        "    UniqueFd left(socket_.release(error));\n    if (!OFF) closer_->CloseSocket(uid_, std::move(left));",
+    ),
+)
