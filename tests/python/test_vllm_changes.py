@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,18 @@ def test_a_request_waits_while_the_weights_are_measured(engine: Engine, peers: N
     assert engine.side.matched_tokens(local, 0) == (0, False)
     engine.model, engine.registered = OLD, True
     assert engine.ask(asked) == 28
+
+
+def test_an_engine_that_computes_nothing_leaves_the_interpreter_to_who_measures(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    engine.model, engine.registered, engine.doubts = None, False, 1
+    for computes, pauses in (({"b": 1}, 0), ({}, 1)):
+        engine.side.plan(Output(num_scheduled_tokens=computes))
+        assert engine.side.matched_tokens(Request("a", TOKENS, 1), 0) == (None, False)
+        assert len(slept) == pauses
 
 
 def test_what_was_computed_in_doubt_is_published_under_the_keys_of_what_was_measured(engine: Engine) -> None:

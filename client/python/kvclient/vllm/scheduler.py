@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 # vLLM asks again for a request whose load failed, and the rest of its prefix may be imported; after
 # so many failures the request is computed.
 _MAX_FAILED_LOADS = 2
+_YIELD_S = 0.001
 
 
 class SchedulerSide:
@@ -70,6 +71,7 @@ class SchedulerSide:
         self._groups: list[KvGroup] = [KvGroup()]
         self._shard_count = 1
         self._step = 0
+        self._idle = False  # the last step computed nothing
         self._withdraw = False
         self._asked: list[TrackedRequest] = []  # asked for since the last plan
         self._held: HeldBlocks | None = None
@@ -204,8 +206,13 @@ class SchedulerSide:
             self._equal.ended(request_id)
         tracked.local_tokens, tracked.local_blocks = computed, computed // self._unit_tokens
         if not self._requests.certain(tracked, model, computed) or not tracked.imports:
-            # Weights are measured in less time than a prompt is computed
-            return (None if model.measuring and tracked.imports else 0), False
+            if not (model.measuring and tracked.imports):
+                return 0, False
+            # Weights are measured in less time than a prompt is computed. An engine in the caller's
+            # own process asks again at once, and would keep the interpreter from who measures.
+            if self._idle:
+                time.sleep(_YIELD_S)
+            return None, False
         if request.skip_reading_prefix_cache or computed % self._unit_tokens:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self.failed_loads.paused_until:
@@ -243,6 +250,7 @@ class SchedulerSide:
     def plan(self, output: Any) -> StepPlan:
         """The plan of the step that the engine is about to launch; called at the end of every ``schedule()``."""
         self._step += 1
+        self._idle = not output.num_scheduled_tokens
         publishing, model = self._publishing, self._model
         if self._client is None or publishing is None or model is None:
             return StepPlan()
