@@ -28,7 +28,7 @@ template <class Protocol, class Executor = boost::asio::any_io_executor>
 class BytesOnlySocket {
  public:
   using Socket = boost::asio::basic_stream_socket<Protocol, Executor>;
-  using executor_type = typename Socket::executor_type;
+  using executor_type = Socket::executor_type;
   using lowest_layer_type = BytesOnlySocket;
 
   // `socket`: a connection that nothing has been received from. `closer` outlives this.

@@ -52,7 +52,7 @@ void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexc
   try {
     Queue(uid, fds);
   } catch (const std::bad_alloc&) {
-    // Those that are left are closed here.
+    fds.clear();
   }
 }
 
@@ -92,7 +92,7 @@ void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept 
     one.push_back(std::move(socket));
     Close(uid, std::move(one));
   } catch (const std::bad_alloc&) {
-    // It is closed here.
+    socket.Reset();
   }
 }
 

@@ -79,7 +79,7 @@ void WorkerSocket::CloseListener() noexcept {
     one.push_back(std::move(listener));
     DescriptorCloser().Close(::geteuid(), std::move(one));
   } catch (const std::bad_alloc&) {
-    // Without memory it is closed here.
+    listener.Reset();
   }
 }
 
