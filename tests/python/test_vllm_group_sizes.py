@@ -22,6 +22,7 @@ from kvclient.vllm.plan import StepPlan
 from kvclient.vllm.scheduler import SchedulerSide
 from support.paged_pool import Pool
 from support.paged_step import Cached, NewRequest, Output, Request
+from support.publishing_peer import publishing_peer
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -300,19 +301,8 @@ def test_of_an_ended_request_what_ends_with_all_groups_is_published(kvmd: Privat
 @pytest.fixture
 def peer(kvmd: PrivateDaemon) -> Iterator[Any]:
     """Publishes keys: ``peer(keys)``."""
-    client = kvclient.Client(kvmd.socket, name="peer")
-    region = client.allocate_region(client.declare_model(SPEC), kvclient.Geometry.contiguous(64, 16), name="peer")
-    used = 0
-
-    def publish(keys: Any) -> None:
-        nonlocal used
-        writes = region.begin_writes(list(range(used, used + len(keys))))
-        used += len(keys)
-        region.publish_run(BlockKeys(keys), keys[0], 0, writes)
-        region.flush()
-
-    yield publish
-    client.close()
+    with publishing_peer(kvmd.socket, SPEC) as publish:
+        yield publish
 
 
 def asked(side: SchedulerSide, name: str, tokens: list[int], computed: int = 0) -> tuple[Any, int | None]:

@@ -20,6 +20,7 @@ from kvclient.vllm.tables import BlockTable
 from kvclient.vllm.worker import WorkerSide
 from support.paged_pool import Pool
 from support.paged_step import Cached, NewRequest, Output, Request
+from support.publishing_peer import publishing_peer
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -437,19 +438,8 @@ def test_of_a_state_that_the_engine_has_freed_nothing_is_believed(kvmd: PrivateD
 @pytest.fixture
 def peer(kvmd: PrivateDaemon) -> Iterator[Any]:
     """Publishes keys: ``peer(keys)``."""
-    client = kvclient.Client(kvmd.socket, name="peer")
-    region = client.allocate_region(client.declare_model(SPEC), kvclient.Geometry.contiguous(64, 16), name="peer")
-    used = 0
-
-    def publish(keys: Any) -> None:
-        nonlocal used
-        writes = region.begin_writes(list(range(used, used + len(keys))))
-        used += len(keys)
-        region.publish_run(BlockKeys(keys), keys[0], 0, writes)
-        region.flush()
-
-    yield publish
-    client.close()
+    with publishing_peer(kvmd.socket, SPEC) as publish:
+        yield publish
 
 
 TOKENS = list(range(100, 132))
