@@ -1,4 +1,5 @@
 """Of kvmd's services."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 

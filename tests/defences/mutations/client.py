@@ -1,4 +1,5 @@
 """Of libkvclient and the memory that it copies."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 

@@ -1,4 +1,5 @@
 """Of the host cache."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 

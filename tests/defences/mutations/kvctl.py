@@ -1,4 +1,5 @@
 """Of kvctl."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 

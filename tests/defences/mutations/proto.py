@@ -1,4 +1,5 @@
 """Of what processes share: frames, tables, keys."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 

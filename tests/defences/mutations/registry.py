@@ -1,4 +1,5 @@
 """Of the registry, its quotas and its eviction."""
+# ruff: noqa: E501
 
 from .mutation import Mutation
 
