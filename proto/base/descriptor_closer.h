@@ -35,7 +35,7 @@ class DescriptorCloser {
 
   DescriptorCloser();
 
-  // What there is no memory for is closed at once, here and below.
+  // If memory is short, descriptors are closed at once, by the caller. So does CloseSocket.
   void Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept;
   // Closes a connection of the user's, which is shut down before. At once if nothing is queued in
   // it.
