@@ -33,12 +33,20 @@ KINDS = {
         LLAMA,
         1,
     ),
+    # In a group whose blocks have twice as many tokens as the others'
+    "eagle, other heads beside windows": (
+        {"method": "eagle", "model": {**EAGLE, "num_key_value_heads": 1}, "num_speculative_tokens": 2},
+        GEMMA,
+        1,
+    ),
     # In a group of its own, which vLLM names
     "mtp": ({"method": "mtp", "num_speculative_tokens": 2}, EXAONE, 1),
     "model": (SMALL, LLAMA, 0),
     # vLLM's V1 model runner mistakes its blocks; see below
     **({} if ON_CPU else {"model beside windows": (SMALL, GEMMA, 0)}),
 }
+#: Kinds whose last group has blocks of 64 tokens.
+SIZED = ("eagle, other heads beside windows",)
 
 
 class Drafting(Trio):
@@ -49,13 +57,15 @@ class Drafting(Trio):
         engine = {"speculative_config": speculative, "disable_log_stats": False}
         # If loads of several requests fail in a pool that these fill, vLLM 0.32 schedules none of
         # them
-        super().__init__(socket, model, engine, few=90 if model is EXAONE else 60, options=OPTIONS)
+        few = 150 if kind in SIZED else 90 if model is EXAONE else 60
+        tokens = 2 * BLOCK if kind in SIZED else BLOCK
+        super().__init__(socket, model, engine, few=few, options=OPTIONS, tokens=tokens)
         self.model, self.windows = model, model is not LLAMA
 
     def full(self, ids: list[int]) -> int:
         # vLLM looks further where there are several groups
         seen = len(ids) if self.windows else len(ids) - 1
-        return min(super().full(ids), (seen // BLOCK - self.dropped) * BLOCK)
+        return min(super().full(ids), (seen // self.tokens - self.dropped) * self.tokens)
 
     def draft_layers(self) -> list[str]:
         """A draft that reads hidden states has a layer after the model's, another model has names of its own."""
@@ -72,7 +82,7 @@ class Drafting(Trio):
         """
         without = () if drafts else tuple(self.draft_layers())
         self.call("plain", "generate", [ids], 1)
-        computed, blocks = self.call("plain", "group_digests", ids, without), self.full(ids) // BLOCK
+        computed, blocks = self.call("plain", "group_digests", ids, without), self.full(ids) // self.tokens
         assert sorted(computed[-1]) == list(range(blocks))
         assert (len(computed) > 1) == self.windows
         for name in names:
@@ -145,7 +155,8 @@ def test_a_prompt_that_goes_on_otherwise_has_the_last_block_computed(of: Draftin
 
 
 def test_a_conversation_goes_on_in_the_other_engine(of: Drafting) -> None:
-    ids = prompt(97, seed=4)
+    # vLLM keeps windows a block of all groups before a prompt's end
+    ids = prompt(97 if of.tokens == BLOCK else 161, seed=4)
     for turn in range(4):
         expected, _ = of.answer("plain", ids, 20)
         got, cached = of.answer(("first", "second")[turn % 2], ids, 20)
@@ -165,6 +176,11 @@ def test_failed_blocks_of_any_group_are_computed(of: Drafting, every: int) -> No
     prompts = [prompt(140 + 15 * i, seed=100 * every + i) for i in range(4)]
     of.computes_what_failed(prompts, every)
     for ids in prompts:
+        if of.tokens > BLOCK:
+            # Of a prompt that steps have cut, vLLM may have freed a window's first block before it
+            # gives blocks of all groups their hashes
+            for name in ("first", "second"):
+                of.answer(name, ids, 1)
         of.same_bytes(ids, "first", "second", drafts=False)
 
 

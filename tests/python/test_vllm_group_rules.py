@@ -14,7 +14,7 @@ import torch
 
 from kvclient.errors import UnsupportedError
 from kvclient.torch import geometry_of
-from kvclient.vllm.groups import KvGroup, groups_of
+from kvclient.vllm.groups import KvGroup, groups_of, unit_of
 from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.refusals import refusal
@@ -37,7 +37,8 @@ def chunks(tokens: int) -> int:
     return -tokens
 
 
-def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
+def spec_of(window: int = 0, heads: int = 2, size: int = 32, tokens: int = BLOCK) -> Any:
+    """``tokens``: of a block."""
     from vllm.v1.kv_cache_interface import (
         ChunkedLocalAttentionSpec,
         FullAttentionSpec,
@@ -51,7 +52,7 @@ def spec_of(window: int = 0, heads: int = 2, size: int = 32) -> Any:
         states: dict[str, Any] = {"shapes": shapes, "dtypes": dtypes, "page_size_padded": page}
         return MambaSpec(block_size=BLOCK, mamba_cache_mode="align", **states)
     fields: dict[str, Any] = {
-        "block_size": BLOCK,
+        "block_size": tokens,
         "num_kv_heads": heads,
         "head_size": size,
         "dtype": torch.float32,
@@ -77,16 +78,38 @@ def groups(*specs: tuple[Any, int]) -> list[Any]:
 class Cached:
     """vLLM's coordinator over a pool that holds some of a prompt's blocks."""
 
-    def __init__(self, windows: Sequence[int], blocks: int, drafts: Sequence[int] | None = None) -> None:
-        """``drafts``: groups that vLLM knows to have layers of a draft that looks ahead; empty: it does not know."""
+    def __init__(
+        self,
+        windows: Sequence[int],
+        blocks: int,
+        drafts: Sequence[int] | None = None,
+        scales: Sequence[int] | None = None,
+    ) -> None:
+        """``blocks``: of ``BLOCK`` tokens. ``scales``: of each group, so many of them make one of its blocks.
+
+        ``drafts``: groups that vLLM knows to have layers of a draft that looks ahead; empty: it does not know.
+        """
         from vllm.v1.core.kv_cache_coordinator import get_kv_cache_coordinator
+        from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
         from vllm.v1.kv_cache_interface import KVCacheConfig
 
-        of = groups(*((spec_of(window), 1) for window in windows))
+        scales = scales or [1] * len(windows)
+        specs = [spec_of(window, tokens=BLOCK * scale) for window, scale in zip(windows, scales, strict=True)]
+        of = groups(*((spec, 1) for spec in specs))
         for number in drafts or ():
             of[number].is_eagle_group = True
         config = KVCacheConfig(num_blocks=len(windows) * blocks + 1, kv_cache_tensors=[], kv_cache_groups=of)
         self.groups = groups_of(config, drafts_ahead=drafts is not None)
+        engine: Any = SimpleNamespace(
+            cache_config=SimpleNamespace(
+                block_size=specs[0].block_size, prefix_match_unit=None, enable_prefix_caching=True
+            ),
+            parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+            kv_transfer_config=None,
+        )
+        scheduler, self.tokens = resolve_kv_cache_block_sizes(config, engine)
+        self.unit = unit_of(self.groups)
+        assert scheduler == self.unit * self.tokens
         self._coordinator = get_kv_cache_coordinator(
             config,
             max_model_len=BLOCK * blocks,
@@ -96,27 +119,36 @@ class Cached:
             enable_kv_cache_events=False,
             dcp_world_size=1,
             pcp_world_size=1,
-            scheduler_block_size=BLOCK,
-            hash_block_size=BLOCK,
+            scheduler_block_size=scheduler,
+            hash_block_size=self.tokens,
         )
-        self._hashes: list[Any] = [bytes([index]) * 32 for index in range(blocks)]
-        self.present = [[False] * blocks for _ in windows]
+        names = BLOCK * blocks // self.tokens
+        self._hashes: list[Any] = [bytes([index]) * 32 for index in range(names)]
+        self.present = [[False] * (names // group.scale) for group in self.groups]
 
     def add(self, group: int, index: int) -> None:
         from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 
-        pool = self._coordinator.block_pool
+        pool, scale = self._coordinator.block_pool, self.groups[group].scale
         [block] = pool.get_new_blocks(1)
-        content = make_block_hash_with_group_id(self._hashes[index], group)
-        pool._insert_block_hash(content, block, num_tokens=(index + 1) * BLOCK)
+        content = make_block_hash_with_group_id(self._hashes[(index + 1) * scale - 1], group)
+        pool._insert_block_hash(content, block, num_tokens=(index + 1) * scale * self.tokens)
         self.present[group][index] = True
 
     def theirs(self, most: int) -> int:
-        return int(self._coordinator.find_longest_cache_hit(self._hashes, most * BLOCK)[1]) // BLOCK
+        """Of at most so many blocks of ``BLOCK`` tokens; the hit in units."""
+        hit = int(self._coordinator.find_longest_cache_hit(self._hashes, most * BLOCK)[1])
+        assert hit % (self.unit * self.tokens) == 0
+        return hit // (self.unit * self.tokens)
 
     def ours(self, most: int, of: Sequence[KvGroup] | None = None) -> int:
-        if any(group.ahead for group in self.groups):
-            most = min(most, len(self._hashes) - 1)  # Lookups.last
+        last = most * BLOCK // (self.unit * self.tokens)
+        for group, present in zip(self.groups, self.present, strict=True):
+            if group.ahead:
+                last = min(last, (len(present) - 1) // (self.unit // group.scale))  # Lookups.last
+
+        if last <= 0:
+            return 0
 
         def run(numbers: Sequence[int], begin: int, end: int) -> int:
             for index in range(begin, end):
@@ -124,25 +156,30 @@ class Cached:
                     return index - begin
             return end - begin
 
-        return longest_hit(of or self.groups, 0, most, BLOCK, run)
+        return longest_hit(of or self.groups, 0, last, self.tokens, run)
 
 
-def random_cases(drafts: bool = False) -> list[tuple[Cached, int]]:
-    """``drafts``: of engines with a draft that looks ahead, which vLLM runs beside neither chunks nor states."""
+def random_cases(drafts: bool = False, sizes: bool = False) -> list[tuple[Cached, int]]:
+    """``drafts``: of engines with a draft that looks ahead, which vLLM runs beside neither chunks nor states.
+
+    ``sizes``: blocks of groups differ in size, which is supported beside neither of them.
+    """
     dice, cases = random.Random(14), []
     for _ in range(600):
         windows = [0] * dice.choice((1, 1, 2) if drafts else (0, 1, 1, 1, 2))
         windows += [dice.choice((2, 31, 32, 33, 34, 64, 65, 66, 97, 200)) for _ in range(dice.choice((1, 1, 2, 3)))]
-        if not drafts:
+        if not drafts and not sizes:
             windows += [STATE] * dice.choice((0, 0, 1, 2))
             windows += [chunks(BLOCK * dice.choice((1, 2, 3, 5))) for _ in range(dice.choice((0, 0, 1, 2)))]
         dice.shuffle(windows)
-        blocks = dice.randrange(1, 14)
-        cached = Cached(windows, blocks, dice.choice(([], [dice.randrange(len(windows))])) if drafts else None)
+        blocks = dice.randrange(1, 40 if sizes else 14)
+        scales = [dice.choice((1, 1, 2, 3, 4)) for _ in windows] if sizes else None
+        cached = Cached(windows, blocks, dice.choice(([], [dice.randrange(len(windows))])) if drafts else None, scales)
         density = dice.choice((0.6, 0.8, 0.9, 1.0))
         for group, window in enumerate(windows):
-            reach = dice.randrange(blocks // 2, blocks + 1)
-            for index in range(blocks):
+            count = len(cached.present[group])
+            reach = dice.randrange(count // 2, count + 1)
+            for index in range(count):
                 if (index < reach) if not window else (dice.random() < density):
                     cached.add(group, index)
         cases.append((cached, dice.randrange(0, blocks + 1)))
@@ -169,6 +206,34 @@ def test_so_is_one_with_a_draft_or_shorter() -> None:
     assert len(lengths) > 8
 
 
+def test_so_is_one_of_groups_whose_blocks_differ_in_size() -> None:
+    cases = random_cases(sizes=True)
+    for cached, most in cases:
+        assert cached.ours(most) == cached.theirs(most), (cached.groups, cached.present, most)
+    lengths = {cached.theirs(most) * cached.unit for cached, most in cases}
+    assert len(lengths) > 12
+    assert sum(cached.unit > 1 for cached, _ in cases) > 300
+
+
+def test_so_is_one_of_these_with_a_draft_or_vllm_misses_the_first_window() -> None:
+    """Where a prompt's first blocks are less than a window, vLLM rounds down before it drops a block, and after."""
+    cases, shorter, longer = random_cases(drafts=True, sizes=True), 0, 0
+    for cached, most in cases:
+        ours, theirs = cached.ours(most), cached.theirs(most)
+        shorter += ours < theirs
+        if ours <= theirs:
+            continue
+        longer += 1
+        tokens = ours * cached.unit * cached.tokens
+        of = zip(cached.groups, cached.present, strict=True)
+        needed = [(group.first_block(tokens, cached.tokens), group, present) for group, present in of]
+        assert any(group.partial and group.ahead and not first for first, group, _ in needed)
+        for first, group, present in needed:
+            assert all(present[first : tokens // (group.scale * cached.tokens) + group.ahead])
+    assert shorter < 5
+    assert longer < 15
+
+
 @pytest.mark.parametrize("window", [0, 64])
 def test_so_is_one_of_a_single_group_with_a_draft(window: int) -> None:
     """Whose last block vLLM drops without a look at the one after it."""
@@ -179,9 +244,9 @@ def test_so_is_one_of_a_single_group_with_a_draft(window: int) -> None:
             cached.add(0, present)
 
 
-def differ(wrong: Callable[[KvGroup], KvGroup], drafts: bool = False) -> int:
+def differ(wrong: Callable[[KvGroup], KvGroup], drafts: bool = False, sizes: bool = False) -> int:
     """In how many cases the comparison sees a rule that takes groups for others."""
-    cases = random_cases(drafts)
+    cases = random_cases(drafts, sizes)
     return sum(
         cached.ours(most, [wrong(each) for each in cached.groups]) != cached.theirs(most) for cached, most in cases
     )
@@ -194,6 +259,7 @@ def test_the_comparison_sees_a_window_that_is_a_block_off(by: int) -> None:
 
     assert differ(wrong) > 10
     assert differ(wrong, drafts=True) > 10
+    assert differ(wrong, sizes=True) > 10
 
 
 @pytest.mark.parametrize("by", [BLOCK, -BLOCK])
@@ -242,8 +308,10 @@ def test_a_load_has_the_blocks_that_vllm_allocates() -> None:
         for kept in (0, 3, 40):
             manager: Any = SimpleNamespace(sliding_window=window, extra_retained_tokens=kept)
             for blocks in range(1, 12):
-                skipped = SlidingWindowManager.get_num_skipped_tokens(manager, blocks * BLOCK) // BLOCK
-                assert KvGroup(window, kept).first_block(blocks * BLOCK, BLOCK) == skipped
+                tokens = SlidingWindowManager.get_num_skipped_tokens(manager, blocks * BLOCK)
+                for scale in (1, 2, 3):
+                    needs = KvGroup(window, kept, scale=scale)
+                    assert needs.first_block(blocks * BLOCK, BLOCK) == tokens // (scale * BLOCK)
 
 
 # ---- states ----
@@ -349,6 +417,8 @@ OTHER_HEADS = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=4, size=16), 2
 STATES = [(spec_of(STATE), 2), (spec_of(), 2)]
 CHUNKS = [(spec_of(chunks(96)), 2), (spec_of(), 2)]
 OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2)]
+OTHER_SIZES = [(spec_of(64, tokens=64), 2), (spec_of(64, tokens=64), 1), (spec_of(size=64), 2)]
+FEW_HEADS = [(spec_of(64, heads=4), 2), (spec_of(heads=1, tokens=128), 2)]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +426,7 @@ OTHER_PAGES = [(spec_of(heads=2, size=32), 2), (spec_of(64, heads=3, size=32), 2
     [
         *(
             (of, layout)
-            for of in (SAME, PADDED, OTHER_HEADS, STATES, CHUNKS)
+            for of in (SAME, PADDED, OTHER_HEADS, STATES, CHUNKS, OTHER_SIZES, FEW_HEADS)
             for layout in ("LBNHC", "LBHNC", "BLNHC", "BLHNC")
         ),
         (SAME, "LHBNC"),

@@ -20,6 +20,7 @@ from kvclient.vllm.tables import BlockTable
 from kvclient.vllm.worker import WorkerSide
 from support.paged_pool import Pool
 from support.paged_step import Cached, NewRequest, Output, Request
+from support.publishing_peer import publishing_peer
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -437,19 +438,8 @@ def test_of_a_state_that_the_engine_has_freed_nothing_is_believed(kvmd: PrivateD
 @pytest.fixture
 def peer(kvmd: PrivateDaemon) -> Iterator[Any]:
     """Publishes keys: ``peer(keys)``."""
-    client = kvclient.Client(kvmd.socket, name="peer")
-    region = client.allocate_region(client.declare_model(SPEC), kvclient.Geometry.contiguous(64, 16), name="peer")
-    used = 0
-
-    def publish(keys: Any) -> None:
-        nonlocal used
-        writes = region.begin_writes(list(range(used, used + len(keys))))
-        used += len(keys)
-        region.publish_run(BlockKeys(keys), keys[0], 0, writes)
-        region.flush()
-
-    yield publish
-    client.close()
+    with publishing_peer(kvmd.socket, SPEC) as publish:
+        yield publish
 
 
 TOKENS = list(range(100, 132))
@@ -645,12 +635,15 @@ def test_a_load_into_the_null_block_fails(worker: tuple[WorkerSide, Loads]) -> N
 # ---- the spec ----
 
 
+SIZE = {"block_size": 16}
+
+
 def test_engines_whose_states_have_other_shapes_have_another_spec() -> None:
     from types import SimpleNamespace
 
     def text(shape: tuple[int, ...], dtype: str = "torch.float32") -> str:
-        state = type("MambaSpec", (), {"shapes": ((3, 8), shape), "dtypes": ("torch.bfloat16", dtype)})()
-        full = type("FullAttentionSpec", (), {})()
+        state = type("MambaSpec", (), {**SIZE, "shapes": ((3, 8), shape), "dtypes": ("torch.bfloat16", dtype)})()
+        full = type("FullAttentionSpec", (), SIZE)()
         of = [SimpleNamespace(kv_cache_spec=each, layer_names=[name]) for each, name in ((state, "0"), (full, "1"))]
         return describe(SimpleNamespace(kv_cache_groups=of), ["0", "1"])
 
@@ -661,7 +654,10 @@ def test_engines_whose_states_have_other_shapes_have_another_spec() -> None:
 def test_engines_whose_groups_have_other_layers_have_another_spec() -> None:
     from types import SimpleNamespace
 
-    full, sliding = type("FullAttentionSpec", (), {})(), type("SlidingWindowSpec", (), {"sliding_window": 64})()
+    full, sliding = (
+        type("FullAttentionSpec", (), SIZE)(),
+        type("SlidingWindowSpec", (), {**SIZE, "sliding_window": 64})(),
+    )
 
     def text(*groups: tuple[Any, list[int]], stage: int = 0) -> str:
         of = [
@@ -681,8 +677,8 @@ def test_engines_whose_chunks_are_of_other_lengths_have_another_spec() -> None:
     from types import SimpleNamespace
 
     def text(tokens: int) -> str:
-        chunked = type("ChunkedLocalAttentionSpec", (), {"attention_chunk_size": tokens})()
-        full = type("FullAttentionSpec", (), {})()
+        chunked = type("ChunkedLocalAttentionSpec", (), {**SIZE, "attention_chunk_size": tokens})()
+        full = type("FullAttentionSpec", (), SIZE)()
         of = [SimpleNamespace(kv_cache_spec=each, layer_names=[name]) for each, name in ((chunked, "0"), (full, "1"))]
         return describe(SimpleNamespace(kv_cache_groups=of), ["0", "1"])
 
@@ -696,8 +692,8 @@ def test_engines_whose_chunks_are_of_other_lengths_have_another_spec() -> None:
 def test_vllm_says_which_groups_a_drafts_layers_are_in_or_takes_all_for_such() -> None:
     from types import SimpleNamespace
 
-    full, other = type("FullAttentionSpec", (), {})(), type("MLAAttentionSpec", (), {})()
-    sliding, state = type("SlidingWindowSpec", (), {"sliding_window": 64})(), type("MambaSpec", (), {})()
+    full, other = type("FullAttentionSpec", (), SIZE)(), type("MLAAttentionSpec", (), SIZE)()
+    sliding, state = type("SlidingWindowSpec", (), {**SIZE, "sliding_window": 64})(), type("MambaSpec", (), SIZE)()
 
     def ahead(*flagged: int, drafts: bool = True) -> list[bool]:
         of = [

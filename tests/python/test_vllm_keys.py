@@ -108,6 +108,18 @@ def test_keys_grow_with_the_engines_hashes() -> None:
     assert len(set(keys.before(range(2), 0)) | {key for each in first for key in each}) == 6
 
 
+@pytest.mark.parametrize("known", [0, 1, 2, 4])
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 4), (1, 2), (2, 4)])
+def test_a_run_has_its_keys_and_the_key_before_it(known: int, first: int, last: int) -> None:
+    source = KeySource(SPEC, shards(2), hashes())
+    keys = RequestKeys(source, hashed(list(range(16))))
+    keys.upto(known)
+    of_run, parents = keys.run(range(2), first, last)
+    plain = RequestKeys(source, hashed(list(range(16))))
+    assert [list(each) for each in of_run] == [list(each) for each in plain.between(range(2), first, last)]
+    assert parents == plain.before(range(2), first)
+
+
 def test_hashes_that_are_not_what_they_are_said_to_be_are_refused() -> None:
     request = hashed(list(range(16)))
     request.block_hashes[0] = hashlib.sha256(b"another seed").digest()

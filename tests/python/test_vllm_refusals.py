@@ -99,7 +99,8 @@ DISABLE = "--disable-hybrid-kv-cache-manager"
 #: What is refused -> the reason's words, which docs/ENGINES.md has too.
 REFUSED = {
     "groups, failures by block": (why(FULL, SLIDING, by_request=False), "a failed load of one group only", DISABLE),
-    "groups with other blocks": (why(FULL, WIDE), "hold different numbers of tokens", DISABLE),
+    "chunks beside other blocks": (why(CHUNKED, WIDE), "finds no prefix beside attention in chunks", DISABLE),
+    "states beside other blocks": (why(MAMBA, FULL, WIDE), "parts of whose blocks vLLM then finds", ""),
     "windows that are compressed": (
         why(FULL, COMPRESSED),
         "not all of them are full attention, windows, chunks or states",
@@ -137,8 +138,10 @@ def test_a_refusal_says_why_and_what_to_do_and_the_page_says_the_same(case: str)
     assert remedy in rows[0] or remedy == ""
 
 
-def test_groups_whose_blocks_differ_in_size_are_refused_with_the_sizes() -> None:
-    assert "(16 and 32), as their layers' KV for a token differs in size" in why(FULL, WIDE)
+def test_groups_whose_blocks_differ_in_size_are_shared() -> None:
+    assert why(FULL, WIDE) == why(WIDE, FULL, MLA) == ""
+    assert why(FULL, WIDE, unit=8) == ""
+    assert "hold different numbers of tokens (16 and 32)" in why(FULL, CHUNKED, WIDE)
 
 
 def test_scales_that_change_while_the_engine_runs_are_refused() -> None:

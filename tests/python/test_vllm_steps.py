@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 
 import kvclient
+from kvclient._native import contents_of, note_given
 from kvclient.daemon import PrivateDaemon
-from kvclient.vllm import ConnectorOptions
+from kvclient.vllm import ConnectorOptions, publishing, turns
 from kvclient.vllm.scheduler import SchedulerSide
-from support.paged_pool import BLOCK_TOKENS, Pool
+from support.paged_pool import BLOCK_TOKENS, Block, Pool
 from support.paged_step import Cached, NewRequest, Output, Request
+from support.paged_traffic import RandomTraffic
 from support.specs import small_spec
 
 SPEC = small_spec()
@@ -228,3 +231,79 @@ def test_a_failed_load_concerns_blocks_of_requests_whose_turn_has_not_come(runni
         for run in running.step().publish:
             assert new[0] not in run.blocks
     assert request.blocks[-1].block_id == new[0]
+
+
+def given_plainly(
+    request_ids: list[str],
+    given: list[tuple[list[int], ...] | None],
+    waiting: dict[str, tuple[list[int], ...]],
+    not_waiting: set[str],
+    blocks: set[int],
+) -> tuple[list[str], list[tuple[list[int], ...]]]:
+    """What ``note_given`` says that it does."""
+    names, tables = [], []
+    for request_id, tables_of_one in zip(request_ids, given, strict=True):
+        if not tables_of_one:
+            continue
+        blocks.update(*tables_of_one)
+        if request_id in waiting and request_id not in not_waiting:
+            for noted, table in zip(waiting[request_id], tables_of_one, strict=True):
+                noted.extend(table)
+        else:
+            names.append(request_id)
+            tables.append(tables_of_one)
+    return names, tables
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 9)])
+def test_what_steps_give_is_read_as_the_plain_interpreter_reads_it(
+    kvmd: PrivateDaemon, monkeypatch: pytest.MonkeyPatch, windows: tuple[int, ...]
+) -> None:
+    """Over random histories with preempted and resumed requests, prompts in chunks, and loads: the same plans."""
+    compared = {"noted": 0, "others": 0, "resumed": 0, "contents": 0}
+
+    def give(ids: Any, given: Any, waiting: Any, not_waiting: Any, blocks: Any) -> Any:
+        plain = copy.deepcopy(dict(waiting)), set(blocks)
+        names = given_plainly(ids, given, plain[0], not_waiting, plain[1])
+        result = note_given(ids, given, waiting, not_waiting, blocks)
+        assert (result, dict(waiting), blocks) == (names, *plain)
+        assert all(ours is theirs for ours, theirs in zip(result[1], names[1], strict=True))
+        compared["others"] += len(names[0])
+        compared["resumed"] += len(not_waiting)
+        compared["noted"] += sum(1 for each in given if each) - len(names[0])
+        return result
+
+    def contents(pool: Any, blocks: list[int]) -> list[Any]:
+        result = contents_of(pool, blocks)
+        plain = [content for block in blocks if (content := pool[block].block_hash) is not None]
+        assert len(result) == len(plain)
+        assert all(ours is theirs for ours, theirs in zip(result, plain, strict=True))
+        compared["contents"] += len(plain)
+        return result
+
+    monkeypatch.setattr(turns, "note_given", give)
+    monkeypatch.setattr(publishing, "contents_of", contents)
+    engines = [
+        RandomTraffic(kvmd.socket, f"engine-{seed}", seed, 1, "async", 150, "v1", False, windows) for seed in range(2)
+    ]
+    for engine in engines:
+        engine.engine._batch = 16  # so many that some are given blocks before it is their turn
+    for _ in range(20):
+        for engine in engines:
+            assert engine.run(20)["wrong"] == 0
+    assert min(compared.values()) > 20, compared
+
+
+def test_lists_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many requests"):
+        note_given(["a"], [], {}, set(), set())
+    with pytest.raises(ValueError, match="a list for each group"):
+        note_given(["a"], [([1],)], {"a": ([], [])}, set(), set())
+    with pytest.raises(TypeError):
+        note_given(["a"], [[1]], {}, set(), set())  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        note_given(["a"], [(1,)], {}, set(), set())  # type: ignore[list-item]
+    with pytest.raises(IndexError):
+        contents_of([], [0])
+    with pytest.raises(TypeError):
+        contents_of([Block(0)], [None])  # type: ignore[list-item]

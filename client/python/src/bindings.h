@@ -90,5 +90,6 @@ void BindJoin(nb::module_& module);       // kvclient/join.h
 void BindDescribe(nb::module_& module);   // kvclient/describe.h
 void BindStats(nb::module_& module);      // kvclient/client.h: counters, unmapped regions
 void BindClient(nb::module_& module);     // kvclient/client.h
+void BindSteps(nb::module_& module);      // what a step of vLLM's says
 
 }  // namespace kvm::python

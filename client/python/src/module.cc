@@ -19,4 +19,5 @@ NB_MODULE(_native, module) {
   kvm::python::BindDescribe(module);
   kvm::python::BindStats(module);
   kvm::python::BindClient(module);
+  kvm::python::BindSteps(module);
 }

@@ -42,6 +42,40 @@ GEMMA: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+#: Changes that make LLAMA a Gemma 4 with windows of 64 tokens: layers 1 and 4 attend to all tokens,
+#: with heads twice as large as the others', so that blocks of the windows have twice as many
+#: tokens.
+GEMMA4: dict[str, Any] = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 5,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+    "sliding_window": 64,
+    "global_head_dim": 64,
+    "attention_k_eq_v": False,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 512,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_parameters": {
+        f"{kind}_attention": {"rope_type": "default", "rope_theta": theta}
+        for kind, theta in (("full", 1000000.0), ("sliding", 10000.0))
+    },
+    "tie_word_embeddings": True,
+}
+
+#: Changes that make LLAMA a Gemma 4 whose layers that attend to all tokens have fewer heads: their
+#: KV of a token is a quarter of the others', which have windows of 80 tokens, and their blocks have
+#: four times as many tokens.
+GEMMA4_FEW: dict[str, Any] = {
+    **GEMMA4,
+    "sliding_window": 80,
+    "num_key_value_heads": 4,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+}
+
 #: Changes that make LLAMA a Mistral: all layers have windows of 64 tokens.
 MISTRAL: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],
@@ -119,6 +153,9 @@ QWEN_NEXT: dict[str, Any] = {
 
 #: Of a gated delta net: its state loses little with each token.
 _DECAY = -5.0
+#: Of a Gemma 4: what layers add outweighs the token itself, which the tied embeddings would make
+#: the answer; and attention, which nothing scales, is not to one token alone.
+_GAIN, _SHARPNESS = 4.0, 0.5
 
 
 def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
@@ -139,45 +176,64 @@ def write_model(folder: Path, changes: dict[str, Any], seed: int = 5) -> None:
     weights = {
         name: torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5
         if len(shape) > 1
-        else torch.full(shape, _DECAY if name.endswith("A_log") else 1.0)
+        else torch.full(shape, _vector(name, config))
         for name, shape in shapes(config)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def _vector(name: str, config: dict[str, Any]) -> float:
+    """What fills a weight of one dimension."""
+    if config["model_type"] == "gemma4_text":
+        return _GAIN if ".post_" in name else _SHARPNESS if ".q_norm" in name else 1.0
+    return _DECAY if name.endswith("A_log") else 1.0
+
+
 def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    heads, kv_heads = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
-    if config["model_type"] == "phi3":
-        layer = {"self_attn.qkv_proj": (heads + 2 * kv_heads, hidden), "mlp.gate_up_proj": (2 * inner, hidden)}
-    else:
-        rows = {"q": heads, "k": kv_heads, "v": kv_heads}
-        layer = {f"self_attn.{name}_proj": (count, hidden) for name, count in rows.items()}
-        layer |= {f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
-    layer |= {"self_attn.o_proj": (hidden, heads), "mlp.down_proj": (hidden, inner)}
-    if config["model_type"] == "llama4_text":
-        layer = {name.replace("mlp.", "feed_forward."): shape for name, shape in layer.items()}
-    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-    if config["model_type"] == "exaone_moe":
-        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
-    if config["model_type"] == "gemma3_text":
-        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
-        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
-    layers = [f"model.layers.{index}" for index in range(config["num_hidden_layers"])]
+    hidden = config["hidden_size"]
+    layers = {f"model.layers.{index}": _heads(config, index) for index in range(config["num_hidden_layers"])}
     if config.get("num_nextn_predict_layers"):
-        layers.append("mtp.layers.0")
+        layers["mtp.layers.0"] = _heads(config, 0)
         yield "mtp.fc.weight", (hidden, 2 * hidden)
         for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding"):
             yield f"mtp.{name}.weight", (hidden,)
-    for prefix in layers:
-        for name, shape in layer.items():
+    for prefix, heads in layers.items():
+        for name, shape in _layer(config, *heads):
             yield f"{prefix}.{name}.weight", shape
-        for name, width in norms.items():
-            yield f"{prefix}.{name}.weight", (width,)
     yield "model.norm.weight", (hidden,)
     for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
         yield f"{name}.weight", (config["vocab_size"], hidden)
+
+
+def _heads(config: dict[str, Any], layer: int) -> tuple[int, int, bool]:
+    """How many KV heads a layer has, their size, and whether K is V."""
+    heads, size = config["num_key_value_heads"], config["head_dim"]
+    if config["model_type"] == "gemma4_text" and config["layer_types"][layer] == "full_attention":
+        return config.get("num_global_key_value_heads", heads), config["global_head_dim"], config["attention_k_eq_v"]
+    return heads, size, False
+
+
+def _layer(config: dict[str, Any], kv_heads: int, size: int, k_is_v: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    rows, kv_rows = config["num_attention_heads"] * size, kv_heads * size
+    if config["model_type"] == "phi3":
+        layer = {"self_attn.qkv_proj": (rows + 2 * kv_rows, hidden), "mlp.gate_up_proj": (2 * inner, hidden)}
+    else:
+        counts = {"q": rows, "k": kv_rows} if k_is_v else {"q": rows, "k": kv_rows, "v": kv_rows}
+        layer = {f"self_attn.{name}_proj": (count, hidden) for name, count in counts.items()}
+        layer |= {f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
+    layer |= {"self_attn.o_proj": (hidden, rows), "mlp.down_proj": (hidden, inner)}
+    if config["model_type"] == "llama4_text":
+        layer = {name.replace("mlp.", "feed_forward."): shape for name, shape in layer.items()}
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if config["model_type"] in ("exaone_moe", "gemma3_text", "gemma4_text"):
+        norms |= {"self_attn.q_norm": size, "self_attn.k_norm": size}
+    if config["model_type"] in ("gemma3_text", "gemma4_text"):
+        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+    yield from layer.items()
+    for name, width in norms.items():
+        yield name, (width,)
 
 
 def _eagle(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -38,6 +38,10 @@ class Trio:
     def start(self, engine: str, function: str, *arguments: Any) -> Any:
         return self._engines[engine].start(function, *arguments)
 
+    def end(self, engine: str) -> None:
+        """One of them ends, and with it the memory that it has registered; it starts again when it is next called."""
+        self._engines.pop(engine).stop()
+
     def stop(self) -> None:
         with contextlib.ExitStack() as ending:
             for worker in self._engines.values():

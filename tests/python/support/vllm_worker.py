@@ -383,6 +383,7 @@ class VllmWorker:
             "imported": counted.blocks_imported if counted else 0,
             "failed": counted.blocks_failed if counted else 0,
             "published": counted.blocks_published if counted else 0,
+            "offloaded": counted.blocks_offloaded if counted else 0,
         }
 
     def speculation(self) -> tuple[int, int]:

@@ -34,14 +34,16 @@ class Admission:
         block_tokens: int,
         *,
         include_own: bool,
+        names: int = 1,
     ) -> None:
         """``computing``: marks of prompts. ``joins``: None: kvmd-mesh is never asked. ``equal``: imports under way.
 
+        ``block_tokens``: of blocks as ``lookups`` counts them, each of so many ``names`` (RequestKeys.ends).
         Counts in ``counters``. ``include_own``: see SchedulerSide.attach.
         """
         self._options, self._client, self._lookups = options, client, lookups
         self._computing, self._joins, self._equal, self._counters = computing, joins, equal, counters
-        self._block_tokens, self._include_own = block_tokens, include_own
+        self._block_tokens, self._block_names, self._include_own = block_tokens, names, include_own
         self._min_tokens = max(options.min_prefix_tokens, 1)
 
     def tokens(self, tracked: TrackedRequest, computed: int, now: float) -> int | None:
@@ -72,7 +74,7 @@ class Admission:
 
     def _waits(self, tracked: TrackedRequest, first: int, found: int, last: int, now: float) -> bool:
         """Whether the request is to be asked for again: somebody may bring the blocks after the found ones."""
-        if first + found < min(self._lookups.longest(tracked.prefilled // self._block_tokens), last):
+        if first + found < min(self._lookups.longest(tracked.prefilled), last):
             tracked.first_asked = tracked.first_asked or now
             if now - tracked.first_asked < self._options.prefill_wait_s:
                 return True
@@ -82,7 +84,7 @@ class Admission:
 
     def _waits_for_others(self, tracked: TrackedRequest, first: int, found: int, last: int, now: float) -> bool:
         """Whether another engine is computing the request's next block."""
-        keys = tracked.keys.upto(last)[0][first:last]
+        keys = tracked.keys.ends(first, last, self._block_names)
         least = -(-self._options.min_prefix_tokens // self._block_tokens) - found
         try:
             return self._computing.waits(

@@ -91,6 +91,8 @@ class Computing:
 
     def step(self, computed: Callable[[str], bool]) -> None:
         """End the marks of requests whose prompts are computed, a few steps later; called in each step."""
+        if not self._asked and not self._ended:
+            return
         for request_id, asked in self._asked.items():
             if asked.steps_left and computed(request_id):
                 self._count_down(asked)

@@ -23,9 +23,12 @@ class _Import:
 class EqualPrefixes:
     """Imports in the background that are under way. Not thread-safe."""
 
-    def __init__(self, block_tokens: int, min_tokens: int, wait_s: float) -> None:
-        """Blocks of ``block_tokens``. A request waits for at least ``min_tokens``, at most ``wait_s`` in all."""
-        self._least_blocks, self._wait_s = -(-min_tokens // block_tokens), wait_s
+    def __init__(self, block_tokens: int, min_tokens: int, wait_s: float, names: int = 1) -> None:
+        """Blocks of ``block_tokens``. A request waits for at least ``min_tokens``, at most ``wait_s`` in all.
+
+        ``names``: of so many names each (RequestKeys.ends).
+        """
+        self._least_blocks, self._wait_s, self._block_names = -(-min_tokens // block_tokens), wait_s, names
         self._imports: dict[str, _Import] = {}  # by request
         self._by_name: dict[BlockKey, _Import] = {}  # by its first block; of equal ones the first
         self._waits_for: dict[str, str] = {}  # request -> the one whose import it waits for
@@ -40,7 +43,7 @@ class EqualPrefixes:
         request_id = tracked.request.request_id
         self.forget(request_id)
         if first < last:
-            made = _Import(request_id, first, tracked.keys.between((0,), first, last)[0])
+            made = _Import(request_id, first, tracked.keys.ends(first, last, self._block_names))
             self._imports[request_id] = made
             self._by_name.setdefault(made.names[0], made)
 
@@ -70,7 +73,7 @@ class EqualPrefixes:
         """
         if not self._by_name:
             return False
-        names = tracked.keys.between((0,), first, last)[0]
+        names = tracked.keys.ends(first, last, self._block_names)
         other = self._by_name.get(names[0])
         if other is None or not self._in_time(tracked, now):
             return False

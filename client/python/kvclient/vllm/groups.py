@@ -17,6 +17,12 @@ block is never written again. Of a prefix, all that is needed is the state at it
 Layers that attend within chunks (Llama 4) need of a prefix the tokens of the chunk that it ends in, and nothing of a
 prefix that ends with a chunk (``ChunkedLocalAttentionManager``).
 
+vLLM gives the layers of a model whose KV of a token differs in size (Gemma 4, a draft with other heads) pages of one
+size, and so blocks of different numbers of tokens, in groups of their own. A name is given to each ``block_tokens``
+tokens (ModelSpec), the greatest number of which every group's block is a multiple, as vLLM's hashes are. A name tells
+all tokens before it, so a group's block has the last name in it. A hit ends where blocks of all groups end: after a
+multiple of the ``unit_of`` these names. vLLM gives no block beyond the last such place a hash of its own.
+
 A draft model that reads the model's hidden states (EAGLE, MTP) writes at each position what depends on the next token
 as well, so that the last position of a block is not told by the block's key. vLLM takes a block of such a group only
 if it has the block after it, too, and leaves that one out (v1/core/kv_cache_coordinator.py, ``eagle_group_ids``).
@@ -24,6 +30,7 @@ if it has the block after it, too, and leaves that one out (v1/core/kv_cache_coo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +61,8 @@ class KvGroup:
     #: A block's last position depends on the token after it: a prefix is found if the block after
     #: it is, too.
     ahead: bool = False
+    #: Names in a block, each of ``block_tokens`` tokens.
+    scale: int = 1
 
     @property
     def partial(self) -> bool:
@@ -61,10 +70,24 @@ class KvGroup:
         return self.window > 0 or self.chunk > 0
 
     def first_block(self, tokens: int, block_tokens: int) -> int:
-        """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it."""
+        """The first block that is needed to go on after ``tokens`` tokens; a request has none of those before it.
+
+        ``block_tokens``: of a name (ModelSpec); the answer counts the group's own blocks.
+        """
+        size = block_tokens * self.scale
         if self.chunk:
-            return tokens // self.chunk * self.chunk // block_tokens
-        return max(0, tokens - self.window + 1 - self.kept) // block_tokens if self.window else 0
+            return tokens // self.chunk * self.chunk // size
+        return max(0, tokens - self.window + 1 - self.kept) // size if self.window else 0
+
+
+def unit_of(groups: Sequence[KvGroup]) -> int:
+    """Names between places where blocks of all groups end; 1: all groups have blocks of one size."""
+    return math.lcm(*(group.scale for group in groups))
+
+
+def named_tokens(kv_cache_config: Any) -> int:
+    """Tokens of a name: every group's blocks have a multiple of them."""
+    return math.gcd(*(int(group.kv_cache_spec.block_size) for group in kv_cache_config.kv_cache_groups))
 
 
 def of_group(number: int, shard_count: int) -> range:
@@ -108,19 +131,21 @@ def groups_of(kv_cache_config: Any, *, drafts_ahead: bool = False) -> list[KvGro
     groups = kv_cache_config.kv_cache_groups
     said = [group.kv_cache_spec for group in groups if getattr(group, "is_eagle_group", False)]
     ahead = (said or [group.kv_cache_spec for group in groups]) if drafts_ahead else []
-    return [_group(layer_specs(group.kv_cache_spec)[0], group.kv_cache_spec in ahead) for group in groups]
+    named = named_tokens(kv_cache_config)
+    specs = [group.kv_cache_spec for group in groups]
+    return [_group(layer_specs(spec)[0], spec in ahead, spec.block_size // named) for spec in specs]
 
 
-def _group(spec: Any, ahead: bool) -> KvGroup:
+def _group(spec: Any, ahead: bool, scale: int) -> KvGroup:
     if keeps_state(spec):
-        return KvGroup(2, state=True)
+        return KvGroup(2, state=True, scale=scale)
     kinds = [kind.__name__ for kind in type(spec).__mro__]
     if any(kind in _CHUNKED for kind in kinds):
-        return KvGroup(chunk=int(spec.attention_chunk_size), ahead=ahead)
+        return KvGroup(chunk=int(spec.attention_chunk_size), ahead=ahead, scale=scale)
     if not any(kind in _SLIDING for kind in kinds):
         # Of a window that a full group's spec names, vLLM keeps all blocks
-        return KvGroup(ahead=ahead)
-    return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)), ahead=ahead)
+        return KvGroup(ahead=ahead, scale=scale)
+    return KvGroup(int(spec.sliding_window), int(getattr(spec, "extra_retained_tokens", 0)), ahead=ahead, scale=scale)
 
 
 def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
@@ -133,11 +158,14 @@ def describe(kv_cache_config: Any, layers: Sequence[str]) -> str:
     if len(groups) == 1:
         return ""
     place = {name: str(index) for index, name in enumerate(sorted(layers, key=_by_number))}
-    texts = []
-    for group, needs in zip(groups, groups_of(kv_cache_config), strict=True):
+    texts, described = [], groups_of(kv_cache_config)
+    several_sizes = unit_of(described) > 1
+    for group, needs in zip(groups, described, strict=True):
         kind = f"sliding{needs.window}" if needs.window else f"chunk{needs.chunk}" if needs.chunk else "full"
         if needs.state:
             kind = f"state{'+'.join(sorted({_of_state(spec) for spec in layer_specs(group.kv_cache_spec)}))}"
+        if several_sizes:
+            kind += f"@{group.kv_cache_spec.block_size}"
         texts.append(f"{kind}:{','.join(place[name] for name in group.layer_names if name in place)}")
     return ";".join(texts)
 
@@ -162,5 +190,7 @@ __all__ = [
     "keeps_state",
     "kinds_of",
     "layer_specs",
+    "named_tokens",
     "of_group",
+    "unit_of",
 ]

@@ -22,9 +22,20 @@ _MOST_CACHED = 256
 class KeySource:
     """What the keys of an engine's requests are derived from. Not thread-safe."""
 
-    def __init__(self, spec: ModelSpec, shards: Sequence[Shard], hashes: EngineHashes | None = None) -> None:
-        """``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens."""
-        self.spec, self.shards, self.hashes = spec, list(shards), hashes
+    def __init__(
+        self,
+        spec: ModelSpec,
+        shards: Sequence[Shard],
+        hashes: EngineHashes | None = None,
+        scales: Sequence[int] = (),
+    ) -> None:
+        """``hashes``: the engine's own, which ``spec`` names; None: keys are derived from the tokens.
+
+        ``scales``: of each KV-cache group (KvGroup); empty: blocks of all of them have one size.
+        """
+        self.spec, self.shards, self.hashes, self.scales = spec, list(shards), hashes, list(scales)
+        #: Of each shard: names in one of its blocks, the last of which is the block's.
+        self.names_in_block = [self.scales[shard.kv_group] if scales else 1 for shard in shards]
         self._of_shards: dict[tuple[str, ...], list[ShardKeys]] = {}
         #: ``of_shards()``; empty where names are the keys.
         self.plain = [] if self.chain_is_key else [ShardKeys(spec, shard, []) for shard in shards]
@@ -82,6 +93,7 @@ class RequestKeys:
         source = self._source
         self._input = self._input_now()
         self._names: BlockKeys | None = None  # until they are needed
+        self._last_names: dict[int, BlockKeys] = {}  # of blocks of so many names
         self._roots: list[BlockKey] = []
         if source.hashes is not None:
             embeddings = self._request.prompt_embeds
@@ -143,7 +155,7 @@ class RequestKeys:
         for number in shards:
             keys = self._keys[number]
             if blocks > len(keys):
-                names = self._named(blocks)
+                names = self._names_of(number, blocks)
                 if keys is not names:
                     self._of_shards[number].extend(keys, names)
         return [self._keys[number] for number in shards]
@@ -169,7 +181,7 @@ class RequestKeys:
             if len(keys) >= last:
                 found.append(keys[first:last])
                 continue
-            names = self._named(last)
+            names = self._names_of(number, last)
             if len(keys) < first:
                 part = BlockKeys()
                 self._of_shards[number].extend(part, names[first:last])
@@ -179,6 +191,20 @@ class RequestKeys:
                 self._of_shards[number].extend(keys, names)
             found.append(keys[first:last])
         return found
+
+    def run(self, shards: Sequence[int], first: int, last: int) -> tuple[list[BlockKeys], list[BlockKey]]:
+        """``between``, and ``before`` of the first of these blocks; 0 <= first < last."""
+        if not first:
+            return self.between(shards, 0, last), self.before(shards, 0)
+        keys = self.between(shards, first - 1, last)
+        return [each[1:] for each in keys], [each[0] for each in keys]
+
+    def ends(self, first: int, last: int, names: int) -> BlockKeys:
+        """Keys of the first shard's blocks that end the units [first, last), each of so many ``names``."""
+        per = names // self._source.names_in_block[0]
+        if per == 1:
+            return self.between((0,), first, last)[0]
+        return self.whole((0,), last * per)[0][(first + 1) * per - 1 : last * per : per]
 
     def before(self, shards: Sequence[int], first: int) -> list[BlockKey]:
         """The key before block ``first``, of some shards by their places; the root before block 0."""
@@ -193,8 +219,23 @@ class RequestKeys:
             self._dropped = not self.certain
             self._start()
 
+    def _names_of(self, number: int, blocks: int) -> BlockKeys:
+        """Names of at least the first ``blocks`` blocks of a shard, of which its keys are derived."""
+        count = self._source.names_in_block[number]
+        if count == 1:
+            return self._named(blocks)
+        names = self._last_names.setdefault(count, BlockKeys())
+        if blocks > len(names):
+            if self._source.hashes is not None:
+                names.extend_hashes(self._request.block_hashes[count - 1 :: count], blocks)
+                if blocks > len(names):
+                    raise InvalidArgumentError(f"{len(names)} of {blocks} blocks have a hash")
+            else:
+                names.extend(self._named(blocks * count)[(len(names) + 1) * count - 1 :: count])
+        return names
+
     def _named(self, blocks: int) -> BlockKeys:
-        """Names of at least the first ``blocks`` blocks, of which all shards' keys are derived."""
+        """At least the first ``blocks`` names, each of ``block_tokens`` tokens."""
         names = self._names
         if names is None:
             names = self._names = BlockKeys()

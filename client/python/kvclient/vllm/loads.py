@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from kvclient.vllm.groups import KvGroup, of_group
+from kvclient.vllm.groups import KvGroup, of_group, unit_of
 from kvclient.vllm.plan import Load
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
 
@@ -20,7 +20,7 @@ class Loads:
     def __init__(self) -> None:
         """Without loads."""
         self._groups: Sequence[KvGroup] = ()
-        self._shard_count = self._block_tokens = 0
+        self._shard_count = self._block_tokens = self._unit = 0
         self._whole = False
         self._new: list[Load] = []  # since the last plan
         self._allocated: list[int] = []  # for loads, since the last plan
@@ -35,6 +35,7 @@ class Loads:
     def begin(self, groups: Sequence[KvGroup], shard_count: int, block_tokens: int, *, whole: bool) -> None:
         """``groups``: the engine's KV-cache groups. ``whole``: a block that fails fails the request's whole load."""
         self._groups, self._shard_count, self._block_tokens = groups, shard_count, block_tokens
+        self._unit = unit_of(groups)
         self._whole = whole
 
     def add(
@@ -45,12 +46,14 @@ class Loads:
         ``wait``: its step waits for them.
         """
         request_id = tracked.request.request_id
-        first = tracked.local_blocks
-        last = first + external_tokens // self._block_tokens
+        size = self._unit * self._block_tokens
+        first, tokens = tracked.local_blocks, tracked.local_blocks * size + external_tokens
         tracked.loading = True
         for number, blocks in enumerate(tables):
             tracked.tables[number].restart(blocks, pool)
-            begin = max(first, self._groups[number].first_block(last * self._block_tokens, self._block_tokens))
+            group = self._groups[number]
+            last = tokens // (self._block_tokens * group.scale)
+            begin = max(first * (self._unit // group.scale), group.first_block(tokens, self._block_tokens))
             self._allocated += blocks[begin:]
             if begin == last:
                 continue

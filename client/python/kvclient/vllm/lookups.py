@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kvclient._native import BlockKeys, Client
 from kvclient.errors import KvError
-from kvclient.vllm.groups import KvGroup, of_group
+from kvclient.vllm.groups import KvGroup, of_group, unit_of
 from kvclient.vllm.hits import longest_hit
 from kvclient.vllm.keys import RequestKeys
 
@@ -27,13 +27,21 @@ class Lookups:
         include_own: bool,
         by_request: bool,
     ) -> None:
-        """``include_own``, ``by_request``: see ``SchedulerSide.attach``."""
+        """``block_tokens``: of a name (ModelSpec). ``include_own``, ``by_request``: see ``SchedulerSide.attach``.
+
+        All numbers of blocks are of those that end where blocks of all groups end: units (longest_hit).
+        """
         self._client, self._groups = client, list(groups)
         self._block_tokens, self._include_own, self._by_request = block_tokens, include_own, by_request
         self._shards = [of_group(number, shard_count) for number in range(len(self._groups))]
         # Every block counts, so that one lookup tells how far the prefix reaches.
         self._plain = self._groups == [KvGroup()]
-        self._ahead = int(any(group.ahead for group in self._groups))
+        unit = unit_of(self._groups)
+        self._size = block_tokens * unit
+        self._per = [unit // group.scale for group in self._groups]
+        # Of groups that look ahead: tokens of a block, and blocks of a unit.
+        ahead = {unit // group.scale for group in self._groups if group.ahead}
+        self._ahead = [(self._size // per, per) for per in ahead]
         self._chunks_alone = all(group.chunk for group in self._groups)
 
     def last(self, tokens: int) -> int:
@@ -43,18 +51,18 @@ class Lookups:
         # To see that it can take a block, vLLM looks at one with the last token only if there are
         # several groups.
         seen = tokens if len(self._groups) > 1 else tokens - 1
-        return self._without_gaps(min((tokens - 1) // self._block_tokens, self.longest(seen // self._block_tokens)))
+        return self._without_gaps(min((tokens - 1) // self._size, self.longest(seen)))
 
-    def longest(self, blocks: int) -> int:
-        """The longest hit, in blocks, where so many leading ones are published."""
-        return blocks - self._ahead
+    def longest(self, tokens: int) -> int:
+        """The longest hit, in blocks, where all blocks of so many leading tokens are published."""
+        return min([tokens // self._size, *((tokens // size - 1) // per for size, per in self._ahead)])
 
     def found(self, keys: RequestKeys, first: int, last: int) -> int:
         """How many of the blocks [first, last) a request can import that has the first ones. ``last``: see ``last``."""
         try:
             if self._plain:
                 return keys.published(self._client, first, last, include_own=self._include_own)
-            run = self._run_of(keys, last + self._ahead)
+            run = self._run_of(keys, last)
             end = longest_hit(self._groups, first, last, self._block_tokens, run)
             return end - first if self._loads(end) else 0
         except KvError as error:
@@ -63,10 +71,12 @@ class Lookups:
 
     def _loads(self, end: int) -> bool:
         """Whether a hit has blocks to load: at the end of a chunk none is needed, and such a hit is not for a peer."""
-        size = self._block_tokens
-        return not self._chunks_alone or any(each.first_block(end * size, size) < end for each in self._groups)
+        return not self._chunks_alone or any(
+            group.first_block(end * self._size, self._block_tokens) < end * per
+            for group, per in zip(self._groups, self._per, strict=True)
+        )
 
-    def _run_of(self, keys: RequestKeys, known: int) -> Callable[[Sequence[int], int, int], int]:
+    def _run_of(self, keys: RequestKeys, last: int) -> Callable[[Sequence[int], int, int], int]:
         """See longest_hit: how many leading ones of the blocks [begin, end) are published for each of the groups."""
         count, include_own = self._client.count_published, self._include_own
         whole: dict[int, list[BlockKeys]] = {}
@@ -82,6 +92,7 @@ class Lookups:
                     found = count(keys.between(shards, begin, end), 0, end - begin, include_own=include_own)
                     if found == end - begin:
                         return found
+                known = last * self._per[groups[0]] + int(self._groups[groups[0]].ahead)
                 published = whole[groups[0]] = keys.whole(shards, known)
             return count(published, begin, end, include_own=include_own)
 

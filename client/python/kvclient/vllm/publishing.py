@@ -12,7 +12,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from kvclient.vllm.groups import KvGroup, of_group
+from kvclient._native import contents_of
+from kvclient.vllm.groups import KvGroup, of_group, unit_of
 from kvclient.vllm.plan import PublishRun
 from kvclient.vllm.tracked import TrackedRequest, confirmed_tokens
 from kvclient.vllm.turns import Given, Turns
@@ -39,11 +40,19 @@ class Publishing:
     ) -> None:
         """``pool``: vLLM's BlockPool, of which ``blocks[id].block_hash`` is read. ``requests``: those that live."""
         self._requests = requests
-        self._pool, self._groups, self._block_tokens, self._shard_count = pool, groups, block_tokens, shard_count
+        self._pool, self._groups, self._shard_count = pool, groups, shard_count
+        #: Tokens of each group's blocks.
+        self._sizes = [block_tokens * group.scale for group in groups]
+        # Of each group: tokens after which its blocks get a hash, and the blocks that are then new
+        self._unit_tokens = block_tokens * unit_of(groups)
+        self._hashed = [
+            (size, 1) if group.ahead else (self._unit_tokens, self._unit_tokens // size)
+            for group, size in zip(groups, self._sizes, strict=True)
+        ]
         # Requests that may have blocks to publish: those that each step looks at, and those that
         # decode. None is in both.
         self._candidates: dict[str, TrackedRequest] = {}
-        self._turns = Turns()
+        self._turns = Turns(len(groups))
         self._ended: list[_Ended] = []
         # Block -> hash object of the content that was published
         self._published: dict[int, Any] = {}
@@ -57,9 +66,19 @@ class Publishing:
         self.catch_up(request_id, tracked)
         self._candidates[request_id] = tracked
 
+    def given(
+        self, request_ids: list[str], given: list[tuple[list[int], ...] | None], others: set[str], blocks: set[int]
+    ) -> tuple[list[str], list[tuple[list[int], ...]]]:
+        """What the step gives to each of its running requests, None or nothing for most: see Turns.give.
+
+        Returns the requests that have blocks and wait for no turn, or are among ``others``, and these blocks; adds all
+        blocks to ``blocks``.
+        """
+        return self._turns.give(request_ids, given, others, blocks)
+
     def grow(self, request_ids: Iterable[str], given: Iterable[Given]) -> None:
-        """The step gives these running requests further blocks, so that they fill those that they had before."""
-        for request_id, blocks in self._turns.give(request_ids, given):
+        """The step gives these requests, which wait for no turn, further blocks, so that they fill those before."""
+        for request_id, blocks in zip(request_ids, given, strict=True):
             tracked = self._requests.get(request_id)
             if tracked is None:
                 continue
@@ -187,8 +206,12 @@ class Publishing:
             runs.append(run)
         # The last block becomes full without notice, and then the request is given another one
         # or ends. A block before it may have been taken for tokens that were then rejected.
-        computed = tracked.request.num_computed_tokens // self._block_tokens
-        return any(table.next_block < computed or table.next_block < len(table.blocks) - 1 for table in tracked.tables)
+        computed = tracked.request.num_computed_tokens
+        for table, (tokens, count) in zip(tracked.tables, self._hashed, strict=True):
+            full = computed // tokens * count
+            if table.next_block < full or len(table.blocks) > full + count:
+                return True
+        return False
 
     def _add_runs(
         self,
@@ -205,11 +228,15 @@ class Publishing:
         computed = request.num_computed_tokens - (getattr(request, "num_in_flight_tokens", 0) if group.state else 0)
         confirmed = confirmed_tokens(request)
         # What drafts may write again has no hash yet; vLLM keeps as many tokens before a window.
-        settled = confirmed - group.kept
-        index, last = table.next_block, min(confirmed // self._block_tokens, len(table.blocks))
-        if index < last and not windowed:
+        # Of the blocks after the last place where blocks of all groups end, it has yet to be seen.
+        settled = (confirmed - group.kept) // self._unit_tokens * self._unit_tokens
+        size = self._sizes[number]
+        index, last = table.next_block, min(confirmed // size, len(table.blocks))
+        if windowed and size < self._unit_tokens:
+            table.note(self._pool, computed)
+        if index < last and not windowed and group.scale == 1:
             blocks = table.blocks[index:last]
-            hashes = [each for block in blocks if (each := pool[block].block_hash) is not None]
+            hashes = contents_of(pool, blocks)
             if len(hashes) == len(blocks) and unsure.isdisjoint(blocks) and published.keys().isdisjoint(blocks):
                 table.passed(last)
                 runs.append((self._run(tracked, number, index, blocks), hashes))
@@ -219,14 +246,19 @@ class Publishing:
             first, hashes = index, []
             while index < last:
                 block = table.blocks[index]
-                content = table.content(index, self._pool, computed) if windowed else pool[block].block_hash
+                if windowed:
+                    content = table.content(index, self._pool, computed)
+                elif group.scale == 1:
+                    content = pool[block].block_hash
+                else:
+                    content = _hash_of_all(pool[block], (index + 1) * size)
                 if content is None or block in unsure or published.get(block) is content:
                     break
                 hashes.append(content)
                 index += 1
             if hashes:
                 runs.append((self._run(tracked, number, first, table.blocks[first:index]), hashes))
-            elif content is None and not (windowed and hashed and (index + 1) * self._block_tokens <= settled):
+            elif content is None and not (windowed and hashed and (index + 1) * size <= settled):
                 break  # not cached yet: the next step asks again
             else:
                 index += 1
@@ -234,15 +266,24 @@ class Publishing:
 
     def _run(self, tracked: TrackedRequest, number: int, first: int, blocks: list[int]) -> PublishRun:
         """A run of the request's blocks in one group, which are its blocks from ``first`` on."""
-        shards, keys = of_group(number, self._shard_count), tracked.keys
-        of_run = keys.between(shards, first, first + len(blocks))
-        return PublishRun(blocks, first, of_run, keys.before(shards, first))
+        keys, parents = tracked.keys.run(of_group(number, self._shard_count), first, first + len(blocks))
+        return PublishRun(blocks, first, keys, parents)
 
 
-def _extend(tracked: TrackedRequest, given: Iterable[Given]) -> None:
+def _hash_of_all(block: Any, tokens: int) -> Any:
+    """The hash object of a block that ends after ``tokens`` tokens of its prefix; None: it has none of all of these.
+
+    In a group of full attention, vLLM gives the block in which a prompt ends a hash of the names before the end, if
+    blocks have several. What follows them may be what drafts write again.
+    """
+    hashed = getattr(block, "block_hash_num_tokens", None)
+    return block.block_hash if hashed in (None, tokens) else None
+
+
+def _extend(tracked: TrackedRequest, given: Given) -> None:
     """Take blocks into the request's tables that it was given in earlier steps."""
-    for number, table in enumerate(tracked.tables):
-        table.extend_later([block for blocks in given for block in blocks[number]])
+    for table, blocks in zip(tracked.tables, given):  # noqa: B905 (it may have been given none at all)
+        table.extend_later(blocks)
 
 
 __all__ = ["Publishing"]

@@ -57,12 +57,12 @@ def _several(groups: Sequence[Any], by_request: bool, load: str) -> str:
         )
     sizes = sorted({spec.block_size for spec in specs})
     if len(sizes) > 1:
-        # vLLM gives all groups pages of one size, and layers with less KV for a token then have
-        # more tokens in a page; keys, tables and hits here know one number of tokens.
-        return (
-            f"{text} whose blocks hold different numbers of tokens ({' and '.join(map(str, sizes))}), as their layers' "
-            f"KV for a token differs in size: {_DISABLE}"
-        )
+        # Layers with less KV for a token have more tokens in a page of the size that all have.
+        text += f" whose blocks hold different numbers of tokens ({' and '.join(map(str, sizes))})"
+        if any(keeps_state(spec) for spec in specs):
+            return f"{text}, and states, parts of whose blocks vLLM then finds, too: this is not supported"
+        if any("ChunkedLocalAttentionSpec" in kinds_of(spec) for spec in specs):
+            return f"{text}, of which vLLM finds no prefix beside attention in chunks: {_DISABLE}"
     if load == "sync":
         return f"{text}, which vLLM can load in the background only: use load=async"
     return ""

@@ -53,10 +53,11 @@ class RunningModel:
         shards: Sequence[Shard],
         hashes: EngineHashes | None = None,
         now: ModelNow | None = None,
+        scales: Sequence[int] = (),
     ) -> None:
-        """``hashes``: see KeySource. ``now``: None: the model is always ``spec``."""
+        """``hashes``, ``scales``: see KeySource. ``now``: None: the model is always ``spec``."""
         self.spec, self.now = spec, now
-        self.keys = KeySource(spec, shards, hashes)
+        self.keys = KeySource(spec, shards, hashes, scales)
         self.keys.prepare()
         self.fingerprint = spec.fingerprint().hex
         #: Whether the keys of requests say what the engine's blocks hold.
@@ -121,7 +122,7 @@ class RunningModel:
 
     def _renew(self, spec: ModelSpec, *, empty: bool) -> None:
         self.spec, self.fingerprint = spec, spec.fingerprint().hex
-        self.keys = KeySource(spec, self.keys.shards, self.keys.hashes)
+        self.keys = KeySource(spec, self.keys.shards, self.keys.hashes, self.keys.scales)
         self.keys.prepare()
         self._mixed = not empty
         if self._mixed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 from kvclient._native import Client, ModelSpec, Shard
@@ -23,7 +23,7 @@ from kvclient.vllm.descriptions import Description, Descriptions
 from kvclient.vllm.engine_hashes import EngineHashes
 from kvclient.vllm.equal_prefixes import EqualPrefixes
 from kvclient.vllm.failed_loads import FailedLoads
-from kvclient.vllm.groups import KvGroup
+from kvclient.vllm.groups import KvGroup, unit_of
 from kvclient.vllm.held import HeldBlocks, Removed, Stored, is_plain, prefix_of
 from kvclient.vllm.joins import Joins
 from kvclient.vllm.loads import Loads
@@ -66,7 +66,8 @@ class SchedulerSide:
         self._publishing: Publishing | None = None  # once both the shards and the pool are known
         self._pool: Any = None
         self._include_own = False
-        self._block_tokens = 0
+        self._block_tokens = 0  # of a name (ModelSpec)
+        self._unit_tokens = 0  # between places where blocks of all groups end
         self._groups: list[KvGroup] = [KvGroup()]
         self._shard_count = 1
         self._step = 0
@@ -98,18 +99,23 @@ class SchedulerSide:
         ``model``: see ModelNow; None: the model is always ``spec``.
         """
         self._groups, self._shard_count, self._block_tokens = list(groups), len(shards), spec.block_tokens
+        unit = unit_of(groups)
+        self._unit_tokens = unit * self._block_tokens
         several = len(groups) > 1 or groups[0].partial
         # A request whose step waits for its load can't be told of
         by_request = by_request and self._options.load == "async" and several
         of_groups = [_shard_of(shard, number) for number in range(len(groups)) for shard in shards]
         self._client, self._include_own = client, include_own
-        self._model = RunningModel(spec, of_groups, hashes, model)
+        scales = [group.scale for group in groups] if unit > 1 else ()
+        self._model = RunningModel(spec, of_groups, hashes, model, scales)
         self._requests.begin(self._groups, self._block_tokens)
         self._loads.begin(self._groups, len(shards), self._block_tokens, whole=by_request)
         self._lookups = Lookups(
             client, groups, len(shards), spec.block_tokens, include_own=include_own, by_request=by_request
         )
-        self._equal = EqualPrefixes(self._block_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s)
+        self._equal = EqualPrefixes(
+            self._unit_tokens, self._options.min_prefix_tokens, self._options.import_timeout_s, unit
+        )
         self._admission = Admission(
             self._options,
             client,
@@ -118,8 +124,9 @@ class SchedulerSide:
             None if several else self._joins,
             self._equal,
             self.counters,
-            spec.block_tokens,
+            self._unit_tokens,
             include_own=include_own,
+            names=unit,
         )
         self._begin()
 
@@ -183,11 +190,11 @@ class SchedulerSide:
         None: ask again. A prefill engine has computed the request, and its blocks are not found yet; or another engine
         is computing them; or kvmd-mesh is asked for blocks of other nodes.
         """
-        if self._admission is None or not self.active:
+        admission, model, pool = self._admission, self._model, self._pool
+        if admission is None or model is None or pool is None:
             return 0, False
         began = time.perf_counter()
-        model = self.model
-        seen = model.look(self._pool)
+        seen = model.look(pool)
         if seen is not NOTHING:
             self._settle(seen)
         request_id = request.request_id
@@ -197,7 +204,7 @@ class SchedulerSide:
         else:
             self._loads.asked_again(request_id)
             self._equal.ended(request_id)
-        tracked.local_tokens, tracked.local_blocks = computed, computed // self._block_tokens
+        tracked.local_tokens, tracked.local_blocks = computed, computed // self._unit_tokens
         if not self._requests.certain(tracked, model, computed) or not tracked.imports:
             if not (model.measuring and tracked.imports):
                 return 0, False
@@ -206,13 +213,13 @@ class SchedulerSide:
             if self._idle:
                 time.sleep(_YIELD_S)
             return None, False
-        if request.skip_reading_prefix_cache or computed % self._block_tokens:
+        if request.skip_reading_prefix_cache or computed % self._unit_tokens:
             return 0, False
         if tracked.failed_loads >= _MAX_FAILED_LOADS or began < self.failed_loads.paused_until:
             return 0, False
         if self._include_own and self._withdraw:  # this engine's copies are about to be withdrawn
             return 0, False
-        tokens = self._admission.tokens(tracked, computed, began)
+        tokens = admission.tokens(tracked, computed, began)
         self._asked.append(tracked)
         return tokens, bool(tokens) and self._options.load == "async"
 
@@ -230,7 +237,7 @@ class SchedulerSide:
             self._loads.add(tracked, tables, external_tokens, self._pool, wait=wait)
             if not wait:  # else the engine knows the blocks at once
                 first = tracked.local_blocks
-                self._equal.began(tracked, first, first + external_tokens // self._block_tokens)
+                self._equal.began(tracked, first, first + external_tokens // self._unit_tokens)
 
     def given(self, request: Any, blocks: Callable[[], Sequence[int]]) -> None:
         """The engine has allocated ``blocks()``, all of the request's, and this connector loads none of them.
@@ -244,29 +251,29 @@ class SchedulerSide:
         """The plan of the step that the engine is about to launch; called at the end of every ``schedule()``."""
         self._step += 1
         self._idle = not output.num_scheduled_tokens
-        if not self.active:
+        publishing, model = self._publishing, self._model
+        if self._client is None or publishing is None or model is None:
             return StepPlan()
         began = time.perf_counter()
-        plan = self._plan(output)
+        plan = self._plan(output, publishing, model)
         self.counters.time("plan", time.perf_counter() - began)
         return plan
 
-    def _plan(self, output: Any) -> StepPlan:
-        publishing = self.publishing
-        seen = self.model.look(self._pool)
+    def _plan(self, output: Any, publishing: Publishing, model: RunningModel) -> StepPlan:
+        seen = model.look(self._pool)
         if seen is not NOTHING:
             self._settle(seen)
         self._computing.step(self._requests.computed)
-        plan = StepPlan(model=self.model.fingerprint)
+        plan = StepPlan(model=model.fingerprint)
         if self._withdraw:
             plan.withdraw_all = True
             self._withdraw = False
             publishing.withdrawn()
-        fresh = publishing.fresh(self._attached(output))
+        fresh = publishing.fresh(self._attached(output, publishing))
         plan.begin = list(fresh)
         # Other requests may already use blocks of a load that the step waits for, so its result
         # must be known first.
-        if self._options.publish and not self._loads.unknown(self._requests.by_id) and self.model.shares:
+        if self._options.publish and not self._loads.unknown(self._requests.by_id) and model.shares:
             plan.publish = publishing.step(fresh, output.num_scheduled_tokens, self._step)
         if self._asked:
             self._describe_asked()
@@ -355,6 +362,8 @@ class SchedulerSide:
         request, first, size = tracked.request, tracked.described, self._block_tokens
         if blocks <= first or self._client is None or not self._descriptions.on or not is_plain(request):
             return
+        if self._unit_tokens > size:
+            return  # blocks of the first group have more tokens than a name, or other groups' have
         tracked.described = blocks
         keys = tracked.keys.upto(blocks)[0][first:blocks]
         tokens = request.all_token_ids[first * size : blocks * size]
@@ -393,24 +402,23 @@ class SchedulerSide:
                 self._held.clear()
             self._requests.renewed(self.model.keys, empty=seen.empty)
 
-    def _attached(self, output: Any) -> set[int]:
+    def _attached(self, output: Any, publishing: Publishing) -> set[int]:
         """All blocks that the step may write to for the first time; it may contain others."""
         attached, given = self._loads.attached(output.num_scheduled_tokens)
         for new in output.scheduled_new_reqs:
             self._restart(new.req_id, new.block_ids, given)
             attached.update(*new.block_ids)
         cached = output.scheduled_cached_reqs
-        # Most running requests got no block
-        names, tables = list(compress(cached.req_ids, cached.new_block_ids)), list(filter(None, cached.new_block_ids))
-        attached.update(chain.from_iterable(chain.from_iterable(tables)))
         resumed = cached.resumed_req_ids
+        names, tables = publishing.given(cached.req_ids, cached.new_block_ids, resumed, attached)
         if resumed:  # vLLM gives a resumed one all of its blocks
             for request_id, block_ids in zip(names, tables, strict=True):
                 if request_id in resumed:
                     self._restart(request_id, block_ids, given)
             grown = [request_id not in resumed for request_id in names]
             names, tables = list(compress(names, grown)), list(compress(tables, grown))
-        self.publishing.grow(names, tables)
+        if names:
+            publishing.grow(names, tables)
         attached.update(_written_by_engine(output))
         attached.discard(0)  # vLLM's null block
         return attached

@@ -23,11 +23,20 @@ from kvclient.vllm.options import ConnectorOptions
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "model.safetensors.index.json")
 
 
-def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, options: ConnectorOptions) -> ModelSpec:
+def spec_of(
+    vllm_config: Any,
+    kv_spec: Any,
+    *,
+    layout: str,
+    backend: str,
+    options: ConnectorOptions,
+    block_tokens: int | None = None,
+) -> ModelSpec:
     """Describe the engine exactly, except for its weights.
 
-    ``kv_spec``: vLLM's KVCacheSpec of a layer. ``layout``: KvLayout.text, which tells how others differ. ``backend``:
-    name of the attention backend, whose kernels decide the last bits of every layer's KV but the first one's.
+    ``kv_spec``: vLLM's KVCacheSpec of a layer. ``block_tokens``: of a name, if not the layer's. ``layout``:
+    KvLayout.text, which tells how others differ. ``backend``: name of the attention backend, whose kernels decide the
+    last bits of every layer's KV but the first one's.
 
     UnsupportedError: scales that change while the engine runs.
     """
@@ -54,7 +63,7 @@ def spec_of(vllm_config: Any, kv_spec: Any, *, layout: str, backend: str, option
         num_layers=int(model.hf_text_config.num_hidden_layers),
         num_kv_heads=model.get_total_num_kv_heads(),
         head_size=kv_spec.head_size,
-        block_tokens=kv_spec.block_size,
+        block_tokens=block_tokens or kv_spec.block_size,
         sliding_window=getattr(kv_spec, "sliding_window", None) or 0,
         tp_size=parallel.tensor_parallel_size,
         pp_size=parallel.pipeline_parallel_size,

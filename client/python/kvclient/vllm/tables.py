@@ -56,6 +56,17 @@ class BlockTable:
             self._look(place, now)
         return now if self._seen.get(place) is now else None
 
+    def note(self, pool: Any, computed: int) -> None:
+        """Note what the engine has given a hash since its step began; ``computed``: see ``content``.
+
+        Where blocks of groups differ in size, it gives one to several blocks of earlier steps at once, the first of
+        which leave the window at once, too.
+        """
+        first = max(self.next_block, self._group.first_block(computed, self._block_tokens))
+        for place in range(first, len(self.blocks)):
+            if place not in self._seen:
+                self._look(place, pool.blocks[self.blocks[place]].block_hash)
+
     def passed(self, place: int) -> None:
         """All blocks before ``place`` have been considered."""
         if place > self.next_block:

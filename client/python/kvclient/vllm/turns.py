@@ -1,15 +1,18 @@
 """Requests that decode, in the order in which steps look at them, and the blocks that the engine has given them since.
 
 In each step, one request in ``block_tokens`` is given a block. To follow each of them at once would cost a step more
-the more requests run; a request's turn costs hardly more for many blocks than for one.
+the more requests run; a request's turn costs hardly more for many blocks than for one. What is left to do for all
+running requests in a step is one pass over vLLM's lists, in the extension module.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-#: Blocks that a step gave to a request, for each KV-cache group.
+from kvclient._native import note_given
+
+#: Blocks that a request has been given, for each KV-cache group.
 Given = Sequence[Sequence[int]]
 
 # Requests that a step looks at.
@@ -19,9 +22,10 @@ _A_STEP = 1
 class Turns:
     """Not thread-safe."""
 
-    def __init__(self) -> None:
-        """No request waits for its turn."""
-        self._given: OrderedDict[str, list[Given]] = OrderedDict()
+    def __init__(self, group_count: int) -> None:
+        """No request waits for its turn. ``group_count``: KV-cache groups."""
+        self._group_count = group_count
+        self._given: OrderedDict[str, tuple[list[int], ...]] = OrderedDict()
 
     def __contains__(self, request_id: str) -> bool:
         """Whether the request waits for its turn."""
@@ -29,27 +33,26 @@ class Turns:
 
     def add(self, request_id: str) -> None:
         """The request is to have a turn, after those that wait already; one that waits keeps its place."""
-        self._given.setdefault(request_id, [])
+        if request_id not in self._given:
+            self._given[request_id] = tuple([] for _ in range(self._group_count))
 
-    def give(self, request_ids: Iterable[str], given: Iterable[Given]) -> list[tuple[str, Given]]:
-        """A step gives blocks to these requests: to note for those that wait. The others, and what they are given."""
-        others = []
-        waiting = self._given.get
-        for request_id, blocks in zip(request_ids, given, strict=True):
-            noted = waiting(request_id)
-            if noted is None:
-                others.append((request_id, blocks))
-            else:
-                noted.append(blocks)
-        return others
+    def give(
+        self, request_ids: list[str], given: list[tuple[list[int], ...] | None], others: set[str], blocks: set[int]
+    ) -> tuple[list[str], list[tuple[list[int], ...]]]:
+        """A step gives blocks to some of its running requests: to note for those that wait and are not ``others``.
 
-    def take(self) -> list[tuple[str, list[Given]]]:
+        ``given``: for each request; None or (): nothing. Adds all blocks to ``blocks``. Returns the other requests that
+        are given blocks, and what they are given.
+        """
+        return note_given(request_ids, given, self._given, others, blocks)
+
+    def take(self) -> list[tuple[str, Given]]:
         """The requests whose turn it is in this step, which then wait no more, and what they have been given."""
         return [self._given.popitem(last=False) for _ in range(min(_A_STEP, len(self._given)))]
 
-    def drop(self, request_id: str) -> list[Given]:
-        """The request waits no more. What it has been given since its last turn."""
-        return self._given.pop(request_id, [])
+    def drop(self, request_id: str) -> Given:
+        """The request waits no more. What it has been given since its last turn; (): it has waited for none."""
+        return self._given.pop(request_id, ())
 
 
 __all__ = ["Given", "Turns"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kvclient._native import Client, ModelSpec, Shard
-from kvclient.vllm.groups import attention_spec, describe, layer_specs
+from kvclient.vllm.groups import attention_spec, describe, layer_specs, named_tokens
 from kvclient.vllm.kv_shards import Rank, count_shards, shard_of
 from kvclient.vllm.layout import KvLayout, read_layout
 from kvclient.vllm.options import ConnectorOptions
@@ -45,7 +45,14 @@ class WorkerMemory:
 
         self._layout = read_layout(kv_caches, blocks, block_dim, describe(kv_cache_config, list(kv_caches)))
         names = sorted({backend.get_name() for backend in backends.values()})
-        spec = spec_of(config, kv_spec, layout=self._layout.text, backend="+".join(names), options=options)
+        spec = spec_of(
+            config,
+            kv_spec,
+            layout=self._layout.text,
+            backend="+".join(names),
+            options=options,
+            block_tokens=named_tokens(kv_cache_config),
+        )
         self._kv_caches = dict(kv_caches)
         self._kv_specs = {layer: spec_of_layer.get(layer, kv_spec) for layer in kv_caches}
         self._described = Described(spec.canonical(), *worker_ranks(), self._layout.device.type == "cuda")
