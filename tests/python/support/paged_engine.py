@@ -266,11 +266,9 @@ class Engine:
     # ---- results ----
 
     def _update(self, output: Output) -> None:
-        done = self.worker.side.finished_loads()
-        report = self.worker.side.take_report()
-        failed = self.worker.side.take_failed_blocks()
-        dropped = self.worker.side.take_failed_requests()
-        waited = report.waited if report else set()
+        results = output.results
+        done, waited = results.done, results.waited
+        failed, dropped = results.failed_blocks, results.failed_requests
         self._check_loads(done | waited, failed, dropped)
         self.dropped += len(dropped)
         for request in self.waiting:
@@ -337,6 +335,9 @@ class Engine:
         self.worker.to_recompute |= failed
         if not failed or not (request.request_id in done or request in self.running):
             return False
+        # Else blocks at the end of what was loaded would count as not computed yet, and their
+        # failure as nothing.
+        assert not (request.request_id in done and request.request_id in starts)
         computed = starts.get(request.request_id, request.num_computed_tokens)
         hit = False
         for index, block in enumerate(request.blocks[: -(-computed // BLOCK_TOKENS)]):

@@ -62,6 +62,17 @@ class Cached:
 
 
 @dataclass
+class Results:
+    """What the connector's worker side reports at the end of a step."""
+
+    #: Requests whose background loads have ended, and those whose step waited for its loads.
+    done: set[str] = field(default_factory=set)
+    waited: set[str] = field(default_factory=set)
+    failed_blocks: set[int] = field(default_factory=set)
+    failed_requests: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Output:
     scheduled_new_reqs: list[NewRequest] = field(default_factory=list)
     scheduled_cached_reqs: Cached = field(default_factory=Cached)
@@ -71,3 +82,4 @@ class Output:
     new_block_ids_to_zero: list[int] | None = None
     #: Request, its blocks for each group, first token computed, how many, the request's epoch.
     work: list[tuple[Request, list[list[Block]], int, int, int]] = field(default_factory=list)
+    results: Results = field(default_factory=Results)  # once it has been executed

@@ -113,6 +113,15 @@ class EngineWorker:
         """Runs when it is launched, as on a stream: in order, whatever the scheduler knows by then."""
         self._check_publishes(output)
         self.model_runner.execute_model(output)
+        # As vLLM's runners: what a step reports was known when it ended. A load that a later step
+        # began is not reported with it, since the scheduler takes the step's tokens from what a
+        # request of that step has computed.
+        results = output.results
+        results.done = self.side.finished_loads()
+        report = self.side.take_report()
+        results.waited = report.waited if report else set()
+        results.failed_blocks = self.side.take_failed_blocks()
+        results.failed_requests = self.side.take_failed_requests()
 
     def _before_step(self, plan: Any) -> None:
         self.side.before_step(plan)
