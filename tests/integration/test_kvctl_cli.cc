@@ -307,6 +307,32 @@ TEST_CASE("kvctl doctor: a client that can't map its peers' regions is named, wi
   }
 }
 
+TEST_CASE("kvctl models: what the workers of a model look up, find and import", "[integration]") {
+  const Sandbox sandbox;
+  const Node node;
+  ClientOptions options;
+  options.socket_path = node.kvmd.socket();
+  const Result<std::shared_ptr<Client>> client = Client::Connect(options);
+  KVM_REQUIRE_OK(client);
+  KVM_REQUIRE_OK((*client)->DeclareModel(Spec(), After(5s)));
+  std::vector<BlockKey> keys = node.keys;
+  keys.push_back(BlockKey{1, 2});  // not published
+  REQUIRE((*client)->Find(keys).size() == 3);
+  boost::json::value counters;
+  const auto reported = [&] {
+    counters = sandbox.Run(node.Arguments("models")).Json().at("models").at(0).at("counters");
+    return Number(counters, "finds") == 1;
+  };
+  REQUIRE(Eventually(reported));
+  CHECK(Number(counters, "keys_looked_up") == 4);
+  CHECK(Number(counters, "keys_matched") == 3);
+  CHECK(Number(counters, "misses_absent") == 1);
+  CHECK(Number(counters, "blocks_imported") == 0);
+  const std::string table = sandbox.Run("--socket " + node.kvmd.socket() + " models").out;
+  INFO(table);
+  CHECK(table.find("75.0 %") != std::string::npos);
+}
+
 TEST_CASE("kvctl: status, clients, regions and models show what a worker has registered", "[integration]") {
   const Sandbox sandbox;
   const Node node;

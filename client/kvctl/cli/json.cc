@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "client/kvctl/cli/text.h"
+#include "kvclient/stats.h"
 
 namespace kvm::ctl {
 
@@ -32,6 +33,16 @@ boost::json::object ToJson(const Shard& shard) {
           {"pp_rank", shard.pp_rank},
           {"pp_size", shard.pp_size},
           {"kv_group", shard.kv_group}};
+}
+
+boost::json::object ToJson(const kvmwire::StatsReport& report) {
+  boost::json::object object;
+#define KVM_MEMBER(name, meaning) object[#name] = report.name();
+#define KVM_LEAVE(name, meaning)
+  KVCLIENT_STATS(KVM_MEMBER, KVM_LEAVE, KVM_LEAVE)
+#undef KVM_MEMBER
+#undef KVM_LEAVE
+  return object;
 }
 
 boost::json::object Percentiles(Samples& samples) {

@@ -43,7 +43,7 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   AddSimple(app, "status", "Shows kvmd's own state; exit code 3 if its heartbeat is older than 2 s", common, action, RunStatus);
   AddSimple(app, "clients", "Connected processes and their counters", common, action, RunClients);
   AddSimple(app, "regions", "Regions: memory from which blocks are published", common, action, RunRegions);
-  AddSimple(app, "models", "Declared models", common, action, RunModels);
+  AddSimple(app, "models", "Declared models, and what workers of each look up and import", common, action, RunModels);
   AddSimple(app, "leases", "Leases: their holders, blocks, and time left", common, action, RunLeases);
   AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
 

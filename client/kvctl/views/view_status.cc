@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iostream>
+#include <utility>
 
 #include "client/kvctl/cli/clock.h"
 #include "client/kvctl/cli/exit_codes.h"
@@ -10,7 +11,6 @@
 #include "client/kvctl/cli/registry_tables.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/views/views.h"
-#include "kvclient/stats.h"
 
 namespace kvm::ctl {
 namespace {
@@ -205,11 +205,7 @@ boost::json::object ClientJson(const kvmwire::ClientStatus& client) {
                            {"leased_bytes", client.leased_bytes()},
                            {"marked_keys", client.marked_keys()},
                            {"process_watched", !client.process_not_watched()}};
-#define KVM_MEMBER(name, meaning) json[#name] = stats.name();
-#define KVM_LEAVE(name, meaning)
-  KVCLIENT_STATS(KVM_MEMBER, KVM_LEAVE, KVM_LEAVE)
-#undef KVM_MEMBER
-#undef KVM_LEAVE
+  for (auto& [name, value] : ToJson(stats)) json[name] = std::move(value);
   json["host_cache_bytes"] = client.host_cache_bytes();
   json["unmapped_regions"] = stats.unmapped_regions();
   json["unmapped_reason"] = Printable(stats.unmapped_reason());

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <chrono>
 #include <iostream>
+#include <map>
+#include <string>
 
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/json.h"
@@ -34,6 +36,17 @@ boost::json::object RegionJson(const RegionEntry& region, const ModelEntry* mode
                              {"registered_ms", info.registered_ms}};
   if (model != nullptr) object["model_id"] = Printable(model->spec.model_id);
   return object;
+}
+
+// What clients of each model have reported in the observer's own domain, by the bytes of its
+// fingerprint. Empty where kvmd is older than these totals.
+std::map<std::string, kvmwire::StatsReport> TotalsByModel(const Observer& observer, const kvmwire::StatusReply& status) {
+  std::map<std::string, kvmwire::StatsReport> totals;
+  for (const kvmwire::DomainStatus& domain : status.domains()) {
+    if (domain.name() != observer.hello().domain()) continue;
+    for (const kvmwire::ModelTotals& model : domain.model_totals()) totals[model.fingerprint()] = model.counters();
+  }
+  return totals;
 }
 
 }  // namespace
@@ -70,9 +83,15 @@ int RunModels(const CommonOptions& common) {
   if (!observer) return Fail(observer.error());
   const std::vector<ModelEntry> models = ReadModels(observer->registry());
   const std::vector<RegionEntry> regions = ReadRegions(observer->registry());
+  kvmwire::StatusQuery query;
+  query.set_models(true);
+  const Result<kvmwire::StatusReply> status = observer->Query(query);
+  if (!status) return Fail(status.error());
+  PrintCutListNote(*status);
+  const std::map<std::string, kvmwire::StatsReport> totals = TotalsByModel(*observer, *status);
   boost::json::array array;
   Table table({">row", "model", "revision", "fingerprint", "kv dtype", "layout", ">layers", ">kv heads", ">head size", ">block tokens",
-               "tp x pp", ">regions", ">blocks"});
+               "tp x pp", ">regions", ">blocks", ">lookups", ">keys found", ">imported"});
   for (const ModelEntry& model : models) {
     std::uint64_t region_count = 0, entries = 0;
     for (const RegionEntry& region : regions) {
@@ -80,19 +99,27 @@ int RunModels(const CommonOptions& common) {
       region_count++;
       entries += region.info.live_entries;
     }
+    const auto found = totals.find({reinterpret_cast<const char*>(model.fingerprint.bytes.data()), model.fingerprint.bytes.size()});
     if (common.json) {
-      array.push_back({{"model", model.row},
-                       {"fingerprint", model.fingerprint.ToHex()},
-                       {"spec", ToJson(model.spec)},
-                       {"regions", region_count},
-                       {"entries", entries}});
+      boost::json::object object{{"model", model.row},
+                                 {"fingerprint", model.fingerprint.ToHex()},
+                                 {"spec", ToJson(model.spec)},
+                                 {"regions", region_count},
+                                 {"entries", entries}};
+      if (found != totals.end()) object["counters"] = ToJson(found->second);
+      array.push_back(std::move(object));
       continue;
     }
     const ModelSpec& spec = model.spec;
+    const kvmwire::StatsReport counters = found == totals.end() ? kvmwire::StatsReport() : found->second;
+    const auto reported = [&](std::uint64_t count) { return found == totals.end() ? "-" : HumanCount(count); };
     table.Add({std::to_string(model.row), Printable(spec.model_id), Printable(spec.revision), ShortFingerprint(model.fingerprint),
                Printable(spec.kv_dtype), Printable(spec.layout), std::to_string(spec.num_layers), std::to_string(spec.num_kv_heads),
                std::to_string(spec.head_size), std::to_string(spec.block_tokens),
-               std::to_string(spec.tp_size) + " x " + std::to_string(spec.pp_size), std::to_string(region_count), HumanCount(entries)});
+               std::to_string(spec.tp_size) + " x " + std::to_string(spec.pp_size), std::to_string(region_count), HumanCount(entries),
+               reported(counters.finds()),
+               HumanPercent(static_cast<double>(counters.keys_matched()), static_cast<double>(counters.keys_looked_up())),
+               reported(counters.blocks_imported())});
   }
   if (common.json) {
     PrintJson({{"models", std::move(array)}});
