@@ -2,7 +2,8 @@
 #include <csignal>
 #include <iostream>
 
-#include "client/mesh/membership/wire_log.h"
+#include "client/mesh/log/event_log.h"
+#include "client/mesh/log/wire_log.h"
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/mesh_node.h"
 #include "proto/base/standard_fds.h"
@@ -23,7 +24,7 @@ int main(int argc, char** argv) {
         return again.config.peers;
       });
   if (!node) {
-    std::cerr << "kvmd-mesh: " << node.error().ToString() << '\n';
+    kvm::mesh::LogEvent("start_failed", {{"reason", node.error().ToString()}});
     return 1;
   }
   std::cout << "kvmd-mesh: node " << arguments.config.node << ", blocks over " << (*node)->way() << ", peers connect to "

@@ -85,26 +85,32 @@ RULES = {
         f"client/{each}"
         for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")
     },
-    # node → membership, disk → memory → threads → transfer; directory stands alone. A scan has
-    # kvctl's connection, and the disk cache the daemon's eviction policies.
+    # node → membership, disk → memory → threads → transfer → log; directory stands alone. A scan
+    # has kvctl's connection, and the disk cache the daemon's eviction policies.
+    "client/mesh/log": {"proto/base"},
     "client/mesh/directory": {"proto/mesh", "kvm"},
-    "client/mesh/transfer": {"proto/mesh", "kvm"},
-    "client/mesh/threads": {"client/mesh/transfer", "kvm"},
-    "client/mesh/membership": {"proto/base", "proto/mesh", "kvm", "client/mesh/threads", "client/mesh/transfer"},
+    "client/mesh/transfer": {"proto/mesh", "kvm", "client/mesh/log"},
+    "client/mesh/threads": {"client/mesh/log", "client/mesh/transfer", "kvm"},
+    "client/mesh/membership": {"proto/base", "proto/mesh", "kvm"}
+    | {f"client/mesh/{each}" for each in ("log", "threads", "transfer")},
     "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/disk": {
         "proto/base",
         "proto/mesh",
         "client/mesh/directory",
+        "client/mesh/log",
         "client/mesh/memory",
         "daemon/policy",
         "kvm",
     },
-    "client/mesh/events": {"proto/base", "proto/mesh", "kvm"},
+    "client/mesh/events": {"proto/base", "proto/mesh", "kvm", "client/mesh/log"},
     "client/mesh/node": MESH
-    | {f"client/mesh/{each}" for each in ("directory", "disk", "events", "membership", "memory", "threads", "transfer")}
+    | {
+        f"client/mesh/{each}"
+        for each in ("directory", "disk", "events", "log", "membership", "memory", "threads", "transfer")
+    }
     | {"client/kvctl/cli", "daemon/policy"},
-    "client/mesh": MESH | {"client/mesh/node", "client/mesh/membership"},  # main.cc
+    "client/mesh": MESH | {"client/mesh/node", "client/mesh/log"},  # main.cc
     # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},

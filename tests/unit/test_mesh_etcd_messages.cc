@@ -6,7 +6,7 @@
 #include "client/mesh/membership/etcd_members.h"
 #include "client/mesh/membership/etcd_messages.h"
 #include "client/mesh/membership/etcd_settings.h"
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 #include "tests/catch.h"
 
 namespace {

@@ -1,16 +1,10 @@
 #include "client/mesh/disk/disk_health.h"
 
 #include <cerrno>
-#include <iostream>
+
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
-namespace {
-
-constexpr std::chrono::minutes kBetweenLines{1};
-
-void Log(const std::string& line) { std::cerr << "kvmd-mesh: " + line + "\n" << std::flush; }
-
-}  // namespace
 
 bool IsFullDisk(const Error& error) noexcept {
   return error.sys_errno == ENOSPC || error.sys_errno == EDQUOT || error.sys_errno == EFBIG || error.sys_errno == EROFS;
@@ -22,7 +16,7 @@ void DiskHealth::Pause(const Error& error, bool by_write, bool reads) {
   writes_from_ = until;
   if (reads) reads_from_ = until;
   const std::string reason = error.ToString();
-  if (reason != reason_) Log("the disk cache pauses: " + reason);
+  if (reason != reason_) LogEvent("disk_paused", {{"reason", reason}});
   reason_ = reason;
 }
 
@@ -40,29 +34,22 @@ void DiskHealth::Worked(bool write) {
   MutexLock lock(mutex_);
   if (off_ || reason_.empty() || write != by_write_) return;
   reason_.clear();
-  Log("the disk cache goes on");
+  LogEvent("disk_resumed", {});
 }
 
 void DiskHealth::TurnOff(const Error& error) {
   MutexLock lock(mutex_);
   off_ = true;
   reason_ = error.ToString();
-  Log("the disk cache is off: " + reason_);
+  LogEvent("disk_off", {{"reason", reason_}});
 }
 
-void DiskHealth::Refused(const std::string& what) { Log("the disk cache leaves a file alone: " + what); }
+void DiskHealth::Refused(const std::string& what) { LogEvent("disk_file_refused", {{"reason", what}}); }
 
 void DiskHealth::BadRecord(const std::string& what) {
   MutexLock lock(mutex_);
-  const Clock::time_point now = Clock::now();
-  if (told_of_bad_ != Clock::time_point() && now - told_of_bad_ < kBetweenLines) {
-    ++untold_bad_;
-    return;
-  }
-  const std::string others = untold_bad_ == 0 ? "" : "; " + std::to_string(untold_bad_) + " others since the last such line";
-  Log("the disk cache dropped a bad record: " + what + others);
-  told_of_bad_ = now;
-  untold_bad_ = 0;
+  if (const auto left_out = bad_record_lines_.Take())
+    LogEvent("disk_record_dropped", {{"record", what}, {"left_out", std::to_string(*left_out)}});
 }
 
 bool DiskHealth::may_read() const {

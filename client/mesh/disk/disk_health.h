@@ -7,6 +7,7 @@
 #include <chrono>
 #include <string>
 
+#include "client/mesh/log/line_limit.h"
 #include "kvm/error.h"
 #include "proto/base/thread_safety.h"
 
@@ -48,8 +49,7 @@ class DiskHealth {
   bool off_ KVM_GUARDED_BY(mutex_) = false;
   bool by_write_ KVM_GUARDED_BY(mutex_) = false;  // the pause
   Clock::time_point reads_from_ KVM_GUARDED_BY(mutex_){}, writes_from_ KVM_GUARDED_BY(mutex_){};
-  Clock::time_point told_of_bad_ KVM_GUARDED_BY(mutex_){};
-  std::uint64_t untold_bad_ KVM_GUARDED_BY(mutex_) = 0;
+  LineLimit bad_record_lines_ KVM_GUARDED_BY(mutex_){std::chrono::minutes(1)};
 };
 
 }  // namespace kvm::mesh

@@ -3,10 +3,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <iostream>
 #include <utility>
 
 #include "client/mesh/events/event_sequence.h"
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 namespace {
@@ -135,7 +135,7 @@ void ZmqEvents::Run() {
       changed_ = true;
       wants_again_ = true;
       next_pass_ = steady_clock::now() + kPauseAfterFailure;
-      std::cerr << "kvmd-mesh: events: " << failed.what() << '\n';
+      LogException("events_failed", failed);
     }
     const MutexLock lock(mutex_);
     counts_ = feed_.counts();

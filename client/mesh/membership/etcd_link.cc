@@ -7,7 +7,7 @@
 #include <boost/json/serialize.hpp>
 #include <random>
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 #include "proto/base/text_files.h"
 
 namespace kvm::mesh {

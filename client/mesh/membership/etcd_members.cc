@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 #include "proto/mesh/mesh_identity.h"
 
 namespace kvm::mesh {

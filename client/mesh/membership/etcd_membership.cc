@@ -5,7 +5,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <random>
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/threads/keep_running.h"
 
 namespace kvm::mesh {

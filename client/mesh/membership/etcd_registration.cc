@@ -4,7 +4,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 namespace {

@@ -1,6 +1,6 @@
 #include "client/mesh/membership/static_membership.h"
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 

@@ -8,9 +8,9 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <csignal>
-#include <iostream>
 #include <utility>
 
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/membership/etcd_membership.h"
 #include "client/mesh/node/fetch_service.h"
 #include "client/mesh/node/worker_service.h"
@@ -77,7 +77,7 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
     if (ucx) {
       node->ucx_ = std::move(*ucx);
     } else {
-      std::cerr << "kvmd-mesh: blocks travel over TCP: " << ucx.error().ToString() << '\n';
+      LogEvent("ucx_not_started", {{"reason", ucx.error().ToString()}});
     }
   }
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
@@ -162,9 +162,9 @@ void MeshNode::ReloadCertificates() {
   Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
   if (identity) {
     tcp_->UseIdentity(std::move(*identity));
-    std::cerr << "kvmd-mesh: the certificates have been read again" << '\n';
+    LogEvent("certificates_reloaded", {});
   } else {
-    std::cerr << "kvmd-mesh: the certificates stay as they were: " << identity.error().ToString() << '\n';
+    LogEvent("certificates_not_reloaded", {{"reason", identity.error().ToString()}});
   }
 }
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <set>
 
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/threads/keep_running.h"
 
 namespace kvm::mesh {

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
-#include <iostream>
 #include <utility>
 #include <vector>
+
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 
@@ -72,7 +73,7 @@ void KeepRunning::RunAll(boost::asio::io_context& io) {
       look = false;
     } catch (const std::exception& failed) {
       // A lack of memory in a handler; those of other connections go on.
-      std::cerr << "kvmd-mesh: " << failed.what() << '\n';
+      LogException("handler_failed", failed);
       look = true;
     }
   }

@@ -1,11 +1,9 @@
 #include "client/mesh/threads/work_failures.h"
 
-#include <iostream>
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 namespace {
-
-constexpr std::chrono::minutes kBetweenLines{1};
 
 std::string TextOf(const std::exception_ptr& failed) {
   try {
@@ -22,15 +20,7 @@ std::string TextOf(const std::exception_ptr& failed) {
 Error WorkFailures::Note(std::string_view what, const std::exception_ptr& failed) {
   ++count_;
   last_ = std::string(what) + ": " + TextOf(failed);
-  const auto now = std::chrono::steady_clock::now();
-  if (told_ != std::chrono::steady_clock::time_point() && now - told_ < kBetweenLines) {
-    ++untold_;
-  } else {
-    const std::string others = untold_ == 0 ? "" : "; " + std::to_string(untold_) + " others since the last such line";
-    std::cerr << "kvmd-mesh: work has failed: " + last_ + others + "\n" << std::flush;
-    told_ = now;
-    untold_ = 0;
-  }
+  if (const auto left_out = lines_.Take()) LogEvent("work_failed", {{"reason", last_}, {"left_out", std::to_string(*left_out)}});
   return MakeError(Errc::kResourceExhausted, last_);
 }
 

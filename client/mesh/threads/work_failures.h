@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "client/mesh/log/line_limit.h"
 #include "kvm/error.h"
 
 namespace kvm::mesh {
@@ -21,9 +22,9 @@ class WorkFailures {
   const std::string& last() const noexcept { return last_; }  // for people; empty: none
 
  private:
-  std::uint64_t count_ = 0, untold_ = 0;
+  std::uint64_t count_ = 0;
   std::string last_;
-  std::chrono::steady_clock::time_point told_{};
+  LineLimit lines_{std::chrono::minutes(1)};
 };
 
 }  // namespace kvm::mesh

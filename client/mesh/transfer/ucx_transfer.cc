@@ -1,7 +1,6 @@
 #include "client/mesh/transfer/ucx_transfer.h"
 
-#include <iostream>
-
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/transfer/ucx_channel.h"
 
 namespace kvm::mesh {
@@ -15,7 +14,7 @@ bool UcxShared::Avoids(const std::string& address) const noexcept {
 
 void UcxShared::Avoid(const std::string& address, const std::string& why) {
   avoided[address] = steady_clock::now() + kUcxPause;
-  std::cerr << "kvmd-mesh: " << address << ": " << why << "; over TCP for " << kUcxPause.count() << " s" << '\n';
+  LogEvent("ucx_avoided", {{"address", address}, {"reason", why}, {"seconds", std::to_string(kUcxPause.count())}});
 }
 
 UcxTransfer::UcxTransfer(TcpTransfer& tcp, std::shared_ptr<UcxWorker> worker)

@@ -1,4 +1,4 @@
-#include "client/mesh/membership/wire_log.h"
+#include "client/mesh/log/wire_log.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

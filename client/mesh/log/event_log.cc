@@ -1,4 +1,4 @@
-#include "client/mesh/membership/event_log.h"
+#include "client/mesh/log/event_log.h"
 
 #include <algorithm>
 #include <iostream>
@@ -35,5 +35,9 @@ std::string EventLine(std::string_view event, std::initializer_list<EventField> 
 }
 
 void LogEvent(std::string_view event, std::initializer_list<EventField> fields) { std::cerr << EventLine(event, fields) << std::flush; }
+
+void LogException(std::string_view event, const std::exception& failed) noexcept {
+  std::cerr << "event=" << event << " reason=\"" << failed.what() << "\"\n" << std::flush;
+}
 
 }  // namespace kvm::mesh
