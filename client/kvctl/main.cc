@@ -45,6 +45,7 @@ int Main(int argc, char** argv) {
   Action action;
   AddViewCommands(app, common, action);
   AddKeyCommands(app, common, action);
+  AddDoctorCommand(app, common, action);
   AddLiveCommands(app, common, action);
 #ifdef KVM_HAVE_PROMETHEUS
   AddExporterCommand(app, common, action);

@@ -111,11 +111,13 @@ RULES = {
     }
     | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/log"},  # main.cc
-    # views, exporter, live, support, replay, simulate, bench → workload, process → cli.
+    # doctor, exporter → mesh → views; live, support, replay, simulate, bench → workload, process;
+    # all → cli.
     "client/kvctl/cli": KVCTL,
     "client/kvctl/process": KVCTL | {"client/kvctl/cli"},
     "client/kvctl/workload": KVCTL | {"client/kvctl/cli", "daemon/policy"},
     "client/kvctl/views": KVCTL | {"client/kvctl/cli"},
+    "client/kvctl/doctor": KVCTL | {"client/kvctl/cli", "client/kvctl/mesh", "proto/mesh"},
     "client/kvctl/mesh": KVCTL | {"client/kvctl/cli", "client/kvctl/views", "proto/mesh"},
     "client/kvctl/support": KVCTL | {"client/kvctl/cli", "client/kvctl/process"},
     "client/kvctl/page": KVCTL | {"client/kvctl/cli"},
@@ -128,7 +130,7 @@ RULES = {
     "client/kvctl": KVCTL
     | {
         f"client/kvctl/{each}"
-        for each in ("cli", "process", "views", "exporter", "live", "replay", "simulate", "support", "bench")
+        for each in ("cli", "process", "views", "doctor", "exporter", "live", "replay", "simulate", "support", "bench")
     },
 }
 OURS = ("proto", "cuda", "daemon", "client", "tests", "kvm", "kvclient")

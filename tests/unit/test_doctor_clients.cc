@@ -1,5 +1,5 @@
 // kvctl doctor on clients that were given wrong blocks, or that wait for nothing.
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 #include "tests/catch.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // kvctl doctor on what the host cache does not get.
 #include "client/kvctl/cli/observer.h"
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 #include "tests/catch.h"
 
 namespace {

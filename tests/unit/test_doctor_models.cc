@@ -1,5 +1,5 @@
 // kvctl doctor on engines of one model that can't share.
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 #include "tests/catch.h"
 
 namespace {

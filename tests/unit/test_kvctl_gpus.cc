@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "client/kvctl/bench/bench_rows.h"
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 #include "client/kvctl/views/topo_text.h"
 #include "tests/catch.h"
 

@@ -1,5 +1,5 @@
 // kvctl doctor on why lookups miss.
-#include "client/kvctl/views/miss_checks.h"
+#include "client/kvctl/doctor/miss_checks.h"
 #include "tests/catch.h"
 
 namespace {

@@ -30,6 +30,7 @@ using Action = std::function<int()>;
 void AddCommonOptions(CLI::App& app, CommonOptions& common);
 void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddKeyCommands(CLI::App& app, const CommonOptions& common, Action& action);
+void AddDoctorCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddExporterCommand(CLI::App& app, const CommonOptions& common, Action& action);
 void AddLiveCommands(CLI::App& app, const CommonOptions& common, Action& action);
 void AddMeshCommands(CLI::App& app, const CommonOptions& common, Action& action);

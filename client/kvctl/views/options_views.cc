@@ -1,5 +1,5 @@
-// Command line of the views: status, clients, regions, models, leases, doctor, drain, hot, cache,
-// verify, topo, ls, find, explain; and of reclaim and evict.
+// Command line of the views: status, clients, regions, models, leases, drain, hot, cache, verify,
+// topo, ls, find, explain; and of reclaim and evict.
 #include <CLI/CLI.hpp>
 
 #include <iostream>
@@ -45,8 +45,6 @@ void AddViewCommands(CLI::App& app, const CommonOptions& common, Action& action)
   AddSimple(app, "regions", "Regions: memory from which blocks are published", common, action, RunRegions);
   AddSimple(app, "models", "Declared models, and what workers of each look up and import", common, action, RunModels);
   AddSimple(app, "leases", "Leases: their holders, blocks, and time left", common, action, RunLeases);
-  AddSimple(app, "doctor", "Checks everything that kvmd and its clients need; exit code 3 if a check fails", common, action, RunDoctor);
-
   AddSimple(app, "drain", "Whether kvmd may be restarted now, and who would lose what; exit code 3 if something would be lost", common,
             action, RunDrain);
 

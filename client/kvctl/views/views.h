@@ -16,7 +16,6 @@ int RunClients(const CommonOptions& common);
 int RunRegions(const CommonOptions& common);
 int RunModels(const CommonOptions& common);
 int RunLeases(const CommonOptions& common);
-int RunDoctor(const CommonOptions& common);
 int RunDrain(const CommonOptions& common);
 
 struct HotOptions {

@@ -1,4 +1,4 @@
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 
 #include <algorithm>
 #include <array>

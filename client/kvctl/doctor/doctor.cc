@@ -1,4 +1,6 @@
 // kvctl doctor: prints one line per check: ok, warn or fail, and the values that were checked.
+#include "client/kvctl/doctor/doctor.h"
+
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -11,9 +13,8 @@
 #include "client/kvctl/cli/observer.h"
 #include "client/kvctl/cli/registry_tables.h"
 #include "client/kvctl/cli/text.h"
-#include "client/kvctl/views/doctor_checks.h"
-#include "client/kvctl/views/miss_checks.h"
-#include "client/kvctl/views/views.h"
+#include "client/kvctl/doctor/doctor_checks.h"
+#include "client/kvctl/doctor/miss_checks.h"
 #include "kvclient/client.h"
 
 namespace kvm::ctl {

@@ -1,4 +1,4 @@
-#include "client/kvctl/views/miss_checks.h"
+#include "client/kvctl/doctor/miss_checks.h"
 
 #include <algorithm>
 #include <string>

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "client/kvctl/views/doctor_checks.h"
+#include "client/kvctl/doctor/doctor_checks.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm::ctl {
