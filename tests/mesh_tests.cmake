@@ -2,7 +2,7 @@
 if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_daemon kvm_process_support
     SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
-      unit/test_mesh_index_scan.cc unit/test_mesh_wire_log.cc unit/test_mesh_worker_socket.cc)
+      unit/test_mesh_index_scan.cc unit/test_mesh_log.cc unit/test_mesh_worker_socket.cc)
   kvm_test(NAME mesh_events_tests LABEL unit LIBS kvm_mesh_events SOURCES support/mesh/event_reader.cc unit/test_mesh_events.cc)
   set(ucx_sources)
   if(KVM_HAVE_UCX)
@@ -25,7 +25,7 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   target_compile_definitions(kvm_mesh_support PRIVATE KVM_MESH_BINARY="$<TARGET_FILE:kvmd-mesh>")
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
-    SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_peers.cc
+    SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_log.cc integration/test_mesh_peers.cc
       integration/test_mesh_serving.cc)
   if(TARGET kvm_zmq)
     kvm_test(NAME mesh_events_integration_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support kvm_zmq

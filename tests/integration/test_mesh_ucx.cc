@@ -1,7 +1,5 @@
 // Two nodes on one machine whose blocks travel over UCX, or would if they could.
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "tests/catch.h"
@@ -17,6 +15,7 @@ using test::ImportCheck;
 using test::Join;
 using test::JoinsEventually;
 using test::KvmdProcess;
+using test::LogOf;
 using test::MeshAuthority;
 using test::MeshProcess;
 using test::PublishAndFlush;
@@ -25,11 +24,6 @@ using test::TwoNodes;
 
 const std::vector<std::string> kOverTcp{"UCX_TLS=tcp,self"};
 const std::vector<std::string> kUcx{"--transfer", "ucx"};
-
-std::string LogOf(const KvmdProcess& kvmd) {
-  std::ifstream file(kvmd.dir().path().string() + "/mesh.log");
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 bool Contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 

@@ -6,8 +6,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <new>
+#include <optional>
 #include <string>
 
+#include "client/mesh/log/event_log.h"
+#include "client/mesh/log/line_limit.h"
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh.pb.h"
 #include "proto/wire/wire_log.h"
@@ -51,4 +55,19 @@ TEST_CASE("Mesh wire log: names that are not UTF-8 cost one line", "[unit]") {
   INFO(said.substr(0, 400));
   CHECK(std::count(said.begin(), said.end(), '\n') <= 1);
   if (!said.empty()) CHECK(said.starts_with("event=wire_message "));
+}
+
+TEST_CASE("Mesh log: one line in each pause, with the number of those that were left out", "[unit]") {
+  using namespace std::chrono_literals;
+  kvm::mesh::LineLimit limit(10s);
+  const kvm::mesh::LineLimit::Clock::time_point start(1h);
+  CHECK(limit.Take(start) == std::optional<std::uint64_t>(0));
+  CHECK(limit.Take(start + 1s) == std::nullopt);
+  CHECK(limit.Take(start + 9'999ms) == std::nullopt);
+  CHECK(limit.Take(start + 10s) == std::optional<std::uint64_t>(2));
+  CHECK(limit.Take(start + 30s) == std::optional<std::uint64_t>(0));
+}
+
+TEST_CASE("Mesh log: a lack of memory is one event", "[unit]") {
+  CHECK(Stderr([] { kvm::mesh::LogException("handler_failed", std::bad_alloc()); }) == "event=handler_failed reason=\"std::bad_alloc\"\n");
 }

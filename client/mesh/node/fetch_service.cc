@@ -28,6 +28,18 @@ constexpr std::uint64_t kDiskBatchBytes = std::uint64_t{8} << 20;
 constexpr std::uint64_t kAnswerBytes = std::uint64_t{1} << 20;
 constexpr std::size_t kMaxBatchBlocks = 256;
 
+// `domain`: of this node; empty: not known before kvmd has been connected to.
+Status Fits(const kvmmesh::Hello& hello, const std::string& domain) {
+  if (domain.empty()) return MakeError(Errc::kUnavailable, "not connected to kvmd yet");
+  if (hello.version() != kMeshVersion) {
+    return MakeError(Errc::kVersionMismatch, "node " + hello.node() + " has version " + std::to_string(hello.version()) +
+                                                 " of the protocol, this one " + std::to_string(kMeshVersion));
+  }
+  if (hello.domain() != domain)
+    return MakeError(Errc::kPermissionDenied, "node " + hello.node() + " is of domain " + hello.domain() + ", this one of " + domain);
+  return {};
+}
+
 }  // namespace
 
 Awaitable<void> FetchService::Serve() {
@@ -52,9 +64,8 @@ Awaitable<Status> FetchService::Greet() {
   kvmmesh::PeerMessage message;
   if (received->payload_bytes != 0 || !message.ParseFromString(received->message) || !message.has_hello())
     co_return MakeError(Errc::kProtocol, "no hello");
-  // The domain is not known before kvmd has been connected to.
   const std::string domain = node_.client->domain();
-  const bool fits = message.hello().version() == kMeshVersion && !domain.empty() && message.hello().domain() == domain;
+  const Status fits = Fits(message.hello(), domain);
   if (!domain.empty() && !channel_->IsNode(domain, message.hello().node())) {
     co_return MakeError(Errc::kPermissionDenied,
                         "the peer's certificate is not of node " + message.hello().node() + " of domain " + domain);
@@ -66,8 +77,8 @@ Awaitable<Status> FetchService::Greet() {
   if (fits) answer.mutable_hello()->set_bulk(channel_->Offer(message.hello().bulk()));
   const std::string bytes = answer.SerializeAsString();
   Status sent = co_await channel_->Send(bytes, {}, deadline);
-  if (sent && !fits) co_return MakeError(Errc::kPermissionDenied, "another version or domain");
   if (!sent) co_return sent;
+  if (!fits) co_return fits;
   co_return co_await channel_->Use(message.hello().bulk(), deadline);
 }
 

@@ -43,6 +43,12 @@ Result<std::unique_ptr<Transfer>> StartUcx(NodeState& state, TcpTransfer& tcp) {
   return MakeUcxTransfer(state.io, tcp, *at);
 }
 
+// Worth a line in the log. A connection that ends before its hello is none: a check whether the
+// port is open.
+bool IsRefusal(const Error& error) noexcept {
+  return error.code == Errc::kPermissionDenied || error.code == Errc::kVersionMismatch || error.code == Errc::kProtocol;
+}
+
 // Blocks go to this process's own user only, as they do in a domain of kvmd's by default.
 bool IsOwnUser(std::uint32_t uid) { return uid == ::geteuid() || uid == 0; }
 
@@ -182,13 +188,19 @@ Awaitable<void> MeshNode::LeaveMemberships() {
   for (const auto& membership : memberships_) co_await membership->Leave(deadline);
 }
 
+void MeshNode::LogRefused(LineLimit& lines, std::string_view event, const std::string& from, const std::string& reason) {
+  if (const auto left_out = lines.Take()) LogEvent(event, {{"from", from}, {"reason", reason}, {"left_out", std::to_string(*left_out)}});
+}
+
 Awaitable<void> MeshNode::AcceptPeers() {
   for (;;) {
     Result<std::shared_ptr<Channel>> channel = co_await transfer().Accept();
     if (!channel && channel.error().code == Errc::kCancelled) co_return;
     if (!channel) {
+      LogRefused(accept_lines_, "accept_failed", address(), channel.error().ToString());
       co_await PauseAccepting(state_.io);
     } else if (peer_connections_ >= state_.config.max_connections) {
+      LogRefused(peer_lines_, "peer_refused", (*channel)->remote(), "all of --max-connections are taken");
       (*channel)->Close();
     } else {
       asio::co_spawn(state_.io, ServePeer(*channel), kAlone);
@@ -204,7 +216,11 @@ Awaitable<void> MeshNode::ServePeer(std::shared_ptr<Channel> channel) {
     const WaitingChannels::Entry greeting(greeting_, channel);
     greeted = co_await service.Greet();
   }
-  if (greeted) co_await service.Serve();
+  if (greeted) {
+    co_await service.Serve();
+  } else if (IsRefusal(greeted.error())) {
+    LogRefused(peer_lines_, "peer_refused", channel->remote(), greeted.error().ToString());
+  }
   channel->Close();
 }
 
@@ -213,12 +229,19 @@ Awaitable<void> MeshNode::AcceptWorkers() {
     boost::system::error_code error;
     Local::socket socket = co_await workers_.acceptor().async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (error) {
+      LogRefused(accept_lines_, "accept_failed", state_.config.mesh_socket, error.message());
       co_await PauseAccepting(state_.io);
       continue;
     }
     // Destroying it closes it.
     BytesOnlySocket<Local> worker(std::move(socket), closer_);
-    if (worker_connections_ >= state_.config.max_connections || !IsOwnUser(worker.uid()) || closer_.Behind(worker.uid())) continue;
+    const bool full = worker_connections_ >= state_.config.max_connections, own = IsOwnUser(worker.uid());
+    if (full || !own) {
+      LogRefused(worker_lines_, "worker_refused", "user " + std::to_string(worker.uid()),
+                 own ? "all of --max-connections are taken" : "kvmd-mesh serves user " + std::to_string(::geteuid()) + " and root alone");
+      continue;
+    }
+    if (closer_.Behind(worker.uid())) continue;
     std::shared_ptr<Channel> channel = std::make_shared<StreamChannel<BytesOnlySocket<Local>>>(std::move(worker));
     asio::co_spawn(state_.io, ServeWorker(channel), kAlone);
   }

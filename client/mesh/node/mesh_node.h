@@ -3,9 +3,13 @@
 #pragma once
 
 #include <boost/asio/signal_set.hpp>
+#include <chrono>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "client/mesh/log/line_limit.h"
 #include "client/mesh/membership/membership.h"
 #include "client/mesh/membership/static_membership.h"
 #include "client/mesh/node/disk_feed.h"
@@ -38,6 +42,8 @@ class MeshNode {
   std::string way() const { return transfer().bulk().way; }  // of payloads: "tcp" or "ucx"
 
  private:
+  static constexpr std::chrono::seconds kRefusedPause{10};
+
   MeshNode(const Config& config, std::shared_ptr<Client> client)
       : state_(config, std::move(client)),
         workers_(state_.io),
@@ -58,6 +64,8 @@ class MeshNode {
   void ReloadCertificates();
   void EndOnSignal();
   Awaitable<void> LeaveMemberships();
+  // An event of which there may be many, since others cause it.
+  static void LogRefused(LineLimit& lines, std::string_view event, const std::string& from, const std::string& reason);
   Status AddMemberships(StaticMembership::Read read_peers);
 
   DescriptorCloser closer_;  // of what workers send
@@ -76,6 +84,7 @@ class MeshNode {
   boost::asio::signal_set reload_, end_;
   bool ending_ = false;
   std::size_t peer_connections_ = 0, worker_connections_ = 0;
+  LineLimit accept_lines_{kRefusedPause}, peer_lines_{kRefusedPause}, worker_lines_{kRefusedPause};
 };
 
 }  // namespace kvm::mesh

@@ -6,6 +6,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
 
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/node/arriving_blocks.h"
 #include "client/mesh/threads/counted.h"
 #include "client/mesh/transfer/tcp_transfer.h"
@@ -22,6 +23,7 @@ constexpr milliseconds kPullTimeout{60'000};  // of a whole summary
 constexpr milliseconds kPullStall{5000};
 constexpr milliseconds kShunned{30'000};  // after a lie
 constexpr unsigned kMaxPauseFactor = 16;
+constexpr unsigned kSilentAfter = 3;       // failed pulls in a row
 constexpr std::uint64_t kDeltaBytes = 12;  // of one bucket in a delta
 constexpr std::uint64_t kBucketBytes = 8;
 
@@ -60,7 +62,9 @@ Limits Peer::UntilStalled(Time deadline) const noexcept { return {deadline, mill
 void Peer::Note(const Error& error) {
   ++failures_;
   last_error_ = Harmless(error.ToString());
-  if (error.code == Errc::kProtocol) shunned_until_ = steady_clock::now() + kShunned;
+  if (error.code != Errc::kProtocol) return;
+  if (!shunned()) LogEvent("peer_shunned", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
+  shunned_until_ = steady_clock::now() + kShunned;
 }
 
 void Peer::Describe(kvmmesh::PeerStatus& out) const {
@@ -93,6 +97,7 @@ Awaitable<void> Peer::Pull() {
     if (good) {
       pulled_ = steady_clock::now();
       failed_pulls_ = 0;
+      LogPull(true);
     } else {
       // A summary that does not continue the known one is asked for anew, at once.
       const bool again = good.error().code == Errc::kStale && summary_.epoch() != 0;
@@ -102,6 +107,7 @@ Awaitable<void> Peer::Pull() {
       Note(good.error());
       ++failed_pulls_;
       summaries_.reset();
+      LogPull(false);
     }
     const unsigned factor = std::min(1u << std::min(failed_pulls_, 5u), kMaxPauseFactor);
     pause_.expires_after(milliseconds(node_.config.pull_interval_ms) * factor);
@@ -109,6 +115,18 @@ Awaitable<void> Peer::Pull() {
     co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
   summaries_.reset();
+}
+
+void Peer::LogPull(bool answered) {
+  if (told_silent_ != answered) return;
+  // Without kvmd no peer can be asked, which Scanner tells once.
+  if (!answered && (failed_pulls_ < kSilentAfter || node_.client->domain().empty())) return;
+  told_silent_ = !answered;
+  if (answered) {
+    LogEvent("peer_answers", {{"node", config_.node}, {"address", config_.address}});
+  } else {
+    LogEvent("peer_silent", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
+  }
 }
 
 void Peer::Stop() {

@@ -71,6 +71,8 @@ class Peer final : public Source {
                                   std::uint64_t payload_bytes, FetchOutcome& out);
   Limits UntilStalled(Time deadline) const noexcept;
   void Note(const Error& error);
+  // One line when it has become silent, and one when it answers again.
+  void LogPull(bool answered);
 
   NodeState& node_;
   const PeerConfig config_;
@@ -87,6 +89,7 @@ class Peer final : public Source {
   std::size_t in_flight_ = 0;
   std::uint64_t fetched_blocks_ = 0, fetched_bytes_ = 0, failures_ = 0;
   unsigned failed_pulls_ = 0;  // in a row
+  bool told_silent_ = false;   // the log's last line of it
   std::string last_error_;
   Time pulled_{}, shunned_until_{};
 };

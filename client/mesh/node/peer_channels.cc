@@ -49,7 +49,10 @@ Awaitable<Status> PeerChannels::Greet(std::shared_ptr<Channel> channel, Time dea
   if (received->payload_bytes != 0 || !message.ParseFromString(received->message) || !message.has_hello())
     co_return MakeError(Errc::kProtocol, config_.node + " answered a hello with something else");
   const kvmmesh::Hello& hello = message.hello();
-  if (hello.version() != kMeshVersion) co_return MakeError(Errc::kVersionMismatch, config_.node + " has another version of the protocol");
+  if (hello.version() != kMeshVersion) {
+    co_return MakeError(Errc::kVersionMismatch, config_.node + " has version " + std::to_string(hello.version()) +
+                                                    " of the protocol, this node " + std::to_string(kMeshVersion));
+  }
   if (hello.node() != config_.node) co_return MakeError(Errc::kPermissionDenied, "the peer calls itself " + hello.node());
   if (hello.domain() != domain)
     co_return MakeError(Errc::kPermissionDenied, config_.node + " is of domain " + hello.domain() + ", not " + domain);

@@ -7,6 +7,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "client/mesh/log/event_log.h"
+
 namespace kvm::mesh {
 
 ScanPlan Scanner::Plan() const {
@@ -55,6 +57,16 @@ Awaitable<Status> Scanner::Once() {
   co_return Status();
 }
 
+void Scanner::LogKvmd(const Status& scanned) {
+  if (!scanned && scanned.error().code == Errc::kResourceExhausted) return;  // of this process
+  if (std::exchange(kvmd_, scanned ? Kvmd::kConnected : Kvmd::kLost) == kvmd_) return;
+  if (scanned) {
+    LogEvent("kvmd_connected", {{"domain", node_.client->domain()}});
+  } else {
+    LogEvent("kvmd_lost", {{"reason", scanned.error().ToString()}});
+  }
+}
+
 Awaitable<void> Scanner::Run() {
   boost::asio::steady_timer pause(node_.io);
   for (;;) {
@@ -65,6 +77,7 @@ Awaitable<void> Scanner::Run() {
     } catch (const std::bad_alloc&) {
       scanned = MakeError(Errc::kResourceExhausted, "no memory for a scan");
     }
+    LogKvmd(scanned);
     pause.expires_after(std::chrono::milliseconds(node_.config.pull_interval_ms));
     boost::system::error_code ignored;
     co_await pause.async_wait(boost::asio::redirect_error(boost::asio::use_awaitable, ignored));

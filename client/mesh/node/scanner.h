@@ -2,6 +2,8 @@
 // io_context's thread; the scan itself runs on a control thread.
 #pragma once
 
+#include <cstdint>
+
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/registry_scan.h"
 #include "client/mesh/transfer/transfer.h"
@@ -19,12 +21,15 @@ class Scanner {
 
  private:
   ScanPlan Plan() const;
+  // One line for each loss of kvmd, and one for each time that it is there.
+  void LogKvmd(const Status& scanned);
   // If it throws, part of the result is lost.
   void Use(const ScanPlan& plan, ScanResult found);
 
   NodeState& node_;
   RegistryScan scan_;
   bool asked_for_blocks_ = false;
+  enum class Kvmd : std::uint8_t { kUnknown, kConnected, kLost } kvmd_ = Kvmd::kUnknown;
 };
 
 }  // namespace kvm::mesh

@@ -18,6 +18,11 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 
+std::string TextOf(const tcp::endpoint& at) {
+  const std::string host = at.address().to_string();
+  return (at.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(at.port());
+}
+
 std::string CongestionOf(int socket) {
   std::array<char, 16> name{};  // TCP_CA_NAME_MAX
   socklen_t size = name.size();
@@ -60,9 +65,17 @@ std::shared_ptr<Channel> TcpTransfer::MakeChannel(tcp::socket socket, bool accep
   socket.set_option(asio::socket_base::keep_alive(true), ignored);
   // For one that was opened; that the kernel refuses it now costs speed alone.
   if (!congestion_.empty()) SetCongestion(socket.native_handle(), congestion_);
-  if (!identity_) return std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
-  const TlsChannel::Role role = accepted ? TlsChannel::Role::server : TlsChannel::Role::client;
-  return std::make_shared<TlsChannel>(std::move(socket), identity_, role);
+  boost::system::error_code gone;
+  const tcp::endpoint remote = socket.remote_endpoint(gone);
+  std::shared_ptr<Channel> channel;
+  if (identity_) {
+    const TlsChannel::Role role = accepted ? TlsChannel::Role::server : TlsChannel::Role::client;
+    channel = std::make_shared<TlsChannel>(std::move(socket), identity_, role);
+  } else {
+    channel = std::make_shared<StreamChannel<tcp::socket>>(std::move(socket));
+  }
+  if (!gone) channel->SetRemote(TextOf(remote));
+  return channel;
 }
 
 void TcpTransfer::UseIdentity(std::shared_ptr<TlsIdentity> identity) {
@@ -87,9 +100,7 @@ Result<std::unique_ptr<TcpTransfer>> TcpTransfer::Listen(asio::io_context& io, c
 
 std::string TcpTransfer::address() const {
   boost::system::error_code ignored;
-  const tcp::endpoint at = acceptor_.local_endpoint(ignored);
-  const std::string host = at.address().to_string();
-  return (at.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(at.port());
+  return TextOf(acceptor_.local_endpoint(ignored));
 }
 
 Awaitable<Result<std::shared_ptr<Channel>>> TcpTransfer::Connect(std::string address, Time deadline) {

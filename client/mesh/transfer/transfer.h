@@ -21,6 +21,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvm/error.h"
@@ -122,6 +123,13 @@ class Channel {
   // Whether a new request may be sent: open, and the certificates that it was opened with are still
   // valid and in use.
   virtual bool current() const noexcept = 0;
+
+  // The other end, for people: "ADDRESS:PORT"; empty: it has no such address, or has gone already.
+  const std::string& remote() const noexcept { return remote_; }
+  void SetRemote(std::string remote) { remote_ = std::move(remote); }
+
+ private:
+  std::string remote_;
 };
 
 // Payloads that went another way than their messages.

@@ -63,7 +63,9 @@ UcxChannel::UcxChannel(std::shared_ptr<Channel> messages, std::shared_ptr<UcxSha
       guard_(std::make_shared<StallGuard>(shared_->worker->io().get_executor(), [this] {
         messages_->Close();
         if (link_) link_->Close(true);
-      })) {}
+      })) {
+  SetRemote(messages_->remote());
+}
 
 UcxChannel::~UcxChannel() {
   guard_->Stop();

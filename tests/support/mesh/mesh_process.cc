@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <csignal>
+#include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "proto/mesh/mesh_request.h"
@@ -41,6 +43,11 @@ kvmmesh::Status StatusOf(const MeshProcess& mesh) {
   const auto answer = mesh::AskMesh(mesh.socket(), request, std::chrono::steady_clock::now() + std::chrono::seconds(10));
   KVM_REQUIRE_OK(answer);
   return answer->status();
+}
+
+std::string LogOf(const KvmdProcess& kvmd) {
+  std::ifstream file(kvmd.dir().path().string() + "/mesh.log");
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 UniqueFd ConnectTo(const std::string& address) {

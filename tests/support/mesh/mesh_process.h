@@ -39,6 +39,9 @@ class MeshProcess {
 // What the process says of itself and its peers.
 kvmmesh::Status StatusOf(const MeshProcess& mesh);
 
+// What mesh processes beside this kvmd have written to their log so far.
+std::string LogOf(const KvmdProcess& kvmd);
+
 // A connection to a port of the loopback, as MeshProcess::address has it.
 UniqueFd ConnectTo(const std::string& address);
 
