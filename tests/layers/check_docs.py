@@ -2,7 +2,7 @@
 """Fails when a document names what is not there: a relative link, an anchor, a file, or a function or class.
 
     check_docs.py --source DIR     README.md, the documents of the root and of docs/; docs/OPERATIONS.md has each counter
-                                   of a client once
+                                   of a client once, and a row with each event of the logs of kvmd and kvmd-mesh
     check_docs.py --options KVMD   docs/OPERATIONS.md has a row with each option of this kvmd, and with no other
     check_docs.py --self-test      that each rule can fail
 
@@ -36,6 +36,8 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
 PATH = re.compile(r"^[\w.*{},/-]+$")
+LOG_CALL = re.compile(r"\b(?:Log|LogLimited|LogEvent|LogException|LogRefused|FormatLogLine)\(([^{;]*)")
+EVENT = re.compile(r'"([a-z]+(?:_[a-z]+)*)"')
 MEMBER = re.compile(r"^[A-Z]\w*(::~?\w+)+(\(.*\))?$")
 
 
@@ -177,6 +179,25 @@ def check_counters(text, header):
             yield f"docs/OPERATIONS.md: has {name}, which kvclient/stats.h has not as such"
 
 
+def check_events(text, program, sources):
+    """One line for each event that ``sources`` of this program log and that OPERATIONS.md has no row of, and for each row
+    of an event that none logs.
+    """
+    logged = {event for source in sources for call in LOG_CALL.findall(source) for event in EVENT.findall(call)}
+    parts = re.split(r"^### ", text.partition("\n## Log events\n")[2].partition("\n## ")[0], flags=re.MULTILINE)
+    mine = [part for part in parts if part.startswith("kvmd-mesh\n") == (program == "kvmd-mesh")]
+    rows = {
+        event
+        for part in mine
+        for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)
+        for event in CODE.findall(row)
+    }
+    for event in sorted(logged - rows):
+        yield f"docs/OPERATIONS.md: has no row of the event {event} of {program}"
+    for event in sorted(rows - logged):
+        yield f"docs/OPERATIONS.md: has a row of {event}, which {program} does not log"
+
+
 SELF_TEST = {
     "docs/good.md": (
         "# A [b](bad.md) `c`: d\n[x](bad.md) [y](#a-b-c-d) `proto/wire/a.h` `proto/{wire/a,b}.h` `kvm/c.h` `Host::Run` `std::move`\n"
@@ -226,6 +247,22 @@ def self_test():
         "g_h, which kvclient/stats",
     ]:
         yield "self-test: of counters, reported " + "; ".join(counters)
+    events = list(
+        check_events(
+            "\n## Log events\n### kvmd itself\n| `a_b`, `c` | x |\n| `gone` | x |\n### kvmd-mesh\n| `m` | x |\n## Alerts\n| `z` |",
+            "kvmd",
+            [
+                'Log(kInfo, "a_b", {{"key", "v"}});',
+                'LogLimited(x, y ? "c" : "d_e",\n  {{"key", 1}});',
+                'Log("A b c", {});',
+            ],
+        )
+    )
+    if [line.partition(": has ")[2] for line in events] != [
+        "no row of the event d_e of kvmd",
+        "a row of gone, which kvmd does not log",
+    ]:
+        yield "self-test: of events, reported " + "; ".join(events)
     options = list(
         check_options("| `--a N` | 1 |\n| `--a` | |\n| `--c` | |", "Usage\n  -a,--a UINT  x\n  --b  --no option\n")
     )
@@ -249,6 +286,10 @@ def main():
         findings += check_counters(
             operations, (arguments.source / "client/include/kvclient/stats.h").read_text(encoding="utf-8")
         )
+        for program, folder in (("kvmd", "daemon"), ("kvmd-mesh", "client/mesh")):
+            paths = [path for path in sorted((arguments.source / folder).rglob("*")) if path.suffix in SUFFIXES]
+            sources = [path.read_text(encoding="utf-8") for path in paths]
+            findings += check_events(operations, program, sources)
     for line in findings:
         print(line, file=sys.stderr)
     return 1 if findings else 0
