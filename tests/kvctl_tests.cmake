@@ -6,7 +6,9 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/test_compared_rows.cc
   unit/test_doctor_clients.cc
   unit/test_doctor_host_cache.cc
+  unit/test_doctor_mesh.cc
   unit/test_doctor_models.cc
+  unit/test_doctor_orphans.cc
   support/process/temp_dir.cc
   unit/test_hot_tree.cc
   unit/test_key_query.cc

@@ -205,3 +205,20 @@ TEST_CASE("kvctl mesh: a socket whose close waits for somebody, in an answer, do
   stopped.Resume();
   CHECK(kvctl->WaitFor(30s));
 }
+
+TEST_CASE("kvctl doctor: says how many peers of kvmd-mesh answer, and that it does not answer itself", "[integration]") {
+  Setup setup;
+  const auto doctor = [&] {
+    const Sandbox::Output output =
+        setup.sandbox.Run("doctor --socket " + setup.kvmd.socket() + " --timeout-ms 20000 --mesh-socket " + setup.mesh.socket());
+    CHECK(output.code == 0);
+    return output.out;
+  };
+  const std::string well = doctor();
+  INFO(well);
+  CHECK(well.find("node b, 1 of 1 peer answers") != std::string::npos);
+  setup.mesh.Kill();
+  const std::string gone = doctor();
+  INFO(gone);
+  CHECK(gone.find("kvmd-mesh does not answer") != std::string::npos);
+}

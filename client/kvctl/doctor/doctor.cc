@@ -14,15 +14,18 @@
 #include "client/kvctl/cli/registry_tables.h"
 #include "client/kvctl/cli/text.h"
 #include "client/kvctl/doctor/doctor_checks.h"
+#include "client/kvctl/doctor/mesh_checks.h"
 #include "client/kvctl/doctor/miss_checks.h"
+#include "client/kvctl/mesh/mesh_question.h"
 #include "kvclient/client.h"
+#include "proto/mesh/mesh_socket.h"
 
 namespace kvm::ctl {
 namespace {
 
 class Doctor {
  public:
-  explicit Doctor(const CommonOptions& common) : common_(common) {}
+  Doctor(const CommonOptions& common, const std::string& mesh_socket) : common_(common), mesh_socket_(mesh_socket) {}
 
   int Run() {
     const bool reached = CheckSocket() && CheckAnswer();
@@ -32,6 +35,7 @@ class Doctor {
       CheckClients();
       CheckWorkerPath();
     }
+    CheckMeshProcess();
     CheckThisProcess();
     CheckThisMachine(reached);
     Report();
@@ -168,6 +172,17 @@ class Doctor {
     Add("worker connection", same ? Verdict::kOk : Verdict::kFail, "domain " + Printable((*client)->domain()));
   }
 
+  void CheckMeshProcess() {
+    struct stat info {};
+    if (mesh_socket_.empty() && ::stat(mesh::DefaultMeshSocket().c_str(), &info) != 0) return;
+    const Result<kvmmesh::LocalMessage> answer = AskMeshStatus(common_, mesh_socket_);
+    if (answer && answer->has_status()) {
+      AddAll(CheckMesh(answer->status(), observer_ ? observer_->hello().domain() : ""));
+    } else {
+      Add("mesh", Verdict::kWarn, "kvmd-mesh does not answer: " + (answer ? "it said something else" : answer.error().ToString()));
+    }
+  }
+
   void CheckThisProcess() {
     Result<OwnedMemory> memory = OwnedMemory::Create("kvctl-doctor", 4096);
     Add("sealed memory", memory ? Verdict::kOk : Verdict::kFail, memory ? "memfd with F_SEAL_FUTURE_WRITE" : memory.error().ToString());
@@ -197,6 +212,7 @@ class Doctor {
   }
 
   const CommonOptions& common_;
+  const std::string& mesh_socket_;
   std::optional<Observer> observer_;
   kvmwire::StatusReply status_;
   std::vector<Check> checks_;
@@ -206,6 +222,6 @@ class Doctor {
 
 }  // namespace
 
-int RunDoctor(const CommonOptions& common) { return Doctor(common).Run(); }
+int RunDoctor(const CommonOptions& common, const std::string& mesh_socket) { return Doctor(common, mesh_socket).Run(); }
 
 }  // namespace kvm::ctl

@@ -104,6 +104,31 @@ std::string SettingsThatDiffer(const ModelSpec& a, const ModelSpec& b) {
   return JoinWithCommas(fields);
 }
 
+constexpr const char* kHowToReclaim =
+    ". kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept";
+
+struct OrphanMemory {
+  std::uint64_t bytes = 0;
+  std::string named;  // the first ones of them; empty: there is none
+};
+
+// Of dead workers, on the host or on GPUs.
+OrphanMemory MemoryOf(const kvmwire::StatusReply& status, bool host) {
+  constexpr std::size_t kNamed = 4;
+  OrphanMemory out;
+  std::size_t count = 0;
+  for (const kvmwire::OrphanStatus& orphan : status.orphan_list()) {
+    if (orphan.host_memory() != host || orphan.owner_runs()) continue;
+    out.bytes += orphan.bytes();
+    if (++count > kNamed) continue;
+    out.named += (count > 1 ? ", " : "") + Printable(orphan.region()) + " (" + HumanBytes(orphan.bytes()) + ", of process " +
+                 std::to_string(orphan.owner_pid()) + " of user " + std::to_string(orphan.owner_uid()) + ", ";
+    out.named += orphan.leased() ? "kept while leases hold it)" : HumanSeconds((orphan.left_ms() + 999) / 1000) + " left)";
+  }
+  if (count > kNamed) out.named += " and " + std::to_string(count - kNamed) + " more";
+  return out;
+}
+
 bool OnGpu(const RegionEntry& region) { return region.device() != kHostMemory; }
 
 }  // namespace
@@ -135,23 +160,20 @@ std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status) {
 }
 
 std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status) {
-  constexpr std::size_t kNamed = 4;
-  std::uint64_t bytes = 0;
-  std::size_t count = 0;
-  std::string named;
-  for (const kvmwire::OrphanStatus& orphan : status.orphan_list()) {
-    if (!orphan.host_memory() || orphan.owner_runs()) continue;
-    bytes += orphan.bytes();
-    if (++count > kNamed) continue;
-    named += (count > 1 ? ", " : "") + Printable(orphan.region()) + " (" + HumanBytes(orphan.bytes()) + ", of process " +
-             std::to_string(orphan.owner_pid()) + " of user " + std::to_string(orphan.owner_uid()) + ", ";
-    named += orphan.leased() ? "kept while leases hold it)" : HumanSeconds((orphan.left_ms() + 999) / 1000) + " left)";
+  std::vector<Check> checks;
+  if (const OrphanMemory host = MemoryOf(status, true); !host.named.empty()) {
+    checks.push_back({"memory of dead workers", Verdict::kWarn,
+                      HumanBytes(host.bytes) +
+                          " of host memory are kept for the next owner and still count against the dead one's pod or unit: " + host.named +
+                          kHowToReclaim});
   }
-  if (count == 0) return {};
-  if (count > kNamed) named += " and " + std::to_string(count - kNamed) + " more";
-  return {{"memory of dead workers", Verdict::kWarn,
-           HumanBytes(bytes) + " of host memory are kept for the next owner and still count against the dead one's pod or unit: " + named +
-               ". kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept"}};
+  if (const OrphanMemory gpu = MemoryOf(status, false); !gpu.named.empty()) {
+    checks.push_back({"memory of dead workers", Verdict::kWarn,
+                      HumanBytes(gpu.bytes) +
+                          " of GPU memory are kept for the next owner, so that nvidia-smi shows them in use by no process: " + gpu.named +
+                          kHowToReclaim});
+  }
+  return checks;
 }
 
 std::vector<Check> CheckModels(const std::vector<ModelEntry>& models, const std::vector<RegionEntry>& regions) {

@@ -26,8 +26,9 @@ std::vector<Check> CheckClientList(const kvmwire::StatusReply& status);
 // Whether workers offer blocks to the host cache. Empty if there is no host cache.
 std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
 
-// Host memory of dead workers, which counts against the pods and units in which it was used: how
-// much there is, whose it is, and until when kvmd keeps it. Empty if there is none.
+// Memory of dead workers: how much there is, whose it is, and until when kvmd keeps it. That on
+// hosts counts against the pods and units in which it was used; that on GPUs is of no process.
+// Empty if there is none.
 std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status);
 
 // Models in use that have one name and one shape, but differ in how their engines lay out or
