@@ -7,7 +7,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "client/mesh/node/index_scan.h"
+#include "client/mesh/scan/index_scan.h"
 #include "tests/catch.h"
 #include "tests/support/data/index_table.h"
 #include "tests/support/data/random.h"

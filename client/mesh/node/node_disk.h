@@ -10,7 +10,7 @@
 
 #include "client/mesh/disk/disk_cache.h"
 #include "client/mesh/node/peer_rate.h"
-#include "client/mesh/node/scan_result.h"
+#include "client/mesh/scan/scan_result.h"
 #include "client/mesh/threads/work_threads.h"
 #include "proto/mesh/mesh.pb.h"
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "client/mesh/node/node_state.h"
-#include "client/mesh/node/registry_scan.h"
+#include "client/mesh/scan/registry_scan.h"
 #include "client/mesh/transfer/transfer.h"
 
 namespace kvm::mesh {

@@ -1,4 +1,4 @@
-#include "client/mesh/node/index_scan.h"
+#include "client/mesh/scan/index_scan.h"
 
 #include <algorithm>
 #include <limits>

@@ -13,7 +13,7 @@
 #include <optional>
 #include <vector>
 
-#include "client/mesh/node/scan_result.h"
+#include "client/mesh/scan/scan_result.h"
 #include "proto/shm/registry_view.h"
 #include "proto/shm/slot_versions.h"
 

@@ -1,4 +1,4 @@
-#include "client/mesh/node/registry_scan.h"
+#include "client/mesh/scan/registry_scan.h"
 
 #include <algorithm>
 #include <limits>

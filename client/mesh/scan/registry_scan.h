@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "client/kvctl/cli/observer.h"
-#include "client/mesh/node/index_scan.h"
-#include "client/mesh/node/scan_result.h"
+#include "client/mesh/scan/index_scan.h"
+#include "client/mesh/scan/scan_result.h"
 #include "kvclient/client.h"
 
 namespace kvm::mesh {
