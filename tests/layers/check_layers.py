@@ -85,8 +85,8 @@ RULES = {
         f"client/{each}"
         for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")
     },
-    # node → membership, scan, disk → memory → threads → transfer → log; scan → events; directory
-    # stands alone. A scan has kvctl's connection, the disk cache the daemon's eviction policies.
+    # node → membership, scan, sources, disk → memory → threads → transfer → log; scan → events;
+    # directory stands alone. A scan has kvctl's connection, the disk cache the daemon's policies.
     "client/mesh/log": {"proto/base"},
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm", "client/mesh/log"},
@@ -105,11 +105,23 @@ RULES = {
     },
     "client/mesh/scan": {"proto/shm", "kvclient", "kvm", "client/kvctl/cli"}
     | {f"client/mesh/{each}" for each in ("directory", "events", "memory")},
+    "client/mesh/sources": {"kvm"} | {f"client/mesh/{each}" for each in ("memory", "transfer")},
     "client/mesh/events": {"proto/base", "proto/mesh", "kvm", "client/mesh/log"},
     "client/mesh/node": MESH
     | {
         f"client/mesh/{each}"
-        for each in ("directory", "disk", "events", "log", "membership", "memory", "scan", "threads", "transfer")
+        for each in (
+            "directory",
+            "disk",
+            "events",
+            "log",
+            "membership",
+            "memory",
+            "scan",
+            "sources",
+            "threads",
+            "transfer",
+        )
     }
     | {"client/kvctl/cli", "daemon/policy"},
     "client/mesh": MESH | {"client/mesh/node", "client/mesh/log"},  # main.cc

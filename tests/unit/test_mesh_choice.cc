@@ -1,6 +1,6 @@
 // Which peer a join asks, and which it does not ask because computing is faster.
-#include "client/mesh/node/peer_rate.h"
-#include "client/mesh/node/source_choice.h"
+#include "client/mesh/sources/peer_rate.h"
+#include "client/mesh/sources/source_choice.h"
 #include "tests/catch.h"
 
 namespace {

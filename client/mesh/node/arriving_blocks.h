@@ -14,7 +14,7 @@
 
 #include "client/mesh/memory/checksum.h"
 #include "client/mesh/memory/slot_pool.h"
-#include "client/mesh/node/source.h"
+#include "client/mesh/sources/source.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/base/fault_switch.h"
 

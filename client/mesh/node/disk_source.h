@@ -11,7 +11,7 @@
 
 #include "client/mesh/membership/member.h"
 #include "client/mesh/node/node_state.h"
-#include "client/mesh/node/source.h"
+#include "client/mesh/sources/source.h"
 
 namespace kvm::mesh {
 

@@ -15,8 +15,8 @@
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer_list.h"
 #include "client/mesh/node/scanner.h"
-#include "client/mesh/node/source.h"
-#include "client/mesh/node/source_choice.h"
+#include "client/mesh/sources/source.h"
+#include "client/mesh/sources/source_choice.h"
 
 namespace kvm::mesh {
 

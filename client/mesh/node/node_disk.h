@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "client/mesh/disk/disk_cache.h"
-#include "client/mesh/node/peer_rate.h"
 #include "client/mesh/scan/scan_result.h"
+#include "client/mesh/sources/peer_rate.h"
 #include "client/mesh/threads/work_threads.h"
 #include "proto/mesh/mesh.pb.h"
 

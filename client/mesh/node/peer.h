@@ -18,8 +18,8 @@
 #include "client/mesh/node/config.h"
 #include "client/mesh/node/node_state.h"
 #include "client/mesh/node/peer_channels.h"
-#include "client/mesh/node/peer_rate.h"
-#include "client/mesh/node/source.h"
+#include "client/mesh/sources/peer_rate.h"
+#include "client/mesh/sources/source.h"
 #include "client/mesh/transfer/transfer.h"
 #include "proto/mesh/mesh.pb.h"
 

@@ -10,7 +10,7 @@
 
 #include "client/mesh/memory/shape.h"
 #include "client/mesh/memory/slot_pool.h"
-#include "client/mesh/node/source_choice.h"
+#include "client/mesh/sources/source_choice.h"
 #include "client/mesh/transfer/transfer.h"
 
 namespace kvm::mesh {

@@ -1,4 +1,4 @@
-#include "client/mesh/node/peer_rate.h"
+#include "client/mesh/sources/peer_rate.h"
 
 #include <algorithm>
 #include <cmath>

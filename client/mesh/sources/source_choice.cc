@@ -1,10 +1,10 @@
-#include "client/mesh/node/source_choice.h"
+#include "client/mesh/sources/source_choice.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <tuple>
 
-#include "client/mesh/node/peer_rate.h"
+#include "client/mesh/sources/peer_rate.h"
 
 namespace kvm::mesh {
 namespace {
