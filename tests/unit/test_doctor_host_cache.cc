@@ -43,6 +43,35 @@ TEST_CASE("Doctor: a list of clients that kvmd had to cut is a warning, since ch
   CHECK(checks[0].detail.find("not complete") != std::string::npos);
 }
 
+TEST_CASE("Doctor: a host cache that refuses many blocks is a warning that says where to look next", "[unit]") {
+  kvmwire::StatusReply status = CacheOf("publish", 1000);
+  kvmwire::HostCacheDomain& cache = *status.mutable_domains(0)->mutable_host_cache();
+  status.mutable_host_cache()->set_max_bytes(std::uint64_t{64} << 30);
+  status.mutable_host_cache()->set_bytes(std::uint64_t{4} << 30);
+  status.mutable_host_cache()->set_slab_bytes(std::uint64_t{1} << 30);
+  cache.set_refused(100);
+  cache.set_expired(100);
+  CHECK(CheckHostCache(status).empty());
+  cache.set_refused(101);
+  std::vector<Check> checks = CheckHostCache(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].verdict == Verdict::kWarn);
+  INFO(checks[0].detail);
+  CHECK(checks[0].detail.find("101 blocks were offered and found no room, and 1,000 were stored") == 0);
+  CHECK(checks[0].detail.find("4.0 GiB of 64.0 GiB are allocated") != std::string::npos);
+  CHECK(checks[0].detail.find("host_cache_not_grown") != std::string::npos);
+  // It has all of its memory.
+  status.mutable_host_cache()->set_bytes(std::uint64_t{64} << 30);
+  checks = CheckHostCache(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].detail.find("--host-cache-slab") != std::string::npos);
+  cache.set_refused(0);
+  cache.set_expired(101);
+  checks = CheckHostCache(status);
+  REQUIRE(checks.size() == 1);
+  CHECK(checks[0].detail.find("--offload-timeout-ms") != std::string::npos);
+}
+
 TEST_CASE("Doctor: admission reuse without any stored block is a warning that names the engines that never offer", "[unit]") {
   CHECK(CheckHostCache({}).empty());
   CHECK(CheckHostCache(CacheOf("publish", 0)).empty());

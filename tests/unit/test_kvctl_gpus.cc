@@ -140,32 +140,6 @@ TEST_CASE("Doctor: a client's reason is shown without control characters", "[uni
   CHECK(Lines(CheckClientList(status)).find("It gave no reason") != std::string::npos);
 }
 
-TEST_CASE("Doctor: host memory of dead workers is a warning with its size, owner, end and the command that frees it", "[unit]") {
-  kvmwire::StatusReply status;
-  CHECK(CheckOrphans(status).empty());
-  const auto add = [&](const std::string& name, bool host_memory) -> kvmwire::OrphanStatus& {
-    kvmwire::OrphanStatus& orphan = *status.add_orphan_list();
-    orphan.set_region(name);
-    orphan.set_owner_pid(77);
-    orphan.set_owner_uid(1000);
-    orphan.set_bytes(std::uint64_t{1} << 30);
-    orphan.set_host_memory(host_memory);
-    orphan.set_left_ms(120'000);
-    return orphan;
-  };
-  add("gpu-pool", false);
-  add("away", true).set_owner_runs(true);
-  CHECK(CheckOrphans(status).empty());
-  add("pool\x1b", true);
-  add("held", true).set_leased(true);
-  CHECK(Lines(CheckOrphans(status)) ==
-        "warn memory of dead workers: 2 GiB of host memory are kept for the next owner and still count against the dead one's pod or unit: "
-        "pool? (1 GiB, of process 77 of user 1000, 2 min 0 s left), held (1 GiB, of process 77 of user 1000, kept while leases hold it). "
-        "kvctl reclaim --region NAME or --all gives it back at once, --orphan-ttl-s sets how long it is kept\n");
-  for (int i = 0; i < 5; ++i) add("more", true);
-  CHECK(Lines(CheckOrphans(status)).find("and 3 more") != std::string::npos);
-}
-
 TEST_CASE("Regions: they are summed up by memory", "[unit]") {
   const std::vector<RegionGroup> groups = GroupByMemory({RegionOn(kHostMemory), RegionOn(Gpu(0).uuid), RegionOn(kHostMemory)});
   REQUIRE(groups.size() == 2);

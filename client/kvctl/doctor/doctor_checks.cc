@@ -13,6 +13,8 @@ namespace {
 
 // So many waits in vain are no finding.
 constexpr std::uint64_t kFewWaits = 10;
+// One in so many blocks that the host cache did not take is no finding.
+constexpr std::uint64_t kFewOf = 10;
 
 void CheckClient(const kvmwire::ClientStatus& client, std::vector<Check>& checks) {
   const std::string who = Printable(client.name()) + " (pid " + std::to_string(client.pid()) + ")";
@@ -129,6 +131,15 @@ OrphanMemory MemoryOf(const kvmwire::StatusReply& status, bool host) {
   return out;
 }
 
+// What engines never offer is never stored.
+std::vector<Check> CheckReuse(const kvmwire::StatusReply& status, std::uint64_t stored) {
+  if (status.host_cache().admission() != "reuse") return {};
+  if (stored > 0) return {{"host cache", Verdict::kOk, "admission reuse: " + HumanCount(stored) + " blocks came"}};
+  return {{"host cache", Verdict::kWarn,
+           "admission reuse takes only what engines offer before they overwrite it (OffloadBeforeReuse), and nothing has come. kvmd's "
+           "vLLM connector and Transformers cache never offer: --host-cache-admission publish or second-hit is for them"}};
+}
+
 bool OnGpu(const RegionEntry& region) { return region.device() != kHostMemory; }
 
 }  // namespace
@@ -150,13 +161,32 @@ std::vector<Check> CheckClientList(const kvmwire::StatusReply& status) {
 }
 
 std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status) {
-  if (!status.has_host_cache() || status.host_cache().admission() != "reuse") return {};
-  std::uint64_t stored = 0;
-  for (const auto& domain : status.domains()) stored += domain.host_cache().stored();
-  if (stored > 0) return {{"host cache", Verdict::kOk, "admission reuse: " + HumanCount(stored) + " blocks came"}};
-  return {{"host cache", Verdict::kWarn,
-           "admission reuse takes only what engines offer before they overwrite it (OffloadBeforeReuse), and nothing has come. kvmd's "
-           "vLLM connector and Transformers cache never offer: --host-cache-admission publish or second-hit is for them"}};
+  if (!status.has_host_cache()) return {};
+  std::uint64_t stored = 0, refused = 0, expired = 0;
+  for (const auto& domain : status.domains()) {
+    stored += domain.host_cache().stored();
+    refused += domain.host_cache().refused();
+    expired += domain.host_cache().expired();
+  }
+  std::vector<Check> checks;
+  if (refused > stored / kFewOf) {
+    const kvmwire::HostCacheStatus& cache = status.host_cache();
+    checks.push_back(
+        {"host cache", Verdict::kWarn,
+         HumanCount(refused) + " blocks were offered and found no room, and " + HumanCount(stored) + " were stored; " +
+             HumanBytes(cache.bytes()) + " of " + HumanBytes(cache.max_bytes()) + " are allocated: " +
+             (cache.bytes() + cache.slab_bytes() <= cache.max_bytes()
+                  ? "if kvmd's log has host_cache_not_grown, its reason says what is missing"
+                  : "more workers write than there are slabs (--host-cache-slab), or leases cover the blocks (kvctl leases)")});
+  }
+  if (expired > stored / kFewOf) {
+    checks.push_back({"host cache", Verdict::kWarn,
+                      HumanCount(expired) + " blocks were not copied within --offload-timeout-ms, and " + HumanCount(stored) +
+                          " were: workers lack processor time or PCIe bandwidth, or have been stopped"});
+  }
+  const std::vector<Check> reuse = CheckReuse(status, stored);
+  checks.insert(checks.end(), reuse.begin(), reuse.end());
+  return checks;
 }
 
 std::vector<Check> CheckOrphans(const kvmwire::StatusReply& status) {

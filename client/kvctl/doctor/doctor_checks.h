@@ -23,7 +23,8 @@ struct Check {
 // One finding for each problem of a client; empty if all clients are healthy.
 std::vector<Check> CheckClientList(const kvmwire::StatusReply& status);
 
-// Whether workers offer blocks to the host cache. Empty if there is no host cache.
+// Whether workers offer blocks to the host cache, and whether it takes them. Empty if there is no
+// host cache.
 std::vector<Check> CheckHostCache(const kvmwire::StatusReply& status);
 
 // Memory of dead workers: how much there is, whose it is, and until when kvmd keeps it. That on
