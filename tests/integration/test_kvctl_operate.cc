@@ -239,6 +239,24 @@ TEST_CASE("kvctl support-bundle: one tar with status, checks, configuration and 
   CHECK(ReadFile(tar).find(secret) == std::string::npos);
 }
 
+TEST_CASE("kvctl support-bundle: has the logs of kvmd, the exporter and every kvmd-mesh", "[integration]") {
+  const Sandbox sandbox;
+  // In place of the journal: what it was asked for.
+  const std::filesystem::path programs = sandbox.path() / "programs";
+  std::filesystem::create_directory(programs);
+  std::filesystem::permissions(sandbox.Write("programs/journalctl", "#!/bin/sh\necho \"$@\"\n"), std::filesystem::perms::owner_all);
+  const std::string tar = sandbox.path() / "bundle.tar";
+  const auto json =
+      sandbox.Run("support-bundle --json --output " + tar + " --socket /nonexistent/kvmd.sock", "PATH=" + programs.string() + ":$PATH");
+  REQUIRE(json.code == 0);
+  REQUIRE(::system(("tar -C " + sandbox.path().string() + " -xf " + tar).c_str()) == 0);
+  const std::filesystem::path folder = sandbox.path() / Text(json.Json(), "folder");
+  CHECK(ReadFile(folder / "events.txt").find("--unit=kvmd ") == 0);
+  CHECK(ReadFile(folder / "exporter-events.txt").find("--unit=kvmd-exporter ") == 0);
+  CHECK(ReadFile(folder / "mesh-events.txt").find("--unit=kvmd-mesh@* ") == 0);
+  CHECK_FALSE(ReadFile(folder / "mesh-status.json").empty());
+}
+
 TEST_CASE("kvctl support-bundle: without a kvmd it says so in the files, and is written nevertheless", "[integration]") {
   const Sandbox sandbox;
   const std::string tar = sandbox.path() / "bundle.tar";

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "client/kvctl/cli/exit_codes.h"
 #include "client/kvctl/cli/json.h"
@@ -28,6 +29,9 @@ namespace {
 
 constexpr std::chrono::seconds kProgramTimeout{30};
 constexpr const char* kEventLines = "5000";
+// Files, and the units whose log they have.
+constexpr std::array<std::pair<const char*, const char*>, 3> kUnitLogs{
+    {{"events.txt", "kvmd"}, {"exporter-events.txt", "kvmd-exporter"}, {"mesh-events.txt", "kvmd-mesh@*"}}};
 
 std::string TimeText() {
   const std::time_t now = std::time(nullptr);
@@ -67,7 +71,9 @@ class Bundle {
 #ifdef KVM_HAVE_PROMETHEUS
     AddOwn("metrics.txt", {"exporter", "--once"});
 #endif
-    AddProgram("events.txt", "journalctl", {"--unit=kvmd", "--no-pager", "--output=short-iso", "--lines", kEventLines});
+    AddOwn("mesh-status.json", {"mesh", "status", "--json"});
+    for (const auto& [name, unit] : kUnitLogs)
+      AddProgram(name, "journalctl", {std::string("--unit=") + unit, "--no-pager", "--output=short-iso", "--lines", kEventLines});
     AddProgram("kernel-events.txt", "journalctl",
                {"--dmesg", "--no-pager", "--output=short-iso", "--lines=300", "--grep=kvmd|oom|NVRM|memory"});
     AddProgram("unit.txt", "systemctl", {"show", "kvmd.service", "kvmd.socket", "--no-pager"});
