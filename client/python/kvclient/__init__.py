@@ -13,8 +13,13 @@
 
 Thread-safe; the GIL is released in everything that waits or copies. Errors are ``kvclient.errors``.
 
+``kvclient.errors``        one exception class for each error code, all of them ``KvError``
 ``kvclient.torch``         torch tensors as regions, tensors over a region's memory, memory pools that can be shared
+``kvclient.vllm``          the connector for vLLM, ``KvMarketConnector``
 ``kvclient.transformers``  prefix sharing for Hugging Face's ``generate()``
+``kvclient.host_store``    blocks in a host region of the process, by key, for engines whose memory can't be shared
+``kvclient.weights``       digests of a model's weights as they are loaded
+``kvclient.mesh``          where this node's kvmd-mesh is
 ``kvclient.daemon``        a private kvmd, for tests and examples
 """
 

@@ -11,7 +11,10 @@ def default_mesh_socket() -> str:
 
 
 def has_mesh(socket_path: str | None = None) -> bool:
-    """Say whether there is a kvmd-mesh to ask: cheap, and without asking it."""
+    """Say whether there is a kvmd-mesh to ask, by its socket alone: cheap, and without asking it.
+
+    ``socket_path``: of its socket; None or empty: this user's.
+    """
     return os.path.exists(socket_path or default_mesh_socket())
 
 
