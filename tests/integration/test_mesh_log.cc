@@ -139,3 +139,22 @@ TEST_CASE("Mesh log: that kvmd has gone, and is there again, is one line each", 
   CHECK(Count(lost, "\n") == 1);
   CHECK(lost.find("reason=\"") != std::string::npos);
 }
+
+TEST_CASE("Mesh log: blocks that are larger than their pool are told, at either end", "[integration]") {
+  for (const char* option : {"--staging-size", "--pool-size"}) {
+    INFO(option);
+    TwoNodes nodes({}, {}, {option, "2K"});
+    test::PublishAndFlush(*nodes.publisher, "p:4");
+    const KvmdProcess& lacks = std::string(option) == "--staging-size" ? nodes.kvmd_a : nodes.kvmd_b;
+    REQUIRE(Eventually(
+        [&] {
+          CHECK(test::Join(*nodes.joiner, nodes.mesh_b, "p:4").blocks == 0);
+          return !LinesOf(lacks, "pool_not_made").empty();
+        },
+        30s));
+    const std::string said = LinesOf(lacks, "pool_not_made");
+    INFO(said);
+    CHECK(Count(said, "\n") == 1);
+    CHECK(said.find(option + std::string(": 2048 bytes hold no block of 4096")) != std::string::npos);
+  }
+}

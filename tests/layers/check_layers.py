@@ -93,7 +93,7 @@ RULES = {
     "client/mesh/threads": {"client/mesh/log", "client/mesh/transfer", "kvm"},
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm"}
     | {f"client/mesh/{each}" for each in ("log", "threads", "transfer")},
-    "client/mesh/memory": MESH | {"client/mesh/threads", "client/mesh/transfer"},
+    "client/mesh/memory": MESH | {"client/mesh/log", "client/mesh/threads", "client/mesh/transfer"},
     "client/mesh/disk": {
         "proto/base",
         "proto/mesh",

@@ -7,6 +7,9 @@
 #include <cstdio>
 #include <new>
 #include <random>
+#include <utility>
+
+#include "client/mesh/log/event_log.h"
 
 namespace kvm::mesh {
 namespace {
@@ -56,10 +59,11 @@ std::shared_ptr<SlotPool> MeshMemory::Existing(const BlockShape& shape) const {
 Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockShape shape) {
   if (std::shared_ptr<SlotPool> pool = Existing(shape)) co_return pool;
   if (pools_.contains(shape)) co_return MakeError(Errc::kResourceExhausted, "memory for these blocks is being made");
-  if (pools_.size() >= kMaxPools) co_return MakeError(Errc::kResourceExhausted, "too many models and shards");
+  if (pools_.size() >= kMaxPools) co_return NotMade(MakeError(Errc::kResourceExhausted, "too many models and shards"));
   if (bytes_ < shape.block_bytes) {
-    co_return MakeError(Errc::kUnsupported, std::string(use_ == PoolUse::kLanding ? "--pool-size" : "--staging-size") + ": " +
-                                                std::to_string(bytes_) + " bytes hold no block of " + std::to_string(shape.block_bytes));
+    co_return NotMade(MakeError(Errc::kUnsupported, std::string(use_ == PoolUse::kLanding ? "--pool-size" : "--staging-size") + ": " +
+                                                        std::to_string(bytes_) + " bytes hold no block of " +
+                                                        std::to_string(shape.block_bytes)));
   }
   const auto blocks = static_cast<std::uint32_t>(std::min<std::uint64_t>(bytes_ / shape.block_bytes, Geometry::kMaxBlocks));
   RegionOptions options;
@@ -75,11 +79,20 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
   // However this ends, the next call may try again unless there is a pool now.
   const Making making(pools_, shape);
   Result<std::shared_ptr<Region>> region = co_await threads_.Run("memory for blocks", allocate);
-  if (!region) co_return region.error();
+  if (!region) co_return NotMade(region.error());
   std::shared_ptr<SlotPool> pool = std::make_shared<SlotPool>(std::move(*region));
   pools_[shape] = pool;
   MapFrom(pool, 0);
   co_return pool;
+}
+
+Error MeshMemory::NotMade(Error error) {
+  if (const auto left_out = not_made_lines_.Take()) {
+    LogEvent("pool_not_made", {{"of", use_ == PoolUse::kLanding ? "blocks that come" : "blocks that are sent"},
+                               {"reason", error.ToString()},
+                               {"left_out", std::to_string(*left_out)}});
+  }
+  return error;
 }
 
 // The memory is the region's already, so this takes none. What it does not map, for lack of memory

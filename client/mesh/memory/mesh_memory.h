@@ -5,11 +5,13 @@
 // write to a page that is not mapped costs as much as receiving it. Coroutines of one io_context.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 
+#include "client/mesh/log/line_limit.h"
 #include "client/mesh/memory/shape.h"
 #include "client/mesh/memory/slot_pool.h"
 #include "client/mesh/threads/work_threads.h"
@@ -35,6 +37,8 @@ class MeshMemory {
   static constexpr std::size_t kMaxPools = 24;
 
  private:
+  // Tells the log that a pool was not made.
+  Error NotMade(Error error);
   // Maps the pages of the pool from byte `from` on, on the thread, a step at a time.
   void MapFrom(const std::shared_ptr<SlotPool>& pool, std::uint64_t from);
 
@@ -48,6 +52,7 @@ class MeshMemory {
   const std::string names_;  // of its regions: the part before their numbers
   Pools pools_;              // null: being made
   unsigned made_ = 0;
+  LineLimit not_made_lines_{std::chrono::minutes(1)};
 };
 
 }  // namespace kvm::mesh
