@@ -1,4 +1,4 @@
-// Client: a process's connection to the node's marketplace.
+// Client: a process's connection to kvmd, and so to all processes of the node that share blocks.
 //
 // Lookups and imports read shared memory and mapped regions of peers; they need no running kvmd and
 // never wait for one. Regions are registered and blocks published over a Unix socket, which a
@@ -160,11 +160,11 @@ class Client {
   [[nodiscard]] Result<std::shared_ptr<Region>> AllocateRegion(const Model& model, RegionOptions options, Deadline deadline);
 
   // Registers GPU memory that the caller, or an engine's allocator, got from cudaMalloc, without a
-  // copy:
-  // `segments`, which options.geometry refers to, all of one GPU. They must stay allocated until
-  // the region has been unregistered. options.device may be left out, options.segment_bytes is not
-  // used. Memory of AllocateExportable (kvm/exportable_memory.h) becomes a cuda_vmm_fd region, and
-  // may be freed while it is registered.
+  // copy: `segments`, which options.geometry refers to, all of one GPU. They stay the caller's, and
+  // must stay allocated until the region has been unregistered. options.device may be left out,
+  // options.segment_bytes is not used. Memory of AllocateExportable (kvm/exportable_memory.h)
+  // becomes a cuda_vmm_fd region, and may be freed while it is registered. Errors of the name,
+  // the geometry and the region table are those of AllocateRegion; beside them
   // kInvalidArgument: not device memory, a segment leaves its allocation, or some are of
   // AllocateExportable and some are not. kUnsupported: this memory can't be exported
   // (cudaMallocAsync, expandable segments, …); the message says what can.
@@ -192,7 +192,7 @@ class Client {
   Match Find(std::span<const BlockKey> keys, const FindOptions& options = {}) const noexcept;
   // The same for a model that is divided into shards: `keys_by_shard[s]` are the keys of shard s;
   // all have the same length. All returned matches have the length of the shortest, since a prefix
-  // that lacks one shard is useless (I8).
+  // that lacks one shard is useless.
   std::vector<Match> FindShards(std::span<const std::span<const BlockKey>> keys_by_shard, const FindOptions& options = {}) const;
 
   // How many leading `keys` Find would find, in less time: nothing is written for each key. It

@@ -2,8 +2,8 @@
 //
 // Destination blocks are withdrawn (BeginWrite) when the import starts, and stay unreadable to
 // other processes until the caller publishes them with the writes that the result lists. A failed
-// import is a miss: blocks that failed contain arbitrary bytes and must be computed (I4). Blocks
-// behind a failed one count as failed, since a prefix with a hole is useless (I8).
+// import is a miss: blocks that failed contain arbitrary bytes and must be computed. Blocks behind
+// a failed one count as failed, since a prefix with a hole is useless.
 #pragma once
 
 #include <cstddef>
@@ -54,9 +54,9 @@ struct ImportOptions {
   Deadline deadline = Deadline::max();
   // Compare the copied bytes with the checksums that their publishers recorded
   // (RegionOptions::checksums); blocks without one are not compared. False: only the sample of
-  // ClientOptions::verify_one_in is. Guards against
-  // memory and link faults, and against owners that write without BeginWrite. The call of the
-  // ticket that finds the copy complete reads the bytes once more to do so.
+  // ClientOptions::verify_one_in is. Guards against faults of memory and links, and against owners
+  // that write without BeginWrite. The call of the ticket that finds the copy complete reads the
+  // bytes once more to do so.
   bool verify = false;
   // Report the imported blocks to kvmd as used, which keeps them in the host cache. False: for a
   // process that copies blocks to keep them elsewhere, so that its copies are no reason to keep
@@ -93,7 +93,7 @@ class ImportTicket {
   // ImportOptions::wants_event. Valid while the ticket lives. Work that waits for it sees the
   // copied bytes, but only result() tells which are valid.
   void* event() const noexcept;
-  // kDeadlineExceeded: the import is still under way.
+  // Waits until the import has ended. kDeadlineExceeded: it is still under way.
   [[nodiscard]] Status Wait(Deadline deadline) noexcept;
   // Precondition: Done() or Wait() succeeded.
   const ImportResult& result() const noexcept;

@@ -2,18 +2,19 @@
 //
 //   auto client = kvm::Client::Connect({.socket_path = "/run/kvmd/kvmd.sock", .name = "worker-0"});
 //   auto model  = (*client)->DeclareModel(spec, kvm::After(1s));
-//   auto region = (*client)->AllocateRegion(*model, {.name = "pool", .geometry = …},
-//   kvm::After(1s));
+//   auto region = (*client)->AllocateRegion(*model, {.name = "pool", .geometry = …}, After(1s));
 //
-//   match = client.Find(keys);                       keys: kvm::KeyChain, kvm/block_key.h
-//   ticket = client.Import(match, region, blocks);   ticket.Wait(…); ticket.result().valid
-//   region.Publish(…)
+//   match  = (*client)->Find(keys);                        keys: kvm::KeyChain, kvm/block_key.h
+//   ticket = (*client)->Import(match, **region, blocks);   ticket->Wait(…); ticket->result().valid
+//   (*region)->Publish(…)
 //
-// client.h   connection, models, lookup, import         region.h   publishing memory
-// match.h    result of a lookup                         import.h   progress and result of a copy
-// lease.h    blocks that kvmd promises to keep          types.h    deadlines, block writes
-// interrupt.h  ends a thread's waits before their deadlines   stats.h   what a client counts
-// kvm/       keys, model spec, geometry, errors, GPUs and their memory
+// client.h     connection, models, lookup, import     region.h     publishing memory
+// match.h      result of a lookup                     import.h     progress and result of a copy
+// lease.h      blocks that kvmd promises to keep      computing.h  blocks that are being computed
+// join.h       blocks of other nodes                  describe.h   tokens of blocks, for routers
+// interrupt.h  ends a thread's waits early            stats.h      what a client counts
+// types.h      deadlines, block writes, models
+// kvm/         keys, model spec, geometry, errors, GPUs and their memory
 #pragma once
 
 #include "kvclient/client.h"

@@ -1,6 +1,6 @@
 // Region: memory whose blocks this process publishes.
 //
-// Every write of a block has the same order (I3: begin write, write the bytes, then publish):
+// Every write of a block has the same order:
 //
 //   write = region.BeginWrite(b)            withdraws the old content from every reader, at once
 //   … overwrite the block's bytes, wait until that is done …
@@ -15,7 +15,7 @@
 // End of ownership: before this process stops owning a block's memory, or writes it without
 // BeginWrite, the block is withdrawn permanently. Unregister, the destructors of Region and Client,
 // and a failed registration do so. They write the end into the block's generation, since a message
-// could be lost (I10). It takes one atomic operation for each block, with or without kvmd.
+// could be lost. It takes one atomic operation for each block, with or without kvmd.
 // Importers that find the block later, or are copying it, get a failed block. From then on
 // BeginWrite returns writes that publish nothing, and no earlier write can be published. A crash of
 // the owner needs no such step: no process writes its memory any more, so its bytes stay as they
@@ -142,10 +142,11 @@ class Region {
   std::uint64_t block_bytes() const noexcept;                     // of one block
   std::span<const std::uint64_t> segment_bytes() const noexcept;  // size of each segment
 
-  // Base address of a segment (host or device). Valid while the region lives; null in a forked
-  // child.
+  // Base address of a segment (host or device). Valid while the region lives; null: no such
+  // segment, or a forked child.
   std::byte* SegmentData(std::size_t segment = 0) const noexcept;
-  // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region.
+  // First byte of part 0's first chunk of `block`; [block_bytes] for a contiguous region. Valid
+  // while the region lives; null: no such block, or a forked child.
   std::byte* BlockData(std::uint32_t block) const noexcept;
 
   // Withdraws `block` and starts a new write of it. One atomic operation, no system call, no
@@ -185,12 +186,14 @@ class Region {
 
   // Copies bytes of a segment from or to host memory and waits for the copy; for callers without
   // CUDA. A caller that writes a block's bytes calls BeginWrite before and Publish afterwards, as
-  // for any write. kInvalidArgument: outside the segment.
+  // for any write. kInvalidArgument: outside the segment. kSystem: CUDA's error. kUnsupported: a
+  // forked child.
   [[nodiscard]] Status WriteBytes(std::size_t segment, std::uint64_t offset, std::span<const std::byte> bytes);
-  // The other way.
+  // The other way, with the same errors.
   [[nodiscard]] Status ReadBytes(std::size_t segment, std::uint64_t offset, std::span<std::byte> bytes) const;
 
-  // Current generation of `block`: even and above 0 if and only if it is readable.
+  // Current generation of `block`: even and above 0 if and only if it is readable. 0: no such
+  // block, or a forked child.
   std::uint64_t CurrentGeneration(std::uint32_t block) const noexcept;
 
   // Waits until kvmd has answered every Publish and PublishOnStream made before this call.

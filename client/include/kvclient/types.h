@@ -26,7 +26,8 @@ struct BlockWrite {
   std::uint64_t generation = 0;
 };
 
-// A model this client has declared. Cheap to copy.
+// A model that a client has declared: a value, for as long as that client lives. Another client
+// declares it itself.
 struct Model {
   ModelSpec spec;
   Fingerprint fingerprint;

@@ -15,8 +15,9 @@ struct LinkInfo {
   MemoryPath path = MemoryPath::kSameDevice;
   // Of the pair; 0: not NVLink, or NVML is missing, which counts them
   unsigned nvlinks = 0;
-  double measured_gb_per_s = 0.0;  // while the importer reads; 0: not measured
-  std::string note;                // why not reachable, or what could not be found out
+  // In 10^9 bytes per second, while the importer reads; 0: not measured
+  double measured_gb_per_s = 0.0;
+  std::string note;  // why not reachable, or what could not be found out
 };
 
 // The GPUs that this process sees, and the paths between them.
@@ -32,7 +33,8 @@ struct Topology {
 [[nodiscard]] Result<Topology> ReadTopology();
 
 // Copies between all reachable pairs, one after another, and fills in measured_gb_per_s. Uses some
-// hundred MiB on each GPU and creates contexts; takes about 0.1 s a pair.
+// hundred MiB on each GPU and creates contexts; takes about 0.1 s a pair. The first error ends it:
+// kUnsupported as ListDevices, kResourceExhausted, kSystem.
 [[nodiscard]] Status MeasureTopology(Topology& topology);
 
 }  // namespace kvm

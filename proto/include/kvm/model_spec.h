@@ -1,7 +1,7 @@
 // ModelSpec: everything about a model that changes the bytes of a KV block.
 //
 // Two workers share blocks if and only if their canonical specs are equal. A difference is reported
-// with the name of the field that differs, never as a plain miss (I9). One table (Fields()) drives
+// with the name of the field that differs, never as a plain miss. One table (Fields()) drives
 // canonical form, fingerprint, comparison, wire form and `kvctl --json`, so a new field is added in
 // one place.
 #pragma once
