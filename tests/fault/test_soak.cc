@@ -14,7 +14,6 @@
 #include <fstream>
 #include <map>
 #include <regex>
-#include <set>
 #include <string>
 #include <thread>
 
@@ -23,6 +22,7 @@
 #include "tests/support/kvmd/supervisor.h"
 #include "tests/support/kvmd/wire_client.h"
 #include "tests/support/process/eventually.h"
+#include "tests/support/process/held_resources.h"
 #include "tests/support/process/open_fds.h"
 #include "tests/support/worker/busy_worker.h"
 #include "tests/support/worker/hostile_clients.h"
@@ -46,37 +46,6 @@ std::vector<std::string> With(std::vector<std::string> options, const std::vecto
   options.insert(options.end(), more.begin(), more.end());
   return options;
 }
-
-// A number in /proc/PID/status, in KiB.
-std::uint64_t StatusKib(pid_t pid, const std::string& field) {
-  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with(field + ":")) return std::stoull(line.substr(field.size() + 1));
-  }
-  return 0;
-}
-
-std::size_t SharedMappings(pid_t pid) {
-  std::ifstream maps("/proc/" + std::to_string(pid) + "/maps");
-  std::size_t count = 0;
-  for (std::string line; std::getline(maps, line);) count += line.find("/memfd:") != std::string::npos;
-  return count;
-}
-
-// Memfds that a process has open, by inode, and their bytes.
-struct Inodes {
-  explicit Inodes(pid_t pid) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", error)) {
-      struct stat info {};
-      const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
-      if (target.starts_with("/memfd:") && ::stat(entry.path().c_str(), &info) == 0 && numbers.insert(info.st_ino).second)
-        bytes += static_cast<std::uint64_t>(info.st_blocks) * 512;
-    }
-  }
-  std::set<ino_t> numbers;
-  std::uint64_t bytes = 0;
-};
 
 std::uint64_t NumberAfter(const std::string& text, const std::string& key) {
   const std::size_t at = text.find("\"" + key + "\":");
@@ -112,10 +81,10 @@ class Soak {
     while (steady_clock::now() < end) {
       Restart();
       Disturb(steady_clock::now() < quiet_from);
-      if (warm_kib == 0 && steady_clock::now() >= warm) warm_kib = StatusKib(kvmd_.pid(), "RssAnon");
+      if (warm_kib == 0 && steady_clock::now() >= warm) warm_kib = test::StatusKib(kvmd_.pid(), "RssAnon");
       std::this_thread::sleep_for(milliseconds(random_.Between(20, 200)));
     }
-    const std::uint64_t end_kib = StatusKib(kvmd_.pid(), "RssAnon");
+    const std::uint64_t end_kib = test::StatusKib(kvmd_.pid(), "RssAnon");
     std::cout << "kvmd's own memory: " << warm_kib << " KiB after warm-up, " << end_kib << " KiB at the end" << std::endl;
     CHECK(end_kib <= warm_kib + warm_kib / 2 + 8192);
   }
@@ -281,8 +250,8 @@ class Soak {
     const auto regions = [&] { return Regions(); };
     std::uint64_t left = 0;
     CHECK(test::Eventually([&] { return (left = regions()) == 0; }, seconds(60)));
-    const std::size_t fds = static_cast<std::size_t>(test::OpenFds(long_lived)), mappings = SharedMappings(long_lived);
-    const Inodes inodes(long_lived);
+    const std::size_t fds = static_cast<std::size_t>(test::OpenFds(long_lived)), mappings = test::SharedMappings(long_lived);
+    const test::OpenFiles inodes(long_lived);
     kvmd_.Reconfigure(kOptions);
     kvmd_.Kill();
     kvmd_.Start();
@@ -295,15 +264,15 @@ class Soak {
     // No more than a new one: that may have inherited one of this process.
     CHECK(test::Eventually([&] { return descriptors(kvmd_) <= descriptors(fresh); }, seconds(20)));
     // Nor does it: while its registry gets huge pages, that is mapped once more.
-    const auto same_mappings = [&] { return SharedMappings(kvmd_.pid()) == SharedMappings(fresh.pid()); };
+    const auto same_mappings = [&] { return test::SharedMappings(kvmd_.pid()) == test::SharedMappings(fresh.pid()); };
     CHECK(test::Eventually(same_mappings, seconds(60)));
-    const Inodes now(kvmd_.pid()), of_fresh(fresh.pid());
+    const test::OpenFiles now(kvmd_.pid()), of_fresh(fresh.pid());
     std::cout << "left in the kvmd that lived last: regions of workers " << left << ", descriptors " << fds << ", mappings " << mappings
-              << ", inodes " << inodes.numbers.size() << " (" << (inodes.bytes >> 10) << " KiB), with registries and host cache\n"
+              << ", inodes " << inodes.inodes.size() << " (" << (inodes.bytes >> 10) << " KiB), with registries and host cache\n"
               << "after it, without host cache, beyond a new kvmd: descriptors " << std::max(0, descriptors(kvmd_) - descriptors(fresh))
-              << ", inodes " << now.numbers.size() - of_fresh.numbers.size() << ", bytes " << now.bytes - of_fresh.bytes << ", stored "
+              << ", inodes " << now.inodes.size() - of_fresh.inodes.size() << ", bytes " << now.bytes - of_fresh.bytes << ", stored "
               << stored().size() - 1 << std::endl;
-    CHECK(now.numbers.size() == of_fresh.numbers.size());
+    CHECK(now.inodes.size() == of_fresh.inodes.size());
     CHECK(now.bytes == of_fresh.bytes);
   }
 

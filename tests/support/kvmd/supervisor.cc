@@ -212,6 +212,12 @@ void Supervisor::Put(const std::string& name, int fd) {
   stored_[name] = Duplicate(fd);
 }
 
+void Supervisor::Forget() {
+  HearAll();
+  const std::lock_guard lock(mutex_);
+  stored_.clear();
+}
+
 std::size_t Supervisor::Heard(const std::string& line) const {
   const std::lock_guard lock(mutex_);
   const auto found = heard_.find(line);

@@ -41,6 +41,7 @@ class Supervisor {
   // Names of what is stored now, sorted.
   std::vector<std::string> Stored() const;
   void Put(const std::string& name, int fd);  // as if kvmd had stored it
+  void Forget();                              // all that is stored, as when the service is stopped
   // How often a line such as "READY=1" was heard so far.
   std::size_t Heard(const std::string& line) const;
 

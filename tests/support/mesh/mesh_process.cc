@@ -17,12 +17,12 @@ namespace kvm::test {
 
 std::string MeshBinary() { return KVM_MESH_BINARY; }
 
-MeshProcess::MeshProcess(const KvmdProcess& kvmd, std::string node, const std::vector<std::string>& peers,
+MeshProcess::MeshProcess(const TempDir& dir, const std::string& kvmd_socket, std::string node, const std::vector<std::string>& peers,
                          const std::vector<std::string>& environment, const std::vector<std::string>& options)
-    : node_(std::move(node)), socket_(kvmd.dir().path().string() + "/mesh-" + node_ + ".sock") {
+    : node_(std::move(node)), socket_(dir / ("mesh-" + node_ + ".sock")) {
   std::vector<std::string> arguments{"/usr/bin/env"};
   arguments.insert(arguments.end(), environment.begin(), environment.end());
-  arguments.insert(arguments.end(), {MeshBinary(), "--node", node_, "--socket", kvmd.socket(), "--mesh-socket", socket_});
+  arguments.insert(arguments.end(), {MeshBinary(), "--node", node_, "--socket", kvmd_socket, "--mesh-socket", socket_});
   const std::vector<std::pair<std::string, std::string>> defaults{
       {"--listen", "127.0.0.1:0"}, {"--pull-interval-ms", "50"},    {"--pool-size", "1M"},
       {"--staging-size", "32K"},   {"--stall-timeout-ms", "30000"},
@@ -31,7 +31,7 @@ MeshProcess::MeshProcess(const KvmdProcess& kvmd, std::string node, const std::v
     if (std::find(options.begin(), options.end(), name) == options.end()) arguments.insert(arguments.end(), {name, value});
   for (const std::string& peer : peers) arguments.insert(arguments.end(), {"--peers", peer});
   arguments.insert(arguments.end(), options.begin(), options.end());
-  process_ = ChildProcess(arguments, kvmd.dir().path().string() + "/mesh.log");
+  process_ = ChildProcess(arguments, dir / "mesh.log");
   const std::optional<std::string> line = process_.ReadLine(std::chrono::seconds(20));
   REQUIRE(line);
   address_ = line->substr(line->rfind(' ') + 1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvclient/join.h"
@@ -18,9 +19,12 @@ std::string MeshBinary();
 // directory.
 class MeshProcess {
  public:
-  // `peers`: NAME=ADDRESS. `environment`: NAME=VALUE.
-  MeshProcess(const KvmdProcess& kvmd, std::string node, const std::vector<std::string>& peers = {},
-              const std::vector<std::string>& environment = {}, const std::vector<std::string>& options = {});
+  // `kvmd`: anything with a directory and a socket. `peers`: NAME=ADDRESS. `environment`:
+  // NAME=VALUE.
+  template <class Kvmd>
+  MeshProcess(const Kvmd& kvmd, std::string node, const std::vector<std::string>& peers = {},
+              const std::vector<std::string>& environment = {}, const std::vector<std::string>& options = {})
+      : MeshProcess(kvmd.dir(), kvmd.socket(), std::move(node), peers, environment, options) {}
 
   std::string socket() const { return socket_; }
   std::string address() const { return address_; }
@@ -32,6 +36,9 @@ class MeshProcess {
   void Signal(int signal) { process_.Signal(signal); }
 
  private:
+  MeshProcess(const TempDir& dir, const std::string& kvmd_socket, std::string node, const std::vector<std::string>& peers,
+              const std::vector<std::string>& environment, const std::vector<std::string>& options);
+
   std::string node_, socket_, address_;
   ChildProcess process_;
 };
