@@ -4,14 +4,22 @@
 # if a byte was wrong, a block was lost or something is left. As root, the hostile clients are of
 # other users.
 #
-#   scripts/soak.sh [--minutes N] [BUILD_DIR]     default 30 minutes, build/ci
+# --mesh-blocks N: instead, the soak of two nodes that bring each other's blocks, until N of these
+# have been compared byte for byte (tests/fault/test_mesh_soak.cc).
+#
+#   scripts/soak.sh [--minutes N | --mesh-blocks N] [BUILD_DIR]     default 30 minutes, build/ci
 set -euo pipefail
 cd "$(dirname "$0")/.."
 minutes=30
-if [ "${1:-}" = --minutes ]; then
-  minutes=$2
-  shift 2
-fi
+mesh_blocks=
+case "${1:-}" in
+  --minutes) minutes=$2 && shift 2 ;;
+  --mesh-blocks) mesh_blocks=$2 && shift 2 ;;
+esac
 build=${1:-build/ci}
+if [ -n "$mesh_blocks" ]; then
+  cmake --build "$build" --target mesh_soak_tests kvmd kvmd-mesh
+  KVM_MESH_SOAK_BLOCKS=$mesh_blocks exec "$build/bin/mesh_soak_tests" "[nightly]"
+fi
 cmake --build "$build" --target soak_tests kvmd kvctl
 KVM_SOAK_MINUTES=$minutes exec "$build/bin/soak_tests" "Soak*"
