@@ -33,11 +33,14 @@ struct DelayOptions {
   std::uint32_t joins = 2000, published = 20, held = 300'000, changes = 30'000;
 };
 
-Result<std::shared_ptr<Region>> Allocate(Client& client, const std::string& name, std::uint32_t blocks, std::uint64_t block_bytes) {
+// Blocks of one KV-cache group have one size.
+Result<std::shared_ptr<Region>> Allocate(Client& client, const std::string& name, std::uint16_t kv_group, std::uint32_t blocks,
+                                         std::uint64_t block_bytes) {
   Result<Model> model = client.DeclareModel(test::LlamaSpec(), After(kTimeout));
   if (!model) return model.error();
   RegionOptions region;
   region.name = name;
+  region.shard.kv_group = kv_group;
   region.geometry = Geometry::Contiguous(blocks, block_bytes);
   region.offload = OffloadMode::kNever;
   region.outlives_owner = false;
@@ -146,9 +149,9 @@ Result<double> TimeVisible(Client& joiner, const Region& region, Region& source,
 Status Measure(const std::string& socket, const DelayOptions& options) {
   Result<std::shared_ptr<Client>> source = Connect(options.source_socket), joiner = Connect(socket);
   if (!source || !joiner) return source ? joiner.error() : source.error();
-  Result<std::shared_ptr<Region>> served = Allocate(**source, "kvm_bench", kPrefix, kBlockBytes);
-  Result<std::shared_ptr<Region>> changing = Allocate(**source, "kvm_bench changes", options.held, kChangedBytes);
-  Result<std::shared_ptr<Region>> local = Allocate(**joiner, "kvm_bench", kPrefix, kBlockBytes);
+  Result<std::shared_ptr<Region>> served = Allocate(**source, "kvm_bench", 0, kPrefix, kBlockBytes);
+  Result<std::shared_ptr<Region>> changing = Allocate(**source, "kvm_bench-changes", 1, options.held, kChangedBytes);
+  Result<std::shared_ptr<Region>> local = Allocate(**joiner, "kvm_bench", 0, kPrefix, kBlockBytes);
   for (const auto* region : {&served, &changing, &local})
     if (!*region) return region->error();
   std::mt19937_64 random(std::random_device{}());
