@@ -26,7 +26,7 @@ class KeyTable {
     }
   }
 
-  void Prefetch(Key key) const { __builtin_prefetch(&entries_[Home(Tag(key))]); }
+  [[gnu::always_inline]] void Prefetch(Key key) const { __builtin_prefetch(&entries_[Home(Tag(key))]); }
   // A node that may hold the key, to be prefetched. kNil: no node does.
   std::uint32_t Candidate(Key key) const {
     std::uint64_t at = Home(Tag(key));

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "daemon/policy/huge_pages.h"
 #include "daemon/policy/policies.h"
 #include "tests/support/data/random.h"
 
@@ -19,7 +20,7 @@ constexpr std::uint32_t kRequests = 400'000;
 constexpr std::uint32_t kWarmUp = 8;  // capacities: more than any policy remembers
 constexpr std::uint32_t kNumbers = kWarmUp * kCapacity + (kRequests + 2) * kChain;
 
-// What the traffic itself costs.
+// What the traffic itself costs, with victims at random.
 class NoPolicy final : public EvictionPolicy {
  public:
   std::string_view name() const noexcept override { return "none"; }
@@ -27,15 +28,16 @@ class NoPolicy final : public EvictionPolicy {
   void OnInsert(Slot, const Block&) override {}
   void OnHit(Slot) override {}
   void OnErase(Slot) override {}
-  Slot ChooseVictim() override { return next_ = (next_ + 1) % kCapacity; }
+  Slot ChooseVictim() override { return next_ = (next_ + kStep) % kCapacity; }
   Slot ChooseVictimAmong(const kvm::policy::Evictable&) override { return ChooseVictim(); }
 
  private:
+  static constexpr Slot kStep = 611'953;  // shares no factor with kCapacity
   Slot next_ = 0;
 };
 
 // Every key is used by the index of its block, so that what is measured is the policy and not a
-// table of keys.
+// table of keys; its own tables are on huge pages and fetched ahead for the same reason.
 class Traffic {
  public:
   explicit Traffic(EvictionPolicy& policy) : policy_(policy), slot_of_(kNumbers, kNoSlot), block_in_(kCapacity) {}
@@ -46,6 +48,7 @@ class Traffic {
     const std::uint32_t conversation = goes_on ? conversations_ - 1 - static_cast<std::uint32_t>(random_.Below(kRecent)) : conversations_++;
     path_.clear();
     for (std::uint32_t i = 0; i < kChain; ++i) path_.push_back(BlockAt(conversation, i));
+    for (const Block& block : path_) __builtin_prefetch(&SlotOf(block.key), 1);
     return path_.size();
   }
 
@@ -83,8 +86,8 @@ class Traffic {
 
   EvictionPolicy& policy_;
   test::Random random_{1};
-  std::vector<Slot> slot_of_;
-  std::vector<Key> block_in_;
+  HugeVector<Slot> slot_of_;
+  HugeVector<Key> block_in_;
   std::vector<Block> path_;
   std::uint32_t filled_ = 0, conversations_ = 0;
 };

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fails when a layer is crossed: proto <- cuda <- client, proto <- daemon, kvctl and kvmd-mesh over public headers
 and over the eviction policies, which they use; and inside a layer, when a folder includes what lies above it. Fails as
-well when a class lies in more than one source file.
+well when a class lies in more than one source file, and when a header's function that prefetches is not always inlined.
 
     check_layers.py --source DIR            includes of every source file, tags of every test
     check_layers.py --binary FILE           a binary that must not need CUDA at run time
@@ -250,6 +250,20 @@ def check_classes(root):
             )
 
 
+def check_prefetches(root):
+    """GCC treats a function that only prefetches as one without effect, and drops a call that it has not inlined."""
+    for path in source_files(root):
+        if path.suffix != ".h":
+            continue
+        head = ""
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            # A function's first line is that of a class's member or of a namespace's.
+            if "(" in line and len(line) - len(line.lstrip()) <= 2:
+                head = line
+            if "__builtin_prefetch(" in line and "always_inline" not in head:
+                yield f"{path.relative_to(root).as_posix()}: prefetches in a function that is not always inlined: {head.strip()}"
+
+
 def check_binary(path):
     listing = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
@@ -319,6 +333,15 @@ SELF_TEST = {
         'TEST_CASE("a", "[gpu]") {\n  KVM_NEED_GPUS(1);\n}\nTEST_CASE("b", "[gpu]") {\n  if (Missing()) KVM_SKIP("none");\n}',
         None,
     ),
+    "proto/shm/prefetch.h": (
+        "struct A {\n  [[gnu::always_inline]] void Read(int* at) {\n    __builtin_prefetch(at);\n  }\n"
+        "  void Fetch(int* at) const {\n    if (at) __builtin_prefetch(at, 1);\n  }\n};",
+        "prefetch.h: prefetches in a function that is not always inlined: void Fetch",
+    ),
+    "proto/shm/good.h": (
+        "struct A {\n  [[gnu::always_inline]] void Fetch(int* at) const {\n    if (at) __builtin_prefetch(at);\n  }\n};",
+        None,
+    ),
     "tests/unit/good.cc": ('#include "daemon/server/a.h"\nTEST_CASE("a", "[unit]")', None),
 }
 
@@ -335,6 +358,7 @@ def self_test():
             + list(check_tags(root))
             + list(check_gpu_tests(root))
             + list(check_classes(root))
+            + list(check_prefetches(root))
         )
     for name, (_, expected) in broken.items():
         if expected is not None and not any(expected in line for line in found):
@@ -359,6 +383,7 @@ def main():
         violations += check_tags(arguments.source)
         violations += check_gpu_tests(arguments.source)
         violations += check_classes(arguments.source)
+        violations += check_prefetches(arguments.source)
     for binary in arguments.binary:
         violations += check_binary(binary)
     for line in violations:
