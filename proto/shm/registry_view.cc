@@ -14,6 +14,10 @@ constexpr int kMoveRetries = 16;
 // segment from stalling a reader.
 constexpr std::uint64_t kMaxProbes = 4096;
 
+// So many slots with the key's tag are looked at before all of its chain is. Of a hundred keys, one
+// has another key in the first of them.
+constexpr int kMaxWrongHints = 4;
+
 enum class SlotState { kEmpty, kOther, kMatch, kBusy };
 
 void CopyFields(const IndexSlot& slot, IndexHit& out) noexcept {
@@ -65,15 +69,28 @@ std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexHit> out, std:
 }
 std::size_t IndexReader::Find(const BlockKey& key, std::span<IndexEntry> out) const noexcept { return FindStable(key, out, kNoHint); }
 
+std::uint64_t IndexReader::NextTagged(std::uint64_t slot, std::uint64_t tag) const noexcept {
+  for (const std::uint64_t end = std::min(count_, slot + kMaxProbes); slot < end; slot += kTagsAtOnce) {
+    const std::uint64_t found = TagsFound(TagsFrom(slot), tag);
+    if (found == 0) continue;
+    slot += TagsBefore(found);
+    return slot < end ? slot : kNoHint;
+  }
+  return kNoHint;
+}
+
 template <class Copy>
 std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept {
   if (count_ == 0 || out.empty()) return 0;
-  if (hint < count_) {
-    if (const std::size_t found = FindOnce(key, out, hint); found != 0) return found;
+  // Other keys may have the same tag: these slots are passed without reading those between them.
+  for (int wrong = 0; hint < count_ && wrong < kMaxWrongHints; ++wrong) {
+    if (const std::size_t found = FindOnce(key, out, hint, 1); found != 0) return found;
+    if (slots_[hint].region_epoch.load(std::memory_order_relaxed) == 0) break;
+    hint = NextTagged(hint + 1, layout::Tag(key));
   }
   for (int attempt = 0;; ++attempt) {
     const std::uint64_t before = moves_->load(std::memory_order_acquire);
-    const std::size_t found = FindOnce(key, out, layout::Home(key, count_));
+    const std::size_t found = FindOnce(key, out, layout::Home(key, count_), kMaxProbes);
     // A hit needs no more checks (each slot was read consistently); a miss may have raced with a
     // move.
     if (found != 0 || attempt == kMoveRetries) return found;
@@ -82,12 +99,13 @@ std::size_t IndexReader::FindStable(const BlockKey& key, std::span<Copy> out, st
   }
 }
 
+// Looks for the first replica in `most` slots from `at` on, and then for the others.
 template <class Copy>
-std::size_t IndexReader::FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept {
+std::size_t IndexReader::FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at, std::uint64_t most) const noexcept {
   const std::size_t limit = std::min<std::size_t>(out.size(), layout::kMaxReplicas);
   const std::uint64_t probes = std::min(count_, kMaxProbes);
   std::size_t found = 0;
-  for (std::uint64_t probe = 0; probe < probes; ++probe, at = at + 1 == count_ ? 0 : at + 1) {
+  for (std::uint64_t probe = 0; probe < (found == 0 ? std::min(most, probes) : probes); ++probe, at = at + 1 == count_ ? 0 : at + 1) {
     const SlotState state = Read(slots_[at], &key, out[found]);
     if (state == SlotState::kEmpty) break;
     if (state != SlotState::kMatch) continue;

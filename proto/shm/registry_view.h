@@ -60,7 +60,11 @@ class IndexReader {
   // The slot where the key seems to be, judging by the tags; prefetches that slot.
   [[gnu::always_inline]] std::uint64_t Probe(const BlockKey& key) const noexcept {
     const std::uint64_t home = layout::Home(key, count_);
-    const std::uint64_t slot = home + TagDistance(home, layout::Tag(key));
+    const std::uint64_t found = TagsFound(TagsFrom(home), layout::Tag(key));
+    std::uint64_t slot = home + TagsBefore(found);
+    // One key in twenty, in a full index
+    if (found == 0) [[unlikely]]
+      slot = NextTagged(home + kTagsAtOnce, layout::Tag(key));
     if (slot >= count_) return kNoHint;
     __builtin_prefetch(&slots_[slot]);
     return slot;
@@ -105,20 +109,27 @@ class IndexReader {
   template <class Copy>
   std::size_t FindStable(const BlockKey& key, std::span<Copy> out, std::uint64_t hint) const noexcept;
   template <class Copy>
-  std::size_t FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at) const noexcept;
-  // Slots from `home` to the first one that is tagged `tag` or empty; 8 if none of the first 8 is.
-  std::uint64_t TagDistance(std::uint64_t home, std::uint64_t tag) const noexcept {
-    constexpr std::uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
-    const layout::TagWord* word = &tags_[home / 8];
-    const unsigned shift = static_cast<unsigned>(home % 8) * 8;
-    const std::uint64_t low = word[0].load(std::memory_order_relaxed) >> shift;
-    const std::uint64_t high = shift == 0 ? 0 : word[1].load(std::memory_order_relaxed) << (64 - shift);
-    const std::uint64_t tags = low | high;
-    // The lowest bit that is set marks the first zero byte; what lies above it may be wrong.
-    const std::uint64_t differences = tags ^ (tag * kOnes);
-    const std::uint64_t found = (((differences - kOnes) & ~differences) | ((tags - kOnes) & ~tags)) & kHighs;
-    return found == 0 ? 8 : static_cast<std::uint64_t>(std::countr_zero(found)) / 8;
+  std::size_t FindOnce(const BlockKey& key, std::span<Copy> out, std::uint64_t at, std::uint64_t most) const noexcept;
+
+  static constexpr std::uint64_t kTagsAtOnce = 8;
+  // The tags of the slots from `slot` on, lowest first.
+  std::uint64_t TagsFrom(std::uint64_t slot) const noexcept {
+    const layout::TagWord* word = &tags_[slot / kTagsAtOnce];
+    const unsigned shift = static_cast<unsigned>(slot % kTagsAtOnce) * 8;
+    // In two steps, of which the first makes a shift by 64 of one by 0, without a branch.
+    return word[0].load(std::memory_order_relaxed) >> shift | (word[1].load(std::memory_order_relaxed) << 1) << (63 - shift);
   }
+  // The lowest bit that is set marks the first of `tags` that is `tag` or empty; what lies above it
+  // may be wrong. 0: there is none. Only an empty slot's tag has no highest bit, so the subtraction
+  // borrows from no byte below it.
+  static std::uint64_t TagsFound(std::uint64_t tags, std::uint64_t tag) noexcept {
+    constexpr std::uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
+    return ((kHighs - (tags ^ (tag * kOnes))) | ~tags) & kHighs;
+  }
+  static std::uint64_t TagsBefore(std::uint64_t found) noexcept { return static_cast<std::uint64_t>(std::countr_zero(found)) / 8; }
+  // The first slot from `slot` on that is tagged `tag` or empty; kNoHint: none is before the
+  // table's end or within kMaxProbes slots.
+  std::uint64_t NextTagged(std::uint64_t slot, std::uint64_t tag) const noexcept;
 
   const layout::IndexSlot* slots_ = nullptr;
   std::uint64_t count_ = 0;

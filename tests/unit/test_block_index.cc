@@ -50,6 +50,13 @@ std::vector<IndexEntry> Find(const IndexReader& reader, const BlockKey& key) {
   return out;
 }
 
+// By the tags, as a lookup of many keys does it.
+std::vector<IndexHit> FindByTags(const IndexReader& reader, const BlockKey& key) {
+  std::vector<IndexHit> out(layout::kMaxReplicas);
+  out.resize(reader.Find(key, out, reader.Probe(key)));
+  return out;
+}
+
 using Reference = std::multimap<BlockKey, IndexEntry>;
 
 // Everything that the headers promise, checked slot by slot.
@@ -64,6 +71,9 @@ void CheckAgainst(const Table& table, const Reference& reference, const std::vec
       REQUIRE(Same(found[i], expected->second));
       REQUIRE(found[i].more == (i + 1 < found.size()));
     }
+    const std::vector<IndexHit> by_tags = FindByTags(table.reader, key);
+    REQUIRE(by_tags.size() == found.size());
+    for (std::size_t i = 0; i < found.size(); ++i) REQUIRE((by_tags[i].region == found[i].region && by_tags[i].block == found[i].block));
   }
   std::uint64_t occupied = 0;
   for (std::uint64_t slot = 0; slot < table.count; ++slot) {
@@ -171,6 +181,35 @@ TEST_CASE("BlockIndexWriter: chains stay short at full load", "[unit]") {
   CHECK(table.writer.full());
 }
 
+TEST_CASE("BlockIndexWriter: the tags lead to a key, however far it is from its home", "[unit]") {
+  constexpr std::uint64_t kEntries = 49'152, kSlots = kEntries * 4 / 3;
+  Table table(kSlots, kEntries);
+  Random random(43);
+  std::vector<std::pair<BlockKey, std::uint64_t>> placed;
+  for (std::uint32_t n = 0; n < kEntries; ++n) {
+    const BlockKey key{random.Next(), random.Next()};
+    placed.emplace_back(key, table.Insert(Entry(key, 0, n)));
+  }
+  std::uint64_t far = 0, other_key = 0;
+  for (const auto& [key, slot] : placed) {
+    const std::uint64_t home = layout::Home(key, kSlots);
+    far += slot >= home + 32;
+    const std::uint64_t hint = table.reader.Probe(key);
+    const std::vector<IndexHit> found = FindByTags(table.reader, key);
+    REQUIRE((found.size() == 1 && found[0].block == table.writer.At(slot).block));
+    if (slot < home) continue;  // round the end of the table: there the tags say nothing
+    REQUIRE((hint >= home && hint <= slot));
+    IndexHit only;
+    REQUIRE(table.reader.FindOnly(key, hint, only) == (hint == slot));
+    if (hint == slot) continue;
+    ++other_key;
+    REQUIRE(layout::Tag(table.writer.At(hint).key) == layout::Tag(key));
+  }
+  CHECK(far > 100);
+  CHECK(other_key > 100);
+  CHECK(other_key < kEntries / 50);
+}
+
 TEST_CASE("BlockIndexWriter: a reader never misses a present key and never sees a mixed entry", "[unit]") {
   constexpr std::uint64_t kSlots = 256;
   Table table(kSlots, 192);
@@ -193,6 +232,9 @@ TEST_CASE("BlockIndexWriter: a reader never misses a present key and never sees 
       const std::size_t count = table.reader.Find(wanted.key, found);
       missed += count == 0;
       for (std::size_t i = 0; i < count; ++i) mixed += !Same(found[i], wanted);
+      const std::vector<IndexHit> by_tags = FindByTags(table.reader, wanted.key);
+      missed += by_tags.empty();
+      for (const IndexHit& hit : by_tags) mixed += hit.region != wanted.region || hit.block != wanted.block;
       IndexEntry any;
       if (table.reader.ReadSlot(random.Below(kSlots), any)) mixed += !Same(any, Entry(any.key, any.region, any.block));
       ++reads;

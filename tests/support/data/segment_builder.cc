@@ -95,6 +95,8 @@ std::uint64_t SegmentBuilder::Add(const IndexEntry& entry) {
       before.flags.store(layout::IndexSlot::kMore);
       before.version.fetch_add(1);
     }
+    auto* const tags = reinterpret_cast<layout::TagWord*>(memory_.data() + header().tags_offset);
+    tags[at / 8].fetch_or(layout::Tag(entry.key) << (at % 8 * 8));
     return at;
   }
   return slots_;
