@@ -18,15 +18,16 @@ class Matcher {
   const UsableSources& sources() const noexcept { return sources_; }
 
   // Takes the best usable source of a key; else says why there is none.
-  MatchEnd Take(const Candidate& candidate) {
-    if (candidate.count != 1) return candidate.count == 0 ? MatchEnd::kAbsent : TakeBest(candidate);
+  [[gnu::always_inline]] MatchEnd Take(const Candidate& candidate) {
+    if (candidate.count != 1) [[unlikely]]
+      return candidate.count == 0 ? MatchEnd::kAbsent : TakeBest(candidate);
     const MatchEnd judged = sources_.Validate(candidate.replicas[0], candidate.mapping);
     if (judged == MatchEnd::kComplete) Append(candidate.replicas[0], *candidate.mapping);
     return judged;
   }
 
  private:
-  MatchEnd TakeBest(const Candidate& candidate) {
+  [[gnu::noinline]] MatchEnd TakeBest(const Candidate& candidate) {
     const std::size_t turn = (target_.spread + out_.sources.size() / kMaxRunFromOneSource) % candidate.count;
     const IndexHit* best = nullptr;
     const PeerMapping* best_mapping = nullptr;
@@ -63,7 +64,7 @@ class Matcher {
     out_.mapping_of.push_back(last_index_);
   }
 
-  std::uint16_t MappingIndex(const IndexHit& entry) {
+  [[gnu::noinline]] std::uint16_t MappingIndex(const IndexHit& entry) {
     const std::shared_ptr<PeerMapping>& mapping = snapshot_.by_row[entry.region].mapping;
     const auto found = std::find(out_.mappings.begin(), out_.mappings.end(), mapping);
     if (found != out_.mappings.end()) return static_cast<std::uint16_t>(found - out_.mappings.begin());

@@ -1,11 +1,15 @@
 // Looks keys up one behind another, for FindIn and CountIn, which differ in what they do with each.
 //
 // A lookup is bound by memory latency: each key costs a few random cache lines of the index and one
-// of a generation table. So it runs as a pipeline over the keys: kPrefetchAhead keys ahead,
-// prefetch the tags at a key's home; kProbeAhead keys ahead, read those tags and prefetch the slot
-// that they name; read the slot and prefetch its block's generation; and kJudgeBehind keys later,
-// check that generation. In an index that is nearly empty, the slot at a key's home is prefetched
-// at once, which saves the tags' line.
+// of a generation table. So it runs as a pipeline over batches of keys: two batches ahead, prefetch
+// the tags at the keys' homes; one batch ahead, read those tags and prefetch the slots that they
+// name; read the slots and prefetch the generations of their blocks; and a batch later, check those
+// generations. In an index that is nearly empty, the slot at a key's home is prefetched at once,
+// which saves the tags' line.
+//
+// Tags and slots of the keys ahead have a loop of their own. In a large index a prefetch waits for
+// address translation, and the processor goes on for a few hundred instructions only: with little
+// else among them, it translates many addresses at a time.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +24,9 @@ namespace kvm {
 // A key that has been looked up and whose generation has not been checked yet. Almost every key has
 // one replica.
 struct Candidate {
-  std::array<IndexHit, layout::kMaxReplicas> replicas;
   std::size_t count = 0;                 // 0: absent
   const PeerMapping* mapping = nullptr;  // of a single replica; null: not mapped
+  std::array<IndexHit, layout::kMaxReplicas> replicas;
 };
 
 // Which sources of a snapshot an importer can use. Both must outlive it.
@@ -87,9 +91,7 @@ struct ByHome {
 // Of LookUpKeys.
 template <class Way, class Take>
 MatchEnd LookUpBy(const Way& way, const UsableSources& sources, std::span<const BlockKey> keys, const Take& take) {
-  constexpr std::size_t kPrefetchAhead = 24;
-  constexpr std::size_t kProbeAhead = 12;
-  constexpr std::size_t kJudgeBehind = 8;
+  constexpr std::size_t kBatch = 16;
   const auto look_up = [&](const BlockKey& key, std::uint64_t hint, Candidate& out) {
     out.count = way.index.FindOnly(key, hint, out.replicas[0]) ? 1 : way.index.Find(key, out.replicas, hint);
     for (std::size_t i = 0; i < out.count; ++i) {
@@ -97,23 +99,25 @@ MatchEnd LookUpBy(const Way& way, const UsableSources& sources, std::span<const 
       if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.replicas[i].block);
     }
   };
-  std::array<Candidate, kJudgeBehind> ring;
-  std::array<std::uint64_t, kProbeAhead> hints;
-  std::size_t end = keys.size();  // keys from here on can't be part of the match
-  for (std::size_t i = 0; i < std::min(kPrefetchAhead, end); ++i) way.Prefetch(keys[i]);
-  for (std::size_t i = 0; i < std::min(kProbeAhead, end); ++i) hints[i] = way.Probe(keys[i]);
-  std::size_t hint = 0;  // i % kProbeAhead
-  for (std::size_t i = 0; i < end + kJudgeBehind; ++i) {
-    Candidate& candidate = ring[i % kJudgeBehind];
-    if (i >= kJudgeBehind) {
-      if (const MatchEnd taken = take(candidate); taken != MatchEnd::kComplete) return taken;
+  std::array<Candidate, kBatch> looked_up;      // of the batch before, up to the key at hand
+  std::array<std::uint64_t, 2 * kBatch> hints;  // of this batch and the next one
+  std::size_t end = keys.size();                // keys from here on can't be part of the match
+  for (std::size_t i = 0; i < std::min(2 * kBatch, end); ++i) way.Prefetch(keys[i]);
+  for (std::size_t i = 0; i < std::min(kBatch, end); ++i) hints[i] = way.Probe(keys[i]);
+  for (std::size_t begin = 0; begin < end + kBatch; begin += kBatch) {
+    for (std::size_t i = begin + kBatch; i < std::min(begin + 2 * kBatch, end); ++i) {
+      if (i + kBatch < end) way.Prefetch(keys[i + kBatch]);
+      hints[i % (2 * kBatch)] = way.Probe(keys[i]);
     }
-    if (i >= end) continue;
-    if (i + kPrefetchAhead < end) way.Prefetch(keys[i + kPrefetchAhead]);
-    look_up(keys[i], hints[hint], candidate);
-    if (i + kProbeAhead < end) hints[hint] = way.Probe(keys[i + kProbeAhead]);
-    hint = hint + 1 == kProbeAhead ? 0 : hint + 1;
-    if (candidate.count == 0) end = i + 1;
+    for (std::size_t i = begin; i < std::min(begin, end) + kBatch; ++i) {
+      Candidate& candidate = looked_up[i % kBatch];
+      if (i >= kBatch) {
+        if (const MatchEnd taken = take(candidate); taken != MatchEnd::kComplete) return taken;
+      }
+      if (i >= end) continue;
+      look_up(keys[i], hints[i % (2 * kBatch)], candidate);
+      if (candidate.count == 0) end = i + 1;
+    }
   }
   return MatchEnd::kComplete;
 }
