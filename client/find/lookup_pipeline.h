@@ -76,16 +76,20 @@ class UsableSources {
   const FindTarget& target_;
 };
 
-// How a lookup gets from a key to a slot: by the tags, or straight to the key's home.
+// How a lookup gets from a key to a slot: by the tags, or straight to the key's home. `Find` is for
+// keys that are not alone in the slot that Probe named.
 struct ByTags {
   const IndexReader& index;
   [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { index.Prefetch(key); }
   [[gnu::always_inline]] std::uint64_t Probe(const BlockKey& key) const noexcept { return index.Probe(key); }
+  std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t slot) const noexcept { return index.Find(key, out, slot); }
 };
 struct ByHome {
   const IndexReader& index;
   [[gnu::always_inline]] void Prefetch(const BlockKey& key) const noexcept { index.PrefetchHome(key); }
   [[gnu::always_inline]] std::uint64_t Probe(const BlockKey& key) const noexcept { return index.Home(key); }
+  // Slot by slot from home: the next slots are nearer than the tags.
+  std::size_t Find(const BlockKey& key, std::span<IndexHit> out, std::uint64_t) const noexcept { return index.Find(key, out); }
 };
 
 // Of LookUpKeys.
@@ -93,7 +97,7 @@ template <class Way, class Take>
 MatchEnd LookUpBy(const Way& way, const UsableSources& sources, std::span<const BlockKey> keys, const Take& take) {
   constexpr std::size_t kBatch = 16;
   const auto look_up = [&](const BlockKey& key, std::uint64_t hint, Candidate& out) {
-    out.count = way.index.FindOnly(key, hint, out.replicas[0]) ? 1 : way.index.Find(key, out.replicas, hint);
+    out.count = way.index.FindOnly(key, hint, out.replicas[0]) ? 1 : way.Find(key, out.replicas, hint);
     for (std::size_t i = 0; i < out.count; ++i) {
       out.mapping = sources.MappingOf(out.replicas[i]);
       if (out.mapping != nullptr) out.mapping->generations.reader.Prefetch(out.replicas[i].block);
