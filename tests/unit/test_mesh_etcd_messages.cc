@@ -3,10 +3,10 @@
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 
+#include "client/mesh/log/event_log.h"
 #include "client/mesh/membership/etcd_members.h"
 #include "client/mesh/membership/etcd_messages.h"
 #include "client/mesh/membership/etcd_settings.h"
-#include "client/mesh/log/event_log.h"
 #include "tests/catch.h"
 
 namespace {
