@@ -3,10 +3,12 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <utility>
 
 #include "daemon/system/process_info.h"
 #include "proto/base/receive_bytes.h"
+#include "proto/base/socket_peer.h"
 
 namespace kvm::daemon {
 
@@ -24,8 +26,8 @@ Result<std::size_t> Acceptor::AcceptSome(int listener) {
     if (!HasGone(socket.get())) {
       taken_(std::move(socket));
     } else {
-      const Result<ucred> peer = PeerOf(socket.get());
-      closer_.CloseSocket(peer ? peer->uid : static_cast<uid_t>(-1), std::move(socket));
+      const std::uint32_t uid = PeerUserOf(socket.get());
+      closer_.CloseSocket(uid, std::move(socket));
     }
   }
   return count;

@@ -35,6 +35,7 @@
 #include "daemon/system/service_manager.h"
 #include "daemon/system/wire_log.h"
 #include "proto/base/descriptor_closer.h"
+#include "proto/base/socket_peer.h"
 #include "proto/wire/wire_log.h"
 
 namespace kvm::daemon {
@@ -176,7 +177,7 @@ asio::awaitable<void> Server::Impl::AcceptLoop() {
 // What a connection costs beyond that it is accepted is part of its user's turn.
 void Server::Impl::Take(UniqueFd socket) {
   const Result<ucred> peer = PeerOf(socket.get());
-  const std::uint32_t uid = peer ? peer->uid : static_cast<uid_t>(-1);
+  const std::uint32_t uid = peer ? peer->uid : kNoUser;
   const Status known = peer ? CheckUser(*peer, config.domain_mode == DomainMode::kGid) : Status(peer.error());
   const auto refuse = [&](const std::string& why) {
     Refuse(socket.get(), uid, why);

@@ -9,6 +9,7 @@
 
 #include "daemon/broker/known_fields.h"
 #include "daemon/system/process_info.h"
+#include "proto/base/socket_peer.h"
 #include "proto/wire/protocol_limits.h"
 
 namespace kvm::daemon {

@@ -88,13 +88,6 @@ bool HasGone(int socket) noexcept {
   return ::poll(&peer, 1, 0) == 1 && (peer.revents & (POLLHUP | POLLERR)) != 0;
 }
 
-Result<ucred> PeerOf(int socket) noexcept {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return SystemError("who connects can't be told");
-  return peer;
-}
-
 bool MapsEveryId(std::string_view map) noexcept {
   std::uint64_t ids = 0;
   for (const std::string_view line : SplitText(map, '\n')) {

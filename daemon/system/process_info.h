@@ -41,9 +41,6 @@ struct NamelessIds {
   static const NamelessIds& OfThisNamespace();
 };
 
-// The process that connected, as the kernel knows it.
-[[nodiscard]] Result<ucred> PeerOf(int socket) noexcept;
-
 // Whether the kernel's answer names one user. A process of a user that has no number in kvmd's user
 // namespace shows as the overflow user, and so do all others of that kind. Where every user has a
 // number, no user is refused. kPermissionDenied: it says why; `group`: the same of its group.

@@ -6,8 +6,6 @@
 // as well.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/basic_stream_socket.hpp>
 #include <boost/asio/buffer.hpp>
@@ -20,6 +18,7 @@
 
 #include "proto/base/descriptor_closer.h"
 #include "proto/base/receive_bytes.h"
+#include "proto/base/socket_peer.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm {
@@ -33,9 +32,7 @@ class BytesOnlySocket {
 
   // `socket`: a connection that nothing has been received from. `closer` outlives this.
   BytesOnlySocket(Socket socket, DescriptorCloser& closer) : socket_(std::move(socket)), closer_(&closer) {
-    ucred peer{};
-    socklen_t size = sizeof(peer);
-    if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0) uid_ = peer.uid;
+    uid_ = PeerUserOf(socket_.native_handle());
     ReceiveInOrder(socket_.native_handle());
   }
   BytesOnlySocket(BytesOnlySocket&&) noexcept = default;
@@ -92,7 +89,7 @@ class BytesOnlySocket {
 
   Socket socket_;
   DescriptorCloser* closer_;
-  std::uint32_t uid_ = static_cast<uid_t>(-1);
+  std::uint32_t uid_ = kNoUser;
 };
 
 }  // namespace kvm

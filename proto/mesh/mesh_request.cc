@@ -13,6 +13,7 @@
 
 #include "proto/base/descriptor_closer.h"
 #include "proto/base/receive_bytes.h"
+#include "proto/base/socket_peer.h"
 #include "proto/base/unique_fd.h"
 #include "proto/mesh/mesh_frame.h"
 
@@ -102,12 +103,6 @@ DescriptorCloser& Closer() {
   return closer;
 }
 
-std::uint32_t UserOf(int socket) noexcept {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? peer.uid : static_cast<uid_t>(-1);
-}
-
 Result<kvmmesh::LocalMessage> Ask(int socket, const kvmmesh::LocalMessage& request, const Patience& patience) {
   std::string bytes = request.SerializeAsString();
   if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
@@ -131,10 +126,10 @@ Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmm
   const Patience patience{deadline, interrupted};
   Result<UniqueFd> socket = Connect(socket_path, patience);
   if (!socket) return socket.error();
-  const std::uint32_t uid = UserOf(socket->get());
-  if (Closer().Behind(uid)) return MakeError(Errc::kUnavailable, "kvmd-mesh sends descriptors that can't be closed");
+  const std::uint32_t uid = PeerUserOf(socket->get());
   ReceiveInOrder(socket->get());
-  Result<kvmmesh::LocalMessage> answer = Ask(socket->get(), request, patience);
+  Result<kvmmesh::LocalMessage> answer = MakeError(Errc::kUnavailable, "kvmd-mesh sends descriptors that can't be closed");
+  if (!Closer().Behind(uid)) answer = Ask(socket->get(), request, patience);
   Closer().CloseSocket(uid, std::move(*socket));
   return answer;
 }

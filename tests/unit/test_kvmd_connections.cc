@@ -15,6 +15,7 @@
 #include "daemon/server/acceptor.h"
 #include "daemon/server/listener.h"
 #include "daemon/system/process_info.h"
+#include "proto/base/socket_peer.h"
 #include "tests/catch.h"
 #include "tests/support/kvmd/server_runner.h"
 #include "tests/support/process/socket_pair.h"
@@ -135,7 +136,7 @@ TEST_CASE("kvmd: the user that stands for all without a number is refused with t
   int ends[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
   const UniqueFd one(ends[0]), other(ends[1]);
-  const Result<ucred> peer = daemon::PeerOf(one.get());
+  const Result<ucred> peer = PeerOf(one.get());
   KVM_REQUIRE_OK(peer);
   const std::uint32_t user = ::geteuid(), group = ::getegid();
   const Status refused = daemon::CheckUser(*peer, false, {user, std::nullopt});
