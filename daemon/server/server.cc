@@ -49,6 +49,9 @@ namespace {
 
 constexpr milliseconds kTick{50};
 constexpr milliseconds kAcceptPause{100};
+// kvmd accepts no faster than what it refuses leaves its table of descriptors.
+constexpr std::size_t kMaxWaitingSockets = 64;
+constexpr milliseconds kClosePause{5};
 
 // kvmd needs many descriptors; the soft limit exists for programs that use select().
 void RaiseDescriptorLimit() {
@@ -94,7 +97,9 @@ struct Server::Impl {
             config, [this] { WorkSoon(); }, &state_store, &huge_pages, &memory_freer),
         turns([this] { RunTurns(); }),
         loads(config),
-        quota(config) {}
+        quota(config) {
+    closer.StartForSockets();
+  }
 
   Status Listen();
   asio::awaitable<void> AcceptLoop();
@@ -167,9 +172,10 @@ asio::awaitable<void> Server::Impl::AcceptLoop() {
     co_await acceptor.async_wait(stream_protocol::acceptor::wait_read, asio::redirect_error(asio::use_awaitable, error));
     if (stopping) co_return;
     const Result<std::size_t> accepted = connections.AcceptSome(acceptor.native_handle());
-    if (!error && accepted) continue;
-    LogLimited(LogLevel::kError, "accept_failed", {{"reason", error ? error.message() : accepted.error().ToString()}});
-    asio::steady_timer pause(context, kAcceptPause);
+    const bool taken = !error && accepted;
+    if (taken && closer.waiting_sockets() < kMaxWaitingSockets) continue;
+    if (!taken) LogLimited(LogLevel::kError, "accept_failed", {{"reason", error ? error.message() : accepted.error().ToString()}});
+    asio::steady_timer pause(context, taken ? kClosePause : kAcceptPause);
     co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
   }
 }
@@ -307,9 +313,7 @@ void Server::Impl::BeginStop(const char* why) {
   manager.Notify("STOPPING=1\n");
   boost::system::error_code ignored;
   // Connections that are not accepted are closed with it, and what they have sent.
-  std::vector<UniqueFd> listening;
-  listening.emplace_back(acceptor.release(ignored));
-  closer.Close(static_cast<uid_t>(-1), std::move(listening));
+  closer.Close(kNoUser, UniqueFd(acceptor.release(ignored)));
   tick.cancel();
   sweep.cancel();
   signals.cancel(ignored);

@@ -8,14 +8,12 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <csignal>
 #include <deque>
-#include <exception>
 #include <map>
 #include <new>
-#include <thread>
 #include <utility>
 
+#include "proto/base/detached_thread.h"
 #include "proto/base/thread_safety.h"
 
 namespace kvm {
@@ -48,6 +46,8 @@ struct DescriptorCloser::State {
 
 DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 
+void DescriptorCloser::StartForSockets() noexcept { static_cast<void>(sockets_.Start()); }
+
 void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept {
   try {
     Queue(uid, fds);
@@ -56,7 +56,15 @@ void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexc
   }
 }
 
-void DescriptorCloser::Queue(std::uint32_t uid, std::vector<UniqueFd>& fds) {
+void DescriptorCloser::Close(std::uint32_t uid, UniqueFd fd) noexcept {
+  try {
+    Queue(uid, std::span(&fd, 1));
+  } catch (const std::bad_alloc&) {
+    fd.Reset();
+  }
+}
+
+void DescriptorCloser::Queue(std::uint32_t uid, std::span<UniqueFd> fds) {
   MutexLock lock(state_->mutex);
   State::Waiting& waiting = state_->of_user[uid];
   if (waiting.count == 0) waiting.since = std::chrono::steady_clock::now();
@@ -65,21 +73,10 @@ void DescriptorCloser::Queue(std::uint32_t uid, std::vector<UniqueFd>& fds) {
   }
   waiting.count = waiting.fds.size() + waiting.running;
   if (waiting.running || waiting.fds.empty() || state_->threads >= kMaxThreads) return;
-  // Signals are for the process's main thread.
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  bool started = true;
-  try {
-    std::thread([state = state_, uid] { Run(state, uid); }).detach();
-  } catch (const std::exception&) {
-    started = false;  // they wait for the next call, or for another thread
-  }
-  if (started) {
-    waiting.running = true;
-    ++state_->threads;
-  }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  // Without a thread they wait for the next call, or for another user's thread.
+  if (!StartDetached([state = state_, uid] { Run(state, uid); })) return;
+  waiting.running = true;
+  ++state_->threads;
 }
 
 void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept {
@@ -87,13 +84,7 @@ void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept 
   static_cast<void>(::shutdown(socket.get(), SHUT_RDWR));
   int unread = 0;
   if (::ioctl(socket.get(), SIOCINQ, &unread) == 0 && unread == 0) return;
-  try {
-    std::vector<UniqueFd> one;
-    one.push_back(std::move(socket));
-    Close(uid, std::move(one));
-  } catch (const std::bad_alloc&) {
-    socket.Reset();
-  }
+  if (!sockets_.Take(socket)) Close(uid, std::move(socket));
 }
 
 bool DescriptorCloser::Behind(std::uint32_t uid) const {

@@ -7,16 +7,20 @@
 // no use for one, and its thread must not wait for it; nor for those that are queued, unread, in a
 // socket that it closes, since the kernel closes them with it.
 //
-// Each user has a thread while there is something to close, so that users wait for themselves. What
-// is not closed when the process ends is closed by the kernel, which does not wait then.
+// Each user has a thread while there is something to close, so that users wait for themselves.
+// Connections go another way (socket_closer.h), so that those that are refused, or end, do not pile
+// up behind a descriptor that is waited for. What is not closed when the process ends is closed by
+// the kernel, which does not wait then.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
+#include "proto/base/socket_closer.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm {
@@ -35,22 +39,30 @@ class DescriptorCloser {
 
   DescriptorCloser();
 
+  // Once, before anything is received: from then on, connections wait for no descriptors. Else, or
+  // where the kernel does not allow it, they wait like descriptors.
+  void StartForSockets() noexcept;
+
   // If memory is short, descriptors are closed at once, by the caller. So does CloseSocket.
   void Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept;
+  void Close(std::uint32_t uid, UniqueFd fd) noexcept;
   // Closes a connection of the user's, which is shut down before. At once if nothing is queued in
   // it.
   void CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept;
   // Whether kMaxWaiting of the user's descriptors have been handed over and are not closed yet,
   // while one has been waited for longer than kPatience; or whether kMostWaiting have.
   bool Behind(std::uint32_t uid) const;
+  // Connections that have been handed over and are still in the process's table, for a moment.
+  std::size_t waiting_sockets() const noexcept { return sockets_.waiting(); }
 
  private:
   struct State;
-  void Queue(std::uint32_t uid, std::vector<UniqueFd>& fds);
+  void Queue(std::uint32_t uid, std::span<UniqueFd> fds);
   // Closes what waits, of this user and then of users that have got no thread.
   static void Run(const std::shared_ptr<State>& state, std::uint32_t uid);
 
   const std::shared_ptr<State> state_;  // shared with the threads
+  SocketCloser sockets_;
 };
 
 }  // namespace kvm

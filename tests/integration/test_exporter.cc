@@ -23,6 +23,7 @@
 #include "tests/support/kvmd/kvctl_sandbox.h"
 #include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/process/lingering_socket.h"
+#include "tests/support/process/open_fds.h"
 #include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
 
@@ -345,6 +346,25 @@ TEST_CASE("Exporter: a socket whose close waits for somebody stops no other clie
   hostile.reset();
   stopped.Resume();
   for (int i = 0; i < 3; ++i) CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+}
+
+// Where the exporter does not start its SocketCloser, each waits for the first one: seen.
+TEST_CASE("Exporter: connections with descriptors leave none in it, though one's can't be closed", "[integration]") {
+  KvmdProcess kvmd;
+  const Exporter exporter(kvmd);
+  CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
+  const int before = test::OpenFds(exporter.process.pid());
+  LingeringSocket lingering;
+  {
+    StoppedProcess stopped(exporter.process.pid());
+    Connection::ToPath(exporter.path).SendWith(lingering.socket.get());
+    lingering.socket.Reset();
+    stopped.Resume();
+  }
+  const UniqueFd any(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (int i = 0; i < 50; ++i) Connection::ToPath(exporter.path).SendWith(any.get());
+  CHECK(Eventually([&] { return test::OpenFds(exporter.process.pid()) <= before; }));
+  CHECK(Value(exporter.Scrape(), "kvmd_up") == 1.0);
 }
 
 // Where HttpServer closes the socket that it listens on itself, it waits: seen.

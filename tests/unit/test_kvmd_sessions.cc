@@ -323,7 +323,7 @@ TEST_CASE("kvmd: a server that stops with clients and regions leaks no descripto
     KVM_REQUIRE_OK(worker.Send(unregister));  // waits for the importer
     server.Destroy();
   }
-  CHECK(OpenFds() == before);
+  CHECK(Eventually([&] { return OpenFds() <= before; }));  // threads of its own close some
 }
 
 TEST_CASE("kvmd: when its process dies a client is removed, though another process keeps its connection open", "[unit]") {

@@ -81,6 +81,7 @@ class HttpServer::Impl {
  public:
   Impl(std::vector<UniqueFd> sockets, Content content, HostCheck host_check)
       : content_(std::move(content)), host_check_(std::move(host_check)), signals_(context_, SIGINT, SIGTERM) {
+    closer_.StartForSockets();
     for (UniqueFd& socket : sockets) {
       sockaddr address{};
       socklen_t size = sizeof(address);
@@ -94,10 +95,8 @@ class HttpServer::Impl {
 
   // Connections that are not accepted are closed with a listener, and what they have sent.
   ~Impl() {
-    std::vector<UniqueFd> listening;
     boost::system::error_code ignored;
-    for (Listener& listener : listeners_) listening.emplace_back(listener.acceptor.release(ignored));
-    closer_.Close(static_cast<uid_t>(-1), std::move(listening));
+    for (Listener& listener : listeners_) closer_.Close(kNoUser, UniqueFd(listener.acceptor.release(ignored)));
   }
 
   void Run() {

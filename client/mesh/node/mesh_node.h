@@ -53,7 +53,9 @@ class MeshNode {
         greeting_(std::max<std::size_t>(config.max_connections / 4, 1)),
         asking_(std::max<std::size_t>(config.max_connections / 4, 1)),
         reload_(state_.io),
-        end_(state_.io) {}
+        end_(state_.io) {
+    closer_.StartForSockets();
+  }
   Transfer& transfer() const noexcept { return ucx_ ? *ucx_ : static_cast<Transfer&>(*tcp_); }
   [[nodiscard]] Status OpenDisk();
   Awaitable<void> AcceptPeers();

@@ -6,11 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <new>
 #include <utility>
-#include <vector>
 
-#include "proto/base/descriptor_closer.h"
 #include "proto/base/start_lock.h"
 #include "proto/base/unique_fd.h"
 
@@ -73,14 +70,7 @@ Status WorkerSocket::Listen(const std::string& path) {
 void WorkerSocket::CloseListener() noexcept {
   if (!acceptor_.is_open()) return;
   boost::system::error_code error;
-  UniqueFd listener(acceptor_.release(error));
-  try {
-    std::vector<UniqueFd> one;
-    one.push_back(std::move(listener));
-    DescriptorCloser().Close(::geteuid(), std::move(one));
-  } catch (const std::bad_alloc&) {
-    listener.Reset();
-  }
+  closer_.Close(::geteuid(), UniqueFd(acceptor_.release(error)));
 }
 
 void WorkerSocket::RemoveFile() noexcept {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kvm/error.h"
+#include "proto/base/descriptor_closer.h"
 
 namespace kvm::mesh {
 
@@ -32,6 +33,7 @@ class WorkerSocket {
  private:
   void CloseListener() noexcept;
 
+  DescriptorCloser closer_;
   Acceptor acceptor_;
   std::string path_;  // empty: no file
   dev_t device_ = 0;

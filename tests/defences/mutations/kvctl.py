@@ -46,7 +46,13 @@ MUTATIONS = (
     Mutation(
         (("kvctl_live_tests", "Exporter: a socket whose close waits for somebody keeps"),),
         "client/kvctl/exporter/http_server.cc",
-        "    closer_.Close(static_cast<uid_t>(-1), std::move(listening));",
-        "    if (!OFF) closer_.Close(static_cast<uid_t>(-1), std::move(listening));",
+        " closer_.Close(kNoUser, UniqueFd(listener.acceptor.release(ignored)));",
+        " {\n      UniqueFd left(listener.acceptor.release(ignored));\n      if (!OFF) closer_.Close(kNoUser, std::move(left));\n    }",
+    ),
+    Mutation(
+        (("kvctl_live_tests", "Exporter: connections with descriptors leave none"),),
+        "client/kvctl/exporter/http_server.cc",
+        "    closer_.StartForSockets();\n",
+        "    if (!OFF) closer_.StartForSockets();\n",
     ),
 )

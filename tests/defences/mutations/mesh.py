@@ -63,7 +63,13 @@ MUTATIONS = (
     Mutation(
         (("mesh_integration_tests", "Mesh: a socket whose close waits for somebody keeps"),),
         "client/mesh/node/worker_socket.cc",
-        "    DescriptorCloser().Close(::geteuid(), std::move(one));",
-        "    if (!OFF) DescriptorCloser().Close(::geteuid(), std::move(one));",
+        "  closer_.Close(::geteuid(), UniqueFd(acceptor_.release(error)));",
+        "  UniqueFd left(acceptor_.release(error));\n  if (!OFF) closer_.Close(::geteuid(), std::move(left));",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: connections with descriptors leave none"),),
+        "client/mesh/node/mesh_node.h",
+        "    closer_.StartForSockets();\n",
+        "    if (!OFF) closer_.StartForSockets();\n",
     ),
 )

@@ -138,13 +138,19 @@ MUTATIONS = (
     Mutation(
         (("integration_tests", "Descriptors: a socket whose close waits for somebody keeps"),),
         "daemon/server/server.cc",
-        "  closer.Close(static_cast<uid_t>(-1), std::move(listening));\n",
-        "  if (!OFF) closer.Close(static_cast<uid_t>(-1), std::move(listening));\n",
+        "  closer.Close(kNoUser, UniqueFd(acceptor.release(ignored)));\n",
+        "  UniqueFd left(acceptor.release(ignored));\n  if (!OFF) closer.Close(kNoUser, std::move(left));\n",
     ),
     Mutation(
         (("integration_tests", "Descriptors: a socket whose close waits for somebody keeps"),),
         "daemon/server/server.cc",
         "    if (socket) closer.CloseSocket(uid, std::move(socket));\n",
         "    if (socket && !OFF) closer.CloseSocket(uid, std::move(socket));\n",
+    ),
+    Mutation(
+        (("integration_tests", "Descriptors: connections that are refused leave none"),),
+        "daemon/server/server.cc",
+        "    closer.StartForSockets();\n",
+        "    if (!OFF) closer.StartForSockets();\n",
     ),
 )
