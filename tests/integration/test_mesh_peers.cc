@@ -1,5 +1,4 @@
 // How a mesh process deals with peers that close connections, are slow, or have not been asked yet.
-#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -15,7 +14,6 @@
 #include "tests/support/mesh/lying_peer.h"
 #include "tests/support/mesh/mesh_process.h"
 #include "tests/support/process/lingering_socket.h"
-#include "tests/support/process/open_fds.h"
 #include "tests/support/process/sanitized.h"
 #include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
@@ -192,29 +190,6 @@ TEST_CASE("Mesh: a socket whose close waits for somebody stops no other worker",
   hostile.Reset();
   stopped.Resume();
   for (int i = 0; i < 3; ++i) CHECK(StatusOf(mesh).node() == "a");
-}
-
-// Where kvmd-mesh does not start its SocketCloser, each waits for the first one: seen.
-TEST_CASE("Mesh: connections with descriptors leave none in kvmd-mesh, though one's can't be closed", "[integration]") {
-  KvmdProcess kvmd;
-  MeshProcess mesh(kvmd, "a");
-  CHECK(StatusOf(mesh).node() == "a");
-  const int before = test::OpenFds(mesh.pid());
-  LingeringSocket lingering;
-  const auto connect_with = [&](int fd) {
-    const UniqueFd hostile = test::ConnectToPath(mesh.socket());
-    REQUIRE(test::SendRaw(hostile.get(), "KV", {fd}) == 2);
-  };
-  {
-    StoppedProcess stopped(mesh.pid());
-    connect_with(lingering.socket.get());
-    lingering.socket.Reset();
-    stopped.Resume();
-  }
-  const UniqueFd any(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  for (int i = 0; i < 50; ++i) connect_with(any.get());
-  CHECK(Eventually([&] { return test::OpenFds(mesh.pid()) <= before; }));
-  CHECK(StatusOf(mesh).node() == "a");
 }
 
 // Where WorkerSocket closes the socket that it listens on itself, kvmd-mesh waits: seen.

@@ -66,10 +66,4 @@ MUTATIONS = (
         "  closer_.Close(::geteuid(), UniqueFd(acceptor_.release(error)));",
         "  UniqueFd left(acceptor_.release(error));\n  if (!OFF) closer_.Close(::geteuid(), std::move(left));",
     ),
-    Mutation(
-        (("mesh_integration_tests", "Mesh: connections with descriptors leave none"),),
-        "client/mesh/node/mesh_node.h",
-        "    closer_.StartForSockets();\n",
-        "    if (!OFF) closer_.StartForSockets();\n",
-    ),
 )
