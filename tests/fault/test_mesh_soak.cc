@@ -45,7 +45,7 @@ using test::SoakNode;
 using test::SoakNodeName;
 
 constexpr std::uint64_t kMostIdleSockets = 8;  // connections that wait for a join
-constexpr std::size_t kMostOfSlab = 4;         // descriptors or mappings in one process
+constexpr std::size_t kMostOfSlab = 7;         // kvmd's descriptors, of two memfds
 constexpr std::uint64_t kWarmBlocks = 2000;    // compared, before what processes hold is noted
 constexpr auto kPatience = 120s;               // in which something has to be fetched
 

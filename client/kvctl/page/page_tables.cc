@@ -143,7 +143,10 @@ std::string HotSection(const kvmwire::StatusReply& status, Keys keys) {
   for (const kvmwire::DomainStatus& domain : status.domains()) {
     for (const kvmwire::HotPrefix& hot : domain.hot()) all.emplace_back(&domain, &hot);
   }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second->uses() > b.second->uses(); });
+  // Of equal ones the order stays the same from one page to the next.
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
+    return a.second->uses() != b.second->uses() ? a.second->uses() > b.second->uses() : a.second->key() < b.second->key();
+  });
   for (const auto& [domain, hot] : all) {
     table.Add({HumanCount(hot->uses()), HumanCount(std::uint64_t{hot->depth()} + 1), hot->model_id().empty() ? "-" : Text(hot->model_id()),
                Text(domain->name()), ShortKey(hot->key(), keys)});
@@ -153,16 +156,22 @@ std::string HotSection(const kvmwire::StatusReply& status, Keys keys) {
 
 std::string LastMissSection(const kvmwire::StatusReply& status, StatusHistory::Time now, Keys keys) {
   HtmlTable table({">ago", "worker", ">found", ">of", "~>times", "-reason", "~first block not found"});
-  std::vector<std::pair<const kvmwire::ClientStatus*, const kvmwire::RecentMiss*>> all;
+  struct Missed {
+    const kvmwire::ClientStatus* client;
+    const kvmwire::RecentMiss* miss;
+    std::size_t place;  // a worker's own are in order, also those of one millisecond
+  };
+  std::vector<Missed> all;
   for (const kvmwire::ClientStatus& client : status.client_list()) {
-    // A worker's own are in order, also those of one millisecond.
     const auto& misses = client.stats().recent_misses();
-    for (auto miss = misses.rbegin(); miss != misses.rend(); ++miss) all.emplace_back(&client, &*miss);
+    for (auto miss = misses.rbegin(); miss != misses.rend(); ++miss) all.push_back({&client, &*miss, all.size()});
   }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.second->at_ms() > b.second->at_ms(); });
+  std::sort(all.begin(), all.end(), [](const Missed& a, const Missed& b) {
+    return a.miss->at_ms() != b.miss->at_ms() ? a.miss->at_ms() > b.miss->at_ms() : a.place < b.place;
+  });
   constexpr std::size_t kMostMisses = 12;
   if (all.size() > kMostMisses) all.resize(kMostMisses);
-  for (const auto& [client, miss] : all) {
+  for (const auto& [client, miss, place] : all) {
     // A client says when: its time may be any number.
     const auto now_ms = std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count();
     const std::uint64_t seconds =
