@@ -6,13 +6,11 @@
 
 #include <cerrno>
 #include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <string_view>
-#include <system_error>
-#include <thread>
 #include <utility>
 
+#include "proto/base/detached_thread.h"
 #include "proto/base/thread_safety.h"
 
 namespace kvm::daemon {
@@ -65,19 +63,10 @@ LogSink::~LogSink() {
 void LogSink::Write(std::string line) {
   if (at_once_) return WriteAll(state_->fd, line);
   MutexLock lock(state_->mutex);
+  if (!state_->running) state_->running = StartDetached([state = state_] { Run(state); });
   if (!state_->running) {
-    try {
-      // Signals must be delivered to kvmd's main thread.
-      sigset_t all, before;
-      ::sigfillset(&all);
-      ::pthread_sigmask(SIG_SETMASK, &all, &before);
-      std::thread([state = state_] { Run(state); }).detach();
-      ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-      state_->running = true;
-    } catch (const std::system_error&) {
-      ++state_->dropped;  // the next Write tries again to start the thread
-      return;
-    }
+    ++state_->dropped;  // the next Write tries again to start the thread
+    return;
   }
   if (state_->bytes + line.size() > state_->max_bytes) {
     ++state_->dropped;

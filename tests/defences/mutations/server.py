@@ -95,7 +95,7 @@ MUTATIONS = (
     ),
     Mutation(
         (("daemon_tests", "Log sink: a pipe whose reader has gone"),),
-        "daemon/system/log_sink.cc",
+        "proto/base/detached_thread.h",
         "::pthread_sigmask(SIG_SETMASK, &all, &before);",
         "::pthread_sigmask(OFF ? SIG_UNBLOCK : SIG_SETMASK, &all, &before);",
     ),
