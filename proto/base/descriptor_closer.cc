@@ -48,19 +48,11 @@ DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 
 void DescriptorCloser::StartForSockets() noexcept { static_cast<void>(sockets_.Start()); }
 
-void DescriptorCloser::Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept {
+void DescriptorCloser::CloseAll(std::uint32_t uid, std::span<UniqueFd> fds) noexcept {
   try {
     Queue(uid, fds);
   } catch (const std::bad_alloc&) {
-    fds.clear();
-  }
-}
-
-void DescriptorCloser::Close(std::uint32_t uid, UniqueFd fd) noexcept {
-  try {
-    Queue(uid, std::span(&fd, 1));
-  } catch (const std::bad_alloc&) {
-    fd.Reset();
+    for (UniqueFd& fd : fds) fd.Reset();
   }
 }
 

@@ -44,8 +44,8 @@ class DescriptorCloser {
   void StartForSockets() noexcept;
 
   // If memory is short, descriptors are closed at once, by the caller. So does CloseSocket.
-  void Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept;
-  void Close(std::uint32_t uid, UniqueFd fd) noexcept;
+  void Close(std::uint32_t uid, std::vector<UniqueFd> fds) noexcept { CloseAll(uid, fds); }
+  void Close(std::uint32_t uid, UniqueFd fd) noexcept { CloseAll(uid, std::span(&fd, 1)); }
   // Closes a connection of the user's, which is shut down before. At once if nothing is queued in
   // it.
   void CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept;
@@ -57,6 +57,7 @@ class DescriptorCloser {
 
  private:
   struct State;
+  void CloseAll(std::uint32_t uid, std::span<UniqueFd> fds) noexcept;
   void Queue(std::uint32_t uid, std::span<UniqueFd> fds);
   // Closes what waits, of this user and then of users that have got no thread.
   static void Run(const std::shared_ptr<State>& state, std::uint32_t uid);
