@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "client/mesh/node/disk_run.h"
+#include "client/mesh/node/hello_checks.h"
 #include "client/mesh/node/staging_batch.h"
 #include "proto/mesh/mesh_frame.h"
 
@@ -31,13 +32,8 @@ constexpr std::size_t kMaxBatchBlocks = 256;
 // `domain`: of this node; empty: not known before kvmd has been connected to.
 Status Fits(const kvmmesh::Hello& hello, const std::string& domain) {
   if (domain.empty()) return MakeError(Errc::kUnavailable, "not connected to kvmd yet");
-  if (hello.version() != kMeshVersion) {
-    return MakeError(Errc::kVersionMismatch, "node " + hello.node() + " has version " + std::to_string(hello.version()) +
-                                                 " of the protocol, this one " + std::to_string(kMeshVersion));
-  }
-  if (hello.domain() != domain)
-    return MakeError(Errc::kPermissionDenied, "node " + hello.node() + " is of domain " + hello.domain() + ", this one of " + domain);
-  return {};
+  if (Status same = CheckVersion(hello, "node " + hello.node()); !same) return same;
+  return CheckDomain(hello, "node " + hello.node(), domain);
 }
 
 }  // namespace

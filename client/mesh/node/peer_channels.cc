@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "client/mesh/node/hello_checks.h"
 #include "proto/mesh/mesh.pb.h"
 #include "proto/mesh/mesh_frame.h"
 
@@ -49,13 +50,9 @@ Awaitable<Status> PeerChannels::Greet(std::shared_ptr<Channel> channel, Time dea
   if (received->payload_bytes != 0 || !message.ParseFromString(received->message) || !message.has_hello())
     co_return MakeError(Errc::kProtocol, config_.node + " answered a hello with something else");
   const kvmmesh::Hello& hello = message.hello();
-  if (hello.version() != kMeshVersion) {
-    co_return MakeError(Errc::kVersionMismatch, config_.node + " has version " + std::to_string(hello.version()) +
-                                                    " of the protocol, this node " + std::to_string(kMeshVersion));
-  }
+  if (const Status same = CheckVersion(hello, config_.node); !same) co_return same.error();
   if (hello.node() != config_.node) co_return MakeError(Errc::kPermissionDenied, "the peer calls itself " + hello.node());
-  if (hello.domain() != domain)
-    co_return MakeError(Errc::kPermissionDenied, config_.node + " is of domain " + hello.domain() + ", not " + domain);
+  if (const Status same = CheckDomain(hello, config_.node, domain); !same) co_return same.error();
   co_return co_await channel->Use(hello.bulk(), deadline);
 }
 
