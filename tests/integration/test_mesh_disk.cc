@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <span>
 
@@ -241,8 +240,7 @@ TEST_CASE("Mesh disk: a second process on the directory, and a directory that is
     const auto end = second.Wait(60s);
     REQUIRE(end);
     CHECK(end->code == 1);
-    std::ifstream file(log);
-    return std::string((std::istreambuf_iterator<char>(file)), {});
+    return test::ReadFile(log);
   };
   CHECK(start(dir / "disk", dir / "log1").find("another process uses") != std::string::npos);
   CHECK(start(dir / "link", dir / "log2").find("is a symlink") != std::string::npos);

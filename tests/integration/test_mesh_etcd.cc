@@ -2,7 +2,6 @@
 // restarts, compacts, loses leases or data, or is away.
 #include <csignal>
 #include <fstream>
-#include <iterator>
 #include <set>
 #include <vector>
 
@@ -61,10 +60,7 @@ struct Node {
         },
         kPatience);
   }
-  std::string Log() const {
-    std::ifstream file(kvmd.dir() / "mesh.log");
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
+  std::string Log() const { return test::LogOf(kvmd); }
   std::size_t Logged(const std::string& text) const {
     const std::string log = Log();
     std::size_t out = 0;

@@ -5,7 +5,6 @@
 #include <csignal>
 #include <fstream>
 #include <future>
-#include <iterator>
 #include <sstream>
 #include <vector>
 
@@ -331,10 +330,7 @@ TEST_CASE("Mesh: SIGHUP reads the list of peers again, and a file that is wrong 
 
   std::ofstream(file) << "peers = [\"nonsense\"]\n";
   mesh.Signal(SIGHUP);
-  const auto logged = [&] {
-    std::ifstream log(kvmd.dir() / "mesh.log");
-    return std::string(std::istreambuf_iterator<char>(log), {}).find("event=peers_not_reloaded") != std::string::npos;
-  };
+  const auto logged = [&] { return test::LogOf(kvmd).find("event=peers_not_reloaded") != std::string::npos; };
   CHECK(Eventually(logged, 60s));
   CHECK(only("second"));
 }

@@ -9,24 +9,17 @@
 
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <string>
 
 #include "client/kvctl/process/child_process.h"
 #include "tests/catch.h"
+#include "tests/support/process/read_file.h"
 
 namespace kvm::test {
 
 // A program that is built next to the tests.
 inline std::string ProgramBeside(const std::string& name) { return std::filesystem::path(*ctl::OwnBinary()).parent_path() / name; }
 inline std::string Kvctl() { return ProgramBeside("kvctl"); }
-
-inline std::string ReadFile(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 // A directory for one test. It is also the TMPDIR of the programs that the test runs, so that files
 // left there are found.

@@ -5,13 +5,12 @@
 
 #include <algorithm>
 #include <csignal>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "proto/mesh/mesh_request.h"
 #include "tests/catch.h"
 #include "tests/support/mesh/loopback.h"
+#include "tests/support/process/read_file.h"
 
 namespace kvm::test {
 
@@ -45,10 +44,7 @@ kvmmesh::Status StatusOf(const MeshProcess& mesh) {
   return answer->status();
 }
 
-std::string LogOf(const KvmdProcess& kvmd) {
-  std::ifstream file(kvmd.dir().path().string() + "/mesh.log");
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+std::string LogOf(const KvmdProcess& kvmd) { return ReadFile(kvmd.dir() / "mesh.log"); }
 
 UniqueFd ConnectTo(const std::string& address) {
   UniqueFd socket = ConnectToLoopback(static_cast<unsigned>(std::stoul(address.substr(address.rfind(':') + 1))));

@@ -143,8 +143,7 @@ class SoakNode {
   std::string Logs() const {
     std::string out;
     for (const char* name : {"mesh.log", "workers.log", "kvmd.log"}) {
-      std::ifstream file(kvmd.dir() / name);
-      const std::string text((std::istreambuf_iterator<char>(file)), {});
+      const std::string text = ReadFile(kvmd.dir() / name);
       out += std::string(name) + ":\n" + text.substr(text.size() - std::min<std::size_t>(text.size(), 4000));
     }
     return out;

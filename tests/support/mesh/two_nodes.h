@@ -12,6 +12,7 @@
 #include "tests/catch.h"
 #include "tests/support/mesh/mesh_process.h"
 #include "tests/support/process/eventually.h"
+#include "tests/support/process/read_file.h"
 #include "tests/support/worker/worker.h"
 
 namespace kvm::test {
@@ -34,8 +35,7 @@ inline bool JoinsEventually(Worker& worker, const MeshProcess& mesh, const std::
 
 // State of a process as the kernel shows it: 'T' if it has been stopped.
 inline char ProcessState(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text((std::istreambuf_iterator<char>(file)), {});
+  const std::string text = ReadFile("/proc/" + std::to_string(pid) + "/stat");
   const std::size_t name_end = text.rfind(')');
   return name_end == std::string::npos ? '?' : text[name_end + 2];
 }
