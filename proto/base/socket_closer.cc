@@ -81,8 +81,8 @@ void ReceiveOne() noexcept {
   while (::syscall(SYS_recvmsg, kPost, &message.header, MSG_CMSG_CLOEXEC) < 0 && errno == EINTR) continue;
 }
 
-// How many more descriptors a table may have that has kPost: of what there is no room for, the
-// kernel does the last close at once.
+// How many connections a closing thread can receive: as many as its table of descriptors has room
+// for beside kPost. One without room would be closed, and waited for, while it is received.
 std::size_t Room() noexcept {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
