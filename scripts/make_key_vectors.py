@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes tests/unit/key_vectors.txt: published vectors of model fingerprints and block keys.
+"""Writes tests/unit/proto/key_vectors.txt: published vectors of model fingerprints and block keys.
 
 An implementation of the derivation that shares no code with proto/model/block_key.cc,
 proto/model/shard_keys.cc and proto/model/model_spec.cc: only hashlib and struct. Format of the file: see its head.
 
-    scripts/make_key_vectors.py > tests/unit/key_vectors.txt
-    scripts/make_key_vectors.py --check tests/unit/key_vectors.txt
+    scripts/make_key_vectors.py > tests/unit/proto/key_vectors.txt
+    scripts/make_key_vectors.py --check tests/unit/proto/key_vectors.txt
 """
 
 import argparse

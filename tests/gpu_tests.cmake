@@ -2,7 +2,7 @@
 # without one.
 kvm_test(NAME transfer_tests LABEL unit LIBS kvm_memory
   SOURCES
-    unit/test_transfer_plan.cc)
+    unit/cuda/test_transfer_plan.cc)
 
 if(TARGET kvm_cuda)
   kvm_cuda_object(gpu/pattern)

@@ -1,34 +1,34 @@
 # Unit tests of kvctl's parts; built by tests/CMakeLists.txt against kvm_kvctl.
 set(KVM_KVCTL_TEST_SOURCES
   bench/compared_rows.cc
-  unit/test_block_pieces.cc
-  unit/test_block_pool.cc
-  unit/test_compared_rows.cc
-  unit/test_doctor_clients.cc
-  unit/test_doctor_host_cache.cc
-  unit/test_doctor_mesh.cc
-  unit/test_doctor_models.cc
-  unit/test_doctor_orphans.cc
+  unit/kvctl/test_block_pieces.cc
+  unit/kvctl/test_block_pool.cc
+  unit/kvctl/test_compared_rows.cc
+  unit/kvctl/test_doctor_clients.cc
+  unit/kvctl/test_doctor_host_cache.cc
+  unit/kvctl/test_doctor_mesh.cc
+  unit/kvctl/test_doctor_models.cc
+  unit/kvctl/test_doctor_orphans.cc
   support/process/temp_dir.cc
-  unit/test_hot_tree.cc
-  unit/test_key_query.cc
-  unit/test_kvctl_gpus.cc
-  unit/test_kvctl_output.cc
-  unit/test_kvctl_processes.cc
-  unit/test_kvctl_text.cc
-  unit/test_live.cc
-  unit/test_miss_checks.cc
-  unit/test_pool_memory.cc
-  unit/test_replay_pace.cc
-  unit/test_restart_losses.cc
-  unit/test_simulate.cc
-  unit/test_simulate_bound.cc
-  unit/test_trace.cc
-  unit/test_trace_formats.cc
-  unit/test_workload.cc)
+  unit/kvctl/test_hot_tree.cc
+  unit/kvctl/test_key_query.cc
+  unit/kvctl/test_kvctl_gpus.cc
+  unit/kvctl/test_kvctl_output.cc
+  unit/kvctl/test_kvctl_processes.cc
+  unit/kvctl/test_kvctl_text.cc
+  unit/kvctl/test_live.cc
+  unit/kvctl/test_miss_checks.cc
+  unit/kvctl/test_pool_memory.cc
+  unit/kvctl/test_replay_pace.cc
+  unit/kvctl/test_restart_losses.cc
+  unit/kvctl/test_simulate.cc
+  unit/kvctl/test_simulate_bound.cc
+  unit/kvctl/test_trace.cc
+  unit/kvctl/test_trace_formats.cc
+  unit/kvctl/test_workload.cc)
 
 if(PROMETHEUS_CORE_FOUND)
-  list(APPEND KVM_KVCTL_TEST_SOURCES unit/test_host_header.cc unit/test_listening_sockets.cc unit/test_metric_page.cc unit/test_status_page.cc)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/kvctl/test_host_header.cc unit/kvctl/test_listening_sockets.cc unit/kvctl/test_metric_page.cc unit/kvctl/test_status_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.

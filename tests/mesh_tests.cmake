@@ -1,20 +1,20 @@
 # kvmd-mesh: its parts, and two nodes on one machine.
 if(TARGET kvm_mesh)
   kvm_test(NAME mesh_tests LABEL unit LIBS kvm_mesh kvm_daemon kvm_process_support
-    SOURCES unit/test_mesh_choice.cc unit/test_mesh_config.cc unit/test_mesh_directory.cc unit/test_mesh_frame.cc
-      unit/test_mesh_index_scan.cc unit/test_mesh_log.cc unit/test_mesh_worker_socket.cc)
-  kvm_test(NAME mesh_events_tests LABEL unit LIBS kvm_mesh_events SOURCES support/mesh/event_reader.cc unit/test_mesh_events.cc)
+    SOURCES unit/mesh/test_mesh_choice.cc unit/mesh/test_mesh_config.cc unit/mesh/test_mesh_directory.cc unit/mesh/test_mesh_frame.cc
+      unit/mesh/test_mesh_index_scan.cc unit/mesh/test_mesh_log.cc unit/mesh/test_mesh_worker_socket.cc)
+  kvm_test(NAME mesh_events_tests LABEL unit LIBS kvm_mesh_events SOURCES support/mesh/event_reader.cc unit/mesh/test_mesh_events.cc)
   set(ucx_sources)
   if(KVM_HAVE_UCX)
-    set(ucx_sources unit/test_mesh_ucx.cc)
+    set(ucx_sources unit/mesh/test_mesh_ucx.cc)
   endif()
-  kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/test_mesh_transfer.cc ${ucx_sources})
+  kvm_test(NAME mesh_transfer_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh SOURCES unit/mesh/test_mesh_transfer.cc ${ucx_sources})
   kvm_test(NAME mesh_membership_tests LABEL unit TIMEOUT 180 LIBS kvm_mesh kvm_json kvm_process_support
-    SOURCES unit/test_mesh_etcd.cc unit/test_mesh_etcd_messages.cc support/mesh/fake_etcd.cc)
+    SOURCES unit/mesh/test_mesh_etcd.cc unit/mesh/test_mesh_etcd_messages.cc support/mesh/fake_etcd.cc)
   kvm_test(NAME mesh_lack_tests LABEL unit LIBS kvm_mesh
-    SOURCES support/process/failing_allocation.cc support/process/temp_dir.cc unit/test_mesh_lack.cc)
+    SOURCES support/process/failing_allocation.cc support/process/temp_dir.cc unit/mesh/test_mesh_lack.cc)
   kvm_test(NAME mesh_disk_tests LABEL unit TIMEOUT 240 LIBS kvm_mesh_disk SOURCES
-    support/process/temp_dir.cc unit/test_mesh_disk_cache.cc unit/test_mesh_disk_index.cc)
+    support/process/temp_dir.cc unit/mesh/test_mesh_disk_cache.cc unit/mesh/test_mesh_disk_index.cc)
 endif()
 
 if(TARGET kvm_process_support AND TARGET kvmd-mesh)

@@ -4,8 +4,8 @@
 
 #include "client/mesh/log/event_log.h"
 #include "client/mesh/log/wire_log.h"
-#include "client/mesh/node/config.h"
 #include "client/mesh/node/mesh_node.h"
+#include "client/mesh/node/state/config.h"
 #include "proto/base/standard_fds.h"
 #include "proto/wire/wire_log.h"
 

@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "daemon/broker/client_totals.h"
-#include "daemon/broker/status.h"
+#include "daemon/broker/clients/client_totals.h"
+#include "daemon/broker/status/status.h"
 #include "daemon/system/log.h"
 #include "proto/wire/protocol_limits.h"
 

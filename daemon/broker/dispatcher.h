@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "daemon/broker/client_table.h"
+#include "daemon/broker/clients/client_table.h"
 #include "kvm/error.h"
 #include "proto/base/unique_fd.h"
 #include "proto/wire/wire.pb.h"

@@ -175,9 +175,10 @@ bool SameShard(const Region& a, const Region& b) noexcept;
 
 // Checks everything that a client says of a region, maps its generation table and takes its
 // descriptors. `spec`: the model that its fingerprint names. The message of an error names the
-// field. It does not check whether the memory was granted to this client (daemon/broker/grants.h),
-// nor whether another region has it. kInvalidArgument, kBadGeometry, kPermissionDenied (seals, huge
-// pages), kModelMismatch (shard sizes), kUnsupported, kResourceExhausted.
+// field. It does not check whether the memory was granted to this client
+// (daemon/broker/services/grants.h), nor whether another region has it. kInvalidArgument,
+// kBadGeometry, kPermissionDenied (seals, huge pages), kModelMismatch (shard sizes), kUnsupported,
+// kResourceExhausted.
 [[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds,
                                                           const ModelSpec& spec);
 

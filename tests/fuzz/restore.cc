@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "daemon/broker/broker.h"
-#include "daemon/broker/state_store.h"
+#include "daemon/broker/state/state_store.h"
 #include "proto/wire/protocol_limits.h"
 #include "tests/fuzz/targets.h"
 #include "tests/support/data/model_specs.h"

@@ -10,8 +10,8 @@
 #include <mutex>
 
 #include "client/mesh/memory/checksum.h"
-#include "client/mesh/node/fetch_service.h"
-#include "client/mesh/node/scanner.h"
+#include "client/mesh/node/serving/fetch_service.h"
+#include "client/mesh/node/state/scanner.h"
 #include "client/mesh/threads/keep_running.h"
 #include "client/mesh/transfer/stream_channel.h"
 #include "proto/mesh/mesh_frame.h"

@@ -37,6 +37,11 @@ PROTO = {"proto/base", "proto/model", "proto/shm", "proto/wire", "kvm"}
 MESH = {"proto/base", "proto/mesh", "proto/shm", "proto/wire", "kvclient", "kvm"}
 CLIENT = PROTO | {"cuda", "kvclient"}
 KVCTL = {"proto/base", "proto/shm", "proto/wire", "kvclient", "kvm"}
+CACHE = PROTO | {"daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"}
+MESH_PARTS = {
+    f"client/mesh/{each}"
+    for each in ("directory", "disk", "events", "log", "membership", "memory", "scan", "sources", "threads", "transfer")
+}
 RULES = {
     "proto/include": {"kvm"},
     "proto/base": {"kvm"},
@@ -56,14 +61,26 @@ RULES = {
     "cuda/memory": PROTO | {"cuda", "cuda/host", "cuda/device"},
     "cuda/import": PROTO
     | {"cuda", "cuda/host", "cuda/plan", "cuda/kernels", "cuda/device", "cuda/memory", "cuda/topology"},
-    # server → broker → host_cache → registry → policy, system.
+    # server → broker → host_cache → registry → policy, system; in broker: status → services → state
+    # → clients.
     "daemon/policy": PROTO,
     "daemon/system": PROTO | {"daemon/policy"},
     "daemon/registry": PROTO | {"daemon/policy", "daemon/system"},
     "daemon/host_cache": PROTO | {"daemon/registry", "daemon/policy", "daemon/system"},
-    "daemon/broker": PROTO | {"daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
+    "daemon/broker/clients": CACHE,
+    "daemon/broker/state": CACHE | {"daemon/broker/clients"},
+    "daemon/broker/services": CACHE | {"daemon/broker/state", "daemon/broker/clients"},
+    "daemon/broker/status": CACHE | {"daemon/broker/services", "daemon/broker/state", "daemon/broker/clients"},
+    "daemon/broker": CACHE | {f"daemon/broker/{each}" for each in ("status", "services", "state", "clients")},
     "daemon/server": PROTO
-    | {"daemon/broker", "daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"},
+    | {
+        "daemon/broker",
+        "daemon/broker/clients",
+        "daemon/host_cache",
+        "daemon/registry",
+        "daemon/policy",
+        "daemon/system",
+    },
     "daemon": PROTO | {"daemon/server", "daemon/system"},  # main.cc
     "client/include": {"kvclient", "kvm"},
     "client/python": {"client/python", "kvclient", "kvm"},
@@ -86,7 +103,8 @@ RULES = {
         for each in ("import", "join", "region", "lease", "offload", "find", "peers", "connection", "stats")
     },
     # node → membership, scan, sources, disk → memory → threads → transfer → log; scan → events;
-    # directory stands alone. A scan has kvctl's connection, the disk cache the daemon's policies.
+    # directory stands alone. In node: serving → disk, peers → state. A scan has kvctl's connection,
+    # the disk cache the daemon's policies.
     "client/mesh/log": {"proto/base"},
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm", "client/mesh/log"},
@@ -107,24 +125,15 @@ RULES = {
     | {f"client/mesh/{each}" for each in ("directory", "events", "memory")},
     "client/mesh/sources": {"kvm"} | {f"client/mesh/{each}" for each in ("memory", "transfer")},
     "client/mesh/events": {"proto/base", "proto/mesh", "kvm", "client/mesh/log"},
+    "client/mesh/node/state": MESH | MESH_PARTS | {"client/kvctl/cli", "daemon/policy"},
+    "client/mesh/node/disk": MESH | MESH_PARTS | {"client/mesh/node/state"},
+    "client/mesh/node/peers": MESH | MESH_PARTS | {"client/mesh/node/state"},
+    "client/mesh/node/serving": MESH | MESH_PARTS | {f"client/mesh/node/{each}" for each in ("disk", "peers", "state")},
     "client/mesh/node": MESH
-    | {
-        f"client/mesh/{each}"
-        for each in (
-            "directory",
-            "disk",
-            "events",
-            "log",
-            "membership",
-            "memory",
-            "scan",
-            "sources",
-            "threads",
-            "transfer",
-        )
-    }
-    | {"client/kvctl/cli", "daemon/policy"},
-    "client/mesh": MESH | {"client/mesh/node", "client/mesh/log"},  # main.cc
+    | MESH_PARTS
+    | {f"client/mesh/node/{each}" for each in ("serving", "disk", "peers", "state")},
+    # main.cc
+    "client/mesh": MESH | {"client/mesh/node", "client/mesh/node/state", "client/mesh/log"},
     # doctor, exporter → mesh → views; live, support, replay, simulate, bench → workload, process;
     # all → cli.
     "client/kvctl/cli": KVCTL,

@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "daemon/broker/broker.h"
-#include "daemon/broker/state_store.h"
+#include "daemon/broker/state/state_store.h"
 #include "daemon/system/config.h"
 #include "tests/simulation/machine.h"
 #include "tests/simulation/service_store.h"

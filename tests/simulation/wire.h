@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "daemon/broker/connection.h"
+#include "daemon/broker/clients/connection.h"
 #include "daemon/registry/region.h"
 #include "daemon/system/work_meter.h"
 #include "proto/base/unique_fd.h"

@@ -12,8 +12,8 @@
 
 #include "client/mesh/log/event_log.h"
 #include "client/mesh/membership/etcd_membership.h"
-#include "client/mesh/node/fetch_service.h"
-#include "client/mesh/node/worker_service.h"
+#include "client/mesh/node/serving/fetch_service.h"
+#include "client/mesh/node/serving/worker_service.h"
 #include "client/mesh/threads/counted.h"
 #include "client/mesh/threads/keep_running.h"
 #include "client/mesh/transfer/make_ucx.h"

@@ -4,8 +4,8 @@
 //   key[i] = SHA-256("kvm1" ‖ n_tokens ‖ parent ‖ token ids ‖ extra keys of the block)[0:16]
 //
 // with parent = root for the first block, key[i-1] after it. Byte for byte in docs/PROTOCOL.md,
-// with test vectors in tests/unit/key_vectors.txt. Everything that changes the KV bytes is in the
-// key. Collisions: among 2^40 blocks of a domain, two 128-bit keys collide with probability
+// with test vectors in tests/unit/proto/key_vectors.txt. Everything that changes the KV bytes is in
+// the key. Collisions: among 2^40 blocks of a domain, two 128-bit keys collide with probability
 // below 2^-48.
 #pragma once
 
