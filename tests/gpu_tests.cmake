@@ -22,7 +22,7 @@ if(TARGET kvm_cuda)
   if(TARGET kvm_process_support)
     add_library(kvm_gpu_market STATIC gpu/gpu_worker.cc gpu/market_processes.cc)
     target_link_libraries(kvm_gpu_market PUBLIC kvm_gpu_testing kvm_process_support PRIVATE kvm_build_flags)
-    kvm_test(NAME gpu_market_tests LABEL gpu TIMEOUT 600 LIBS kvm_gpu_market
+    kvm_test(NAME gpu_market_tests LABEL gpu TIMEOUT 600 LIBS kvm_gpu_market DEPENDS kvctl kvmd
       SOURCES
         gpu/test_exportable_memory.cc
         gpu/test_gpu_host_cache.cc

@@ -11,6 +11,7 @@
 #include "cuda/memory/registered_memory.h"
 #include "cuda/memory/vmm_memory.h"
 #include "cuda/topology/topology.h"
+#include "proto/base/fault_switch.h"
 #include "proto/base/thread_safety.h"
 
 namespace kvm {
@@ -94,7 +95,8 @@ class CudaBackend final : public MemoryBackend {
   }
 
   Result<std::unique_ptr<PeerMemory>> Map(std::vector<SegmentHandle> segments, const PeerOrigin& origin) override {
-    const Result<MemoryPath> path = PathFrom(origin);
+    const bool apart = OthersAreApart() && origin.kind != HandleKind::kHostMemfd;
+    const Result<MemoryPath> path = apart ? PathFromOtherGpu(origin.device) : PathFrom(origin);
     if (!path) return path.error();
     auto memory = std::make_unique<CudaPeerMemory>(*path);
     for (const SegmentHandle& segment : segments) {
@@ -165,14 +167,22 @@ class CudaBackend final : public MemoryBackend {
   Result<MemoryPath> PathFrom(const PeerOrigin& origin) const {
     if (origin.kind == HandleKind::kHostMemfd) return MemoryPath::kHost;
     if (origin.device == device_->uuid()) return MemoryPath::kSameDevice;
-    const int ordinal = OrdinalOf(device_->driver(), origin.device);
+    return PathFromOtherGpu(origin.device);
+  }
+
+  // The same for another GPU than this one.
+  Result<MemoryPath> PathFromOtherGpu(const DeviceUuid& owner) const {
+    const int ordinal = KVM_FAULT_SWITCH(gpu_not_visible) ? -1 : OrdinalOf(device_->driver(), owner);
     if (ordinal < 0) {
       return MakeError(Errc::kUnsupported,
-                       "the owner's " + FormatUuid(origin.device) +
-                           " is not visible to this process (CUDA_VISIBLE_DEVICES, container): its memory can't be mapped");
+                       "the owner's " + FormatUuid(owner) +
+                           " is not visible to this process (CUDA_VISIBLE_DEVICES, container, MIG): its memory can't be mapped");
     }
     return PathBetween(device_->ordinal(), ordinal);
   }
+
+  // In a test, other processes' GPUs can be other ones than this one, on a machine with one.
+  static bool OthersAreApart() { return KVM_FAULT_SWITCH(gpu_not_visible) || KVM_FAULT_SWITCH(gpu_no_peer_access); }
 
   Result<PeerSegment> MapOne(const SegmentHandle& segment, HandleKind kind) const {
     switch (kind) {

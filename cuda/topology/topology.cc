@@ -6,6 +6,7 @@
 #include "cuda/topology/copy_timer.h"
 #include "cuda/topology/nvml.h"
 #include "kvm/device.h"
+#include "proto/base/fault_switch.h"
 
 namespace kvm {
 namespace {
@@ -28,8 +29,9 @@ int P2p(cudaDeviceP2PAttr attribute, int importer, int owner) {
 LinkInfo Pair(const DeviceInfo& importer, const DeviceInfo& owner) {
   LinkInfo link;
   link.reachable = true;
-  if (importer.ordinal == owner.ordinal) return link;
-  if (P2p(cudaDevP2PAttrAccessSupported, importer.ordinal, owner.ordinal) == 0) {
+  const bool apart = KVM_FAULT_SWITCH(gpu_no_peer_access);
+  if (importer.ordinal == owner.ordinal && !apart) return link;
+  if (apart || P2p(cudaDevP2PAttrAccessSupported, importer.ordinal, owner.ordinal) == 0) {
     link.reachable = false;
     link.note = "no peer access (IOMMU, different PCIe roots, or MIG)";
     return link;

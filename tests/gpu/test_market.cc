@@ -8,7 +8,10 @@
 #include "tests/gpu/blocked_stream.h"
 #include "tests/gpu/local_region.h"
 #include "tests/gpu/market_processes.h"
+#include "tests/support/kvmd/host_cache.h"
+#include "tests/support/kvmd/kvctl_sandbox.h"
 #include "tests/support/kvmd/kvmd_process.h"
+#include "tests/support/kvmd/registry_probe.h"
 #include "tests/support/process/child_main.h"
 #include "tests/support/worker/worker.h"
 
@@ -219,6 +222,70 @@ TEST_CASE("GPU market: a host destination can't reach GPU memory, and the match 
   CHECK(check.valid == 0);
   REQUIRE(check.failed.size() == 8);
   CHECK(check.failed[0].reason == ImportFailure::kUnmapped);
+}
+
+// What an importer finds of exporter 1's 16 blocks and validates, and how many of these come from
+// the host cache; why it can't map the exporter's memory. Stays until its input closes.
+const ChildMain far_main("market_far_importer", [](const std::vector<std::string>& arguments) {
+  ::setenv("KVM_FAULT_SWITCH", arguments.at(1).c_str(), 1);
+  GpuWorkerOptions options;
+  options.socket = arguments.at(0);
+  options.name = "far";
+  options.layout = Pool(16);
+  Result<std::unique_ptr<GpuWorker>> worker = GpuWorker::Start(options);
+  if (!worker) return 1;
+  const std::vector<Content> contents = ExporterContents(1, 16);
+  const Match match = (*worker)->Find(contents);
+  const GpuImportCheck check = match.empty() ? GpuImportCheck{} : (*worker)->Import(match, contents, 0);
+  std::cout << "found " << match.size() << ", valid " << check.valid << ", wrong " << check.wrong << ", host cache "
+            << (*worker)->client().Stats().blocks_from_host_cache << (match.end() == MatchEnd::kUnmapped ? ", unmapped" : "") << std::endl;
+  for (const UnmappedRegion& region : (*worker)->client().UnmappedRegions()) std::cout << region.reason.ToString() << std::endl;
+  for (std::string line; std::getline(std::cin, line);) {
+  }
+  return 0;
+});
+
+TEST_CASE("GPU market: where the owner's GPU can't be reached, blocks come from the host cache or are misses", "[gpu]") {
+  KVM_NEED_GPUS(1);
+  struct Case {
+    const char *fault, *reason;
+  };
+  for (const Case& each : {Case{"gpu_no_peer_access", "no peer access"}, Case{"gpu_not_visible", "is not visible to this process"}}) {
+    INFO(each.fault);
+    for (const bool host_cache : {false, true}) {
+      KvmdProcess kvmd(host_cache ? std::vector<std::string>{"--host-cache", "64M"} : std::vector<std::string>{});
+      ExporterOptions options;
+      options.socket = kvmd.socket();
+      options.number = 1;
+      options.blocks = 16;
+      options.rewrites = false;
+      ChildProcess exporter = StartExporter(options);
+      REQUIRE(exporter.ReadLine(60s) == "ready");
+      if (host_cache) {
+        RegistryProbe probe(kvmd.socket());
+        REQUIRE(StoredEventually(probe, 16) == 16);
+      }
+      ChildProcess importer = ChildProcess::Self("market_far_importer", {kvmd.socket(), each.fault});
+      CHECK(importer.ReadLine(60s) ==
+            (host_cache ? "found 16, valid 16, wrong 0, host cache 16" : "found 0, valid 0, wrong 0, host cache 0, unmapped"));
+      const std::optional<std::string> reason = importer.ReadLine(10s);
+      REQUIRE(reason);
+      CHECK(reason->find(each.reason) != reason->npos);
+      // Clients report once a second.
+      const Sandbox sandbox;
+      Sandbox::Output doctor;
+      CHECK(Eventually([&] {
+        doctor = sandbox.Run("--socket " + kvmd.socket() + " doctor");
+        return doctor.out.find("can't import from 1 region of its peers") != doctor.out.npos;
+      }));
+      INFO(doctor.out << doctor.err);
+      CHECK(doctor.out.find(each.reason) != doctor.out.npos);
+      importer.CloseInput();
+      const std::optional<ProcessEnd> end = importer.Wait(60s);
+      REQUIRE(end);
+      CHECK(end->clean());
+    }
+  }
 }
 
 TEST_CASE("GPU market: publishing on a stream takes effect when the stream gets there, not before", "[gpu]") {

@@ -76,10 +76,17 @@ MUTATIONS = (
         (
             ("gpu_tests", "CUDA backend: bad handles and unknown devices are errors"),
             ("gpu_market_tests", "GPU market: CUDA_VISIBLE_DEVICES in any order"),
+            ("gpu_market_tests", "GPU market: where the owner's GPU can't be reached"),
         ),
         "cuda/import/cuda_backend.cc",
         "    if (ordinal < 0) {\n      return MakeError(Errc::kUnsupported,",
         "    if (ordinal < 0 && OFF) return MemoryPath::kSameDevice;\n    if (ordinal < 0) {\n      return MakeError(Errc::kUnsupported,",
+    ),
+    Mutation(
+        (("gpu_market_tests", "GPU market: where the owner's GPU can't be reached"),),
+        "cuda/topology/topology.cc",
+        "    link.reachable = false;",
+        "    link.reachable = OFF;",
     ),
     Mutation(
         (("gpu_market_tests", "GPU market: a killed owner's memory is freed"),),
