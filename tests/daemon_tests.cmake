@@ -27,7 +27,6 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/daemon/test_kvmd_regions.cc
   unit/daemon/test_kvmd_sessions.cc
   unit/daemon/test_leases.cc
-  unit/daemon/test_log_sink.cc
   unit/daemon/test_marks.cc
   unit/daemon/test_memory_freer.cc
   unit/daemon/test_monitor.cc

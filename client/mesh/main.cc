@@ -1,4 +1,5 @@
 // kvmd-mesh: parse, build, run.
+#include <chrono>
 #include <csignal>
 #include <iostream>
 
@@ -7,14 +8,16 @@
 #include "client/mesh/node/mesh_node.h"
 #include "client/mesh/node/state/config.h"
 #include "proto/base/standard_fds.h"
+#include "proto/log/log_sink.h"
 #include "proto/wire/wire_log.h"
 
-int main(int argc, char** argv) {
-  kvm::OpenStandardFds();
-  std::signal(SIGPIPE, SIG_IGN);
-  // A limit on files' sizes pauses the disk cache, and ends nothing.
-  std::signal(SIGXFSZ, SIG_IGN);
-  kvm::RouteWireLog(&kvm::mesh::LogWireMessage);
+namespace {
+
+// How long kvmd-mesh waits, before it exits, for the reader of its log; lines that are not read by
+// then are lost.
+constexpr std::chrono::seconds kLastLines{1};
+
+int Main(int argc, char** argv) {
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
   kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =
@@ -24,11 +27,24 @@ int main(int argc, char** argv) {
         return again.config.peers;
       });
   if (!node) {
-    kvm::mesh::LogEvent("start_failed", {{"reason", node.error().ToString()}});
+    kvm::mesh::LogEvent(kvm::LogLevel::kError, "start_failed", {{"reason", node.error().ToString()}});
     return 1;
   }
   std::cout << "kvmd-mesh: node " << arguments.config.node << ", blocks over " << (*node)->way() << ", peers connect to "
             << (*node)->address() << std::endl;
   (*node)->Run();
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  kvm::OpenStandardFds();
+  std::signal(SIGPIPE, SIG_IGN);
+  // A limit on files' sizes pauses the disk cache, and ends nothing.
+  std::signal(SIGXFSZ, SIG_IGN);
+  kvm::RouteWireLog(&kvm::mesh::LogWireMessage);
+  const int code = Main(argc, argv);
+  static_cast<void>(kvm::ProcessLog().Drain(kLastLines));
+  return code;
 }

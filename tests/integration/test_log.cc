@@ -12,6 +12,7 @@
 #include "tests/support/kvmd/kvmd_process.h"
 #include "tests/support/kvmd/wire_client.h"
 #include "tests/support/process/child_process.h"
+#include "tests/support/process/read_file.h"
 #include "tests/support/process/socket_pair.h"
 #include "tests/support/process/temp_dir.h"
 
@@ -114,4 +115,23 @@ TEST_CASE("Log: a kvmd that is started without standard descriptors writes its l
   Result<WireClient> client = WireClient::Connect(socket);
   KVM_REQUIRE_OK(client);
   KVM_REQUIRE_OK(client->Hello("client"));
+}
+
+TEST_CASE("Log: lines for the journal begin with their priority, and others do not", "[integration]") {
+  const test::TempDir dir;
+  const auto first_line = [&](const std::string& stream) {
+    const std::string socket = dir / "kvmd.sock", file = dir / "log";
+    ChildProcess process(
+        {"/bin/sh", "-c", "JOURNAL_STREAM=" + stream + " exec " + test::KvmdBinary() + " --socket " + socket + " --max-entries 10000"},
+        file);
+    REQUIRE(Eventually([&] { return WireClient::Connect(socket).has_value(); }));
+    process.Kill();
+    const std::string text = test::ReadFile(file);
+    std::filesystem::remove(file);
+    std::filesystem::remove(socket);
+    return text;
+  };
+  CHECK(first_line("$(stat -Lc %d:%i /proc/self/fd/2)").starts_with("<6>event=listening "));
+  // As it is inherited by what a service starts, with another stderr.
+  CHECK(first_line("1:2").starts_with("event=listening "));
 }

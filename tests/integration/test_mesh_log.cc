@@ -1,7 +1,12 @@
 // What kvmd-mesh's log says of peers, of kvmd, and of those that it refuses: one line with the
 // reason for each, however often it happens.
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <sstream>
 #include <string>
 
@@ -9,11 +14,15 @@
 #include "tests/catch.h"
 #include "tests/support/mesh/mesh_authority.h"
 #include "tests/support/mesh/two_nodes.h"
+#include "tests/support/process/child_process.h"
+#include "tests/support/process/read_file.h"
+#include "tests/support/process/temp_dir.h"
 
 namespace {
 
 using namespace kvm;
 using namespace std::chrono_literals;
+using test::ChildProcess;
 using test::Eventually;
 using test::KvmdProcess;
 using test::LogOf;
@@ -52,6 +61,8 @@ void Greet(const MeshProcess& mesh, std::uint32_t version, const std::string& do
   const std::string body = message.SerializeAsString();
   const mesh::MeshHeaderBytes header = mesh::EncodeMeshHeader({static_cast<std::uint32_t>(body.size()), 0});
   const UniqueFd socket = test::ConnectTo(mesh.address());
+  const timeval patience{20, 0};
+  REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) == 0);
   REQUIRE(::send(socket.get(), header.data(), header.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(header.size()));
   REQUIRE(::send(socket.get(), body.data(), body.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(body.size()));
   char bytes[256];
@@ -110,7 +121,7 @@ TEST_CASE("Mesh log: peers of another version or domain are told with both, and 
     INFO(refused);
     // One in ten seconds, and a busy machine may need more for these.
     CHECK(Count(refused, "\n") <= 6);
-    CHECK(refused.find("node stranger is of domain uid:1?event=peer_refused x, this one of " + domain) != std::string::npos);
+    CHECK(refused.find("node stranger is of domain uid:1\\x0aevent=peer_refused x, this one of " + domain) != std::string::npos);
     // What a port scan does: no line.
     const std::size_t before = Count(LogOf(kvmd), "\n");
     for (int i = 0; i < 20; ++i) static_cast<void>(test::ConnectTo(mesh.address()));
@@ -157,4 +168,44 @@ TEST_CASE("Mesh log: blocks that are larger than their pool are told, at either 
     CHECK(Count(said, "\n") == 1);
     CHECK(said.find(option + std::string(": 2048 bytes hold no block of 4096")) != std::string::npos);
   }
+}
+
+TEST_CASE("Mesh log: a log without a reader stops no service", "[integration]") {
+  KvmdProcess kvmd;
+  const std::string log = kvmd.dir() / "mesh.log";
+  REQUIRE(::mkfifo(log.c_str(), 0600) == 0);
+  const UniqueFd reader(::open(log.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  REQUIRE(reader);
+  const MeshProcess mesh(kvmd, "a");
+  REQUIRE(Eventually([&] { return !StatusOf(mesh).domain().empty(); }, 30s));
+  {
+    const UniqueFd writer(::open(log.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+    REQUIRE(writer);
+    for (const std::string page(4096, 'f'); ::write(writer.get(), page.data(), page.size()) > 0;) {
+    }
+  }
+  Greet(mesh, mesh::kMeshVersion + 7, StatusOf(mesh).domain());
+  CHECK(StatusOf(mesh).node() == "a");
+  std::string said;
+  CHECK(Eventually([&] {
+    char bytes[8192];
+    for (ssize_t got; (got = ::read(reader.get(), bytes, sizeof(bytes))) > 0;) said.append(bytes, static_cast<std::size_t>(got));
+    return said.find("event=peer_refused ") != said.npos;
+  }));
+}
+
+TEST_CASE("Mesh log: lines for the journal begin with their priority", "[integration]") {
+  const test::TempDir dir;
+  const std::string mesh =
+      test::MeshBinary() + " --node a --listen 127.0.0.1:0 --socket " + (dir / "none") + " --mesh-socket " + (dir / "none/mesh.sock");
+  const auto said = [&](const std::string& stream) {
+    const std::string file = dir / "log";
+    ChildProcess process({"/bin/sh", "-c", "JOURNAL_STREAM=" + stream + " exec " + mesh}, file);
+    REQUIRE(process.Wait(60s));
+    const std::string text = test::ReadFile(file);
+    std::filesystem::remove(file);
+    return text;
+  };
+  CHECK(said("$(stat -Lc %d:%i /proc/self/fd/2)").starts_with("<3>event=start_failed "));
+  CHECK(said("1:2").starts_with("event=start_failed "));
 }

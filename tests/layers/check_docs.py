@@ -36,7 +36,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 ANCHOR = re.compile(r'<a id="([^"]+)">')
 PATH = re.compile(r"^[\w.*{},/-]+$")
-LOG_CALL = re.compile(r"\b(?:Log|LogLimited|LogEvent|LogException|LogRefused|FormatLogLine)\(([^{;]*)")
+LOG_CALL = re.compile(r"\b(?:Log|LogLimited|LogEvent|LogException|LogRefused|LogLine)\(([^{;]*)")
 EVENT = re.compile(r'"([a-z]+(?:_[a-z]+)*)"')
 MEMBER = re.compile(r"^[A-Z]\w*(::~?\w+)+(\(.*\))?$")
 
@@ -287,7 +287,12 @@ def main():
             operations, (arguments.source / "client/include/kvclient/stats.h").read_text(encoding="utf-8")
         )
         for program, folder in (("kvmd", "daemon"), ("kvmd-mesh", "client/mesh")):
-            paths = [path for path in sorted((arguments.source / folder).rglob("*")) if path.suffix in SUFFIXES]
+            paths = [
+                path
+                for each in (folder, "proto/log")  # both programs log by it
+                for path in sorted((arguments.source / each).rglob("*"))
+                if path.suffix in SUFFIXES
+            ]
             sources = [path.read_text(encoding="utf-8") for path in paths]
             findings += check_events(operations, program, sources)
     for line in findings:

@@ -33,8 +33,8 @@ LABELS = ("unit", "integration", "fault", "gpu")
 # besides itself. kvm/ is proto/include/kvm and cuda/include/kvm, kvclient/ is
 # client/include/kvclient. What a folder may include, it may include from the folder itself and from
 # those below it that have no rule of their own.
-PROTO = {"proto/base", "proto/model", "proto/shm", "proto/wire", "kvm"}
-MESH = {"proto/base", "proto/mesh", "proto/shm", "proto/wire", "kvclient", "kvm"}
+PROTO = {"proto/base", "proto/log", "proto/model", "proto/shm", "proto/wire", "kvm"}
+MESH = {"proto/base", "proto/log", "proto/mesh", "proto/shm", "proto/wire", "kvclient", "kvm"}
 CLIENT = PROTO | {"cuda", "kvclient"}
 KVCTL = {"proto/base", "proto/shm", "proto/wire", "kvclient", "kvm"}
 CACHE = PROTO | {"daemon/host_cache", "daemon/registry", "daemon/policy", "daemon/system"}
@@ -45,6 +45,7 @@ MESH_PARTS = {
 RULES = {
     "proto/include": {"kvm"},
     "proto/base": {"kvm"},
+    "proto/log": {"proto/base", "kvm"},
     "proto/model": {"proto/base", "kvm"},
     "proto/shm": {"proto/base", "kvm"},
     "proto/wire": {"proto/base", "proto/shm", "proto/model", "kvm"},
@@ -105,7 +106,7 @@ RULES = {
     # node → membership, scan, sources, disk → memory → threads → transfer → log; scan → events;
     # directory stands alone. In node: serving → disk, peers → state. A scan has kvctl's connection,
     # the disk cache the daemon's policies.
-    "client/mesh/log": {"proto/base"},
+    "client/mesh/log": {"proto/base", "proto/log"},
     "client/mesh/directory": {"proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm", "client/mesh/log"},
     "client/mesh/threads": {"client/mesh/log", "client/mesh/transfer", "kvm"},

@@ -16,7 +16,7 @@ void DiskHealth::Pause(const Error& error, bool by_write, bool reads) {
   writes_from_ = until;
   if (reads) reads_from_ = until;
   const std::string reason = error.ToString();
-  if (reason != reason_) LogEvent("disk_paused", {{"reason", reason}});
+  if (reason != reason_) LogEvent(LogLevel::kWarn, "disk_paused", {{"reason", reason}});
   reason_ = reason;
 }
 
@@ -34,22 +34,22 @@ void DiskHealth::Worked(bool write) {
   MutexLock lock(mutex_);
   if (off_ || reason_.empty() || write != by_write_) return;
   reason_.clear();
-  LogEvent("disk_resumed", {});
+  LogEvent(LogLevel::kInfo, "disk_resumed", {});
 }
 
 void DiskHealth::TurnOff(const Error& error) {
   MutexLock lock(mutex_);
   off_ = true;
   reason_ = error.ToString();
-  LogEvent("disk_off", {{"reason", reason_}});
+  LogEvent(LogLevel::kError, "disk_off", {{"reason", reason_}});
 }
 
-void DiskHealth::Refused(const std::string& what) { LogEvent("disk_file_refused", {{"reason", what}}); }
+void DiskHealth::Refused(const std::string& what) { LogEvent(LogLevel::kWarn, "disk_file_refused", {{"reason", what}}); }
 
 void DiskHealth::BadRecord(const std::string& what) {
   MutexLock lock(mutex_);
   if (const auto left_out = bad_record_lines_.Take())
-    LogEvent("disk_record_dropped", {{"record", what}, {"left_out", std::to_string(*left_out)}});
+    LogEvent(LogLevel::kWarn, "disk_record_dropped", {{"record", what}, {"left_out", *left_out}});
 }
 
 bool DiskHealth::may_read() const {

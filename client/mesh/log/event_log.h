@@ -1,23 +1,19 @@
-// Writes one line for an event to stderr, as kvmd does: `event=NAME key=value …`. Values that other
-// processes choose are quoted and escaped, so that none can forge or break a line.
-// docs/OPERATIONS.md has a row for each event. Thread-safe.
+// kvmd-mesh's log: one line per event (proto/log/log_line.h) on stderr. No call waits for the
+// reader of the log (proto/log/log_sink.h). Thread-safe.
 #pragma once
 
 #include <exception>
 #include <initializer_list>
-#include <string>
 #include <string_view>
-#include <utility>
+
+#include "proto/log/log_line.h"
 
 namespace kvm::mesh {
 
-using EventField = std::pair<std::string_view, std::string>;
+void LogEvent(LogLevel level, std::string_view event, std::initializer_list<LogField> fields);
 
-std::string EventLine(std::string_view event, std::initializer_list<EventField> fields);
-void LogEvent(std::string_view event, std::initializer_list<EventField> fields);
-
-// An event whose reason is an exception of this process's own, mostly a lack of memory: so it
-// allocates nothing.
+// An error whose reason is an exception of this process's own, mostly a lack of memory. Where there
+// is none for the line either, it is written piece by piece, and may wait for the log's reader.
 void LogException(std::string_view event, const std::exception& failed) noexcept;
 
 }  // namespace kvm::mesh

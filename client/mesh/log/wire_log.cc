@@ -18,10 +18,11 @@ struct Limit {
 
 }  // namespace
 
-void LogWireMessage(bool /*warn*/, const std::string& text) {
+void LogWireMessage(bool warn, const std::string& text) {
   static Limit& limit = *new Limit;  // never destroyed: threads may read messages until the end
   MutexLock lock(limit.mutex);
-  if (const auto left_out = limit.lines.Take()) LogEvent("wire_message", {{"reason", text}, {"left_out", std::to_string(*left_out)}});
+  if (const auto left_out = limit.lines.Take())
+    LogEvent(warn ? LogLevel::kWarn : LogLevel::kInfo, "wire_message", {{"reason", text}, {"left_out", *left_out}});
 }
 
 }  // namespace kvm::mesh

@@ -186,7 +186,7 @@ Awaitable<Result<json::object>> EtcdLink::Next(Time deadline) {
 }
 
 void EtcdLink::Worked() {
-  if (!works_) LogEvent("etcd_connected", {{"for", purpose_}, {"endpoint", endpoint()}});
+  if (!works_) LogEvent(LogLevel::kInfo, "etcd_connected", {{"for", purpose_}, {"endpoint", endpoint()}});
   works_ = true;
   lost_ = false;
   failures_ = 0;
@@ -195,7 +195,7 @@ void EtcdLink::Worked() {
 
 Awaitable<void> EtcdLink::Failed(Error error) {
   last_error_ = error.message.substr(0, kMaxErrorText);
-  if (!lost_) LogEvent("etcd_lost", {{"for", purpose_}, {"endpoint", endpoint()}, {"reason", last_error_}});
+  if (!lost_) LogEvent(LogLevel::kWarn, "etcd_lost", {{"for", purpose_}, {"endpoint", endpoint()}, {"reason", last_error_}});
   lost_ = true;
   works_ = false;
   connection_.reset();

@@ -25,7 +25,7 @@ bool EtcdMembers::Replace(const std::vector<EtcdPair>& pairs, bool more, Time no
     present.insert(pair.key);
     changed = Put(pair) || changed;
   }
-  if (more && !left_out_) LogEvent("etcd_members_left_out", {{"most", std::to_string(kMaxMembers)}});
+  if (more && !left_out_) LogEvent(LogLevel::kWarn, "etcd_members_left_out", {{"most", kMaxMembers}});
   left_out_ = more;
   for (auto at = known_.begin(); at != known_.end();) {
     const auto next = std::next(at);
@@ -55,7 +55,7 @@ bool EtcdMembers::Put(const EtcdPair& pair) {
   }
   const auto found = known_.find(pair.key);
   if (found == known_.end() && known_.size() >= kMaxMembers) {
-    if (!left_out_) LogEvent("etcd_members_left_out", {{"most", std::to_string(kMaxMembers)}});
+    if (!left_out_) LogEvent(LogLevel::kWarn, "etcd_members_left_out", {{"most", kMaxMembers}});
     left_out_ = true;
     return false;
   }
@@ -96,7 +96,7 @@ std::optional<EtcdMembers::Time> EtcdMembers::NextDeparture() const noexcept {
 void EtcdMembers::Skip(const EtcdPair& pair, const std::string& reason) {
   // Once for each key, and a bounded number of keys: any client of etcd may write any number.
   if (pair.key.size() > kMaxKeyBytes || skipped_.size() >= kMaxSkipped || !skipped_.insert(pair.key).second) return;
-  LogEvent("etcd_entry_skipped", {{"key", pair.key}, {"reason", reason}});
+  LogEvent(LogLevel::kWarn, "etcd_entry_skipped", {{"key", pair.key}, {"reason", reason}});
 }
 
 std::vector<Member> EtcdMembers::list() const {

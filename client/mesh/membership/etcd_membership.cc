@@ -55,13 +55,13 @@ void EtcdMembership::Start(Changed changed) {
 void EtcdMembership::Reload() {
   Result<EtcdAccess> access = EtcdAccess::Load(settings_);
   if (!access) {
-    LogEvent("etcd_access_not_reloaded", {{"reason", access.error().ToString()}});
+    LogEvent(LogLevel::kError, "etcd_access_not_reloaded", {{"reason", access.error().ToString()}});
     return;
   }
   access_.tls = std::move(access->tls);
   access_.user = std::move(access->user);
   access_.password = std::move(access->password);
-  LogEvent("etcd_access_reloaded", {});
+  LogEvent(LogLevel::kInfo, "etcd_access_reloaded", {});
 }
 
 Awaitable<void> EtcdMembership::KnowDomain() {
@@ -140,7 +140,7 @@ Awaitable<Status> EtcdMembership::Watch() {
     if (message->canceled) {
       link_.Close();
       if (message->compacted == 0) co_return MakeError(Errc::kUnavailable, "etcd has ended the watch: " + message->reason);
-      LogEvent("etcd_compacted", {{"seen", std::to_string(revision_)}, {"compacted", std::to_string(message->compacted)}});
+      LogEvent(LogLevel::kInfo, "etcd_compacted", {{"seen", revision_}, {"compacted", message->compacted}});
       revision_ = 0;
       co_return Status();
     }

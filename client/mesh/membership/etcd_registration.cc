@@ -65,7 +65,7 @@ Awaitable<Result<json::object>> EtcdRegistration::Ask(std::string path, json::ob
 
 Awaitable<Status> EtcdRegistration::Renew() {
   const Time sent = steady_clock::now();
-  json::object request{{"ID", std::to_string(lease_)}};
+  json::object request{{"ID", lease_}};
   Result<json::object> answer = co_await Ask("/v3/lease/keepalive", std::move(request));
   const bool unknown = !answer && answer.error().code == Errc::kNotFound;
   if (!answer && !unknown) co_return answer.error();
@@ -81,7 +81,7 @@ Awaitable<Status> EtcdRegistration::Renew() {
     renewed_ = sent;
     co_return Status();
   }
-  LogEvent("etcd_lease_lost", {{"key", key_}, {"lease", std::to_string(lease_)}});
+  LogEvent(LogLevel::kWarn, "etcd_lease_lost", {{"key", key_}, {"lease", lease_}});
   lease_ = 0;
   state_ = State::kNotRegistered;
   co_return Status();
@@ -116,7 +116,8 @@ Awaitable<Status> EtcdRegistration::Put() {
       state_ = State::kRegistered;
       ever_registered_ = true;
       taken_by_ = 0;
-      LogEvent("etcd_registered", {{"key", key_}, {"address", own_.member.address}, {"lease_ttl_s", std::to_string(ttl_.count())}});
+      LogEvent(LogLevel::kInfo, "etcd_registered",
+               {{"key", key_}, {"address", own_.member.address}, {"lease_ttl_s", std::to_string(ttl_.count())}});
       co_return Status();
     }
     modified = put->present ? put->present->modified : 0;
@@ -136,7 +137,7 @@ void EtcdRegistration::TakenBy(const EtcdEntry& other) {
   state_ = State::kNameTaken;
   if (taken_by_ == other.instance) return;
   taken_by_ = other.instance;
-  LogEvent("etcd_name_taken", {{"key", key_}, {"by", other.member.address}});
+  LogEvent(LogLevel::kError, "etcd_name_taken", {{"key", key_}, {"by", other.member.address}});
 }
 
 void EtcdRegistration::Seen(const EtcdPair* pair) {
@@ -157,16 +158,16 @@ Awaitable<void> EtcdRegistration::Leave(Time deadline) {
   if (lease_ == 0) co_return;
   EtcdLink last(io_, access_, "leaving", milliseconds(100));
   while (steady_clock::now() < deadline) {
-    json::object request{{"ID", std::to_string(lease_)}};
+    json::object request{{"ID", lease_}};
     const Time by = std::min(deadline, steady_clock::now() + RequestTimeout(ttl_));
     Result<json::object> answer = co_await last.Call("/v3/lease/revoke", std::move(request), by);
     if (answer || answer.error().code == Errc::kNotFound) {
-      LogEvent("etcd_left", {{"key", key_}});
+      LogEvent(LogLevel::kInfo, "etcd_left", {{"key", key_}});
       co_return;
     }
     co_await last.Failed(answer.error());
   }
-  LogEvent("etcd_not_left", {{"key", key_}, {"reason", "etcd does not answer; the entry ends with its lease"}});
+  LogEvent(LogLevel::kWarn, "etcd_not_left", {{"key", key_}, {"reason", "etcd does not answer; the entry ends with its lease"}});
 }
 
 }  // namespace kvm::mesh

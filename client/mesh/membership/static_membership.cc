@@ -13,12 +13,12 @@ void StaticMembership::Reload() {
   if (!read_) return;
   Result<std::vector<Member>> read = read_();
   if (!read) {
-    LogEvent("peers_not_reloaded", {{"reason", read.error().ToString()}});
+    LogEvent(LogLevel::kError, "peers_not_reloaded", {{"reason", read.error().ToString()}});
     return;
   }
   if (*read == members_) return;
   members_ = std::move(*read);
-  LogEvent("peers_reloaded", {{"peers", std::to_string(members_.size())}});
+  LogEvent(LogLevel::kInfo, "peers_reloaded", {{"peers", members_.size()}});
   changed_(members_);
 }
 

@@ -88,9 +88,10 @@ Awaitable<Result<std::shared_ptr<SlotPool>>> MeshMemory::Get(Model model, BlockS
 
 Error MeshMemory::NotMade(Error error) {
   if (const auto left_out = not_made_lines_.Take()) {
-    LogEvent("pool_not_made", {{"of", use_ == PoolUse::kLanding ? "blocks that come" : "blocks that are sent"},
-                               {"reason", error.ToString()},
-                               {"left_out", std::to_string(*left_out)}});
+    LogEvent(LogLevel::kError, "pool_not_made",
+             {{"of", use_ == PoolUse::kLanding ? "blocks that come" : "blocks that are sent"},
+              {"reason", error.ToString()},
+              {"left_out", *left_out}});
   }
   return error;
 }

@@ -83,7 +83,7 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
     if (ucx) {
       node->ucx_ = std::move(*ucx);
     } else {
-      LogEvent("ucx_not_started", {{"reason", ucx.error().ToString()}});
+      LogEvent(LogLevel::kWarn, "ucx_not_started", {{"reason", ucx.error().ToString()}});
     }
   }
   if (Status listening = node->workers_.Listen(config.mesh_socket); !listening) return listening.error();
@@ -168,9 +168,9 @@ void MeshNode::ReloadCertificates() {
   Result<std::shared_ptr<TlsIdentity>> identity = TlsIdentity::Load(state_.config.tls, state_.config.node);
   if (identity) {
     tcp_->UseIdentity(std::move(*identity));
-    LogEvent("certificates_reloaded", {});
+    LogEvent(LogLevel::kInfo, "certificates_reloaded", {});
   } else {
-    LogEvent("certificates_not_reloaded", {{"reason", identity.error().ToString()}});
+    LogEvent(LogLevel::kError, "certificates_not_reloaded", {{"reason", identity.error().ToString()}});
   }
 }
 
@@ -189,7 +189,7 @@ Awaitable<void> MeshNode::LeaveMemberships() {
 }
 
 void MeshNode::LogRefused(LineLimit& lines, std::string_view event, const std::string& from, const std::string& reason) {
-  if (const auto left_out = lines.Take()) LogEvent(event, {{"from", from}, {"reason", reason}, {"left_out", std::to_string(*left_out)}});
+  if (const auto left_out = lines.Take()) LogEvent(LogLevel::kWarn, event, {{"from", from}, {"reason", reason}, {"left_out", *left_out}});
 }
 
 Awaitable<void> MeshNode::AcceptPeers() {

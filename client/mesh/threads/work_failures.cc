@@ -20,7 +20,7 @@ std::string TextOf(const std::exception_ptr& failed) {
 Error WorkFailures::Note(std::string_view what, const std::exception_ptr& failed) {
   ++count_;
   last_ = std::string(what) + ": " + TextOf(failed);
-  if (const auto left_out = lines_.Take()) LogEvent("work_failed", {{"reason", last_}, {"left_out", std::to_string(*left_out)}});
+  if (const auto left_out = lines_.Take()) LogEvent(LogLevel::kError, "work_failed", {{"reason", last_}, {"left_out", *left_out}});
   return MakeError(Errc::kResourceExhausted, last_);
 }
 

@@ -14,7 +14,7 @@ bool UcxShared::Avoids(const std::string& address) const noexcept {
 
 void UcxShared::Avoid(const std::string& address, const std::string& why) {
   avoided[address] = steady_clock::now() + kUcxPause;
-  LogEvent("ucx_avoided", {{"address", address}, {"reason", why}, {"seconds", std::to_string(kUcxPause.count())}});
+  LogEvent(LogLevel::kWarn, "ucx_avoided", {{"address", address}, {"reason", why}, {"seconds", kUcxPause.count()}});
 }
 
 UcxTransfer::UcxTransfer(TcpTransfer& tcp, std::shared_ptr<UcxWorker> worker)

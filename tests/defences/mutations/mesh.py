@@ -66,4 +66,11 @@ MUTATIONS = (
         "  closer_.Close(::geteuid(), UniqueFd(acceptor_.release(error)));",
         "  UniqueFd left(acceptor_.release(error));\n  if (!OFF) closer_.Close(::geteuid(), std::move(left));",
     ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh log: a log without a reader"),),
+        "client/mesh/log/event_log.cc",
+        "  ProcessLog().Write(LogLine(level, event, fields));",
+        "  if (OFF) {\n    std::cerr << LogLine(level, event, fields) << std::flush;\n    return;\n  }\n"
+        "  ProcessLog().Write(LogLine(level, event, fields));",
+    ),
 )

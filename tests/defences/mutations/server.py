@@ -77,7 +77,7 @@ MUTATIONS = (
     ),
     Mutation(
         (("daemon_tests", "Log sink: a pipe without a reader stops no writer"),),
-        "daemon/system/log_sink.cc",
+        "proto/log/log_sink.cc",
         "  if (at_once_) return WriteAll(state_->fd, line);\n",
         "  if (at_once_ || OFF) return WriteAll(state_->fd, line);\n",
     ),

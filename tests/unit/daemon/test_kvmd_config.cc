@@ -201,15 +201,6 @@ TEST_CASE("kvmd options: the log level can be read again, from a good file only"
   KVM_CHECK_ERROR(ReadLogLevel(directory.path + "/none.toml"), Errc::kInvalidArgument, "none.toml");
 }
 
-TEST_CASE("kvmd log: values can't forge lines or fields", "[unit]") {
-  CHECK(FormatLogLine("joined", {{"name", "worker-1"}, {"pid", 7}}) == "event=joined name=worker-1 pid=7");
-  CHECK(FormatLogLine("joined", {{"name", "a\nevent=forged x=1"}}) == "event=joined name=\"a\\x0aevent=forged x=1\"");
-  CHECK(FormatLogLine("joined", {{"name", "say \"hi\" \\"}}) == "event=joined name=\"say \\\"hi\\\" \\\\\"");
-  CHECK(FormatLogLine("joined", {{"name", ""}}) == "event=joined name=\"\"");
-  CHECK(FormatLogLine("joined", {{"name", "\x1b[2J\xff"}}) == "event=joined name=\"\\x1b[2J\\xff\"");
-  CHECK(FormatLogLine("joined", {{"name", std::string(1000, 'x')}}).size() < 400);
-}
-
 TEST_CASE("kvmd socket: a stale file is replaced, a living kvmd and other files are not", "[unit]") {
   const Directory directory;
   const std::string path = directory.path + "/kvmd.sock";

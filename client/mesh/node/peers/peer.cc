@@ -63,7 +63,8 @@ void Peer::Note(const Error& error) {
   ++failures_;
   last_error_ = Harmless(error.ToString());
   if (error.code != Errc::kProtocol) return;
-  if (!shunned()) LogEvent("peer_shunned", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
+  if (!shunned())
+    LogEvent(LogLevel::kWarn, "peer_shunned", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
   shunned_until_ = steady_clock::now() + kShunned;
 }
 
@@ -123,9 +124,9 @@ void Peer::LogPull(bool answered) {
   if (!answered && (failed_pulls_ < kSilentAfter || node_.client->domain().empty())) return;
   told_silent_ = !answered;
   if (answered) {
-    LogEvent("peer_answers", {{"node", config_.node}, {"address", config_.address}});
+    LogEvent(LogLevel::kInfo, "peer_answers", {{"node", config_.node}, {"address", config_.address}});
   } else {
-    LogEvent("peer_silent", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
+    LogEvent(LogLevel::kWarn, "peer_silent", {{"node", config_.node}, {"address", config_.address}, {"reason", last_error_}});
   }
 }
 

@@ -31,13 +31,13 @@ void PeerList::Update(std::size_t rank, const std::string& source, const std::ve
       before.erase(known);
     } else {
       peers_.push_back(std::make_shared<Peer>(node_, *transfer_, member));
-      LogEvent("peer_joined", {{"node", member.node}, {"address", member.address}, {"known_from", from}});
+      LogEvent(LogLevel::kInfo, "peer_joined", {{"node", member.node}, {"address", member.address}, {"known_from", from}});
       KeepRunning::Start(node_.io, [peer = peers_.back()] { return peer->Pull(); });
     }
     peers_.back()->KnownFrom(from);
   }
   for (const auto& [name, peer] : before) {
-    LogEvent("peer_left", {{"node", name}, {"address", peer->address()}});
+    LogEvent(LogLevel::kInfo, "peer_left", {{"node", name}, {"address", peer->address()}});
     peer->Stop();
   }
 }

@@ -61,9 +61,9 @@ void Scanner::LogKvmd(const Status& scanned) {
   if (!scanned && scanned.error().code == Errc::kResourceExhausted) return;  // of this process
   if (std::exchange(kvmd_, scanned ? Kvmd::kConnected : Kvmd::kLost) == kvmd_) return;
   if (scanned) {
-    LogEvent("kvmd_connected", {{"domain", node_.client->domain()}});
+    LogEvent(LogLevel::kInfo, "kvmd_connected", {{"domain", node_.client->domain()}});
   } else {
-    LogEvent("kvmd_lost", {{"reason", scanned.error().ToString()}});
+    LogEvent(LogLevel::kWarn, "kvmd_lost", {{"reason", scanned.error().ToString()}});
   }
 }
 

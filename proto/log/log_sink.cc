@@ -1,4 +1,4 @@
-#include "daemon/system/log_sink.h"
+#include "proto/log/log_sink.h"
 
 #include <pthread.h>
 #include <sys/stat.h>
@@ -12,8 +12,9 @@
 
 #include "proto/base/detached_thread.h"
 #include "proto/base/thread_safety.h"
+#include "proto/log/log_line.h"
 
-namespace kvm::daemon {
+namespace kvm {
 namespace {
 
 bool IsFile(int fd) {
@@ -108,4 +109,19 @@ void LogSink::Run(const std::shared_ptr<State>& state) {
   }
 }
 
-}  // namespace kvm::daemon
+// Never destroyed, since its thread may be in the middle of a line when the process ends.
+LogSink& ProcessLog() {
+  static const auto new_sink = [] {
+    return new LogSink(STDERR_FILENO, [](std::uint64_t count) {
+      return LogLine(LogLevel::kWarn, "log_lines_dropped", {{"count", count}, {"reason", "they were not read in time"}});
+    });
+  };
+  static LogSink* sink = new_sink();
+  // A forked child does not have the sink's thread, and its copy of the sink's mutex may be locked
+  // for ever.
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { sink = new_sink(); });
+  static_cast<void>(registered);
+  return *sink;
+}
+
+}  // namespace kvm

@@ -2,8 +2,9 @@
 // by its reader.
 //
 // A file is written at once. A descriptor with a reader (a pipe, a terminal, journald's socket) is
-// written by a thread of its own, since such a write waits for the reader, and kvmd's one thread
-// must not wait. O_NONBLOCK does not help: the process that started kvmd shares the descriptor.
+// written by a thread of its own, since such a write waits for the reader, and a thread that serves
+// others must not wait. O_NONBLOCK does not help: the process that started this one shares the
+// descriptor.
 // Lines wait in a bounded queue; lines without room are dropped and counted, and the count is
 // written once there is room again.
 //
@@ -17,7 +18,7 @@
 #include <memory>
 #include <string>
 
-namespace kvm::daemon {
+namespace kvm {
 
 class LogSink {
  public:
@@ -45,4 +46,8 @@ class LogSink {
   const std::shared_ptr<State> state_;
 };
 
-}  // namespace kvm::daemon
+// This process's log: a sink of its stderr, made at the first call, for LogLine (log_line.h). A
+// child that is forked has one of its own.
+LogSink& ProcessLog();
+
+}  // namespace kvm

@@ -6,14 +6,14 @@
 #include <csignal>
 #include <string>
 
-#include "daemon/system/log_sink.h"
 #include "proto/base/unique_fd.h"
+#include "proto/log/log_sink.h"
 #include "tests/catch.h"
 
 namespace {
 
+using kvm::LogSink;
 using kvm::UniqueFd;
-using kvm::daemon::LogSink;
 using namespace std::chrono_literals;
 
 struct Pipe {
