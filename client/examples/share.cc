@@ -102,7 +102,7 @@ int Publish(const std::string& socket, int published, int finish) {
   std::cout << "publisher: " << outcome.readable << " blocks published\n";
   // A background thread copies published blocks to the host cache, if there is one. This waits for
   // the copies.
-  const std::size_t cached = Must(side.pool->OffloadBeforeReuse(AllBlocks(), kvm::After(5s)), "offload");
+  const std::size_t cached = Must(side.pool->OffloadBeforeReuse(AllBlocks(), kvm::After(30s)), "offload");
   std::cout << "publisher: " << cached << " of them are in kvmd's host cache\n" << std::flush;
 
   char byte = 1;

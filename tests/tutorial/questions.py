@@ -74,7 +74,7 @@ class Node:
     def serve(self):
         """A kvmd with a host cache, and two workers that serve the chat workload."""
         self.start("kvmd", "--socket", self.socket, "--host-cache", "256M", "--log-level", "warn")
-        self.eventually("kvmd's health", lambda: self.kvctl("status")[0] == 0)
+        self.eventually("kvmd's health", lambda: "" if (answer := self.kvctl("status"))[0] == 0 else answer[1])
         replay = ("--workload", "chat", "--requests", "1000000", "--workers", "2", "--pool-blocks", "4000")
         options = ("--block-bytes", "4096", "--backend", "host", "--model-id", "org/chat")
         self.start("kvctl", "--socket", self.socket, "replay", *replay, *options)
@@ -85,11 +85,12 @@ class Node:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def eventually(self, what, done):
+    def eventually(self, what, lack):
+        """Waits until ``lack`` returns no text of what is not so yet."""
         deadline = time.monotonic() + PATIENCE_S
-        while not done():
+        while missing := lack():
             assert time.monotonic() < deadline, (
-                f"{what} did not come about in {PATIENCE_S} s:\n{(self.folder / 'log').read_text()}"
+                f"{what} did not come about in {PATIENCE_S} s:\n{missing}\n{(self.folder / 'log').read_text()}"
             )
             time.sleep(0.1)
 
@@ -100,18 +101,17 @@ class Node:
         self.log.close()
 
 
-def has_worked(node):
-    """The host cache is full and both workers have a line in every table."""
+def lacks(node):
+    """What is missing until the host cache is full and both workers have a line in every table; empty: nothing."""
     code, said = node.kvctl("status", "--json")
     if code != 0:
-        return False
+        return said
     domains = json.loads(said)["domains"]
     cache = domains[0]["host_cache"] if domains else {}
-    return (
-        cache.get("evicted", 0) > 0
-        and cache.get("hits", 0) > 0
-        and len(json.loads(node.kvctl("hot", "--json")[1])["prefixes"]) > 3
-    )
+    hot = json.loads(node.kvctl("hot", "--json")[1])["prefixes"]
+    if cache.get("evicted", 0) > 0 and cache.get("hits", 0) > 0 and len(hot) > 3:
+        return ""
+    return f"{len(hot)} hot prefixes, host cache: {cache}, {said}"
 
 
 def main():
@@ -130,7 +130,7 @@ def main():
         node = Node(folder, arguments.bin.resolve())
         try:
             node.serve()
-            node.eventually("a full host cache and hot prefixes", lambda: has_worked(node))
+            node.eventually("a full host cache and hot prefixes", lambda: lacks(node))
             asked = [
                 ("is it up", 0, ("status",)),
                 ("is it helping", 0, ("stat", "--interval", "0.5", "--count", "2")),
