@@ -384,8 +384,8 @@ TEST_CASE("Descriptors: a socket whose close waits for somebody keeps no kvmd fr
     connect(1);
   }
   SECTION("on one that has had no turn") {
-    // kvmd takes 256 at a time, and half of them have a turn before it looks for signals; mostly, so
-    // more than once.
+    // kvmd takes 256 at a time, and half of them have a turn before it looks for signals: mostly,
+    // so this is tried more than once.
     static_cast<void>(GENERATE(1, 2, 3));
     StoppedProcess stopped(kvmd.pid());
     connect(256);
