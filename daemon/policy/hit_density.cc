@@ -35,13 +35,12 @@ HitDensityPolicy::HitDensityPolicy(std::uint32_t capacity)
       unit_(std::max(1u, capacity / kUnitsPerCapacity)),
       nodes_(std::max(kRememberedPerSlot * capacity, kMinRemembered) + capacity + kDropped),
       node_of_(capacity, kNil),
-      table_(nodes_.size()),
+      table_(nodes_.most()),
       guard_(capacity),
       by_use_(nodes_, guard_, capacity),
       leaves_(nodes_, model_, capacity) {
-  const std::uint64_t every = std::bit_floor(std::max<std::uint64_t>(1, nodes_.size() / kSampledNodes));
+  const std::uint64_t every = std::bit_floor(std::max<std::uint64_t>(1, nodes_.most() / kSampledNodes));
   sample_mask_ = static_cast<std::uint32_t>(every - 1);
-  for (std::uint32_t node = 0; node < nodes_.size(); ++node) PushBack(free_, node, nodes_.LinksOf());
   next_unit_ = unit_;
   UpdateModel();
 }
@@ -174,7 +173,13 @@ Slot HitDensityPolicy::ChooseVictimAmong(const Evictable& evictable) {
 }
 
 std::uint32_t HitDensityPolicy::MakeNode(Key key, std::uint32_t parent) {
-  free_.empty() ? DropOldestRemembered(parent) : FetchNextDropped();
+  if (!free_.empty()) {
+    FetchNextDropped();
+  } else if (nodes_.made() < nodes_.most()) {
+    PushFront(free_, nodes_.Make(), nodes_.LinksOf());
+  } else {
+    DropOldestRemembered(parent);
+  }
   const std::uint32_t at = free_.front;
   Unlink(free_, at, nodes_.LinksOf());
   HitDensityNode& node = nodes_[at];
@@ -253,8 +258,8 @@ void HitDensityPolicy::Count(const Use& use, bool known) {
 void HitDensityPolicy::UpdateModel() {
   model_.Begin();
   const std::uint64_t step = std::uint64_t{sample_mask_} + 1;
-  for (std::uint64_t at = 0; at < nodes_.size(); at += step) {
-    __builtin_prefetch(&nodes_[std::min(at + 8 * step, nodes_.size() - 1)]);
+  for (std::uint64_t at = 0; at < nodes_.made(); at += step) {
+    __builtin_prefetch(&nodes_[std::min(at + 8 * step, nodes_.made() - 1)]);
     const HitDensityNode& node = nodes_[at];
     if (node.key != kNoKey) model_.Waiting(node.Class(), node.Age(now_));
   }

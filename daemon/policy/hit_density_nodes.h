@@ -32,9 +32,16 @@ struct alignas(64) HitDensityNode {  // a line of memory
 
 class HitDensityNodes {
  public:
-  explicit HitDensityNodes(std::uint64_t count) : nodes_(count) {}
+  // Room for `most` nodes, whose memory is touched as they are made.
+  explicit HitDensityNodes(std::uint64_t most) : most_(most) { nodes_.reserve(most); }
 
-  std::uint64_t size() const noexcept { return nodes_.size(); }
+  std::uint64_t most() const noexcept { return most_; }
+  std::uint64_t made() const noexcept { return nodes_.size(); }
+  // Precondition: fewer than most() are made.
+  std::uint32_t Make() {
+    nodes_.emplace_back();
+    return static_cast<std::uint32_t>(nodes_.size() - 1);
+  }
   HitDensityNode& operator[](std::uint32_t node) noexcept { return nodes_[node]; }
   const HitDensityNode& operator[](std::uint32_t node) const noexcept { return nodes_[node]; }
 
@@ -56,6 +63,7 @@ class HitDensityNodes {
   }
 
  private:
+  const std::uint64_t most_;
   HugeVector<HitDensityNode> nodes_;
 };
 

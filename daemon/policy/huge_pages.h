@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 namespace kvm::policy {
@@ -36,5 +37,33 @@ struct HugePageAllocator {
 
 template <class T>
 using HugeVector = std::vector<T, HugePageAllocator<T>>;
+
+// Elements of zeros. The kernel gives their memory as it is touched, so that a large array costs
+// nothing before.
+template <class T>
+class ZeroedArray {
+ public:
+  static_assert(std::is_trivially_copyable_v<T>);
+
+  explicit ZeroedArray(std::size_t count) : count_(count) {
+    void* memory = ::mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    if (bytes() >= HugePageAllocator<T>::kHugePage) static_cast<void>(::madvise(memory, bytes(), MADV_HUGEPAGE));
+    elements_ = static_cast<T*>(memory);
+  }
+  ~ZeroedArray() { ::munmap(elements_, bytes()); }
+  ZeroedArray(const ZeroedArray&) = delete;
+  ZeroedArray& operator=(const ZeroedArray&) = delete;
+
+  std::size_t size() const noexcept { return count_; }
+  T& operator[](std::size_t at) noexcept { return elements_[at]; }
+  const T& operator[](std::size_t at) const noexcept { return elements_[at]; }
+
+ private:
+  std::size_t bytes() const noexcept { return count_ * sizeof(T); }
+
+  const std::size_t count_;
+  T* elements_;
+};
 
 }  // namespace kvm::policy

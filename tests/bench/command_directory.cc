@@ -19,6 +19,7 @@ namespace kvm::bench {
 namespace {
 
 using mesh::CuckooFilter;
+using mesh::KeySet;
 using mesh::NodeSummary;
 using mesh::PeerSummary;
 using mesh::SummaryImage;
@@ -86,7 +87,7 @@ int RunDirectory(const DirectoryOptions& options) {
 
   // What a peer is sent in a second.
   NodeSummary node;
-  std::unordered_set<BlockKey> keys;
+  KeySet keys;
   std::vector<BlockKey> order;
   for (std::uint32_t i = 0; i < options.keys; ++i) order.push_back({random(), random()});
   keys.insert(order.begin(), order.end());

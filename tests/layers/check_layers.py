@@ -107,7 +107,7 @@ RULES = {
     # directory stands alone. In node: serving → disk, peers → state. A scan has kvctl's connection,
     # the disk cache the daemon's policies.
     "client/mesh/log": {"proto/base", "proto/log"},
-    "client/mesh/directory": {"proto/mesh", "kvm"},
+    "client/mesh/directory": {"proto/base", "proto/mesh", "kvm"},
     "client/mesh/transfer": {"proto/mesh", "kvm", "client/mesh/log"},
     "client/mesh/threads": {"client/mesh/log", "client/mesh/transfer", "kvm"},
     "client/mesh/membership": {"proto/base", "proto/mesh", "kvm"}
@@ -122,7 +122,7 @@ RULES = {
         "daemon/policy",
         "kvm",
     },
-    "client/mesh/scan": {"proto/shm", "kvclient", "kvm", "client/kvctl/cli"}
+    "client/mesh/scan": {"proto/base", "proto/shm", "kvclient", "kvm", "client/kvctl/cli"}
     | {f"client/mesh/{each}" for each in ("directory", "events", "memory")},
     "client/mesh/sources": {"kvm"} | {f"client/mesh/{each}" for each in ("memory", "transfer")},
     "client/mesh/events": {"proto/base", "proto/mesh", "kvm", "client/mesh/log"},

@@ -38,7 +38,7 @@ bool NodeSummary::Fill(bool as_far_as_possible) {
   return all;
 }
 
-void NodeSummary::Update(std::unordered_set<BlockKey> keys) {
+void NodeSummary::Update(KeySet keys) {
   std::vector<std::uint32_t> changed;
   bool room = fits_ && CuckooFilter::BucketsFor(keys.size()) <= filter_.buckets().size();
   fits_ = false;
@@ -90,10 +90,19 @@ void NodeSummary::End(std::vector<std::uint32_t> changed, bool room) {
   if (changes_.size() > kRemembered) changes_.pop_front();
 }
 
+std::shared_ptr<const SummaryImage> NodeSummary::Share(std::uint64_t epoch, std::uint64_t sequence) const {
+  constexpr auto kNone = ~std::uint64_t{0};
+  if (std::exchange(shared_at_, {epoch_, sequence_}) != std::pair{epoch_, sequence_}) shared_.clear();
+  std::weak_ptr<const SummaryImage>& shared = shared_[Continues(epoch, sequence) ? sequence : kNone];
+  std::shared_ptr<const SummaryImage> image = shared.lock();
+  if (!image) shared = image = std::make_shared<const SummaryImage>(Answer(epoch, sequence));
+  return image;
+}
+
 SummaryImage NodeSummary::Answer(std::uint64_t epoch, std::uint64_t sequence) const {
   SummaryImage out{epoch_, sequence_, true, filter_.buckets().size(), keys_.size(), {}};
   std::vector<std::uint32_t> changed;
-  if (epoch == epoch_ && sequence <= sequence_ && sequence_ - sequence <= changes_.size()) {
+  if (Continues(epoch, sequence)) {
     out.snapshot = false;
     for (std::size_t i = changes_.size() - static_cast<std::size_t>(sequence_ - sequence); i < changes_.size(); ++i)
       changed.insert(changed.end(), changes_[i].begin(), changes_[i].end());

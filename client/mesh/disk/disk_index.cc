@@ -177,7 +177,7 @@ void DiskIndex::Rebuild(std::size_t capacity) {
   std::sort(known.begin(), known.end(), [](const Entry& a, const Entry& b) { return a.used < b.used; });
   // All of it beside what is in use, so that a lack of memory changes nothing.
   std::unique_ptr<policy::EvictionPolicy> policy = policy::MakePolicy(kind_, static_cast<std::uint32_t>(capacity));
-  std::unordered_map<std::uint64_t, policy::Slot> slots;
+  std::unordered_map<std::uint64_t, policy::Slot, SecretHash> slots;
   std::vector<policy::Slot> free;
   free.reserve(capacity);
   for (std::size_t slot = capacity; slot > known.size(); --slot) free.push_back(static_cast<policy::Slot>(slot - 1));

@@ -20,6 +20,7 @@
 #include "client/mesh/disk/record.h"
 #include "daemon/policy/policies.h"
 #include "kvm/block_key.h"
+#include "proto/base/secret_hash.h"
 
 namespace kvm::mesh {
 
@@ -103,7 +104,7 @@ class DiskIndex {
   std::unique_ptr<policy::EvictionPolicy> policy_;
   std::vector<Entry> entries_;  // by slot
   std::vector<policy::Slot> free_;
-  std::unordered_map<std::uint64_t, policy::Slot> slots_;  // by BlockKey::lo
+  std::unordered_map<std::uint64_t, policy::Slot, SecretHash> slots_;  // by BlockKey::lo
   std::map<std::uint64_t, Segment> segments_;
   std::uint64_t bytes_ = 0, uses_ = 0;
   bool evicts_ = false;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "client/mesh/events/held_blocks.h"
+#include "proto/base/secret_hash.h"
 
 namespace kvm::mesh {
 
@@ -59,7 +60,7 @@ class BlockTree {
 
  private:
   std::vector<BlockNode> nodes_;
-  boost::unordered_flat_map<std::uint64_t, std::uint32_t> at_;
+  boost::unordered_flat_map<std::uint64_t, std::uint32_t, SecretHash> at_;
   std::uint32_t free_ = kNone;  // a list, by `next`
 };
 

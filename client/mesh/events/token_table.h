@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kvm/block_key.h"
+#include "proto/base/secret_hash.h"
 
 namespace kvm::mesh {
 
@@ -63,7 +64,7 @@ class TokenTable {
 
   const std::uint32_t block_tokens_;
   const std::size_t most_;
-  boost::unordered_flat_map<BlockKey, std::uint32_t, std::hash<BlockKey>> at_;
+  boost::unordered_flat_map<BlockKey, std::uint32_t, SecretHash> at_;
   std::vector<Slot> slots_;
   std::vector<std::uint32_t> tokens_;
   std::vector<std::string> adapters_{std::string()};

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kvclient/region.h"
+#include "proto/base/secret_hash.h"
 
 namespace kvm::mesh {
 
@@ -46,7 +47,7 @@ class SlotPool {
   Order taken_;
   std::vector<Order::iterator> at_;
   std::vector<std::optional<BlockKey>> keys_;
-  std::unordered_map<BlockKey, std::uint32_t> slots_;
+  std::unordered_map<BlockKey, std::uint32_t, SecretHash> slots_;
 };
 
 // A slot that Take has given, while it is written; it is returned if nothing was published in it.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "client/mesh/scan/scan_result.h"
+#include "proto/base/secret_hash.h"
 #include "proto/shm/registry_view.h"
 #include "proto/shm/slot_versions.h"
 
@@ -74,7 +75,7 @@ class IndexScan {
   std::vector<std::uint32_t> versions_;  // by slot; empty: nothing is known
   std::vector<Seen> seen_;               // by slot, as of that version
   std::vector<RowUse> rows_;             // as of the last Read
-  boost::unordered_flat_map<BlockKey, Replicas, std::hash<BlockKey>> replicas_;
+  boost::unordered_flat_map<BlockKey, Replicas, SecretHash> replicas_;
   std::vector<BlockKey> touched_;  // by this Read
   bool complete_ = true;
 };

@@ -1,5 +1,4 @@
 // The summary of a node's keys against the exact set, over snapshots, deltas and lies.
-#include <unordered_set>
 #include <vector>
 
 #include "client/mesh/directory/node_summary.h"
@@ -11,6 +10,7 @@ namespace {
 
 using namespace kvm;
 using mesh::CuckooFilter;
+using mesh::KeySet;
 using mesh::NodeSummary;
 using mesh::PeerSummary;
 using mesh::SummaryImage;
@@ -22,10 +22,10 @@ std::vector<BlockKey> SomeKeys(std::size_t count, std::uint64_t seed) {
   return keys;
 }
 
-std::unordered_set<BlockKey> AsSet(const std::vector<BlockKey>& keys) { return {keys.begin(), keys.end()}; }
+KeySet AsSet(const std::vector<BlockKey>& keys) { return {keys.begin(), keys.end()}; }
 
 // Whether `summary` contains each of `keys`: a depth of 1 for each alone.
-std::size_t Missing(const PeerSummary& summary, const std::unordered_set<BlockKey>& keys) {
+std::size_t Missing(const PeerSummary& summary, const KeySet& keys) {
   std::size_t missing = 0;
   for (const BlockKey& key : keys) missing += summary.MatchedDepth(std::span(&key, 1), 0) == 0;
   return missing;
@@ -72,7 +72,7 @@ TEST_CASE("Summary: a peer that takes snapshots and deltas at random times never
   std::vector<BlockKey> pool = SomeKeys(4000, 7);
   std::size_t deltas = 0, snapshots = 0, missing = 0;
   for (int round = 0; round < 300; ++round) {
-    std::unordered_set<BlockKey> keys;
+    KeySet keys;
     const std::size_t most = 1 + random.Below(3000);
     const std::size_t from = random.Below(pool.size());
     for (std::size_t i = 0; i < most; ++i) keys.insert(pool[(from + i) % pool.size()]);
@@ -98,7 +98,7 @@ TEST_CASE("Summary: changes one by one leave what an update with all keys leaves
   NodeSummary node;
   PeerSummary peer;
   const std::vector<BlockKey> pool = SomeKeys(4000, 17);
-  std::unordered_set<BlockKey> keys;
+  KeySet keys;
   std::size_t deltas = 0, missing = 0;
   for (int round = 0; round < 400; ++round) {
     if (round % 97 == 96) {
@@ -275,7 +275,7 @@ TEST_CASE("Directory: a peer without a summary matches nothing", "[unit]") {
 
 TEST_CASE("Node summary: keys that no size has room for cost neither memory nor the hits of other keys", "[unit]") {
   const std::vector<BlockKey> ordinary = SomeKeys(1000, 21);
-  std::unordered_set<BlockKey> keys = AsSet(ordinary);
+  KeySet keys = AsSet(ordinary);
   NodeSummary summary;
   summary.Update(keys);
   const std::uint64_t before = summary.Answer(0, 0).buckets;
@@ -287,4 +287,20 @@ TEST_CASE("Node summary: keys that no size has room for cost neither memory nor 
   PeerSummary peer;
   REQUIRE(peer.Apply(image));
   CHECK(Missing(peer, keys) == 0);
+}
+
+TEST_CASE("Mesh summary: peers that are sent the same share its bytes, and those of other versions do not", "[unit]") {
+  NodeSummary node;
+  node.Update(AsSet(SomeKeys(1000, 1)));
+  const std::shared_ptr<const SummaryImage> whole = node.Share(0, 0);
+  CHECK(whole->payload == node.Answer(0, 0).payload);
+  CHECK(node.Share(1, 7) == whole);
+  node.Update(AsSet(SomeKeys(1000, 2)));
+  CHECK(node.Share(0, 0) != whole);
+  const std::shared_ptr<const SummaryImage> delta = node.Share(whole->epoch, whole->sequence);
+  CHECK(delta->payload == node.Answer(whole->epoch, whole->sequence).payload);
+  CHECK(node.Share(whole->epoch, whole->sequence) == delta);
+  CHECK(node.Share(0, 0) != delta);
+  const std::weak_ptr<const SummaryImage> kept = node.Share(0, 0);
+  CHECK(kept.expired());
 }

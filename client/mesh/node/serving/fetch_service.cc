@@ -86,18 +86,18 @@ Awaitable<Status> FetchService::Answer(kvmmesh::PeerMessage message) {
 
 Awaitable<Status> FetchService::SendSummary(kvmmesh::SummaryQuery query) {
   const bool disk = query.disk() && node_.disk;
-  const SummaryImage image = (disk ? node_.disk_summary : node_.summary).Answer(query.epoch(), query.sequence());
+  const std::shared_ptr<const SummaryImage> image = (disk ? node_.disk_summary : node_.summary).Share(query.epoch(), query.sequence());
   kvmmesh::PeerMessage answer;
   kvmmesh::Summary& summary = *answer.mutable_summary();
-  summary.set_epoch(image.epoch);
-  summary.set_sequence(image.sequence);
-  summary.set_snapshot(image.snapshot);
-  summary.set_buckets(image.buckets);
-  summary.set_keys(image.keys);
+  summary.set_epoch(image->epoch);
+  summary.set_sequence(image->sequence);
+  summary.set_snapshot(image->snapshot);
+  summary.set_buckets(image->buckets);
+  summary.set_keys(image->keys);
   summary.set_disk(disk);
   summary.set_has_disk(DiskServes());
   const std::string bytes = answer.SerializeAsString();
-  const std::span<const std::byte> payload = std::as_bytes(std::span(image.payload));
+  const std::span<const std::byte> payload = std::as_bytes(std::span(image->payload));
   co_return co_await channel_->Send(bytes, payload, {steady_clock::now() + kSendTimeout, kSendStall});
 }
 

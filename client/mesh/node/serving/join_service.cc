@@ -30,7 +30,7 @@ Time AnswerBy(std::uint32_t within_ms) {
 // Marks the first key that a request lacks, so that others wait instead of fetching it, too.
 class JoinService::Fetching {
  public:
-  Fetching(std::unordered_set<BlockKey>& all, const BlockKey& key) : all_(all), key_(key), alone_(all.insert(key).second) {}
+  Fetching(std::unordered_set<BlockKey, SecretHash>& all, const BlockKey& key) : all_(all), key_(key), alone_(all.insert(key).second) {}
   ~Fetching() {
     if (alone_) all_.erase(key_);
   }
@@ -39,7 +39,7 @@ class JoinService::Fetching {
   bool alone() const noexcept { return alone_; }
 
  private:
-  std::unordered_set<BlockKey>& all_;
+  std::unordered_set<BlockKey, SecretHash>& all_;
   const BlockKey key_;
   const bool alone_;
 };

@@ -17,6 +17,7 @@
 #include "client/mesh/node/state/scanner.h"
 #include "client/mesh/sources/source.h"
 #include "client/mesh/sources/source_choice.h"
+#include "proto/base/secret_hash.h"
 
 namespace kvm::mesh {
 
@@ -56,7 +57,8 @@ class JoinService {
   Scanner& scanner_;
   const PeerList& peers_;
   const std::shared_ptr<Source>& disk_;
-  std::unordered_set<BlockKey> fetching_;  // the first key that each request under way lacks
+  // The first key that each request under way lacks
+  std::unordered_set<BlockKey, SecretHash> fetching_;
   JoinLog log_;
 };
 

@@ -4,7 +4,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
-#include <unordered_set>
 #include <utility>
 
 #include "client/mesh/log/event_log.h"
@@ -28,7 +27,7 @@ void Scanner::Use(const ScanPlan& plan, ScanResult found) {
   if (!found.read) return;
   node_.shapes = std::move(found.shapes);
   if (found.all) {
-    std::unordered_set<BlockKey> keys;
+    KeySet keys;
     keys.reserve(found.keys.size());
     for (const KeyChange& each : found.keys) keys.insert(each.key);
     node_.summary.Update(std::move(keys));
