@@ -275,6 +275,26 @@ TEST_CASE("Mesh: two mesh processes of a user beside one kvmd both bring blocks"
   CHECK(joined.blocks == 2);
 }
 
+// Without the pause it is asked again at once, for ever, and no failure is counted.
+TEST_CASE("Mesh: a source whose summary never continues the one before is asked anew once between two pauses", "[integration]") {
+  KvmdProcess kvmd;
+  LyingPeer source("source", "uid-" + std::to_string(::geteuid()), {}, HonestAnswer);
+  PeerAnswer memory = SnapshotOf(1), disk;
+  memory.message.mutable_summary()->set_has_disk(true);
+  disk.message.mutable_summary()->set_epoch(2);
+  disk.message.mutable_summary()->set_disk(true);
+  source.AnswerSummaries(memory);
+  source.AnswerDiskSummaries(disk);
+  MeshProcess mesh(kvmd, "b", {source.as_peer()});
+  REQUIRE(Eventually([&] { return source.summaries() >= 4; }));
+  const std::uint64_t failures = StatusOf(mesh).peers(0).failures();
+  const int asked = source.summaries();
+  REQUIRE(Eventually([&] { return StatusOf(mesh).peers(0).failures() >= failures + 3; }));
+  const auto since = static_cast<std::uint64_t>(source.summaries() - asked);
+  // Twice for both summaries before each failure, and what is under way.
+  CHECK(since <= 4 * (StatusOf(mesh).peers(0).failures() - failures + 2));
+}
+
 TEST_CASE("Mesh: a summary of more buckets than allowed is refused before its bytes are read", "[integration]") {
   KvmdProcess kvmd;
   const auto joiner = Start(kvmd, "joiner");

@@ -99,6 +99,9 @@ void LyingPeer::Serve(int socket) {
       ++fetches_;
       for (const PeerAnswer& answer : lie_(asked.fetch()))
         if (!Send(socket, answer)) return;
+    } else if (asked.has_summary_query() && asked.summary_query().disk() && disk_answer_) {
+      ++summaries_;
+      if (!Send(socket, *disk_answer_)) return;
     } else if (asked.has_summary_query() && summary_answer_) {
       ++summaries_;
       if (!Send(socket, *summary_answer_)) return;

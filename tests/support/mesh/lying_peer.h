@@ -37,6 +37,8 @@ class LyingPeer {
   // Answers the question for its summary so; `payload` may be longer or shorter than the message
   // says.
   void AnswerSummaries(PeerAnswer answer) { summary_answer_ = std::move(answer); }
+  // The same for the summary of its disk cache.
+  void AnswerDiskSummaries(PeerAnswer answer) { disk_answer_ = std::move(answer); }
 
   std::string as_peer() const;
   int summaries() const noexcept { return summaries_.load(); }  // questions for its summary so far
@@ -54,7 +56,7 @@ class LyingPeer {
   UniqueFd listener_;
   unsigned port_ = 0;
   bool closes_after_answers_ = false;
-  std::optional<PeerAnswer> summary_answer_;
+  std::optional<PeerAnswer> summary_answer_, disk_answer_;
   std::atomic<int> fetches_{0}, summaries_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::jthread> threads_;

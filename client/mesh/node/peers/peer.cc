@@ -5,6 +5,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <new>
+#include <utility>
 
 #include "client/mesh/log/event_log.h"
 #include "client/mesh/node/peers/arriving_blocks.h"
@@ -87,6 +88,7 @@ void Peer::Describe(kvmmesh::PeerStatus& out) const {
 }
 
 Awaitable<void> Peer::Pull() {
+  bool asked_anew = false;  // since the last pause
   while (!stopped_) {
     Status good;
     try {
@@ -100,8 +102,9 @@ Awaitable<void> Peer::Pull() {
       failed_pulls_ = 0;
       LogPull(true);
     } else {
-      // A summary that does not continue the known one is asked for anew, at once.
-      const bool again = good.error().code == Errc::kStale && summary_.epoch() != 0;
+      // A summary that does not continue the known one is asked for anew, at once; but a peer may
+      // answer so every time.
+      const bool again = good.error().code == Errc::kStale && summary_.epoch() != 0 && !std::exchange(asked_anew, true);
       summary_.Forget();
       disk_summary_.Forget();
       if (again) continue;
@@ -111,6 +114,7 @@ Awaitable<void> Peer::Pull() {
       LogPull(false);
     }
     const unsigned factor = std::min(1u << std::min(failed_pulls_, 5u), kMaxPauseFactor);
+    asked_anew = false;
     pause_.expires_after(milliseconds(node_.config.pull_interval_ms) * factor);
     boost::system::error_code ignored;
     co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
