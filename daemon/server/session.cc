@@ -7,6 +7,7 @@
 
 #include <boost/asio/post.hpp>
 
+#include "daemon/broker/field_count.h"
 #include "daemon/broker/known_fields.h"
 #include "daemon/system/process_info.h"
 #include "proto/base/socket_peer.h"
@@ -197,7 +198,10 @@ Status Session::CheckDescriptors(std::size_t known) const {
 }
 
 Status Session::HandleFrame(Frame frame) {
+  const std::size_t fields = CountFields(frame.payload);
   SpendOnMessage(frame.payload.size(), frame.fds.size());
+  Spend(fields);
+  if (fields > kMaxFields) return MakeError(Errc::kProtocol, "a message of more than " + std::to_string(kMaxFields) + " fields");
   kvmwire::ClientMessage message;
   if (!message.ParseFromString(frame.payload)) return MakeError(Errc::kProtocol, "a message that can't be parsed");
   DiscardUnknownFields(message);
