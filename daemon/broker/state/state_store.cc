@@ -38,12 +38,6 @@ std::string RegistryName(std::uint64_t epoch) { return kRegistries + Hex(epoch, 
 // In the order of their names, the newest manifest of a region comes last.
 std::string ManifestName(const std::string& id, std::uint32_t serial) { return kManifests + id + "." + Hex(serial, kSerialDigits); }
 
-// One open file, independent of its descriptors.
-bool SameFile(int a, int b) {
-  const auto own = static_cast<pid_t>(::getpid());
-  return ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b)) == 0;
-}
-
 bool ReadManifest(int fd, kvmwire::StoredRegion& out) {
   const Result<MappedMemory> memory = MappedMemory::Attach(fd);
   return memory && out.ParseFromArray(memory->data(), static_cast<int>(memory->size()));
@@ -61,22 +55,29 @@ std::uint32_t UserOf(const kvmwire::StoredRegion& manifest) {
   return manifest.has_slab() ? manifest.slab().writer_uid() : manifest.owner_uid();
 }
 
+// Where the kernel does not compare (-1), no two descriptors are taken for one open file.
+bool StateStore::FileOrder::operator()(int a, int b) const noexcept {
+  constexpr long kEqual = 0, kLess = 1, kGreater = 2;
+  Spend(kSystemCallUnits);
+  const auto own = static_cast<pid_t>(::getpid());
+  const long order = ::syscall(SYS_kcmp, own, own, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b));
+  return order == kLess || (order != kEqual && order != kGreater && a < b);
+}
+
 std::string StateStore::PersistFile(std::uint32_t user, int fd) {
   const FileId id = FileIdOf(fd);
-  const auto [first, last] = names_.equal_range(id);
-  for (auto at = first; at != last; ++at) {
-    File& file = files_.at(at->second);
-    Spend(kSystemCallUnits);
-    if (!SameFile(file.fd.get(), fd)) continue;
-    ++file.uses;
-    return at->second;
+  Names& its = names_[id];
+  if (const auto found = its.find(fd); found != its.end()) {
+    ++files_.at(found->second).uses;
+    return found->second;
   }
   std::string name = kFiles + NewId();
   File file{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), id, 1, user};
   if (!file.fd) LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", name}, {"reason", OutOfDescriptors(errno).ToString()}});
   manager_.Store(user, name, file.fd.get());
   KVM_FAULT_POINT(kvmd_file_stored);
-  names_.emplace(id, name);
+  if (file.fd) its.emplace(file.fd.get(), name);
+  if (its.empty()) names_.erase(id);
   files_[name] = std::move(file);
   return name;
 }
@@ -85,11 +86,10 @@ void StateStore::DropFile(const std::string& name) {
   const auto file = files_.find(name);
   if (file == files_.end() || --file->second.uses > 0) return;
   manager_.Remove(file->second.user, name);
-  const auto [first, last] = names_.equal_range(file->second.id);
-  for (auto at = first; at != last; ++at) {
-    if (at->second != name) continue;
-    names_.erase(at);
-    break;
+  if (const auto its = names_.find(file->second.id); its != names_.end() && file->second.fd) {
+    const auto found = its->second.find(file->second.fd.get());
+    if (found != its->second.end() && found->second == name) its->second.erase(found);
+    if (its->second.empty()) names_.erase(its);
   }
   files_.erase(file);
 }
@@ -159,8 +159,8 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
       manifests[one.name] = std::move(one.fd);
     } else if (one.name.starts_with(kFiles)) {
       const FileId id = FileIdOf(one.fd.get());
+      names_[id].emplace(one.fd.get(), one.name);
       files_[one.name] = File{std::move(one.fd), id, 0, NotifyQueue::kOwnLane};
-      names_.emplace(id, one.name);
     } else {
       manager_.Remove(NotifyQueue::kOwnLane, one.name);
     }

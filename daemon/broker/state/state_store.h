@@ -73,13 +73,21 @@ class StateStore {
     std::uint32_t user = NotifyQueue::kOwnLane;
   };
 
+  // Orders open files by the kernel's own order, whichever descriptors name them.
+  struct FileOrder {
+    bool operator()(int a, int b) const noexcept;
+  };
+  // By a descriptor in `files_`
+  using Names = std::map<int, std::string, FileOrder>;
+
   std::string PersistFile(std::uint32_t user, int fd);  // its name
   void DropFile(const std::string& name);
   void DropFiles(const std::vector<std::string>& names);
 
   const ServiceManager& manager_;
   std::map<std::string, File> files_;  // by name
-  std::multimap<FileId, std::string> names_;
+  // A client may have opened one device many times, so even the files of one inode are searched.
+  std::map<FileId, Names> names_;
 };
 
 }  // namespace kvm::daemon
