@@ -150,7 +150,7 @@ void Lessor::Cut(Lease& lease, std::size_t blocks) {
       lost.blocks.assign(from, lease.blocks.end());
       lease.blocks.erase(from, lease.blocks.end());
     }
-    Spend(lease.first_of.size());
+    Spend(4 * lease.first_of.size());
     std::erase_if(lease.first_of, [&](const auto& entry) {
       if (entry.second < blocks) return false;
       const auto others = by_region_.find({lease.domain, entry.first.first, entry.first.second});
@@ -196,7 +196,7 @@ bool Lessor::CutSome(const WorkBudget& budget) {
 }
 
 bool Lessor::Work(const WorkBudget& budget) {
-  if (CutSome(budget)) return true;
+  if (CutSome(budget) || RevokeSome(budget)) return true;
   for (; !lost_.empty(); lost_.pop_front()) {
     Lease& lost = lost_.front();
     while (!lost.blocks.empty()) {
@@ -213,6 +213,11 @@ bool Lessor::Work(const WorkBudget& budget) {
 }
 
 void Lessor::Forget(const Domain& domain) {
+  std::vector<LeaseId> left;
+  for (const auto& [id, lease] : leases_) {
+    if (lease->domain == &domain) left.push_back(id);
+  }
+  for (const LeaseId id : left) Revoke(*leases_.at(id));
   std::erase_if(cuts_, [&](const RegionCut& cut) { return cut.domain == &domain; });
   std::erase_if(lost_, [&](const Lease& lost) {
     if (lost.domain != &domain) return false;
@@ -222,19 +227,29 @@ void Lessor::Forget(const Domain& domain) {
   });
 }
 
-void Lessor::Expire(SteadyTime now) {
-  while (!by_deadline_.empty() && by_deadline_.begin()->first <= now) {
+void Lessor::RevokeAllOf(ClientId client) {
+  const auto first = by_client_.lower_bound({client, 0});
+  if (first != by_client_.end() && first->first == client) gone_.push_back(client);
+}
+
+// True: there are more.
+bool Lessor::RevokeSome(const WorkBudget& budget) {
+  for (; !gone_.empty(); gone_.pop_front()) {
+    const ClientId client = gone_.front();
+    for (auto next = by_client_.lower_bound({client, 0}); next != by_client_.end() && next->first == client;) {
+      if (budget.used_up()) return true;
+      Spend(4);
+      Revoke(*leases_.at((next++)->second));
+    }
+  }
+  while (!by_deadline_.empty() && by_deadline_.begin()->first <= now_) {
+    if (budget.used_up()) return true;
+    Spend(4);
     Lease& lease = *leases_.at(by_deadline_.begin()->second);
     LogLimited(LogLevel::kDebug, "lease_expired", {{"lease", lease.id}, {"client", lease.client}});
     Revoke(lease);
   }
-}
-
-void Lessor::RevokeAllOf(ClientId client) {
-  for (auto next = by_client_.lower_bound({client, 0}); next != by_client_.end() && next->first == client;) {
-    Spend(1);
-    Revoke(*leases_.at((next++)->second));
-  }
+  return false;
 }
 
 std::uint32_t Lessor::CutOff(const Domain& domain, const Region& region, const char* why) {

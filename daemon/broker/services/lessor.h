@@ -6,8 +6,8 @@
 // ends. If a region of its blocks ends or gets another owner, the lease loses those blocks and all
 // behind them. LeaseService calls it for clients' messages.
 //
-// Many leases may have blocks in one region, and a lease may have many blocks, so what they lose is
-// noted first, and taken off them and unpinned in slices (Work).
+// Many leases may have blocks in one region, or end at one moment, and a lease may have many
+// blocks. So what they lose is noted first, and taken off them and unpinned in slices (Work).
 //
 // Invariant: each block of a lease is counted once in its region (Domain::Pin), until it is cut off
 // or its region is gone. No other code pins blocks. The settings limit leases, blocks and bytes of
@@ -85,14 +85,15 @@ class Lessor {
   [[nodiscard]] Status Renew(Lease& lease, std::uint32_t ttl_ms);
   // Removes the lease. Its blocks stay pinned and counted until Work has come to them.
   void Revoke(Lease& lease) { Cut(lease, 0); }
+  // The client has gone. Its leases end when Work comes to them.
   void RevokeAllOf(ClientId client);
-  // Shortens the leases that CutOff has named, and unpins blocks that leases have lost, until the
-  // budget is used up. True: there are more.
+  // Shortens the leases that CutOff has named, revokes those of RevokeAllOf and Expire, and unpins
+  // blocks that leases have lost, until the budget is used up. True: there are more.
   bool Work(const WorkBudget& budget);
   // Called before the domain is destroyed, whose clients have left.
   void Forget(const Domain& domain);
-  // Revokes those whose time is over.
-  void Expire(SteadyTime now);
+  // Those whose time is over end when Work comes to them.
+  void Expire(SteadyTime now) { now_ = now; }
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
   // all behind them, when Work comes to them. Blocks that a lease gets later are not meant. `why`
   // outlives the lessor. Returns the number of these leases.
@@ -108,6 +109,7 @@ class Lessor {
   using RegionKey = std::tuple<const Domain*, std::uint32_t, std::uint32_t>;  // row, epoch
 
   bool CutSome(const WorkBudget& budget);
+  bool RevokeSome(const WorkBudget& budget);
   Status CheckTtl(std::uint32_t ttl_ms) const;
   Status CheckLimits(const Lease& lease, const Region& region) const;
   void Cut(Lease& lease, std::size_t blocks);
@@ -122,6 +124,8 @@ class Lessor {
   std::deque<RegionCut> cuts_;                        // what Work has to take off leases
   std::deque<Lease> lost_;                            // what leases have lost and Work has to unpin
   std::set<std::pair<SteadyTime, LeaseId>> by_deadline_;
+  SteadyTime now_ = SteadyTime::min();  // of the last Expire
+  std::deque<ClientId> gone_;           // clients that Work has to revoke the leases of
   std::map<ClientId, Usage> of_client_;
   std::map<const Domain*, Usage> of_domain_;
   std::map<std::uint32_t, std::uint32_t> of_user_;  // how many leases
