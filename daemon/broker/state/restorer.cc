@@ -11,7 +11,6 @@
 namespace kvm::daemon {
 namespace {
 
-constexpr std::uint64_t kSlotsInSlice = 16'384;  // some milliseconds
 constexpr ClientId kNobody = 0;
 
 std::uint64_t RowKey(std::uint32_t row, std::uint32_t region_epoch) { return std::uint64_t{row} << 32 | region_epoch; }
@@ -55,6 +54,7 @@ void Restorer::Restore(PersistedState state) {
     }
     rebuild->second.domain = manifest.domain();
     rebuild->second.rows[RowKey(manifest.row(), manifest.region_epoch())] = {(*region)->row, (*region)->info.region_epoch};
+    rebuild->second.regions = rebuild->second.rows.size();
   }
   for (auto& [epoch, rebuild] : rebuilds) rebuilds_.push_back(std::move(rebuild));
   if (!rebuilds_.empty()) work_to_do_();
@@ -102,49 +102,63 @@ Result<Region*> Restorer::RestoreRegion(PersistedRegion& persisted, ClientId own
 bool Restorer::Work() {
   if (rebuilds_.empty()) return false;
   Rebuild& rebuild = rebuilds_.back();
-  const IndexReader& index = rebuild.old.index();
   Domain* domain = domains_.Find(rebuild.domain);
-  const std::uint64_t end = domain == nullptr ? rebuild.slot : std::min(rebuild.slot + kSlotsInSlice, index.slots());
-  for (; rebuild.slot < end; ++rebuild.slot) {
-    IndexEntry entry;
-    if (!index.ReadSlot(rebuild.slot, entry)) continue;
-    const auto row = rebuild.rows.find(RowKey(entry.region, entry.region_epoch));
-    if (row == rebuild.rows.end()) continue;
-    Region* region = domain->FindRegion(row->second.first, row->second.second);
-    if (region == nullptr || !region->serving()) continue;
-    rebuild.entries += region->filler != nullptr ? host_cache_->RestoreEntry(*region, entry) : domain->Restore(*region, entry);
-  }
-  if (host_cache_ != nullptr) host_cache_->UseRestored();
-  KVM_FAULT_POINT(kvmd_rebuild_slice);
-  if (domain != nullptr && rebuild.slot < index.slots()) return true;
-  Finish(rebuild, domain);
+  const WorkBudget budget;
+  if (domain != nullptr && (!ReadSome(rebuild, *domain, budget) || !FinishSome(rebuild, *domain, budget))) return true;
+  KVM_FAULT_POINT(kvmd_rebuild_done);
+  persistence_.ForgetRegistry(rebuild.old.header().epoch);
   rebuilds_.pop_back();
   return !rebuilds_.empty();
 }
 
-// From here on the new registry is the one that a next kvmd would start from.
-void Restorer::Finish(const Rebuild& rebuild, Domain* domain) {
-  if (domain != nullptr) {
-    for (const auto& [old, row] : rebuild.rows) {
-      Region* region = domain->FindRegion(row.first, row.second);
-      if (region == nullptr || !region->serving()) continue;
-      if (region->filler != nullptr) {
-        host_cache_->FinishRestore(*region);
-        persistence_.PersistSlab(*domain, *region, *host_cache_);
-      } else {
-        persistence_.PersistRegion(*domain, *region);
-      }
-      KVM_FAULT_POINT(kvmd_rebuild_region_persisted);
-    }
-    Log(LogLevel::kInfo, "registry_restored",
-        {{"domain", rebuild.domain},
-         {"regions", std::uint64_t{rebuild.rows.size()}},
-         {"entries", rebuild.entries},
-         {"ms", static_cast<std::uint64_t>(
-                    std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - rebuild.began).count())}});
+// Clients have chosen the keys, so an entry may take as many steps as there are entries that share
+// its place. True: all are read.
+bool Restorer::ReadSome(Rebuild& rebuild, Domain& domain, const WorkBudget& budget) {
+  const IndexReader& index = rebuild.old.index();
+  const std::uint64_t from = rebuild.slot;
+  for (; rebuild.slot < index.slots() && !budget.used_up(); ++rebuild.slot) {
+    Spend(1);
+    IndexEntry entry;
+    if (!index.ReadSlot(rebuild.slot, entry)) continue;
+    const auto row = rebuild.rows.find(RowKey(entry.region, entry.region_epoch));
+    if (row == rebuild.rows.end()) continue;
+    Region* region = domain.FindRegion(row->second.first, row->second.second);
+    if (region == nullptr || !region->serving()) continue;
+    rebuild.entries += region->filler != nullptr ? host_cache_->RestoreEntry(*region, entry) : domain.Restore(*region, entry);
   }
-  KVM_FAULT_POINT(kvmd_rebuild_done);
-  persistence_.ForgetRegistry(rebuild.old.header().epoch);
+  if (rebuild.slot > from) {
+    if (host_cache_ != nullptr) host_cache_->UseRestored();
+    KVM_FAULT_POINT(kvmd_rebuild_slice);
+  }
+  return rebuild.slot == index.slots();
+}
+
+// From here on the new registry is the one that a next kvmd would start from. True: all regions are
+// stored as regions of it.
+bool Restorer::FinishSome(Rebuild& rebuild, Domain& domain, const WorkBudget& budget) {
+  for (; !rebuild.rows.empty(); rebuild.rows.erase(rebuild.rows.begin())) {
+    if (budget.used_up()) return false;
+    const auto [row, region_epoch] = rebuild.rows.begin()->second;
+    Region* region = domain.FindRegion(row, region_epoch);
+    if (region == nullptr || !region->serving()) continue;
+    FinishRegion(domain, *region);
+    KVM_FAULT_POINT(kvmd_rebuild_region_persisted);
+  }
+  Log(LogLevel::kInfo, "registry_restored",
+      {{"domain", rebuild.domain},
+       {"regions", rebuild.regions},
+       {"entries", rebuild.entries},
+       {"ms", static_cast<std::uint64_t>(
+                  std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - rebuild.began).count())}});
+  return true;
+}
+
+void Restorer::FinishRegion(Domain& domain, Region& region) {
+  Spend(region.fds.size() * kDescriptorUnits + kNewMemoryUnits);
+  if (region.filler == nullptr) return persistence_.PersistRegion(domain, region);
+  Spend(region.info.block_count);
+  host_cache_->FinishRestore(region);
+  persistence_.PersistSlab(domain, region, *host_cache_);
 }
 
 bool Restorer::Reading(const Domain& domain) const {

@@ -43,12 +43,14 @@ class Restorer {
     std::string domain;
     // Row and epoch: old → new
     std::unordered_map<std::uint64_t, std::pair<std::uint32_t, std::uint32_t>> rows;
-    std::uint64_t slot = 0, entries = 0;
+    std::uint64_t slot = 0, entries = 0, regions = 0;
     std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
   };
 
   Result<Region*> RestoreRegion(PersistedRegion& persisted, ClientId owner);
-  void Finish(const Rebuild& rebuild, Domain* domain);
+  bool ReadSome(Rebuild& rebuild, Domain& domain, const WorkBudget& budget);
+  bool FinishSome(Rebuild& rebuild, Domain& domain, const WorkBudget& budget);
+  void FinishRegion(Domain& domain, Region& region);
 
   const std::function<void()>& work_to_do_;
   ClientTable& clients_;
