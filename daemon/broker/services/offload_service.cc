@@ -42,7 +42,8 @@ Status OffloadService::PrepareStore(Client& client, kvmwire::ClientMessage messa
   if (records.size() % sizeof(PublishRecord) != 0) return MakeError(Errc::kProtocol, "offload: records are cut off");
   if (records.size() / sizeof(PublishRecord) > kMaxStoreBatch)
     return MakeError(Errc::kProtocol, "offload: too many records in one message");
-  if (waiting_.contains(client.id)) return MakeError(Errc::kProtocol, "offload: the offer before has not been answered");
+  if (waiting_.contains(client.id) || unanswered_.contains(client.id))
+    return MakeError(Errc::kProtocol, "offload: the offer before has not been answered");
   if (!host_cache_) {
     client.ReplyError(message.request_id(), MakeError(Errc::kUnsupported, "this kvmd has no host cache (--host-cache)"));
     return {};
@@ -196,10 +197,17 @@ void OffloadService::SlabGranted(Slab& slab) {
   GrantOnceStored(*client, slab);
 }
 
+bool OffloadService::HasUngranted(ClientId client) const {
+  const auto first = ungranted_.lower_bound({client, {0, 0}});
+  return first != ungranted_.end() && first->first == client;
+}
+
+// A client may ask for its slabs again while the store is slow: each waits once.
 void OffloadService::GrantOnceStored(const Client& client, const Slab& slab) {
-  ++ungranted_[client.id];
-  persistence_.AfterStored(slab.uid, [this, id = client.id, ref = DomainTable::RefOf(slab.group.domain, *slab.region)] {
-    if (--ungranted_[id] == 0) ungranted_.erase(id);
+  const std::pair row{slab.region->row, slab.region->info.region_epoch};
+  if (!ungranted_.emplace(client.id, row).second) return;
+  persistence_.AfterStored(slab.uid, [this, id = client.id, row, ref = DomainTable::RefOf(slab.group.domain, *slab.region)] {
+    ungranted_.erase({id, row});
     Client* writer = clients_.Find(id);
     Region* region = domains_.Find(ref);
     if (writer == nullptr || region == nullptr || region->filler == nullptr) return;
@@ -210,8 +218,12 @@ void OffloadService::GrantOnceStored(const Client& client, const Slab& slab) {
 
 // A client knows the slabs of its grants before it hears of them.
 void OffloadService::SendAnswer(const Client& client, kvmwire::ServerMessage answer) {
-  if (!ungranted_.contains(client.id)) return client.connection->Send(answer);
-  persistence_.AfterStored(client.credentials.uid, [this, id = client.id, answer = std::move(answer)] { clients_.Send(id, answer); });
+  if (!HasUngranted(client.id)) return client.connection->Send(answer);
+  unanswered_.insert(client.id);
+  persistence_.AfterStored(client.credentials.uid, [this, id = client.id, answer = std::move(answer)] {
+    unanswered_.erase(id);
+    clients_.Send(id, answer);
+  });
 }
 
 void OffloadService::SendGrant(const Client& client, const Slab& slab) {

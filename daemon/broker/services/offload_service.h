@@ -7,10 +7,13 @@
 // grants, persists and withdraws slabs. Owns the host cache, if there is one. Single-threaded.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
+#include <utility>
 
 #include "daemon/broker/clients/client_table.h"
 #include "daemon/broker/services/region_announcer.h"
@@ -49,6 +52,7 @@ class OffloadService final : private HostCacheEvents {
  private:
   bool AnswerPrepareStore(Client& client, const kvmwire::ClientMessage& message);
   bool AnswerWaiting();  // true: there is more
+  bool HasUngranted(ClientId client) const;
   static void NoteImports(Domain& domain, const kvmwire::HostCacheUse& use);
   void GrantOnceStored(const Client& client, const Slab& slab);
   static void SendGrant(const Client& client, const Slab& slab);
@@ -67,8 +71,10 @@ class OffloadService final : private HostCacheEvents {
   RegionAnnouncer& announcer_;
   Persistence& persistence_;
   std::unique_ptr<HostCache> host_cache_;
-  // Slabs that the store is to know of before their writers
-  std::map<ClientId, std::uint32_t> ungranted_;
+  // Slabs (row, its epoch) that the store is to know of before their writers
+  std::set<std::pair<ClientId, std::pair<std::uint32_t, std::uint32_t>>> ungranted_;
+  // Clients whose offers are decided, and answered once the store knows of those slabs
+  std::set<ClientId> unanswered_;
   // Offers that nothing could be decided about yet
   std::map<ClientId, kvmwire::ClientMessage> waiting_;
   std::optional<ClientId> next_waiting_;  // while each of them is tried
