@@ -10,8 +10,11 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/daemon/test_domains.cc
   unit/daemon/test_evict.cc
   unit/daemon/test_fair_turns.cc
+  unit/daemon/test_field_count.cc
   unit/daemon/test_host_cache.cc
   unit/daemon/test_host_cache_writers.cc
+  unit/daemon/test_hostile_ends.cc
+  unit/daemon/test_hostile_keys.cc
   unit/daemon/test_hostile_sessions.cc
   unit/daemon/test_hostile_slices.cc
   unit/daemon/test_hostile_work.cc

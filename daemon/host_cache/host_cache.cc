@@ -31,6 +31,8 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
                                      bool asked) {
   Decision decision;
   const std::shared_ptr<SlabWriter> writer = writers_.Of(offerer, domain);
+  // What it was granted on an earlier connection comes first.
+  if (writer->clearing) return decision;
   writers_.ExpireGrants(*writer, now_);
   SlabClass& group = pool_.ClassOf(domain, source);
   // Offers wait, since the blocks in the class's slots are not known yet.
@@ -52,7 +54,7 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
       if (group.blocks[*slot].state == CacheSlot::State::kStored) present.push_back(*slot);
       continue;
     }
-    if (!Admitted(domain, record.key, asked)) {
+    if (group.blocks.HalfTaken(record.key) || !Admitted(domain, record.key, asked)) {
       ++decision.not_admitted;
       continue;
     }
@@ -81,7 +83,7 @@ HostCache::Decision HostCache::Offer(const Offerer& offerer, Domain& domain, Reg
 
 bool HostCache::Done(ClientId client, Domain& domain, const kvmwire::CompleteStore& done, int& next, const WorkBudget& budget) {
   SlabWriter* const writer = writers_.Find(client);
-  if (writer == nullptr) return true;
+  if (writer == nullptr || writer->clearing) return true;
   std::unordered_map<SlabClass*, std::vector<policy::Slot>> stored;
   for (const int from = next; next < done.outcomes_size() && (next == from || !budget.used_up()); ++next) {
     Spend(1);

@@ -110,7 +110,8 @@ class HostCache {
   void Tick(SteadyTime now);
   // A slice of closing slabs and of allocating memory; true if there is more to do.
   bool Work() {
-    const bool more = pool_.Work(WorkBudget());
+    bool more = writers_.Work(WorkBudget());
+    more = pool_.Work(WorkBudget()) || more;
     return allocator_.Work(now_) || more;
   }
   // Whether memory has been allocated or freed since the last call, so that waiting offers can be

@@ -17,7 +17,7 @@ Status HostCacheRestore::Restore(Domain& domain, Region& region, const kvmwire::
     return refuse(MakeError(Errc::kInvalidArgument, "slabs have another size than they had (--host-cache, --host-cache-slab)"));
   if (domain.config().zero_on_free && stored.reserved_huge())
     return refuse(MakeError(Errc::kUnsupported, "a slab on reserved huge pages can't be zeroed (zero-on-free)"));
-  if (Status room = quota_.CheckRestored(group, stored.size_bytes()); !room) return refuse(room.error());
+  if (Status room = quota_.CheckRestored(group, group.Cost(stored.size_bytes())); !room) return refuse(room.error());
   Result<std::unique_ptr<Slab>> reopened = Slab::Reopen(pool_, group, region, stored);
   if (!reopened) return refuse(reopened.error());
   Slab& slab = pool_.Add(std::move(*reopened));

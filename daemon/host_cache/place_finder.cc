@@ -36,6 +36,7 @@ Placement PlaceFinder::Find(SlabClass& group, const std::shared_ptr<SlabWriter>&
     AssignWriter(*slab, writer);
     return Take(*slab, record).value_or(Placement{});
   }
+  if (BeingCleared(group, *writer)) return Placement::None(Outcome::kWait);
   SlabQuota::Limit limit = quota_.LimitFor(group, *writer);
   if (limit == SlabQuota::Limit::kNone) {
     if (allocator_.Allocating(group, *writer) || allocator_.Start(group, writer, now)) return Placement::None(Outcome::kWait);
@@ -95,16 +96,23 @@ Slab* PlaceFinder::Abandoned(const SlabClass& group, const SlabWriter& writer, b
   Slab* best = nullptr;
   for (const auto& slab : pool_.slabs()) {
     if (&slab->group != &group || !slab->abandoned() || slab->uid != writer.uid) continue;
-    if (!quota_.ClientMayHave(writer, slab->bytes())) continue;
+    if (!quota_.ClientMayHave(writer, slab->cost())) continue;
     if (with_room && group.blocks.free_in(slab->position) == 0) continue;
     if (best == nullptr || group.blocks.free_in(slab->position) > group.blocks.free_in(best->position)) best = slab.get();
   }
   return best;
 }
 
+// Whether slabs of dead writers can be had soon (SlabWriters::Work).
+bool PlaceFinder::BeingCleared(const SlabClass& group, const SlabWriter& writer) const {
+  return std::any_of(pool_.slabs().begin(), pool_.slabs().end(), [&](const auto& slab) {
+    return &slab->group == &group && slab->uid == writer.uid && slab->writer && slab->writer->ended && slab->writer->clearing;
+  });
+}
+
 void PlaceFinder::AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& writer) {
   slab.writer = writer;
-  writer->bytes += slab.bytes();
+  writer->bytes += slab.cost();
   host_.SlabGranted(slab);
 }
 
@@ -114,7 +122,7 @@ void PlaceFinder::AssignWriter(Slab& slab, const std::shared_ptr<SlabWriter>& wr
 PlaceFinder::Candidate PlaceFinder::ToGiveUp(const SlabClass& group, const SlabWriter& writer, std::optional<std::uint64_t> own_used_ms,
                                              SlabQuota::Limit limit) const {
   const auto share_of = [&](const SlabWriter& its) { return writers_.ShareOf(its, writer, config_.host_cache_bytes); };
-  const bool poor = writer.bytes + group.slab_bytes() <= share_of(writer);
+  const bool poor = writer.bytes + group.Cost(group.slab_bytes()) <= share_of(writer);
   Candidate best;
   for (const auto& slab : pool_.slabs()) {
     if (slab->WritableBy(writer)) continue;

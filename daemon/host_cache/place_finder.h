@@ -66,6 +66,7 @@ class PlaceFinder {
   std::optional<policy::Slot> OwnVictim(SlabClass& group, const SlabWriter& writer, const PublishRecord& wanted) const;
   bool HoldsPinned(const SlabClass& group, const SlabWriter& writer) const;
   Slab* Abandoned(const SlabClass& group, const SlabWriter& writer, bool with_room) const;
+  bool BeingCleared(const SlabClass& group, const SlabWriter& writer) const;
   // The slab that is to be dropped to make room; null if none may be. `leased`: leases keep the
   // slab that would have been the first choice.
   struct Candidate {

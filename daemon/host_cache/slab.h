@@ -74,6 +74,8 @@ class Slab final : public RegionFiller {
   bool readable(std::uint32_t slot) const noexcept { return IsReadable(generations_.Current(slot)); }
 
   std::uint64_t bytes() const noexcept { return memory.size(); }
+  // For limits
+  std::uint64_t cost() const noexcept { return group.Cost(bytes()); }
   bool WritableBy(const SlabWriter& other) const noexcept { return writer.get() == &other; }
   // Whether another client may become its writer, since no process can write it any more.
   bool abandoned() const noexcept { return !writer || writer->gone; }
@@ -87,6 +89,7 @@ class Slab final : public RegionFiller {
   std::uint64_t used_ms = 0;
   bool mismatched = false;  // to be closed: its user has registered blocks of another size
   bool restoring = false;   // entries of an older registry are still to come
+  std::uint32_t hand = 0;   // the slot that SlabWriters looks at next
 
  private:
   Slab(SlabObserver& observer, std::string name, SlabClass& its_group) : group(its_group), observer_(observer), name_(std::move(name)) {}

@@ -53,7 +53,7 @@ bool SlabAllocator::Start(SlabClass& group, const std::shared_ptr<SlabWriter>& w
   ++group.slabs;
   (*slab)->uid = writer->uid;
   (*slab)->writer = writer;
-  writer->bytes += (*slab)->bytes();
+  writer->bytes += (*slab)->cost();
   allocating_.push_back(std::move(*slab));
   host_.WorkToDo();
   return true;
@@ -77,7 +77,7 @@ bool SlabAllocator::Work(SteadyTime now) {
 
 // Drops a slab that can't be finished.
 void SlabAllocator::Drop(const Slab& slab) {
-  if (slab.writer->client != 0) slab.writer->bytes -= slab.bytes();
+  if (slab.writer->client != 0) slab.writer->bytes -= slab.cost();
   --slab.group.slabs;
   pool_.DropIfEmpty(slab.group);
 }
@@ -100,6 +100,7 @@ void SlabAllocator::Finish(std::unique_ptr<Slab> finished, SteadyTime now) {
               {"region", slab.region->descriptor.name()},
               {"row", slab.region->row},
               {"bytes", slab.bytes()}});
+  host_.WorkToDo();  // its class may have a new policy
   host_.SlabOpened(slab);
   if (!writer_left) host_.SlabGranted(slab);
 }
@@ -110,7 +111,7 @@ void SlabAllocator::Forget(const Domain& domain) {
 
 std::uint64_t SlabAllocator::BytesOf(std::uint32_t uid) const {
   std::uint64_t bytes = 0;
-  for (const auto& slab : allocating_) bytes += slab->uid == uid ? slab->bytes() : 0;
+  for (const auto& slab : allocating_) bytes += slab->uid == uid ? slab->cost() : 0;
   return bytes;
 }
 

@@ -6,6 +6,7 @@
 // Invariant: a class lives while it has slabs; slabs that are still being allocated count.
 #pragma once
 
+#include <algorithm>
 #include <compare>
 #include <cstdint>
 #include <string>
@@ -36,6 +37,9 @@ struct SlabClass {
         shard(std::move(its_shard)) {}
 
   std::uint64_t slab_bytes() const noexcept { return kind.block_bytes * blocks.slots_per_slab(); }
+  // What a slab of so many bytes counts as: with tiny blocks, kvmd's own memory for its slots is
+  // more than the slab.
+  std::uint64_t Cost(std::uint64_t bytes) const noexcept { return std::max(bytes, SlotTable::kBytesPerSlot * blocks.slots_per_slab()); }
 
   const Kind kind;
   Domain& domain;

@@ -10,7 +10,7 @@
 namespace kvm::daemon {
 
 void HostCacheUsage::Add(const Slab& slab) noexcept {
-  bytes += slab.bytes();
+  bytes += slab.cost();
   huge_bytes += slab.memory.reserved_huge_bytes();
   transparent_bytes += slab.memory.transparent_huge_bytes();
   ++slabs;
@@ -35,7 +35,8 @@ SlabClass& SlabPool::ClassOf(Domain& domain, const Region& source) {
   for (const std::uint32_t part : shard) kind.shard += std::to_string(part) + ",";
   std::unique_ptr<SlabClass>& group = classes_[kind];
   if (!group) {
-    const auto slots = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(slab_bytes_ / kind.block_bytes, 1, kMaxSlotsPerSlab));
+    const auto slots = static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(slab_bytes_ / std::max(kind.block_bytes, SlotTable::kBytesPerSlot), 1, kMaxSlotsPerSlab));
     const std::uint64_t most =
         std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, domain.config().max_regions);
     group = std::make_unique<SlabClass>(kind, domain, SlotTable(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most)),
@@ -77,7 +78,7 @@ void SlabPool::Close(Slab& slab) {
       if (slot.state == CacheSlot::State::kGranted && slot.write == grant.write) --slab.writer->granted;
       return true;
     });
-    if (slab.writer->client != 0) slab.writer->bytes -= slab.bytes();
+    if (slab.writer->client != 0) slab.writer->bytes -= slab.cost();
   }
   LogLimited(LogLevel::kInfo, "host_cache_shrunk",
              {{"domain", group.domain.name()}, {"region", slab.region->descriptor.name()}, {"bytes", slab.bytes()}});
@@ -119,6 +120,9 @@ bool SlabPool::CloseMismatched(const WorkBudget& budget) {
 
 bool SlabPool::Work(const WorkBudget& budget) {
   if (CloseMismatched(budget)) return true;
+  for (const auto& [kind, group] : classes_) {
+    if (group->blocks.Work(budget)) return true;
+  }
   for (auto closing = closing_.begin(); closing != closing_.end();) {
     if (!closing->emptying) {
       ++closing;
@@ -194,7 +198,7 @@ void SlabPool::Use(SlabClass& group, std::span<const policy::Slot> slots, bool i
 
 std::uint64_t SlabPool::BytesOf(std::uint32_t uid) const {
   std::uint64_t bytes = 0;
-  for (const auto& slab : slabs_) bytes += slab->uid == uid ? slab->bytes() : 0;
+  for (const auto& slab : slabs_) bytes += slab->uid == uid ? slab->cost() : 0;
   for (const Closing& closing : closing_) bytes += closing.uid == uid ? closing.bytes : 0;
   return bytes;
 }

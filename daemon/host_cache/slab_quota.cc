@@ -18,7 +18,7 @@ bool SlabQuota::ClientMayHave(const SlabWriter& writer, std::uint64_t bytes) con
 }
 
 SlabQuota::Limit SlabQuota::LimitFor(const SlabClass& group, const SlabWriter& writer) const {
-  const std::uint64_t bytes = group.slab_bytes();
+  const std::uint64_t bytes = group.Cost(group.slab_bytes());
   if (!ClientMayHave(writer, bytes)) return Limit::kClient;
   const std::uint64_t of_user = BytesOf(writer.uid), held = host_.ClosedSlabBytesOf(writer.uid);
   if (config_.max_host_cache_per_user != 0 && of_user + held + bytes > config_.max_host_cache_per_user) return Limit::kUser;

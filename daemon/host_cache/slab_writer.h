@@ -45,7 +45,9 @@ struct SlabWriter {
   std::uint64_t instance = 0;  // Hello::instance
   Domain* domain = nullptr;
   std::shared_ptr<WatchedProcess> process;  // set once it has disconnected
-  bool gone = false;                        // the process has ended
+  bool ended = false;                       // the process has
+  bool gone = false;                        // and no slot waits for it any more
+  bool clearing = false;                    // SlabWriters::Work has its slots to look at
   std::uint64_t bytes = 0;                  // of its slabs, while it is connected
   // Slots that it has been granted and has not answered for
   std::uint32_t granted = 0;

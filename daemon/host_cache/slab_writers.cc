@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 namespace kvm::daemon {
 
@@ -36,15 +37,10 @@ std::shared_ptr<SlabWriter> SlabWriters::Resume(const Offerer& offerer, Domain& 
   writer->granted = 0;
   for (const auto& slab : pool_.slabs()) {
     if (!slab->WritableBy(*writer)) continue;
-    writer->bytes += slab->bytes();
-    SlotTable& blocks = slab->group.blocks;
-    for (std::uint32_t i = blocks.slots_per_slab(); i-- > 0;) {
-      const policy::Slot at = blocks.SlotAt(slab->position, i);
-      if (blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);
-    }
+    writer->bytes += slab->cost();
     host_.SlabGranted(*slab);
   }
-  pool_.NoteProgress();
+  Clear(writer);
   return writer;
 }
 
@@ -97,36 +93,60 @@ void SlabWriters::Leave(ClientId client, std::shared_ptr<WatchedProcess> process
   writer->bytes = 0;
   writer->process = std::move(process);
   writer->open.clear();
-  Departed(*writer);
-  if (!writer->gone) departed_.push_back(writer);
+  writer->ended = writer->process->Ended();
+  departed_.push_back(writer);
+  Clear(writer);
   pool_.NoteProgress();
 }
 
-// Blocks that were granted to the writer will not be stored any more. Their slots become free once
-// its process can't write them.
-void SlabWriters::Departed(SlabWriter& writer) {
-  writer.gone = writer.process->Ended();
+// A writer may have as many slots as the cache has, and in a domain with zero-on-free each one
+// that becomes free is written.
+void SlabWriters::Clear(const std::shared_ptr<SlabWriter>& writer) {
+  if (!std::exchange(writer->clearing, true)) clearing_.push_back(writer);
+  if (Work(WorkBudget())) host_.WorkToDo();
+}
+
+bool SlabWriters::Work(const WorkBudget& budget) {
+  for (; !clearing_.empty(); clearing_.pop_front()) {
+    SlabWriter& writer = *clearing_.front();
+    if (!ClearSome(writer, budget)) return true;
+    writer.clearing = false;
+    writer.gone = writer.ended;
+    pool_.NoteProgress();
+  }
+  return false;
+}
+
+// Blocks that were granted to a writer before it has left will not be stored any more. Their slots
+// become free once its process can't write them. False: there are more.
+bool SlabWriters::ClearSome(const SlabWriter& writer, const WorkBudget& budget) {
+  const bool writes = writer.client == 0 && !writer.ended;
+  Spend(pool_.slabs().size());
   for (const auto& slab : pool_.slabs()) {
     if (!slab->WritableBy(writer)) continue;
     SlotTable& blocks = slab->group.blocks;
-    for (std::uint32_t i = 0; i < blocks.slots_per_slab(); ++i) {
-      const policy::Slot at = blocks.SlotAt(slab->position, i);
+    while (blocks.granted_in(slab->position) > 0 || (!writes && blocks.expired_in(slab->position) > 0)) {
+      if (budget.used_up()) return false;
+      Spend(1);
+      const std::uint32_t in_slab = std::exchange(slab->hand, slab->hand + 1 < blocks.slots_per_slab() ? slab->hand + 1 : 0);
+      const policy::Slot at = blocks.SlotAt(slab->position, in_slab);
       if (blocks[at].state == CacheSlot::State::kGranted) blocks.Expire(at);
-      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);
+      if (!writes && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(in_slab);
     }
   }
+  return true;
 }
 
 void SlabWriters::Tick(SteadyTime now) {
   for (const auto& [client, writer] : writers_) ExpireGrants(*writer, now);
-  std::erase_if(departed_, [&](const std::shared_ptr<SlabWriter>& writer) {
-    if (writer->process->Ended()) {
-      Departed(*writer);
-      pool_.NoteProgress();
-    }
-    // If no slab refers to the writer, there is nothing left that it could write.
-    return writer->gone || writer.use_count() == 1;
-  });
+  for (const std::shared_ptr<SlabWriter>& writer : departed_) {
+    if (writer->ended || !writer->process->Ended()) continue;
+    writer->ended = true;
+    Clear(writer);
+  }
+  // If no slab refers to the writer, there is nothing left that it could write.
+  std::erase_if(departed_,
+                [](const std::shared_ptr<SlabWriter>& writer) { return !writer->clearing && (writer->gone || writer.use_count() == 1); });
 }
 
 std::uint64_t SlabWriters::ShareOf(const SlabWriter& writer, const SlabWriter& asking, std::uint64_t bytes) const {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -40,8 +41,12 @@ class SlabWriters {
   // Expires grants whose deadline has passed; no client is granted their slots until the writer has
   // answered.
   void ExpireGrants(SlabWriter& writer, SteadyTime now);
-  // Does the same for all writers, and frees the slots of writers whose processes have ended.
+  // Does the same for all writers, and begins to free the slots of writers whose processes have
+  // ended.
   void Tick(SteadyTime now);
+  // Looks at the slots of writers that have left, have ended or are back, until the budget is used
+  // up. True: there are more.
+  bool Work(const WorkBudget& budget);
 
   // The part of `bytes` that a writer may have before others lack it: users that have slabs share
   // alike, and so do the clients of a user. `asking` counts in any case.
@@ -49,7 +54,8 @@ class SlabWriters {
 
  private:
   std::shared_ptr<SlabWriter> Resume(const Offerer& offerer, Domain& domain);
-  void Departed(SlabWriter& writer);
+  void Clear(const std::shared_ptr<SlabWriter>& writer);
+  bool ClearSome(const SlabWriter& writer, const WorkBudget& budget);
 
   SlabPool& pool_;
   HostCacheEvents& host_;
@@ -57,6 +63,7 @@ class SlabWriters {
   std::map<ClientId, std::shared_ptr<SlabWriter>> writers_;
   // Disconnected ones whose processes may still write
   std::vector<std::shared_ptr<SlabWriter>> departed_;
+  std::deque<std::shared_ptr<SlabWriter>> clearing_;
 };
 
 }  // namespace kvm::daemon

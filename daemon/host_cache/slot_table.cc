@@ -1,6 +1,7 @@
 #include "daemon/host_cache/slot_table.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "daemon/system/work_meter.h"
@@ -10,8 +11,9 @@ namespace {
 
 using policy::Slot;
 
-// The first capacity, in slabs; a policy's memory is proportional to its capacity
-constexpr std::uint32_t kFirstSlabs = 4;
+// The first capacity: so many slabs, or of large ones as many as have so many slots. A policy's
+// memory is proportional to its capacity.
+constexpr std::uint32_t kFirstSlabs = 4, kFirstSlots = 4096;
 // Prefixes are followed this far up. Clients name the parents, so two blocks may even name each
 // other as parent.
 constexpr std::size_t kLongestPath = 16'384;
@@ -22,16 +24,21 @@ constexpr std::size_t kMostAtOnce = kLongestPath;
 constexpr int kMostPlaces = 32;
 // Within this, a prefix that goes on has not been used once more.
 constexpr std::uint64_t kOneUseMs = 1000;
+constexpr WorkUnits kTellUnits = 8;  // to tell a policy of one block
 
 }  // namespace
 
 SlotTable::SlotTable(policy::PolicyKind kind, std::uint32_t slots_per_slab, std::uint32_t most_slabs)
-    : kind_(kind), slots_per_slab_(slots_per_slab), most_slabs_(most_slabs) {}
+    : kind_(kind), slots_per_slab_(slots_per_slab), most_slabs_(most_slabs), slots_(slots_per_slab) {}
 
 std::uint32_t SlotTable::AddSlab() {
   std::uint32_t position = 0;
   while (position < slabs_.size() && slabs_[position].present) ++position;
-  if (position == slabs_.size()) Grow();
+  if (position == slabs_.size()) {
+    slots_.AddSlab();
+    slabs_.emplace_back();
+    if (slabs_.size() > capacity_) Grow();
+  }
   Slab& slab = slabs_[position];
   slab.present = true;
   slab.free.resize(slots_per_slab_);
@@ -47,25 +54,89 @@ std::uint32_t SlotTable::AddUnknownSlab() {
   return position;
 }
 
-// A policy's capacity is fixed. No block has been evicted while there was room to grow, so a new
-// policy only has to be told of the stored blocks, in the order of their use.
+// A policy's capacity is fixed. A new one is told of the stored blocks in the order of their use:
+// a slice of them at once, the others in Work, and last those that are used meanwhile.
 void SlotTable::Grow() {
-  const std::size_t wanted = std::min<std::size_t>(most_slabs_, std::max<std::size_t>(kFirstSlabs, 2 * slabs_.size()));
-  const std::size_t slabs = std::max(wanted, slabs_.size() + 1);
-  slabs_.resize(slabs);
-  slots_.resize(slabs * slots_per_slab_);
-  policy_ = policy::MakePolicy(kind_, static_cast<std::uint32_t>(slots_.size()));
-  std::vector<Slot> listed;
-  for (Slot slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_[slot].listed) listed.push_back(slot);
+  const auto slabs = static_cast<std::uint32_t>(slabs_.size());
+  const std::uint32_t first = std::clamp(kFirstSlots / slots_per_slab_, 1u, kFirstSlabs);
+  capacity_ = std::max(slabs, std::min(most_slabs_, std::max(first, 2 * capacity_)));
+  policy_ = policy::MakePolicy(kind_, capacity_ * slots_per_slab_);
+  ++policies_;
+  // Those that were late for the policy before are as the others.
+  if (untold_) {
+    for (const Slot slot : untold_->late) slots_[slot].late = false;
   }
-  std::sort(listed.begin(), listed.end(), [&](Slot a, Slot b) {
-    const CacheSlot &at = slots_[a], &other = slots_[b];
-    if (at.used_ms != other.used_ms) return at.used_ms < other.used_ms;
-    const bool first_to_last = policy_->order() == policy::Order::kFirstToLast;
-    return first_to_last ? at.record.depth < other.record.depth : at.record.depth > other.record.depth;
-  });
-  for (const Slot slot : listed) policy_->OnInsert(slot, BlockIn(slot));
+  untold_.reset();
+  if (slabs > 1) untold_.emplace();
+  static_cast<void>(Work(WorkBudget()));
+}
+
+bool SlotTable::Work(const WorkBudget& budget) {
+  if (!untold_) return false;
+  // A new slab has blocks that the policy has been told of, or none.
+  for (; untold_->next_slab < slabs_.size(); ++untold_->next_slab) {
+    if (budget.used_up()) return true;
+    SortSlab(untold_->next_slab);
+  }
+  const auto later = [this](std::uint32_t a, std::uint32_t b) { return ComesLater(a, b); };
+  std::vector<std::uint32_t>& heap = untold_->by_last_use;
+  while (!heap.empty()) {
+    if (budget.used_up()) return true;
+    std::pop_heap(heap.begin(), heap.end(), later);
+    std::vector<Slot>& of_slab = untold_->sorted[heap.back()];
+    const Slot slot = of_slab.back();
+    of_slab.pop_back();
+    if (of_slab.empty()) {
+      heap.pop_back();
+    } else {
+      std::push_heap(heap.begin(), heap.end(), later);
+    }
+    Spend(kTellUnits);
+    if (slots_[slot].listed && slots_[slot].told != policies_) Tell(slot);
+  }
+  for (std::deque<Slot>& late = untold_->late; !late.empty(); late.pop_front()) {
+    if (budget.used_up()) return true;
+    Spend(kTellUnits);
+    const Slot slot = late.front();
+    if (!std::exchange(slots_[slot].late, false) || !slots_[slot].listed) continue;
+    slots_[slot].told == policies_ ? policy_->OnHit(slot) : Tell(slot);
+  }
+  untold_.reset();
+  return false;
+}
+
+// The slots of one slab that the policy does not know.
+void SlotTable::SortSlab(std::uint32_t position) {
+  Spend(slots_per_slab_);
+  std::vector<std::pair<LastUse, Slot>> uses;
+  for (std::uint32_t i = 0; i < slots_per_slab_; ++i) {
+    const Slot slot = SlotAt(position, i);
+    if (slots_[slot].listed && slots_[slot].told != policies_) uses.emplace_back(UseOf(slot), slot);
+  }
+  std::sort(uses.begin(), uses.end(), std::greater<>());
+  std::vector<Slot>& of_slab = untold_->sorted.emplace_back();
+  of_slab.reserve(uses.size());
+  for (const auto& [use, slot] : uses) of_slab.push_back(slot);
+  if (of_slab.empty()) return;
+  std::vector<std::uint32_t>& heap = untold_->by_last_use;
+  heap.push_back(position);
+  std::push_heap(heap.begin(), heap.end(), [this](std::uint32_t a, std::uint32_t b) { return ComesLater(a, b); });
+}
+
+// Of two slabs: whether the next slot to tell of is `b`'s.
+bool SlotTable::ComesLater(std::uint32_t a, std::uint32_t b) const noexcept {
+  return UseOf(untold_->sorted[b].back()) < UseOf(untold_->sorted[a].back());
+}
+
+// The policy is told of a request from its first block to its last, or the other way.
+SlotTable::LastUse SlotTable::UseOf(Slot slot) const noexcept {
+  const CacheSlot& at = slots_[slot];
+  return {at.used_ms, policy_->order() == policy::Order::kFirstToLast ? at.record.depth : ~at.record.depth};
+}
+
+void SlotTable::Tell(Slot slot) {
+  slots_[slot].told = policies_;
+  policy_->OnInsert(slot, BlockIn(slot));
 }
 
 void SlotTable::RemoveSlab(std::uint32_t position) {
@@ -79,9 +150,8 @@ void SlotTable::RemoveSlab(std::uint32_t position) {
 }
 
 std::optional<Slot> SlotTable::Find(const BlockKey& key) const {
-  const auto found = by_key_.find(key.lo);
-  if (found == by_key_.end() || slots_[found->second].record.key != key) return std::nullopt;
-  return found->second;
+  const std::optional<Slot> found = by_key_.Find(key.lo);
+  return found && slots_[*found].record.key == key ? found : std::nullopt;
 }
 
 std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord& record) {
@@ -90,11 +160,19 @@ std::optional<Slot> SlotTable::Grant(std::uint32_t position, const PublishRecord
   const Slot slot = SlotAt(position, slab.free.back());
   slab.free.pop_back();
   slots_[slot] = CacheSlot{};
-  slots_[slot].state = CacheSlot::State::kGranted;
+  SetState(slot, CacheSlot::State::kGranted);
   slots_[slot].record = record;
   IsComing(record);
-  by_key_.emplace(record.key.lo, slot);
+  static_cast<void>(by_key_.Add(record.key.lo, slot));
   return slot;
+}
+
+void SlotTable::SetState(Slot slot, CacheSlot::State state) noexcept {
+  using State = CacheSlot::State;
+  Slab& slab = slabs_[PositionOf(slot)];
+  const State before = std::exchange(slots_[slot].state, state);
+  slab.granted += (state == State::kGranted) - (before == State::kGranted);
+  slab.expired += (state == State::kExpired) - (before == State::kExpired);
 }
 
 // After each change of what the answer depends on.
@@ -131,27 +209,27 @@ void SlotTable::KeepFromLeaving(Slot slot) noexcept {
 
 // The policy will be told of the block of `record`: until then its parent stays.
 void SlotTable::IsComing(const PublishRecord& record) noexcept {
-  const auto parent = by_key_.find(record.parent_lo);
-  if (record.depth == 0 || parent == by_key_.end()) return;
-  ++slots_[parent->second].coming;
-  NoteWhetherItMayLeave(parent->second);
+  const std::optional<Slot> parent = record.depth == 0 ? std::nullopt : by_key_.Find(record.parent_lo);
+  if (!parent) return;
+  ++slots_[*parent].coming;
+  NoteWhetherItMayLeave(*parent);
 }
 
 // The block in `slot` is known to the policy, or will never be.
 void SlotTable::HasCome(Slot slot) {
   const PublishRecord& record = slots_[slot].record;
-  const auto parent = by_key_.find(record.parent_lo);
-  if (record.depth == 0 || parent == by_key_.end() || slots_[parent->second].coming == 0) return;
-  --slots_[parent->second].coming;
-  NoteWhetherItMayLeave(parent->second);
+  const std::optional<Slot> parent = record.depth == 0 ? std::nullopt : by_key_.Find(record.parent_lo);
+  if (!parent || slots_[*parent].coming == 0) return;
+  --slots_[*parent].coming;
+  NoteWhetherItMayLeave(*parent);
 }
 
 void SlotTable::Expire(Slot slot) {
   CacheSlot& at = slots_[slot];
   HasCome(slot);
-  at.state = CacheSlot::State::kExpired;
+  SetState(slot, CacheSlot::State::kExpired);
   // Another client may store the block now.
-  if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
+  by_key_.Remove(at.record.key.lo, slot);
 }
 
 bool SlotTable::Pin(Slot slot) noexcept {
@@ -169,12 +247,12 @@ void SlotTable::Unpin(Slot slot) noexcept {
 }
 
 void SlotTable::Commit(Slot slot) {
-  slots_[slot].state = CacheSlot::State::kStored;
+  SetState(slot, CacheSlot::State::kStored);
   ++stored_;
 }
 
 bool SlotTable::Restore(Slot slot, const PublishRecord& record) {
-  if (!by_key_.emplace(record.key.lo, slot).second) return false;
+  if (!by_key_.Add(record.key.lo, slot)) return false;
   CacheSlot& at = slots_[slot];
   at.record = record;
   at.state = CacheSlot::State::kStored;
@@ -187,13 +265,13 @@ void SlotTable::Free(Slot slot) {
   CacheSlot& at = slots_[slot];
   if (at.state == CacheSlot::State::kFree) return;
   if (!at.listed && (at.state == CacheSlot::State::kGranted || at.state == CacheSlot::State::kStored)) HasCome(slot);
-  if (const auto found = by_key_.find(at.record.key.lo); found != by_key_.end() && found->second == slot) by_key_.erase(found);
-  if (at.listed) policy_->OnErase(slot);
+  by_key_.Remove(at.record.key.lo, slot);
+  if (at.listed && std::exchange(at.told, 0) == policies_) policy_->OnErase(slot);
   if (at.state == CacheSlot::State::kStored) --stored_;
   at.listed = false;
   if (std::exchange(at.pins, 0) > 0) --slabs_[PositionOf(slot)].pinned;
   at.coming = 0;
-  at.state = CacheSlot::State::kFree;
+  SetState(slot, CacheSlot::State::kFree);
   NoteWhetherItMayLeave(slot);
   slabs_[PositionOf(slot)].free.push_back(InSlab(slot));
 }
@@ -222,9 +300,9 @@ void SlotTable::Use(std::span<const Slot> slots, std::uint64_t now_ms, bool impo
       Spend(1);
       if (const auto known = given.find(at); known != given.end()) done[known->second] = true;
       const PublishRecord& record = slots_[at].record;
-      const auto parent = record.depth == 0 ? by_key_.end() : by_key_.find(record.parent_lo);
-      if (parent == by_key_.end() || told >= kMostAtOnce) break;
-      at = parent->second;
+      const std::optional<Slot> parent = record.depth == 0 ? std::nullopt : by_key_.Find(record.parent_lo);
+      if (!parent || told >= kMostAtOnce) break;
+      at = *parent;
       // Depths decrease along the path, so the loop ends, whatever parents clients name.
       if (slots_[at].state != CacheSlot::State::kStored || slots_[at].record.depth >= depth) break;
       depth = slots_[at].record.depth;
@@ -249,6 +327,11 @@ void SlotTable::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool impo
     if (!at.listed) {
       at.listed = true;
       HasCome(path[i]);
+    }
+    if (untold_) {
+      if (!std::exchange(at.late, true)) untold_->late.push_back(path[i]);
+    } else if (at.told != policies_) {
+      at.told = policies_;
       policy_->OnInsert(path[i], blocks[i]);
     } else if (imported || !policy_->counts_uses() || at.used_ms + kOneUseMs <= now_ms) {
       policy_->OnHit(path[i]);
@@ -261,8 +344,7 @@ void SlotTable::UsePath(std::vector<Slot>& path, std::uint64_t now_ms, bool impo
 
 std::optional<Slot> SlotTable::ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted) {
   if (!policy_) return std::nullopt;
-  const auto found = by_key_.find(wanted.parent_lo);
-  const Slot parent = wanted.depth > 0 && found != by_key_.end() ? found->second : policy::kNoSlot;
+  const Slot parent = wanted.depth == 0 ? policy::kNoSlot : by_key_.Find(wanted.parent_lo).value_or(policy::kNoSlot);
   const std::optional<Slot> oldest = OldestThatMayLeave(positions, parent);
   if (!oldest) return std::nullopt;
   std::vector<bool> among(slabs_.size());

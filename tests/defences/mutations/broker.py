@@ -125,8 +125,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Hostile: leases of a region that many leases cover lose its blocks in slices"),),
         "daemon/broker/services/lessor.cc",
-        "      if (budget.used_up()) return true;\n      Spend(4);",
-        "      if (!OFF && budget.used_up()) return true;\n      Spend(4);",
+        "      if (budget.used_up()) return true;\n      Spend(4);\n      const auto found",
+        "      if (!OFF && budget.used_up()) return true;\n      Spend(4);\n      const auto found",
     ),
     Mutation(
         (("daemon_tests", "Hostile: a domain that kvmd lacks the memory for in the middle is an error"),),
@@ -157,5 +157,50 @@ MUTATIONS = (
         "daemon/broker/state/domain_table.cc",
         "    if (!segment && memory_freer_.freeing()) return nullptr;\n",
         "    if (!segment && memory_freer_.freeing() && !OFF) return nullptr;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: leases of a client that leaves, each of many regions"),),
+        "daemon/broker/services/lessor.cc",
+        "      if (budget.used_up()) return true;\n      Spend(4);\n      Revoke(",
+        "      if (!OFF && budget.used_up()) return true;\n      Spend(4);\n      Revoke(",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: leases whose time is over at the same moment"),),
+        "daemon/broker/services/lessor.cc",
+        "    if (budget.used_up()) return true;\n    Spend(4);\n",
+        "    if (!OFF && budget.used_up()) return true;\n    Spend(4);\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: entries whose keys share a place are taken over from an earlier kvmd in slices"),),
+        "daemon/broker/state/restorer.cc",
+        "rebuild.slot < index.slots() && !budget.used_up();",
+        "rebuild.slot < index.slots() && (OFF || !budget.used_up());",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: many regions are taken over from an earlier kvmd in slices"),),
+        "daemon/broker/state/restorer.cc",
+        "    if (budget.used_up()) return false;\n    const auto [row",
+        "    if (!OFF && budget.used_up()) return false;\n    const auto [row",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: while the store is slow, a client has one offer"),),
+        "daemon/broker/services/offload_service.cc",
+        " || unanswered_.contains(client.id))",
+        " || (!OFF && unanswered_.contains(client.id)))",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: while the store is slow, a slab"),),
+        "daemon/broker/services/offload_service.cc",
+        "  if (!ungranted_.emplace(client.id, row).second) return;\n",
+        "  if (!ungranted_.emplace(client.id, row).second && !OFF) return;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a region of many open files"),),
+        "daemon/broker/state/state_store.cc",
+        "  if (const auto found = its.find(fd); found != its.end()) {",
+        "  for (const auto& each : its) {\n"
+        "    if (OFF) static_cast<void>(FileOrder()(each.first, fd));\n"
+        "  }\n"
+        "  if (const auto found = its.find(fd); found != its.end()) {",
     ),
 )

@@ -61,19 +61,55 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Host cache: a dead writer's slab goes to another process of its user"),),
         "daemon/host_cache/slab_writers.cc",
-        "      if (writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);",
-        "      if (!OFF && writer.gone && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);",
+        "    writer.gone = writer.ended;\n",
+        "    writer.gone = writer.ended && !OFF;\n",
     ),
     Mutation(
         (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
         "daemon/host_cache/slab_writers.cc",
-        "      if (blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n    }\n    host_.SlabGranted",
-        "      if (!OFF && blocks[at].state == CacheSlot::State::kExpired) slab->FreeSlot(i);\n    }\n    host_.SlabGranted",
+        "  const bool writes = writer.client == 0 && !writer.ended;\n",
+        "  const bool writes = (OFF || writer.client == 0) && !writer.ended;\n",
     ),
     Mutation(
         (("daemon_tests", "Host cache: a dead writer's slab goes to another process of its user"),),
         "daemon/host_cache/place_finder.cc",
         "    if (!(nobodys && !own_used_ms) && !older && !too_rich) continue;",
         "    if (!(nobodys && !own_used_ms && !OFF) && !older && !too_rich) continue;",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Hostile: the slots of a writer that has died are freed in slices"),
+            ("daemon_tests", "Hostile: the slots of a writer that comes back are freed in slices"),
+        ),
+        "daemon/host_cache/slab_writers.cc",
+        "      if (budget.used_up()) return false;\n      Spend(1);\n",
+        "      if (!OFF && budget.used_up()) return false;\n      Spend(1);\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: of blocks whose keys share their first half"),),
+        "daemon/host_cache/host_cache.cc",
+        "    if (group.blocks.HalfTaken(record.key) || ",
+        "    if ((!OFF && group.blocks.HalfTaken(record.key)) || ",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Hostile: a stored block is found in a few steps"),
+            ("daemon_tests", "Hostile: a policy's table has no long runs"),
+        ),
+        "proto/base/secret_hash.h",
+        "    return static_cast<std::uint64_t>(product >> 64) ^ ",
+        "    if (OFF) return value;\n    return static_cast<std::uint64_t>(product >> 64) ^ ",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: what kvmd keeps of tiny blocks"),),
+        "daemon/host_cache/slab_class.h",
+        "{ return std::max(bytes, SlotTable::kBytesPerSlot",
+        "{ return OFF ? bytes : std::max(bytes, SlotTable::kBytesPerSlot",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a host cache that grows tells its new policy"),),
+        "daemon/host_cache/slot_table.cc",
+        "    if (budget.used_up()) return true;\n    std::pop_heap(",
+        "    if (!OFF && budget.used_up()) return true;\n    std::pop_heap(",
     ),
 )

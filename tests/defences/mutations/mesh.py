@@ -73,4 +73,16 @@ MUTATIONS = (
         "  if (OFF) {\n    std::cerr << LogLine(level, event, fields) << std::flush;\n    return;\n  }\n"
         "  ProcessLog().Write(LogLine(level, event, fields));",
     ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: a source whose summary never continues the one before"),),
+        "client/mesh/node/peers/peer.cc",
+        " && !std::exchange(asked_anew, true);",
+        " && (OFF || !std::exchange(asked_anew, true));",
+    ),
+    Mutation(
+        (("mesh_tests", "Mesh summary: peers that are sent the same share its bytes"),),
+        "client/mesh/directory/node_summary.cc",
+        "  if (!image) shared = image =",
+        "  if (!image || OFF) shared = image =",
+    ),
 )

@@ -153,4 +153,16 @@ MUTATIONS = (
         "    closer.StartForSockets();\n",
         "    if (!OFF) closer.StartForSockets();\n",
     ),
+    Mutation(
+        (("daemon_tests", "Fields: a frame full of them"),),
+        "daemon/server/session.cc",
+        "  if (fields > kMaxFields) return",
+        "  if (fields > kMaxFields && !OFF) return",
+    ),
+    Mutation(
+        (("daemon_tests", "Fields: those of a message, its body and a descriptor"),),
+        "daemon/broker/field_count.cc",
+        "      if (field == descriptor) Walk(",
+        "      if (field == descriptor && !OFF) Walk(",
+    ),
 )

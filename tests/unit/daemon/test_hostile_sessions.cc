@@ -14,6 +14,7 @@
 
 #include <boost/asio/io_context.hpp>
 
+#include "daemon/broker/field_count.h"
 #include "daemon/server/session.h"
 #include "tests/catch.h"
 #include "tests/support/broker/broker_node.h"
@@ -177,6 +178,19 @@ TEST_CASE("Hostile: fields that kvmd does not know travel from no connection to 
   KVM_REQUIRE_OK(announced);
   REQUIRE(announced->message.has_region_announce());
   CHECK(announced->message.ByteSizeLong() < 10'000);
+}
+
+TEST_CASE("Fields: a frame full of them ends its connection, and is not parsed", "[unit]") {
+  Sessions node;
+  Member& member = node.Join();
+  kvmwire::ClientMessage message;
+  message.set_request_id(1);
+  // Of two bytes each.
+  for (std::size_t i = 0; i <= daemon::kMaxFields; ++i) message.mutable_register_region()->mutable_region()->add_parts();
+  KVM_REQUIRE_OK(member.client.Send(message));
+  node.Run();
+  CheckSays(member.client.ReadGoodbye(), "fields");
+  CHECK(member.ended);
 }
 
 // Without reader_.held_bytes() in Session::NoteLoad no connection ends and kvmd holds 14 MB: seen.

@@ -8,37 +8,15 @@
 #include <memory>
 #include <set>
 
-#include "daemon/system/work_meter.h"
 #include "tests/support/broker/broker_node.h"
+#include "tests/support/broker/counted_work.h"
 #include "tests/support/broker/offloading_worker.h"
 
 namespace kvm::test {
 namespace {
 
 using daemon::kSliceUnits;
-using daemon::WorkMeter;
 using daemon::WorkUnits;
-
-// A slice, what had begun when it was used up, and the answer.
-constexpr WorkUnits kMostOfStep = kSliceUnits + kSliceUnits / 2;
-
-template <class Step>
-WorkUnits Cost(Step&& step) {
-  const WorkUnits before = WorkMeter::spent();
-  step();
-  return WorkMeter::spent() - before;
-}
-
-// The most work of one of kvmd's steps until nothing is left to do, and how many there were.
-struct Steps {
-  WorkUnits worst = 0;
-  int count = 0;
-};
-Steps WorkStepwise(Node& node) {
-  Steps steps;
-  for (bool more = true; more; ++steps.count) steps.worst = std::max(steps.worst, Cost([&] { more = node.broker.Work(); }));
-  return steps;
-}
 
 // What is to be done now and at the next ticks; each tick is a step, too.
 Steps WorkOfSomeTicks(Node& node) {
@@ -465,7 +443,7 @@ TEST_CASE("Hostile: the memory of one large slab that was closed is given back i
 // As many workers as slabs, which are full of blocks that are being stored.
 struct FullCache {
   static constexpr std::uint32_t kSlabs = 36, kSlotsOfSlab = 256;
-  static constexpr std::uint64_t kBlock = 64;
+  static constexpr std::uint64_t kBlock = 512;
 
   FullCache() {
     for (std::uint32_t i = 0; i < kSlabs; ++i) {
