@@ -1,5 +1,4 @@
 """Of the host cache."""
-# ruff: noqa: E501
 
 from .mutation import Mutation
 
