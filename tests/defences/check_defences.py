@@ -13,6 +13,7 @@ if there are any.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import re
@@ -70,6 +71,16 @@ def named_in(document):
             yield from ((name, len(cells) > 2) for name in NAMED.findall(cells[-1]))
 
 
+def overlapping(root, mutations):
+    """One line for each change that can't be made once the one before it in the file has been."""
+    for name in sorted({mutation.file for mutation in mutations}):
+        text = (root / name).read_text(encoding="utf-8")
+        places = sorted((text.find(each.old), len(each.old), each.old) for each in mutations if each.file == name)
+        for (begin, size, _), (following, _, old) in itertools.pairwise(places):
+            if begin >= 0 and following < begin + size:
+                yield f"mutations: in {name} another change overlaps {old!r}"
+
+
 def check(root, mutations):
     """One line for each change that can't be made, and for each test that is not there or has no proof."""
     known = cases(root)
@@ -91,6 +102,7 @@ def check(root, mutations):
             yield f"mutations: {mutation.file} has {times} times {mutation.old!r}"
         if re.search(r"\bOFF\b", mutation.new) is None:
             yield f"mutations: nothing is left out of {mutation.file}: {mutation.new!r}"
+    yield from overlapping(root, mutations)
     for beginning, needs_proof in named_in((root / "docs/internals/defences.md").read_text(encoding="utf-8")):
         found = sentences(known, beginning)
         if len(found) != 1:
@@ -213,7 +225,8 @@ def self_test():
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for name, text in {
-            "a.cc": "one two two",
+            "a.cc": "one two two four five six",
+            "b.cc": "one two",
             "tests/t.cmake": "kvm_test(NAME t LABEL unit)",
             "tests/unit/t.cc": '// Without one it fails: seen.\nTEST_CASE("Seen: a", "[unit]") {}\n\n// Of a kind\n'
             'TEST_CASE("Bare: a") {}\nTEST_CASE(\n    "Long: a "\n    "b") {}\nTEST_CASE("Twice: a") {}\nTEST_CASE("Twice: b") {}\n',
@@ -223,11 +236,13 @@ def self_test():
             (root / name).write_text(text, encoding="utf-8")
         table = [
             Mutation((("t", "Long: a b"),), "a.cc", "one", "OFF"),
-            Mutation((("t", "Twice:"),), "a.cc", "one", "OFF"),
+            Mutation((("t", "Twice:"),), "a.cc", "four", "OFF"),
             Mutation((("t", "Seen: a"),), "a.cc", "two", "OFF"),
             Mutation((("t", "Seen: a"),), "a.cc", "three", "OFF"),
-            Mutation((("t", "Seen: a"),), "a.cc", "one", "KICKOFF"),
-            Mutation((("u", "Seen: a"),), "a.cc", "one", "OFF"),
+            Mutation((("t", "Seen: a"),), "a.cc", "five", "KICKOFF"),
+            Mutation((("u", "Seen: a"),), "a.cc", "six", "OFF"),
+            Mutation((("t", "Seen: a"),), "b.cc", "one two", "OFF"),
+            Mutation((("t", "Seen: a"),), "b.cc", "two", "OFF"),
         ]
         found = list(check(root, table))
     expected = [
@@ -236,6 +251,7 @@ def self_test():
         "has 0 times",
         "nothing is left out",
         "binary is 'u'",
+        "b.cc another change overlaps 'two'",
         "how 'Bare: a' was seen",
         "0 tests begin with 'None: a'",
         "0 tests begin with 'None: b'",
@@ -247,7 +263,7 @@ def self_test():
         yield "self-test: reported " + "; ".join(found)
     if (
         mutated("a.cc", "one two", table[:1]) != f'#include "{SWITCH}"\nkvm::Without(1) two'
-        or mutated("b.cc", "one", table) != "one"
+        or mutated("c.cc", "one", table) != "one"
     ):
         yield "self-test: changes are not made"
 
