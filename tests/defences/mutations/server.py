@@ -165,4 +165,10 @@ MUTATIONS = (
         "      if (field == descriptor) Walk(",
         "      if (field == descriptor && !OFF) Walk(",
     ),
+    Mutation(
+        (("daemon_tests", "Memory freer: a kvmd that drops a domain for another one"),),
+        "daemon/server/server.cc",
+        " &memory_freer),",
+        " OFF ? nullptr : &memory_freer),",
+    ),
 )

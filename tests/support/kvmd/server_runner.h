@@ -1,6 +1,7 @@
 // kvmd in this process: a server on a socket in a directory of its own, run by a thread.
 #pragma once
 
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,9 +56,9 @@ class ServerRunner {
   // alone changes its user for that moment. Makes the socket's directory one that all may enter.
   WireClient ConnectAs(uid_t uid) const {
     std::filesystem::permissions(directory_.path(), std::filesystem::perms::all);
-    REQUIRE(::seteuid(uid) == 0);
+    REQUIRE(BecomeUser(uid));
     Result<WireClient> client = WireClient::Connect(socket_path());
-    REQUIRE(::seteuid(0) == 0);
+    REQUIRE(BecomeUser(0));
     KVM_REQUIRE_OK(client);
     return std::move(*client);
   }
@@ -69,6 +70,9 @@ class ServerRunner {
   }
 
  private:
+  // By the system call itself: seteuid would have all threads do the same, kvmd's among them.
+  static bool BecomeUser(uid_t uid) { return ::syscall(SYS_setresuid, -1, uid, -1) == 0; }
+
   TempDir directory_;
   std::unique_ptr<daemon::Server> server_;
   std::thread thread_;

@@ -1,6 +1,7 @@
 // Memory that a thread frees.
 #include <unistd.h>
 
+#include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -9,6 +10,7 @@
 #include "tests/catch.h"
 #include "tests/support/kvmd/server_runner.h"
 #include "tests/support/process/eventually.h"
+#include "tests/support/process/threads.h"
 
 namespace kvm::test {
 namespace {
@@ -22,7 +24,9 @@ bool IsMapped(const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("Memory freer: a kvmd that drops a domain for another one frees its registry", "[unit]") {
+// Counted: the thread sleeps until it is given something. Where Server hands no freer to its
+// broker, the registry is freed as well, and the thread goes on sleeping: seen.
+TEST_CASE("Memory freer: a kvmd that drops a domain for another one has the thread free its registry", "[unit]") {
   if (::geteuid() != 0) KVM_SKIP("needs root, to connect as other users");
   daemon::Config config;
   config.max_domains = 1;
@@ -30,9 +34,13 @@ TEST_CASE("Memory freer: a kvmd that drops a domain for another one frees its re
   WireClient first = server.ConnectAs(1001);
   KVM_REQUIRE_OK(first.Hello());
   REQUIRE(IsMapped("kvmd:uid-1001"));
+  const auto freer = [] { return ThreadsNamed(daemon::MemoryFreerThread::kName); };
+  REQUIRE(Eventually([&] { return freer().size() == 1 && freer()[0].asleep; }, 60s));
+  const std::uint64_t waits = freer()[0].waits;
   first.Close();
   REQUIRE(Eventually([&] { return server.ConnectAs(1002).Hello().has_value(); }, 60s));
   CHECK(Eventually([&] { return !IsMapped("kvmd:uid-1001"); }, 60s));
+  CHECK(Eventually([&] { return freer()[0].waits > waits; }, 60s));
 }
 
 TEST_CASE("Memory freer: what the thread says is free is not mapped any more, and all is free at its end", "[unit]") {
