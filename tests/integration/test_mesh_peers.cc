@@ -1,4 +1,5 @@
 // How a mesh process deals with peers that close connections, are slow, or have not been asked yet.
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -13,6 +14,7 @@
 #include "tests/support/mesh/lying_peer.h"
 #include "tests/support/mesh/mesh_process.h"
 #include "tests/support/process/lingering_socket.h"
+#include "tests/support/process/open_fds.h"
 #include "tests/support/process/sanitized.h"
 #include "tests/support/process/socket_pair.h"
 #include "tests/support/worker/worker.h"
@@ -189,6 +191,25 @@ TEST_CASE("Mesh: a socket whose close waits for somebody stops no other worker",
   hostile.Reset();
   stopped.Resume();
   for (int i = 0; i < 3; ++i) CHECK(StatusOf(mesh).node() == "a");
+}
+
+// Where kvmd-mesh does not start its SocketCloser, each waits for the first one: seen.
+TEST_CASE("Mesh: workers' connections with descriptors leave none in it, though one's can't be closed", "[integration]") {
+  KvmdProcess kvmd;
+  MeshProcess mesh(kvmd, "a");
+  REQUIRE(Eventually([&] { return !StatusOf(mesh).domain().empty(); }));
+  const int before = test::SettledFds(mesh.pid());
+  LingeringSocket lingering;
+  {
+    StoppedProcess stopped(mesh.pid());
+    REQUIRE(test::SendRaw(test::ConnectToPath(mesh.socket()).get(), "K", {lingering.socket.get()}) == 1);
+    lingering.socket.Reset();
+    stopped.Resume();
+  }
+  const UniqueFd any(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (int i = 0; i < 50; ++i) REQUIRE(test::SendRaw(test::ConnectToPath(mesh.socket()).get(), "K", {any.get()}) == 1);
+  CHECK(StatusOf(mesh).node() == "a");
+  CHECK(Eventually([&] { return test::OpenFds(mesh.pid()) <= before; }));
 }
 
 // Where WorkerSocket closes the socket that it listens on itself, kvmd-mesh waits: seen.

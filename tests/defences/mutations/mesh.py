@@ -85,4 +85,10 @@ MUTATIONS = (
         "  if (!image) shared = image =",
         "  if (!image || OFF) shared = image =",
     ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh: workers' connections with descriptors leave none"),),
+        "client/mesh/node/mesh_node.h",
+        "    closer_.StartForSockets();\n",
+        "    if (!OFF) closer_.StartForSockets();\n",
+    ),
 )

@@ -45,16 +45,6 @@ ProcessEnd KvmdProcess::Stop() {
 }
 
 int KvmdProcess::OpenFds() const { return test::OpenFds(process_.pid()); }
-
-int KvmdProcess::SettledFds() const {
-  int last = OpenFds();
-  for (int same = 0; same < 10;) {
-    SleepMs(10);
-    const int now = OpenFds();
-    same = now == last ? same + 1 : 0;
-    last = now;
-  }
-  return last;
-}
+int KvmdProcess::SettledFds() const { return test::SettledFds(process_.pid()); }
 
 }  // namespace kvm::test

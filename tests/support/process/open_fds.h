@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <string>
 
+#include "tests/support/process/eventually.h"
+
 namespace kvm::test {
 
 // -1 if the process has ended. The descriptor that is used for counting is not counted.
@@ -17,6 +19,18 @@ inline int OpenFds(pid_t pid = 0) {
   if (error) return -1;
   for (; entries != std::filesystem::directory_iterator(); entries.increment(error)) ++count;
   return pid == 0 ? count - 1 : count;
+}
+
+// Once it has not changed for a tenth of a second.
+inline int SettledFds(pid_t pid) {
+  int last = OpenFds(pid);
+  for (int same = 0; same < 10;) {
+    SleepMs(10);
+    const int now = OpenFds(pid);
+    same = now == last ? same + 1 : 0;
+    last = now;
+  }
+  return last;
 }
 
 }  // namespace kvm::test
