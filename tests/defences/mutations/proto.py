@@ -114,4 +114,10 @@ MUTATIONS = (
         "    closer_->CloseSocket(uid_, UniqueFd(socket_.release(error)));",
         "    UniqueFd left(socket_.release(error));\n    if (!OFF) closer_->CloseSocket(uid_, std::move(left));",
     ),
+    Mutation(
+        (("proto_tests", "Socket closer: of threads that something keeps from ending"),),
+        "proto/base/socket_closer.cc",
+        "  if (ending.size() >= kMostEnding) return false;\n",
+        "  if (!OFF && ending.size() >= kMostEnding) return false;\n",
+    ),
 )
