@@ -49,6 +49,7 @@ class TracedCloser {
     tell_.Reset(ends[1]);
     pid_ = ::fork();
     REQUIRE(pid_ >= 0);
+    static_cast<void>(::setpgid(pid_, 0));  // a group of its own: it is waited for with its threads
     if (pid_ == 0) {
       char begin = 0;
       const bool traced = ::dup2(commands.get(), kCommands) == kCommands && ::read(kCommands, &begin, 1) == 1;
@@ -61,7 +62,7 @@ class TracedCloser {
     ::kill(pid_, SIGKILL);
     for (const pid_t thread : kept_) ::ptrace(PTRACE_CONT, thread, nullptr, nullptr);
     int status = 0;
-    for (pid_t thread; (thread = ::waitpid(-1, &status, __WALL)) > 0;) {
+    for (pid_t thread; (thread = ::waitpid(-pid_, &status, __WALL)) > 0;) {
       if (WIFSTOPPED(status)) ::ptrace(PTRACE_CONT, thread, nullptr, nullptr);
     }
   }
@@ -90,7 +91,7 @@ class TracedCloser {
   // Lets all other threads that have stopped go on.
   void GoOn() {
     int status = 0;
-    for (pid_t thread; (thread = ::waitpid(-1, &status, __WALL | WNOHANG)) > 0;) {
+    for (pid_t thread; (thread = ::waitpid(-pid_, &status, __WALL | WNOHANG)) > 0;) {
       if (!WIFSTOPPED(status)) {
         ended_ |= thread == pid_;
         continue;
