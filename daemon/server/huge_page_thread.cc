@@ -1,14 +1,21 @@
 #include "daemon/server/huge_page_thread.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 
 #include <memory>
+#include <utility>
 
 #include <boost/asio/post.hpp>
 
 #include "proto/base/unique_fd.h"
 
 namespace kvm::daemon {
+
+HugePageThread::HugePageThread(boost::asio::io_context& context, std::function<void()> made)
+    : context_(context), made_(std::make_shared<const std::function<void()>>(std::move(made))) {
+  boost::asio::post(thread_, [] { ::pthread_setname_np(::pthread_self(), kName); });
+}
 
 HugePageThread::~HugePageThread() {
   thread_.stop();

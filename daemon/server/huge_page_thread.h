@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <utility>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -16,10 +15,11 @@ namespace kvm::daemon {
 
 class HugePageThread final : public HugePageMaker {
  public:
+  static constexpr char kName[] = "kvmd-huge";  // of the thread, as top and /proc show it
+
   // `made` runs on the loop's thread after each range, once its `done` has run. The context
   // outlives the object.
-  HugePageThread(boost::asio::io_context& context, std::function<void()> made)
-      : context_(context), made_(std::make_shared<const std::function<void()>>(std::move(made))) {}
+  HugePageThread(boost::asio::io_context& context, std::function<void()> made);
   // Waits for the range that the kernel is at, and drops those that follow.
   ~HugePageThread() override;
   HugePageThread(const HugePageThread&) = delete;

@@ -171,4 +171,10 @@ MUTATIONS = (
         " &memory_freer),",
         " OFF ? nullptr : &memory_freer),",
     ),
+    Mutation(
+        (("daemon_tests", "Huge pages: a kvmd has the thread make those"),),
+        "daemon/server/server.cc",
+        "&state_store, &huge_pages,",
+        "&state_store, OFF ? nullptr : &huge_pages,",
+    ),
 )

@@ -9,9 +9,13 @@
 #include "daemon/server/huge_page_thread.h"
 #include "proto/shm/sealed_memory.h"
 #include "tests/support/broker/offloading_worker.h"
+#include "tests/support/kvmd/server_runner.h"
+#include "tests/support/process/threads.h"
 
 namespace kvm::test {
 namespace {
+
+using namespace std::chrono_literals;
 
 constexpr std::uint64_t kLargeBlock = std::uint64_t{5} << 20;
 constexpr std::uint64_t kLargeSlab = kSlots * kLargeBlock;
@@ -119,6 +123,17 @@ TEST_CASE("Huge pages: a thread makes them, and says so on the loop's thread", "
   while (made < 2) context.run_one();
   CHECK(done == 2);
   CHECK(std::count(memory->data(), memory->data() + memory->size(), std::byte{7}) == static_cast<std::ptrdiff_t>(memory->size()));
+}
+
+// Counted: the thread sleeps until it is given something. Where Server hands no maker to its
+// broker, the thread goes on sleeping: seen.
+TEST_CASE("Huge pages: a kvmd has the thread make those of a new domain's registry", "[unit]") {
+  const ServerRunner server;
+  const auto maker = [] { return ThreadsNamed(daemon::HugePageThread::kName); };
+  REQUIRE(Eventually([&] { return maker().size() == 1 && maker()[0].asleep; }, 60s));
+  const std::uint64_t waits = maker()[0].waits;
+  server.Join();
+  CHECK(Eventually([&] { return maker()[0].waits > waits; }, 60s));
 }
 
 TEST_CASE("Huge pages: nothing is said after the end of the thread that makes them", "[unit]") {
