@@ -111,4 +111,40 @@ MUTATIONS = (
         "    if (budget.used_up()) return true;\n    std::pop_heap(",
         "    if (!OFF && budget.used_up()) return true;\n    std::pop_heap(",
     ),
+    Mutation(
+        (("daemon_tests", "Host cache: another client's answer to a grant"),),
+        "daemon/host_cache/host_cache.cc",
+        "    if (slab == nullptr || !slab->WritableBy(*writer) || outcome",
+        "    if (slab == nullptr || (!OFF && !slab->WritableBy(*writer)) || outcome",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: another client's answer to a grant"),),
+        "daemon/host_cache/host_cache.cc",
+        "slot.write != outcome.generation()) continue;",
+        "(!OFF && slot.write != outcome.generation())) continue;",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
+        "daemon/host_cache/slab_writers.cc",
+        "    return writer->instance == offerer.instance && writer->pid",
+        "    return (OFF || writer->instance == offerer.instance) && writer->pid",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
+        "daemon/host_cache/slab_writers.cc",
+        " == offerer.pid && writer->uid == offerer.uid &&",
+        " + (OFF ? offerer.pid - writer->pid : 0) == offerer.pid && writer->uid == offerer.uid &&",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a slab gets no other writer while the process"),),
+        "daemon/host_cache/place_finder.cc",
+        "    if (&slab->group != &group || !slab->abandoned() ||",
+        "    if (&slab->group != &group || (!OFF && !slab->abandoned()) ||",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a grant that is not answered in time expires"),),
+        "daemon/host_cache/slab_writers.cc",
+        "    if (now < grant.deadline) break;\n",
+        "    if (OFF || now < grant.deadline) break;\n",
+    ),
 )

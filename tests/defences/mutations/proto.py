@@ -120,4 +120,49 @@ MUTATIONS = (
         "  if (ending.size() >= kMostEnding) return false;\n",
         "  if (!OFF && ending.size() >= kMostEnding) return false;\n",
     ),
+    Mutation(
+        (("proto_tests", "Sealed memory: the descriptor allows no writable mapping"),),
+        "proto/shm/sealed_memory.cc",
+        "if (::fcntl(fd, F_ADD_SEALS, kSizeSeals | F_SEAL_FUTURE_WRITE) != 0)",
+        "if (::fcntl(fd, F_ADD_SEALS, kSizeSeals | (OFF ? 0 : F_SEAL_FUTURE_WRITE)) != 0)",
+    ),
+    Mutation(
+        (("proto_tests", "Granted memory: a read-only descriptor gives no writable mapping"),),
+        "proto/shm/sealed_memory.cc",
+        "::open(path.c_str(), O_RDONLY | O_CLOEXEC)",
+        "::open(path.c_str(), (OFF ? O_RDWR : O_RDONLY) | O_CLOEXEC)",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "kvmd memory: a generation table that is gone drops its region and not kvmd"),
+            ("proto_tests", "Memory guard: a hole in reserved huge pages is a loss for its reader"),
+        ),
+        "proto/shm/sealed_memory.cc",
+        "  memory.guard_ = MemoryGuard(memory.data(), *size,",
+        "  if (!OFF) memory.guard_ = MemoryGuard(memory.data(), *size,",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd memory: a slab whose generation table is lost while kvmd writes it"),),
+        "proto/shm/sealed_memory.cc",
+        "void OwnedMemory::Guard() { guard_ = MemoryGuard(",
+        "void OwnedMemory::Guard() {\n  if (OFF) return;\n  guard_ = MemoryGuard(",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: more descriptors than the limit are refused"),),
+        "proto/wire/frame.cc",
+        "  if (header.fd_count > kMaxFrameFds)",
+        "  if (!OFF && header.fd_count > kMaxFrameFds)",
+    ),
+    Mutation(
+        (("proto_tests", "Frames: descriptors that no frame announced are refused"),),
+        "proto/wire/frame.cc",
+        "  if (begin_ == end_ && !fds_.empty()) return",
+        "  if (!OFF && begin_ == end_ && !fds_.empty()) return",
+    ),
+    Mutation(
+        (("daemon_tests", "Start lock: a file of another user in its place"),),
+        "proto/base/start_lock.cc",
+        "  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||",
+        "  if (!S_ISREG(info.st_mode) || (!OFF && info.st_uid != ::geteuid()) ||",
+    ),
 )

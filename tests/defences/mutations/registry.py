@@ -118,4 +118,118 @@ MUTATIONS = (
         "  if (next_region_epoch_ == 0) {",
         "  if (!OFF && next_region_epoch_ == 0) {",
     ),
+    Mutation(
+        (("daemon_tests", "Host cache: only its writer gets a slab writable"),),
+        "daemon/registry/region.h",
+        "{ return read_only[i] ? read_only[i].get()",
+        "{ return read_only[i] && !OFF ? read_only[i].get()",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "kvmd memory: a hole in a segment or in an idle region's table"),
+            ("daemon_tests", "kvmd memory: a slab in which its writer has punched a hole"),
+        ),
+        "daemon/registry/region_table.cc",
+        "    if (!region->whole()) return region;\n",
+        "    if (!OFF && !region->whole()) return region;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd memory: a generation table on huge pages is refused"),),
+        "daemon/registry/region.cc",
+        "  if (!OnOrdinaryPages(fds[0].get())) {",
+        "  if (!OFF && !OnOrdinaryPages(fds[0].get())) {",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd memory: a region has each of its memories once"),),
+        "daemon/registry/region.cc",
+        "    if (std::find(region->files.begin(), region->files.end(), file) != region->files.end()) return",
+        "    if (!OFF && std::find(region->files.begin(), region->files.end(), file) != region->files.end()) return",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: publishes that can't be true are refused"),),
+        "daemon/registry/entry_table.cc",
+        "  if (region.generations.Current(record.block) != record.generation) return Outcome::kStale;\n",
+        "  if (!OFF && region.generations.Current(record.block) != record.generation) return Outcome::kStale;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: publishes that can't be true are refused"),),
+        "daemon/registry/entry_table.cc",
+        "  if (region == nullptr || region->owner != client || !region->live()) {\n    ack",
+        "  if (region == nullptr || (!OFF && region->owner != client) || !region->live()) {\n    ack",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: retracting drops entries of rewritten blocks only"),),
+        "daemon/registry/entry_table.cc",
+        "  if (region == nullptr || region->owner != client) return true;\n",
+        "  if (region == nullptr || (!OFF && region->owner != client)) return true;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Marks: no mark is longer than"),),
+        "daemon/registry/mark_table.cc",
+        "std::min<std::uint64_t>(ttl_ms, std::uint64_t{config_.max_mark_ttl_s} * 1000);",
+        "OFF ? ttl_ms : std::min<std::uint64_t>(ttl_ms, std::uint64_t{config_.max_mark_ttl_s} * 1000);",
+    ),
+    Mutation(
+        (("daemon_tests", "Marks: a client may mark so many keys"),),
+        "daemon/registry/mark_table.cc",
+        "  if (CountOf(of_client_, client) >=",
+        "  if (!OFF && CountOf(of_client_, client) >=",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Marks: a user may mark so many keys"),
+            ("daemon_tests", "Marks: a table that one user fills"),
+        ),
+        "daemon/registry/mark_table.cc",
+        "  if (CountOf(of_user_, uid) >= most)",
+        "  if (!OFF && CountOf(of_user_, uid) >= most)",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Registry: keys that share one home are refused"),
+            ("daemon_tests", "BlockIndexWriter: keys that all share one home"),
+        ),
+        "daemon/registry/block_index_writer.cc",
+        "  for (; !Empty(at) && distance < kMaxDisplacement; ++distance, at = Next(at)) {\n    if (KeyAt(at) == entry.key)",
+        "  for (; !Empty(at) && (OFF || distance < kMaxDisplacement); ++distance, at = Next(at)) {\n    if (KeyAt(at) == entry.key)",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: replicas are limited"),),
+        "daemon/registry/entry_table.cc",
+        "    Erase(old, segment_.counters().replaced);\n  }\n  std::uint64_t slots[layout::kMaxReplicas];\n  if (index_",
+        "    Erase(old, segment_.counters().replaced);\n  }\n  std::uint64_t slots[layout::kMaxReplicas];\n  if (!OFF && index_",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: regions are refused with the reason named"),),
+        "daemon/registry/accounts.cc",
+        "  if (account.regions >= config_.max_regions_per_client)",
+        "  if (!OFF && account.regions >= config_.max_regions_per_client)",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: regions are refused with the reason named"),),
+        "daemon/registry/accounts.cc",
+        "  if (account.fds + fds > config_.max_fds_per_client)",
+        "  if (!OFF && account.fds + fds > config_.max_fds_per_client)",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Registry: regions are refused with the reason named"),
+            ("daemon_tests", "kvmd orphans: adopting counts against the new owner's quotas"),
+        ),
+        "daemon/registry/accounts.cc",
+        "  if (account.blocks + blocks > config_.max_blocks_per_client)",
+        "  if (!OFF && account.blocks + blocks > config_.max_blocks_per_client)",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: regions of a user count over all of its connections"),),
+        "daemon/registry/accounts.cc",
+        "  if (user.regions >= RegionsPerUser(config_))",
+        "  if (!OFF && user.regions >= RegionsPerUser(config_))",
+    ),
+    Mutation(
+        (("daemon_tests", "Leases: a full index drops no leased block"),),
+        "daemon/registry/entry_table.cc",
+        "    if (region.Pinned(entry.block)) return Standing::kProtected;\n",
+        "    if (!OFF && region.Pinned(entry.block)) return Standing::kProtected;\n",
+    ),
 )

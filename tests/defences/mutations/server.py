@@ -172,6 +172,42 @@ MUTATIONS = (
         " OFF ? nullptr : &memory_freer),",
     ),
     Mutation(
+        (("daemon_tests", "kvmd memory: a process that has ended is never taken for another one"),),
+        "daemon/system/process_info.cc",
+        "  return there ? std::move(pidfd) : UniqueFd();",
+        "  return there || OFF ? std::move(pidfd) : UniqueFd();",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd: a connection above the limit is told so"),),
+        "daemon/server/connection_quota.cc",
+        "  if (total_ >= max_) return",
+        "  if (!OFF && total_ >= max_) return",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd answers: one that is too large for a frame is answered"),),
+        "daemon/server/session.cc",
+        "  if (!sent && sent.error().code == Errc::kInvalidArgument) {",
+        "  if (!OFF && !sent && sent.error().code == Errc::kInvalidArgument) {",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd log: values can't forge lines"),),
+        "daemon/system/log.cc",
+        "  if (!NeedsQuotes(value)) {",
+        "  if (OFF || !NeedsQuotes(value)) {",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd socket: a stale file is replaced"),),
+        "daemon/server/listener.cc",
+        "  if (connected || errno == EAGAIN) return",
+        "  if (!OFF && (connected || errno == EAGAIN)) return",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd socket: kvmd does not remove another process's socket file"),),
+        "daemon/server/listener.cc",
+        "info.st_dev == device_ && info.st_ino == inode_) ::unlink",
+        "(OFF || (info.st_dev == device_ && info.st_ino == inode_))) ::unlink",
+    ),
+    Mutation(
         (("daemon_tests", "Huge pages: a kvmd has the thread make those"),),
         "daemon/server/server.cc",
         "&state_store, &huge_pages,",

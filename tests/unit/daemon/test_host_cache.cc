@@ -179,6 +179,9 @@ TEST_CASE("Host cache: errors name what is missing", "[unit]") {
     writer.region.row = other.region.row;
     writer.Send(writer.Write(0, 1));
     CheckSays(writer.connection.TakeError(), "no such region");
+    writer.region.region_epoch = other.region.region_epoch;  // another client's
+    writer.Send(writer.Write(1, 2));
+    CheckSays(writer.connection.TakeError(), "no such region");
   }
   SECTION("more than the machine has") {
     Config config;

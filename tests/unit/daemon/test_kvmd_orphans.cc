@@ -221,8 +221,13 @@ TEST_CASE("kvmd orphans: the process that was only away gets its region back, in
   CHECK(node.Domain().entries() == 10);
   CHECK(node.Domain().orphans() == 0);
   CHECK(importer_peer.sent.empty());
-  // With other memory under the name, the old one goes.
   node.broker.Leave(after, false);
+  // Another process is not taken for it, though it has that memory.
+  FakeConnection other_peer;
+  const ClientId another = node.Join(other_peer, 1);
+  node.Handle(another, region.RegisterMessage(), region.fds());
+  CheckSays(other_peer.TakeError(), "which is not connected but still runs");
+  // With other memory under the name, the old one goes.
   FakeConnection last_peer;
   const ClientId last = node.Join(last_peer, process.pid());
   WireRegion other = node.Granted(last, last_peer, "pool", 10);

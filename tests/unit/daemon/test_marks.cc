@@ -123,8 +123,11 @@ TEST_CASE("Marks: no mark is longer than --max-mark-ttl-s, whatever its client a
   Node node(With(&Config::max_mark_ttl_s, 2u));
   Marker client(node);
   const std::vector<BlockKey> keys = SomeKeys(3);
-  client.Mark(1, keys, 4'000'000'000);
-  CHECK(Marked(node, keys, daemon::MonotonicNs() + 2'100'000'000) == 0);
+  for (const std::uint32_t ttl_ms : {5000u, 4'000'000'000u}) {
+    client.Mark(1, keys, ttl_ms);
+    CHECK(Marked(node, keys) == 3);
+    CHECK(Marked(node, keys, daemon::MonotonicNs() + 2'100'000'000) == 0);
+  }
 }
 
 TEST_CASE("Marks: a key whose mark has expired is the next client's, before any tick", "[unit]") {

@@ -98,7 +98,7 @@ TEST_CASE("Frames: more descriptors than the limit are refused by the writer and
   const UniqueFd null = OpenNull();
   FrameWriter writer;
   KVM_CHECK_ERROR(writer.Append("x", std::vector<int>(kMaxFrameFds + 1, null.get())), Errc::kInvalidArgument, "130");
-  CHECK(ErrorOf(RawFrame("", 0, kMaxFrameFds + 1)).code == Errc::kProtocol);
+  CHECK(ErrorOf(RawFrame("", 0, kMaxFrameFds + 1), std::vector<int>(kMaxFrameFds + 1, null.get())).code == Errc::kProtocol);
   CHECK(ErrorOf(RawFrame("", 0, 0xffff)).code == Errc::kProtocol);
   CHECK(ErrorOf(RawFrame("", 0, kMaxFrameFds), std::vector<int>(kMaxFrameFds + 1, null.get())).code == Errc::kProtocol);
 }
