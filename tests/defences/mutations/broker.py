@@ -381,8 +381,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Host cache: a message that breaks its protocol ends the connection"),),
         "daemon/broker/services/offload_service.cc",
-        "  if (waiting_.contains(client.id)) return",
-        "  if (!OFF && waiting_.contains(client.id)) return",
+        "  if (waiting_.contains(client.id)",
+        "  if ((!OFF && waiting_.contains(client.id))",
     ),
     Mutation(
         (("daemon_tests", "Host cache: a message that breaks its protocol ends the connection"),),
@@ -449,6 +449,24 @@ MUTATIONS = (
         "daemon/broker/status/status.cc",
         "    return bytes_ > kMaxListBytes;\n",
         "    return !OFF && bytes_ > kMaxListBytes;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a client that does not take an announcement"),),
+        "daemon/broker/broker.cc",
+        "  return client != nullptr && client->announcements.replies() >= kMaxWaitingReplies;",
+        "  return !OFF && client != nullptr && client->announcements.replies() >= kMaxWaitingReplies;",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd regions: however long an owner would wait"),),
+        "daemon/broker/services/region_announcer.cc",
+        "std::min(ack_timeout_ms, kMaxAckTimeoutMs)",
+        "(OFF ? ack_timeout_ms : std::min(ack_timeout_ms, kMaxAckTimeoutMs))",
+    ),
+    Mutation(
+        (("daemon_tests", "kvmd answers: an error that quotes"),),
+        "daemon/broker/clients/client_table.cc",
+        ".substr(0, kMaxErrorBytes)",
+        ".substr(0, OFF ? std::string::npos : kMaxErrorBytes)",
     ),
     Mutation(
         (("daemon_tests", "kvmd orphans: granted memory is of the sizes asked for"),),

@@ -124,6 +124,18 @@ MUTATIONS = (
         "(!OFF && slot.write != outcome.generation())) continue;",
     ),
     Mutation(
+        (("daemon_tests", "Hostile: blocks whose keys share a place are stored"),),
+        "daemon/host_cache/host_cache.cc",
+        "next < done.outcomes_size() && (next == from || !budget.used_up()); ++next) {",
+        "next < done.outcomes_size() && (next == from || OFF || !budget.used_up()); ++next) {",
+    ),
+    Mutation(
+        (("daemon_tests", "Host cache: a client that stores nothing"),),
+        "daemon/host_cache/place_finder.cc",
+        "  if (writer->granted >= kMaxGrantsPerClient)\n",
+        "  if (!OFF && writer->granted >= kMaxGrantsPerClient)\n",
+    ),
+    Mutation(
         (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
         "daemon/host_cache/slab_writers.cc",
         "    return writer->instance == offerer.instance && writer->pid",

@@ -165,4 +165,10 @@ MUTATIONS = (
         "  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||",
         "  if (!S_ISREG(info.st_mode) || (!OFF && info.st_uid != ::geteuid()) ||",
     ),
+    Mutation(
+        (("proto_tests", "Frames: a reader that waits for its next frame"),),
+        "proto/wire/frame.cc",
+        "      if (!InsideFrame() && capacity_ > kIdleBytes) {",
+        "      if (!OFF && !InsideFrame() && capacity_ > kIdleBytes) {",
+    ),
 )

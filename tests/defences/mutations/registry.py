@@ -227,6 +227,30 @@ MUTATIONS = (
         "  if (!OFF && user.regions >= RegionsPerUser(config_))",
     ),
     Mutation(
+        (("daemon_tests", "Hostile: rewritten blocks whose keys share a place are retracted"),),
+        "daemon/registry/entry_table.cc",
+        "next < retract.blocks_size() && (next == from || !budget.used_up()); ++next) {",
+        "next < retract.blocks_size() && (next == from || OFF || !budget.used_up()); ++next) {",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: marks that expire at the same moment"),),
+        "daemon/registry/mark_table.cc",
+        "by_expiry_.begin()->first <= now_ns && !budget.used_up()) EndHeld",
+        "by_expiry_.begin()->first <= now_ns && (OFF || !budget.used_up())) EndHeld",
+    ),
+    Mutation(
+        (("daemon_tests", "Registry: that no entry may go"),),
+        "daemon/registry/eviction.cc",
+        "looked < kMaxSlots; ++looked",
+        "looked < (OFF ? 1 << 20 : kMaxSlots); ++looked",
+    ),
+    Mutation(
+        (("daemon_tests", "Quotas: the search for room among"),),
+        "daemon/registry/entry_table.cc",
+        "std::min(blocks, kMostBlocks);",
+        "(OFF ? blocks : std::min(blocks, kMostBlocks));",
+    ),
+    Mutation(
         (("daemon_tests", "Leases: a full index drops no leased block"),),
         "daemon/registry/entry_table.cc",
         "    if (region.Pinned(entry.block)) return Standing::kProtected;\n",

@@ -190,8 +190,8 @@ MUTATIONS = (
         "  if (!OFF && !sent && sent.error().code == Errc::kInvalidArgument) {",
     ),
     Mutation(
-        (("daemon_tests", "kvmd log: values can't forge lines"),),
-        "daemon/system/log.cc",
+        (("proto_tests", "Log line: values can't forge lines"),),
+        "proto/log/log_line.cc",
         "  if (!NeedsQuotes(value)) {",
         "  if (OFF || !NeedsQuotes(value)) {",
     ),

@@ -145,6 +145,29 @@ TEST_CASE("Host cache: another client's answer to a grant, or an answer to anoth
   CHECK(Status(node).blocks() == 3);
 }
 
+// Without the limit in PlaceFinder::Find all of them are granted: seen.
+TEST_CASE("Host cache: a client that stores nothing of what it was granted is granted so much and no more", "[unit]") {
+  constexpr std::uint32_t kOffered = 6000;
+  constexpr std::uint64_t kBlock = 64;
+  Config config;
+  config.host_cache_slab_bytes = 1024 * kBlock;
+  config.host_cache_bytes = 8 * config.host_cache_slab_bytes;
+  Node node(config);
+  OffloadingWorker worker(node, "hoarder", 1000, kOffered, kBlock);
+  std::uint32_t granted = 0;
+  std::string reason;
+  for (std::vector<PublishRecord> records = worker.Write(0, kOffered); !records.empty();) {
+    const auto end = records.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(records.size(), kMaxStoreBatch));
+    const kvmwire::PrepareStoreReply reply = worker.Offer({records.begin(), end}, true);
+    REQUIRE(reply.decided() > 0);
+    granted += static_cast<std::uint32_t>(reply.grants_size());
+    reason = reply.reason();
+    records.erase(records.begin(), records.begin() + reply.decided());
+  }
+  CHECK(granted == daemon::kMaxGrantsPerClient);
+  CheckSays(reason, "too many blocks are granted to this client");
+}
+
 TEST_CASE("Host cache: a message that breaks its protocol ends the connection", "[unit]") {
   Node node(CacheOf(4));
   OffloadingWorker writer(node, "writer");

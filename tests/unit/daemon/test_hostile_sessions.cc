@@ -193,6 +193,46 @@ TEST_CASE("Fields: a frame full of them ends its connection, and is not parsed",
   CHECK(member.ended);
 }
 
+// Without Broker::Behind in Session::Paused, kvmd reads all 3 MB and keeps an answer to each: seen.
+TEST_CASE("Hostile: a client that does not take an announcement has few answers waiting behind it", "[unit]") {
+  Sessions node;
+  Member &owner = node.Join(), &deaf = node.Join();
+  kvmwire::ClientMessage declare;
+  declare.set_request_id(1);
+  declare.mutable_declare_model()->set_spec(LlamaSpec().Canonical());
+  for (Member* member : {&owner, &deaf}) {
+    KVM_REQUIRE_OK(member->client.Send(declare));
+    node.Run();
+    KVM_REQUIRE_OK(member->client.Receive());
+  }
+  // Of 120 segments each: the third is more than kvmd has in flight to one client.
+  for (int i = 0; i < 3; ++i) {
+    WireRegion region("pool-" + std::to_string(i), LlamaSpec(), 8);
+    std::vector<int> fds = region.fds();
+    std::vector<OwnedMemory> segments;
+    for (int segment = 1; segment < 120; ++segment) {
+      *region.descriptor.add_segments() = region.descriptor.segments(0);
+      Result<OwnedMemory> memory = OwnedMemory::Create("segment", region.descriptor.segments(0).size_bytes());
+      KVM_REQUIRE_OK(memory);
+      fds.push_back(memory->fd());
+      segments.push_back(std::move(*memory));
+    }
+    KVM_REQUIRE_OK(owner.client.Send(region.RegisterMessage(), fds));
+    node.Run();
+    KVM_REQUIRE_OK(owner.client.Receive());
+  }
+  std::string frames;
+  while (frames.size() < 3'000'000) frames += Framed(declare);
+  std::size_t sent = 0;
+  for (int idle = 0; idle < 20 && sent < frames.size(); node.Run()) {
+    const ssize_t some = deaf.client.SendRaw(std::string_view(frames).substr(sent));
+    idle = some > 0 ? 0 : idle + 1;
+    if (some > 0) sent += static_cast<std::size_t>(some);
+  }
+  CHECK(sent < 1'500'000);  // what the socket takes, and what kvmd reads at once
+  CHECK_FALSE(deaf.ended);
+}
+
 // Without reader_.held_bytes() in Session::NoteLoad no connection ends and kvmd holds 14 MB: seen.
 TEST_CASE("Hostile: the beginnings of messages that never end count for their user, over all connections", "[unit]") {
   Config config;

@@ -30,6 +30,12 @@ Steps WorkOfSomeTicks(Node& node) {
   }
   return steps;
 }
+// The same of what one message asks for.
+Steps HandleStepwise(Node& node, ClientId client, const kvmwire::ClientMessage& message) {
+  Steps steps{Cost([&] { KVM_REQUIRE_OK(node.broker.Handle(client, message, {})); }), 1};
+  for (; node.broker.Busy(client); ++steps.count) steps.worst = std::max(steps.worst, Cost([&] { node.broker.GoOn(client); }));
+  return steps;
+}
 
 }  // namespace
 
@@ -561,6 +567,71 @@ TEST_CASE("Hostile: entries whose keys share a place leave with their region in 
   CHECK(crowd.node.Domain().entries() == 0);
   CHECK(steps.count > 10);
   CHECK(steps.worst <= 2 * kSliceUnits);
+}
+
+// Without the budget in EntryTable::Retract one message drops all of them: seen.
+TEST_CASE("Hostile: rewritten blocks whose keys share a place are retracted in slices", "[unit]") {
+  Crowd crowd;
+  kvmwire::ClientMessage message;
+  message.mutable_retract()->set_region(crowd.region.row);
+  message.mutable_retract()->set_region_epoch(crowd.region.region_epoch);
+  for (std::uint32_t block = 0; block < Crowd::kBlocks; ++block) {
+    crowd.region.generations.BeginWrite(block);
+    message.mutable_retract()->add_blocks(block);
+  }
+  const Steps steps = HandleStepwise(crowd.node, crowd.client, message);
+  CHECK(crowd.node.Domain().entries() == 0);
+  CHECK(steps.count > 10);
+  CHECK(steps.worst <= 2 * kSliceUnits);
+}
+
+// Without the budget in HostCache::Done one message indexes all of them: seen.
+TEST_CASE("Hostile: blocks whose keys share a place are stored in slices", "[unit]") {
+  constexpr std::uint32_t kBlocks = kMaxStoreBatch;
+  constexpr std::uint64_t kBlock = 64;
+  Config config;
+  config.host_cache_slab_bytes = config.host_cache_bytes = kBlocks * kBlock;
+  config.orphan_ttl_s = 0;
+  Node node(config);
+  OffloadingWorker worker(node, "crowd", 1000, kBlocks, kBlock);
+  std::vector<PublishRecord> records = worker.Write(0, kBlocks);
+  kvmwire::PrepareStoreReply granted;
+  while (!records.empty()) {
+    const kvmwire::PrepareStoreReply reply = worker.Offer(records, true);
+    REQUIRE(reply.decided() > 0);
+    for (const kvmwire::StoreGrant& grant : reply.grants()) *granted.add_grants() = grant;
+    records.erase(records.begin(), records.begin() + reply.decided());
+  }
+  REQUIRE(granted.grants_size() == static_cast<int>(kBlocks));
+  const Steps steps = HandleStepwise(node, worker.id, OffloadingWorker::DoneMessage(granted));
+  CHECK(node.Domain().host_cache().blocks() > 500);
+  CHECK(steps.count > 10);
+  CHECK(steps.worst <= 2 * kSliceUnits);
+}
+
+// Without the budget in MarkTable::Expire one tick ends all of them: seen.
+TEST_CASE("Hostile: marks that expire at the same moment end in slices", "[unit]") {
+  Node node(With(&Config::max_marked_keys_per_client, 65'535u));
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  for (std::uint64_t mark = 1; mark <= 40; ++mark) {
+    std::vector<BlockKey> keys;
+    for (std::uint64_t i = 0; i < 1000; ++i)
+      keys.push_back({(1000 * mark + i) * 0x9E37'79B9'7F4A'7C15, (1000 * mark + i) * 0xD134'2543'DE82'EF95});
+    kvmwire::ClientMessage message;
+    message.mutable_mark_computing()->set_mark(mark);
+    message.mutable_mark_computing()->set_ttl_ms(1000);
+    message.mutable_mark_computing()->set_keys(keys.data(), keys.size() * sizeof(BlockKey));
+    node.Handle(client, message);
+  }
+  const auto marked = [&] { return node.broker.domains().Find("uid-1000")->marks().size(); };
+  REQUIRE(marked() > 5000);
+  const SteadyTime late = std::chrono::steady_clock::now() + seconds(10);
+  Steps steps;
+  for (; marked() > 0 && steps.count < 100; ++steps.count) steps.worst = std::max(steps.worst, Cost([&] { node.broker.Tick(late); }));
+  CHECK(marked() == 0);
+  CHECK(steps.count > 2);
+  CHECK(steps.worst <= kMostOfStep);
 }
 
 // Without the budget in EntryTable::Sweep one sweep drops all of them: seen.

@@ -53,6 +53,19 @@ struct Connection {
   bool ended = false;
 };
 
+// Where Client::ReplyError does not cut it, the answer is as long as the request: seen.
+TEST_CASE("kvmd answers: an error that quotes its request is cut", "[unit]") {
+  Node node;
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  kvmwire::ClientMessage message;
+  message.mutable_adopt_region()->mutable_expected()->set_name(std::string(500'000, 'x'));
+  node.Handle(client, message);
+  const std::string error = connection.TakeError();
+  CheckSays(error, "adopt region xxx");
+  CHECK(error.size() <= 1024);
+}
+
 TEST_CASE("kvmd answers: a list that would exceed a frame is cut, and the answer says so", "[unit]") {
   constexpr int kClients = 12'000;
   Node node;

@@ -6,6 +6,7 @@
 
 #include "proto/shm/registry_view.h"
 #include "tests/catch.h"
+#include "tests/support/broker/broker_node.h"
 #include "tests/support/data/model_specs.h"
 #include "tests/support/kvmd/server_runner.h"
 
@@ -162,6 +163,26 @@ TEST_CASE("kvmd regions: an importer that does not acknowledge costs the deadlin
   KVM_REQUIRE_OK(importer.Send(Ack(region)));  // a late acknowledgement is ignored
   KVM_CHECK_ERROR(owner.Call(region.UnregisterMessage()), Errc::kNotFound, "no such region");
   KVM_REQUIRE_OK(importer.QueryStatus());
+}
+
+// Where RegionAnnouncer::AckDeadline takes what it is asked for, the row waits for 49 days: seen.
+TEST_CASE("kvmd regions: however long an owner would wait for its importers, kvmd waits for ten minutes at most", "[unit]") {
+  Node node;
+  FakeConnection owner_connection, importer_connection;
+  const ClientId owner = node.Join(owner_connection);
+  node.Join(importer_connection);  // it does not acknowledge
+  WireRegion region("pool", LlamaSpec(), 8);
+  node.Register(owner, owner_connection, region);
+  kvmwire::ClientMessage unregister = region.UnregisterMessage(~std::uint32_t{0});
+  unregister.set_request_id(1);
+  node.Handle(owner, unregister);
+  const SteadyTime now = std::chrono::steady_clock::now();
+  for (const int minutes : {9, 11}) {
+    node.WorkAll();
+    CHECK(owner_connection.TakeError() == "no error");
+    node.broker.Tick(now + std::chrono::minutes(minutes));
+  }
+  CheckSays(owner_connection.TakeError(), "an importer has not unmapped the region in time");
 }
 
 TEST_CASE("kvmd regions: unregistering without a request id waits for no importer and is not answered", "[unit]") {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "daemon/registry/domain.h"
+#include "daemon/system/work_meter.h"
 #include "tests/catch.h"
 #include "tests/support/data/model_specs.h"
 #include "tests/support/data/random.h"
@@ -38,9 +39,11 @@ struct Registry {
     view = *opened;
   }
 
-  Result<Region*> Register(ClientId client, WireRegion& region, std::uint32_t uid = 1000) {
+  // `further`: descriptors of segments beside the first.
+  Result<Region*> Register(ClientId client, WireRegion& region, std::uint32_t uid = 1000, const std::vector<int>& further = {}) {
     std::vector<UniqueFd> fds;
     for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
+    for (const int fd : further) fds.emplace_back(::dup(fd));
     Result<std::unique_ptr<Region>> prepared = domain->PrepareRegion(client, region.descriptor, std::move(fds));
     if (!prepared) return prepared.error();
     Result<Region*> registered = domain->AddRegion({client, 100, uid}, std::move(*prepared));
@@ -141,6 +144,22 @@ TEST_CASE("Registry: a new client gets room from clients that have more than the
   CHECK(registry.PublishRange(2, second, 0, 256, 100'000).inserted() == 256);
   CHECK(registry.domain->AccountOf(1).entries == 128);
   CHECK(registry.domain->AccountOf(2).entries == 128);
+}
+
+// Where ClockEviction looks at slots without end, it costs a million looks: seen.
+TEST_CASE("Registry: that no entry may go is said after few looks, however large the index is", "[unit]") {
+  constexpr std::uint32_t kEntries = 5000;
+  Registry registry(Small(kEntries));
+  WireRegion region("pool", LlamaSpec(), kEntries), other("other", LlamaSpec(), 8);
+  const Result<Region*> registered = registry.Register(1, region);
+  KVM_REQUIRE_OK(registered);
+  KVM_REQUIRE_OK(registry.Register(2, other));
+  REQUIRE(registry.PublishRange(1, region, 0, kEntries, 0).inserted() == kEntries);
+  for (std::uint32_t block = 0; block < kEntries; ++block) REQUIRE(registry.domain->Pin(**registered, block));
+  const PublishRecord one = other.Write(0, Key(kEntries));
+  const WorkUnits before = WorkMeter::spent();
+  CHECK(registry.Publish(2, other, {one}).refused_full() == 1);
+  CHECK(WorkMeter::spent() - before < 1000);
 }
 
 TEST_CASE("Registry: entries of an owner that has gone make room before a live owner's", "[unit]") {
@@ -502,6 +521,11 @@ TEST_CASE("Registry: regions are refused with the reason named", "[unit]") {
   refused(region, Errc::kAlreadyExists, "pool");
   WireRegion large("large", LlamaSpec(), 93, 64);
   refused(large, Errc::kResourceExhausted, "--max-blocks-per-client");
+  WireRegion wide("wide", LlamaSpec(), 8, 64);
+  const WireRegion second_segment("2", LlamaSpec(), 8, 64), third_segment("3", LlamaSpec(), 8, 64);
+  for (int i = 0; i < 2; ++i) *wide.descriptor.add_segments() = wide.descriptor.segments(0);
+  KVM_CHECK_ERROR(registry.Register(1, wide, 1000, {second_segment.payload.fd(), third_segment.payload.fd()}), Errc::kResourceExhausted,
+                  "--max-fds-per-client");
 
   WireRegion bad("bad", LlamaSpec(), 8, 64);
   const kvmwire::RegionDescriptor good = bad.descriptor;

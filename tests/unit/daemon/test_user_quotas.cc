@@ -110,6 +110,25 @@ TEST_CASE("Quotas: a user at its limit of entries makes room with its own", "[un
   CHECK(node.Domain().entries() == 164);
 }
 
+// Where MakeRoomOfUser looks at all of its blocks, one record costs six slices: seen.
+TEST_CASE("Quotas: the search for room among a user's own entries ends, however large its regions are", "[unit]") {
+  constexpr std::uint32_t kBlocks = 100'000;
+  Config config = Shared();
+  config.max_entries_per_user = 4;
+  config.max_blocks_per_client = config.max_blocks_per_user = 2 * kBlocks;
+  Node node(config);
+  Worker worker(node, kAttacker);
+  WireRegion sparse("sparse", LlamaSpec(), kBlocks, 1);
+  node.Register(worker.id, worker.connection, sparse);
+  std::vector<PublishRecord> records;
+  for (std::uint32_t block = 0; block < 4; ++block) records.push_back(sparse.Write(block, {block, block}));
+  node.Handle(worker.id, sparse.PublishMessage(records));
+  REQUIRE(worker.connection.Take(Body::kPublishAck).message.publish_ack().inserted() == 4);
+  const daemon::WorkUnits before = daemon::WorkMeter::spent();
+  for (std::uint32_t block = 4; block < 8; ++block) node.Handle(worker.id, sparse.PublishMessage({sparse.Write(block, {block, block})}));
+  CHECK(daemon::WorkMeter::spent() - before < 2 * daemon::kSliceUnits);
+}
+
 TEST_CASE("Quotas: granted memory counts until no process can write it, whatever has become of its region", "[unit]") {
   Config config = Shared();
   config.max_granted_memory_per_user = 1 << 20;

@@ -86,6 +86,23 @@ TEST_CASE("Frames: payloads of every size up to the limit round trip", "[unit]")
   }
 }
 
+// Where FrameReader::Fill keeps its buffer, that has more than a megabyte: seen.
+TEST_CASE("Frames: a reader that waits for its next frame has no memory of a large one", "[unit]") {
+  SocketPair sockets;
+  FrameWriter writer;
+  KVM_REQUIRE_OK(writer.Append(std::string(kMaxFrameBytes, 'x')));
+  FrameReader reader;
+  std::vector<Frame> frames;
+  std::size_t most = 0;
+  while (frames.empty()) {
+    KVM_REQUIRE_OK(writer.Drain(sockets.ours.get()));
+    KVM_REQUIRE_OK(ReadAll(reader, sockets.theirs.get(), frames));
+    most = std::max(most, reader.held_bytes());
+  }
+  CHECK(most > kMaxFrameBytes / 2);
+  CHECK(reader.held_bytes() <= 64 * 1024);
+}
+
 TEST_CASE("Frames: a payload over the limit is refused by the writer and by the reader", "[unit]") {
   FrameWriter writer;
   KVM_CHECK_ERROR(writer.Append(std::string(kMaxFrameBytes + 1, 'x')), Errc::kInvalidArgument, "1048577");
