@@ -148,7 +148,7 @@ TEST_CASE("Host cache: another client's answer to a grant, or an answer to anoth
 // Without the limit in PlaceFinder::Find all of them are granted: seen.
 TEST_CASE("Host cache: a client that stores nothing of what it was granted is granted so much and no more", "[unit]") {
   constexpr std::uint32_t kOffered = 6000;
-  constexpr std::uint64_t kBlock = 64;
+  constexpr std::uint64_t kBlock = 512;
   Config config;
   config.host_cache_slab_bytes = 1024 * kBlock;
   config.host_cache_bytes = 8 * config.host_cache_slab_bytes;

@@ -588,7 +588,7 @@ TEST_CASE("Hostile: rewritten blocks whose keys share a place are retracted in s
 // Without the budget in HostCache::Done one message indexes all of them: seen.
 TEST_CASE("Hostile: blocks whose keys share a place are stored in slices", "[unit]") {
   constexpr std::uint32_t kBlocks = kMaxStoreBatch;
-  constexpr std::uint64_t kBlock = 64;
+  constexpr std::uint64_t kBlock = 512;
   Config config;
   config.host_cache_slab_bytes = config.host_cache_bytes = kBlocks * kBlock;
   config.orphan_ttl_s = 0;
