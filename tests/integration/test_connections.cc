@@ -142,6 +142,21 @@ TEST_CASE("Connections: one user's flood of refusals fills no log and keeps no o
   CHECK(lines < 200);  // ten at once, and one a second
 }
 
+// Where an eviction's two lines are written without a limit there are 800: seen.
+TEST_CASE("Connections: an admin's flood of evictions fills no log", "[integration]") {
+  KvmdProcess kvmd({"--max-log-lines-per-user", "1", "--host-cache", "16M", "--max-entries", "1000"});
+  WireClient client = Connect(kvmd);
+  KVM_REQUIRE_OK(client.Hello("admin", kvmwire::OBSERVER));
+  kvmwire::ClientMessage evict;
+  evict.mutable_evict();
+  for (int i = 0; i < 400; ++i) KVM_REQUIRE_OK(client.Call(evict));
+  REQUIRE(Eventually([&] { return kvmd.Log().find("event=host_cache_evicted") != std::string::npos; }));
+  std::istringstream log(kvmd.Log());
+  int lines = 0;
+  for (std::string line; std::getline(log, line);) lines += line.starts_with("event=host_cache_evict");
+  CHECK(lines < 200);  // ten at once, and one a second
+}
+
 // Where connect()'s EAGAIN is taken for an absent kvmd, the next try comes after the pause of a
 // reconnect, and no hello: seen.
 TEST_CASE("Connections: a client waits while the queue of kvmd's socket is full", "[integration]") {

@@ -42,14 +42,14 @@ struct Eviction {
   void End(bool complete) {
     Add();
     ended = true;
-    Log(LogLevel::kInfo, "host_cache_evicted",
-        {{"client", client},
-         {"uid", uid},
-         {"complete", complete ? "yes" : "no"},
-         {"blocks", reply.blocks()},
-         {"bytes", reply.bytes()},
-         {"leased", reply.leased()},
-         {"being_stored", reply.being_stored()}});
+    LogLimited(LogLevel::kInfo, "host_cache_evicted",
+               {{"client", client},
+                {"uid", uid},
+                {"complete", complete ? "yes" : "no"},
+                {"blocks", reply.blocks()},
+                {"bytes", reply.bytes()},
+                {"leased", reply.leased()},
+                {"being_stored", reply.being_stored()}});
   }
 
   ClientId client = 0;
@@ -101,13 +101,13 @@ Status EvictService::Evict(Client& client, kvmwire::ClientMessage message) {
   request->fingerprint = evict.fingerprint();
   request->keys.resize(evict.keys().size() / sizeof(BlockKey));
   if (!request->keys.empty()) std::memcpy(request->keys.data(), evict.keys().data(), evict.keys().size());
-  Log(LogLevel::kInfo, "host_cache_evict_asked",
-      {{"client", client.id},
-       {"pid", client.credentials.pid},
-       {"uid", client.credentials.uid},
-       {"domain", evict.domain().empty() ? "all" : evict.domain()},
-       {"model", request->fingerprint.empty() ? "all" : FingerprintHex(request->fingerprint)},
-       {"keys", request->keys.empty() ? std::string("all") : std::to_string(request->keys.size())}});
+  LogLimited(LogLevel::kInfo, "host_cache_evict_asked",
+             {{"client", client.id},
+              {"pid", client.credentials.pid},
+              {"uid", client.credentials.uid},
+              {"domain", evict.domain().empty() ? "all" : evict.domain()},
+              {"model", request->fingerprint.empty() ? "all" : FingerprintHex(request->fingerprint)},
+              {"keys", request->keys.empty() ? std::string("all") : std::to_string(request->keys.size())}});
   client.Work([this, host_cache, request, id = message.request_id()](Client& its, const WorkBudget& budget) {
     for (; !request->domains.empty(); request->domains.pop_back(), request->Add()) {
       Domain* const domain = domains_.Find(request->domains.back());
