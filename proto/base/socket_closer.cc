@@ -187,10 +187,13 @@ bool SocketCloser::State::HandOver() {
   MutexLock lock(mutex);
   std::erase_if(ending, [](pid_t thread) { return !IsThere(thread); });
   if (ending.size() >= kMostEnding) return false;
+  // Counted before it is started, since the successor may come here while this one waits for it.
+  const auto self = static_cast<pid_t>(::syscall(SYS_gettid));
+  ending.push_back(self);
   // The successor copies what this one has received and closes that; these are not the last closes.
-  if (!StartClosing(lock, [] { return CloseRange(kPost + 1, ~0U, CLOSE_RANGE_UNSHARE); })) return false;
-  ending.push_back(static_cast<pid_t>(::syscall(SYS_gettid)));
-  return true;
+  const bool started = StartClosing(lock, [] { return CloseRange(kPost + 1, ~0U, CLOSE_RANGE_UNSHARE); });
+  if (!started) std::erase(ending, self);
+  return started;
 }
 
 SocketCloser::SocketCloser() noexcept = default;

@@ -115,7 +115,8 @@ class TracedCloser {
 
 }  // namespace
 
-// Without the limit the next one ends as well, and is kept: seen.
+// Without the limit the next one ends as well, and is kept. Where a thread counts itself only once
+// its successor runs, that one sometimes ends beyond the limit: both seen.
 TEST_CASE("Socket closer: of threads that something keeps from ending there are so many, and the next ends when one has gone", "[unit]") {
   TracedCloser closer;
   if (!closer.traced()) KVM_SKIP("needs to trace a process of its own");
@@ -127,7 +128,8 @@ TEST_CASE("Socket closer: of threads that something keeps from ending there are 
   for (int more = 0; more < 8; ++more) closer.Tell();
   CHECK_FALSE(Eventually([&] { return closer.kept() > SocketCloser::kMostEnding; }, 500ms));
   closer.ReleaseOne();
-  CHECK(Eventually([&] { return closer.kept() == SocketCloser::kMostEnding + 1; }, 60s));
+  CHECK(Eventually([&] { return closer.kept() > SocketCloser::kMostEnding; }, 60s));
+  CHECK_FALSE(Eventually([&] { return closer.kept() > SocketCloser::kMostEnding + 1; }, 200ms));
   CHECK_FALSE(closer.ended());
 }
 
