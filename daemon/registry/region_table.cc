@@ -1,10 +1,12 @@
 #include "daemon/registry/region_table.h"
 
 #include "daemon/registry/quota_error.h"
+#include "daemon/system/work_meter.h"
 
 namespace kvm::daemon {
 
 Status RegionTable::CheckAgainstOthers(const Region& region, const Owner& owner) const {
+  Spend(regions_.size());
   for (const auto& other : regions_) {
     if (!other || !other->serving()) continue;
     if (other->info.owner_uid == owner.uid && other->descriptor.name() == region.descriptor.name()) {
@@ -97,6 +99,7 @@ Region* RegionTable::Find(std::uint32_t row, std::uint32_t region_epoch) noexcep
 }
 
 Region* RegionTable::FindServing(std::uint32_t owner_uid, const std::string& name) noexcept {
+  Spend(regions_.size());
   for (const auto& region : regions_) {
     if (region && region->serving() && region->info.owner_uid == owner_uid && region->descriptor.name() == name) return region.get();
   }
@@ -104,6 +107,7 @@ Region* RegionTable::FindServing(std::uint32_t owner_uid, const std::string& nam
 }
 
 std::vector<Region*> RegionTable::Of(ClientId owner) noexcept {
+  Spend(regions_.size());
   std::vector<Region*> out;
   for (const auto& region : regions_) {
     if (region && region->owner == owner) out.push_back(region.get());
@@ -112,6 +116,7 @@ std::vector<Region*> RegionTable::Of(ClientId owner) noexcept {
 }
 
 std::vector<Region*> RegionTable::ServingOfModel(std::uint32_t model) noexcept {
+  Spend(regions_.size());
   std::vector<Region*> out;
   for (const auto& region : regions_) {
     if (region && region->serving() && region->info.model == model) out.push_back(region.get());
