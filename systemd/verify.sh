@@ -15,6 +15,7 @@ sed -E "s|^ExecStart=[^ ]+|ExecStart=$2|" "$1/systemd/kvmd.service" >"$work/kvmd
 sed -E "s|^ExecStart=[^ ]+|ExecStart=$3|" "$1/systemd/kvmd-exporter.service" >"$work/kvmd-exporter.service"
 if [ -n "${4:-}" ]; then
   sed -E "s|^ExecStart=[^ ]+|ExecStart=$4|" "$here/kvmd-mesh@.service" >"$work/kvmd-mesh@0.service"
+  cp "$here/kvmd-mesh@.socket" "$work/kvmd-mesh@0.socket"
 fi
 cp "$here/kvmd.socket" "$here/kvmd-exporter.socket" "$work/"
 output=$(SYSTEMD_UNIT_PATH="$work:" systemd-analyze verify --man=no "$work"/kvmd* 2>&1) || {

@@ -28,7 +28,7 @@ set(KVM_KVCTL_TEST_SOURCES
   unit/kvctl/test_workload.cc)
 
 if(PROMETHEUS_CORE_FOUND)
-  list(APPEND KVM_KVCTL_TEST_SOURCES unit/kvctl/test_host_header.cc unit/kvctl/test_listening_sockets.cc unit/kvctl/test_metric_page.cc unit/kvctl/test_status_page.cc)
+  list(APPEND KVM_KVCTL_TEST_SOURCES unit/kvctl/test_host_header.cc unit/kvctl/test_listening_sockets.cc unit/kvctl/test_mesh_sockets.cc unit/kvctl/test_metric_page.cc unit/kvctl/test_status_page.cc)
 endif()
 
 # The command line, with kvmd and worker processes.

@@ -26,7 +26,7 @@ if(TARGET kvm_process_support AND TARGET kvmd-mesh)
   add_dependencies(kvm_mesh_support kvmd-mesh kvctl)
   kvm_test(NAME mesh_integration_tests LABEL integration TIMEOUT 120 LIBS kvm_mesh_support
     SOURCES integration/test_mesh.cc integration/test_mesh_disk.cc integration/test_mesh_kvctl.cc integration/test_mesh_log.cc integration/test_mesh_peers.cc
-      integration/test_mesh_serving.cc)
+      integration/test_mesh_serving.cc integration/test_mesh_status.cc)
   if(TARGET kvm_zmq)
     kvm_test(NAME mesh_events_integration_tests LABEL integration TIMEOUT 240 LIBS kvm_mesh_support kvm_zmq
       SOURCES integration/test_mesh_events.cc support/mesh/event_reader.cc support/mesh/event_subscriber.cc)

@@ -2,11 +2,14 @@
 #include <chrono>
 #include <csignal>
 #include <iostream>
+#include <utility>
+#include <vector>
 
 #include "client/mesh/log/event_log.h"
 #include "client/mesh/log/wire_log.h"
 #include "client/mesh/node/mesh_node.h"
 #include "client/mesh/node/state/config.h"
+#include "proto/base/passed_fds.h"
 #include "proto/base/standard_fds.h"
 #include "proto/log/log_sink.h"
 #include "proto/wire/wire_log.h"
@@ -18,14 +21,15 @@ namespace {
 constexpr std::chrono::seconds kLastLines{1};
 
 int Main(int argc, char** argv) {
+  std::vector<kvm::PassedFd> passed = kvm::TakePassedFds();
   const kvm::mesh::ParsedArguments arguments = kvm::mesh::ParseArguments(argc, argv);
   if (arguments.exit) return arguments.exit_code;
-  kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node =
-      kvm::mesh::MeshNode::Create(arguments.config, [argc, argv]() -> kvm::Result<std::vector<kvm::mesh::Member>> {
-        const kvm::mesh::ParsedArguments again = kvm::mesh::ParseArguments(argc, argv);
-        if (again.exit) return kvm::MakeError(kvm::Errc::kInvalidArgument, "the configuration is not good");
-        return again.config.peers;
-      });
+  const auto read_peers = [argc, argv]() -> kvm::Result<std::vector<kvm::mesh::Member>> {
+    const kvm::mesh::ParsedArguments again = kvm::mesh::ParseArguments(argc, argv);
+    if (again.exit) return kvm::MakeError(kvm::Errc::kInvalidArgument, "the configuration is not good");
+    return again.config.peers;
+  };
+  kvm::Result<std::unique_ptr<kvm::mesh::MeshNode>> node = kvm::mesh::MeshNode::Create(arguments.config, read_peers, std::move(passed));
   if (!node) {
     kvm::mesh::LogEvent(kvm::LogLevel::kError, "start_failed", {{"reason", node.error().ToString()}});
     return 1;

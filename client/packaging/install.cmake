@@ -39,7 +39,8 @@ install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd.toml DESTINATION ${config_dir} 
 
 if(TARGET kvmd-mesh)
   install(TARGETS kvmd-mesh RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT mesh)
-  install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.service DESTINATION ${systemd_dir} COMPONENT mesh)
+  install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.service ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh@.socket
+    DESTINATION ${systemd_dir} COMPONENT mesh)
   # Each user's instance has a file of its own, so there is none to install but an example.
   install(FILES ${PROJECT_SOURCE_DIR}/systemd/kvmd-mesh.toml DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/kvmd-mesh/examples COMPONENT mesh)
 endif()

@@ -1,24 +1,13 @@
 #include "daemon/system/service_manager.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <sstream>
 #include <utility>
 
 namespace kvm::daemon {
 namespace {
-
-constexpr int kFirstPassedFd = 3;
-
-std::string Take(const char* variable) {
-  const char* value = std::getenv(variable);
-  std::string out = value == nullptr ? "" : value;
-  ::unsetenv(variable);
-  return out;
-}
 
 bool IsStored(const PassedFd& passed) { return passed.name.starts_with(kStoredPrefix); }
 
@@ -35,19 +24,10 @@ ServiceManager ServiceManager::FromEnvironment() {
   const char* store = std::getenv("FDSTORE");
   manager.has_store_ = manager.has_notify_ && (store == nullptr || std::strcmp(store, "0") != 0);
   if (store != nullptr) manager.store_size_ = std::strtoull(store, nullptr, 10);
-  const std::string watchdog = Take("WATCHDOG_USEC"), watchdog_pid = Take("WATCHDOG_PID");
+  const std::string watchdog = TakeVariable("WATCHDOG_USEC"), watchdog_pid = TakeVariable("WATCHDOG_PID");
   if (const long long period = std::atoll(watchdog.c_str()); period > 0 && (watchdog_pid.empty() || watchdog_pid == own_pid))
     manager.watchdog_ = std::chrono::microseconds(period);
-  const std::string pid = Take("LISTEN_PID"), count = Take("LISTEN_FDS");
-  std::istringstream names(Take("LISTEN_FDNAMES"));
-  if (pid != own_pid) return manager;
-  for (int i = 0; i < std::atoi(count.c_str()); ++i) {
-    PassedFd passed;
-    std::getline(names, passed.name, ':');
-    passed.fd.Reset(kFirstPassedFd + i);
-    ::fcntl(passed.fd.get(), F_SETFD, FD_CLOEXEC);
-    manager.passed_.push_back(std::move(passed));
-  }
+  manager.passed_ = TakePassedFds();
   return manager;
 }
 

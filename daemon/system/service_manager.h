@@ -12,14 +12,10 @@
 #include <vector>
 
 #include "daemon/system/notify_queue.h"
+#include "proto/base/passed_fds.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm::daemon {
-
-struct PassedFd {
-  std::string name;
-  UniqueFd fd;
-};
 
 // Not thread-safe. Does nothing without a service manager. Nothing here waits for it: what it does
 // not take at once is sent when it does (notify_queue.h).

@@ -17,7 +17,7 @@ namespace kvm {
 namespace {
 
 constexpr std::chrono::seconds kLockPatience{5};  // one that starts holds it for milliseconds
-constexpr std::chrono::milliseconds kPause{10};
+constexpr std::chrono::milliseconds kLockPause{10};
 
 bool SameFile(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
@@ -76,7 +76,7 @@ Result<StartLock> StartLock::Take(const std::string& path) {
                                                  std::to_string(kLockPatience.count()) +
                                                  " s: another process that is starting, or was stopped while it started");
     }
-    std::this_thread::sleep_for(kPause);
+    std::this_thread::sleep_for(kLockPause);
   }
 }
 

@@ -103,35 +103,78 @@ DescriptorCloser& Closer() {
   return closer;
 }
 
-Result<kvmmesh::LocalMessage> Ask(int socket, const kvmmesh::LocalMessage& request, const Patience& patience) {
-  std::string bytes = request.SerializeAsString();
+Status Send(int socket, const kvmmesh::LocalMessage& request, const Patience& patience) {
+  const std::string bytes = request.SerializeAsString();
   if (bytes.size() > kMaxMessageBytes) return MakeError(Errc::kInvalidArgument, "the request to kvmd-mesh is too long");
-  MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
-  if (Status sent = SendAll(socket, header, patience); !sent) return sent.error();
-  if (Status sent = SendAll(socket, std::as_bytes(std::span(bytes)), patience); !sent) return sent.error();
+  const MeshHeaderBytes header = EncodeMeshHeader({static_cast<std::uint32_t>(bytes.size()), 0});
+  if (Status sent = SendAll(socket, header, patience); !sent) return sent;
+  return SendAll(socket, std::as_bytes(std::span(bytes)), patience);
+}
+
+Result<kvmmesh::LocalMessage> Receive(int socket, const Patience& patience) {
+  MeshHeaderBytes header{};
   if (Status received = ReceiveAll(socket, header, patience); !received) return received.error();
   const Result<MeshFrameHeader> lengths = DecodeMeshHeader(header);
   if (!lengths) return lengths.error();
-  bytes.resize(lengths->message_bytes);
+  std::string bytes(lengths->message_bytes, '\0');
   if (Status received = ReceiveAll(socket, std::as_writable_bytes(std::span(bytes)), patience); !received) return received.error();
   kvmmesh::LocalMessage answer;
   if (lengths->payload_bytes != 0 || !answer.ParseFromString(bytes)) return MakeError(Errc::kProtocol, "kvmd-mesh's answer is not valid");
   return answer;
 }
 
+// A request that was sent, or why it was not.
+class Asked {
+ public:
+  // Where the socket's queue is full, it waits no longer than `to_connect` says.
+  Asked(const std::string& path, const kvmmesh::LocalMessage& request, const Patience& to_connect, const Patience& patience) {
+    Result<UniqueFd> socket = Connect(path, to_connect);
+    if (!socket) {
+      sent_ = socket.error();
+      return;
+    }
+    socket_ = std::move(*socket);
+    uid_ = PeerUserOf(socket_.get());
+    ReceiveInOrder(socket_.get());
+    sent_ = Closer().Behind(uid_) ? MakeError(Errc::kUnavailable, "kvmd-mesh sends descriptors that can't be closed")
+                                  : Send(socket_.get(), request, patience);
+  }
+  Asked(Asked&&) noexcept = default;
+  Asked& operator=(Asked&&) = delete;
+  ~Asked() {
+    if (socket_) Closer().CloseSocket(uid_, std::move(socket_));
+  }
+
+  Result<kvmmesh::LocalMessage> Answer(const Patience& patience) const {
+    if (!sent_) return sent_.error();
+    return Receive(socket_.get(), patience);
+  }
+
+ private:
+  UniqueFd socket_;
+  std::uint32_t uid_ = kNoUser;
+  Status sent_;
+};
+
 }  // namespace
 
 Result<kvmmesh::LocalMessage> AskMesh(const std::string& socket_path, const kvmmesh::LocalMessage& request,
                                       std::chrono::steady_clock::time_point deadline, bool (*interrupted)()) {
   const Patience patience{deadline, interrupted};
-  Result<UniqueFd> socket = Connect(socket_path, patience);
-  if (!socket) return socket.error();
-  const std::uint32_t uid = PeerUserOf(socket->get());
-  ReceiveInOrder(socket->get());
-  Result<kvmmesh::LocalMessage> answer = MakeError(Errc::kUnavailable, "kvmd-mesh sends descriptors that can't be closed");
-  if (!Closer().Behind(uid)) answer = Ask(socket->get(), request, patience);
-  Closer().CloseSocket(uid, std::move(*socket));
-  return answer;
+  return Asked(socket_path, request, patience, patience).Answer(patience);
+}
+
+std::vector<Result<kvmmesh::LocalMessage>> AskMeshes(std::span<const std::string> socket_paths, const kvmmesh::LocalMessage& request,
+                                                     std::chrono::steady_clock::time_point deadline) {
+  const Patience patience{deadline, nullptr}, none{std::chrono::steady_clock::time_point::min(), nullptr};
+  std::vector<Asked> asked;
+  asked.reserve(socket_paths.size());
+  for (const std::string& path : socket_paths) asked.emplace_back(path, request, none, patience);
+  std::vector<Result<kvmmesh::LocalMessage>> answers;
+  answers.reserve(asked.size());
+  // What has come by the deadline is read after it, too.
+  for (const Asked& each : asked) answers.push_back(each.Answer(patience));
+  return answers;
 }
 
 }  // namespace kvm::mesh

@@ -256,6 +256,37 @@ def check_metrics(service, machine):
     service.run("rm", "-r", drop_in)
 
 
+def check_mesh_metrics(service, machine):
+    print("the exporter asks each kvmd-mesh that runs, sees one that fails, and starts none that was stopped")
+    by_path = f"/proc/{machine.leader}/root/run/kvmd/exporter.sock"
+    unit, passed = "kvmd-mesh@0.service", "/run/kvmd-mesh-status/0.sock"
+
+    def up():
+        return scrape(OverUnixSocket(by_path)).get(f'kvmd_mesh_up{{socket="{passed}"}}')
+
+    assert service.run("stat", "-c", "%U %G %a", passed) == "root kvmd 660"
+    assert service.run("stat", "-c", "%a", "/run/kvmd-mesh/0/mesh.sock") == "600"
+    assert up() == 1
+    found = scrape(OverUnixSocket(by_path))
+    assert [value for series, value in found.items() if series.startswith("kvmd_mesh_disk_on{")] == [1], found
+    service.run("systemctl", "stop", unit)
+    service.run("test", "!", "-e", passed)
+    assert up() is None
+    assert not service.is_active(unit)
+    assert not service.is_active("kvmd-mesh@0.socket")
+    # It fails at each start, without an end.
+    settings = service.machine.root / "etc/kvmd/mesh-0.toml"
+    good = settings.read_text()
+    settings.write_text(good.replace('node = "a"', 'node = "a b"'))
+    service.run("systemctl", "start", unit, check=False)
+    starts = ("systemctl", "show", "--property", "NRestarts", "--value", unit)
+    eventually("more starts than systemd allows by default", lambda: int(service.run(*starts)) > 6)
+    # The socket is made anew at each start.
+    eventually("a metric of its failure", lambda: up() == 0)
+    settings.write_text(good)
+    eventually("kvmd-mesh's return", lambda: up() == 1)
+
+
 def check_upgrade(service, machine, worker):
     print("an upgrade restarts kvmd and the exporter, and a live worker loses nothing")
     assert ask(worker) == (8, 8)
@@ -267,6 +298,9 @@ def check_upgrade(service, machine, worker):
     assert NEXT_VERSION in service.run("dpkg-query", "-W", "kvmd")
     assert service.pid() not in (before, "0")
     assert service.pid("kvmd-exporter.service") not in (exporter, "0")
+    by_path = f"/proc/{machine.leader}/root/run/kvmd/exporter.sock"
+    mesh_up = 'kvmd_mesh_up{socket="/run/kvmd-mesh-status/0.sock"}'
+    eventually("kvmd-mesh's answer", lambda: scrape(OverUnixSocket(by_path)).get(mesh_up) == 1)
     assert service.run("grep", "^max-models =", "/etc/kvmd/kvmd.toml") == "max-models = 65", (
         "the configuration was replaced"
     )
@@ -294,7 +328,14 @@ def check_journal(service):
 def check_removal(service):
     print("removed, nothing runs and the configuration stays; purged, nothing is left but the user")
     service.run("dpkg", "-r", "kvmd-mesh", "kvmd")
-    for unit in ("kvmd.service", "kvmd.socket", "kvmd-exporter.service", "kvmd-exporter.socket", "kvmd-mesh@0.service"):
+    for unit in (
+        "kvmd.service",
+        "kvmd.socket",
+        "kvmd-exporter.service",
+        "kvmd-exporter.socket",
+        "kvmd-mesh@0.service",
+        "kvmd-mesh@0.socket",
+    ):
         assert not service.is_active(unit), unit
     service.run("rm", "/etc/kvmd/mesh-0.toml")
     service.run("test", "-e", "/etc/kvmd/kvmd.toml")
@@ -336,6 +377,7 @@ def main():
                 check_documents(service)
                 check_mesh(service)
                 check_metrics(service, machine)
+                check_mesh_metrics(service, machine)
                 check_upgrade(service, machine, user)
                 check_journal(service)
                 check_removal(service)

@@ -13,6 +13,7 @@
 #include "client/kvctl/exporter/http_server.h"
 #include "client/kvctl/exporter/listening_sockets.h"
 #include "client/kvctl/exporter/mesh_metrics.h"
+#include "client/kvctl/exporter/mesh_sockets.h"
 #include "client/kvctl/exporter/status_metrics.h"
 #include "client/kvctl/mesh/mesh_question.h"
 #include "client/kvctl/page/status_page.h"
@@ -34,15 +35,17 @@ kvmwire::StatusQuery QueryFor(std::uint32_t hot = 0) {
   return query;
 }
 
-// Each kvmd-mesh is asked for no longer than the timeout.
-void AddMeshes(MetricPage& page, const CommonOptions& common, const std::vector<std::string>& sockets) {
-  for (const std::string& socket : sockets) AddMesh(page, socket, AskMeshStatus(common, socket));
+// All kvmd-mesh together are asked for no longer than the timeout.
+void AddMeshes(MetricPage& page, const CommonOptions& common, MeshSockets& sockets) {
+  const std::vector<std::string> paths = sockets.Find();
+  const std::vector<Result<kvmmesh::LocalMessage>> answers = AskMeshStatuses(common, paths);
+  for (std::size_t i = 0; i < paths.size(); ++i) AddMesh(page, paths[i], answers[i]);
 }
 
 // What is served, and what has been seen. Says when kvmd's answers end, and when they come again.
 class Contents {
  public:
-  Contents(const CommonOptions& common, const std::vector<std::string>& meshes) : common_(common), meshes_(meshes), kvmd_(common) {}
+  Contents(const CommonOptions& common, MeshSockets& meshes) : common_(common), meshes_(meshes), kvmd_(common) {}
 
   std::optional<HttpContent> Of(std::string_view path, bool by_tcp) {
     if (path == "/metrics") return Metrics();
@@ -79,7 +82,7 @@ class Contents {
   }
 
   const CommonOptions& common_;
-  const std::vector<std::string>& meshes_;
+  MeshSockets& meshes_;
   KeptMonitor kvmd_;
   StatusHistory history_;
   bool reachable_ = true;
@@ -111,12 +114,13 @@ int RunExporter(const CommonOptions& common, const ExporterOptions& options) {
     PrintMetricTable();
     return kHealthy;
   }
-  Contents contents(common, options.mesh_sockets);
+  MeshSockets meshes(options.mesh_sockets, options.mesh_sockets_in);
+  Contents contents(common, meshes);
   if (options.once) {
     const Result<kvmwire::StatusReply> status = KeptMonitor(common).Ask(QueryFor());
     if (!status) return Fail(status.error());
     MetricPage page = MetricsOf(*status, std::chrono::steady_clock::now() - begin);
-    AddMeshes(page, common, options.mesh_sockets);
+    AddMeshes(page, common, meshes);
     std::cout << page.Text();
     return kHealthy;
   }

@@ -15,6 +15,7 @@ struct ExporterOptions {
   std::vector<std::string> listen_tcp;    // addresses of the loopback interface, with port
   std::vector<std::string> allow_host;    // names that TCP requests may have (host_header.h)
   std::vector<std::string> mesh_sockets;  // of kvmd-mesh processes to ask, too
+  std::string mesh_sockets_in;            // a directory of more; empty: none
   bool once = false;                      // print the metrics and return
   bool list = false;                      // print the table of metrics and return
 };

@@ -10,26 +10,18 @@
 
 #include <cerrno>
 #include <charconv>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include <boost/asio/ip/tcp.hpp>
 
 #include "client/kvctl/cli/observer.h"
+#include "proto/base/passed_fds.h"
 
 namespace kvm::ctl {
 namespace {
 
 constexpr int kBacklog = 64;
-constexpr int kFirstPassedFd = 3;
-
-std::string TakeVariable(const char* name) {
-  const char* value = std::getenv(name);
-  std::string out = value == nullptr ? "" : value;
-  ::unsetenv(name);
-  return out;
-}
 
 Result<UniqueFd> NewSocket(int family) {
   UniqueFd socket(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -79,22 +71,13 @@ ListeningSockets::~ListeningSockets() {
 
 Result<ListeningSockets> ListeningSockets::Passed() {
   ListeningSockets passed;
-  const std::string pid = TakeVariable("LISTEN_PID"), count = TakeVariable("LISTEN_FDS");
-  TakeVariable("LISTEN_FDNAMES");
-  if (pid != std::to_string(::getpid())) return passed;
-  for (int i = 0; i < std::atoi(count.c_str()); ++i) {
-    UniqueFd socket(kFirstPassedFd + i);
-    int listens = 0;
-    socklen_t size = sizeof(listens);
-    if (::getsockopt(socket.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || listens == 0) {
-      static_cast<void>(socket.Release());  // it is not known to be one that was passed
-      return MakeError(Errc::kInvalidArgument,
-                       "LISTEN_FDS: descriptor " + std::to_string(kFirstPassedFd + i) + " is no socket that listens");
-    }
-    ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
-    ::fcntl(socket.get(), F_SETFL, ::fcntl(socket.get(), F_GETFL) | O_NONBLOCK);
-    passed.sockets_.push_back(std::move(socket));
-    passed.names_.push_back("socket " + std::to_string(kFirstPassedFd + i) + " of the service manager");
+  for (PassedFd& each : TakePassedFds()) {
+    const std::string number = std::to_string(each.fd.get());
+    if (!IsListening(each.fd.get()))
+      return MakeError(Errc::kInvalidArgument, "LISTEN_FDS: descriptor " + number + " is no socket that listens");
+    ::fcntl(each.fd.get(), F_SETFL, ::fcntl(each.fd.get(), F_GETFL) | O_NONBLOCK);
+    passed.sockets_.push_back(std::move(each.fd));
+    passed.names_.push_back("socket " + number + " of the service manager");
   }
   return passed;
 }

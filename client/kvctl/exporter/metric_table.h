@@ -124,7 +124,7 @@
   COUNTER(kvmd_host_cache_expired_blocks_total, "domain", \
     "Blocks for which room was granted and that were not stored in time.") \
   GAUGE(kvmd_mesh_up, "socket", \
-    "1 if the kvmd-mesh of a --mesh-socket answered this scrape, else 0 and no other metric of it.") \
+    "1 if the kvmd-mesh of this socket answered this scrape, else 0 and no other metric of it.") \
   GAUGE(kvmd_mesh_blocks, "domain node", "Blocks that kvmd-mesh has for other nodes.") \
   GAUGE(kvmd_mesh_peers, "domain node state", "Other nodes: answers, silent, shunned.") \
   COUNTER(kvmd_mesh_served_blocks_total, "domain node", "Blocks that it sent to other nodes.") \

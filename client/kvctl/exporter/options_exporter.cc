@@ -16,6 +16,8 @@ void AddExporterCommand(CLI::App& app, const CommonOptions& common, Action& acti
   command->add_option("--allow-host", options->allow_host, "Also answer requests for this host name, which a proxy passes on");
   command->add_option("--mesh-socket", options->mesh_sockets,
                       "Also metrics of the kvmd-mesh that listens there; of one user's, or root asks");
+  command->add_option("--mesh-sockets-in", options->mesh_sockets_in,
+                      "Also of each kvmd-mesh that has a socket in this directory, looked at each time");
   command->add_flag("--once", options->once, "Print the metrics, and serve nothing");
   command->add_flag("--list", options->list, "Print the table of metrics; needs no kvmd");
   command->footer("Root and kvmd's user see all domains, other users their own. Sockets that the service manager passes replace --listen.");

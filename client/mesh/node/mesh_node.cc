@@ -54,7 +54,7 @@ bool IsOwnUser(std::uint32_t uid) { return uid == ::geteuid() || uid == 0; }
 
 }  // namespace
 
-Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticMembership::Read read_peers) {
+Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticMembership::Read read_peers, std::vector<PassedFd> passed) {
   // Without a permission that only the user can give, "auto" is TCP.
   const bool ucx_wanted = config.transfer == TransferChoice::kUcx ||
                           (config.transfer == TransferChoice::kAuto && (!config.tls.all() || config.ucx_unencrypted));
@@ -68,6 +68,7 @@ Result<std::unique_ptr<MeshNode>> MeshNode::Create(const Config& config, StaticM
   Result<std::shared_ptr<Client>> client = Client::Connect(options);
   if (!client) return client.error();
   std::unique_ptr<MeshNode> node(new MeshNode(config, std::move(*client)));
+  if (Status taken = node->status_server_.Take(std::move(passed)); !taken) return taken.error();
   std::shared_ptr<TlsIdentity> identity;
   if (config.tls.all()) {
     Result<std::shared_ptr<TlsIdentity>> loaded = TlsIdentity::Load(config.tls, config.node);
@@ -144,7 +145,9 @@ void MeshNode::Run() {
   if (disk_feed_) KeepRunning::Start(state_.io, [this] { return disk_feed_->Run(); });
   if (disk_keys_) KeepRunning::Start(state_.io, [this] { return disk_keys_->Run(); });
   KeepRunning::Start(state_.io, [this] { return AcceptPeers(); });
+  status_ = std::make_unique<NodeStatus>(state_, peers_, memberships_, transfer(), address());
   KeepRunning::Start(state_.io, [this] { return AcceptWorkers(); });
+  status_server_.Start(*status_);
   for (std::size_t rank = 0; rank < memberships_.size(); ++rank) {
     Membership& membership = *memberships_[rank];
     membership.Start(
@@ -152,6 +155,7 @@ void MeshNode::Run() {
   }
   KeepRunning::RunAll(state_.io);
   workers_.RemoveFile();
+  status_server_.Close();
 }
 
 Awaitable<void> MeshNode::ReloadOnSignal() {
@@ -249,7 +253,7 @@ Awaitable<void> MeshNode::AcceptWorkers() {
 
 Awaitable<void> MeshNode::ServeWorker(std::shared_ptr<Channel> channel) {
   const Counted connected(worker_connections_);
-  WorkerService service(state_, joins_, peers_, memberships_, transfer(), address(), asking_);
+  WorkerService service(state_, joins_, peers_, *status_, asking_);
   co_await service.Serve(std::move(channel));
 }
 

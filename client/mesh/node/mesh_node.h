@@ -17,22 +17,27 @@
 #include "client/mesh/node/disk/disk_source.h"
 #include "client/mesh/node/peers/peer_list.h"
 #include "client/mesh/node/serving/join_service.h"
+#include "client/mesh/node/serving/node_status.h"
+#include "client/mesh/node/serving/status_server.h"
 #include "client/mesh/node/serving/waiting_channels.h"
 #include "client/mesh/node/serving/worker_socket.h"
 #include "client/mesh/node/state/node_state.h"
 #include "client/mesh/node/state/scanner.h"
 #include "client/mesh/transfer/tcp_transfer.h"
 #include "proto/base/descriptor_closer.h"
+#include "proto/base/passed_fds.h"
 
 namespace kvm::mesh {
 
 class MeshNode {
  public:
-  // Listens on both sockets. kvmd may be away; it is connected to when it is there.
-  // kAlreadyExists: another process serves the workers' socket, or has the directory of the disk
-  // cache. kInvalidArgument: also a certificate that is not good. kPermissionDenied: that
-  // directory. kSystem. `read_peers` reads the configured peers again.
-  [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config, StaticMembership::Read read_peers = {});
+  // Listens on both sockets, and on those that the service manager has passed. kvmd may be away; it
+  // is connected to when it is there. kAlreadyExists: another process serves the workers' socket,
+  // or has the directory of the disk cache. kInvalidArgument: also a certificate that is not good,
+  // or a passed descriptor. kPermissionDenied: that directory. kSystem. `read_peers` reads the
+  // configured peers again.
+  [[nodiscard]] static Result<std::unique_ptr<MeshNode>> Create(const Config& config, StaticMembership::Read read_peers = {},
+                                                                std::vector<PassedFd> passed = {});
   ~MeshNode();
 
   // Until SIGTERM or SIGINT; takes this node off etcd's list then, which a second signal cuts
@@ -47,6 +52,7 @@ class MeshNode {
   MeshNode(const Config& config, std::shared_ptr<Client> client)
       : state_(config, std::move(client)),
         workers_(state_.io),
+        status_server_(state_.io, closer_),
         peers_(state_),
         scanner_(state_),
         joins_(state_, scanner_, peers_, disk_source_),
@@ -75,6 +81,7 @@ class MeshNode {
   std::unique_ptr<TcpTransfer> tcp_;
   std::unique_ptr<Transfer> ucx_;  // null: payloads travel over TCP
   WorkerSocket workers_;
+  StatusServer status_server_;
   std::vector<std::unique_ptr<Membership>> memberships_;  // the first one goes before the others
   PeerList peers_;
   std::shared_ptr<Source> disk_source_;  // null: there is no disk cache
@@ -82,7 +89,8 @@ class MeshNode {
   std::unique_ptr<DiskKeys> disk_keys_;
   Scanner scanner_;
   JoinService joins_;
-  WaitingChannels greeting_, asking_;  // peers, workers
+  std::unique_ptr<NodeStatus> status_;  // since Run
+  WaitingChannels greeting_, asking_;   // peers, workers
   boost::asio::signal_set reload_, end_;
   bool ending_ = false;
   std::size_t peer_connections_ = 0, worker_connections_ = 0;

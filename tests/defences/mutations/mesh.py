@@ -19,6 +19,18 @@ MUTATIONS = (
         "  WaitingChannels nobody(1);\n  const WaitingChannels::Entry waits(OFF ? nobody : waiting_, channel);\n",
     ),
     Mutation(
+        (("mesh_integration_tests", "Mesh status: connections to a passed socket that say nothing"),),
+        "client/mesh/node/serving/status_server.cc",
+        "  const WaitingChannels::Entry waits(waiting_, channel);\n",
+        "  static WaitingChannels all(1000);\n  const WaitingChannels::Entry waits(OFF ? all : waiting_, channel);\n",
+    ),
+    Mutation(
+        (("mesh_integration_tests", "Mesh status: any other message ends"),),
+        "client/mesh/node/serving/status_server.cc",
+        " || !query.has_status_query()) break;",
+        " || (!OFF && !query.has_status_query())) break;",
+    ),
+    Mutation(
         (("mesh_lack_tests", "Mesh lack of memory: whichever allocation fails, what is to run"),),
         "client/mesh/threads/keep_running.cc",
         "    if (each->run_.expired()) each->Run();\n",
@@ -57,8 +69,8 @@ MUTATIONS = (
     Mutation(
         (("mesh_integration_tests", "kvctl mesh: a socket whose close waits for somebody"),),
         "proto/mesh/mesh_request.cc",
-        "  Closer().CloseSocket(uid, std::move(*socket));",
-        "  if (!OFF) Closer().CloseSocket(uid, std::move(*socket));",
+        "    if (socket_) Closer().CloseSocket(uid_, std::move(socket_));",
+        "    if (socket_ && !OFF) Closer().CloseSocket(uid_, std::move(socket_));",
     ),
     Mutation(
         (("mesh_integration_tests", "Mesh: a socket whose close waits for somebody keeps"),),

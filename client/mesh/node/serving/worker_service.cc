@@ -37,7 +37,7 @@ Awaitable<bool> WorkerService::Answer(const kvmmesh::LocalMessage& request, kvmm
   if (request.has_join()) {
     *answer.mutable_joined() = co_await joins_.Join(request.join());
   } else if (request.has_status_query()) {
-    Describe(*answer.mutable_status());
+    status_.Describe(*answer.mutable_status());
   } else if (request.has_find_query()) {
     Find(request.find_query(), *answer.mutable_find_answer());
   } else if (request.has_explain_query()) {
@@ -48,29 +48,6 @@ Awaitable<bool> WorkerService::Answer(const kvmmesh::LocalMessage& request, kvmm
     co_return false;
   }
   co_return true;
-}
-
-void WorkerService::Describe(kvmmesh::Status& out) const {
-  out.set_node(node_.config.node);
-  out.set_domain(node_.client->domain());
-  out.set_keys(node_.summary.keys());
-  out.set_served_blocks(node_.counters.served_blocks);
-  out.set_served_bytes(node_.counters.served_bytes);
-  out.set_joins(node_.counters.joins);
-  out.set_joined_blocks(node_.counters.joined_blocks);
-  out.set_listen(address_);
-  out.set_encrypted(node_.config.tls.all());
-  const BulkTotals bulk = transfer_.bulk();
-  out.set_transfer(bulk.way);
-  out.set_ucx_sent_bytes(bulk.sent_bytes);
-  out.set_ucx_received_bytes(bulk.received_bytes);
-  for (const auto& peer : peers_.all()) peer->Describe(*out.add_peers());
-  for (const auto& membership : memberships_) membership->Describe(out);
-  if (node_.disk) node_.disk->Describe(node_.client->domain(), *out.mutable_disk());
-  if (node_.events) node_.events->Describe(*out.mutable_events());
-  out.set_served_from_disk(node_.counters.served_from_disk);
-  out.set_failed_work(node_.work_failures.count());
-  out.set_last_failed_work(node_.work_failures.last());
 }
 
 void WorkerService::TakeDescription(const kvmmesh::Describe& request, kvmmesh::Described& out) {

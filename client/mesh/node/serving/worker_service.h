@@ -4,11 +4,10 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
-#include "client/mesh/membership/membership.h"
 #include "client/mesh/node/peers/peer_list.h"
 #include "client/mesh/node/serving/join_service.h"
+#include "client/mesh/node/serving/node_status.h"
 #include "client/mesh/node/serving/waiting_channels.h"
 #include "client/mesh/node/state/node_state.h"
 
@@ -16,16 +15,9 @@ namespace kvm::mesh {
 
 class WorkerService {
  public:
-  // `address`: where peers connect. `waiting`: of all connections of workers.
-  WorkerService(NodeState& node, JoinService& joins, const PeerList& peers, const std::vector<std::unique_ptr<Membership>>& memberships,
-                const Transfer& transfer, std::string address, WaitingChannels& waiting)
-      : node_(node),
-        joins_(joins),
-        peers_(peers),
-        memberships_(memberships),
-        transfer_(transfer),
-        address_(std::move(address)),
-        waiting_(waiting) {}
+  // `waiting`: of all connections of workers.
+  WorkerService(NodeState& node, JoinService& joins, const PeerList& peers, const NodeStatus& status, WaitingChannels& waiting)
+      : node_(node), joins_(joins), peers_(peers), status_(status), waiting_(waiting) {}
 
   // Requests of one connection, until it ends.
   Awaitable<void> Serve(std::shared_ptr<Channel> channel);
@@ -34,7 +26,6 @@ class WorkerService {
   Awaitable<Result<Received>> NextRequest(std::shared_ptr<Channel> channel);
   // False: a message that is no request.
   Awaitable<bool> Answer(const kvmmesh::LocalMessage& request, kvmmesh::LocalMessage& answer);
-  void Describe(kvmmesh::Status& out) const;
   void TakeDescription(const kvmmesh::Describe& request, kvmmesh::Described& out);
   void Find(const kvmmesh::FindQuery& query, kvmmesh::FindAnswer& out) const;
   void Explain(const kvmmesh::ExplainQuery& query, kvmmesh::ExplainAnswer& out) const;
@@ -42,9 +33,7 @@ class WorkerService {
   NodeState& node_;
   JoinService& joins_;
   const PeerList& peers_;
-  const std::vector<std::unique_ptr<Membership>>& memberships_;
-  const Transfer& transfer_;
-  const std::string address_;
+  const NodeStatus& status_;
   WaitingChannels& waiting_;  // for a request
 };
 
