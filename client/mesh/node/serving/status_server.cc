@@ -27,7 +27,7 @@ using std::chrono::steady_clock;
 constexpr milliseconds kQueryTimeout{30'000};
 constexpr milliseconds kStatusTimeout{1000};
 constexpr milliseconds kStatusPause{100};
-constexpr std::size_t kMostQueryBytes = 64;  // a status query has none
+constexpr std::size_t kMostQueryBytes = 64;  // a status query has two
 
 }  // namespace
 
