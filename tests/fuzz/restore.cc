@@ -52,7 +52,7 @@ void RestoreTarget(Bytes input) {
   const std::size_t manifest_bytes = std::min(wanted, consumer.left().size());
   const Bytes manifest = consumer.left().first(manifest_bytes), registry = consumer.left().subspan(manifest_bytes);
   const test::WireRegion region("pool", test::LlamaSpec(), kBlocks);
-  std::vector<daemon::PassedFd> passed;
+  std::vector<PassedFd> passed;
   const auto pass = [&](const char* name, UniqueFd fd) {
     if (fd) passed.push_back({name, std::move(fd)});
   };

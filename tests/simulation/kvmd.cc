@@ -16,7 +16,7 @@ void Kvmd::Start(bool stores) {
   store_ = std::make_unique<daemon::StateStore>(*manager_);
   broker_ = std::make_unique<daemon::Broker>(
       config_, [] {}, store_.get());
-  std::vector<daemon::PassedFd> passed = service_.Pass();
+  std::vector<PassedFd> passed = service_.Pass();
   broker_->Restore(store_->Sort(std::move(passed)));
   quiet_ = false;
   changed_ = true;

@@ -77,11 +77,11 @@ void ServiceStore::Clear() {
   stored_.clear();
 }
 
-std::vector<daemon::PassedFd> ServiceStore::Pass() {
+std::vector<PassedFd> ServiceStore::Pass() {
   while (ReadOne()) continue;
-  std::vector<daemon::PassedFd> passed;
+  std::vector<PassedFd> passed;
   for (const auto& [name, fd] : stored_) {
-    daemon::PassedFd one;
+    PassedFd one;
     one.name = name;
     one.fd.Reset(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
     passed.push_back(std::move(one));
