@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from questions import Node, has_worked
+from questions import Node, lacks
 
 TYPES = {
     "boolean": bool,
@@ -96,7 +96,7 @@ def main():
         node = Node(folder, arguments.bin.resolve())
         try:
             node.serve()
-            node.eventually("a full host cache and hot prefixes", lambda: has_worked(node))
+            node.eventually("a full host cache and hot prefixes", lambda: lacks(node))
             region = json.loads(node.kvctl("regions", "--json")[1])["regions"][0]["name"]
             options = {
                 "verify": ("--region", region),
