@@ -61,12 +61,23 @@ class Traffic {
   bool full() const { return filled_ == kCapacity; }
 
  private:
-  static Key KeyOf(std::uint64_t number) { return (number + 1) * 0x9E3779B97F4A7C15ULL; }
+  // As good as a hash, which keys are, and with an inverse. Source: the finalizer of SplitMix64.
+  static Key KeyOf(std::uint64_t number) {
+    std::uint64_t x = number + 1;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    return x ^ x >> 31;
+  }
+  static std::uint64_t NumberOf(Key key) {
+    std::uint64_t x = (key ^ key >> 31 ^ key >> 62) * 0x319642B2D24D8EC3;
+    x = (x ^ x >> 27 ^ x >> 54) * 0x96DE1B173F119089;
+    return (x ^ x >> 30 ^ x >> 60) - 1;
+  }
   Block BlockAt(std::uint32_t conversation, std::uint32_t depth) const {
     const auto number = [&](std::uint32_t at) { return at == 0 ? 0 : (std::uint64_t{conversation} * kChain + at); };
     return {KeyOf(number(depth)), depth == 0 ? kNoKey : KeyOf(number(depth - 1)), depth};
   }
-  Slot& SlotOf(Key key) { return slot_of_[(key * 0xF1DE83E19937733DULL - 1) % slot_of_.size()]; }
+  Slot& SlotOf(Key key) { return slot_of_[NumberOf(key)]; }
 
   void Use(const Block& block) {
     Slot& at = SlotOf(block.key);
