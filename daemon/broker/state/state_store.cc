@@ -133,7 +133,9 @@ void StateStore::PersistRegion(const Domain& domain, Region& region, const Watch
   if (!stored) {
     LogLimited(LogLevel::kWarn, "state_not_stored",
                {{"region", region.descriptor.name()}, {"reason", memory ? OutOfDescriptors(errno).ToString() : memory.error().ToString()}});
-    return DropFiles(FilesOf(manifest));
+    DropFiles(FilesOf(manifest));
+    // The one before may name an owner or a writer that has ended, while another one writes now.
+    return ForgetRegion(region);
   }
   manager_.StoreOwned(user, ManifestName(region.persisted_id, region.persisted_serial + 1), std::move(stored));
   KVM_FAULT_POINT(kvmd_manifest_stored);
@@ -147,6 +149,7 @@ void StateStore::ForgetRegion(Region& region) {
   manager_.Remove(region.persisted_user, ManifestName(region.persisted_id, region.persisted_serial));
   DropFiles(std::exchange(region.persisted_files, {}));
   region.persisted_id.clear();
+  region.persisted_serial = 0;
 }
 
 PersistedState StateStore::Sort(std::vector<PassedFd> passed) {

@@ -510,4 +510,10 @@ MUTATIONS = (
         '  if (Status fits = CheckMachineRoom(sum, "the bytes that " + client.name + " asks for"); !fits)',
         '  if (Status fits = CheckMachineRoom(sum, "the bytes that " + client.name + " asks for"); !fits && !OFF)',
     ),
+    Mutation(
+        (("daemon_tests", "Restart: what is stored of a slab"),),
+        "daemon/broker/state/state_store.cc",
+        "    return ForgetRegion(region);",
+        "    return OFF ? void() : ForgetRegion(region);",
+    ),
 )
