@@ -17,7 +17,7 @@ class ServiceStore {
 
   const std::string& address() const noexcept { return address_; }  // for NOTIFY_SOCKET
   bool ReadOne();                                                   // false: nothing has been sent
-  std::vector<PassedFd> Pass();                             // reads everything first
+  std::vector<PassedFd> Pass();                                     // reads everything first
   void Clear();                                                     // what has been sent, too
   std::size_t size() const noexcept { return stored_.size(); }
 
