@@ -114,6 +114,7 @@ TEST_CASE("Mesh log: peers of another version or domain are told with both, and 
   const std::string domain = worker->client().domain();
   {
     const MeshProcess mesh(kvmd, "a");
+    REQUIRE(Says(kvmd, "kvmd_connected"));
     REQUIRE(Eventually([&] { return StatusOf(mesh).domain() == domain; }));
     for (int i = 0; i < 50; ++i) Greet(mesh, mesh::kMeshVersion, "uid:1\nevent=peer_refused x");
     REQUIRE(Says(kvmd, "peer_refused"));

@@ -454,8 +454,14 @@ struct FullCache {
   FullCache() {
     for (std::uint32_t i = 0; i < kSlabs; ++i) {
       workers.push_back(std::make_unique<OffloadingWorker>(node, "worker-" + std::to_string(i), 1000, 2 * kSlotsOfSlab, kBlock));
-      granted.push_back(workers[i]->Offer(First(i), true));
-      REQUIRE(granted[i].grants_size() == static_cast<int>(kSlotsOfSlab));
+      kvmwire::PrepareStoreReply& all = granted.emplace_back();
+      for (std::vector<PublishRecord> records = First(i); !records.empty();) {  // an offer may be more than a slice
+        const kvmwire::PrepareStoreReply reply = workers[i]->Offer(records, true);
+        REQUIRE(reply.decided() > 0);
+        all.mutable_grants()->MergeFrom(reply.grants());
+        records.erase(records.begin(), records.begin() + reply.decided());
+      }
+      REQUIRE(all.grants_size() == static_cast<int>(kSlotsOfSlab));
     }
   }
   static Config Options() {
