@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <regex>
 #include <sstream>
 
 #include "daemon/system/config.h"
@@ -32,7 +33,8 @@ std::string Check(const std::string& text) {
   if (parsed.exit_code == 0) return "good";
   std::string said = err.str();
   for (std::size_t at; (at = said.find(file)) != said.npos;) said.erase(at, file.size());
-  return said;
+  // As CLI11 2.3 writes a range; 2.4 writes [1 - 9].
+  return std::regex_replace(said, std::regex(R"(in range \[(\d+) - (\d+)\])"), "in range $1 to $2");
 }
 
 }  // namespace
