@@ -455,7 +455,8 @@ struct FullCache {
     for (std::uint32_t i = 0; i < kSlabs; ++i) {
       workers.push_back(std::make_unique<OffloadingWorker>(node, "worker-" + std::to_string(i), 1000, 2 * kSlotsOfSlab, kBlock));
       kvmwire::PrepareStoreReply& all = granted.emplace_back();
-      for (std::vector<PublishRecord> records = First(i); !records.empty();) {  // an offer may be more than a slice
+      // An offer may be more than a slice.
+      for (std::vector<PublishRecord> records = First(i); !records.empty();) {
         const kvmwire::PrepareStoreReply reply = workers[i]->Offer(records, true);
         REQUIRE(reply.decided() > 0);
         all.mutable_grants()->MergeFrom(reply.grants());
