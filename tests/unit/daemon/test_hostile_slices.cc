@@ -641,7 +641,7 @@ TEST_CASE("Hostile: marks that expire at the same moment end in slices", "[unit]
   CHECK(steps.worst <= kMostOfStep);
 }
 
-// Where RegionTable does not count the rows that it looks at, each costs a few hundred: seen.
+// Where RegionTable does not count the rows that it looks at, each costs less than 300: seen.
 TEST_CASE("Hostile: messages for which all rows of a large table of regions are looked at count them", "[unit]") {
   constexpr std::uint32_t kRows = 20'000;
   Node node(With(&Config::max_regions, kRows));
