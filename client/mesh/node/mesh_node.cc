@@ -5,13 +5,13 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/signal_set.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <csignal>
 #include <utility>
 
 #include "client/mesh/log/event_log.h"
 #include "client/mesh/membership/etcd_membership.h"
+#include "client/mesh/node/serving/accepting.h"
 #include "client/mesh/node/serving/fetch_service.h"
 #include "client/mesh/node/serving/worker_service.h"
 #include "client/mesh/threads/counted.h"
@@ -26,14 +26,7 @@ namespace {
 namespace asio = boost::asio;
 using Local = asio::local::stream_protocol;
 
-constexpr std::chrono::milliseconds kAcceptPause{100};
 constexpr std::chrono::milliseconds kLeaveTimeout{2000};
-
-Awaitable<void> PauseAccepting(asio::io_context& io) {
-  asio::steady_timer timer(io, kAcceptPause);
-  boost::system::error_code ignored;
-  co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-}
 
 Result<std::unique_ptr<Transfer>> StartUcx(NodeState& state, TcpTransfer& tcp) {
   const bool own_address = !state.config.ucx_listen.empty();
@@ -190,10 +183,6 @@ void MeshNode::EndOnSignal() {
 Awaitable<void> MeshNode::LeaveMemberships() {
   const Time deadline = std::chrono::steady_clock::now() + kLeaveTimeout;
   for (const auto& membership : memberships_) co_await membership->Leave(deadline);
-}
-
-void MeshNode::LogRefused(LineLimit& lines, std::string_view event, const std::string& from, const std::string& reason) {
-  if (const auto left_out = lines.Take()) LogEvent(LogLevel::kWarn, event, {{"from", from}, {"reason", reason}, {"left_out", *left_out}});
 }
 
 Awaitable<void> MeshNode::AcceptPeers() {

@@ -3,10 +3,8 @@
 #pragma once
 
 #include <boost/asio/signal_set.hpp>
-#include <chrono>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "client/mesh/log/line_limit.h"
@@ -16,6 +14,7 @@
 #include "client/mesh/node/disk/disk_keys.h"
 #include "client/mesh/node/disk/disk_source.h"
 #include "client/mesh/node/peers/peer_list.h"
+#include "client/mesh/node/serving/accepting.h"
 #include "client/mesh/node/serving/join_service.h"
 #include "client/mesh/node/serving/node_status.h"
 #include "client/mesh/node/serving/status_server.h"
@@ -47,8 +46,6 @@ class MeshNode {
   std::string way() const { return transfer().bulk().way; }  // of payloads: "tcp" or "ucx"
 
  private:
-  static constexpr std::chrono::seconds kRefusedPause{10};
-
   MeshNode(const Config& config, std::shared_ptr<Client> client)
       : state_(config, std::move(client)),
         workers_(state_.io),
@@ -72,8 +69,6 @@ class MeshNode {
   void ReloadCertificates();
   void EndOnSignal();
   Awaitable<void> LeaveMemberships();
-  // An event of which there may be many, since others cause it.
-  static void LogRefused(LineLimit& lines, std::string_view event, const std::string& from, const std::string& reason);
   Status AddMemberships(StaticMembership::Read read_peers);
 
   DescriptorCloser closer_;  // of what workers send

@@ -4,13 +4,12 @@
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <string>
 #include <utility>
 
-#include "client/mesh/log/event_log.h"
+#include "client/mesh/node/serving/accepting.h"
 #include "client/mesh/threads/counted.h"
 #include "client/mesh/threads/keep_running.h"
 #include "client/mesh/transfer/stream_channel.h"
@@ -26,7 +25,6 @@ using std::chrono::steady_clock;
 
 constexpr milliseconds kQueryTimeout{30'000};
 constexpr milliseconds kStatusTimeout{1000};
-constexpr milliseconds kStatusPause{100};
 constexpr std::size_t kMostQueryBytes = 64;  // a status query has two
 
 }  // namespace
@@ -57,24 +55,19 @@ void StatusServer::Close() noexcept {
   }
 }
 
-void StatusServer::Log(std::string_view event, const std::string& from, const std::string& reason) {
-  if (const auto left_out = lines_.Take()) LogEvent(LogLevel::kWarn, event, {{"from", from}, {"reason", reason}, {"left_out", *left_out}});
-}
-
 Awaitable<void> StatusServer::Accept(Acceptor& acceptor, const NodeStatus& status) {
   for (;;) {
     boost::system::error_code error;
     Local::socket socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (error) {
-      Log("accept_failed", "the socket for metrics", error.message());
-      asio::steady_timer pause(io_, kStatusPause);
-      co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+      LogRefused(lines_, "accept_failed", "the socket for metrics", error.message());
+      co_await PauseAccepting(io_);
       continue;
     }
     // Destroying it closes it.
     BytesOnlySocket<Local> monitor(std::move(socket), closer_);
     if (connections_ >= kMostConnections) {
-      Log("status_refused", "user " + std::to_string(monitor.uid()), "too many connections");
+      LogRefused(lines_, "status_refused", "user " + std::to_string(monitor.uid()), "too many connections");
       continue;
     }
     if (closer_.Behind(monitor.uid())) continue;

@@ -6,15 +6,13 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
-#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <memory>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include "client/mesh/log/line_limit.h"
+#include "client/mesh/node/serving/accepting.h"
 #include "client/mesh/node/serving/node_status.h"
 #include "client/mesh/node/serving/waiting_channels.h"
 #include "proto/base/descriptor_closer.h"
@@ -45,7 +43,6 @@ class StatusServer {
  private:
   using Acceptor = boost::asio::local::stream_protocol::acceptor;
 
-  void Log(std::string_view event, const std::string& from, const std::string& reason);
   Awaitable<void> Accept(Acceptor& acceptor, const NodeStatus& status);
   Awaitable<void> Serve(std::shared_ptr<Channel> channel, const NodeStatus& status);
   Awaitable<Result<Received>> NextQuery(std::shared_ptr<Channel> channel);
@@ -55,7 +52,7 @@ class StatusServer {
   std::deque<Acceptor> acceptors_;
   std::size_t connections_ = 0;
   WaitingChannels waiting_{kMostConnections / 2};
-  LineLimit lines_{std::chrono::seconds(10)};
+  LineLimit lines_{kRefusedPause};
 };
 
 }  // namespace kvm::mesh
