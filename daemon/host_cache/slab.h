@@ -78,7 +78,7 @@ class Slab final : public RegionFiller {
   std::uint64_t cost() const noexcept { return group.Cost(bytes()); }
   bool WritableBy(const SlabWriter& other) const noexcept { return writer.get() == &other; }
   // Whether another client may become its writer, since no process can write it any more.
-  bool abandoned() const noexcept { return !writer || writer->gone; }
+  bool abandoned() const noexcept { return !writer || writer->gone(); }
 
   SlabClass& group;
   SlabMemory memory;

@@ -40,13 +40,15 @@ struct OpenGrant {
 };
 
 struct SlabWriter {
+  // Whether its process has ended and no slot waits for it any more.
+  bool gone() const noexcept { return ended && !clearing; }
+
   ClientId client = 0;  // 0: it has disconnected
   std::uint32_t uid = 0, pid = 0;
   std::uint64_t instance = 0;  // Hello::instance
   Domain* domain = nullptr;
   std::shared_ptr<WatchedProcess> process;  // set once it has disconnected
   bool ended = false;                       // the process has
-  bool gone = false;                        // and no slot waits for it any more
   bool clearing = false;                    // SlabWriters::Work has its slots to look at
   std::uint64_t bytes = 0;                  // of its slabs, while it is connected
   // Slots that it has been granted and has not answered for

@@ -111,7 +111,6 @@ bool SlabWriters::Work(const WorkBudget& budget) {
     SlabWriter& writer = *clearing_.front();
     if (!ClearSome(writer, budget)) return true;
     writer.clearing = false;
-    writer.gone = writer.ended;
     pool_.NoteProgress();
   }
   return false;
@@ -146,7 +145,7 @@ void SlabWriters::Tick(SteadyTime now) {
   }
   // If no slab refers to the writer, there is nothing left that it could write.
   std::erase_if(departed_,
-                [](const std::shared_ptr<SlabWriter>& writer) { return !writer->clearing && (writer->gone || writer.use_count() == 1); });
+                [](const std::shared_ptr<SlabWriter>& writer) { return !writer->clearing && (writer->ended || writer.use_count() == 1); });
 }
 
 std::uint64_t SlabWriters::ShareOf(const SlabWriter& writer, const SlabWriter& asking, std::uint64_t bytes) const {

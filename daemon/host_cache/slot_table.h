@@ -79,7 +79,10 @@ class SlotTable {
   std::optional<Slot> Find(const BlockKey& key) const;
   // Whether another block has the first half of its key, by which policies know blocks. It happens
   // to hardly any two keys that are hashes.
-  bool HalfTaken(const BlockKey& key) const { return by_key_.Find(key.lo) && !Find(key); }
+  bool HalfTaken(const BlockKey& key) const {
+    const std::optional<Slot> found = by_key_.Find(key.lo);
+    return found && slots_[*found].record.key != key;
+  }
   std::uint32_t free_in(std::uint32_t position) const noexcept { return static_cast<std::uint32_t>(slabs_[position].free.size()); }
 
   // Free → granted. Empty if the slab has no free slot. Precondition: no slot is found for the key,

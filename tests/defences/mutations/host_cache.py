@@ -59,9 +59,9 @@ MUTATIONS = (
     ),
     Mutation(
         (("daemon_tests", "Host cache: a dead writer's slab goes to another process of its user"),),
-        "daemon/host_cache/slab_writers.cc",
-        "    writer.gone = writer.ended;\n",
-        "    writer.gone = writer.ended && !OFF;\n",
+        "daemon/host_cache/slab_writer.h",
+        "return ended && !clearing;",
+        "return ended && !clearing && !OFF;",
     ),
     Mutation(
         (("daemon_tests", "Host cache: a client that reconnects keeps its slabs"),),
