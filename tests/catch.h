@@ -1,23 +1,13 @@
-// Catch2 2.13 (Debian 12) and 3.x (Ubuntu 24.04) under one name.
+// What each test includes: Catch2, and what it needs to show the project's values and errors.
 //
 // KVM_SKIP("why") leaves a test case that can't run here. It prints "SKIPPED: why", which CTest
 // turns into "Skipped" (SKIP_REGULAR_EXPRESSION, tests/CMakeLists.txt), so that a skip is seen and
 // never counts as a pass. Call it at the top level of a TEST_CASE: with Catch2 2.13 it returns.
 #pragma once
 
-#include <iostream>
-#include <ostream>
-#include <string>
-
-#if __has_include(<catch2/catch_all.hpp>)
-#include <catch2/catch_all.hpp>
-using Catch::Approx;
-#else
-#include <catch2/catch.hpp>
-#endif
-
 #include "kvm/block_key.h"
 #include "kvm/error.h"
+#include "tests/outside_headers.h"
 
 #ifdef SKIP
 #define KVM_SKIP(why)                               \
