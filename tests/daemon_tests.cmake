@@ -15,6 +15,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/daemon/test_host_cache_writers.cc
   unit/daemon/test_hostile_ends.cc
   unit/daemon/test_hostile_keys.cc
+  unit/daemon/test_hostile_memory.cc
   unit/daemon/test_hostile_sessions.cc
   unit/daemon/test_hostile_slices.cc
   unit/daemon/test_hostile_work.cc

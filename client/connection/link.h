@@ -28,13 +28,14 @@
 
 #include "kvclient/client.h"
 #include "proto/base/thread_safety.h"
+#include "proto/base/peer_fd.h"
 #include "proto/base/unique_fd.h"
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
 
 namespace kvm {
 
-using Fds = std::vector<UniqueFd>;
+using Fds = std::vector<PeerFd>;
 // kvmd's reply to a request, with the descriptors that came with it.
 struct Answer {
   kvmwire::ServerMessage message;

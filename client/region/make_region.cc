@@ -85,7 +85,7 @@ Result<std::shared_ptr<Region::Impl>> MakeAllocated(const Model& model, RegionOp
   std::vector<std::uint64_t> sizes{GenerationTableBytes(options.geometry.block_count, options.checksums)};
   if (device == DeviceSet::kHost) sizes.insert(sizes.end(), options.segment_bytes.begin(), options.segment_bytes.end());
   Fds granted = grant(sizes);
-  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : std::move(granted[0]));
+  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : UniqueFd(std::move(granted[0])));
   if (!generations) return generations.error();
   std::vector<SegmentHandle> segments;
   for (std::size_t i = 1; i < granted.size(); ++i) {
@@ -132,7 +132,7 @@ Result<std::shared_ptr<Region::Impl>> MakeRegistered(const Model& model, RegionO
   Fds granted;
   const std::uint64_t bytes = GenerationTableBytes(options.geometry.block_count, options.checksums);
   if ((*memory)->kind() == layout::HandleKind::kCudaVmmFd) granted = grant({&bytes, 1});
-  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : std::move(granted[0]));
+  Result<OwnedMemory> generations = MakeGenerations(options, granted.empty() ? UniqueFd() : UniqueFd(std::move(granted[0])));
   if (!generations) return generations.error();
   return Make(model, std::move(options), devices, device, std::move(*memory), std::move(*generations));
 }

@@ -86,12 +86,12 @@ LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ?
 }  // namespace
 
 Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStore* state_store, HugePageMaker* huge_pages,
-               MemoryFreer* memory_freer)
+               MemoryFreer* memory_freer, DescriptorCloser* closer)
     : config_(config),
       work_to_do_(std::move(work_to_do)),
       huge_pages_(huge_pages != nullptr ? *huge_pages : huge_pages_now_),
       persistence_(state_store, clients_),
-      domains_(config, persistence_, memory_freer != nullptr ? *memory_freer : free_now_,
+      domains_(config, persistence_, memory_freer != nullptr ? *memory_freer : free_now_, closer,
                [this](Domain& domain) {
                  offload_.Forget(domain);
                  leases_.Forget(domain);
@@ -100,7 +100,7 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
       announcer_(config, work_to_do_, clients_, domains_, leases_, persistence_),
       offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_, huge_pages_),
       restorer_(work_to_do_, clients_, domains_, persistence_, offload_.host_cache()),
-      orphans_(config, clients_, domains_, leases_, persistence_, announcer_, restorer_),
+      orphans_(config, clients_, domains_, leases_, persistence_, announcer_, restorer_, closer),
       regions_(config, clients_, domains_, persistence_, announcer_, offload_, orphans_),
       evictions_(config, domains_, offload_),
       dispatcher_(Rules()) {}
@@ -237,7 +237,7 @@ void Broker::Welcome(Client& client, const kvmwire::ClientMessage& message) {
 
 // ---- messages -----------------------------------------------------------------------------------
 
-Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
+Status Broker::Handle(ClientId id, kvmwire::ClientMessage message, std::vector<PeerFd> fds) {
   Client* client = clients_.Find(id);
   if (client == nullptr) return MakeError(Errc::kCancelled, "client has left");
   while (client->busy()) client->GoOn();

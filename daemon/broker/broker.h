@@ -37,12 +37,12 @@ namespace kvm::daemon {
 
 class Broker {
  public:
-  // `work_to_do` runs whenever Work has something to do. `state_store`, `huge_pages` and
-  // `memory_freer`, if any, outlive the broker. Without `huge_pages` they are made within Work;
-  // without `memory_freer` memory is freed at once.
+  // `work_to_do` runs whenever Work has something to do. The others, if any, outlive the broker.
+  // Without `huge_pages` they are made within Work; without `memory_freer` and `closer` memory is
+  // freed at once. When the closer has closed something, Work is to be called.
   explicit Broker(
       const Config& config, std::function<void()> work_to_do = [] {}, StateStore* state_store = nullptr,
-      HugePageMaker* huge_pages = nullptr, MemoryFreer* memory_freer = nullptr);
+      HugePageMaker* huge_pages = nullptr, MemoryFreer* memory_freer = nullptr, DescriptorCloser* closer = nullptr);
 
   // Restores the state that an earlier kvmd stored. To be called before the first client joins.
   void Restore(PersistedState state) { restorer_.Restore(std::move(state)); }
@@ -54,7 +54,7 @@ class Broker {
   // The connection has ended. `died`: the process has, too.
   void Leave(ClientId client, bool died);
 
-  [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  [[nodiscard]] Status Handle(ClientId client, kvmwire::ClientMessage message, std::vector<PeerFd> fds);
   // The same for a message whose descriptors kvmd could not take: it is refused, the client is
   // kept.
   [[nodiscard]] Status HandleWithoutDescriptors(ClientId client, const kvmwire::ClientMessage& message, const Error& why);

@@ -20,7 +20,7 @@ namespace kvm::daemon {
 // A message and the descriptors that came with it.
 struct Request {
   kvmwire::ClientMessage message;
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
 };
 
 // Who may send a message: a client's first message must be one for strangers. Workers and observers

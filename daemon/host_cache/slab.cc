@@ -39,9 +39,9 @@ Status Slab::Open(std::uint32_t its_position) {
   descriptor.set_handle_kind(static_cast<std::uint32_t>(layout::HandleKind::kHostMemfd));
   descriptor.add_segments()->set_size_bytes(group.kind.block_bytes * slots);
   SetGeometry(Geometry::Contiguous(slots, group.kind.block_bytes), descriptor);
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
   for (const int fd : {generation_memory_.fd(), memory.writable_fd()}) {
-    fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    fds.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)));
     if (!fds.back()) return SystemError("duplicate a slab's descriptor");
   }
   const Owner kvmd{kNoClient, static_cast<std::uint32_t>(::getpid()), ::geteuid()};

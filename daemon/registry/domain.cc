@@ -42,8 +42,7 @@ Domain::Domain(std::string name, Config config, DescriptorQuota& descriptors, Re
       orphans_(regions_, accounts_),
       retained_(regions_, entries_) {}
 
-Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
-                                                      std::vector<UniqueFd> fds) const {
+Result<std::unique_ptr<Region>> Domain::PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor, std::vector<PeerFd> fds) const {
   const Result<std::uint32_t> model = models_.Find(descriptor.fingerprint());
   if (!model) return model.error();
   if (Status allowed = accounts_.Check(owner, descriptor.block_count(), fds.size()); !allowed) return allowed.error();
@@ -101,11 +100,12 @@ bool Domain::Reap(std::uint32_t blocks) {
   bool more = false;
   for (auto row = leaving_.begin(); row != leaving_.end() && !more;) {
     Region& region = regions_.At(*row);
-    more = !entries_.Reap(region, blocks, budget);
+    more = !entries_.Reap(region, blocks, budget) || budget.used_up();
     if (more || !region.waiting_for.empty() || !region.to_tell.empty()) {
       ++row;
       continue;
     }
+    Spend(region.descriptors() * kSystemCallUnits);
     const std::uint32_t model = region.info.model;
     const std::optional<std::uint32_t> user = UserOf(region);
     accounts_.Leave(region);

@@ -75,7 +75,7 @@ class Domain {
   // Checks everything that does not depend on other regions. kNotFound (model), kResourceExhausted
   // (quotas), and the errors of CheckRegion.
   [[nodiscard]] Result<std::unique_ptr<Region>> PrepareRegion(ClientId owner, kvmwire::RegionDescriptor descriptor,
-                                                              std::vector<UniqueFd> fds) const;
+                                                              std::vector<PeerFd> fds) const;
   // What RegionTable::Add and Accounts::CheckUser say.
   [[nodiscard]] Result<Region*> AddRegion(const Owner& owner, std::unique_ptr<Region> region);
   // Begins to remove a serving region: no block can be published to it any more, and Reap does the

@@ -23,8 +23,8 @@ std::uint64_t MostOf(const Config& config) {
 
 }  // namespace
 
-GrantedMemory::GrantedMemory(const Config& config, DescriptorQuota& descriptors)
-    : max_per_user_(MostOf(config)), descriptors_(descriptors) {}
+GrantedMemory::GrantedMemory(const Config& config, DescriptorQuota& descriptors, DescriptorCloser* closer)
+    : max_per_user_(MostOf(config)), descriptors_(descriptors), closer_(closer) {}
 
 GrantedMemory::~GrantedMemory() {
   for (auto& [file, grant] : grants_) Watch(grant, {});
@@ -46,7 +46,7 @@ Status GrantedMemory::Add(std::uint32_t uid, int fd, std::uint64_t bytes) {
   Count(grant, false);  // if there was one: the kernel has used the inode's number again
   grant = Grant{uid, bytes, false, false, {}};
   Count(grant, true);
-  Watch(grant, std::move(*read_only));
+  Watch(grant, {std::move(*read_only), closer_, uid});
   return {};
 }
 
@@ -77,7 +77,8 @@ void GrantedMemory::Freed(Region& region) {
   for (std::size_t i = 0; i < region.files.size(); ++i) {
     auto found = grants_.find(region.files[i]);
     if (found == grants_.end()) continue;
-    region.fds[i].Reset();  // or kvmd itself could write it
+    // At once, or kvmd itself could write it; it is not the last one.
+    static_cast<void>(UniqueFd(std::move(region.fds[i])));
     Count(found->second, true);
     Watch(found->second, std::move(region.read_only[i]));
     DropIfGone(found);
@@ -119,7 +120,7 @@ void GrantedMemory::Count(Grant& grant, bool counted) {
   }
 }
 
-void GrantedMemory::Watch(Grant& grant, UniqueFd read_only) {
+void GrantedMemory::Watch(Grant& grant, PeerFd read_only) {
   if (grant.watch) descriptors_.Remove(1, grant.uid);
   grant.watch = std::move(read_only);
   if (grant.watch) descriptors_.Add(1, grant.uid);

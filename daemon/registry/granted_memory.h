@@ -20,14 +20,14 @@
 #include "daemon/system/config.h"
 #include "kvm/error.h"
 #include "proto/base/inode.h"
-#include "proto/base/unique_fd.h"
+#include "proto/base/peer_fd.h"
 
 namespace kvm::daemon {
 
 class GrantedMemory {
  public:
-  // Both outlive it.
-  GrantedMemory(const Config& config, DescriptorQuota& descriptors);
+  // All outlive it. `closer`, if any, closes the descriptors.
+  GrantedMemory(const Config& config, DescriptorQuota& descriptors, DescriptorCloser* closer);
   GrantedMemory(const GrantedMemory&) = delete;
   GrantedMemory& operator=(const GrantedMemory&) = delete;
   ~GrantedMemory();
@@ -58,7 +58,7 @@ class GrantedMemory {
     std::uint64_t bytes = 0;
     bool slab = false;
     bool counted = false;
-    UniqueFd watch;  // not open while a region has the file
+    PeerFd watch;  // not open while a region has the file
   };
   struct Use {
     std::uint64_t bytes = 0, slab_bytes = 0;
@@ -66,11 +66,12 @@ class GrantedMemory {
   using Grants = std::map<FileId, Grant>;
 
   void Count(Grant& grant, bool counted);
-  void Watch(Grant& grant, UniqueFd read_only);
+  void Watch(Grant& grant, PeerFd read_only);
   bool DropIfGone(Grants::iterator& grant);
 
   const std::uint64_t max_per_user_;
   DescriptorQuota& descriptors_;
+  DescriptorCloser* const closer_;
   Grants grants_;
   std::map<std::uint32_t, Use> users_;
   FileId look_hand_{};

@@ -57,7 +57,7 @@ Status CheckWriters(int fd, const std::string& what) {
 
 // Segments and the descriptors that belong to them (the first one is the generation table's).
 Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor& descriptor, HandleKind kind,
-                                                 const std::vector<UniqueFd>& fds) {
+                                                 const std::vector<PeerFd>& fds) {
   const auto count = static_cast<std::size_t>(descriptor.segments_size());
   const std::size_t limit = kind == HandleKind::kCudaIpc ? kMaxSegmentsByHandle : kMaxSegments;
   if (count == 0 || count > limit) return Invalid(std::to_string(count) + " segments, 1.." + std::to_string(limit) + " allowed");
@@ -83,7 +83,7 @@ Result<std::vector<std::uint64_t>> CheckSegments(const kvmwire::RegionDescriptor
 
 }  // namespace
 
-Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds, const ModelSpec& spec) {
+Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<PeerFd> fds, const ModelSpec& spec) {
   auto region = std::make_unique<Region>();
   layout::RegionInfo& info = region->info;
   if (Status valid = CheckRegionName(descriptor.name()); !valid) return valid.error();
@@ -102,12 +102,12 @@ Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor
     return Invalid("device_uuid is not 16 bytes");
 
   if (Status written = CheckWriters(fds[0].get(), "generation table"); !written) return written.error();
-  for (const UniqueFd& fd : fds) {
-    UniqueFd importers;
+  for (const PeerFd& fd : fds) {
+    PeerFd importers;
     if (WritersOf(fd.get()) == Writers::kHolders) {
       Result<UniqueFd> reopened = ReopenReadOnly(fd.get());
       if (!reopened) return reopened.error();
-      importers = std::move(*reopened);
+      importers = fd.Like(std::move(*reopened));
     }
     region->read_only.push_back(std::move(importers));
   }
@@ -177,7 +177,7 @@ bool Region::table_whole() const noexcept {
 
 bool Region::whole() const noexcept {
   return table_whole() && std::all_of(fds.begin() + 1, fds.begin() + static_cast<std::ptrdiff_t>(files.size()),
-                                      [](const UniqueFd& fd) { return IsWhole(fd.get()); });
+                                      [](const PeerFd& fd) { return IsWhole(fd.get()); });
 }
 
 bool Region::outlives_owner() const noexcept {
@@ -185,7 +185,7 @@ bool Region::outlives_owner() const noexcept {
 }
 
 bool Region::adoptable() const noexcept {
-  const auto granted = [](const UniqueFd& reopened) { return static_cast<bool>(reopened); };
+  const auto granted = [](const PeerFd& reopened) { return static_cast<bool>(reopened); };
   const std::size_t needed = info.handle_kind == static_cast<std::uint32_t>(HandleKind::kHostMemfd) ? read_only.size() : 1;
   return outlives_owner() && std::all_of(read_only.begin(), read_only.begin() + static_cast<std::ptrdiff_t>(needed), granted);
 }
@@ -198,7 +198,7 @@ std::uint64_t Region::segment_bytes() const noexcept {
 
 std::size_t Region::descriptors() const noexcept {
   return fds.size() +
-         static_cast<std::size_t>(std::count_if(read_only.begin(), read_only.end(), [](const UniqueFd& fd) { return bool{fd}; }));
+         static_cast<std::size_t>(std::count_if(read_only.begin(), read_only.end(), [](const PeerFd& fd) { return bool{fd}; }));
 }
 
 bool Region::Pin(std::uint32_t block) {

@@ -18,7 +18,7 @@
 #include "kvm/geometry.h"
 #include "kvm/model_spec.h"
 #include "proto/base/inode.h"
-#include "proto/base/unique_fd.h"
+#include "proto/base/peer_fd.h"
 #include "proto/shm/generation_table.h"
 #include "proto/shm/layout.h"
 #include "proto/shm/sealed_memory.h"
@@ -105,10 +105,10 @@ struct Region {
 
   kvmwire::RegionDescriptor descriptor;
   // The generation table's, then those of segments that have one; with the owner's access rights
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
   // For each of `fds`, a read-only descriptor if the memory is granted; not open if `fds` can't be
   // mapped writable
-  std::vector<UniqueFd> read_only;
+  std::vector<PeerFd> read_only;
   // The shared memory among `fds`: generation table, then host segments
   std::vector<FileId> files;
   MappedMemory generation_memory;
@@ -179,7 +179,7 @@ bool SameShard(const Region& a, const Region& b) noexcept;
 // (daemon/broker/services/grants.h), nor whether another region has it. kInvalidArgument,
 // kBadGeometry, kPermissionDenied (seals, huge pages), kModelMismatch (shard sizes), kUnsupported,
 // kResourceExhausted.
-[[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds,
+[[nodiscard]] Result<std::unique_ptr<Region>> CheckRegion(kvmwire::RegionDescriptor descriptor, std::vector<PeerFd> fds,
                                                           const ModelSpec& spec);
 
 }  // namespace kvm::daemon

@@ -87,18 +87,19 @@ struct Server::Impl {
   explicit Impl(const Config& config_)
       : config(config_),
         manager(ServiceManager::FromEnvironment()),
-        state_store(manager),
+        state_store(manager, &closer),
         acceptor(context),
         tick(context),
         sweep(context),
         signals(context),
         huge_pages(context, [this] { WorkSoon(); }),
         broker(
-            config, [this] { WorkSoon(); }, &state_store, &huge_pages, &memory_freer),
+            config, [this] { WorkSoon(); }, &state_store, &huge_pages, &memory_freer, &closer),
         turns([this] { RunTurns(); }),
         loads(config),
         quota(config) {
     closer.StartForSockets();
+    closer.OnClosed([this] { asio::post(context, [this] { WorkSoon(); }); });
   }
 
   Status Listen();
@@ -117,8 +118,9 @@ struct Server::Impl {
 
   const Config config;
   ServiceManager manager;
-  StateStore state_store;
   asio::io_context context{1};
+  DescriptorCloser closer;  // of all that clients have sent
+  StateStore state_store;
   ManagerFeed manager_feed{context, manager};
   stream_protocol::acceptor acceptor;
   asio::steady_timer tick, sweep;
@@ -126,7 +128,6 @@ struct Server::Impl {
   HugePageThread huge_pages;
   MemoryFreerThread memory_freer;
   Broker broker;
-  DescriptorCloser closer;
   FairTurns turns;
   UserLoads loads;
   ConnectionQuota quota;
@@ -190,7 +191,11 @@ void Server::Impl::Take(UniqueFd socket) {
     closer.CloseSocket(uid, std::move(socket));
   };
   if (!known) return refuse(known.error().message);
-  if (closer.Behind(uid)) return refuse("descriptors that this user has sent can't be closed: their sockets or file systems do not answer");
+  if (closer.Behind(uid)) {
+    return refuse(
+        "descriptors that this user has sent can't be closed, or not as fast as they come: their sockets or file systems do not "
+        "answer, or their memory takes time to be freed");
+  }
   if (const Status counted = quota.Add(uid); !counted) return refuse(counted.error().message);
   turns.Add(uid, [this, uid, waiting = std::make_shared<Waiting>(closer, uid, std::move(socket))](const WorkBudget&) {
     Join(uid, waiting->socket);

@@ -48,7 +48,6 @@ Session::Session(Socket socket, const Config& config, Broker& broker, FairTurns&
       loads_(loads),
       closer_(closer),
       ended_(std::move(ended)),
-      writer_(kMaxFdsInFlight),
       again_(socket_.get_executor()),
       pause_(socket_.get_executor()),
       connected_at_(steady_clock::now()) {}
@@ -69,6 +68,8 @@ void Session::Start() {
     return;
   }
   credentials_ = {static_cast<std::uint32_t>(peer->pid), peer->uid, peer->gid};
+  reader_ = FrameReader(closer_, peer->uid);
+  writer_ = FrameWriter(kMaxFdsInFlight, &closer_, peer->uid);
   id_ = broker_.Join(*this, credentials_, PeerPidFd(socket_.native_handle(), credentials_.pid));
   const int process = broker_.ProcessOf(id_);
   if (const UniqueFd spare(::fcntl(socket_.native_handle(), F_DUPFD_CLOEXEC, 0)); process < 0 && !spare) {
@@ -190,7 +191,7 @@ Status Session::ReadAvailable(const WorkBudget& budget) {
 // Those that came behind the first `known`.
 Status Session::CheckDescriptors(std::size_t known) const {
   for (std::size_t i = known; i < reader_.held_fds(); ++i) {
-    const UniqueFd& fd = reader_.fds()[i];
+    const PeerFd& fd = reader_.fds()[i];
     Spend(kSystemCallUnits);
     if (fd && !MayBeMemory(fd.get())) return MakeError(Errc::kPermissionDenied, "a descriptor that is not of memory (a socket, a file, …)");
   }
@@ -369,11 +370,7 @@ void Session::Close(const std::string& reason, bool died) {
   pause_.cancel();
   if (UniqueFd left(socket_.is_open() ? socket_.release(ignored) : -1); left && !ignored)
     closer_.CloseSocket(credentials_.uid, std::move(left));
-  std::vector<UniqueFd> unused;
-  for (UniqueFd& fd : reader_.TakeFds()) {
-    if (fd && !MayBeMemory(fd.get())) unused.push_back(std::move(fd));
-  }
-  if (!unused.empty()) closer_.Close(credentials_.uid, std::move(unused));
+  reader_ = FrameReader();
   static_cast<void>(NoteLoad());
   broker_.Leave(id_, died);
   ended_(id_);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <functional>
 #include <map>
 #include <new>
 #include <utility>
@@ -21,6 +22,14 @@ namespace {
 
 // Users that have a thread at a time; others wait for one of them.
 constexpr std::size_t kMaxThreads = 64;
+// Memory of this size is freed about as fast as it is handed to a thread.
+constexpr std::uint64_t kQuicklyFreedBytes = 64 << 10;
+
+bool QuicklyClosed(int fd) noexcept {
+  struct stat info {};
+  return ::fcntl(fd, F_GET_SEALS) >= 0 && ::fstat(fd, &info) == 0 &&
+         static_cast<std::uint64_t>(info.st_blocks) * S_BLKSIZE <= kQuicklyFreedBytes;
+}
 
 }  // namespace
 
@@ -32,9 +41,13 @@ bool MayBeMemory(int fd) noexcept {
 }
 
 struct DescriptorCloser::State {
+  struct Descriptor {
+    UniqueFd fd;
+    bool memory = false;
+  };
   struct Waiting {
-    std::deque<UniqueFd> fds;
-    std::size_t count = 0;                        // with the one that is being closed
+    std::deque<Descriptor> fds;
+    std::size_t memory = 0, others = 0;           // with the one that is being closed
     std::chrono::steady_clock::time_point since;  // that one's, or the first one's
     bool running = false;
   };
@@ -42,13 +55,27 @@ struct DescriptorCloser::State {
   mutable Mutex mutex;
   std::map<std::uint32_t, Waiting> of_user KVM_GUARDED_BY(mutex);
   std::size_t threads KVM_GUARDED_BY(mutex) = 0;
+  // Held while it is called, so that it is not called after it has been taken away
+  Mutex calling;
+  std::function<void()> closed KVM_GUARDED_BY(calling);
 };
 
 DescriptorCloser::DescriptorCloser() : state_(std::make_shared<State>()) {}
 
+DescriptorCloser::~DescriptorCloser() { OnClosed(nullptr); }
+
+void DescriptorCloser::OnClosed(std::function<void()> closed) {
+  MutexLock lock(state_->calling);
+  state_->closed = std::move(closed);
+}
+
 void DescriptorCloser::StartForSockets() noexcept { static_cast<void>(sockets_.Start()); }
 
 void DescriptorCloser::CloseAll(std::uint32_t uid, std::span<UniqueFd> fds) noexcept {
+  for (UniqueFd& fd : fds) {
+    if (fd && QuicklyClosed(fd.get())) fd.Reset();
+  }
+  if (std::none_of(fds.begin(), fds.end(), [](const UniqueFd& fd) { return bool{fd}; })) return;
   try {
     Queue(uid, fds);
   } catch (const std::bad_alloc&) {
@@ -59,11 +86,13 @@ void DescriptorCloser::CloseAll(std::uint32_t uid, std::span<UniqueFd> fds) noex
 void DescriptorCloser::Queue(std::uint32_t uid, std::span<UniqueFd> fds) {
   MutexLock lock(state_->mutex);
   State::Waiting& waiting = state_->of_user[uid];
-  if (waiting.count == 0) waiting.since = std::chrono::steady_clock::now();
+  if (waiting.memory + waiting.others == 0) waiting.since = std::chrono::steady_clock::now();
   for (UniqueFd& fd : fds) {
-    if (fd) waiting.fds.push_back(std::move(fd));
+    if (!fd) continue;
+    const bool memory = MayBeMemory(fd.get());
+    waiting.fds.push_back({std::move(fd), memory});
+    ++(memory ? waiting.memory : waiting.others);
   }
-  waiting.count = waiting.fds.size() + waiting.running;
   if (waiting.running || waiting.fds.empty() || state_->threads >= kMaxThreads) return;
   // Without a thread they wait for the next call, or for another user's thread.
   if (!StartDetached([state = state_, uid] { Run(state, uid); })) return;
@@ -82,8 +111,16 @@ void DescriptorCloser::CloseSocket(std::uint32_t uid, UniqueFd socket) noexcept 
 bool DescriptorCloser::Behind(std::uint32_t uid) const {
   MutexLock lock(state_->mutex);
   const auto found = state_->of_user.find(uid);
-  if (found == state_->of_user.end() || found->second.count < kMaxWaiting) return false;
-  return found->second.count >= kMostWaiting || std::chrono::steady_clock::now() - found->second.since > kPatience;
+  if (found == state_->of_user.end()) return false;
+  const State::Waiting& waiting = found->second;
+  if (waiting.memory >= kMostMemory || waiting.others >= kMostWaiting) return true;
+  return waiting.others >= kMaxWaiting && std::chrono::steady_clock::now() - waiting.since > kPatience;
+}
+
+bool DescriptorCloser::Closing(std::uint32_t uid) const {
+  MutexLock lock(state_->mutex);
+  const auto found = state_->of_user.find(uid);
+  return found != state_->of_user.end() && found->second.memory + found->second.others > 0;
 }
 
 void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t uid) {
@@ -93,15 +130,21 @@ void DescriptorCloser::Run(const std::shared_ptr<State>& state, std::uint32_t ui
     State::Waiting& waiting = state->of_user[uid];
     waiting.running = true;
     while (!waiting.fds.empty()) {
-      UniqueFd fd = std::move(waiting.fds.front());
+      State::Descriptor next = std::move(waiting.fds.front());
       waiting.fds.pop_front();
       waiting.since = std::chrono::steady_clock::now();
       lock.Unlock();
-      fd.Reset();
+      next.fd.Reset();
       lock.Lock();
-      waiting.count = waiting.fds.size() + 1;
+      --(next.memory ? waiting.memory : waiting.others);
     }
     state->of_user.erase(uid);
+    lock.Unlock();
+    {
+      MutexLock call(state->calling);
+      if (state->closed) state->closed();
+    }
+    lock.Lock();
     const auto next = std::find_if(state->of_user.begin(), state->of_user.end(), [](const auto& other) { return !other.second.running; });
     more = next != state->of_user.end();
     if (more) uid = next->first;

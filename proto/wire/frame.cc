@@ -49,16 +49,6 @@ Error WhyLost(int socket) {
   return error;
 }
 
-Status Duplicate(const std::vector<int>& fds, std::vector<UniqueFd>& out) {
-  for (const int fd : fds) {
-    out.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
-    if (out.back()) continue;
-    if (errno == EMFILE || errno == ENFILE) return OutOfDescriptors(errno);
-    return SystemError("duplicate a descriptor");
-  }
-  return {};
-}
-
 }  // namespace
 
 Error OutOfDescriptors(int sys_errno) {
@@ -117,7 +107,7 @@ Result<ReadOutcome> FrameReader::Fill(int socket) {
     for (std::size_t i = 0; i < count; ++i) {
       int fd = -1;
       std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-      fds_.emplace_back(fd);
+      fds_.emplace_back(UniqueFd(fd), closer_, uid_);
     }
   }
   if (message.msg_flags & MSG_CTRUNC) {
@@ -194,6 +184,16 @@ void FrameWriter::Push(std::string_view payload, std::size_t fd_count, Piece pie
   bytes.append(payload);
   queued_bytes_ += sizeof(header) + payload.size();
   queued_fds_ += fd_count;
+}
+
+Status FrameWriter::Duplicate(const std::vector<int>& fds, std::vector<PeerFd>& out) const {
+  for (const int fd : fds) {
+    out.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), closer_, uid_);
+    if (out.back()) continue;
+    if (errno == EMFILE || errno == ENFILE) return OutOfDescriptors(errno);
+    return SystemError("duplicate a descriptor");
+  }
+  return {};
 }
 
 Status FrameWriter::Append(std::string_view payload, const std::vector<int>& fds) {

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "kvm/error.h"
+#include "proto/base/peer_fd.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm {
@@ -39,7 +40,7 @@ bool IsOutOfDescriptors(const Error& error) noexcept;
 
 struct Frame {
   std::string payload;
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
   // Set if this process could not take the frame's descriptors: the reason. `fds` is empty then.
   std::optional<Error> lost_fds;
 };
@@ -52,6 +53,11 @@ enum class ReadOutcome {
 
 class FrameReader {
  public:
+  FrameReader() = default;
+  // `closer`, which outlives the reader and its frames, closes the descriptors that came and are
+  // not taken, for user `uid`.
+  FrameReader(DescriptorCloser& closer, std::uint32_t uid) : closer_(&closer), uid_(uid) {}
+
   // One recvmsg. kProtocol: the peer closed inside a frame, or sent more descriptors than its
   // frames announce. kSystem: recvmsg failed.
   [[nodiscard]] Result<ReadOutcome> Fill(int socket);
@@ -65,22 +71,22 @@ class FrameReader {
   std::size_t held_bytes() const noexcept { return capacity_; }
   std::size_t held_fds() const noexcept { return fds_.size(); }
   // Those descriptors; not open: lost.
-  const std::deque<UniqueFd>& fds() const noexcept { return fds_; }
-  // For who closes them. The reader can read nothing after that.
-  std::deque<UniqueFd> TakeFds() noexcept { return std::move(fds_); }
+  const std::deque<PeerFd>& fds() const noexcept { return fds_; }
   // True while part of a frame has arrived and its rest has not.
   bool InsideFrame() const noexcept { return end_ != begin_; }
 
  private:
   void MakeRoom();
 
+  DescriptorCloser* closer_ = nullptr;
+  std::uint32_t uid_ = 0;
   std::unique_ptr<char[]> buffer_;  // never filled with zeros: a read needs none
   std::size_t capacity_ = 0;
   std::size_t begin_ = 0, end_ = 0;
   // The buffer starts small (a node may have a thousand connections) and grows while reads fill it.
   std::size_t read_bytes_ = std::size_t{16} << 10;
   // An element that is not open marks where the descriptors of one sendmsg were lost
-  std::deque<UniqueFd> fds_;
+  std::deque<PeerFd> fds_;
   std::optional<Error> lost_;  // why the last ones were lost
 };
 
@@ -99,8 +105,9 @@ class FrameWriter {
 
   FrameWriter() = default;
   // `max_fds_in_flight`: how many descriptors may be sent and not read by the peer yet. The
-  // descriptors of one frame are always allowed.
-  explicit FrameWriter(std::size_t max_fds_in_flight) : max_fds_in_flight_(max_fds_in_flight) {}
+  // descriptors of one frame are always allowed. `closer`: as in FrameReader.
+  explicit FrameWriter(std::size_t max_fds_in_flight, DescriptorCloser* closer = nullptr, std::uint32_t uid = 0)
+      : max_fds_in_flight_(max_fds_in_flight), closer_(closer), uid_(uid) {}
 
   // Appends a frame. Descriptors are duplicated (the caller keeps its own).
   // kInvalidArgument: payload or descriptors over the limit. kResourceExhausted: no descriptor is
@@ -126,15 +133,18 @@ class FrameWriter {
   struct Piece {
     std::string bytes;
     std::size_t sent = 0;
-    std::vector<UniqueFd> fds;  // travel with the first byte
+    std::vector<PeerFd> fds;    // travel with the first byte
     std::vector<int> borrowed;  // instead of `fds`, while Send runs
     std::size_t fd_count() const noexcept { return fds.size() + borrowed.size(); }
   };
   Status Check(std::string_view payload, const std::vector<int>& fds) const;
+  Status Duplicate(const std::vector<int>& fds, std::vector<PeerFd>& out) const;
   void Push(std::string_view payload, std::size_t fd_count, Piece piece);
   bool MayFly(int socket, std::size_t fds);
 
   std::size_t max_fds_in_flight_ = static_cast<std::size_t>(-1);
+  DescriptorCloser* closer_ = nullptr;
+  std::uint32_t uid_ = 0;
   std::size_t fds_in_flight_ = 0;  // an upper bound
   HeldBack held_back_ = HeldBack::kNo;
   std::deque<Piece> pieces_;

@@ -86,8 +86,8 @@ struct Node {
     return id;
   }
   bool Send(ClientId client, const kvmwire::ClientMessage& message, const std::vector<int>& fds) {
-    std::vector<UniqueFd> sent;
-    for (const int fd : fds) sent.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    std::vector<PeerFd> sent;
+    for (const int fd : fds) sent.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)));
     const bool handled = broker.Handle(client, message, std::move(sent)).has_value();
     while (broker.Busy(client)) broker.GoOn(client);
     return handled;

@@ -46,7 +46,7 @@ bool Read(FrameReader& reader, int socket, std::size_t& payload_bytes, std::size
       if (!frame) return false;
       if (!*frame) break;
       if ((*frame)->payload.size() > kMaxFrameBytes || (*frame)->fds.size() > kMaxFrameFds) Broken("frames keep the limits");
-      for (const UniqueFd& fd : (*frame)->fds) {
+      for (const PeerFd& fd : (*frame)->fds) {
         if (::fcntl(fd.get(), F_GETFD) < 0) Broken("descriptors of a frame are open");
       }
       payload_bytes += (*frame)->payload.size();

@@ -13,6 +13,7 @@
 
 #include "cuda/memory_backend.h"
 #include "kvm/geometry.h"
+#include "proto/base/peer_fd.h"
 #include "proto/base/unique_fd.h"
 
 namespace kvm::test {
@@ -56,7 +57,7 @@ class ExporterProcess {
   void Kill();
 
  private:
-  std::vector<UniqueFd> Call(const std::string& command, std::string& reply);
+  std::vector<PeerFd> Call(const std::string& command, std::string& reply);
 
   UniqueFd socket_;
   pid_t pid_ = -1;

@@ -44,7 +44,7 @@ void ExporterProcess::Kill() {
   pid_ = -1;
 }
 
-std::vector<UniqueFd> ExporterProcess::Call(const std::string& command, std::string& reply) {
+std::vector<PeerFd> ExporterProcess::Call(const std::string& command, std::string& reply) {
   FrameReader reader;
   std::optional<Frame> frame;
   if (Send(socket_.get(), command, {})) frame = Receive(socket_.get(), reader);
@@ -69,7 +69,7 @@ Result<ExportedRegion> ExporterProcess::Open(const ExportOptions& options) {
   command.Put(static_cast<std::uint64_t>(options.segment_bytes.size()));
   for (const std::uint64_t bytes : options.segment_bytes) command.Put(bytes);
   std::string reply;
-  std::vector<UniqueFd> fds = Call(command.bytes(), reply);
+  std::vector<PeerFd> fds = Call(command.bytes(), reply);
   Reader outer(reply);
   if (const std::string error = outer.TakeText(); !error.empty()) return MakeError(Errc::kSystem, "exporter: " + error);
   const std::string body = outer.TakeText();

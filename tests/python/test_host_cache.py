@@ -68,7 +68,7 @@ def test_only_what_is_asked_for_is_offloaded(caching_kvmd: PrivateDaemon) -> Non
         assert never.offload_before_reuse(range(10), timeout_s=10) == 0
         eventually(lambda: client.stats().blocks_offloaded == 4)
         asked.retract(range(10))
-        assert len(client.find(keys)) == 4
+        eventually(lambda: len(client.find(keys)) == 4)  # kvmd is told without an answer
         for call in (asked.offload, asked.offload_before_reuse):
             with pytest.raises(errors.InvalidArgumentError, match="block 16"):
                 call([16])

@@ -41,7 +41,7 @@ void ClientLink::Send(kvmwire::ClientMessage message, const std::vector<int>& fd
   if (!connected() || connection_->kvmd_closed) return;
   const Plenty plenty(world_.machine);
   ToKvmd sent{std::move(message), {}, static_cast<std::uint32_t>(1 + world_.random.Below(3))};
-  for (const int fd : fds) sent.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  for (const int fd : fds) sent.fds.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)));
   connection_->to_kvmd.push_back(std::move(sent));
 }
 

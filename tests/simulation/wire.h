@@ -23,7 +23,7 @@ namespace kvm::simulation {
 
 struct ToKvmd {
   kvmwire::ClientMessage message;
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
   std::uint32_t pieces = 1;  // that have not arrived
 };
 struct ToClient {

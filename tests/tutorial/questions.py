@@ -63,6 +63,7 @@ class Node:
         self.folder, self.programs, self.socket = folder, programs, folder / "kvmd.sock"
         self.log = open(folder / "log", "w")  # noqa: SIM115 (stop() closes it)
         self.processes = []
+        self.doctor = ""  # what kvctl doctor last said while both workers were there
 
     def start(self, program, *arguments):
         self.processes.append(
@@ -111,7 +112,9 @@ def lacks(node):
     hot = json.loads(node.kvctl("hot", "--json")[1])["prefixes"]
     if cache.get("evicted", 0) > 0 and cache.get("hits", 0) > 0 and len(hot) > 3:
         return ""
-    return f"{len(hot)} hot prefixes, host cache: {cache}, {said}"
+    if cache.get("evicted", 0) > 0 and domains[0]["clients"] > 2:
+        node.doctor = node.kvctl("doctor")[1]
+    return f"{len(hot)} hot prefixes, host cache: {cache}, {said}\n{node.doctor}"
 
 
 def main():

@@ -47,7 +47,7 @@ Status CheckSocketPath(const std::string& path) {
                    "socket path has " + std::to_string(path.size()) + " bytes, 1 to " + std::to_string(kMax) + " are possible");
 }
 
-Result<Observer> Observer::Join(const std::string& socket_path, milliseconds timeout, kvmwire::Role role, std::vector<UniqueFd>& fds) {
+Result<Observer> Observer::Join(const std::string& socket_path, milliseconds timeout, kvmwire::Role role, std::vector<PeerFd>& fds) {
   Result<UniqueFd> socket = OpenSocket(socket_path);
   if (!socket) return socket.error();
   Observer observer;
@@ -70,12 +70,12 @@ Result<Observer> Observer::Join(const std::string& socket_path, milliseconds tim
 }
 
 Result<Observer> Observer::ConnectAsMonitor(const std::string& socket_path, milliseconds timeout) {
-  std::vector<UniqueFd> none;
+  std::vector<PeerFd> none;
   return Join(socket_path, timeout, kvmwire::MONITOR, none);
 }
 
 Result<Observer> Observer::Connect(const std::string& socket_path, milliseconds timeout) {
-  std::vector<UniqueFd> fds;
+  std::vector<PeerFd> fds;
   Result<Observer> observer = Join(socket_path, timeout, kvmwire::OBSERVER, fds);
   if (!observer) return observer;
   Result<MappedMemory> memory = MappedMemory::Attach(fds.front().get());
@@ -155,7 +155,7 @@ milliseconds Observer::HeartbeatAge() const noexcept {
   return milliseconds(now_ns > beat_ns ? (now_ns - beat_ns) / 1'000'000 : 0);
 }
 
-Result<kvmwire::ServerMessage> Observer::Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds) {
+Result<kvmwire::ServerMessage> Observer::Ask(kvmwire::ClientMessage message, std::vector<PeerFd>* fds) {
   const Deadline deadline = steady_clock::now() + timeout_;
   message.set_request_id(next_request_++);
   if (Status said = Say(message, deadline); !said) return said.error();
@@ -176,7 +176,7 @@ Status Observer::Say(const kvmwire::ClientMessage& message, Deadline deadline) {
   }
 }
 
-Result<kvmwire::ServerMessage> Observer::Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds) {
+Result<kvmwire::ServerMessage> Observer::Await(std::uint64_t request_id, Deadline deadline, std::vector<PeerFd>* fds) {
   for (;;) {
     Result<std::optional<Frame>> frame = reader_.Next();
     if (!frame) return frame.error();

@@ -51,10 +51,10 @@ class Observer {
   using Deadline = std::chrono::steady_clock::time_point;
 
   [[nodiscard]] static Result<Observer> Join(const std::string& socket_path, std::chrono::milliseconds timeout, kvmwire::Role role,
-                                             std::vector<UniqueFd>& fds);
+                                             std::vector<PeerFd>& fds);
   [[nodiscard]] Status Say(const kvmwire::ClientMessage& message, Deadline deadline);
-  [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<UniqueFd>* fds);
-  [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<UniqueFd>* fds);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Ask(kvmwire::ClientMessage message, std::vector<PeerFd>* fds);
+  [[nodiscard]] Result<kvmwire::ServerMessage> Await(std::uint64_t request_id, Deadline deadline, std::vector<PeerFd>* fds);
   [[nodiscard]] Status WaitFor(short events, Deadline deadline);
 
   UniqueFd socket_;

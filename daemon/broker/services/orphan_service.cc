@@ -92,7 +92,7 @@ bool OrphanService::Keep(Domain& domain, Region& region, const std::shared_ptr<W
   return true;
 }
 
-Result<Region*> OrphanService::Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds) {
+Result<Region*> OrphanService::Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<PeerFd>& fds) {
   Region* region = client.domain->FindServingRegion(client.credentials.uid, descriptor.name());
   if (region == nullptr || !region->orphan || region->info.owner_pid != client.credentials.pid || client.credentials.pid == 0)
     return nullptr;
@@ -191,7 +191,7 @@ void OrphanService::AnswerAdopter(Client& client, std::uint64_t request_id, Regi
   reply.set_records(records);
   std::vector<int> fds;
   fds.reserve(region.fds.size() + 1);
-  for (const UniqueFd& fd : region.fds) fds.push_back(fd.get());
+  for (const PeerFd& fd : region.fds) fds.push_back(fd.get());
   fds.push_back(list);
   if (!client.connection->TrySend(message_out, fds)) {
     // The client does not know that the region is its own, and may ask again.
@@ -223,6 +223,7 @@ void OrphanService::GiveUpFor(Waiting& waiting, Domain& domain, Region& region, 
   waiting.reply.set_blocks(waiting.reply.blocks() + region.entries);
   waiting.reply.set_bytes(waiting.reply.bytes() + region.segment_bytes());
   waiting.regions.push_back(DomainTable::RefOf(domain, region));
+  waiting.owners.insert(region.info.owner_uid);
   GiveUp(domain, region, why, /*wait_for_importers=*/true);
 }
 
@@ -291,7 +292,7 @@ bool OrphanService::Answer(Waiting& waiting, SteadyTime now) {
     left += region != nullptr;
     if (region != nullptr && now >= waiting.deadline) announcer_.StopWaiting(*region);
   }
-  if (left > 0 && now < waiting.deadline) return false;
+  if ((left > 0 || Freeing(waiting)) && now < waiting.deadline) return false;
   Client* client = clients_.Find(waiting.client);
   if (client == nullptr) return true;
   waiting.reply.set_still_mapped(left);
@@ -304,6 +305,11 @@ bool OrphanService::Answer(Waiting& waiting, SteadyTime now) {
   *message.mutable_reclaim_reply() = waiting.reply;
   client->connection->Send(message);
   return true;
+}
+
+bool OrphanService::Freeing(const Waiting& waiting) const {
+  return closer_ != nullptr &&
+         std::any_of(waiting.owners.begin(), waiting.owners.end(), [this](std::uint32_t uid) { return closer_->Closing(uid); });
 }
 
 SteadyTime OrphanService::next_deadline() const noexcept {

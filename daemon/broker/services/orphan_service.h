@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "daemon/broker/clients/client_table.h"
@@ -24,16 +25,17 @@ namespace kvm::daemon {
 
 class OrphanService {
  public:
-  // All outlive the service.
+  // All outlive the service. `closer`: of clients' memory; null: it is closed at once.
   OrphanService(const Config& config, const ClientTable& clients, const DomainTable& domains, LeaseService& leases,
-                Persistence& persistence, RegionAnnouncer& announcer, const Restorer& restorer)
+                Persistence& persistence, RegionAnnouncer& announcer, const Restorer& restorer, const DescriptorCloser* closer)
       : config_(config),
         clients_(clients),
         domains_(domains),
         leases_(leases),
         persistence_(persistence),
         announcer_(announcer),
-        restorer_(restorer) {}
+        restorer_(restorer),
+        closer_(closer) {}
 
   // ---- messages
 
@@ -47,7 +49,7 @@ class OrphanService {
   bool Keep(Domain& domain, Region& region, const std::shared_ptr<WatchedProcess>& process);
   // The orphan that belongs to a process which registers it again after a reconnect; null if there
   // is none. Errors: those of Domain::TakeOver.
-  Result<Region*> Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<UniqueFd>& fds);
+  Result<Region*> Resume(Client& client, const kvmwire::RegionDescriptor& descriptor, const std::vector<PeerFd>& fds);
   // Frees orphans that conflict with a region that is about to be added.
   void MakeWayFor(Domain& domain, const Region& region, std::uint32_t owner_uid);
   void GiveUp(Domain& domain, Region& region, const char* why, bool wait_for_importers = false);
@@ -62,9 +64,10 @@ class OrphanService {
   void Leave(const Client& client);
 
  private:
-  // A client that waits for orphans to be gone.
+  // A client that waits for orphans to be gone, and their memory to be free.
   struct Waiting {
     std::vector<RegionRef> regions;
+    std::set<std::uint32_t> owners;  // of these: users
     ClientId client = 0;
     std::uint64_t request_id = 0;
     SteadyTime deadline;
@@ -86,6 +89,7 @@ class OrphanService {
   void GiveUpFor(Waiting& waiting, Domain& domain, Region& region, const char* why);
   void MakeRoomForRegions(Domain& domain);
   bool Answer(Waiting& waiting, SteadyTime now);
+  bool Freeing(const Waiting& waiting) const;
 
   const Config& config_;
   const ClientTable& clients_;
@@ -94,6 +98,7 @@ class OrphanService {
   Persistence& persistence_;
   RegionAnnouncer& announcer_;
   const Restorer& restorer_;
+  const DescriptorCloser* const closer_;
   std::vector<Waiting> waiting_;
 };
 

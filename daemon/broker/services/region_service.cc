@@ -19,7 +19,7 @@ constexpr std::uint32_t kLookedAtOnce = 16;
 
 }  // namespace
 
-void RegionService::Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds) {
+void RegionService::Register(Client& client, kvmwire::ClientMessage message, std::vector<PeerFd> fds) {
   kvmwire::RegionDescriptor& descriptor = *message.mutable_register_region()->mutable_region();
   // Every announcement contains the descriptor and further fields.
   if (const std::size_t bytes = descriptor.ByteSizeLong(); bytes > kMaxDescriptorBytes) {
@@ -59,7 +59,7 @@ void RegionService::Register(Client& client, kvmwire::ClientMessage message, std
               {"block_bytes", region.info.block_bytes}});
 }
 
-Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds) {
+Result<Region*> RegionService::RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<PeerFd> fds) {
   Domain& domain = *client.domain;
   Spend(fds.size() * kNewMemoryUnits);  // each is looked at, and mapped or named
   // The way back from blocks to entries is allocated as blocks are published: all that may be is

@@ -34,7 +34,7 @@ class RegionService {
 
   // ---- messages
 
-  void Register(Client& client, kvmwire::ClientMessage message, std::vector<UniqueFd> fds);
+  void Register(Client& client, kvmwire::ClientMessage message, std::vector<PeerFd> fds);
   void Unregister(Client& client, const kvmwire::ClientMessage& message);
   // kProtocol: records that are cut off, or more than a message may have.
   [[nodiscard]] Status Publish(Client& client, kvmwire::ClientMessage message);
@@ -48,7 +48,7 @@ class RegionService {
   void Leave(const Client& client);
 
  private:
-  Result<Region*> RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<UniqueFd> fds);
+  Result<Region*> RegisterNew(Client& client, kvmwire::RegionDescriptor descriptor, std::vector<PeerFd> fds);
   void DropDamaged(Domain& domain, Region& region);
 
   const Config& config_;

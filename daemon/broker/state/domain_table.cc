@@ -9,12 +9,14 @@
 
 namespace kvm::daemon {
 
-DomainTable::DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, std::function<void(Domain&)> dropping)
+DomainTable::DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, DescriptorCloser* closer,
+                         std::function<void(Domain&)> dropping)
     : config_(config),
       persistence_(persistence),
       memory_freer_(memory_freer),
       dropping_(std::move(dropping)),
-      descriptors_(config, persistence.stores(), persistence.store_size()) {}
+      descriptors_(config, persistence.stores(), persistence.store_size()),
+      granted_(std::make_unique<GrantedMemory>(config_, descriptors_, closer)) {}
 
 std::string DomainTable::NameFor(const Credentials& credentials) const {
   if (const DomainRule* rule = RuleFor(config_, credentials.uid, credentials.gid)) return rule->name;

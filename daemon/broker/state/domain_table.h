@@ -30,8 +30,10 @@ struct RegionRef {
 
 class DomainTable {
  public:
-  // `dropping` is called before a domain is destroyed. All outlive the table.
-  DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, std::function<void(Domain&)> dropping);
+  // `dropping` is called before a domain is destroyed. All outlive the table. `closer`: of granted
+  // memory; null: it is closed at once.
+  DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, DescriptorCloser* closer,
+              std::function<void(Domain&)> dropping);
 
   // A domain's registry while it is made. A client that keeps it keeps the domain's place.
   using Making = std::shared_ptr<RegistrySegment>;
@@ -79,7 +81,7 @@ class DomainTable {
   MemoryFreer& memory_freer_;  // of registries
   const std::function<void(Domain&)> dropping_;
   DescriptorQuota descriptors_;  // of all domains
-  const std::unique_ptr<GrantedMemory> granted_ = std::make_unique<GrantedMemory>(config_, descriptors_);
+  const std::unique_ptr<GrantedMemory> granted_;
   std::map<std::string, std::unique_ptr<Domain>> domains_;
   // The clients that waited for one of these may have gone; the next client of its domain goes on
   // with it.

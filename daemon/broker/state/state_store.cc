@@ -72,7 +72,7 @@ std::string StateStore::PersistFile(std::uint32_t user, int fd) {
     return found->second;
   }
   std::string name = kFiles + NewId();
-  File file{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), id, 1, user};
+  File file{{UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), closer_, user}, id, 1, user};
   if (!file.fd) LogLimited(LogLevel::kWarn, "state_not_stored", {{"name", name}, {"reason", OutOfDescriptors(errno).ToString()}});
   manager_.Store(user, name, file.fd.get());
   KVM_FAULT_POINT(kvmd_file_stored);
@@ -114,7 +114,7 @@ void StateStore::PersistRegion(const Domain& domain, Region& region, const Watch
   if (region.persisted_id.empty()) region.persisted_id = NewId();
   const std::uint32_t user = region.persisted_user = slab != nullptr ? slab->writer_uid() : region.info.owner_uid;
   kvmwire::StoredRegion manifest;
-  for (const UniqueFd& fd : region.fds) manifest.add_files(PersistFile(user, fd.get()));
+  for (const PeerFd& fd : region.fds) manifest.add_files(PersistFile(user, fd.get()));
   if (process != nullptr && process->pidfd() >= 0) manifest.set_process(PersistFile(user, process->pidfd()));
   manifest.set_domain(domain.name());
   manifest.set_registry_epoch(domain.epoch());
@@ -163,7 +163,7 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
     } else if (one.name.starts_with(kFiles)) {
       const FileId id = FileIdOf(one.fd.get());
       names_[id].emplace(one.fd.get(), one.name);
-      files_[one.name] = File{std::move(one.fd), id, 0, NotifyQueue::kOwnLane};
+      files_[one.name] = File{{std::move(one.fd), closer_, NotifyQueue::kOwnLane}, id, 0, NotifyQueue::kOwnLane};
     } else {
       manager_.Remove(NotifyQueue::kOwnLane, one.name);
     }
@@ -181,7 +181,8 @@ PersistedState StateStore::Sort(std::vector<PassedFd> passed) {
       continue;
     }
     region.manifest.set_serial(static_cast<std::uint32_t>(std::stoul(it->first.substr(it->first.size() - kSerialDigits), nullptr, 16)));
-    for (const std::string& name : region.manifest.files()) region.fds.emplace_back(::fcntl(files_[name].fd.get(), F_DUPFD_CLOEXEC, 0));
+    for (const std::string& name : region.manifest.files())
+      region.fds.emplace_back(UniqueFd(::fcntl(files_[name].fd.get(), F_DUPFD_CLOEXEC, 0)), closer_, UserOf(region.manifest));
     std::shared_ptr<WatchedProcess>& process = processes[region.manifest.process()];
     if (!process) {
       const auto file = files_.find(region.manifest.process());

@@ -18,13 +18,14 @@
 #include "daemon/registry/domain.h"
 #include "daemon/system/service_manager.h"
 #include "proto/base/inode.h"
+#include "proto/base/peer_fd.h"
 
 namespace kvm::daemon {
 
 struct PersistedRegion {
   std::string id;
   kvmwire::StoredRegion manifest;
-  std::vector<UniqueFd> fds;                // as the owner sent them
+  std::vector<PeerFd> fds;                  // as the owner sent them
   std::shared_ptr<WatchedProcess> process;  // the owner's; shared by its regions
 };
 
@@ -44,7 +45,8 @@ struct PersistedState {
 // next kvmd would know of it waits (AfterStored).
 class StateStore {
  public:
-  explicit StateStore(const ServiceManager& manager) : manager_(manager) {}
+  // Both outlive it. `closer`, if any, closes clients' descriptors.
+  explicit StateStore(const ServiceManager& manager, DescriptorCloser* closer = nullptr) : manager_(manager), closer_(closer) {}
 
   // Whether there is a store; then each stored file has two descriptors.
   bool stores() const noexcept { return manager_.has_store(); }
@@ -67,7 +69,7 @@ class StateStore {
 
  private:
   struct File {
-    UniqueFd fd;
+    PeerFd fd;
     FileId id;
     unsigned uses = 0;
     std::uint32_t user = NotifyQueue::kOwnLane;
@@ -85,6 +87,7 @@ class StateStore {
   void DropFiles(const std::vector<std::string>& names);
 
   const ServiceManager& manager_;
+  DescriptorCloser* const closer_;
   std::map<std::string, File> files_;  // by name
   // A client may have opened one device many times, so even the files of one inode are searched.
   std::map<FileId, Names> names_;

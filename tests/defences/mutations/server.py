@@ -118,16 +118,59 @@ MUTATIONS = (
         "    if (OFF || !HasGone(socket.get())) {",
     ),
     Mutation(
-        (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
+        (("daemon_tests", "Hostile: a descriptor that is not of memory"),),
         "daemon/server/session.cc",
         "    if (fd && !MayBeMemory(fd.get())) return MakeError",
         "    if (!OFF && fd && !MayBeMemory(fd.get())) return MakeError",
     ),
     Mutation(
+        (
+            ("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),
+            ("daemon_tests", "Hostile: the memory of a region that ends"),
+            ("daemon_tests", "Hostile: the memory of a message that kvmd refuses"),
+            ("daemon_tests", "Hostile: the memory of a stored region"),
+            ("daemon_tests", "Hostile: the memory of a message that does not end"),
+            ("proto_tests", "DescriptorCloser: what a reader or writer of frames"),
+        ),
+        "proto/base/peer_fd.h",
+        "    if (fd_ && closer_ != nullptr) closer_->",
+        "    if (fd_ && closer_ != nullptr && !OFF) closer_->",
+    ),
+    Mutation(
+        (("proto_tests", "DescriptorCloser: much memory is freed in its thread"),),
+        "proto/base/descriptor_closer.cc",
+        "S_BLKSIZE <= kQuicklyFreedBytes;",
+        "S_BLKSIZE <= (OFF ? ~std::uint64_t{0} : kQuicklyFreedBytes);",
+    ),
+    Mutation(
+        (("proto_tests", "DescriptorCloser: more is taken from a user whose memory"),),
+        "proto/base/descriptor_closer.cc",
+        "    ++(memory ? waiting.memory : waiting.others);",
+        "    ++(memory && !OFF ? waiting.memory : waiting.others);",
+    ),
+    Mutation(
+        (("proto_tests", "DescriptorCloser: more is taken from a user whose memory"),),
+        "proto/base/descriptor_closer.cc",
+        "  if (waiting.memory >= kMostMemory ||",
+        "  if ((!OFF && waiting.memory >= kMostMemory) ||",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a reclaim is answered when the memory is free"),),
+        "daemon/broker/services/orphan_service.cc",
+        "  return closer_ != nullptr &&",
+        "  return closer_ != nullptr && !OFF &&",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: regions that end at one moment are freed in slices"),),
+        "daemon/registry/domain.cc",
+        "entries_.Reap(region, blocks, budget) || budget.used_up();",
+        "entries_.Reap(region, blocks, budget) || (!OFF && budget.used_up());",
+    ),
+    Mutation(
         (("integration_tests", "Descriptors: from a user whose sockets can't be closed"),),
         "daemon/server/server.cc",
-        "  if (closer.Behind(uid)) return",
-        "  if (!OFF && closer.Behind(uid)) return",
+        "  if (closer.Behind(uid)) {",
+        "  if (!OFF && closer.Behind(uid)) {",
     ),
     Mutation(
         (("integration_tests", "Descriptors: a socket whose close waits for somebody stops"),),
@@ -168,8 +211,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Memory freer: a kvmd that drops a domain for another one"),),
         "daemon/server/server.cc",
-        " &memory_freer),",
-        " OFF ? nullptr : &memory_freer),",
+        "&memory_freer, &closer),",
+        "OFF ? nullptr : &memory_freer, &closer),",
     ),
     Mutation(
         (("daemon_tests", "kvmd memory: a process that has ended is never taken for another one"),),

@@ -92,14 +92,18 @@ Config With(T Config::*option, T value) {
 // kvmd without sockets.
 class Node {
  public:
-  // `store` and `huge_pages`, if any, outlive the node.
-  explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr, daemon::HugePageMaker* huge_pages = nullptr)
-      : config_(Small(config)),
-        broker(
-            config_, [] {}, store, huge_pages) {}
+  static constexpr std::uint32_t kDefaultUser = 1000;
 
-  ClientId Join(FakeConnection& connection, std::uint32_t pid = kDeadPid, std::uint32_t uid = 1000, kvmwire::Role role = kvmwire::WORKER,
-                UniqueFd process = {}, std::uint64_t instance = 0) {
+  // `store`, `huge_pages` and `closer`, if any, outlive the node.
+  explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr, daemon::HugePageMaker* huge_pages = nullptr,
+                DescriptorCloser* closer = nullptr)
+      : config_(Small(config)),
+        closer_(closer),
+        broker(
+            config_, [] {}, store, huge_pages, /*memory_freer=*/nullptr, closer) {}
+
+  ClientId Join(FakeConnection& connection, std::uint32_t pid = kDeadPid, std::uint32_t uid = kDefaultUser,
+                kvmwire::Role role = kvmwire::WORKER, UniqueFd process = {}, std::uint64_t instance = 0) {
     const ClientId id = broker.Join(connection, {pid, uid, uid}, std::move(process));
     kvmwire::ClientMessage hello;
     hello.mutable_hello()->set_protocol_version(kProtocolVersion);
@@ -117,8 +121,8 @@ class Node {
     return id;
   }
   void Handle(ClientId client, const kvmwire::ClientMessage& message, const std::vector<int>& fds = {}) {
-    std::vector<UniqueFd> sent;
-    for (const int fd : fds) sent.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    std::vector<PeerFd> sent;
+    for (const int fd : fds) sent.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), closer_, kDefaultUser);
     KVM_REQUIRE_OK(broker.Handle(client, message, std::move(sent)));
     while (broker.Busy(client)) broker.GoOn(client);
   }
@@ -148,8 +152,8 @@ class Node {
   void WorkAll() {
     while (broker.Work()) continue;
   }
-  kvmwire::DomainStatus Domain(std::uint32_t uid = 1000) { return Status(uid).domains(0); }
-  kvmwire::StatusReply Status(std::uint32_t uid = 1000) {
+  kvmwire::DomainStatus Domain(std::uint32_t uid = kDefaultUser) { return Status(uid).domains(0); }
+  kvmwire::StatusReply Status(std::uint32_t uid = kDefaultUser) {
     FakeConnection connection;
     const ClientId id = Join(connection, 1, uid, kvmwire::OBSERVER);
     kvmwire::ClientMessage query;
@@ -173,6 +177,7 @@ class Node {
     return config;
   }
   const Config config_;
+  DescriptorCloser* const closer_;
 
  public:
   Broker broker;

@@ -18,7 +18,8 @@
 namespace kvm::test {
 
 struct SlowManager {
-  SlowManager() : socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+  // `closer`, if any, outlives it.
+  explicit SlowManager(DescriptorCloser* closer = nullptr) : socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
     const std::string path = dir / "notify";
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -27,7 +28,7 @@ struct SlowManager {
     ::setenv("NOTIFY_SOCKET", path.c_str(), 1);
     manager = daemon::ServiceManager::FromEnvironment();
     ::unsetenv("NOTIFY_SOCKET");
-    store = std::make_unique<daemon::StateStore>(manager);
+    store = std::make_unique<daemon::StateStore>(manager, closer);
   }
   // Names of what is stored by now.
   const std::set<std::string>& Hear() {

@@ -2,24 +2,21 @@
 
 #include <algorithm>
 #include <exception>
-#include <fstream>
 #include <iostream>
-#include <sstream>
+
+#include "tests/support/process/read_file.h"
 
 namespace kvm::test {
 
 std::string KvmdBinary() { return KVM_KVMD_BINARY; }
 
 KvmdHome::~KvmdHome() {
-  if (std::uncaught_exceptions() > 0) std::cerr << "kvmd's log:\n" << Log() << std::endl;
+  if (std::uncaught_exceptions() == 0) return;
+  std::cerr << "kvmd's log:\n" << Log() << std::endl;
+  if (const std::string mesh = ReadFile(dir_ / "mesh.log"); !mesh.empty()) std::cerr << "kvmd-mesh's log:\n" << mesh << std::endl;
 }
 
-std::string KvmdHome::Log() const {
-  std::ifstream file(log_path());
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
+std::string KvmdHome::Log() const { return ReadFile(log_path()); }
 
 std::vector<std::string> KvmdHome::CommandLine(const std::vector<std::string>& options) const {
   std::vector<std::string> arguments{KvmdBinary(), "--socket", socket()};

@@ -82,7 +82,7 @@ Result<Received> WireClient::Receive(milliseconds patience) {
     if (*frame) {
       Received received;
       if (!received.message.ParseFromString((*frame)->payload)) return MakeError(Errc::kProtocol, "unreadable message from kvmd");
-      received.fds = std::move((*frame)->fds);
+      for (PeerFd& fd : (*frame)->fds) received.fds.push_back(std::move(fd));
       return received;
     }
     if (!Wait(socket_.get(), POLLIN, deadline)) return MakeError(Errc::kDeadlineExceeded, "nothing came");

@@ -49,9 +49,9 @@ Client Member(FakeConnection& connection, kvmwire::Role role) {
   return client;
 }
 
-std::vector<UniqueFd> OneDescriptor() {
-  std::vector<UniqueFd> fds;
-  fds.emplace_back(::fcntl(0, F_DUPFD_CLOEXEC, 0));
+std::vector<PeerFd> OneDescriptor() {
+  std::vector<PeerFd> fds;
+  fds.emplace_back(UniqueFd(::fcntl(0, F_DUPFD_CLOEXEC, 0)));
   return fds;
 }
 

@@ -340,8 +340,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   KVM_REQUIRE_OK(domain);
   KVM_REQUIRE_OK((*domain)->models().Declare(1, 1000, LlamaSpec()));
   WireRegion region("pool", LlamaSpec(), 64, kBlockBytes);
-  std::vector<UniqueFd> fds;
-  for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
+  std::vector<PeerFd> fds;
+  for (const int fd : region.fds()) fds.emplace_back(UniqueFd(::dup(fd)));
   Result<std::unique_ptr<daemon::Region>> prepared = (*domain)->PrepareRegion(1, region.descriptor, std::move(fds));
   KVM_REQUIRE_OK(prepared);
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));

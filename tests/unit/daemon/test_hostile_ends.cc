@@ -106,6 +106,29 @@ struct ManyGrants {
   Node node;
 };
 
+// A region of so many segments, each of which is another open file of one device.
+struct DeviceRegion {
+  DeviceRegion(std::uint32_t number, std::uint32_t segments) : region("device" + std::to_string(number), LlamaSpec(), 1) {
+    region.descriptor.set_handle_kind(static_cast<std::uint32_t>(layout::HandleKind::kCudaVmmFd));
+    region.descriptor.clear_segments();
+    region.descriptor.clear_parts();
+    fds.push_back(region.fds()[0]);
+    for (std::uint32_t segment = 0; segment < segments; ++segment) {
+      region.descriptor.add_segments()->set_size_bytes(64);
+      kvmwire::GeometryPart& part = *region.descriptor.add_parts();
+      part.set_segment(segment);
+      part.set_chunk_bytes(64);
+      part.set_block_stride(64);
+      part.set_count(1);
+      fds.push_back(opened.emplace_back(::open("/dev/null", O_RDWR | O_CLOEXEC)).get());
+    }
+  }
+
+  WireRegion region;
+  std::vector<UniqueFd> opened;
+  std::vector<int> fds;
+};
+
 }  // namespace
 
 TEST_CASE("Hostile: leases of a client that leaves, each of many regions, end in slices", "[unit]") {
@@ -180,22 +203,8 @@ TEST_CASE("Hostile: a region of many open files is stored in a few steps, though
   const ClientId client = node.Join(connection);
   WorkUnits last = 0;
   for (std::uint32_t i = 0; i < kRegions; ++i) {
-    WireRegion region("device" + std::to_string(i), LlamaSpec(), 1);
-    region.descriptor.set_handle_kind(static_cast<std::uint32_t>(layout::HandleKind::kCudaVmmFd));
-    region.descriptor.clear_segments();
-    region.descriptor.clear_parts();
-    std::vector<UniqueFd> opened;
-    std::vector<int> fds{region.fds()[0]};
-    for (std::uint32_t segment = 0; segment < kSegments; ++segment) {
-      region.descriptor.add_segments()->set_size_bytes(64);
-      kvmwire::GeometryPart& part = *region.descriptor.add_parts();
-      part.set_segment(segment);
-      part.set_chunk_bytes(64);
-      part.set_block_stride(64);
-      part.set_count(1);
-      fds.push_back(opened.emplace_back(::open("/dev/null", O_RDWR | O_CLOEXEC)).get());
-    }
-    last = Cost([&] { node.Handle(client, region.RegisterMessage(), fds); });
+    const DeviceRegion region(i, kSegments);
+    last = Cost([&] { node.Handle(client, region.region.RegisterMessage(), region.fds); });
     connection.Take(Body::kRegisterRegionReply);
   }
   CHECK(last <= kSliceUnits);
@@ -271,6 +280,33 @@ TEST_CASE("Restart: what is stored of a slab does not name its dead writer once 
   std::size_t left = 0;  // of the dead writer's: the two descriptors of the slab itself
   for (const std::string& name : of_slab) left += after.contains(name);
   CHECK(left == (lacking ? 0u : 2u));
+}
+
+// Where Domain::Reap asks no budget, all of them go in one call: seen.
+TEST_CASE("Hostile: regions that end at one moment are freed in slices", "[unit]") {
+  constexpr std::uint32_t kRegions = 60, kSegments = 60;
+  rlimit limit{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  if (limit.rlim_max < 4 * kRegions * kSegments) KVM_SKIP("needs more descriptors than its hard limit");
+  const rlimit before = std::exchange(limit, {limit.rlim_max, limit.rlim_max});
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  Config config;
+  config.max_fds_per_client = config.max_fds_per_user = config.max_fds_per_domain = 2 * kRegions * kSegments;
+  {
+    Node node(config);
+    FakeConnection connection;
+    const ClientId client = node.Join(connection);
+    for (std::uint32_t i = 0; i < kRegions; ++i) {
+      const DeviceRegion region(i, kSegments);
+      node.Handle(client, region.region.RegisterMessage(), region.fds);
+      connection.Take(Body::kRegisterRegionReply);
+    }
+    node.broker.Leave(client, true);
+    const Steps steps = WorkStepwise(node);
+    CHECK(node.Domain().regions() == 0);
+    CHECK(steps.worst <= kMostOfStep);
+  }
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
 
 }  // namespace kvm::test

@@ -51,7 +51,7 @@ daemon::PersistedRegion Left(const Node& node, const WireRegion& region, std::ui
   left.manifest.set_model_spec(LlamaSpec().Canonical());
   left.manifest.set_owner_pid(pid);
   left.manifest.set_owner_uid(1000);
-  for (const int fd : region.fds()) left.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  for (const int fd : region.fds()) left.fds.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)));
   left.process = std::make_shared<daemon::WatchedProcess>(UniqueFd(), false);
   return left;
 }

@@ -20,6 +20,7 @@
 #include "tests/support/broker/broker_node.h"
 #include "tests/support/data/wire_schema.h"
 #include "tests/support/process/few_descriptors.h"
+#include "tests/support/process/held_closer.h"
 #include "tests/support/process/open_fds.h"
 #include "tests/support/process/sanitized.h"
 #include "tests/support/process/socket_pair.h"
@@ -318,6 +319,36 @@ TEST_CASE("kvmd: a client that leaves more unread than one connection may is tol
   announcement.mutable_status_reply()->set_server_version(std::string(100'000, 'x'));
   for (int i = 0; i < 80; ++i) member.session->Send(announcement, {});
   CHECK(member.session->queued_bytes() <= config.max_queue_bytes + 200'000);
+  node.Run();
+  CHECK(member.ended);
+}
+
+// Where PeerFd::Reset closes at once, none is left: seen.
+TEST_CASE("Hostile: the memory of a message that does not end is not freed by kvmd's thread", "[unit]") {
+  Sessions node;
+  Member& member = node.Join();
+  const Result<OwnedMemory> memory = OwnedMemory::Create("large", std::size_t{1} << 20);
+  KVM_REQUIRE_OK(memory);
+  const FileId file = FileIdOf(memory->fd());
+  REQUIRE(member.client.SendRaw("12", {memory->fd()}) == 2);
+  node.Run();
+  REQUIRE(DescriptorsOf(file) == 2);
+  HeldCloser held(node.closer, ::geteuid());
+  member.client.Close();
+  node.Run();
+  REQUIRE(member.ended);
+  CHECK(DescriptorsOf(file) == 2);
+  held.Release();
+  CHECK(Eventually([&] { return DescriptorsOf(file) == 1; }));
+}
+
+// Where Session does not look at what kind of descriptors came, it goes on: seen.
+TEST_CASE("Hostile: a descriptor that is not of memory ends its connection", "[unit]") {
+  Sessions node;
+  Member& member = node.Join();
+  const SocketPair sent;
+  const WireRegion region("of sockets", LlamaSpec(), 8);
+  KVM_REQUIRE_OK(member.client.Send(region.RegisterMessage(), {sent.ours.get()}));
   node.Run();
   CHECK(member.ended);
 }

@@ -93,7 +93,7 @@ class Noise {
     if (talker.id == 0) return Join(talker);
     if (random_.OneIn(60)) return Leave(talker);
     kvmwire::ClientMessage message;
-    std::vector<UniqueFd> fds;
+    std::vector<PeerFd> fds;
     Compose(talker, message, fds);
     if (random_.OneIn(8)) Garble(message);
     if (!random_.OneIn(10)) message.set_request_id(random_.Below(100));
@@ -276,7 +276,7 @@ class Noise {
     return bytes;
   }
 
-  void AddRegion(Talker& talker, kvmwire::ClientMessage& message, std::vector<UniqueFd>& fds) {
+  void AddRegion(Talker& talker, kvmwire::ClientMessage& message, std::vector<PeerFd>& fds) {
     const std::string name = "noise-" + std::to_string(random_.Below(12));
     const std::uint64_t bytes = random_.OneIn(12) ? 2 * kBlockBytes : kBlockBytes;
     std::vector<UniqueFd> memory;
@@ -297,14 +297,14 @@ class Noise {
     descriptors_.push_back(region.descriptor);
     message = region.RegisterMessage();
     for (const int fd : region.fds()) {
-      if (!random_.OneIn(30)) fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+      if (!random_.OneIn(30)) fds.emplace_back(UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)));
     }
-    if (random_.OneIn(30)) fds.emplace_back(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (random_.OneIn(30)) fds.emplace_back(UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC)));
     if (random_.OneIn(30) && !fds.empty()) std::swap(fds.front(), fds.back());
     if (talker.regions.size() > 6) talker.regions.erase(talker.regions.begin());
   }
 
-  void Compose(Talker& talker, kvmwire::ClientMessage& message, std::vector<UniqueFd>& fds) {
+  void Compose(Talker& talker, kvmwire::ClientMessage& message, std::vector<PeerFd>& fds) {
     const Place place = AnyPlace(talker);
     switch (random_.Below(24)) {
       case 0:

@@ -41,9 +41,9 @@ struct Registry {
 
   // `further`: descriptors of segments beside the first.
   Result<Region*> Register(ClientId client, WireRegion& region, std::uint32_t uid = 1000, const std::vector<int>& further = {}) {
-    std::vector<UniqueFd> fds;
-    for (const int fd : region.fds()) fds.emplace_back(::dup(fd));
-    for (const int fd : further) fds.emplace_back(::dup(fd));
+    std::vector<PeerFd> fds;
+    for (const int fd : region.fds()) fds.emplace_back(UniqueFd(::dup(fd)));
+    for (const int fd : further) fds.emplace_back(UniqueFd(::dup(fd)));
     Result<std::unique_ptr<Region>> prepared = domain->PrepareRegion(client, region.descriptor, std::move(fds));
     if (!prepared) return prepared.error();
     Result<Region*> registered = domain->AddRegion({client, 100, uid}, std::move(*prepared));
