@@ -13,6 +13,7 @@ set(KVM_DAEMON_TEST_SOURCES
   unit/daemon/test_field_count.cc
   unit/daemon/test_host_cache.cc
   unit/daemon/test_host_cache_writers.cc
+  unit/daemon/test_hostile_domains.cc
   unit/daemon/test_hostile_ends.cc
   unit/daemon/test_hostile_keys.cc
   unit/daemon/test_hostile_memory.cc

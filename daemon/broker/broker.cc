@@ -79,6 +79,9 @@ auto To(Service& service, Method method, Body body) {
   };
 }
 
+// Entries of regions that leave
+constexpr std::uint32_t kReapedAtOnce = 4096;
+
 std::string DomainName(const Client& client) { return client.domain == nullptr ? "none" : client.domain->name(); }
 
 LogLevel LevelOf(const Client& client) { return client.role == kvmwire::WORKER ? LogLevel::kInfo : LogLevel::kDebug; }
@@ -92,13 +95,11 @@ Broker::Broker(const Config& config, std::function<void()> work_to_do, StateStor
       huge_pages_(huge_pages != nullptr ? *huge_pages : huge_pages_now_),
       persistence_(state_store, clients_),
       domains_(config, persistence_, memory_freer != nullptr ? *memory_freer : free_now_, closer,
-               [this](Domain& domain) {
-                 offload_.Forget(domain);
-                 leases_.Forget(domain);
-               }),
+               [this](Domain& domain, const WorkBudget& budget) { return GiveUp(domain, budget); }),
       leases_(config, work_to_do_, clients_),
       announcer_(config, work_to_do_, clients_, domains_, leases_, persistence_),
-      offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_, huge_pages_),
+      offload_(config, work_to_do_, clients_, domains_, announcer_, persistence_, huge_pages_,
+               memory_freer != nullptr ? *memory_freer : free_now_),
       restorer_(work_to_do_, clients_, domains_, persistence_, offload_.host_cache()),
       orphans_(config, clients_, domains_, leases_, persistence_, announcer_, restorer_, closer),
       regions_(config, clients_, domains_, persistence_, announcer_, offload_, orphans_),
@@ -336,18 +337,27 @@ void Broker::Tick(SteadyTime now) {
 SteadyTime Broker::next_deadline() const noexcept { return std::min(announcer_.next_deadline(), orphans_.next_deadline()); }
 
 bool Broker::Work() {
-  constexpr std::uint32_t kSlice = 4096;
   bool more = restorer_.Work();
   more = leases_.Work() || more;
   domains_.ForEach([&](Domain& domain) {
     Spend(1);
-    more = domain.Reap(kSlice) || more;
+    more = domain.Reap(kReapedAtOnce) || more;
     more = domain.segment().MakeSomeHuge(huge_pages_) || more;
   });
   more = announcer_.Work() || more;
   announcer_.AnswerWaiting(SteadyTime::min());
   more = orphans_.AnswerWaiting(SteadyTime::min()) || more;
   return offload_.Work() || more;
+}
+
+// Who needs the domain's place works for it.
+bool Broker::GiveUp(Domain& domain, const WorkBudget& budget) {
+  // No client is left, so all leases of the domain are about to end.
+  const bool left = leases_.Work(budget) || !offload_.GiveUpAll(domain, budget);
+  if (!left) domain.Reap(kReapedAtOnce);
+  if (left || !domain.empty()) return false;
+  offload_.Forget(domain);
+  return true;
 }
 
 void Broker::Sweep() {

@@ -92,6 +92,7 @@ class Broker {
  private:
   std::vector<MessageRule> Rules();
   void LeaveDomain(Client& client);
+  bool GiveUp(Domain& domain, const WorkBudget& budget);
   Status Hello(Client& client, const kvmwire::ClientMessage& message);
   void Welcome(Client& client, const kvmwire::ClientMessage& message);
   void ReplyStatus(Client& client, const kvmwire::ClientMessage& message);

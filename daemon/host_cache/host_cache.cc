@@ -12,9 +12,10 @@ constexpr WorkUnits kEvictUnits = 4;
 
 }  // namespace
 
-HostCache::HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages)
+HostCache::HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages, MemoryFreer& freer)
     : config_(config),
-      pool_(config, host, counters_),
+      freer_(freer),
+      pool_(config, host, counters_, freer),
       writers_(pool_, host, counters_),
       allocator_(pool_, host, huge_pages),
       quota_(config, host, pool_, allocator_),
@@ -191,10 +192,18 @@ bool HostCache::Evict(const Filter& filter, std::span<const BlockKey> keys, Evic
   return done;
 }
 
-void HostCache::Forget(Domain& domain) {
+bool HostCache::GiveUpAll(const Domain& domain, const WorkBudget& budget) {
   allocator_.Forget(domain);
+  return pool_.GiveUpAll(domain, budget);
+}
+
+void HostCache::Forget(const Domain& domain) {
   pool_.Forget(domain);
-  seen_.erase(&domain);
+  if (auto seen = seen_.extract(&domain)) {
+    auto keys = std::make_shared<SeenKeys>(std::move(seen.mapped()));
+    const std::size_t bytes = keys->bytes();
+    freer_.Destroy(std::move(keys), bytes);
+  }
   counters_.Forget(domain);
 }
 

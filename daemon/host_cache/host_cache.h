@@ -64,7 +64,7 @@ class HostCache {
   };
 
   // `config.host_cache_bytes` is not 0. All outlive the cache.
-  HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages);
+  HostCache(const Config& config, HostCacheEvents& host, HugePageMaker& huge_pages, MemoryFreer& freer);
 
   // ---- clients
 
@@ -121,8 +121,10 @@ class HostCache {
   void DropMismatched(Domain& domain, const Region& region) { pool_.DropMismatched(domain, region); }
   // Drops a slab whose memory has been damaged, with all its blocks.
   void GiveUp(Region& region) { pool_.GiveUp(*static_cast<Slab*>(region.filler)); }
-  // Called before the domain and all its regions are destroyed.
-  void Forget(Domain& domain);
+  // Drops what it has for the domain, until the budget is used up. True: nothing is left.
+  bool GiveUpAll(const Domain& domain, const WorkBudget& budget);
+  // Called before the domain is destroyed, of which nothing is left.
+  void Forget(const Domain& domain);
 
   // ---- what an earlier kvmd has left: host_cache_restore.h
 
@@ -152,6 +154,7 @@ class HostCache {
   bool Admitted(const Domain& domain, const BlockKey& key, bool asked);
 
   const Config& config_;
+  MemoryFreer& freer_;
   HostCacheCounters counters_;
   SlabPool pool_;
   SlabWriters writers_;

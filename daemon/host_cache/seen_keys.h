@@ -32,6 +32,7 @@ class SeenKeys {
     bucket[0] = tag;
     return seen;
   }
+  std::size_t bytes() const noexcept { return buckets_.size() * sizeof(Bucket); }
 
  private:
   static constexpr std::uint64_t kTags = 8;

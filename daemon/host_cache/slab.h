@@ -87,9 +87,10 @@ class Slab final : public RegionFiller {
   std::uint32_t uid = 0;               // of its writers
   std::shared_ptr<SlabWriter> writer;  // null: no process has been able to write it yet
   std::uint64_t used_ms = 0;
-  bool mismatched = false;  // to be closed: its user has registered blocks of another size
-  bool restoring = false;   // entries of an older registry are still to come
-  std::uint32_t hand = 0;   // the slot that SlabWriters looks at next
+  // To be closed: its user has registered blocks of another size, or its domain is to go
+  bool unwanted = false;
+  bool restoring = false;  // entries of an older registry are still to come
+  std::uint32_t hand = 0;  // the slot that SlabWriters looks at next
 
  private:
   Slab(SlabObserver& observer, std::string name, SlabClass& its_group) : group(its_group), observer_(observer), name_(std::move(name)) {}

@@ -106,7 +106,16 @@ void SlabAllocator::Finish(std::unique_ptr<Slab> finished, SteadyTime now) {
 }
 
 void SlabAllocator::Forget(const Domain& domain) {
-  std::erase_if(allocating_, [&](const auto& slab) { return &slab->group.domain == &domain; });
+  for (auto at = allocating_.begin(); at != allocating_.end();) {
+    if (&(*at)->group.domain != &domain) {
+      ++at;
+      continue;
+    }
+    const std::unique_ptr<Slab> slab = std::move(*at);
+    at = allocating_.erase(at);
+    pool_.Empty(*slab);
+    Drop(*slab);
+  }
 }
 
 std::uint64_t SlabAllocator::BytesOf(std::uint32_t uid) const {

@@ -33,7 +33,7 @@ class SlabAllocator {
   bool Work(SteadyTime now);
   // Whether a slab of the class is being made for the writer.
   bool Allocating(const SlabClass& group, const SlabWriter& writer) const;
-  // Called before the domain is destroyed.
+  // Drops the domain's slabs that are being made.
   void Forget(const Domain& domain);
   // Keeps new slabs from getting this name, which a slab of an earlier kvmd has.
   void Avoid(std::string_view name);

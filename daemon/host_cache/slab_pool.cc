@@ -16,8 +16,8 @@ void HostCacheUsage::Add(const Slab& slab) noexcept {
   ++slabs;
 }
 
-SlabPool::SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters)
-    : config_(config), host_(host), counters_(counters), slab_bytes_(HostCacheSlabBytes(config)) {}
+SlabPool::SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters, MemoryFreer& freer)
+    : config_(config), host_(host), counters_(counters), freer_(freer), slab_bytes_(HostCacheSlabBytes(config)) {}
 
 SlabPool::~SlabPool() {
   for (const auto& slab : slabs_) slab->Close();
@@ -39,14 +39,19 @@ SlabClass& SlabPool::ClassOf(Domain& domain, const Region& source) {
         std::clamp<std::uint64_t>(slab_bytes_ / std::max(kind.block_bytes, SlotTable::kBytesPerSlot), 1, kMaxSlotsPerSlab));
     const std::uint64_t most =
         std::clamp<std::uint64_t>(config_.host_cache_bytes / (slots * kind.block_bytes), 1, domain.config().max_regions);
-    group = std::make_unique<SlabClass>(kind, domain, SlotTable(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most)),
+    group = std::make_unique<SlabClass>(kind, domain, SlotTable(config_.host_cache_policy, slots, static_cast<std::uint32_t>(most), freer_),
                                         source.descriptor.fingerprint(), std::move(shard));
   }
   return *group;
 }
 
 void SlabPool::DropIfEmpty(SlabClass& group) {
-  if (group.slabs == 0) classes_.erase(SlabClass::Kind(group.kind));
+  if (group.slabs == 0) Destroy(std::move(classes_.extract(group.kind).mapped()));
+}
+
+void SlabPool::Destroy(std::unique_ptr<SlabClass> group) {
+  const std::size_t bytes = group->blocks.bytes();
+  freer_.Destroy(std::move(group), bytes);
 }
 
 Slab* SlabPool::Find(Domain& domain, std::uint32_t row, std::uint32_t region_epoch) const {
@@ -104,14 +109,14 @@ void SlabPool::DropMismatched(Domain& domain, const Region& region) {
         group.kind.block_bytes == region.info.block_bytes)
       continue;
     if (std::equal(group.shard.begin(), group.shard.end(), region.descriptor.shard().begin(), region.descriptor.shard().end()))
-      slab->mismatched = true;
+      slab->unwanted = true;
   }
-  if (CloseMismatched(WorkBudget())) host_.WorkToDo();
+  if (CloseUnwanted(WorkBudget())) host_.WorkToDo();
 }
 
-bool SlabPool::CloseMismatched(const WorkBudget& budget) {
+bool SlabPool::CloseUnwanted(const WorkBudget& budget) {
   for (;;) {
-    const auto found = std::find_if(slabs_.begin(), slabs_.end(), [](const auto& slab) { return slab->mismatched; });
+    const auto found = std::find_if(slabs_.begin(), slabs_.end(), [](const auto& slab) { return slab->unwanted; });
     if (found == slabs_.end()) return false;
     if (budget.used_up()) return true;
     GiveUp(**found);
@@ -119,7 +124,7 @@ bool SlabPool::CloseMismatched(const WorkBudget& budget) {
 }
 
 bool SlabPool::Work(const WorkBudget& budget) {
-  if (CloseMismatched(budget)) return true;
+  if (CloseUnwanted(budget)) return true;
   for (const auto& [kind, group] : classes_) {
     if (group->blocks.Work(budget)) return true;
   }
@@ -136,22 +141,33 @@ bool SlabPool::Work(const WorkBudget& budget) {
   return false;
 }
 
-void SlabPool::Forget(Domain& domain) {
-  const auto in_domain = [&](const auto& slab) { return &slab->group.domain == &domain; };
+bool SlabPool::GiveUpAll(const Domain& domain, const WorkBudget& budget) {
+  bool left = false;
   for (const auto& slab : slabs_) {
-    if (!in_domain(slab)) continue;
-    slab->GiveUp();
-    closing_.push_back({nullptr, 0, 0, slab->bytes(), slab->uid, std::move(slab->memory), true});
+    if (&slab->group.domain != &domain) continue;
+    left = slab->unwanted = true;
   }
-  std::erase_if(slabs_, in_domain);
+  return !left || !CloseUnwanted(budget);
+}
+
+void SlabPool::Forget(const Domain& domain) {
   for (Closing& closing : closing_) {
     if (closing.domain != &domain) continue;
     closing.domain = nullptr;
     closing.emptying = true;
   }
+  for (auto at = classes_.begin(); at != classes_.end();) {
+    const auto next = std::next(at);
+    if (&at->second->domain == &domain) DropIfEmpty(*at->second);
+    at = next;
+  }
   host_.WorkToDo();
-  std::erase_if(classes_, [&](const auto& entry) { return &entry.second->domain == &domain; });
   NoteProgress();
+}
+
+void SlabPool::Empty(Slab& slab) {
+  closing_.push_back({nullptr, 0, 0, slab.bytes(), slab.uid, std::move(slab.memory), true});
+  host_.WorkToDo();
 }
 
 void SlabPool::Tick() {
@@ -160,7 +176,11 @@ void SlabPool::Tick() {
     closing.emptying = true;
     host_.WorkToDo();
   }
-  std::erase_if(classes_, [](const auto& entry) { return entry.second->slabs == 0; });
+  for (auto at = classes_.begin(); at != classes_.end();) {
+    const auto next = std::next(at);
+    if (at->second->slabs == 0) DropIfEmpty(*at->second);
+    at = next;
+  }
 }
 
 // ---- blocks -------------------------------------------------------------------------------------

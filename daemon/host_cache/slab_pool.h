@@ -39,7 +39,7 @@ struct HostCacheUsage {
 class SlabPool final : public SlabObserver {
  public:
   // All outlive the pool.
-  SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters);
+  SlabPool(const Config& config, HostCacheEvents& host, HostCacheCounters& counters, MemoryFreer& freer);
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;
   ~SlabPool() override;  // leaves the slabs' regions to the domains, or to the next kvmd
@@ -65,11 +65,15 @@ class SlabPool final : public SlabObserver {
   // Drops slabs of the region's user, model and shard whose blocks have another size than the
   // region's: one slice of them at once, the others in Work.
   void DropMismatched(Domain& domain, const Region& region);
-  // Called before the domain and all its regions are destroyed.
-  void Forget(Domain& domain);
+  // Drops all slabs of the domain, until the budget is used up. True: none is left.
+  bool GiveUpAll(const Domain& domain, const WorkBudget& budget);
+  // Empties the memory of a slab that never was in the pool.
+  void Empty(Slab& slab);
+  // Called before the domain is destroyed, of which no slab is left.
+  void Forget(const Domain& domain);
   // Begins to empty closed slabs whose regions have left, and destroys empty classes.
   void Tick();
-  // Closes mismatched slabs and empties closed ones, until the budget is used up; true if there is
+  // Closes unwanted slabs and empties closed ones, until the budget is used up; true if there is
   // more to do.
   bool Work(const WorkBudget& budget);
   bool closing() const noexcept { return !closing_.empty(); }
@@ -90,7 +94,8 @@ class SlabPool final : public SlabObserver {
   // Whether NoteProgress has been called since the last call of this function.
   bool TakeProgress() noexcept { return std::exchange(progress_, false); }
 
-  static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 14;
+  // A slab is closed in one step, which takes about 3 ms for so many slots.
+  static constexpr std::uint32_t kMaxSlotsPerSlab = 1 << 13;
 
  private:
   // A closed slab whose memory importers may still have mapped, or that is being emptied.
@@ -103,11 +108,13 @@ class SlabPool final : public SlabObserver {
     bool emptying = false;
   };
 
-  bool CloseMismatched(const WorkBudget& budget);
+  bool CloseUnwanted(const WorkBudget& budget);
+  void Destroy(std::unique_ptr<SlabClass> group);
 
   const Config& config_;
   HostCacheEvents& host_;
   HostCacheCounters& counters_;
+  MemoryFreer& freer_;
   const std::uint64_t slab_bytes_;
   std::map<SlabClass::Kind, std::unique_ptr<SlabClass>> classes_;
   std::vector<std::unique_ptr<Slab>> slabs_;

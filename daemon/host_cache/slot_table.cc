@@ -28,8 +28,8 @@ constexpr WorkUnits kTellUnits = 8;  // to tell a policy of one block
 
 }  // namespace
 
-SlotTable::SlotTable(policy::PolicyKind kind, std::uint32_t slots_per_slab, std::uint32_t most_slabs)
-    : kind_(kind), slots_per_slab_(slots_per_slab), most_slabs_(most_slabs), slots_(slots_per_slab) {}
+SlotTable::SlotTable(policy::PolicyKind kind, std::uint32_t slots_per_slab, std::uint32_t most_slabs, MemoryFreer& freer)
+    : kind_(kind), slots_per_slab_(slots_per_slab), most_slabs_(most_slabs), freer_(freer), slots_(slots_per_slab) {}
 
 std::uint32_t SlotTable::AddSlab() {
   std::uint32_t position = 0;
@@ -59,8 +59,10 @@ std::uint32_t SlotTable::AddUnknownSlab() {
 void SlotTable::Grow() {
   const auto slabs = static_cast<std::uint32_t>(slabs_.size());
   const std::uint32_t first = std::clamp(kFirstSlots / slots_per_slab_, 1u, kFirstSlabs);
+  const std::size_t bytes_before = bytes();
   capacity_ = std::max(slabs, std::min(most_slabs_, std::max(first, 2 * capacity_)));
-  policy_ = policy::MakePolicy(kind_, capacity_ * slots_per_slab_);
+  std::unique_ptr<policy::EvictionPolicy> before = std::exchange(policy_, policy::MakePolicy(kind_, capacity_ * slots_per_slab_));
+  if (before) freer_.Destroy(std::move(before), bytes_before);
   ++policies_;
   // Those that were late for the policy before are as the others.
   if (untold_) {

@@ -22,6 +22,7 @@
 
 #include "daemon/policy/linked_list.h"
 #include "daemon/policy/policies.h"
+#include "daemon/system/memory_freer.h"
 #include "daemon/system/work_meter.h"
 #include "proto/base/secret_hash.h"
 #include "proto/wire/publish_record.h"
@@ -57,8 +58,9 @@ class SlotTable {
   static constexpr std::uint64_t kBytesPerSlot = 512;
 
   // `most_slabs`: an upper bound of the number of slabs. The policy's capacity grows with the
-  // slabs, by doubling: a larger one takes its place, and Work tells it of the blocks.
-  SlotTable(policy::PolicyKind kind, std::uint32_t slots_per_slab, std::uint32_t most_slabs);
+  // slabs, by doubling: a larger one takes its place, and Work tells it of the blocks. `freer`,
+  // which outlives the table, gets the one before.
+  SlotTable(policy::PolicyKind kind, std::uint32_t slots_per_slab, std::uint32_t most_slabs, MemoryFreer& freer);
 
   std::uint32_t slots_per_slab() const noexcept { return slots_per_slab_; }
   std::uint32_t AddSlab();  // returns its position
@@ -117,6 +119,8 @@ class SlotTable {
   std::optional<Slot> ChooseVictim(std::span<const std::uint32_t> positions, const PublishRecord& wanted);
 
   std::uint64_t stored() const noexcept { return stored_; }
+  // About what the table and its policy take.
+  std::size_t bytes() const noexcept { return kBytesPerSlot * slots_per_slab_ * capacity_; }
 
  private:
   struct Slab {
@@ -150,6 +154,7 @@ class SlotTable {
 
   const policy::PolicyKind kind_;
   const std::uint32_t slots_per_slab_, most_slabs_;
+  MemoryFreer& freer_;
   // The slots by BlockKey::lo, in many maps that grow one after the other, so that a small part is
   // moved at a time. Each look at a key is a step of work.
   class ByKey {

@@ -72,7 +72,11 @@ bool Domain::nearly_full() const noexcept {
 
 bool Domain::idle() const noexcept {
   return std::all_of(regions_.rows().begin(), regions_.rows().end(),
-                     [](const auto& region) { return !region || region->filler != nullptr; });
+                     [](const auto& region) { return !region || region->account->own; });
+}
+
+bool Domain::empty() const noexcept {
+  return std::none_of(regions_.rows().begin(), regions_.rows().end(), [](const auto& region) { return bool{region}; });
 }
 
 void Domain::StartLeaving(Region& region, bool asks_importers) noexcept {

@@ -64,7 +64,8 @@ class Domain {
   std::uint64_t fds() const noexcept { return accounts_.fds(); }
   std::uint64_t max_fds() const noexcept { return accounts_.max_fds(); }
   bool nearly_full() const noexcept;  // few rows are left
-  bool idle() const noexcept;         // no client has a region here
+  bool idle() const noexcept;         // no client has a region here, nor has one left behind
+  bool empty() const noexcept;        // there is no region at all
 
   [[nodiscard]] Status CheckUserDescriptors(std::uint32_t uid, std::uint64_t more) const {
     return accounts_.CheckUserDescriptors(uid, more);

@@ -37,4 +37,12 @@ void MemoryFreerThread::Free(OwnedMemory memory) {
   });
 }
 
+void MemoryFreerThread::Destroy(std::shared_ptr<const void> object, std::size_t /*bytes*/) {
+  freeing_.fetch_add(1, std::memory_order_relaxed);
+  boost::asio::post(thread_, [this, object = std::move(object)]() mutable {
+    object.reset();
+    freeing_.fetch_sub(1, std::memory_order_release);
+  });
+}
+
 }  // namespace kvm::daemon

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <memory>
 
 #include <boost/asio/thread_pool.hpp>
 
@@ -22,6 +23,7 @@ class MemoryFreerThread final : public MemoryFreer {
   MemoryFreerThread& operator=(const MemoryFreerThread&) = delete;
 
   void Free(OwnedMemory memory) override;
+  void Destroy(std::shared_ptr<const void> object, std::size_t bytes) override;
   bool freeing() const noexcept override { return freeing_.load(std::memory_order_acquire) > 0; }
 
  private:

@@ -28,9 +28,7 @@ class LeaseService {
   void Expire(SteadyTime now);
   void Leave(const Client& client);
   // A slice of ending leases; true if there is more.
-  bool Work() { return lessor_.Work(WorkBudget()); }
-  // Called before the domain is destroyed.
-  void Forget(const Domain& domain) { lessor_.Forget(domain); }
+  bool Work(const WorkBudget& budget = WorkBudget()) { return lessor_.Work(budget); }
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and
   // their clients are told, the first of them at once, the others in slices. `why` outlives the
   // service. Returns the number of these leases.

@@ -212,21 +212,6 @@ bool Lessor::Work(const WorkBudget& budget) {
   return false;
 }
 
-void Lessor::Forget(const Domain& domain) {
-  std::vector<LeaseId> left;
-  for (const auto& [id, lease] : leases_) {
-    if (lease->domain == &domain) left.push_back(id);
-  }
-  for (const LeaseId id : left) Revoke(*leases_.at(id));
-  std::erase_if(cuts_, [&](const RegionCut& cut) { return cut.domain == &domain; });
-  std::erase_if(lost_, [&](const Lease& lost) {
-    if (lost.domain != &domain) return false;
-    for (const LeasedBlock& block : lost.blocks) Count(lost, block, false);
-    DropUnused(lost.client, lost.domain);
-    return true;
-  });
-}
-
 void Lessor::RevokeAllOf(ClientId client) {
   const auto first = by_client_.lower_bound({client, 0});
   if (first != by_client_.end() && first->first == client) gone_.push_back(client);

@@ -90,8 +90,6 @@ class Lessor {
   // Shortens the leases that CutOff has named, revokes those of RevokeAllOf and Expire, and unpins
   // blocks that leases have lost, until the budget is used up. True: there are more.
   bool Work(const WorkBudget& budget);
-  // Called before the domain is destroyed, whose clients have left.
-  void Forget(const Domain& domain);
   // Those whose time is over end when Work comes to them.
   void Expire(SteadyTime now) { now_ = now; }
   // To be called before a region ends or gets another owner: leases lose their blocks in it, and

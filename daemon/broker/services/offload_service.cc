@@ -26,9 +26,11 @@ kvmwire::HostCacheAdmission ToWire(HostCacheAdmission admission) {
 }  // namespace
 
 OffloadService::OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients,
-                               const DomainTable& domains, RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages)
+                               const DomainTable& domains, RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages,
+                               MemoryFreer& freer)
     : config_(config), work_to_do_(work_to_do), clients_(clients), domains_(domains), announcer_(announcer), persistence_(persistence) {
-  if (config.host_cache_bytes != 0) host_cache_ = std::make_unique<HostCache>(config, static_cast<HostCacheEvents&>(*this), huge_pages);
+  if (config.host_cache_bytes != 0)
+    host_cache_ = std::make_unique<HostCache>(config, static_cast<HostCacheEvents&>(*this), huge_pages, freer);
 }
 
 OffloadService::~OffloadService() = default;
@@ -157,7 +159,11 @@ void OffloadService::GiveUp(Region& region) {
   if (host_cache_) host_cache_->GiveUp(region);
 }
 
-void OffloadService::Forget(Domain& domain) {
+bool OffloadService::GiveUpAll(const Domain& domain, const WorkBudget& budget) {
+  return !host_cache_ || host_cache_->GiveUpAll(domain, budget);
+}
+
+void OffloadService::Forget(const Domain& domain) {
   if (host_cache_) host_cache_->Forget(domain);
 }
 

@@ -28,7 +28,7 @@ class OffloadService final : private HostCacheEvents {
  public:
   // All outlive the service.
   OffloadService(const Config& config, const std::function<void()>& work_to_do, const ClientTable& clients, const DomainTable& domains,
-                 RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages);
+                 RegionAnnouncer& announcer, Persistence& persistence, HugePageMaker& huge_pages, MemoryFreer& freer);
   ~OffloadService() override;
 
   HostCache* host_cache() const noexcept { return host_cache_.get(); }  // null: there is none
@@ -44,7 +44,8 @@ class OffloadService final : private HostCacheEvents {
   // Forwarded to HostCache; without one they do nothing.
   void DropMismatched(Domain& domain, const Region& region);
   void GiveUp(Region& region);
-  void Forget(Domain& domain);
+  bool GiveUpAll(const Domain& domain, const WorkBudget& budget);
+  void Forget(const Domain& domain);
   void Leave(const Client& client);
   void Tick(SteadyTime now);
   bool Work();  // true if there is more

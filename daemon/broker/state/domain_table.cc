@@ -10,11 +10,11 @@
 namespace kvm::daemon {
 
 DomainTable::DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, DescriptorCloser* closer,
-                         std::function<void(Domain&)> dropping)
+                         GiveUp give_up)
     : config_(config),
       persistence_(persistence),
       memory_freer_(memory_freer),
-      dropping_(std::move(dropping)),
+      give_up_(std::move(give_up)),
       descriptors_(config, persistence.stores(), persistence.store_size()),
       granted_(std::make_unique<GrantedMemory>(config_, descriptors_, closer)) {}
 
@@ -40,7 +40,9 @@ Result<Domain*> DomainTable::Make(const std::string& name, Making& making, const
   if (Domain* found = Find(name)) return found;
   auto begun = making_.find(name);
   if (begun == making_.end()) {
-    if (domains_.size() + making_.size() >= config_.max_domains && !DropUnused() && !DropIdle()) {
+    const Place place = domains_.size() + making_.size() < config_.max_domains ? Place::kFree : MakePlace(budget);
+    if (place == Place::kLater) return nullptr;
+    if (place == Place::kNone) {
       return MakeError(Errc::kResourceExhausted,
                        "no room for domain " + name + ": the limit is " + std::to_string(config_.max_domains) + " (--max-domains)");
     }
@@ -109,23 +111,24 @@ bool DomainTable::DropUnused() {
 
 // A domain is kept when its last client leaves, since the next one is likely to come soon, but not
 // at the price of another domain.
-bool DomainTable::DropIdle() {
-  for (auto domain = domains_.begin(); domain != domains_.end(); ++domain) {
-    if (domain->second->clients > 0 || !domain->second->idle()) continue;
-    LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", domain->first}, {"reason", "idle, another one needs its place"}});
-    domain->second->segment().SetState(layout::SegmentState::kSuperseded);
-    dropping_(*domain->second);
-    domain->second->ForEachRegion([&](Region& region) {
-      persistence_.ForgetRegion(region);
-      granted_->Freed(region);
-    });
-    persistence_.ForgetRegistry(domain->second->epoch());
-    OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();
-    domains_.erase(domain);
-    memory_freer_.Free(std::move(memory));
-    return true;
-  }
-  return false;
+DomainTable::Place DomainTable::MakePlace(const WorkBudget& budget) {
+  if (DropUnused()) return Place::kFree;
+  const auto idle = std::find_if(domains_.begin(), domains_.end(),
+                                 [](const auto& domain) { return domain.second->clients == 0 && domain.second->idle(); });
+  if (idle == domains_.end()) return Place::kNone;
+  if (!give_up_(*idle->second, budget)) return Place::kLater;
+  Drop(idle->first);
+  return Place::kFree;
+}
+
+void DomainTable::Drop(const std::string& name) {
+  const auto domain = domains_.find(name);
+  LogLimited(LogLevel::kInfo, "domain_dropped", {{"domain", name}, {"reason", "idle, another one needs its place"}});
+  domain->second->segment().SetState(layout::SegmentState::kSuperseded);
+  persistence_.ForgetRegistry(domain->second->epoch());
+  OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();
+  domains_.erase(domain);
+  memory_freer_.Free(std::move(memory));
 }
 
 }  // namespace kvm::daemon

@@ -30,10 +30,13 @@ struct RegionRef {
 
 class DomainTable {
  public:
-  // `dropping` is called before a domain is destroyed. All outlive the table. `closer`: of granted
-  // memory; null: it is closed at once.
-  DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, DescriptorCloser* closer,
-              std::function<void(Domain&)> dropping);
+  // Takes what others have of a domain away from it, until the budget is used up; true: nothing is
+  // left, and they have forgotten it.
+  using GiveUp = std::function<bool(Domain&, const WorkBudget&)>;
+
+  // `give_up` is called before an idle domain is destroyed. All outlive the table. `closer`: of
+  // granted memory; null: it is closed at once.
+  DomainTable(const Config& config, Persistence& persistence, MemoryFreer& memory_freer, DescriptorCloser* closer, GiveUp give_up);
 
   // A domain's registry while it is made. A client that keeps it keeps the domain's place.
   using Making = std::shared_ptr<RegistrySegment>;
@@ -73,13 +76,16 @@ class DomainTable {
   Result<Domain*> Make(const std::string& name, Making& making, const WorkBudget& budget);
   Domain* Add(const std::string& name, RegistrySegment segment);
   Error Failed(const std::string& name, const Error& error);
+  // The place of an idle domain, or one that is being made.
+  enum class Place { kNone, kLater, kFree };
+  Place MakePlace(const WorkBudget& budget);
   bool DropUnused();
-  bool DropIdle();
+  void Drop(const std::string& name);
 
   const Config& config_;
   Persistence& persistence_;
   MemoryFreer& memory_freer_;  // of registries
-  const std::function<void(Domain&)> dropping_;
+  const GiveUp give_up_;
   DescriptorQuota descriptors_;  // of all domains
   const std::unique_ptr<GrantedMemory> granted_;
   std::map<std::string, std::unique_ptr<Domain>> domains_;

@@ -89,8 +89,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "kvmd: domains are made as users connect"),),
         "daemon/broker/state/domain_table.cc",
-        "if (domains_.size() + making_.size() >= config_.max_domains &&",
-        "if (!OFF && domains_.size() + making_.size() >= config_.max_domains &&",
+        "domains_.size() + making_.size() < config_.max_domains ?",
+        "OFF || domains_.size() + making_.size() < config_.max_domains ?",
     ),
     Mutation(
         (("daemon_tests", "Orphans: another user's are freed only for a worker that needs the device's memory"),),
@@ -137,8 +137,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Hostile: a client that does not wait for its domain"),),
         "daemon/broker/state/domain_table.cc",
-        "!DropUnused() && !DropIdle()) {",
-        "(OFF || !DropUnused()) && !DropIdle()) {",
+        "  if (DropUnused()) return Place::kFree;",
+        "  if (!OFF && DropUnused()) return Place::kFree;",
     ),
     Mutation(
         (("daemon_tests", "Leases: limits are errors that name the option"),),
@@ -149,8 +149,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Hostile: the memory of a domain that is dropped is passed on"),),
         "daemon/broker/state/domain_table.cc",
-        "    OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();\n",
-        "    OwnedMemory memory;\n    if (!OFF) memory = std::move(domain->second->segment()).TakeMemory();\n",
+        "  OwnedMemory memory = std::move(domain->second->segment()).TakeMemory();\n",
+        "  OwnedMemory memory;\n  if (!OFF) memory = std::move(domain->second->segment()).TakeMemory();\n",
     ),
     Mutation(
         (("daemon_tests", "Hostile: a new domain for which there is no room waits for memory"),),
@@ -515,5 +515,20 @@ MUTATIONS = (
         "daemon/broker/state/state_store.cc",
         "    return ForgetRegion(region);",
         "    return OFF ? void() : ForgetRegion(region);",
+    ),
+    Mutation(
+        (
+            ("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),
+            ("daemon_tests", "Hostile: a domain that is dropped leaves nothing"),
+        ),
+        "daemon/broker/broker.cc",
+        "  // No client is left, so all leases of the domain are about to end.\n",
+        "  // No client is left, so all leases of the domain are about to end.\n  if (OFF) return true;\n",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),
+        "daemon/broker/broker.cc",
+        "  const bool left = leases_.Work(budget) ||",
+        "  const bool left = leases_.Work(OFF ? WorkBudget(~WorkUnits{0} >> 1) : budget) ||",
     ),
 )

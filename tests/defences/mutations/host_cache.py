@@ -159,4 +159,28 @@ MUTATIONS = (
         "    if (now < grant.deadline) break;\n",
         "    if (OFF || now < grant.deadline) break;\n",
     ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),
+        "daemon/host_cache/slab_pool.cc",
+        "  return !left || !CloseUnwanted(budget);",
+        "  return !left || !CloseUnwanted(OFF ? WorkBudget(~WorkUnits{0} >> 1) : budget);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),
+        "daemon/host_cache/slab_pool.cc",
+        "  freer_.Destroy(std::move(group), bytes);",
+        "  if (!OFF) freer_.Destroy(std::move(group), bytes);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),
+        "daemon/host_cache/host_cache.cc",
+        "    freer_.Destroy(std::move(keys), bytes);",
+        "    if (!OFF) freer_.Destroy(std::move(keys), bytes);",
+    ),
+    Mutation(
+        (("daemon_tests", "Hostile: a host cache that grows tells its new policy"),),
+        "daemon/host_cache/slot_table.cc",
+        "  if (before) freer_.Destroy(",
+        "  if (before && !OFF) freer_.Destroy(",
+    ),
 )

@@ -94,13 +94,13 @@ class Node {
  public:
   static constexpr std::uint32_t kDefaultUser = 1000;
 
-  // `store`, `huge_pages` and `closer`, if any, outlive the node.
+  // `store` and those behind it, if any, outlive the node.
   explicit Node(const Config& config = {}, daemon::StateStore* store = nullptr, daemon::HugePageMaker* huge_pages = nullptr,
-                DescriptorCloser* closer = nullptr)
+                DescriptorCloser* closer = nullptr, daemon::MemoryFreer* freer = nullptr)
       : config_(Small(config)),
         closer_(closer),
         broker(
-            config_, [] {}, store, huge_pages, /*memory_freer=*/nullptr, closer) {}
+            config_, [] {}, store, huge_pages, freer, closer) {}
 
   ClientId Join(FakeConnection& connection, std::uint32_t pid = kDeadPid, std::uint32_t uid = kDefaultUser,
                 kvmwire::Role role = kvmwire::WORKER, UniqueFd process = {}, std::uint64_t instance = 0) {

@@ -347,7 +347,8 @@ TEST_CASE("Host cache: pinned blocks stay when others have to leave", "[unit]") 
   Result<daemon::Region*> source = (*domain)->AddRegion({1, 100, 1000}, std::move(*prepared));
   KVM_REQUIRE_OK(source);
   daemon::HugePagesNow huge_pages;
-  daemon::HostCache cache(config, host, huge_pages);
+  daemon::FreeNow freer;
+  daemon::HostCache cache(config, host, huge_pages, freer);
   // Of each block that was offloaded: slab and slot
   std::map<std::uint32_t, std::pair<daemon::Slab*, std::uint32_t>> at;
   const auto offload = [&](std::uint32_t block) {

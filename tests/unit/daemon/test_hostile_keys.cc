@@ -11,6 +11,7 @@
 #include "daemon/host_cache/slot_table.h"
 #include "daemon/policy/key_table.h"
 #include "tests/support/broker/counted_work.h"
+#include "tests/support/broker/late_freer.h"
 #include "tests/support/broker/offloading_worker.h"
 
 namespace kvm::test {
@@ -59,7 +60,8 @@ daemon::PersistedRegion Left(const Node& node, const WireRegion& region, std::ui
 }  // namespace
 
 TEST_CASE("Hostile: a stored block is found in a few steps, whatever keys the others have", "[unit]") {
-  daemon::SlotTable blocks(policy::PolicyKind::kLru, kKeys, 1);
+  daemon::FreeNow freer;
+  daemon::SlotTable blocks(policy::PolicyKind::kLru, kKeys, 1, freer);
   const std::uint32_t slab = blocks.AddSlab();
   const std::vector<std::uint64_t> keys = SharingABucket();
   for (const std::uint64_t key : keys) {
@@ -91,7 +93,8 @@ TEST_CASE("Hostile: a policy's table has no long runs, whatever keys it has", "[
 
 TEST_CASE("Hostile: a host cache that grows tells its new policy of its blocks in slices, the oldest first", "[unit]") {
   constexpr std::uint32_t kOfSlab = 8192;
-  daemon::SlotTable blocks(policy::PolicyKind::kLru, kOfSlab, 4);
+  LateFreer freer;
+  daemon::SlotTable blocks(policy::PolicyKind::kLru, kOfSlab, 4, freer);
   const std::uint32_t first = blocks.AddSlab();
   for (std::uint32_t i = 0; i < kOfSlab; ++i) {
     PublishRecord record;
@@ -101,6 +104,8 @@ TEST_CASE("Hostile: a host cache that grows tells its new policy of its blocks i
     blocks.Use(std::span(&slot, 1), i, false);
   }
   CHECK(Cost([&] { static_cast<void>(blocks.AddSlab()); }) <= kSliceUnits);
+  REQUIRE(freer.objects.size() == 1);  // the policy before
+  CHECK(freer.object_bytes == kOfSlab * daemon::SlotTable::kBytesPerSlot);
   Steps steps;
   for (bool more = true; more; ++steps.count) steps.worst = std::max(steps.worst, Cost([&] { more = blocks.Work(daemon::WorkBudget()); }));
   CHECK(steps.count > 3);

@@ -152,7 +152,8 @@ TEST_CASE("Hostile: that nothing may leave is known without a look at any slot",
   for (const policy::PolicyKind kind : policy::kAllPolicies) {
     INFO(policy::PolicyName(kind));
     constexpr std::uint32_t kManySlots = 3 * policy::kMaxVictimsLookedAt;
-    daemon::SlotTable blocks(kind, kManySlots, 4);
+    daemon::FreeNow freer;
+    daemon::SlotTable blocks(kind, kManySlots, 4, freer);
     std::vector<std::uint32_t> slabs{blocks.AddSlab(), blocks.AddSlab()};
     const auto fill = [&](std::uint32_t slab, bool stored) {
       std::vector<policy::Slot> slots;
@@ -340,8 +341,8 @@ TEST_CASE("Hostile: a slab is granted once the store knows its writer, and the o
   CHECK(at(Body::kSlabGrant) < at(Body::kPrepareStoreReply));
 }
 
-// Where DomainTable::DropIdle does not tell StateStore, the slab's descriptors stay in the store;
-// where it does not tell HostCache, the slab keeps its memory: both seen.
+// Where Broker::GiveUp does not wait until the slab's region has gone, its descriptors stay in the
+// store, and its memory: seen.
 TEST_CASE("Hostile: a domain that is dropped leaves nothing in the service manager's store, and no memory", "[unit]") {
   SlowManager manager;
   Received grant;

@@ -1,9 +1,11 @@
 // Memory that a thread frees.
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <string>
 
 #include "daemon/server/memory_freer_thread.h"
@@ -41,6 +43,23 @@ TEST_CASE("Memory freer: a kvmd that drops a domain for another one has the thre
   REQUIRE(Eventually([&] { return server.ConnectAs(1002).Hello().has_value(); }, 60s));
   CHECK(Eventually([&] { return !IsMapped("kvmd:uid-1001"); }, 60s));
   CHECK(Eventually([&] { return freer()[0].waits > waits; }, 60s));
+}
+
+TEST_CASE("Memory freer: an object is destroyed in the thread, and none is left at its end", "[unit]") {
+  struct Object {
+    ~Object() { where = ::gettid(); }
+    std::atomic<pid_t>& where;
+  };
+  std::atomic<pid_t> first = 0, last = 0;
+  {
+    daemon::MemoryFreerThread freer;
+    freer.Destroy(std::make_shared<Object>(Object{first}), 1);
+    REQUIRE(Eventually([&] { return !freer.freeing(); }, 60s));
+    CHECK(first != 0);
+    CHECK(first != ::gettid());
+    freer.Destroy(std::make_shared<Object>(Object{last}), 1);
+  }
+  CHECK(last != 0);
 }
 
 TEST_CASE("Memory freer: what the thread says is free is not mapped any more, and all is free at its end", "[unit]") {

@@ -22,7 +22,7 @@ PublishRecord Record(std::uint64_t key, std::uint64_t parent, std::uint32_t dept
 
 // Stores prefixes as a worker would, evicting where there is no room.
 struct Cache {
-  Cache(policy::PolicyKind kind, std::uint32_t slots, std::uint32_t most_slabs) : blocks(kind, slots, most_slabs) {}
+  Cache(policy::PolicyKind kind, std::uint32_t slots, std::uint32_t most_slabs) : blocks(kind, slots, most_slabs, freer) {}
 
   std::optional<Slot> Take(const PublishRecord& record) {
     for (const std::uint32_t position : slabs) {
@@ -48,6 +48,7 @@ struct Cache {
   }
   bool Holds(policy::Key key) { return blocks.Find({key, ~key}).has_value(); }
 
+  FreeNow freer;
   SlotTable blocks;
   std::vector<std::uint32_t> slabs;
 };
