@@ -102,6 +102,10 @@ struct Server::Impl {
     closer.OnClosed([this] { asio::post(context, [this] { WorkSoon(); }); });
   }
 
+  ~Impl() { closer.OnClosed(nullptr); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
   Status Listen();
   asio::awaitable<void> AcceptLoop();
   void Take(UniqueFd socket);
@@ -118,8 +122,9 @@ struct Server::Impl {
 
   const Config config;
   ServiceManager manager;
+  // Of all that clients have sent; outlives what waits in the context.
+  DescriptorCloser closer;
   asio::io_context context{1};
-  DescriptorCloser closer;  // of all that clients have sent
   StateStore state_store;
   ManagerFeed manager_feed{context, manager};
   stream_protocol::acceptor acceptor;

@@ -271,6 +271,7 @@ TEST_CASE("Mesh etcd: a node that was cut off while etcd compacted reads the lis
   Node a("a", etcd.url()), b("b", relay.url());
   auto c = std::make_unique<Node>("c", etcd.url());
   REQUIRE(b.Sees({"a", "c"}));
+  REQUIRE(b.Registered());
   relay.Cut();
   REQUIRE(Eventually([&] { return relay.refused() > 1; }, kPatience));
   CHECK(c->mesh.Stop().clean());

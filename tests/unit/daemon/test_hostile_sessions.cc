@@ -114,11 +114,11 @@ struct Sessions {
   }
 
   const Config config;
+  DescriptorCloser closer;  // outlives what waits in the context
   boost::asio::io_context context;
   Broker broker{config};
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
-  DescriptorCloser closer;
   std::vector<std::unique_ptr<Member>> members;
 };
 

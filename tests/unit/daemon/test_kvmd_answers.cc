@@ -43,11 +43,11 @@ struct Connection {
   }
 
   const Config config;
+  DescriptorCloser closer;  // outlives what waits in the context
   boost::asio::io_context context;
   Broker broker;
   daemon::FairTurns turns{[] {}};
   daemon::UserLoads loads{config};
-  DescriptorCloser closer;
   SocketPair sockets;
   std::shared_ptr<daemon::Session> session;
   bool ended = false;

@@ -47,17 +47,20 @@ TEST_CASE("Memory freer: a kvmd that drops a domain for another one has the thre
 
 TEST_CASE("Memory freer: an object is destroyed in the thread, and none is left at its end", "[unit]") {
   struct Object {
-    ~Object() { where = ::gettid(); }
-    std::atomic<pid_t>& where;
+    explicit Object(std::atomic<pid_t>& its_end) : end(its_end) {}
+    Object(const Object&) = delete;
+    Object& operator=(const Object&) = delete;
+    ~Object() { end = ::gettid(); }
+    std::atomic<pid_t>& end;
   };
   std::atomic<pid_t> first = 0, last = 0;
   {
     daemon::MemoryFreerThread freer;
-    freer.Destroy(std::make_shared<Object>(Object{first}), 1);
+    freer.Destroy(std::make_shared<Object>(first), 1);
     REQUIRE(Eventually([&] { return !freer.freeing(); }, 60s));
     CHECK(first != 0);
     CHECK(first != ::gettid());
-    freer.Destroy(std::make_shared<Object>(Object{last}), 1);
+    freer.Destroy(std::make_shared<Object>(last), 1);
   }
   CHECK(last != 0);
 }
