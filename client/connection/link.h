@@ -27,8 +27,8 @@
 #include <vector>
 
 #include "kvclient/client.h"
-#include "proto/base/thread_safety.h"
 #include "proto/base/peer_fd.h"
+#include "proto/base/thread_safety.h"
 #include "proto/base/unique_fd.h"
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"

@@ -71,8 +71,7 @@ bool Domain::nearly_full() const noexcept {
 }
 
 bool Domain::idle() const noexcept {
-  return std::all_of(regions_.rows().begin(), regions_.rows().end(),
-                     [](const auto& region) { return !region || region->account->own; });
+  return std::all_of(regions_.rows().begin(), regions_.rows().end(), [](const auto& region) { return !region || region->account->own; });
 }
 
 bool Domain::empty() const noexcept {
