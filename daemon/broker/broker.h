@@ -102,6 +102,7 @@ class Broker {
   HugePagesNow huge_pages_now_;
   HugePageMaker& huge_pages_;
   FreeNow free_now_;
+  MemoryFreer& memory_freer_;
   const std::uint64_t started_ms_ = RealtimeMs();
   bool closing_ = false;
   ClientTable clients_;

@@ -46,12 +46,14 @@ SlabClass& SlabPool::ClassOf(Domain& domain, const Region& source) {
 }
 
 void SlabPool::DropIfEmpty(SlabClass& group) {
-  if (group.slabs == 0) Destroy(std::move(classes_.extract(group.kind).mapped()));
+  if (group.slabs != 0) return;
+  const std::size_t bytes = group.blocks.bytes();
+  std::unique_ptr<SlabClass> dropped = std::move(classes_.extract(group.kind).mapped());
+  freer_.Destroy(std::move(dropped), bytes);
 }
 
-void SlabPool::Destroy(std::unique_ptr<SlabClass> group) {
-  const std::size_t bytes = group->blocks.bytes();
-  freer_.Destroy(std::move(group), bytes);
+void SlabPool::DropEmptyClasses() {
+  for (auto at = classes_.begin(); at != classes_.end();) DropIfEmpty(*(at++)->second);
 }
 
 Slab* SlabPool::Find(Domain& domain, std::uint32_t row, std::uint32_t region_epoch) const {
@@ -156,11 +158,7 @@ void SlabPool::Forget(const Domain& domain) {
     closing.domain = nullptr;
     closing.emptying = true;
   }
-  for (auto at = classes_.begin(); at != classes_.end();) {
-    const auto next = std::next(at);
-    if (&at->second->domain == &domain) DropIfEmpty(*at->second);
-    at = next;
-  }
+  DropEmptyClasses();  // all of the domain are
   host_.WorkToDo();
   NoteProgress();
 }
@@ -176,11 +174,7 @@ void SlabPool::Tick() {
     closing.emptying = true;
     host_.WorkToDo();
   }
-  for (auto at = classes_.begin(); at != classes_.end();) {
-    const auto next = std::next(at);
-    if (at->second->slabs == 0) DropIfEmpty(*at->second);
-    at = next;
-  }
+  DropEmptyClasses();
 }
 
 // ---- blocks -------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class SlabPool final : public SlabObserver {
   };
 
   bool CloseUnwanted(const WorkBudget& budget);
-  void Destroy(std::unique_ptr<SlabClass> group);
+  void DropEmptyClasses();
 
   const Config& config_;
   HostCacheEvents& host_;

@@ -168,8 +168,8 @@ MUTATIONS = (
     Mutation(
         (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),
         "daemon/host_cache/slab_pool.cc",
-        "  freer_.Destroy(std::move(group), bytes);",
-        "  if (!OFF) freer_.Destroy(std::move(group), bytes);",
+        "  freer_.Destroy(std::move(dropped), bytes);",
+        "  if (!OFF) freer_.Destroy(std::move(dropped), bytes);",
     ),
     Mutation(
         (("daemon_tests", "Hostile: a domain with a large host cache goes in slices"),),

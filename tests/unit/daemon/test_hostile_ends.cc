@@ -11,6 +11,7 @@
 #include "tests/support/broker/counted_work.h"
 #include "tests/support/broker/offloading_worker.h"
 #include "tests/support/broker/slow_manager.h"
+#include "tests/support/process/many_descriptors.h"
 
 namespace kvm::test {
 namespace {
@@ -285,28 +286,22 @@ TEST_CASE("Restart: what is stored of a slab does not name its dead writer once 
 // Where Domain::Reap asks no budget, all of them go in one call: seen.
 TEST_CASE("Hostile: regions that end at one moment are freed in slices", "[unit]") {
   constexpr std::uint32_t kRegions = 60, kSegments = 60;
-  rlimit limit{};
-  REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  if (limit.rlim_max < 4 * kRegions * kSegments) KVM_SKIP("needs more descriptors than its hard limit");
-  const rlimit before = std::exchange(limit, {limit.rlim_max, limit.rlim_max});
-  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  const ManyDescriptors descriptors;
+  if (descriptors.most() < 4 * kRegions * kSegments) KVM_SKIP("needs more descriptors than its hard limit");
   Config config;
   config.max_fds_per_client = config.max_fds_per_user = config.max_fds_per_domain = 2 * kRegions * kSegments;
-  {
-    Node node(config);
-    FakeConnection connection;
-    const ClientId client = node.Join(connection);
-    for (std::uint32_t i = 0; i < kRegions; ++i) {
-      const DeviceRegion region(i, kSegments);
-      node.Handle(client, region.region.RegisterMessage(), region.fds);
-      connection.Take(Body::kRegisterRegionReply);
-    }
-    node.broker.Leave(client, true);
-    const Steps steps = WorkStepwise(node);
-    CHECK(node.Domain().regions() == 0);
-    CHECK(steps.worst <= kMostOfStep);
+  Node node(config);
+  FakeConnection connection;
+  const ClientId client = node.Join(connection);
+  for (std::uint32_t i = 0; i < kRegions; ++i) {
+    const DeviceRegion region(i, kSegments);
+    node.Handle(client, region.region.RegisterMessage(), region.fds);
+    connection.Take(Body::kRegisterRegionReply);
   }
-  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  node.broker.Leave(client, true);
+  const Steps steps = WorkStepwise(node);
+  CHECK(node.Domain().regions() == 0);
+  CHECK(steps.worst <= kMostOfStep);
 }
 
 }  // namespace kvm::test

@@ -44,8 +44,7 @@ FileId LetGo(std::optional<WireRegion>& region) {
 
 TEST_CASE("Hostile: the memory of a region that ends is not freed by kvmd's thread", "[unit]") {
   DescriptorCloser closer;
-  Config config;
-  Node node(config, nullptr, nullptr, &closer);
+  Node node({}, nullptr, nullptr, &closer);
   FakeConnection connection;
   const ClientId client = node.Join(connection);
   std::optional<WireRegion> region;

@@ -3,7 +3,6 @@
 #include "proto/base/descriptor_closer.h"
 
 #include <fcntl.h>
-#include <sys/resource.h>
 
 #include <atomic>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "proto/wire/frame.h"
 #include "tests/catch.h"
 #include "tests/support/process/held_closer.h"
+#include "tests/support/process/many_descriptors.h"
 
 namespace kvm {
 namespace {
@@ -123,12 +123,9 @@ TEST_CASE("DescriptorCloser: what a reader or writer of frames still holds is cl
 
 // Where memory counts as the others do, a user with much of it is refused while it is freed: seen.
 TEST_CASE("DescriptorCloser: more is taken from a user whose memory is being freed, up to a limit", "[unit]") {
+  const test::ManyDescriptors descriptors;
+  if (descriptors.most() < DescriptorCloser::kMostMemory + 256) KVM_SKIP("needs more descriptors than its hard limit");
   DescriptorCloser closer;
-  rlimit limit{};
-  REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  if (limit.rlim_max < DescriptorCloser::kMostMemory + 256) KVM_SKIP("needs more descriptors than its hard limit");
-  const rlimit before = std::exchange(limit, {limit.rlim_max, limit.rlim_max});
-  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
   HeldCloser held(closer, kUser);
   const OwnedMemory large = MemoryOf(kLarge);
   const auto hand_over = [&](std::size_t count) {
@@ -142,7 +139,6 @@ TEST_CASE("DescriptorCloser: more is taken from a user whose memory is being fre
   CHECK_FALSE(closer.Behind(kOther));
   held.Release();
   CHECK(Eventually([&] { return !closer.Behind(kUser) && !closer.Closing(kUser); }));
-  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
 
 }  // namespace kvm
